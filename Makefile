@@ -1,0 +1,30 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both make the environment where it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types kills clean
+
+demo: .venv/installed
+	$(BIN)/skipway train digits
+
+test: .venv/installed lint types
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+# Kill a run 20 times at random moments; each must resume to bit-identical weights.
+kills: .venv/installed
+	$(BIN)/python benchmarks/kills.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,81 @@
+"""What can go wrong, each with the exit code that the command line ends with.
+
+Every message is one line: what happened and where, what was expected, how to mend it.
+"""
+
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = [
+    "InputError",
+    "Interrupted",
+    "MissingExtra",
+    "NotFiniteError",
+    "ShapeError",
+    "SkipwayError",
+    "StorageError",
+    "did_you_mean",
+    "printable",
+]
+
+
+class SkipwayError(Exception):
+    """Base of all errors that skipway raises on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = 70
+
+
+class InputError(SkipwayError, ValueError):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class ShapeError(InputError):
+    """Two shapes that must agree do not."""
+
+
+class MissingExtra(InputError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, purpose: str):
+        super().__init__(f"{purpose} needs the extra '{extra}': pip install 'skipway[{extra}]'")
+
+
+class NotFiniteError(SkipwayError, ArithmeticError):
+    """A loss, gradient or weight is NaN or infinite."""
+
+    exit_code = 3
+
+
+class StorageError(SkipwayError, OSError):
+    """A file or folder could not be written, or what was written is not what is read back."""
+
+    exit_code = 4
+
+
+class Interrupted(SkipwayError):
+    """A signal stopped the run after its work was saved."""
+
+    exit_code = 75
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' (did you mean a, b?)' for names close to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def printable(text: object) -> str:
+    r"""`text` on one line with control, direction and undecodable characters spelt out, safe for a terminal or a log.
+
+    >>> printable("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\x0a'
+    """
+    return "".join(_spell(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
+
+
+def _spell(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
