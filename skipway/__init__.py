@@ -1,0 +1,73 @@
+"""Networks with shortcut connections: build them, train them, keep what they learned.
+
+    import skipway as sw
+    run = sw.train("digits")
+    run.network().predict(["photo.png"])
+
+Every public name is loaded when it is first used, so that importing skipway loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skipway.joins import Gate, Scale, add, concat, multiply
+    from skipway.probe.summary import summary
+    from skipway.recipe import Recipe
+    from skipway.run import Run, train
+    from skipway.shapes import output_shape
+    from skipway.skip import Chain, Dense, Parallel, Skip, replace, walk
+    from skipway.spec import Spec
+    from skipway.use import check, evaluate, predict
+    from skipway.zoo import Network, create_model, list_models, load
+
+_HOMES = {
+    "skipway.joins": ("Gate", "Scale", "add", "concat", "multiply"),
+    "skipway.probe.summary": ("summary",),
+    "skipway.recipe": ("Recipe",),
+    "skipway.run": ("Run", "train"),
+    "skipway.shapes": ("output_shape",),
+    "skipway.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
+    "skipway.spec": ("Spec",),
+    "skipway.use": ("check", "evaluate", "predict"),
+    "skipway.zoo": ("Network", "create_model", "list_models", "load"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Chain",
+    "Dense",
+    "Gate",
+    "Network",
+    "Parallel",
+    "Recipe",
+    "Run",
+    "Scale",
+    "Skip",
+    "Spec",
+    "add",
+    "check",
+    "concat",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+    "multiply",
+    "output_shape",
+    "predict",
+    "replace",
+    "summary",
+    "train",
+    "walk",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'skipway' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""`python -m skipway` is `skipway`."""
+
+from skipway.cli import main
+
+main()

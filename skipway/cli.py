@@ -1,0 +1,252 @@
+"""The command line, thin: words become calls, and nothing heavier than the flags is loaded before it is needed."""
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import cyclopts
+from cyclopts import Parameter
+
+from skipway.console import Console
+from skipway.errors import SkipwayError, printable
+from skipway.recipe import Recipe
+from skipway.signals import StopFlag
+
+__all__ = ["app", "main"]
+
+app = cyclopts.App(
+    name="skipway",
+    help="Networks with shortcut connections: train them on your own pictures, and use what they learned.",
+    help_format="plaintext",
+    version_flags=["--version"],
+    version=lambda: f"skipway {_version()}",
+)
+
+
+def _flags() -> type:
+    """The fields of a Recipe as flags; one that was not given is None, so that a config or a run goes before it."""
+    hints = get_type_hints(Recipe)
+    made = []
+    for f in fields(Recipe):
+        if f.name == "data":
+            continue
+        default = "" if f.default is None else f" [default: {f.default}]"
+        flag = Parameter(alias=f.metadata["alias"] or None, help=f.metadata["help"] + default, show_default=False)
+        made.append((f.name, Annotated[hints[f.name] | None, flag], None))
+    flags = make_dataclass("Flags", made, frozen=True, kw_only=True)
+    flags.__module__ = __name__  # Python 3.11 says "types", which cyclopts takes for a plain value
+    return flags
+
+
+Flags = _flags()
+_NONE_GIVEN = Flags()
+
+
+@app.command
+def train(
+    data: str | None = None,
+    *,
+    config: Path | None = None,
+    resume: Path | None = None,
+    allow_changed_data: bool = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+    flags: Annotated[Flags, Parameter(name="*")] = _NONE_GIVEN,  # type: ignore[valid-type]
+) -> None:
+    """Train a network on DATA and leave a run folder with its weights, tables and a report.
+
+    Parameters
+    ----------
+    data
+        digits; a folder with one sub-folder per class, with or without train, val and test above them; Hugging Face
+        parquet files; cifar10, mnist, imagenette or hf:org/name by download. May be left out when resuming.
+    config
+        A YAML file of the options below, such as the config.yaml of a run; options given here go before it.
+    resume
+        A run folder to go on with exactly; --epochs N goes on for longer.
+    allow_changed_data
+        Resume although pictures were added, removed or edited.
+    quiet
+        Say nothing but errors.
+    """
+    from skipway.run import train as train_run
+
+    given: dict[str, Any] = {k: v for k, v in vars(flags).items() if v is not None}
+    model = given.pop("model", "auto")
+    train_run(
+        data, model, config=config, resume=resume, allow_changed_data=allow_changed_data,
+        console=Console(quiet), stop=_stop, **given,
+    )  # fmt: skip
+
+
+@app.command
+def predict(
+    run: Path,
+    /,
+    *sources: Path,
+    top: int = 3,
+    csv: Path | None = None,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Say what is on pictures: one row per input, in order, with the likeliest classes.
+
+    Parameters
+    ----------
+    run
+        A run folder or a .safetensors file of skipway; nothing else is needed.
+    sources
+        Pictures, or folders whose pictures are taken at any depth.
+    top
+        How many classes to name.
+    csv
+        Write the rows to this file as well.
+    strict
+        End with exit code 2 where a picture could not be used.
+    """
+    from skipway.use import predict as predict_sources
+    from skipway.use import write_predictions
+
+    rows = predict_sources(run, sources, top=top, console=Console(stream=sys.stderr), stop=_stop)
+    console = Console()
+    for row in rows:
+        said = ", ".join(f"{name} {share:.1%}" for name, share in row.top) if row.top else f"error: {row.reason}"
+        console.say(f"{row.source}: {said}")
+    if csv is not None:
+        write_predictions(csv, rows, top)
+    failed = sum(not row.top for row in rows)
+    if failed:
+        print(f"{failed:,} of {len(rows):,} pictures could not be used", file=sys.stderr)
+    if failed and strict:
+        raise SystemExit(2)
+
+
+@app.command
+def evaluate(run: Path, data: str, /, *, split: str | None = None) -> None:
+    """Measure a trained network on DATA: accuracy, loss and a table per class.
+
+    Parameters
+    ----------
+    run
+        A run folder or a .safetensors file of skipway.
+    data
+        As for train; classes are matched by name.
+    split
+        train, val or test; default: test where there is one, else val, else everything.
+    """
+    from skipway.use import evaluate as evaluate_run
+
+    Console().say(str(evaluate_run(run, data, split=split, console=Console(stream=sys.stderr), stop=_stop)))
+
+
+@app.command
+def check(data: str, /, *, max_bad: float = 1.0, follow_links: bool = False, allow_empty: bool = False) -> None:
+    """Look DATA over before training: counts, sizes, imbalance, unreadable files, copies inside and across splits.
+
+    Parameters
+    ----------
+    data
+        As for train.
+    max_bad
+        Share of unreadable pictures beyond which to end with an error.
+    follow_links
+        Read pictures behind links that lead out of the folder.
+    allow_empty
+        Leave class folders without pictures out instead of refusing.
+    """
+    from skipway.use import check as check_data
+
+    Console().say(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), _stop))
+
+
+@app.command
+def summary(model: str, /, *, size: int | None = None, num_classes: int | None = None, code: bool = False) -> None:
+    """Layers of a network with their output shapes, parameters and multiply-adds.
+
+    Parameters
+    ----------
+    model
+        A name of `skipway models`, a run folder or a .safetensors file.
+    size
+        Height and width of the input; default: the network's own, or 224 (32 for small stems).
+    num_classes
+        Outputs of a network by name.
+    code
+        Print the network as the code that builds it instead.
+    """
+    from skipway.use import summarise
+
+    Console().say(summarise(model, size, num_classes, code))
+
+
+@app.command
+def models(pattern: str = "*", /) -> None:
+    """Names of the networks that `train --model` and `summary` know, with their parameters.
+
+    Parameters
+    ----------
+    pattern
+        A shell pattern, such as "resnet1*".
+    """
+    from skipway.use import model_table
+
+    Console().say(model_table(pattern))
+
+
+@app.command
+def env() -> None:
+    """What skipway runs on here: versions, processor, cores, precision, extras."""
+    from skipway.use import environment_table
+
+    Console().say(environment_table())
+
+
+_stop = StopFlag()
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run one command and end the process with its exit code."""
+    with _stop:
+        sys.exit(_run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value")))
+
+
+def _run(command: Callable[[], Any]) -> int:
+    """The exit code of a command; every error is one line on standard error."""
+    try:
+        command()
+    except cyclopts.CycloptsError as error:
+        _complain(" ".join(str(error).split()) + "; see --help")
+        return 2
+    except SkipwayError as error:
+        _complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: not an error of ours
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
+        with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        _complain(
+            f"a fault of skipway's own ({type(error).__name__}: {error}); the details are in {file.name}, "
+            "please report them"
+        )
+        return 70
+    return 0
+
+
+def _complain(text: str) -> None:
+    try:
+        print(f"skipway: {printable(text)}", file=sys.stderr)
+    except (OSError, UnicodeEncodeError):
+        return
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("skipway")

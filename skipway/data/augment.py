@@ -1,0 +1,113 @@
+"""Augmentation of whole batches. What happens to a picture is a function of (seed, epoch, picture), nothing else.
+
+So the number of workers, the batch size and a resumed run cannot change it.
+
+Shapes: B batch, P packed size, S size given to the network. Pixels are (B, P, P, C) uint8; outputs (B, C, S, S) float.
+Sources: shift by padding, He et al. 2015, arXiv:1512.03385; zoom (random resized crop), Szegedy et al. 2014,
+arXiv:1409.4842.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["augmented", "centred", "choose", "describe", "draws"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ZOOM = (0.35, 1.0)  # share of the area that a zoom keeps
+_RATIO = 4 / 3  # most that a zoom stretches one side against the other
+
+
+def draws(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
+    """(len(ids), count) numbers in [0, 1) that depend on (seed, epoch, id, column) alone.
+
+    SplitMix64 (Steele et al. 2014) used as a hash: each input is mixed in, then the bits are stirred.
+    """
+    with np.errstate(over="ignore"):
+        state = _stir(np.full(len(ids), seed, np.uint64) * _GOLDEN + np.uint64(epoch))
+        state = _stir(state + _GOLDEN * (ids.astype(np.uint64) + np.uint64(1)))
+        columns = _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+        bits = _stir(state[:, None] + columns[None, :])
+    return (bits >> np.uint64(11)) / float(1 << 53)
+
+
+def _stir(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def choose(level: str, packed: int, size: int, mirrored: bool) -> str:
+    """What "auto" stands for: zoom where pictures have room to crop from, else shift; flips where a mirror "
+    "is harmless."""
+    if level != "auto":
+        return level
+    return ("zoom" if packed > size else "shift") + ("+flip" if mirrored else "")
+
+
+def describe(level: str, size: int) -> str:
+    """The level in words with its amounts."""
+    words = {
+        "none": "none",
+        "flip": "flip",
+        "shift": f"shift by up to {_reach(size)} px",
+        "zoom": f"zoom to {_ZOOM[0]:.0%} to 100% of the area",
+    }
+    return ", ".join(words[part] for part in level.split("+"))
+
+
+def augmented(pixels: np.ndarray, rows: np.ndarray, level: str, size: int, chances: np.ndarray) -> Tensor:
+    """Pictures `rows` of `pixels` (N, P, P, C), changed as `chances` (B, 5) say, as (B, C, S, S) in 0 to 255."""
+    parts = level.split("+")
+    flip = (chances[:, 0] < 0.5) if "flip" in parts else np.zeros(len(rows), bool)
+    if "zoom" in parts:
+        return _zoomed(_tensor(pixels[rows]), chances, flip, size)
+    reach = _reach(size) if "shift" in parts else 0
+    start = (pixels.shape[1] - size) // 2
+    down = start + np.floor(chances[:, 1] * (2 * reach + 1)).astype(np.int64) - reach
+    right = start + np.floor(chances[:, 2] * (2 * reach + 1)).astype(np.int64) - reach
+    line = np.arange(size)
+    across = np.where(flip[:, None], line[None, ::-1], line[None, :])
+    ys = _reflected(down[:, None] + line[None, :], pixels.shape[1])
+    xs = _reflected(right[:, None] + across, pixels.shape[2])
+    return _tensor(pixels[rows[:, None, None], ys[:, :, None], xs[:, None, :]])
+
+
+def centred(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
+    """The centre of pictures `rows`, as evaluation sees it: (B, C, S, S) in 0 to 255."""
+    start = (pixels.shape[1] - size) // 2
+    return _tensor(pixels[rows, start : start + size, start : start + size])
+
+
+def _reach(size: int) -> int:
+    return max(1, size // 8)
+
+
+def _reflected(index: np.ndarray, size: int) -> np.ndarray:
+    """Indices outside [0, size) mirrored at the edge: -1 -> 1, size -> size - 2."""
+    if size == 1:
+        return np.zeros_like(index)
+    index = np.abs(index) % (2 * size - 2)
+    return np.where(index < size, index, 2 * size - 2 - index)
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    """(B, S, S, C) uint8 -> (B, C, S, S) float in channels_last order, without a copy for the order."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
+
+
+def _zoomed(x: Tensor, chances: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
+    """A part of each picture, of random area, shape and place, brought to `size` by one bilinear look-up."""
+    area = _ZOOM[0] + (_ZOOM[1] - _ZOOM[0]) * chances[:, 1]
+    ratio = np.exp((2 * chances[:, 2] - 1) * np.log(_RATIO))
+    wide = np.minimum(np.sqrt(area * ratio), 1.0)
+    high = np.minimum(np.sqrt(area / ratio), 1.0)
+    theta = np.zeros((len(x), 2, 3), np.float32)
+    theta[:, 0, 0] = np.where(flip, -wide, wide)
+    theta[:, 0, 2] = (2 * chances[:, 3] - 1) * (1 - wide)
+    theta[:, 1, 1] = high
+    theta[:, 1, 2] = (2 * chances[:, 4] - 1) * (1 - high)
+    grid = F.affine_grid(torch.from_numpy(theta), [len(x), x.shape[1], size, size], align_corners=False)
+    zoomed = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return zoomed.contiguous(memory_format=torch.channels_last)

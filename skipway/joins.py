@@ -1,0 +1,145 @@
+"""Joins: where a branch and what was kept of its input meet. A join takes `(branch, kept)`, in this order, always.
+
+Shapes: B batch, C channels, * any further axes. No join broadcasts: PyTorch's own `+` would, in silence.
+Sources: add, He et al. 2015, arXiv:1512.03385; concat, Huang et al. 2016, arXiv:1608.06993; gate, Srivastava et al.
+2015, arXiv:1505.00387; scale, Bachlechner et al. 2020, arXiv:2003.04887 (one number) and Touvron et al. 2021,
+arXiv:2103.17239 (one per channel).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError, ShapeError, did_you_mean
+from skipway.shapes import filling, real_tensors
+
+__all__ = ["JOINS", "Gate", "Scale", "add", "concat", "multiply"]
+
+
+def add(*branches: Tensor) -> Tensor:
+    """(B, C, *), (B, C, *) -> (B, C, *): their sum."""
+    _need_equal("add", branches)
+    return branches[0] + branches[1] if len(branches) == 2 else torch.stack(branches).sum(0)
+
+
+def multiply(*branches: Tensor) -> Tensor:
+    """(B, C, *), (B, C, *) -> (B, C, *): their product."""
+    _need_equal("multiply", branches)
+    product = branches[0]
+    for other in branches[1:]:
+        product = product * other
+    return product
+
+
+def concat(*branches: Tensor) -> Tensor:
+    """(B, C1, *), (B, C2, *) -> (B, C1 + C2, *): one after the other along the channels, the branch first."""
+    shapes = [tuple(b.shape) for b in branches]
+    if any(len(s) < 2 or s[:1] + s[2:] != shapes[0][:1] + shapes[0][2:] for s in shapes):
+        raise ShapeError(
+            f"`concat` got {_listed(shapes)}, which must agree in everything but axis 1; "
+            "pad or pool one of them to the other's size"
+        )
+    return torch.cat(branches, dim=1)
+
+
+class Scale(nn.Module):
+    """`scale * branch + kept` with a learned `scale`, of one number or of one per channel.
+
+    Zero at the start (ReZero, SkipInit) makes the block an identity that has a gradient from the first step on;
+    LayerScale is `Scale(channels, init=1e-5)`.
+    """
+
+    def __init__(self, channels: int | None = None, init: float = 0.0):
+        super().__init__()
+        self.channels = channels
+        self.scale = nn.Parameter(torch.full((channels,) if channels else (), float(init)))
+
+    def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
+        """(B, C, *), (B, C, *) -> (B, C, *)."""
+        _need_equal("scale", (branch, kept))
+        scale: Tensor = self.scale
+        if self.channels:
+            if branch.shape[1] != self.channels:
+                raise ShapeError(
+                    f"`scale` holds {self.channels} channels, but the branch is {tuple(branch.shape)}; "
+                    f"make it Scale({branch.shape[1]})"
+                )
+            scale = scale.view(-1, *[1] * (branch.dim() - 2))
+        return scale * branch + kept
+
+    def extra_repr(self) -> str:
+        """The arguments that made it."""
+        return "" if self.channels is None else str(self.channels)
+
+
+class Gate(nn.Module):
+    """Highway: `t * branch + (1 - t) * kept` with `t = sigmoid(W kept + b)`, per position.
+
+    `bias` below zero keeps most of the input at the start. `channels` may be left to the shape pass.
+    """
+
+    def __init__(self, channels: int | None = None, bias: float = -2.0):
+        super().__init__()
+        self.bias = bias
+        self.transform = nn.Linear(channels, channels) if channels else None
+        if self.transform is not None:
+            nn.init.constant_(self.transform.bias, bias)
+
+    def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
+        """(B, C, *), (B, C, *) -> (B, C, *)."""
+        _need_equal("gate", (branch, kept))
+        if self.transform is None:
+            self._fill(kept.shape[1])
+        assert self.transform is not None
+        if kept.shape[1] != self.transform.in_features:
+            raise ShapeError(
+                f"`gate` holds {self.transform.in_features} channels, but got {tuple(kept.shape)}; "
+                f"make it Gate({kept.shape[1]})"
+            )
+        t = torch.sigmoid(self.transform(kept.movedim(1, -1)).movedim(-1, 1))
+        return t * branch + (1 - t) * kept
+
+    def _fill(self, channels: int) -> None:
+        if not filling():
+            raise ShapeError("`gate` has no size yet; call skipway.output_shape(network, input_shape) once before use")
+        with real_tensors():
+            self.transform = nn.Linear(channels, channels)
+            nn.init.constant_(self.transform.bias, self.bias)
+
+    def extra_repr(self) -> str:
+        """What its children do not show."""
+        return f"bias={self.bias}"
+
+
+JOINS: dict[str, Callable[[], Callable[..., Tensor]]] = {
+    "add": lambda: add,
+    "concat": lambda: concat,
+    "multiply": lambda: multiply,
+    "gate": Gate,
+    "scale": Scale,
+}
+
+
+def make_join(join: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The join of that name, or the callable itself."""
+    if isinstance(join, str):
+        if join not in JOINS:
+            raise InputError(f"no join is called {join!r}{did_you_mean(join, JOINS)}; there are {', '.join(JOINS)}")
+        return JOINS[join]()
+    if not callable(join):
+        raise InputError(f"a join is a name or something that takes (branch, kept), not {join!r}")
+    return join
+
+
+def _need_equal(join: str, branches: tuple[Tensor, ...]) -> None:
+    for other in branches[1:]:
+        if branches[0].shape != other.shape:
+            raise ShapeError(
+                f"`{join}` needs equal shapes, but the body gave {tuple(branches[0].shape)} and the shortcut kept "
+                f'{tuple(other.shape)}; give the Skip shortcut="project", or join with `concat`'
+            )
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join(str(s) for s in shapes)

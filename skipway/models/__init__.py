@@ -1,0 +1,1 @@
+"""skipway's room for models."""

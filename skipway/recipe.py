@@ -1,0 +1,156 @@
+"""Recipe: everything a training run can be told, as one flat dataclass behind flags, YAML and keyword arguments.
+
+It knows no room of the house and imports no torch, so that `skipway --help` is quick.
+"""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from skipway.errors import InputError, did_you_mean, printable
+
+__all__ = ["Recipe"]
+
+
+def _option(default: Any, help: str, *, alias: str = "", least: float | None = None, most: float | None = None) -> Any:
+    """A field with its help text, its short flag, and the range that its value must lie in."""
+    return field(default=default, metadata={"help": help, "alias": alias, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train on what, and how. Every value is plain, and `config.yaml` holds all of them."""
+
+    data: str | None = _option(None, "A built-in name, a folder of class folders, parquet files, hf:org/name.")
+    model: str = _option("auto", "A name from `skipway models`, or auto: picked by the data.", alias="-m")
+    epochs: int = _option(10, "Passes over the training pictures.", alias="-e", least=1, most=100_000)
+    batch_size: int | None = _option(
+        None, "Pictures in a step; default: picked by the data.", alias="-b", least=2, most=1_000_000
+    )
+    lr: float | None = _option(None, "Highest learning rate; default: the optimiser's own.", least=1e-9, most=1e4)
+    optimizer: str = _option("auto", "sgd (Nesterov), adamw or muon; auto picks.")
+    momentum: float = _option(0.9, "Momentum of sgd, first beta of adamw.", least=0, most=0.9999)
+    weight_decay: float | None = _option(
+        None, "Decay of weights, not of norms and biases; default: the optimiser's own.", least=0, most=10
+    )
+    schedule: str = _option("one-cycle", "Course of the learning rate: one-cycle, cosine or constant.")
+    label_smoothing: float = _option(0.1, "Share of each label spread over all classes.", least=0, most=0.99)
+    ema: float | None = _option(None, "Decay per step of an average of the weights.", least=0, most=0.999999)
+    clip: float | None = _option(None, "Largest gradient norm; longer gradients are shortened to it.", least=1e-9)
+    accumulate: int = _option(1, "Batches whose gradients are summed into one step.", least=1, most=100_000)
+    patience: int | None = _option(None, "Epochs without a better validation accuracy before stopping.", least=1)
+    time_limit: float | None = _option(None, "Seconds of training after which the run ends early, in order.", least=0)
+    seed: int = _option(0, "Makes the run: order, augmentation, initial weights.", least=0, most=2**32 - 1)
+    img_size: int | None = _option(
+        None, "Height and width the network is given; default: picked by the data.", least=1, most=4096
+    )
+    fit: str = _option("squash", "How a picture becomes square: squash, crop or pad.")
+    augment: str = _option("auto", "Changes to training pictures: none, shift, zoom, with +flip; auto picks.")
+    stem: str | None = _option(None, "First layers of the network: large, small or deep; default: by picture size.")
+    drop_path: float = _option(0.0, "Chance to leave out the deepest block while training.", least=0, most=0.99)
+    val_fraction: float = _option(
+        0.2,
+        "Share of training pictures held out where there is no validation set, at most 5,000.",
+        least=0.001,
+        most=0.9,
+    )
+    precision: str = _option("auto", "bf16, fp32, or auto: bf16 where the hardware has it.")
+    device: str = _option("auto", "cpu, cuda, or auto.")
+    threads: int | None = _option(None, "CPU threads; default: all cores.", least=1, most=1024)
+    save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
+    max_bad: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
+    max_pixels: int = _option(50_000_000, "Largest picture that is decoded, in pixels.", least=1)
+    follow_links: bool = _option(False, "Read pictures behind links that lead out of the folder.")
+    allow_empty: bool = _option(False, "Leave class folders without pictures out instead of refusing.")
+    allow_duplicates: bool = _option(False, "Go on when the same picture stands in two splits.")
+    output: str = _option("runs", "Folder that run folders are made in.", alias="-o")
+    name: str | None = _option(None, "Name of the run folder; default: data-model, numbered where taken.")
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        problems = [p for f in fields(self) if (p := _problem(f, getattr(self, f.name), hints[f.name]))]
+        problems += [
+            f"{name} is one of {', '.join(known)}, not {printable(getattr(self, name))!r}"
+            + did_you_mean(str(getattr(self, name)), known)
+            for name, known in CHOICES.items()
+            if getattr(self, name) not in known
+        ]
+        if problems:
+            raise InputError("the recipe does not work: " + "; ".join(problems))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """All fields."""
+        return [f.name for f in fields(cls)]
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Recipe":
+        """A Recipe from plain values; an unknown name is refused with the nearest known one."""
+        unknown = [k for k in values if k not in cls.names()]
+        if unknown:
+            said = "; ".join(f"{printable(k)!r}{did_you_mean(str(k), cls.names())}" for k in unknown)
+            raise InputError(f"a recipe has no field {said}; `skipway train --help` lists them all")
+        return cls(**values)
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """The fields that a YAML file sets."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read the config {printable(path)}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+            reason = printable(" ".join(str(error).split()))[:200]
+            raise InputError(f"the config {printable(path)} is not plain YAML: {reason}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"the config {printable(path)} must hold `field: value` lines, such as `epochs: 20`")
+        return values
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field with its value, defaults too."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def as_yaml(self) -> str:
+        """Every field as YAML, fit for `read`."""
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+
+_WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "optimizer": ("auto", "sgd", "adamw", "muon"),
+    "schedule": ("one-cycle", "cosine", "constant"),
+    "fit": ("squash", "crop", "pad"),
+    "augment": ("auto", "none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"),
+    "stem": (None, "large", "small", "deep"),
+    "precision": ("auto", "bf16", "fp32"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+def _problem(f: Any, value: Any, hint: Any) -> str:
+    """What is wrong with one field's value, or nothing."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return ""
+    accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
+    if type(value) not in kinds and not accepts_int:
+        wanted = "number" if float in kinds else next(_WORDS[k] for k in kinds if k is not NoneType)
+        return f"{f.name} is a {wanted}, not {printable(value)!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{f.name} must be finite, not {value}"
+    least, most = f.metadata["least"], f.metadata["most"]
+    if least is not None and value < least or most is not None and value > most:
+        reach = f"from {least:,g} to {most:,g}" if most is not None else f"at least {least:,g}"
+        return f"{f.name} must be {reach}, not {value:,}"
+    return ""
+
+
+assert all(f.default is not MISSING for f in fields(Recipe))

@@ -1,0 +1,371 @@
+"""A run folder becomes one HTML file that stands alone: no scripts, nothing loaded from elsewhere, pictures inside.
+
+What a run lacks (it was interrupted, it has no test set) is said in its place. Every text from the folder is hostile
+until proven otherwise: autoescaped, its control characters spelt out, and paths in it are never followed.
+"""
+
+import base64
+import csv
+import io
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from skipway import plots
+from skipway.errors import InputError, StorageError, printable
+
+__all__ = ["wilson", "write"]
+
+WORST, WORST_SIDE, VIEW_SIDE, SMALL = 24, 256, 1600, 64  # pictures; pixels of a side
+ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
+OWN_PLOTS = {"curves.png", "confusion_matrix.png", "schedule.png", "classes.png", "augmented.png"}
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, csv.Error, yaml.YAMLError, RecursionError)
+
+
+def wilson(accuracy: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted on `count` pictures (Wilson, 1927).
+
+    >>> [round(bound, 4) for bound in wilson(0.9, 100)]
+    [0.8256, 0.9448]
+    """
+    z = 1.959964
+    centre = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(accuracy * (1 - accuracy) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def write(folder: Path) -> Path:
+    """Draw the plots of a run folder and write its `report.html`; returns the report's path."""
+    folder = Path(folder)
+    history = _history(folder)
+    facts = _gather(folder, history)
+    target = folder / "report.html"
+    aside = folder / f".report.html.{os.getpid()}"
+    try:
+        _draw(folder, history, facts)
+        facts["views"] = _views(folder)
+        page = _environment().get_template("report.html").render(facts)
+        try:
+            aside.write_text(page, encoding="utf-8", errors="backslashreplace")
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the report could not be written to {printable(target)}: {error.strerror or error}; "
+            "expected a folder with free space that may be written to"
+        ) from error
+    return target
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """The rows of results.csv with a number for their epoch, so without one torn by an interruption."""
+    expected = "expected one that `skipway train` wrote; name the folder that holds results.csv"
+    try:
+        rows = list(_rows(folder / "results.csv"))
+    except UNREADABLE as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(
+            f"{printable(folder)} is not a run folder: its results.csv cannot be read ({why}), {expected}"
+        ) from error
+    if rows and "epoch" not in rows[0]:
+        raise InputError(f"{printable(folder)} is not a run folder: its results.csv has no column 'epoch', {expected}")
+    history = [{key: _number(value) for key, value in row.items()} for row in rows]
+    return [row for row in history if math.isfinite(row.get("epoch", math.nan))]
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file as text, so that a class named `null` or `007` stays what it is."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        for row in csv.DictReader(file):
+            yield {str(k): str(v) for k, v in row.items() if k is not None and v is not None}
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _counts(value: Any) -> dict[str, int]:
+    """A mapping of names to whole numbers, without what is neither."""
+    pairs = ((str(k), _number(v)) for k, v in _mapping(value).items())
+    return {k: int(v) for k, v in pairs if math.isfinite(v)}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+class _Reader:
+    """Reads what a run folder has, and remembers in one sentence per file why something is not there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.missing: dict[str, str] = {}
+
+    def _try(self, name: str, read: Any, nothing: Any) -> Any:
+        try:
+            return read(self.folder / name)
+        except FileNotFoundError:
+            self.missing[name] = f"This run has no {name}."
+        except UNREADABLE as error:
+            self.missing[name] = f"This run's {name} cannot be read ({type(error).__name__})."
+        return nothing
+
+    def table(self, name: str, most: int | None = None) -> list[dict[str, str]]:
+        return self._try(name, lambda path: list(islice(_rows(path), most)), [])
+
+    def json(self, name: str) -> dict[str, Any]:
+        return _mapping(self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
+
+    def yaml(self, name: str) -> dict[str, Any]:
+        return _mapping(self._try(name, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+
+    def matrix(self, name: str) -> tuple[list[str], np.ndarray | None]:
+        """Class names and counts; the names are read as a plain row, since two columns might share one."""
+
+        def read(path: Path) -> tuple[list[str], np.ndarray | None]:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                head, *body = list(csv.reader(file)) or [[]]
+            counts = np.array([[float(cell) for cell in row[1:]] for row in body])
+            if len(head) < 2 or counts.shape != (len(head) - 1, len(head) - 1) or not np.isfinite(counts).all():
+                raise ValueError
+            return head[1:], counts
+
+        return self._try(name, read, ([], None))
+
+
+def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    """Everything that the template shows, as plain values."""
+    reader = _Reader(folder)
+    metrics, recipe, env = reader.json("metrics.json"), reader.yaml("config.yaml"), reader.json("env.json")
+    data = _mapping(metrics.get("data"))
+    splits = reader.table("splits.csv") if not data else []
+    by_class: dict[str, Counter[str]] = {}
+    for row in splits:
+        by_class.setdefault(row.get("class", ""), Counter())[row.get("split", "")] += 1
+    known = {str(name): _counts(row) for name, row in _mapping(data.get("classes")).items()}
+    per_class = sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(_number(row.get("f1"))))
+    names, matrix = reader.matrix("confusion_matrix.csv")
+    first = reader.table("predictions.csv", most=1)
+    skipped = reader.table("skipped.csv")
+    best = _best(history, metrics)
+    facts = {
+        "folder": folder.resolve().name, "missing": reader.missing, "metrics": metrics, "recipe": recipe, "env": env,
+        "history": history, "best": best, "names": names, "matrix": matrix, "per_class": per_class, "rows": ROWS,
+        "split": SPLITS.get(first[0].get("split", ""), first[0].get("split", "")) if first else "evaluated",
+        "pairs": _pairs(names, matrix), "worst": _worst(folder), "skipped": skipped[:SKIPPED],
+        "num_skipped": len(skipped), "classes": known or {name: dict(row) for name, row in by_class.items()},
+        "counts": _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits)),
+        "notes": _counts(data.get("notes")), "sizes": data.get("sizes"),
+        "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
+        "network": str(env.get("network") or "").splitlines(), "split_names": SPLITS,
+        "schedule": _schedule(metrics, recipe, history), "data_name": data.get("name") or recipe.get("data"),
+    }  # fmt: skip
+    facts["results"] = _results(facts)
+    facts["reading"] = _reading(facts)
+    return facts
+
+
+def _best(history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, float]:
+    """The row of the best epoch: the one the run named, else the first with the highest validation accuracy."""
+    named = [row for row in history if row["epoch"] == _number(metrics.get("best_epoch"))]
+    judged = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
+    return named[0] if named else max(judged, key=lambda row: row["val_accuracy"], default={})
+
+
+def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dict[str, float]]) -> list[Any]:
+    points = metrics.get("schedule")
+    if isinstance(points, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in points) and points:
+        return points
+    total = _number(recipe.get("epochs"))
+    total = total if total > 0 else max((row["epoch"] for row in history), default=1.0)
+    return [(row["epoch"] / total, row["lr"]) for row in history if math.isfinite(row.get("lr", math.nan))]
+
+
+def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy on validation and test pictures, each with its interval where the number of pictures is known."""
+    results = []
+    for split in ("val", "test"):
+        accuracy = _number(facts["metrics"].get(f"{split}_accuracy"))
+        if split == "val" and not math.isfinite(accuracy):
+            accuracy = facts["best"].get("val_accuracy", math.nan)
+        if not 0 <= accuracy <= 1:
+            continue
+        count = facts["counts"].get(split, 0)
+        interval = wilson(accuracy, count) if count > 0 else None
+        loss = _number(facts["metrics"].get(f"{split}_loss"))
+        results.append(
+            {"split": SPLITS[split], "accuracy": accuracy, "count": count, "interval": interval, "loss": loss}
+        )
+    return results
+
+
+def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
+    """The most frequent mistakes, true class and predicted class in this order."""
+    if matrix is None:
+        return []
+    wrong = matrix * (1 - np.eye(len(names)))
+    share = wrong / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    order = np.lexsort((-share.ravel(), -wrong.ravel()))[:PAIRS]
+    cells = [divmod(int(i), len(names)) for i in order]
+    return [
+        {"true": names[i], "predicted": names[j], "count": int(wrong[i, j]), "share": share[i, j]}
+        for i, j in cells
+        if wrong[i, j] > 0
+    ]
+
+
+def _reading(facts: dict[str, Any]) -> list[str]:
+    """What the numbers say, the most important first; at most three sentences, all of them counted."""
+    history, best, said = facts["history"], facts["best"], []
+    if not history:
+        return ["No epoch was finished, so there is nothing to judge yet."]
+    broken = [row["epoch"] for row in history if "train_loss" in row and not math.isfinite(row["train_loss"])]
+    if broken:
+        said.append(
+            f"The training loss was not finite in epoch {broken[0]:g}: a lower learning rate usually mends this."
+        )
+    train, val = (best.get(f"{part}_accuracy", math.nan) for part in ("train", "val"))
+    last, gap = history[-1]["epoch"], train - val
+    common = max((sum(row.values()) for row in facts["classes"].values()), default=0)
+    share = common / max(1, sum(sum(row.values()) for row in facts["classes"].values()))
+    count = facts["counts"].get("val", 0)
+    if count and share and math.isfinite(val) and wilson(val, count)[0] <= share:
+        said.append(f"This is not clearly better than always answering the largest class ({_percent(share)} of all).")
+    if gap > 0.1 and len(history) > 1:
+        said.append(
+            f"It overfits: in its best epoch it was right on {_percent(train)} of the training pictures and on "
+            f"{_percent(val)} of the validation pictures. More pictures or stronger augmentation narrow this gap."
+        )
+    losses = [row.get("val_loss", math.nan) for row in history]
+    low = min((x for x in losses if math.isfinite(x)), default=math.nan)
+    if (
+        len(history) > 2
+        and losses[-1] > 1.2 * low
+        and history[-1].get("train_loss", math.inf) < history[0].get("train_loss", math.nan)
+    ):
+        said.append(
+            f"The validation loss rose from {low:.3g} (epoch {history[losses.index(low)]['epoch']:g}) to "
+            f"{losses[-1]:.3g} while the training loss fell: it grew too sure of its mistakes."
+        )
+    if len(history) == 1:
+        said.append("One epoch shows no trend; more epochs will tell.")
+    elif best and best["epoch"] == last:
+        early = [row.get("val_accuracy", math.nan) for row in history[: max(1, len(history) * 4 // 5)]]
+        gain = 100 * (val - max((x for x in early if math.isfinite(x)), default=math.nan))
+        more = "the run may profit from more epochs" if gain > 0.3 else "more epochs would bring little"
+        since = f" and the last fifth still brought {gain:.1f} points" if gain > 0.3 else ""
+        since = since or f", but the last fifth brought {max(gain, 0.0):.1f} points"
+        said.append(f"The last epoch, {last:g}, was the best one{since}: {more}.")
+    waits = [row["data_wait"] for row in history if math.isfinite(row.get("data_wait", math.nan))]
+    if waits and sum(waits) / len(waits) > 0.25:
+        said.append(f"Training waited for data {_percent(sum(waits) / len(waits))} of the time.")
+    if not said and math.isfinite(gap):
+        after = f"; the {last - best['epoch']:g} epochs after epoch {best['epoch']:g} brought nothing more"
+        said.append(f"Training and validation accuracy are {abs(gap) * 100:.1f} points apart: no overfitting{after}.")
+    return said[:3]
+
+
+def _worst(folder: Path) -> list[dict[str, Any]]:
+    """The pictures of plots/worst.csv that lie in plots/worst, made small."""
+    try:
+        rows = list(islice(_rows(folder / "plots" / "worst.csv"), WORST))
+    except UNREADABLE:
+        return []
+    shown = (
+        (row, _picture(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE)) for row in rows
+    )
+    return [{**row, **picture} for row, picture in shown if picture]
+
+
+def _picture(path: Path, side: int) -> dict[str, Any] | None:
+    """A picture as a data: URI of at most `side` pixels, with the size it is shown at, or None where there is none."""
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("L" if opened.mode in ("1", "L", "I;16", "I") else "RGB")
+        if max(image.size) <= side and path.stat().st_size < 12_000 or max(image.size) <= SMALL:
+            image.save(packed := io.BytesIO(), "PNG", optimize=True)
+            kind = "png"
+        else:
+            image.thumbnail((side, side), Image.Resampling.LANCZOS)
+            image.save(packed := io.BytesIO(), "JPEG", quality=84)
+            kind = "jpeg"
+    except UNREADABLE:
+        return None
+    return {"src": _uri(packed.getvalue(), kind), "width": image.width, "height": image.height}
+
+
+def _uri(data: bytes, kind: str) -> Markup:
+    """Base64 needs no escaping, and megabytes of it no look at each character."""
+    return Markup("data:image/{};base64,{}").format(kind, Markup(base64.b64encode(data).decode()))
+
+
+def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
+    """The four figures that only need what is in the folder."""
+    home = folder / "plots"
+    plots.curves(history, home / "curves.png", best=int(facts["best"].get("epoch", 0)) or None)
+    plots.schedule(facts["schedule"], home / "schedule.png")
+    plots.classes(facts["classes"], home / "classes.png")
+    if facts["matrix"] is not None:
+        plots.confusion(facts["matrix"], facts["names"], home / "confusion_matrix.png")
+
+
+def _views(folder: Path) -> dict[str, Any]:
+    """The figures as data: URIs by their file's stem; those that other parts of skipway drew under `more`."""
+    views: dict[str, Any] = {"more": {}}
+    for path in sorted((folder / "plots").glob("*.png")):
+        if path.name in OWN_PLOTS - {"augmented.png"}:
+            data = path.read_bytes()
+            wide, high = (int.from_bytes(data[i : i + 4], "big") * 96 // plots.DPI for i in (16, 20))
+            views[path.stem] = {"src": _uri(data, "png"), "width": wide, "height": high}
+        elif picture := _picture(path, VIEW_SIDE):
+            (views if path.name in OWN_PLOTS else views["more"])[path.stem] = picture
+    return views
+
+
+def _percent(value: Any, digits: int = 1) -> str:
+    number = _number(value)
+    return f"{number * 100:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(number) else "–"
+
+
+def _figure(value: Any, form: str = ",.0f") -> str:
+    number = _number(value)
+    return format(number, form) if math.isfinite(number) else "–"
+
+
+def _duration(value: Any) -> str:
+    """Seconds in the two largest units that matter."""
+    seconds = _number(value)
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )  # fmt: skip
+    environment.filters.update(
+        percent=_percent, figure=_figure, duration=_duration, short=plots.shorten, number=_number
+    )
+    return environment

@@ -1,0 +1,228 @@
+"""The run folder: its name, its files, and the tables that other programs read. Nothing here trains.
+
+Text cells that a spreadsheet would take for a formula get an apostrophe before them.
+"""
+
+import csv
+import io
+import os
+import platform
+import shlex
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from skipway import plots
+from skipway.data.loader import Batches
+from skipway.data.pack import Packed
+from skipway.errors import InputError, printable
+from skipway.recipe import Recipe
+from skipway.train.durable import make_folder, write_file, write_json
+from skipway.train.metrics import Scores, per_class
+
+__all__ = [
+    "RESULTS",
+    "environment",
+    "new_folder",
+    "point_last",
+    "repeat_command",
+    "write_data",
+    "write_results",
+    "write_table",
+]
+
+RESULTS = (
+    "epoch", "seconds", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+    "images_per_second", "data_wait",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_WORST = 16
+_SHEET = 24
+
+
+def new_folder(recipe: Recipe, data: str, model: str) -> Path:
+    """RUNS/NAME, or RUNS/data-model, numbered from 2 where a run of that name is there."""
+    output = Path(recipe.output)
+    if recipe.name is not None:
+        if not recipe.name or Path(recipe.name).name != recipe.name or recipe.name in (".", "..", "last"):
+            raise InputError(
+                f"a run cannot be called {printable(recipe.name)!r}: a plain folder name was expected; "
+                "the folder above it is --output"
+            )
+        folder = output / recipe.name
+        if (folder / "config.yaml").exists():
+            raise InputError(
+                f"{printable(folder)} holds a run already; go on with it by --resume {printable(folder)}, or "
+                "take another "
+                "--name"
+            )
+        return folder
+    stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{data}-{model}")[:100].lstrip(".") or "run"
+    number = 1
+    while True:
+        folder = output / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()  # whoever makes it first has it, also among processes that start together
+            return folder
+        except FileExistsError:
+            if not output.is_dir():
+                raise InputError(f"{printable(output)} is a file; give another folder with --output") from None
+            number += 1
+        except OSError:
+            return folder  # what is wrong with the place is said when it is tried for writing
+
+
+def point_last(folder: Path) -> None:
+    """Make RUNS/last lead to this run; where links cannot be made, leave it."""
+    link = folder.parent / "last"
+    try:
+        if link.is_symlink() or not link.exists():
+            aside = folder.parent / f".last-{os.getpid()}"
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(folder.name, target_is_directory=True)
+            os.replace(aside, link)
+    except OSError:
+        return
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file, whole or not at all, with hostile text made harmless."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_cell(c) for c in columns])
+    writer.writerows([_cell(v) for v in row] for row in rows)
+    write_file(path, text.getvalue().encode("utf-8"))
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def write_data(folder: Path, packed: Packed) -> None:
+    """splits.csv and skipped.csv."""
+    write_table(
+        folder / "splits.csv",
+        ("file", "class", "split", "sha256"),
+        (
+            (packed.keys[i], packed.class_names[packed.labels[i]], split, packed.digests[i])
+            for split, indices in packed.splits.items()
+            for i in indices
+        ),
+    )
+    write_table(
+        folder / "skipped.csv",
+        ("file", "split", "class", "reason"),
+        ((s.key, s.split, s.class_name, s.reason) for s in packed.skipped),
+    )
+
+
+def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
+    """results.csv: one row an epoch."""
+    write_table(folder / "results.csv", RESULTS, ([row[c] for c in RESULTS] for row in history))
+
+
+def write_judgement(folder: Path, packed: Packed, scores: Scores, split: str) -> None:
+    """per_class.csv, confusion_matrix.csv, predictions.csv and the worst pictures of the split that was judged."""
+    names = packed.class_names
+    rows = per_class(scores, names)
+    write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
+    matrix = scores.confusion()
+    write_table(
+        folder / "confusion_matrix.csv",
+        ("true", *names),
+        ((name, *matrix[i].tolist()) for i, name in enumerate(names)),
+    )
+    predicted = scores.predicted
+    here = np.arange(len(predicted))
+    likely = scores.probabilities[here, predicted]
+    true = scores.probabilities[here, scores.labels]
+    write_table(
+        folder / "predictions.csv",
+        ("file", "split", "label", "predicted", "probability", "label_probability", "loss"),
+        (
+            (packed.keys[scores.ids[i]], split, names[scores.labels[i]], names[predicted[i]],
+             round(float(likely[i]), 6), round(float(true[i]), 6), round(float(scores.losses[i]), 6))
+            for i in here
+        ),
+    )  # fmt: skip
+    worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_WORST]]
+    make_folder(folder / "plots")
+    make_folder(folder / "plots" / "worst")
+    for place, i in enumerate(worst):
+        write_file(folder / "plots" / "worst" / f"{place}.png", _png(packed.pixels[scores.ids[i]]))
+    write_table(
+        folder / "plots" / "worst.csv",
+        ("picture", "file", "label", "predicted", "probability", "label_probability"),
+        (
+            (f"worst/{place}.png", packed.keys[scores.ids[i]], names[scores.labels[i]], names[predicted[i]],
+             round(float(likely[i]), 6), round(float(true[i]), 6))
+            for place, i in enumerate(worst)
+        ),
+    )  # fmt: skip
+
+
+def draw_augmented(folder: Path, feed: Batches) -> None:
+    """plots/augmented.png: the first pictures of the first epoch as the network is given them."""
+    ids = feed.rows[:: max(1, len(feed.rows) // _SHEET)][:_SHEET]
+    x = (feed.pictures(ids) - feed.offset) / feed.factor
+    pictures = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).numpy()
+    names = feed.packed.class_names
+    make_folder(folder / "plots")
+    captions = [names[feed.packed.labels[i]] for i in ids]
+    plots.sheet([p[:, :, 0] if p.shape[2] == 1 else p for p in pictures], captions, folder / "plots" / "augmented.png")
+
+
+def environment(recipe: Recipe, device: str, precision: str, network: str) -> dict[str, Any]:
+    """env.json: what the run ran on."""
+    return {
+        "skipway": version("skipway"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "precision": precision,
+        "command": repeat_command(recipe),
+        "network": network,
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def repeat_command(recipe: Recipe) -> str:
+    """The command line that makes this run again."""
+    words = ["skipway", "train", *([recipe.data] if recipe.data else [])]
+    for name, value in recipe.changed().items():
+        if name in ("data", "output", "name") or value is None:
+            continue
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """metrics.json."""
+    write_json(folder / "metrics.json", metrics)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,338 @@
+"""Skip: a body, a shortcut around it, and the join where the two meet.
+
+    out = after(join(body(x), shortcut(x)))
+
+Every residual, dense, highway, gated, scaled or projected connection of this package is one `Skip`. `Chain`,
+`Parallel` and `Dense` stand beside it.
+
+Shapes: B batch, C channels, * any further axes.
+Sources: He et al. 2015, arXiv:1512.03385; He et al. 2016, arXiv:1603.05027; stochastic depth, Huang et al. 2016,
+arXiv:1603.09382.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError, ShapeError, did_you_mean
+from skipway.joins import add, make_join
+from skipway.shapes import Placed, filling, place, real_tensors
+from skipway.shortcuts import SHORTCUTS, fitted_shortcut
+
+__all__ = ["Chain", "Dense", "Function", "Parallel", "Skip", "replace", "walk"]
+
+Layer = nn.Module | Callable[..., Any]
+_NORM_DEFAULTS = nn.BatchNorm2d(1).extra_repr().removeprefix("1")
+
+
+class Function(nn.Module):
+    """A function as a layer, so that `Chain(conv, torch.relu)` and `Chain(..., lambda x: x.mean((2, 3)))` work."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Whatever the function gives."""
+        return self.function(*inputs)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class Chain(Placed, nn.Sequential):
+    """Layers one after the other, by position or by name; an `nn.Sequential` that takes functions and prints as code.
+
+    >>> Chain(nn.Linear(4, 8), torch.relu, head=nn.Linear(8, 2))(torch.ones(1, 4)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(self, *layers: Layer, **named: Layer):
+        super().__init__()
+        if len(layers) == 1 and isinstance(layers[0], OrderedDict):  # how nn.Sequential makes its slices
+            layers, named = (), layers[0]
+        for name in named:
+            if hasattr(self, name):
+                raise InputError(
+                    f"a Chain cannot call a layer {name!r}: its own attribute has that name; choose another"
+                )
+        for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
+            self.add_module(name, as_module(layer))
+        _say_shared(self)
+        place(self)
+
+    def activations(self, x: Any) -> tuple[Any, ...]:
+        """The output of every layer in turn, for an input as `forward` takes it."""
+        outputs = []
+        for layer in self:
+            x = layer(x)
+            outputs.append(x)
+        return tuple(outputs)
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+class Dense(Placed):
+    """(*, in_features) -> (*, out_features): `activation(x W^T + b)`. `in_features=None` is left to the shape pass.
+
+    >>> Dense(4, 2, torch.relu)(torch.ones(3, 4)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, in_features: int | None, out_features: int, activation: Layer | None = None, bias: bool = True):
+        super().__init__()
+        if in_features is None:
+            self.linear: nn.Linear = nn.LazyLinear(out_features, bias)
+        else:
+            self.linear = nn.Linear(in_features, out_features, bias)
+        self.activation = None if activation is None else as_module(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*, in_features) -> (*, out_features)."""
+        y = self.linear(x)
+        return y if self.activation is None else self.activation(y)
+
+    def __repr__(self) -> str:
+        lazy = isinstance(self.linear, nn.LazyLinear)
+        parts = [str(None if lazy else self.linear.in_features), str(self.linear.out_features)]
+        parts += [] if self.activation is None else [repr(self.activation)]
+        parts += [] if self.linear.bias is not None else ["bias=False"]
+        return f"Dense({', '.join(parts)})"
+
+
+class Parallel(Placed):
+    """`join(branch1(x), branch2(x), ...)`; with as many inputs as branches, each branch takes its own.
+
+    `Parallel(join, body, nn.Identity())` is `Skip(body, join=join)`. The join is called once, with all outputs.
+    """
+
+    def __init__(self, join: str | Callable[..., Any], *branches: Layer, **named: Layer):
+        super().__init__()
+        if not branches and not named:
+            raise InputError("Parallel needs at least one branch after its join")
+        self.join = make_join(join)
+        self.branches = Chain(*branches, **named)
+        place(self)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """One input for all branches, or one for each."""
+        if len(inputs) not in (1, len(self.branches)):
+            raise InputError(
+                f"{self.where} has {len(self.branches)} branches and takes 1 or {len(self.branches)} inputs, "
+                f"not {len(inputs)}"
+            )
+        if len(inputs) == 1:
+            return self.join(*[branch(inputs[0]) for branch in self.branches])
+        return self.join(*[branch(x) for branch, x in zip(self.branches, inputs, strict=True)])
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+class Skip(Placed):
+    """`after(join(body(x), shortcut(x)))`.
+
+    Args:
+        body: a module, or a list of them: to skip k layers is to have a body of k layers.
+        shortcut: None (identity), "project" (1x1 convolution or linear layer, then a norm), "pad" (zeros for new
+            channels), "pool" (average pool, then project), "auto" (identity where the shapes agree, else project), or
+            a module. What a name needs to know of the sizes is filled in by `output_shape`.
+        join: "add", "concat", "multiply", "gate" (highway), "scale" (learned, zero at first), or any callable or
+            module that takes (branch, kept).
+        after: what follows the join, such as an activation.
+        drop_path: chance, per sample and while training, that the body's output is left out; what stays is divided by
+            the chance to stay.
+
+    >>> Skip(nn.Linear(4, 4), after=nn.ReLU())(torch.ones(2, 4)).shape
+    torch.Size([2, 4])
+
+    Raises:
+        ShapeError: the two sides of the join do not fit; names this Skip's path, both shapes and the mend.
+    """
+
+    def __init__(
+        self,
+        body: Layer | Sequence[Layer],
+        shortcut: Layer | str | None = None,
+        *,
+        join: str | Callable[..., Any] = "add",
+        after: Layer | None = None,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        if isinstance(shortcut, str) and shortcut not in SHORTCUTS:
+            raise InputError(
+                f"no shortcut is called {shortcut!r}{did_you_mean(shortcut, SHORTCUTS)}; there are None, "
+                f"{', '.join(SHORTCUTS)}, or a module"
+            )
+        if not 0 <= drop_path < 1:
+            raise InputError(f"drop_path is a chance from 0 up to but not including 1, not {drop_path}")
+        if drop_path and join in ("concat", "multiply", "gate"):
+            raise InputError(f'drop_path leaves the body out, which the join {join!r} cannot do without; use "add"')
+        self.body = Chain(*body) if isinstance(body, Sequence) and not isinstance(body, nn.Module) else as_module(body)
+        self.open_shortcut = shortcut if isinstance(shortcut, str) else None
+        self.shortcut = None if shortcut is None or isinstance(shortcut, str) else as_module(shortcut)
+        self.join = make_join(join)
+        self.after = None if after is None else as_module(after)
+        self.drop_path = drop_path
+        _say_shared(self)
+        place(self)
+
+    def forward(self, x: Tensor) -> Any:
+        """x (B, C, *) -> whatever the join makes of body(x) and shortcut(x)."""
+        branch = self.body(x)
+        if self.open_shortcut is not None:
+            self._fit_shortcut(x, branch)
+        kept = x if self.shortcut is None else self.shortcut(x)
+        if self.drop_path and self.training:
+            branch = _drop_rows(branch, self.drop_path)
+        try:
+            out = self.join(branch, kept)
+        except ShapeError as error:
+            raise ShapeError(f"{self.where}: {error}") from None
+        return out if self.after is None else self.after(out)
+
+    def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
+        if not filling():
+            raise ShapeError(
+                f'{self.where} does not know the sizes of its shortcut "{self.open_shortcut}" yet; '
+                "call skipway.output_shape(network, input_shape) once before use"
+            )
+        assert self.open_shortcut is not None
+        try:
+            with real_tensors():
+                shortcut = fitted_shortcut(self.open_shortcut, tuple(x.shape), tuple(branch.shape))
+                like = next(self.body.parameters(), None)
+                if shortcut is not None and like is not None:
+                    shortcut.to(device=like.device, dtype=like.dtype)
+        except ShapeError as error:
+            raise ShapeError(f"{self.where}: {error}") from None
+        self.shortcut = None if shortcut is None else shortcut.train(self.training)
+        self.open_shortcut = None
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+def walk(root: nn.Module) -> Iterator[tuple[str, Skip]]:
+    """(path, Skip) of every Skip in `root`, outermost first."""
+    yield from ((path, module) for path, module in root.named_modules() if isinstance(module, Skip))
+
+
+def replace(root: nn.Module, path: str, new: Layer) -> None:
+    """Put `new` where `path` ('stage1.0.body') leads in `root`."""
+    parent_path, _, name = path.rpartition(".")
+    modules = dict(root.named_modules())
+    if not path or path not in modules:
+        raise InputError(
+            f"there is no module at {path!r}{did_you_mean(path, modules)}; named_modules() lists all paths"
+        )
+    setattr(modules[parent_path], name, as_module(new))
+    place(root)
+
+
+def as_module(layer: Layer) -> nn.Module:
+    """The module itself, or a function as one."""
+    if isinstance(layer, nn.Module):
+        return layer
+    if isinstance(layer, type) or not callable(layer):
+        raise InputError(f"a layer is a module or a function of tensors, not {layer!r}; write nn.ReLU() or torch.relu")
+    return Function(layer)
+
+
+def _drop_rows(branch: Tensor, rate: float) -> Tensor:
+    stays = torch.rand((branch.shape[0],) + (1,) * (branch.dim() - 1), device=branch.device) >= rate
+    return branch * (stays.to(branch.dtype) / (1 - rate))
+
+
+def _say_shared(container: nn.Module) -> None:
+    """Warn where two children hold the same layer with parameters: n times one block is one block, not n."""
+    seen: dict[int, str] = {}
+    for name, child in container.named_children():
+        own = {id(m) for m in child.modules() if next(m.parameters(recurse=False), None) is not None}
+        again = next((seen[i] for i in own if i in seen), None)
+        if again is not None:
+            warnings.warn(
+                f"layer {name!r} of this {type(container).__name__} shares parameters with layer {again!r}: they are "
+                "one layer, counted once; build a second one for weights of its own",
+                stacklevel=3,
+            )
+        seen.update(dict.fromkeys(own, name))
+
+
+def show(module: nn.Module) -> str:
+    """`module` as the code that builds it, a line a layer, with parameter counts beside it."""
+    lines = list(_lines(module, "", "", set()))
+    width = max(len(text) for text, _ in lines)
+    return "\n".join(f"{text:<{width}}  # {note}" if note else text for text, note in lines)
+
+
+def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterator[tuple[str, str]]:
+    comma = "," if indent else ""
+    if not isinstance(module, nn.Sequential | Skip | Parallel):
+        first, *rest = _short(module).splitlines()
+        note = "shared" if id(module) in seen else _count(module)
+        seen.add(id(module) if note else 0)
+        yield f"{indent}{label}{first}{'' if rest else comma}", note
+        yield from ((f"{indent}{line}{comma if i == len(rest) - 1 else ''}", "") for i, line in enumerate(rest))
+        return
+    if id(module) in seen and _count(module):
+        yield f"{indent}{label}{type(module).__name__}(...){comma}", "shared"
+        return
+    seen.add(id(module))
+    inner = indent + "  "
+    yield f"{indent}{label}{type(module).__name__}(", ""
+    for name, part in _parts(module):
+        prefix = "" if name.isdigit() else f"{name}="
+        if isinstance(part, nn.Module):
+            yield from _lines(part, inner, prefix, seen)
+        else:
+            yield f"{inner}{prefix}{part},", ""
+    tensors = sum(1 for _ in module.parameters())
+    total = f"{_count(module) or '0 parameters'} in {tensors} tensors" if not indent else ""
+    yield f"{indent}){comma}", total
+
+
+def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module | str]]:
+    """(name, module or text) of what stands between the brackets; positional ones have a number as their name."""
+    if isinstance(module, nn.Sequential):
+        yield from module.named_children()
+    elif isinstance(module, Parallel):
+        yield "0", _named(module.join)
+        yield from module.branches.named_children()
+    elif isinstance(module, Skip):
+        yield "0", module.body
+        if module.open_shortcut is not None:
+            yield "shortcut", repr(module.open_shortcut)
+        elif module.shortcut is not None:
+            yield "shortcut", module.shortcut
+        if module.join is not add:
+            yield "join", _named(module.join)
+        if module.after is not None:
+            yield "after", module.after
+        if module.drop_path:
+            yield "drop_path", str(module.drop_path)
+
+
+def _short(module: nn.Module) -> str:
+    """repr without the arguments that every batch norm has alike."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.extra_repr().endswith(_NORM_DEFAULTS):
+        return f"{type(module).__name__}({module.num_features})"
+    return repr(module)
+
+
+def _named(join: Any) -> nn.Module | str:
+    return join if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
+
+
+def _count(module: nn.Module) -> str:
+    parameters = list(module.parameters())
+    if any(isinstance(p, nn.UninitializedParameter) for p in parameters):
+        return "sizes left to the shape pass"
+    count = sum(p.numel() for p in parameters)
+    return f"{count:,} parameters" if count else ""

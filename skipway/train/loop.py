@@ -1,0 +1,195 @@
+"""The training loop, on one screen, in the order things happen; what it needs stands below it.
+
+Resuming is exact because nothing depends on a generator's state: order and augmentation are functions of (seed, epoch,
+picture), dropout of (seed, step).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipway.console import Console, duration
+from skipway.errors import Interrupted, NotFiniteError
+from skipway.signals import StopFlag
+from skipway.train import checkpoint
+from skipway.train.metrics import Feed, Scores, score
+from skipway.train.schedule import SCHEDULES
+from skipway.train.trainer import Settings, State, Trainer
+
+__all__ = ["fit"]
+
+
+def fit(
+    trainer: Trainer,
+    train: Feed,
+    validation: Feed,
+    folder: Path,
+    *,
+    on_epoch: Callable[[State, dict[str, Tensor] | None], None],
+    facts: dict[str, Any],
+    console: Console,
+    stop: StopFlag,
+) -> State:
+    """Train from where `trainer` is to its last epoch; checkpoints go to `folder` with `facts` beside the state.
+
+    After every epoch `on_epoch(state, weights)` is called, with the weights where they are the best so far.
+
+    Raises:
+        NotFiniteError: the loss or a gradient is NaN or infinite; no step was taken with it.
+        Interrupted: `stop` was set; the state was saved first.
+        StorageError: a checkpoint could not be written.
+    """
+    settings, state, engine = trainer.settings, trainer.state, trainer.engine
+    schedule, steps = SCHEDULES[settings.schedule], -(-train.steps // settings.accumulate) * settings.epochs
+    keeper = _Keeper(trainer, folder, facts, stop)
+    keeper.save()
+    while state.epoch < settings.epochs and state.status == "running":
+        trainer.model.train()
+        bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
+        for x, y, ids in train.epoch(state.epoch, state.batch):
+            state.waited += time.monotonic() - asked
+            torch.manual_seed(settings.seed * 1_000_003 + state.epoch * train.steps + state.batch)
+            x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
+            logits = trainer.model(x)
+            loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+            _need_finite(loss, "loss", state, ids)
+            engine.backward(loss / _batches_in_step(state.batch, train.steps, settings.accumulate))
+            if boundary := (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps:
+                norm = engine.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
+                _need_finite(norm, "gradient", state, ids)
+                for group in trainer.optimizer.param_groups:
+                    group["lr"] = settings.lr * schedule(state.step / steps)
+                trainer.stepper.step()
+                trainer.optimizer.zero_grad(set_to_none=True)
+                trainer.update_average()
+                state.step += 1
+            _tally(state, loss, logits, y, time.monotonic() - asked)
+            bar.at(state.batch, _speed(state))
+            if boundary:
+                keeper.save_if_due()
+                if settings.time_limit is not None and keeper.total_seconds > settings.time_limit:
+                    state.status = "stopped by the time limit"
+                    break
+            asked = time.monotonic()
+        bar.done()
+        scores = score(trainer.judged, validation, engine.autocast, engine.device, keeper.save_if_asked)
+        best = _close_epoch(state, scores, settings.lr * schedule((state.step - 1) / steps), settings)
+        on_epoch(state, trainer.judged.state_dict() if best else None)
+        if state.epoch == settings.epochs and state.status == "running":
+            state.status = "finished"
+        keeper.save()
+        console.say(_line(state, settings.epochs))
+        keeper.save_if_asked()
+    return state
+
+
+class _Keeper:
+    """Saves the run when it is time, and when a signal asks for it."""
+
+    def __init__(self, trainer: Trainer, folder: Path, facts: dict[str, Any], stop: StopFlag):
+        self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
+        self.earlier = trainer.state.total_seconds
+        self.begun = self.saved = time.monotonic()
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.earlier + time.monotonic() - self.begun
+
+    def save(self) -> None:
+        state = self.trainer.state
+        state.total_seconds = self.total_seconds
+        checkpoint.save(self.folder, state.step, self.trainer.tensors(), {**self.facts, "state": asdict(state)})
+        self.saved = time.monotonic()
+
+    def save_if_due(self) -> None:
+        self.save_if_asked()
+        if time.monotonic() - self.saved > self.trainer.settings.save_every:
+            self.save()
+
+    def save_if_asked(self) -> None:
+        if self.stop.requested and self.trainer.state.status == "running":
+            self.save()
+            raise Interrupted(
+                f"stopped by {self.stop.name} in epoch {self.trainer.state.epoch + 1}, work saved; "
+                "go on with --resume and the run's folder"
+            )
+
+
+def _tally(state: State, loss: Tensor, logits: Tensor, y: Tensor, seconds: float) -> None:
+    state.batch += 1
+    state.loss += loss.item() * len(y)
+    state.correct += int((logits.argmax(1) == y).sum())
+    state.seen += len(y)
+    state.seconds += seconds
+
+
+def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings) -> bool:
+    """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
+    state.epoch += 1
+    row = {
+        "epoch": state.epoch,
+        "seconds": round(state.seconds, 3),
+        "lr": lr,
+        "train_loss": state.loss / state.seen,
+        "train_accuracy": state.correct / state.seen,
+        "val_loss": scores.loss,
+        "val_accuracy": scores.accuracy,
+        "images_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
+        "data_wait": round(state.waited / max(state.seconds, 1e-9), 4),
+    }
+    state.history.append(row)
+    best = not state.best or (row["val_accuracy"], -row["val_loss"]) > (
+        state.best["val_accuracy"],
+        -state.best["val_loss"],
+    )
+    if best:
+        state.best = dict(row)
+    elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
+        state.status = "stopped by patience"
+    state.batch, state.loss, state.correct, state.seen, state.seconds, state.waited = 0, 0.0, 0, 0, 0.0, 0.0
+    return best
+
+
+def _batches_in_step(batch: int, steps: int, accumulate: int) -> int:
+    """How many batches the step that `batch` belongs to sums over: the last step of an epoch may have fewer."""
+    begin = batch // accumulate * accumulate
+    return min(accumulate, steps - begin)
+
+
+def _speed(state: State) -> str:
+    seconds = max(state.seconds, 1e-9)
+    return (
+        f"loss {state.loss / state.seen:.3f}, accuracy {state.correct / state.seen:.1%}, "
+        f"{state.seen / seconds:,.0f} pictures/s, {state.waited / seconds:.0%} waiting for data"
+    )
+
+
+def _line(state: State, epochs: int) -> str:
+    row = state.history[-1]
+    left = row["seconds"] * (epochs - state.epoch)
+    best = " (best)" if row["epoch"] == state.best["epoch"] else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}; "
+        "validation "
+        f"loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.2%}{best}; "
+        f"{row['images_per_second']:,.0f} pictures/s, "
+        f"{row['data_wait']:.0%} waiting for data, {duration(row['seconds'])}"
+        + (f", about {duration(left)} left" if left and state.status == "running" else "")
+    )
+
+
+def _need_finite(value: Tensor, what: str, state: State, ids: Any) -> None:
+    if torch.isfinite(value):
+        return
+    said = ", ".join(str(int(i)) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
+    raise NotFiniteError(
+        f"the {what} is not finite in step {state.step + 1} of epoch {state.epoch + 1} (pictures {said}); no step was "
+        "taken. Give a lower --lr or --clip 1; the last checkpoint is from before it"
+    )

@@ -1,0 +1,286 @@
+"""What can be done with a trained network and with data: predict, evaluate, check, and the tables that are printed."""
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skipway.console import Console
+from skipway.data.folder import picture_files
+from skipway.data.loader import Batches
+from skipway.data.pack import Packed, Packing, natural_packing, pack
+from skipway.data.source import Source
+from skipway.data.sources import open_source
+from skipway.data.split import describe, refuse_leaks
+from skipway.errors import InputError, Interrupted, printable
+from skipway.probe.summary import summary as summary_of
+from skipway.recipe import Recipe
+from skipway.runfolder import processor, write_table
+from skipway.signals import StopFlag
+from skipway.train.metrics import Scores, per_class, score
+from skipway.train.trainer import has_bf16
+from skipway.zoo import Network, create_model, list_models, load, prepare
+
+__all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One input and its likeliest classes with their probabilities, or why there are none."""
+
+    source: str
+    top: tuple[tuple[str, float], ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network did on one split: figures, and a row per class; prints as a table."""
+
+    split: str
+    count: int
+    accuracy: float
+    loss: float
+    classes: list[dict[str, Any]]
+    skipped: int
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("class", "pictures", "precision", "recall", "f1")]
+        rows += [
+            (printable(r["class"]), f"{r['count']:,}", *(f"{r[k]:.3f}" for k in ("precision", "recall", "f1")))
+            for r in self.classes
+        ]
+        widths = [max(len(r[i]) for r in rows) for i in range(5)]
+        left = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
+        return "\n".join(
+            [
+                f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {self.count:,} pictures{left}",
+                *(
+                    "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
+                    for r in rows
+                ),
+            ]
+        )
+
+
+def predict(
+    run: Network | str | os.PathLike[str],
+    sources: Sequence[Any],
+    *,
+    top: int = 3,
+    console: Console | None = None,
+    stop: StopFlag | None = None,
+) -> list[Prediction]:
+    """One Prediction per picture, in order; a folder stands for its pictures at any depth.
+
+    A picture that cannot be used has a reason in place of classes, and the others still get theirs.
+    """
+    console, stop = console or Console(quiet=True), stop or StopFlag()
+    if top < 1:
+        raise InputError(f"top must be at least 1, not {top}")
+    network = run if isinstance(run, Network) else load(run)
+    spec = network._need_spec()
+    inputs = [path for source in sources for path in _expanded(source)]
+    if not inputs:
+        raise InputError("predict needs at least one picture or a folder that holds some")
+    rows: list[Prediction] = []
+    bar = console.bar("predicting", len(inputs))
+    for begin in range(0, len(inputs), _BATCH):
+        if stop.requested:
+            raise Interrupted(f"stopped by {stop.name} after {begin:,} of {len(inputs):,} pictures")
+        chunk = inputs[begin : begin + _BATCH]
+        prepared: list[np.ndarray | InputError] = []
+        for item in chunk:
+            try:
+                prepared.append(prepare(item, spec))
+            except InputError as error:
+                prepared.append(error)
+        usable = [p for p in prepared if isinstance(p, np.ndarray)]
+        probabilities = iter(network.probabilities(usable) if usable else ())
+        for item, outcome in zip(chunk, prepared, strict=True):
+            name = "array" if isinstance(item, np.ndarray) else str(item)
+            if isinstance(outcome, InputError):
+                rows.append(Prediction(name, (), printable(outcome)))
+                continue
+            shares = next(probabilities)
+            order = np.argsort(-shares, kind="stable")[:top]
+            rows.append(Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order)))
+        bar.at(len(rows))
+    bar.done()
+    return rows
+
+
+def write_predictions(path: Path, rows: Sequence[Prediction], top: int) -> None:
+    """The rows as CSV: file, status, label, probability, label_2, probability_2, ..., reason."""
+    names = ["label", "probability"] + [f"{kind}_{k}" for k in range(2, top + 1) for kind in ("label", "probability")]
+    write_table(
+        path,
+        ("file", "status", *names, "reason"),
+        (
+            (r.source, "ok" if r.top else "error",
+             *_filled([cell for name, share in r.top for cell in (name, round(share, 6))], 2 * top), r.reason)
+            for r in rows
+        ),
+    )  # fmt: skip
+
+
+def evaluate(
+    run: Network | str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    console: Console | None = None,
+    stop: StopFlag | None = None,
+) -> Evaluation:
+    """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
+
+    `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
+    """
+    console, stop = console or Console(quiet=True), stop or StopFlag()
+    network = run if isinstance(run, Network) else load(run)
+    spec = network._need_spec()
+    source = open_source(os.fspath(data))
+    there = [s for s in ("test", "val", "train") if source.count(s)]
+    if split is not None and split not in there:
+        raise InputError(f"{printable(data)} has no {printable(split)} split; it has {', '.join(reversed(there))}")
+    chosen = split or there[0]
+    unknown = [n for n in source.class_names if n not in spec.class_names]
+    if unknown:
+        raise InputError(
+            f"{printable(data)} has classes that the network does not know: {', '.join(map(printable, unknown[:5]))}; "
+            f"it knows {', '.join(map(printable, spec.class_names[:8]))}"
+        )
+    index = np.array([spec.class_names.index(n) for n in source.class_names])
+    source = replace(source, keys={chosen: source.keys[chosen]}, labels={chosen: index[source.labels[chosen]]},
+                     class_names=spec.class_names)  # fmt: skip
+    packed = _packed_for(source, Packing(spec.size, spec.presize, spec.channels, spec.fit), console, stop)
+    rows = np.arange(len(packed.labels))
+    if not len(rows):
+        raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
+    feed = Batches(packed, rows, 2 * _BATCH, (spec.mean, spec.std))
+
+    def poll() -> None:
+        if stop.requested:
+            raise Interrupted(f"stopped by {stop.name} while evaluating")
+
+    scores: Scores = score(network, feed, nullcontext, next(network.parameters()).device, poll)
+    return Evaluation(
+        chosen, len(rows), scores.accuracy, scores.loss, per_class(scores, spec.class_names), len(packed.skipped)
+    )
+
+
+def check(
+    data: str | os.PathLike[str],
+    max_bad: float = 1.0,
+    follow_links: bool = False,
+    allow_empty: bool = False,
+    console: Console | None = None,
+    stop: StopFlag | None = None,
+) -> str:
+    """What a careful eye sees in `data` before training, as text; every picture is decoded once."""
+    source = open_source(os.fspath(data), follow_links, allow_empty)
+    packing = natural_packing(source, None, "squash", Recipe.max_pixels)
+    packed = _packed_for(source, packing, console or Console(quiet=True), stop or StopFlag(), max_bad)
+    refuse_leaks(packed, allow=True)
+    facts = describe(packed)
+    lines = [
+        f"{printable(packed.name)}: {len(packed.class_names)} classes, "
+        + ", ".join(f"{n:,} {split}" for split, n in facts["counts"].items())
+        + " pictures",
+        f"sizes: {packed.sizes}; {'grey' if packing.channels == 1 else 'colour'}; trained at {packing.size} px",
+    ]
+    width = max(len(printable(n)) for n in packed.class_names)
+    lines += [
+        f"  {printable(name):<{width}}  " + "  ".join(f"{split} {n:,}" for split, n in by_split.items())
+        for name, by_split in facts["classes"].items()
+    ]
+    lines += [f"{count:,} {note}" for note, count in facts["notes"].items()]
+    if packed.skipped:
+        lines.append(f"{len(packed.skipped):,} cannot be read:")
+        lines += [f"  {printable(s.key)}: {s.reason}" for s in packed.skipped[:50]]
+        lines += [f"  and {len(packed.skipped) - 50:,} more"] if len(packed.skipped) > 50 else []
+    lines += [f"mind: {w}" for w in facts["warnings"]]
+    if not packed.skipped and not facts["warnings"]:
+        lines.append("nothing to mind")
+    return "\n".join(lines)
+
+
+def summarise(model: str, size: int | None = None, num_classes: int | None = None, code: bool = False) -> str:
+    """The table of a network's layers, or its code, for a name, a run folder or a file."""
+    if Path(model).exists():
+        network = load(model)
+        spec = network._need_spec()
+        shape = (1, spec.channels, size or spec.size, size or spec.size)
+    else:
+        network = create_model(model, num_classes)
+        size = size or (32 if network.plan["stem"] == "small" else 224)
+        shape = (1, network.plan["in_chans"], size, size)
+    return repr(network) if code else str(summary_of(network, shape))
+
+
+def model_table(pattern: str = "*") -> str:
+    """Registered names with depth and parameters."""
+    names = list_models(pattern)
+    if not names:
+        raise InputError(f"no network's name matches {printable(pattern)!r}; `skipway models` lists all names")
+    width = max(map(len, names))
+    lines = []
+    for name in names:
+        with torch.device("meta"):
+            network = create_model(name)
+        count = sum(p.numel() for p in network.parameters())
+        plan = network.plan
+        lines.append(
+            f"{name:<{width}}  {count:>11,} parameters  {plan['block']} blocks {'-'.join(map(str, plan['layers']))}, "
+            f"{plan['stem']} stem, {plan['num_classes']} classes"
+        )
+    return "\n".join(lines)
+
+
+def environment_table() -> str:
+    """Versions, processor, precision and extras, a line each."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = {
+        "skipway": version("skipway"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "gpu": gpu,
+        "precision": "bf16" if has_bf16(device) else "fp32",
+        **{name: _version(name) for name in ("torch", "accelerate", "pillow", "safetensors", "scikit-learn", "numpy")},
+        "parquet extra": "installed" if find_spec("pyarrow") else "not installed: pip install 'skipway[parquet]'",
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+
+
+def _packed_for(source: Source, packing: Packing, console: Console, stop: StopFlag, max_bad: float = 1.0) -> Packed:
+    return pack(source, packing, max_bad, console, stop, need_every_class=False)
+
+
+def _expanded(source: Any) -> list[Any]:
+    if isinstance(source, np.ndarray):
+        return [source]
+    path = Path(source)
+    return list(picture_files(path)) if path.is_dir() else [path]
+
+
+def _filled(cells: list[Any], length: int) -> list[Any]:
+    return cells + [""] * (length - len(cells))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
