@@ -174,7 +174,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "notes": _counts(data.get("notes")), "sizes": data.get("sizes"),
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
         "network": str(env.get("network") or "").splitlines(), "split_names": SPLITS,
-        "schedule": _schedule(metrics, recipe, history), "data_name": data.get("name") or recipe.get("data"),
+        "schedule": _schedule(metrics, recipe, history),
+        "model": _mapping(metrics.get("decided")).get("model") or recipe.get("model"), "data_name": data.get("name") or recipe.get("data"),
     }  # fmt: skip
     facts["results"] = _results(facts)
     facts["reading"] = _reading(facts)
@@ -268,7 +269,8 @@ def _reading(facts: dict[str, Any]) -> list[str]:
     elif best and best["epoch"] == last:
         early = [row.get("val_accuracy", math.nan) for row in history[: max(1, len(history) * 4 // 5)]]
         gain = 100 * (val - max((x for x in early if math.isfinite(x)), default=math.nan))
-        more = "the run may profit from more epochs" if gain > 0.3 else "more epochs would bring little"
+        short = gain > 0.3 or train < 0.9  # a network that has not learned its training pictures has not had its time
+        more = "the run may profit from more epochs" if short else "more epochs would bring little"
         since = f" and the last fifth still brought {gain:.1f} points" if gain > 0.3 else ""
         since = since or f", but the last fifth brought {max(gain, 0.0):.1f} points"
         said.append(f"The last epoch, {last:g}, was the best one{since}: {more}.")

@@ -174,7 +174,7 @@ class Skip(Placed):
             raise InputError(f"drop_path is a chance from 0 up to but not including 1, not {drop_path}")
         if drop_path and join in ("concat", "multiply", "gate"):
             raise InputError(f'drop_path leaves the body out, which the join {join!r} cannot do without; use "add"')
-        self.body = Chain(*body) if isinstance(body, Sequence) and not isinstance(body, nn.Module) else as_module(body)
+        self.body = Chain(*body) if isinstance(body, Sequence) else as_module(body)
         self.open_shortcut = shortcut if isinstance(shortcut, str) else None
         self.shortcut = None if shortcut is None or isinstance(shortcut, str) else as_module(shortcut)
         self.join = make_join(join)

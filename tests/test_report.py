@@ -286,7 +286,7 @@ def test_the_sentence_is_derived_from_the_numbers():
         [(0.6, 0.6, 1, 1), (0.8, 0.8, 0.5, 0.5)]
     )
     assert "but the last fifth brought 0.1 points: more epochs would bring little" in says(
-        [(0.8, 0.8, 1, 1)] * 4 + [(0.801, 0.801, 0.5, 0.5)]
+        [(0.95, 0.95, 1, 1)] * 4 + [(0.951, 0.951, 0.5, 0.5)]
     )
     assert "The validation loss rose from 0.4 (epoch 2) to 0.9 while the training loss fell" in says(
         [(0.6, 0.6, 1, 1), (0.9, 0.9, 0.4, 0.4), (0.95, 0.89, 0.1, 0.9)]

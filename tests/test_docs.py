@@ -1,0 +1,69 @@
+"""The documents run: Python blocks are executed, commands and files that they name exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(page, code, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+]
+
+
+@pytest.mark.parametrize("page, code", BLOCKS)
+def test_every_python_block_runs(page, code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def flags():
+    from skipway.cli import Flags
+
+    return {"--" + name.replace("_", "-") for name in Flags.__dataclass_fields__}
+
+
+def commands():
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S):
+            yield from (line.split("#")[0].strip() for line in block.splitlines() if line.strip())
+
+
+def test_every_command_and_flag_that_the_documents_name_exists():
+    from skipway.cli import app
+
+    known = flags() | {
+        "--resume",
+        "--config",
+        "--csv",
+        "--strict",
+        "--top",
+        "--split",
+        "--allow-changed-data",
+        "--constraint",
+    }
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    found = list(commands())
+    assert found
+    for line in found:
+        words = line.split()
+        assert words[0] in ("skipway", "make", "pip"), line
+        assert words[0] != "make" or words[1] in targets, line
+        assert words[0] != "skipway" or words[1] in app, line
+        assert {w for w in words if w.startswith("--")} <= known, line
+
+
+def test_every_file_that_the_documents_name_exists():
+    for page in PAGES:
+        for name in re.findall(r"`((?:skipway|tests|benchmarks|examples|docs)/[\w/.-]+)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_readme_gives_two_set_up_commands_on_its_first_screen():
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
+    assert re.findall(r"^make (\w+)", first, re.M) == ["demo", "test"]
