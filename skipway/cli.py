@@ -5,6 +5,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,7 +14,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from skipway.console import Console
-from skipway.errors import SkipwayError, printable
+from skipway.errors import SkipwayError, StorageError, printable
 from skipway.recipe import Recipe
 from skipway.signals import StopFlag
 
@@ -111,15 +112,14 @@ def predict(
     from skipway.use import write_predictions
 
     rows = predict_sources(run, sources, top=top, console=Console(stream=sys.stderr), stop=_stop)
-    console = Console()
-    for row in rows:
-        said = ", ".join(f"{name} {share:.1%}" for name, share in row.top) if row.top else f"error: {row.reason}"
-        console.say(f"{row.source}: {said}")
     if csv is not None:
         write_predictions(csv, rows, top)
+    for row in rows:
+        said = ", ".join(f"{name} {share:.1%}" for name, share in row.top) if row.top else f"error: {row.reason}"
+        _print(printable(f"{row.source}: {said}"))
     failed = sum(not row.top for row in rows)
     if failed:
-        print(f"{failed:,} of {len(rows):,} pictures could not be used", file=sys.stderr)
+        _complain(f"{failed:,} of {len(rows):,} pictures could not be used")
     if failed and strict:
         raise SystemExit(2)
 
@@ -139,7 +139,7 @@ def evaluate(run: Path, data: str, /, *, split: str | None = None) -> None:
     """
     from skipway.use import evaluate as evaluate_run
 
-    Console().say(str(evaluate_run(run, data, split=split, console=Console(stream=sys.stderr), stop=_stop)))
+    _print(str(evaluate_run(run, data, split=split, console=Console(stream=sys.stderr), stop=_stop)))
 
 
 @app.command
@@ -159,7 +159,7 @@ def check(data: str, /, *, max_bad: float = 1.0, follow_links: bool = False, all
     """
     from skipway.use import check as check_data
 
-    Console().say(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), _stop))
+    _print(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), _stop))
 
 
 @app.command
@@ -179,7 +179,7 @@ def summary(model: str, /, *, size: int | None = None, num_classes: int | None =
     """
     from skipway.use import summarise
 
-    Console().say(summarise(model, size, num_classes, code))
+    _print(summarise(model, size, num_classes, code))
 
 
 @app.command
@@ -193,7 +193,7 @@ def models(pattern: str = "*", /) -> None:
     """
     from skipway.use import model_table
 
-    Console().say(model_table(pattern))
+    _print(model_table(pattern))
 
 
 @app.command
@@ -201,7 +201,7 @@ def env() -> None:
     """What skipway runs on here: versions, processor, cores, precision, extras."""
     from skipway.use import environment_table
 
-    Console().say(environment_table())
+    _print(environment_table())
 
 
 _stop = StopFlag()
@@ -210,21 +210,28 @@ _stop = StopFlag()
 def main(words: list[str] | None = None) -> None:
     """Run one command and end the process with its exit code."""
     with _stop:
-        sys.exit(_run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value")))
+        code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # closed or full: Python would say so once more as it ends
+            _silence(stream)
+    sys.exit(code)
 
 
 def _run(command: Callable[[], Any]) -> int:
     """The exit code of a command; every error is one line on standard error."""
     try:
         command()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1 if error.code else 0
     except cyclopts.CycloptsError as error:
         _complain(" ".join(str(error).split()) + "; see --help")
         return 2
     except SkipwayError as error:
         _complain(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: not an error of ours
+    except BrokenPipeError:  # nobody reads on: not an error of ours
         return 0
     except KeyboardInterrupt:
         return 130
@@ -237,6 +244,26 @@ def _run(command: Callable[[], Any]) -> int:
         )
         return 70
     return 0
+
+
+def _print(text: str) -> None:
+    """What a command was asked for; unlike progress it may not get lost unsaid."""
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"standard output cannot be written: {error.strerror}; free some space there or send it elsewhere"
+        ) from None
+
+
+def _silence(stream: Any) -> None:
+    with suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _complain(text: str) -> None:

@@ -17,8 +17,8 @@ class Console:
     """Lines to `stream` (standard output); `quiet` keeps them to itself."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None):
-        self.quiet = quiet
         self.stream = sys.stdout if stream is None else stream
+        self.quiet = quiet or self.stream is None  # Python has no standard output where it was closed at the start
 
     def say(self, text: str) -> None:
         """One line, whatever stands in it."""
@@ -31,13 +31,16 @@ class Console:
     @property
     def live(self) -> bool:
         """Whether lines can be drawn over: a terminal, not a log."""
-        return not self.quiet and self.stream.isatty()
+        try:
+            return not self.quiet and self.stream.isatty()
+        except ValueError:  # closed meanwhile
+            return False
 
     def _write(self, text: str) -> None:
         if self.quiet:
             return
         try:
-            encoding = self.stream.encoding or "utf-8"
+            encoding = getattr(self.stream, "encoding", None) or "utf-8"
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
         except (OSError, ValueError):  # a closed pipe, a full log disk: the work goes on in silence

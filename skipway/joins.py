@@ -6,7 +6,9 @@ Sources: add, He et al. 2015, arXiv:1512.03385; concat, Huang et al. 2016, arXiv
 arXiv:2103.17239 (one per channel).
 """
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +22,13 @@ __all__ = ["JOINS", "Gate", "Scale", "add", "concat", "multiply"]
 def add(*branches: Tensor) -> Tensor:
     """(B, C, *), (B, C, *) -> (B, C, *): their sum."""
     _need_equal("add", branches)
-    return branches[0] + branches[1] if len(branches) == 2 else torch.stack(branches).sum(0)
+    return reduce(operator.add, branches)
 
 
 def multiply(*branches: Tensor) -> Tensor:
     """(B, C, *), (B, C, *) -> (B, C, *): their product."""
     _need_equal("multiply", branches)
-    product = branches[0]
-    for other in branches[1:]:
-        product = product * other
-    return product
+    return reduce(operator.mul, branches)
 
 
 def concat(*branches: Tensor) -> Tensor:
@@ -52,14 +51,14 @@ class Scale(nn.Module):
 
     def __init__(self, channels: int | None = None, init: float = 0.0):
         super().__init__()
-        self.channels = channels
-        self.scale = nn.Parameter(torch.full((channels,) if channels else (), float(init)))
+        self.channels, self.init = channels, float(init)
+        self.scale = nn.Parameter(torch.full(() if channels is None else (channels,), self.init))
 
     def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
         _need_equal("scale", (branch, kept))
         scale: Tensor = self.scale
-        if self.channels:
+        if self.channels is not None:
             if branch.shape[1] != self.channels:
                 raise ShapeError(
                     f"`scale` holds {self.channels} channels, but the branch is {tuple(branch.shape)}; "
@@ -70,7 +69,7 @@ class Scale(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments that made it."""
-        return "" if self.channels is None else str(self.channels)
+        return _arguments(self.channels, "" if self.init == 0 else f"init={self.init:g}")
 
 
 class Gate(nn.Module):
@@ -82,16 +81,13 @@ class Gate(nn.Module):
     def __init__(self, channels: int | None = None, bias: float = -2.0):
         super().__init__()
         self.bias = bias
-        self.transform = nn.Linear(channels, channels) if channels else None
-        if self.transform is not None:
-            nn.init.constant_(self.transform.bias, bias)
+        self.transform = None if channels is None else self._made(channels)
 
     def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
         _need_equal("gate", (branch, kept))
         if self.transform is None:
-            self._fill(kept.shape[1])
-        assert self.transform is not None
+            self.transform = self._filled(kept)
         if kept.shape[1] != self.transform.in_features:
             raise ShapeError(
                 f"`gate` holds {self.transform.in_features} channels, but got {tuple(kept.shape)}; "
@@ -100,16 +96,20 @@ class Gate(nn.Module):
         t = torch.sigmoid(self.transform(kept.movedim(1, -1)).movedim(-1, 1))
         return t * branch + (1 - t) * kept
 
-    def _fill(self, channels: int) -> None:
+    def _filled(self, kept: Tensor) -> nn.Linear:
         if not filling():
             raise ShapeError("`gate` has no size yet; call skipway.output_shape(network, input_shape) once before use")
         with real_tensors():
-            self.transform = nn.Linear(channels, channels)
-            nn.init.constant_(self.transform.bias, self.bias)
+            return self._made(kept.shape[1]).to(kept.device, kept.dtype)
 
-    def extra_repr(self) -> str:
-        """What its children do not show."""
-        return f"bias={self.bias}"
+    def _made(self, channels: int) -> nn.Linear:
+        transform = nn.Linear(channels, channels)
+        nn.init.constant_(transform.bias, self.bias)
+        return transform
+
+    def __repr__(self) -> str:
+        channels = None if self.transform is None else self.transform.in_features
+        return f"Gate({_arguments(channels, '' if self.bias == -2 else f'bias={self.bias:g}')})"
 
 
 JOINS: dict[str, Callable[[], Callable[..., Tensor]]] = {
@@ -122,12 +122,12 @@ JOINS: dict[str, Callable[[], Callable[..., Tensor]]] = {
 
 
 def make_join(join: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The join of that name, or the callable itself."""
+    """The join of that name, or the callable itself: a function or a module, but not its class."""
     if isinstance(join, str):
         if join not in JOINS:
             raise InputError(f"no join is called {join!r}{did_you_mean(join, JOINS)}; there are {', '.join(JOINS)}")
         return JOINS[join]()
-    if not callable(join):
+    if not callable(join) or isinstance(join, type):
         raise InputError(f"a join is a name or something that takes (branch, kept), not {join!r}")
     return join
 
@@ -135,11 +135,16 @@ def make_join(join: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _need_equal(join: str, branches: tuple[Tensor, ...]) -> None:
     for other in branches[1:]:
         if branches[0].shape != other.shape:
+            shapes = _listed([tuple(b.shape) for b in branches])
             raise ShapeError(
-                f"`{join}` needs equal shapes, but the body gave {tuple(branches[0].shape)} and the shortcut kept "
-                f'{tuple(other.shape)}; give the Skip shortcut="project", or join with `concat`'
+                f"`{join}` needs equal shapes, but got {shapes} (the body's first); "
+                'give the Skip shortcut="project", or join with `concat`'
             )
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(s) for s in shapes)
+
+
+def _arguments(channels: int | None, rest: str) -> str:
+    return ", ".join(text for text in ("" if channels is None else str(channels), rest) if text)

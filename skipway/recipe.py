@@ -4,6 +4,7 @@ It knows no room of the house and imports no torch, so that `skipway --help` is 
 """
 
 import math
+import reprlib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,14 +32,21 @@ class Recipe:
     batch_size: int | None = _option(
         None, "Pictures in a step; default: picked by the data.", alias="-b", least=2, most=1_000_000
     )
-    lr: float | None = _option(None, "Highest learning rate; default: the optimiser's own.", least=1e-9, most=1e4)
-    optimizer: str = _option("auto", "sgd (Nesterov), adamw or muon; auto picks.")
-    momentum: float = _option(0.9, "Momentum of sgd, first beta of adamw.", least=0, most=0.9999)
+    lr: float | None = _option(None, "Highest learning rate; default: the network's own.", least=1e-9, most=1e4)
+    optimizer: str = _option("auto", "sgd (Nesterov) or adamw; auto picks.")
+    momentum: float | None = _option(
+        None, "Momentum of sgd, first beta of adamw; default: the network's own.", least=0, most=0.9999
+    )
     weight_decay: float | None = _option(
-        None, "Decay of weights, not of norms and biases; default: the optimiser's own.", least=0, most=10
+        None, "Decay of weights, not of norms and biases; default: the network's own.", least=0, most=10
     )
     schedule: str = _option("one-cycle", "Course of the learning rate: one-cycle, cosine or constant.")
-    label_smoothing: float = _option(0.1, "Share of each label spread over all classes.", least=0, most=0.99)
+    label_smoothing: float | None = _option(
+        None, "Share of each label spread over all classes; default: the network's own.", least=0, most=0.99
+    )
+    bias_lr: float | None = _option(
+        None, "Learning rate of norms and biases over that of weights; default: the network's own.", least=0, most=1e4
+    )
     ema: float | None = _option(None, "Decay per step of an average of the weights.", least=0, most=0.999999)
     clip: float | None = _option(None, "Largest gradient norm; longer gradients are shortened to it.", least=1e-9)
     accumulate: int = _option(1, "Batches whose gradients are summed into one step.", least=1, most=100_000)
@@ -50,7 +58,9 @@ class Recipe:
     )
     fit: str = _option("squash", "How a picture becomes square: squash, crop or pad.")
     augment: str = _option("auto", "Changes to training pictures: none, shift, zoom, with +flip; auto picks.")
-    stem: str | None = _option(None, "First layers of the network: large, small or deep; default: by picture size.")
+    stem: str | None = _option(
+        None, "First layers of the network: large, small, deep, or whitening (resnet9); default: by picture size."
+    )
     drop_path: float = _option(0.0, "Chance to leave out the deepest block while training.", least=0, most=0.99)
     val_fraction: float = _option(
         0.2,
@@ -74,10 +84,10 @@ class Recipe:
         hints = get_type_hints(type(self))
         problems = [p for f in fields(self) if (p := _problem(f, getattr(self, f.name), hints[f.name]))]
         problems += [
-            f"{name} is one of {', '.join(known)}, not {printable(getattr(self, name))!r}"
-            + did_you_mean(str(getattr(self, name)), known)
+            f"{name} is one of {', '.join(k for k in known if k)}, not {_shown(getattr(self, name))}"
+            + did_you_mean(getattr(self, name), [k for k in known if k])
             for name, known in CHOICES.items()
-            if getattr(self, name) not in known
+            if not any(p.startswith(f"{name} ") for p in problems) and getattr(self, name) not in known
         ]
         if problems:
             raise InputError("the recipe does not work: " + "; ".join(problems))
@@ -92,15 +102,19 @@ class Recipe:
         """A Recipe from plain values; an unknown name is refused with the nearest known one."""
         unknown = [k for k in values if k not in cls.names()]
         if unknown:
-            said = "; ".join(f"{printable(k)!r}{did_you_mean(str(k), cls.names())}" for k in unknown)
+            said = "; ".join(f"{_shown(k)}{did_you_mean(str(k)[:80], cls.names())}" for k in unknown[:5])
             raise InputError(f"a recipe has no field {said}; `skipway train --help` lists them all")
         return cls(**values)
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
-        """The fields that a YAML file sets."""
+        """The fields that a YAML file sets; `1e-3` is a number there, which YAML 1.1 takes for text."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            with path.open(encoding="utf-8") as file:
+                text = file.read(_MOST + 1)
+            if len(text) > _MOST:
+                raise ValueError(f"it is longer than {_MOST:,} characters")
+            values = yaml.safe_load(text)
         except OSError as error:
             raise InputError(f"cannot read the config {printable(path)}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -108,7 +122,7 @@ class Recipe:
             raise InputError(f"the config {printable(path)} is not plain YAML: {reason}") from None
         if not isinstance(values, dict):
             raise InputError(f"the config {printable(path)} must hold `field: value` lines, such as `epochs: 20`")
-        return values
+        return {k: _number(v) if k in _numbers() else v for k, v in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Every field with its value, defaults too."""
@@ -123,13 +137,14 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
+_MOST = 100_000  # characters of a config; all fields take two thousand
 _WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"}
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "optimizer": ("auto", "sgd", "adamw", "muon"),
+    "optimizer": ("auto", "sgd", "adamw"),
     "schedule": ("one-cycle", "cosine", "constant"),
     "fit": ("squash", "crop", "pad"),
     "augment": ("auto", "none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"),
-    "stem": (None, "large", "small", "deep"),
+    "stem": (None, "large", "small", "deep", "whitening"),
     "precision": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
 }
@@ -143,14 +158,30 @@ def _problem(f: Any, value: Any, hint: Any) -> str:
     accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
     if type(value) not in kinds and not accepts_int:
         wanted = "number" if float in kinds else next(_WORDS[k] for k in kinds if k is not NoneType)
-        return f"{f.name} is a {wanted}, not {printable(value)!r}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{f.name} must be finite, not {value}"
+        return f"{f.name} is a {wanted}, not {_shown(value)}"
     least, most = f.metadata["least"], f.metadata["most"]
-    if least is not None and value < least or most is not None and value > most:
-        reach = f"from {least:,g} to {most:,g}" if most is not None else f"at least {least:,g}"
-        return f"{f.name} must be {reach}, not {value:,}"
+    if least is not None and not (least <= value <= (math.inf if most is None else most) and value < math.inf):
+        reach = f"at least {least:,}, and finite" if most is None else f"from {least:,} to {most:,}"
+        return f"{f.name} must be {reach}, not {_shown(value)}"
     return ""
+
+
+def _numbers() -> set[str]:
+    return {name for name, hint in get_type_hints(Recipe).items() if float in (hint, *get_args(hint))}
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: on one line and short, also where YAML aliases make it endless."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 2, 120
+    return printable(short.repr(value))
 
 
 assert all(f.default is not MISSING for f in fields(Recipe))

@@ -175,7 +175,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
         "network": str(env.get("network") or "").splitlines(), "split_names": SPLITS,
         "schedule": _schedule(metrics, recipe, history),
-        "model": _mapping(metrics.get("decided")).get("model") or recipe.get("model"), "data_name": data.get("name") or recipe.get("data"),
+        "model": _mapping(metrics.get("decided")).get("model") or recipe.get("model"),
+        "data_name": data.get("name") or recipe.get("data"),
     }  # fmt: skip
     facts["results"] = _results(facts)
     facts["reading"] = _reading(facts)

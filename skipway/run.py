@@ -1,13 +1,12 @@
 """Where the rooms meet: a Recipe becomes data, a network, a training and a run folder that explains itself."""
 
 import os
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from skipway import report
@@ -18,14 +17,19 @@ from skipway.data.pack import Packed, fingerprint, natural_packing, pack
 from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, hold_out, refuse_leaks
-from skipway.errors import InputError, SkipwayError, StorageError, printable
+from skipway.decide import batch_size_for, settings_for
+from skipway.errors import InputError, Interrupted, printable
+from skipway.models.resnet9 import whiten
 from skipway.recipe import Recipe
-from skipway.resume import Earlier, changed_data, earlier_run, old_splits
+from skipway.resume import Earlier, changed_data, earlier_run, machine, old_splits, run_folder
 from skipway.runfolder import (
+    crash_report,
     draw_augmented,
     environment,
+    memory_advice,
     new_folder,
     point_last,
+    taken_back,
     write_data,
     write_judgement,
     write_results,
@@ -37,10 +41,13 @@ from skipway.train.durable import Lock, check_writable, free_bytes, make_folder,
 from skipway.train.loop import fit
 from skipway.train.metrics import Scores, score
 from skipway.train.schedule import SCHEDULES
-from skipway.train.trainer import LR, WEIGHT_DECAY, Settings, State, Trainer, has_bf16
-from skipway.zoo import Network, auto_model, create_model, load
+from skipway.train.trainer import Settings, State, Trainer, as_found
+from skipway.zoo import Network, auto_model, create_model, load, restore
 
 __all__ = ["Run", "train"]
+
+_DECIDED = ("lr", "optimizer", "momentum", "weight_decay", "bias_lr", "label_smoothing")
+_WHITENED = 5000  # training pictures that a whitening stem is fitted to
 
 
 @dataclass(frozen=True)
@@ -86,40 +93,61 @@ def train(
         resume: a run folder to go on with, exactly as if it had never stopped; more `epochs` go on for longer.
         allow_changed_data: resume although the pictures are not those of before.
         console: where progress is said; default: nowhere.
-        stop: a flag that ends the run in good order when it is set.
+        stop: a flag that ends the run in good order when it is set; default: SIGINT, SIGTERM and SIGUSR1 set one.
         options: fields of `skipway.Recipe`: epochs, batch_size, lr, seed, ...
 
     Raises:
         InputError: something given cannot be used. StorageError: the disk. NotFiniteError: the numbers.
         Interrupted: `stop` was set; the work was saved.
     """
-    console, stop = console or Console(quiet=True), stop or StopFlag()
-    given = {**options, **({} if model == "auto" else {"model": model})}
-    if data is not None:
-        given["data"] = os.fspath(data)
-    earlier = earlier_run(Path(resume), given) if resume is not None else None
-    values = Recipe.read(Path(config)) if config is not None else {}
-    recipe = earlier.recipe if earlier else Recipe.of({**values, **given})
-    if recipe.data is None:
-        raise InputError(
-            "train needs DATA: a built-in name such as digits, a folder of class folders, or parquet files"
-        )
-    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-    source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
-    packing = natural_packing(source, recipe.img_size, recipe.fit, recipe.max_pixels)
-    name, row = auto_model(packing.size, source.count("train")) if recipe.model == "auto" else (recipe.model, {})
-    folder = earlier.folder if earlier else new_folder(recipe, source.name, name)
-    check_writable(folder)
-    with Lock(folder), _crash_report(folder):
+    console = console or Console(quiet=True)
+    given = {k: _plain(v) for k, v in {"data": data, "model": model, **options}.items()}
+    given = {k: v for k, v in given.items() if (k, v) not in (("data", None), ("model", "auto"))}
+    if resume is not None and config is not None:
+        raise InputError("give --resume or --config, not both: a run goes on with its own config.yaml")
+    with as_found(), ExitStack() as held:
+        stop = stop or held.enter_context(StopFlag())
+        if stop.requested:
+            raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
+        earlier = None
+        if resume is None:
+            recipe = Recipe.of({**(Recipe.read(Path(config)) if config is not None else {}), **given})
+        else:
+            folder = run_folder(Path(resume))
+            held.enter_context(_hold(folder))  # before reading where it stands, which another run may be changing
+            earlier = earlier_run(folder, given)
+            recipe = earlier.recipe
+        if recipe.data is None:
+            raise InputError(
+                "train needs DATA: a built-in name such as digits, a folder of class folders, or parquet files"
+            )
+        torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+        source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
+        packing = natural_packing(source, recipe.img_size, recipe.fit, recipe.max_pixels)
+        name, row = auto_model(packing.size, source.count("train")) if recipe.model == "auto" else (recipe.model, {})
         if earlier is None:
-            recipe = replace(recipe, name=folder.name)
-        write_file(folder / "config.yaml", recipe.as_yaml().encode("utf-8"))
-        point_last(folder)
+            folder = new_folder(recipe, source.name, name)
+            held.enter_context(taken_back(folder))
+            held.enter_context(_hold(folder))
+            write_file(folder / "config.yaml", recipe.as_yaml().encode())
+        held.enter_context(crash_report(folder))
         console.say(f"{'going on with' if earlier else 'run'} {folder}")
         for remark in earlier.remarks if earlier else ():
             console.say(f"  {remark}")
         work = _Work(recipe, folder, console, stop, earlier)
         return work.run(source, pack(source, packing, recipe.max_bad, console, stop), (name, row), allow_changed_data)
+
+
+def _hold(folder: Path) -> Lock:
+    check_writable(folder)
+    return Lock(folder)
+
+
+def _plain(value: Any) -> Any:
+    """A path as text, a number of NumPy as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 @dataclass
@@ -137,74 +165,118 @@ class _Work:
         old = self.earlier.checkpoint if self.earlier else None
         refuse_leaks(packed, recipe.allow_duplicates)
         hold_out(packed, recipe.val_fraction, recipe.seed)
-        mark = fingerprint(packed)
-        if old is not None and old.state["fingerprint"] != mark:
-            said = changed_data(old_splits(folder), packed)
-            if not allow_changed:
-                raise InputError(
-                    f"the pictures of {printable(recipe.data)} are not those of before ({said}); put them "
-                    "back, or go on "
-                    "with --allow-changed-data, no longer exactly"
-                )
-            console.say(f"the pictures have changed ({said}): this run no longer equals an uninterrupted one")
+        mark = self._data_mark(packed, allow_changed)
         spec = self._spec(packed)
-        write_data(folder, packed)
-        network, settings = self._network(spec, model), self._settings(packed, recipe)
-        batch_size = recipe.batch_size or default_batch_size(len(packed.splits["train"]))
+        network = self._network(spec, model)
+        batch_size = batch_size_for(recipe, len(packed.splits["train"]))
+        settings = settings_for(recipe, network.plan, batch_size)
         level = augment.choose(recipe.augment, packed.packing.packed, packed.packing.size, packed.mirrored)
+        if old is not None:  # what was left open stays as it was decided then
+            batch_size, level = old.state["batch_size"], old.state["level"]
+            settings = replace(settings, **{k: old.state["settings"][k] for k in _DECIDED})
         normalise = (spec.mean, spec.std)
         feed = Batches(packed, packed.splits["train"], batch_size, normalise, level=level, seed=recipe.seed)
         validation = Batches(packed, packed.splits["val"], 2 * batch_size, normalise)
+        if old is None:
+            whiten(network, feed.plain(_WHITENED))
+        # From here on nothing is refused, so the folder may change.
+        told = self.earlier.told if self.earlier else recipe
+        write_file(folder / "config.yaml", told.as_yaml().encode())
+        point_last(folder)
+        write_data(folder, packed)
         draw_augmented(folder, feed)
         write_json(folder / "env.json", environment(recipe, settings.device, settings.precision, repr(network)))
         self._introduce(packed, network, settings, batch_size, level)
-        trainer = Trainer(network, settings)
+        trainer = Trainer(network, settings, packed.keys.__getitem__)
         if old is not None:
             trainer.restore(old.tensors, old.state["state"])
-            trainer.state.status = "running"
-        plan = dict(network.plan)
+            self._open(trainer.state)
         facts = {
             "fingerprint": mark,
-            "plan": plan,
+            "plan": dict(network.plan),
             "spec": spec.as_dict(),
-            "recipe": recipe.as_dict(),
-            **_machine(settings),
+            "recipe": told.as_dict(),
+            "settings": asdict(settings),
+            "batch_size": batch_size,
+            "level": level,
+            **machine(settings.device, settings.precision),
         }
 
         def keep(state: State, weights: dict[str, torch.Tensor] | None) -> None:
             if weights is not None:
-                header = {"plan": plan, "spec": spec.as_dict(), "metrics": state.best, "data": packed.name}
+                header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": packed.name}
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
             write_results(folder, state.history)
 
         make_folder(folder / "weights")
-        with _memory_advice(batch_size):
-            state = fit(
+        with memory_advice(batch_size, settings.accumulate):
+            fit(
                 trainer, feed, validation, folder / "weights" / "last",
                 on_epoch=keep, facts=facts, console=console, stop=self.stop,
             )  # fmt: skip
+        facts |= {"parameters": sum(p.numel() for p in network.parameters()), "size": packed.packing.size}
+        return self._finish(packed, trainer, validation, facts)
+
+    def _finish(self, packed: Packed, trainer: Trainer, validation: Batches, facts: dict[str, Any]) -> Run:
+        """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
+        folder, state, settings = self.folder, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(trainer.engine.device)
-        judged, scores = self._judge(packed, trainer, best, validation, 2 * batch_size, normalise)
+
+        def poll() -> None:
+            if self.stop.requested:
+                raise Interrupted(
+                    f"stopped by {self.stop.name} while judging, the training is done and saved; get the report with "
+                    f"--resume {printable(folder)}"
+                )
+
+        def judge(feed: Batches) -> Scores:
+            return score(best, feed, nullcontext, trainer.engine.device, poll)
+
+        scores, judged = judge(validation), "val"
+        metrics: dict[str, Any] = {"val_accuracy": scores.accuracy, "val_loss": scores.loss}
+        if len(packed.splits.get("test", ())):
+            spec = best._need_spec()
+            scores = judge(Batches(packed, packed.splits["test"], 2 * facts["batch_size"], (spec.mean, spec.std)))
+            metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss}
+            judged = "test"
         write_judgement(folder, packed, scores, judged)
-        metrics = {
-            "val_accuracy": state.best["val_accuracy"],
-            "val_loss": state.best["val_loss"],
-            **({"test_accuracy": scores.accuracy, "test_loss": scores.loss} if judged == "test" else {}),
+        metrics |= {
             "epochs": state.epoch,
             "best_epoch": state.best["epoch"],
             "seconds": round(state.total_seconds, 2),
             "images_per_second": _overall_speed(state),
             "status": state.status,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "augmentation": augment.describe(level, packed.packing.size),
+            "parameters": facts["parameters"],
+            "augmentation": augment.describe(facts["level"], facts["size"]),
             "schedule": [[i / 100, settings.lr * SCHEDULES[settings.schedule](i / 100)] for i in range(101)],
-            "decided": {"batch_size": batch_size, **asdict(settings), "model": plan["name"]},
+            "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": facts["plan"]["name"]},
             "data": describe(packed),
         }
         write_json(folder / "metrics.json", metrics)
         page = report.write(folder)
-        console.say(self._verdict(metrics, len(packed.splits["val"]), len(packed.splits.get("test", ())), page))
+        self.console.say(self._verdict(metrics, len(packed.splits["val"]), len(packed.splits.get("test", ())), page))
         return Run(folder, metrics, state.history)
+
+    def _data_mark(self, packed: Packed, allow_changed: bool) -> str:
+        """The data's fingerprint; refused where it is not that of before."""
+        mark = fingerprint(packed)
+        old = self.earlier.checkpoint if self.earlier else None
+        if old is not None and old.state["fingerprint"] != mark:
+            said = changed_data(old_splits(self.folder), packed)
+            if not allow_changed:
+                raise InputError(
+                    f"the pictures of {printable(self.recipe.data)} are not those of before ({said}); put them back, "
+                    "or go on with --allow-changed-data, no longer exactly"
+                )
+            self.console.say(f"  the pictures have changed ({said}): no longer to the bit as without a stop")
+        return mark
+
+    def _open(self, state: State) -> None:
+        """Let a run that had ended train on where it was told to end elsewhere."""
+        if state.epoch >= self.recipe.epochs:
+            state.status = "finished" if state.status == "running" else state.status
+        elif self.earlier is not None and self.earlier.reopened:
+            state.status = "running"
 
     def _spec(self, packed: Packed) -> Spec:
         old = self.earlier.checkpoint if self.earlier else None
@@ -213,8 +285,7 @@ class _Work:
             if spec.class_names != packed.class_names:
                 raise InputError(
                     f"the run knows the classes {_listed(spec.class_names)}, but the data has "
-                    f"{_listed(packed.class_names)};"
-                    " start a new run for other classes"
+                    f"{_listed(packed.class_names)}; start a new run for other classes"
                 )
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
@@ -222,6 +293,11 @@ class _Work:
         return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, packing.fit)
 
     def _network(self, spec: Spec, model: tuple[str, dict[str, Any]]) -> Network:
+        old = self.earlier.checkpoint if self.earlier else None
+        if old is not None:  # the plan, not the name: what a name or "auto" stands for may change with the version
+            start = len("network.")
+            weights = {k[start:]: v for k, v in old.tensors.items() if k.startswith("network.")}
+            return restore(weights, {"plan": old.state["plan"], "spec": old.state["spec"]}, printable(old.path))
         torch.manual_seed(self.recipe.seed)
         name, row = model
         options = dict(row)
@@ -232,40 +308,6 @@ class _Work:
         network = create_model(name, spec.num_classes, spec.channels, **options)
         network.spec = spec
         return network
-
-    def _settings(self, packed: Packed, recipe: Recipe) -> Settings:
-        device = recipe.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "--device cuda was asked for, but torch sees no GPU here; leave it out or install torch for CUDA"
-            )
-        precision = recipe.precision
-        if precision == "auto":
-            precision = "bf16" if has_bf16(device) else "fp32"
-        batch_size = recipe.batch_size or default_batch_size(len(packed.splits["train"]))
-        optimizer = "sgd" if recipe.optimizer == "auto" else recipe.optimizer
-        whole = batch_size * recipe.accumulate
-        scale = whole / 128 if optimizer == "sgd" else (whole / 128) ** 0.5
-        return Settings(
-            epochs=recipe.epochs,
-            lr=recipe.lr or LR[optimizer] * min(scale, 4.0),
-            optimizer=optimizer,
-            momentum=recipe.momentum,
-            weight_decay=WEIGHT_DECAY[optimizer] if recipe.weight_decay is None else recipe.weight_decay,
-            schedule=recipe.schedule,
-            label_smoothing=recipe.label_smoothing,
-            ema=recipe.ema,
-            clip=recipe.clip,
-            accumulate=recipe.accumulate,
-            patience=recipe.patience,
-            time_limit=recipe.time_limit,
-            seed=recipe.seed,
-            precision=precision,
-            device=device,
-            save_every=recipe.save_every,
-        )
 
     def _introduce(self, packed: Packed, network: Network, settings: Settings, batch_size: int, level: str) -> None:
         """Say what was decided, what is odd about the data, and whether the disk will do."""
@@ -290,18 +332,10 @@ class _Work:
             f"({settings.schedule}), augmentation: {augment.describe(level, spec.size)}, {settings.precision} on "
             f"{settings.device} with {torch.get_num_threads()} threads"
         )
-        needed = 3 * 3 * 4 * count
+        copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
+        needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept
         if (free := free_bytes(self.folder)) < needed:
             say(f"  mind: {free:,} bytes are free in {self.folder}, checkpoints may need {needed:,}")
-
-    def _judge(
-        self, packed: Packed, trainer: Trainer, best: Network, validation: Batches, batch_size: int, normalise: Any
-    ) -> tuple[str, Scores]:
-        """The best weights on the test set where there is one, else on the validation set."""
-        judged, feed = "val", validation
-        if len(packed.splits.get("test", ())):
-            judged, feed = "test", Batches(packed, packed.splits["test"], batch_size, normalise)
-        return judged, score(best, feed, trainer.engine.autocast, trainer.engine.device)
 
     def _verdict(self, metrics: dict[str, Any], val: int, test: int, page: Path) -> str:
         test_part = f", test accuracy {metrics['test_accuracy']:.2%} of {test:,}" if "test_accuracy" in metrics else ""
@@ -313,11 +347,6 @@ class _Work:
         )
 
 
-def default_batch_size(count: int) -> int:
-    """A batch size that gives a set of `count` pictures steps enough to learn from."""
-    return 32 if count < 5_000 else 64 if count < 20_000 else 256
-
-
 def _overall_speed(state: State) -> float:
     rows = state.history
     return round(
@@ -325,43 +354,5 @@ def _overall_speed(state: State) -> float:
     )
 
 
-def _machine(settings: Settings) -> dict[str, Any]:
-    return {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": settings.device,
-        "precision": settings.precision,
-    }
-
-
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(map(printable, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-@contextmanager
-def _crash_report(folder: Path) -> Iterator[None]:
-    """What nobody foresaw goes to crash.txt in the run folder, and one line to the user."""
-    try:
-        yield
-    except SkipwayError:
-        raise
-    except Exception as error:
-        write_file(folder / "crash.txt", traceback.format_exc().encode("utf-8", "backslashreplace"))
-        raise SkipwayError(
-            f"a fault of skipway's own ({type(error).__name__}: {printable(error)}); the details are in "
-            f"{folder / 'crash.txt'}, please report them"
-        ) from error
-
-
-@contextmanager
-def _memory_advice(batch_size: int) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise StorageError(
-                f"memory ran out with batches of {batch_size}; the last checkpoint is whole: start again with "
-                f"--batch-size {max(2, batch_size // 2)} --accumulate 2"
-            ) from None
-        raise

@@ -3,12 +3,15 @@
 Text cells that a spreadsheet would take for a formula get an apostrophe before them.
 """
 
+import contextlib
 import csv
+import errno
 import io
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,18 +23,25 @@ from PIL import Image
 from skipway import plots
 from skipway.data.loader import Batches
 from skipway.data.pack import Packed
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, SkipwayError, StorageError, printable
 from skipway.recipe import Recipe
-from skipway.train.durable import make_folder, write_file, write_json
+from skipway.train.durable import make_folder, write_file
 from skipway.train.metrics import Scores, per_class
 
 __all__ = [
     "RESULTS",
+    "cell",
+    "crash_report",
+    "draw_augmented",
     "environment",
+    "memory_advice",
     "new_folder",
     "point_last",
+    "processor",
     "repeat_command",
+    "taken_back",
     "write_data",
+    "write_judgement",
     "write_results",
     "write_table",
 ]
@@ -55,11 +65,10 @@ def new_folder(recipe: Recipe, data: str, model: str) -> Path:
                 "the folder above it is --output"
             )
         folder = output / recipe.name
-        if (folder / "config.yaml").exists():
+        if (folder / "weights").exists():  # one that never came to train may be started again
             raise InputError(
-                f"{printable(folder)} holds a run already; go on with it by --resume {printable(folder)}, or "
-                "take another "
-                "--name"
+                f"{printable(folder)} holds a run already; go on with it by --resume {printable(folder)}, or take "
+                "another --name"
             )
         return folder
     stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{data}-{model}")[:100].lstrip(".") or "run"
@@ -76,6 +85,60 @@ def new_folder(recipe: Recipe, data: str, model: str) -> Path:
             number += 1
         except OSError:
             return folder  # what is wrong with the place is said when it is tried for writing
+
+
+@contextlib.contextmanager
+def taken_back(folder: Path) -> Iterator[None]:
+    """A new run that is refused before it has anything to keep leaves no folder behind."""
+    try:
+        yield
+    except (InputError, StorageError):
+        if not (folder / "weights").exists():
+            with contextlib.suppress(OSError):
+                (folder / "config.yaml").unlink(missing_ok=True)
+                folder.rmdir()  # only where nothing else is in it
+        raise
+
+
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def crash_report(folder: Path) -> Iterator[None]:
+    """What nobody foresaw goes to crash.txt in the run folder, and one line to the user."""
+    try:
+        yield
+    except SkipwayError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _STORAGE:  # from a library that writes by itself
+            raise StorageError(
+                f"{printable(folder)}: cannot be written: {error.strerror}; what is saved is whole: mend that disk and "
+                f"go on with --resume {printable(folder)}"
+            ) from error
+        try:
+            write_file(folder / "crash.txt", traceback.format_exc().encode("utf-8", "backslashreplace"))
+        except StorageError:
+            raise error from None  # the command line knows another place for it
+        raise SkipwayError(
+            f"a fault of skipway's own ({type(error).__name__}: {printable(error)}); the details are in "
+            f"{printable(folder / 'crash.txt')}, please report them"
+        ) from error
+
+
+@contextlib.contextmanager
+def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
+    """Where memory runs out, say which batch size to try."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+            raise StorageError(
+                f"memory ran out with batches of {batch_size}; what is saved is whole, but a run keeps its batch size: "
+                f"start a new one with --batch-size {max(2, batch_size // 2)} --accumulate {2 * accumulate}"
+            ) from None
+        raise
 
 
 def point_last(folder: Path) -> None:
@@ -95,12 +158,13 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
     """A CSV file, whole or not at all, with hostile text made harmless."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_cell(c) for c in columns])
-    writer.writerows([_cell(v) for v in row] for row in rows)
+    writer.writerow([cell(c) for c in columns])
+    writer.writerows([cell(v) for v in row] for row in rows)
     write_file(path, text.getvalue().encode("utf-8"))
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """A value as it stands in a table: text on one line, and nothing that a spreadsheet would run."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -215,11 +279,6 @@ def repeat_command(recipe: Recipe) -> str:
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)
-
-
-def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """metrics.json."""
-    write_json(folder / "metrics.json", metrics)
 
 
 def _png(pixels: np.ndarray) -> bytes:

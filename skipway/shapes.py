@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from skipway.errors import InputError, ShapeError
+from skipway.errors import InputError, ShapeError, SkipwayError, printable
 
-__all__ = ["Placed", "filling", "output_shape", "output_shapes", "place", "real_tensors"]
+__all__ = ["Placed", "evaluation", "filling", "output_shape", "output_shapes", "place", "real_tensors"]
 
 _FILLING: ContextVar[bool] = ContextVar("filling", default=False)
 
@@ -32,10 +33,10 @@ class Placed(nn.Module):
         return f"{type(self).__name__} at {self.path}" if self.path else type(self).__name__
 
 
-def place(root: nn.Module) -> None:
-    """Tell every module inside `root` its path from there."""
+def place(root: nn.Module, keep: bool = False) -> None:
+    """Tell every module inside `root` its path from there; with `keep`, a longer one that leads there stays."""
     for path, module in root.named_modules():
-        if isinstance(module, Placed):
+        if isinstance(module, Placed) and not (keep and (not path or f".{module.path}".endswith(f".{path}"))):
             module.path = path
 
 
@@ -57,7 +58,10 @@ def output_shape(module: nn.Module, *input_shapes: Sequence[int]) -> tuple[Any, 
 
 def output_shapes(module: nn.Module, *input_shapes: Sequence[int]) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
     """(path, module, output shape) of every call inside `module`, in the order in which they end."""
-    return _shape_pass(module, input_shapes)[1]
+    before = sum(1 for _ in module.modules())
+    called = _shape_pass(module, input_shapes)[1]
+    filled = sum(1 for _ in module.modules()) != before  # what the pass has made, it has not watched
+    return _shape_pass(module, input_shapes)[1] if filled else called
 
 
 Called = list[tuple[str, nn.Module, tuple[Any, ...]]]
@@ -65,21 +69,25 @@ Called = list[tuple[str, nn.Module, tuple[Any, ...]]]
 
 def _shape_pass(module: nn.Module, input_shapes: Sequence[Sequence[int]]) -> tuple[Any, Called]:
     for shape in input_shapes:
-        if not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise InputError(f"output_shape takes shapes of whole numbers with the batch first, not {tuple(shape)}")
-    place(module)
+        if not isinstance(shape, Sequence) or not all(isinstance(size, Integral) and size >= 0 for size in shape):
+            raise InputError(
+                f"output_shape takes shapes of whole numbers with the batch first, as (2, 3, 32, 32), not {shape}"
+            )
+    place(module, keep=True)
     running: Called = []
     ended: Called = []
     with (
-        _evaluation(module),
+        evaluation(module),
+        _kept_buffers(module),
         _watched(module, running, ended),
         _filling_pass(),
+        torch.no_grad(),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         inputs = [torch.empty(tuple(shape), device=_device(module), dtype=_dtype(module)) for shape in input_shapes]
         try:
             output = module(*inputs)
-        except ShapeError:
+        except SkipwayError:
             raise
         except Exception as error:
             path, layer, shapes = running[-1] if running else ("", module, tuple(map(tuple, input_shapes)))
@@ -113,41 +121,66 @@ def _filling_pass() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode meanwhile, so that no norm counts the pass; each module's own mode comes back."""
-    training = [(m, m.training) for m in module.modules()]
-    module.eval()
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode meanwhile, so that no norm counts what it sees; each module's own mode comes back."""
+    modes = {m: m.training for m in module.modules()}
+    for m in modes:
+        m.training = False  # not m.eval(), which a network may have made to do more
     try:
         yield
     finally:
-        for m, mode in training:
-            m.training = mode
+        _restore(module, modes, module.training)
+
+
+def _restore(module: nn.Module, modes: dict[nn.Module, bool], around: bool) -> None:
+    """What was made meanwhile gets the mode of the module around it."""
+    module.training = modes.get(module, around)
+    for child in module.children():
+        _restore(child, modes, module.training)
+
+
+@contextmanager
+def _kept_buffers(root: nn.Module) -> Iterator[None]:
+    """A layer that gives itself a new buffer in every call is left with a real one."""
+    kept = [(module, dict(module._buffers)) for module in root.modules()]
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            fake = [name for name, value in module._buffers.items() if isinstance(value, FakeTensor)]
+            module._buffers.update({name: buffers.get(name) for name in fake})
 
 
 @contextmanager
 def _watched(root: nn.Module, running: Called, ended: Called) -> Iterator[None]:
     """`running` holds the modules being called with their inputs' shapes, `ended` those that gave an output.
 
-    Lazy ones are sized with real parameters.
+    A module that stands in several places is named after them in turn. Lazy ones are sized with real parameters.
     """
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+    placed = {module: module.path for module in paths if isinstance(module, Placed)}
+    calls = dict.fromkeys(paths, 0)
 
-    def hooks(path: str) -> tuple[Any, Any]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            running.append((path, module, _shapes_of(args)))
-            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-                # Before torch's own hook, which would make parameters out of fake tensors.
-                with real_tensors():
-                    module.initialize_parameters(*args, **kwargs)
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = paths[module][min(calls[module], len(paths[module]) - 1)]
+        calls[module] += 1
+        if isinstance(module, Placed):
+            module.path = path
+        running.append((path, module, _shapes_of(args)))
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            # Before torch's own hook, which would make parameters out of fake tensors.
+            with real_tensors():
+                module.initialize_parameters(*args, **kwargs)
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        while running[-1][1] is not module:  # a call that failed, in a module that goes on without it
             running.pop()
-            ended.append((path, module, _shapes_of(output)))
-
-        return enter, leave
+        ended.append((running.pop()[0], module, _shapes_of(output)))
 
     handles = []
-    for path, module in root.named_modules():
-        enter, leave = hooks(path)
+    for module in paths:
         handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(leave))
     try:
@@ -155,6 +188,8 @@ def _watched(root: nn.Module, running: Called, ended: Called) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for placed_module, path in placed.items():
+            placed_module.path = path
 
 
 def _shapes_of(value: Any) -> tuple[Any, ...]:
@@ -179,10 +214,10 @@ def _misfit(path: str, layer: nn.Module, shapes: tuple[Any, ...], error: Excepti
     name = f"{layer.__class__.__name__} at {path or 'the top'}"
     got = ", ".join(str(s) for s in shapes) or "nothing"
     expected, mend = _expectation(layer)
-    if expected:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if expected and not any(word in reason for word in ("type", "device", "Device")):
         return f"{name} got {got}, but expects {expected}; {mend}"
-    reason = str(error).strip().splitlines()
-    return f"{name} cannot take {got}: {reason[0] if reason else type(error).__name__}; change it or what comes before"
+    return f"{name} cannot take {got}: {printable(reason)}; change it or what comes before"
 
 
 def _expectation(layer: nn.Module) -> tuple[str, str]:

@@ -5,14 +5,12 @@ Sources: options A (pad), B and C (project), He et al. 2015, arXiv:1512.03385; p
 2018, arXiv:1812.01187.
 """
 
-from collections import OrderedDict
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 
-__all__ = ["SHORTCUTS", "Pad", "fitted_shortcut", "make_shortcut"]
+__all__ = ["SHORTCUTS", "Pad", "Project", "fitted_shortcut", "make_shortcut"]
 
 SHORTCUTS = ("project", "pad", "pool", "auto")
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -44,10 +42,41 @@ class Pad(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
 
 
+class Project(nn.Module):
+    """(B, C, *) -> (B, C', */stride): a 1x1 convolution over `dims` further axes (for none, a linear layer), a norm.
+
+    With `pool`, the average of stride^dims positions, where the strided convolution would drop all but one of them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dims: int = 2, pool: bool = False):
+        super().__init__()
+        self.in_channels, self.out_channels, self.stride, self.dims = in_channels, out_channels, stride, dims
+        pool = pool and dims > 0 and stride != 1
+        # The last window of an odd size is smaller, and an average of what is there.
+        self.pool = _POOLS[dims](stride, stride, ceil_mode=True, count_include_pad=False) if pool else None
+        if dims:
+            self.conv = _CONVOLUTIONS[dims](in_channels, out_channels, 1, 1 if pool else stride, bias=False)
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            self.linear = nn.Linear(in_channels, out_channels, bias=False)
+        self.norm = _NORMS[dims](out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *) -> (B, C', */stride)."""
+        if self.pool is not None:
+            x = self.pool(x)
+        return self.norm(self.conv(x) if self.dims else self.linear(x))
+
+    def __repr__(self) -> str:
+        shown = {"stride": (self.stride, 1), "dims": (self.dims, 2), "pool": (self.pool is not None, False)}
+        rest = [f"{name}={value}" for name, (value, default) in shown.items() if value != default]
+        return f"Project({', '.join([str(self.in_channels), str(self.out_channels), *rest])})"
+
+
 def make_shortcut(kind: str, in_channels: int, out_channels: int, stride: int = 1, dims: int = 2) -> nn.Module | None:
     """The shortcut `kind` from (B, in_channels, *) to (B, out_channels, */stride) over `dims` further axes.
 
-    None is the identity. Where no size changes, every kind but "project" and "pool" is the identity.
+    None is the identity: where no size changes, every kind but "project" is.
     """
     if kind not in SHORTCUTS:
         raise InputError(
@@ -55,15 +84,11 @@ def make_shortcut(kind: str, in_channels: int, out_channels: int, stride: int = 
             "or a module"
         )
     changes = in_channels != out_channels or stride != 1
-    if kind in ("auto", "pad") and not changes:
+    if kind != "project" and not changes:
         return None
     if kind == "pad":
         return Pad(in_channels, out_channels, stride)
-    if kind == "pool" and dims and stride != 1:
-        # Every position counts, where a strided 1x1 convolution would drop all but one in stride^dims.
-        pool = _POOLS[dims](stride, stride, ceil_mode=True, count_include_pad=False)
-        return nn.Sequential(OrderedDict(pool=pool, **_projection(in_channels, out_channels, 1, dims)))
-    return nn.Sequential(OrderedDict(_projection(in_channels, out_channels, stride, dims)))
+    return Project(in_channels, out_channels, stride, dims, pool=kind == "pool")
 
 
 def fitted_shortcut(kind: str, kept: tuple[int, ...], branch: tuple[int, ...]) -> nn.Module | None:
@@ -73,19 +98,12 @@ def fitted_shortcut(kind: str, kept: tuple[int, ...], branch: tuple[int, ...]) -
             f'shortcut "{kind}" cannot lead from {kept} to {branch}: it takes (B, C) or (B, C, *) with up to 3 '
             "further axes, as many on both sides; give a module as the shortcut"
         )
-    strides = {-(-a // b) if b else 0 for a, b in zip(kept[2:], branch[2:], strict=True)} or {1}
-    stride = strides.pop()
-    if strides or not stride or any(-(-a // stride) != b for a, b in zip(kept[2:], branch[2:], strict=True)):
+    axes = list(zip(kept[2:], branch[2:], strict=True))
+    # The least stride of each axis; a larger one may still fit it, so that (4, 1) -> (2, 1) has stride 2.
+    stride = max((-(-a // b) if b else 0 for a, b in axes), default=1)
+    if not stride or any(-(-a // stride) != b for a, b in axes):
         raise ShapeError(
             f'shortcut "{kind}" cannot lead from {kept} to {branch}: no stride divides the axes after the channels '
             "so; pad the body's convolutions, or give a module as the shortcut"
         )
     return make_shortcut(kind, kept[1], branch[1], stride, len(kept) - 2)
-
-
-def _projection(in_channels: int, out_channels: int, stride: int, dims: int) -> dict[str, nn.Module]:
-    if not dims:
-        return {"linear": nn.Linear(in_channels, out_channels, bias=False), "norm": _NORMS[0](out_channels)}
-    conv = _CONVOLUTIONS[dims](in_channels, out_channels, 1, stride, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return {"conv": conv, "norm": _NORMS[dims](out_channels)}

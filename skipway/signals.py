@@ -5,7 +5,9 @@ A flag is set and the work polls it where it is safe to stop; nothing is ever sa
 
 import os
 import signal
+import threading
 from types import FrameType
+from typing import Any
 
 __all__ = ["StopFlag"]
 
@@ -13,11 +15,15 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 
 
 class StopFlag:
-    """Whether a stop was asked for. `with StopFlag() as stop:` listens; without `with` it is a flag to set by hand."""
+    """Whether a stop was asked for. `with StopFlag() as stop:` listens; without `with` it is a flag to set by hand.
+
+    Python hears signals in its main thread alone: in another one `with` listens to nothing. The host's own handlers
+    come back after.
+    """
 
     def __init__(self) -> None:
         self.name = ""
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def requested(self) -> bool:
@@ -29,14 +35,15 @@ class StopFlag:
         self.name = self.name or name
 
     def __enter__(self) -> "StopFlag":
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not None:  # None: C code set it, and Python could not put it back
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._previous.clear()
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -13,13 +13,13 @@ arXiv:1603.09382.
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
-from skipway.joins import add, make_join
+from skipway.joins import Gate, add, concat, make_join, multiply
 from skipway.shapes import Placed, filling, place, real_tensors
 from skipway.shortcuts import SHORTCUTS, fitted_shortcut
 
@@ -53,17 +53,19 @@ class Chain(Placed, nn.Sequential):
 
     def __init__(self, *layers: Layer, **named: Layer):
         super().__init__()
-        if len(layers) == 1 and isinstance(layers[0], OrderedDict):  # how nn.Sequential makes its slices
-            layers, named = (), layers[0]
-        for name in named:
-            if hasattr(self, name):
-                raise InputError(
-                    f"a Chain cannot call a layer {name!r}: its own attribute has that name; choose another"
-                )
+        sliced = len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named  # by nn.Sequential's slices
+        if sliced:
+            named = cast(dict[str, Layer], layers[0])
+            layers = ()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
+            if hasattr(self, name) or not name or "." in name:
+                raise InputError(
+                    f"a Chain cannot call a layer {name!r}: it has an attribute or a layer of that name, or the name "
+                    "is empty or holds a dot; choose another"
+                )
             self.add_module(name, as_module(layer))
         _say_shared(self)
-        place(self)
+        place(self, keep=sliced)
 
     def activations(self, x: Any) -> tuple[Any, ...]:
         """The output of every layer in turn, for an input as `forward` takes it."""
@@ -94,6 +96,10 @@ class Dense(Placed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(*, in_features) -> (*, out_features)."""
+        if isinstance(self.linear, nn.LazyLinear) and not filling():
+            raise ShapeError(
+                f"{self.where} has no in_features yet; call skipway.output_shape(network, input_shape) once before use"
+            )
         y = self.linear(x)
         return y if self.activation is None else self.activation(y)
 
@@ -127,8 +133,12 @@ class Parallel(Placed):
                 f"not {len(inputs)}"
             )
         if len(inputs) == 1:
-            return self.join(*[branch(inputs[0]) for branch in self.branches])
-        return self.join(*[branch(x) for branch, x in zip(self.branches, inputs, strict=True)])
+            inputs *= len(self.branches)
+        outputs = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
+        try:
+            return self.join(*outputs)
+        except ShapeError as error:
+            raise ShapeError(f"{self.where}: {error}") from None
 
     def __repr__(self) -> str:
         return show(self)
@@ -155,6 +165,8 @@ class Skip(Placed):
         ShapeError: the two sides of the join do not fit; names this Skip's path, both shapes and the mend.
     """
 
+    shortcut: nn.Module | None
+
     def __init__(
         self,
         body: Layer | Sequence[Layer],
@@ -172,14 +184,18 @@ class Skip(Placed):
             )
         if not 0 <= drop_path < 1:
             raise InputError(f"drop_path is a chance from 0 up to but not including 1, not {drop_path}")
-        if drop_path and join in ("concat", "multiply", "gate"):
-            raise InputError(f'drop_path leaves the body out, which the join {join!r} cannot do without; use "add"')
         self.body = Chain(*body) if isinstance(body, Sequence) else as_module(body)
         self.open_shortcut = shortcut if isinstance(shortcut, str) else None
-        self.shortcut = None if shortcut is None or isinstance(shortcut, str) else as_module(shortcut)
+        # Registered even where it is not made yet, so that parameters have one order however it is made.
+        self.register_module("shortcut", None)
+        if shortcut is not None and not isinstance(shortcut, str):
+            self.shortcut = as_module(shortcut)
         self.join = make_join(join)
+        if drop_path and (self.join in (concat, multiply) or isinstance(self.join, Gate)):
+            raise InputError(f'drop_path leaves the body out, which the join {join!r} cannot do without; use "add"')
         self.after = None if after is None else as_module(after)
         self.drop_path = drop_path
+        _refuse_in_place(self)
         _say_shared(self)
         place(self)
 
@@ -207,12 +223,11 @@ class Skip(Placed):
         try:
             with real_tensors():
                 shortcut = fitted_shortcut(self.open_shortcut, tuple(x.shape), tuple(branch.shape))
-                like = next(self.body.parameters(), None)
-                if shortcut is not None and like is not None:
-                    shortcut.to(device=like.device, dtype=like.dtype)
+                if shortcut is not None:
+                    shortcut.to(x.device, x.dtype)
         except ShapeError as error:
             raise ShapeError(f"{self.where}: {error}") from None
-        self.shortcut = None if shortcut is None else shortcut.train(self.training)
+        self.shortcut = shortcut
         self.open_shortcut = None
 
     def __repr__(self) -> str:
@@ -227,7 +242,7 @@ def walk(root: nn.Module) -> Iterator[tuple[str, Skip]]:
 def replace(root: nn.Module, path: str, new: Layer) -> None:
     """Put `new` where `path` ('stage1.0.body') leads in `root`."""
     parent_path, _, name = path.rpartition(".")
-    modules = dict(root.named_modules())
+    modules = dict(root.named_modules(remove_duplicate=False))
     if not path or path not in modules:
         raise InputError(
             f"there is no module at {path!r}{did_you_mean(path, modules)}; named_modules() lists all paths"
@@ -250,19 +265,44 @@ def _drop_rows(branch: Tensor, rate: float) -> Tensor:
     return branch * (stays.to(branch.dtype) / (1 - rate))
 
 
+def _refuse_in_place(skip: Skip) -> None:
+    """The body and the shortcut are both given x: neither may begin by changing it."""
+    for side in (skip.body, skip.shortcut):
+        for layer in _first_layers(side):
+            name = getattr(getattr(layer, "function", None), "__name__", "")
+            if getattr(layer, "inplace", False) is True or (name.endswith("_") and not name.endswith("__")):
+                raise InputError(
+                    f"{layer!r} at the beginning of a Skip changes in place the input that the Skip still needs; "
+                    "use the one that gives a new tensor (inplace=False)"
+                )
+
+
+def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
+    if isinstance(layer, nn.Sequential):
+        yield from _first_layers(next(layer.children(), None))
+    elif isinstance(layer, Parallel):
+        for branch in layer.branches:
+            yield from _first_layers(branch)
+    elif layer is not None:
+        yield layer
+
+
 def _say_shared(container: nn.Module) -> None:
-    """Warn where two children hold the same layer with parameters: n times one block is one block, not n."""
+    """Warn where children hold the same layer with parameters: n times one block is one block, not n."""
     seen: dict[int, str] = {}
-    for name, child in container.named_children():
-        own = {id(m) for m in child.modules() if next(m.parameters(recurse=False), None) is not None}
-        again = next((seen[i] for i in own if i in seen), None)
-        if again is not None:
-            warnings.warn(
-                f"layer {name!r} of this {type(container).__name__} shares parameters with layer {again!r}: they are "
-                "one layer, counted once; build a second one for weights of its own",
-                stacklevel=3,
-            )
-        seen.update(dict.fromkeys(own, name))
+    shared: dict[str, str] = {}
+    for name, child in container._modules.items():  # named_children() leaves out what it has met
+        own = {} if child is None else {id(m): name for m in child.modules() if any(True for _ in m.parameters(False))}
+        shared.update((name, seen[i]) for i in own if i in seen)
+        seen = own | seen
+    if shared:
+        pairs = ", ".join(f"{name!r} with {first!r}" for name, first in list(shared.items())[:3])
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        warnings.warn(
+            f"layers of this {type(container).__name__} share parameters ({pairs}{more}): they are one layer, counted "
+            "once; build each anew for weights of its own",
+            stacklevel=3,
+        )
 
 
 def show(module: nn.Module) -> str:
@@ -301,10 +341,10 @@ def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterat
 def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module | str]]:
     """(name, module or text) of what stands between the brackets; positional ones have a number as their name."""
     if isinstance(module, nn.Sequential):
-        yield from module.named_children()
+        yield from module._modules.items()  # named_children() would leave out a second use
     elif isinstance(module, Parallel):
         yield "0", _named(module.join)
-        yield from module.branches.named_children()
+        yield from _parts(module.branches)
     elif isinstance(module, Skip):
         yield "0", module.body
         if module.open_shortcut is not None:

@@ -33,6 +33,11 @@ class Spec:
     fit: str = "squash"
 
     def __post_init__(self) -> None:
+        names = self.class_names
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise InputError("a Spec's class names are a list of texts, one for each class")
+        for name in ("mean", "std", "class_names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list would not equal the same as a tuple
         if self.channels not in (1, 3):
             raise InputError(f"a Spec has 1 or 3 channels, not {self.channels}")
         if not 1 <= self.size <= self.presize:
@@ -71,12 +76,9 @@ class Spec:
         known = {f.name for f in fields(cls)}
         if not isinstance(values, dict) or set(values) != known:
             raise InputError(f"a Spec has the fields {', '.join(sorted(known))}; the file's differ")
-        return cls(
-            channels=int(values["channels"]),
-            size=int(values["size"]),
-            presize=int(values["presize"]),
-            mean=tuple(float(m) for m in values["mean"]),
-            std=tuple(float(s) for s in values["std"]),
-            class_names=tuple(str(n) for n in values["class_names"]),
-            fit=str(values["fit"]),
-        )
+        try:
+            plain = {name: int(values[name]) for name in ("channels", "size", "presize")}
+            means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"a Spec's sizes, means and deviations are numbers: {printable(error)}") from None
+        return cls(**plain, mean=means, std=stds, class_names=values["class_names"], fit=str(values["fit"]))

@@ -25,6 +25,7 @@ from skipway.probe.summary import summary as summary_of
 from skipway.recipe import Recipe
 from skipway.runfolder import processor, write_table
 from skipway.signals import StopFlag
+from skipway.spec import Spec
 from skipway.train.metrics import Scores, per_class, score
 from skipway.train.trainer import has_bf16
 from skipway.zoo import Network, create_model, list_models, load, prepare
@@ -75,21 +76,24 @@ class Evaluation:
 
 def predict(
     run: Network | str | os.PathLike[str],
-    sources: Sequence[Any],
+    sources: Any,
     *,
     top: int = 3,
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
-    """One Prediction per picture, in order; a folder stands for its pictures at any depth.
+    """One Prediction per picture, in order: `sources` are paths or uint8 arrays, one or several.
 
-    A picture that cannot be used has a reason in place of classes, and the others still get theirs.
+    A folder stands for its pictures at any depth. What cannot be used has a reason in place of classes, and the others
+    still get theirs.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
         raise InputError(f"top must be at least 1, not {top}")
     network = run if isinstance(run, Network) else load(run)
     spec = network._need_spec()
+    if isinstance(sources, str | os.PathLike | np.ndarray):
+        sources = [sources]
     inputs = [path for source in sources for path in _expanded(source)]
     if not inputs:
         raise InputError("predict needs at least one picture or a folder that holds some")
@@ -99,12 +103,7 @@ def predict(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} after {begin:,} of {len(inputs):,} pictures")
         chunk = inputs[begin : begin + _BATCH]
-        prepared: list[np.ndarray | InputError] = []
-        for item in chunk:
-            try:
-                prepared.append(prepare(item, spec))
-            except InputError as error:
-                prepared.append(error)
+        prepared = [_prepared(item, spec) for item in chunk]
         usable = [p for p in prepared if isinstance(p, np.ndarray)]
         probabilities = iter(network.probabilities(usable) if usable else ())
         for item, outcome in zip(chunk, prepared, strict=True):
@@ -217,7 +216,10 @@ def check(
 
 def summarise(model: str, size: int | None = None, num_classes: int | None = None, code: bool = False) -> str:
     """The table of a network's layers, or its code, for a name, a run folder or a file."""
-    if Path(model).exists():
+    for name, value in (("size", size), ("num_classes", num_classes)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    if model not in list_models() and Path(model).exists():  # a run that is called as a network: ./resnet18
         network = load(model)
         spec = network._need_spec()
         shape = (1, spec.channels, size or spec.size, size or spec.size)
@@ -241,10 +243,16 @@ def model_table(pattern: str = "*") -> str:
         count = sum(p.numel() for p in network.parameters())
         plan = network.plan
         lines.append(
-            f"{name:<{width}}  {count:>11,} parameters  {plan['block']} blocks {'-'.join(map(str, plan['layers']))}, "
-            f"{plan['stem']} stem, {plan['num_classes']} classes"
+            f"{name:<{width}}  {count:>11,} parameters  {_shape(plan)}, {plan['stem']} stem, "
+            f"{plan['num_classes']} classes"
         )
     return "\n".join(lines)
+
+
+def _shape(plan: dict[str, Any]) -> str:
+    if "layers" in plan:
+        return f"{plan['block']} blocks {'-'.join(map(str, plan['layers']))}"
+    return f"widths {'-'.join(map(str, plan['widths']))}"
 
 
 def environment_table() -> str:
@@ -272,7 +280,17 @@ def _expanded(source: Any) -> list[Any]:
     if isinstance(source, np.ndarray):
         return [source]
     path = Path(source)
-    return list(picture_files(path)) if path.is_dir() else [path]
+    return (picture_files(path) or [path]) if path.is_dir() else [path]
+
+
+def _prepared(item: Any, spec: Spec) -> np.ndarray | InputError:
+    """The pixels of one input, or why there are none."""
+    try:
+        if not isinstance(item, np.ndarray) and item.is_dir():
+            raise InputError(f"{printable(item)} holds no picture; give pictures, or a folder that has some")
+        return prepare(item, spec)
+    except InputError as error:
+        return error
 
 
 def _filled(cells: list[Any], length: int) -> list[Any]:

@@ -17,6 +17,7 @@ from skipway.data.images import BadPicture, decode, read_picture_file
 from skipway.data.pack import fitted_array
 from skipway.errors import InputError, ShapeError, printable
 from skipway.models import registry
+from skipway.shapes import evaluation
 from skipway.skip import Chain
 from skipway.spec import Spec
 from skipway.train.checkpoint import load_weights
@@ -48,6 +49,9 @@ class Network(Chain):
             InputError: an input cannot be read; names it. `skipway predict` gives a row for each instead.
         """
         spec = self._need_spec()
+        if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
+            raise InputError("predict takes a list of pictures, not a single one; write it in brackets: [picture]")
+        inputs = list(inputs)
         rows = []
         for begin in range(0, len(inputs), _BATCH):
             chunk = inputs[begin : begin + _BATCH]
@@ -57,16 +61,12 @@ class Network(Chain):
     def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """(N, K) probabilities of prepared pictures, each (S, S, C) uint8."""
         spec = self._need_spec()
-        device = next(self.parameters()).device
+        like = next(self.parameters())
+        device = like.device
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float()
         mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                return self((x / 255 - mean) / std).softmax(1).cpu().numpy()
-        finally:
-            self.train(training)
+        with evaluation(self), torch.inference_mode():
+            return self(((x / 255 - mean) / std).to(like.dtype)).float().softmax(1).cpu().numpy()
 
     def _need_spec(self) -> Spec:
         if self.spec is None:
@@ -120,8 +120,11 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
     """The network that a file's header plans, with the file's tensors in it."""
     try:
         plan, spec = dict(header["plan"]), Spec.from_dict(header["spec"])
-        network = Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
-    except (KeyError, TypeError) as error:
+        with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
+            network = Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
         ) from None
@@ -133,7 +136,7 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
     ] + [f"{name} has no place" for name in tensors if name not in wanted]
     if wrong:
         raise ShapeError(f"{where} does not fit its own plan: {'; '.join(wrong[:5])}; write it again")
-    network.load_state_dict(tensors)
+    network.to_empty(device="cpu").load_state_dict(tensors)
     return network.eval()
 
 
@@ -143,9 +146,8 @@ def weights_file(path: Path) -> Path:
         best = path / "weights" / "best.safetensors"
         if not best.is_file():
             raise InputError(
-                f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or "
-                "this is no "
-                "run folder; give a run folder or a .safetensors file"
+                f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or this is "
+                "no run folder; give a run folder or a .safetensors file"
             )
         return best
     return path
@@ -166,13 +168,17 @@ def prepare(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
     return pixels[start : start + spec.size, start : start + spec.size]
 
 
+def _holds_many(array: np.ndarray) -> bool:
+    """Whether the first axis counts pictures: (N, H, W) or (N, H, W, C), where (H, W, 3) is one in colour."""
+    return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
+
+
 def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
-    array = source if source.ndim == 3 else source[:, :, None] if source.ndim == 2 else source
+    array = source[:, :, None] if source.ndim == 2 else source
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise InputError(
             f"a picture as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
-            f"{source.shape}; "
-            "convert it first"
+            f"{source.shape}; convert it first"
         )
     return fitted_array(array, size=spec.presize, channels=spec.channels, fit=spec.fit)
 
@@ -182,5 +188,5 @@ def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:
     if size <= 16:
         return "resnet20", {"layers": [2, 2], "widths": [32, 64]}
     if size <= 96:
-        return "resnet10", {"stem": "small", "widths": [32, 64, 128, 256]}
+        return "resnet9", {"stem": "whitening", "widths": [24, 48, 128, 256], "layers": [1, 1, 1]}
     return ("resnet18", {}) if count >= 2000 else ("resnet10", {})

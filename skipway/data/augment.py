@@ -9,7 +9,7 @@ arXiv:1409.4842.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 __all__ = ["augmented", "centred", "choose", "describe", "draws"]
@@ -39,8 +39,7 @@ def _stir(x: np.ndarray) -> np.ndarray:
 
 
 def choose(level: str, packed: int, size: int, mirrored: bool) -> str:
-    """What "auto" stands for: zoom where pictures have room to crop from, else shift; flips where a mirror "
-    "is harmless."""
+    """What "auto" stands for: zoom where there is room to crop from, else shift; flips where a mirror is harmless."""
     if level != "auto":
         return level
     return ("zoom" if packed > size else "shift") + ("+flip" if mirrored else "")
@@ -62,7 +61,7 @@ def augmented(pixels: np.ndarray, rows: np.ndarray, level: str, size: int, chanc
     parts = level.split("+")
     flip = (chances[:, 0] < 0.5) if "flip" in parts else np.zeros(len(rows), bool)
     if "zoom" in parts:
-        return _zoomed(_tensor(pixels[rows]), chances, flip, size)
+        return _zoomed(pixels, rows, chances, flip, size)
     reach = _reach(size) if "shift" in parts else 0
     start = (pixels.shape[1] - size) // 2
     down = start + np.floor(chances[:, 1] * (2 * reach + 1)).astype(np.int64) - reach
@@ -97,17 +96,21 @@ def _tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
 
 
-def _zoomed(x: Tensor, chances: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
-    """A part of each picture, of random area, shape and place, brought to `size` by one bilinear look-up."""
+def _zoomed(pixels: np.ndarray, rows: np.ndarray, chances: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
+    """A part of each picture, of random area, shape and place, brought to `size` by Pillow's antialiased bilinear.
+
+    Picture by picture, so that nothing depends on the batch; half the time of one `grid_sample` over all of them.
+    """
     area = _ZOOM[0] + (_ZOOM[1] - _ZOOM[0]) * chances[:, 1]
     ratio = np.exp((2 * chances[:, 2] - 1) * np.log(_RATIO))
-    wide = np.minimum(np.sqrt(area * ratio), 1.0)
-    high = np.minimum(np.sqrt(area / ratio), 1.0)
-    theta = np.zeros((len(x), 2, 3), np.float32)
-    theta[:, 0, 0] = np.where(flip, -wide, wide)
-    theta[:, 0, 2] = (2 * chances[:, 3] - 1) * (1 - wide)
-    theta[:, 1, 1] = high
-    theta[:, 1, 2] = (2 * chances[:, 4] - 1) * (1 - high)
-    grid = F.affine_grid(torch.from_numpy(theta), [len(x), x.shape[1], size, size], align_corners=False)
-    zoomed = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return zoomed.contiguous(memory_format=torch.channels_last)
+    sides = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], axis=1)), 1.0) * pixels.shape[1]
+    corners = chances[:, 3:5] * (pixels.shape[1] - sides)
+    zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
+    # In float32, as Pillow keeps them: there a rounding error of the sum cannot reach beyond the edge.
+    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    for i, box in enumerate(boxes.tolist()):
+        picture = pixels[rows[i]]
+        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+        small = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)).reshape(zoomed.shape[1:])
+        zoomed[i] = small[:, ::-1] if flip[i] else small
+    return _tensor(zoomed)

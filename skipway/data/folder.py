@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from skipway.data.images import SUFFIXES, BadPicture, read_picture_file
-from skipway.data.source import SPLITS, Content, Source, class_order, split_of
+from skipway.data.source import SPLITS, Content, Source, class_order, refuse_near_equal, split_of
 from skipway.errors import InputError, printable
 
 __all__ = ["folder_source", "has_class_folders", "picture_files"]
@@ -25,7 +25,7 @@ _PEEK = 200
 def folder_source(root: Path, follow_links: bool = False, allow_empty: bool = False) -> Source:
     """The pictures under `root`; class names come from the training set alone."""
     where = printable(root)
-    splits = _split_folders(root)
+    splits = _split_folders(root, follow_links)
     warnings: list[str] = []
     found = {split: _classes(folder, root, follow_links, warnings) for split, folder in splits.items()}
     empty = sorted(name for name, files in found["train"].items() if not files)
@@ -72,16 +72,21 @@ def has_class_folders(root: Path) -> bool:
 
 def picture_files(root: Path) -> list[Path]:
     """Every file under `root`, at any depth, whose name says that it is a picture, in a fixed order."""
+
+    def unreadable(error: OSError) -> None:
+        raise _cannot_list(Path(error.filename), error) from None
+
     found = []
-    for folder, names, files in os.walk(root):
+    for folder, names, files in os.walk(root, onerror=unreadable):
         names[:] = sorted(n for n in names if not _is_junk(n))
         found += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
     return found
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
     """{'train': root} where there are only class folders, or the folder of each split."""
-    folders = [Path(e.path) for e in _entries(root) if _is_folder(e)]
+    entries = [e for e in _entries(root) if _is_folder(e)]
+    folders = [Path(e.path) for e in entries]
     by_split: dict[str, Path] = {}
     for folder in folders:
         split = split_of(folder.name)
@@ -104,6 +109,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
         raise InputError(
             f"{printable(root)}: there is {', '.join(p.name for p in by_split.values())} but no train folder; add it"
         )
+    for entry in entries:
+        _refuse_outside(entry, root, follow_links)
     return {split: by_split[split] for split in SPLITS if split in by_split}
 
 
@@ -115,10 +122,7 @@ def _classes(folder: Path, root: Path, follow_links: bool, warnings: list[str]) 
         if not _is_folder(entry):
             ignored[Path(entry.name).suffix.lower() or "no suffix"] += 1
             continue
-        if entry.is_symlink() and not follow_links and not Path(entry.path).resolve().is_relative_to(root.resolve()):
-            raise InputError(
-                f"{printable(entry.path)} is a link that leads out of the folder; give --follow-links to read it"
-            )
+        _refuse_outside(entry, root, follow_links)
         files = []
         for inner in _entries(Path(entry.path)):
             if _is_folder(inner) and not _named_like_picture(inner.name):
@@ -131,9 +135,16 @@ def _classes(folder: Path, root: Path, follow_links: bool, warnings: list[str]) 
     if ignored:
         said = ", ".join(f"{count} {printable(suffix)}" for suffix, count in ignored.most_common(5))
         warnings.append(
-            f"ignored in {_key(folder, root) or 'the folder'}: files that are not named as pictures ({said})"
+            f"ignored in {_key(folder, root) or 'the folder'}: files that are no pictures of a class ({said})"
         )
     return classes
+
+
+def _refuse_outside(entry: os.DirEntry[str], root: Path, follow_links: bool) -> None:
+    if entry.is_symlink() and not follow_links and not Path(entry.path).resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"{printable(entry.path)} is a link that leads out of the folder; give --follow-links to read it"
+        )
 
 
 def _refuse_nested(class_folder: Path, inner: Path) -> None:
@@ -150,12 +161,12 @@ def _indices(
     """{folder name: class index} of a split, by name and never by position."""
     known = dict(zip(class_names, range(len(class_names)), strict=True))
     by_name = {folder: unicodedata.normalize("NFC", folder) for folder in classes}
+    refuse_near_equal(list(classes), where)
     extra = sorted(folder for folder, name in by_name.items() if name not in known)
     if extra:
         raise InputError(
             f"{where}: the {split} set has classes that the training set lacks: "
-            f"{', '.join(map(printable, extra[:5]))}; "
-            "the names must be those of the training folders"
+            f"{', '.join(map(printable, extra[:5]))}; give them the names of the training folders, or remove them"
         )
     missing = sorted(set(known) - set(by_name.values()))
     if missing:
@@ -168,9 +179,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not _is_junk(e.name)), key=lambda e: e.name)
     except OSError as error:
-        raise InputError(
-            f"cannot list the folder {printable(folder)}: {error.strerror}; check its permissions"
-        ) from None
+        raise _cannot_list(folder, error) from None
+
+
+def _cannot_list(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot list the folder {printable(folder)}: {error.strerror}; check its permissions")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -1,43 +1,84 @@
 """Data sets by name from the Hugging Face Hub: downloaded once, kept in its cache, read as parquet files."""
 
+import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, StorageError, printable
 
 __all__ = ["HUB_NAMES", "hub_folder"]
 
-# name -> (repository, revision, which files). The converted branch holds parquet of repositories that are scripts.
+_CONVERTED = "refs/convert/parquet"  # the Hub's own parquet of repositories that hold scripts or loose pictures
+
+# name -> (repository, revision, folder in it)
 HUB_NAMES = {
-    "cifar10": ("uoft-cs/cifar10", "main", "plain_text/*.parquet"),
-    "mnist": ("ylecun/mnist", "main", "mnist/*.parquet"),
-    "imagenette": ("frgfm/imagenette", "refs/convert/parquet", "160px/*/*.parquet"),
+    "cifar10": ("uoft-cs/cifar10", "main", "plain_text"),
+    "mnist": ("ylecun/mnist", "main", "mnist"),
+    "imagenette": ("frgfm/imagenette", _CONVERTED, "160px"),
 }
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def hub_folder(name: str) -> Path:
-    """The local folder of a named set or of `hf:org/name`, downloaded where it is not here yet."""
-    repository, revision, pattern = HUB_NAMES.get(name, (name.removeprefix("hf:"), "main", "*.parquet"))
-    if repository.count("/") != 1:
-        raise InputError(f"{printable(name)} is no data set of the Hub; write hf:org/name, as in hf:uoft-cs/cifar10")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    """The local folder of a named set, of `hf:org/name` or of `hf:org/name/folder`, downloaded where it is not here."""
+    if name in HUB_NAMES:
+        repository, revision, folder = HUB_NAMES[name]
+        revisions: tuple[str, ...] = (revision,)
+    else:
+        organisation, _, rest = name.removeprefix("hf:").partition("/")
+        short, _, folder = rest.partition("/")
+        repository, revisions = f"{organisation}/{short}", ("main", _CONVERTED)
+    for revision in revisions:
+        snapshot = _downloaded(repository, revision, f"{folder}/*.parquet" if folder else "*.parquet")
+        if snapshot and any((snapshot / folder).rglob("*.parquet")):
+            return snapshot / folder
+    raise InputError(
+        f"the data set {printable(f'{repository}/{folder}'.strip('/'))} of the Hub has no parquet files; download its "
+        "pictures and give their folder"
+    )
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+def _downloaded(repository: str, revision: str, pattern: str) -> Path | None:
+    """The snapshot of a revision with the files of that pattern, out of the cache where the Hub does not answer."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
-        folder = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[pattern])
+        with _quiet():
+            return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
+    except HFValidationError:
+        raise InputError(
+            f"{printable(repository)} is no data set of the Hub; write hf:org/name, as in hf:uoft-cs/cifar10"
+        ) from None
     except RepositoryNotFoundError:
         raise InputError(
-            f"the Hub has no data set {printable(repository)} that you may read; check the name, or log in "
-            "with `hf auth`"
+            f"the Hub has no data set {printable(repository)} that you may read; check the name, or log in with "
+            "`hf auth login`"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except RevisionNotFoundError:
+        return None
+    except Exception as error:  # what a connection can throw is as long a list as the library below has releases
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise StorageError(
+                f"{printable(repository)} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder "
+                "on another disk"
+            ) from None
         raise InputError(
-            f"{printable(name)} could not be downloaded ({printable(type(error).__name__)}: is this machine offline?); "
-            "give a folder or parquet file that is here, or use digits, which needs no download"
+            f"{printable(repository)} could not be downloaded ({type(error.__cause__ or error).__name__}: is this "
+            "machine offline?); try again, give a folder or parquet file that is here, or use digits, which needs no "
+            "download"
         ) from None
-    base = Path(folder)
-    while pattern.count("/") and "*" not in pattern.split("/")[0]:
-        head, _, pattern = pattern.partition("/")
-        base = base / head
-    return base
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's warnings of retries from the terminal: our one line says how it ended."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -85,6 +85,12 @@ class Batches:
             y = torch.from_numpy(self.packed.labels[ids])
             yield self.pictures(ids, epoch), y, ids
 
+    def plain(self, count: int) -> Tensor:
+        """Up to `count` pictures, evenly chosen, without augmentation: (N, C, S, S)."""
+        rows = self.rows[:: max(1, len(self.rows) // count)][:count]
+        x = centred(self.packed.pixels, rows, self.packed.packing.size)
+        return x.mul_(self.factor).add_(self.offset)
+
     def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """The pictures `ids` as the network is given them in that epoch."""
         size = self.packed.packing.size

@@ -3,15 +3,17 @@
 Shapes: N pictures, P the packed size; `pixels` is (N, P, P, C).
 """
 
+import ctypes
 import hashlib
 import io
+import math
 import os
 import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -74,11 +76,11 @@ def natural_packing(source: Source, size: int | None, fit: str, max_pixels: int)
             except BadPicture:
                 continue
             sides.append(max(width, height))
-            grey = grey and mode in ("1", "L", "I", "F") or grey and mode.startswith("I;16")
+            grey = grey and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"))
     natural = int(np.median(sides)) if sides else PHOTOGRAPH
     small = natural <= SMALL
     size = size or (natural if small else PHOTOGRAPH)
-    packed = size if natural <= size else round(size * ROOM)
+    packed = size if natural <= size else min(natural, round(size * ROOM))
     return Packing(size, packed, 1 if grey and sides else 3, fit, max_pixels)
 
 
@@ -137,15 +139,31 @@ def pack(
 
 
 def fingerprint(packed: Packed) -> str:
-    """SHA-256 over every picture's name, class, split and content: equal sets have equal ones."""
-    digest = hashlib.sha256(repr(packed.packing).encode())
+    """SHA-256 over every picture's name, class, split and content, and over what is made of them.
+
+    Equal sets have equal ones; a limit on what may be read is no part of that.
+    """
+    shape = replace(packed.packing, max_pixels=0)
+    digest = hashlib.sha256(repr((shape, packed.class_names)).encode("utf-8", "surrogatepass"))
     for split, indices in packed.splits.items():
         for i in indices:
-            digest.update(
-                f"{split}\0{packed.keys[i]}\0{packed.labels[i]}\0{packed.digests[i]}\n".encode("utf-8", "replace")
-            )
+            line = f"{split}\0{packed.keys[i]}\0{packed.labels[i]}\0{packed.digests[i]}\n"
+            digest.update(line.encode("utf-8", "surrogatepass"))  # names need not be UTF-8
     return digest.hexdigest()
 
+
+def _mute_libtiff() -> None:
+    """libtiff prints what it thinks of a damaged file straight to the terminal; Pillow's exception says it as well."""
+    try:
+        library = ctypes.CDLL(Image.core.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.restype = ctypes.c_void_p
+            setter(None)
+    except (OSError, AttributeError):  # a Pillow that keeps its libtiff to itself
+        pass
+
+
+_mute_libtiff()
 
 Outcome = tuple[np.ndarray, str, tuple[int, int], tuple[str, ...]]
 
@@ -153,7 +171,8 @@ Outcome = tuple[np.ndarray, str, tuple[int, int], tuple[str, ...]]
 def _decoded(source: Source, split: str, packing: Packing) -> Iterator[tuple[str, int, Outcome | InputError]]:
     """Every picture of a split in order, decoded by threads that stay a little ahead."""
     waiting: deque[tuple[str, int, Future[Outcome | InputError]]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         for key, label, content in zip(source.keys[split], source.labels[split], source.contents(split), strict=True):
             waiting.append((key, int(label), pool.submit(_decode_one, content, key, packing)))
             if len(waiting) > 8 * _THREADS:
@@ -162,6 +181,8 @@ def _decoded(source: Source, split: str, packing: Packing) -> Iterator[tuple[str
         while waiting:
             first_key, first_label, future = waiting.popleft()
             yield first_key, first_label, future.result()
+    finally:  # whoever stops listening does not wait for pictures that nobody will see
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode_one(content: Content, key: str, packing: Packing) -> Outcome | InputError:
@@ -203,17 +224,19 @@ def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         free = shutil.disk_usage(folder).free
         if free < needed * 1.05:
             raise StorageError(
-                f"the packed pictures need {needed:,} bytes, but {folder} has {free:,} free; set SKIPWAY_CACHE to a "
-                "folder on a larger disk, or give a smaller --img-size"
+                f"the packed pictures need {needed:,} bytes, but {printable(folder)} has {free:,} free; set "
+                "SKIPWAY_CACHE to a folder on a larger disk, or give a smaller --img-size"
             )
         with tempfile.TemporaryFile(dir=folder, prefix="skipway-") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, needed)  # a disk that fills up later would kill the process
             file.truncate(needed)
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except StorageError:
         raise
     except OSError as error:
         raise StorageError(
-            f"cannot pack the pictures into {folder}: {error.strerror}; set SKIPWAY_CACHE to a folder that "
+            f"cannot pack the pictures into {printable(folder)}: {error.strerror}; set SKIPWAY_CACHE to a folder that "
             "can be written"
         ) from None
 
@@ -225,7 +248,7 @@ def _refuse_too_many(packed: Packed, total: int, max_bad: float) -> None:
         more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
         raise InputError(
             f"{len(bad):,} of {total:,} pictures of {printable(packed.name)} cannot be read ({said}{more}); mend or "
-            f"remove them, or accept a share of {len(bad) / total:.3f} with --max-bad"
+            f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-bad"
         )
 
 
@@ -234,7 +257,7 @@ def _refuse_lost_classes(packed: Packed) -> None:
     gone = [name for name, count in zip(packed.class_names, left, strict=True) if not count]
     if gone:
         raise InputError(
-            f"no picture of the class {printable(gone[0])!r} of {printable(packed.name)} can be read; mend "
+            f"no training picture of the class {printable(gone[0])!r} of {printable(packed.name)} can be read; mend "
             "or remove them"
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from skipway.errors import InputError, printable
 
-__all__ = ["SPLITS", "Skipped", "Source", "class_order", "split_of"]
+__all__ = ["SPLITS", "Skipped", "Source", "class_order", "refuse_near_equal", "split_of"]
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {
@@ -59,7 +59,16 @@ def split_of(name: str) -> str | None:
 
 
 def class_order(names: list[str], where: str) -> tuple[str, ...]:
-    """Class names in their fixed order, refused where two are easily taken for one another."""
+    """At least two class names in their fixed order: by their characters, so '10' stands between '1' and '2'."""
+    refuse_near_equal(names, where)
+    if len(names) < 2:
+        only = f"only the class {printable(names[0])!r}" if names else "no class"
+        raise InputError(f"{where}: there is {only}, but a classifier needs at least two; add a folder for each class")
+    return tuple(sorted(unicodedata.normalize("NFC", name) for name in names))
+
+
+def refuse_near_equal(names: list[str], where: str) -> None:
+    """Refuse class names of which two are easily taken for one another, or one is no text at all."""
     seen: dict[str, str] = {}
     for name in names:
         try:
@@ -75,7 +84,3 @@ def class_order(names: list[str], where: str) -> tuple[str, ...]:
                 "or accents' spelling; merge or rename one"
             )
         seen[plain] = name
-    if len(names) < 2:
-        only = f"only the class {printable(names[0])!r}" if names else "no class"
-        raise InputError(f"{where}: there is {only}, but a classifier needs at least two; add a folder for each class")
-    return tuple(sorted(unicodedata.normalize("NFC", name) for name in names))

@@ -14,43 +14,47 @@ from skipway.errors import InputError, did_you_mean, printable
 __all__ = ["BUILT_IN", "open_source"]
 
 BUILT_IN = ("digits",)
+_WRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hub that a mirror would spoil
 
 
 def open_source(data: str, follow_links: bool = False, allow_empty: bool = False) -> Source:
     """The labelled pictures that `data` names; a folder or file that exists goes before a name of the Hub."""
-    path = Path(data).expanduser()
     if data in BUILT_IN:
         return digits()
+    path = Path(data)
     try:
-        exists = path.exists()
-    except OSError:
+        path = path.expanduser()
+        exists = bool(data) and path.exists()
+    except (OSError, RuntimeError):  # a folder that may not be looked into, a home of nobody
         exists = False
     if not exists and (data in HUB_NAMES or data.startswith("hf:")):
-        source = parquet_source(hub_folder(data))
+        source = parquet_source(hub_folder(data), allow_empty)
         source.name = data.removeprefix("hf:").rpartition("/")[2]
-        source.mirrored = data != "mnist"
+        source.mirrored = not _WRITTEN & set(data.lower().removeprefix("hf:").split("/"))
         return source
     if not exists:
         known = (*BUILT_IN, *HUB_NAMES)
         raise InputError(
-            f"there is no data at {printable(data)!r}{did_you_mean(data, known)}; give a folder with one "
-            "sub-folder per "
-            f"class, parquet files, hf:org/name, or one of {', '.join(known)}"
+            f"there is no data at {printable(data)!r}{did_you_mean(data, known)}; give a folder with one sub-folder "
+            f"per class, parquet files, hf:org/name, or one of {', '.join(known)}"
         )
     if parquet_files(path):
-        return parquet_source(path)
+        if path.is_dir() and picture_files(path):
+            raise InputError(
+                f"{printable(data)} holds both pictures and parquet files; keep the pictures or the parquet files in a "
+                "folder of their own, and name that"
+            )
+        return parquet_source(path, allow_empty)
     if path.is_file():
         raise InputError(
-            f"{printable(data)} is a {path.suffix or 'nameless'} file; pictures to learn from come as a "
-            "folder with one "
-            "sub-folder per class, or as .parquet"
+            f"{printable(data)} is a {printable(path.suffix) or 'nameless'} file; pictures to learn from come as a "
+            "folder with one sub-folder per class, or as .parquet"
         )
     if not has_class_folders(path):
-        found = f"{len(picture_files(path))} pictures" if picture_files(path) else "nothing"
+        loose = len(picture_files(path))
         raise InputError(
-            f"{printable(data)} holds {found} but no class folders; put the pictures of each class into a "
-            "folder of its "
-            "own, named as the class"
+            f"{printable(data)} holds {f'{loose} pictures' if loose else 'nothing'} but no class folders; put the "
+            "pictures of each class into a folder of its own, named as the class"
         )
     return folder_source(path, follow_links, allow_empty)
 

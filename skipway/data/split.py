@@ -1,6 +1,6 @@
 """Which pictures are for training, validation and test; what stands twice; what a careful eye says of a set."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from skipway.data.pack import Packed
 from skipway.data.source import SPLITS
 from skipway.errors import InputError, printable
 
-__all__ = ["class_counts", "hold_out", "refuse_leaks", "remarks", "twins"]
+__all__ = ["class_counts", "describe", "hold_out", "refuse_leaks", "remarks", "twins"]
 
 MOST_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
 IMBALANCED = 5.0
@@ -19,40 +19,47 @@ FEW = 20
 def hold_out(packed: Packed, fraction: float, seed: int) -> None:
     """Give a set without validation pictures some of its training pictures for that, of every class its share.
 
-    Pictures with the same content stay on the same side.
+    Pictures with the same content stay on the same side; every class stands on both sides. Which ones are held out is
+    a function of (set, fraction, seed).
     """
     if len(packed.splits.get("val", ())):
         return
-    from sklearn.model_selection import train_test_split
-
     train = packed.splits["train"]
     first = {packed.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
-    kinds = sorted(first.values())
+    kinds = np.array(sorted(first.values()), dtype=np.int64)
     labels = packed.labels[kinds]
     counts = np.bincount(labels, minlength=len(packed.class_names))
     single = [name for name, count in zip(packed.class_names, counts, strict=True) if count < 2]
     if single:
         raise InputError(
-            f"{printable(packed.name)}: the class {printable(single[0])!r} has one picture (copies not "
-            "counted), too few "
-            "to train on some and validate on others; add at least one more, or a val folder"
+            f"{printable(packed.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
+            "few to train on some and validate on others; add at least one more, or a val folder"
         )
-    classes = len(packed.class_names)
-    wanted = min(max(round(len(kinds) * fraction), classes), MOST_HELD_OUT if classes <= MOST_HELD_OUT else classes)
-    if len(kinds) - wanted < classes:
-        raise InputError(
-            f"{printable(packed.name)}: {len(kinds)} pictures of {classes} classes are too few to hold "
-            f"{wanted} out for "
-            "validation; add more, or a val folder"
-        )
-    _, held = train_test_split(kinds, test_size=wanted, stratify=labels, random_state=seed)
-    held_digests = {packed.digests[i] for i in held}
+    shares = _shares(counts, min(round(len(kinds) * fraction), MOST_HELD_OUT))
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within its class
+    held_digests = {packed.digests[i] for i in kinds[by_class[rank < np.repeat(shares, counts)]]}
     in_val = np.array([packed.digests[i] in held_digests for i in train])
     packed.splits = {
         "train": train[~in_val],
         "val": train[in_val],
         **{k: v for k, v in packed.splits.items() if k == "test"},
     }
+
+
+def _shares(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """How many of each class to hold out: within one of its exact share, at least one, never all.
+
+    >>> _shares(np.array([70, 30, 2]), 10).tolist()
+    [6, 3, 1]
+    """
+    exact = counts * (wanted / counts.sum())
+    shares = np.clip(np.floor(exact).astype(np.int64), 1, counts - 1)
+    room = np.flatnonzero((shares < exact) & (shares < counts - 1))
+    largest_first = room[np.argsort(shares[room] - exact[room], kind="stable")]
+    shares[largest_first[: max(0, wanted - int(shares.sum()))]] += 1
+    return shares
 
 
 def twins(packed: Packed) -> list[list[int]]:
@@ -70,7 +77,7 @@ def refuse_leaks(packed: Packed, allow: bool) -> None:
     across = [g for g in groups if len({split_of[i] for i in g}) > 1]
     crossed = [g for g in groups if len({int(packed.labels[i]) for i in g}) > 1]
     if across:
-        first = " and ".join(f"{printable(packed.keys[i])} ({split_of[i]})" for i in across[0][:2])
+        first = " and ".join(f"{printable(packed.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
         said = f"{len(across):,} pictures stand in more than one split, such as {first}"
         if not allow:
             raise InputError(
@@ -78,15 +85,20 @@ def refuse_leaks(packed: Packed, allow: bool) -> None:
             )
         packed.warnings.append(f"{said}: accuracies are flattered by them")
     if crossed:
-        first = " and ".join(
-            f"{printable(packed.keys[i])} ({printable(packed.class_names[packed.labels[i]])})" for i in crossed[0][:2]
-        )
+        names = {i: packed.class_names[packed.labels[i]] for i in crossed[0]}
+        pair = _unlike(crossed[0], names)
+        first = " and ".join(f"{printable(packed.keys[i])} ({printable(names[i])})" for i in pair)
         packed.warnings.append(
             f"{len(crossed):,} pictures stand under two classes, such as {first}: one label is wrong"
         )
     copies = sum(len(g) - 1 for g in groups)
     if copies:
         packed.warnings.append(f"{copies:,} pictures are exact copies of others")
+
+
+def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
+    """The first of a group and the first that is of another kind."""
+    return group[0], next(i for i in group if kind[i] != kind[group[0]])
 
 
 def class_counts(packed: Packed) -> dict[str, dict[str, int]]:
@@ -117,11 +129,6 @@ def remarks(packed: Packed) -> list[str]:
     if 0 < validation < 100:
         said.append(f"{validation} validation pictures: one picture is {1 / validation:.1%} of accuracy")
     return said
-
-
-def skip_summary(packed: Packed) -> Counter[str]:
-    """How many pictures were left out for each kind of reason."""
-    return Counter(s.reason.split(":")[0] for s in packed.skipped)
 
 
 def describe(packed: Packed) -> dict[str, Any]:

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from skipway.errors import InputError, did_you_mean
-from skipway.models import resnet
+from skipway.models import resnet, resnet9
 from skipway.skip import Chain
 
 __all__ = ["build", "names", "rebuild"]
 
 Builder = Callable[..., tuple[Chain, dict[str, Any]]]
 
-FAMILIES: dict[str, Builder] = {"resnet": resnet.resnet}
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {name: ("resnet", row) for name, row in resnet.NETWORKS.items()}
+FAMILIES: dict[str, Builder] = {"resnet": resnet.resnet, "resnet9": resnet9.resnet9}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (family, row)
+    for family, rows in (("resnet", resnet.NETWORKS), ("resnet9", resnet9.NETWORKS))
+    for name, row in rows.items()
+}
 
 
 def names(pattern: str = "*") -> list[str]:

@@ -5,7 +5,8 @@ Sources: He et al. 2015, arXiv:1512.03385 (all depths but 200, options A and B);
 arXiv:1603.05027; deep stem, He et al. 2018, arXiv:1812.01187.
 """
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ __all__ = ["NETWORKS", "STEMS", "resnet"]
 _FOUR = (64, 128, 256, 512)
 _THREE = (16, 32, 64)
 STEMS = ("large", "small", "deep")
+_MOST_BLOCKS = 3000  # a file's plan must not be able to fill the memory
 
 
 def _cifar(blocks: int) -> dict[str, Any]:
@@ -67,25 +69,25 @@ def resnet(
         layers: blocks in each stage; every stage after the first halves the picture.
         widths: channels in each stage (times 4 behind a bottleneck).
         stem: "large" (7x7, stride 2, max pool), "deep" (three 3x3, stride 2, max pool), "small" (3x3, keeps the size).
-        shortcut: "auto" (option B: project where the shape changes), "project" (C: everywhere), "pad" (A), "pool".
+        shortcut: "auto" (option B: project where the shape changes), "project" (C: everywhere), "pad" (A), "pool" (D).
         in_chans: channels of the pictures.
         num_classes: outputs.
         drop_path: chance to leave a block out while training, rising evenly from 0 to this over the depth.
     """
     plan: dict[str, Any] = {
         "block": block,
-        "layers": [int(n) for n in layers],
-        "widths": [int(w) for w in widths],
+        "layers": _whole("layers", layers),
+        "widths": _whole("widths", widths),
         "stem": stem,
         "shortcut": shortcut,
-        "in_chans": int(in_chans),
-        "num_classes": int(num_classes),
+        "in_chans": _whole("in_chans", [in_chans])[0],
+        "num_classes": _whole("num_classes", [num_classes])[0],
         "drop_path": float(drop_path),
     }
     _check(plan)
     channels = plan["widths"][0]
     stages: dict[str, nn.Module] = {}
-    rates = _rising(drop_path, sum(plan["layers"]))
+    rates = _rising(plan["drop_path"], sum(plan["layers"]))
     for stage, (count, width) in enumerate(zip(plan["layers"], plan["widths"], strict=True)):
         blocks = []
         for index in range(count):
@@ -94,11 +96,11 @@ def resnet(
             channels = width * EXPANSION[block]
         stages[f"stage{stage + 1}"] = Chain(*blocks)
     network = Chain(
-        stem=_stem(stem, in_chans, plan["widths"][0]),
+        stem=_stem(stem, plan["in_chans"], plan["widths"][0]),
         **stages,
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
-        head=nn.Linear(channels, num_classes),
+        head=nn.Linear(channels, plan["num_classes"]),
     )
     initialise(network)
     for module in network.modules():
@@ -138,6 +140,16 @@ def _rising(top: float, count: int) -> Iterator[float]:
     return (top * (i / (count - 1) if count > 1 else 1.0) for i in range(count))
 
 
+def _whole(name: str, values: Iterable[int]) -> list[int]:
+    try:
+        numbers = [operator.index(v) for v in values]
+    except TypeError:
+        numbers = [0]
+    if min(numbers, default=1) < 1:
+        raise InputError(f"resnet needs whole numbers of at least 1 for {name}, not {values}")
+    return numbers
+
+
 def _check(plan: dict[str, Any]) -> None:
     for name, known in (("block", BODIES), ("stem", STEMS), ("shortcut", SHORTCUTS)):
         if plan[name] not in known:
@@ -149,7 +161,5 @@ def _check(plan: dict[str, Any]) -> None:
         raise InputError(
             f"resnet needs as many widths as layers, one pair a stage, not {plan['layers']} and {plan['widths']}"
         )
-    for name in ("layers", "widths", "in_chans", "num_classes"):
-        values = plan[name] if isinstance(plan[name], list) else [plan[name]]
-        if min(values) < 1:
-            raise InputError(f"resnet needs {name} of at least 1, not {plan[name]}")
+    if sum(plan["layers"]) > _MOST_BLOCKS:
+        raise InputError(f"resnet has at most {_MOST_BLOCKS} blocks, not {sum(plan['layers'])}; give fewer layers")

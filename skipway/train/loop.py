@@ -4,6 +4,7 @@ Resuming is exact because nothing depends on a generator's state: order and augm
 picture), dropout of (seed, step).
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.console import Console, duration
-from skipway.errors import Interrupted, NotFiniteError
+from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
 from skipway.train import checkpoint
 from skipway.train.metrics import Feed, Scores, score
@@ -46,7 +47,6 @@ def fit(
         StorageError: a checkpoint could not be written.
     """
     settings, state, engine = trainer.settings, trainer.state, trainer.engine
-    schedule, steps = SCHEDULES[settings.schedule], -(-train.steps // settings.accumulate) * settings.epochs
     keeper = _Keeper(trainer, folder, facts, stop)
     keeper.save()
     while state.epoch < settings.epochs and state.status == "running":
@@ -58,13 +58,13 @@ def fit(
             x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
             logits = trainer.model(x)
             loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-            _need_finite(loss, "loss", state, ids)
-            engine.backward(loss / _batches_in_step(state.batch, train.steps, settings.accumulate))
+            _need_finite(loss, "loss", trainer, ids)
+            engine.backward(loss * _share(train.bounds, state.batch, settings.accumulate))
             if boundary := (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps:
                 norm = engine.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
-                _need_finite(norm, "gradient", state, ids)
+                _need_finite(norm, "gradient", trainer, ids)
                 for group in trainer.optimizer.param_groups:
-                    group["lr"] = settings.lr * schedule(state.step / steps)
+                    group["lr"] = group["factor"] * _learning_rate(settings, state.epoch, state.batch, train.steps)
                 trainer.stepper.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
@@ -79,7 +79,8 @@ def fit(
             asked = time.monotonic()
         bar.done()
         scores = score(trainer.judged, validation, engine.autocast, engine.device, keeper.save_if_asked)
-        best = _close_epoch(state, scores, settings.lr * schedule((state.step - 1) / steps), settings)
+        last = _learning_rate(settings, state.epoch, state.batch - 1, train.steps)
+        best = _close_epoch(state, scores, last, settings)
         on_epoch(state, trainer.judged.state_dict() if best else None)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
@@ -117,8 +118,8 @@ class _Keeper:
         if self.stop.requested and self.trainer.state.status == "running":
             self.save()
             raise Interrupted(
-                f"stopped by {self.stop.name} in epoch {self.trainer.state.epoch + 1}, work saved; "
-                "go on with --resume and the run's folder"
+                f"stopped by {self.stop.name} after step {self.trainer.state.step}, work saved; go on with --resume "
+                f"{printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
             )
 
 
@@ -132,6 +133,11 @@ def _tally(state: State, loss: Tensor, logits: Tensor, y: Tensor, seconds: float
 
 def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings) -> bool:
     """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
+    if not math.isfinite(scores.loss):
+        raise NotFiniteError(
+            f"the validation loss is not finite after epoch {state.epoch + 1}; the last checkpoint is from before: start "
+            "a new run with a lower --lr or --clip 1"
+        )
     state.epoch += 1
     row = {
         "epoch": state.epoch,
@@ -157,10 +163,19 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings) ->
     return best
 
 
-def _batches_in_step(batch: int, steps: int, accumulate: int) -> int:
-    """How many batches the step that `batch` belongs to sums over: the last step of an epoch may have fewer."""
-    begin = batch // accumulate * accumulate
-    return min(accumulate, steps - begin)
+def _learning_rate(settings: Settings, epoch: int, batch: int, batches: int) -> float:
+    """The rate of the step that `batch` of an epoch belongs to: a function of where it stands in the whole run."""
+    steps = -(-batches // settings.accumulate)
+    position = (epoch + batch // settings.accumulate / steps) / settings.epochs
+    return settings.lr * SCHEDULES[settings.schedule](position)
+
+
+def _share(bounds: list[tuple[int, int]], batch: int, accumulate: int) -> float:
+    """The share of `batch` in the pictures of its step, so that a step is the mean over its pictures, however split."""
+    first = batch // accumulate * accumulate
+    step = bounds[first : first + accumulate]
+    begin, end = bounds[batch]
+    return (end - begin) / (step[-1][1] - step[0][0])
 
 
 def _speed(state: State) -> str:
@@ -185,11 +200,12 @@ def _line(state: State, epochs: int) -> str:
     )
 
 
-def _need_finite(value: Tensor, what: str, state: State, ids: Any) -> None:
+def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     if torch.isfinite(value):
         return
-    said = ", ".join(str(int(i)) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
+    state = trainer.state
+    said = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
     raise NotFiniteError(
-        f"the {what} is not finite in step {state.step + 1} of epoch {state.epoch + 1} (pictures {said}); no step was "
-        "taken. Give a lower --lr or --clip 1; the last checkpoint is from before it"
+        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the pictures {said}; no "
+        "step was taken with it, and the last checkpoint is from before: start a new run with a lower --lr or --clip 1"
     )

@@ -20,12 +20,12 @@ class Feed(Protocol):
     """Batches as the training room needs them: (x (B, C, S, S), y (B,), ids (B,))."""
 
     @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
+    def bounds(self) -> list[tuple[int, int]]:
+        """(begin, end) of each batch of an epoch, counted in pictures."""
 
     @property
-    def count(self) -> int:
-        """Pictures in an epoch."""
+    def steps(self) -> int:
+        """Batches in an epoch."""
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """The batches of an epoch from the `start`-th on."""

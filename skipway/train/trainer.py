@@ -1,21 +1,17 @@
-"""What a training run consists of: settings, network, optimiser, average, engine, and where it is.
+"""What a training run consists of: settings, network, optimiser, average, engine, and where it is."""
 
-Source of the linear rule for the learning rate: Goyal et al. 2017, arXiv:1706.02677.
-"""
-
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["LR", "WEIGHT_DECAY", "Settings", "State", "Trainer", "has_bf16", "make_optimizer"]
-
-LR = {"sgd": 0.1, "adamw": 3e-3}  # for a batch of 128; scaled by the batch (arXiv:1706.02677) and its root
-WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}
+__all__ = ["Settings", "State", "Trainer", "as_found", "has_bf16", "make_optimizer"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,7 @@ class Settings:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    bias_lr: float = 1.0
     schedule: str = "one-cycle"
     label_smoothing: float = 0.1
     ema: float | None = None
@@ -66,24 +63,48 @@ def has_bf16(device: str) -> bool:
 
 
 def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimiser by name; weight decay on weights alone, not on norms and biases."""
+    """The optimiser by name; weight decay on weights alone, not on norms and biases.
+
+    Each group carries the `factor` that the loop multiplies its learning rate by.
+    """
     decayed = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
     others = [p for p in network.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay, "factor": 1.0},
+        {"params": others, "weight_decay": 0.0, "factor": settings.bias_lr},
+    ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.99))
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
 
-class Trainer:
-    """What one run of `fit` holds: network, optimiser, average, engine, and where it is."""
+@contextmanager
+def as_found() -> Iterator[None]:
+    """After it the caller's threads, random numbers and accelerate are as before: all are one per process."""
+    threads = torch.get_num_threads()
+    shared = [(c._shared_state, dict(c._shared_state)) for c in (AcceleratorState, PartialState, GradientState)]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            for state, before in shared:
+                state.clear()
+                state.update(before)
 
-    def __init__(self, network: nn.Module, settings: Settings):
+
+class Trainer:
+    """What one run of `fit` holds: network, optimiser, average, engine, and where it is.
+
+    `name_of(id)` is what errors call a picture.
+    """
+
+    def __init__(self, network: nn.Module, settings: Settings, name_of: Callable[[int], str] = str):
         AcceleratorState._reset_state(reset_partial_state=True)  # it is one per process, with the last run's precision
         self.engine = Accelerator(
             mixed_precision="bf16" if settings.precision == "bf16" else "no", cpu=settings.device == "cpu"
         )
-        self.settings, self.state = settings, State()
+        self.settings, self.state, self.name_of = settings, State(), name_of
         self.network = network.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, settings)
         self.average = None

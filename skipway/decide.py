@@ -1,0 +1,82 @@
+"""What a recipe leaves open is decided here: batch size, optimiser, learning rate, precision, device.
+
+The rules are tables; `--help` says "the network's own" where they hold.
+Source of the linear rule for the learning rate: Goyal et al. 2017, arXiv:1706.02677.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skipway.errors import InputError
+from skipway.recipe import Recipe
+from skipway.train.trainer import Settings, has_bf16
+
+__all__ = ["OWN", "Own", "batch_size_for", "settings_for"]
+
+
+@dataclass(frozen=True)
+class Own:
+    """How a family trains by default: `lr` is for `batch` pictures in a step and goes with the step's size."""
+
+    lr: float
+    batch: int
+    momentum: float
+    weight_decay: float
+    label_smoothing: float = 0.1
+    bias_lr: float = 1.0
+
+
+OWN = {
+    ("resnet", "sgd"): Own(lr=0.1, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("resnet", "adamw"): Own(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    # Fixed norm scales and partial identities bear rates far above He's (Jordan 2024, arXiv:2404.00498).
+    ("resnet9", "sgd"): Own(lr=0.75, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr=16.0),
+    ("resnet9", "adamw"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
+}
+
+
+def batch_size_for(recipe: Recipe, count: int) -> int:
+    """The recipe's batch size, or one that gives `count` training pictures steps enough to learn from."""
+    return recipe.batch_size or (32 if count < 5_000 else 64 if count < 20_000 else 512)
+
+
+def settings_for(recipe: Recipe, plan: dict[str, Any], batch_size: int) -> Settings:
+    """Everything that `fit` needs to know, with nothing left open, for the network of `plan`."""
+    optimizer = "sgd" if recipe.optimizer == "auto" else recipe.optimizer
+    own = OWN[plan["family"], optimizer]
+    share = batch_size * recipe.accumulate / own.batch
+    device = _device(recipe.device)
+
+    def first(value: float | None, otherwise: float) -> float:
+        return otherwise if value is None else value
+
+    return Settings(
+        epochs=recipe.epochs,
+        lr=first(recipe.lr, own.lr * min(share if optimizer == "sgd" else share**0.5, 4.0)),
+        optimizer=optimizer,
+        momentum=first(recipe.momentum, own.momentum),
+        weight_decay=first(recipe.weight_decay, own.weight_decay),
+        bias_lr=first(recipe.bias_lr, own.bias_lr),
+        schedule=recipe.schedule,
+        label_smoothing=first(recipe.label_smoothing, own.label_smoothing),
+        ema=recipe.ema,
+        clip=recipe.clip,
+        accumulate=recipe.accumulate,
+        patience=recipe.patience,
+        time_limit=recipe.time_limit,
+        seed=recipe.seed,
+        precision=recipe.precision if recipe.precision != "auto" else "bf16" if has_bf16(device) else "fp32",
+        device=device,
+        save_every=recipe.save_every,
+    )
+
+
+def _device(asked: str) -> str:
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
+        raise InputError(
+            "--device cuda was asked for, but torch sees no GPU here; leave it out or install torch for CUDA"
+        )
+    return asked if asked != "auto" else "cuda" if found else "cpu"

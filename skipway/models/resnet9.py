@@ -1,0 +1,152 @@
+"""ResNet-9 for small pictures: the residual network that two cores train in minutes.
+
+Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 2 to the power of the stages, and one more behind
+a whitening stem.
+Sources: D. Page, "How to train your ResNet" (2018 and 2019): the network, its whitening stem, fixed norm scales and
+scaled logits; partial identities in its convolutions, Jordan 2024, arXiv:2404.00498.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.blocks import conv
+from skipway.errors import InputError, did_you_mean
+from skipway.skip import Chain, Skip
+
+__all__ = ["NETWORKS", "Whitening", "resnet9", "whiten"]
+
+NETWORKS: dict[str, dict[str, Any]] = {"resnet9": {"widths": (64, 128, 256, 512), "num_classes": 10}}
+STEMS = ("small", "whitening")
+_SMALLEST_SPREAD = 5e-4  # keeps directions that hold nothing but noise from being blown up
+_LOGIT_SCALE = 1 / 9  # the largest of a map's values, not their mean, reaches the head: its logits begin too sure
+
+
+class Whitening(nn.Conv2d):
+    """(B, C, H, W) -> (B, 8C, H-1, W-1) by fixed 2x2 filters and a learned bias.
+
+    The filters are the principal directions of 2x2 patches, each over its spread, and their negatives, so that what
+    they give is uncorrelated and of one size. Random until `fit`.
+    """
+
+    def __init__(self, in_chans: int):
+        super().__init__(in_chans, 8 * in_chans, 2)
+        self.weight.requires_grad_(False)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Set the filters from pictures x (B, C, H, W) as the network is given them."""
+        patches = x.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 4 * x.shape[1]).double()
+        spread, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (spread.clamp_min(0) + _SMALLEST_SPREAD).sqrt()).T.reshape(-1, x.shape[1], 2, 2)
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+
+def whiten(network: nn.Module, x: Tensor) -> None:
+    """Fit every whitening stem in `network` to pictures x (B, C, H, W)."""
+    for module in network.modules():
+        if isinstance(module, Whitening):
+            module.fit(x)
+
+
+class Scaled(nn.Module):
+    """x times a fixed factor."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, kept."""
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        """The factor."""
+        return f"{self.factor:.4g}"
+
+
+def resnet9(
+    widths: Sequence[int] = (64, 128, 256, 512),
+    layers: Sequence[int] = (2, 0, 2),
+    stem: str = "small",
+    in_chans: int = 3,
+    num_classes: int = 10,
+) -> tuple[Chain, dict[str, Any]]:
+    """ResNet-9 and the plan that rebuilds it: `resnet9(**plan)`.
+
+    Args:
+        widths: channels of the stem and of each stage; every stage halves the picture.
+        layers: convolutions in the body of each stage's Skip; 0 for a stage without one.
+        stem: "small" (3x3 convolution), or "whitening" (fixed 2x2 filters that take the correlations out of the
+            training pictures; `widths[0]` does not count there).
+        in_chans: channels of the pictures.
+        num_classes: outputs.
+    """
+    plan: dict[str, Any] = {
+        "widths": [int(w) for w in widths],
+        "layers": [int(n) for n in layers],
+        "stem": stem,
+        "in_chans": int(in_chans),
+        "num_classes": int(num_classes),
+    }
+    if len(plan["widths"]) != len(plan["layers"]) + 1 or not plan["layers"]:
+        raise InputError(
+            f"resnet9 needs one width more than layers, for the stem, not {plan['widths']} and {plan['layers']}"
+        )
+    if min(*plan["widths"], in_chans, num_classes) < 1 or min(plan["layers"]) < 0:
+        raise InputError(
+            f"resnet9 needs widths, in_chans and num_classes of at least 1 and layers of at least 0, "
+            f"not {plan['widths']}, {in_chans}, {num_classes} and {plan['layers']}"
+        )
+    if stem not in STEMS:
+        raise InputError(f"resnet9 has no stem {stem!r}{did_you_mean(stem, STEMS)}; there are {', '.join(STEMS)}")
+    if stem == "whitening":
+        white = Whitening(in_chans)
+        first, channels = Chain(white=white, act=nn.ReLU(inplace=True)), white.out_channels
+    else:
+        first, channels = _conv(in_chans, plan["widths"][0]), plan["widths"][0]
+    stages: dict[str, nn.Module] = {}
+    for index, (width, count) in enumerate(zip(plan["widths"][1:], plan["layers"], strict=True)):
+        body: dict[str, nn.Module] = {"skip": Skip([_conv(width, width) for _ in range(count)])} if count else {}
+        stages[f"stage{index + 1}"] = Chain(down=_down(channels, width), **body)
+        channels = width
+    network = Chain(
+        stem=first,
+        **stages,
+        pool=nn.AdaptiveMaxPool2d(1),
+        flatten=nn.Flatten(),
+        head=nn.Linear(channels, num_classes, bias=False),
+        scale=Scaled(_LOGIT_SCALE),
+    )
+    return network, plan
+
+
+def _conv(in_channels: int, out_channels: int) -> Chain:
+    return Chain(conv=_begun(in_channels, out_channels), norm=_norm(out_channels), act=nn.ReLU(inplace=True))
+
+
+def _down(in_channels: int, out_channels: int) -> Chain:
+    return Chain(
+        conv=_begun(in_channels, out_channels),
+        pool=nn.MaxPool2d(2),
+        norm=_norm(out_channels),
+        act=nn.ReLU(inplace=True),
+    )
+
+
+def _begun(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution whose first filters pass their channel on as it is."""
+    layer = conv(in_channels, out_channels, 3)
+    nn.init.dirac_(layer.weight.data[:in_channels])
+    return layer
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """A norm whose scale is fixed at 1: what follows sets it anyway, and its bias learns faster without it."""
+    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return norm
