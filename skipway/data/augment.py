@@ -4,7 +4,7 @@ So the number of workers, the batch size and a resumed run cannot change it.
 
 Shapes: B batch, P packed size, S size given to the network. Pixels are (B, P, P, C) uint8; outputs (B, C, S, S) float.
 Sources: shift by padding, He et al. 2015, arXiv:1512.03385; zoom (random resized crop), Szegedy et al. 2014,
-arXiv:1409.4842.
+arXiv:1409.4842; alternating flips, Jordan 2024, arXiv:2404.00498.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["augmented", "centred", "choose", "describe", "draws"]
+__all__ = ["augmented", "centred", "chances", "choose", "describe", "draws"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ZOOM = (0.35, 1.0)  # share of the area that a zoom keeps
@@ -30,6 +30,18 @@ def draws(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
         columns = _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
         bits = _stir(state[:, None] + columns[None, :])
     return (bits >> np.uint64(11)) / float(1 << 53)
+
+
+def chances(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
+    """(len(ids), 5) numbers that `augmented` takes; the first decides on the flip.
+
+    Whether a picture is flipped alternates from epoch to epoch, so that any two epochs in a row show both sides of
+    every picture.
+    """
+    table = draws(seed, epoch, ids, 5)
+    first = draws(seed, 0, ids, 1)[:, 0]
+    table[:, 0] = first if epoch % 2 == 0 else 1 - first
+    return table
 
 
 def _stir(x: np.ndarray) -> np.ndarray:
@@ -80,7 +92,7 @@ def centred(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
 
 
 def _reach(size: int) -> int:
-    return max(1, size // 8)
+    return max(1, size // 16)
 
 
 def _reflected(index: np.ndarray, size: int) -> np.ndarray:

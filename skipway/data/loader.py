@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.augment import augmented, centred, draws
+from skipway.data.augment import augmented, centred, chances
 from skipway.data.pack import Packed
 from skipway.errors import InputError
 
@@ -97,6 +97,5 @@ class Batches:
         if self.level is None:
             x = centred(self.packed.pixels, ids, size)
         else:
-            chances = draws(self.seed, epoch, ids, 5)
-            x = augmented(self.packed.pixels, ids, self.level, size, chances)
+            x = augmented(self.packed.pixels, ids, self.level, size, chances(self.seed, epoch, ids))
         return x.mul_(self.factor).add_(self.offset)
