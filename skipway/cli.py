@@ -267,10 +267,9 @@ def _silence(stream: Any) -> None:
 
 
 def _complain(text: str) -> None:
-    try:
-        print(f"skipway: {printable(text)}", file=sys.stderr)
-    except (OSError, UnicodeEncodeError):
-        return
+    with suppress(AttributeError, OSError, ValueError):
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may stand there, cut short by the error
+        print(f"{clear}skipway: {printable(text)}", file=sys.stderr)
 
 
 def _version() -> str:

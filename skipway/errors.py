@@ -25,6 +25,10 @@ class SkipwayError(Exception):
 
     exit_code = 70
 
+    def at(self, where: str) -> "SkipwayError":
+        """The same error with the place in front of its text."""
+        return type(self)(f"{where}: {self}")
+
 
 class InputError(SkipwayError, ValueError):
     """Something the user gave cannot be used."""

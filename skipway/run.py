@@ -42,7 +42,7 @@ from skipway.train.loop import fit
 from skipway.train.metrics import Scores, score
 from skipway.train.schedule import SCHEDULES
 from skipway.train.trainer import Settings, State, Trainer, as_found
-from skipway.zoo import Network, auto_model, create_model, load, restore
+from skipway.zoo import Network, auto_model, create_model, list_models, load, restore
 
 __all__ = ["Run", "train"]
 
@@ -126,6 +126,8 @@ def train(
         packing = natural_packing(source, recipe.img_size, recipe.fit, recipe.max_pixels)
         name, row = auto_model(packing.size, source.count("train")) if recipe.model == "auto" else (recipe.model, {})
         if earlier is None:
+            if name not in list_models():
+                create_model(name)  # refuses the name before anything is decoded
             folder = new_folder(recipe, source.name, name)
             held.enter_context(taken_back(folder))
             held.enter_context(_hold(folder))

@@ -138,7 +138,7 @@ class Parallel(Placed):
         try:
             return self.join(*outputs)
         except ShapeError as error:
-            raise ShapeError(f"{self.where}: {error}") from None
+            raise error.at(self.where) from None
 
     def __repr__(self) -> str:
         return show(self)
@@ -210,7 +210,7 @@ class Skip(Placed):
         try:
             out = self.join(branch, kept)
         except ShapeError as error:
-            raise ShapeError(f"{self.where}: {error}") from None
+            raise error.at(self.where) from None
         return out if self.after is None else self.after(out)
 
     def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
@@ -226,7 +226,7 @@ class Skip(Placed):
                 if shortcut is not None:
                     shortcut.to(x.device, x.dtype)
         except ShapeError as error:
-            raise ShapeError(f"{self.where}: {error}") from None
+            raise error.at(self.where) from None
         self.shortcut = shortcut
         self.open_shortcut = None
 

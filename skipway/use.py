@@ -225,7 +225,7 @@ def summarise(model: str, size: int | None = None, num_classes: int | None = Non
         shape = (1, spec.channels, size or spec.size, size or spec.size)
     else:
         network = create_model(model, num_classes)
-        size = size or (32 if network.plan["stem"] == "small" else 224)
+        size = size or (32 if network.plan.get("stem") == "small" else 224)
         shape = (1, network.plan["in_chans"], size, size)
     return repr(network) if code else str(summary_of(network, shape))
 
@@ -241,18 +241,16 @@ def model_table(pattern: str = "*") -> str:
         with torch.device("meta"):
             network = create_model(name)
         count = sum(p.numel() for p in network.parameters())
-        plan = network.plan
-        lines.append(
-            f"{name:<{width}}  {count:>11,} parameters  {_shape(plan)}, {plan['stem']} stem, "
-            f"{plan['num_classes']} classes"
-        )
+        lines.append(f"{name:<{width}}  {count:>11,} parameters  {_shape(network.plan)}")
     return "\n".join(lines)
 
 
 def _shape(plan: dict[str, Any]) -> str:
-    if "layers" in plan:
-        return f"{plan['block']} blocks {'-'.join(map(str, plan['layers']))}"
-    return f"widths {'-'.join(map(str, plan['widths']))}"
+    """What tells a network from the others of its family."""
+    kind = f"{plan['block']} blocks" if "block" in plan else plan["family"]
+    depth = "-".join(map(str, plan.get("layers") or plan.get("widths") or ()))
+    stem = f"{plan['stem']} stem" if "stem" in plan else ""
+    return ", ".join(part for part in (f"{kind} {depth}".strip(), stem, f"{plan['num_classes']} classes") if part)
 
 
 def environment_table() -> str:

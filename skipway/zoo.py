@@ -123,7 +123,7 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
         with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
             network = Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
     except InputError as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise error.at(where) from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
@@ -136,6 +136,12 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
     ] + [f"{name} has no place" for name in tensors if name not in wanted]
     if wrong:
         raise ShapeError(f"{where} does not fit its own plan: {'; '.join(wrong[:5])}; write it again")
+    given, meant = (plan.get("in_chans"), plan.get("num_classes")), (spec.channels, spec.num_classes)
+    if given != meant:
+        raise ShapeError(
+            f"{where} plans a network for {given[0]} channels and {given[1]} classes, but its Spec has {meant[0]} and "
+            f"{meant[1]}; write it again"
+        )
     network.to_empty(device="cpu").load_state_dict(tensors)
     return network.eval()
 

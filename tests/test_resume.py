@@ -19,6 +19,9 @@ from skipway.train import checkpoint
 from skipway.train.durable import Lock
 from tests.small_runs import QUICK, Words, numbers, pictures, quick, same_runs, table
 
+RICH = {"ema": 0.9, "accumulate": 2, "optimizer": "adamw", "drop_path": 0.2}
+DECODED = 1 + 60  # polls before the first step: one at the start, one a picture
+
 
 class StopAt(StopFlag):
     def __init__(self, at):
@@ -41,11 +44,13 @@ def base(tmp_path_factory):
     """A place with data, a whole run, and one that was stopped in its second epoch."""
     base = tmp_path_factory.mktemp("base")
     pictures(base / "kinds")
-    write, report.write = report.write, lambda folder: folder / "report.html"
-    quick(base / "kinds", base / "runs", name="whole")
-    with pytest.raises(Interrupted):
-        quick(base / "kinds", base / "runs", name="half", stop=StopAt(15 + 7))
-    report.write = write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base)
+        patch.setattr(report, "write", lambda folder: folder / "report.html")
+        quick("kinds", "runs", name="whole")
+        quick("kinds", "runs", name="uncut", **RICH)
+        with pytest.raises(Interrupted):
+            quick("kinds", "runs", name="half", stop=StopAt(DECODED + 6))
     state = checkpoint.load(base / "runs" / "half" / "weights" / "last").state["state"]
     assert state["epoch"] == 1 and state["batch"] > 0
     return base
@@ -62,24 +67,23 @@ def test_a_resumed_run_equals_one_that_never_stopped(place, base):
     assert same_runs(run.path, place / "runs" / "whole")
     assert "going on with" in words and "no longer" not in words
     files = [{str(p.relative_to(f)) for p in f.rglob("*")} for f in (run.path, place / "runs" / "whole")]
-    assert files[0] == files[1]
+    assert {f for f in files[0] if "step-" not in f} == {f for f in files[1] if "step-" not in f}
     before, after = ((f / "runs" / "half" / "config.yaml").read_text() for f in (base, place))
     assert before == after
     tables = ("per_class.csv", "confusion_matrix.csv", "predictions.csv", "splits.csv", "skipped.csv")
     assert all((run.path / t).read_text() == (place / "runs" / "whole" / t).read_text() for t in tables)
 
 
-@pytest.mark.parametrize("at", range(0, 24, 3))
-def test_a_run_stopped_anywhere_and_resumed_equals_one_that_never_stopped(place, at):
-    options = {"name": "cut", "ema": 0.9, "accumulate": 2, "optimizer": "adamw", "drop_path": 0.2}
+@pytest.mark.parametrize("at", [0, 30, *range(DECODED, DECODED + 11)])
+def test_a_run_stopped_anywhere_and_resumed_equals_one_that_never_stopped(place, monkeypatch, at):
+    monkeypatch.chdir(place)
     try:
-        quick(place / "kinds", place / "runs", stop=StopAt(at), **options)
+        quick("kinds", "runs", name="cut", stop=StopAt(at), **RICH)
     except Interrupted:
-        if (place / "runs" / "cut").exists():
-            train(resume=place / "runs" / "cut")
+        if Path("runs/cut").exists():
+            train(resume="runs/cut")
         else:
-            quick(place / "kinds", place / "runs", **options)
-    quick(place / "kinds", place / "runs", **{**options, "name": "uncut"})
+            quick("kinds", "runs", name="cut", **RICH)
     assert same_runs(place / "runs" / "cut", place / "runs" / "uncut")
 
 
@@ -207,7 +211,7 @@ def test_a_run_that_moved_goes_on_from_anywhere(place, monkeypatch):
     (place / "work").mkdir()
     monkeypatch.chdir(place)
     with pytest.raises(Interrupted):
-        quick("kinds", "runs", name="cut", stop=StopAt(22))
+        quick("kinds", "runs", name="cut", stop=StopAt(DECODED + 6))
     monkeypatch.chdir(place / "work")
     assert "data: kinds\n" in (place / "runs" / "cut" / "config.yaml").read_text()
     (place / "link").symlink_to("runs")

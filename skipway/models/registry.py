@@ -46,7 +46,7 @@ def rebuild(plan: dict[str, Any]) -> Chain:
     values = dict(plan)
     values.pop("name", None)
     family = values.pop("family", None)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"the plan's family is {family!r}, but this skipway knows {', '.join(FAMILIES)}; upgrade skipway"
         )

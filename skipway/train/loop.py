@@ -135,8 +135,8 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings) ->
     """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
-            f"the validation loss is not finite after epoch {state.epoch + 1}; the last checkpoint is from before: start "
-            "a new run with a lower --lr or --clip 1"
+            f"the validation loss is not finite after epoch {state.epoch + 1}; the last checkpoint is from before: "
+            "start a new run with a lower --lr or --clip 1"
         )
     state.epoch += 1
     row = {
@@ -180,9 +180,9 @@ def _share(bounds: list[tuple[int, int]], batch: int, accumulate: int) -> float:
 
 def _speed(state: State) -> str:
     seconds = max(state.seconds, 1e-9)
-    return (
-        f"loss {state.loss / state.seen:.3f}, accuracy {state.correct / state.seen:.1%}, "
-        f"{state.seen / seconds:,.0f} pictures/s, {state.waited / seconds:.0%} waiting for data"
+    return (  # in this order, since a terminal may cut it off
+        f"{state.seen / seconds:,.0f} pictures/s, {state.waited / seconds:.0%} waiting, "
+        f"loss {state.loss / state.seen:.3f}, accuracy {state.correct / state.seen:.1%}"
     )
 
 

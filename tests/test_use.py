@@ -1,0 +1,175 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+import skipway as sw
+from skipway import report, use
+from skipway.errors import InputError, Interrupted
+from skipway.signals import StopFlag
+from skipway.use import check, evaluate, model_table, predict, summarise, write_predictions
+from tests.small_runs import pictures, quick, table
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("use")
+    pictures(place / "kinds", 12)
+    write, report.write = report.write, lambda folder: folder / "report.html"
+    quick(place / "kinds", place / "runs", name="run", epochs=6)
+    report.write = write
+    return place
+
+
+@pytest.fixture
+def weights(place, tmp_path, monkeypatch):
+    """Nothing but the file of weights, in a folder of its own, which is also where we are."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(place / "runs" / "run" / "weights" / "best.safetensors", "alone.safetensors")
+    return "alone.safetensors"
+
+
+def test_there_is_one_row_per_input_in_order(place, weights, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    sources = [place / "kinds" / "cow", "bad.png", "absent.png", place / "kinds" / "ant" / "00.png", "empty"]
+    rows = predict(weights, sources)
+    cows = sorted(map(str, (place / "kinds" / "cow").iterdir()))
+    assert [r.source for r in rows] == [*cows, "bad.png", "absent.png", str(sources[3]), "empty"]
+    assert all(r.top and not r.reason for r in rows if r.source.startswith(str(place)))
+    reasons = {r.source: r.reason for r in rows if not r.top}
+    assert set(reasons) == {"bad.png", "absent.png", "empty"} and all(reasons.values())
+    assert "holds no picture; give pictures, or a folder that has some" in reasons["empty"]
+    for row in rows:
+        shares = [share for _, share in row.top]
+        assert shares == sorted(shares, reverse=True) and len(shares) in (0, 3)
+        assert sum(shares) == pytest.approx(1, abs=1e-5) or not shares
+    assert rows[0].top[0][0] == "cow" and rows[-2].top[0][0] == "ant"
+
+
+def test_rows_equal_those_of_the_network(place, weights):
+    files = sorted((place / "kinds").rglob("*.png"))
+    rows, network = predict(weights, files, top=1), sw.load(weights)
+    assert [r.top[0][0] for r in rows] == network.predict(files)
+    assert [r.top[0][1] for r in rows] == pytest.approx(network.predict_proba(files).max(1).tolist())
+
+
+def test_more_than_one_batch_keeps_its_order(place, weights):
+    arrays = [np.full((8, 8), v % 256, np.uint8) for v in range(150)]
+    arrays[70] = np.zeros((8, 8), np.float32)
+    rows = predict(sw.load(weights), arrays)
+    assert len(rows) == 150 and [i for i, r in enumerate(rows) if not r.top] == [70]
+    assert rows[149].top == predict(weights, [arrays[149]])[0].top
+
+
+def test_one_input_need_not_be_a_list(place, weights):
+    file = place / "kinds" / "ant" / "00.png"
+    for source in (file, str(file), np.zeros((8, 8), np.uint8)):
+        assert len(predict(weights, source)) == 1
+
+
+def test_nothing_to_predict_and_nothing_to_name_are_refused(weights):
+    with pytest.raises(InputError, match="predict needs at least one picture or a folder that holds some"):
+        predict(weights, [])
+    with pytest.raises(InputError, match="top must be at least 1, not 0"):
+        predict(weights, ["x"], top=0)
+
+
+def test_a_stop_is_said(place, weights):
+    stop = StopFlag()
+    stop.request("SIGTERM")
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after 0 of 12 pictures"):
+        predict(weights, place / "kinds" / "ant", stop=stop)
+
+
+def test_a_table_of_predictions_is_harmless_and_has_a_row_each(place, weights, tmp_path):
+    hostile = ["=cmd().png", "-x.png", "a\nb.png", "\x1b[2J.png", "<img>.png"]
+    for name in hostile[:-1]:
+        shutil.copy(place / "kinds" / "ant" / "00.png", name)
+    rows = predict(weights, hostile)
+    write_predictions(tmp_path / "p.csv", rows, 3)
+    found = table(tmp_path / "p.csv")
+    assert [r["file"] for r in found] == ["'=cmd().png", "'-x.png", "a\\x0ab.png", "\\x1b[2J.png", "<img>.png"]
+    assert [r["status"] for r in found] == ["ok"] * 4 + ["error"] and found[4]["reason"] and not found[4]["label"]
+    assert list(found[0]) == [
+        "file", "status", "label", "probability", "label_2", "probability_2", "label_3", "probability_3", "reason",
+    ]  # fmt: skip
+
+
+def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place, weights, tmp_path):
+    whole = evaluate(weights, place / "kinds")
+    assert whole.count == 36 and sum(r["count"] for r in whole.classes) == 36 and whole.split == "train"
+    files = sorted((place / "kinds").rglob("*.png"))
+    right = np.mean([a == f.parent.name for a, f in zip(sw.load(weights).predict(files), files, strict=True)])
+    assert whole.accuracy == right
+    some = shutil.copytree(place / "kinds", tmp_path / "some")
+    shutil.rmtree(some / "ant")
+    (some / "bee" / "bad.png").write_text("x")
+    part = evaluate(weights, some)
+    assert part.count == 24 and part.skipped == 1 and [r["count"] for r in part.classes] == [0, 12, 12]
+    for row, all_row in zip(part.classes[1:], whole.classes[1:], strict=True):
+        assert row["class"] == all_row["class"] and row["recall"] == all_row["recall"]
+    text = str(part)
+    assert text.startswith("train: accuracy ") and "(1 unreadable left out)" in text and len(text.splitlines()) == 5
+
+
+def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
+    other = pictures(tmp_path / "other", 2, kinds=("ant", "yak"))
+    with pytest.raises(InputError, match="has classes that the network does not know: yak; it knows ant, bee, cow"):
+        evaluate(weights, other)
+    with pytest.raises(InputError, match="has no test split; it has train"):
+        evaluate(weights, place / "kinds", split="test")
+    for kind in ("ant", "bee"):
+        (tmp_path / "torn" / kind).mkdir(parents=True)
+        (tmp_path / "torn" / kind / "a.png").write_text("x")
+    with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
+        evaluate(weights, tmp_path / "torn")
+    late = StopFlag()
+    pack = use.pack
+    try:
+        use.pack = lambda *a, **k: (pack(*a, **k), late.request("SIGTERM"))[0]
+        with pytest.raises(Interrupted, match="stopped by SIGTERM while evaluating"):
+            evaluate(weights, place / "kinds", stop=late)
+    finally:
+        use.pack = pack
+
+
+def test_check_says_what_a_careful_eye_sees(place, tmp_path):
+    said = check(place / "kinds")
+    assert "kinds: 3 classes, 36 train pictures" in said and "grey; trained at 8 px" in said and "ant  train 12" in said
+    data = shutil.copytree(place / "kinds", tmp_path / "d")
+    (data / "ant" / "bad\x1b.png").write_text("x")
+    shutil.copy(data / "ant" / "00.png", data / "ant" / "copy.png")
+    said = check(data)
+    assert "1 cannot be read:" in said and "bad\\x1b.png: " in said and "mind: " in said and "\x1b" not in said
+
+
+def test_a_summary_takes_names_runs_and_files(place, weights, tmp_path):
+    by_name, by_file = summarise("resnet20", num_classes=3), summarise(weights)
+    assert "parameters" in by_name.lower() and "(1, 1, 8, 8)" in by_file or "8" in by_file
+    assert summarise(str(place / "runs" / "run")) == by_file
+    assert summarise("resnet20", code=True) != by_name
+    (tmp_path / "resnet20").mkdir()
+    assert summarise("resnet20", num_classes=3) == by_name
+    with pytest.raises(InputError, match="size must be at least 1, not 0"):
+        summarise("resnet20", size=0)
+    with pytest.raises(InputError, match="num_classes must be at least 1, not -1"):
+        summarise("resnet20", num_classes=-1)
+    with pytest.raises(InputError, match="no network is called 'resnet21'"):
+        summarise("resnet21")
+
+
+def test_every_registered_network_has_its_line():
+    lines = model_table().splitlines()
+    assert [line.split()[0] for line in lines] == sw.list_models() and all(" parameters  " in line for line in lines)
+    with pytest.raises(InputError, match="no network's name matches 'x"):
+        model_table("x*")
+
+
+def test_the_environment_is_named(monkeypatch):
+    said = use.environment_table()
+    assert all(word in said for word in ("skipway", "torch", "precision", f"{os.cpu_count()} cores"))
+    monkeypatch.setattr(use, "find_spec", lambda name: None)
+    assert "not installed: pip install 'skipway[parquet]'" in use.environment_table()
+    assert use._version("no-such-package-anywhere") == "not installed"
