@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from skipway.train import checkpoint
+from skipway.training import checkpoint
 
 KILLS_A_RUN = 4
 OPTIONS = "-m resnet20 --epochs 4 --threads 1 --ema 0.9 --drop-path 0.1 --accumulate 2 --save-every 0 -o runs".split()

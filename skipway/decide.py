@@ -11,7 +11,7 @@ import torch
 
 from skipway.errors import InputError
 from skipway.recipe import Recipe
-from skipway.train.trainer import Settings, has_bf16
+from skipway.training.trainer import Settings, has_bf16
 
 __all__ = ["OWN", "Own", "batch_size_for", "settings_for"]
 

@@ -13,8 +13,8 @@ from skipway.data.sources import BUILT_IN
 from skipway.errors import InputError, printable
 from skipway.recipe import Recipe
 from skipway.runfolder import cell
-from skipway.train.checkpoint import Checkpoint, differences
-from skipway.train.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import Checkpoint, differences
+from skipway.training.checkpoint import load as load_checkpoint
 
 __all__ = ["Earlier", "changed_data", "earlier_run", "machine", "old_splits", "run_folder"]
 

@@ -36,12 +36,12 @@ from skipway.runfolder import (
 )
 from skipway.signals import StopFlag
 from skipway.spec import Spec
-from skipway.train.checkpoint import save_weights
-from skipway.train.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
-from skipway.train.loop import fit
-from skipway.train.metrics import Scores, score
-from skipway.train.schedule import SCHEDULES
-from skipway.train.trainer import Settings, State, Trainer, as_found
+from skipway.training.checkpoint import save_weights
+from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
+from skipway.training.loop import fit
+from skipway.training.metrics import Scores, score
+from skipway.training.schedule import SCHEDULES
+from skipway.training.trainer import Settings, State, Trainer, as_found
 from skipway.zoo import Network, auto_model, create_model, list_models, load, restore
 
 __all__ = ["Run", "train"]

@@ -25,8 +25,8 @@ from skipway.data.loader import Batches
 from skipway.data.pack import Packed
 from skipway.errors import InputError, SkipwayError, StorageError, printable
 from skipway.recipe import Recipe
-from skipway.train.durable import make_folder, write_file
-from skipway.train.metrics import Scores, per_class
+from skipway.training.durable import make_folder, write_file
+from skipway.training.metrics import Scores, per_class
 
 __all__ = [
     "RESULTS",

@@ -26,8 +26,8 @@ from skipway.recipe import Recipe
 from skipway.runfolder import processor, write_table
 from skipway.signals import StopFlag
 from skipway.spec import Spec
-from skipway.train.metrics import Scores, per_class, score
-from skipway.train.trainer import has_bf16
+from skipway.training.metrics import Scores, per_class, score
+from skipway.training.trainer import has_bf16
 from skipway.zoo import Network, create_model, list_models, load, prepare
 
 __all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]

@@ -20,7 +20,7 @@ from skipway.models import registry
 from skipway.shapes import evaluation
 from skipway.skip import Chain
 from skipway.spec import Spec
-from skipway.train.checkpoint import load_weights
+from skipway.training.checkpoint import load_weights
 
 __all__ = ["Network", "auto_model", "create_model", "list_models", "load", "prepare", "weights_file"]
 

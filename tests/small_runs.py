@@ -8,8 +8,8 @@ from PIL import Image
 
 from skipway.console import Console
 from skipway.run import train
-from skipway.train.checkpoint import load as load_checkpoint
-from skipway.train.checkpoint import load_weights
+from skipway.training.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import load_weights
 
 QUICK = {"model": "resnet20", "epochs": 2, "batch_size": 16, "threads": 1, "precision": "fp32"}
 KINDS = ("ant", "bee", "cow")

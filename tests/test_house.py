@@ -20,7 +20,14 @@ FLOORS = [
             *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
             *("data.pack", "data.split", "data.augment", "data.loader"),
         ],
-        ["train.schedule", "train.metrics", "train.durable", "train.checkpoint", "train.trainer", "train.loop"],
+        [
+            "training.schedule",
+            "training.metrics",
+            "training.durable",
+            "training.checkpoint",
+            "training.trainer",
+            "training.loop",
+        ],
     ],
     [
         [
@@ -86,7 +93,7 @@ def test_every_import_arrow_points_down():
 
 @pytest.mark.parametrize(
     "importer, target",
-    [("errors", "skip"), ("train.loop", "data.pack"), ("models.mlp", "models.registry"), ("zoo", "run")],
+    [("errors", "skip"), ("training.loop", "data.pack"), ("models.mlp", "models.registry"), ("zoo", "run")],
 )
 def test_the_arrow_check_bites(importer, target):
     assert not arrow_points_down(importer, target)

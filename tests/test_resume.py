@@ -15,8 +15,8 @@ from skipway import report
 from skipway.errors import InputError, Interrupted
 from skipway.run import train
 from skipway.signals import StopFlag
-from skipway.train import checkpoint
-from skipway.train.durable import Lock
+from skipway.training import checkpoint
+from skipway.training.durable import Lock
 from tests.small_runs import QUICK, Words, numbers, pictures, quick, same_runs, table
 
 RICH = {"ema": 0.9, "accumulate": 2, "optimizer": "adamw", "drop_path": 0.2}

@@ -14,7 +14,7 @@ from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError
 from skipway.run import train
 from skipway.runfolder import cell
 from skipway.signals import StopFlag
-from skipway.train import durable, loop
+from skipway.training import durable, loop
 from tests.small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
 
 FILES = {

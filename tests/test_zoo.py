@@ -11,7 +11,7 @@ from torch import nn
 from skipway import zoo
 from skipway.errors import InputError, ShapeError
 from skipway.spec import Spec
-from skipway.train.checkpoint import load_weights, save_weights
+from skipway.training.checkpoint import load_weights, save_weights
 from skipway.zoo import Network, create_model, list_models, load, prepare
 
 GREY = Spec(1, 8, 10, (0.4,), (0.3,), ("no", "yes", "perhaps"))

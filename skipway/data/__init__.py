@@ -1,1 +1,1 @@
-"""skipway's room for data."""
+"""Data: from DATA on the command line to batches, with nothing lost in silence."""

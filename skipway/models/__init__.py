@@ -1,1 +1,1 @@
-"""skipway's room for models."""
+"""Models: functions that return a tree of `Skip`s with the plan that rebuilds it."""

@@ -1,1 +1,1 @@
-"""skipway's room for probe."""
+"""Probe: what a network looks like from inside."""

@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from skipway.train import trainer as trainer_module
-from skipway.train.trainer import Settings, Trainer, as_found, has_bf16, make_optimizer
+from skipway.training import trainer as trainer_module
+from skipway.training.trainer import Settings, Trainer, as_found, has_bf16, make_optimizer
 from skipway.zoo import create_model
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from skipway.train.schedule import SCHEDULES, constant, cosine, one_cycle
+from skipway.training.schedule import SCHEDULES, constant, cosine, one_cycle
 
 POSITIONS = [i / 1000 for i in range(1001)]
 

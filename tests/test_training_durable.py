@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from skipway.errors import InputError, NotFiniteError, StorageError
-from skipway.train import durable
+from skipway.training import durable
 
 resource = pytest.importorskip("resource", reason="faults are injected with fork and signals, which Windows has not")
 
@@ -443,7 +443,7 @@ def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(tmp_path
 
 
 def test_the_module_loads_where_there_is_no_fcntl():
-    code = "import sys; sys.modules['fcntl'] = None; from skipway.train import durable; print(durable.fcntl)"
+    code = "import sys; sys.modules['fcntl'] = None; from skipway.training import durable; print(durable.fcntl)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
 
 

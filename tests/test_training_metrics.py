@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 from torch import nn
 
-from skipway.train.metrics import Scores, per_class, score
+from skipway.training.metrics import Scores, per_class, score
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 2, 0])
 

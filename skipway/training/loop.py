@@ -18,10 +18,10 @@ from torch import Tensor
 from skipway.console import Console, duration
 from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
-from skipway.train import checkpoint
-from skipway.train.metrics import Feed, Scores, score
-from skipway.train.schedule import SCHEDULES
-from skipway.train.trainer import Settings, State, Trainer
+from skipway.training import checkpoint
+from skipway.training.metrics import Feed, Scores, score
+from skipway.training.schedule import SCHEDULES
+from skipway.training.trainer import Settings, State, Trainer
 
 __all__ = ["fit"]
 

@@ -17,7 +17,7 @@ import torch
 from test_train_durable import FaultyOs, each_fault, each_kill, failing, forked, killing, temporaries, tiny_disk
 
 from skipway.errors import InputError, NotFiniteError, StorageError
-from skipway.train import checkpoint, durable
+from skipway.training import checkpoint, durable
 
 __all__ = ["tiny_disk"]  # a fixture
 

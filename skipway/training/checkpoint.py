@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
-from skipway.train import durable
+from skipway.training import durable
 
 __all__ = ["FORMAT", "Checkpoint", "differences", "load", "load_weights", "save", "save_weights"]
 

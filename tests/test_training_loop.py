@@ -11,9 +11,9 @@ from torch import nn
 from skipway.console import Console
 from skipway.errors import Interrupted, NotFiniteError, StorageError
 from skipway.signals import StopFlag
-from skipway.train import checkpoint, durable, loop
-from skipway.train.loop import fit
-from skipway.train.trainer import Settings, Trainer
+from skipway.training import checkpoint, durable, loop
+from skipway.training.loop import fit
+from skipway.training.trainer import Settings, Trainer
 from skipway.zoo import create_model
 
 TIMES = ("seconds", "images_per_second", "data_wait")

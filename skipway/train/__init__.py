@@ -1,1 +1,0 @@
-"""skipway's room for train."""

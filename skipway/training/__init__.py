@@ -1,0 +1,1 @@
+"""Training: the loop, what it needs, and checkpoints. (Not `train`, which is what `skipway.train` does.)"""

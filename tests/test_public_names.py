@@ -1,0 +1,32 @@
+"""The names that `import skipway as sw` gives, whatever else was imported before."""
+
+import subprocess
+import sys
+
+import pytest
+
+import skipway as sw
+
+LOAD_ALL = """
+import pkgutil, importlib, types, skipway
+for module in pkgutil.walk_packages(skipway.__path__, "skipway."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+hidden = [n for n in skipway.__all__ if isinstance(getattr(skipway, n), types.ModuleType)]
+assert not hidden, hidden
+"""
+
+
+def test_no_module_hides_a_public_name():
+    done = subprocess.run([sys.executable, "-c", LOAD_ALL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sw.__all__)
+def test_every_public_name_has_a_docstring(name):
+    assert getattr(sw, name).__doc__
+
+
+def test_a_name_that_is_not_there_is_said():
+    with pytest.raises(AttributeError, match="module 'skipway' has no attribute 'trian'"):
+        _ = sw.trian
