@@ -1,6 +1,17 @@
-"""`python -m skipway` is `skipway`."""
+"""`skipway` and `python -m skipway`: hears signals first, then loads the rest."""
 
-from skipway.cli import main
+from skipway.signals import StopFlag
+
+
+def main() -> None:
+    """Run the command line; a signal that comes while it loads counts as one that comes right after."""
+    with StopFlag() as early:
+        from skipway import cli
+
+        if early.requested:
+            cli.asked_to_stop(early.name)
+        cli.main()
+
 
 if __name__ == "__main__":
     main()

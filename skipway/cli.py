@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from skipway.console import Console
 from skipway.errors import SkipwayError, StorageError, printable
+from skipway.memory import keep_freed_memory
 from skipway.recipe import Recipe
 from skipway.signals import StopFlag
 
@@ -64,7 +65,7 @@ def train(
     ----------
     data
         digits; a folder with one sub-folder per class, with or without train, val and test above them; Hugging Face
-        parquet files; cifar10, mnist, imagenette or hf:org/name by download. May be left out when resuming.
+        parquet files; cifar10, mnist, imagenette or hf:org/name[/folder] by download. May be left out when resuming.
     config
         A YAML file of the options below, such as the config.yaml of a run; options given here go before it.
     resume
@@ -76,6 +77,7 @@ def train(
     """
     from skipway.run import train as train_run
 
+    keep_freed_memory()
     given: dict[str, Any] = {k: v for k, v in vars(flags).items() if v is not None}
     model = given.pop("model", "auto")
     train_run(
@@ -205,6 +207,11 @@ def env() -> None:
 
 
 _stop = StopFlag()
+
+
+def asked_to_stop(name: str) -> None:
+    """Count a signal that came before `main` could hear it."""
+    _stop.request(name)
 
 
 def main(words: list[str] | None = None) -> None:

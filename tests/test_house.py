@@ -11,7 +11,7 @@ PACKAGE = ROOT / "skipway"
 
 # Lowest floor first. On one floor a file imports only what stands to its left; rooms on one floor import no other room.
 FLOORS = [
-    [["errors", "spec", "shapes", "kernels", "recipe", "signals", "console"]],
+    [["errors", "spec", "shapes", "kernels", "recipe", "signals", "console", "memory"]],
     [["joins", "shortcuts", "skip"]],
     [["blocks"]],
     [

@@ -71,3 +71,20 @@ def test_a_second_interrupt_ends_the_process_at_once(second, code):
         "    os._exit(7)"
     )
     assert subprocess.run([sys.executable, "-c", said], timeout=60).returncode == code
+
+
+def test_a_signal_before_the_command_line_is_loaded_counts(tmp_path):
+    code = """
+import builtins, os, signal, sys
+from skipway.__main__ import main
+load = builtins.__import__
+def signalled(name, globals=None, locals=None, fromlist=(), level=0):
+    if name == "skipway" and "cli" in (fromlist or ()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return load(name, globals, locals, fromlist, level)
+builtins.__import__ = signalled
+sys.argv = ["skipway", "train", "digits"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75 and "stopped by SIGTERM" in done.stderr and not list(tmp_path.iterdir())
