@@ -191,8 +191,10 @@ def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
 
 def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:
     """What `--model auto` picks for `count` training pictures of `size` pixels: (name, options)."""
-    if size <= 16:
+    if size < 4:
         return "resnet20", {"layers": [2, 2], "widths": [32, 64]}
+    if size <= 16:
+        return "resnet9", {"stem": "small", "widths": [32, 64, 128], "layers": [1, 1]}
     if size <= 96:
         return "resnet9", {"stem": "whitening", "widths": [24, 48, 128, 256], "layers": [1, 1, 1]}
     return ("resnet18", {}) if count >= 2000 else ("resnet10", {})

@@ -69,7 +69,7 @@ def test_whiten_fits_every_whitening_stem_of_a_network_and_no_other_layer():
 
 
 def test_what_auto_picks_can_be_built_for_its_sizes():
-    for size in (8, 16, 17, 28, 32, 64, 96, 128):
+    for size in (1, 3, 4, 8, 16, 17, 28, 32, 64, 96, 128):
         name, options = auto_model(size, 500)
         network = create_model(name, 3, 1, **options)
         assert network(torch.randn(2, 1, size, size)).shape == (2, 3)
