@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_train_durable import FaultyOs, each_fault, each_kill, failing, forked, killing, temporaries, tiny_disk
+from test_training_durable import FaultyOs, each_fault, each_kill, failing, forked, killing, temporaries, tiny_disk
 
 from skipway.errors import InputError, NotFiniteError, StorageError
 from skipway.training import checkpoint, durable
