@@ -1,5 +1,7 @@
 """The documents run: Python blocks are executed, commands and files that they name exist."""
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -67,3 +69,13 @@ def test_every_file_that_the_documents_name_exists():
 def test_the_readme_gives_two_set_up_commands_on_its_first_screen():
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
     assert re.findall(r"^make (\w+)", first, re.M) == ["demo", "test"]
+
+
+WITH_EXAMPLES = [p for p in sorted((ROOT / "skipway").rglob("*.py")) if ">>>" in p.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda p: p.stem)
+def test_the_examples_in_docstrings_give_what_they_say(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted and not result.failed
