@@ -15,7 +15,7 @@ FLOORS = [
     [["joins", "shortcuts", "skip"]],
     [["blocks"]],
     [
-        ["models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
+        ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
             *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
             *("data.pack", "data.split", "data.augment", "data.loader"),

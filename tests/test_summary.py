@@ -50,7 +50,7 @@ def test_a_summary_prints_a_row_a_layer_and_a_line_of_totals():
     lines = text.splitlines()
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds"]
     assert lines[1].split() == ["0.linear", "Linear", "2x4", "16", "24"]
-    assert lines[-1] == "113 parameters, 174 multiply-adds for an input of 2x3, 1 shortcuts"
+    assert lines[-1] == "113 parameters, 174 multiply-adds for an input of 2x3, 1 shortcut"
     assert len({len(line) for line in lines[:-1]}) == 1
 
 

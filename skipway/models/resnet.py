@@ -5,14 +5,14 @@ Sources: He et al. 2015, arXiv:1512.03385 (all depths but 200, options A and B);
 arXiv:1603.05027; deep stem, He et al. 2018, arXiv:1812.01187.
 """
 
-import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from skipway.blocks import BODIES, EXPANSION, conv_norm_act, initialise, zero_last_norm
 from skipway.errors import InputError, did_you_mean
+from skipway.models.plan import whole
 from skipway.shortcuts import SHORTCUTS, make_shortcut
 from skipway.skip import Chain, Skip
 
@@ -76,12 +76,12 @@ def resnet(
     """
     plan: dict[str, Any] = {
         "block": block,
-        "layers": _whole("layers", layers),
-        "widths": _whole("widths", widths),
+        "layers": whole("resnet", "layers", layers),
+        "widths": whole("resnet", "widths", widths),
         "stem": stem,
         "shortcut": shortcut,
-        "in_chans": _whole("in_chans", [in_chans])[0],
-        "num_classes": _whole("num_classes", [num_classes])[0],
+        "in_chans": whole("resnet", "in_chans", [in_chans])[0],
+        "num_classes": whole("resnet", "num_classes", [num_classes])[0],
         "drop_path": float(drop_path),
     }
     _check(plan)
@@ -138,16 +138,6 @@ def _stem(kind: str, in_chans: int, width: int) -> Chain:
 def _rising(top: float, count: int) -> Iterator[float]:
     """`count` rates from 0 to `top`, evenly; one block alone gets `top`."""
     return (top * (i / (count - 1) if count > 1 else 1.0) for i in range(count))
-
-
-def _whole(name: str, values: Iterable[int]) -> list[int]:
-    try:
-        numbers = [operator.index(v) for v in values]
-    except TypeError:
-        numbers = [0]
-    if min(numbers, default=1) < 1:
-        raise InputError(f"resnet needs whole numbers of at least 1 for {name}, not {values}")
-    return numbers
 
 
 def _check(plan: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from skipway.blocks import conv
 from skipway.errors import InputError, did_you_mean
+from skipway.models.plan import whole
 from skipway.skip import Chain, Skip
 
 __all__ = ["NETWORKS", "Whitening", "resnet9", "whiten"]
@@ -87,20 +88,15 @@ def resnet9(
         num_classes: outputs.
     """
     plan: dict[str, Any] = {
-        "widths": [int(w) for w in widths],
-        "layers": [int(n) for n in layers],
+        "widths": whole("resnet9", "widths", widths),
+        "layers": whole("resnet9", "layers", layers, least=0),
         "stem": stem,
-        "in_chans": int(in_chans),
-        "num_classes": int(num_classes),
+        "in_chans": whole("resnet9", "in_chans", [in_chans])[0],
+        "num_classes": whole("resnet9", "num_classes", [num_classes])[0],
     }
     if len(plan["widths"]) != len(plan["layers"]) + 1 or not plan["layers"]:
         raise InputError(
             f"resnet9 needs one width more than layers, for the stem, not {plan['widths']} and {plan['layers']}"
-        )
-    if min(*plan["widths"], in_chans, num_classes) < 1 or min(plan["layers"]) < 0:
-        raise InputError(
-            f"resnet9 needs widths, in_chans and num_classes of at least 1 and layers of at least 0, "
-            f"not {plan['widths']}, {in_chans}, {num_classes} and {plan['layers']}"
         )
     if stem not in STEMS:
         raise InputError(f"resnet9 has no stem {stem!r}{did_you_mean(stem, STEMS)}; there are {', '.join(STEMS)}")

@@ -58,7 +58,7 @@ class Summary:
             [
                 *lines,
                 f"{self.parameters:,} parameters{fixed}, {self.macs:,} multiply-adds for an input of "
-                f"{'x'.join(map(str, self.input_shape))}, {self.skips} shortcuts",
+                f"{'x'.join(map(str, self.input_shape))}, {self.skips} shortcut{'' if self.skips == 1 else 's'}",
             ]
         )
 
