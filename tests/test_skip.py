@@ -460,8 +460,8 @@ def trees(width, depth):
         inner.map(lambda a: (Skip(a[0], "auto", after=nn.ReLU()), a[1])),
         inner.map(lambda a: (Skip([a[0]], Project(width, a[1], dims=0), drop_path=0.1), a[1])),
         inner.map(lambda a: (Skip(a[0], join="concat"), a[1] + width)),
-        st.just((Skip(Dense(width, width), join=Gate(width)), width)),
-        st.just((Skip(Dense(width, width), join=Scale(width, 0.1)), width)),
+        st.builds(lambda: (Skip(Dense(width, width), join=Gate(width)), width)),
+        st.builds(lambda: (Skip(Dense(width, width), join=Scale(width, 0.1)), width)),
         st.tuples(inner, inner).map(lambda ab: (Parallel("concat", ab[0][0], b=ab[1][0]), ab[0][1] + ab[1][1])),
         inner.flatmap(lambda a: trees(a[1], depth - 1).map(lambda b: (Chain(a[0], torch.tanh, b=b[0]), b[1]))),
     )
