@@ -13,7 +13,7 @@ from skipway import report
 from skipway.console import Console, duration
 from skipway.data import augment
 from skipway.data.loader import Batches, mean_and_std
-from skipway.data.pack import Packed, fingerprint, natural_packing, pack
+from skipway.data.pack import SMALL, Packed, fingerprint, natural_packing, pack
 from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, hold_out, refuse_leaks
@@ -303,7 +303,7 @@ class _Work:
         torch.manual_seed(self.recipe.seed)
         name, row = model
         options = dict(row)
-        if self.recipe.stem is not None or "stem" not in options and spec.size <= 96:
+        if self.recipe.stem is not None or "stem" not in options and spec.size <= SMALL:
             options["stem"] = self.recipe.stem or "small"
         if self.recipe.drop_path:
             options["drop_path"] = self.recipe.drop_path

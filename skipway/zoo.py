@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.images import BadPicture, decode, read_picture_file
-from skipway.data.pack import fitted_array
+from skipway.data.pack import SMALL, fitted_array
 from skipway.errors import InputError, ShapeError, printable
 from skipway.models import registry
 from skipway.shapes import evaluation
@@ -195,6 +195,6 @@ def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:
         return "resnet20", {"layers": [2, 2], "widths": [32, 64]}
     if size <= 16:
         return "resnet9", {"stem": "small", "widths": [32, 64, 128], "layers": [1, 1]}
-    if size <= 96:
+    if size <= SMALL:
         return "resnet9", {"stem": "whitening", "widths": [24, 48, 128, 256], "layers": [1, 1, 1]}
     return ("resnet18", {}) if count >= 2000 else ("resnet10", {})
