@@ -65,10 +65,6 @@ def hostile(tmp_path_factory):
     return folder, Page(report.write(folder))
 
 
-def shown(share, digits=1):
-    return f"{share * 100:.{digits}f}\xa0%"
-
-
 def browse(page, tmp_path, *flags):
     """The DOM of a page after its scripts ran."""
     if BROWSER is None:
