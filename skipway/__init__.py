@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipway.joins import Gate, Scale, add, concat, multiply
+    from skipway.network import Network
     from skipway.probe.summary import summary
     from skipway.recipe import Recipe
     from skipway.run import Run, train
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from skipway.skip import Chain, Dense, Parallel, Skip, replace, walk
     from skipway.spec import Spec
     from skipway.use import check, evaluate, predict
-    from skipway.zoo import Network, create_model, list_models, load
+    from skipway.zoo import create_model, list_models, load
 
 _HOMES = {
     "skipway.joins": ("Gate", "Scale", "add", "concat", "multiply"),
@@ -30,7 +31,8 @@ _HOMES = {
     "skipway.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
     "skipway.spec": ("Spec",),
     "skipway.use": ("check", "evaluate", "predict"),
-    "skipway.zoo": ("Network", "create_model", "list_models", "load"),
+    "skipway.network": ("Network",),
+    "skipway.zoo": ("create_model", "list_models", "load"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -33,6 +33,10 @@ class Own:
 OWN = {
     ("resnet", "sgd"): Own(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
     ("resnet", "adamw"): Own(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("densenet", "sgd"): Own(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("densenet", "adamw"): Own(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("resmlp", "sgd"): Own(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("resmlp", "adamw"): Own(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
     # Fixed norm scales and partial identities bear rates far above He's (Jordan 2024, arXiv:2404.00498).
     ("resnet9", "sgd"): Own(lr=1.0, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr=16.0),
     ("resnet9", "adamw"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),

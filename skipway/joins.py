@@ -9,6 +9,7 @@ arXiv:2103.17239 (one per channel).
 import operator
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.shapes import filling, real_tensors
 
-__all__ = ["JOINS", "Gate", "Scale", "add", "concat", "multiply"]
+__all__ = ["JOINS", "Gate", "Scale", "add", "append", "concat", "make_join", "multiply"]
 
 
 def add(*branches: Tensor) -> Tensor:
@@ -42,21 +43,31 @@ def concat(*branches: Tensor) -> Tensor:
     return torch.cat(branches, dim=1)
 
 
-class Scale(nn.Module):
-    """`scale * branch + kept` with a learned `scale`, of one number or of one per channel.
+def append(*branches: Tensor) -> Tensor:
+    """(B, C1, *), (B, C2, *) -> (B, C2 + C1, *): `concat` with what was kept first, as dense networks order it."""
+    return concat(*reversed(branches))
 
-    Zero at the start (ReZero, SkipInit) makes the block an identity that has a gradient from the first step on;
-    LayerScale is `Scale(channels, init=1e-5)`.
+
+class Scale(nn.Module):
+    """`scale * branch + kept` with a learned `scale`: one number, or one per channel.
+
+    One number that begins at zero (ReZero, SkipInit) makes the block an identity with a gradient from the first step
+    on. LayerScale is one number per channel: `Scale(channels, init=1e-5)`, or `Scale("each", init=1e-5)` where the
+    shape pass is to fill the channels in.
     """
 
-    def __init__(self, channels: int | None = None, init: float = 0.0):
+    def __init__(self, channels: int | str | None = None, init: float = 0.0):
         super().__init__()
+        if isinstance(channels, str) and channels != "each":
+            raise InputError(f'Scale takes a number of channels, "each" or None for one number, not {channels!r}')
         self.channels, self.init = channels, float(init)
-        self.scale = nn.Parameter(torch.full(() if channels is None else (channels,), self.init))
+        self.register_parameter("scale", None if channels == "each" else self._made(channels))
 
     def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
         _need_equal("scale", (branch, kept))
+        if self.channels == "each":
+            self._fill(branch)
         scale: Tensor = self.scale
         if self.channels is not None:
             if branch.shape[1] != self.channels:
@@ -66,6 +77,15 @@ class Scale(nn.Module):
                 )
             scale = scale.view(-1, *[1] * (branch.dim() - 2))
         return scale * branch + kept
+
+    def _fill(self, branch: Tensor) -> None:
+        _need_filling("scale")
+        with real_tensors():
+            self.channels = branch.shape[1]
+            self.scale = self._made(branch.shape[1]).to(branch.device, branch.dtype)
+
+    def _made(self, channels: Any) -> nn.Parameter:
+        return nn.Parameter(torch.full(() if channels is None else (channels,), self.init))
 
     def extra_repr(self) -> str:
         """The arguments that made it."""
@@ -97,8 +117,7 @@ class Gate(nn.Module):
         return t * branch + (1 - t) * kept
 
     def _filled(self, kept: Tensor) -> nn.Linear:
-        if not filling():
-            raise ShapeError("`gate` has no size yet; call skipway.output_shape(network, input_shape) once before use")
+        _need_filling("gate")
         with real_tensors():
             return self._made(kept.shape[1]).to(kept.device, kept.dtype)
 
@@ -112,24 +131,32 @@ class Gate(nn.Module):
         return f"Gate({_arguments(channels, '' if self.bias == -2 else f'bias={self.bias:g}')})"
 
 
-JOINS: dict[str, Callable[[], Callable[..., Tensor]]] = {
-    "add": lambda: add,
-    "concat": lambda: concat,
-    "multiply": lambda: multiply,
+# A join's name -> how it is made for so many channels; None leaves them to the shape pass.
+JOINS: dict[str, Callable[[int | None], Callable[..., Tensor]]] = {
+    "add": lambda channels: add,
+    "concat": lambda channels: concat,
+    "append": lambda channels: append,
+    "multiply": lambda channels: multiply,
     "gate": Gate,
-    "scale": Scale,
+    "scale": lambda channels: Scale(),
+    "layerscale": lambda channels: Scale(channels or "each", init=1e-5),
 }
 
 
-def make_join(join: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The join of that name, or the callable itself: a function or a module, but not its class."""
+def make_join(join: str | Callable[..., Tensor], channels: int | None = None) -> Callable[..., Tensor]:
+    """The join of that name for `channels` (None: left open), or the callable itself: a function or a module."""
     if isinstance(join, str):
         if join not in JOINS:
             raise InputError(f"no join is called {join!r}{did_you_mean(join, JOINS)}; there are {', '.join(JOINS)}")
-        return JOINS[join]()
+        return JOINS[join](channels)
     if not callable(join) or isinstance(join, type):
         raise InputError(f"a join is a name or something that takes (branch, kept), not {join!r}")
     return join
+
+
+def _need_filling(join: str) -> None:
+    if not filling():
+        raise ShapeError(f"`{join}` has no size yet; call skipway.output_shape(network, input_shape) once before use")
 
 
 def _need_equal(join: str, branches: tuple[Tensor, ...]) -> None:
@@ -146,5 +173,5 @@ def _listed(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(s) for s in shapes)
 
 
-def _arguments(channels: int | None, rest: str) -> str:
-    return ", ".join(text for text in ("" if channels is None else str(channels), rest) if text)
+def _arguments(channels: int | str | None, rest: str) -> str:
+    return ", ".join(text for text in ("" if channels is None else repr(channels), rest) if text)

@@ -13,13 +13,14 @@ from skipway import report
 from skipway.console import Console, duration
 from skipway.data import augment
 from skipway.data.loader import Batches, mean_and_std
-from skipway.data.pack import SMALL, Packed, fingerprint, natural_packing, pack
+from skipway.data.pack import Packed, fingerprint, natural_packing, pack
 from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, hold_out, refuse_leaks
 from skipway.decide import batch_size_for, settings_for
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.resnet9 import whiten
+from skipway.network import Network
 from skipway.recipe import Recipe
 from skipway.resume import Earlier, changed_data, earlier_run, machine, old_splits, run_folder
 from skipway.runfolder import (
@@ -42,7 +43,7 @@ from skipway.training.loop import fit
 from skipway.training.metrics import Scores, score
 from skipway.training.schedule import SCHEDULES
 from skipway.training.trainer import Settings, State, Trainer, as_found
-from skipway.zoo import Network, auto_model, create_model, list_models, load, restore
+from skipway.zoo import auto_model, create_model, list_models, load, options_for, restore
 
 __all__ = ["Run", "train"]
 
@@ -303,11 +304,11 @@ class _Work:
         torch.manual_seed(self.recipe.seed)
         name, row = model
         options = dict(row)
-        if self.recipe.stem is not None or "stem" not in options and spec.size <= SMALL:
-            options["stem"] = self.recipe.stem or "small"
+        if self.recipe.stem is not None:
+            options["stem"] = self.recipe.stem
         if self.recipe.drop_path:
             options["drop_path"] = self.recipe.drop_path
-        network = create_model(name, spec.num_classes, spec.channels, **options)
+        network = create_model(name, **options_for(name, spec, options))
         network.spec = spec
         return network
 
@@ -325,9 +326,9 @@ class _Work:
         count = sum(p.numel() for p in network.parameters())
         spec = network.spec
         assert spec is not None
+        stem = f" ({network.plan['stem']} stem)" if "stem" in network.plan else ""
         say(
-            f"network: {network.plan['name']} ({network.plan['stem']} stem), {count:,} parameters, input "
-            f"{'x'.join(map(str, spec.input_shape))}"
+            f"network: {network.plan['name']}{stem}, {count:,} parameters, input {'x'.join(map(str, spec.input_shape))}"
         )
         say(
             f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {settings.lr:.4g} "

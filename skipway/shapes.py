@@ -32,6 +32,10 @@ class Placed(nn.Module):
         """'Skip at stage1.0', or 'Skip' where nothing is around it."""
         return f"{type(self).__name__} at {self.path}" if self.path else type(self).__name__
 
+    def parts(self) -> "list[tuple[str, nn.Module | str]] | None":
+        """What stands between the brackets of the code that builds it; None where `repr` is that code."""
+        return None
+
 
 def place(root: nn.Module, keep: bool = False) -> None:
     """Tell every module inside `root` its path from there; with `keep`, a longer one that leads there stays."""
@@ -97,7 +101,7 @@ def _shape_pass(module: nn.Module, input_shapes: Sequence[Sequence[int]]) -> tup
 
 def filling() -> bool:
     """Whether a shape pass is under way: the one moment in which open sizes may be filled in."""
-    return _FILLING.get()
+    return not torch.compiler.is_compiling() and _FILLING.get()
 
 
 @contextmanager

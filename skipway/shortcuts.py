@@ -5,17 +5,30 @@ Sources: options A (pad), B and C (project), He et al. 2015, arXiv:1512.03385; p
 2018, arXiv:1812.01187.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 
-__all__ = ["SHORTCUTS", "Pad", "Project", "fitted_shortcut", "make_shortcut"]
+__all__ = ["NORMS", "SHORTCUTS", "Pad", "Project", "fitted_shortcut", "make_norm", "make_shortcut"]
 
 SHORTCUTS = ("project", "pad", "pool", "auto")
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+NORMS = ("batch", "group", "none")
+_GROUPS = 32  # Wu and He 2018, arXiv:1803.08494
 _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def make_norm(kind: str, channels: int, dims: int = 2) -> nn.Module | None:
+    """The norm `kind` of (B, channels, *) with `dims` further axes: of a batch, of up to 32 groups, or None."""
+    if kind not in NORMS:
+        raise InputError(f"no norm is called {kind!r}{did_you_mean(kind, NORMS)}; there are {', '.join(NORMS)}")
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+    return _BATCH_NORMS[dims](channels) if kind == "batch" else None
 
 
 class Pad(nn.Module):
@@ -48,35 +61,57 @@ class Project(nn.Module):
     With `pool`, the average of stride^dims positions, where the strided convolution would drop all but one of them.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dims: int = 2, pool: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        dims: int = 2,
+        pool: bool = False,
+        norm: str = "batch",
+    ):
         super().__init__()
         self.in_channels, self.out_channels, self.stride, self.dims = in_channels, out_channels, stride, dims
         pool = pool and dims > 0 and stride != 1
-        # The last window of an odd size is smaller, and an average of what is there.
-        self.pool = _POOLS[dims](stride, stride, ceil_mode=True, count_include_pad=False) if pool else None
+        self.pool = _pool(stride, dims) if pool else None
         if dims:
             self.conv = _CONVOLUTIONS[dims](in_channels, out_channels, 1, 1 if pool else stride, bias=False)
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         else:
             self.linear = nn.Linear(in_channels, out_channels, bias=False)
-        self.norm = _NORMS[dims](out_channels)
+        self.kind = norm
+        self.norm = make_norm(norm, out_channels, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *) -> (B, C', */stride)."""
         if self.pool is not None:
             x = self.pool(x)
-        return self.norm(self.conv(x) if self.dims else self.linear(x))
+        x = self.conv(x) if self.dims else self.linear(x)
+        return x if self.norm is None else self.norm(x)
 
     def __repr__(self) -> str:
-        shown = {"stride": (self.stride, 1), "dims": (self.dims, 2), "pool": (self.pool is not None, False)}
-        rest = [f"{name}={value}" for name, (value, default) in shown.items() if value != default]
+        shown = {
+            "stride": (self.stride, 1),
+            "dims": (self.dims, 2),
+            "pool": (self.pool is not None, False),
+            "norm": (self.kind, "batch"),
+        }
+        rest = [f"{name}={value!r}" for name, (value, default) in shown.items() if value != default]
         return f"Project({', '.join([str(self.in_channels), str(self.out_channels), *rest])})"
 
 
-def make_shortcut(kind: str, in_channels: int, out_channels: int, stride: int = 1, dims: int = 2) -> nn.Module | None:
+def _pool(stride: int, dims: int) -> nn.Module:
+    """The average of stride^dims positions; the last window of an odd size is smaller, an average of what is there."""
+    return _POOLS[dims](stride, stride, ceil_mode=True, count_include_pad=False)
+
+
+def make_shortcut(
+    kind: str, in_channels: int, out_channels: int, stride: int = 1, dims: int = 2, norm: str = "batch"
+) -> nn.Module | None:
     """The shortcut `kind` from (B, in_channels, *) to (B, out_channels, */stride) over `dims` further axes.
 
-    None is the identity: where no size changes, every kind but "project" is.
+    None is the identity: where no size changes, every kind but "project" is. "pool" projects only where the channels
+    change. `norm` follows a projection.
     """
     if kind not in SHORTCUTS:
         raise InputError(
@@ -86,9 +121,11 @@ def make_shortcut(kind: str, in_channels: int, out_channels: int, stride: int = 
     changes = in_channels != out_channels or stride != 1
     if kind != "project" and not changes:
         return None
+    if kind == "pool" and in_channels == out_channels:
+        return _pool(stride, dims)
     if kind == "pad":
         return Pad(in_channels, out_channels, stride)
-    return Project(in_channels, out_channels, stride, dims, pool=kind == "pool")
+    return Project(in_channels, out_channels, stride, dims, pool=kind == "pool", norm=norm)
 
 
 def fitted_shortcut(kind: str, kept: tuple[int, ...], branch: tuple[int, ...]) -> nn.Module | None:

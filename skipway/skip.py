@@ -15,18 +15,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from skipway.drop_path import DROP_MODES, thinned
 from skipway.errors import InputError, ShapeError, did_you_mean
-from skipway.joins import Gate, add, concat, make_join, multiply
+from skipway.joins import Gate, add, append, concat, make_join, multiply
 from skipway.shapes import Placed, filling, place, real_tensors
 from skipway.shortcuts import SHORTCUTS, fitted_shortcut
+from skipway.show import show
 
 __all__ = ["Chain", "Dense", "Function", "Parallel", "Skip", "replace", "walk"]
 
 Layer = nn.Module | Callable[..., Any]
-_NORM_DEFAULTS = nn.BatchNorm2d(1).extra_repr().removeprefix("1")
 
 
 class Function(nn.Module):
@@ -140,6 +140,10 @@ class Parallel(Placed):
         except ShapeError as error:
             raise error.at(self.where) from None
 
+    def parts(self) -> list[tuple[str, nn.Module | str]]:
+        """The join, then the branches by name."""
+        return [("0", _named(self.join)), *self.branches.named_children()]
+
     def __repr__(self) -> str:
         return show(self)
 
@@ -152,11 +156,13 @@ class Skip(Placed):
         shortcut: None (identity), "project" (1x1 convolution or linear layer, then a norm), "pad" (zeros for new
             channels), "pool" (average pool, then project), "auto" (identity where the shapes agree, else project), or
             a module. What a name needs to know of the sizes is filled in by `output_shape`.
-        join: "add", "concat", "multiply", "gate" (highway), "scale" (learned, zero at first), or any callable or
-            module that takes (branch, kept).
+        join: "add", "concat", "append" (concat with the input first), "multiply", "gate" (highway), "scale" (one
+            learned number, zero at first), "layerscale" (one for each channel), or any callable or module that takes
+            (branch, kept).
         after: what follows the join, such as an activation.
-        drop_path: chance, per sample and while training, that the body's output is left out; what stays is divided by
-            the chance to stay.
+        drop_path: chance that the body is left out while training, and not computed; what stays is divided by the
+            chance to stay. Norms in the body see the samples that stay.
+        drop_mode: "row" draws for every sample, "batch" once for all of them.
 
     >>> Skip(nn.Linear(4, 4), after=nn.ReLU())(torch.ones(2, 4)).shape
     torch.Size([2, 4])
@@ -175,6 +181,7 @@ class Skip(Placed):
         join: str | Callable[..., Any] = "add",
         after: Layer | None = None,
         drop_path: float = 0.0,
+        drop_mode: str = "row",
     ):
         super().__init__()
         if isinstance(shortcut, str) and shortcut not in SHORTCUTS:
@@ -184,6 +191,8 @@ class Skip(Placed):
             )
         if not 0 <= drop_path < 1:
             raise InputError(f"drop_path is a chance from 0 up to but not including 1, not {drop_path}")
+        if drop_mode not in DROP_MODES:
+            raise InputError(f"drop_mode is one of {', '.join(DROP_MODES)}, not {drop_mode!r}")
         self.body = Chain(*body) if isinstance(body, Sequence) else as_module(body)
         self.open_shortcut = shortcut if isinstance(shortcut, str) else None
         # Registered even where it is not made yet, so that parameters have one order however it is made.
@@ -191,22 +200,30 @@ class Skip(Placed):
         if shortcut is not None and not isinstance(shortcut, str):
             self.shortcut = as_module(shortcut)
         self.join = make_join(join)
-        if drop_path and (self.join in (concat, multiply) or isinstance(self.join, Gate)):
+        if drop_path and (self.join in (append, concat, multiply) or isinstance(self.join, Gate)):
             raise InputError(f'drop_path leaves the body out, which the join {join!r} cannot do without; use "add"')
         self.after = None if after is None else as_module(after)
-        self.drop_path = drop_path
+        self.drop_path, self.drop_mode = drop_path, drop_mode
         _refuse_in_place(self)
         _say_shared(self)
         place(self)
 
     def forward(self, x: Tensor) -> Any:
         """x (B, C, *) -> whatever the join makes of body(x) and shortcut(x)."""
-        branch = self.body(x)
-        if self.open_shortcut is not None:
-            self._fit_shortcut(x, branch)
-        kept = x if self.shortcut is None else self.shortcut(x)
-        if self.drop_path and self.training:
-            branch = _drop_rows(branch, self.drop_path)
+        version = x._version if filling() else 0
+        if self.drop_path and self.training and self.open_shortcut is None:
+            kept = x if self.shortcut is None else self.shortcut(x)
+            branch = thinned(self.body, x, kept, self.drop_path, self.drop_mode, self.where)
+        else:
+            branch = self.body(x)
+            if self.open_shortcut is not None:
+                self._fit_shortcut(x, branch)
+            kept = x if self.shortcut is None else self.shortcut(x)
+        if filling() and x._version != version:
+            raise InputError(
+                f"{self.where}: the body or the shortcut changes its input in place, which the other side still needs; "
+                "use layers that give a new tensor (inplace=False)"
+            )
         try:
             out = self.join(branch, kept)
         except ShapeError as error:
@@ -229,6 +246,18 @@ class Skip(Placed):
             raise error.at(self.where) from None
         self.shortcut = shortcut
         self.open_shortcut = None
+
+    def parts(self) -> list[tuple[str, nn.Module | str]]:
+        """The body, and whatever else differs from a plain residual connection."""
+        shortcut = self.shortcut if self.open_shortcut is None else repr(self.open_shortcut)
+        rest = {
+            "shortcut": shortcut,
+            "join": None if self.join is add else _named(self.join),
+            "after": self.after,
+            "drop_path": str(self.drop_path) if self.drop_path else None,
+            "drop_mode": repr(self.drop_mode) if self.drop_path and self.drop_mode != "row" else None,
+        }
+        return [("0", self.body), *((name, part) for name, part in rest.items() if part is not None)]
 
     def __repr__(self) -> str:
         return show(self)
@@ -260,9 +289,8 @@ def as_module(layer: Layer) -> nn.Module:
     return Function(layer)
 
 
-def _drop_rows(branch: Tensor, rate: float) -> Tensor:
-    stays = torch.rand((branch.shape[0],) + (1,) * (branch.dim() - 1), device=branch.device) >= rate
-    return branch * (stays.to(branch.dtype) / (1 - rate))
+def _named(join: Any) -> nn.Module | str:
+    return join if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
 
 
 def _refuse_in_place(skip: Skip) -> None:
@@ -303,76 +331,3 @@ def _say_shared(container: nn.Module) -> None:
             "once; build each anew for weights of its own",
             stacklevel=3,
         )
-
-
-def show(module: nn.Module) -> str:
-    """`module` as the code that builds it, a line a layer, with parameter counts beside it."""
-    lines = list(_lines(module, "", "", set()))
-    width = max(len(text) for text, _ in lines)
-    return "\n".join(f"{text:<{width}}  # {note}" if note else text for text, note in lines)
-
-
-def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterator[tuple[str, str]]:
-    comma = "," if indent else ""
-    if not isinstance(module, nn.Sequential | Skip | Parallel):
-        first, *rest = _short(module).splitlines()
-        note = "shared" if id(module) in seen else _count(module)
-        seen.add(id(module) if note else 0)
-        yield f"{indent}{label}{first}{'' if rest else comma}", note
-        yield from ((f"{indent}{line}{comma if i == len(rest) - 1 else ''}", "") for i, line in enumerate(rest))
-        return
-    if id(module) in seen and _count(module):
-        yield f"{indent}{label}{type(module).__name__}(...){comma}", "shared"
-        return
-    seen.add(id(module))
-    inner = indent + "  "
-    yield f"{indent}{label}{type(module).__name__}(", ""
-    for name, part in _parts(module):
-        prefix = "" if name.isdigit() else f"{name}="
-        if isinstance(part, nn.Module):
-            yield from _lines(part, inner, prefix, seen)
-        else:
-            yield f"{inner}{prefix}{part},", ""
-    tensors = sum(1 for _ in module.parameters())
-    total = f"{_count(module) or '0 parameters'} in {tensors} tensors" if not indent else ""
-    yield f"{indent}){comma}", total
-
-
-def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module | str]]:
-    """(name, module or text) of what stands between the brackets; positional ones have a number as their name."""
-    if isinstance(module, nn.Sequential):
-        yield from module._modules.items()  # named_children() would leave out a second use
-    elif isinstance(module, Parallel):
-        yield "0", _named(module.join)
-        yield from _parts(module.branches)
-    elif isinstance(module, Skip):
-        yield "0", module.body
-        if module.open_shortcut is not None:
-            yield "shortcut", repr(module.open_shortcut)
-        elif module.shortcut is not None:
-            yield "shortcut", module.shortcut
-        if module.join is not add:
-            yield "join", _named(module.join)
-        if module.after is not None:
-            yield "after", module.after
-        if module.drop_path:
-            yield "drop_path", str(module.drop_path)
-
-
-def _short(module: nn.Module) -> str:
-    """repr without the arguments that every batch norm has alike."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.extra_repr().endswith(_NORM_DEFAULTS):
-        return f"{type(module).__name__}({module.num_features})"
-    return repr(module)
-
-
-def _named(join: Any) -> nn.Module | str:
-    return join if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
-
-
-def _count(module: nn.Module) -> str:
-    parameters = list(module.parameters())
-    if any(isinstance(p, nn.UninitializedParameter) for p in parameters):
-        return "sizes left to the shape pass"
-    count = sum(p.numel() for p in parameters)
-    return f"{count:,} parameters" if count else ""

@@ -21,6 +21,7 @@ from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, refuse_leaks
 from skipway.errors import InputError, Interrupted, printable
+from skipway.network import Network, prepare
 from skipway.probe.summary import summary as summary_of
 from skipway.recipe import Recipe
 from skipway.runfolder import processor, write_table
@@ -28,7 +29,7 @@ from skipway.signals import StopFlag
 from skipway.spec import Spec
 from skipway.training.metrics import Scores, per_class, score
 from skipway.training.trainer import has_bf16
-from skipway.zoo import Network, create_model, list_models, load, prepare
+from skipway.zoo import create_model, input_shape, list_models, load
 
 __all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]
 
@@ -222,11 +223,11 @@ def summarise(model: str, size: int | None = None, num_classes: int | None = Non
     if model not in list_models() and Path(model).exists():  # a run that is called as a network: ./resnet18
         network = load(model)
         spec = network._need_spec()
-        shape = (1, spec.channels, size or spec.size, size or spec.size)
+        shape: tuple[int, ...] = (1, spec.channels, size or spec.size, size or spec.size)
     else:
         network = create_model(model, num_classes)
         size = size or (32 if network.plan.get("stem") == "small" else 224)
-        shape = (1, network.plan["in_chans"], size, size)
+        shape = input_shape(network.plan, size)
     return repr(network) if code else str(summary_of(network, shape))
 
 
@@ -248,7 +249,8 @@ def model_table(pattern: str = "*") -> str:
 def _shape(plan: dict[str, Any]) -> str:
     """What tells a network from the others of its family."""
     kind = f"{plan['block']} blocks" if "block" in plan else plan["family"]
-    depth = "-".join(map(str, plan.get("layers") or plan.get("widths") or ()))
+    layers = plan["layers"]
+    depth = "-".join(map(str, layers if isinstance(layers, list) else [layers]))
     stem = f"{plan['stem']} stem" if "stem" in plan else ""
     return ", ".join(part for part in (f"{kind} {depth}".strip(), stem, f"{plan['num_classes']} classes") if part)
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from skipway.errors import InputError, ShapeError
-from skipway.joins import JOINS, Gate, Scale, add, concat, make_join, multiply
+from skipway.joins import JOINS, Gate, Scale, add, append, concat, make_join, multiply
 from skipway.shapes import output_shape
 from skipway.skip import Parallel, Skip
 
@@ -71,11 +71,9 @@ def test_concat_refuses_what_differs_beside_the_channels(branch, kept):
 
 @pytest.mark.parametrize("join", [*JOINS, add, nn.Bilinear(3, 3, 3)])
 def test_no_join_changes_what_it_is_given(join):
-    join = make_join(join)
+    join = make_join(join, 3)
     branch, kept = torch.randn(2, 4, 3)
     before = branch.clone(), kept.clone()
-    if isinstance(join, Gate):
-        join = Gate(3)
     join(branch, kept)
     assert torch.equal(branch, before[0]) and torch.equal(kept, before[1])
 
@@ -135,3 +133,18 @@ def test_a_join_by_an_unknown_name_is_refused_with_the_nearest():
 def test_a_join_that_is_no_function_of_two_tensors_is_refused(join):
     with pytest.raises(InputError, match=r"a join is a name or something that takes \(branch, kept\), not"):
         Parallel(join, nn.Identity())
+
+
+def test_a_scale_for_each_channel_is_filled_in_by_the_shape_pass():
+    with pytest.raises(InputError, match='Scale takes a number of channels, "each" or None for one number, not'):
+        Scale("every")
+    skip = Skip(nn.Linear(3, 3), join="layerscale")
+    with pytest.raises(ShapeError, match="`scale` has no size yet; call skipway.output_shape"):
+        skip(torch.ones(2, 3))
+    assert output_shape(skip, (2, 3)) == (2, 3) and torch.equal(skip.join.scale, torch.full((3,), 1e-5))
+    assert repr(skip.join) == "Scale(3, init=1e-05)" and not skip.join.scale.is_meta
+
+
+def test_append_is_concat_with_what_was_kept_first():
+    branch, kept = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    assert torch.equal(append(branch, kept), torch.cat([kept, branch], 1))

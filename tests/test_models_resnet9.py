@@ -7,9 +7,16 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models import registry
-from skipway.models.resnet9 import Whitening, resnet9, whiten
+from skipway.models.resnet9 import ResNet9Plan, Whitening, whiten
+from skipway.models.resnet9 import resnet9 as rule
 from skipway.skip import Skip
 from skipway.zoo import auto_model, create_model
+
+
+def resnet9(**options):
+    plan = ResNet9Plan(**options)
+    return rule(plan), plan.as_dict()
+
 
 SMALL = {"widths": (4, 8, 8, 12), "layers": (1, 1, 1)}
 

@@ -72,13 +72,14 @@ def test_project_is_a_strided_1x1_convolution_and_a_norm():
 
 @pytest.mark.parametrize("size, stride, wanted", [(29, 2, 15), (28, 2, 14), (28, 3, 10), (29, 3, 10)])
 def test_pool_averages_what_is_there_before_it_projects(size, stride, wanted):
-    project = make_shortcut("pool", 1, 1, stride).eval()
+    project = make_shortcut("pool", 1, 2, stride).eval()
     project.conv.weight.data.fill_(1)
     x = torch.arange(float(size)).expand(1, 1, size, size).contiguous()
-    y = project(x)
-    assert y.shape == (1, 1, wanted, wanted)
     row = torch.tensor([x[0, 0, 0, i : i + stride].mean() for i in range(0, size, stride)])
-    assert torch.allclose(y[0, 0, 0], row, rtol=1e-4)
+    y = project(x)
+    assert y.shape == (1, 2, wanted, wanted) and torch.allclose(y[0, 1, 0], row, rtol=1e-4)
+    only = make_shortcut("pool", 1, 1, stride)  # no channel is new: nothing to project
+    assert not list(only.parameters()) and torch.allclose(only(x)[0, 0, 0], row)
 
 
 def test_pool_lets_every_position_count_where_a_strided_projection_drops_three_of_four():

@@ -10,9 +10,10 @@ from torch import nn
 
 from skipway import zoo
 from skipway.errors import InputError, ShapeError
+from skipway.network import Network, prepare
 from skipway.spec import Spec
 from skipway.training.checkpoint import load_weights, save_weights
-from skipway.zoo import Network, create_model, list_models, load, prepare
+from skipway.zoo import create_model, list_models, load
 
 GREY = Spec(1, 8, 10, (0.4,), (0.3,), ("no", "yes", "perhaps"))
 COLOUR = Spec(3, 8, 8, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), ("no", "yes", "perhaps"), "crop")
@@ -223,7 +224,7 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
         ({"spec": {}}, "a Spec has the fields"),
         ({"spec": {**GREY.as_dict(), "size": "x"}}, "a Spec's sizes, means and deviations are numbers"),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [10**12]}}, "header|does not fit"),
-        ({"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}}, "has no usable plan and Spec"),
+        ({"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}}, "drop_path is a chance from"),
     ],
 )  # fmt: skip
 def test_a_file_with_a_hostile_plan_or_spec_is_refused_in_one_line_that_names_it(change, text, tmp_path):

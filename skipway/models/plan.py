@@ -1,19 +1,69 @@
-"""What the values of a plan must be, the same for every family."""
+"""Plans: the plain values that rebuild a network, made and checked before any layer is."""
 
+import math
 import operator
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
-from skipway.errors import InputError
+from skipway.errors import InputError, did_you_mean
 
-__all__ = ["whole"]
+__all__ = ["Plan"]
 
 
-def whole(family: str, name: str, values: Iterable[int], least: int = 1) -> list[int]:
-    """`values` as whole numbers of at least `least`, or the error that names the family and the option."""
-    try:
-        numbers = [operator.index(v) for v in values]
-    except TypeError:
-        numbers = [least - 1]
-    if min(numbers, default=least) < least:
-        raise InputError(f"{family} needs whole numbers of at least {least} for {name}, not {values}")
-    return numbers
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The values of one family's networks. Equal plans rebuild equal networks; `repr` is the code that makes it."""
+
+    FAMILY: ClassVar[str] = ""
+
+    @classmethod
+    def options(cls) -> list[str]:
+        """The names of all values."""
+        return [f.name for f in fields(cls)]
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """The plan that `as_dict` gave; what an older skipway did not write takes its default."""
+        unknown = sorted(set(values) - set(cls.options()))
+        if unknown:
+            raise InputError(f"the plan has fields this skipway does not know ({', '.join(unknown)}); upgrade skipway")
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+
+    def _whole(self, *names: str, least: int = 1) -> None:
+        """These values are whole numbers of at least `least`, or sequences of them where their default is one."""
+        several = {f.name: isinstance(f.default, tuple) for f in fields(self)}
+        for name in names:
+            given = getattr(self, name)
+            try:
+                numbers = tuple(operator.index(v) for v in (given if several[name] else [given]))
+            except TypeError:
+                numbers = (least - 1,)
+            if min(numbers, default=least) < least:
+                shown = list(given) if isinstance(given, tuple) else given
+                raise InputError(f"{self.FAMILY} needs whole numbers of at least {least} for {name}, not {shown}")
+            object.__setattr__(self, name, numbers if several[name] else numbers[0])
+
+    def _share(self, *names: str) -> None:
+        """These values are numbers from 0 up to but not including 1."""
+        for name in names:
+            given = getattr(self, name)
+            number = float(given) if isinstance(given, int | float) else math.nan
+            if not 0 <= number < 1:
+                raise InputError(f"{self.FAMILY}: {name} is a chance from 0 up to but not including 1, not {given}")
+            object.__setattr__(self, name, number)
+
+    def _one_of(self, **known: Iterable[str]) -> None:
+        """Each of these values is one of the words beside it."""
+        for name, words in known.items():
+            given = getattr(self, name)
+            if given not in tuple(words):
+                raise InputError(
+                    f"{self.FAMILY} has no {name} {given!r}{did_you_mean(str(given), words)}; there are "
+                    f"{', '.join(words)}"
+                )

@@ -1,23 +1,37 @@
 """The registry: a name and options become a network with its plan, and a plan becomes the network again."""
 
 import fnmatch
-import inspect
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from skipway.errors import InputError, did_you_mean
-from skipway.models import resnet, resnet9
+from skipway.models import densenet, mlp, resnet, resnet9
+from skipway.models.plan import Plan
 from skipway.skip import Chain
 
-__all__ = ["build", "names", "rebuild"]
+__all__ = ["FAMILIES", "ROWS", "build", "names", "plan_of", "rebuild"]
 
-Builder = Callable[..., tuple[Chain, dict[str, Any]]]
 
-FAMILIES: dict[str, Builder] = {"resnet": resnet.resnet, "resnet9": resnet9.resnet9}
+class Family(NamedTuple):
+    """The plan of a family, the rule that makes a network of it, and its named networks."""
+
+    plan: type[Plan]
+    build: Callable[[Any], Chain]
+    rows: dict[str, dict[str, Any]]
+
+
+FAMILIES: dict[str, Family] = {
+    family.plan.FAMILY: family
+    for family in (
+        Family(resnet.ResNetPlan, resnet.resnet, resnet.NETWORKS),
+        Family(densenet.DenseNetPlan, densenet.densenet, densenet.NETWORKS),
+        Family(mlp.ResMLPPlan, mlp.resmlp, mlp.NETWORKS),
+        Family(resnet9.ResNet9Plan, resnet9.resnet9, resnet9.NETWORKS),
+    )
+}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    name: (family, row)
-    for family, rows in (("resnet", resnet.NETWORKS), ("resnet9", resnet9.NETWORKS))
-    for name, row in rows.items()
+    name: (kind, row) for kind, family in FAMILIES.items() for name, row in family.rows.items()
 }
 
 
@@ -26,19 +40,24 @@ def names(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(ROWS, pattern), key=_natural)
 
 
-def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:
-    """The network called `name`, with the row's values replaced by `options`, and its plan (JSON-able)."""
+def plan_of(name: str, **options: Any) -> dict[str, Any]:
+    """The plan (JSON-able) of the network called `name`, with the row's values replaced by `options`."""
     if name not in ROWS:
         raise InputError(f"no network is called {name!r}{did_you_mean(name, ROWS)}; `skipway models` lists all names")
     family, row = ROWS[name]
-    allowed = list(inspect.signature(FAMILIES[family]).parameters)
+    allowed = FAMILIES[family].plan.options()
     for option in options:
         if option not in allowed:
             raise InputError(
                 f"{name} has no option {option!r}{did_you_mean(option, allowed)}; it takes {', '.join(allowed)}"
             )
-    network, values = FAMILIES[family](**{**row, **options})
-    return network, {"name": name, "family": family, **values}
+    return {"name": name, "family": family, **FAMILIES[family].plan(**{**row, **options}).as_dict()}
+
+
+def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:
+    """The network called `name` with fresh weights, and its plan: see `plan_of`."""
+    plan = plan_of(name, **options)
+    return rebuild(plan), plan
 
 
 def rebuild(plan: dict[str, Any]) -> Chain:
@@ -50,14 +69,9 @@ def rebuild(plan: dict[str, Any]) -> Chain:
         raise InputError(
             f"the plan's family is {family!r}, but this skipway knows {', '.join(FAMILIES)}; upgrade skipway"
         )
-    allowed = set(inspect.signature(FAMILIES[family]).parameters)
-    if set(values) - allowed:
-        unknown = ", ".join(sorted(set(values) - allowed))
-        raise InputError(f"the plan has fields this skipway does not know ({unknown}); upgrade skipway")
-    return FAMILIES[family](**values)[0]
+    return FAMILIES[family].build(FAMILIES[family].plan.of(values))
 
 
-def _natural(name: str) -> tuple[str, int, str]:
-    letters = name.rstrip("0123456789")
-    digits = name[len(letters) :]
-    return letters, int(digits or 0), name
+def _natural(name: str) -> list[str | int]:
+    """The name in pieces of letters and numbers, so that resnet18 stands before resnet101."""
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]

@@ -1,155 +1,293 @@
-"""Residual networks for pictures, from one block up: ImageNet's 18 to 200 layers, CIFAR's 20 to 1202.
+"""Residual networks for pictures, from one block up: the tables of the ImageNet and CIFAR families and their one rule.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), any H and W.
-Sources: He et al. 2015, arXiv:1512.03385 (all depths but 200, options A and B); 200 layers, He et al. 2016,
-arXiv:1603.05027; deep stem, He et al. 2018, arXiv:1812.01187.
+Sources: He et al. 2015, arXiv:1512.03385 (18 to 152 and CIFAR's 20 to 1202; options A and B); norm and activation
+first, 200, 164 and 1001 layers, He et al. 2016, arXiv:1603.05027; deep stem and pooled projection (C and D of "bag of
+tricks", fastai's XResNet), He et al. 2018, arXiv:1812.01187; wide, Zagoruyko and Komodakis 2016, arXiv:1605.07146;
+groups (ResNeXt), Xie et al. 2016, arXiv:1611.05431; SE, Hu et al. 2017, arXiv:1709.01507; ECA, Wang et al. 2019,
+arXiv:1910.03151; ResNet-RS, Bello et al. 2021, arXiv:2103.07579; the tiered stem, 14 and 26 layers, timm.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
-from skipway.blocks import BODIES, EXPANSION, conv_norm_act, initialise, zero_last_norm
-from skipway.errors import InputError, did_you_mean
-from skipway.models.plan import whole
+from skipway.blocks import (
+    ATTENTIONS,
+    EXPANSION,
+    KINDS,
+    PADDINGS,
+    Layers,
+    Step,
+    initialise,
+    initialise_fixup,
+    rising,
+    steps_of,
+    zero_last,
+)
+from skipway.drop_path import DROP_MODES
+from skipway.errors import InputError
+from skipway.joins import Scale, make_join
+from skipway.models.plan import Plan
 from skipway.shortcuts import SHORTCUTS, make_shortcut
 from skipway.skip import Chain, Skip
 
-__all__ = ["NETWORKS", "STEMS", "resnet"]
+__all__ = ["JOINS", "NETWORKS", "STEMS", "ResNetPlan", "resnet"]
 
 _FOUR = (64, 128, 256, 512)
 _THREE = (16, 32, 64)
-STEMS = ("large", "small", "deep")
+STEMS = ("large", "small", "deep", "tiered", "deep_conv")
+JOINS = ("add", "scale", "layerscale", "gate")
 _MOST_BLOCKS = 3000  # a file's plan must not be able to fill the memory
 
 
-def _cifar(blocks: int) -> dict[str, Any]:
-    return {
-        "block": "basic",
-        "layers": (blocks,) * 3,
-        "widths": _THREE,
-        "stem": "small",
-        "shortcut": "pad",
-        "num_classes": 10,
-    }
+@dataclass(frozen=True, kw_only=True)
+class ResNetPlan(Plan):
+    """What one residual network is made of.
 
-
-NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet10": {"block": "basic", "layers": (1, 1, 1, 1), "widths": _FOUR},
-    "resnet18": {"block": "basic", "layers": (2, 2, 2, 2), "widths": _FOUR},
-    "resnet34": {"block": "basic", "layers": (3, 4, 6, 3), "widths": _FOUR},
-    "resnet50": {"block": "bottleneck", "layers": (3, 4, 6, 3), "widths": _FOUR},
-    "resnet101": {"block": "bottleneck", "layers": (3, 4, 23, 3), "widths": _FOUR},
-    "resnet152": {"block": "bottleneck", "layers": (3, 8, 36, 3), "widths": _FOUR},
-    "resnet200": {"block": "bottleneck", "layers": (3, 24, 36, 3), "widths": _FOUR},
-    "resnet20": _cifar(3),
-    "resnet32": _cifar(5),
-    "resnet44": _cifar(7),
-    "resnet56": _cifar(9),
-    "resnet110": _cifar(18),
-    "resnet1202": _cifar(200),
-}
-
-
-def resnet(
-    block: str = "basic",
-    layers: Sequence[int] = (2, 2, 2, 2),
-    widths: Sequence[int] = _FOUR,
-    stem: str = "large",
-    shortcut: str = "auto",
-    in_chans: int = 3,
-    num_classes: int = 1000,
-    drop_path: float = 0.0,
-) -> tuple[Chain, dict[str, Any]]:
-    """A residual network and the plan that rebuilds it: `resnet(**plan)`.
-
-    Args:
-        block: "basic" or "bottleneck".
-        layers: blocks in each stage; every stage after the first halves the picture.
-        widths: channels in each stage (times 4 behind a bottleneck).
-        stem: "large" (7x7, stride 2, max pool), "deep" (three 3x3, stride 2, max pool), "small" (3x3, keeps the size).
-        shortcut: "auto" (option B: project where the shape changes), "project" (C: everywhere), "pad" (A), "pool" (D).
-        in_chans: channels of the pictures.
-        num_classes: outputs.
-        drop_path: chance to leave a block out while training, rising evenly from 0 to this over the depth.
+    block: "basic" (two 3x3), "bottleneck" (1x1, 3x3 with the stride, 1x1), "bottleneck_v1" (the stride on the first
+        1x1), "preact_basic" and "preact_bottleneck" (norm and activation first).
+    layers: blocks in each stage; every stage after the first halves the picture.
+    widths: channels in each stage (times 4 behind a bottleneck).
+    stem: "large" (7x7, stride 2, max pool), "small" (3x3, keeps the size), "deep" (three 3x3, stride 2, max pool),
+        "tiered" (deep, the first convolution narrower), "deep_conv" (deep, a convolution instead of the pool).
+    stem_channels: channels that the stem gives, a deep one has half as many inside; None is the first of `widths`.
+    shortcut: "auto" (option B: project where the shape changes), "project" (C: everywhere), "pad" (A), "pool" (D:
+        average, then project), "none" (no shortcuts: the plain network of the same layers).
+    join: "add", "scale" (ReZero, or SkipInit where norm is "none"), "layerscale", "gate" (highway).
+    norm: "batch", "group", "none" (convolutions with biases), or "fixup" (Fixup's initialisation, shifts and scales).
+    attention: "none", "se" or "eca", at the end of every body.
+    attention_ratio: inner channels of "se" over the body's.
+    cardinality, base_width: groups in the 3x3 of a bottleneck, and channels of each at 64 of width.
+    padding: "torch", or "same" where a stride is (Flax and TensorFlow).
+    dropout: chance to drop a value between the convolutions of a body.
+    drop_path: chance to leave a body out while training, rising evenly from 0 to this over the depth.
+    drop_mode: "row" or "batch": see `Skip`.
+    in_chans, num_classes: channels of the pictures, outputs.
     """
-    plan: dict[str, Any] = {
-        "block": block,
-        "layers": whole("resnet", "layers", layers),
-        "widths": whole("resnet", "widths", widths),
-        "stem": stem,
-        "shortcut": shortcut,
-        "in_chans": whole("resnet", "in_chans", [in_chans])[0],
-        "num_classes": whole("resnet", "num_classes", [num_classes])[0],
-        "drop_path": float(drop_path),
-    }
-    _check(plan)
-    channels = plan["widths"][0]
+
+    FAMILY: ClassVar[str] = "resnet"
+
+    block: str = "basic"
+    layers: tuple[int, ...] = (2, 2, 2, 2)
+    widths: tuple[int, ...] = _FOUR
+    stem: str = "large"
+    stem_channels: int | None = None
+    shortcut: str = "auto"
+    join: str = "add"
+    norm: str = "batch"
+    attention: str = "none"
+    attention_ratio: float = 1 / 16
+    cardinality: int = 1
+    base_width: int = 64
+    padding: str = "torch"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    drop_mode: str = "row"
+    in_chans: int = 3
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        self._one_of(block=EXPANSION, stem=STEMS, shortcut=(*SHORTCUTS, "none"), join=JOINS, norm=KINDS)
+        self._one_of(attention=ATTENTIONS, padding=PADDINGS, drop_mode=DROP_MODES)
+        self._whole("layers", "widths", "cardinality", "base_width", "in_chans", "num_classes")
+        if self.stem_channels is not None:
+            self._whole("stem_channels")
+        self._share("attention_ratio", "dropout", "drop_path")
+        if not self.layers or len(self.layers) != len(self.widths):
+            raise InputError(
+                f"resnet needs as many widths as layers, one pair a stage, not {list(self.layers)} and "
+                f"{list(self.widths)}"
+            )
+        if sum(self.layers) > _MOST_BLOCKS:
+            raise InputError(f"resnet has at most {_MOST_BLOCKS} blocks, not {sum(self.layers)}; give fewer layers")
+        if self.shortcut == "none" and (self.join != "add" or self.drop_path or self.norm == "fixup"):
+            raise InputError(
+                'resnet with shortcut "none" has nothing to join or to leave out; use join "add", no drop_path and a '
+                'norm other than "fixup"'
+            )
+
+    @property
+    def preact(self) -> bool:
+        """Whether norm and activation go before each convolution."""
+        return self.block.startswith("preact")
+
+
+def resnet(plan: ResNetPlan) -> Chain:
+    """The residual network of `plan`, with fresh weights."""
+    parts = Layers(plan.norm, plan.padding, plan.attention, plan.attention_ratio, plan.dropout)
+    channels = plan.stem_channels or plan.widths[0]
+    stem = _stem(plan, parts, channels)
     stages: dict[str, nn.Module] = {}
-    rates = _rising(plan["drop_path"], sum(plan["layers"]))
-    for stage, (count, width) in enumerate(zip(plan["layers"], plan["widths"], strict=True)):
+    rates = rising(plan.drop_path, sum(plan.layers))
+    for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True)):
         blocks = []
         for index in range(count):
             stride = 2 if stage > 0 and index == 0 else 1
-            blocks.append(_block(plan, channels, width, stride, next(rates)))
-            channels = width * EXPANSION[block]
+            blocks.append(_block(plan, parts, channels, width, stride, next(rates)))
+            channels = width * EXPANSION[plan.block]
         stages[f"stage{stage + 1}"] = Chain(*blocks)
     network = Chain(
-        stem=_stem(stem, plan["in_chans"], plan["widths"][0]),
+        stem=stem,
         **stages,
+        **(parts.first(channels) if plan.preact else {}),
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
-        head=nn.Linear(channels, plan["num_classes"]),
+        head=nn.Linear(channels, plan.num_classes),
     )
+    _begin(network, plan)
+    return network
+
+
+def _begin(network: Chain, plan: ResNetPlan) -> None:
+    """The weights' beginnings: every body but one behind a learned scale or a gate starts at zero, as v1.5 has it."""
     initialise(network)
-    for module in network.modules():
-        if isinstance(module, Skip) and isinstance(module.body, Chain):
-            zero_last_norm(module.body)
-    return network, plan
+    if plan.norm == "fixup":
+        initialise_fixup(network)
+    elif plan.join == "add" and (not plan.preact or plan.norm == "none"):
+        for module in network.modules():
+            if isinstance(module, Skip) and isinstance(module.body, Chain):
+                zero_last(module.body)
 
 
-def _block(plan: dict[str, Any], in_channels: int, width: int, stride: int, drop_path: float) -> Skip:
-    out_channels = width * EXPANSION[plan["block"]]
-    kind = plan["shortcut"]
-    return Skip(
-        BODIES[plan["block"]](in_channels, width, stride),
-        make_shortcut(kind, in_channels, out_channels, stride),
-        after=nn.ReLU(inplace=True),
-        drop_path=drop_path,
-    )
+def _block(
+    plan: ResNetPlan, parts: Layers, in_channels: int, width: int, stride: int, drop_path: float
+) -> Chain | Skip:
+    out_channels = width * EXPANSION[plan.block]
+    steps = steps_of(plan.block, width, stride, plan.cardinality, plan.base_width)
+    after = None if plan.preact else nn.ReLU(inplace=True)
+    if plan.shortcut == "none":
+        return Chain(body=parts.body(in_channels, steps, plan.preact), **({} if after is None else {"act": after}))
+    # A norm after the projection of a network that normalises first would be one too many.
+    norm = plan.norm if plan.norm in ("batch", "group") and not plan.preact else "none"
+    shortcut = make_shortcut(plan.shortcut, in_channels, out_channels, stride, norm=norm)
+    join = Scale(init=1.0) if plan.norm == "fixup" else make_join(plan.join, out_channels)
+    body = parts.body(in_channels, steps, plan.preact)
+    first: dict[str, nn.Module] = {}
+    if plan.preact and shortcut is not None:  # both ways start behind the first norm and activation
+        first = {name: layer for name, layer in body.named_children() if name in ("norm1", "shift1", "act1")}
+        body = Chain(**{name: layer for name, layer in body.named_children() if name not in first})
+    skip = Skip(body, shortcut, join=join, after=after, drop_path=drop_path, drop_mode=plan.drop_mode)
+    return Chain(**first, skip=skip) if first else skip
 
 
-def _stem(kind: str, in_chans: int, width: int) -> Chain:
-    if kind == "small":
-        return conv_norm_act(in_chans, width)
-    pool = nn.MaxPool2d(3, stride=2, padding=1)
-    if kind == "large":
-        return Chain(step=conv_norm_act(in_chans, width, 7, stride=2), pool=pool)
-    half = max(1, width // 2)
-    return Chain(
-        step1=conv_norm_act(in_chans, half, stride=2),
-        step2=conv_norm_act(half, half),
-        step3=conv_norm_act(half, width),
-        pool=pool,
-    )
-
-
-def _rising(top: float, count: int) -> Iterator[float]:
-    """`count` rates from 0 to `top`, evenly; one block alone gets `top`."""
-    return (top * (i / (count - 1) if count > 1 else 1.0) for i in range(count))
-
-
-def _check(plan: dict[str, Any]) -> None:
-    for name, known in (("block", BODIES), ("stem", STEMS), ("shortcut", SHORTCUTS)):
-        if plan[name] not in known:
-            raise InputError(
-                f"resnet has no {name} {plan[name]!r}{did_you_mean(str(plan[name]), known)}; there are "
-                f"{', '.join(known)}"
-            )
-    if not plan["layers"] or len(plan["layers"]) != len(plan["widths"]):
-        raise InputError(
-            f"resnet needs as many widths as layers, one pair a stage, not {plan['layers']} and {plan['widths']}"
+def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
+    """The stem; where norm and activation go first, its last convolution is followed by neither."""
+    inner = max(1, channels // 2)
+    first = max(1, 3 * (inner // 4)) if plan.stem == "tiered" else inner
+    deep = [Step(first, 3, 2), Step(inner, 3), Step(channels, 3)]
+    steps = {"large": [Step(channels, 7, 2)], "small": [Step(channels, 3)]}.get(plan.stem, deep)
+    symmetric = Layers(plan.norm)  # "same" padding is for the stages
+    made: list[Chain] = []
+    in_channels = plan.in_chans
+    for step in steps:
+        bare = plan.preact and step is steps[-1]
+        made.append(
+            Chain(conv=symmetric.conv(in_channels, step)) if bare else symmetric.conv_norm_act(in_channels, step)
         )
-    if sum(plan["layers"]) > _MOST_BLOCKS:
-        raise InputError(f"resnet has at most {_MOST_BLOCKS} blocks, not {sum(plan['layers'])}; give fewer layers")
+        in_channels = step.channels
+    if plan.stem == "small":
+        return made[0]
+    names = ["step"] if len(made) == 1 else [f"step{i}" for i in range(1, len(made) + 1)]
+    if plan.stem == "deep_conv":
+        down = Step(channels, 3, 2)
+        pool: nn.Module = Chain(conv=parts.conv(channels, down)) if plan.preact else parts.conv_norm_act(channels, down)
+    else:
+        pool = parts.max_pool()
+    return Chain(**dict(zip(names, made, strict=True)), pool=pool)
+
+
+# The tables: a network is its row.
+
+_DEPTHS: dict[int, dict[str, Any]] = {
+    10: {"block": "basic", "layers": (1, 1, 1, 1)},
+    14: {"block": "bottleneck", "layers": (1, 1, 1, 1)},
+    18: {"block": "basic", "layers": (2, 2, 2, 2)},
+    26: {"block": "bottleneck", "layers": (2, 2, 2, 2)},
+    34: {"block": "basic", "layers": (3, 4, 6, 3)},
+    50: {"block": "bottleneck", "layers": (3, 4, 6, 3)},
+    101: {"block": "bottleneck", "layers": (3, 4, 23, 3)},
+    152: {"block": "bottleneck", "layers": (3, 8, 36, 3)},
+    200: {"block": "bottleneck", "layers": (3, 24, 36, 3)},
+    269: {"block": "bottleneck", "layers": (3, 30, 48, 8)},
+}
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "c": {"stem": "deep"},
+    "d": {"stem": "deep", "shortcut": "pool"},
+    "s": {"stem": "deep", "stem_channels": 128},
+    "t": {"stem": "tiered", "shortcut": "pool"},
+}
+_SE, _ECA = {"attention": "se"}, {"attention": "eca"}
+
+
+def _rows(pattern: str, depths: dict[int, str], **options: Any) -> dict[str, dict[str, Any]]:
+    """A row for each variant ("-" is the plain one) of each depth, named by `pattern`."""
+    return {
+        pattern.format(f"{depth}{variant.strip('-')}"): {**_DEPTHS[depth], **_VARIANTS[variant.strip("-")], **options}
+        for depth, variants in depths.items()
+        for variant in variants
+    }
+
+
+def _cifar(blocks: int, block: str = "basic", factor: int = 1, **options: Any) -> dict[str, Any]:
+    return {
+        "block": block,
+        "layers": (blocks,) * 3,
+        "widths": tuple(width * factor for width in _THREE),
+        "stem": "small",
+        "num_classes": 10,
+        **options,
+    }
+
+
+_RS = {"stem": "deep_conv", "shortcut": "pool", "attention": "se", "attention_ratio": 0.25, "block": "bottleneck"}
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    **_rows("resnet{}", {10: "-t", 14: "t", 18: "-d", 26: "-dt", 34: "-d", 50: "-cdst"}),
+    **_rows("resnet{}", {101: "-cds", 152: "-cds", 200: "-d"}),
+    **_rows("resnet{}_v1", {50: "-", 101: "-", 152: "-"}, block="bottleneck_v1"),
+    **_rows("resnet{}_gn", {50: "-"}, norm="group"),
+    **{
+        name.replace("resnet", "resnetv2_"): {**row, "block": f"preact_{row['block']}"}
+        for name, row in _rows("resnet{}", {18: "-d", 34: "-d", 50: "-dt", 101: "-d", 152: "-d", 200: "-"}).items()
+    },
+    **_rows("xresnet{}", dict.fromkeys((18, 34, 50, 101, 152), "-"), **_VARIANTS["d"]),
+    **{
+        f"xresnet{depth}_{name}": {
+            **_DEPTHS[depth],
+            **_VARIANTS["d"],
+            "layers": (2, 2, *[1] * 6) if (depth, more) == (18, 4) else (*_DEPTHS[depth]["layers"], *[1] * more),
+            "widths": (*_FOUR, *[256] * more),
+        }
+        for name, more in (("deep", 2), ("deeper", 4))
+        for depth in (18, 34, 50)
+    },
+    **_rows("wide_resnet{}_2", {50: "-", 101: "-"}, base_width=128),
+    **_rows("resnext{}_32x4d", {50: "-d", 101: "-"}, cardinality=32, base_width=4),
+    **_rows("resnext{}_32x8d", {101: "-"}, cardinality=32, base_width=8),
+    **_rows("resnext{}_32x16d", {101: "-"}, cardinality=32, base_width=16),
+    **_rows("resnext{}_32x32d", {101: "-"}, cardinality=32, base_width=32),
+    **_rows("resnext{}_64x4d", {101: "-"}, cardinality=64, base_width=4),
+    **_rows("seresnet{}", {18: "-", 34: "-", 50: "-t", 101: "-", 152: "-d", 200: "d", 269: "d"}, **_SE),
+    **_rows("seresnext{}_32x4d", {26: "d", 50: "-", 101: "-"}, cardinality=32, base_width=4, **_SE),
+    **_rows("seresnext{}_32x8d", {101: "-d"}, cardinality=32, base_width=8, **_SE),
+    **_rows("seresnext{}_64x4d", {101: "-"}, cardinality=64, base_width=4, **_SE),
+    **_rows("ecaresnet{}", {26: "t", 50: "dt", 101: "d", 200: "d", 269: "d"}, **_ECA),
+    "ecaresnetlight": {"block": "bottleneck", "layers": (1, 1, 11, 3), "shortcut": "pool", **_ECA},
+    "resnetrs50": {"layers": (3, 4, 6, 3), **_RS},
+    "resnetrs101": {"layers": (3, 4, 23, 3), **_RS},
+    "resnetrs152": {"layers": (3, 8, 36, 3), **_RS},
+    "resnetrs200": {"layers": (3, 24, 36, 3), **_RS},
+    "resnetrs270": {"layers": (4, 29, 53, 4), **_RS},
+    "resnetrs350": {"layers": (4, 36, 72, 4), **_RS},
+    "resnetrs420": {"layers": (4, 44, 87, 4), **_RS},
+    **{f"resnet{6 * n + 2}": _cifar(n, shortcut="pad") for n in (3, 5, 7, 9, 18, 200)},
+    "resnetv2_110": _cifar(18, "preact_basic"),
+    **{f"resnetv2_{9 * n + 2}": _cifar(n, "preact_bottleneck", stem_channels=16) for n in (18, 111)},
+    **{
+        f"wide_resnet{depth}_{factor}": _cifar((depth - 4) // 6, "preact_basic", factor, stem_channels=16)
+        for depth, factor in ((16, 8), (22, 8), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4))
+    },
+}

@@ -6,18 +6,18 @@ Sources: D. Page, "How to train your ResNet" (2018 and 2019): the network, its w
 scaled logits; partial identities in its convolutions, Jordan 2024, arXiv:2404.00498.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from skipway.blocks import conv
-from skipway.errors import InputError, did_you_mean
-from skipway.models.plan import whole
+from skipway.blocks import Layers, Step
+from skipway.errors import InputError
+from skipway.models.plan import Plan
 from skipway.skip import Chain, Skip
 
-__all__ = ["NETWORKS", "Whitening", "resnet9", "whiten"]
+__all__ = ["NETWORKS", "ResNet9Plan", "Whitening", "resnet9", "whiten"]
 
 NETWORKS: dict[str, dict[str, Any]] = {"resnet9": {"widths": (64, 128, 256, 512), "num_classes": 10}}
 STEMS = ("small", "whitening")
@@ -70,55 +70,56 @@ class Scaled(nn.Module):
         return f"{self.factor:.4g}"
 
 
-def resnet9(
-    widths: Sequence[int] = (64, 128, 256, 512),
-    layers: Sequence[int] = (2, 0, 2),
-    stem: str = "small",
-    in_chans: int = 3,
-    num_classes: int = 10,
-) -> tuple[Chain, dict[str, Any]]:
-    """ResNet-9 and the plan that rebuilds it: `resnet9(**plan)`.
+@dataclass(frozen=True, kw_only=True)
+class ResNet9Plan(Plan):
+    """What one ResNet-9 is made of.
 
-    Args:
-        widths: channels of the stem and of each stage; every stage halves the picture.
-        layers: convolutions in the body of each stage's Skip; 0 for a stage without one.
-        stem: "small" (3x3 convolution), or "whitening" (fixed 2x2 filters that take the correlations out of the
-            training pictures; `widths[0]` does not count there).
-        in_chans: channels of the pictures.
-        num_classes: outputs.
+    widths: channels of the stem and of each stage; every stage halves the picture.
+    layers: convolutions in the body of each stage's Skip; 0 for a stage without one.
+    stem: "small" (3x3 convolution), or "whitening" (fixed 2x2 filters that take the correlations out of the training
+        pictures; `widths[0]` does not count there).
+    in_chans, num_classes: channels of the pictures, outputs.
     """
-    plan: dict[str, Any] = {
-        "widths": whole("resnet9", "widths", widths),
-        "layers": whole("resnet9", "layers", layers, least=0),
-        "stem": stem,
-        "in_chans": whole("resnet9", "in_chans", [in_chans])[0],
-        "num_classes": whole("resnet9", "num_classes", [num_classes])[0],
-    }
-    if len(plan["widths"]) != len(plan["layers"]) + 1 or not plan["layers"]:
-        raise InputError(
-            f"resnet9 needs one width more than layers, for the stem, not {plan['widths']} and {plan['layers']}"
-        )
-    if stem not in STEMS:
-        raise InputError(f"resnet9 has no stem {stem!r}{did_you_mean(stem, STEMS)}; there are {', '.join(STEMS)}")
-    if stem == "whitening":
-        white = Whitening(in_chans)
+
+    FAMILY: ClassVar[str] = "resnet9"
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    layers: tuple[int, ...] = (2, 0, 2)
+    stem: str = "small"
+    in_chans: int = 3
+    num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        self._whole("widths", "in_chans", "num_classes")
+        self._whole("layers", least=0)
+        if not self.layers or len(self.widths) != len(self.layers) + 1:
+            raise InputError(
+                f"resnet9 needs one width more than layers, for the stem, not {list(self.widths)} and "
+                f"{list(self.layers)}"
+            )
+        self._one_of(stem=STEMS)
+
+
+def resnet9(plan: ResNet9Plan) -> Chain:
+    """The ResNet-9 of `plan`, with fresh weights."""
+    if plan.stem == "whitening":
+        white = Whitening(plan.in_chans)
         first, channels = Chain(white=white, act=nn.ReLU(inplace=True)), white.out_channels
     else:
-        first, channels = _conv(in_chans, plan["widths"][0]), plan["widths"][0]
+        first, channels = _conv(plan.in_chans, plan.widths[0]), plan.widths[0]
     stages: dict[str, nn.Module] = {}
-    for index, (width, count) in enumerate(zip(plan["widths"][1:], plan["layers"], strict=True)):
+    for index, (width, count) in enumerate(zip(plan.widths[1:], plan.layers, strict=True)):
         body: dict[str, nn.Module] = {"skip": Skip([_conv(width, width) for _ in range(count)])} if count else {}
         stages[f"stage{index + 1}"] = Chain(down=_down(channels, width), **body)
         channels = width
-    network = Chain(
+    return Chain(
         stem=first,
         **stages,
         pool=nn.AdaptiveMaxPool2d(1),
         flatten=nn.Flatten(),
-        head=nn.Linear(channels, num_classes, bias=False),
+        head=nn.Linear(channels, plan.num_classes, bias=False),
         scale=Scaled(_LOGIT_SCALE),
     )
-    return network, plan
 
 
 def _conv(in_channels: int, out_channels: int) -> Chain:
@@ -136,7 +137,7 @@ def _down(in_channels: int, out_channels: int) -> Chain:
 
 def _begun(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A convolution whose first filters pass their channel on as it is."""
-    layer = conv(in_channels, out_channels, 3)
+    layer = Layers().conv(in_channels, Step(out_channels, 3))
     nn.init.dirac_(layer.weight.data[:in_channels])
     return layer
 

@@ -1,0 +1,124 @@
+"""Densely connected networks for pictures: every layer is given all that the layers before it in its block have made.
+
+Shapes: (B, in_chans, H, W) -> (B, num_classes).
+Source: Huang et al. 2016, arXiv:1608.06993 (121 to 264 for ImageNet; the plain and BC networks for CIFAR).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from skipway.blocks import Layers, Step, initialise
+from skipway.errors import InputError
+from skipway.models.plan import Plan
+from skipway.skip import Chain, Skip
+
+__all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
+
+STEMS = ("large", "small")
+_MOST_LAYERS = 1000  # a file's plan must not be able to fill the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseNetPlan(Plan):
+    """What one dense network is made of.
+
+    layers: dense layers in each block; between blocks a transition halves the picture.
+    growth: channels that each layer adds.
+    stem: "large" (7x7, stride 2, max pool) or "small" (3x3, keeps the size).
+    stem_channels: channels that the stem gives; None is twice `growth`.
+    bottleneck: a 1x1 convolution to this many times `growth` before each 3x3; 0 for none (the plain DenseNet).
+    compression: share of the channels that a transition keeps.
+    dropout: chance to drop a value behind the convolutions of a layer.
+    in_chans, num_classes: channels of the pictures, outputs.
+    """
+
+    FAMILY: ClassVar[str] = "densenet"
+
+    layers: tuple[int, ...] = (6, 12, 24, 16)
+    growth: int = 32
+    stem: str = "large"
+    stem_channels: int | None = None
+    bottleneck: int = 4
+    compression: float = 0.5
+    dropout: float = 0.0
+    in_chans: int = 3
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        self._one_of(stem=STEMS)
+        self._whole("layers", "growth", "in_chans", "num_classes")
+        self._whole("bottleneck", least=0)
+        if self.stem_channels is not None:
+            self._whole("stem_channels")
+        self._share("dropout")
+        if not isinstance(self.compression, int | float) or not 0 < self.compression <= 1:
+            raise InputError(f"densenet: compression is a share above 0 and up to 1, not {self.compression}")
+        object.__setattr__(self, "compression", float(self.compression))
+        if not 1 <= sum(self.layers) <= _MOST_LAYERS:
+            raise InputError(f"densenet has 1 to {_MOST_LAYERS} layers, not {sum(self.layers)}; give other layers")
+
+
+def densenet(plan: DenseNetPlan) -> Chain:
+    """The dense network of `plan`, with fresh weights."""
+    parts = Layers()
+    channels = plan.stem_channels or 2 * plan.growth
+    stages: dict[str, nn.Module] = {}
+    stem = _stem(plan, parts, channels)
+    for index, count in enumerate(plan.layers, 1):
+        layers = []
+        for _ in range(count):
+            layers.append(Skip(_layer(plan, parts, channels), join="append"))
+            channels += plan.growth
+        stages[f"stage{index}"] = Chain(*layers)
+        if index < len(plan.layers):
+            kept = max(1, int(channels * plan.compression))
+            stages[f"transition{index}"] = _transition(parts, channels, kept)
+            channels = kept
+    network = Chain(
+        stem=stem,
+        **stages,
+        **parts.first(channels),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        head=nn.Linear(channels, plan.num_classes),
+    )
+    initialise(network)
+    return network
+
+
+def _stem(plan: DenseNetPlan, parts: Layers, channels: int) -> Chain:
+    if plan.stem == "small":  # the first layer of the block begins with the norm and the activation
+        return Chain(conv=parts.conv(plan.in_chans, Step(channels, 3)))
+    return Chain(step=parts.conv_norm_act(plan.in_chans, Step(channels, 7, 2)), pool=parts.max_pool())
+
+
+def _layer(plan: DenseNetPlan, parts: Layers, channels: int) -> Chain:
+    steps = [Step(plan.bottleneck * plan.growth, 1)] if plan.bottleneck else []
+    body = parts.body(channels, [*steps, Step(plan.growth, 3)], preact=True)
+    return Chain(**dict(body.named_children()), dropout=nn.Dropout(plan.dropout)) if plan.dropout else body
+
+
+def _transition(parts: Layers, channels: int, kept: int) -> Chain:
+    return Chain(**parts.first(channels), conv=parts.conv(channels, Step(kept, 1)), pool=nn.AvgPool2d(2))
+
+
+def _cifar(depth: int, growth: int, bottleneck: bool) -> dict[str, Any]:
+    """Three equal blocks; the depth counts stem, transitions and head. BC halves the channels between blocks."""
+    count = (depth - 4) // 3 // (2 if bottleneck else 1)
+    shape = {"layers": (count,) * 3, "growth": growth, "stem": "small", "num_classes": 10}
+    if bottleneck:
+        return {**shape, "stem_channels": 2 * growth}
+    return {**shape, "stem_channels": 16, "bottleneck": 0, "compression": 1.0}
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "densenet121": {"layers": (6, 12, 24, 16)},
+    "densenet169": {"layers": (6, 12, 32, 32)},
+    "densenet201": {"layers": (6, 12, 48, 32)},
+    "densenet264": {"layers": (6, 12, 64, 48)},
+    "densenet161": {"layers": (6, 12, 36, 24), "growth": 48},
+    **{f"densenet{depth}_{k}": _cifar(depth, k, bottleneck=False) for depth, k in ((40, 12), (100, 12), (100, 24))},
+    **{f"densenetbc{depth}_{k}": _cifar(depth, k, bottleneck=True) for depth, k in ((100, 12), (250, 24), (190, 40))},
+}

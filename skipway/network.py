@@ -1,0 +1,111 @@
+"""Network: a tree of layers that carries its plan and its Spec, and predicts from pictures.
+
+Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from skipway.data.images import BadPicture, decode, read_picture_file
+from skipway.data.pack import fitted_array
+from skipway.errors import InputError, printable
+from skipway.models import registry
+from skipway.shapes import evaluation
+from skipway.skip import Chain
+from skipway.spec import Spec
+
+__all__ = ["Network", "planned", "prepare"]
+
+_BATCH = 64
+
+
+class Network(Chain):
+    """A Chain that carries its `plan` (plain values that rebuild it) and its `spec` (what inputs and outputs mean)."""
+
+    def __init__(
+        self, layers: "OrderedDict[str, nn.Module]", plan: dict[str, Any] | None = None, spec: Spec | None = None
+    ):
+        super().__init__(layers)  # type: ignore[arg-type]
+        self.plan: dict[str, Any] = plan or {}
+        self.spec = spec
+
+    def predict(self, inputs: Sequence[Any]) -> list[str]:
+        """The likeliest class of each input: paths of pictures, or uint8 arrays (H, W) or (H, W, C)."""
+        spec = self._need_spec()
+        return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
+
+    def predict_proba(self, inputs: Sequence[Any]) -> np.ndarray:
+        """(N, K) probabilities, columns in the order of `spec.class_names`; inputs as in `predict`.
+
+        Raises:
+            InputError: an input cannot be read; names it. `skipway predict` gives a row for each instead.
+        """
+        spec = self._need_spec()
+        if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
+            raise InputError("predict takes a list of pictures, not a single one; write it in brackets: [picture]")
+        inputs = list(inputs)
+        rows = []
+        for begin in range(0, len(inputs), _BATCH):
+            chunk = inputs[begin : begin + _BATCH]
+            rows.append(self.probabilities([prepare(i, spec) for i in chunk]))
+        return np.concatenate(rows) if rows else np.empty((0, spec.num_classes), np.float32)
+
+    def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, K) probabilities of prepared pictures, each (S, S, C) uint8."""
+        spec = self._need_spec()
+        like = next(self.parameters())
+        device = like.device
+        x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float()
+        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+        with evaluation(self), torch.inference_mode():
+            return self(((x / 255 - mean) / std).to(like.dtype)).float().softmax(1).cpu().numpy()
+
+    def _need_spec(self) -> Spec:
+        if self.spec is None:
+            raise InputError(
+                "this network does not know what its inputs and outputs mean; load it from a run or a file of skipway, "
+                "or set .spec"
+            )
+        return self.spec
+
+
+def planned(plan: dict[str, Any], spec: Spec | None = None) -> Network:
+    """The network that `plan` describes, with fresh weights; on the meta device where one is chosen around the call."""
+    return Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
+
+
+def prepare(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
+    """One picture, from a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` is given."""
+    name = "an array" if isinstance(source, np.ndarray) else printable(source)
+    try:
+        if isinstance(source, np.ndarray):
+            pixels = _checked_array(source, spec)
+        else:
+            data = read_picture_file(Path(source), root)
+            pixels = decode(data, size=spec.presize, channels=spec.channels, fit=spec.fit).pixels
+    except BadPicture as error:
+        raise InputError(f"{name} cannot be used: {error}") from None
+    start = (spec.presize - spec.size) // 2
+    return pixels[start : start + spec.size, start : start + spec.size]
+
+
+def _holds_many(array: np.ndarray) -> bool:
+    """Whether the first axis counts pictures: (N, H, W) or (N, H, W, C), where (H, W, 3) is one in colour."""
+    return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
+
+
+def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
+    array = source[:, :, None] if source.ndim == 2 else source
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        raise InputError(
+            f"a picture as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
+            f"{source.shape}; convert it first"
+        )
+    return fitted_array(array, size=spec.presize, channels=spec.channels, fit=spec.fit)
