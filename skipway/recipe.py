@@ -59,7 +59,7 @@ class Recipe:
     fit: str = _option("squash", "How a picture becomes square: squash, crop or pad.")
     augment: str = _option("auto", "Changes to training pictures: none, shift, zoom, with +flip; auto picks.")
     stem: str | None = _option(
-        None, "First layers of the network: large, small, deep, or whitening (resnet9); default: by picture size."
+        None, "First layers of the network: large, small, deep, tiered, deep_conv, whitening; default: by picture size."
     )
     drop_path: float = _option(0.0, "Chance to leave out the deepest block while training.", least=0, most=0.99)
     val_fraction: float = _option(
@@ -144,7 +144,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "schedule": ("one-cycle", "cosine", "constant"),
     "fit": ("squash", "crop", "pad"),
     "augment": ("auto", "none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"),
-    "stem": (None, "large", "small", "deep", "whitening"),
+    "stem": (None, "large", "small", "deep", "tiered", "deep_conv", "whitening"),
     "precision": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
 }
