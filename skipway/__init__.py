@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipway import weights
     from skipway.joins import Gate, Scale, add, concat, multiply
     from skipway.network import Network
     from skipway.probe.summary import summary
@@ -34,6 +35,7 @@ _HOMES = {
     "skipway.network": ("Network",),
     "skipway.zoo": ("create_model", "list_models", "load"),
 }
+_ROOMS = ("weights",)  # used by their own names: sw.weights.adopt
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -61,10 +63,13 @@ __all__ = [
     "summary",
     "train",
     "walk",
+    "weights",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"skipway.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'skipway' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
