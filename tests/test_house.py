@@ -31,7 +31,7 @@ FLOORS = [
     ],
     [
         [
-            *("network", "foreign", "keymaps", "weights", "pretrained", "zoo", "grow"),
+            *("network", "foreign_child", "foreign", "keymaps", "weights", "pretrained", "zoo", "grow"),
             *("probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
             *("plots", "export", "report"),
         ]

@@ -27,7 +27,7 @@ from torch import Tensor
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.training import durable
 
-__all__ = ["FORMAT", "Checkpoint", "differences", "load", "load_weights", "save", "save_weights"]
+__all__ = ["FORMAT", "Checkpoint", "differences", "load", "load_weights", "refuse_more", "save", "save_weights"]
 
 FORMAT = 1
 
@@ -295,11 +295,12 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     }
     data = _encoded(tensors, notes)
     length = int.from_bytes(data[:8], "little")
-    _refuse_more(printable(path), length, data[8 : 8 + length])
+    refuse_more(printable(path), length, data[8 : 8 + length])
     durable.write_file(path, data)
 
 
-def _refuse_more(where: str, length: int, text: bytes) -> None:
+def refuse_more(where: str, length: int, text: bytes) -> None:
+    """Refuse a header of `length` bytes that begins with `text` where parsing it would take long or much memory."""
     tensors, values = text.count(b'"data_offsets"'), sum(text.count(mark) for mark in (b",", b"[", b"{"))
     if length > _MAX_HEADER or tensors > _MAX_TENSORS or values > _MAX_VALUES:
         found = f"{length} bytes with {tensors} tensors and {values} values"
@@ -346,7 +347,7 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
         )
     file.seek(8)
     text = file.read(min(length, _MAX_HEADER))
-    _refuse_more(where, length, text)
+    refuse_more(where, length, text)
     header = durable.from_json(text)
     notes = header.pop("__metadata__", {})
     wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)

@@ -192,6 +192,7 @@ def write_json(path: Path, values: Any) -> None:
     write_file(path, to_json(values, printable(path)))
 
 
+UNKNOWN = "is not a safetensors file"
 _STARTS = [
     (b"\x89HDF\r\n", "is an HDF5 file, as Keras writes it (.h5)"),
     (b"GGUF", "is a GGUF file"),
@@ -218,7 +219,7 @@ def looks_like(file: BinaryIO) -> str:
         return next((name for mark, name in _MEMBERS if mark in both), "is a zip file")
     if start[:1] == b"\x08" and start[2:3] in (b"\x12", b":", b"B"):  # ir_version, then producer, graph or opset
         return "looks like an ONNX model"
-    known = next((name for mark, name in _STARTS if start.startswith(mark)), "is not a safetensors file")
+    known = next((name for mark, name in _STARTS if start.startswith(mark)), UNKNOWN)
     return known if start else "is an empty file"
 
 
