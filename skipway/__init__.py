@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipway import weights
+    from skipway.features import Features
     from skipway.joins import Gate, Scale, add, concat, multiply
     from skipway.network import Network
     from skipway.probe.summary import summary
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from skipway.shapes import output_shape
     from skipway.skip import Chain, Dense, Parallel, Skip, replace, walk
     from skipway.spec import Spec
+    from skipway.stored import load
     from skipway.use import check, evaluate, predict
-    from skipway.zoo import create_model, list_models, load
+    from skipway.zoo import create_model, list_models
 
 _HOMES = {
+    "skipway.features": ("Features",),
     "skipway.joins": ("Gate", "Scale", "add", "concat", "multiply"),
     "skipway.probe.summary": ("summary",),
     "skipway.recipe": ("Recipe",),
@@ -33,7 +36,8 @@ _HOMES = {
     "skipway.spec": ("Spec",),
     "skipway.use": ("check", "evaluate", "predict"),
     "skipway.network": ("Network",),
-    "skipway.zoo": ("create_model", "list_models", "load"),
+    "skipway.stored": ("load",),
+    "skipway.zoo": ("create_model", "list_models"),
 }
 _ROOMS = ("weights",)  # used by their own names: sw.weights.adopt
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -41,6 +45,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Chain",
     "Dense",
+    "Features",
     "Gate",
     "Network",
     "Parallel",

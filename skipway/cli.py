@@ -195,7 +195,8 @@ def models(pattern: str = "*", /) -> None:
     """
     from skipway.use import model_table
 
-    _print(model_table(pattern))
+    for line in model_table(pattern):
+        _print(line)
 
 
 @app.command

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from skipway.data.images import BadPicture, decode, read_picture_file
 from skipway.data.pack import fitted_array
@@ -21,7 +22,7 @@ from skipway.shapes import evaluation
 from skipway.skip import Chain
 from skipway.spec import Spec
 
-__all__ = ["Network", "planned", "prepare"]
+__all__ = ["Network", "outline", "planned", "prepare"]
 
 _BATCH = 64
 
@@ -35,6 +36,7 @@ class Network(Chain):
         super().__init__(layers)  # type: ignore[arg-type]
         self.plan: dict[str, Any] = plan or {}
         self.spec = spec
+        self.origin = "fresh weights"
 
     def predict(self, inputs: Sequence[Any]) -> list[str]:
         """The likeliest class of each input: paths of pictures, or uint8 arrays (H, W) or (H, W, C)."""
@@ -81,6 +83,19 @@ def planned(plan: dict[str, Any], spec: Spec | None = None) -> Network:
     return Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
 
 
+def outline(plan: dict[str, Any], spec: Spec | None = None) -> Network:
+    """The network that `plan` describes on the meta device: every name and shape, but no weights nor their memory."""
+    with torch.device("meta"), _Undrawn():
+        return planned(plan, spec)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Random numbers are not drawn: on the meta device torch would load its compiler to do so, which takes a second."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if function in (Tensor.normal_, Tensor.uniform_) else function(*args, **(kwargs or {}))
+
+
 def prepare(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
     """One picture, from a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` is given."""
     name = "an array" if isinstance(source, np.ndarray) else printable(source)
@@ -89,7 +104,7 @@ def prepare(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
             pixels = _checked_array(source, spec)
         else:
             data = read_picture_file(Path(source), root)
-            pixels = decode(data, size=spec.presize, channels=spec.channels, fit=spec.fit).pixels
+            pixels = decode(data, **spec.preparation).pixels
     except BadPicture as error:
         raise InputError(f"{name} cannot be used: {error}") from None
     start = (spec.presize - spec.size) // 2
@@ -108,4 +123,4 @@ def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
             f"a picture as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
             f"{source.shape}; convert it first"
         )
-    return fitted_array(array, size=spec.presize, channels=spec.channels, fit=spec.fit)
+    return fitted_array(array, **spec.preparation)

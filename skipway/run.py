@@ -37,13 +37,14 @@ from skipway.runfolder import (
 )
 from skipway.signals import StopFlag
 from skipway.spec import Spec
+from skipway.stored import load, restore
 from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.training.loop import fit
 from skipway.training.metrics import Scores, score
 from skipway.training.schedule import SCHEDULES
 from skipway.training.trainer import Settings, State, Trainer, as_found
-from skipway.zoo import auto_model, create_model, list_models, load, options_for, restore
+from skipway.zoo import auto_model, create_model, list_models, options_for
 
 __all__ = ["Run", "train"]
 
@@ -293,7 +294,8 @@ class _Work:
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
         packing = packed.packing
-        return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, packing.fit)
+        preparation = (packing.fit, packing.interpolation)
+        return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
 
     def _network(self, spec: Spec, model: tuple[str, dict[str, Any]]) -> Network:
         old = self.earlier.checkpoint if self.earlier else None

@@ -9,9 +9,10 @@ from typing import Any
 
 from skipway.errors import InputError, printable
 
-__all__ = ["FITS", "Spec"]
+__all__ = ["FITS", "INTERPOLATIONS", "Spec"]
 
 FITS = ("squash", "crop", "pad")
+INTERPOLATIONS = ("bilinear", "bicubic")
 _MAX_CLASSES = 100_000
 _MAX_NAME_BYTES = 1024
 
@@ -20,8 +21,8 @@ _MAX_NAME_BYTES = 1024
 class Spec:
     """Inputs (B, channels, size, size) made from pictures, and the meaning of the (B, len(class_names)) outputs.
 
-    A picture is brought to `presize` x `presize` by `fit` (antialiased bilinear), its centre `size` x `size` is cut
-    out, divided by 255, and normalised with `mean` and `std` per channel.
+    A picture is brought to `presize` x `presize` by `fit` and `interpolation` (antialiased), its centre `size` x `size`
+    is cut out, divided by 255, and normalised with `mean` and `std` per channel.
     """
 
     channels: int
@@ -31,6 +32,7 @@ class Spec:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     fit: str = "squash"
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         names = self.class_names
@@ -48,6 +50,10 @@ class Spec:
             raise InputError("a Spec needs finite means and positive standard deviations")
         if self.fit not in FITS:
             raise InputError(f"a Spec's fit is one of {', '.join(FITS)}, not {self.fit!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"a Spec's interpolation is one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}"
+            )
         if not 1 <= len(self.class_names) <= _MAX_CLASSES:
             raise InputError(f"a Spec holds 1 to {_MAX_CLASSES} class names, not {len(self.class_names)}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -70,15 +76,22 @@ class Spec:
         """Plain values, fit for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How a picture becomes pixels of `presize`, as the arguments of `decode`."""
+        return {"size": self.presize, "channels": self.channels, "fit": self.fit, "interpolation": self.interpolation}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
         """The Spec that `as_dict` wrote."""
         known = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
+        values = {"interpolation": "bilinear", **values} if isinstance(values, dict) else {}  # older files lack it
+        if set(values) != known:
             raise InputError(f"a Spec has the fields {', '.join(sorted(known))}; the file's differ")
         try:
             plain = {name: int(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"a Spec's sizes, means and deviations are numbers: {printable(error)}") from None
-        return cls(**plain, mean=means, std=stds, class_names=values["class_names"], fit=str(values["fit"]))
+        return cls(**plain, mean=means, std=stds, class_names=values["class_names"], fit=str(values["fit"]),
+                   interpolation=str(values["interpolation"]))  # fmt: skip

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,15 +21,17 @@ from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, refuse_leaks
 from skipway.errors import InputError, Interrupted, printable
+from skipway.models.registry import FAMILIES
 from skipway.network import Network, prepare
 from skipway.probe.summary import summary as summary_of
 from skipway.recipe import Recipe
 from skipway.runfolder import processor, write_table
 from skipway.signals import StopFlag
 from skipway.spec import Spec
+from skipway.stored import load
 from skipway.training.metrics import Scores, per_class, score
 from skipway.training.trainer import has_bf16
-from skipway.zoo import create_model, input_shape, list_models, load
+from skipway.zoo import create_model, input_shape, list_models
 
 __all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]
 
@@ -163,7 +165,8 @@ def evaluate(
     index = np.array([spec.class_names.index(n) for n in source.class_names])
     source = replace(source, keys={chosen: source.keys[chosen]}, labels={chosen: index[source.labels[chosen]]},
                      class_names=spec.class_names)  # fmt: skip
-    packed = _packed_for(source, Packing(spec.size, spec.presize, spec.channels, spec.fit), console, stop)
+    packing = Packing(spec.size, spec.presize, spec.channels, spec.fit, interpolation=spec.interpolation)
+    packed = _packed_for(source, packing, console, stop)
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
@@ -231,28 +234,33 @@ def summarise(model: str, size: int | None = None, num_classes: int | None = Non
     return repr(network) if code else str(summary_of(network, shape))
 
 
-def model_table(pattern: str = "*") -> str:
-    """Registered names with depth and parameters."""
+def model_table(pattern: str = "*") -> Iterator[str]:
+    """A line for each registered name: its parameters, and what it is made of; given as soon as it is counted."""
     names = list_models(pattern)
     if not names:
         raise InputError(f"no network's name matches {printable(pattern)!r}; `skipway models` lists all names")
-    width = max(map(len, names))
-    lines = []
-    for name in names:
-        with torch.device("meta"):
-            network = create_model(name)
-        count = sum(p.numel() for p in network.parameters())
-        lines.append(f"{name:<{width}}  {count:>11,} parameters  {_shape(network.plan)}")
-    return "\n".join(lines)
+    return (_line(name, max(map(len, names))) for name in names)
+
+
+def _line(name: str, width: int) -> str:
+    with torch.device("meta"):
+        network = create_model(name)
+    count = sum(p.numel() for p in network.parameters())
+    return f"{name:<{width}}  {count:>11,} parameters  {_shape(network.plan)}"
 
 
 def _shape(plan: dict[str, Any]) -> str:
-    """What tells a network from the others of its family."""
-    kind = f"{plan['block']} blocks" if "block" in plan else plan["family"]
-    layers = plan["layers"]
-    depth = "-".join(map(str, layers if isinstance(layers, list) else [layers]))
-    stem = f"{plan['stem']} stem" if "stem" in plan else ""
-    return ", ".join(part for part in (f"{kind} {depth}".strip(), stem, f"{plan['num_classes']} classes") if part)
+    """What tells a network from the others: family or block, layers, stem, whatever else is not usual, classes."""
+    usual = FAMILIES[plan["family"]].plan().as_dict()
+    told = ("block", "layers", "stem", "num_classes")
+    unusual = [f"{k} {_dashed(plan[k])}" for k in usual if k not in told and plan[k] != usual[k]]
+    kind = f"{plan.get('block', plan['family'])} {_dashed(plan['layers'])}"
+    stem = [f"{plan['stem']} stem"] if "stem" in plan else []
+    return ", ".join([kind, *stem, *unusual, f"{plan['num_classes']} classes"])
+
+
+def _dashed(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def environment_table() -> str:

@@ -5,20 +5,16 @@ Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes.
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from skipway.data.pack import SMALL
-from skipway.errors import InputError, ShapeError, printable
 from skipway.models import registry
 from skipway.network import Network, planned
+from skipway.pretrained import pretrained_network, refit
 from skipway.spec import Spec
-from skipway.training.checkpoint import load_weights
 
-__all__ = ["auto_model", "create_model", "input_shape", "list_models", "load", "options_for", "restore", "weights_file"]
+__all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for"]
 
 
 def create_model(
@@ -27,65 +23,41 @@ def create_model(
     in_chans: int | None = None,
     *,
     stem: str | None = None,
+    pretrained: str | os.PathLike[str] | bool = False,
+    class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> Network:
-    """The network called `name` with fresh weights.
+    """The network called `name`, with fresh weights or with those of `pretrained`.
 
     Args:
         name: one of `list_models()`.
         num_classes: outputs; the default is that of the network's paper (1000, or 10 for the CIFAR networks).
         in_chans: channels of the pictures, 3 by default; `resmlp` has in_features instead.
         stem: "large", "small", "deep" and others; the default is the network's own.
+        pretrained: True (timm's choice for `name` on the Hub), a tag ("a1_in1k"), a repository
+            ("timm/resnet50.a1_in1k"), a run, or a file: ours, or one of torchvision, timm, fastai, Flax or akamaster's
+            CIFAR networks. The stem is fitted to other `in_chans`; the head is new for other classes.
+        class_names: what the outputs mean. Of a pretrained head that knows its classes, those of the same name stay.
         options: any other value of the family's plan, such as `layers`, `widths`, `block`, `shortcut`, `drop_path`:
             see `ResNetPlan`, `ResNet9Plan`, `DenseNetPlan` and `ResMLPPlan` in `skipway.models`.
 
     >>> create_model("resnet18", num_classes=10).plan["layers"]
     [2, 2, 2, 2]
     """
-    given = {"num_classes": num_classes, "in_chans": in_chans, "stem": stem}
-    return planned(registry.plan_of(name, **{k: v for k, v in given.items() if v is not None}, **options))
+    if stem is not None:
+        options["stem"] = stem
+    if pretrained:
+        registry.plan_of(name, **options)  # refuses the name and the options before anything is read
+        return refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
+    if class_names is not None:
+        num_classes = len(class_names)
+    sizes = {"num_classes": num_classes, "in_chans": in_chans}
+    return planned(registry.plan_of(name, **{k: v for k, v in sizes.items() if v is not None}, **options))
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, by shell pattern."""
     return registry.names(pattern)
-
-
-def load(run_or_file: str | os.PathLike[str]) -> Network:
-    """The trained network of a run folder or of a file that skipway wrote; needs no code of the user and no pickle."""
-    path = weights_file(Path(run_or_file))
-    tensors, header = load_weights(path)
-    return restore(tensors, header, printable(path))
-
-
-def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> Network:
-    """The network that a file's header plans, with the file's tensors in it."""
-    try:
-        plan, spec = dict(header["plan"]), Spec.from_dict(header["spec"])
-        with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
-            network = planned(plan, spec)
-    except InputError as error:
-        raise error.at(where) from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
-        ) from None
-    wanted = network.state_dict()
-    wrong = [
-        f"{name} {tuple(tensors[name].shape) if name in tensors else 'is missing'}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name not in tensors or tensors[name].shape != value.shape
-    ] + [f"{name} has no place" for name in tensors if name not in wanted]
-    if wrong:
-        raise ShapeError(f"{where} does not fit its own plan: {'; '.join(wrong[:5])}; write it again")
-    given, meant = (_taken(plan), plan.get("num_classes")), (_taken(plan, spec), spec.num_classes)
-    if given != meant:
-        raise ShapeError(
-            f"{where} plans a network for {given[0]} and {given[1]} classes, but its Spec has {meant[0]} and "
-            f"{meant[1]}; write it again"
-        )
-    network.to_empty(device="cpu").load_state_dict(tensors)
-    return network.eval()
 
 
 def options_for(name: str, spec: Spec, given: dict[str, Any]) -> dict[str, Any]:
@@ -100,26 +72,6 @@ def options_for(name: str, spec: Spec, given: dict[str, Any]) -> dict[str, Any]:
 def input_shape(plan: dict[str, Any], size: int) -> tuple[int, ...]:
     """One input of the network of `plan`, with its batch, at pictures of `size`."""
     return (1, plan["in_features"]) if "in_features" in plan else (1, plan["in_chans"], size, size)
-
-
-def _taken(plan: dict[str, Any], spec: Spec | None = None) -> str:
-    """What a network of `plan` takes, and what it would have to take for `spec`."""
-    if "in_features" in plan:
-        return f"{plan['in_features'] if spec is None else math.prod(spec.input_shape)} numbers"
-    return f"{plan.get('in_chans') if spec is None else spec.channels} channels"
-
-
-def weights_file(path: Path) -> Path:
-    """The file of weights that a run folder or a file's path stands for."""
-    if path.is_dir():
-        best = path / "weights" / "best.safetensors"
-        if not best.is_file():
-            raise InputError(
-                f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or this is "
-                "no run folder; give a run folder or a .safetensors file"
-            )
-        return best
-    return path
 
 
 def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import pytest
 from skipway.errors import InputError
 from skipway.models.registry import FAMILIES
 from skipway.run import train
-from skipway.zoo import load
+from skipway.stored import load
 from tests.small_runs import numbers, pictures, quick
 
 SMALLEST = {

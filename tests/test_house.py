@@ -31,7 +31,8 @@ FLOORS = [
     ],
     [
         [
-            *("network", "foreign_child", "foreign", "keymaps", "weights", "pretrained", "zoo", "grow"),
+            *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
+            *("features", "zoo", "grow"),
             *("probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
             *("plots", "export", "report"),
         ]

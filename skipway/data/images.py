@@ -33,7 +33,6 @@ _FORMAT_OF = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
 _FORMAT_OF |= {".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 SUFFIXES = frozenset(_FORMAT_OF)
 MAX_PIXELS = 50_000_000
-
 _MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a file beyond it is not a picture of ours
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _END_OF_JPEG = b"\xff\xd9"
@@ -118,12 +117,13 @@ def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
 
 
 def decode(
-    data: bytes, *, size: int, channels: int = 3, fit: str = "squash", max_pixels: int = MAX_PIXELS, suffix: str = ""
-) -> Picture:
+    data: bytes, *, size: int, channels: int = 3, fit: str = "squash", max_pixels: int = MAX_PIXELS, suffix: str = "",
+    interpolation: str = "bilinear",
+) -> Picture:  # fmt: skip
     """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
 
     `fit` "squash" resizes straight to the square, "crop" cuts the centre square first, "pad" keeps the whole picture
-    between bars of grey 128. Resizing is antialiased bilinear; a picture of the target size keeps its exact pixels.
+    between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
     Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
     """
     if size < 1 or channels not in (1, 3) or fit not in FITS:
@@ -147,7 +147,7 @@ def decode(
             image = image.transpose(operation)
             width, height = (height, width) if orientation >= 5 else (width, height)
             corner = ((image.width - width / scale) * from_right, (image.height - height / scale) * from_bottom)
-        image = _fitted(image, (width, height), corner, scale, size, fit)
+        image = _fitted(image, (width, height), corner, scale, size, fit, interpolation)
         if image.mode == "RGB" and channels == 1:
             notes.append("colour converted to grey")
             image = image.convert("L")
@@ -373,8 +373,9 @@ def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _fitted(
-    image: Image.Image, original: tuple[int, int], corner: tuple[float, float], scale: float, size: int, fit: str
-) -> Image.Image:
+    image: Image.Image, original: tuple[int, int], corner: tuple[float, float], scale: float, size: int, fit: str,
+    interpolation: str,
+) -> Image.Image:  # fmt: skip
     """`image`, which holds the `original` divided by `scale` from `corner` on, as size x size."""
     width, height = original
     target = _target(width, height, size, fit)
@@ -391,7 +392,7 @@ def _fitted(
             factors = [int((whole[i + 2] - whole[i]) / target[i] / _REDUCING_GAP) for i in (0, 1)]
             image = image.reduce((min(32, max(1, factors[0])), min(32, max(1, factors[1]))), whole)
             box = (0, 0, *image.size)
-        image = image.resize(target, Image.Resampling.BILINEAR, box, reducing_gap=_REDUCING_GAP)
+        image = image.resize(target, Image.Resampling[interpolation.upper()], box, reducing_gap=_REDUCING_GAP)
     if fit == "pad" and target != (size, size):
         canvas = Image.new(image.mode, (size, size), (_PAD_GREY,) * len(image.getbands()))
         canvas.paste(image, ((size - target[0]) // 2, (size - target[1]) // 2))

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,6 +43,12 @@ class Packing:
     channels: int
     fit: str = "squash"
     max_pixels: int = 50_000_000
+    interpolation: str = "bilinear"
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How a picture becomes pixels, as the arguments of `decode`."""
+        return {"size": self.packed, "channels": self.channels, "fit": self.fit, "interpolation": self.interpolation}
 
 
 @dataclass
@@ -192,26 +199,30 @@ def _decode_one(content: Content, key: str, packing: Packing) -> Outcome | Input
         pixels = content if content.ndim == 3 else content[:, :, None]
         digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
         height, width = pixels.shape[:2]
-        fitted = fitted_array(pixels, size=packing.packed, channels=packing.channels, fit=packing.fit)
+        fitted = fitted_array(pixels, **packing.preparation)
         return fitted, digest, (width, height), ()
     suffix = os.path.splitext(key)[1].lower()
     try:
         picture = decode(
-            content, size=packing.packed, channels=packing.channels, fit=packing.fit, max_pixels=packing.max_pixels,
+            content,
+            **packing.preparation,
+            max_pixels=packing.max_pixels,
             suffix="" if suffix.startswith(".parquet") else suffix,
-        )  # fmt: skip
+        )
     except BadPicture as error:
         return error
     return picture.pixels, hashlib.sha256(content).hexdigest(), (picture.width, picture.height), picture.notes
 
 
-def fitted_array(pixels: np.ndarray, *, size: int, channels: int, fit: str) -> np.ndarray:
+def fitted_array(
+    pixels: np.ndarray, *, size: int, channels: int, fit: str, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Pixels (H, W, C) as (size, size, channels): as they are where that fits, else as a lossless file would be."""
     if pixels.shape == (size, size, channels):
         return pixels
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return decode(file.getvalue(), size=size, channels=channels, fit=fit).pixels
+    return decode(file.getvalue(), size=size, channels=channels, fit=fit, interpolation=interpolation).pixels
 
 
 def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:

@@ -1,0 +1,73 @@
+"""Stored: what skipway wrote comes back as a network, without the user's code and without pickle."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipway.errors import InputError, ShapeError, printable
+from skipway.network import Network, planned
+from skipway.spec import Spec
+from skipway.training.checkpoint import load_weights
+
+__all__ = ["load", "restore", "weights_file"]
+
+
+def load(run_or_file: str | os.PathLike[str]) -> Network:
+    """The trained network of a run folder or of a file that skipway wrote; needs no code of the user and no pickle."""
+    path = weights_file(Path(run_or_file))
+    tensors, header = load_weights(path)
+    return restore(tensors, header, printable(path))
+
+
+def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> Network:
+    """The network that a file's header plans, with the file's tensors in it."""
+    try:
+        plan, spec = dict(header["plan"]), Spec.from_dict(header["spec"])
+        with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
+            network = planned(plan, spec)
+    except InputError as error:
+        raise error.at(where) from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
+        ) from None
+    wanted = network.state_dict()
+    wrong = [
+        f"{name} {tuple(tensors[name].shape) if name in tensors else 'is missing'}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name not in tensors or tensors[name].shape != value.shape
+    ] + [f"{name} has no place" for name in tensors if name not in wanted]
+    if wrong:
+        raise ShapeError(f"{where} does not fit its own plan: {'; '.join(wrong[:5])}; write it again")
+    given, meant = (_taken(plan), plan.get("num_classes")), (_taken(plan, spec), spec.num_classes)
+    if given != meant:
+        raise ShapeError(
+            f"{where} plans a network for {given[0]} and {given[1]} classes, but its Spec has {meant[0]} and "
+            f"{meant[1]}; write it again"
+        )
+    network.to_empty(device="cpu").load_state_dict(tensors)
+    return network.eval()
+
+
+def _taken(plan: dict[str, Any], spec: Spec | None = None) -> str:
+    """What a network of `plan` takes, and what it would have to take for `spec`."""
+    if "in_features" in plan:
+        return f"{plan['in_features'] if spec is None else math.prod(spec.input_shape)} numbers"
+    return f"{plan.get('in_chans') if spec is None else spec.channels} channels"
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights that a run folder or a file's path stands for."""
+    if path.is_dir():
+        best = path / "weights" / "best.safetensors"
+        if not best.is_file():
+            raise InputError(
+                f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or this is "
+                "no run folder; give a run folder or a .safetensors file"
+            )
+        return best
+    return path
