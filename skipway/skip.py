@@ -47,6 +47,7 @@ class Function(nn.Module):
 class Chain(Placed, nn.Sequential):
     """Layers one after the other, by position or by name; an `nn.Sequential` that takes functions and prints as code.
 
+    >>> import torch
     >>> Chain(nn.Linear(4, 8), torch.relu, head=nn.Linear(8, 2))(torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
@@ -82,6 +83,7 @@ class Chain(Placed, nn.Sequential):
 class Dense(Placed):
     """(*, in_features) -> (*, out_features): `activation(x W^T + b)`. `in_features=None` is left to the shape pass.
 
+    >>> import torch
     >>> Dense(4, 2, torch.relu)(torch.ones(3, 4)).shape
     torch.Size([3, 2])
     """
@@ -164,6 +166,7 @@ class Skip(Placed):
             chance to stay. Norms in the body see the samples that stay.
         drop_mode: "row" draws for every sample, "batch" once for all of them.
 
+    >>> import torch
     >>> Skip(nn.Linear(4, 4), after=nn.ReLU())(torch.ones(2, 4)).shape
     torch.Size([2, 4])
 
