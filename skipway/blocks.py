@@ -5,11 +5,12 @@ Sources: basic and bottleneck, He et al. 2015, arXiv:1512.03385; norm and activa
 arXiv:1603.05027; the stride on the 3x3 of the bottleneck ("v1.5"), Goyal et al. 2017, arXiv:1706.02677, which also
 zeroes the last norm of a body; groups, Xie et al. 2016, arXiv:1611.05431; squeeze and excitation, Hu et al. 2017,
 arXiv:1709.01507; efficient channel attention, Wang et al. 2019, arXiv:1910.03151; initialisation, He et al. 2015,
-arXiv:1502.01852, and Fixup, Zhang et al. 2019, arXiv:1901.09321.
+arXiv:1502.01852, and Fixup, Zhang et al. 2019, arXiv:1901.09321; gates that begin nearly closed, Srivastava et al.
+2015, arXiv:1505.00387.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.joins import Gate, make_join
 from skipway.shortcuts import NORMS, make_norm
 from skipway.skip import Chain, walk
 
@@ -34,6 +36,7 @@ __all__ = [
     "Step",
     "initialise",
     "initialise_fixup",
+    "join_of",
     "rising",
     "steps_of",
     "zero_last",
@@ -146,7 +149,7 @@ def steps_of(block: str, width: int, stride: int = 1, cardinality: int = 1, base
                 f'{base_width} were asked for; use a "bottleneck", or other widths'
             )
         return [Step(width, 3, stride), Step(width, 3)]
-    inner = int(width * base_width / 64) * cardinality
+    inner = max(1, int(width * base_width / 64)) * cardinality
     first, second = (stride, 1) if block == "bottleneck_v1" else (1, stride)
     return [Step(inner, 1, first), Step(inner, 3, second, cardinality), Step(4 * width, 1)]
 
@@ -227,8 +230,20 @@ def rising(top: float, count: int) -> Iterator[float]:
     return (top * (i / (count - 1) if count > 1 else 1.0) for i in range(count))
 
 
+def join_of(kind: str, channels: int, depth: int) -> Callable[..., Tensor]:
+    """The join `kind` for one of `depth` blocks.
+
+    A gate opens by 1/depth at first, an eighth at most: an input that passes all of them keeps a third of itself.
+    """
+    if kind == "gate":
+        return Gate(channels, bias=-max(2.0, math.log(depth)))
+    return make_join(kind, channels)
+
+
 def initialise(network: nn.Module) -> None:
     """He initialisation of every convolution (normal, fan out), ones and zeros in every norm."""
+    if next(network.parameters()).is_meta:  # there is nothing to draw, and it would take longer than all the building
+        return
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -254,7 +269,7 @@ def zero_last(body: Chain) -> None:
 
 
 def initialise_fixup(network: nn.Module) -> None:
-    """Fixup: zeros in the last weights of every body, the others times L^(-1/(2m-2)) for L bodies of m weight layers.
+    """Fixup: zeros in the head and the last of m weights of each of L bodies, the others times L^(-1/(2m-2)).
 
     L bodies then change the output by a learning rate, not by L of them, so that no norm is needed. The joins are to be
     scales that begin at one.
@@ -265,3 +280,6 @@ def initialise_fixup(network: nn.Module) -> None:
         for layer in weights[:-1]:
             layer.weight.data.mul_(len(skips) ** (-1 / (2 * len(weights) - 2)))
         nn.init.zeros_(weights[-1].weight)
+    head = network.get_submodule("head")
+    assert isinstance(head, nn.Linear)
+    nn.init.zeros_(head.weight)

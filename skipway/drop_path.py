@@ -45,7 +45,7 @@ def thinned(body: nn.Module, x: Tensor, kept: Tensor, rate: float, mode: str = "
         return _masked(body(x), kept, stays, rate, where)
     rows = stays.nonzero().squeeze(1).to(x.device)
     some = _fitting(body(x.index_select(0, rows)), kept, where) / (1 - rate)
-    return some.new_zeros((count, *some.shape[1:])).index_copy(0, rows, some)
+    return torch.zeros_like(kept, dtype=some.dtype).index_copy_(0, rows, some)  # in place: it keeps the layout
 
 
 def _masked(branch: Any, kept: Tensor, stays: Tensor, rate: float, where: str) -> Tensor:

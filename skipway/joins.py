@@ -82,7 +82,7 @@ class Scale(nn.Module):
         _need_filling("scale")
         with real_tensors():
             self.channels = branch.shape[1]
-            self.scale = self._made(branch.shape[1]).to(branch.device, branch.dtype)
+            self.scale = nn.Parameter(self._made(branch.shape[1]).data.to(branch.device, branch.dtype))
 
     def _made(self, channels: Any) -> nn.Parameter:
         return nn.Parameter(torch.full(() if channels is None else (channels,), self.init))

@@ -1,6 +1,7 @@
 """Densely connected networks for pictures: every layer is given all that the layers before it in its block have made.
 
-Shapes: (B, in_chans, H, W) -> (B, num_classes).
+Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 2 to the power of the transitions, and 4 times that
+behind the large stem.
 Source: Huang et al. 2016, arXiv:1608.06993 (121 to 264 for ImageNet; the plain and BC networks for CIFAR).
 """
 
@@ -30,7 +31,7 @@ class DenseNetPlan(Plan):
     stem_channels: channels that the stem gives; None is twice `growth`.
     bottleneck: a 1x1 convolution to this many times `growth` before each 3x3; 0 for none (the plain DenseNet).
     compression: share of the channels that a transition keeps.
-    dropout: chance to drop a value behind the convolutions of a layer.
+    dropout: chance to drop a value that a layer adds.
     in_chans, num_classes: channels of the pictures, outputs.
     """
 
@@ -107,10 +108,8 @@ def _transition(parts: Layers, channels: int, kept: int) -> Chain:
 def _cifar(depth: int, growth: int, bottleneck: bool) -> dict[str, Any]:
     """Three equal blocks; the depth counts stem, transitions and head. BC halves the channels between blocks."""
     count = (depth - 4) // 3 // (2 if bottleneck else 1)
-    shape = {"layers": (count,) * 3, "growth": growth, "stem": "small", "num_classes": 10}
-    if bottleneck:
-        return {**shape, "stem_channels": 2 * growth}
-    return {**shape, "stem_channels": 16, "bottleneck": 0, "compression": 1.0}
+    shape: dict[str, Any] = {"layers": (count,) * 3, "growth": growth, "stem": "small", "num_classes": 10}
+    return shape if bottleneck else {**shape, "stem_channels": 16, "bottleneck": 0, "compression": 1.0}
 
 
 NETWORKS: dict[str, dict[str, Any]] = {

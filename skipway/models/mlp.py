@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from skipway.blocks import Shift, initialise_fixup, rising, zero_last
+from skipway.blocks import Shift, initialise_fixup, join_of, rising, zero_last
 from skipway.drop_path import DROP_MODES
 from skipway.errors import InputError
-from skipway.joins import Scale, make_join
+from skipway.joins import Gate, Scale
 from skipway.models.plan import Plan
 from skipway.skip import Chain, Skip, walk
 
@@ -107,7 +107,7 @@ def _block(plan: ResMLPPlan, width: int, drop_path: float) -> nn.Module:
     )
     if plan.join == "none":
         return Chain(body=body, act=nn.ReLU())
-    join = Scale(init=1.0) if fixup else make_join(plan.join, width)
+    join = Scale(init=1.0) if fixup else join_of(plan.join, width, plan.layers)
     return Skip(body, join=join, drop_path=drop_path, drop_mode=plan.drop_mode)
 
 
@@ -123,8 +123,9 @@ def _norm(plan: ResMLPPlan, width: int) -> dict[str, nn.Module]:
 
 
 def _begin(network: Chain, plan: ResMLPPlan) -> None:
+    own = {id(join.transform) for join in network.modules() if isinstance(join, Gate)}  # gates begin nearly closed
     for module in network.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and id(module) not in own:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

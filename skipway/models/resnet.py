@@ -22,13 +22,14 @@ from skipway.blocks import (
     Step,
     initialise,
     initialise_fixup,
+    join_of,
     rising,
     steps_of,
     zero_last,
 )
 from skipway.drop_path import DROP_MODES
 from skipway.errors import InputError
-from skipway.joins import Scale, make_join
+from skipway.joins import Scale
 from skipway.models.plan import Plan
 from skipway.shortcuts import SHORTCUTS, make_shortcut
 from skipway.skip import Chain, Skip
@@ -162,7 +163,7 @@ def _block(
     # A norm after the projection of a network that normalises first would be one too many.
     norm = plan.norm if plan.norm in ("batch", "group") and not plan.preact else "none"
     shortcut = make_shortcut(plan.shortcut, in_channels, out_channels, stride, norm=norm)
-    join = Scale(init=1.0) if plan.norm == "fixup" else make_join(plan.join, out_channels)
+    join = Scale(init=1.0) if plan.norm == "fixup" else join_of(plan.join, out_channels, sum(plan.layers))
     body = parts.body(in_channels, steps, plan.preact)
     first: dict[str, nn.Module] = {}
     if plan.preact and shortcut is not None:  # both ways start behind the first norm and activation
@@ -247,7 +248,7 @@ _RS = {"stem": "deep_conv", "shortcut": "pool", "attention": "se", "attention_ra
 NETWORKS: dict[str, dict[str, Any]] = {
     **_rows("resnet{}", {10: "-t", 14: "t", 18: "-d", 26: "-dt", 34: "-d", 50: "-cdst"}),
     **_rows("resnet{}", {101: "-cds", 152: "-cds", 200: "-d"}),
-    **_rows("resnet{}_v1", {50: "-", 101: "-", 152: "-"}, block="bottleneck_v1"),
+    **_rows("resnet{}_v1", {50: "-", 101: "-", 152: "-", 200: "-"}, block="bottleneck_v1"),
     **_rows("resnet{}_gn", {50: "-"}, norm="group"),
     **{
         name.replace("resnet", "resnetv2_"): {**row, "block": f"preact_{row['block']}"}
@@ -271,10 +272,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **_rows("resnext{}_32x32d", {101: "-"}, cardinality=32, base_width=32),
     **_rows("resnext{}_64x4d", {101: "-"}, cardinality=64, base_width=4),
     **_rows("seresnet{}", {18: "-", 34: "-", 50: "-t", 101: "-", 152: "-d", 200: "d", 269: "d"}, **_SE),
-    **_rows("seresnext{}_32x4d", {26: "d", 50: "-", 101: "-"}, cardinality=32, base_width=4, **_SE),
+    **_rows("seresnext{}_32x4d", {26: "dt", 50: "-", 101: "-"}, cardinality=32, base_width=4, **_SE),
     **_rows("seresnext{}_32x8d", {101: "-d"}, cardinality=32, base_width=8, **_SE),
     **_rows("seresnext{}_64x4d", {101: "-"}, cardinality=64, base_width=4, **_SE),
     **_rows("ecaresnet{}", {26: "t", 50: "dt", 101: "d", 200: "d", 269: "d"}, **_ECA),
+    **_rows("ecaresnext{}_32x4d", {26: "t", 50: "t"}, cardinality=32, base_width=4, **_ECA),
     "ecaresnetlight": {"block": "bottleneck", "layers": (1, 1, 11, 3), "shortcut": "pool", **_ECA},
     "resnetrs50": {"layers": (3, 4, 6, 3), **_RS},
     "resnetrs101": {"layers": (3, 4, 23, 3), **_RS},
@@ -285,7 +287,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnetrs420": {"layers": (4, 44, 87, 4), **_RS},
     **{f"resnet{6 * n + 2}": _cifar(n, shortcut="pad") for n in (3, 5, 7, 9, 18, 200)},
     "resnetv2_110": _cifar(18, "preact_basic"),
-    **{f"resnetv2_{9 * n + 2}": _cifar(n, "preact_bottleneck", stem_channels=16) for n in (18, 111)},
+    **{f"resnetv2_{9 * n + 2}": _cifar(n, "preact_bottleneck") for n in (18, 111)},
     **{
         f"wide_resnet{depth}_{factor}": _cifar((depth - 4) // 6, "preact_basic", factor, stem_channels=16)
         for depth, factor in ((16, 8), (22, 8), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4))
