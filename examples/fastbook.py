@@ -1,0 +1,113 @@
+"""Five networks for photographs, from plain convolutions to bottlenecks: what each idea of a residual network adds.
+
+    python examples/fastbook.py PICTURES [--epochs 5] [--size 128] [--only ...]
+
+PICTURES is a folder with train and val in it, and one folder for each class in both. The first three are built here
+from Skips; the last two are rows of the table: xresnet18 and xresnet50.
+"""
+
+import argparse
+import time
+
+import torch
+from torch import nn
+
+import skipway as sw
+
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+def conv(before, after, kernel=3, stride=1, activated=True):
+    """Convolution, norm, and ReLU unless it is the last of a body."""
+    layers = [nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(after)]
+    return [*layers, nn.ReLU()] if activated else layers
+
+
+def block(before, after, stride=1):
+    """Two convolutions around which an average pool and a projection lead; the body gives nothing at first."""
+    body = sw.Chain(*conv(before, after, stride=stride), *conv(after, after, activated=False))
+    nn.init.zeros_(body[-1].weight)  # the last thing in the body: behind an activation it would never learn
+    return sw.Skip(body, "pool", after=nn.ReLU())
+
+
+def staged(stage, classes):
+    """Five stages, each halving the picture, then the mean over what is left of it."""
+    stages = [layer for before, after in zip((3, *WIDTHS), WIDTHS, strict=False) for layer in stage(before, after)]
+    network = sw.Chain(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], classes))
+    sw.output_shape(network, (1, 3, 128, 128))
+    return network
+
+
+NETWORKS = {
+    "plain": lambda classes: staged(lambda before, after: conv(before, after, stride=2), classes),
+    "one block": lambda classes: staged(lambda before, after: [block(before, after, 2)], classes),
+    "two blocks": lambda classes: staged(lambda before, after: [block(before, after, 2), block(after, after)], classes),
+    "xresnet18": lambda classes: sw.create_model("xresnet18", classes),
+    "xresnet50": lambda classes: sw.create_model("xresnet50", classes),
+}
+
+
+def photographs(folder, size):
+    """((pictures, labels), (pictures, labels), class names): uint8 (N, 3, size, size), train and validation."""
+    from skipway.data.pack import natural_packing, pack
+    from skipway.data.sources import open_source
+
+    source = open_source(folder)
+    packed = pack(source, natural_packing(source, size, "crop", 50_000_000))
+    start = (packed.pixels.shape[1] - size) // 2
+    pixels = torch.from_numpy(packed.pixels).permute(0, 3, 1, 2)[:, :, start : start + size, start : start + size]
+    parts = [packed.splits[split] for split in ("train", "val")]
+    return *((pixels[rows], torch.from_numpy(packed.labels[rows]).long()) for rows in parts), packed.class_names
+
+
+def prepared(pictures):
+    """uint8 to numbers around zero."""
+    return pictures.float() / 64 - 2
+
+
+def train(network, data, epochs, lr=3e-3, batch=32):
+    """(seconds, accuracy on the validation pictures), by AdamW along one cycle, half of the pictures flipped."""
+    (pictures, labels), (held_out, wanted), _ = data
+    optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
+    steps = max(1, epochs * (len(labels) // batch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    begin = time.perf_counter()
+    for _ in range(epochs):
+        network.train()
+        for rows in torch.randperm(len(labels)).split(batch):
+            if len(rows) < batch:  # a norm wants more than a rest
+                continue
+            x = prepared(pictures[rows])
+            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x), labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    network.eval()
+    with torch.no_grad():
+        found = torch.cat([network(prepared(part)).argmax(1) for part in held_out.split(batch)])
+    return time.perf_counter() - begin, (found == wanted).double().mean().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Five networks for photographs.")
+    parser.add_argument("data", metavar="PICTURES")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--only", help="names of networks, with commas between them")
+    given = parser.parse_args()
+    data = photographs(given.data, given.size)
+    print(f"{len(data[2])} classes, {len(data[0][1])} pictures to train on, {len(data[1][1])} to validate on")
+    print(f"{'network':<12} {'parameters':>10} {'seconds':>8} {'validation':>10}")
+    for name, build in NETWORKS.items():
+        if given.only and name not in given.only.split(","):
+            continue
+        torch.manual_seed(0)
+        network = build(len(data[2]))
+        seconds, share = train(network, data, given.epochs)
+        count = sum(p.numel() for p in network.parameters())
+        print(f"{name:<12} {count:>10,} {seconds:>8.0f} {share:>10.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

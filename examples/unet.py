@@ -1,0 +1,120 @@
+"""A U-Net as nested Skips: what goes down comes up again, and meets on every level what was kept there.
+
+    python examples/unet.py [--steps 120] [--out unet.png]
+
+It learns to tell discs from squares, field by field, in pictures that it draws itself.
+"""
+
+import argparse
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import skipway as sw
+
+
+def convolutions(channels):
+    """Two 3x3 convolutions with norms; how many channels come in is left to the shape pass."""
+    layers = (
+        [nn.LazyConv2d(channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()] for _ in range(2)
+    )
+    return [layer for pair in layers for layer in pair]
+
+
+class AsLargeAs(nn.Module):
+    """Runs `body` and brings what it gives to the height and width of its input, odd ones too."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return F.interpolate(self.body(x), size=x.shape[2:], mode="bilinear")
+
+
+def level(widths):
+    """What stands around the deepest convolutions: a Skip whose body is the level below, met by concat."""
+    width, *deeper = widths
+    below = sw.Chain(nn.MaxPool2d(2), *(level(deeper) if deeper else convolutions(width)))
+    return [*convolutions(width), sw.Skip(AsLargeAs(below), join="concat"), *convolutions(width)]
+
+
+def unet(channels, classes, widths=(8, 16, 32)):
+    """(B, channels, H, W) -> (B, classes, H, W), H and W of at least 2 to the power of the levels."""
+    network = sw.Chain(*level(widths), head=nn.LazyConv2d(classes, 1))
+    sw.output_shape(network, (1, channels, 64, 64))
+    return network
+
+
+def scenes(count, size, seed):
+    """Pictures (count, 1, size, size) of a disc (class 1) and a square (class 2) on noise, and their classes."""
+    draw = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    middle = torch.randint(size // 5, 4 * size // 5, (count, 4), generator=draw)
+    radius = size // 6
+    disc = (y - middle[:, 0, None, None]) ** 2 + (x - middle[:, 1, None, None]) ** 2 < radius**2
+    square = ((y - middle[:, 2, None, None]).abs() < radius) & ((x - middle[:, 3, None, None]).abs() < radius)
+    classes = torch.where(square, 2, disc.long())
+    shade = torch.rand(count, 1, 1, generator=draw) * 0.6 + 0.4
+    pictures = (classes > 0) * shade + 0.2 * torch.randn(count, size, size, generator=draw)
+    return pictures[:, None], classes
+
+
+def overlap(found, wanted):
+    """Intersection over union of each class."""
+    both = [((found == c) & (wanted == c)).sum() / ((found == c) | (wanted == c)).sum() for c in range(3)]
+    return [share.item() for share in both]
+
+
+def train(steps, size=41, widths=(8, 16, 32)):
+    """A network taught on `steps` batches of scenes, with its overlap on new ones."""
+    torch.manual_seed(0)
+    network = unet(1, 3, widths)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for step in range(steps):
+        pictures, classes = scenes(16, size, seed=step + 1)
+        optimizer.zero_grad()
+        F.cross_entropy(network(pictures), classes).backward()
+        optimizer.step()
+    pictures, classes = scenes(64, size, seed=0)
+    with torch.no_grad():
+        found = network.eval()(pictures).argmax(1)
+    return network, overlap(found, classes), (pictures, classes, found)
+
+
+def draw(pictures, classes, found, path):
+    """Six scenes: the picture, what is there, what was found."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(3, 6, figsize=(9, 4.6), constrained_layout=True)
+    for column in range(6):
+        rows = (pictures[column, 0], classes[column], found[column])
+        for axis, image, name in zip(axes[:, column], rows, ("picture", "meant", "found"), strict=True):
+            axis.imshow(image.numpy(), cmap="gray" if name == "picture" else "viridis")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if column == 0:
+                axis.set_ylabel(name)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Teach a U-Net of nested Skips to tell discs from squares.")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--out", default="unet.png")
+    given = parser.parse_args()
+    network, shares, shown = train(given.steps)
+    print(network)
+    named = zip(("ground", "disc", "square"), shares, strict=True)
+    print("intersection over union: " + ", ".join(f"{name} {share:.3f}" for name, share in named))
+    draw(*shown, given.out)
+    print(f"drawn: {given.out}")
+
+
+if __name__ == "__main__":
+    main()
