@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from skipway.blocks import EXPANSION
+
 __all__ = ["LIBRARIES", "Library"]
 
 Rules = tuple[tuple[str, str], ...]
@@ -23,7 +25,9 @@ class Library:
     """One library: its names for networks and layers, and which plans it can hold.
 
     rules: for each kind of network, (pattern over our layer's name, the library's name).
-    holds: for each kind, the values of the plan that the library knows; fields that are not named may have any.
+    holds: for each kind, the values of the plan that the library knows; fields that are not named may have any: names
+        follow `layers` and `widths` also where the library's own functions build only its usual ones.
+    lacks: for each kind, what else it cannot hold: (that in words, whether a plan has it).
     ignored: patterns of keys of the library that hold nothing of the network's function.
     renamed: (pattern, replacement) for keys of older files.
     own_name: our name and options for one of the library's.
@@ -31,6 +35,7 @@ class Library:
 
     rules: dict[str, Rules]
     holds: dict[str, dict[str, tuple[Any, ...]]]
+    lacks: dict[str, tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     own_name: Callable[[str], tuple[str, dict[str, Any]]] = field(default=lambda name: (name, {}))
@@ -40,7 +45,7 @@ class Library:
     def key(self, plan: Mapping[str, Any], own: str, dims: int) -> str | None:
         """The library's key of our tensor `own` with `dims` axes, or None where it has no place for it."""
         path, leaf = own.rsplit(".", 1)
-        for pattern, template in self.rules[kind_of(plan)]:
+        for pattern, template in self.rules.get(kind_of(plan), ()):
             if found := re.fullmatch(pattern, path):
                 return self.leaf(_worked_out(template, _places(plan, found)), leaf, dims)
         return None
@@ -55,6 +60,7 @@ class Library:
             for name, known in holds.items()
             if plan[name] not in known
         ]
+        wrong += [text for text, has in self.lacks.get(kind_of(plan), ()) if has(plan)]
         return "; ".join(wrong)
 
 
@@ -171,7 +177,25 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 _POST = ("basic", "bottleneck")
 _V15: dict[str, tuple[Any, ...]] = {**_PLAIN, "block": _POST, "stem": ("large",), "shortcut": ("auto",)}
-_DENSE: dict[str, tuple[Any, ...]] = {"stem": ("large",)}
+_UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
+_DENSE: dict[str, tuple[Any, ...]] = {"stem": ("large",), "compression": (0.5,)}
+_PLAIN_DENSE = (("bottleneck 0 (it has 1 or more)", lambda plan: plan["bottleneck"] == 0),)
+# torchvision's own files of dense networks were written before its layers got their present names.
+_OLD_DENSE = ((r"(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)", r"\1\2.\3"),)
+
+
+def _unprojected(plan: Mapping[str, Any]) -> bool:
+    """Whether a stage keeps its channels where timm projects all the same: behind a pool, in pre-act bottlenecks."""
+    widths = [width * EXPANSION[plan["block"]] for width in plan["widths"]]
+    into = [plan["stem_channels"] or plan["widths"][0], *widths]
+    keeps = [before == after for before, after in zip(into, widths, strict=False)]
+    return (plan["block"] == "preact_bottleneck" and keeps[0]) or (plan["shortcut"] == "pool" and any(keeps[1:]))
+
+
+_TIMM_LACKS = (
+    ("widths or stem_channels that keep a stage's channels (it would project there)", _unprojected),
+    ("layers in more than 4 stages (it would dilate the fifth, or leave it out)", lambda plan: len(plan["layers"]) > 4),
+)
 
 
 def _flax_leaf(path: str, leaf: str, dims: int) -> str | None:
@@ -192,9 +216,16 @@ def _flax_value(key: str, value: Tensor, outward: bool) -> Tensor:
 
 def _timm_value(key: str, value: Tensor, outward: bool) -> Tensor:
     """The head of timm's networks that normalise first is a 1x1 convolution."""
-    if key == "head.fc.weight":
-        return value[:, :, None, None] if outward else value.flatten(1)
-    return value
+    if key != "head.fc.weight":
+        return value
+    if outward:
+        return value[:, :, None, None]
+    return value[:, :, 0, 0] if value.shape[2:] == (1, 1) else value
+
+
+def _timm_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Behind the dot stands the tag of the weights: resnet50.a1_in1k."""
+    return name.partition(".")[0], {}
 
 
 def _flax_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -205,8 +236,8 @@ LIBRARIES: dict[str, Library] = {
     "torchvision": Library(
         rules={"resnet": _TORCHVISION_RESNET, "densenet": _DENSENET},
         holds={"resnet": _V15, "densenet": _DENSE},
-        # torchvision's own files of dense networks were written before its layers got their present names.
-        renamed=((r"(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)", r"\1\2.\3"),),
+        lacks={"densenet": _PLAIN_DENSE},
+        renamed=_OLD_DENSE,
     ),
     "timm": Library(
         rules={"resnet": _TIMM_RESNET, "preact": _TIMM_PREACT, "densenet": _DENSENET},
@@ -219,18 +250,26 @@ LIBRARIES: dict[str, Library] = {
                 "norm": ("batch", "group"),
                 "attention": ("none", "se", "eca"),
             },
-            "preact": {**_PLAIN, "stem": ("large", "deep", "tiered"), "shortcut": ("auto", "pool")},
+            "preact": {
+                **_PLAIN,
+                "stem": ("large", "deep", "tiered"),
+                "shortcut": ("auto", "pool"),
+                "cardinality": (1,),
+            },
             "densenet": _DENSE,
         },
+        lacks={"resnet": _TIMM_LACKS, "preact": _TIMM_LACKS, "densenet": _PLAIN_DENSE},
+        renamed=_OLD_DENSE,
+        own_name=_timm_name,
         values=_timm_value,
     ),
     "fastai": Library(
         rules={"resnet": _FASTAI},
-        holds={"resnet": {**_PLAIN, "block": _POST, "stem": ("deep",), "shortcut": ("pool",)}},
+        holds={"resnet": {**_PLAIN, **_UNGROUPED, "block": _POST, "stem": ("deep",), "shortcut": ("pool",)}},
     ),
     "flax": Library(
         rules={"resnet": _FLAX},
-        holds={"resnet": {**_V15, "padding": ("same",)}},
+        holds={"resnet": {**_V15, **_UNGROUPED, "padding": ("same",)}},
         ignored=(r"step", r"opt_state/.*", r"dynamic_scale/.*"),
         own_name=_flax_name,
         leaf=_flax_leaf,

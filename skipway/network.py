@@ -3,9 +3,10 @@
 Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes.
 """
 
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skipway.data.augment import margin
 from skipway.data.images import BadPicture, decode, read_picture_file
 from skipway.data.pack import fitted_array
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, ShapeError, printable
 from skipway.models import registry
 from skipway.shapes import evaluation
 from skipway.skip import Chain
 from skipway.spec import Spec
+from skipway.training.checkpoint import save_weights
 
-__all__ = ["Network", "outline", "planned", "prepare"]
+__all__ = ["Network", "outline", "planned", "prepare", "unfit"]
 
 _BATCH = 64
 
@@ -69,11 +72,25 @@ class Network(Chain):
         with evaluation(self), torch.inference_mode():
             return self(((x / 255 - mean) / std).to(like.dtype)).float().softmax(1).cpu().numpy()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """One .safetensors file with the weights, the plan and the Spec, from which `skipway.load` makes the network.
+
+        Raises:
+            InputError: the network lacks the plan or the Spec that a file needs to explain itself, or is not as they
+                say.
+        """
+        if not self.plan:
+            raise InputError("a network without a plan cannot be saved: nothing would rebuild it; use create_model")
+        spec, state = self._need_spec(), self.state_dict()
+        if flaw := unfit(outline(self.plan, spec), state):
+            raise ShapeError(f"the network {flaw}; it is not saved, for it could not be loaded: mend .plan or .spec")
+        save_weights(Path(path), state, {"plan": self.plan, "spec": spec.as_dict()})
+
     def _need_spec(self) -> Spec:
         if self.spec is None:
             raise InputError(
                 "this network does not know what its inputs and outputs mean; load it from a run or a file of skipway, "
-                "or set .spec"
+                "or set its .spec to a skipway.Spec"
             )
         return self.spec
 
@@ -87,6 +104,30 @@ def outline(plan: dict[str, Any], spec: Spec | None = None) -> Network:
     """The network that `plan` describes on the meta device: every name and shape, but no weights nor their memory."""
     with torch.device("meta"), _Undrawn():
         return planned(plan, spec)
+
+
+def unfit(network: Network, tensors: Mapping[str, Tensor]) -> str:
+    """Why `tensors` or the Spec of a network that stands as planned are not those of its plan, or nothing."""
+    wanted, plan, spec = network.state_dict(), network.plan, network.spec
+    wrong = [
+        f"{name} {tuple(tensors[name].shape) if name in tensors else 'is missing'}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name not in tensors or tensors[name].shape != value.shape
+    ] + [f"{name} has no place" for name in tensors if name not in wanted]
+    if wrong:
+        return f"does not fit its own plan: {'; '.join(wrong[:5])}"
+    assert spec is not None
+    given, meant = (_taken(plan), plan.get("num_classes")), (_taken(plan, spec), spec.num_classes)
+    if given == meant:
+        return ""
+    return f"plans a network for {given[0]} and {given[1]} classes, but its Spec has {meant[0]} and {meant[1]}"
+
+
+def _taken(plan: dict[str, Any], spec: Spec | None = None) -> str:
+    """What a network of `plan` takes, and what it would have to take for `spec`."""
+    if "in_features" in plan:
+        return f"{plan['in_features'] if spec is None else math.prod(spec.input_shape)} numbers"
+    return f"{plan.get('in_chans') if spec is None else spec.channels} channels"
 
 
 class _Undrawn(TorchFunctionMode):
@@ -107,7 +148,7 @@ def prepare(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
             pixels = decode(data, **spec.preparation).pixels
     except BadPicture as error:
         raise InputError(f"{name} cannot be used: {error}") from None
-    start = (spec.presize - spec.size) // 2
+    start = margin(spec.presize, spec.size)
     return pixels[start : start + spec.size, start : start + spec.size]
 
 

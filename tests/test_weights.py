@@ -12,7 +12,7 @@ import skipway as sw
 from skipway.errors import InputError, ShapeError
 from skipway.keymaps import LIBRARIES
 from skipway.models import registry
-from skipway.network import planned
+from skipway.network import outline, planned
 from skipway.weights import adopt, release
 from tests.golden_states import FILES, golden
 
@@ -38,15 +38,17 @@ LIKE = {  # what a library's networks of each kind are made of
         "padding": ["same"],
     },
     ("akamaster", "resnet"): {"stem": ["small"], "shortcut": ["pad", "auto"], "block": ["basic"]},
-    ("torchvision", "densenet"): {"growth": [4, 8], "bottleneck": [2, 4], "stem": ["large"]},
+    ("torchvision", "densenet"): {"growth": [4, 8], "bottleneck": [2, 4], "stem_channels": [None, 8]},
+    ("timm", "densenet"): {"growth": [4, 8], "bottleneck": [1, 4]},
 }
 
 
 def scrambled(network):
-    """Every number of a network different from every other."""
+    """Neighbouring numbers of a network differ, within a tensor and between tensors; every counter is its own."""
     start = 0
     for tensor in network.state_dict().values():
-        tensor.copy_((torch.arange(start, start + tensor.numel()) % 997).view(tensor.shape) / 997 + 0.5)
+        numbers = torch.arange(start, start + tensor.numel()).view(tensor.shape)
+        tensor.copy_(numbers % 997 / 997 + 0.5 if tensor.is_floating_point() else numbers)
         start += tensor.numel()
     return network.eval()
 
@@ -55,12 +57,13 @@ def scrambled(network):
 def held(draw, pair):
     """Options of a small network that the library can hold."""
     options = {name: draw(st.sampled_from(values)) for name, values in LIKE[pair].items()}
-    count = draw(st.integers(1, 5))
+    count = draw(st.integers(1, 4 if pair[0] == "timm" else 6))
     options["layers"] = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
     if pair[1] != "densenet":
-        options["widths"] = sorted(draw(st.lists(st.sampled_from([8, 16, 24]), min_size=count, max_size=count)))
-    if options.get("shortcut") == "pool" or pair == ("timm", "preact"):
-        options["widths"] = [8 * 2**i for i in range(count)]  # those libraries project even where nothing changes
+        drawn = draw(st.lists(st.sampled_from([8, 16, 24]), min_size=count, max_size=count))
+        options["widths"] = sorted(drawn) if options["shortcut"] == "pad" else drawn
+        if pair[0] == "timm":  # it projects where the channels stay, which is refused
+            options["widths"] = [8 * 2**i for i in range(count)]
     return options | {"num_classes": draw(st.integers(1, 12)), "in_chans": draw(st.integers(1, 4))}
 
 
@@ -119,8 +122,7 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
             plan["layers"] = [min(count, 2) for count in plan["layers"]]
         if table.refusal(plan):
             continue
-        with torch.device("meta"):
-            network = planned(plan)
+        network = outline(plan)
         released = release(network, library)
         counters = sum(k.endswith("num_batches_tracked") for k in network.state_dict()) if library == "flax" else 0
         assert len(released) == len(network.state_dict()) - counters, name
@@ -130,11 +132,15 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
 
 @pytest.mark.parametrize(
     "library, name, own",
-    [("flax", "ResNet200", "resnet200"), ("akamaster", "resnet110", "resnet110"), ("fastai", "xresnet34", "xresnet34")],
+    [
+        ("flax", "ResNet200", "resnet200"),
+        ("akamaster", "resnet110", "resnet110"),
+        ("fastai", "xresnet34", "xresnet34"),
+        ("timm", "resnet50.a1_in1k", "resnet50"),
+    ],
 )
 def test_a_library_s_name_stands_for_ours(library, name, own):
-    with torch.device("meta"):
-        network = planned(registry.plan_of(own, **({"padding": "same"} if library == "flax" else {})))
+    network = outline(registry.plan_of(own, **({"padding": "same"} if library == "flax" else {})))
     narrow = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in release(network, library).items()}
     adopted = adopt(narrow, library, name)
     assert adopted.plan["name"] == own and adopted.spec is None
@@ -169,6 +175,7 @@ SMALL = {"layers": [1, 1], "widths": [4, 8]}
         lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
         lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
         lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
         lambda s: {k: v.numpy() for k, v in s.items()},
         lambda s: {k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()},
         lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
@@ -179,6 +186,30 @@ def test_wrappers_and_prefixes_of_files_are_taken_off(wrap):
     again = adopt(wrap(release(network, "torchvision")), "torchvision", "resnet18", **SMALL)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(again(x), network(x)) and not again(x).isnan().any()
+
+
+def frozen(array):
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        frozen,  # as JAX gives them
+        lambda a: a[..., ::-1].copy()[..., ::-1] if a.ndim else a,
+        lambda a: a.astype(a.dtype.newbyteorder(">")),
+        lambda a: a.astype(np.dtype([("only", a.dtype)])),  # a kind that numpy does not know by name, as bfloat16
+    ],
+    ids=["read-only", "backwards", "big-endian", "other kind"],
+)
+def test_arrays_need_not_be_as_torch_wants_them(change):
+    network = small()
+    state = {k: v.numpy().copy() for k, v in release(network, "torchvision").items()}
+    again = adopt(
+        {k: change(v) if v.dtype == np.float32 else v for k, v in state.items()}, "torchvision", "resnet18", **SMALL
+    )
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in again.state_dict().items())
 
 
 def test_flax_trees_are_taken_nested_or_flat_and_their_optimiser_is_left_out():
@@ -196,28 +227,34 @@ def test_flax_trees_are_taken_nested_or_flat_and_their_optimiser_is_left_out():
         assert torch.equal(again(torch.ones(1, 3, 9, 9)), network(torch.ones(1, 3, 9, 9)))
 
 
-def test_old_names_of_dense_layers_are_understood():
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_old_names_of_dense_layers_are_understood(library):
     network = scrambled(sw.create_model("densenet121", 2, layers=[2, 1], growth=4))
     old = {}
-    for key, tensor in release(network, "torchvision").items():
+    for key, tensor in release(network, library).items():
         for part in ("norm1", "norm2", "conv1", "conv2"):
             key = key.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.") if "denselayer" in key else key
         old[key] = tensor
     assert any(".norm.1." in key for key in old)
-    again = adopt(old, "torchvision", "densenet121", layers=[2, 1], growth=4)
+    again = adopt(old, library, "densenet121", layers=[2, 1], growth=4)
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in again.state_dict().items())
+    key = "features.denseblock1.denselayer1.conv1.weight"
+    old[key] = release(network, library)[key]
+    with pytest.raises(InputError, match=f"the state holds {key} twice, under an older name or nested too; leave one"):
+        adopt(old, library, "densenet121", layers=[2, 1], growth=4)
 
 
 @pytest.mark.parametrize(
     "given_as, kept_as",
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32),
-     (torch.float16, torch.float32)],
+     (torch.float16, torch.float32), (torch.float8_e5m2, torch.float32)],
 )  # fmt: skip
 def test_precision_is_float32_or_stays_float64(given_as, kept_as):
     state = {k: v.to(given_as) if v.is_floating_point() else v for k, v in release(small(), "timm").items()}
     network = adopt(state, "timm", "resnet18", **SMALL)
     assert {p.dtype for p in network.parameters()} == {kept_as}
     assert network.stage1[0].body.norm1.num_batches_tracked.dtype == torch.long
+    assert torch.equal(network.head.weight, state["fc.weight"].to(kept_as))
 
 
 def test_the_network_has_its_own_memory():
@@ -255,9 +292,16 @@ def test_another_number_of_classes_has_a_fresh_head_and_all_else_adopted(without
         (lambda s: s.pop("layer1.0.conv1.weight"), r"layer1.0.conv1.weight is missing; nothing was loaded"),
         (lambda s: s.update(extra=torch.ones(2, 3)), r"extra \(2, 3\) has no place"),
         (lambda s: s.update({"bn1.weight": torch.ones(5)}), r"bn1.weight is \(5,\), expected \(4,\)"),
+        (lambda s: s.update({"fc.weight": torch.ones(8, 3)}), r"fc.weight is \(8, 3\), expected"),
+        (
+            lambda s: s.update({"layer2.0.conv1.weight": torch.ones(4, 8, 3, 3)}),
+            r"layer2.0.conv1.weight is \(4, 8, 3, 3\), expected \(8, 4, 3, 3\)",
+        ),
         (lambda s: s.update({"bn1.bias": torch.ones(4, dtype=torch.int32)}), "bn1.bias holds int32, expected float32"),
         (lambda s: s["layer2.0.bn2.running_mean"].fill_(float("nan")), "layer2.0.bn2.running_mean is not finite"),
         (lambda s: s["fc.bias"].fill_(float("inf")), "fc.bias is not finite"),
+        (lambda s: s.update({"fc.bias": torch.full((3,), 1e300, dtype=torch.float64)}), "fc.bias is not finite"),
+        (lambda s: s.update({"x" * 10**5: torch.ones(1)}), r"(?<!x)x{100} \(1,\) has no place"),
         (lambda s: [s.pop(k) for k in list(s) if "layer2" in k], r"layer2.0.conv1.weight is missing.* and \d+ more"),
     ],
 )
@@ -272,8 +316,38 @@ def test_a_misfit_is_one_line_of_differences_and_nothing_is_loaded(spoil, text):
 def test_a_state_that_is_none_is_refused():
     with pytest.raises(InputError, match=r"a state is names with tensors or arrays, .* not an empty dict"):
         adopt({}, "timm", "resnet18")
-    with pytest.raises(InputError, match="the state holds epoch, which is no tensor but str; leave it out"):
-        adopt({"epoch": "last"}, "timm", "resnet18")
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [
+        ("last", "str"),
+        ([["a"], ["b", "c"]], "list"),
+        (None, "NoneType"),
+        (torch.ones(2, device="meta"), "meta"),
+        (torch.ones(2).to_sparse(), "torch.sparse_coo"),
+    ],
+    ids=str,
+)
+def test_what_is_no_plain_tensor_is_refused(value, kind):
+    with pytest.raises(InputError, match=f"the state holds fc.bias, which is no plain tensor but {kind}; leave it out"):
+        adopt({**release(small(), "timm"), "fc.bias": value}, "timm", "resnet18", **SMALL)
+
+
+def test_a_state_of_another_library_is_told_by_its_names():
+    state = release(sw.create_model("resnet20", layers=[1, 1, 1]), "akamaster")
+    with pytest.raises(ShapeError, match=r"that of timm's resnet18 \(its names look like those of akamaster\): "):
+        adopt(state, "timm", "resnet18")
+    state = release(small(), "torchvision")
+    with pytest.raises(ShapeError, match=r"flax's ResNet18 \(its names look like those of torchvision or timm\): "):
+        adopt(state, "flax", "ResNet18", **SMALL)
+
+
+def test_a_head_of_another_rank_is_a_difference_like_any_other():
+    options = {"layers": [1], "widths": [8]}
+    state = release(sw.create_model("resnetv2_18", 3, **options), "timm")
+    with pytest.raises(ShapeError, match=r"head.fc.weight is \(24,\), expected \(\d+, 8\)"):
+        adopt({**state, "head.fc.weight": torch.ones(24)}, "timm", "resnetv2_18", **options)
 
 
 def test_unknown_libraries_names_and_options_are_refused():
@@ -290,10 +364,69 @@ def test_unknown_libraries_names_and_options_are_refused():
         adopt(state, "fastai", "densenet121")
 
 
-def test_release_refuses_what_the_library_cannot_hold():
+KEPT = "timm cannot hold .*: widths or stem_channels that keep a stage's channels"
+
+
+@pytest.mark.parametrize(
+    "library, name, options, text",
+    [
+        ("timm", "resnet20", {}, r"timm cannot hold resnet20: stem 'small' \(it has 'large' or .*; shortcut 'pad"),
+        ("timm", "resnet18d", {"widths": [8, 8], "layers": [1, 1]}, KEPT),
+        ("timm", "resnetv2_50", {"widths": [8], "layers": [1], "stem_channels": 32}, KEPT),
+        ("timm", "resnetv2_18", {"widths": [8, 16, 8, 16, 8], "layers": [1] * 5}, "layers in more than 4 stages"),
+        ("timm", "densenet40_12", {"layers": [1], "stem": "large"}, r"compression 1.0 .*; bottleneck 0 \(it has 1 or"),
+        ("timm", "resnet18", {"join": "scale", "widths": [8], "layers": [1]}, r"join 'scale' \(it has 'add'\)"),
+        ("timm", "resnet50_v1", {"widths": [8], "layers": [1]}, "block 'bottleneck_v1'"),
+        ("torchvision", "resnet18", {"padding": "same", "widths": [8], "layers": [1]}, "padding 'same'"),
+        ("torchvision", "seresnet18", {"widths": [8], "layers": [1]}, "attention 'se'"),
+        ("flax", "resnet18", {"widths": [8], "layers": [1]}, r"padding 'torch' \(it has 'same'\)"),
+        (
+            "flax",
+            "resnext50_32x4d",
+            {"widths": [64], "layers": [1], "padding": "same"},
+            "cardinality 32 .*base_width 4",
+        ),
+        ("akamaster", "resnet18", {"widths": [8], "layers": [1]}, "stem 'large'"),
+        ("timm", "resnetv2_50", {"widths": [64], "layers": [1], "cardinality": 2}, r"cardinality 2 \(it has 1\)"),
+        ("fastai", "xresnet50", {"widths": [64], "layers": [1], "base_width": 128}, r"base_width 128 \(it has 64\)"),
+        ("fastai", "resmlp", {}, "fastai cannot hold resmlp: it has no resmlp"),
+    ],
+)
+def test_release_refuses_what_the_library_cannot_hold(library, name, options, text):
+    with pytest.raises(InputError, match=text) as refused:
+        release(sw.create_model(name, **options), library)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_stages_that_keep_their_channels_are_held_where_the_projections_agree():
+    for library, name, options in [
+        ("fastai", "xresnet18", {"widths": [8, 8]}),  # it does not project either
+        ("timm", "resnet18", {"widths": [8, 8]}),  # both do, for the stride
+        ("timm", "resnetv2_18", {"widths": [8, 8]}),
+        ("timm", "resnetv2_50", {"widths": [8, 8]}),
+    ]:
+        network = scrambled(sw.create_model(name, 3, layers=[1, 1], **options))
+        again = adopt(release(network, library), library, name, layers=[1, 1], **options)
+        assert torch.equal(again(torch.ones(1, 3, 16, 16)), network(torch.ones(1, 3, 16, 16)))
+
+
+def test_release_refuses_a_network_that_was_changed_by_hand():
+    network = small()
+    network.stage1[0].body.conv1.bias = nn.Parameter(torch.zeros(4))
     with pytest.raises(
-        InputError, match=r"timm cannot hold resnet20: stem 'small' \(it has 'large' or .*; shortcut 'pad"
+        InputError, match=r"the network is no longer what its plan says: stage1.0.body.conv1.bias came or went; release"
     ):
-        release(sw.create_model("resnet20"), "timm")
+        release(network, "torchvision")
+    network = small()
+    network.head = nn.Linear(8, 5)
+    assert release(network, "torchvision")["fc.weight"] is not None
+    assert adopt(release(network, "torchvision"), "torchvision", "resnet18", **SMALL).plan["num_classes"] == 5
+
+
+def test_what_is_released_can_be_written_as_it_is():
+    assert all(v.is_contiguous() for v in release(small(padding="same"), "flax").values())
+
+
+def test_release_needs_a_plan():
     with pytest.raises(InputError, match="release needs a network with a plan: one of create_model, adopt or load"):
         release(sw.Network(OrderedDict(head=nn.Linear(2, 2))), "timm")
