@@ -202,7 +202,7 @@ class Layers:
                 parts |= self.first(in_channels, number)
             if self.dropout and last and number > 1:
                 parts["dropout"] = nn.Dropout(self.dropout)
-            if self.norm == "fixup" and not preact:
+            if self.norm == "fixup":
                 parts[f"before{number}"] = Shift()
             parts[f"conv{number}"] = self.conv(in_channels, step)
             if not preact:
@@ -276,7 +276,7 @@ def initialise_fixup(network: nn.Module) -> None:
     """
     skips = [skip for _, skip in walk(network)]
     for skip in skips:
-        weights = [m for m in skip.body.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        weights = [m for m in skip.body.children() if isinstance(m, nn.Conv2d | nn.Linear)]  # not those of attention
         for layer in weights[:-1]:
             layer.weight.data.mul_(len(skips) ** (-1 / (2 * len(weights) - 2)))
         nn.init.zeros_(weights[-1].weight)

@@ -21,7 +21,7 @@ from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, refuse_leaks
 from skipway.errors import InputError, Interrupted, printable
-from skipway.models.registry import FAMILIES
+from skipway.models import registry
 from skipway.network import Network, prepare
 from skipway.probe.summary import summary as summary_of
 from skipway.recipe import Recipe
@@ -243,15 +243,13 @@ def model_table(pattern: str = "*") -> Iterator[str]:
 
 
 def _line(name: str, width: int) -> str:
-    with torch.device("meta"):
-        network = create_model(name)
-    count = sum(p.numel() for p in network.parameters())
-    return f"{name:<{width}}  {count:>11,} parameters  {_shape(network.plan)}"
+    plan = registry.plan_of(name)
+    return f"{name:<{width}}  {registry.parameters(plan):>11,} parameters  {_shape(plan)}"
 
 
 def _shape(plan: dict[str, Any]) -> str:
     """What tells a network from the others: family or block, layers, stem, whatever else is not usual, classes."""
-    usual = FAMILIES[plan["family"]].plan().as_dict()
+    usual = registry.FAMILIES[plan["family"]].plan().as_dict()
     told = ("block", "layers", "stem", "num_classes")
     unusual = [f"{k} {_dashed(plan[k])}" for k in usual if k not in told and plan[k] != usual[k]]
     kind = f"{plan.get('block', plan['family'])} {_dashed(plan['layers'])}"

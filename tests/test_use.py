@@ -161,10 +161,28 @@ def test_a_summary_takes_names_runs_and_files(place, weights, tmp_path):
 
 
 def test_every_registered_network_has_its_line():
-    lines = model_table().splitlines()
-    assert [line.split()[0] for line in lines] == sw.list_models() and all(" parameters  " in line for line in lines)
-    with pytest.raises(InputError, match="no network's name matches 'x"):
-        model_table("x*")
+    lines = list(model_table())
+    assert [line.split()[0] for line in lines] == sw.list_models()
+    assert len({line.index(" parameters  ") for line in lines}) == 1  # one below the other
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("resnet50d", "25,576,264 parameters  bottleneck 3-4-6-3, deep stem, shortcut pool, 1000 classes"),
+        ("resnet20", "269,722 parameters  basic 3-3-3, small stem, widths 16-32-64, shortcut pad, 10 classes"),
+        ("densenet161", "28,681,000 parameters  densenet 6-12-36-24, large stem, growth 48, 1000 classes"),
+        ("resmlp", "274,570 parameters  resmlp 4, 10 classes"),
+        ("resnet9", "6,573,120 parameters  resnet9 2-0-2, small stem, 10 classes"),
+    ],
+)
+def test_a_line_tells_what_the_network_is_made_of(name, told):
+    assert [line.split(maxsplit=1) for line in model_table(name)] == [[name, told]]
+
+
+def test_a_pattern_that_nothing_matches_is_refused():
+    with pytest.raises(InputError, match="no network's name matches 'y"):
+        model_table("y*")
 
 
 def test_the_environment_is_named(monkeypatch):

@@ -112,14 +112,11 @@ def _block(plan: ResMLPPlan, width: int, drop_path: float) -> nn.Module:
 
 
 def _norm(plan: ResMLPPlan, width: int) -> dict[str, nn.Module]:
-    made: dict[str, nn.Module | None] = {
-        "batch": nn.BatchNorm1d(width),
-        "layer": nn.LayerNorm(width),
-        "fixup": Shift(),
-        "none": None,
-    }
-    norm = made[plan.norm]
-    return {} if norm is None else {"shift" if plan.norm == "fixup" else "norm": norm}
+    if plan.norm == "fixup":
+        return {"shift": Shift()}
+    if plan.norm == "none":
+        return {}
+    return {"norm": nn.BatchNorm1d(width) if plan.norm == "batch" else nn.LayerNorm(width)}
 
 
 def _begin(network: Chain, plan: ResMLPPlan) -> None:

@@ -5,26 +5,30 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+
 from skipway.errors import InputError, did_you_mean
 from skipway.models import densenet, mlp, resnet, resnet9
 from skipway.models.plan import Plan
 from skipway.skip import Chain
 
-__all__ = ["FAMILIES", "ROWS", "build", "names", "plan_of", "rebuild"]
+__all__ = ["FAMILIES", "ROWS", "build", "names", "parameters", "plan_of", "rebuild"]
 
 
 class Family(NamedTuple):
-    """The plan of a family, the rule that makes a network of it, and its named networks."""
+    """The plan of a family, the rule that makes a network of it, its named networks, whether stages repeat a block."""
 
     plan: type[Plan]
     build: Callable[[Any], Chain]
     rows: dict[str, dict[str, Any]]
+    repeats: bool = False
 
 
 FAMILIES: dict[str, Family] = {
     family.plan.FAMILY: family
     for family in (
-        Family(resnet.ResNetPlan, resnet.resnet, resnet.NETWORKS),
+        Family(resnet.ResNetPlan, resnet.resnet, resnet.NETWORKS, repeats=True),
         Family(densenet.DenseNetPlan, densenet.densenet, densenet.NETWORKS),
         Family(mlp.ResMLPPlan, mlp.resmlp, mlp.NETWORKS),
         Family(resnet9.ResNet9Plan, resnet9.resnet9, resnet9.NETWORKS),
@@ -70,6 +74,22 @@ def rebuild(plan: dict[str, Any]) -> Chain:
             f"the plan's family is {family!r}, but this skipway knows {', '.join(FAMILIES)}; upgrade skipway"
         )
     return FAMILIES[family].build(FAMILIES[family].plan.of(values))
+
+
+def parameters(plan: dict[str, Any]) -> int:
+    """How many parameters the network of `plan` has; blocks that only repeat the one before them are not built."""
+    cut = dict(plan)
+    more = {}
+    if FAMILIES[plan["family"]].repeats:
+        cut["layers"] = [min(count, 2) for count in plan["layers"]]
+        more = {f"stage{i}.1": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
+    with torch.device("meta"):
+        network = rebuild(cut)
+    return _numbers(network) + sum(count * _numbers(network.get_submodule(path)) for path, count in more.items())
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _natural(name: str) -> list[str | int]:

@@ -108,6 +108,8 @@ class ResNetPlan(Plan):
                 'resnet with shortcut "none" has nothing to join or to leave out; use join "add", no drop_path and a '
                 'norm other than "fixup"'
             )
+        if self.norm == "fixup" and self.join != "add":
+            raise InputError(f'resnet with norm "fixup" joins by "add", not "{self.join}"; leave join out')
 
     @property
     def preact(self) -> bool:

@@ -1,0 +1,80 @@
+"""Registered networks cut down to a size that a test can compute: the same row, with two narrow stages.
+
+Names whose rows differ in depth and width alone are one network then, and are tested once.
+"""
+
+import json
+from functools import cache
+
+import torch
+from torch import nn
+
+from skipway.models import registry
+from skipway.network import planned
+
+SIZE = 16  # of the pictures
+CLASSES = 3
+# A block whose shape stays, one after it, and one that halves and widens.
+CUT = {"layers": (2, 1), "widths": (8, 16, 16), "stem_channels": 12, "growth": 4, "width": 8}
+
+
+def shrunken_plan(name):
+    """The plan of `name`, cut; groups and inner widths stay as they are, since that is what tells some rows apart."""
+    plan = registry.plan_of(name)
+    cut = {option: CUT[option] for option in ("growth", "width") if option in plan}
+    if isinstance(plan["layers"], list):
+        cut["layers"] = [min(pair) for pair in zip(plan["layers"], CUT["layers"], strict=False)]
+    else:
+        cut["layers"] = CUT["layers"][0]
+    if "widths" in plan:  # one for each stage, and one more where the stem has its own
+        cut["widths"] = CUT["widths"][: len(cut["layers"]) + len(plan["widths"]) - len(plan["layers"])]
+    if plan.get("stem_channels"):
+        cut["stem_channels"] = CUT["stem_channels"]
+    if "in_features" in plan:
+        cut["in_features"] = 3 * SIZE * SIZE
+    return registry.plan_of(name, **cut, num_classes=CLASSES)
+
+
+@cache
+def kinds():
+    """One name of each different cut network -> all names that it stands for."""
+    found = {}
+    for name in registry.names():
+        values = {k: v for k, v in shrunken_plan(name).items() if k != "name"}
+        found.setdefault(json.dumps(values), []).append(name)
+    return {names[0]: names for names in found.values()}
+
+
+@cache
+def shrunken(name):
+    """The cut network with fresh weights, to be copied before it is changed."""
+    torch.manual_seed(0)
+    return planned(shrunken_plan(name))
+
+
+@cache
+def settled(name):
+    """The cut network as if trained: nothing is zero, every norm has its statistics; to be copied before changes."""
+    torch.manual_seed(1)
+    network = planned(shrunken_plan(name))
+    settle(network)
+    return network.eval()
+
+
+@torch.no_grad()
+def settle(network: nn.Module) -> None:
+    """Draw every number anew, so that no body, norm or scale of `network` does nothing."""
+    for key, value in network.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if value.dim() > 1:
+            value.normal_(0, value[0].numel() ** -0.5)
+        elif key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        else:
+            value.normal_(float(key.endswith("weight")), 0.2)
+
+
+def pictures(count=4):
+    """(count, 3, SIZE, SIZE)."""
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,180 @@
+"""Every registered network keeps every contract: in full for its state, cut down (`shrunken`) for what it computes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from skipway.models import registry
+from tests import contracts
+from tests.shrunken import kinds, pictures, settled, shrunken
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_plans.json").read_text())
+COMPUTED = ["check_output_shape", "check_registration", "check_determinism", "check_rows", "check_deepcopy",
+            "check_drop_path", "check_zero_bodies", "check_in_place", "check_shortcuts"]  # fmt: skip
+FRESH = ["check_gradients", "check_zero_beginnings"]
+# What one family's plan can say: (other options that it needs, option, values that must all make another network).
+OPTIONS = {
+    "resnet": [
+        ({}, "block", ["basic", "bottleneck", "bottleneck_v1", "preact_basic", "preact_bottleneck"]),
+        ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
+        ({}, "widths", [[8, 16], [8, 8], [4, 16]]),
+        ({}, "stem", ["large", "small", "deep", "tiered", "deep_conv"]),
+        ({}, "stem_channels", [None, 4, 16]),
+        ({}, "shortcut", ["auto", "project", "pad", "pool", "none"]),
+        ({}, "join", ["add", "scale", "layerscale", "gate"]),
+        ({}, "norm", ["batch", "group", "none", "fixup"]),
+        ({}, "attention", ["none", "se", "eca"]),
+        ({"attention": "se", "widths": [64, 128]}, "attention_ratio", [0.25, 0.5]),
+        ({"block": "bottleneck"}, "cardinality", [1, 2, 4]),
+        ({"block": "bottleneck"}, "base_width", [64, 32, 128]),
+        ({}, "padding", ["torch", "same"]),
+        ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "drop_path", [0.0, 0.1, 0.2]),
+        ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "in_chans", [3, 1]),
+        ({}, "num_classes", [3, 5]),
+    ],
+    "densenet": [
+        ({}, "layers", [[2, 1], [1, 2], [2, 1, 1]]),
+        ({}, "growth", [4, 8]),
+        ({}, "stem", ["large", "small"]),
+        ({}, "stem_channels", [None, 4]),
+        ({}, "bottleneck", [4, 0, 2]),
+        ({}, "compression", [0.5, 1.0]),
+        ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "in_chans", [3, 1]),
+        ({}, "num_classes", [3, 5]),
+    ],
+    "resmlp": [
+        ({}, "layers", [2, 3]),
+        ({}, "width", [8, 16]),
+        ({}, "hidden", [2.0, 1.5]),
+        ({"join": "concat"}, "growth", [32, 4]),
+        ({}, "join", ["add", "concat", "gate", "scale", "layerscale", "none"]),
+        ({}, "norm", ["batch", "layer", "none", "fixup"]),
+        ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "drop_path", [0.0, 0.1, 0.2]),
+        ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "in_features", [64, 10]),
+        ({}, "num_classes", [3, 5]),
+    ],
+    "resnet9": [
+        ({}, "widths", [[8, 16, 16], [8, 8, 8]]),
+        ({}, "layers", [[2, 0], [1, 1]]),
+        ({}, "stem", ["small", "whitening"]),
+        ({}, "in_chans", [3, 1]),
+        ({}, "num_classes", [3, 5]),
+    ],
+}
+ROWS = {
+    "resnet": ("resnet18", {"layers": [2, 1], "widths": [8, 16]}),
+    "densenet": ("densenet121", {"layers": [2, 1], "growth": 4}),
+    "resmlp": ("resmlp", {"layers": 2, "width": 8}),
+    "resnet9": ("resnet9", {"widths": [8, 16, 16], "layers": [2, 0]}),
+}
+
+
+def traced():
+    """One name of each kind that differs from the others in words; numbers alone change no graph."""
+    words = {}
+    for name in kinds():
+        plan = shrunken(name).plan
+        words.setdefault(str([v for k, v in plan.items() if k != "name" and isinstance(v, str)]), name)
+    return list(words.values())
+
+
+def test_every_registered_name_is_one_of_the_networks_that_are_tested():
+    assert sorted(name for names in kinds().values() for name in names) == sorted(registry.names())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_the_state_of_every_network_is_the_golden_one(name):
+    with torch.device("meta"):
+        network = registry.build(name)[0]
+    assert name in GOLDEN, f'add "{name}": {json.dumps(contracts.fingerprint(network))} to tests/golden_plans.json'
+    contracts.check_fingerprint(network, GOLDEN[name])
+
+
+def test_parameters_are_counted_without_building_all_of_a_network():
+    assert {name: registry.parameters(registry.plan_of(name)) for name in GOLDEN} == {
+        n: v[0] for n, v in GOLDEN.items()
+    }
+
+
+def in_full():
+    """The first name of each family, block, stem and number of stages: all that a cut network does not show."""
+    found = {}
+    for name in registry.names():
+        plan = registry.plan_of(name)
+        stages = len(plan["layers"]) if isinstance(plan["layers"], list) else 1
+        found.setdefault((plan["family"], plan.get("block"), plan.get("stem"), stages), name)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("name", in_full())
+def test_every_stage_of_a_whole_network_fits_the_next(name):
+    with torch.device("meta"):
+        network, plan = registry.build(name)
+        x = torch.empty(2, plan["in_features"]) if "in_features" in plan else torch.empty(2, plan["in_chans"], 64, 64)
+    assert network.eval()(x).shape == (2, plan["num_classes"])
+
+
+def test_the_golden_file_has_no_line_too_many():
+    assert list(GOLDEN) == registry.names()
+
+
+def test_the_page_about_networks_has_these_counts_and_no_name_that_is_none():
+    page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
+    counts = re.findall(r"`(\w+)` \| ([\d,]+) \|", page)
+    assert len(counts) == 30 and [(n, c) for n, c in counts if GOLDEN[n][0] != int(c.replace(",", ""))] == []
+    named = set(re.findall(r"`((?:x|wide_|se|eca)?res(?:net|next)\w*\d\w*|densenet\w+)`", page))
+    assert named <= set(GOLDEN) and len(named) > 40
+
+
+@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("check", COMPUTED)
+def test_every_network_computes_as_agreed(name, check):
+    contracts.CHECKERS[check](settled(name), pictures())
+
+
+@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("check", FRESH)
+def test_every_fresh_network_can_learn(name, check):
+    contracts.CHECKERS[check](shrunken(name), pictures(6))
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_every_network_comes_back_from_its_plan_and_from_its_file(name, tmp_path):
+    contracts.check_plan(shrunken(name))
+    contracts.check_saving(settled(name), pictures(), tmp_path)
+
+
+@pytest.mark.parametrize("name", traced())
+def test_every_network_is_exported_and_compiled(name):
+    contracts.check_export(settled(name), pictures())
+    contracts.check_compile(settled(name), pictures())
+
+
+@pytest.mark.parametrize(
+    "family, needed, option, values",
+    [pytest.param(f, *row, id=f"{f}-{row[1]}") for f, rows in OPTIONS.items() for row in rows],
+)
+def test_every_option_changes_the_plan_and_the_network(family, needed, option, values):
+    name, small = ROWS[family]
+    rest = {k: v for k, v in {**small, "num_classes": 3, **needed}.items() if k != option}
+    contracts.check_option(registry.build, name, rest, option, values)
+
+
+def test_no_option_is_left_out():
+    told = {family: [option for _, option, _ in rows] for family, rows in OPTIONS.items()}
+    assert {f: sorted(o) for f, o in told.items()} == {
+        f: sorted(v.plan.options()) for f, v in registry.FAMILIES.items()
+    }
+
+
+def test_no_contract_is_left_out():
+    said = Path(__file__).read_text()
+    assert [name for name in contracts.CHECKERS if name not in said] == []
