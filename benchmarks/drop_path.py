@@ -2,8 +2,8 @@
 
     python benchmarks/drop_path.py [--rounds 7] [--batch 128]
 
-Each round times one step of every way in turn (A B C D A B C D ...); the table gives medians and their ratio to the masked way,
-in which all rows are computed and a mask is applied, as DropPath is commonly written.
+Each round times one step of every way in turn (A B C D A B C D ...); the table gives medians and their ratio to the
+masked way, in which all rows are computed and a mask is applied, as DropPath is commonly written.
 """
 
 import argparse
@@ -59,9 +59,7 @@ def main():
                 taken = step(network, x, y)
             if turn:  # the first round warms up
                 seconds[way].append(taken)
-    print(
-        f"ResNet-110, batch {given.batch}, 32 px, bf16, drop_path 0.5 at the deepest block; median of {given.rounds} steps"
-    )
+    print(f"ResNet-110, batch {given.batch}, 32 px, bf16, drop_path 0.5 at the deepest block; median of {given.rounds}")
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     reference = statistics.median(seconds["masked"])
     for way, taken in seconds.items():

@@ -283,3 +283,4 @@ def initialise_fixup(network: nn.Module) -> None:
     head = network.get_submodule("head")
     assert isinstance(head, nn.Linear)
     nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)

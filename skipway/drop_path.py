@@ -1,4 +1,4 @@
-"""Stochastic depth: bodies left out at random while training, and not computed where they are left out.
+"""Stochastic depth: a body is left out while training, for some rows of a batch or for all, and then not computed.
 
 Shapes: B batch, C channels, * any further axes.
 Source: Huang et al. 2016, arXiv:1603.09382.
@@ -7,8 +7,9 @@ Source: Huang et al. 2016, arXiv:1603.09382.
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import Function
 
 from skipway.errors import ShapeError
 
@@ -17,7 +18,7 @@ __all__ = ["DROP_MODES", "thinned"]
 DROP_MODES = ("row", "batch")
 
 
-def thinned(body: nn.Module, x: Tensor, kept: Tensor, rate: float, mode: str = "row", where: str = "Skip") -> Tensor:
+def thinned(body: nn.Module, x: Tensor, kept: Tensor, rate: float, mode: str = "row") -> Tensor:
     """(B, C, *) -> the shape of `kept`: body(x) / (1 - rate) with chance 1 - rate, else zeros; body(x) on average.
 
     Args:
@@ -26,42 +27,52 @@ def thinned(body: nn.Module, x: Tensor, kept: Tensor, rate: float, mode: str = "
         kept: what the shortcut gives; the body's output must have its shape.
         rate: chance to leave out.
         mode: "row" draws for every sample and computes those that stay; "batch" draws once for all.
-        where: the place that an error names.
 
     The draws come from torch's generator of the CPU, whatever the device, so that no GPU has to be waited for. A body
     that is left out gives its parameters gradients of zero, not None, so that every process of a distributed run has
-    the same. Compiled code and a single row that stays compute all rows and mask them: the same distribution.
+    the same. All rows are computed and masked, which is the same distribution, where the rows cannot be chosen freely:
+    in compiled code, where a single row stays, and around a norm over all processes.
+
+    Raises:
+        ShapeError: the body gives another shape than the shortcut.
     """
-    count = len(x)
-    stays = torch.rand(1 if mode == "batch" else count) >= rate
+    draws = 1 if mode == "batch" else len(x)
     if torch.compiler.is_compiling():
-        return _masked(body(x), kept, stays, rate, where)
+        return _masked(body, x, kept, torch.rand(draws, device=x.device) >= rate, rate)
+    stays = torch.rand(draws, device="cpu") >= rate
     left = int(stays.sum())
-    if left == len(stays):
-        return _fitting(body(x), kept, where) / (1 - rate)
+    if left == draws:
+        return _fitting(body(x), kept, len(x)) / (1 - rate)
+    if left == 1 or _waits_for_others(body):  # a norm could not tell the mean of one row from the row
+        return _masked(body, x, kept, stays, rate)
     if left == 0:
         return _absent(body, kept)
-    if left == 1:  # a norm could not tell the mean of one row from the row
-        return _masked(body(x), kept, stays, rate, where)
-    rows = stays.nonzero().squeeze(1).to(x.device)
-    some = _fitting(body(x.index_select(0, rows)), kept, where) / (1 - rate)
-    return torch.zeros_like(kept, dtype=some.dtype).index_copy_(0, rows, some)  # in place: it keeps the layout
+    rows = stays.nonzero().squeeze(1).to(x.device, non_blocking=True)
+    some = _fitting(body(_Gather.apply(x, rows)), kept, left) / (1 - rate)
+    return _Scatter.apply(some, rows, len(x))
 
 
-def _masked(branch: Any, kept: Tensor, stays: Tensor, rate: float, where: str) -> Tensor:
-    branch = _fitting(branch, kept, where)
-    mask = stays.to(branch.device).view(-1, *[1] * (branch.dim() - 1))
-    return torch.where(mask, branch / (1 - rate), torch.zeros_like(branch))
+def _masked(body: nn.Module, x: Tensor, kept: Tensor, stays: Tensor, rate: float) -> Tensor:
+    branch = _fitting(body(x), kept, len(x))
+    mask = stays.to(branch.device, non_blocking=True).view(-1, *[1] * (branch.dim() - 1))
+    return torch.where(mask, branch / (1 - rate), 0.0)
 
 
-def _fitting(branch: Any, kept: Tensor, where: str) -> Tensor:
-    if not isinstance(branch, Tensor) or branch.shape[1:] != kept.shape[1:]:
+def _fitting(branch: Any, kept: Tensor, count: int) -> Tensor:
+    """`branch` if it is `count` rows of the shape that `kept` has."""
+    if not isinstance(branch, Tensor) or branch.shape != (count, *kept.shape[1:]):
         found = tuple(branch.shape) if isinstance(branch, Tensor) else type(branch).__name__
         raise ShapeError(
-            f"{where}: drop_path leaves out a body that gives what the shortcut gives, but got {found} beside "
-            f'{tuple(kept.shape)}; give the Skip shortcut="project", or no drop_path'
+            f"drop_path leaves out a body that gives what the shortcut gives, but got {found} beside "
+            f'{(count, *kept.shape[1:])}; give the Skip shortcut="project", or no drop_path'
         )
     return branch
+
+
+def _waits_for_others(body: nn.Module) -> bool:
+    """Whether every process must compute the body: one that left it out would keep the others waiting for ever."""
+    together = dist.is_available() and dist.is_initialized()
+    return together and any(isinstance(module, nn.SyncBatchNorm) for module in body.modules())
 
 
 def _absent(body: nn.Module, kept: Tensor) -> Tensor:
@@ -70,15 +81,54 @@ def _absent(body: nn.Module, kept: Tensor) -> Tensor:
     return _Absent.apply(zeros, *parameters) if parameters and torch.is_grad_enabled() else zeros
 
 
-class _Absent(torch.autograd.Function):
+class _Absent(Function):
     """`out` as it is, with gradients of zero for the parameters beside it."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
+    def forward(out: Tensor, *parameters: Tensor) -> Tensor:
         return out.view_as(out)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         return None, *(torch.zeros_like(p) for p in ctx.saved_tensors)
+
+
+# torch's own index_select gives up channels_last, and the gradient of indexing sums as if a row could come twice.
+
+
+class _Gather(Function):
+    """(B, *), (N) -> (N, *): the rows of those numbers, in the memory format of all."""
+
+    @staticmethod
+    def forward(x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.count = len(inputs[0])
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Scatter.apply(gradient, *ctx.saved_tensors, ctx.count), None
+
+
+class _Scatter(Function):
+    """(N, *), (N) -> (count, *): zeros with `some` in the rows of those numbers, in the memory format of `some`."""
+
+    @staticmethod
+    def forward(some: Tensor, rows: Tensor, count: int) -> Tensor:
+        every = some[:1].expand(count, *some.shape[1:])  # only what zeros_like takes its memory format from
+        return torch.zeros_like(every).index_copy_(0, rows, some)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Gather.apply(gradient, *ctx.saved_tensors), None, None

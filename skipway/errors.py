@@ -24,6 +24,7 @@ class SkipwayError(Exception):
     """Base of all errors that skipway raises on purpose; `exit_code` is what the command line ends with."""
 
     exit_code = 70
+    source: tuple[object, str] | None = None  # the layer that it came from and what it said, where one did
 
     def at(self, where: str) -> "SkipwayError":
         """The same error with the place in front of its text."""

@@ -52,8 +52,9 @@ class Scale(nn.Module):
     """`scale * branch + kept` with a learned `scale`: one number, or one per channel.
 
     One number that begins at zero (ReZero, SkipInit) makes the block an identity with a gradient from the first step
-    on. LayerScale is one number per channel: `Scale(channels, init=1e-5)`, or `Scale("each", init=1e-5)` where the
-    shape pass is to fill the channels in.
+    on, unless its body gives zeros too. LayerScale is one number per channel: `Scale(channels, init=1e-5)`, or
+    `Scale("each", init=1e-5)` where the shape pass or a loaded state is to fill the channels in. Its paper begins with
+    0.1 up to 18 blocks, 1e-5 at 24 and 1e-6 beyond.
     """
 
     def __init__(self, channels: int | str | None = None, init: float = 0.0):
@@ -66,10 +67,14 @@ class Scale(nn.Module):
     def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
         _need_equal("scale", (branch, kept))
-        if self.channels == "each":
-            self._fill(branch)
         scale: Tensor = self.scale
         if self.channels is not None:
+            _need_channels("scale", branch)
+            if self.channels == "each":
+                _need_filling("scale")
+                with real_tensors():
+                    self._fill(branch.shape[1], branch)
+                scale = self.scale
             if branch.shape[1] != self.channels:
                 raise ShapeError(
                     f"`scale` holds {self.channels} channels, but the branch is {tuple(branch.shape)}; "
@@ -78,11 +83,15 @@ class Scale(nn.Module):
             scale = scale.view(-1, *[1] * (branch.dim() - 2))
         return scale * branch + kept
 
-    def _fill(self, branch: Tensor) -> None:
-        _need_filling("scale")
-        with real_tensors():
-            self.channels = branch.shape[1]
-            self.scale = nn.Parameter(self._made(branch.shape[1]).data.to(branch.device, branch.dtype))
+    def _fill(self, channels: int, like: Tensor) -> None:
+        self.channels = channels
+        self.scale = nn.Parameter(self._made(channels).data.to(like.device, like.dtype))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        found = state_dict.get(f"{prefix}scale")
+        if self.channels == "each" and isinstance(found, Tensor) and found.dim() == 1:
+            self._fill(len(found), found)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _made(self, channels: Any) -> nn.Parameter:
         return nn.Parameter(torch.full(() if channels is None else (channels,), self.init))
@@ -95,7 +104,7 @@ class Scale(nn.Module):
 class Gate(nn.Module):
     """Highway: `t * branch + (1 - t) * kept` with `t = sigmoid(W kept + b)`, per position.
 
-    `bias` below zero keeps most of the input at the start. `channels` may be left to the shape pass.
+    `bias` below zero keeps most of the input at the start. `channels` may be left to the shape pass or a loaded state.
     """
 
     def __init__(self, channels: int | None = None, bias: float = -2.0):
@@ -106,20 +115,24 @@ class Gate(nn.Module):
     def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
         _need_equal("gate", (branch, kept))
+        _need_channels("gate", kept)
         if self.transform is None:
-            self.transform = self._filled(kept)
+            _need_filling("gate")
+            with real_tensors():
+                self.transform = self._made(kept.shape[1]).to(kept.device, kept.dtype)
         if kept.shape[1] != self.transform.in_features:
             raise ShapeError(
                 f"`gate` holds {self.transform.in_features} channels, but got {tuple(kept.shape)}; "
                 f"make it Gate({kept.shape[1]})"
             )
         t = torch.sigmoid(self.transform(kept.movedim(1, -1)).movedim(-1, 1))
-        return t * branch + (1 - t) * kept
+        return kept + t * (branch - kept)  # the same, with one pass less, in the memory format of what was kept
 
-    def _filled(self, kept: Tensor) -> nn.Linear:
-        _need_filling("gate")
-        with real_tensors():
-            return self._made(kept.shape[1]).to(kept.device, kept.dtype)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        found = state_dict.get(f"{prefix}transform.weight")
+        if self.transform is None and isinstance(found, Tensor) and found.dim() == 2:
+            self.transform = self._made(found.shape[1]).to(found.device, found.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _made(self, channels: int) -> nn.Linear:
         transform = nn.Linear(channels, channels)
@@ -157,6 +170,11 @@ def make_join(join: str | Callable[..., Tensor], channels: int | None = None) ->
 def _need_filling(join: str) -> None:
     if not filling():
         raise ShapeError(f"`{join}` has no size yet; call skipway.output_shape(network, input_shape) once before use")
+
+
+def _need_channels(join: str, tensor: Tensor) -> None:
+    if tensor.dim() < 2:
+        raise ShapeError(f"`{join}` takes (B, C, *), but got {tuple(tensor.shape)}; give it a batch, as x[None]")
 
 
 def _need_equal(join: str, branches: tuple[Tensor, ...]) -> None:

@@ -3,9 +3,11 @@
 Shapes: (B, C, H, W) -> (B, K).
 """
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipway.data.hub import NO_ROOM, quiet
 from skipway.errors import InputError, StorageError, printable
 from skipway.foreign import read_state
 from skipway.keymaps import LIBRARIES
 from skipway.models import registry
 from skipway.models.resnet9 import Whitening
-from skipway.network import Network
+from skipway.network import Network, outline
 from skipway.spec import Spec
 from skipway.stored import load
 from skipway.training.checkpoint import differences
@@ -32,7 +35,7 @@ _BY_TAG = {
     "a1_in1k": "resnet18 resnet34 resnet50 seresnet50",
     "a1h_in1k": "resnet101 resnet152 resnet50_gn resnetv2_50 resnetv2_101 resnext50_32x4d",
     "ah_in1k": "seresnext101_32x8d seresnext101d_32x8d",
-    "bt_in1k": "resnet26 resnet26d resnext50d_32x4d seresnext26d_32x4d",
+    "bt_in1k": "resnet26 resnet26d resnext50d_32x4d seresnext26d_32x4d seresnext26t_32x4d",
     "c1_in1k": "resnext101_64x4d",
     "c3_in1k": "resnet10t resnet14t",
     "fb_ssl_yfcc100m_ft_in1k": "resnext101_32x4d",
@@ -59,7 +62,11 @@ _GIVEN = {
     "flax": (224, 256, "crop", "bicubic"),
     "akamaster": (32, 32, "squash", "bilinear"),
 }
-_FREE = ("name", "num_classes", "in_chans", "drop_path", "drop_mode", "dropout")  # no weight depends on these
+_FIT_OF = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
+_FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
+_SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
+_MAX_HEADER = 16 * 2**20
+_SHOWN = 5
 
 
 def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options: dict[str, Any]) -> Network:
@@ -99,10 +106,6 @@ def refit(
     each the same share of the sum of its weights, one for more repeats them: it answers equal channels as before.
     """
     said = []
-    if class_names is not None:
-        if num_classes not in (None, len(class_names)):
-            raise InputError(f"num_classes is {num_classes}, but there are {len(class_names)} class names; give one")
-        num_classes = len(class_names)
     if num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"]):
         said.append(_fit_head(network, num_classes, class_names))
     if in_chans is not None and in_chans != network.plan.get("in_chans"):
@@ -131,13 +134,13 @@ def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | N
 
 
 def _fit_stem(network: Network, in_chans: int) -> str:
-    first = next((m for m in network.get_submodule("stem").modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None or isinstance(first, Whitening):
-        raise InputError(
-            f"the stem of {network.plan['name']} is made for its {network.plan.get('in_chans')} channels and cannot be "
-            f"fitted to {in_chans}; train it anew"
-        )
+    first = next(m for m in network.get_submodule("stem").modules() if isinstance(m, nn.Conv2d))
     had = first.in_channels
+    if isinstance(first, Whitening):
+        raise InputError(
+            f"the whitening stem of {network.plan['name']} undoes the correlations of pictures of {had} channels and "
+            f"cannot be fitted to {in_chans}; train it anew"
+        )
     first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
     first.in_channels = in_chans
     network.plan = {**network.plan, "in_chans": in_chans}
@@ -168,22 +171,40 @@ def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
 def _is_ours(path: Path) -> bool:
     """Whether a file is safetensors with skipway's header; anything else is told apart by its content elsewhere."""
     with open(path, "rb") as file:
-        start = file.read(4096)
-    return start[8:9] == b"{" and b'"skipway"' in start and b'"written_by"' in start
+        start = file.read(9)
+        if start[8:] != b"{":
+            return False
+        file.seek(8)
+        header = file.read(min(int.from_bytes(start[:8], "little"), _MAX_HEADER))
+    return b'"skipway"' in header and b'"written_by"' in header  # in any order: safetensors shuffles them
 
 
 def _of_ours(name: str, path: Path, options: dict[str, Any]) -> Network:
-    network = load(path)
+    found = load(path)
     wanted = registry.plan_of(name, **options)
-    found = {k: v for k, v in network.plan.items() if k not in _FREE}
-    if wrong := differences({k: v for k, v in wanted.items() if k not in _FREE}, found):
-        raise InputError(
-            f"{printable(path)} holds a network other than {name}: {'; '.join(wrong[:5])}; ask for "
-            f"{network.plan.get('name')}, or for those values"
-        )
-    network.plan = {**wanted, **{k: network.plan[k] for k in ("num_classes", "in_chans") if k in wanted}}
+    given = {k: v for k, v in found.plan.items() if k not in ("name", "family")}
+    family = found.plan["family"]
+    # An older skipway did not write every value: those take their defaults, as in `load`.
+    there = {**found.plan, **registry.FAMILIES[family].plan.of(given).as_dict()}
+    _refuse_other(printable(path), name, wanted, there, options)
+    network = outline({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
+    network.load_state_dict(found.state_dict(), assign=True)
     network.origin = printable(path)
-    return network
+    return network.eval()
+
+
+def _refuse_other(
+    where: str, name: str, wanted: dict[str, Any], found: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Refuse weights of a network that differs in more than its name, its sizes and what no weight depends on."""
+    ignored = {"name", *_FREE, *(size for size in _SIZES if size not in options)}
+    here, there = ({k: v for k, v in plan.items() if k not in ignored} for plan in (wanted, found))
+    if wrong := differences(here, there):
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise InputError(
+            f"{where} holds a network other than {name}: {'; '.join(wrong[:_SHOWN])}{more}; ask for "
+            f"{printable(found.get('name'))}, or for those values"
+        )
 
 
 def _of_file(name: str, path: Path, library: str | None, options: dict[str, Any]) -> Network:
@@ -200,9 +221,10 @@ def _of_file(name: str, path: Path, library: str | None, options: dict[str, Any]
         network = adopt(state, library, name, **options)
     except InputError as error:
         raise error.at(printable(path)) from None
+    network.origin = f"{printable(path)} ({library})"
     if library in _GIVEN and network.plan.get("in_chans") == 3:
         network.spec = _usual_spec(library, network.plan["num_classes"])
-    network.origin = f"{printable(path)} ({library})"
+        network.origin += ", pictures prepared as is usual there"
     return network
 
 
@@ -215,71 +237,118 @@ def _usual_spec(library: str, num_classes: int) -> Spec:
 def _of_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     repository = text.removeprefix("hf:")
     repository = repository if "/" in repository else f"timm/{name}.{repository}"
-    config_path, weights_path = (_downloaded(repository, file) for file in ("config.json", "model.safetensors"))
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        spec = _spec_of(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    where = printable(repository)
+    config = _config(where, _downloaded(repository, "config.json"))
+    made = config.get("architecture", name)
+    if made not in registry.ROWS:
         raise InputError(
-            f"{printable(repository)} has no config.json as timm writes it ({printable(error)[:100]}); give a "
-            "repository of timm's networks"
-        ) from None
+            f"{where} holds a {printable(made)}, which is no network of skipway; `skipway models` lists all"
+        )
+    same = {k: v for k, v in options.items() if k in registry.plan_of(made)}
+    _refuse_other(where, name, registry.plan_of(name, **options), registry.plan_of(made, **same), options)
     try:
-        network = adopt(read_state(weights_path), "timm", name, **options)
+        network = adopt(read_state(_downloaded(repository, "model.safetensors")), "timm", name, **options)
     except InputError as error:
-        raise error.at(f"{printable(repository)}, which says it is {printable(config.get('architecture'))}") from None
-    network.spec = spec if spec.num_classes == network.plan["num_classes"] else None
-    network.origin = printable(repository)
+        raise error.at(where) from None
+    try:
+        network.spec = _spec_of(config, network.plan)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{where} has a config.json that does not tell how its pictures are prepared ({printable(error)[:200]}); "
+            "give a repository of timm's networks"
+        ) from None
+    network.origin = where
     return network
 
 
-def _spec_of(config: dict[str, Any]) -> Spec:
+def _config(where: str, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no names")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where} has no config.json as timm writes it ({printable(error)[:100]}); give a repository of timm's "
+            "networks"
+        ) from None
+    return config
+
+
+def _spec_of(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
     """The Spec of timm's configuration: the shorter side to floor(size / crop_pct), the centre of it cut out."""
     given = config.get("pretrained_cfg") or config
-    channels, size, _ = given["input_size"]
-    count = int(config.get("num_classes", given.get("num_classes", 1000)))
+    channels, size, other = given["input_size"]
+    if (channels, size) != (plan["in_chans"], other):
+        raise ValueError(f"input_size {channels} x {size} x {other} is no square of {plan['in_chans']} channels")
     names = config.get("label_names") or given.get("label_names")
+    count = plan["num_classes"]
     if not isinstance(names, list) or len(set(map(str, names))) != count:
         names = list(range(count))  # outputs without names are numbered
-    interpolation = given.get("interpolation", "bicubic")
     return Spec(
-        channels=int(channels),
-        size=int(size),
+        channels=channels,
+        size=size,
         presize=math.floor(size / float(given.get("crop_pct") or 1)),
         mean=tuple(map(float, given["mean"])),
         std=tuple(map(float, given["std"])),
         class_names=tuple(map(str, names)),
-        fit="crop",
-        interpolation=interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        fit=_FIT_OF[given.get("crop_mode") or "center"],
+        interpolation=given.get("interpolation") or "bicubic",
     )
 
 
 def _downloaded(repository: str, file: str) -> Path:
     """A file of the Hub, out of its cache where it is there; the errors as a line that says what to do."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
+    where = printable(repository)
     try:
-        return Path(hf_hub_download(repository, file))
+        with quiet():
+            try:
+                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
+            except LocalEntryNotFoundError:
+                told = get_hf_file_metadata(hf_hub_url(repository, file))  # fails at once where the Hub is not reached
+                path = Path(hf_hub_download(repository, file))
     except HFValidationError:
         raise InputError(
-            f"pretrained={printable(repository)!r} is neither a file or run that is here nor a repository of the Hub; "
-            "write timm/NAME.TAG"
+            f"pretrained={where!r} is neither a file or run that is here nor a repository of the Hub; write "
+            "timm/NAME.TAG"
         ) from None
     except RepositoryNotFoundError:
         raise InputError(
-            f"the Hub has no repository {printable(repository)} that you may read; check the tag, or log in with "
-            "`hf auth login`"
+            f"the Hub has no repository {where} that you may read, nor is it a file or run here; check the tag, or log "
+            "in with `hf auth login`"
         ) from None
-    except EntryNotFoundError:
-        raise InputError(f"{printable(repository)} has no {file}; give a repository of timm's networks") from None
+    except RemoteEntryNotFoundError:
+        raise InputError(f"{where} has no {file}; give a repository of timm's networks") from None
     except Exception as error:  # what a connection can throw is as long a list as the library below has releases
-        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise StorageError(
-                f"{printable(repository)} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder "
-                "on another disk"
+                f"{where} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder on another disk"
             ) from None
         raise InputError(
-            f"{printable(repository)} could not be downloaded ({type(error.__cause__ or error).__name__}: is this "
-            "machine offline?); try again, or give a file or run that is here"
+            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?); "
+            "try again, or give a file or run that is here"
         ) from None
+    _prove(path, f"{where}/{file}", told.etag or "")
+    return path
+
+
+def _prove(path: Path, where: str, etag: str) -> None:
+    """Refuse and remove a file that is not the one whose SHA-256 the Hub gives as its mark; small files have none."""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != etag:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{where} has the checksum {found[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
+            "again"
+        )

@@ -76,7 +76,8 @@ class Project(nn.Module):
         self.pool = _pool(stride, dims) if pool else None
         if dims:
             self.conv = _CONVOLUTIONS[dims](in_channels, out_channels, 1, 1 if pool else stride, bias=False)
-            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+            if not self.conv.weight.is_meta:  # there is nothing to draw, and torch would load its compiler for it
+                nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         else:
             self.linear = nn.Linear(in_channels, out_channels, bias=False)
         self.kind = norm

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skipway.drop_path import DROP_MODES, thinned
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.joins import Gate, add, append, concat, make_join, multiply
-from skipway.shapes import Placed, filling, place, real_tensors
+from skipway.shapes import Placed, filling, naming, real_tensors
 from skipway.shortcuts import SHORTCUTS, fitted_shortcut
 from skipway.show import show
 
@@ -54,8 +54,7 @@ class Chain(Placed, nn.Sequential):
 
     def __init__(self, *layers: Layer, **named: Layer):
         super().__init__()
-        sliced = len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named  # by nn.Sequential's slices
-        if sliced:
+        if len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named:  # by nn.Sequential's slices
             named = cast(dict[str, Layer], layers[0])
             layers = ()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
@@ -66,8 +65,47 @@ class Chain(Placed, nn.Sequential):
                 )
             self.add_module(name, as_module(layer))
         _say_shared(self)
-        place(self, keep=sliced)
 
+    forward = naming(nn.Sequential.forward)
+
+    def __getitem__(self, place: int | slice | str) -> Any:
+        """The layer at a number or of a name, or the Chain of a slice."""
+        return self._modules[self._known(place)] if isinstance(place, str) else super().__getitem__(place)
+
+    def __delitem__(self, place: int | slice | str) -> None:
+        """Take out the layer at a number or of a name, or those of a slice; layers by position are numbered anew."""
+        layers = list(self._modules.items())
+        del layers[list(self._modules).index(self._known(place)) if isinstance(place, str) else place]
+        self._hold(layers)
+
+    def insert(self, index: int, module: Layer) -> "Chain":
+        """Put a layer or function in before the one at `index`."""
+        layers = list(self._modules.items())
+        layers.insert(index, ("0", as_module(module)))
+        self._hold(layers)
+        _say_shared(self)
+        return self
+
+    def append(self, module: Layer) -> "Chain":
+        """Put a layer or function in at the end."""
+        self._hold([*self._modules.items(), ("0", as_module(module))])
+        _say_shared(self)
+        return self
+
+    def _hold(self, layers: list[tuple[str, nn.Module]]) -> None:
+        named = {str(i) if name.isdigit() else name: layer for i, (name, layer) in enumerate(layers)}
+        self._modules.clear()
+        self._modules.update(named)
+
+    def _known(self, name: str) -> str:
+        if name not in self._modules:
+            raise InputError(
+                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}; it has "
+                f"{', '.join(self._modules) or 'none'}"
+            )
+        return name
+
+    @naming
     def activations(self, x: Any) -> tuple[Any, ...]:
         """The output of every layer in turn, for an input as `forward` takes it."""
         outputs = []
@@ -96,11 +134,12 @@ class Dense(Placed):
             self.linear = nn.Linear(in_features, out_features, bias)
         self.activation = None if activation is None else as_module(activation)
 
+    @naming
     def forward(self, x: Tensor) -> Tensor:
         """(*, in_features) -> (*, out_features)."""
         if isinstance(self.linear, nn.LazyLinear) and not filling():
             raise ShapeError(
-                f"{self.where} has no in_features yet; call skipway.output_shape(network, input_shape) once before use"
+                "its in_features are open yet; call skipway.output_shape(network, input_shape) once before use"
             )
         y = self.linear(x)
         return y if self.activation is None else self.activation(y)
@@ -125,22 +164,16 @@ class Parallel(Placed):
             raise InputError("Parallel needs at least one branch after its join")
         self.join = make_join(join)
         self.branches = Chain(*branches, **named)
-        place(self)
 
+    @naming
     def forward(self, *inputs: Tensor) -> Any:
         """One input for all branches, or one for each."""
         if len(inputs) not in (1, len(self.branches)):
-            raise InputError(
-                f"{self.where} has {len(self.branches)} branches and takes 1 or {len(self.branches)} inputs, "
-                f"not {len(inputs)}"
-            )
+            count = len(self.branches)
+            raise InputError(f"its {count} branches take 1 or {count} inputs, not {len(inputs)}")
         if len(inputs) == 1:
             inputs *= len(self.branches)
-        outputs = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-        try:
-            return self.join(*outputs)
-        except ShapeError as error:
-            raise error.at(self.where) from None
+        return self.join(*(branch(x) for branch, x in zip(self.branches, inputs, strict=True)))
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """The join, then the branches by name."""
@@ -203,20 +236,18 @@ class Skip(Placed):
         if shortcut is not None and not isinstance(shortcut, str):
             self.shortcut = as_module(shortcut)
         self.join = make_join(join)
-        if drop_path and (self.join in (append, concat, multiply) or isinstance(self.join, Gate)):
-            raise InputError(f'drop_path leaves the body out, which the join {join!r} cannot do without; use "add"')
         self.after = None if after is None else as_module(after)
         self.drop_path, self.drop_mode = drop_path, drop_mode
-        _refuse_in_place(self)
+        _refuse_unfit(self)
         _say_shared(self)
-        place(self)
 
+    @naming
     def forward(self, x: Tensor) -> Any:
         """x (B, C, *) -> whatever the join makes of body(x) and shortcut(x)."""
         version = x._version if filling() else 0
         if self.drop_path and self.training and self.open_shortcut is None:
             kept = x if self.shortcut is None else self.shortcut(x)
-            branch = thinned(self.body, x, kept, self.drop_path, self.drop_mode, self.where)
+            branch = thinned(self.body, x, kept, self.drop_path, self.drop_mode)
         else:
             branch = self.body(x)
             if self.open_shortcut is not None:
@@ -224,29 +255,23 @@ class Skip(Placed):
             kept = x if self.shortcut is None else self.shortcut(x)
         if filling() and x._version != version:
             raise InputError(
-                f"{self.where}: the body or the shortcut changes its input in place, which the other side still needs; "
-                "use layers that give a new tensor (inplace=False)"
+                "the body or the shortcut changes its input in place, which the other side still needs; use layers "
+                "that give a new tensor (inplace=False)"
             )
-        try:
-            out = self.join(branch, kept)
-        except ShapeError as error:
-            raise error.at(self.where) from None
+        out = self.join(branch, kept)
         return out if self.after is None else self.after(out)
 
     def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
         if not filling():
             raise ShapeError(
-                f'{self.where} does not know the sizes of its shortcut "{self.open_shortcut}" yet; '
-                "call skipway.output_shape(network, input_shape) once before use"
+                f'the sizes of its shortcut "{self.open_shortcut}" are open yet; call '
+                "skipway.output_shape(network, input_shape) once before use"
             )
         assert self.open_shortcut is not None
-        try:
-            with real_tensors():
-                shortcut = fitted_shortcut(self.open_shortcut, tuple(x.shape), tuple(branch.shape))
-                if shortcut is not None:
-                    shortcut.to(x.device, x.dtype)
-        except ShapeError as error:
-            raise error.at(self.where) from None
+        with real_tensors():
+            shortcut = fitted_shortcut(self.open_shortcut, tuple(x.shape), tuple(branch.shape))
+            if shortcut is not None:
+                shortcut.to(x.device, x.dtype)
         self.shortcut = shortcut
         self.open_shortcut = None
 
@@ -272,15 +297,34 @@ def walk(root: nn.Module) -> Iterator[tuple[str, Skip]]:
 
 
 def replace(root: nn.Module, path: str, new: Layer) -> None:
-    """Put `new` where `path` ('stage1.0.body') leads in `root`."""
+    """Put `new` where `path` ('stage1.0.body') leads in `root`; a Skip's shortcut, join or after may be missing there.
+
+    Raises:
+        InputError: nothing stands at that path, or a Skip around it refuses `new`; `root` is as it was.
+    """
     parent_path, _, name = path.rpartition(".")
     modules = dict(root.named_modules(remove_duplicate=False))
-    if not path or path not in modules:
+    parent = modules.get(parent_path, root)
+    if not path or (path not in modules and not (isinstance(parent, Skip) and name in ("shortcut", "join", "after"))):
         raise InputError(
             f"there is no module at {path!r}{did_you_mean(path, modules)}; named_modules() lists all paths"
         )
-    setattr(modules[parent_path], name, as_module(new))
-    place(root)
+    names = path.split(".")
+    around = [(modules[".".join(names[:i])], names[i]) for i in range(len(names))]
+    old, layer = getattr(parent, name), as_module(new)
+    setattr(parent, name, layer)
+    try:
+        for skip in (module for module, _ in around if isinstance(module, Skip)):
+            _refuse_unfit(skip)
+    except InputError:
+        if callable(old) and not isinstance(old, nn.Module):
+            delattr(parent, name)  # else torch would not put a function where a module is
+        setattr(parent, name, old)
+        raise
+    if isinstance(parent, Skip) and name == "shortcut":
+        parent.open_shortcut = None
+    for container, child in around:
+        _say_shared(container, child)
 
 
 def as_module(layer: Layer) -> nn.Module:
@@ -296,8 +340,8 @@ def _named(join: Any) -> nn.Module | str:
     return join if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
 
 
-def _refuse_in_place(skip: Skip) -> None:
-    """The body and the shortcut are both given x: neither may begin by changing it."""
+def _refuse_unfit(skip: Skip) -> None:
+    """The body and the shortcut are both given x: neither may begin by changing it. Not every join can miss a body."""
     for side in (skip.body, skip.shortcut):
         for layer in _first_layers(side):
             name = getattr(getattr(layer, "function", None), "__name__", "")
@@ -306,6 +350,9 @@ def _refuse_in_place(skip: Skip) -> None:
                     f"{layer!r} at the beginning of a Skip changes in place the input that the Skip still needs; "
                     "use the one that gives a new tensor (inplace=False)"
                 )
+    join = skip.join.function if isinstance(skip.join, Function) else skip.join
+    if skip.drop_path and (join in (append, concat, multiply) or isinstance(join, Gate)):
+        raise InputError(f"drop_path leaves the body out, which the join {_named(join)} cannot do without; use add")
 
 
 def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
@@ -318,13 +365,14 @@ def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
         yield layer
 
 
-def _say_shared(container: nn.Module) -> None:
-    """Warn where children hold the same layer with parameters: n times one block is one block, not n."""
+def _say_shared(container: nn.Module, only: str | None = None) -> None:
+    """Warn where children (or `only` one of them with others) hold the same layer with parameters: it is one layer."""
     seen: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, child in container._modules.items():  # named_children() leaves out what it has met
-        own = {} if child is None else {id(m): name for m in child.modules() if any(True for _ in m.parameters(False))}
-        shared.update((name, seen[i]) for i in own if i in seen)
+        modules = () if child is None else child.modules()
+        own = {id(m): name for m in modules if any(p is not None for p in m._parameters.values())}
+        shared.update((name, seen[i]) for i in own if i in seen and only in (None, name, seen[i]))
         seen = own | seen
     if shared:
         pairs = ", ".join(f"{name!r} with {first!r}" for name, first in list(shared.items())[:3])

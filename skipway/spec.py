@@ -79,7 +79,8 @@ class Spec:
     @property
     def preparation(self) -> dict[str, Any]:
         """How a picture becomes pixels of `presize`, as the arguments of `decode`."""
-        return {"size": self.presize, "channels": self.channels, "fit": self.fit, "interpolation": self.interpolation}
+        how = {"fit": self.fit, "interpolation": self.interpolation}
+        return {"size": self.presize, "cut": self.size, "channels": self.channels, **how}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":

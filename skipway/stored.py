@@ -1,6 +1,5 @@
 """Stored: what skipway wrote comes back as a network, without the user's code and without pickle."""
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, ShapeError, printable
-from skipway.network import Network, planned
+from skipway.network import Network, planned, unfit
 from skipway.spec import Spec
 from skipway.training.checkpoint import load_weights
 
@@ -35,29 +34,11 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
         raise InputError(
             f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
         ) from None
-    wanted = network.state_dict()
-    wrong = [
-        f"{name} {tuple(tensors[name].shape) if name in tensors else 'is missing'}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name not in tensors or tensors[name].shape != value.shape
-    ] + [f"{name} has no place" for name in tensors if name not in wanted]
-    if wrong:
-        raise ShapeError(f"{where} does not fit its own plan: {'; '.join(wrong[:5])}; write it again")
-    given, meant = (_taken(plan), plan.get("num_classes")), (_taken(plan, spec), spec.num_classes)
-    if given != meant:
-        raise ShapeError(
-            f"{where} plans a network for {given[0]} and {given[1]} classes, but its Spec has {meant[0]} and "
-            f"{meant[1]}; write it again"
-        )
-    network.to_empty(device="cpu").load_state_dict(tensors)
+    if flaw := unfit(network, tensors):
+        raise ShapeError(f"{where} {flaw}; write it again")
+    wide = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
+    network.to(torch.float64 if wide else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
     return network.eval()
-
-
-def _taken(plan: dict[str, Any], spec: Spec | None = None) -> str:
-    """What a network of `plan` takes, and what it would have to take for `spec`."""
-    if "in_features" in plan:
-        return f"{plan['in_features'] if spec is None else math.prod(spec.input_shape)} numbers"
-    return f"{plan.get('in_chans') if spec is None else spec.channels} channels"
 
 
 def weights_file(path: Path) -> Path:

@@ -6,9 +6,11 @@ Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes.
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from skipway.data.pack import SMALL
+from skipway.errors import InputError
+from skipway.features import Features
 from skipway.models import registry
 from skipway.network import Network, planned
 from skipway.pretrained import pretrained_network, refit
@@ -17,16 +19,36 @@ from skipway.spec import Spec
 __all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for"]
 
 
+@overload
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    *,
+    features_only: Literal[False] = False,
+    **options: Any,
+) -> Network: ...
+@overload
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    *,
+    features_only: Literal[True],
+    **options: Any,
+) -> Features: ...
 def create_model(
     name: str,
     num_classes: int | None = None,
     in_chans: int | None = None,
     *,
     stem: str | None = None,
-    pretrained: str | os.PathLike[str] | bool = False,
+    pretrained: str | os.PathLike[str] | bool | None = False,
     class_names: Sequence[str] | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
     **options: Any,
-) -> Network:
+) -> Network | Features:
     """The network called `name`, with fresh weights or with those of `pretrained`.
 
     Args:
@@ -36,8 +58,12 @@ def create_model(
         stem: "large", "small", "deep" and others; the default is the network's own.
         pretrained: True (timm's choice for `name` on the Hub), a tag ("a1_in1k"), a repository
             ("timm/resnet50.a1_in1k"), a run, or a file: ours, or one of torchvision, timm, fastai, Flax or akamaster's
-            CIFAR networks. The stem is fitted to other `in_chans`; the head is new for other classes.
-        class_names: what the outputs mean. Of a pretrained head that knows its classes, those of the same name stay.
+            CIFAR networks. The stem is fitted to other `in_chans`; the head is new for other classes. Such a network
+            is in evaluation mode, and `.origin` says what was kept.
+        class_names: what the outputs mean. Of a pretrained head that knows its classes, those of the same name stay;
+            a network that has no Spec takes only their number.
+        features_only: give the outputs of the stem and the stages in place of the head's: see `Features`.
+        out_indices: which of these outputs; None for all.
         options: any other value of the family's plan, such as `layers`, `widths`, `block`, `shortcut`, `drop_path`:
             see `ResNetPlan`, `ResNet9Plan`, `DenseNetPlan` and `ResMLPPlan` in `skipway.models`.
 
@@ -46,13 +72,27 @@ def create_model(
     """
     if stem is not None:
         options["stem"] = stem
-    if pretrained:
-        registry.plan_of(name, **options)  # refuses the name and the options before anything is read
-        return refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
+    if out_indices is not None and not features_only:
+        raise InputError("out_indices choose among the outputs that features_only=True gives; set that too")
     if class_names is not None:
-        num_classes = len(class_names)
+        num_classes = _counted(class_names, num_classes)
     sizes = {"num_classes": num_classes, "in_chans": in_chans}
-    return planned(registry.plan_of(name, **{k: v for k, v in sizes.items() if v is not None}, **options))
+    # Made first, so that the name and the options are refused before any file is read.
+    plan = registry.plan_of(name, **{k: v for k, v in sizes.items() if v is not None}, **options)
+    if pretrained is None or pretrained is False:
+        network = planned(plan)
+    else:
+        network = refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
+    return Features(network, out_indices) if features_only else network
+
+
+def _counted(class_names: Sequence[str], num_classes: int | None) -> int:
+    """How many class names there are, which `num_classes` may say as well."""
+    if isinstance(class_names, str) or len(set(class_names)) != len(class_names):
+        raise InputError("class_names is a list of texts that differ from each other, one for each class")
+    if num_classes not in (None, len(class_names)):
+        raise InputError(f"num_classes is {num_classes}, but there are {len(class_names)} class names; give one")
+    return len(class_names)
 
 
 def list_models(pattern: str = "*") -> list[str]:

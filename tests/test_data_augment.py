@@ -72,7 +72,7 @@ def test_a_level_is_told_in_words_with_its_amounts():
 
 def shifted(picture, chances, size, flip):
     """The oracle of a shift: pad by reflection, cut out, mirror."""
-    reach, start = max(1, size // 16), (picture.shape[0] - size) // 2
+    reach, start = max(1, size // 16), round((picture.shape[0] - size) / 2)
     pad = [(reach, reach), (reach, reach), (0, 0)]
     padded = np.pad(picture, pad, mode="reflect" if len(picture) > 1 else "edge")
     top, left = (start + int(c * (2 * reach + 1)) for c in chances[1:3])

@@ -90,7 +90,7 @@ def test_validation_is_the_plain_centre_in_the_order_of_the_set():
         batches = list(Batches(packed, packed.splits["val"], 4, PLAIN, seed=3).epoch(epoch))
         assert [ids.tolist() for _, _, ids in batches] == [[3, 4, 5, 6], [7, 8]]
         x = torch.cat([x for x, _, _ in batches]) * 255
-        assert np.array_equal(x.round().permute(0, 2, 3, 1).numpy(), packed.pixels[3:, 1:7, 1:7])
+        assert np.array_equal(x.round().permute(0, 2, 3, 1).numpy(), packed.pixels[3:, 2:8, 2:8])
 
 
 def test_pictures_are_normalised_per_channel():

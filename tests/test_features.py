@@ -60,6 +60,32 @@ def test_indices_choose_and_the_rest_is_left_out():
     assert all(id(p) in shared for p in features.parameters())
 
 
+def test_create_model_gives_features_as_timm_s_does():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = sw.create_model("resnet18", widths=[4, 5, 6, 7]).eval()
+        torch.manual_seed(0)
+        features = sw.create_model("resnet18", widths=[4, 5, 6, 7], features_only=True, out_indices=(2, 4)).eval()
+    assert isinstance(features, sw.Features) and info(features) == [(5, 8), (7, 32)]
+    x = torch.randn(2, 3, 64, 64)
+    for found, wanted in zip(features(x), sw.Features(network, (2, 4))(x), strict=True):
+        assert torch.equal(found, wanted)
+    with pytest.raises(InputError, match="out_indices choose among the outputs that features_only=True gives"):
+        sw.create_model("resnet18", out_indices=(1,))
+
+
+def test_features_of_pretrained_weights(tmp_path):
+    network = sw.create_model("resnet18", 3, widths=[4] * 4).eval()
+    network.spec = sw.Spec(3, 32, 32, (0.5,) * 3, (0.2,) * 3, ("a", "b", "c"))
+    network.save(tmp_path / "a.safetensors")
+    features = sw.create_model(
+        "resnet18", in_chans=1, pretrained=tmp_path / "a.safetensors", widths=[4] * 4, features_only=True
+    )
+    grey = torch.randn(2, 1, 32, 32)
+    for found, wanted in zip(features(grey), sw.Features(network)(grey.expand(-1, 3, -1, -1)), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-4)
+
+
 def test_every_family_has_a_test_here():
     assert {sw.create_model(name, **SMALL[name]).plan["family"] for name in SMALL} == set(FAMILIES)
 

@@ -33,7 +33,7 @@ FLOORS = [
         [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
             *("features", "zoo", "grow"),
-            *("probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
+            *("probe.mistakes", "probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
             *("plots", "export", "report"),
         ]
     ],

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -148,3 +150,42 @@ def test_a_scale_for_each_channel_is_filled_in_by_the_shape_pass():
 def test_append_is_concat_with_what_was_kept_first():
     branch, kept = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
     assert torch.equal(append(branch, kept), torch.cat([kept, branch], 1))
+
+
+@pytest.mark.parametrize("join, key", [("layerscale", "join.scale"), ("gate", "join.transform.bias")])
+def test_a_state_fills_a_join_without_a_size_as_the_shape_pass_would(join, key):
+    filled = Skip(nn.Linear(3, 3), join=join).double()
+    output_shape(filled, (2, 3))
+    nn.init.normal_(filled.get_parameter(key))
+    for copied in (False, True):
+        empty = Skip(nn.Linear(3, 3), join=join).double()
+        empty = copy.deepcopy(empty) if copied else empty
+        assert empty.load_state_dict(empty.state_dict()) and key not in empty.state_dict()
+        empty.load_state_dict(filled.state_dict())
+        x = torch.randn(2, 3, dtype=torch.float64)
+        assert torch.equal(empty(x), filled(x)) and type(empty.get_parameter(key)) is nn.Parameter
+        assert repr(empty) == repr(filled) == repr(copy.deepcopy(empty))
+
+
+@pytest.mark.parametrize("join, other", [("layerscale", "scale"), ("gate", "add"), ("add", "gate")])
+def test_a_state_of_another_join_is_refused_by_torch_and_fills_nothing(join, other):
+    given = Skip(nn.Linear(3, 3), join=make_join(other, 3))
+    skip = Skip(nn.Linear(3, 3), join=join)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        skip.load_state_dict({**given.state_dict(), "join.more": torch.ones(1)})
+    assert list(skip.state_dict()) == ["body.weight", "body.bias"]
+
+
+@pytest.mark.parametrize("join", [Gate(3), Scale(3), Gate(), Scale("each")])
+def test_a_join_by_channels_needs_a_batch(join):
+    with pytest.raises(ShapeError, match=r"`(gate|scale)` takes \(B, C, \*\), but got \(3,\); give it a batch"):
+        Skip(nn.Linear(3, 3), join=join)(torch.ones(3))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("join", ["add", "gate", "scale", "layerscale"])
+def test_a_join_keeps_the_memory_format(join, layout):
+    branch, kept = (torch.randn(2, 3, 4, 5).contiguous(memory_format=layout) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert make_join(join, 3)(branch, kept).is_contiguous(memory_format=layout)
+    assert make_join(join, 3)(branch, kept).is_contiguous(memory_format=layout)

@@ -1,3 +1,6 @@
+import copy
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from skipway import shapes
 from skipway.errors import InputError, ShapeError
-from skipway.shapes import evaluation, output_shape, output_shapes
+from skipway.joins import Gate, Scale
+from skipway.models import registry
+from skipway.shapes import calls, evaluation, output_shape
 from skipway.skip import Chain, Dense, Parallel, Skip
 
 MEND = "; set in_features to the last size"
@@ -168,7 +174,7 @@ def test_torch_s_lazy_layers_are_filled_with_real_parameters():
 
 def test_a_dense_layer_without_a_size_says_how_to_give_it_one():
     network = Chain(nn.ReLU(), body=Chain(Dense(None, 3)))
-    with pytest.raises(ShapeError, match="Dense at body.0 has no in_features yet; call skipway.output_shape"):
+    with pytest.raises(ShapeError, match="Dense at body.0: its in_features are open yet; call skipway.output_shape"):
         network(torch.ones(2, 4))
     output_shape(network, (2, 4))
     assert network(torch.ones(2, 4)).shape == (2, 3)
@@ -265,7 +271,7 @@ def test_a_module_that_goes_on_after_a_failed_call_does_not_confuse_the_paths():
 
 
 def test_a_wrong_number_of_inputs_is_said_once():
-    with pytest.raises(InputError, match="^Parallel at 0 has 2 branches and takes 1 or 2 inputs, not 3"):
+    with pytest.raises(InputError, match="^Parallel at 0: its 2 branches take 1 or 2 inputs, not 3"):
         output_shape(Three(Parallel("add", nn.Identity(), nn.Identity())), (2, 3))
 
 
@@ -280,16 +286,200 @@ def test_what_is_no_shape_is_refused(shapes):
         output_shape(nn.Linear(3, 4), *shapes)
 
 
-def test_paths_from_the_whole_network_outlive_a_look_at_a_part():
-    network = Chain(nn.Linear(3, 3), stage=Chain(nn.ReLU(), Skip(nn.Linear(3, 1))))
-    assert network.stage[1].where == "Skip at stage.1"
+def test_paths_lead_from_the_outermost_of_ours_however_it_was_put_together():
+    skip = Skip(nn.Linear(3, 1))
+    network = Chain(nn.Linear(3, 3), stage=nn.Sequential(nn.ReLU()))
+    network.stage.append(skip)
+    for root, path in ((network, "stage.1"), (network.stage, "1"), (copy.deepcopy(network), "stage.1"),
+                       (network[1:], "stage.1"), (nn.Sequential(nn.ReLU(), network), "1.stage.1")):  # fmt: skip
+        with pytest.raises(ShapeError, match=f"^Skip at {path}: `add`"):
+            output_shape(root, (2, 3))
+    network.stage[1] = nn.ReLU()
+    network.stage[0] = Chain(nn.Linear(3, 3), Skip(nn.Linear(3, 1)))
+    for call in (lambda: network(torch.ones(2, 3)), lambda: network.activations(torch.ones(2, 3))):
+        with pytest.raises(ShapeError, match=r"^Skip at stage\.0\.1: `add`"):
+            call()
+
+
+def test_a_layer_outside_of_the_network_that_fails_keeps_its_own_name():
+    outside = Chain(nn.ReLU(), Skip(nn.Linear(3, 1)))
     with pytest.raises(ShapeError, match="^Skip at 1: `add`"):
-        output_shape(network.stage, (2, 3))
-    assert network.stage[1].where == network.stage[1:][0].where == "Skip at stage.1"
+        Chain(nn.ReLU(), nn.ReLU(), lambda x: outside(x))(torch.ones(2, 3))
 
 
 def test_every_call_is_listed_with_what_the_pass_itself_has_made():
     network = Chain(Dense(None, 4), Skip(Dense(None, 5), "auto", join="gate"))
-    called = [path for path, _, _ in output_shapes(network, (2, 3))]
-    assert called == [p for p, _, _ in output_shapes(network, (2, 3))]
+    called = [call.path for call in calls(network, (2, 3))]
+    assert called == [call.path for call in calls(network, (2, 3))]
     assert {"1.shortcut.linear", "1.shortcut.norm", "1.join.transform"} <= set(called) and called[-1] == ""
+
+
+def test_a_call_knows_the_shapes_that_go_in_and_out():
+    both = Parallel("add", nn.Linear(2, 5), b=nn.Linear(3, 5))
+    found = {c.path: (c.inputs, c.output) for c in calls(both, (4, 2), (4, 3))}
+    assert found["branches.0"] == (((4, 2),), (4, 5)) and found["branches.b"] == (((4, 3),), (4, 5))
+    assert found[""] == (((4, 2), (4, 3)), (4, 5)) and list(found)[-1] == ""
+
+
+# The quick pass, which the exact one follows where it fails
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda: registry.build("resnet20")[0], (2, 3, 32, 32)),
+        (lambda: registry.build("resnetv2_50", norm="group")[0], (1, 3, 65, 40)),
+        (lambda: registry.build("densenetbc100_12", layers=[2, 2])[0], (2, 3, 16, 16)),
+        (lambda: registry.build("seresnet18", padding="same")[0], (2, 3, 33, 33)),
+        (lambda: registry.build("resmlp", join="gate")[0], (2, 64)),
+        (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.LayerNorm(5), nn.Upsample(scale_factor=2)), (2, 4, 7)),
+        (lambda: nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4, track_running_stats=False)), (3, 4)),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (2, 4)),
+    ],
+)
+def test_both_passes_find_the_same_calls(make, shape, monkeypatch):
+    network = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "_exact_pass", lambda *args: pytest.fail("the quick pass was enough"))
+        quick = calls(network, shape)
+    monkeypatch.setattr(shapes, "_quick_pass", lambda *args: 1 / 0)
+    assert calls(network, shape) == quick and quick[-1].output == tuple(network(torch.randn(shape)).shape)
+
+
+def test_the_quick_pass_gives_everything_back():
+    layer = nn.Linear(3, 3)
+    tied = nn.Linear(3, 3)
+    tied.weight = layer.weight
+    network = nn.Sequential(layer, nn.BatchNorm1d(3), tied, layer, nn.Sequential(layer))
+    for last in (nn.ReLU(), nn.Linear(5, 1)):
+        whole = nn.Sequential(network, last)
+        before = {**dict(whole.named_parameters(remove_duplicate=False)), **dict(whole.named_buffers())}
+        try:
+            output_shape(whole, (2, 3))
+        except ShapeError as error:
+            assert str(error).startswith("Linear at 1 got (2, 3), but expects (*, 5)")
+        after = {**dict(whole.named_parameters(remove_duplicate=False)), **dict(whole.named_buffers())}
+        assert before.keys() == after.keys() and all(before[k] is after[k] for k in before)
+
+
+def test_what_only_the_exact_pass_can_do_is_done():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = [torch.ones(3)]
+
+        def forward(self, x):
+            return x * self.scale[0] + torch.rand(3)
+
+    network = Chain(Own(), nn.LSTM(3, 4), lambda pair: pair[0], Dense(None, 2))
+    generator = torch.get_rng_state()
+    assert output_shape(network, (5, 3)) == (5, 2) and type(network[0].scale[0]) is torch.Tensor
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_module_that_catches_what_fails_does_not_catch_an_open_size():
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Dense(None, 4), nn.Linear(3, 5)
+
+        def forward(self, x):
+            try:
+                return self.first(x)
+            except Exception:
+                return self.second(x)
+
+    network = nn.Sequential(Tries())
+    assert output_shape(network, (2, 3)) == (2, 4) == tuple(network(torch.ones(2, 3)).shape)
+
+
+def test_a_layer_made_in_a_first_call_is_real():
+    class Late(nn.Module):
+        def forward(self, x):
+            if not hasattr(self, "weight"):
+                self.weight = nn.Parameter(torch.ones(x.shape[1]))
+            return x * self.weight
+
+    class Later(nn.Module):
+        def forward(self, x):
+            if not hasattr(self, "weight"):
+                self.weight = nn.Parameter(x.new_ones(x.shape[1]))
+                self.register_buffer("seen", x.new_ones(x.shape[1]))
+            return x * self.weight * self.seen
+
+    for late in (Late(), Later()):
+        assert output_shape(late, (2, 3)) == (2, 3) and not any(p.is_meta for p in late.parameters())
+        assert torch.equal(late(torch.ones(2, 3)), torch.ones(2, 3)) and type(late.weight.data) is torch.Tensor
+
+
+def test_what_torch_has_compiled_or_scripted_has_a_shape():
+    network = Chain(nn.Linear(3, 3), Skip(nn.Linear(3, 4), "project"))
+    output_shape(network, (2, 3))
+    assert output_shape(torch.compile(network, backend="eager"), (2, 3)) == (2, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = nn.Sequential(torch.jit.script(nn.Linear(3, 4)), nn.BatchNorm1d(4))
+    assert output_shape(scripted, (2, 3)) == (2, 4) and not any(p.is_meta for p in scripted.parameters())
+
+
+def test_a_misfit_s_traceback_tells_of_the_misfit_alone():
+    with pytest.raises(ShapeError, match="Linear at 0 got") as refused:
+        output_shape(Chain(nn.Linear(5, 1)), (2, 3))
+    assert refused.value.__cause__.__context__ is None
+
+
+# Sizes left open anywhere
+
+
+def everywhere():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.skips = nn.ModuleList([Skip(nn.LazyConv2d(6, 3, padding=1), "auto"), Skip(Chain(), join="layerscale")])
+
+        def forward(self, x):
+            for skip in self.skips:
+                x = skip(x)
+            return x
+
+    inner = Skip([nn.LazyConv2d(4, 3, 2, 1), nn.LazyBatchNorm2d()], "pool", join=Scale("each", init=0.5))
+    return Chain(
+        nn.Sequential(Own(), Parallel("concat", inner, Skip(nn.LazyConv2d(4, 1, 2), "project", join=Gate()))),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        Skip(Dense(None, 7, torch.relu), join="concat"),
+        head=Dense(None, 3),
+    )
+
+
+def test_every_open_size_is_filled_in_by_one_call():
+    network = everywhere().double()
+    assert output_shape(network, (2, 3, 8, 8)) == (2, 3)
+    assert all(type(p) is nn.Parameter and p.dtype == torch.float64 for p in network.parameters())
+    assert sorted(p.shape[0] for n, p in network.named_parameters() if n.endswith("scale")) == [4, 6]
+    names = [name for name, _ in network.named_parameters()]
+    assert output_shape(network, (2, 3, 8, 8)) == (2, 3) and names == [name for name, _ in network.named_parameters()]
+    network(torch.randn(4, 3, 8, 8).double()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "layer, text",
+    [
+        (lambda: Dense(None, 3), "Dense at a.1: its in_features are open yet; call skipway.output_shape"),
+        (
+            lambda: Skip(nn.Linear(3, 4), "auto"),
+            'Skip at a.1: the sizes of its shortcut "auto" are open yet; call',
+        ),
+        (lambda: Skip(nn.Linear(3, 3), join="gate"), "Skip at a.1: `gate` has no size yet; call skipway.output_shape"),
+        (lambda: Skip(nn.Linear(3, 3), join=Scale("each")), "Skip at a.1: `scale` has no size yet; call skipway.outp"),
+        (lambda: Parallel("gate", nn.ReLU(), nn.ReLU()), "Parallel at a.1: `gate` has no size yet; call skipway.outp"),
+        (lambda: nn.Sequential(Skip([Dense(None, 3)])), "Dense at a.1.0.body.0: its in_features are open yet"),
+    ],
+)
+def test_an_open_size_that_is_used_names_its_layer_and_the_mend(layer, text):
+    network = Chain(a=nn.Sequential(nn.ReLU(), layer()))
+    with pytest.raises(ShapeError, match=f"^{text}"):
+        network(torch.ones(2, 3))
+    output_shape(network, (2, 3))
+    assert network(torch.ones(2, 3)).shape[0] == 2

@@ -172,7 +172,5 @@ def test_a_size_that_no_stride_gives_is_refused_with_the_skip_s_path(kept, branc
 
 def test_an_unfitted_shortcut_says_how_to_fit_it():
     network = nn.Sequential(nn.Linear(4, 4), Skip(nn.Linear(4, 2), "auto"))
-    with pytest.raises(
-        ShapeError, match='Skip does not know the sizes of its shortcut "auto" yet; call skipway.output'
-    ):
+    with pytest.raises(ShapeError, match='Skip: the sizes of its shortcut "auto" are open yet; call skipway.output'):
         network(torch.ones(2, 4))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipway.errors import InputError
-from skipway.spec import FITS, Spec
+from skipway.spec import FITS, INTERPOLATIONS, Spec
 
 GREY = Spec(1, 28, 28, (0.5,), (0.25,), ("a", "b"))
 COLOUR = Spec(3, 24, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("cat", "dog", "ß"), "crop")
@@ -28,19 +28,26 @@ def test_a_spec_made_with_lists_equals_the_one_made_with_tuples():
     assert Spec(1, 28, 28, [0.5], [0.25], ["a", "b"]) == GREY
 
 
+def test_a_file_from_before_interpolation_was_stored_is_bilinear():
+    old = {k: v for k, v in COLOUR.as_dict().items() if k != "interpolation"}
+    assert Spec.from_dict(old) == COLOUR and COLOUR.interpolation == "bilinear"
+    assert Spec.from_dict({**old, "interpolation": "bicubic"}) == replace(COLOUR, interpolation="bicubic") != COLOUR
+
+
 finite = st.floats(-1e6, 1e6)
 
 
 @given(
     st.sampled_from([1, 3]).flatmap(
         lambda c: st.builds(
-            lambda size, more, mean, std, names, fit: Spec(c, size, size + more, mean, std, names, fit),
+            lambda size, more, mean, std, names, *how: Spec(c, size, size + more, mean, std, names, *how),
             st.integers(1, 512),
             st.integers(0, 100),
             st.lists(finite, min_size=c, max_size=c),
             st.lists(st.floats(1e-6, 1e6), min_size=c, max_size=c),
             st.lists(st.text(max_size=20), min_size=1, max_size=5, unique=True),
             st.sampled_from(FITS),
+            st.sampled_from(INTERPOLATIONS),
         )
     )
 )
@@ -60,6 +67,7 @@ def test_every_valid_spec_comes_back_equal(spec):
         ({"std": (0.0,)}, "needs finite means and positive standard deviations"),
         ({"std": (math.inf,)}, "needs finite means and positive standard deviations"),
         ({"fit": "stretch"}, "fit is one of squash, crop, pad, not 'stretch'"),
+        ({"interpolation": "nearest"}, "a Spec's interpolation is one of bilinear, bicubic, not 'nearest'"),
         ({"class_names": ()}, "holds 1 to 100000 class names, not 0"),
         ({"class_names": ("a", "a")}, "class names must differ from each other"),
         ({"class_names": ("a\n" * 600,)}, r"the class name a\\x0aa.* is longer than 1024 bytes"),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["augmented", "centred", "chances", "choose", "describe", "draws"]
+__all__ = ["augmented", "centred", "chances", "choose", "describe", "draws", "margin"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ZOOM = (0.35, 1.0)  # share of the area that a zoom keeps
@@ -75,7 +75,7 @@ def augmented(pixels: np.ndarray, rows: np.ndarray, level: str, size: int, chanc
     if "zoom" in parts:
         return _zoomed(pixels, rows, chances, flip, size)
     reach = _reach(size) if "shift" in parts else 0
-    start = (pixels.shape[1] - size) // 2
+    start = margin(pixels.shape[1], size)
     down = start + np.floor(chances[:, 1] * (2 * reach + 1)).astype(np.int64) - reach
     right = start + np.floor(chances[:, 2] * (2 * reach + 1)).astype(np.int64) - reach
     line = np.arange(size)
@@ -87,8 +87,13 @@ def augmented(pixels: np.ndarray, rows: np.ndarray, level: str, size: int, chanc
 
 def centred(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
     """The centre of pictures `rows`, as evaluation sees it: (B, C, S, S) in 0 to 255."""
-    start = (pixels.shape[1] - size) // 2
+    start = margin(pixels.shape[1], size)
     return _tensor(pixels[rows, start : start + size, start : start + size])
+
+
+def margin(stored: int, size: int) -> int:
+    """Where the centre `size` of `stored` pixels begins: half of an odd rest goes to the even side, as timm has it."""
+    return round((stored - size) / 2)
 
 
 def _reach(size: int) -> int:

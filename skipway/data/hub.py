@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skipway.errors import InputError, StorageError, printable
 
-__all__ = ["HUB_NAMES", "hub_folder"]
+__all__ = ["HUB_NAMES", "NO_ROOM", "hub_folder", "quiet"]
 
 _CONVERTED = "refs/convert/parquet"  # the Hub's own parquet of repositories that hold scripts or loose pictures
 
@@ -18,7 +18,7 @@ HUB_NAMES = {
     "mnist": ("ylecun/mnist", "main", "mnist"),
     "imagenette": ("frgfm/imagenette", _CONVERTED, "160px"),
 }
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def hub_folder(name: str) -> Path:
@@ -46,7 +46,7 @@ def _downloaded(repository: str, revision: str, pattern: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        with _quiet():
+        with quiet():
             return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
     except HFValidationError:
         raise InputError(
@@ -60,7 +60,7 @@ def _downloaded(repository: str, revision: str, pattern: str) -> Path | None:
     except RevisionNotFoundError:
         return None
     except Exception as error:  # what a connection can throw is as long a list as the library below has releases
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise StorageError(
                 f"{printable(repository)} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder "
                 "on another disk"
@@ -73,7 +73,7 @@ def _downloaded(repository: str, revision: str, pattern: str) -> Path | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's warnings of retries from the terminal: our one line says how it ended."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level

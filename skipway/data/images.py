@@ -118,12 +118,13 @@ def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
 
 def decode(
     data: bytes, *, size: int, channels: int = 3, fit: str = "squash", max_pixels: int = MAX_PIXELS, suffix: str = "",
-    interpolation: str = "bilinear",
+    interpolation: str = "bilinear", cut: int | None = None,
 ) -> Picture:  # fmt: skip
     """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
 
-    `fit` "squash" resizes straight to the square, "crop" cuts the centre square first, "pad" keeps the whole picture
-    between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
+    `fit` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other (to the
+    pixel as if the centre `cut` x `cut`, of which `margin` tells the place, were cut out of the resized whole), "pad"
+    keeps all between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
     Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
     """
     if size < 1 or channels not in (1, 3) or fit not in FITS:
@@ -147,7 +148,7 @@ def decode(
             image = image.transpose(operation)
             width, height = (height, width) if orientation >= 5 else (width, height)
             corner = ((image.width - width / scale) * from_right, (image.height - height / scale) * from_bottom)
-        image = _fitted(image, (width, height), corner, scale, size, fit, interpolation)
+        image = _fitted(image, (width, height), corner, scale, size, fit, interpolation, cut or size)
         if image.mode == "RGB" and channels == 1:
             notes.append("colour converted to grey")
             image = image.convert("L")
@@ -374,17 +375,15 @@ def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
 
 def _fitted(
     image: Image.Image, original: tuple[int, int], corner: tuple[float, float], scale: float, size: int, fit: str,
-    interpolation: str,
+    interpolation: str, cut: int,
 ) -> Image.Image:  # fmt: skip
     """`image`, which holds the `original` divided by `scale` from `corner` on, as size x size."""
-    width, height = original
-    target = _target(width, height, size, fit)
-    left, top = corner
-    if fit == "crop":
-        side = min(width, height)
-        left, top = left + (width - side) // 2 / scale, top + (height - side) // 2 / scale
-        width = height = side
-    box: tuple[float, float, float, float] = (left, top, left + width / scale, top + height / scale)
+    target = _target(*original, size, fit)
+    resized = [size * n // min(original) if fit == "crop" else size for n in original]
+    first = [round((w - cut) / 2) - round((size - cut) / 2) for w in resized]
+    edges = [(f * n / w, (f + size) * n / w) for f, n, w in zip(first, original, resized, strict=True)]
+    (left, right), (top, bottom) = [[c + e / scale for e in both] for c, both in zip(corner, edges, strict=True)]
+    box: tuple[float, float, float, float] = (left, top, right, bottom)
     if image.size != target or box != (0, 0, *target):
         while max((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) > 128:
             # Pillow's reduce multiplies by a rounded reciprocal: one step of thousands would darken the picture.

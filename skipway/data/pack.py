@@ -48,7 +48,8 @@ class Packing:
     @property
     def preparation(self) -> dict[str, Any]:
         """How a picture becomes pixels, as the arguments of `decode`."""
-        return {"size": self.packed, "channels": self.channels, "fit": self.fit, "interpolation": self.interpolation}
+        how = {"fit": self.fit, "interpolation": self.interpolation}
+        return {"size": self.packed, "cut": self.size, "channels": self.channels, **how}
 
 
 @dataclass
@@ -214,15 +215,13 @@ def _decode_one(content: Content, key: str, packing: Packing) -> Outcome | Input
     return picture.pixels, hashlib.sha256(content).hexdigest(), (picture.width, picture.height), picture.notes
 
 
-def fitted_array(
-    pixels: np.ndarray, *, size: int, channels: int, fit: str, interpolation: str = "bilinear"
-) -> np.ndarray:
-    """Pixels (H, W, C) as (size, size, channels): as they are where that fits, else as a lossless file would be."""
+def fitted_array(pixels: np.ndarray, *, size: int, channels: int, **preparation: Any) -> np.ndarray:
+    """Pixels (H, W, C) as (size, size, channels): as they are where that fits, else as of a lossless file."""
     if pixels.shape == (size, size, channels):
         return pixels
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return decode(file.getvalue(), size=size, channels=channels, fit=fit, interpolation=interpolation).pixels
+    return decode(file.getvalue(), size=size, channels=channels, **preparation).pixels
 
 
 def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:

@@ -3,12 +3,16 @@
 Shapes are those of one input with its batch first.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from torch import nn
 
-from skipway.shapes import output_shapes
+from skipway.errors import InputError
+from skipway.probe.mistakes import mistakes
+from skipway.shapes import Call, calls
 from skipway.skip import Chain, Parallel, Skip
 
 __all__ = ["Row", "Summary", "summary"]
@@ -16,7 +20,10 @@ __all__ = ["Row", "Summary", "summary"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer that computes something: where, what, its output's shape, parameters and multiply-adds (one input)."""
+    """One layer that computes something: where, what, its output's shape, parameters and multiply-adds (one input).
+
+    What rows above have counted is not counted again: `parameters` are those that are new.
+    """
 
     path: str
     layer: str
@@ -28,17 +35,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a network with their totals; prints as a table."""
+    """The rows of a network with their totals and what is likely to be wrong with it; prints as a table."""
 
     rows: list[Row]
     input_shape: tuple[int, ...]
     parameters: int
     trainable: int
     skips: int
+    notes: list[str] = field(default_factory=list)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of convolutions and linear layers for the given input."""
+        """Multiply-adds for the given input, of all that multiplies by weights; not of norms and activations."""
         return sum(r.macs for r in self.rows)
 
     def __str__(self) -> str:
@@ -59,6 +67,7 @@ class Summary:
                 *lines,
                 f"{self.parameters:,} parameters{fixed}, {self.macs:,} multiply-adds for an input of "
                 f"{'x'.join(map(str, self.input_shape))}, {self.skips} shortcut{'' if self.skips == 1 else 's'}",
+                *(f"note: {note}" for note in self.notes),
             ]
         )
 
@@ -69,13 +78,13 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
     Raises:
         ShapeError: a layer cannot take what reaches it; names its path.
     """
+    called = calls(network, input_shape)
     rows, seen = [], set()
-    for path, module, shape in output_shapes(network, input_shape):
-        if isinstance(module, Chain | Parallel | Skip | nn.Sequential) or next(module.children(), None) is not None:
-            continue
-        own = sum(p.numel() for p in module.parameters())
-        rows.append(Row(path, type(module).__name__, shape, own, _macs(module, shape), id(module) in seen and own > 0))
-        seen.add(id(module))
+    for call, own in _working(called):
+        new = [p for p in own if p not in seen]
+        seen.update(new)
+        count = sum(p.numel() for p in new)
+        rows.append(Row(call.path, type(call.module).__name__, call.output, count, _macs(call), bool(own) and not new))
     parameters = list(network.parameters())
     return Summary(
         rows,
@@ -83,15 +92,51 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
         sum(isinstance(m, Skip) for m in network.modules()),
+        mistakes(network, called, _with_one_sample(network, called, input_shape)),
     )
 
 
-def _macs(module: nn.Module, shape: tuple[Any, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
+def _working(called: list[Call]) -> Iterator[tuple[Call, list[nn.Parameter]]]:
+    """The calls that compute something themselves, each with the parameters that they use.
+
+    These are the innermost, and those around others that have parameters of their own.
+    """
+    around = {path.rpartition(".")[0] for path, *_ in called if path}
+    around |= {".".join(path.split(".")[:i]) for path in around for i in range(path.count(".") + 1)}
+    for call in called:
+        innermost = call.path not in around
+        own = list(call.module.parameters(recurse=innermost))
+        container = isinstance(call.module, Chain | Parallel | Skip | nn.Sequential)
+        if own or (innermost and not container):
+            yield call, own
+
+
+def _with_one_sample(network: nn.Module, called: list[Call], shape: tuple[int, ...]) -> list[Call]:
+    if not shape or shape[0] == 1:
+        return called
+    try:
+        return calls(network, (1, *shape[1:]))
+    except InputError:  # a network for batches of one size
+        return []
+
+
+def _macs(call: Call) -> int:
+    """Multiply-adds of what multiplies by weights, and of attention's products."""
+    module, inputs, output = call.module, call.inputs, call.output
     if isinstance(module, nn.Linear):
-        return count * module.in_features
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return count * module.weight[0].numel()
+        return prod(output) * module.in_features
+    if isinstance(module, nn.Bilinear):
+        return prod(output) * module.in1_features * module.in2_features
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return prod(inputs[0]) * module.weight[0].numel()  # every value that comes in meets every weight of its channel
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return prod(output) * module.weight[0].numel()
+    if isinstance(module, nn.RNNBase):
+        weights = sum(p.numel() for p in module.parameters() if p.dim() == 2)
+        return prod(inputs[0][:-1]) * weights
+    if isinstance(module, nn.MultiheadAttention) and len(inputs) >= 3:
+        queries, keys, values = (prod(shape[:-1]) for shape in inputs[:3])
+        width, length = module.embed_dim, inputs[1][1 if module.batch_first and len(inputs[1]) == 3 else 0]
+        weights = 2 * queries * width + keys * (module.kdim or width) + values * (module.vdim or width)
+        return width * (weights + 2 * queries * length)
     return 0

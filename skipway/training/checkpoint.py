@@ -343,7 +343,7 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
     if start[8:] != b"{":
         raise InputError(
             f"{where}: {durable.looks_like(file)}; only skipway's own .safetensors files are read here: give the "
-            "weights/best.safetensors of a run"
+            "weights/best.safetensors of a run, or another tool's file to create_model(name, pretrained=...)"
         )
     file.seek(8)
     text = file.read(min(length, _MAX_HEADER))
@@ -354,9 +354,8 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
     if size != wanted:
         raise InputError(f"{where}: is truncated or overgrown: {size} bytes, {wanted} were written; copy it again")
     if not isinstance(notes, dict) or not {"skipway", "written_by", "sha256"} <= set(notes):
-        raise InputError(
-            f"{where}: is safetensors without skipway's header, another tool's; bring it in with skipway.weights.adopt"
-        )
+        call = "create_model(name, pretrained=...)"
+        raise InputError(f"{where}: is safetensors without skipway's header, another tool's; bring it in with {call}")
     writer = durable.from_json(notes["written_by"].encode())
     _refuse_newer(where, writer["format"], writer["version"])
     return notes
