@@ -1,34 +1,32 @@
-"""What stochastic depth saves: a training step of ResNet-110 that computes what it leaves out, and one that does not.
+"""What stochastic depth saves: a training step that computes only what stays, beside one that masks all it computed.
 
-    python benchmarks/drop_path.py [--rounds 7] [--batch 128]
+    python benchmarks/drop_path.py [--model resnet110] [--rounds 7] [--batch 128]
 
-Each round times one step of every way in turn (A B C D A B C D ...); the table gives medians and their ratio to the
-masked way, in which all rows are computed and a mask is applied, as DropPath is commonly written.
+Each round times one step of every way in turn (A B C D A B C D ...), all with the same draws. "masked" computes all
+rows and multiplies by a mask, as drop path is commonly written; "none" has no drop path at all.
 """
 
 import argparse
 import platform
 import statistics
 import time
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
 
 import skipway as sw
-from skipway import drop_path, skip
+from skipway import skip
 
-WAYS = {
-    "none": (0.0, "row", False),
-    "masked": (0.5, "row", True),
-    "row": (0.5, "row", False),
-    "batch": (0.5, "batch", False),
-}
+RATE = 0.5  # of the deepest block; the others' rise to it evenly
+WAYS = {"none": (0.0, "row"), "masked": (RATE, "row"), "row": (RATE, "row"), "batch": (RATE, "batch")}
 
 
-def masked(body, x, kept, rate, mode, where):
-    stays = torch.rand(len(x)) >= rate
-    return drop_path._masked(body(x), kept, stays, rate, where)
+def masked(body, x, kept, rate, mode):
+    stays = (torch.rand(len(x)) >= rate).view(-1, 1, 1, 1)
+    branch = body(x)
+    return branch * (stays.to(branch.dtype) / (1 - rate))
 
 
 def step(network, x, y):
@@ -39,32 +37,39 @@ def step(network, x, y):
     return time.perf_counter() - begin
 
 
+def processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="resnet110")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=128)
-    given = parser.parse_args()
+    asked = parser.parse_args()
     torch.manual_seed(0)
-    x = torch.randn(given.batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (given.batch,))
+    x = torch.randn(asked.batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (asked.batch,))
     networks = {
-        way: sw.create_model("resnet110", drop_path=rate, drop_mode=mode).to(memory_format=torch.channels_last)
-        for way, (rate, mode, _) in WAYS.items()
+        way: sw.create_model(asked.model, drop_path=rate, drop_mode=mode).to(memory_format=torch.channels_last)
+        for way, (rate, mode) in WAYS.items()
     }
     seconds = {way: [] for way in WAYS}
-    for turn in range(given.rounds + 1):
+    for turn in range(asked.rounds + 1):
         for way, network in networks.items():
             torch.manual_seed(turn)
-            with patch.object(skip, "thinned", masked if WAYS[way][2] else drop_path.thinned):
+            with patch.object(skip, "thinned", masked if way == "masked" else skip.thinned):
                 taken = step(network, x, y)
             if turn:  # the first round warms up
                 seconds[way].append(taken)
-    print(f"ResNet-110, batch {given.batch}, 32 px, bf16, drop_path 0.5 at the deepest block; median of {given.rounds}")
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    reference = statistics.median(seconds["masked"])
+    print(f"{asked.model}, batch {asked.batch}, 32 px, bf16, drop_path {RATE}; median (range) of {asked.rounds} steps")
+    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for way, taken in seconds.items():
-        middle = statistics.median(taken)
-        print(f"{way:>7}  {middle:.3f} s  {middle / reference:.2f} of masked  ({min(taken):.3f} to {max(taken):.3f})")
+        ratio = statistics.median(taken) / statistics.median(seconds["masked"])
+        print(
+            f"{way:>7}  {statistics.median(taken):.3f} s ({min(taken):.3f} to {max(taken):.3f})  {ratio:.2f} of masked"
+        )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 class StandIn(ThreadingHTTPServer):
     """Answers for the Hub what a download asks, from {(repository, revision): {path: bytes}}; counts the requests."""
 
+    daemon_threads = False  # `server_close` waits for them: one that outlives the tests would abort the interpreter
+
     def __init__(self, repositories):
         self.repositories, self.asked, self.cut = repositories, [], False
         super().__init__(("127.0.0.1", 0), Answer)
@@ -67,6 +69,7 @@ class Answer(BaseHTTPRequestHandler):
         self.send_response(404)
         self.send_header("X-Error-Code", "RevisionNotFound" if known else "RepoNotFound")
         self.send_header("Content-Length", "0")
+        self.send_header("Connection", "close")
         self.end_headers()
 
     def give(self, content, commit="", body=True):
@@ -78,10 +81,10 @@ class Answer(BaseHTTPRequestHandler):
         if commit:
             self.send_header("ETag", f'"{len(data):040x}"')
             self.send_header("X-Repo-Commit", commit)
+        self.send_header("Connection", "close")
         self.end_headers()
         if body:
             self.wfile.write(data[: len(data) // 2] if cut else data)
-        self.close_connection = cut
 
 
 def small_set(folder, *splits, names=NAMES):

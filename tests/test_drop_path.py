@@ -218,6 +218,9 @@ for mode in ("row", "batch"):  # whoever left the norm out would keep the other 
     skip = Skip(OverAll(4), drop_path=0.9, drop_mode=mode)
     for _ in range(8):
         skip(torch.randn(3, 4))
+del network
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

@@ -58,6 +58,8 @@ def same(left, right, x=None):
 
 
 class Hub(ThreadingHTTPServer):
+    daemon_threads = False  # `server_close` waits for them: one that outlives the tests would abort the interpreter
+
     def __init__(self, files):
         self.files, self.cut, self.etag, self.location, self.asked = files, False, None, None, []
         super().__init__(("127.0.0.1", 0), Answer)
@@ -95,12 +97,12 @@ class Answer(BaseHTTPRequestHandler):
         if large and self.server.location:
             self.send_header("Location", self.server.location)
         self.send_header("Content-Length", str(len(data or b"")))
+        self.send_header("Connection", "close")
         self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
         self.end_headers()
         cut = self.server.cut and large
         if body and data is not None:
             self.wfile.write(data[: len(data) // 2] if cut else data)
-        self.close_connection = cut
 
 
 def point_to(monkeypatch, endpoint):

@@ -30,24 +30,41 @@ def hub_folder(name: str) -> Path:
         organisation, _, rest = name.removeprefix("hf:").partition("/")
         short, _, folder = rest.partition("/")
         repository, revisions = f"{organisation}/{short}", ("main", _CONVERTED)
+    refused = None
     for revision in revisions:
-        snapshot = _downloaded(repository, revision, f"{folder}/*.parquet" if folder else "*.parquet")
+        pattern = f"{folder}/*.parquet" if folder else "*.parquet"
+        try:  # without the Hub, a revision that had no such file is not in the cache, while the next one may be
+            snapshot = _downloaded(repository, revision, pattern, cached=refused is not None)
+        except InputError as error:
+            refused = refused or error
+            continue
         if snapshot and any((snapshot / folder).rglob("*.parquet")):
             return snapshot / folder
-    raise InputError(
+    raise refused or InputError(
         f"the data set {printable(f'{repository}/{folder}'.strip('/'))} of the Hub has no parquet files; download its "
         "pictures and give their folder"
     )
 
 
-def _downloaded(repository: str, revision: str, pattern: str) -> Path | None:
-    """The snapshot of a revision with the files of that pattern, out of the cache where the Hub does not answer."""
+def _downloaded(repository: str, revision: str, pattern: str, cached: bool) -> Path | None:
+    """The snapshot of a revision with the files of that pattern, out of the cache where the Hub does not answer.
+
+    With `cached` the Hub is not asked at all.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         with quiet():
-            return Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=[pattern]))
+            return Path(
+                snapshot_download(
+                    repository,
+                    repo_type="dataset",
+                    revision=revision,
+                    allow_patterns=[pattern],
+                    local_files_only=cached,
+                )
+            )
     except HFValidationError:
         raise InputError(
             f"{printable(repository)} is no data set of the Hub; write hf:org/name, as in hf:uoft-cs/cifar10"
