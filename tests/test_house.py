@@ -18,11 +18,13 @@ FLOORS = [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
             *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
-            *("data.pack", "data.split", "data.augment", "data.loader"),
+            *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
         ],
         [
             "training.schedule",
+            "training.optimizers",
             "training.metrics",
+            "training.task",
             "training.durable",
             "training.checkpoint",
             "training.trainer",
