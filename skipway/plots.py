@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from skipway.errors import InputError, printable
 
-__all__ = ["classes", "confusion", "curves", "schedule", "sheet", "shorten"]
+__all__ = ["classes", "confusion", "curves", "range_test", "schedule", "sheet", "shorten"]
 
 DPI = 144
 INK, MUTED, GRID, GROUND, EMPTY = "#1f2328", "#59626b", "#e3e6ea", "#ffffff", "#eceef0"
@@ -229,6 +229,25 @@ def schedule(points: Sequence[tuple[float, float]], path: str | Path) -> None:
     _title(axes, "Learning rate", "position in the run, %", "learning rate per step")
     top = int(ys.argmax())
     _draw_best(axes, float(xs[top] * 100), math.nan, f"highest: {ys[top]:.3g}")
+    _save(figure, path)
+
+
+def range_test(found: Mapping[str, Any], path: str | Path) -> None:
+    """The loss over the learning rate of a range test, raw and smoothed, with the two rates that it suggests."""
+    figure = Figure(figsize=(7, 3.4), dpi=DPI)
+    axes = _axes(figure, (0.8, 0.6, 5.8, 2.3))
+    rates, smoothed = np.asarray(found["rates"], float), np.asarray(found["smoothed"], float)
+    axes.plot(rates, found["losses"], color=MUTED, linewidth=0.6, alpha=0.6)
+    axes.plot(rates, smoothed, color=BLUE, linewidth=1.8)
+    axes.set_xscale("log")
+    low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
+    axes.set_ylim(low - 0.15 * (high - low) - 1e-9, high + 0.35 * (high - low) + 1e-9)
+    _title(axes, "Learning-rate range test", "learning rate", "training loss: lower is better")
+    for name, color, lift in (("steepest", GREEN, 26), ("valley", VERMILION, 10)):
+        height = float(np.interp(np.log(found[name]), np.log(rates), smoothed))
+        axes.plot([found[name]], [height], "o", color=color, markersize=6)
+        words = f"{name}: {found[name]:.2g}"
+        axes.annotate(words, (found[name], height), (8, lift), textcoords="offset points", color=color, fontsize=9)
     _save(figure, path)
 
 

@@ -3,13 +3,15 @@
 import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from skipway import report
+from skipway import plots, report
+from skipway.beginning import beginning, chosen_model
 from skipway.console import Console, duration
 from skipway.data import augment
 from skipway.data.loader import Augmentation, Batches, mean_and_std
@@ -27,7 +29,6 @@ from skipway.runfolder import (
     crash_report,
     draw_augmented,
     environment,
-    memory_advice,
     new_folder,
     point_last,
     taken_back,
@@ -40,10 +41,11 @@ from skipway.spec import Spec
 from skipway.stored import load, restore
 from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
+from skipway.training.halving import halving
 from skipway.training.loop import fit
 from skipway.training.metrics import ClassScores, score
+from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
-from skipway.zoo import auto_model, create_model, list_models, options_for
 
 __all__ = ["Run", "train"]
 
@@ -127,10 +129,8 @@ def train(
         torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
         source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
         packing = natural_packing(source, _sizes(recipe)[1], recipe.fit, recipe.max_pixels)
-        name, row = auto_model(packing.size, source.count("train")) if recipe.model == "auto" else (recipe.model, {})
+        name, row = chosen_model(recipe, packing.size, source.count("train")) if earlier is None else ("", {})
         if earlier is None:
-            if name not in list_models():
-                create_model(name)  # refuses the name before anything is decoded
             folder = new_folder(recipe, source.name, name)
             held.enter_context(taken_back(folder))
             held.enter_context(_hold(folder))
@@ -180,10 +180,11 @@ class _Work:
         hold_out(packed, recipe.val_fraction, recipe.seed)
         mark = self._data_mark(packed, allow_changed)
         spec = self._spec(packed)
-        network = self._network(spec, model)
+        network, fine = self._network(spec, model)
+        spec = network.spec or spec
         batch_size = batch_size_for(recipe, len(packed.splits["train"]))
         counts = np.bincount(packed.labels[packed.splits["train"]], minlength=len(packed.class_names)).tolist()
-        settings = settings_for(recipe, network.plan, batch_size, counts=counts)
+        settings = settings_for(recipe, network.plan, batch_size, fine=fine, counts=counts)
         level = augment.choose(recipe.augment, packed.packing.packed, packed.packing.size, packed.mirrored)
         if old is not None:  # what was left open stays as it was decided then
             batch_size, level = old.state["batch_size"], old.state["level"]
@@ -203,6 +204,8 @@ class _Work:
         write_json(folder / "env.json", environment(recipe, settings.device, settings.precision, repr(network)))
         self._introduce(packed, network, settings, batch_size, level)
         trainer = Trainer(network, settings, packed.keys.__getitem__)
+        if old is None and recipe.lr == "auto":
+            settings = self._find_rate(trainer, feed)
         if old is not None:
             trainer.restore(old.tensors, old.state["state"])
             self._open(trainer.state)
@@ -224,11 +227,11 @@ class _Work:
             write_results(folder, state.history)
 
         make_folder(folder / "weights")
-        with memory_advice(batch_size, settings.accumulate):
-            fit(
-                trainer, feed, validation, folder / "weights" / "last",
-                on_epoch=keep, facts=facts, console=console, stop=self.stop,
-            )  # fmt: skip
+        last = folder / "weights" / "last"
+        training = partial(
+            fit, trainer, feed, validation, last, on_epoch=keep, facts=facts, console=console, stop=self.stop
+        )
+        halving(training, trainer, last, batch_size, console)
         facts |= {"parameters": sum(p.numel() for p in network.parameters()), "size": packed.packing.size}
         return self._finish(packed, trainer, validation, facts)
 
@@ -271,6 +274,23 @@ class _Work:
         page = report.write(folder)
         self.console.say(self._verdict(metrics, len(packed.splits["val"]), len(packed.splits.get("test", ())), page))
         return Run(folder, metrics, state.history)
+
+    def _find_rate(self, trainer: Trainer, feed: Batches) -> Settings:
+        """The settings with the learning rate that a range test suggests; the test is drawn into the run folder."""
+        found = range_test(trainer, feed, poll=self._poll)
+        trainer.settings = replace(trainer.settings, lr=found.suggestion)
+        make_folder(self.folder / "plots")
+        write_json(self.folder / "find_lr.json", found.as_dict())
+        plots.range_test(found.as_dict(), self.folder / "plots" / "find_lr.png")
+        self.console.say(
+            f"  learning rate: {found.suggestion:.3g} by the range test, between its valley at {found.valley:.3g} and its "
+            f"steepest fall at {found.steepest:.3g}"
+        )
+        return trainer.settings
+
+    def _poll(self) -> None:
+        if self.stop.requested:
+            raise Interrupted(f"stopped by {self.stop.name} before the first step; start again")
 
     def _augmentation(self, parts: str) -> Augmentation:
         recipe = self.recipe
@@ -315,22 +335,15 @@ class _Work:
         preparation = (packing.fit, packing.interpolation)
         return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
 
-    def _network(self, spec: Spec, model: tuple[str, dict[str, Any]]) -> Network:
+    def _network(self, spec: Spec, model: tuple[str, dict[str, Any]]) -> tuple[Network, bool]:
         old = self.earlier.checkpoint if self.earlier else None
         if old is not None:  # the plan, not the name: what a name or "auto" stands for may change with the version
             start = len("network.")
             weights = {k[start:]: v for k, v in old.tensors.items() if k.startswith("network.")}
-            return restore(weights, {"plan": old.state["plan"], "spec": old.state["spec"]}, printable(old.path))
+            plan, known = old.state["plan"], old.state["spec"]
+            return restore(weights, {"plan": plan, "spec": known}, printable(old.path)), False
         torch.manual_seed(self.recipe.seed)
-        name, row = model
-        options = dict(row)
-        if self.recipe.stem is not None:
-            options["stem"] = self.recipe.stem
-        if self.recipe.drop_path:
-            options["drop_path"] = self.recipe.drop_path
-        network = create_model(name, **options_for(name, spec, options))
-        network.spec = spec
-        return network
+        return beginning(self.recipe, model, spec, self.console)
 
     def _introduce(self, packed: Packed, network: Network, settings: Settings, batch_size: int, level: str) -> None:
         """Say what was decided, what is odd about the data, and whether the disk will do."""

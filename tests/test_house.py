@@ -28,7 +28,9 @@ FLOORS = [
             "training.durable",
             "training.checkpoint",
             "training.trainer",
+            "training.range_test",
             "training.loop",
+            "training.halving",
         ],
     ],
     [
@@ -39,7 +41,7 @@ FLOORS = [
             *("plots", "export", "report"),
         ]
     ],
-    [["decide", "runfolder", "resume", "run", "use"]],
+    [["decide", "beginning", "runfolder", "resume", "run", "use"]],
     [["cli"]],
 ]
 LINES = 400
