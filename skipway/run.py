@@ -22,7 +22,7 @@ from skipway.data.split import describe, hold_out, refuse_leaks
 from skipway.decide import batch_size_for, settings_for
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.resnet9 import whiten
-from skipway.network import Network
+from skipway.network import Network, several_views
 from skipway.recipe import Recipe
 from skipway.resume import Earlier, changed_data, earlier_run, machine, old_splits, run_folder
 from skipway.runfolder import (
@@ -43,7 +43,7 @@ from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.training.halving import halving
 from skipway.training.loop import fit
-from skipway.training.metrics import ClassScores, score
+from skipway.training.metrics import ClassScores, figures, score
 from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
 
@@ -240,6 +240,8 @@ class _Work:
         folder, state, settings = self.folder, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(trainer.engine.device)
 
+        judging = several_views(best) if self.recipe.tta else best
+
         def poll() -> None:
             if self.stop.requested:
                 raise Interrupted(
@@ -248,14 +250,14 @@ class _Work:
                 )
 
         def judge(feed: Batches) -> ClassScores:
-            return score(best, feed, trainer.task, nullcontext, trainer.engine.device, poll)
+            return score(judging, feed, trainer.task, nullcontext, trainer.engine.device, poll)
 
         scores, judged = judge(validation), "val"
-        metrics: dict[str, Any] = {"val_accuracy": scores.accuracy, "val_loss": scores.loss}
+        metrics: dict[str, Any] = {f"val_{name}": value for name, value in figures(scores).items()}
         if len(packed.splits.get("test", ())):
             spec = best._need_spec()
             scores = judge(Batches(packed, packed.splits["test"], 2 * facts["batch_size"], (spec.mean, spec.std)))
-            metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss}
+            metrics |= {f"test_{name}": value for name, value in figures(scores).items()}
             judged = "test"
         write_judgement(folder, packed, scores, judged)
         metrics |= {
@@ -283,8 +285,8 @@ class _Work:
         write_json(self.folder / "find_lr.json", found.as_dict())
         plots.range_test(found.as_dict(), self.folder / "plots" / "find_lr.png")
         self.console.say(
-            f"  learning rate: {found.suggestion:.3g} by the range test, between its valley at {found.valley:.3g} and its "
-            f"steepest fall at {found.steepest:.3g}"
+            f"  learning rate: {found.suggestion:.3g} by the range test, between its valley at {found.valley:.3g} and "
+            f"its steepest fall at {found.steepest:.3g}"
         )
         return trainer.settings
 
@@ -332,7 +334,7 @@ class _Work:
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
         packing = packed.packing
-        preparation = (packing.fit, packing.interpolation)
+        preparation = (packing.fit, packing.interpolation, packed.mirrored)
         return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
 
     def _network(self, spec: Spec, model: tuple[str, dict[str, Any]]) -> tuple[Network, bool]:
