@@ -21,6 +21,7 @@ FLOORS = [
             *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
         ],
         [
+            "training.ranks",
             "training.schedule",
             "training.optimizers",
             "training.metrics",
