@@ -19,6 +19,8 @@ FLOORS = [
         [
             *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
             *("data.pack", "data.split", "data.augment", "data.loader"),
+            *("data.csv_text", "data.table", "data.columns", "data.table_spec", "data.target", "data.table_set"),
+            "data.row_loader",
         ],
         [
             "training.schedule",
