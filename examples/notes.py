@@ -128,14 +128,14 @@ def draw(courses, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), constrained_layout=True)
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     for index, (name, course) in enumerate(courses.items()):
         seen, unseen = zip(*course, strict=True)
         epochs = range(1, len(course) + 1)
         axes.plot(epochs, unseen, color=f"C{index}", label=f"{name}: {unseen[-1]:.3f}")
         axes.plot(epochs, seen, "--", color=f"C{index}", linewidth=0.8)
     axes.set(xlabel="epoch", ylabel="accuracy", title="birds against airplanes: validation (dashed: training)")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

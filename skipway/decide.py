@@ -3,6 +3,7 @@
 The rules are tables; `--help` says "the network's own" where they hold.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +38,25 @@ OWN = {
     ("densenet", "adamw"): Own(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("resmlp", "sgd"): Own(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
     ("resmlp", "adamw"): Own(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("resnet", "muon"): Own(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    ("densenet", "muon"): Own(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    ("resmlp", "muon"): Own(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    ("resnet9", "muon"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
     # Fixed norm scales and partial identities bear rates far above He's (Jordan 2024, arXiv:2404.00498).
     ("resnet9", "sgd"): Own(lr=1.0, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr=16.0),
     ("resnet9", "adamw"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
 }
+
+
+# Fitting weights that are trained already: the head learns alone for an epoch, then all with rates that fall towards
+# the stem (Howard and Ruder 2018, arXiv:1801.06146).
+_FINE_LR, _FINE_DECAY, _FROZEN = 0.1, 0.5, 1
+
+
+def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """What a sample of each class counts, so that all classes count alike and a sample 1 on average."""
+    total, classes = sum(counts), sum(1 for count in counts if count)
+    return tuple(total / (classes * count) if count else 0.0 for count in counts)
 
 
 def batch_size_for(recipe: Recipe, count: int) -> int:
@@ -48,8 +64,15 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
     return recipe.batch_size or (32 if count < 5_000 else 64 if count < 20_000 else 512)
 
 
-def settings_for(recipe: Recipe, plan: dict[str, Any], batch_size: int) -> Settings:
-    """Everything that `fit` needs to know, with nothing left open, for the network of `plan`."""
+def settings_for(
+    recipe: Recipe, plan: dict[str, Any], batch_size: int, *, fine: bool = False, counts: Sequence[int] = ()
+) -> Settings:
+    """Everything that `fit` needs to know, with nothing left open, for the network of `plan`.
+
+    Args:
+        fine: whether its weights are trained already, so that they are only to be fitted.
+        counts: training samples of each class.
+    """
     optimizer = "sgd" if recipe.optimizer == "auto" else recipe.optimizer
     own = OWN[plan["family"], optimizer]
     share = batch_size * recipe.accumulate / own.batch
@@ -60,13 +83,20 @@ def settings_for(recipe: Recipe, plan: dict[str, Any], batch_size: int) -> Setti
 
     return Settings(
         epochs=recipe.epochs,
-        lr=first(recipe.lr, own.lr * min(share**0.5, 4.0)),
+        lr=first(
+            None if isinstance(recipe.lr, str) else recipe.lr, own.lr * min(share**0.5, 4.0) * (_FINE_LR if fine else 1)
+        ),
         optimizer=optimizer,
         momentum=first(recipe.momentum, own.momentum),
         weight_decay=first(recipe.weight_decay, own.weight_decay),
         bias_lr=first(recipe.bias_lr, own.bias_lr),
         schedule=recipe.schedule,
+        freeze=(_FROZEN if fine and recipe.epochs > 2 else 0) if recipe.freeze is None else recipe.freeze,
+        lr_decay=first(recipe.lr_decay, _FINE_DECAY if fine else 1.0),
         label_smoothing=first(recipe.label_smoothing, own.label_smoothing),
+        class_weights=_class_weights(counts) if recipe.balance == "weights" else None,
+        l1=recipe.l1,
+        l2=recipe.l2,
         ema=recipe.ema,
         clip=recipe.clip,
         accumulate=recipe.accumulate,

@@ -4,6 +4,7 @@ It knows no room of the house and imports no torch, so that `skipway --help` is 
 """
 
 import math
+import re
 import reprlib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -32,32 +33,62 @@ class Recipe:
     batch_size: int | None = _option(
         None, "Pictures in a step; default: picked by the data.", alias="-b", least=2, most=1_000_000
     )
-    lr: float | None = _option(None, "Highest learning rate; default: the network's own.", least=1e-9, most=1e4)
-    optimizer: str = _option("auto", "sgd (Nesterov) or adamw; auto picks.")
+    lr: float | str | None = _option(
+        None, "Highest learning rate, or auto: by a range test; default: the network's own.", least=1e-9, most=1e4
+    )
+    optimizer: str = _option("auto", "sgd (Nesterov), adamw, or muon (adamw for all but the matrices); auto picks.")
     momentum: float | None = _option(
         None, "Momentum of sgd, first beta of adamw; default: the network's own.", least=0, most=0.9999
     )
     weight_decay: float | None = _option(
         None, "Decay of weights, not of norms and biases; default: the network's own.", least=0, most=10
     )
-    schedule: str = _option("one-cycle", "Course of the learning rate: one-cycle, cosine or constant.")
+    schedule: str = _option(
+        "one-cycle", "Course of the learning rate: one-cycle, cosine, steps, flat-cosine, constant."
+    )
+    pretrained: str = _option(
+        "auto", "Weights to begin with: a tag of the Hub, a run, a file; auto: for photographs, where at hand; none."
+    )
+    freeze: int | None = _option(
+        None, "Epochs in which the head of a pretrained network learns alone; default: decided.", least=0, most=100_000
+    )
+    lr_decay: float | None = _option(
+        None,
+        "Learning rate of each stage over that of the next; default: below 1 for pretrained ones.",
+        least=1e-3,
+        most=1,
+    )
     label_smoothing: float | None = _option(
         None, "Share of each label spread over all classes; default: the network's own.", least=0, most=0.99
     )
     bias_lr: float | None = _option(
         None, "Learning rate of norms and biases over that of weights; default: the network's own.", least=0, most=1e4
     )
+    l1: float = _option(0.0, "Penalty on the sum of the weights' sizes.", least=0, most=10)
+    l2: float = _option(0.0, "Penalty on the sum of their squares, beside weight_decay.", least=0, most=10)
+    dropout: float = _option(0.0, "Chance to leave out a value inside the blocks.", least=0, most=0.99)
+    balance: str = _option("none", "Classes of unlike sizes: none, weights (in the loss) or sampling.")
+    mixup: float = _option(0.0, "How evenly pictures are blended in pairs; 0.2 is usual.", least=0, most=100)
+    cutmix: float = _option(0.0, "The same for rectangles cut from one into the other; 1 is usual.", least=0, most=100)
+    tta: bool = _option(False, "Judge at the end by the mean over several views of each picture.")
     ema: float | None = _option(None, "Decay per step of an average of the weights.", least=0, most=0.999999)
     clip: float | None = _option(None, "Largest gradient norm; longer gradients are shortened to it.", least=1e-9)
     accumulate: int = _option(1, "Batches whose gradients are summed into one step.", least=1, most=100_000)
     patience: int | None = _option(None, "Epochs without a better validation accuracy before stopping.", least=1)
     time_limit: float | None = _option(None, "Seconds of training after which the run ends early, in order.", least=0)
     seed: int = _option(0, "Makes the run: order, augmentation, initial weights.", least=0, most=2**32 - 1)
-    img_size: int | None = _option(
-        None, "Height and width the network is given; default: picked by the data.", least=1, most=4096
+    img_size: int | str | None = _option(
+        None,
+        "Height and width the network is given, or 128:224 to grow on the way; default: picked by the data.",
+        least=1,
+        most=4096,
     )
-    fit: str = _option("squash", "How a picture becomes square: squash, crop or pad.")
-    augment: str = _option("auto", "Changes to training pictures: none, shift, zoom, with +flip; auto picks.")
+    fit: str = _option("auto", "How a picture becomes square: squash, crop or pad; auto: by the shapes of the data.")
+    augment: str = _option(
+        "auto",
+        "Changes to training pictures: none, light, medium, strong, or parts of flip, shift, zoom, affine, colour, "
+        "trivial, erase joined by +.",
+    )
     stem: str | None = _option(
         None, "First layers of the network: large, small, deep, tiered, deep_conv, whitening; default: by picture size."
     )
@@ -88,6 +119,11 @@ class Recipe:
             + did_you_mean(getattr(self, name), [k for k in known if k])
             for name, known in CHOICES.items()
             if not any(p.startswith(f"{name} ") for p in problems) and getattr(self, name) not in known
+        ]
+        problems += [
+            f"{name} is {words}, not {_shown(getattr(self, name))}"
+            for name, (pattern, words) in TEXTS.items()
+            if isinstance(getattr(self, name), str) and not re.fullmatch(pattern, getattr(self, name))
         ]
         if problems:
             raise InputError("the recipe does not work: " + "; ".join(problems))
@@ -140,13 +176,24 @@ class Recipe:
 _MOST = 100_000  # characters of a config; all fields take two thousand
 _WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"}
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "optimizer": ("auto", "sgd", "adamw"),
-    "schedule": ("one-cycle", "cosine", "constant"),
-    "fit": ("squash", "crop", "pad"),
-    "augment": ("auto", "none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"),
+    "optimizer": ("auto", "sgd", "adamw", "muon"),
+    "schedule": ("one-cycle", "cosine", "steps", "flat-cosine", "constant"),
+    "balance": ("none", "weights", "sampling"),
+    "fit": ("auto", "squash", "crop", "pad"),
     "stem": (None, "large", "small", "deep", "tiered", "deep_conv", "whitening"),
     "precision": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
+}
+_PART = "(?:flip|shift|zoom|affine|colour|trivial|erase)"
+# What a text in these fields must look like, and how that is said.
+TEXTS = {
+    "lr": ("auto", "a number, or auto"),
+    "img_size": (r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
+    "augment": (
+        rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
+        "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, colour, trivial and erase joined "
+        "by +, each once",
+    ),
 }
 
 
@@ -160,7 +207,11 @@ def _problem(f: Any, value: Any, hint: Any) -> str:
         wanted = "number" if float in kinds else next(_WORDS[k] for k in kinds if k is not NoneType)
         return f"{f.name} is a {wanted}, not {_shown(value)}"
     least, most = f.metadata["least"], f.metadata["most"]
-    if least is not None and not (least <= value <= (math.inf if most is None else most) and value < math.inf):
+    if (
+        least is not None
+        and not isinstance(value, str)
+        and not (least <= value <= (math.inf if most is None else most) and value < math.inf)
+    ):
         reach = f"at least {least:,}, and finite" if most is None else f"from {least:,} to {most:,}"
         return f"{f.name} must be {reach}, not {_shown(value)}"
     return ""

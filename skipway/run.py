@@ -12,7 +12,7 @@ import torch
 from skipway import report
 from skipway.console import Console, duration
 from skipway.data import augment
-from skipway.data.loader import Batches, mean_and_std
+from skipway.data.loader import Augmentation, Batches, mean_and_std
 from skipway.data.pack import Packed, fingerprint, natural_packing, pack
 from skipway.data.source import Source
 from skipway.data.sources import open_source
@@ -41,14 +41,15 @@ from skipway.stored import load, restore
 from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.training.loop import fit
-from skipway.training.metrics import Scores, score
-from skipway.training.schedule import SCHEDULES
+from skipway.training.metrics import ClassScores, score
 from skipway.training.trainer import Settings, State, Trainer, as_found
 from skipway.zoo import auto_model, create_model, list_models, options_for
 
 __all__ = ["Run", "train"]
 
-_DECIDED = ("lr", "optimizer", "momentum", "weight_decay", "bias_lr", "label_smoothing")
+_DECIDED = (
+    "lr", "optimizer", "momentum", "weight_decay", "bias_lr", "label_smoothing", "freeze", "lr_decay", "class_weights",
+)  # fmt: skip
 _WHITENED = 5000  # training pictures that a whitening stem is fitted to
 
 
@@ -125,7 +126,7 @@ def train(
             )
         torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
         source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
-        packing = natural_packing(source, recipe.img_size, recipe.fit, recipe.max_pixels)
+        packing = natural_packing(source, _sizes(recipe)[1], recipe.fit, recipe.max_pixels)
         name, row = auto_model(packing.size, source.count("train")) if recipe.model == "auto" else (recipe.model, {})
         if earlier is None:
             if name not in list_models():
@@ -140,6 +141,14 @@ def train(
             console.say(f"  {remark}")
         work = _Work(recipe, folder, console, stop, earlier)
         return work.run(source, pack(source, packing, recipe.max_bad, console, stop), (name, row), allow_changed_data)
+
+
+def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:
+    """The size in the first epoch, where it grows, and the full one, where it is told."""
+    if isinstance(recipe.img_size, str):
+        first, _, full = recipe.img_size.partition(":")
+        return int(first), int(full)
+    return None, recipe.img_size
 
 
 def _hold(folder: Path) -> Lock:
@@ -173,14 +182,16 @@ class _Work:
         spec = self._spec(packed)
         network = self._network(spec, model)
         batch_size = batch_size_for(recipe, len(packed.splits["train"]))
-        settings = settings_for(recipe, network.plan, batch_size)
+        counts = np.bincount(packed.labels[packed.splits["train"]], minlength=len(packed.class_names)).tolist()
+        settings = settings_for(recipe, network.plan, batch_size, counts=counts)
         level = augment.choose(recipe.augment, packed.packing.packed, packed.packing.size, packed.mirrored)
         if old is not None:  # what was left open stays as it was decided then
             batch_size, level = old.state["batch_size"], old.state["level"]
             settings = replace(settings, **{k: old.state["settings"][k] for k in _DECIDED})
         normalise = (spec.mean, spec.std)
-        feed = Batches(packed, packed.splits["train"], batch_size, normalise, level=level, seed=recipe.seed)
-        validation = Batches(packed, packed.splits["val"], 2 * batch_size, normalise)
+        change, device = self._augmentation(level), settings.device
+        feed = Batches(packed, packed.splits["train"], batch_size, normalise, change, device)
+        validation = Batches(packed, packed.splits["val"], 2 * batch_size, normalise, device=device)
         if old is None:
             whiten(network, feed.plain(_WHITENED))
         # From here on nothing is refused, so the folder may change.
@@ -233,8 +244,8 @@ class _Work:
                     f"--resume {printable(folder)}"
                 )
 
-        def judge(feed: Batches) -> Scores:
-            return score(best, feed, nullcontext, trainer.engine.device, poll)
+        def judge(feed: Batches) -> ClassScores:
+            return score(best, feed, trainer.task, nullcontext, trainer.engine.device, poll)
 
         scores, judged = judge(validation), "val"
         metrics: dict[str, Any] = {"val_accuracy": scores.accuracy, "val_loss": scores.loss}
@@ -252,7 +263,7 @@ class _Work:
             "status": state.status,
             "parameters": facts["parameters"],
             "augmentation": augment.describe(facts["level"], facts["size"]),
-            "schedule": [[i / 100, settings.lr * SCHEDULES[settings.schedule](i / 100)] for i in range(101)],
+            "schedule": [[i / 100, settings.lr * trainer.course(i / 100)] for i in range(101)],
             "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": facts["plan"]["name"]},
             "data": describe(packed),
         }
@@ -260,6 +271,13 @@ class _Work:
         page = report.write(folder)
         self.console.say(self._verdict(metrics, len(packed.splits["val"]), len(packed.splits.get("test", ())), page))
         return Run(folder, metrics, state.history)
+
+    def _augmentation(self, parts: str) -> Augmentation:
+        recipe = self.recipe
+        return Augmentation(
+            parts, recipe.seed, recipe.mixup, recipe.cutmix, _sizes(recipe)[0] or 0, recipe.epochs,
+            recipe.balance == "sampling",
+        )  # fmt: skip
 
     def _data_mark(self, packed: Packed, allow_changed: bool) -> str:
         """The data's fingerprint; refused where it is not that of before."""

@@ -26,7 +26,7 @@ from skipway.data.pack import Packed
 from skipway.errors import InputError, SkipwayError, StorageError, printable
 from skipway.recipe import Recipe
 from skipway.training.durable import make_folder, write_file
-from skipway.training.metrics import Scores, per_class
+from skipway.training.metrics import ClassScores, per_class
 
 __all__ = [
     "RESULTS",
@@ -194,7 +194,7 @@ def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
     write_table(folder / "results.csv", RESULTS, ([row[c] for c in RESULTS] for row in history))
 
 
-def write_judgement(folder: Path, packed: Packed, scores: Scores, split: str) -> None:
+def write_judgement(folder: Path, packed: Packed, scores: ClassScores, split: str) -> None:
     """per_class.csv, confusion_matrix.csv, predictions.csv and the worst pictures of the split that was judged."""
     names = packed.class_names
     rows = per_class(scores, names)

@@ -29,7 +29,8 @@ from skipway.runfolder import processor, write_table
 from skipway.signals import StopFlag
 from skipway.spec import Spec
 from skipway.stored import load
-from skipway.training.metrics import Scores, per_class, score
+from skipway.training.metrics import ClassScores, per_class, score
+from skipway.training.task import Classification
 from skipway.training.trainer import has_bf16
 from skipway.zoo import create_model, input_shape, list_models
 
@@ -176,7 +177,7 @@ def evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    scores: Scores = score(network, feed, nullcontext, next(network.parameters()).device, poll)
+    scores: ClassScores = score(network, feed, Classification(), nullcontext, next(network.parameters()).device, poll)
     return Evaluation(
         chosen, len(rows), scores.accuracy, scores.loss, per_class(scores, spec.class_names), len(packed.skipped)
     )

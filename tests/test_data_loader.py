@@ -4,15 +4,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from picture_folders import packed_noise
+from PIL import Image
 
-from skipway.data.loader import Batches, batch_bounds, mean_and_std
+from skipway.data.loader import Augmentation, Batches, batch_bounds, mean_and_std
 from skipway.errors import InputError
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def training(packed, batch_size=4, level="shift+flip", seed=0):
-    return Batches(packed, packed.splits["train"], batch_size, PLAIN, level=level, seed=seed)
+    return Batches(packed, packed.splits["train"], batch_size, PLAIN, Augmentation(level, seed))
 
 
 @given(count=st.integers(0, 500), batch_size=st.integers(2, 600))
@@ -43,13 +44,13 @@ def test_training_on_one_picture_is_refused_but_judging_it_is_not():
 
 def test_every_epoch_has_an_order_of_its_own():
     packed = packed_noise(np.arange(100) % 3, size=1, channels=1, splits={"train": np.arange(10, 90)})
-    feed = Batches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), level="none", seed=5)
+    feed = Batches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), Augmentation("none", 5))
     orders = [np.concatenate([ids for _, _, ids in feed.epoch(epoch)]) for epoch in range(4)]
     assert all(sorted(order) == list(range(10, 90)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 4
-    again = Batches(packed, packed.splits["train"], 11, ((0.0,), (1.0,)), level="none", seed=5)
+    again = Batches(packed, packed.splits["train"], 11, ((0.0,), (1.0,)), Augmentation("none", 5))
     assert np.array_equal(np.concatenate([ids for _, _, ids in again.epoch(2)]), orders[2]), "whatever the batch size"
-    other = Batches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), level="none", seed=6)
+    other = Batches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), Augmentation("none", 6))
     assert not np.array_equal(np.concatenate([ids for _, _, ids in other.epoch(2)]), orders[2])
 
 
@@ -87,7 +88,7 @@ def test_labels_belong_to_their_pictures():
 def test_validation_is_the_plain_centre_in_the_order_of_the_set():
     packed = packed_noise(np.arange(9) % 2, size=6, room=3, splits={"train": np.arange(3), "val": np.arange(3, 9)})
     for epoch in (0, 5):
-        batches = list(Batches(packed, packed.splits["val"], 4, PLAIN, seed=3).epoch(epoch))
+        batches = list(Batches(packed, packed.splits["val"], 4, PLAIN).epoch(epoch))
         assert [ids.tolist() for _, _, ids in batches] == [[3, 4, 5, 6], [7, 8]]
         x = torch.cat([x for x, _, _ in batches]) * 255
         assert np.array_equal(x.round().permute(0, 2, 3, 1).numpy(), packed.pixels[3:, 2:8, 2:8])
@@ -131,7 +132,7 @@ def test_a_channel_of_one_value_has_a_deviation_to_divide_by():
 @pytest.mark.parametrize("level", [None, "shift+flip", "zoom+flip"])
 def test_a_memory_map_gives_the_same_batches(tmp_path, level):
     packed = packed_noise(np.arange(10) % 2, room=2)
-    feed = Batches(packed, np.arange(10), 4, PLAIN, level=level)
+    feed = Batches(packed, np.arange(10), 4, PLAIN, None if level is None else Augmentation(level))
     plain = list(feed.epoch())
     packed.pixels.tofile(tmp_path / "pixels")
     shape, packed.pixels = packed.pixels.shape, None
@@ -139,3 +140,98 @@ def test_a_memory_map_gives_the_same_batches(tmp_path, level):
     for (x, y, ids), (x2, y2, ids2) in zip(plain, feed.epoch(), strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2) and np.array_equal(ids, ids2)
     assert mean_and_std(packed.pixels, np.arange(10))
+
+
+# What training pictures go through beyond shifts, zooms and flips
+
+
+def noise(count=24, room=0):
+    return packed_noise(np.arange(count) % 3, room=room)
+
+
+def feed_of(packed, batch_size=8, **values):
+    return Batches(packed, packed.splits["train"], batch_size, PLAIN, Augmentation(**values))
+
+
+@pytest.mark.parametrize("part", ["affine", "colour", "trivial", "erase"])
+def test_a_distortion_is_a_function_of_seed_epoch_and_picture(part):
+    packed = noise()
+    ids = packed.splits["train"]
+    feed = feed_of(packed, parts=f"shift+{part}", seed=4)
+    first = feed.pictures(ids, 2)
+    assert torch.equal(first, feed_of(packed, parts=f"shift+{part}", seed=4).pictures(ids, 2))
+    assert torch.allclose(first[5:7], feed.pictures(ids[5:7], 2), atol=1e-5)
+    assert not torch.equal(first, feed.pictures(ids, 3))
+    assert not torch.equal(first, feed_of(packed, parts=f"shift+{part}", seed=5).pictures(ids, 2))
+
+
+def test_a_distortion_draws_the_same_beside_others():
+    packed = noise(60)
+    plain, flipped, alone, beside = (
+        feed_of(packed, parts=p).pictures(packed.splits["train"]) for p in ("none", "flip", "erase", "flip+erase")
+    )
+    same = (plain == flipped).all(dim=(1, 2, 3))
+    assert 10 < same.sum() < 50 and torch.equal(alone[same], beside[same]) and not torch.equal(alone[same], plain[same])
+
+
+def test_mixing_gives_shares_of_classes_and_the_same_ones_again():
+    packed = noise()
+    batches = [list(feed_of(packed, parts="none", mixup=0.4, cutmix=1.0).epoch(1)) for _ in range(2)]
+    for (x, y, ids), (x2, y2, _) in zip(*batches, strict=True):
+        assert y.shape == (len(ids), 3) and torch.allclose(y.sum(1), torch.ones(len(ids)))
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+    assert feed_of(packed, mixup=0.4).pictures(packed.splits["train"]).shape == (len(packed.splits["train"]), 3, 8, 8)
+
+
+@pytest.mark.parametrize("parts, room", [("shift", 0), ("zoom", 2)])
+def test_pictures_grow_over_two_thirds_of_the_epochs(parts, room):
+    packed = packed_noise(np.arange(24) % 3, size=32, room=room)
+    feed = feed_of(packed, parts=parts, first_size=16, epochs=6)
+    sizes = [next(feed.epoch(e))[0].shape[-1] for e in range(6)]
+    assert sizes == [16, 20, 24, 28, 32, 32]
+    plain = Batches(packed, packed.splits["train"], 8, PLAIN)
+    assert next(plain.epoch())[0].shape[-1] == 32
+
+
+def test_a_smaller_picture_is_the_antialiased_one():
+    packed = packed_noise(np.arange(4) % 2, size=32)
+    ids = packed.splits["train"][:2]
+    small = feed_of(packed, parts="none", first_size=16, epochs=6).pictures(ids)
+    image = Image.fromarray(packed.pixels[ids[0]]).resize((16, 16), Image.Resampling.BILINEAR)
+    assert (small[0].permute(1, 2, 0) * 255 - torch.from_numpy(np.asarray(image).copy())).abs().max() < 2
+
+
+def test_balanced_sampling_shows_every_class_as_often_and_all_of_the_small_ones():
+    packed = packed_noise(np.array([0] * 40 + [1] * 5 + [2] * 3))
+    feed = feed_of(packed, batch_size=7, parts="none", balanced=True)
+    rows = packed.splits["train"]
+    seen = []
+    for epoch in range(2):
+        _, ys, ids = zip(*feed.epoch(epoch), strict=True)
+        ids, counts = np.concatenate(ids), np.bincount(torch.cat(ys), minlength=3)
+        assert len(ids) == len(rows) and counts.max() - counts.min() <= 1
+        assert {i for i in rows if packed.labels[i] == 2} <= set(ids)
+        seen.append(ids)
+    assert not np.array_equal(*seen)
+    assert np.array_equal(np.concatenate([i for _, _, i in feed.epoch(1)]), seen[1])
+
+
+def test_a_transform_of_the_user_is_seeded_by_the_batch_and_leaves_the_generator_alone():
+    class Noise(torch.nn.Module):
+        def forward(self, x):
+            assert 0 <= x.min() and x.max() <= 1
+            return x + torch.randn_like(x)
+
+    packed = noise()
+    before = torch.get_rng_state()
+    first, again = (next(feed_of(packed, parts="none", transform=Noise()).epoch(1))[0] for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(first, next(feed_of(packed, parts="none").epoch(1))[0])
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x.mean(1, keepdim=True), lambda x: 7])
+def test_a_transform_that_gives_something_else_is_refused(wrong):
+    with pytest.raises(
+        InputError, match=r"made .* it takes and gives \(B, C, H, W\) of the same pictures"
+    ):
+        next(feed_of(noise(), parts="none", transform=wrong).epoch())

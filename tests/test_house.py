@@ -18,13 +18,15 @@ FLOORS = [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
             *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
-            *("data.pack", "data.split", "data.augment", "data.loader"),
+            *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
             *("data.csv_text", "data.table", "data.columns", "data.table_spec", "data.target", "data.table_set"),
             "data.row_loader",
         ],
         [
             "training.schedule",
+            "training.optimizers",
             "training.metrics",
+            "training.task",
             "training.durable",
             "training.checkpoint",
             "training.trainer",
@@ -39,7 +41,7 @@ FLOORS = [
             *("plots", "export", "report"),
         ]
     ],
-    [["decide", "runfolder", "resume", "run", "use"]],
+    [["decide", "runfolder", "resume", "run", "use", "estimators"]],
     [["cli"]],
 ]
 LINES = 400

@@ -15,6 +15,7 @@ from skipway.run import train
 from skipway.runfolder import cell
 from skipway.signals import StopFlag
 from skipway.training import durable, loop
+from skipway.training.task import Classification
 from tests.small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
 
 FILES = {
@@ -162,8 +163,8 @@ def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, mo
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        tally = loop._tally
-        monkeypatch.setattr(loop, "_tally", lambda *a: (tally(*a), os.kill(os.getpid(), signal.SIGTERM)))
+        speed = loop._speed
+        monkeypatch.setattr(loop, "_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
         with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1, work saved"):
             quick(data, tmp_path)
         assert not heard
@@ -308,14 +309,14 @@ def test_where_memory_runs_out_a_batch_size_to_try_is_named(data, tmp_path, monk
 
 
 def test_a_loss_that_is_not_finite_names_the_pictures(data, tmp_path, monkeypatch, bare):
-    cross_entropy = loop.F.cross_entropy
+    loss = Classification.loss
     calls = []
 
     def third_is_nan(*a, **k):
         calls.append(1)
-        return cross_entropy(*a, **k) * (float("nan") if len(calls) == 3 else 1)
+        return loss(*a, **k) * (float("nan") if len(calls) == 3 else 1)
 
-    monkeypatch.setattr(loop.F, "cross_entropy", third_is_nan)
+    monkeypatch.setattr(Classification, "loss", third_is_nan)
     with pytest.raises(NotFiniteError, match=r"in step 3, epoch 1, with the pictures (ant|bee|cow)/\d\d\.png, "):
         quick(data, tmp_path, name="nan", save_every=0)
     monkeypatch.undo()

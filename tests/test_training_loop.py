@@ -13,6 +13,7 @@ from skipway.errors import Interrupted, NotFiniteError, StorageError
 from skipway.signals import StopFlag
 from skipway.training import checkpoint, durable, loop
 from skipway.training.loop import fit
+from skipway.training.schedule import SCHEDULES
 from skipway.training.trainer import Settings, Trainer
 from skipway.zoo import create_model
 
@@ -201,7 +202,7 @@ def test_clipping_is_that_of_torch(tmp_path, clip):
         assert torch.allclose(a - 0.05 * a.grad, b, atol=1e-7)
 
 
-@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "constant"])
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "steps", "flat-cosine", "constant"])
 def test_the_rate_of_each_step_is_the_schedules(tmp_path, schedule):
     seen = []
     trainer = Trainer(network(), settings(schedule=schedule, bias_lr=3.0, accumulate=2))
@@ -211,7 +212,7 @@ def test_the_rate_of_each_step_is_the_schedules(tmp_path, schedule):
         trainer, Feed(), Feed(10, 5), tmp_path, on_epoch=lambda *_: None, facts={}, console=Console(quiet=True),
         stop=StopFlag(),
     )  # fmt: skip
-    wanted = [0.05 * loop.SCHEDULES[schedule](k / 4) for k in range(4)]
+    wanted = [0.05 * SCHEDULES[schedule](k / 4) for k in range(4)]
     assert [s[0] for s in seen] == pytest.approx(wanted) and [s[1] for s in seen] == pytest.approx(
         [3 * w for w in wanted]
     )

@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 from torch import nn
 
-from skipway.training.metrics import Scores, per_class, score
+from skipway.training.metrics import ClassScores, per_class, score
+from skipway.training.task import Classification
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 2, 0])
 
@@ -24,7 +25,7 @@ class Feed:
 def scores():
     raw = np.random.default_rng(0).random((8, 4))
     shares = (raw / raw.sum(1, keepdims=True)).astype(np.float32)
-    return Scores(shares, LABELS, np.arange(8), -np.log(shares[np.arange(8), LABELS]))
+    return ClassScores(np.arange(8), -np.log(shares[np.arange(8), LABELS]), shares, LABELS)
 
 
 def test_figures_equal_those_of_scikit_learn(scores):
@@ -45,7 +46,9 @@ def test_every_picture_is_scored_once_in_evaluation_mode_whatever_the_batch(size
     x, y = torch.randn(8, 5), torch.from_numpy(LABELS)
     polled = []
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    found = score(network, Feed(x, y, size), nullcontext, torch.device("cpu"), lambda: polled.append(1))
+    found = score(
+        network, Feed(x, y, size), Classification(), nullcontext, torch.device("cpu"), lambda: polled.append(1)
+    )
     assert network.training and len(polled) == -(-8 // size) and found.ids.tolist() == list(range(8))
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     network.eval()
@@ -62,5 +65,12 @@ def test_the_mode_comes_back_after_an_error():
         raise KeyError
 
     with pytest.raises(KeyError):
-        score(network, Feed(torch.randn(8, 5), torch.zeros(8), 2), nullcontext, torch.device("cpu"), stop)
+        score(
+            network,
+            Feed(torch.randn(8, 5), torch.zeros(8, dtype=torch.long), 2),
+            Classification(),
+            nullcontext,
+            torch.device("cpu"),
+            stop,
+        )
     assert network.training

@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from skipway.training import trainer as trainer_module
-from skipway.training.trainer import Settings, Trainer, as_found, has_bf16, make_optimizer
+from skipway.training.trainer import Settings, Trainer, as_found, has_bf16
 from skipway.zoo import create_model
 
 
@@ -29,38 +29,6 @@ def settings(**values):
     return Settings(**{"epochs": 1, "lr": 0.1, **values})
 
 
-def test_weight_decay_is_on_weights_alone():
-    net = network()
-    optimizer = make_optimizer(net, settings(weight_decay=0.3, bias_lr=2.0))
-    decayed, others = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.3, 0.0]
-    assert [g["factor"] for g in optimizer.param_groups] == [1.0, 2.0]
-    for module in net.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            norm_or_bias = isinstance(module, nn.BatchNorm2d) or name == "bias"
-            assert id(parameter) in (others if norm_or_bias else decayed)
-
-
-def test_parameters_that_do_not_learn_are_left_out():
-    net = network()
-    next(net.parameters()).requires_grad_(False)
-    held = {id(p) for g in make_optimizer(net, settings()).param_groups for p in g["params"]}
-    assert held == {id(p) for p in net.parameters() if p.requires_grad}
-
-
-@pytest.mark.parametrize(
-    "name, momentum, kind, wanted",
-    [
-        ("sgd", 0.9, torch.optim.SGD, {"nesterov": True, "momentum": 0.9}),
-        ("sgd", 0.0, torch.optim.SGD, {"nesterov": False, "momentum": 0.0}),
-        ("adamw", 0.8, torch.optim.AdamW, {"betas": (0.8, 0.99)}),
-    ],
-)
-def test_the_optimiser_is_the_one_by_name(name, momentum, kind, wanted):
-    optimizer = make_optimizer(network(), settings(optimizer=name, momentum=momentum))
-    assert type(optimizer) is kind and wanted.items() <= optimizer.param_groups[0].items()
-
-
 def test_weights_stand_channels_last():
     trainer = Trainer(network(), settings())
     four = [p for p in trainer.network.parameters() if p.dim() == 4]
@@ -80,7 +48,9 @@ def test_the_average_follows_the_weights_and_is_what_is_judged():
     assert trainer.judged is not trainer.network
 
 
-@pytest.mark.parametrize("values", [{}, {"optimizer": "adamw"}, {"ema": 0.9}, {"momentum": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "values", [{}, {"optimizer": "adamw"}, {"optimizer": "muon"}, {"ema": 0.9}, {"momentum": 0.0}], ids=str
+)
 def test_a_restored_trainer_goes_on_to_the_same_bits(values):
     first = Trainer(network(), settings(**values))
     step(first, 0)
@@ -131,3 +101,64 @@ def test_a_second_trainer_may_have_another_precision():
     for precision, said in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
         assert Trainer(network(), settings(precision=precision)).engine.mixed_precision == said
     assert trainer_module.State().status == "running"
+
+
+def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
+    trainer = Trainer(network(), settings(epochs=2, freeze=1, weight_decay=0.1, optimizer="adamw"))
+    fixed = next(p for n, p in trainer.network.named_parameters() if n.startswith("stage1"))
+    for epoch, moved in ((0, {"head"}), (1, {"stem", "stage1", "stage2", "head"})):
+        trainer.state.epoch = epoch
+        before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+        trainer.to_train()
+        step(trainer, epoch)
+        after = trainer.network.state_dict()
+        assert {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])} == moved
+        assert fixed.requires_grad == bool(epoch) and trainer.network.training
+
+
+def test_what_never_learns_stays_so_after_the_thaw():
+    net = network()
+    next(net.parameters()).requires_grad_(False)
+    trainer = Trainer(net, settings(epochs=2, freeze=1))
+    for trainer.state.epoch in (0, 1):
+        trainer.to_train()
+        assert not next(net.parameters()).requires_grad
+    assert sum(p.requires_grad for p in net.parameters()) == len(trainer.learnt)
+
+
+def test_a_network_of_one_part_is_never_frozen():
+    trainer = Trainer(nn.Sequential(nn.Linear(3, 2)), settings(freeze=1))
+    trainer.to_train()
+    assert all(p.requires_grad for p in trainer.network.parameters())
+
+
+def test_penalties_are_on_weights_alone():
+    trainer = Trainer(network(), settings(l1=0.5, l2=0.25))
+    weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters() if p.dim() > 1])
+    assert trainer.penalty().item() == pytest.approx((0.5 * weights.abs().sum() + 0.25 * weights.square().sum()).item())
+    assert Trainer(network(), settings()).penalty() == 0.0
+
+
+def test_an_l2_penalty_is_weight_decay_at_twice_the_factor_for_plain_sgd():
+    found = []
+    for values in ({"l2": 0.05, "weight_decay": 0.0}, {"weight_decay": 0.1}):
+        trainer = Trainer(network(), settings(momentum=0.0, **values))
+        for k in range(3):
+            torch.manual_seed(k)
+            loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean() + trainer.penalty()
+            trainer.engine.backward(loss)
+            trainer.stepper.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+        found.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_rates_and_momentum_are_those_of_the_position():
+    trainer = Trainer(network(), settings(bias_lr=2.0, lr_decay=0.5))
+    trainer.set_rates(0.25)  # the top of one-cycle
+    rates = {round(g["lr"], 9) for g in trainer.optimizer.param_groups}
+    assert rates == {0.1 * f * b for f in (0.125, 0.25, 0.5, 1.0) for b in (1, 2)}
+    assert {g["momentum"] for g in trainer.optimizer.param_groups} == {0.9}
+    trainer.set_rates(1.0)
+    assert max(g["lr"] for g in trainer.optimizer.param_groups) == pytest.approx(2e-5)
+    assert {round(g["momentum"], 3) for g in trainer.optimizer.param_groups} == {0.95}

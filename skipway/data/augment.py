@@ -17,6 +17,13 @@ __all__ = ["augmented", "centred", "chances", "choose", "describe", "draws", "ma
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ZOOM = (0.35, 1.0)  # share of the area that a zoom keeps
 _RATIO = 4 / 3  # most that a zoom stretches one side against the other
+_LEVELS = {
+    "auto": "{moved}",
+    "none": "none",
+    "light": "{moved}",
+    "medium": "{moved}+affine+colour",
+    "strong": "{moved}+trivial+erase",
+}
 
 
 def draws(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
@@ -51,19 +58,28 @@ def _stir(x: np.ndarray) -> np.ndarray:
 
 
 def choose(level: str, packed: int, size: int, mirrored: bool) -> str:
-    """What "auto" stands for: zoom where there is room to crop from, else shift; flips where a mirror is harmless."""
-    if level != "auto":
+    """The parts that a level stands for: light ones move, medium ones also turn and recolour, strong ones do anything.
+
+    Moving is a zoom where there is room to crop from, else a shift, with flips where a mirror is harmless. What names
+    its parts itself stays as it is.
+    """
+    if level not in _LEVELS:
         return level
-    return ("zoom" if packed > size else "shift") + ("+flip" if mirrored else "")
+    moved = ("zoom" if packed > size else "shift") + ("+flip" if mirrored else "")
+    return _LEVELS[level].format(moved=moved)
 
 
 def describe(level: str, size: int) -> str:
-    """The level in words with its amounts."""
+    """The parts in words with their amounts."""
     words = {
         "none": "none",
         "flip": "flip",
         "shift": f"shift by up to {_reach(size)} px",
         "zoom": f"zoom to {_ZOOM[0]:.0%} to 100% of the area",
+        "affine": "turn, enlarge and shear a little",
+        "colour": "brightness, contrast and saturation",
+        "trivial": "TrivialAugment",
+        "erase": "erase a rectangle of a quarter of the pictures",
     }
     return ", ".join(words[part] for part in level.split("+"))
 

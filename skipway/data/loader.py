@@ -3,18 +3,25 @@
 Shapes: a batch is x (B, C, S, S) float, normalised, channels_last; y (B,) int64; ids (B,), indices into the packed set.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.augment import augmented, centred, chances
+from skipway.data.augment import augmented, centred, chances, draws
+from skipway.data.distort import CHANCES, DISTORTIONS, MIX_CHANCES, mixed
 from skipway.data.pack import Packed
 from skipway.errors import InputError
 
-__all__ = ["Batches", "batch_bounds", "mean_and_std"]
+__all__ = ["Augmentation", "Batches", "batch_bounds", "mean_and_std"]
 
+# A picture's chances: those of `augmented`, of each distortion, of mixing. What one takes never depends on the others.
+_OWN = 5
+_MIX = _OWN + CHANCES * len(DISTORTIONS)
 Batch = tuple[Tensor, Tensor, np.ndarray]
 
 
@@ -44,8 +51,39 @@ def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...
     return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What training pictures go through before the network is given them.
+
+    parts: as `augment.choose` gives them, such as "shift+flip".
+    seed: with epoch and picture, what everything random is a function of.
+    mixup, cutmix: how evenly pictures are mixed (the Beta distribution's parameter); 0 for not at all.
+    first_size, epochs: the size in the first epoch, which grows to the full one over two thirds of the epochs; 0 for
+        the full one throughout.
+    balanced: every class as often as any other, by repeating or leaving out pictures in each epoch anew.
+    transform: what is done to a batch (B, C, S, S) in 0 to 1 on top of it all, on the device; its random numbers are
+        torch's, seeded for each batch.
+    """
+
+    parts: str = "none"
+    seed: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    first_size: int = 0
+    epochs: int = 1
+    balanced: bool = False
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def size_at(self, epoch: int, size: int) -> int:
+        """Height and width in an epoch: multiples of 4 on the way from `first_size` to `size`."""
+        grown = min(1.0, epoch / max(1, math.ceil(2 / 3 * self.epochs)))
+        if not self.first_size or grown == 1.0:
+            return size
+        return max(4, round((self.first_size + grown * (size - self.first_size)) / 4) * 4)
+
+
 class Batches:
-    """The pictures `rows` of a packed set in batches; shuffled and augmented where `level` is given."""
+    """The pictures `rows` of a packed set in batches; with an `augmentation`, shuffled and changed as it says."""
 
     def __init__(
         self,
@@ -53,16 +91,15 @@ class Batches:
         rows: np.ndarray,
         batch_size: int,
         normalise: tuple[tuple[float, ...], tuple[float, ...]],
-        *,
-        level: str | None = None,
-        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
     ):
-        if level is not None and len(rows) < 2:
+        if augmentation is not None and len(rows) < 2:
             raise InputError(f"there are {len(rows)} training pictures, but a batch norm needs at least 2; add more")
-        self.packed, self.rows, self.level, self.seed = packed, rows, level, seed
+        self.packed, self.rows, self.augmentation, self.device = packed, rows, augmentation, device
         self.bounds = batch_bounds(len(rows), batch_size)
         # x / 255, minus mean, over std, as one multiplication and one addition.
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in normalise)
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in normalise)
         self.factor, self.offset = 1 / (255 * std), -mean / std
 
     @property
@@ -77,25 +114,64 @@ class Batches:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the `start`-th on."""
-        order = self.rows
-        if self.level is not None:
-            order = order[np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(order))]
+        change, order = self.augmentation, self.rows if self.augmentation is None else self._order(epoch)
         for begin, end in self.bounds[start:]:
             ids = order[begin:end]
-            y = torch.from_numpy(self.packed.labels[ids])
-            yield self.pictures(ids, epoch), y, ids
+            x, y = self.pictures(ids, epoch), torch.from_numpy(self.packed.labels[ids]).to(self.device)
+            if change is not None and (change.mixup or change.cutmix):
+                chances = draws(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]
+                x, y = mixed(x, y, chances, len(self.packed.class_names), change.mixup, change.cutmix)
+            yield x, y, ids
+
+    def _order(self, epoch: int) -> np.ndarray:
+        assert self.augmentation is not None
+        random = np.random.Generator(np.random.PCG64([self.augmentation.seed, epoch]))
+        shuffled: np.ndarray = self.rows[random.permutation(len(self.rows))]
+        if not self.augmentation.balanced:
+            return shuffled
+        labels = self.packed.labels[shuffled]
+        classes = random.permutation(np.unique(labels))  # who has one more where they do not divide
+        shares = np.full(len(classes), len(shuffled) // len(classes))
+        shares[: len(shuffled) % len(classes)] += 1
+        drawn = [np.resize(shuffled[labels == c], share) for c, share in zip(classes, shares, strict=True)]
+        return np.concatenate(drawn)[random.permutation(len(shuffled))]
 
     def plain(self, count: int) -> Tensor:
         """Up to `count` pictures, evenly chosen, without augmentation: (N, C, S, S)."""
         rows = self.rows[:: max(1, len(self.rows) // count)][:count]
-        x = centred(self.packed.pixels, rows, self.packed.packing.size)
-        return x.mul_(self.factor).add_(self.offset)
+        return self._normalised(centred(self.packed.pixels, rows, self.packed.packing.size))
 
     def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
-        """The pictures `ids` as the network is given them in that epoch."""
-        size = self.packed.packing.size
-        if self.level is None:
-            x = centred(self.packed.pixels, ids, size)
-        else:
-            x = augmented(self.packed.pixels, ids, self.level, size, chances(self.seed, epoch, ids))
-        return x.mul_(self.factor).add_(self.offset)
+        """The pictures `ids` as the network is given them in that epoch, before any are mixed."""
+        size, change = self.packed.packing.size, self.augmentation
+        if change is None:
+            return self._normalised(centred(self.packed.pixels, ids, size))
+        parts, wanted = change.parts.split("+"), change.size_at(epoch, size)
+        cut = wanted if "zoom" in parts else size
+        x = augmented(self.packed.pixels, ids, change.parts, cut, chances(change.seed, epoch, ids)).to(self.device)
+        if wanted != cut:
+            x = F.interpolate(x, (wanted, wanted), mode="bilinear", antialias=True)
+        if any(part in DISTORTIONS for part in parts):
+            table = torch.from_numpy(draws(change.seed, epoch, ids, _MIX)).to(self.device, torch.float32)
+            for index, (name, distort) in enumerate(DISTORTIONS.items()):
+                if name in parts:
+                    x = distort(x, table[:, _OWN + index * CHANCES :][:, :CHANCES])
+        if change.transform is not None:
+            x = self._transformed(x, ids, epoch)
+        return self._normalised(x)
+
+    def _transformed(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
+        assert self.augmentation is not None and self.augmentation.transform is not None
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(int(draws(self.augmentation.seed, epoch, ids[:1], 1)[0, 0] * 2**53))
+            changed = self.augmentation.transform(x / 255)
+        if not isinstance(changed, Tensor) or changed.shape[:2] != x.shape[:2] or changed.dim() != 4:
+            found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            raise InputError(
+                f"the transform made {found} of a batch {tuple(x.shape)}; it takes and gives (B, C, H, W) of the "
+                "same pictures and channels"
+            )
+        return changed * 255
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return x.to(self.device).mul_(self.factor).add_(self.offset)

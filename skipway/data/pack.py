@@ -31,6 +31,7 @@ RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
 SMALL = 96  # pictures up to this size are trained on as they are
 PHOTOGRAPH = 128  # the size that larger ones are trained at
 ROOM = 1.15  # larger ones are packed with this much room to crop from
+_SQUARE, _LONG = 1.1, 2.0  # longest side over the shortest, up to which pictures are squashed, and cropped
 _THREADS = max(2, os.cpu_count() or 2)
 
 
@@ -72,11 +73,15 @@ class Packed:
 
 
 def natural_packing(source: Source, size: int | None, fit: str, max_pixels: int) -> Packing:
-    """The sizes and channels that suit the pictures: small ones as they are, photographs at 128 with room to crop."""
-    sides, grey = [], True
+    """The sizes and channels that suit the pictures: small ones as they are, photographs at 128 with room to crop.
+
+    With `fit` "auto" nine of ten pictures decide: near squares are squashed, up to 2:1 they are cropped, beyond padded.
+    """
+    sides, ratios, grey = [], [], True
     for content in source.peek():
         if isinstance(content, np.ndarray):
             sides.append(max(content.shape[:2]))
+            ratios.append(max(content.shape[:2]) / min(content.shape[:2]))
             grey = grey and content.ndim == 2
         elif isinstance(content, bytes):
             try:
@@ -84,10 +89,14 @@ def natural_packing(source: Source, size: int | None, fit: str, max_pixels: int)
             except BadPicture:
                 continue
             sides.append(max(width, height))
+            ratios.append(max(width, height) / min(width, height))
             grey = grey and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"))
     natural = int(np.median(sides)) if sides else PHOTOGRAPH
     small = natural <= SMALL
     size = size or (natural if small else PHOTOGRAPH)
+    if fit == "auto":
+        most = float(np.quantile(ratios, 0.9)) if ratios else 1.0
+        fit = "squash" if most <= _SQUARE else "crop" if most <= _LONG else "pad"
     packed = size if natural <= size else min(natural, round(size * ROOM))
     return Packing(size, packed, 1 if grey and sides else 3, fit, max_pixels)
 

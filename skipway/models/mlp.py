@@ -78,7 +78,8 @@ class ResMLPPlan(Plan):
             raise InputError(f'resmlp with norm "fixup" joins by "add", not "{self.join}"; leave join out')
         if len(self.categories) > self.in_features:
             raise InputError(
-                f"resmlp has {len(self.categories)} categories among {self.in_features} in_features; each is one of them"
+                f"resmlp has {len(self.categories)} categories among {self.in_features} in_features; "
+                "each is one of them: give as many more"
             )
 
 

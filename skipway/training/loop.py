@@ -6,13 +6,13 @@ picture), dropout of (seed, step).
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.console import Console, duration
@@ -20,7 +20,6 @@ from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
 from skipway.training import checkpoint
 from skipway.training.metrics import Feed, Scores, score
-from skipway.training.schedule import SCHEDULES
 from skipway.training.trainer import Settings, State, Trainer
 
 __all__ = ["fit"]
@@ -30,14 +29,14 @@ def fit(
     trainer: Trainer,
     train: Feed,
     validation: Feed,
-    folder: Path,
+    folder: Path | None,
     *,
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
     facts: dict[str, Any],
     console: Console,
     stop: StopFlag,
 ) -> State:
-    """Train from where `trainer` is to its last epoch; checkpoints go to `folder` with `facts` beside the state.
+    """Train from where `trainer` is to its last epoch; checkpoints go to `folder` with `facts` beside the state, or nowhere.
 
     After every epoch `on_epoch(state, weights)` is called, with the weights where they are the best so far.
 
@@ -50,27 +49,30 @@ def fit(
     keeper = _Keeper(trainer, folder, facts, stop)
     keeper.save()
     while state.epoch < settings.epochs and state.status == "running":
-        trainer.model.train()
+        trainer.to_train()
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
         for x, y, ids in train.epoch(state.epoch, state.batch):
             state.waited += time.monotonic() - asked
             torch.manual_seed(settings.seed * 1_000_003 + state.epoch * train.steps + state.batch)
             x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
-            logits = trainer.model(x)
-            loss = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-            _need_finite(loss, "loss", trainer, ids)
-            engine.backward(loss * _share(train.bounds, state.batch, settings.accumulate))
+            for piece, share in _pieces(train.bounds, state, settings.accumulate):
+                outputs = trainer.model(x[piece])
+                loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
+                _need_finite(loss, "loss", trainer, ids)
+                engine.backward(loss * share)
+                state.loss += loss.item() * len(outputs)
+                state.gained += trainer.task.gained(outputs, y[piece])
             if boundary := (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps:
                 norm = engine.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
                 _need_finite(norm, "gradient", trainer, ids)
-                for group in trainer.optimizer.param_groups:
-                    group["lr"] = group["factor"] * _learning_rate(settings, state.epoch, state.batch, train.steps)
+                trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
                 trainer.stepper.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
                 state.step += 1
-            _tally(state, loss, logits, y, time.monotonic() - asked)
-            bar.at(state.batch, _speed(state))
+            state.batch, state.seen = state.batch + 1, state.seen + len(y)
+            state.seconds += time.monotonic() - asked
+            bar.at(state.batch, _speed(state, trainer.task.figure))
             if boundary:
                 keeper.save_if_due()
                 if settings.time_limit is not None and keeper.total_seconds > settings.time_limit:
@@ -78,14 +80,14 @@ def fit(
                     break
             asked = time.monotonic()
         bar.done()
-        scores = score(trainer.judged, validation, engine.autocast, engine.device, keeper.save_if_asked)
-        last = _learning_rate(settings, state.epoch, state.batch - 1, train.steps)
-        best = _close_epoch(state, scores, last, settings)
+        scores = score(trainer.judged, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked)
+        rate = settings.lr * trainer.course(_position(settings, state.epoch, state.batch - 1, train.steps))
+        best = _close_epoch(state, scores, rate, settings, trainer.task.figure)
         on_epoch(state, trainer.judged.state_dict() if best else None)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
         keeper.save()
-        console.say(_line(state, settings.epochs))
+        console.say(_line(state, settings.epochs, trainer.task.figure))
         keeper.save_if_asked()
     return state
 
@@ -93,7 +95,7 @@ def fit(
 class _Keeper:
     """Saves the run when it is time, and when a signal asks for it."""
 
-    def __init__(self, trainer: Trainer, folder: Path, facts: dict[str, Any], stop: StopFlag):
+    def __init__(self, trainer: Trainer, folder: Path | None, facts: dict[str, Any], stop: StopFlag):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
@@ -106,6 +108,8 @@ class _Keeper:
     def save(self) -> None:
         state = self.trainer.state
         state.total_seconds = self.total_seconds
+        if self.folder is None:
+            return
         checkpoint.save(self.folder, state.step, self.trainer.tensors(), {**self.facts, "state": asdict(state)})
         self.saved = time.monotonic()
 
@@ -117,21 +121,15 @@ class _Keeper:
     def save_if_asked(self) -> None:
         if self.stop.requested and self.trainer.state.status == "running":
             self.save()
+            if self.folder is None:
+                raise Interrupted(f"stopped by {self.stop.name} after step {self.trainer.state.step}; nothing is saved")
             raise Interrupted(
                 f"stopped by {self.stop.name} after step {self.trainer.state.step}, work saved; go on with --resume "
                 f"{printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
             )
 
 
-def _tally(state: State, loss: Tensor, logits: Tensor, y: Tensor, seconds: float) -> None:
-    state.batch += 1
-    state.loss += loss.item() * len(y)
-    state.correct += int((logits.argmax(1) == y).sum())
-    state.seen += len(y)
-    state.seconds += seconds
-
-
-def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings) -> bool:
+def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, figure: str) -> bool:
     """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
@@ -144,56 +142,57 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings) ->
         "seconds": round(state.seconds, 3),
         "lr": lr,
         "train_loss": state.loss / state.seen,
-        "train_accuracy": state.correct / state.seen,
+        f"train_{figure}": state.gained / state.seen,
         "val_loss": scores.loss,
-        "val_accuracy": scores.accuracy,
+        f"val_{figure}": scores.figure,
         "images_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
         "data_wait": round(state.waited / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    best = not state.best or (row["val_accuracy"], -row["val_loss"]) > (
-        state.best["val_accuracy"],
-        -state.best["val_loss"],
-    )
+    best = not state.best or _quality(row, figure) > _quality(state.best, figure)
     if best:
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
         state.status = "stopped by patience"
-    state.batch, state.loss, state.correct, state.seen, state.seconds, state.waited = 0, 0.0, 0, 0, 0.0, 0.0
+    state.batch, state.loss, state.gained, state.seen, state.seconds, state.waited = 0, 0.0, 0.0, 0, 0.0, 0.0
     return best
 
 
-def _learning_rate(settings: Settings, epoch: int, batch: int, batches: int) -> float:
-    """The rate of the step that `batch` of an epoch belongs to: a function of where it stands in the whole run."""
+def _quality(row: dict[str, Any], figure: str) -> tuple[float, float]:
+    return row[f"val_{figure}"], -row["val_loss"]
+
+
+def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float:
+    """Where in [0, 1] of the whole run the step stands that `batch` of an epoch belongs to."""
     steps = -(-batches // settings.accumulate)
-    position = (epoch + batch // settings.accumulate / steps) / settings.epochs
-    return settings.lr * SCHEDULES[settings.schedule](position)
+    return (epoch + batch // settings.accumulate / steps) / settings.epochs
 
 
-def _share(bounds: list[tuple[int, int]], batch: int, accumulate: int) -> float:
-    """The share of `batch` in the pictures of its step, so that a step is the mean over its pictures, however split."""
-    first = batch // accumulate * accumulate
+def _pieces(bounds: list[tuple[int, int]], state: State, accumulate: int) -> Iterator[tuple[slice, float]]:
+    """(part of the batch, its share in the samples of its step): a step is the mean over its samples, however split."""
+    first = state.batch // accumulate * accumulate
     step = bounds[first : first + accumulate]
-    begin, end = bounds[batch]
-    return (end - begin) / (step[-1][1] - step[0][0])
+    begin, end = bounds[state.batch]
+    for piece in np.array_split(np.arange(end - begin), min(state.pieces, max(1, (end - begin) // 2))):
+        yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) / (step[-1][1] - step[0][0])
 
 
-def _speed(state: State) -> str:
+def _speed(state: State, figure: str) -> str:
     seconds = max(state.seconds, 1e-9)
     return (  # in this order, since a terminal may cut it off
         f"{state.seen / seconds:,.0f} pictures/s, {state.waited / seconds:.0%} waiting, "
-        f"loss {state.loss / state.seen:.3f}, accuracy {state.correct / state.seen:.1%}"
+        f"loss {state.loss / state.seen:.3f}, {figure} {state.gained / state.seen:.1%}"
     )
 
 
-def _line(state: State, epochs: int) -> str:
+def _line(state: State, epochs: int, figure: str) -> str:
     row = state.history[-1]
     left = row["seconds"] * (epochs - state.epoch)
     best = " (best)" if row["epoch"] == state.best["epoch"] else ""
     return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}; "
-        "validation "
-        f"loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.2%}{best}; "
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {figure} "
+        f"{row[f'train_{figure}']:.1%}; validation loss {row['val_loss']:.3f}, {figure} "
+        f"{row[f'val_{figure}']:.2%}{best}; "
         f"{row['images_per_second']:,.0f} pictures/s, "
         f"{row['data_wait']:.0%} waiting for data, {duration(row['seconds'])}"
         + (f", about {duration(left)} left" if left and state.status == "running" else "")

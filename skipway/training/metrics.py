@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Feed", "Scores", "per_class", "score"]
+__all__ = ["ClassScores", "Feed", "NumberScores", "Scores", "per_class", "score"]
 
 
 class Feed(Protocol):
@@ -33,12 +32,28 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Probabilities (N, K), true classes (N,), ids (N,) and the cross-entropy (N,) of each picture."""
+    """How a network does on each sample of a set: ids (N,) and plain losses (N,); `figure` is what goes up."""
+
+    ids: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """The mean over samples."""
+        return float(self.losses.mean())
+
+    @property
+    def figure(self) -> float:
+        """What the task's figure is for the whole set."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ClassScores(Scores):
+    """Probabilities (N, K) and true classes (N,) beside the cross-entropies."""
 
     probabilities: np.ndarray
     labels: np.ndarray
-    ids: np.ndarray
-    losses: np.ndarray
 
     @property
     def predicted(self) -> np.ndarray:
@@ -50,10 +65,7 @@ class Scores:
         """Share of pictures whose likeliest class is the true one."""
         return float((self.predicted == self.labels).mean())
 
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy."""
-        return float(self.losses.mean())
+    figure = accuracy
 
     def confusion(self) -> np.ndarray:
         """(K, K) counts: rows true, columns predicted."""
@@ -62,32 +74,66 @@ class Scores:
         return flat.reshape(classes, classes)
 
 
+@dataclass(frozen=True)
+class NumberScores(Scores):
+    """Predicted and true numbers (N,), both in the target's own unit, beside the squared errors of scaled ones."""
+
+    predicted: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def r2(self) -> float:
+        """The share of the targets' variance that is explained: 1 at best, 0 for always saying their mean."""
+        left = float(((self.targets - self.predicted) ** 2).sum())
+        whole = float(((self.targets - self.targets.mean()) ** 2).sum())
+        return 1 - left / whole if whole > 0 else float(left == 0)
+
+    figure = r2
+
+    @property
+    def mae(self) -> float:
+        """The mean absolute error."""
+        return float(np.abs(self.targets - self.predicted).mean())
+
+    @property
+    def rmse(self) -> float:
+        """The root of the mean squared error."""
+        return float(((self.targets - self.predicted) ** 2).mean() ** 0.5)
+
+
+class Judge(Protocol):
+    """What `score` needs of a task."""
+
+    def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Any:
+        """What is to be said of outputs (N, K) for targets (N,)."""
+
+
 def score(
     network: nn.Module,
     feed: Feed,
+    task: Judge,
     autocast: Callable[[], AbstractContextManager[Any]],
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
-) -> Scores:
-    """Run `network` in evaluation mode over every picture of `feed` once; its own mode comes back after."""
+) -> Any:
+    """The scores of `network` in evaluation mode on every sample of `feed` once; its own mode comes back after."""
     training = network.training
     network.eval()
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[Tensor, Tensor, np.ndarray]] = []
     try:
         with torch.inference_mode():
             for x, y, ids in feed.epoch():
                 poll()
                 with autocast():
-                    logits = network(x.to(device)).float().cpu()
-                losses = F.cross_entropy(logits, y, reduction="none")
-                parts.append((logits.softmax(1).numpy(), y.numpy(), ids, losses.numpy()))
+                    parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids))
     finally:
         network.train(training)
-    probabilities, labels, all_ids, all_losses = (np.concatenate(p) for p in zip(*parts, strict=True))
-    return Scores(probabilities, labels, all_ids, all_losses)
+    outputs, targets, all_ids = zip(*parts, strict=True)
+    with torch.inference_mode():
+        return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
 
 
-def per_class(scores: Scores, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """class, count, precision, recall and f1 of every class; 0 where a figure has no meaning."""
     from sklearn.metrics import precision_recall_fscore_support
 

@@ -1,32 +1,57 @@
 """Schedules: the learning rate as a share of its highest value, a function of the position in [0, 1] of a run.
 
-They know no step and no model, so they draw, test and resume by themselves.
-Sources: one-cycle, Smith and Topin 2017, arXiv:1708.07120; cosine, Loshchilov and Hutter 2016, arXiv:1608.03983.
+They know no step and no model, so they draw, test and resume by themselves, and are put together by `joined` and
+`scaled`.
+Sources: one-cycle, Smith and Topin 2017, arXiv:1708.07120, and Smith 2018, arXiv:1803.09820, for its momentum; cosine,
+Loshchilov and Hutter 2016, arXiv:1608.03983; warm-up, Goyal et al. 2017, arXiv:1706.02677; steps, He et al. 2015,
+arXiv:1512.03385; flat, then cosine: J. Howard's `fit_flat_cos` (fastai, 2019).
 """
 
 import math
 from collections.abc import Callable
 
-__all__ = ["SCHEDULES", "constant", "cosine", "one_cycle"]
+__all__ = ["SCHEDULES", "Schedule", "between", "course", "joined", "momentum_at", "scaled"]
 
-_WARM_UP = 0.25  # share of a run in which one-cycle rises
-_START = 1 / 25
-_END = 1e-4
-_COSINE_WARM_UP = 0.05
+Schedule = Callable[[float], float]
 
 
-def one_cycle(position: float) -> float:
-    """Up from 1/25 to 1 over the first quarter, down to almost nothing over the rest, both along a cosine."""
-    if position < _WARM_UP:
-        return _between(_START, 1.0, position / _WARM_UP)
-    return _between(1.0, _END, (position - _WARM_UP) / (1 - _WARM_UP))
+def between(start: float, end: float, *, straight: bool = False) -> Schedule:
+    """From `start` to `end`, along half a cosine or a straight line.
+
+    >>> between(0.0, 1.0)(0.5)
+    0.5
+    """
+
+    def schedule(position: float) -> float:
+        position = min(max(position, 0.0), 1.0)
+        return end + (start - end) * ((1 - position) if straight else (1 + math.cos(math.pi * position)) / 2)
+
+    return schedule
 
 
-def cosine(position: float) -> float:
-    """A short straight warm-up, then down to zero along a cosine."""
-    if position < _COSINE_WARM_UP:
-        return max(position, 1e-3) / _COSINE_WARM_UP
-    return _between(1.0, 0.0, (position - _COSINE_WARM_UP) / (1 - _COSINE_WARM_UP))
+def joined(*parts: tuple[float, Schedule]) -> Schedule:
+    """Schedules one after the other, each with the share of the run that is its own; the shares sum to 1.
+
+    >>> rise_and_fall = joined((0.25, between(0.0, 1.0)), (0.75, between(1.0, 0.0)))
+    >>> rise_and_fall(0.25), rise_and_fall(1.0)
+    (1.0, 0.0)
+    """
+
+    def schedule(position: float) -> float:
+        begin = 0.0
+        for share, part in parts[:-1]:
+            if position < begin + share:
+                return part((position - begin) / share)
+            begin += share
+        share, last = parts[-1]
+        return last((position - begin) / share)
+
+    return schedule
+
+
+def scaled(schedule: Schedule, factor: float) -> Schedule:
+    """The same course, `factor` times as high."""
+    return lambda position: factor * schedule(position)
 
 
 def constant(position: float) -> float:
@@ -34,8 +59,29 @@ def constant(position: float) -> float:
     return 1.0
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
+def steps(position: float) -> float:
+    """A tenth from the middle on, a hundredth from three quarters on."""
+    return 1.0 if position < 0.5 else 0.1 if position < 0.75 else 0.01
 
 
-def _between(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+SCHEDULES: dict[str, Schedule] = {
+    "one-cycle": joined((0.25, between(1 / 25, 1.0)), (0.75, between(1.0, 1e-4))),
+    "cosine": joined((0.05, between(0.02, 1.0, straight=True)), (0.95, between(1.0, 0.0))),
+    "steps": joined((0.05, between(0.02, 1.0, straight=True)), (0.95, steps)),
+    "flat-cosine": joined((0.72, constant), (0.28, between(1.0, 1e-4))),
+    "constant": constant,
+}
+
+
+def course(name: str, frozen: float = 0.0) -> Schedule:
+    """The schedule of that name; where a share of the run is `frozen`, once for that part and once for the rest."""
+    schedule = SCHEDULES[name]
+    return joined((frozen, schedule), (1 - frozen, scaled(schedule, 0.5))) if frozen else schedule
+
+
+def momentum_at(name: str, momentum: float, rate: float) -> float:
+    """The momentum where the learning rate is `rate` of its highest: `momentum` there, and nearer to 1 below it.
+
+    One-cycle moves the two against each other; the other schedules keep their momentum.
+    """
+    return momentum + (1 - min(rate, 1.0)) * (1 - momentum) / 2 if name == "one-cycle" else momentum

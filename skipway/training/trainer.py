@@ -11,7 +11,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["Settings", "State", "Trainer", "as_found", "has_bf16", "make_optimizer"]
+from skipway.training.optimizers import make_optimizer, set_rates
+from skipway.training.schedule import course, momentum_at
+from skipway.training.task import Classification, Task
+
+__all__ = ["Settings", "State", "Trainer", "as_found", "has_bf16"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,12 @@ class Settings:
     weight_decay: float = 5e-4
     bias_lr: float = 1.0
     schedule: str = "one-cycle"
+    freeze: int = 0  # epochs in which only the head learns
+    lr_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
     label_smoothing: float = 0.1
+    class_weights: tuple[float, ...] | None = None
+    l1: float = 0.0  # times the sum of the weights' sizes, added to the loss
+    l2: float = 0.0  # times the sum of their squares
     ema: float | None = None
     clip: float | None = None
     accumulate: int = 1
@@ -45,7 +54,7 @@ class State:
     batch: int = 0  # batches of the epoch that are done
     step: int = 0  # optimiser steps that are done
     loss: float = 0.0  # sums over the epoch so far
-    correct: int = 0
+    gained: float = 0.0
     seen: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -53,6 +62,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
+    pieces: int = 1  # that a batch is computed in, since memory does not hold it whole
 
 
 def has_bf16(device: str) -> bool:
@@ -60,22 +70,6 @@ def has_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def make_optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimiser by name; weight decay on weights alone, not on norms and biases.
-
-    Each group carries the `factor` that the loop multiplies its learning rate by.
-    """
-    decayed = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay, "factor": 1.0},
-        {"params": others, "weight_decay": 0.0, "factor": settings.bias_lr},
-    ]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.99))
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
 
 
 @contextmanager
@@ -99,14 +93,22 @@ class Trainer:
     `name_of(id)` is what errors call a picture.
     """
 
-    def __init__(self, network: nn.Module, settings: Settings, name_of: Callable[[int], str] = str):
+    def __init__(
+        self, network: nn.Module, settings: Settings, name_of: Callable[[int], str] = str, task: Task | None = None
+    ):
         AcceleratorState._reset_state(reset_partial_state=True)  # it is one per process, with the last run's precision
         self.engine = Accelerator(
             mixed_precision="bf16" if settings.precision == "bf16" else "no", cpu=settings.device == "cpu"
         )
         self.settings, self.state, self.name_of = settings, State(), name_of
+        self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         self.network = network.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.network, settings)
+        self.optimizer = make_optimizer(
+            self.network, settings.optimizer, lr=settings.lr, momentum=settings.momentum,
+            weight_decay=settings.weight_decay, bias_lr=settings.bias_lr, lr_decay=settings.lr_decay,
+        )  # fmt: skip
+        self.learnt = [p for p in self.network.parameters() if p.requires_grad]
+        self.course = course(settings.schedule, min(settings.freeze / settings.epochs, 0.99))
         self.average = None
         if settings.ema is not None:
             self.average = AveragedModel(
@@ -118,6 +120,32 @@ class Trainer:
     def judged(self) -> nn.Module:
         """The network whose accuracy counts: the average where there is one."""
         return self.network if self.average is None else self.average.module
+
+    def to_train(self) -> None:
+        """Training mode as the epoch has it: while the trunk is frozen, its norms keep their statistics too."""
+        frozen = self.state.epoch < self.settings.freeze
+        self.network.train()
+        trunk = list(self.network.children())
+        while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
+            pass
+        still = {p for part in trunk for p in part.parameters()} if frozen else set()
+        for part in trunk if frozen else ():
+            part.eval()
+        for p in self.learnt:
+            p.requires_grad_(p not in still)
+
+    def penalty(self) -> Tensor | float:
+        """What the sizes of the weights add to the loss; norms and biases add nothing."""
+        weights = [p for p in self.learnt if p.dim() > 1] if self.settings.l1 or self.settings.l2 else []
+        sizes = self.settings.l1 * sum(p.abs().sum() for p in weights) if self.settings.l1 else 0.0
+        return sizes + (self.settings.l2 * sum(p.square().sum() for p in weights) if self.settings.l2 else 0.0)
+
+    def set_rates(self, position: float) -> None:
+        """Learning rates and momentum of the step at `position` in [0, 1] of the run."""
+        rate = self.course(position)
+        set_rates(
+            self.optimizer, rate * self.settings.lr, momentum_at(self.settings.schedule, self.settings.momentum, rate)
+        )
 
     def update_average(self) -> None:
         """Let the average, where there is one, follow the step that was just taken."""

@@ -1,0 +1,113 @@
+"""Optimisers by name: SGD with Nesterov's momentum, AdamW, and Muon for the matrices with AdamW for the rest.
+
+Sources: AdamW, Loshchilov and Hutter 2017, arXiv:1711.05101; Muon, Jordan et al. 2024 (kellerjordan.github.io), at the
+rates of AdamW by Liu et al. 2025, arXiv:2502.16982; rates that fall with depth, Howard and Ruder 2018,
+arXiv:1801.06146.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OPTIMIZERS", "Muon", "make_optimizer", "set_rates"]
+
+OPTIMIZERS = ("sgd", "adamw", "muon")
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon for the groups with `matrix`, its AdamW for the others.
+
+    Muon makes the update of a matrix orthogonal, of a size that lets AdamW's learning rates serve both. A kernel
+    (O, I, *) is taken as a matrix (O, I * ...), its columns in the order in which they stand in memory: to
+    orthogonality their order is nothing.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float):
+        super().__init__(groups, {"lr": lr, "betas": (momentum, 0.99), "weight_decay": 0.0, "matrix": False})
+        rest = [group for group in self.param_groups if not group["matrix"]]
+        self.rest = torch.optim.AdamW(rest) if rest else None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        if self.rest is not None:  # it works on these very groups and states, also after others were loaded
+            self.rest.param_groups = [group for group in self.param_groups if not group["matrix"]]
+            self.rest.state = self.state
+            self.rest.step()
+        for group in self.param_groups:
+            if group["matrix"]:
+                self._step_matrices(group)
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        views = []
+        for p in (p for p in group["params"] if p.grad is not None):
+            views.append((p, nn.Parameter(_matrix(p.detach(), p))))
+            views[-1][1].grad = _matrix(p.grad, p)
+        if not views:
+            return
+        muon = torch.optim.Muon(
+            [view for _, view in views], lr=group["lr"], momentum=group["betas"][0],
+            weight_decay=group["weight_decay"], adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+        for p, view in views:
+            if self.state[p]:
+                muon.state[view].update(self.state[p])
+        muon.step()
+        for p, view in views:
+            self.state[p].update(muon.state[view])
+
+
+def _matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` as a matrix, its columns in the order of the memory of `like`, of whose own values it is a view."""
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.flatten(1)
+
+
+def make_optimizer(
+    network: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    bias_lr: float = 1.0,
+    lr_decay: float = 1.0,
+) -> torch.optim.Optimizer:
+    """The optimiser of that name; weight decay on weights alone, not on norms and biases.
+
+    Args:
+        bias_lr: learning rate of norms and biases over that of weights.
+        lr_decay: learning rate of each part of the network (stem, stages, head) over that of the part behind it.
+
+    Each group carries the `factor` that its learning rate is multiplied by: see `set_rates`.
+    """
+    parts = [part for part in network.children() if any(True for _ in part.parameters())]
+    place = {p: i for i, part in enumerate(parts) for p in part.parameters()}
+    learnt = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in learnt if p.dim() > 1]
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for p in learnt:
+        weight = p.dim() > 1
+        group = {
+            "weight_decay": weight_decay if weight else 0.0,
+            "factor": lr_decay ** (len(parts) - 1 - place.get(p, len(parts) - 1)) * (1.0 if weight else bias_lr),
+            "matrix": name == "muon" and weight and p is not matrices[-1],  # the rows of a head are no such matrix
+        }
+        groups.setdefault(tuple(group.values()), {**group, "params": []})["params"].append(p)
+    if name == "muon":
+        return Muon(list(groups.values()), lr, momentum)
+    if name == "adamw":
+        return torch.optim.AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99))
+    return torch.optim.SGD(list(groups.values()), lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+    """Give every group its share of the learning rate, and the momentum (for AdamW and Muon the first beta)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["factor"] * lr
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
