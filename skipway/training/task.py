@@ -79,7 +79,7 @@ class Regression:
 
     def gained(self, outputs: Tensor, y: Tensor) -> float:
         """The explained share of the training targets' variance, which is 1, summed over the batch."""
-        return float((1 - (outputs[:, 0] - y).square()).sum())
+        return float((1 - (outputs.detach()[:, 0] - y).square()).sum())
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> NumberScores:
         """Squared errors, and predicted and true numbers in their own unit."""
