@@ -185,13 +185,13 @@ def test_a_penalty_on_gradients_reaches_the_parameters_of_rows_that_stay():
 
 
 WORKER = """
-import datetime, sys, torch, torch.distributed as dist
+import datetime, os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from skipway.skip import Skip
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-store, patience = dist.FileStore(folder + "/store", 2), datetime.timedelta(seconds=20)
+store, patience = dist.FileStore(folder + "/store", 2), datetime.timedelta(seconds=60)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=patience)
 
 for mode in ("row", "batch"):
@@ -218,9 +218,9 @@ for mode in ("row", "batch"):  # whoever left the norm out would keep the other 
     skip = Skip(OverAll(4), drop_path=0.9, drop_mode=mode)
     for _ in range(8):
         skip(torch.randn(3, 4))
-del network
 dist.barrier()
-dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # gloo's threads may abort an interpreter that ends
 """
 
 
@@ -230,7 +230,7 @@ def test_two_processes_train_as_one_without_unused_parameters(tmp_path):
                          stderr=subprocess.PIPE, text=True, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"})
         for rank in range(2)
     ]  # fmt: skip
-    said = [worker.communicate(timeout=100) for worker in workers]
+    said = [worker.communicate(timeout=150) for worker in workers]
     assert all(worker.returncode == 0 for worker in workers), said[0][1] + said[1][1]
     assert said[0][0] == said[1][0] and len(set(said[0][0].splitlines())) > 12  # of 16 steps the gradients
 

@@ -138,7 +138,7 @@ def test_the_road_ends_in_a_table_and_a_picture(cifar, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["network", "parameters", "seconds", "train", "validation"]
     assert lines[1].split()[:2] == ["Net", "18,090"] and lines[2].split()[:2] == ["NetRes", "16,130"]
-    assert drawn(tmp_path / "road.png") == (960, 540)
+    assert drawn(tmp_path / "road.png") == (1080, 540)
 
 
 def test_photographs_train_in_a_table(tmp_path):
