@@ -74,6 +74,7 @@ class _SkipEstimator(BaseEstimator):
             lr=self.lr, weight_decay=self.weight_decay, seed=seed, precision="fp32", device="cpu",
         )  # fmt: skip
         with as_found():
+            torch.set_num_threads(1)  # layers this small spend their time waiting for a second one
             torch.manual_seed(seed)
             network = create_model(
                 "resmlp", spec.num_classes, in_features=x.shape[1], categories=spec.categories,

@@ -36,7 +36,7 @@ def fit(
     console: Console,
     stop: StopFlag,
 ) -> State:
-    """Train from where `trainer` is to its last epoch; checkpoints go to `folder`, if any, with `facts` beside the state.
+    """Train from where `trainer` is to its last epoch; checkpoints go to `folder`, if any, with `facts`.
 
     After every epoch `on_epoch(state, weights)` is called, with the weights where they are the best so far.
 
