@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from skipway.errors import InputError, printable
 
-__all__ = ["classes", "confusion", "curves", "schedule", "sheet", "shorten"]
+__all__ = ["against", "classes", "confusion", "curves", "schedule", "sheet", "shorten"]
 
 DPI = 144
 INK, MUTED, GRID, GROUND, EMPTY = "#1f2328", "#59626b", "#e3e6ea", "#ffffff", "#eceef0"
@@ -34,6 +34,7 @@ WRONG = LinearSegmentedColormap.from_list("wrong", ["#fafafa", "#f6c49b", VERMIL
 NUMBERED = 25  # classes up to which a confusion matrix has its counts written into the cells
 LABELLED = 60  # classes up to which every row and column of it has its name
 BARS = 40
+_MOST_POINTS = 4000  # of a scatter
 # DejaVu Sans comes with matplotlib; of these, what the machine has adds the scripts that it lacks.
 FALLBACKS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "PingFang SC", "Hiragino Sans", "Microsoft YaHei",
@@ -160,24 +161,35 @@ def _draw_ends(axes: Axes, epochs: np.ndarray, ends: list[tuple[str, np.ndarray,
         )  # fmt: skip
 
 
+_UNITS = {
+    "accuracy": "accuracy, % (higher is better)",
+    "r2": "explained share of variance (higher is better)",
+    "loss": "loss, nats (lower is better)",
+}
+_SPARE = {"accuracy": 5.0, "r2": 0.05}
+_BEST = {"accuracy": ", {:.1f} %", "r2": ", {:.3f}"}
+
+
 def curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None) -> None:
-    """Loss and accuracy over epochs, training and validation; `best` is an epoch (else that of the best accuracy)."""
+    """Loss and accuracy, or R2, over epochs, training and validation; `best` is an epoch (else that of the best one)."""
     if not history:
         return _note("no epoch was finished, so there are no curves", path)
     epochs = np.array([_number(row.get("epoch")) for row in history])
-    columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    figure_name = "r2" if "val_r2" in history[0] else "accuracy"
+    columns = ("train_loss", "val_loss", f"train_{figure_name}", f"val_{figure_name}")
     found = {k: np.array([_number(row.get(k)) for row in history]) for k in columns}
-    judge = found["val_accuracy"]
+    judge = found[f"val_{figure_name}"]
     at = int(np.nanargmax(judge)) if np.isfinite(judge).any() else None
     if best is not None and (epochs == best).any():
         at = int(np.flatnonzero(epochs == best)[0])
     figure = Figure(figsize=(10, 3.9), dpi=DPI)
-    for left, kind, factor in ((0.6, "loss", 1.0), (5.75, "accuracy", 100.0)):
+    percent = 100.0 if figure_name == "accuracy" else 1.0
+    for left, kind, factor in ((0.6, "loss", 1.0), (5.75, figure_name, percent)):
         axes = _axes(figure, (left, 0.6, 3.5, 2.75))
         train, val = (found[f"{part}_{kind}"] * factor for part in ("train", "val"))
         both = np.r_[train, val][np.isfinite(np.r_[train, val])]
         steep = kind == "loss" and len(both) and both.min() > 0 and both.max() > 30 * np.median(both)
-        unit = "accuracy, % (higher is better)" if kind == "accuracy" else "loss, nats (lower is better)"
+        unit = _UNITS[kind] if figure_name == "accuracy" or kind != "loss" else "squared error, scaled (lower is better)"
         _title(axes, kind.capitalize(), "epoch", unit + (", log scale" if steep else ""))
         if steep:
             axes.set_yscale("log")
@@ -189,10 +201,11 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | N
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(both) and not steep:
             low, high = axes.get_ylim()
-            spare = max(0.0, (5 if kind == "accuracy" else 0.2 * abs(both).max()) - (high - low)) / 2  # no false drama
-            axes.set_ylim(max(0.0, low - spare), min(101.0 if kind == "accuracy" else math.inf, high + spare))
+            spare = max(0.0, (_SPARE.get(kind) or 0.2 * abs(both).max()) - (high - low)) / 2  # no false drama
+            floor = max(low - spare, -0.5) if kind == "r2" else max(0.0, low - spare)  # early epochs go far below 0
+            axes.set_ylim(floor, min({"accuracy": 101.0, "r2": 1.01}.get(kind, math.inf), high + spare))
         if at is not None:
-            words = f"best: epoch {epochs[at]:g}" + (f", {val[at]:.1f} %" if kind == "accuracy" else "")
+            words = f"best: epoch {epochs[at]:g}" + _BEST.get(kind, "").format(val[at])
             _draw_best(axes, float(epochs[at]), float(val[at]), words)
         _draw_ends(axes, epochs, [("training", train, BLUE), ("validation", val, VERMILION)])
     _save(figure, path)
@@ -229,6 +242,27 @@ def schedule(points: Sequence[tuple[float, float]], path: str | Path) -> None:
     _title(axes, "Learning rate", "position in the run, %", "learning rate per step")
     top = int(ys.argmax())
     _draw_best(axes, float(xs[top] * 100), math.nan, f"highest: {ys[top]:.3g}")
+    _save(figure, path)
+
+
+def against(true: np.ndarray, predicted: np.ndarray, target: object, path: str | Path) -> None:
+    """Predicted over true numbers, with the line on which they would be equal; at most a few thousand points."""
+    true, predicted = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
+    there = np.isfinite(true) & np.isfinite(predicted)
+    true, predicted = true[there], predicted[there]
+    if not len(true):
+        return _note("There is nothing to compare.", path)
+    step = -(-len(true) // _MOST_POINTS)
+    low, high = float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))
+    margin = 0.04 * (high - low) or 1.0
+    figure = Figure(figsize=(5.4, 5.2), dpi=DPI)
+    axes = _axes(figure, (0.8, 0.6, 4.3, 4.1))
+    axes.plot([low - margin, high + margin], [low - margin, high + margin], color=MUTED, linewidth=1)
+    strength = min(0.8, max(0.15, 30 / len(true[::step]) ** 0.5 / 2))
+    axes.plot(true[::step], predicted[::step], "o", color=BLUE, markersize=4, alpha=strength, markeredgewidth=0)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(low - margin, high + margin)
+    _title(axes, "Predicted and true", f"true {_safe(target)}", "predicted (on the line: right)")
     _save(figure, path)
 
 

@@ -17,9 +17,9 @@ FLOORS = [
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
-            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
+            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.csv_text", "data.table", "data.sources"),
             *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
-            *("data.csv_text", "data.table", "data.columns", "data.table_spec", "data.target", "data.table_set"),
+            *("data.columns", "data.table_spec", "data.target", "data.table_set"),
             "data.row_loader",
         ],
         [
@@ -41,7 +41,7 @@ FLOORS = [
             *("plots", "export", "report"),
         ]
     ],
-    [["decide", "runfolder", "resume", "run", "use", "estimators"]],
+    [["decide", "runfolder", "resume", "table_job", "table_use", "run", "use", "estimators"]],
     [["cli"]],
 ]
 LINES = 400

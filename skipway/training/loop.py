@@ -20,6 +20,7 @@ from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
 from skipway.training import checkpoint
 from skipway.training.metrics import Feed, Scores, score
+from skipway.training.task import Task
 from skipway.training.trainer import Settings, State, Trainer
 
 __all__ = ["fit"]
@@ -72,7 +73,7 @@ def fit(
                 state.step += 1
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
             state.seconds += time.monotonic() - asked
-            bar.at(state.batch, _speed(state, trainer.task.figure))
+            bar.at(state.batch, _speed(state, trainer.task))
             if boundary:
                 keeper.save_if_due()
                 if settings.time_limit is not None and keeper.total_seconds > settings.time_limit:
@@ -87,7 +88,7 @@ def fit(
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
         keeper.save()
-        console.say(_line(state, settings.epochs, trainer.task.figure))
+        console.say(_line(state, settings.epochs, trainer.task))
         keeper.save_if_asked()
     return state
 
@@ -177,26 +178,31 @@ def _pieces(bounds: list[tuple[int, int]], state: State, accumulate: int) -> Ite
         yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) / (step[-1][1] - step[0][0])
 
 
-def _speed(state: State, figure: str) -> str:
+def _speed(state: State, task: Task) -> str:
     seconds = max(state.seconds, 1e-9)
     return (  # in this order, since a terminal may cut it off
-        f"{state.seen / seconds:,.0f} pictures/s, {state.waited / seconds:.0%} waiting, "
-        f"loss {state.loss / state.seen:.3f}, {figure} {state.gained / state.seen:.1%}"
+        f"{state.seen / seconds:,.0f} {task.samples}/s, {state.waited / seconds:.0%} waiting, "
+        f"loss {state.loss / state.seen:.3f}, {task.figure} {_shown(task, state.gained / state.seen, 1)}"
     )
 
 
-def _line(state: State, epochs: int, figure: str) -> str:
-    row = state.history[-1]
+def _line(state: State, epochs: int, task: Task) -> str:
+    row, figure = state.history[-1], task.figure
     left = row["seconds"] * (epochs - state.epoch)
     best = " (best)" if row["epoch"] == state.best["epoch"] else ""
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {figure} "
-        f"{row[f'train_{figure}']:.1%}; validation loss {row['val_loss']:.3f}, {figure} "
-        f"{row[f'val_{figure}']:.2%}{best}; "
-        f"{row['images_per_second']:,.0f} pictures/s, "
+        f"{_shown(task, row[f'train_{figure}'], 1)}; validation loss {row['val_loss']:.3f}, {figure} "
+        f"{_shown(task, row[f'val_{figure}'], 2)}{best}; "
+        f"{row['images_per_second']:,.0f} {task.samples}/s, "
         f"{row['data_wait']:.0%} waiting for data, {duration(row['seconds'])}"
         + (f", about {duration(left)} left" if left and state.status == "running" else "")
     )
+
+
+def _shown(task: Task, value: float, digits: int) -> str:
+    """A figure as it is said: shares of samples in percent."""
+    return f"{value:.{digits}%}" if task.figure == "accuracy" else f"{value:.{digits + 2}f}"
 
 
 def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
@@ -205,6 +211,6 @@ def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     state = trainer.state
     said = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
     raise NotFiniteError(
-        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the pictures {said}; no "
+        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the {trainer.task.samples} {said}; no "
         "step was taken with it, and the last checkpoint is from before: start a new run with a lower --lr or --clip 1"
     )

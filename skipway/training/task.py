@@ -24,6 +24,10 @@ class Task(Protocol):
     def figure(self) -> str:
         """What is the higher the better, a mean over samples: results.csv has it as train_FIGURE and val_FIGURE."""
 
+    @property
+    def samples(self) -> str:
+        """What the samples are called when progress is said."""
+
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What a training batch is to bring down, with all that makes training better; one number."""
 
@@ -44,6 +48,7 @@ class Classification:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     figure: str = "accuracy"
+    samples: str = "pictures"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean cross-entropy, to smoothed labels, of samples weighted by class."""
@@ -72,6 +77,7 @@ class Regression:
     mean: float = 0.0
     std: float = 1.0
     figure: str = "r2"
+    samples: str = "rows"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean squared error."""
