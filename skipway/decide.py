@@ -66,7 +66,7 @@ def table_batch_size(count: int) -> int:
 
 def table_epochs(count: int, batch_size: int) -> int:
     """How many passes over `count` training rows, unless told: enough for small tables to be learnt."""
-    return min(200, max(40, round(_TABLE_STEPS * batch_size / count)))
+    return min(200, max(30, round(_TABLE_STEPS * batch_size / count)))
 
 
 def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
@@ -96,6 +96,7 @@ def settings_for(
     own = TABLE_OWN if table and optimizer == "adamw" else OWN[plan["family"], optimizer]
     share = batch_size * recipe.accumulate / own.batch
     device = _device(recipe.device)
+    bf16 = has_bf16(device) and not table  # small layers gain nothing, and measured numbers lose their digits
 
     def first(value: float | None, otherwise: float) -> float:
         return otherwise if value is None else value
@@ -122,7 +123,7 @@ def settings_for(
         patience=recipe.patience,
         time_limit=recipe.time_limit,
         seed=recipe.seed,
-        precision=recipe.precision if recipe.precision != "auto" else "bf16" if has_bf16(device) else "fp32",
+        precision=recipe.precision if recipe.precision != "auto" else "bf16" if bf16 else "fp32",
         device=device,
         save_every=recipe.save_every,
     )

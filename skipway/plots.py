@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from skipway.errors import InputError, printable
 
-__all__ = ["against", "classes", "confusion", "curves", "schedule", "sheet", "shorten"]
+__all__ = ["classes", "confusion", "curves", "range_test", "schedule", "sheet", "shorten"]
 
 DPI = 144
 INK, MUTED, GRID, GROUND, EMPTY = "#1f2328", "#59626b", "#e3e6ea", "#ffffff", "#eceef0"
@@ -34,7 +34,6 @@ WRONG = LinearSegmentedColormap.from_list("wrong", ["#fafafa", "#f6c49b", VERMIL
 NUMBERED = 25  # classes up to which a confusion matrix has its counts written into the cells
 LABELLED = 60  # classes up to which every row and column of it has its name
 BARS = 40
-_MOST_POINTS = 4000  # of a scatter
 # DejaVu Sans comes with matplotlib; of these, what the machine has adds the scripts that it lacks.
 FALLBACKS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "PingFang SC", "Hiragino Sans", "Microsoft YaHei",
@@ -165,13 +164,14 @@ _UNITS = {
     "accuracy": "accuracy, % (higher is better)",
     "r2": "explained share of variance (higher is better)",
     "loss": "loss, nats (lower is better)",
+    "squares": "squared error, scaled (lower is better)",
 }
 _SPARE = {"accuracy": 5.0, "r2": 0.05}
 _BEST = {"accuracy": ", {:.1f} %", "r2": ", {:.3f}"}
 
 
 def curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None) -> None:
-    """Loss and accuracy, or R2, over epochs, training and validation; `best` is an epoch (else that of the best one)."""
+    """Loss and accuracy or R2 over epochs, training and validation; `best` is an epoch (else that of the best one)."""
     if not history:
         return _note("no epoch was finished, so there are no curves", path)
     epochs = np.array([_number(row.get("epoch")) for row in history])
@@ -189,7 +189,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | N
         train, val = (found[f"{part}_{kind}"] * factor for part in ("train", "val"))
         both = np.r_[train, val][np.isfinite(np.r_[train, val])]
         steep = kind == "loss" and len(both) and both.min() > 0 and both.max() > 30 * np.median(both)
-        unit = _UNITS[kind] if figure_name == "accuracy" or kind != "loss" else "squared error, scaled (lower is better)"
+        unit = _UNITS["squares" if (kind, figure_name) == ("loss", "r2") else kind]
         _title(axes, kind.capitalize(), "epoch", unit + (", log scale" if steep else ""))
         if steep:
             axes.set_yscale("log")
@@ -245,24 +245,22 @@ def schedule(points: Sequence[tuple[float, float]], path: str | Path) -> None:
     _save(figure, path)
 
 
-def against(true: np.ndarray, predicted: np.ndarray, target: object, path: str | Path) -> None:
-    """Predicted over true numbers, with the line on which they would be equal; at most a few thousand points."""
-    true, predicted = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
-    there = np.isfinite(true) & np.isfinite(predicted)
-    true, predicted = true[there], predicted[there]
-    if not len(true):
-        return _note("There is nothing to compare.", path)
-    step = -(-len(true) // _MOST_POINTS)
-    low, high = float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))
-    margin = 0.04 * (high - low) or 1.0
-    figure = Figure(figsize=(5.4, 5.2), dpi=DPI)
-    axes = _axes(figure, (0.8, 0.6, 4.3, 4.1))
-    axes.plot([low - margin, high + margin], [low - margin, high + margin], color=MUTED, linewidth=1)
-    strength = min(0.8, max(0.15, 30 / len(true[::step]) ** 0.5 / 2))
-    axes.plot(true[::step], predicted[::step], "o", color=BLUE, markersize=4, alpha=strength, markeredgewidth=0)
-    axes.set_xlim(low - margin, high + margin)
-    axes.set_ylim(low - margin, high + margin)
-    _title(axes, "Predicted and true", f"true {_safe(target)}", "predicted (on the line: right)")
+def range_test(found: Mapping[str, Any], path: str | Path) -> None:
+    """The loss over the learning rate of a range test, raw and smoothed, with the two rates that it suggests."""
+    figure = Figure(figsize=(7, 3.4), dpi=DPI)
+    axes = _axes(figure, (0.8, 0.6, 5.8, 2.3))
+    rates, smoothed = np.asarray(found["rates"], float), np.asarray(found["smoothed"], float)
+    axes.plot(rates, found["losses"], color=MUTED, linewidth=0.6, alpha=0.6)
+    axes.plot(rates, smoothed, color=BLUE, linewidth=1.8)
+    axes.set_xscale("log")
+    low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
+    axes.set_ylim(low - 0.15 * (high - low) - 1e-9, high + 0.35 * (high - low) + 1e-9)
+    _title(axes, "Learning-rate range test", "learning rate", "training loss: lower is better")
+    for name, color, lift in (("steepest", GREEN, 26), ("valley", VERMILION, 10)):
+        height = float(np.interp(np.log(found[name]), np.log(rates), smoothed))
+        axes.plot([found[name]], [height], "o", color=color, markersize=6)
+        words = f"{name}: {found[name]:.2g}"
+        axes.annotate(words, (found[name], height), (8, lift), textcoords="offset points", color=color, fontsize=9)
     _save(figure, path)
 
 

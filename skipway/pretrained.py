@@ -28,7 +28,7 @@ from skipway.stored import load
 from skipway.training.checkpoint import differences
 from skipway.weights import adopt, keys_shared
 
-__all__ = ["TAGS", "pretrained_network", "refit"]
+__all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
 
 # timm's own choice of weights for each network, as of timm 1.0.31: the repository is timm/NAME.TAG.
 _BY_TAG = {
@@ -88,7 +88,7 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
     text = str(source)
     library, _, rest = text.partition(":")
     path = Path(rest) if library in LIBRARIES else Path(text)
-    if path.is_dir() or (path.is_file() and _is_ours(path)):
+    if path.is_dir() or (path.is_file() and is_ours(path)):
         return _of_ours(name, path, options)
     if path.is_file():
         return _of_file(name, path, library if library in LIBRARIES else None, options)
@@ -168,7 +168,7 @@ def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
     return replace(spec, channels=3, mean=spec.mean * 3, std=spec.std * 3)
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a file is safetensors with skipway's header; anything else is told apart by its content elsewhere."""
     with open(path, "rb") as file:
         start = file.read(9)

@@ -33,7 +33,7 @@ class Recipe:
     task: str = _option("auto", "What a table's target is: classification, regression; auto: read off its values.")
     ignore: str | None = _option(None, "Columns of a table to leave out, separated by commas.")
     epochs: int = _option(
-        10, "Passes over the training samples; of tables, unless told: by their rows.", alias="-e", least=1, most=100_000
+        10, "Passes over the samples; for tables, unless told: by their rows.", alias="-e", least=1, most=100_000
     )
     batch_size: int | None = _option(
         None, "Pictures in a step; default: picked by the data.", alias="-b", least=2, most=1_000_000

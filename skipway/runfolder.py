@@ -34,7 +34,6 @@ __all__ = [
     "crash_report",
     "draw_augmented",
     "environment",
-    "memory_advice",
     "new_folder",
     "point_last",
     "processor",
@@ -125,21 +124,6 @@ def crash_report(folder: Path) -> Iterator[None]:
             f"a fault of skipway's own ({type(error).__name__}: {printable(error)}); the details are in "
             f"{printable(folder / 'crash.txt')}, please report them"
         ) from error
-
-
-@contextlib.contextmanager
-def memory_advice(batch_size: int, accumulate: int) -> Iterator[None]:
-    """Where memory runs out, say which batch size to try."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-            raise StorageError(
-                f"memory ran out with batches of {batch_size}; what is saved is whole, but a run keeps its batch size: "
-                f"start a new one with --batch-size {max(2, batch_size // 2)} --accumulate {2 * accumulate}"
-            ) from None
-        raise
 
 
 def point_last(folder: Path) -> None:

@@ -7,40 +7,58 @@ from typing import Any
 
 import numpy as np
 
-from skipway import plots
+from skipway.console import Console
 from skipway.data.row_loader import RowBatches
-from skipway.data.table_set import TableSet, Tables, describe_table, fingerprint_table, table_set
+from skipway.data.table_set import Tables, TableSet, describe_table, fingerprint_table, table_set
 from skipway.data.table_spec import TableSpec
 from skipway.decide import TABLE, table_batch_size, table_epochs
-from skipway.errors import printable
+from skipway.errors import InputError, printable
+from skipway.models.registry import plan_of
+from skipway.network import Network
 from skipway.recipe import Recipe
 from skipway.runfolder import write_classes, write_table
+from skipway.scatter import against
+from skipway.signals import StopFlag
 from skipway.training.durable import make_folder
 from skipway.training.metrics import ClassScores, NumberScores, Scores
 from skipway.training.task import Classification, Regression, Task
 from skipway.training.trainer import Settings
+from skipway.zoo import create_model
 
-__all__ = ["BASELINE", "TableJob", "baseline", "figures", "table_task"]
+__all__ = ["BASELINE", "TableJob", "baseline"]
 
 BASELINE = "gradient boosting"  # of scikit-learn, histogram-based, with its default settings
+_OF_PICTURES = ("img_size", "fit", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
 _BASELINE_SLOTS = 255  # of a category column, beyond which it takes them for numbers
 
 
 class TableJob:
-    """One run's table: read, split and encoded; `spec` is that of a run that goes on with other rows than before."""
+    """One run's table: `Job` says what each part is for."""
 
-    noun = "rows"
+    noun, level = "rows", "none"
 
-    def __init__(self, tables: Tables, recipe: Recipe, spec: TableSpec | None = None):
-        self.tables, self.recipe = tables, recipe
-        self.rows: TableSet = table_set(tables, recipe.val_fraction, recipe.seed, recipe.max_bad, spec)
-        self.spec, self.name, self.mark = self.rows.spec, self.rows.name, fingerprint_table(self.rows)
-        self.batch_size = recipe.batch_size or table_batch_size(self.count("train"))
+    def __init__(self, tables: Tables, recipe: Recipe):
+        self.tables, self.recipe, self.name = tables, recipe, tables.name
+        self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE))
+        refuse_unfit(recipe)
+        self.rows = self._read(None)
+        self.mark = fingerprint_table(self.rows)
+
+    def _read(self, spec: TableSpec | None) -> TableSet:
+        recipe = self.recipe
+        return table_set(self.tables, recipe.val_fraction, recipe.seed, recipe.max_bad, spec)
+
+    def prepare(self, console: Console, stop: StopFlag) -> None:
+        """Nothing is left to be done: tables are read when they are opened."""
 
     @property
     def epochs(self) -> int:
         """Passes over the training rows, where nobody said how many."""
-        return table_epochs(self.count("train"), self.batch_size)
+        return table_epochs(self.count("train"), self.usual_batch())
+
+    def usual_batch(self) -> int:
+        """Rows in a step."""
+        return self.recipe.batch_size or table_batch_size(self.count("train"))
 
     def count(self, split: str) -> int:
         """How many rows a split has."""
@@ -52,22 +70,45 @@ class TableJob:
 
     def class_counts(self) -> list[int]:
         """Training rows of each class; nothing for regression."""
-        if not self.spec.class_names:
+        if not self.rows.spec.class_names:
             return []
-        return np.bincount(self.rows.y[self.rows.splits["train"]], minlength=self.spec.num_classes).tolist()
+        return np.bincount(self.rows.y[self.rows.splits["train"]], minlength=self.rows.spec.num_classes).tolist()
 
-    def model(self) -> tuple[str, dict[str, Any]]:
-        """The network that suits: (name, options)."""
-        return "resmlp", dict(TABLE)
+    def spec(self, earlier: dict[str, Any] | None) -> TableSpec:
+        """How rows become inputs; a run that goes on keeps its own way, whatever the rows are now."""
+        if earlier is not None:
+            known = TableSpec.from_dict(earlier)
+            if known != self.rows.spec:  # other rows than before, which the run was told to go on with
+                self.rows = self._read(known)
+        return self.rows.spec
 
-    def feed(self, split: str, batch_size: int, *, train: bool = False) -> RowBatches:
+    def network(self, console: Console) -> tuple[Network, bool]:
+        """A network with fresh weights."""
+        recipe, spec, (name, row) = self.recipe, self.rows.spec, self.model
+        options = {**row, "in_features": spec.input_shape[0], "categories": spec.categories}
+        options |= {k: v for k in ("drop_path", "dropout") if (v := getattr(recipe, k))}
+        network = create_model(name, spec.num_classes, **options)
+        network.spec = spec
+        return network, False
+
+    def settle(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
+        """What the feeds are made with from here on."""
+        self.batch_size = batch_size
+
+    def feed(self, split: str, *, train: bool = False) -> RowBatches:
         """The rows of a split in batches; those to train on in an order of their own each epoch."""
-        seed = self.recipe.seed if train else None
-        return RowBatches(self.rows.x, self.rows.y, self.rows.splits[split], batch_size, seed=seed)
+        seed, size = (self.recipe.seed, self.batch_size) if train else (None, 2 * self.batch_size)
+        return RowBatches(self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed)
+
+    def fit_first_layer(self, network: Network, feed: Any) -> None:
+        """No first layer of a table is fitted to its rows."""
 
     def task(self, settings: Settings) -> Task:
         """What is learnt."""
-        return table_task(self.spec, settings)
+        spec = self.rows.spec
+        if spec.task == "regression":
+            return Regression(spec.target_mean, spec.target_std)
+        return Classification(settings.label_smoothing, settings.class_weights, samples="rows")
 
     def changed(self, folder: Path) -> str:
         """What differs from the rows that the run of `folder` had, in one line."""
@@ -100,7 +141,7 @@ class TableJob:
         said += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
         return said + [f"  mind: {warning}" for warning in facts["warnings"]]
 
-    def write_data(self, folder: Path) -> None:
+    def write_data(self, folder: Path, feed: Any) -> None:
         """splits.csv and skipped.csv."""
         rows, targets = self.rows, self.rows.targets
         write_table(
@@ -108,12 +149,13 @@ class TableJob:
             ("row", "target", "split", "digest"),
             ((rows.keys[i], targets[i], split, rows.digests[i]) for split, ids in rows.splits.items() for i in ids),
         )
-        write_table(folder / "skipped.csv", ("row", "split", "reason"), ((s.key, s.split, s.reason) for s in rows.skipped))
+        skipped = ((s.key, s.split, s.reason) for s in rows.skipped)
+        write_table(folder / "skipped.csv", ("row", "split", "reason"), skipped)
 
     def write_judgement(self, folder: Path, scores: Scores, split: str) -> None:
         """predictions.csv, and the tables of classes or the picture of predicted against true numbers."""
         if isinstance(scores, ClassScores):
-            write_classes(folder, self.rows.keys, self.spec.class_names, scores, split, what="row")
+            write_classes(folder, self.rows.keys, self.rows.spec.class_names, scores, split, what="row")
             return
         assert isinstance(scores, NumberScores)
         write_table(
@@ -125,7 +167,11 @@ class TableJob:
             ),
         )
         make_folder(folder / "plots")
-        plots.against(scores.targets, scores.predicted, self.spec.target, folder / "plots" / "predicted.png")
+        against(scores.targets, scores.predicted, self.rows.spec.target, folder / "plots" / "predicted.png")
+
+    def augmentation(self) -> str:
+        """Rows are not changed."""
+        return "none"
 
     def further(self) -> dict[str, Any]:
         """What else metrics.json has: how the usual choice for tables does on the same rows."""
@@ -139,16 +185,17 @@ def table_task(spec: TableSpec, settings: Settings) -> Task:
     return Classification(settings.label_smoothing, settings.class_weights, samples="rows")
 
 
-def figures(scores: Scores, split: str) -> dict[str, float]:
-    """The figures of a split as metrics.json has them."""
-    if isinstance(scores, NumberScores):
-        return {
-            f"{split}_r2": scores.r2,
-            f"{split}_mae": scores.mae,
-            f"{split}_rmse": scores.rmse,
-            f"{split}_loss": scores.loss,
-        }
-    return {f"{split}_accuracy": scores.figure, f"{split}_loss": scores.loss}
+def refuse_unfit(recipe: Recipe) -> None:
+    """Refuse a network that takes no rows, and what only pictures have."""
+    if recipe.model != "auto" and "in_features" not in plan_of(recipe.model):
+        raise InputError(
+            f"{printable(recipe.model)} is a network for pictures, but {printable(recipe.data)} is a table; give "
+            "--model resmlp, or leave --model out"
+        )
+    usual = Recipe()
+    odd = [name for name in _OF_PICTURES if getattr(recipe, name) != getattr(usual, name)]
+    if odd:
+        raise InputError(f"{', '.join(odd)}: for pictures, but {printable(recipe.data)} is a table; leave that out")
 
 
 def baseline(rows: TableSet) -> dict[str, Any]:
@@ -174,8 +221,8 @@ def baseline(rows: TableSet) -> dict[str, Any]:
             found[f"{split}_accuracy"] = float((said == y).mean())
         else:
             said, y = (v.astype(np.float64) * spec.target_std + spec.target_mean for v in (said, y))
-            scores = NumberScores(ids, np.square(said - y), said, y)
-            found |= {k: v for k, v in figures(scores, split).items() if not k.endswith("loss")}
+            figures = NumberScores(ids, np.square(said - y), said, y).figures
+            found |= {f"{split}_{name}": value for name, value in figures.items() if name != "loss"}
     return {**found, "seconds": round(time.monotonic() - begun, 2)}
 
 

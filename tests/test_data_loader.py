@@ -231,7 +231,5 @@ def test_a_transform_of_the_user_is_seeded_by_the_batch_and_leaves_the_generator
 
 @pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x.mean(1, keepdim=True), lambda x: 7])
 def test_a_transform_that_gives_something_else_is_refused(wrong):
-    with pytest.raises(
-        InputError, match=r"made .* it takes and gives \(B, C, H, W\) of the same pictures"
-    ):
+    with pytest.raises(InputError, match=r"made .* it takes and gives \(B, C, H, W\) of the same pictures"):
         next(feed_of(noise(), parts="none", transform=wrong).epoch())

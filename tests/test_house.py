@@ -17,7 +17,8 @@ FLOORS = [
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
-            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.csv_text", "data.table", "data.sources"),
+            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.csv_text", "data.table"),
+            "data.sources",
             *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
             *("data.columns", "data.table_spec", "data.target", "data.table_set"),
             "data.row_loader",
@@ -30,7 +31,9 @@ FLOORS = [
             "training.durable",
             "training.checkpoint",
             "training.trainer",
+            "training.range_test",
             "training.loop",
+            "training.halving",
         ],
     ],
     [
@@ -38,10 +41,15 @@ FLOORS = [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
             *("features", "zoo", "grow"),
             *("probe.mistakes", "probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
-            *("plots", "export", "report"),
+            *("plots", "scatter", "export", "report"),
         ]
     ],
-    [["decide", "runfolder", "resume", "table_job", "table_use", "run", "use", "estimators"]],
+    [
+        [
+            *("decide", "beginning", "runfolder", "resume", "picture_job", "table_job", "job"),
+            *("table_use", "run", "use", "estimators"),
+        ]
+    ],
     [["cli"]],
 ]
 LINES = 400

@@ -208,7 +208,7 @@ def test_a_config_and_a_run_to_go_on_with_exclude_each_other(first):
 
 @pytest.mark.parametrize("name", [None, "run"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(data, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("skipway.run.pack", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("skipway.picture_job.pack", lambda *a: pytest.fail("decoded"))
     file = tmp_path / "file"
     file.write_text("mine")
     for output in (file, file / "below"):
@@ -299,12 +299,14 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes")])
-def test_where_memory_runs_out_a_batch_size_to_try_is_named(data, tmp_path, monkeypatch, error):
-    def fit(*_, **__):
+def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, monkeypatch, error):
+    def loss(*_):
         raise error
 
-    monkeypatch.setattr("skipway.run.fit", fit)
-    with pytest.raises(StorageError, match="memory ran out with batches of 16; .* --batch-size 8 --accumulate 2"):
+    monkeypatch.setattr(Classification, "loss", loss)
+    with pytest.raises(
+        StorageError, match="memory ran out with batches of 16 in 8 pieces; what is saved is whole: give"
+    ):
         quick(data, tmp_path)
 
 

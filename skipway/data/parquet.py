@@ -117,7 +117,8 @@ def _columns(path: Path, where: str) -> tuple[str, str]:
     if picture is None or label is None:
         raise InputError(
             f"{where} has the columns {', '.join(map(printable, schema.names[:12]))}, but pictures need "
-            f"{' or '.join(_PICTURE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns, or name the one to predict with --target where this is a table"
+            f"{' or '.join(_PICTURE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns, or, where this is a "
+            "table, name the one to predict with --target"
         )
     kind = str(schema.field(picture).type)
     if not re.match(r"struct<(.*, )?bytes: (large_)?binary", kind):

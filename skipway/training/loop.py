@@ -211,6 +211,7 @@ def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     state = trainer.state
     said = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
     raise NotFiniteError(
-        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the {trainer.task.samples} {said}; no "
-        "step was taken with it, and the last checkpoint is from before: start a new run with a lower --lr or --clip 1"
+        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the "
+        f"{trainer.task.samples} {said}; no step was taken with it, and the last checkpoint is from before: start a "
+        "new run with a lower --lr or --clip 1"
     )

@@ -47,6 +47,11 @@ class Scores:
         """What the task's figure is for the whole set."""
         raise NotImplementedError
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """All figures by the names that metrics.json has, after the split's."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ClassScores(Scores):
@@ -66,6 +71,11 @@ class ClassScores(Scores):
         return float((self.predicted == self.labels).mean())
 
     figure = accuracy
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """accuracy and loss."""
+        return {"accuracy": self.accuracy, "loss": self.loss}
 
     def confusion(self) -> np.ndarray:
         """(K, K) counts: rows true, columns predicted."""
@@ -89,6 +99,11 @@ class NumberScores(Scores):
         return 1 - left / whole if whole > 0 else float(left == 0)
 
     figure = r2
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """r2, mae and rmse in the target's own unit, and loss."""
+        return {"r2": self.r2, "mae": self.mae, "rmse": self.rmse, "loss": self.loss}
 
     @property
     def mae(self) -> float:
