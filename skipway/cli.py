@@ -92,6 +92,7 @@ def predict(
     /,
     *sources: Path,
     top: int = 3,
+    tta: Annotated[bool, Parameter(negative="")] = False,
     csv: Path | None = None,
     strict: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -105,6 +106,8 @@ def predict(
         Pictures, or folders whose pictures are taken at any depth.
     top
         How many classes to name.
+    tta
+        Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
     csv
         Write the rows to this file as well.
     strict
@@ -113,7 +116,7 @@ def predict(
     from skipway.use import predict as predict_sources
     from skipway.use import write_predictions
 
-    rows = predict_sources(run, sources, top=top, console=Console(stream=sys.stderr), stop=_stop)
+    rows = predict_sources(run, sources, top=top, tta=tta, console=Console(stream=sys.stderr), stop=_stop)
     if csv is not None:
         write_predictions(csv, rows, top)
     for row in rows:
@@ -127,7 +130,9 @@ def predict(
 
 
 @app.command
-def evaluate(run: Path, data: str, /, *, split: str | None = None) -> None:
+def evaluate(
+    run: Path, data: str, /, *, split: str | None = None, tta: Annotated[bool, Parameter(negative="")] = False
+) -> None:
     """Measure a trained network on DATA: accuracy, loss and a table per class.
 
     Parameters
@@ -138,10 +143,12 @@ def evaluate(run: Path, data: str, /, *, split: str | None = None) -> None:
         As for train; classes are matched by name.
     split
         train, val or test; default: test where there is one, else val, else everything.
+    tta
+        Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
     """
     from skipway.use import evaluate as evaluate_run
 
-    _print(str(evaluate_run(run, data, split=split, console=Console(stream=sys.stderr), stop=_stop)))
+    _print(str(evaluate_run(run, data, split=split, tta=tta, console=Console(stream=sys.stderr), stop=_stop)))
 
 
 @app.command

@@ -8,6 +8,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from skipway.data.augment import margin
+from skipway.data.augment import margin, views
 from skipway.data.images import BadPicture, decode, read_picture_file
 from skipway.data.pack import fitted_array
 from skipway.data.table import Table, frame_table, read_table
@@ -27,8 +28,9 @@ from skipway.shapes import evaluation
 from skipway.skip import Chain
 from skipway.spec import Spec
 from skipway.training.checkpoint import save_weights
+from skipway.training.metrics import Averaged
 
-__all__ = ["Network", "as_table", "outline", "planned", "prepare", "read_spec", "unfit"]
+__all__ = ["Network", "as_table", "outline", "planned", "prepare", "read_spec", "several_views", "unfit"]
 
 _BATCH = 64
 _ROWS = 4096  # of a table, at a time
@@ -82,15 +84,16 @@ class Network(Chain):
             rows.append(self.probabilities([prepare(i, spec) for i in chunk]))
         return np.concatenate(rows) if rows else np.empty((0, spec.num_classes), np.float32)
 
-    def probabilities(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """(N, K) probabilities of prepared pictures, each (S, S, C) uint8."""
+    def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
+        """(N, K) probabilities of prepared pictures, each (S, S, C) uint8; with `tta` the mean over several views."""
         spec = self._need_spec()
         like = next(self.parameters())
         device = like.device
         x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float()
         mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+        judging = several_views(self) if tta else self
         with evaluation(self), torch.inference_mode():
-            return self(((x / 255 - mean) / std).to(like.dtype)).float().softmax(1).cpu().numpy()
+            return judging(((x / 255 - mean) / std).to(like.dtype)).float().softmax(1).cpu().numpy()
 
     def table_outputs(self, table: Table) -> np.ndarray:
         """(N, K) probabilities of each row's classes, or (N, 1) numbers in the target's own unit.
@@ -139,6 +142,11 @@ class Network(Chain):
         if isinstance(self.spec, TableSpec):
             raise InputError("this network was trained on a table; give it a DataFrame or a table file, not pictures")
         return self.spec
+
+
+def several_views(network: Network) -> Averaged:
+    """The network as the mean of its probabilities over several views of a picture: see `augment.views`."""
+    return Averaged(network, partial(views, mirrored=network._need_spec().mirrored))
 
 
 def planned(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:

@@ -80,7 +80,7 @@ class PictureJob:
                 )
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
-        preparation = (packing.fit, packing.interpolation)
+        preparation = (packing.fit, packing.interpolation, packed.mirrored)
         return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
 
     def network(self, console: Console) -> tuple[Network, bool]:

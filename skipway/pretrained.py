@@ -231,7 +231,7 @@ def _of_file(name: str, path: Path, library: str | None, options: dict[str, Any]
 def _usual_spec(library: str, num_classes: int) -> Spec:
     size, presize, fit, interpolation = _GIVEN[library]
     names = _CIFAR10 if library == "akamaster" and num_classes == 10 else tuple(map(str, range(num_classes)))
-    return Spec(3, size, presize, *_IMAGENET, names, fit, interpolation)
+    return Spec(3, size, presize, *_IMAGENET, names, fit, interpolation, True)
 
 
 def _of_hub(name: str, text: str, options: dict[str, Any]) -> Network:
@@ -293,6 +293,7 @@ def _spec_of(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
         class_names=tuple(map(str, names)),
         fit=_FIT_OF[given.get("crop_mode") or "center"],
         interpolation=given.get("interpolation") or "bicubic",
+        mirrored=True,  # ImageNet's pictures
     )
 
 

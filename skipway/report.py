@@ -31,6 +31,11 @@ WORST, WORST_SIDE, VIEW_SIDE, SMALL = 24, 256, 1600, 64  # pictures; pixels of a
 ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
 OWN_PLOTS = {"curves.png", "confusion_matrix.png", "schedule.png", "classes.png", "augmented.png"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
+# Figures of metrics.json that stand beside the accuracy, and their words.
+FIGURES = {
+    "top5_accuracy": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC",
+    "calibration_error": "calibration error",
+}  # fmt: skip
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, csv.Error, yaml.YAMLError, RecursionError)
 
 
@@ -211,8 +216,16 @@ def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
         count = facts["counts"].get(split, 0)
         interval = wilson(accuracy, count) if count > 0 else None
         loss = _number(facts["metrics"].get(f"{split}_loss"))
+        others = [(words, _number(facts["metrics"].get(f"{split}_{name}"))) for name, words in FIGURES.items()]
         results.append(
-            {"split": SPLITS[split], "accuracy": accuracy, "count": count, "interval": interval, "loss": loss}
+            {
+                "split": SPLITS[split],
+                "accuracy": accuracy,
+                "count": count,
+                "interval": interval,
+                "loss": loss,
+                "others": [(words, value) for words, value in others if math.isfinite(value)],
+            }
         )
     return results
 

@@ -15,7 +15,7 @@ from skipway.console import Console, duration
 from skipway.decide import settings_for
 from skipway.errors import InputError, Interrupted, printable
 from skipway.job import Job, open_job
-from skipway.network import Network
+from skipway.network import Network, several_views
 from skipway.recipe import Recipe
 from skipway.resume import Earlier, earlier_run, machine, run_folder
 from skipway.runfolder import (
@@ -32,7 +32,7 @@ from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.training.halving import halving
 from skipway.training.loop import fit
-from skipway.training.metrics import score
+from skipway.training.metrics import figures, score
 from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
 
@@ -216,6 +216,8 @@ class _Work:
         folder, job, state, settings = self.folder, self.job, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(trainer.engine.device)
 
+        judging = several_views(best) if self.recipe.tta else best
+
         def poll() -> None:
             if self.stop.requested:
                 raise Interrupted(
@@ -226,8 +228,8 @@ class _Work:
         metrics: dict[str, Any] = {}
         splits = [split for split in ("val", "test") if job.count(split)]
         for split in splits:
-            scores = score(best, job.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
-            metrics |= {f"{split}_{name}": value for name, value in scores.figures.items()}
+            scores = score(judging, job.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
+            metrics |= {f"{split}_{name}": value for name, value in figures(scores).items()}
         job.write_judgement(folder, scores, splits[-1])
         metrics |= {
             "epochs": state.epoch,

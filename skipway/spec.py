@@ -22,7 +22,8 @@ class Spec:
     """Inputs (B, channels, size, size) made from pictures, and the meaning of the (B, len(class_names)) outputs.
 
     A picture is brought to `presize` x `presize` by `fit` and `interpolation` (antialiased), its centre `size` x `size`
-    is cut out, divided by 255, and normalised with `mean` and `std` per channel.
+    is cut out, divided by 255, and normalised with `mean` and `std` per channel. `mirrored` says that a picture seen in
+    a mirror is still of its class, so that a prediction may look at both.
     """
 
     channels: int
@@ -33,6 +34,7 @@ class Spec:
     class_names: tuple[str, ...]
     fit: str = "squash"
     interpolation: str = "bilinear"
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         names = self.class_names
@@ -86,7 +88,8 @@ class Spec:
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
         """The Spec that `as_dict` wrote."""
         known = {f.name for f in fields(cls)}
-        values = {"interpolation": "bilinear", **values} if isinstance(values, dict) else {}  # older files lack it
+        older = {"interpolation": "bilinear", "mirrored": False}  # which files once lacked
+        values = {**older, **values} if isinstance(values, dict) else {}
         if set(values) != known:
             raise InputError(f"a Spec has the fields {', '.join(sorted(known))}; the file's differ")
         try:
@@ -95,4 +98,4 @@ class Spec:
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"a Spec's sizes, means and deviations are numbers: {printable(error)}") from None
         return cls(**plain, mean=means, std=stds, class_names=values["class_names"], fit=str(values["fit"]),
-                   interpolation=str(values["interpolation"]))  # fmt: skip
+                   interpolation=str(values["interpolation"]), mirrored=values["mirrored"] is True)  # fmt: skip

@@ -20,7 +20,7 @@ from skipway.runfolder import write_classes, write_table
 from skipway.scatter import against
 from skipway.signals import StopFlag
 from skipway.training.durable import make_folder
-from skipway.training.metrics import ClassScores, NumberScores, Scores
+from skipway.training.metrics import ClassScores, NumberScores, Scores, figures
 from skipway.training.task import Classification, Regression, Task
 from skipway.training.trainer import Settings
 from skipway.zoo import create_model
@@ -221,8 +221,8 @@ def baseline(rows: TableSet) -> dict[str, Any]:
             found[f"{split}_accuracy"] = float((said == y).mean())
         else:
             said, y = (v.astype(np.float64) * spec.target_std + spec.target_mean for v in (said, y))
-            figures = NumberScores(ids, np.square(said - y), said, y).figures
-            found |= {f"{split}_{name}": value for name, value in figures.items() if name != "loss"}
+            told = figures(NumberScores(ids, np.square(said - y), said, y))
+            found |= {f"{split}_{name}": value for name, value in told.items() if name != "loss"}
     return {**found, "seconds": round(time.monotonic() - begun, 2)}
 
 

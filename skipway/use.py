@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,14 +22,14 @@ from skipway.data.sources import open_source
 from skipway.data.split import describe, refuse_leaks
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models import registry
-from skipway.network import Network, prepare
+from skipway.network import Network, prepare, several_views
 from skipway.probe.summary import summary as summary_of
 from skipway.recipe import Recipe
 from skipway.runfolder import processor, write_table
 from skipway.signals import StopFlag
 from skipway.spec import Spec
 from skipway.stored import load
-from skipway.training.metrics import ClassScores, per_class, score
+from skipway.training.metrics import ClassScores, figures, per_class, score
 from skipway.training.task import Classification
 from skipway.training.trainer import has_bf16
 from skipway.zoo import create_model, input_shape, list_models
@@ -37,6 +37,7 @@ from skipway.zoo import create_model, input_shape, list_models
 __all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]
 
 _BATCH = 64
+_SAID = ("accuracy", "loss")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Evaluation:
     loss: float
     classes: list[dict[str, Any]]
     skipped: int
+    figures: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("class", "pictures", "precision", "recall", "f1")]
@@ -66,10 +68,12 @@ class Evaluation:
             for r in self.classes
         ]
         widths = [max(len(r[i]) for r in rows) for i in range(5)]
+        others = [f"{name.replace('_', ' ')} {v:.4f}" for name, v in self.figures.items() if name not in _SAID]
         left = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
         return "\n".join(
             [
                 f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {self.count:,} pictures{left}",
+                *([", ".join(others)] if others else []),
                 *(
                     "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
                     for r in rows
@@ -83,13 +87,14 @@ def predict(
     sources: Any,
     *,
     top: int = 3,
+    tta: bool = False,
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
     """One Prediction per picture, in order: `sources` are paths or uint8 arrays, one or several.
 
     A folder stands for its pictures at any depth. What cannot be used has a reason in place of classes, and the others
-    still get theirs.
+    still get theirs. With `tta` the mean over several views of each picture counts.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
@@ -109,7 +114,7 @@ def predict(
         chunk = inputs[begin : begin + _BATCH]
         prepared = [_prepared(item, spec) for item in chunk]
         usable = [p for p in prepared if isinstance(p, np.ndarray)]
-        probabilities = iter(network.probabilities(usable) if usable else ())
+        probabilities = iter(network.probabilities(usable, tta) if usable else ())
         for item, outcome in zip(chunk, prepared, strict=True):
             name = "array" if isinstance(item, np.ndarray) else str(item)
             if isinstance(outcome, InputError):
@@ -142,12 +147,14 @@ def evaluate(
     data: str | os.PathLike[str],
     *,
     split: str | None = None,
+    tta: bool = False,
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> Evaluation:
     """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
 
     `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
+    With `tta` the mean over several views of each picture counts.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network = run if isinstance(run, Network) else load(run)
@@ -177,10 +184,12 @@ def evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    scores: ClassScores = score(network, feed, Classification(), nullcontext, next(network.parameters()).device, poll)
+    judging, device = several_views(network) if tta else network, next(network.parameters()).device
+    scores: ClassScores = score(judging, feed, Classification(), nullcontext, device, poll)
     return Evaluation(
-        chosen, len(rows), scores.accuracy, scores.loss, per_class(scores, spec.class_names), len(packed.skipped)
-    )
+        chosen, len(rows), scores.accuracy, scores.loss, per_class(scores, spec.class_names), len(packed.skipped),
+        figures(scores),
+    )  # fmt: skip
 
 
 def check(

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from skipway.data.augment import augmented, centred, choose, describe, draws
+from skipway.data.augment import augmented, centred, choose, describe, draws, views
 from skipway.data.augment import chances as chances_of
 
 LEVELS = ["none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"]
@@ -207,3 +207,31 @@ def test_flips_alternate_so_that_two_epochs_in_a_row_show_both_sides():
     assert np.array_equal(flips[0], ~flips[1]) and np.array_equal(flips[0], flips[2])
     assert 0.45 < flips[0].mean() < 0.55
     assert np.array_equal(chances_of(5, 3, ids)[:, 1:], draws(5, 3, ids, 5)[:, 1:])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_views_are_the_picture_its_shifts_and_their_mirror_images(mirrored):
+    x = torch.randn(2, 3, 64, 64)
+    found = views(x, mirrored)
+    assert len(found) == (6 if mirrored else 3) and torch.equal(found[0], x)
+    assert all(v.shape == x.shape for v in found)
+    assert torch.equal(found[1][..., 2:, 2:], x[..., :-2, :-2]) and torch.equal(found[2][..., :-2, :-2], x[..., 2:, 2:])
+    if mirrored:
+        assert all(torch.equal(v.flip(-1), m) for v, m in zip(found[:3], found[3:], strict=True))
+
+
+def test_a_picture_too_small_to_shift_is_seen_once():
+    assert len(views(torch.randn(1, 1, 2, 2), True)) == 1
+
+
+@pytest.mark.parametrize(
+    "level, wanted",
+    [
+        ("light", "zoom+flip"), ("medium", "zoom+flip+affine+colour"), ("strong", "zoom+flip+trivial+erase"),
+        ("none", "none"), ("flip+erase", "flip+erase"),
+    ],
+)  # fmt: skip
+def test_levels_are_parts(level, wanted):
+    assert choose(level, 40, 32, True) == wanted
+    assert choose("strong", 32, 32, False) == "shift+trivial+erase"
+    assert "TrivialAugment" in describe("shift+trivial", 32)

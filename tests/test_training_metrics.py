@@ -3,10 +3,19 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 from torch import nn
 
-from skipway.training.metrics import ClassScores, per_class, score
+from skipway.training.metrics import Averaged, ClassScores, figures, per_class, score
 from skipway.training.task import Classification
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 2, 0])
@@ -74,3 +83,42 @@ def test_the_mode_comes_back_after_an_error():
             stop,
         )
     assert network.training
+
+
+def test_figures_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet(np.ones(8), 300)
+    shares[:, 7] = 0.0  # a class that nobody sees
+    labels = np.where(generator.random(300) < 0.5, shares.argmax(1), generator.integers(0, 7, 300))
+    scores = ClassScores(np.arange(300), -np.log(shares[np.arange(300), labels]), shares, labels)
+    found = figures(scores)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, scores.predicted))
+    assert found["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, shares, k=5, labels=range(8)))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, scores.predicted, average="macro"))
+    wanted = [roc_auc_score(labels == c, shares[:, c]) for c in range(7)]
+    assert found["auroc"] == pytest.approx(np.mean(wanted))
+    assert found["accuracy"] == scores.accuracy and found["loss"] == scores.loss
+
+
+def test_calibration_is_nothing_for_honest_probabilities_and_large_for_boasts():
+    generator = np.random.default_rng(1)
+    sure = generator.uniform(0.5, 1, 20_000)
+    shares, labels = np.stack([sure, 1 - sure], 1), (generator.random(20_000) > sure).astype(int)
+    honest = figures(ClassScores(np.arange(20_000), np.zeros(20_000), shares, labels))
+    boasts = np.stack([np.full(20_000, 0.99), np.full(20_000, 0.01)], 1)
+    assert honest["calibration_error"] < 0.015
+    found = figures(ClassScores(np.arange(20_000), np.zeros(20_000), boasts, labels))
+    assert found["calibration_error"] == pytest.approx(0.99 - (labels == 0).mean())
+
+
+def test_a_set_of_one_class_has_no_ranking():
+    scores = ClassScores(np.arange(3), np.zeros(3), np.full((3, 2), 0.5), np.zeros(3, int))
+    assert set(figures(scores)) == {"accuracy", "loss", "balanced_accuracy", "macro_f1", "calibration_error"}
+
+
+def test_several_views_are_the_mean_of_their_probabilities():
+    network = nn.Linear(4, 3)
+    x = torch.randn(5, 4)
+    averaged = Averaged(network, lambda v: [v, -v, 2 * v])
+    wanted = torch.stack([network(v).softmax(1) for v in (x, -x, 2 * x)]).mean(0)
+    assert torch.allclose(averaged(x).exp(), wanted, atol=1e-6)

@@ -111,7 +111,7 @@ def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place,
     for row, all_row in zip(part.classes[1:], whole.classes[1:], strict=True):
         assert row["class"] == all_row["class"] and row["recall"] == all_row["recall"]
     text = str(part)
-    assert text.startswith("train: accuracy ") and "(1 unreadable left out)" in text and len(text.splitlines()) == 5
+    assert text.startswith("train: accuracy ") and "(1 unreadable left out)" in text and len(text.splitlines()) == 6
 
 
 def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
@@ -191,3 +191,15 @@ def test_the_environment_is_named(monkeypatch):
     monkeypatch.setattr(use, "find_spec", lambda name: None)
     assert "not installed: pip install 'skipway[parquet]'" in use.environment_table()
     assert use._version("no-such-package-anywhere") == "not installed"
+
+
+def test_several_views_are_what_is_counted_where_they_are_asked_for(place, weights):
+    network = sw.load(weights)
+    files = sorted((place / "kinds").rglob("*.png"))
+    plain, several = (predict(weights, files, tta=tta) for tta in (False, True))
+    assert [p.source for p in plain] == [p.source for p in several] and plain != several
+    assert all(sum(share for _, share in p.top) == pytest.approx(1, abs=1e-5) for p in several)
+    found = evaluate(network, place / "kinds", tta=True)
+    names = [p.top[0][0] for p in several]
+    assert found.accuracy == pytest.approx(np.mean([n == f.parent.name for n, f in zip(names, files, strict=True)]))
+    assert "auroc" in found.figures and "auroc" in str(found)

@@ -9,10 +9,11 @@ arXiv:1409.4842; alternating flips, Jordan 2024, arXiv:2404.00498.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["augmented", "centred", "chances", "choose", "describe", "draws", "margin"]
+__all__ = ["augmented", "centred", "chances", "choose", "describe", "draws", "margin", "views"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ZOOM = (0.35, 1.0)  # share of the area that a zoom keeps
@@ -105,6 +106,17 @@ def centred(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
     """The centre of pictures `rows`, as evaluation sees it: (B, C, S, S) in 0 to 255."""
     start = margin(pixels.shape[1], size)
     return _tensor(pixels[rows, start : start + size, start : start + size])
+
+
+def views(x: Tensor, mirrored: bool) -> list[Tensor]:
+    """(B, C, S, S) -> as it is, shifted to two corners, and the mirror images of these where mirrors are harmless."""
+    reach = max(1, x.shape[-1] // 32)
+    if x.shape[-1] <= 2 * reach:
+        return [x]
+    padded = F.pad(x, (reach,) * 4, mode="reflect")
+    size = x.shape[-1]
+    found = [x, padded[..., :size, :size], padded[..., 2 * reach :, 2 * reach :]]
+    return found + [v.flip(-1) for v in found] if mirrored else found
 
 
 def margin(stored: int, size: int) -> int:

@@ -3,6 +3,7 @@
 Shapes: N pictures, K classes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassScores", "Feed", "NumberScores", "Scores", "per_class", "score"]
+__all__ = ["Averaged", "ClassScores", "Feed", "NumberScores", "Scores", "figures", "per_class", "score"]
+
+_BINS = 15  # of probability, over which calibration is measured
 
 
 class Feed(Protocol):
@@ -47,11 +50,6 @@ class Scores:
         """What the task's figure is for the whole set."""
         raise NotImplementedError
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """All figures by the names that metrics.json has, after the split's."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class ClassScores(Scores):
@@ -71,11 +69,6 @@ class ClassScores(Scores):
         return float((self.predicted == self.labels).mean())
 
     figure = accuracy
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """accuracy and loss."""
-        return {"accuracy": self.accuracy, "loss": self.loss}
 
     def confusion(self) -> np.ndarray:
         """(K, K) counts: rows true, columns predicted."""
@@ -99,11 +92,6 @@ class NumberScores(Scores):
         return 1 - left / whole if whole > 0 else float(left == 0)
 
     figure = r2
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """r2, mae and rmse in the target's own unit, and loss."""
-        return {"r2": self.r2, "mae": self.mae, "rmse": self.rmse, "loss": self.loss}
 
     @property
     def mae(self) -> float:
@@ -146,6 +134,49 @@ def score(
     outputs, targets, all_ids = zip(*parts, strict=True)
     with torch.inference_mode():
         return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
+
+
+class Averaged(nn.Module):
+    """What a network makes of several views of each input: the logarithm of their mean probabilities (B, K)."""
+
+    def __init__(self, network: nn.Module, views: Callable[[Tensor], list[Tensor]]):
+        super().__init__()
+        self.network, self.views = network, views
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, K)."""
+        outputs = torch.stack([self.network(view).float().log_softmax(1) for view in self.views(x)])
+        return outputs.logsumexp(0) - math.log(len(outputs))
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    """What people ask of a classifier or a regression, by name; a figure that the set cannot give is left out.
+
+    accuracy, loss; top5_accuracy (from six classes on); balanced_accuracy, the mean recall of the classes that are
+    there; macro_f1, over the same; auroc, one class against the rest, the mean of them (Hanley and McNeil 1982);
+    calibration_error, how far probabilities are from shares, over 15 bins (Guo et al. 2017, arXiv:1706.04599).
+    Of numbers: r2; mae and rmse in the target's own unit; loss.
+    """
+    if isinstance(scores, NumberScores):
+        return {"r2": scores.r2, "mae": scores.mae, "rmse": scores.rmse, "loss": scores.loss}
+    assert isinstance(scores, ClassScores)
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    labels, shares, predicted = scores.labels, scores.probabilities, scores.predicted
+    there = np.unique(labels)
+    recall = [float((predicted[labels == c] == c).mean()) for c in there]
+    found = {"accuracy": scores.accuracy, "loss": scores.loss, "balanced_accuracy": float(np.mean(recall))}
+    found["macro_f1"] = float(f1_score(labels, predicted, labels=there, average="macro", zero_division=0))
+    if shares.shape[1] > 5:
+        top = np.argpartition(-shares, 4, axis=1)[:, :5]
+        found["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
+    if len(there) > 1:
+        found["auroc"] = float(np.mean([roc_auc_score(labels == c, shares[:, c]) for c in there]))
+    likely = shares.max(axis=1)
+    bins = np.minimum((likely * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, weights=(predicted == labels) - likely, minlength=_BINS)
+    found["calibration_error"] = float(np.abs(gaps).sum() / len(labels))
+    return found
 
 
 def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any]]:
