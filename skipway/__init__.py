@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipway import weights
+    from skipway.data.table_spec import TableSpec
+    from skipway.estimators import SkipClassifier, SkipRegressor
     from skipway.features import Features
     from skipway.joins import Gate, Scale, add, concat, multiply
     from skipway.network import Network
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from skipway.zoo import create_model, list_models
 
 _HOMES = {
+    "skipway.data.table_spec": ("TableSpec",),
+    "skipway.estimators": ("SkipClassifier", "SkipRegressor"),
     "skipway.features": ("Features",),
     "skipway.joins": ("Gate", "Scale", "add", "concat", "multiply"),
     "skipway.probe.summary": ("summary",),
@@ -53,7 +57,10 @@ __all__ = [
     "Run",
     "Scale",
     "Skip",
+    "SkipClassifier",
+    "SkipRegressor",
     "Spec",
+    "TableSpec",
     "add",
     "check",
     "concat",

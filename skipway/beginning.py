@@ -64,7 +64,7 @@ def beginning(recipe: Recipe, model: tuple[str, dict[str, Any]], spec: Spec, con
         network.spec = spec
     else:
         known = network.spec
-        network.spec = spec if known is None else replace(spec, mean=known.mean, std=known.std)
+        network.spec = replace(spec, mean=known.mean, std=known.std) if isinstance(known, Spec) else spec
     if said:
         console.say(f"  {said}")
     return network, network.origin != "fresh weights"

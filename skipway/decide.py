@@ -13,7 +13,7 @@ from skipway.errors import InputError
 from skipway.recipe import Recipe
 from skipway.training.trainer import Settings, has_bf16
 
-__all__ = ["OWN", "Own", "batch_size_for", "settings_for"]
+__all__ = ["OWN", "TABLE", "Own", "batch_size_for", "settings_for", "table_batch_size", "table_epochs"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,22 @@ OWN = {
 _FINE_LR, _FINE_DECAY, _FROZEN = 0.1, 0.5, 1
 
 
+# Tables, which are small and noisy beside pictures: see benchmarks/tables.py.
+TABLE: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
+TABLE_OWN = Own(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
+_TABLE_STEPS = 300
+
+
+def table_batch_size(count: int) -> int:
+    """How many of `count` training rows make a step, unless told."""
+    return 32 if count < 5_000 else 128 if count < 50_000 else 512
+
+
+def table_epochs(count: int, batch_size: int) -> int:
+    """How many passes over `count` training rows, unless told: enough for small tables to be learnt."""
+    return min(200, max(30, round(_TABLE_STEPS * batch_size / count)))
+
+
 def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
     """What a sample of each class counts, so that all classes count alike and a sample 1 on average."""
     total, classes = sum(counts), sum(1 for count in counts if count)
@@ -65,18 +81,22 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
 
 
 def settings_for(
-    recipe: Recipe, plan: dict[str, Any], batch_size: int, *, fine: bool = False, counts: Sequence[int] = ()
-) -> Settings:
+    recipe: Recipe, plan: dict[str, Any], batch_size: int, *, fine: bool = False, counts: Sequence[int] = (),
+    table: bool = False,
+) -> Settings:  # fmt: skip
     """Everything that `fit` needs to know, with nothing left open, for the network of `plan`.
 
     Args:
         fine: whether its weights are trained already, so that they are only to be fitted.
         counts: training samples of each class.
+        table: whether the samples are rows of a table.
     """
-    optimizer = "sgd" if recipe.optimizer == "auto" else recipe.optimizer
-    own = OWN[plan["family"], optimizer]
+    usual = "adamw" if table else "sgd"
+    optimizer = usual if recipe.optimizer == "auto" else recipe.optimizer
+    own = TABLE_OWN if table and optimizer == "adamw" else OWN[plan["family"], optimizer]
     share = batch_size * recipe.accumulate / own.batch
     device = _device(recipe.device)
+    bf16 = has_bf16(device) and not table  # small layers gain nothing, and measured numbers lose their digits
 
     def first(value: float | None, otherwise: float) -> float:
         return otherwise if value is None else value
@@ -103,7 +123,7 @@ def settings_for(
         patience=recipe.patience,
         time_limit=recipe.time_limit,
         seed=recipe.seed,
-        precision=recipe.precision if recipe.precision != "auto" else "bf16" if has_bf16(device) else "fp32",
+        precision=recipe.precision if recipe.precision != "auto" else "bf16" if bf16 else "fp32",
         device=device,
         save_every=recipe.save_every,
     )

@@ -1,6 +1,7 @@
-"""Network: a tree of layers that carries its plan and its Spec, and predicts from pictures.
+"""Network: a tree of layers that carries its plan and its Spec, and predicts from pictures or from tables.
 
-Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes.
+Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes; (B, F) -> (B, K), or (B, 1) for a number, for
+rows of a table.
 """
 
 import math
@@ -19,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from skipway.data.augment import margin, views
 from skipway.data.images import BadPicture, decode, read_picture_file
 from skipway.data.pack import fitted_array
+from skipway.data.table import Table, frame_table, read_table
+from skipway.data.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError, printable
 from skipway.models import registry
 from skipway.shapes import evaluation
@@ -27,33 +30,50 @@ from skipway.spec import Spec
 from skipway.training.checkpoint import save_weights
 from skipway.training.metrics import Averaged
 
-__all__ = ["Network", "outline", "planned", "prepare", "several_views", "unfit"]
+__all__ = ["Network", "as_table", "outline", "planned", "prepare", "read_spec", "several_views", "unfit"]
 
 _BATCH = 64
+_ROWS = 4096  # of a table, at a time
 
 
 class Network(Chain):
     """A Chain that carries its `plan` (plain values that rebuild it) and its `spec` (what inputs and outputs mean)."""
 
     def __init__(
-        self, layers: "OrderedDict[str, nn.Module]", plan: dict[str, Any] | None = None, spec: Spec | None = None
+        self,
+        layers: "OrderedDict[str, nn.Module]",
+        plan: dict[str, Any] | None = None,
+        spec: Spec | TableSpec | None = None,
     ):
         super().__init__(layers)  # type: ignore[arg-type]
         self.plan: dict[str, Any] = plan or {}
         self.spec = spec
         self.origin = "fresh weights"
 
-    def predict(self, inputs: Sequence[Any]) -> list[str]:
-        """The likeliest class of each input: paths of pictures, or uint8 arrays (H, W) or (H, W, C)."""
+    def predict(self, inputs: Any) -> Any:
+        """The likeliest class of each input, as a list of names; for regression an array (N,) of numbers.
+
+        Inputs are paths of pictures or uint8 arrays (H, W) or (H, W, C); for a network of tables they are a DataFrame,
+        or the path of a .csv, .tsv or .parquet file, whose columns are found by name.
+        """
+        if isinstance(self.spec, TableSpec):
+            outputs = self.table_outputs(as_table(inputs))
+            return (
+                [self.spec.class_names[i] for i in outputs.argmax(axis=1)] if self.spec.class_names else outputs[:, 0]
+            )
         spec = self._need_spec()
         return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
 
-    def predict_proba(self, inputs: Sequence[Any]) -> np.ndarray:
+    def predict_proba(self, inputs: Any) -> np.ndarray:
         """(N, K) probabilities, columns in the order of `spec.class_names`; inputs as in `predict`.
 
         Raises:
             InputError: an input cannot be read; names it. `skipway predict` gives a row for each instead.
         """
+        if isinstance(self.spec, TableSpec):
+            if not self.spec.class_names:
+                raise InputError("this network predicts a number, which has no probabilities; use predict")
+            return self.table_outputs(as_table(inputs))
         spec = self._need_spec()
         if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
             raise InputError("predict takes a list of pictures, not a single one; write it in brackets: [picture]")
@@ -75,6 +95,30 @@ class Network(Chain):
         with evaluation(self), torch.inference_mode():
             return judging(((x / 255 - mean) / std).to(like.dtype)).float().softmax(1).cpu().numpy()
 
+    def table_outputs(self, table: Table) -> np.ndarray:
+        """(N, K) probabilities of each row's classes, or (N, 1) numbers in the target's own unit.
+
+        Raises:
+            InputError: a column is missing, or a cell cannot be used; names it.
+        """
+        spec = self.need_table_spec()
+        return self.row_outputs(spec.encode_whole(table).x)
+
+    def row_outputs(self, x: np.ndarray) -> np.ndarray:
+        """As `table_outputs`, for encoded rows x (N, F)."""
+        spec, like = self.need_table_spec(), next(self.parameters())
+        with evaluation(self), torch.inference_mode():
+            parts = [self(part.to(like.device, like.dtype)) for part in torch.from_numpy(x).split(_ROWS)]
+            outputs = torch.cat(parts).double() if parts else torch.empty(0, spec.num_classes)
+            outputs = outputs.softmax(1) if spec.class_names else outputs * spec.target_std + spec.target_mean
+            return outputs.cpu().numpy()
+
+    def need_table_spec(self) -> TableSpec:
+        """The TableSpec; refused where the network is one of pictures."""
+        if not isinstance(self.spec, TableSpec):
+            raise InputError("this network was not trained on a table; give it pictures, or load one of a table's run")
+        return self.spec
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """One .safetensors file with the weights, the plan and the Spec, from which `skipway.load` makes the network.
 
@@ -84,7 +128,7 @@ class Network(Chain):
         """
         if not self.plan:
             raise InputError("a network without a plan cannot be saved: nothing would rebuild it; use create_model")
-        spec, state = self._need_spec(), self.state_dict()
+        spec, state = self.spec or self._need_spec(), self.state_dict()
         if flaw := unfit(outline(self.plan, spec), state):
             raise ShapeError(f"the network {flaw}; it is not saved, for it could not be loaded: mend .plan or .spec")
         save_weights(Path(path), state, {"plan": self.plan, "spec": spec.as_dict()})
@@ -95,6 +139,8 @@ class Network(Chain):
                 "this network does not know what its inputs and outputs mean; load it from a run or a file of skipway, "
                 "or set its .spec to a skipway.Spec"
             )
+        if isinstance(self.spec, TableSpec):
+            raise InputError("this network was trained on a table; give it a DataFrame or a table file, not pictures")
         return self.spec
 
 
@@ -103,12 +149,12 @@ def several_views(network: Network) -> Averaged:
     return Averaged(network, partial(views, mirrored=network._need_spec().mirrored))
 
 
-def planned(plan: dict[str, Any], spec: Spec | None = None) -> Network:
+def planned(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:
     """The network that `plan` describes, with fresh weights; on the meta device where one is chosen around the call."""
     return Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
 
 
-def outline(plan: dict[str, Any], spec: Spec | None = None) -> Network:
+def outline(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:
     """The network that `plan` describes on the meta device: every name and shape, but no weights nor their memory."""
     with torch.device("meta"), _Undrawn():
         return planned(plan, spec)
@@ -131,11 +177,33 @@ def unfit(network: Network, tensors: Mapping[str, Tensor]) -> str:
     return f"plans a network for {given[0]} and {given[1]} classes, but its Spec has {meant[0]} and {meant[1]}"
 
 
-def _taken(plan: dict[str, Any], spec: Spec | None = None) -> str:
+def _taken(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> str:
     """What a network of `plan` takes, and what it would have to take for `spec`."""
-    if "in_features" in plan:
-        return f"{plan['in_features'] if spec is None else math.prod(spec.input_shape)} numbers"
+    if "in_features" in plan or isinstance(spec, TableSpec):
+        count = math.prod(spec.input_shape) if spec is not None else plan["in_features"]
+        slots = (spec.categories if isinstance(spec, TableSpec) else ()) if spec else plan.get("categories", ())
+        return f"{count} numbers" + (f" with the categories {', '.join(map(str, slots))}" if slots else "")
     return f"{plan.get('in_chans') if spec is None else spec.channels} channels"
+
+
+def read_spec(values: dict[str, Any]) -> Spec | TableSpec:
+    """The Spec or TableSpec that `as_dict` wrote: a table's has columns."""
+    kind = TableSpec if isinstance(values, dict) and "columns" in values else Spec
+    return kind.from_dict(values)
+
+
+def as_table(inputs: Any) -> Table:
+    """A DataFrame, the path of a table file, or a Table, as a Table."""
+    if isinstance(inputs, Table):
+        return inputs
+    if isinstance(inputs, str | os.PathLike):
+        return read_table(Path(inputs))
+    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):
+        return frame_table(inputs)
+    raise InputError(
+        f"a network of tables takes a DataFrame or the path of a .csv or .parquet file, not {type(inputs).__name__}; "
+        "for an array, name its columns: pandas.DataFrame(array, columns=[...])"
+    )
 
 
 class _Undrawn(TorchFunctionMode):

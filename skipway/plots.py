@@ -160,24 +160,36 @@ def _draw_ends(axes: Axes, epochs: np.ndarray, ends: list[tuple[str, np.ndarray,
         )  # fmt: skip
 
 
+_UNITS = {
+    "accuracy": "accuracy, % (higher is better)",
+    "r2": "explained share of variance (higher is better)",
+    "loss": "loss, nats (lower is better)",
+    "squares": "squared error, scaled (lower is better)",
+}
+_SPARE = {"accuracy": 5.0, "r2": 0.05}
+_BEST = {"accuracy": ", {:.1f} %", "r2": ", {:.3f}"}
+
+
 def curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None) -> None:
-    """Loss and accuracy over epochs, training and validation; `best` is an epoch (else that of the best accuracy)."""
+    """Loss and accuracy or R2 over epochs, training and validation; `best` is an epoch (else that of the best one)."""
     if not history:
         return _note("no epoch was finished, so there are no curves", path)
     epochs = np.array([_number(row.get("epoch")) for row in history])
-    columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    figure_name = "r2" if "val_r2" in history[0] else "accuracy"
+    columns = ("train_loss", "val_loss", f"train_{figure_name}", f"val_{figure_name}")
     found = {k: np.array([_number(row.get(k)) for row in history]) for k in columns}
-    judge = found["val_accuracy"]
+    judge = found[f"val_{figure_name}"]
     at = int(np.nanargmax(judge)) if np.isfinite(judge).any() else None
     if best is not None and (epochs == best).any():
         at = int(np.flatnonzero(epochs == best)[0])
     figure = Figure(figsize=(10, 3.9), dpi=DPI)
-    for left, kind, factor in ((0.6, "loss", 1.0), (5.75, "accuracy", 100.0)):
+    percent = 100.0 if figure_name == "accuracy" else 1.0
+    for left, kind, factor in ((0.6, "loss", 1.0), (5.75, figure_name, percent)):
         axes = _axes(figure, (left, 0.6, 3.5, 2.75))
         train, val = (found[f"{part}_{kind}"] * factor for part in ("train", "val"))
         both = np.r_[train, val][np.isfinite(np.r_[train, val])]
         steep = kind == "loss" and len(both) and both.min() > 0 and both.max() > 30 * np.median(both)
-        unit = "accuracy, % (higher is better)" if kind == "accuracy" else "loss, nats (lower is better)"
+        unit = _UNITS["squares" if (kind, figure_name) == ("loss", "r2") else kind]
         _title(axes, kind.capitalize(), "epoch", unit + (", log scale" if steep else ""))
         if steep:
             axes.set_yscale("log")
@@ -189,10 +201,11 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | N
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(both) and not steep:
             low, high = axes.get_ylim()
-            spare = max(0.0, (5 if kind == "accuracy" else 0.2 * abs(both).max()) - (high - low)) / 2  # no false drama
-            axes.set_ylim(max(0.0, low - spare), min(101.0 if kind == "accuracy" else math.inf, high + spare))
+            spare = max(0.0, (_SPARE.get(kind) or 0.2 * abs(both).max()) - (high - low)) / 2  # no false drama
+            floor = max(low - spare, -0.5) if kind == "r2" else max(0.0, low - spare)  # early epochs go far below 0
+            axes.set_ylim(floor, min({"accuracy": 101.0, "r2": 1.01}.get(kind, math.inf), high + spare))
         if at is not None:
-            words = f"best: epoch {epochs[at]:g}" + (f", {val[at]:.1f} %" if kind == "accuracy" else "")
+            words = f"best: epoch {epochs[at]:g}" + _BEST.get(kind, "").format(val[at])
             _draw_best(axes, float(epochs[at]), float(val[at]), words)
         _draw_ends(axes, epochs, [("training", train, BLUE), ("validation", val, VERMILION)])
     _save(figure, path)

@@ -127,7 +127,7 @@ def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | N
                 new.bias[here] = old.bias[there]
     network.head = new
     network.plan = {**network.plan, "num_classes": num_classes}
-    if spec is not None:
+    if isinstance(spec, Spec):
         names = class_names if class_names is not None else [str(i) for i in range(num_classes)]
         network.spec = replace(spec, class_names=tuple(names))
     return f"{len(pairs)} of {num_classes} classes kept by their names, {num_classes - len(pairs)} new"
@@ -144,7 +144,7 @@ def _fit_stem(network: Network, in_chans: int) -> str:
     first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
     first.in_channels = in_chans
     network.plan = {**network.plan, "in_chans": in_chans}
-    if network.spec is not None:
+    if isinstance(network.spec, Spec):
         network.spec = _fitted_spec(network.spec, in_chans)
     return f"stem fitted from {had} to {in_chans} channels"
 

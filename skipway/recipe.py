@@ -27,9 +27,14 @@ def _option(default: Any, help: str, *, alias: str = "", least: float | None = N
 class Recipe:
     """What to train on what, and how. Every value is plain, and `config.yaml` holds all of them."""
 
-    data: str | None = _option(None, "A built-in name, a folder of class folders, parquet files, hf:org/name.")
+    data: str | None = _option(None, "A built-in name, a folder of class folders, parquet files, hf:org/name, a table.")
     model: str = _option("auto", "A name from `skipway models`, or auto: picked by the data.", alias="-m")
-    epochs: int = _option(10, "Passes over the training pictures.", alias="-e", least=1, most=100_000)
+    target: str | None = _option(None, "Column of a table to predict.")
+    task: str = _option("auto", "What a table's target is: classification, regression; auto: read off its values.")
+    ignore: str | None = _option(None, "Columns of a table to leave out, separated by commas.")
+    epochs: int = _option(
+        10, "Passes over the samples; for tables, unless told: by their rows.", alias="-e", least=1, most=100_000
+    )
     batch_size: int | None = _option(
         None, "Pictures in a step; default: picked by the data.", alias="-b", least=2, most=1_000_000
     )
@@ -176,6 +181,7 @@ class Recipe:
 _MOST = 100_000  # characters of a config; all fields take two thousand
 _WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"}
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "task": ("auto", "classification", "regression"),
     "optimizer": ("auto", "sgd", "adamw", "muon"),
     "schedule": ("one-cycle", "cosine", "steps", "flat-cosine", "constant"),
     "balance": ("none", "weights", "sampling"),

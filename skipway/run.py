@@ -11,39 +11,28 @@ import numpy as np
 import torch
 
 from skipway import plots, report
-from skipway.beginning import beginning, chosen_model
 from skipway.console import Console, duration
-from skipway.data import augment
-from skipway.data.loader import Augmentation, Batches, mean_and_std
-from skipway.data.pack import Packed, fingerprint, natural_packing, pack
-from skipway.data.source import Source
-from skipway.data.sources import open_source
-from skipway.data.split import describe, hold_out, refuse_leaks
-from skipway.decide import batch_size_for, settings_for
+from skipway.decide import settings_for
 from skipway.errors import InputError, Interrupted, printable
-from skipway.models.resnet9 import whiten
+from skipway.job import Job, open_job
 from skipway.network import Network, several_views
 from skipway.recipe import Recipe
-from skipway.resume import Earlier, changed_data, earlier_run, machine, old_splits, run_folder
+from skipway.resume import Earlier, earlier_run, machine, run_folder
 from skipway.runfolder import (
     crash_report,
-    draw_augmented,
     environment,
     new_folder,
     point_last,
     taken_back,
-    write_data,
-    write_judgement,
     write_results,
 )
 from skipway.signals import StopFlag
-from skipway.spec import Spec
 from skipway.stored import load, restore
 from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.training.halving import halving
 from skipway.training.loop import fit
-from skipway.training.metrics import ClassScores, figures, score
+from skipway.training.metrics import figures, score
 from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
 
@@ -52,7 +41,6 @@ __all__ = ["Run", "train"]
 _DECIDED = (
     "lr", "optimizer", "momentum", "weight_decay", "bias_lr", "label_smoothing", "freeze", "lr_decay", "class_weights",
 )  # fmt: skip
-_WHITENED = 5000  # training pictures that a whitening stem is fitted to
 
 
 @dataclass(frozen=True)
@@ -116,7 +104,8 @@ def train(
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
         earlier = None
         if resume is None:
-            recipe = Recipe.of({**(Recipe.read(Path(config)) if config is not None else {}), **given})
+            told = {**(Recipe.read(Path(config)) if config is not None else {}), **given}
+            recipe = Recipe.of(told)
         else:
             folder = run_folder(Path(resume))
             held.enter_context(_hold(folder))  # before reading where it stands, which another run may be changing
@@ -124,14 +113,15 @@ def train(
             recipe = earlier.recipe
         if recipe.data is None:
             raise InputError(
-                "train needs DATA: a built-in name such as digits, a folder of class folders, or parquet files"
+                "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
             )
-        torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-        source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
-        packing = natural_packing(source, _sizes(recipe)[1], recipe.fit, recipe.max_pixels)
-        name, row = chosen_model(recipe, packing.size, source.count("train")) if earlier is None else ("", {})
+        new = earlier is None or earlier.checkpoint is None
+        job = open_job(recipe, new=new, epochs_told=resume is not None or "epochs" in told)
+        recipe = job.recipe
+        # Layers as small as those for tables spend their time waiting for a second thread.
+        torch.set_num_threads(recipe.threads or (os.cpu_count() if job.noun == "pictures" else 1) or 1)
         if earlier is None:
-            folder = new_folder(recipe, source.name, name)
+            folder = new_folder(recipe, job.name, job.model[0])
             held.enter_context(taken_back(folder))
             held.enter_context(_hold(folder))
             write_file(folder / "config.yaml", recipe.as_yaml().encode())
@@ -139,16 +129,8 @@ def train(
         console.say(f"{'going on with' if earlier else 'run'} {folder}")
         for remark in earlier.remarks if earlier else ():
             console.say(f"  {remark}")
-        work = _Work(recipe, folder, console, stop, earlier)
-        return work.run(source, pack(source, packing, recipe.max_bad, console, stop), (name, row), allow_changed_data)
-
-
-def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:
-    """The size in the first epoch, where it grows, and the full one, where it is told."""
-    if isinstance(recipe.img_size, str):
-        first, _, full = recipe.img_size.partition(":")
-        return int(first), int(full)
-    return None, recipe.img_size
+        job.prepare(console, stop)
+        return _Work(job, recipe, folder, console, stop, earlier).run(allow_changed_data)
 
 
 def _hold(folder: Path) -> Lock:
@@ -165,64 +147,58 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class _Work:
-    """One call of `train` from the packed pictures on."""
+    """One call of `train` from the prepared data on."""
 
+    job: Job
     recipe: Recipe
     folder: Path
     console: Console
     stop: StopFlag
     earlier: Earlier | None
 
-    def run(self, source: Source, packed: Packed, model: tuple[str, dict[str, Any]], allow_changed: bool) -> Run:
-        recipe, folder, console = self.recipe, self.folder, self.console
+    def run(self, allow_changed: bool) -> Run:
+        job, recipe, folder, console = self.job, self.recipe, self.folder, self.console
         old = self.earlier.checkpoint if self.earlier else None
-        refuse_leaks(packed, recipe.allow_duplicates)
-        hold_out(packed, recipe.val_fraction, recipe.seed)
-        mark = self._data_mark(packed, allow_changed)
-        spec = self._spec(packed)
-        network, fine = self._network(spec, model)
-        spec = network.spec or spec
-        batch_size = batch_size_for(recipe, len(packed.splits["train"]))
-        counts = np.bincount(packed.labels[packed.splits["train"]], minlength=len(packed.class_names)).tolist()
-        settings = settings_for(recipe, network.plan, batch_size, fine=fine, counts=counts)
-        level = augment.choose(recipe.augment, packed.packing.packed, packed.packing.size, packed.mirrored)
+        self._refuse_changed(allow_changed)
+        network, fine = self._network()
+        spec, batch_size = network.spec, job.usual_batch()
+        assert spec is not None
+        table = job.noun == "rows"
+        settings = settings_for(recipe, network.plan, batch_size, fine=fine, counts=job.class_counts(), table=table)
         if old is not None:  # what was left open stays as it was decided then
-            batch_size, level = old.state["batch_size"], old.state["level"]
+            batch_size = old.state["batch_size"]
             settings = replace(settings, **{k: old.state["settings"][k] for k in _DECIDED})
-        normalise = (spec.mean, spec.std)
-        change, device = self._augmentation(level), settings.device
-        feed = Batches(packed, packed.splits["train"], batch_size, normalise, change, device)
-        validation = Batches(packed, packed.splits["val"], 2 * batch_size, normalise, device=device)
+        job.settle(network, batch_size, settings.device, old.state if old else None)
+        feed, validation = job.feed("train", train=True), job.feed("val")
         if old is None:
-            whiten(network, feed.plain(_WHITENED))
+            job.fit_first_layer(network, feed)
         # From here on nothing is refused, so the folder may change.
         told = self.earlier.told if self.earlier else recipe
         write_file(folder / "config.yaml", told.as_yaml().encode())
         point_last(folder)
-        write_data(folder, packed)
-        draw_augmented(folder, feed)
+        job.write_data(folder, feed)
         write_json(folder / "env.json", environment(recipe, settings.device, settings.precision, repr(network)))
-        self._introduce(packed, network, settings, batch_size, level)
-        trainer = Trainer(network, settings, packed.keys.__getitem__)
+        self._introduce(network, settings, batch_size)
+        trainer = Trainer(network, settings, job.name_of, job.task(settings))
         if old is None and recipe.lr == "auto":
             settings = self._find_rate(trainer, feed)
         if old is not None:
             trainer.restore(old.tensors, old.state["state"])
             self._open(trainer.state)
         facts = {
-            "fingerprint": mark,
+            "fingerprint": job.mark,
             "plan": dict(network.plan),
             "spec": spec.as_dict(),
             "recipe": told.as_dict(),
             "settings": asdict(settings),
             "batch_size": batch_size,
-            "level": level,
+            "level": job.level,
             **machine(settings.device, settings.precision),
         }
 
         def keep(state: State, weights: dict[str, torch.Tensor] | None) -> None:
             if weights is not None:
-                header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": packed.name}
+                header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": job.name}
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
             write_results(folder, state.history)
 
@@ -232,12 +208,12 @@ class _Work:
             fit, trainer, feed, validation, last, on_epoch=keep, facts=facts, console=console, stop=self.stop
         )
         halving(training, trainer, last, batch_size, console)
-        facts |= {"parameters": sum(p.numel() for p in network.parameters()), "size": packed.packing.size}
-        return self._finish(packed, trainer, validation, facts)
+        facts |= {"parameters": sum(p.numel() for p in network.parameters())}
+        return self._finish(trainer, facts)
 
-    def _finish(self, packed: Packed, trainer: Trainer, validation: Batches, facts: dict[str, Any]) -> Run:
+    def _finish(self, trainer: Trainer, facts: dict[str, Any]) -> Run:
         """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
-        folder, state, settings = self.folder, trainer.state, trainer.settings
+        folder, job, state, settings = self.folder, self.job, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(trainer.engine.device)
 
         judging = several_views(best) if self.recipe.tta else best
@@ -249,17 +225,12 @@ class _Work:
                     f"--resume {printable(folder)}"
                 )
 
-        def judge(feed: Batches) -> ClassScores:
-            return score(judging, feed, trainer.task, nullcontext, trainer.engine.device, poll)
-
-        scores, judged = judge(validation), "val"
-        metrics: dict[str, Any] = {f"val_{name}": value for name, value in figures(scores).items()}
-        if len(packed.splits.get("test", ())):
-            spec = best._need_spec()
-            scores = judge(Batches(packed, packed.splits["test"], 2 * facts["batch_size"], (spec.mean, spec.std)))
-            metrics |= {f"test_{name}": value for name, value in figures(scores).items()}
-            judged = "test"
-        write_judgement(folder, packed, scores, judged)
+        metrics: dict[str, Any] = {}
+        splits = [split for split in ("val", "test") if job.count(split)]
+        for split in splits:
+            scores = score(judging, job.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
+            metrics |= {f"{split}_{name}": value for name, value in figures(scores).items()}
+        job.write_judgement(folder, scores, splits[-1])
         metrics |= {
             "epochs": state.epoch,
             "best_epoch": state.best["epoch"],
@@ -267,17 +238,18 @@ class _Work:
             "images_per_second": _overall_speed(state),
             "status": state.status,
             "parameters": facts["parameters"],
-            "augmentation": augment.describe(facts["level"], facts["size"]),
+            "augmentation": job.augmentation(),
             "schedule": [[i / 100, settings.lr * trainer.course(i / 100)] for i in range(101)],
             "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": facts["plan"]["name"]},
-            "data": describe(packed),
+            "data": job.describe(),
+            **job.further(),
         }
         write_json(folder / "metrics.json", metrics)
         page = report.write(folder)
-        self.console.say(self._verdict(metrics, len(packed.splits["val"]), len(packed.splits.get("test", ())), page))
+        self.console.say(self._verdict(metrics, trainer.task.figure, page))
         return Run(folder, metrics, state.history)
 
-    def _find_rate(self, trainer: Trainer, feed: Batches) -> Settings:
+    def _find_rate(self, trainer: Trainer, feed: Any) -> Settings:
         """The settings with the learning rate that a range test suggests; the test is drawn into the run folder."""
         found = range_test(trainer, feed, poll=self._poll)
         trainer.settings = replace(trainer.settings, lr=found.suggestion)
@@ -294,26 +266,17 @@ class _Work:
         if self.stop.requested:
             raise Interrupted(f"stopped by {self.stop.name} before the first step; start again")
 
-    def _augmentation(self, parts: str) -> Augmentation:
-        recipe = self.recipe
-        return Augmentation(
-            parts, recipe.seed, recipe.mixup, recipe.cutmix, _sizes(recipe)[0] or 0, recipe.epochs,
-            recipe.balance == "sampling",
-        )  # fmt: skip
-
-    def _data_mark(self, packed: Packed, allow_changed: bool) -> str:
-        """The data's fingerprint; refused where it is not that of before."""
-        mark = fingerprint(packed)
-        old = self.earlier.checkpoint if self.earlier else None
-        if old is not None and old.state["fingerprint"] != mark:
-            said = changed_data(old_splits(self.folder), packed)
+    def _refuse_changed(self, allow_changed: bool) -> None:
+        """Refuse to go on with other data than before, unless that is allowed."""
+        old, noun = self.earlier.checkpoint if self.earlier else None, self.job.noun
+        if old is not None and old.state["fingerprint"] != self.job.mark:
+            said = self.job.changed(self.folder)
             if not allow_changed:
                 raise InputError(
-                    f"the pictures of {printable(self.recipe.data)} are not those of before ({said}); put them back, "
+                    f"the {noun} of {printable(self.recipe.data)} are not those of before ({said}); put them back, "
                     "or go on with --allow-changed-data, no longer exactly"
                 )
-            self.console.say(f"  the pictures have changed ({said}): no longer to the bit as without a stop")
-        return mark
+            self.console.say(f"  the {noun} have changed ({said}): no longer to the bit as without a stop")
 
     def _open(self, state: State) -> None:
         """Let a run that had ended train on where it was told to end elsewhere."""
@@ -322,42 +285,22 @@ class _Work:
         elif self.earlier is not None and self.earlier.reopened:
             state.status = "running"
 
-    def _spec(self, packed: Packed) -> Spec:
-        old = self.earlier.checkpoint if self.earlier else None
-        if old is not None:
-            spec = Spec.from_dict(old.state["spec"])
-            if spec.class_names != packed.class_names:
-                raise InputError(
-                    f"the run knows the classes {_listed(spec.class_names)}, but the data has "
-                    f"{_listed(packed.class_names)}; start a new run for other classes"
-                )
-            return spec
-        mean, std = mean_and_std(packed.pixels, packed.splits["train"])
-        packing = packed.packing
-        preparation = (packing.fit, packing.interpolation, packed.mirrored)
-        return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
-
-    def _network(self, spec: Spec, model: tuple[str, dict[str, Any]]) -> tuple[Network, bool]:
+    def _network(self) -> tuple[Network, bool]:
         old = self.earlier.checkpoint if self.earlier else None
         if old is not None:  # the plan, not the name: what a name or "auto" stands for may change with the version
+            self.job.spec(old.state["spec"])
             start = len("network.")
             weights = {k[start:]: v for k, v in old.tensors.items() if k.startswith("network.")}
             plan, known = old.state["plan"], old.state["spec"]
             return restore(weights, {"plan": plan, "spec": known}, printable(old.path)), False
         torch.manual_seed(self.recipe.seed)
-        return beginning(self.recipe, model, spec, self.console)
+        return self.job.network(self.console)
 
-    def _introduce(self, packed: Packed, network: Network, settings: Settings, batch_size: int, level: str) -> None:
+    def _introduce(self, network: Network, settings: Settings, batch_size: int) -> None:
         """Say what was decided, what is odd about the data, and whether the disk will do."""
-        counts = ", ".join(f"{len(i):,} {split}" for split, i in packed.splits.items())
         say = self.console.say
-        say(f"data: {packed.name}, {len(packed.class_names)} classes, {counts} pictures, {packed.sizes}")
-        if packed.skipped:
-            say(f"  {len(packed.skipped):,} pictures could not be read and are left out: see skipped.csv")
-        for note, count in packed.notes.most_common():
-            say(f"  {count:,} {note}")
-        for warning in describe(packed)["warnings"]:
-            say(f"  mind: {warning}")
+        for line in self.job.lines():
+            say(line)
         count = sum(p.numel() for p in network.parameters())
         spec = network.spec
         assert spec is not None
@@ -367,7 +310,7 @@ class _Work:
         )
         say(
             f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {settings.lr:.4g} "
-            f"({settings.schedule}), augmentation: {augment.describe(level, spec.size)}, {settings.precision} on "
+            f"({settings.schedule}), augmentation: {self.job.augmentation()}, {settings.precision} on "
             f"{settings.device} with {torch.get_num_threads()} threads"
         )
         copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
@@ -375,13 +318,20 @@ class _Work:
         if (free := free_bytes(self.folder)) < needed:
             say(f"  mind: {free:,} bytes are free in {self.folder}, checkpoints may need {needed:,}")
 
-    def _verdict(self, metrics: dict[str, Any], val: int, test: int, page: Path) -> str:
-        test_part = f", test accuracy {metrics['test_accuracy']:.2%} of {test:,}" if "test_accuracy" in metrics else ""
+    def _verdict(self, metrics: dict[str, Any], figure: str, page: Path) -> str:
+        percent = figure == "accuracy"
+
+        def said(split: str) -> str:
+            value, count = metrics[f"{split}_{figure}"], self.job.count(split)
+            return f"{figure} {value:.2%} of {count:,}" if percent else f"{figure} {value:.4f} of {count:,}"
+
+        test_part = f", test {said('test')}" if f"test_{figure}" in metrics else ""
+        other = metrics.get("baseline", {})
+        beside = f" ({other['name']}: {other[f'val_{figure}']:.4g})" if f"val_{figure}" in other else ""
         return (
-            f"{metrics['status']}: validation accuracy {metrics['val_accuracy']:.2%} of {val:,} (epoch "
-            f"{metrics['best_epoch']}){test_part}, {duration(metrics['seconds'])}, "
-            f"{metrics['images_per_second']:,.0f} pictures/s\nreport: {page}\nweights: "
-            f"{self.folder}/weights/best.safetensors"
+            f"{metrics['status']}: validation {said('val')}{beside} (epoch {metrics['best_epoch']}){test_part}, "
+            f"{duration(metrics['seconds'])}, {metrics['images_per_second']:,.0f} {self.job.noun}/s\n"
+            f"report: {page}\nweights: {self.folder}/weights/best.safetensors"
         )
 
 
@@ -390,7 +340,3 @@ def _overall_speed(state: State) -> float:
     return round(
         sum(r["images_per_second"] * r["seconds"] for r in rows) / max(sum(r["seconds"] for r in rows), 1e-9), 1
     )
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(map(printable, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

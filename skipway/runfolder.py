@@ -39,6 +39,7 @@ __all__ = [
     "processor",
     "repeat_command",
     "taken_back",
+    "write_classes",
     "write_data",
     "write_judgement",
     "write_results",
@@ -175,12 +176,14 @@ def write_data(folder: Path, packed: Packed) -> None:
 
 def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
     """results.csv: one row an epoch."""
-    write_table(folder / "results.csv", RESULTS, ([row[c] for c in RESULTS] for row in history))
+    columns = tuple(history[0]) if history else RESULTS  # a number has val_r2 where classes have val_accuracy
+    write_table(folder / "results.csv", columns, ([row[c] for c in columns] for row in history))
 
 
-def write_judgement(folder: Path, packed: Packed, scores: ClassScores, split: str) -> None:
-    """per_class.csv, confusion_matrix.csv, predictions.csv and the worst pictures of the split that was judged."""
-    names = packed.class_names
+def write_classes(
+    folder: Path, keys: Sequence[str], names: tuple[str, ...], scores: ClassScores, split: str, what: str = "file"
+) -> None:
+    """per_class.csv, confusion_matrix.csv and predictions.csv of the split that was judged; `what` its samples are."""
     rows = per_class(scores, names)
     write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
     matrix = scores.confusion()
@@ -195,13 +198,22 @@ def write_judgement(folder: Path, packed: Packed, scores: ClassScores, split: st
     true = scores.probabilities[here, scores.labels]
     write_table(
         folder / "predictions.csv",
-        ("file", "split", "label", "predicted", "probability", "label_probability", "loss"),
+        (what, "split", "label", "predicted", "probability", "label_probability", "loss"),
         (
-            (packed.keys[scores.ids[i]], split, names[scores.labels[i]], names[predicted[i]],
+            (keys[scores.ids[i]], split, names[scores.labels[i]], names[predicted[i]],
              round(float(likely[i]), 6), round(float(true[i]), 6), round(float(scores.losses[i]), 6))
             for i in here
         ),
     )  # fmt: skip
+
+
+def write_judgement(folder: Path, packed: Packed, scores: ClassScores, split: str) -> None:
+    """The tables of `write_classes`, and the worst pictures of the split that was judged."""
+    names, predicted = packed.class_names, scores.predicted
+    write_classes(folder, packed.keys, names, scores, split)
+    here = np.arange(len(predicted))
+    likely = scores.probabilities[here, predicted]
+    true = scores.probabilities[here, scores.labels]
     worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_WORST]]
     make_folder(folder / "plots")
     make_folder(folder / "plots" / "worst")

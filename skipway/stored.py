@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, ShapeError, printable
-from skipway.network import Network, planned, unfit
-from skipway.spec import Spec
+from skipway.network import Network, planned, read_spec, unfit
 from skipway.training.checkpoint import load_weights
 
 __all__ = ["load", "restore", "weights_file"]
@@ -25,7 +24,7 @@ def load(run_or_file: str | os.PathLike[str]) -> Network:
 def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> Network:
     """The network that a file's header plans, with the file's tensors in it."""
     try:
-        plan, spec = dict(header["plan"]), Spec.from_dict(header["spec"])
+        plan, spec = dict(header["plan"]), read_spec(header["spec"])
         with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
             network = planned(plan, spec)
     except InputError as error:

@@ -17,8 +17,11 @@ FLOORS = [
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
-            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.sources"),
+            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.csv_text", "data.table"),
+            "data.sources",
             *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
+            *("data.columns", "data.table_spec", "data.target", "data.table_set"),
+            "data.row_loader",
         ],
         [
             "training.ranks",
@@ -39,10 +42,15 @@ FLOORS = [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
             *("features", "zoo", "grow"),
             *("probe.mistakes", "probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
-            *("plots", "export", "report"),
+            *("plots", "scatter", "export", "report"),
         ]
     ],
-    [["decide", "beginning", "runfolder", "resume", "run", "use"]],
+    [
+        [
+            *("decide", "beginning", "runfolder", "resume", "picture_job", "table_job", "job"),
+            *("table_use", "run", "use", "estimators"),
+        ]
+    ],
     [["cli"]],
 ]
 LINES = 400

@@ -16,7 +16,7 @@ from skipway.errors import InputError, MissingExtra, printable
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["parquet_files", "parquet_source"]
+__all__ = ["opened", "parquet_files", "parquet_source"]
 
 _PICTURE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -94,7 +94,7 @@ def _by_split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """The open parquet file; whatever it turns out to be broken by, now or while it is read, names it."""
     try:
         import pyarrow
@@ -110,14 +110,15 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _columns(path: Path, where: str) -> tuple[str, str]:
-    with _opened(path) as file:
+    with opened(path) as file:
         schema = file.schema_arrow
     picture = next((n for n in _PICTURE_COLUMNS if n in schema.names), None)
     label = next((n for n in _LABEL_COLUMNS if n in schema.names), None)
     if picture is None or label is None:
         raise InputError(
             f"{where} has the columns {', '.join(map(printable, schema.names[:12]))}, but pictures need "
-            f"{' or '.join(_PICTURE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns"
+            f"{' or '.join(_PICTURE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns, or, where this is a "
+            "table, name the one to predict with --target"
         )
     kind = str(schema.field(picture).type)
     if not re.match(r"struct<(.*, )?bytes: (large_)?binary", kind):
@@ -139,13 +140,13 @@ def _declared_names(file: Any, label: str) -> list[str] | None:
 
 
 def _rows(path: Path) -> range:
-    with _opened(path) as file:
+    with opened(path) as file:
         return range(file.metadata.num_rows)
 
 
 def _labels(path: Path, label: str) -> list[Any]:
     """The labels of a file: class names where it declares them, else what stands in the column."""
-    with _opened(path) as file:
+    with opened(path) as file:
         if label not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {label!r} that the train file has; add it")
         values = file.read(columns=[label]).column(0).to_pylist()
@@ -160,7 +161,7 @@ def _class_names(
 ) -> tuple[str, ...]:
     """The training set's classes in the order in which the file declares them, else sorted."""
     where, label = at
-    with _opened(path) as file:
+    with opened(path) as file:
         declared = _declared_names(file, label)
     present = {v for v in column if v is not None}
     names = declared or [str(v) for v in sorted(present, key=lambda v: (isinstance(v, str), v))]
@@ -198,7 +199,7 @@ def _indices(split: str, column: list[Any], class_names: tuple[str, ...], at: tu
 
 
 def _pictures(path: Path, column: str) -> Iterator[Content]:
-    with _opened(path) as file:
+    with opened(path) as file:
         if column not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {column!r} that the train file has; add it")
         for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):

@@ -9,18 +9,21 @@ from skipway.data.folder import folder_source, has_class_folders, picture_files
 from skipway.data.hub import HUB_NAMES, hub_folder
 from skipway.data.parquet import parquet_files, parquet_source
 from skipway.data.source import Content, Source
+from skipway.data.table import BUILT_IN_TABLES, SUFFIXES
 from skipway.errors import InputError, did_you_mean, printable
 
 __all__ = ["BUILT_IN", "open_source"]
 
-BUILT_IN = ("digits",)
+BUILT_IN = ("digits", *BUILT_IN_TABLES)
 _WRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hub that a mirror would spoil
 
 
 def open_source(data: str, follow_links: bool = False, allow_empty: bool = False) -> Source:
     """The labelled pictures that `data` names; a folder or file that exists goes before a name of the Hub."""
-    if data in BUILT_IN:
+    if data == "digits":
         return digits()
+    if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
+        raise InputError(f"{printable(data)} is a table, but pictures were expected; give a folder of class folders")
     path = Path(data)
     try:
         path = path.expanduser()
@@ -48,7 +51,7 @@ def open_source(data: str, follow_links: bool = False, allow_empty: bool = False
     if path.is_file():
         raise InputError(
             f"{printable(data)} is a {printable(path.suffix) or 'nameless'} file; pictures to learn from come as a "
-            "folder with one sub-folder per class, or as .parquet"
+            "folder with one sub-folder per class, or as .parquet, and tables as .csv or .parquet"
         )
     if not has_class_folders(path):
         loose = len(picture_files(path))

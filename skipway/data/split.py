@@ -1,6 +1,7 @@
 """Which pictures are for training, validation and test; what stands twice; what a careful eye says of a set."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from skipway.data.pack import Packed
 from skipway.data.source import SPLITS
 from skipway.errors import InputError, printable
 
-__all__ = ["class_counts", "describe", "hold_out", "refuse_leaks", "remarks", "twins"]
+__all__ = ["class_counts", "describe", "held_out", "hold_out", "refuse_leaks", "remarks", "twins"]
 
 MOST_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
 IMBALANCED = 5.0
@@ -35,17 +36,28 @@ def hold_out(packed: Packed, fraction: float, seed: int) -> None:
             f"{printable(packed.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
             "few to train on some and validate on others; add at least one more, or a val folder"
         )
-    shares = _shares(counts, min(round(len(kinds) * fraction), MOST_HELD_OUT))
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
-    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
-    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within its class
-    held_digests = {packed.digests[i] for i in kinds[by_class[rank < np.repeat(shares, counts)]]}
-    in_val = np.array([packed.digests[i] in held_digests for i in train])
+    in_val = held_out(train, packed.labels, packed.digests, fraction, seed)
     packed.splits = {
         "train": train[~in_val],
         "val": train[in_val],
         **{k: v for k, v in packed.splits.items() if k == "test"},
     }
+
+
+def held_out(train: np.ndarray, labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Which of the samples `train` are held out, as (len(train),) booleans: of every label its share, copies together.
+
+    Every label stands on both sides where two different samples have it.
+    """
+    first = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
+    kinds = np.array(sorted(first.values()), dtype=np.int64)
+    counts = np.bincount(labels[kinds])
+    shares = _shares(counts, min(round(len(kinds) * fraction), MOST_HELD_OUT))
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
+    by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
+    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within its class
+    held_digests = {digests[i] for i in kinds[by_class[rank < np.repeat(shares, counts)]]}
+    return np.array([digests[i] in held_digests for i in train])
 
 
 def _shares(counts: np.ndarray, wanted: int) -> np.ndarray:

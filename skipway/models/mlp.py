@@ -1,6 +1,7 @@
 """Feed-forward networks with shortcuts, for tables and anything else that is a row of numbers.
 
-Shapes: (B, in_features), or (B, *) whose further axes hold in_features numbers -> (B, num_classes).
+Shapes: (B, in_features), or (B, *) whose further axes hold in_features numbers -> (B, num_classes). With K `categories`
+the last K of the in_features are slots of categories: whole numbers that are looked up.
 Sources: residual, He et al. 2015, arXiv:1512.03385; norm first, as tables like it, Gorishniy et al. 2021,
 arXiv:2106.11959; highway, Srivastava et al. 2015, arXiv:1505.00387; dense, Huang et al. 2016, arXiv:1608.06993; ReZero,
 Bachlechner et al. 2020, arXiv:2003.04887; SkipInit, De and Smith 2020, arXiv:2002.10444; LayerScale, Touvron et al.
@@ -10,7 +11,8 @@ Bachlechner et al. 2020, arXiv:2003.04887; SkipInit, De and Smith 2020, arXiv:20
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from skipway.blocks import Shift, initialise_fixup, join_of, rising, zero_last
 from skipway.drop_path import DROP_MODES
@@ -19,7 +21,7 @@ from skipway.joins import Gate, Scale
 from skipway.models.plan import Plan
 from skipway.skip import Chain, Skip, walk
 
-__all__ = ["JOINS", "NETWORKS", "NORMS", "ResMLPPlan", "resmlp"]
+__all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]
 
 JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
@@ -41,6 +43,8 @@ class ResMLPPlan(Plan):
     drop_path: chance to leave a block out while training, rising evenly from 0 to this over the depth.
     drop_mode: "row" or "batch": see `Skip`.
     in_features, num_classes: numbers in, outputs.
+    categories: slots of each category column; these columns stand last in the input.
+    embedding: numbers that stand for a category, or fewer where a column has few slots.
     """
 
     FAMILY: ClassVar[str] = "resmlp"
@@ -56,10 +60,12 @@ class ResMLPPlan(Plan):
     drop_mode: str = "row"
     in_features: int = 64
     num_classes: int = 10
+    categories: tuple[int, ...] = ()
+    embedding: int = 16
 
     def __post_init__(self) -> None:
         self._one_of(join=JOINS, norm=NORMS, drop_mode=DROP_MODES)
-        self._whole("layers", "width", "growth", "in_features", "num_classes")
+        self._whole("layers", "width", "growth", "in_features", "num_classes", "categories", "embedding")
         self._share("dropout", "drop_path")
         if not isinstance(self.hidden, int | float) or not 0 < self.hidden <= 64:
             raise InputError(f"resmlp: hidden is a multiple above 0 and up to 64, not {self.hidden}")
@@ -70,6 +76,43 @@ class ResMLPPlan(Plan):
             raise InputError(f'resmlp cannot leave a block out at join "{self.join}"; use no drop_path, or join "add"')
         if self.norm == "fixup" and self.join != "add":
             raise InputError(f'resmlp with norm "fixup" joins by "add", not "{self.join}"; leave join out')
+        if len(self.categories) > self.in_features:
+            raise InputError(
+                f"resmlp has {len(self.categories)} categories among {self.in_features} in_features; "
+                "each is one of them: give as many more"
+            )
+
+
+class Embed(nn.Module):
+    """(B, F + K) -> (B, F + numbers that stand for the K categories); a slot outside a table is its slot 0.
+
+    Slots 0 and 1, of what was never seen and of what is missing, begin as zeros: as no category at all.
+    """
+
+    def __init__(self, numbers: int, categories: tuple[int, ...], most: int):
+        super().__init__()
+        self.numbers, self.categories, self.most = numbers, tuple(categories), most
+        widths = [min(most, (slots + 1) // 2) for slots in self.categories]
+        self.tables = nn.ModuleList(nn.Embedding(*size) for size in zip(self.categories, widths, strict=True))
+        self.out_features = numbers + sum(widths)
+        for table in self.tables:
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
+            with torch.no_grad():
+                table.weight[:2] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers as they are, then what stands for each category."""
+        slots = x[:, self.numbers :].long()
+        parts = [x[:, : self.numbers]]
+        for i, (table, count) in enumerate(zip(self.tables, self.categories, strict=True)):
+            slot = slots[:, i]
+            parts.append(table(torch.where((slot >= 0) & (slot < count), slot, 0)))
+        return torch.cat(parts, dim=1)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"{self.numbers}, {self.categories}, {self.most}"
 
 
 def resmlp(plan: ResMLPPlan) -> Chain:
@@ -79,9 +122,11 @@ def resmlp(plan: ResMLPPlan) -> Chain:
     for rate in rising(plan.drop_path, plan.layers):
         blocks.append(_block(plan, width, rate))
         width += plan.growth if plan.join == "concat" else 0
+    embedding = Embed(plan.in_features - len(plan.categories), plan.categories, plan.embedding)
     network = Chain(
         flatten=nn.Flatten(),
-        stem=nn.Linear(plan.in_features, plan.width),
+        **({"embed": embedding} if plan.categories else {}),
+        stem=nn.Linear(embedding.out_features, plan.width),
         stage1=Chain(*blocks),
         **_norm(plan, width),
         act=nn.ReLU(),

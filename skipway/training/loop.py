@@ -20,6 +20,7 @@ from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
 from skipway.training import checkpoint, ranks
 from skipway.training.metrics import Feed, Scores, score
+from skipway.training.task import Task
 from skipway.training.trainer import Settings, State, Trainer
 
 __all__ = ["fit"]
@@ -31,14 +32,14 @@ def fit(
     trainer: Trainer,
     train: Feed,
     validation: Feed,
-    folder: Path,
+    folder: Path | None,
     *,
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
     facts: dict[str, Any],
     console: Console,
     stop: StopFlag,
 ) -> State:
-    """Train from where `trainer` is to its last epoch; checkpoints go to `folder` with `facts` beside the state.
+    """Train from where `trainer` is to its last epoch; checkpoints go to `folder`, if any, with `facts`.
 
     After every epoch `on_epoch(state, weights)` is called, with the weights where they are the best so far.
 
@@ -76,7 +77,7 @@ def fit(
                 state.step += 1
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
             state.seconds += time.monotonic() - asked
-            bar.at(state.batch, _speed(state, trainer.task.figure))
+            bar.at(state.batch, _speed(state, trainer.task))
             if boundary and keeper.save_if_due():
                 state.status = "stopped by the time limit"
                 break
@@ -91,7 +92,7 @@ def fit(
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
         keeper.save()
-        console.say(_line(state, settings.epochs, trainer.task.figure))
+        console.say(_line(state, settings.epochs, trainer.task))
         keeper.save_if_asked()
     return state
 
@@ -99,7 +100,7 @@ def fit(
 class _Keeper:
     """Saves the run when it is time, and when a signal asks for it."""
 
-    def __init__(self, trainer: Trainer, folder: Path, facts: dict[str, Any], stop: StopFlag):
+    def __init__(self, trainer: Trainer, folder: Path | None, facts: dict[str, Any], stop: StopFlag):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
@@ -114,7 +115,7 @@ class _Keeper:
         state = self.trainer.state
         state.total_seconds = self.total_seconds
         sums = dict(zip(_SUMS, ranks.summed(*(getattr(state, name) for name in _SUMS)), strict=True))
-        if ranks.here() == 0:
+        if ranks.here() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
             checkpoint.save(self.folder, state.step, self.trainer.tensors(), saved)
         self.saved = time.monotonic()
@@ -138,6 +139,8 @@ class _Keeper:
     def _stop(self) -> None:
         if self.trainer.state.status == "running":
             self.save()
+            if self.folder is None:
+                raise Interrupted(f"stopped by {self.stop.name} after step {self.trainer.state.step}; nothing is saved")
             raise Interrupted(
                 f"stopped by {self.stop.name or 'a signal to another process'} after step {self.trainer.state.step}, "
                 "work saved; go on with --resume "
@@ -201,26 +204,31 @@ def _seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step + ranks.here() * 2**40
 
 
-def _speed(state: State, figure: str) -> str:
+def _speed(state: State, task: Task) -> str:
     seconds = max(state.seconds, 1e-9)
     return (  # in this order, since a terminal may cut it off
-        f"{state.seen / seconds:,.0f} pictures/s, {state.waited / seconds:.0%} waiting, "
-        f"loss {state.loss / state.seen:.3f}, {figure} {state.gained / state.seen:.1%}"
+        f"{state.seen / seconds:,.0f} {task.samples}/s, {state.waited / seconds:.0%} waiting, "
+        f"loss {state.loss / state.seen:.3f}, {task.figure} {_shown(task, state.gained / state.seen, 1)}"
     )
 
 
-def _line(state: State, epochs: int, figure: str) -> str:
-    row = state.history[-1]
+def _line(state: State, epochs: int, task: Task) -> str:
+    row, figure = state.history[-1], task.figure
     left = row["seconds"] * (epochs - state.epoch)
     best = " (best)" if row["epoch"] == state.best["epoch"] else ""
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {figure} "
-        f"{row[f'train_{figure}']:.1%}; validation loss {row['val_loss']:.3f}, {figure} "
-        f"{row[f'val_{figure}']:.2%}{best}; "
-        f"{row['images_per_second']:,.0f} pictures/s, "
+        f"{_shown(task, row[f'train_{figure}'], 1)}; validation loss {row['val_loss']:.3f}, {figure} "
+        f"{_shown(task, row[f'val_{figure}'], 2)}{best}; "
+        f"{row['images_per_second']:,.0f} {task.samples}/s, "
         f"{row['data_wait']:.0%} waiting for data, {duration(row['seconds'])}"
         + (f", about {duration(left)} left" if left and state.status == "running" else "")
     )
+
+
+def _shown(task: Task, value: float, digits: int) -> str:
+    """A figure as it is said: shares of samples in percent."""
+    return f"{value:.{digits}%}" if task.figure == "accuracy" else f"{value:.{digits + 2}f}"
 
 
 def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
@@ -229,6 +237,7 @@ def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     state = trainer.state
     said = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
     raise NotFiniteError(
-        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the pictures {said}; no "
-        "step was taken with it, and the last checkpoint is from before: start a new run with a lower --lr or --clip 1"
+        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the "
+        f"{trainer.task.samples} {said}; no step was taken with it, and the last checkpoint is from before: start a "
+        "new run with a lower --lr or --clip 1"
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skipway.training import ranks
 
-__all__ = ["Averaged", "ClassScores", "Feed", "Scores", "figures", "per_class", "score"]
+__all__ = ["Averaged", "ClassScores", "Feed", "NumberScores", "Scores", "figures", "per_class", "score"]
 
 _BINS = 15  # of probability, over which calibration is measured
 
@@ -79,6 +79,33 @@ class ClassScores(Scores):
         return flat.reshape(classes, classes)
 
 
+@dataclass(frozen=True)
+class NumberScores(Scores):
+    """Predicted and true numbers (N,), both in the target's own unit, beside the squared errors of scaled ones."""
+
+    predicted: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def r2(self) -> float:
+        """The share of the targets' variance that is explained: 1 at best, 0 for always saying their mean."""
+        left = float(((self.targets - self.predicted) ** 2).sum())
+        whole = float(((self.targets - self.targets.mean()) ** 2).sum())
+        return 1 - left / whole if whole > 0 else float(left == 0)
+
+    figure = r2
+
+    @property
+    def mae(self) -> float:
+        """The mean absolute error."""
+        return float(np.abs(self.targets - self.predicted).mean())
+
+    @property
+    def rmse(self) -> float:
+        """The root of the mean squared error."""
+        return float(((self.targets - self.predicted) ** 2).mean() ** 0.5)
+
+
 class Judge(Protocol):
     """What `score` needs of a task."""
 
@@ -128,13 +155,17 @@ class Averaged(nn.Module):
         return outputs.logsumexp(0) - math.log(len(outputs))
 
 
-def figures(scores: ClassScores) -> dict[str, float]:
-    """What people ask of a classifier, by name; a figure that the set cannot give is left out.
+def figures(scores: Scores) -> dict[str, float]:
+    """What people ask of a classifier or a regression, by name; a figure that the set cannot give is left out.
 
     accuracy, loss; top5_accuracy (from six classes on); balanced_accuracy, the mean recall of the classes that are
     there; macro_f1, over the same; auroc, one class against the rest, the mean of them (Hanley and McNeil 1982);
     calibration_error, how far probabilities are from shares, over 15 bins (Guo et al. 2017, arXiv:1706.04599).
+    Of numbers: r2; mae and rmse in the target's own unit; loss.
     """
+    if isinstance(scores, NumberScores):
+        return {"r2": scores.r2, "mae": scores.mae, "rmse": scores.rmse, "loss": scores.loss}
+    assert isinstance(scores, ClassScores)
     from sklearn.metrics import f1_score, roc_auc_score
 
     labels, shares, predicted = scores.labels, scores.probabilities, scores.predicted

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.training.metrics import ClassScores, Scores
+from skipway.training.metrics import ClassScores, NumberScores, Scores
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "Regression", "Task"]
 
 
 class Task(Protocol):
@@ -23,6 +23,10 @@ class Task(Protocol):
     @property
     def figure(self) -> str:
         """What is the higher the better, a mean over samples: results.csv has it as train_FIGURE and val_FIGURE."""
+
+    @property
+    def samples(self) -> str:
+        """What the samples are called when progress is said."""
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What a training batch is to bring down, with all that makes training better; one number."""
@@ -44,6 +48,7 @@ class Classification:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     figure: str = "accuracy"
+    samples: str = "pictures"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean cross-entropy, to smoothed labels, of samples weighted by class."""
@@ -63,3 +68,27 @@ class Classification:
         """Probabilities and plain cross-entropies, neither smoothed nor weighted."""
         losses = F.cross_entropy(outputs, y, reduction="none")
         return ClassScores(ids, losses.numpy(), outputs.softmax(1).numpy(), y.numpy())
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Outputs (B, 1) and targets (B,) are numbers around `mean` in units of `std`: those of the training targets."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    figure: str = "r2"
+    samples: str = "rows"
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The mean squared error."""
+        return F.mse_loss(outputs[:, 0], y.to(outputs.dtype))
+
+    def gained(self, outputs: Tensor, y: Tensor) -> float:
+        """The explained share of the training targets' variance, which is 1, summed over the batch."""
+        return float((1 - (outputs.detach()[:, 0] - y).square()).sum())
+
+    def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> NumberScores:
+        """Squared errors, and predicted and true numbers in their own unit."""
+        losses = (outputs[:, 0] - y).square()
+        predicted, targets = (v.double().numpy() * self.std + self.mean for v in (outputs[:, 0], y))
+        return NumberScores(ids, losses.numpy(), predicted, targets)

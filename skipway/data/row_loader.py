@@ -1,0 +1,45 @@
+"""Batches of a table's rows, in an order that is a function of (seed, epoch).
+
+Shapes: a batch is x (B, F + K) float32; y (B,) int64 classes or float32 numbers; ids (B,), indices into the rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skipway.data.loader import batch_bounds
+from skipway.errors import InputError
+
+__all__ = ["RowBatches"]
+
+
+class RowBatches:
+    """The `rows` of x and y in batches, drawn in a new order every epoch where `seed` is given."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray, batch_size: int, *, seed: int | None = None):
+        if seed is not None and len(rows) < 2:
+            raise InputError(f"there are {len(rows)} training rows, but a batch norm needs at least 2; add more")
+        self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
+        self.bounds = batch_bounds(len(rows), batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return len(self.bounds)
+
+    @property
+    def count(self) -> int:
+        """Rows in an epoch."""
+        return len(self.rows)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+        """The batches of an epoch from the `start`-th on."""
+        order = self.rows
+        if self.seed is not None:
+            order = order[np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(order))]
+        for begin, end in self.bounds[start:]:
+            ids = order[begin:end]
+            chosen = torch.from_numpy(ids)
+            yield self.x[chosen], self.y[chosen], ids

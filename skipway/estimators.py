@@ -1,0 +1,201 @@
+"""SkipClassifier and SkipRegressor: residual networks for tables that stand wherever a scikit-learn estimator does.
+
+They train as `skipway train` does a table, with the same defaults, loop and encoders, but on all rows they are given
+and for all epochs: nothing is held out, no folder is written. Missing values are welcome; a DataFrame's columns of
+text, categories, booleans and dates are understood as in a file.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skipway.console import Console
+from skipway.data.columns import fit_column, kind_of
+from skipway.data.row_loader import RowBatches
+from skipway.data.table import Table, frame_table
+from skipway.data.table_spec import TableSpec
+from skipway.decide import TABLE, settings_for, table_batch_size, table_epochs
+from skipway.errors import InputError
+from skipway.network import Network
+from skipway.recipe import Recipe
+from skipway.signals import StopFlag
+from skipway.training.loop import fit as train_network
+from skipway.training.task import Classification, Regression, Task
+from skipway.training.trainer import Trainer, as_found
+from skipway.zoo import create_model
+
+__all__ = ["SkipClassifier", "SkipRegressor"]
+
+_WATCHED = 256  # rows that an epoch's figures are taken from; they decide nothing
+_ROWS = 4096  # predicted at a time
+
+
+class _SkipEstimator(BaseEstimator):
+    """What both share: how a table becomes inputs, how a network is trained on them, what it gives."""
+
+    def __init__(
+        self,
+        layers: int = TABLE["layers"],
+        width: int = TABLE["width"],
+        dropout: float = TABLE["dropout"],
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        random_state: Any = None,
+    ):
+        self.layers = layers
+        self.width = width
+        self.dropout = dropout
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.non_deterministic = self.random_state is None
+        return tags
+
+    def _fit(self, spec: TableSpec, table: Table, y: np.ndarray) -> Self:
+        """Train a network for `spec` on all rows of `table` with targets y (N,): classes, or scaled numbers."""
+        x, count = spec.encode_whole(table).x, len(table)
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        batch_size = self.batch_size or table_batch_size(count)
+        recipe = Recipe(
+            epochs=self.epochs or table_epochs(count, batch_size),
+            lr=self.lr, weight_decay=self.weight_decay, seed=seed, precision="fp32", device="cpu",
+        )  # fmt: skip
+        with as_found():
+            torch.set_num_threads(1)  # layers this small spend their time waiting for a second one
+            torch.manual_seed(seed)
+            network = create_model(
+                "resmlp", spec.num_classes, in_features=x.shape[1], categories=spec.categories,
+                layers=self.layers, width=self.width, dropout=self.dropout,
+            )  # fmt: skip
+            network.spec = spec
+            settings = settings_for(recipe, network.plan, batch_size, table=True)
+            task: Task = Classification(settings.label_smoothing)
+            if spec.task == "regression":
+                task = Regression(spec.target_mean, spec.target_std)
+            trainer = Trainer(network, settings, table.at, task)
+            rows = np.arange(count)
+            train_network(
+                trainer, RowBatches(x, y, rows, batch_size, seed=seed), RowBatches(x, y, rows[:_WATCHED], _ROWS), None,
+                on_epoch=lambda state, weights: None, facts={}, console=Console(quiet=True), stop=StopFlag(),
+            )  # fmt: skip
+        # In float64 a row's output does not depend on the rows beside it.
+        self.network_: Network = network.double().eval()
+        self.spec_ = spec
+        self.n_iter_ = trainer.state.epoch
+        return self
+
+    def _table(self, X: Any, reset: bool) -> Table:
+        """X as a Table; what is not a DataFrame with other columns than numbers must be a matrix of numbers."""
+        if hasattr(X, "columns") and hasattr(X, "iloc") and not _all_numbers(X):
+            validate_data(self, X, skip_check_array=True, reset=reset)
+            return frame_table(X)
+        matrix = validate_data(
+            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2 if reset else 1
+        )
+        names = list(getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])]))
+        return Table("X", dict(zip(names, np.ascontiguousarray(matrix.T), strict=True)), lambda i: f"row {i}")
+
+    def _columns(self, table: Table) -> tuple[Any, ...]:
+        """Encoders of the table's columns; numbers stay in, whatever they look like."""
+        kinds = {
+            name: kind_of(name, table)[0] if raw.dtype == object else "number" for name, raw in table.columns.items()
+        }
+        columns = tuple(fit_column(name, kind, table.columns[name])[0] for name, kind in kinds.items() if kind)
+        if not columns:
+            raise InputError("X has no column to learn from; give columns that differ between rows")
+        return columns
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        """(N, K) what the network says of each row."""
+        check_is_fitted(self)
+        x = torch.from_numpy(self.spec_.encode_whole(self._table(X, reset=False)).x).double()
+        with torch.inference_mode():
+            return torch.cat([self.network_(part) for part in x.split(_ROWS)]).numpy()
+
+
+class SkipClassifier(ClassifierMixin, _SkipEstimator):
+    """A residual network that classifies rows of a table.
+
+    Args:
+        layers, width, dropout: residual blocks, numbers that travel around them, chance to drop a number inside.
+        epochs, batch_size, lr, weight_decay: default: as `skipway train` has them for so many rows.
+        random_state: makes the initial weights, the order of the rows and the dropout.
+
+    Attributes:
+        classes_: what is told apart. network_: the network, in float64, which `network_.save(path)` writes for
+        `skipway.load`. spec_: the columns' encoders. n_iter_: epochs of training.
+    """
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on X (N, F), numbers with NaN or a DataFrame, and y (N,), classes."""
+        table = self._table(X, reset=True)
+        y = _target(y, len(table))
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(f"y holds only one class, {self.classes_[0]!r}; a classifier needs at least two")
+        names = tuple(str(c) for c in self.classes_)
+        if len(set(names)) < len(names):
+            names = tuple(f"{type(c).__name__} {c}" for c in self.classes_)
+        return self._fit(TableSpec(self._columns(table), "y", "classification", names), table, codes.astype(np.int64))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(N, K) probabilities, columns in the order of `classes_`."""
+        outputs = self._outputs(X)
+        shares = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(N,) the likeliest class of each row."""
+        places = self._outputs(X).argmax(axis=1)
+        return self.classes_[places]
+
+
+class SkipRegressor(RegressorMixin, _SkipEstimator):
+    """A residual network that predicts a number for each row of a table; arguments as of `SkipClassifier`."""
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on X (N, F), numbers with NaN or a DataFrame, and y (N,), finite numbers."""
+        table = self._table(X, reset=True)
+        y = _target(y, len(table), numeric=True)
+        mean, std = float(y.mean()), float(y.std())
+        if not (np.isfinite(mean) and np.isfinite(std)):
+            raise InputError("y holds numbers too large to be averaged; scale it first")
+        spec = TableSpec(self._columns(table), "y", "regression", (), mean, std or 1.0)
+        return self._fit(spec, table, ((y - mean) / spec.target_std).astype(np.float32))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(N,) numbers."""
+        return self._outputs(X)[:, 0] * self.spec_.target_std + self.spec_.target_mean
+
+
+def _all_numbers(frame: Any) -> bool:
+    return all(getattr(dtype, "kind", "O") in "iuf" for dtype in frame.dtypes)
+
+
+def _target(y: Any, count: int, numeric: bool = False) -> np.ndarray:
+    """y as a plain array of as many values as X has rows."""
+    from sklearn.utils import check_array, check_consistent_length, column_or_1d
+
+    if y is None:
+        raise InputError("requires y to be passed, but the target y is None; give a value for each row")
+    y = column_or_1d(y, warn=True)
+    if numeric:
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    else:
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y", ensure_all_finite=y.dtype.kind == "f")
+    check_consistent_length(np.empty(count), y)
+    return y
