@@ -47,7 +47,7 @@ FLOORS = [
     ],
     [
         [
-            *("decide", "beginning", "runfolder", "resume", "picture_job", "table_job", "job"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job"),
             *("table_use", "run", "use", "estimators"),
         ]
     ],

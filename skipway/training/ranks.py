@@ -4,31 +4,38 @@ torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun, `accele
 """
 
 import os
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["count", "gathered", "here", "in_common", "join_group", "leave_group", "share_buffers", "summed"]
+__all__ = [
+    "count", "first", "gathered", "here", "is_loss_of_another", "join_group", "leave_group", "share_buffers", "summed",
+]  # fmt: skip
+
+R = TypeVar("R")
+_PATIENCE = timedelta(minutes=10)  # with a process that does not answer
 
 
 def here() -> int:
     """The number of this process among those of the training, from 0."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return dist.get_rank() if count() > 1 else 0
 
 
 def count() -> int:
     """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def join_group(device: str) -> None:
-    """Meet the other processes, once."""
-    if count() > 1 and not dist.is_initialized():
+    """Meet the other processes where torchrun, `accelerate launch` or --nproc has started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
 
 
 def leave_group() -> None:
@@ -55,13 +62,27 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def in_common(value: Any) -> Any:
-    """The value of the first process, for all."""
+def first(make: Callable[[], R]) -> R:
+    """What `make` gives in the first process, for all of them; what it raises there, too."""
     if count() == 1:
-        return value
-    held = [value]
+        return make()
+    held: list[Any] = [None, None]
+    if here() == 0:
+        try:
+            held[0] = make()
+        except Exception as error:
+            held[1] = error
     dist.broadcast_object_list(held, src=0)
-    return held[0]
+    if held[1] is not None:
+        raise held[1]
+    made: R = held[0]
+    return made
+
+
+def is_loss_of_another(error: Exception) -> bool:
+    """Whether an error is that another process of the training is gone."""
+    text = str(error).lower()
+    return count() > 1 and any(word in text for word in ("connection", "gloo", "nccl", "peer", "socket"))
 
 
 def share_buffers(network: nn.Module) -> None:
