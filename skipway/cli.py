@@ -93,6 +93,36 @@ def train(
     )  # fmt: skip
 
 
+@app.command(name="find-lr")
+def find_lr(
+    data: str,
+    *,
+    picture: Path = Path("find_lr.png"),
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+    flags: Annotated[Flags, Parameter(name="*")] = _NONE_GIVEN,  # type: ignore[valid-type]
+) -> None:
+    """Which learning rates suit a network on DATA: a hundred steps with rates that rise, drawn and read.
+
+    Parameters
+    ----------
+    data
+        As for train.
+    picture
+        Where to draw the loss over the rates.
+    quiet
+        Say nothing but the result and errors.
+    """
+    from skipway.rates import find_lr as find
+
+    keep_freed_memory()
+    given: dict[str, Any] = {k: v for k, v in vars(flags).items() if v is not None}
+    model = given.pop("model", "auto")
+    found = find(data, model, picture=picture, console=Console(quiet, stream=sys.stderr), stop=_stop, **given)
+    _print(
+        f"steepest {found.steepest:.3g}, valley {found.valley:.3g}: try --lr {found.suggestion:.2g}\ndrawn: {picture}"
+    )
+
+
 @app.command
 def predict(
     run: Path,

@@ -47,7 +47,7 @@ FLOORS = [
     ],
     [
         [
-            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "rates"),
             *("table_use", "run", "use", "estimators"),
         ]
     ],
