@@ -46,7 +46,7 @@ FLOORS = [
     ],
     [
         [
-            *("decide", "beginning", "runfolder", "resume", "picture_job", "table_job", "job"),
+            *("decide", "beginning", "runfolder", "resume", "picture_job", "table_job", "job", "outcome"),
             *("table_use", "run", "use", "estimators"),
         ]
     ],
