@@ -41,7 +41,7 @@ FLOORS = [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
             *("features", "zoo", "grow"),
             *("probe.mistakes", "probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
-            *("plots", "scatter", "export", "report"),
+            *("plots", "scatter", "export", "report_tables", "report"),
         ]
     ],
     [
