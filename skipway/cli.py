@@ -23,7 +23,7 @@ __all__ = ["app", "main"]
 
 app = cyclopts.App(
     name="skipway",
-    help="Networks with shortcut connections: train them on your own pictures, and use what they learned.",
+    help="Networks with shortcut connections: train them on your own pictures and tables, and use what they learned.",
     help_format="plaintext",
     version_flags=["--version"],
     version=lambda: f"skipway {_version()}",
@@ -66,7 +66,9 @@ def train(
     ----------
     data
         digits; a folder with one sub-folder per class, with or without train, val and test above them; Hugging Face
-        parquet files; cifar10, mnist, imagenette or hf:org/name[/folder] by download. May be left out when resuming.
+        parquet files; cifar10, mnist, imagenette or hf:org/name[/folder] by download. Tables: wine, breast_cancer,
+        diabetes; a .csv, .tsv or .parquet file, or a folder with train, val and test, with --target. May be left out
+        when resuming.
     config
         A YAML file of the options below, such as the config.yaml of a run; options given here go before it.
     resume
@@ -133,14 +135,14 @@ def predict(
     csv: Path | None = None,
     strict: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Say what is on pictures: one row per input, in order, with the likeliest classes.
+    """Say what is on pictures, or what rows of tables mean: one row per input, in order, with the likeliest classes.
 
     Parameters
     ----------
     run
         A run folder or a .safetensors file of skipway; nothing else is needed.
     sources
-        Pictures, or folders whose pictures are taken at any depth.
+        Pictures, or folders whose pictures are taken at any depth; for a run on a table: .csv, .tsv, .parquet files.
     top
         How many classes to name.
     tta
@@ -150,18 +152,21 @@ def predict(
     strict
         End with exit code 2 where a picture could not be used.
     """
+    from skipway.data.table_spec import TableSpec
+    from skipway.stored import load
     from skipway.use import predict as predict_sources
     from skipway.use import write_predictions
 
-    rows = predict_sources(run, sources, top=top, tta=tta, console=Console(stream=sys.stderr), stop=_stop)
+    network = load(run)
+    rows = predict_sources(network, sources, top=top, tta=tta, console=Console(stream=sys.stderr), stop=_stop)
+    table = isinstance(network.spec, TableSpec)
     if csv is not None:
-        write_predictions(csv, rows, top)
+        write_predictions(csv, rows, top, "row" if table else "file")
     for row in rows:
-        said = ", ".join(f"{name} {share:.1%}" for name, share in row.top) if row.top else f"error: {row.reason}"
-        _print(printable(f"{row.source}: {said}"))
-    failed = sum(not row.top for row in rows)
+        _print(str(row))
+    failed = sum(not row.usable for row in rows)
     if failed:
-        _complain(f"{failed:,} of {len(rows):,} pictures could not be used")
+        _complain(f"{failed:,} of {len(rows):,} {'rows' if table else 'pictures'} could not be used")
     if failed and strict:
         raise SystemExit(2)
 
@@ -189,13 +194,23 @@ def evaluate(
 
 
 @app.command
-def check(data: str, /, *, max_bad: float = 1.0, follow_links: bool = False, allow_empty: bool = False) -> None:
+def check(
+    data: str,
+    /,
+    *,
+    target: str | None = None,
+    max_bad: float = 1.0,
+    follow_links: bool = False,
+    allow_empty: bool = False,
+) -> None:
     """Look DATA over before training: counts, sizes, imbalance, unreadable files, copies inside and across splits.
 
     Parameters
     ----------
     data
         As for train.
+    target
+        The column of a table that is to be predicted.
     max_bad
         Share of unreadable pictures beyond which to end with an error.
     follow_links
@@ -205,7 +220,7 @@ def check(data: str, /, *, max_bad: float = 1.0, follow_links: bool = False, all
     """
     from skipway.use import check as check_data
 
-    _print(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), _stop))
+    _print(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), _stop, target))
 
 
 @app.command

@@ -24,12 +24,14 @@ from PIL import Image
 
 from skipway import plots
 from skipway.errors import InputError, StorageError, printable
+from skipway.report_tables import number_reading, table_facts
 
 __all__ = ["wilson", "write"]
 
+PREDICTIONS = 100_000  # looked through for the rows that are farthest from the truth
 WORST, WORST_SIDE, VIEW_SIDE, SMALL = 24, 256, 1600, 64  # pictures; pixels of a side
 ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
-OWN_PLOTS = {"curves.png", "confusion_matrix.png", "schedule.png", "classes.png", "augmented.png"}
+OWN_PLOTS = {"predicted.png", "curves.png", "confusion_matrix.png", "schedule.png", "classes.png", "augmented.png"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 # Figures of metrics.json that stand beside the accuracy, and their words.
 FIGURES = {
@@ -174,7 +176,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "history": history, "best": best, "names": names, "matrix": matrix, "per_class": per_class, "rows": ROWS,
         "split": SPLITS.get(first[0].get("split", ""), first[0].get("split", "")) if first else "evaluated",
         "pairs": _pairs(names, matrix), "worst": _worst(folder), "skipped": skipped[:SKIPPED],
-        "num_skipped": len(skipped), "classes": known or {name: dict(row) for name, row in by_class.items()},
+        "num_skipped": len(skipped), "classes": known or {name: dict(row) for name, row in by_class.items() if name},
         "counts": _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits)),
         "notes": _counts(data.get("notes")), "sizes": data.get("sizes"),
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
@@ -182,7 +184,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "schedule": _schedule(metrics, recipe, history),
         "model": _mapping(metrics.get("decided")).get("model") or recipe.get("model"),
         "data_name": data.get("name") or recipe.get("data"),
-    }  # fmt: skip
+    } | table_facts(metrics, data, history, reader.table("predictions.csv", most=PREDICTIONS))  # fmt: skip
     facts["results"] = _results(facts)
     facts["reading"] = _reading(facts)
     return facts
@@ -255,6 +257,8 @@ def _reading(facts: dict[str, Any]) -> list[str]:
         said.append(
             f"The training loss was not finite in epoch {broken[0]:g}: a lower learning rate usually mends this."
         )
+    if facts.get("regression"):
+        return (said + number_reading(history, best))[:3]
     train, val = (best.get(f"{part}_accuracy", math.nan) for part in ("train", "val"))
     last, gap = history[-1]["epoch"], train - val
     common = max((sum(row.values()) for row in facts["classes"].values()), default=0)
@@ -262,10 +266,12 @@ def _reading(facts: dict[str, Any]) -> list[str]:
     count = facts["counts"].get("val", 0)
     if count and share and math.isfinite(val) and wilson(val, count)[0] <= share:
         said.append(f"This is not clearly better than always answering the largest class ({_percent(share)} of all).")
+    noun = facts.get("noun", "pictures")
+    remedy = "augmentation" if noun == "pictures" else "dropout"
     if gap > 0.1 and len(history) > 1:
         said.append(
-            f"It overfits: in its best epoch it was right on {_percent(train)} of the training pictures and on "
-            f"{_percent(val)} of the validation pictures. More pictures or stronger augmentation narrow this gap."
+            f"It overfits: in its best epoch it was right on {_percent(train)} of the training {noun} and on "
+            f"{_percent(val)} of the validation {noun}. More {noun} or stronger {remedy} narrow this gap."
         )
     losses = [row.get("val_loss", math.nan) for row in history]
     low = min((x for x in losses if math.isfinite(x)), default=math.nan)

@@ -2,9 +2,9 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,15 +20,19 @@ from skipway.data.pack import Packed, Packing, natural_packing, pack
 from skipway.data.source import Source
 from skipway.data.sources import open_source
 from skipway.data.split import describe, refuse_leaks
+from skipway.data.table_set import open_tables
+from skipway.data.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models import registry
 from skipway.network import Network, prepare, several_views
+from skipway.outcome import Evaluation, NumberEvaluation, Prediction, write_predictions
 from skipway.probe.summary import summary as summary_of
 from skipway.recipe import Recipe
-from skipway.runfolder import processor, write_table
+from skipway.runfolder import processor
 from skipway.signals import StopFlag
 from skipway.spec import Spec
 from skipway.stored import load
+from skipway.table_use import check_tables, evaluate_table, predict_tables
 from skipway.training.metrics import ClassScores, figures, per_class, score
 from skipway.training.task import Classification
 from skipway.training.trainer import has_bf16
@@ -37,49 +41,6 @@ from skipway.zoo import create_model, input_shape, list_models
 __all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]
 
 _BATCH = 64
-_SAID = ("accuracy", "loss")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One input and its likeliest classes with their probabilities, or why there are none."""
-
-    source: str
-    top: tuple[tuple[str, float], ...]
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a network did on one split: figures, and a row per class; prints as a table."""
-
-    split: str
-    count: int
-    accuracy: float
-    loss: float
-    classes: list[dict[str, Any]]
-    skipped: int
-    figures: dict[str, float] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("class", "pictures", "precision", "recall", "f1")]
-        rows += [
-            (printable(r["class"]), f"{r['count']:,}", *(f"{r[k]:.3f}" for k in ("precision", "recall", "f1")))
-            for r in self.classes
-        ]
-        widths = [max(len(r[i]) for r in rows) for i in range(5)]
-        others = [f"{name.replace('_', ' ')} {v:.4f}" for name, v in self.figures.items() if name not in _SAID]
-        left = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
-        return "\n".join(
-            [
-                f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {self.count:,} pictures{left}",
-                *([", ".join(others)] if others else []),
-                *(
-                    "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
-                    for r in rows
-                ),
-            ]
-        )
 
 
 def predict(
@@ -91,7 +52,9 @@ def predict(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
-    """One Prediction per picture, in order: `sources` are paths or uint8 arrays, one or several.
+    """One Prediction per picture or row, in order: `sources` are paths or uint8 arrays, one or several.
+
+    For a network of tables they are table files or DataFrames.
 
     A folder stands for its pictures at any depth. What cannot be used has a reason in place of classes, and the others
     still get theirs. With `tta` the mean over several views of each picture counts.
@@ -100,6 +63,8 @@ def predict(
     if top < 1:
         raise InputError(f"top must be at least 1, not {top}")
     network = run if isinstance(run, Network) else load(run)
+    if isinstance(network.spec, TableSpec):
+        return predict_tables(network, sources, top, console)
     spec = network._need_spec()
     if isinstance(sources, str | os.PathLike | np.ndarray):
         sources = [sources]
@@ -128,20 +93,6 @@ def predict(
     return rows
 
 
-def write_predictions(path: Path, rows: Sequence[Prediction], top: int) -> None:
-    """The rows as CSV: file, status, label, probability, label_2, probability_2, ..., reason."""
-    names = ["label", "probability"] + [f"{kind}_{k}" for k in range(2, top + 1) for kind in ("label", "probability")]
-    write_table(
-        path,
-        ("file", "status", *names, "reason"),
-        (
-            (r.source, "ok" if r.top else "error",
-             *_filled([cell for name, share in r.top for cell in (name, round(share, 6))], 2 * top), r.reason)
-            for r in rows
-        ),
-    )  # fmt: skip
-
-
 def evaluate(
     run: Network | str | os.PathLike[str],
     data: str | os.PathLike[str],
@@ -150,7 +101,7 @@ def evaluate(
     tta: bool = False,
     console: Console | None = None,
     stop: StopFlag | None = None,
-) -> Evaluation:
+) -> Evaluation | NumberEvaluation:
     """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
 
     `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
@@ -158,6 +109,8 @@ def evaluate(
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network = run if isinstance(run, Network) else load(run)
+    if isinstance(network.spec, TableSpec):
+        return evaluate_table(network, os.fspath(data), split)
     spec = network._need_spec()
     source = open_source(os.fspath(data))
     there = [s for s in ("test", "val", "train") if source.count(s)]
@@ -199,8 +152,14 @@ def check(
     allow_empty: bool = False,
     console: Console | None = None,
     stop: StopFlag | None = None,
+    target: str | None = None,
 ) -> str:
-    """What a careful eye sees in `data` before training, as text; every picture is decoded once."""
+    """What a careful eye sees in `data` before training, as text; every picture is decoded once.
+
+    Of a table `target` is the column to predict.
+    """
+    if (tables := open_tables(os.fspath(data), target)) is not None:
+        return check_tables(tables, max_bad)
     source = open_source(os.fspath(data), follow_links, allow_empty)
     packing = natural_packing(source, None, "squash", Recipe.max_pixels)
     packed = _packed_for(source, packing, console or Console(quiet=True), stop or StopFlag(), max_bad)
@@ -235,8 +194,10 @@ def summarise(model: str, size: int | None = None, num_classes: int | None = Non
             raise InputError(f"{name} must be at least 1, not {value}")
     if model not in list_models() and Path(model).exists():  # a run that is called as a network: ./resnet18
         network = load(model)
-        spec = network._need_spec()
-        shape: tuple[int, ...] = (1, spec.channels, size or spec.size, size or spec.size)
+        known = network.spec or network._need_spec()
+        shape: tuple[int, ...] = (1, *known.input_shape)
+        if isinstance(known, Spec):
+            shape = (1, known.channels, size or known.size, size or known.size)
     else:
         network = create_model(model, num_classes)
         size = size or (32 if network.plan.get("stem") == "small" else 224)
@@ -307,10 +268,6 @@ def _prepared(item: Any, spec: Spec) -> np.ndarray | InputError:
         return prepare(item, spec)
     except InputError as error:
         return error
-
-
-def _filled(cells: list[Any], length: int) -> list[Any]:
-    return cells + [""] * (length - len(cells))
 
 
 def _version(name: str) -> str:

@@ -42,13 +42,13 @@ FLOORS = [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
             *("features", "zoo", "grow"),
             *("probe.mistakes", "probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
-            *("plots", "scatter", "export", "report"),
+            *("plots", "scatter", "export", "report_tables", "report"),
         ]
     ],
     [
         [
-            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "rates"),
-            *("table_use", "run", "use", "estimators"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "outcome"),
+            *("rates", "table_use", "run", "use", "estimators"),
         ]
     ],
     [["cli"]],

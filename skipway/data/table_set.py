@@ -22,7 +22,7 @@ from skipway.data.table_spec import TableSpec
 from skipway.data.target import absent, targets, task_of
 from skipway.errors import InputError, printable
 
-__all__ = ["TableSet", "Tables", "describe_table", "fingerprint_table", "open_tables", "table_set"]
+__all__ = ["TableSet", "Tables", "describe_table", "fingerprint_table", "labelled", "open_tables", "table_set"]
 
 _LEAST_ROWS = 5
 _BINS = 10  # of a target of numbers, so that both sides of a split have small and large ones
@@ -123,7 +123,7 @@ def table_set(
     y = np.concatenate([targets(table, tables.target, task, names) for table in rows.values()])
     bounds = np.cumsum([0, *(len(t) for t in rows.values())])
     splits = {s: np.arange(a, b) for s, a, b in zip(rows, bounds[:-1], bounds[1:], strict=True)}
-    used, kinds, left_out, odd = _kinds(train, tables) if spec is None else ([], {}, {}, [])
+    used, kinds, left_out, odd = _kinds(whole["train"], tables) if spec is None else ([], {}, {}, [])
     digests = _digests(list(rows.values()), [c.name for c in spec.columns] if spec else used, y)
     warnings = odd + _copies(digests, splits)
     if "val" not in splits:
@@ -142,6 +142,20 @@ def table_set(
     x = np.concatenate([part.x for part in encoded])
     order = {s: splits[s] for s in SPLITS if s in splits}
     return TableSet(tables.name, spec, x, y, keys, digests, order, skipped, notes, warnings, left_out)
+
+
+def labelled(table: Table, spec: TableSpec) -> tuple[np.ndarray, np.ndarray, int]:
+    """(x, y, rows without a target, which are left out) of a table for a network that was trained before."""
+    missing = absent(table.column(spec.target))
+    rows = _taken(table, np.setdiff1d(np.arange(len(table)), missing))
+    if not len(rows):
+        raise InputError(
+            f"no row of {printable(table.name)} has a value in the target {printable(spec.target)!r}; add some"
+        )
+    y = targets(rows, spec.target, spec.task, spec.class_names)
+    if spec.task == "regression":
+        y = ((y - spec.target_mean) / spec.target_std).astype(np.float32)
+    return spec.encode_whole(rows).x, y, len(missing)
 
 
 def fingerprint_table(rows: TableSet) -> str:

@@ -1,0 +1,44 @@
+"""skipway's network for tables beside scikit-learn's gradient boosting, both with default settings.
+
+    python benchmarks/tables.py [REPEATS]
+
+scikit-learn's bundled tables, repeated 5-fold cross-validation (5 times unless told), the same folds for both: mean and
+standard deviation over the folds of accuracy, or of R2 for diabetes. One thread for the network.
+
+Figures of 2026-11-21, two cores of an AMD EPYC, torch 2.13.0, scikit-learn 1.9.1, 5 x 5 folds: see docs/tables.md.
+"""
+
+import sys
+import time
+
+import numpy as np
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold, cross_val_score
+
+from skipway.estimators import SkipClassifier, SkipRegressor
+
+TABLES = {"wine": load_wine, "breast_cancer": load_breast_cancer, "diabetes": load_diabetes}
+
+
+def main(repeats: int) -> None:
+    for name, load in TABLES.items():
+        X, y = load(return_X_y=True)
+        numbers = name == "diabetes"
+        folds = (RepeatedKFold if numbers else RepeatedStratifiedKFold)(n_splits=5, n_repeats=repeats, random_state=0)
+        ours = (SkipRegressor if numbers else SkipClassifier)(random_state=0)
+        theirs = (HistGradientBoostingRegressor if numbers else HistGradientBoostingClassifier)(random_state=0)
+        told = {}
+        for who, model in (("skipway", ours), ("gradient boosting", theirs)):
+            begun = time.monotonic()
+            told[who] = cross_val_score(model, X, y, cv=folds)
+            seconds = (time.monotonic() - begun) / len(told[who])
+            said = f"{told[who].mean():.4f} +- {told[who].std():.4f}  {seconds:.2f} s a fit"
+            print(f"{name:<14} {who:<18} {said}", flush=True)
+        better = told["skipway"] - told["gradient boosting"]
+        print(f"{name:<14} {'difference':<18} {better.mean():+.4f} +- {better.std():.4f}, >= 0 in "
+              f"{int(np.sum(better >= 0))} of {len(better)} folds", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
