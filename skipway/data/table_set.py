@@ -67,7 +67,7 @@ class TableSet:
 
 def open_tables(data: str, target: str | None, task: str = "auto", ignore: str | None = None) -> Tables | None:
     """What `data` holds where it is a table: a bundled one, a file, or a folder with train, val and test; else None."""
-    ignored = tuple(name.strip() for name in next(csv.reader([ignore or ""]), []) if name.strip())
+    ignored = tuple(name.strip() for name in next(csv.reader([ignore or ""], skipinitialspace=True), []) if name.strip())
     if data in BUILT_IN_TABLES:
         table, own, kind = bundled_table(data)
         found = Tables(data, {"train": table}, target or own, kind if task == "auto" and not target else task, ignored)
