@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skipway.joins import Gate, Scale, add, concat, multiply
     from skipway.network import Network
     from skipway.probe.summary import summary
+    from skipway.rates import find_lr
     from skipway.recipe import Recipe
     from skipway.run import Run, train
     from skipway.shapes import output_shape
@@ -33,6 +34,7 @@ _HOMES = {
     "skipway.features": ("Features",),
     "skipway.joins": ("Gate", "Scale", "add", "concat", "multiply"),
     "skipway.probe.summary": ("summary",),
+    "skipway.rates": ("find_lr",),
     "skipway.recipe": ("Recipe",),
     "skipway.run": ("Run", "train"),
     "skipway.shapes": ("output_shape",),
@@ -66,6 +68,7 @@ __all__ = [
     "concat",
     "create_model",
     "evaluate",
+    "find_lr",
     "list_models",
     "load",
     "multiply",

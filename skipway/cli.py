@@ -56,6 +56,7 @@ def train(
     config: Path | None = None,
     resume: Path | None = None,
     allow_changed_data: bool = False,
+    nproc: int = 1,
     quiet: Annotated[bool, Parameter(negative="")] = False,
     flags: Annotated[Flags, Parameter(name="*")] = _NONE_GIVEN,  # type: ignore[valid-type]
 ) -> None:
@@ -74,9 +75,15 @@ def train(
         A run folder to go on with exactly; --epochs N goes on for longer.
     allow_changed_data
         Resume although pictures were added, removed or edited.
+    nproc
+        Processes on this machine that train together, each with its part of every batch.
     quiet
         Say nothing but errors.
     """
+    if nproc > 1 and "WORLD_SIZE" not in os.environ:
+        from skipway.launch import launch
+
+        return launch(nproc, _words)
     from skipway.run import train as train_run
 
     keep_freed_memory()
@@ -86,6 +93,36 @@ def train(
         data, model, config=config, resume=resume, allow_changed_data=allow_changed_data,
         console=Console(quiet), stop=_stop, **given,
     )  # fmt: skip
+
+
+@app.command(name="find-lr")
+def find_lr(
+    data: str,
+    *,
+    picture: Path = Path("find_lr.png"),
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+    flags: Annotated[Flags, Parameter(name="*")] = _NONE_GIVEN,  # type: ignore[valid-type]
+) -> None:
+    """Which learning rates suit a network on DATA: a hundred steps with rates that rise, drawn and read.
+
+    Parameters
+    ----------
+    data
+        As for train.
+    picture
+        Where to draw the loss over the rates.
+    quiet
+        Say nothing but the result and errors.
+    """
+    from skipway.rates import find_lr as find
+
+    keep_freed_memory()
+    given: dict[str, Any] = {k: v for k, v in vars(flags).items() if v is not None}
+    model = given.pop("model", "auto")
+    found = find(data, model, picture=picture, console=Console(quiet, stream=sys.stderr), stop=_stop, **given)
+    _print(
+        f"steepest {found.steepest:.3g}, valley {found.valley:.3g}: try --lr {found.suggestion:.2g}\ndrawn: {picture}"
+    )
 
 
 @app.command
@@ -230,6 +267,7 @@ def env() -> None:
 
 
 _stop = StopFlag()
+_words: list[str] = []  # of the command line
 
 
 def asked_to_stop(name: str) -> None:
@@ -239,6 +277,7 @@ def asked_to_stop(name: str) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """Run one command and end the process with its exit code."""
+    _words[:] = sys.argv[1:] if words is None else words
     with _stop:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
     for stream in (sys.stdout, sys.stderr):
@@ -299,7 +338,8 @@ def _silence(stream: Any) -> None:
 def _complain(text: str) -> None:
     with suppress(AttributeError, OSError, ValueError):
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may stand there, cut short by the error
-        print(f"{clear}skipway: {printable(text)}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of several processes that train together
+        print(f"{clear}skipway: {f'process {rank}: ' if rank else ''}{printable(text)}", file=sys.stderr)
 
 
 def _version() -> str:

@@ -13,7 +13,7 @@ from skipway.errors import InputError
 from skipway.recipe import Recipe
 from skipway.training.trainer import Settings, has_bf16
 
-__all__ = ["OWN", "TABLE", "Own", "batch_size_for", "settings_for", "table_batch_size", "table_epochs"]
+__all__ = ["OWN", "TABLE", "Own", "batch_size_for", "device_for", "settings_for", "table_batch_size", "table_epochs"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def settings_for(
     optimizer = usual if recipe.optimizer == "auto" else recipe.optimizer
     own = TABLE_OWN if table and optimizer == "adamw" else OWN[plan["family"], optimizer]
     share = batch_size * recipe.accumulate / own.batch
-    device = _device(recipe.device)
+    device = device_for(recipe.device)
     bf16 = has_bf16(device) and not table  # small layers gain nothing, and measured numbers lose their digits
 
     def first(value: float | None, otherwise: float) -> float:
@@ -129,7 +129,8 @@ def settings_for(
     )
 
 
-def _device(asked: str) -> str:
+def device_for(asked: str) -> str:
+    """What `asked` stands for here: "cpu" or "cuda"."""
     found = torch.cuda.is_available()
     if asked == "cuda" and not found:
         raise InputError(

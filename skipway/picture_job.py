@@ -21,6 +21,7 @@ from skipway.resume import changed_data, old_splits
 from skipway.runfolder import draw_augmented, write_data, write_judgement
 from skipway.signals import StopFlag
 from skipway.spec import Spec
+from skipway.training import ranks
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.task import Classification, Task
 from skipway.training.trainer import Settings
@@ -97,7 +98,10 @@ class PictureJob:
     def feed(self, split: str, *, train: bool = False) -> Batches:
         """The pictures of a split in batches; those to train on shuffled and changed."""
         size, change = (self.batch_size, self._change()) if train else (2 * self.batch_size, None)
-        return Batches(self.packed, self.packed.splits[split], size, self.normalise, change, self.device)
+        return Batches(
+            self.packed, self.packed.splits[split], size, self.normalise, change, self.device,
+            (ranks.here(), ranks.count()),
+        )  # fmt: skip
 
     def _change(self) -> Augmentation:
         recipe = self.recipe

@@ -13,6 +13,7 @@ from skipway.data.sources import BUILT_IN
 from skipway.errors import InputError, printable
 from skipway.recipe import Recipe
 from skipway.runfolder import cell
+from skipway.training import ranks
 from skipway.training.checkpoint import Checkpoint, differences
 from skipway.training.checkpoint import load as load_checkpoint
 
@@ -89,6 +90,7 @@ def machine(device: str, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": precision,
         "device": device,
+        "processes": ranks.count(),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
     }
@@ -155,7 +157,7 @@ def _same_machine(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
 
 def _no_longer_exact(saved: dict[str, Any], recipe: Recipe) -> list[str]:
     now = machine(recipe.device, recipe.precision) | {"threads": recipe.threads}
-    said = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved[name] != now[name]]
+    said = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved.get(name, now[name]) != now[name]]
     if recipe.epochs != saved["recipe"]["epochs"]:
         said.append(f"epochs were {saved['recipe']['epochs']} and are {recipe.epochs}: the schedule stretches")
     return [f"no longer to the bit as without a stop: {'; '.join(said)}"] if said else []

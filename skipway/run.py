@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from skipway import plots, report
+from skipway import report
 from skipway.console import Console, duration
-from skipway.decide import settings_for
+from skipway.decide import device_for, settings_for
 from skipway.errors import InputError, Interrupted, printable
 from skipway.job import Job, open_job
 from skipway.network import Network, several_views
@@ -24,10 +24,12 @@ from skipway.runfolder import (
     new_folder,
     point_last,
     taken_back,
+    write_range_test,
     write_results,
 )
 from skipway.signals import StopFlag
 from skipway.stored import load, restore
+from skipway.training import ranks
 from skipway.training.checkpoint import save_weights
 from skipway.training.durable import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.training.halving import halving
@@ -102,13 +104,17 @@ def train(
         stop = stop or held.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
+        held.callback(ranks.leave_group)
+        ranks.join_group(device_for(str(given.get("device", "auto"))))
+        console = console if ranks.here() == 0 else Console(quiet=True)
         earlier = None
         if resume is None:
             told = {**(Recipe.read(Path(config)) if config is not None else {}), **given}
             recipe = Recipe.of(told)
         else:
             folder = run_folder(Path(resume))
-            held.enter_context(_hold(folder))  # before reading where it stands, which another run may be changing
+            # Before reading where it stands, which another run may be changing.
+            ranks.first(lambda: held.enter_context(_hold(folder)) and None)
             earlier = earlier_run(folder, given)
             recipe = earlier.recipe
         if recipe.data is None:
@@ -119,18 +125,25 @@ def train(
         job = open_job(recipe, new=new, epochs_told=resume is not None or "epochs" in told)
         recipe = job.recipe
         # Layers as small as those for tables spend their time waiting for a second thread.
-        torch.set_num_threads(recipe.threads or (os.cpu_count() if job.noun == "pictures" else 1) or 1)
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(recipe.threads or (max(1, cores) if job.noun == "pictures" else 1))
         if earlier is None:
-            folder = new_folder(recipe, job.name, job.model[0])
-            held.enter_context(taken_back(folder))
-            held.enter_context(_hold(folder))
-            write_file(folder / "config.yaml", recipe.as_yaml().encode())
+            folder = ranks.first(lambda: _begun(recipe, job, held))
         held.enter_context(crash_report(folder))
         console.say(f"{'going on with' if earlier else 'run'} {folder}")
         for remark in earlier.remarks if earlier else ():
             console.say(f"  {remark}")
         job.prepare(console, stop)
         return _Work(job, recipe, folder, console, stop, earlier).run(allow_changed_data)
+
+
+def _begun(recipe: Recipe, job: Job, held: ExitStack) -> Path:
+    """The folder of a new run, held by this process, with its recipe in it."""
+    folder = new_folder(recipe, job.name, job.model[0])
+    held.enter_context(taken_back(folder))
+    held.enter_context(_hold(folder))
+    write_file(folder / "config.yaml", recipe.as_yaml().encode())
+    return folder
 
 
 def _hold(folder: Path) -> Lock:
@@ -174,10 +187,7 @@ class _Work:
             job.fit_first_layer(network, feed)
         # From here on nothing is refused, so the folder may change.
         told = self.earlier.told if self.earlier else recipe
-        write_file(folder / "config.yaml", told.as_yaml().encode())
-        point_last(folder)
-        job.write_data(folder, feed)
-        write_json(folder / "env.json", environment(recipe, settings.device, settings.precision, repr(network)))
+        ranks.first(lambda: self._write_beginning(told, feed, settings, network))
         self._introduce(network, settings, batch_size)
         trainer = Trainer(network, settings, job.name_of, job.task(settings))
         if old is None and recipe.lr == "auto":
@@ -202,14 +212,32 @@ class _Work:
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
             write_results(folder, state.history)
 
-        make_folder(folder / "weights")
         last = folder / "weights" / "last"
         training = partial(
             fit, trainer, feed, validation, last, on_epoch=keep, facts=facts, console=console, stop=self.stop
         )
-        halving(training, trainer, last, batch_size, console)
+        try:
+            halving(training, trainer, last, batch_size, console)
+        except RuntimeError as error:
+            if not ranks.is_loss_of_another(error):
+                raise
+            raise Interrupted(
+                "another process of this training is gone; what is saved is whole: go on with --resume "
+                f"{printable(folder)}"
+            ) from None
+        first = ranks.here() == 0
+        ranks.leave_group()
         facts |= {"parameters": sum(p.numel() for p in network.parameters())}
-        return self._finish(trainer, facts)
+        return self._finish(trainer, facts) if first else Run(folder, {}, trainer.state.history)
+
+    def _write_beginning(self, told: Recipe, feed: Any, settings: Settings, network: Network) -> None:
+        folder = self.folder
+        write_file(folder / "config.yaml", told.as_yaml().encode())
+        point_last(folder)
+        self.job.write_data(folder, feed)
+        env = environment(self.recipe, settings.device, settings.precision, repr(network))
+        write_json(folder / "env.json", env)
+        make_folder(folder / "weights")
 
     def _finish(self, trainer: Trainer, facts: dict[str, Any]) -> Run:
         """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
@@ -253,9 +281,7 @@ class _Work:
         """The settings with the learning rate that a range test suggests; the test is drawn into the run folder."""
         found = range_test(trainer, feed, poll=self._poll)
         trainer.settings = replace(trainer.settings, lr=found.suggestion)
-        make_folder(self.folder / "plots")
-        write_json(self.folder / "find_lr.json", found.as_dict())
-        plots.range_test(found.as_dict(), self.folder / "plots" / "find_lr.png")
+        ranks.first(lambda: write_range_test(self.folder, found.as_dict()))
         self.console.say(
             f"  learning rate: {found.suggestion:.3g} by the range test, between its valley at {found.valley:.3g} and "
             f"its steepest fall at {found.steepest:.3g}"
@@ -340,4 +366,3 @@ def _overall_speed(state: State) -> float:
     return round(
         sum(r["images_per_second"] * r["seconds"] for r in rows) / max(sum(r["seconds"] for r in rows), 1e-9), 1
     )
-

@@ -25,7 +25,7 @@ from skipway.data.loader import Batches
 from skipway.data.pack import Packed
 from skipway.errors import InputError, SkipwayError, StorageError, printable
 from skipway.recipe import Recipe
-from skipway.training.durable import make_folder, write_file
+from skipway.training.durable import make_folder, write_file, write_json
 from skipway.training.metrics import ClassScores, per_class
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "write_classes",
     "write_data",
     "write_judgement",
+    "write_range_test",
     "write_results",
     "write_table",
 ]
@@ -172,6 +173,13 @@ def write_data(folder: Path, packed: Packed) -> None:
         ("file", "split", "class", "reason"),
         ((s.key, s.split, s.class_name, s.reason) for s in packed.skipped),
     )
+
+
+def write_range_test(folder: Path, found: dict[str, Any]) -> None:
+    """find_lr.json, and its picture."""
+    make_folder(folder / "plots")
+    write_json(folder / "find_lr.json", found)
+    plots.range_test(found, folder / "plots" / "find_lr.png")
 
 
 def write_results(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from skipway.recipe import Recipe
 from skipway.runfolder import write_classes, write_table
 from skipway.scatter import against
 from skipway.signals import StopFlag
+from skipway.training import ranks
 from skipway.training.durable import make_folder
 from skipway.training.metrics import ClassScores, NumberScores, Scores, figures
 from skipway.training.task import Classification, Regression, Task
@@ -98,7 +99,8 @@ class TableJob:
     def feed(self, split: str, *, train: bool = False) -> RowBatches:
         """The rows of a split in batches; those to train on in an order of their own each epoch."""
         seed, size = (self.recipe.seed, self.batch_size) if train else (None, 2 * self.batch_size)
-        return RowBatches(self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed)
+        part = (ranks.here(), ranks.count())
+        return RowBatches(self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, part=part)
 
     def fit_first_layer(self, network: Network, feed: Any) -> None:
         """No first layer of a table is fitted to its rows."""

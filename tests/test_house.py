@@ -24,6 +24,7 @@ FLOORS = [
             "data.row_loader",
         ],
         [
+            "training.ranks",
             "training.schedule",
             "training.optimizers",
             "training.metrics",
@@ -46,7 +47,8 @@ FLOORS = [
     ],
     [
         [
-            *("decide", "beginning", "runfolder", "resume", "picture_job", "table_job", "job", "outcome"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "rates"),
+            "outcome",
             *("table_use", "run", "use", "estimators"),
         ]
     ],

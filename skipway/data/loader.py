@@ -25,14 +25,15 @@ _MIX = _OWN + CHANCES * len(DISTORTIONS)
 Batch = tuple[Tensor, Tensor, np.ndarray]
 
 
-def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """(begin, end) of each batch over `count` pictures: none of one picture, and none left out.
+def batch_bounds(count: int, batch_size: int, least: int = 2) -> list[tuple[int, int]]:
+    """(begin, end) of each batch over `count` pictures: none left out, and the last joined to the one before it where
+    it has less than `least`.
 
     >>> batch_bounds(9, 4)
     [(0, 4), (4, 9)]
     """
     bounds = [(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:  # a batch norm has no spread over one
+    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < least:  # a batch norm has no spread over one
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds
 
@@ -83,7 +84,10 @@ class Augmentation:
 
 
 class Batches:
-    """The pictures `rows` of a packed set in batches; with an `augmentation`, shuffled and changed as it says."""
+    """The pictures `rows` of a packed set in batches; with an `augmentation`, shuffled and changed as it says.
+
+    Of every batch `part` (k, n) takes the k-th of n parts: what each of n processes is given.
+    """
 
     def __init__(
         self,
@@ -93,11 +97,17 @@ class Batches:
         normalise: tuple[tuple[float, ...], tuple[float, ...]],
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
+        part: tuple[int, int] = (0, 1),
     ):
-        if augmentation is not None and len(rows) < 2:
-            raise InputError(f"there are {len(rows)} training pictures, but a batch norm needs at least 2; add more")
+        least = 2 * part[1] if augmentation is not None else 1
+        if augmentation is not None and len(rows) < least:
+            raise InputError(
+                f"there are {len(rows)} training pictures, but a batch norm needs at least 2"
+                f"{f' in each of {part[1]} processes' if part[1] > 1 else ''}; add more"
+            )
         self.packed, self.rows, self.augmentation, self.device = packed, rows, augmentation, device
-        self.bounds = batch_bounds(len(rows), batch_size)
+        self.part = part
+        self.bounds = batch_bounds(len(rows), batch_size, max(2, least))
         # x / 255, minus mean, over std, as one multiplication and one addition.
         mean, std = (torch.tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in normalise)
         self.factor, self.offset = 1 / (255 * std), -mean / std
@@ -116,7 +126,7 @@ class Batches:
         """The batches of an epoch from the `start`-th on."""
         change, order = self.augmentation, self.rows if self.augmentation is None else self._order(epoch)
         for begin, end in self.bounds[start:]:
-            ids = order[begin:end]
+            ids = order[begin:end][self.part[0] :: self.part[1]]
             x, y = self.pictures(ids, epoch), torch.from_numpy(self.packed.labels[ids]).to(self.device)
             if change is not None and (change.mixup or change.cutmix):
                 chances = draws(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]

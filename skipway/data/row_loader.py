@@ -16,13 +16,27 @@ __all__ = ["RowBatches"]
 
 
 class RowBatches:
-    """The `rows` of x and y in batches, drawn in a new order every epoch where `seed` is given."""
+    """The `rows` of x and y in batches, drawn in a new order every epoch where `seed` is given.
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray, batch_size: int, *, seed: int | None = None):
-        if seed is not None and len(rows) < 2:
-            raise InputError(f"there are {len(rows)} training rows, but a batch norm needs at least 2; add more")
-        self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
-        self.bounds = batch_bounds(len(rows), batch_size)
+    Of every batch `part` (k, n) takes the k-th of n parts.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        part: tuple[int, int] = (0, 1),
+    ):
+        least = 2 * part[1] if seed is not None else 1
+        if len(rows) < least:
+            where = f" in each of {part[1]} processes" if part[1] > 1 else ""
+            raise InputError(f"there are {len(rows)} training rows, but a batch norm needs at least 2{where}; add more")
+        self.x, self.y, self.rows, self.seed, self.part = torch.from_numpy(x), torch.from_numpy(y), rows, seed, part
+        self.bounds = batch_bounds(len(rows), batch_size, max(2, least))
 
     @property
     def steps(self) -> int:
@@ -40,6 +54,6 @@ class RowBatches:
         if self.seed is not None:
             order = order[np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(order))]
         for begin, end in self.bounds[start:]:
-            ids = order[begin:end]
+            ids = order[begin:end][self.part[0] :: self.part[1]]
             chosen = torch.from_numpy(ids)
             yield self.x[chosen], self.y[chosen], ids

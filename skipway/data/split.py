@@ -44,9 +44,7 @@ def hold_out(packed: Packed, fraction: float, seed: int) -> None:
     }
 
 
-def held_out(
-    train: np.ndarray, labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int
-) -> np.ndarray:
+def held_out(train: np.ndarray, labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """Which of the samples `train` are held out, as (len(train),) booleans: of every label its share, copies together.
 
     Every label stands on both sides where two different samples have it.

@@ -8,7 +8,7 @@ import torch
 
 from skipway.console import Console
 from skipway.errors import StorageError
-from skipway.training import checkpoint
+from skipway.training import checkpoint, ranks
 from skipway.training.trainer import State, Trainer
 
 __all__ = ["halving"]
@@ -27,7 +27,7 @@ def halving(fit: Callable[[], State], trainer: Trainer, folder: Path, batch_size
         try:
             return fit()
         except (MemoryError, RuntimeError) as error:
-            if not _is_lack_of_memory(error):
+            if ranks.count() > 1 or not _is_lack_of_memory(error):  # the other processes would not go back
                 raise
         # Outside of the handler, so that the error no longer holds what was computed.
         pieces = 2 * trainer.state.pieces

@@ -18,12 +18,14 @@ from torch import Tensor
 from skipway.console import Console, duration
 from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
-from skipway.training import checkpoint
+from skipway.training import checkpoint, ranks
 from skipway.training.metrics import Feed, Scores, score
 from skipway.training.task import Task
 from skipway.training.trainer import Settings, State, Trainer
 
 __all__ = ["fit"]
+
+_SUMS = ("loss", "gained", "seen")  # of a State: what each process counts for itself
 
 
 def fit(
@@ -54,16 +56,18 @@ def fit(
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
         for x, y, ids in train.epoch(state.epoch, state.batch):
             state.waited += time.monotonic() - asked
-            torch.manual_seed(settings.seed * 1_000_003 + state.epoch * train.steps + state.batch)
+            torch.manual_seed(_seed(settings.seed, state.epoch * train.steps + state.batch))
             x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
-            for piece, share in _pieces(train.bounds, state, settings.accumulate):
-                outputs = trainer.model(x[piece])
-                loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
-                _need_finite(loss, "loss", trainer, ids)
-                engine.backward(loss * share)
+            boundary = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps
+            for piece, share in _pieces(len(y), train.bounds, state, settings.accumulate):
+                with trainer.synced(boundary and piece.stop == len(y)):
+                    outputs = trainer.model(x[piece])
+                    loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
+                    _need_finite(loss, "loss", trainer, ids)
+                    engine.backward(loss * share)
                 state.loss += loss.item() * len(outputs)
                 state.gained += trainer.task.gained(outputs, y[piece])
-            if boundary := (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps:
+            if boundary:
                 norm = engine.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
                 _need_finite(norm, "gradient", trainer, ids)
                 trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
@@ -74,17 +78,17 @@ def fit(
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
             state.seconds += time.monotonic() - asked
             bar.at(state.batch, _speed(state, trainer.task))
-            if boundary:
-                keeper.save_if_due()
-                if settings.time_limit is not None and keeper.total_seconds > settings.time_limit:
-                    state.status = "stopped by the time limit"
-                    break
+            if boundary and keeper.save_if_due():
+                state.status = "stopped by the time limit"
+                break
             asked = time.monotonic()
         bar.done()
+        ranks.share_buffers(trainer.judged)
         scores = score(trainer.judged, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked)
         rate = settings.lr * trainer.course(_position(settings, state.epoch, state.batch - 1, train.steps))
         best = _close_epoch(state, scores, rate, settings, trainer.task.figure)
-        on_epoch(state, trainer.judged.state_dict() if best else None)
+        if ranks.here() == 0:
+            on_epoch(state, trainer.judged.state_dict() if best else None)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
         keeper.save()
@@ -107,25 +111,39 @@ class _Keeper:
         return self.earlier + time.monotonic() - self.begun
 
     def save(self) -> None:
+        """The first of all processes writes, with the sums of all."""
         state = self.trainer.state
         state.total_seconds = self.total_seconds
-        if self.folder is None:
-            return
-        checkpoint.save(self.folder, state.step, self.trainer.tensors(), {**self.facts, "state": asdict(state)})
+        sums = dict(zip(_SUMS, ranks.summed(*(getattr(state, name) for name in _SUMS)), strict=True))
+        if ranks.here() == 0 and self.folder is not None:
+            saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
+            checkpoint.save(self.folder, state.step, self.trainer.tensors(), saved)
         self.saved = time.monotonic()
 
-    def save_if_due(self) -> None:
-        self.save_if_asked()
-        if time.monotonic() - self.saved > self.trainer.settings.save_every:
+    def save_if_due(self) -> bool:
+        """Save where it is time or asked for; True where the time limit is over. All processes do the same."""
+        settings, first = self.trainer.settings, ranks.here() == 0
+        due = first and time.monotonic() - self.saved > settings.save_every
+        over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
+        asked, due, over = map(bool, ranks.summed(self.stop.requested, due, over))
+        if asked:
+            self._stop()
+        if due:
             self.save()
+        return over
 
     def save_if_asked(self) -> None:
-        if self.stop.requested and self.trainer.state.status == "running":
+        if ranks.summed(self.stop.requested)[0]:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.trainer.state.status == "running":
             self.save()
             if self.folder is None:
                 raise Interrupted(f"stopped by {self.stop.name} after step {self.trainer.state.step}; nothing is saved")
             raise Interrupted(
-                f"stopped by {self.stop.name} after step {self.trainer.state.step}, work saved; go on with --resume "
+                f"stopped by {self.stop.name or 'a signal to another process'} after step {self.trainer.state.step}, "
+                "work saved; go on with --resume "
                 f"{printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
             )
 
@@ -138,6 +156,7 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
             "start a new run with a lower --lr or --clip 1"
         )
     state.epoch += 1
+    state.loss, state.gained, state.seen = ranks.summed(state.loss, state.gained, state.seen)  # type: ignore[assignment]
     row = {
         "epoch": state.epoch,
         "seconds": round(state.seconds, 3),
@@ -169,13 +188,20 @@ def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float
     return (epoch + batch // settings.accumulate / steps) / settings.epochs
 
 
-def _pieces(bounds: list[tuple[int, int]], state: State, accumulate: int) -> Iterator[tuple[slice, float]]:
-    """(part of the batch, its share in the samples of its step): a step is the mean over its samples, however split."""
+def _pieces(count: int, bounds: list[tuple[int, int]], state: State, accumulate: int) -> Iterator[tuple[slice, float]]:
+    """(piece of this process's `count` samples of the batch, its share in the samples of the step).
+
+    A step is the mean over its samples, however they are split: among processes too, whose gradients are averaged.
+    """
     first = state.batch // accumulate * accumulate
     step = bounds[first : first + accumulate]
-    begin, end = bounds[state.batch]
-    for piece in np.array_split(np.arange(end - begin), min(state.pieces, max(1, (end - begin) // 2))):
-        yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) / (step[-1][1] - step[0][0])
+    for piece in np.array_split(np.arange(count), min(state.pieces, max(1, count // 2))):
+        yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) * ranks.count() / (step[-1][1] - step[0][0])
+
+
+def _seed(seed: int, step: int) -> int:
+    """What dropout and stochastic depth draw from in a step: something else in every process."""
+    return seed * 1_000_003 + step + ranks.here() * 2**40
 
 
 def _speed(state: State, task: Task) -> str:

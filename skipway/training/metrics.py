@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skipway.training import ranks
+
 __all__ = ["Averaged", "ClassScores", "Feed", "NumberScores", "Scores", "figures", "per_class", "score"]
 
 _BINS = 15  # of probability, over which calibration is measured
@@ -119,7 +121,10 @@ def score(
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
 ) -> Any:
-    """The scores of `network` in evaluation mode on every sample of `feed` once; its own mode comes back after."""
+    """The scores of `network` in evaluation mode on every sample of `feed` once; its own mode comes back after.
+
+    Several processes, each with its part of the feed, all get the scores of the whole.
+    """
     training = network.training
     network.eval()
     parts: list[tuple[Tensor, Tensor, np.ndarray]] = []
@@ -131,7 +136,8 @@ def score(
                     parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids))
     finally:
         network.train(training)
-    outputs, targets, all_ids = zip(*parts, strict=True)
+    all_parts = [part for process in ranks.gathered(parts) for part in process if len(part[2])]
+    outputs, targets, all_ids = zip(*all_parts, strict=True)
     with torch.inference_mode():
         return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import NotFiniteError
+from skipway.training import ranks
 from skipway.training.metrics import Feed
 from skipway.training.optimizers import set_rates
 from skipway.training.trainer import Trainer
@@ -108,7 +109,7 @@ def _step(trainer: Trainer, x: Tensor, y: Tensor, rate: float) -> float:
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
         trainer.stepper.step()
         trainer.optimizer.zero_grad(set_to_none=True)
-    return loss.item()
+    return ranks.summed(loss.item())[0] / ranks.count()
 
 
 def _read(rates: list[float], losses: list[float]) -> RangeTest:

@@ -1,7 +1,7 @@
 """What a training run consists of: settings, network, optimiser, average, engine, and where it is."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from skipway.training import ranks
 from skipway.training.optimizers import make_optimizer, set_rates
 from skipway.training.schedule import course, momentum_at
 from skipway.training.task import Classification, Task
@@ -115,6 +117,7 @@ class Trainer:
                 self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True
             )
         self.model, self.stepper = self.engine.prepare(self.network, self.optimizer)
+        self.frozen = False
 
     @property
     def judged(self) -> nn.Module:
@@ -133,6 +136,13 @@ class Trainer:
             part.eval()
         for p in self.learnt:
             p.requires_grad_(p not in still)
+        if frozen != self.frozen and isinstance(self.model, DistributedDataParallel):
+            self.model = DistributedDataParallel(self.network)  # it counts on gradients of what learns, and no others
+        self.frozen = frozen
+
+    def synced(self, last: bool) -> AbstractContextManager[Any]:
+        """Where processes share their gradients: after the `last` backward pass of a step alone."""
+        return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
     def penalty(self) -> Tensor | float:
         """What the sizes of the weights add to the loss; norms and biases add nothing."""
@@ -175,6 +185,8 @@ class Trainer:
             if values:
                 self.optimizer.state[parameter] = values
         self.state = State(**state)
+        if ranks.here():  # the sums of all processes stand with the first
+            self.state.loss, self.state.gained, self.state.seen = 0.0, 0.0, 0
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,96 @@
+"""One process of a training with others; run by test_training_ranks.py, which sets RANK and WORLD_SIZE.
+
+python rank_worker.py FOLDER
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from test_training_loop import Console, StopAt, StopFlag, network, plain_network
+
+from skipway.errors import Interrupted
+from skipway.training import checkpoint, ranks
+from skipway.training.loop import fit
+from skipway.training.metrics import score
+from skipway.training.task import Classification
+from skipway.training.trainer import Settings, Trainer
+
+HOWS = {
+    "plain": {},
+    "adamw": {"optimizer": "adamw", "freeze": 1, "epochs": 3, "ema": 0.8},
+    "accumulated": {"accumulate": 2, "clip": 0.5, "l2": 1e-3},
+}
+
+
+class Feed:
+    """Twenty-seven noisy pictures of three kinds in batches of 8, 8 and 11, of which every process has its part."""
+
+    def __init__(self, part=(0, 1), shuffle=True, count=27):
+        generator = torch.Generator().manual_seed(3)
+        self.y = torch.arange(count) % 3
+        self.x = torch.randn(count, 1, 6, 6, generator=generator) + self.y.view(-1, 1, 1, 1)
+        self.part, self.shuffle = part, shuffle
+        self.bounds = [(0, 8), (8, 16), (16, count)]
+
+    @property
+    def steps(self):
+        return len(self.bounds)
+
+    def epoch(self, epoch=0, start=0):
+        order = np.random.default_rng(epoch).permutation(len(self.y)) if self.shuffle else np.arange(len(self.y))
+        for begin, end in self.bounds[start:]:
+            ids = order[begin:end][self.part[0] :: self.part[1]]
+            yield self.x[ids], self.y[ids], ids
+
+
+def settings(how):
+    return Settings(**{"epochs": 2, "lr": 0.05, "save_every": 0.0, **how})
+
+
+def train(how, folder, stop=None, resume=False):
+    part = ranks.here(), ranks.count()
+    trainer = Trainer(network(), settings(how))
+    if resume:
+        saved = checkpoint.load(folder)
+        trainer.restore(saved.tensors, saved.state["state"])
+    fit(
+        trainer, Feed(part), Feed(part, shuffle=False, count=25), folder, on_epoch=lambda *_: None, facts={},
+        console=Console(quiet=True), stop=stop or StopFlag(),
+    )  # fmt: skip
+    return trainer
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    ranks.join_group("cpu")
+    out = {}
+    for name, how in HOWS.items():
+        trainer = train(how, folder / name)
+        out |= {f"{name}.{k}": v.clone() for k, v in trainer.network.state_dict().items()}
+        out[f"{name}.losses"] = torch.tensor([[r["train_loss"], r["val_loss"]] for r in trainer.state.history])
+    try:  # a signal that one process alone hears stops all after the same step
+        train({}, folder / "stopped", StopAt(1) if ranks.here() == 0 else None)
+        out["stopped"] = torch.tensor(-1)
+    except Interrupted as error:
+        out["stopped"] = torch.tensor(int(str(error).split("after step ")[1].split(",")[0]))
+    resumed = train({}, folder / "stopped", resume=True)
+    out |= {f"resumed.{k}": v.clone() for k, v in resumed.network.state_dict().items()}
+    torch.manual_seed(0)
+    plain = plain_network()
+    seen = score(
+        plain, Feed((ranks.here(), ranks.count()), shuffle=False, count=17), Classification(), torch.no_grad,
+        torch.device("cpu"),
+    )  # fmt: skip
+    out["ids"], out["seen"] = torch.from_numpy(seen.ids), torch.from_numpy(seen.probabilities)
+    save_file({k: v.contiguous() for k, v in out.items()}, folder / f"{ranks.here()}.safetensors")
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import skipway
+
+WORDS = ["train", "digits", "--epochs", "3", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
+needs_processes = pytest.mark.skipif(
+    not torch.distributed.is_available() or not Path("/proc").is_dir(), reason="torch without processes, or no /proc"
+)
+
+
+def start(folder, *words):
+    paths = {**os.environ, "PYTHONPATH": str(Path(skipway.__file__).parent.parent), "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=folder, env=paths, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def said(process, seconds=200):
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.kill()
+
+
+def child_of(parent, rank):
+    """The process number of a rank that `parent` has started."""
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and f" {parent} " in (entry / "stat").read_text().partition(")")[2]:
+                if f"\0RANK={rank}\0" in (entry / "environ").read_bytes().decode("latin-1"):
+                    return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"{parent} has no child of rank {rank}")
+
+
+@needs_processes
+def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_to_the_same_bits(tmp_path):
+    whole = start(tmp_path, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "skipway",
+                  *WORDS, "--name", "whole")  # fmt: skip
+    text = said(whole)
+    assert whole.returncode == 0 and text.count("finished: validation accuracy") == 1, text
+    broken = start(tmp_path, "skipway", *WORDS, "--name", "broken", "--nproc", "2")
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("runs/broken/weights/last/step-0000000[1-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child_of(broken.pid, 1), 9)
+    begun = time.monotonic()
+    text = said(broken)
+    assert time.monotonic() - begun < 10 and broken.returncode == 75, text
+    assert "process 1 of 2 was ended by SIGKILL, and the others with it; what is saved is whole" in text
+    assert "Traceback" not in text
+    resumed = start(tmp_path, "skipway", "train", "--resume", "runs/broken", "--nproc", "2")
+    text = said(resumed)
+    assert resumed.returncode == 0 and "going on with" in text, text
+    wanted, found = (
+        load_file(tmp_path / "runs" / name / "weights" / "best.safetensors") for name in ("whole", "broken")
+    )
+    assert set(wanted) == set(found) and all(torch.equal(v, found[k]) for k, v in wanted.items())
+
+
+@needs_processes
+def test_what_every_process_refuses_ends_all_with_its_exit_code(tmp_path):
+    refused = start(tmp_path, "skipway", "train", "nowhere", "--nproc", "2")
+    text = said(refused)
+    assert refused.returncode == 2 and "there is no data at 'nowhere'" in text and "Traceback" not in text
+    assert "of 2 has ended with exit code 2, for what it said" in text
