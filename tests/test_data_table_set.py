@@ -228,7 +228,7 @@ def test_rare_categories_missing_values_and_unseen_ones_are_counted():
     frame = homes(60)
     frame.loc[5, "city"] = "Trier"
     notes = rows_of(frame).notes
-    assert notes["values of 'city' never seen in training"] == 1  # in the training rows it is too rare, in others unknown
+    assert notes["values of 'city' rarely or never seen in training"] == 1
     assert notes["missing values in 'size'"] == frame["size"].isna().sum()
 
 
