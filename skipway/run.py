@@ -82,7 +82,8 @@ def train(
     """Train a network on `data` and leave a run folder that explains itself.
 
     Args:
-        data: a built-in name, a folder of class folders, parquet files, `hf:org/name`; may be left out when resuming.
+        data: a built-in name, a folder of class folders, parquet files, `hf:org/name`, a table with `target`; may be
+            left out when resuming.
         model: a name of `list_models()`, or "auto".
         config: a YAML file of recipe fields, which `options` go before.
         resume: a run folder to go on with, exactly as if it had never stopped; more `epochs` go on for longer.

@@ -72,3 +72,17 @@ def test_a_wrong_option_is_refused_in_one_line(options, text):
     with pytest.raises(InputError, match=text) as refused:
         made(**options)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_categories_are_looked_up_and_a_slot_that_is_none_is_that_of_the_unseen():
+    network = made(in_features=5, categories=(4, 3), embedding=2).eval()
+    assert network.embed.out_features == 3 + 2 + 2 and network.stem.in_features == 7
+    x = torch.randn(4, 5)
+    x[:, 3:] = torch.tensor([[0.0, 2], [-1, 2], [9, 2], [3, 2]])
+    out = network(x.index_copy(1, torch.arange(3), torch.zeros(4, 3)))
+    assert out[0].equal(out[1]) and out[0].equal(out[2]) and not out[0].equal(out[3])
+    assert all(table.weight[:2].eq(0).all() and table.weight[2:].ne(0).all() for table in network.embed.tables)
+    with pytest.raises(
+        InputError, match="resmlp has 6 categories among 5 in_features; each is one of them: give as many"
+    ):
+        made(categories=(3,) * 6)

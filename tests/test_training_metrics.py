@@ -8,7 +8,10 @@ from sklearn.metrics import (
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
+    mean_absolute_error,
+    mean_squared_error,
     precision_score,
+    r2_score,
     recall_score,
     roc_auc_score,
     top_k_accuracy_score,
@@ -16,7 +19,7 @@ from sklearn.metrics import (
 from torch import nn
 
 from skipway.training.metrics import Averaged, ClassScores, figures, per_class, score
-from skipway.training.task import Classification
+from skipway.training.task import Classification, Regression
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 2, 0])
 
@@ -122,3 +125,18 @@ def test_several_views_are_the_mean_of_their_probabilities():
     averaged = Averaged(network, lambda v: [v, -v, 2 * v])
     wanted = torch.stack([network(v).softmax(1) for v in (x, -x, 2 * x)]).mean(0)
     assert torch.allclose(averaged(x).exp(), wanted, atol=1e-6)
+
+
+def test_figures_of_numbers_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    outputs, y = rng.normal(size=(50, 1)).astype(np.float32), rng.normal(size=50).astype(np.float32)
+    task = Regression(mean=10.0, std=3.0)
+    scores = task.scores(torch.from_numpy(outputs), torch.from_numpy(y), np.arange(50))
+    true, predicted = y.astype(np.float64) * 3 + 10, outputs[:, 0].astype(np.float64) * 3 + 10
+    found = figures(scores)
+    assert found["r2"] == pytest.approx(r2_score(true, predicted)) == scores.figure
+    assert found["mae"] == pytest.approx(mean_absolute_error(true, predicted))
+    assert found["rmse"] == pytest.approx(mean_squared_error(true, predicted) ** 0.5)
+    assert found["loss"] == pytest.approx(float(task.loss(torch.from_numpy(outputs), torch.from_numpy(y))))
+    same = task.scores(torch.ones(3, 1), torch.ones(3), np.arange(3))
+    assert same.r2 == 1 and task.scores(torch.zeros(3, 1), torch.ones(3), np.arange(3)).r2 == 0

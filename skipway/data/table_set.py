@@ -67,7 +67,8 @@ class TableSet:
 
 def open_tables(data: str, target: str | None, task: str = "auto", ignore: str | None = None) -> Tables | None:
     """What `data` holds where it is a table: a bundled one, a file, or a folder with train, val and test; else None."""
-    ignored = tuple(name.strip() for name in next(csv.reader([ignore or ""]), []) if name.strip())
+    names = next(csv.reader([ignore or ""], skipinitialspace=True), [])
+    ignored = tuple(name.strip() for name in names if name.strip())
     if data in BUILT_IN_TABLES:
         table, own, kind = bundled_table(data)
         found = Tables(data, {"train": table}, target or own, kind if task == "auto" and not target else task, ignored)
@@ -134,7 +135,7 @@ def table_set(
         warnings += _leaks(train, used, spec, y)
     encoded = [spec.encode_whole(table) for table in rows.values()]
     for part in encoded:
-        notes.update({f"values of {name!r} never seen in training": n for name, n in part.unseen.items()})
+        notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
         notes.update({f"missing values in {name!r}": n for name, n in part.missing.items()})
     if task == "regression":
         y = ((y - spec.target_mean) / spec.target_std).astype(np.float32)
