@@ -148,7 +148,11 @@ class PictureJob:
 
     def augmentation(self) -> str:
         """What is done to training pictures, in words."""
-        return augment.describe(self.level, self.packing.size)
+        said = [augment.describe(self.level, self.packing.size)]
+        first, full = _sizes(self.recipe)
+        said += [f"from {first} to {full} px"] if first else []
+        said += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]
+        return ", ".join(said)
 
     def further(self) -> dict[str, Any]:
         """What else metrics.json has."""
