@@ -76,7 +76,7 @@ BAD = {
     ("train", "kinds", "--epochs", "x"): "--epochs",
     ("train", "kinds", "--epochs", "0"): "epochs must be from 1 to 100,000, not 0",
     ("train", "kinds", "--lr", "nan"): "lr must be from",
-    ("train", "kinds", "--optimizer", "muon"): "optimizer is one of auto, sgd, adamw",
+    ("train", "kinds", "--optimizer", "lamb"): "optimizer is one of auto, sgd, adamw",
     ("train", "kinds", "-m", "resnet21"): "no network is called 'resnet21' (did you mean",
     ("train", "--config", "absent.yaml"): "cannot read the config absent.yaml",
     ("train", "--resume", "kinds"): "is no run folder",

@@ -47,9 +47,8 @@ FLOORS = [
     ],
     [
         [
-            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "rates"),
-            "outcome",
-            *("table_use", "run", "use", "estimators"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "outcome"),
+            *("rates", "table_use", "run", "use", "estimators"),
         ]
     ],
     [["cli"]],

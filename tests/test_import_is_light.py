@@ -41,10 +41,10 @@ def test_the_help_names_every_command_and_every_field_of_a_recipe():
     from skipway.recipe import Recipe
 
     _, said = loaded(HELP.format(words=["--help"]))
-    assert all(c in said for c in ("train", "predict", "evaluate", "check", "summary", "models", "env"))
+    assert all(c in said for c in ("train", "predict", "evaluate", "find-lr", "check", "summary", "models", "env"))
     _, said = loaded(HELP.format(words=["train", "--help"]))
     assert all("--" + name.replace("_", "-") in said for name in Recipe.names() if name != "data")
-    assert "muon" not in said
+    assert "lamb" not in said
 
 
 def test_every_public_name_is_there_and_no_other():
