@@ -33,9 +33,10 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
     for source in sources:
         table = as_table(source)
         encoded = spec.encode(table)
-        unseen, missing = encoded.unseen.items(), encoded.missing.items()
-        said = [f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in unseen]
-        said += [f"{n:,} values of {printable(c)!r} are missing" for c, n in missing]
+        said = [
+            f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in encoded.unseen.items()
+        ]
+        said += [f"{n:,} values of {printable(c)!r} are missing" for c, n in encoded.missing.items()]
         for line in [*table.notes, *said]:
             console.say(f"{printable(table.name)}: {line}")
         why: dict[int, Problem] = {}

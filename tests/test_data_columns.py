@@ -114,9 +114,8 @@ def spec(**changes):
         Column("city", "category", categories=("Bonn", "Ulm")),
         Column("flag", "boolean"),
     )
-    return TableSpec(
-        **{"columns": columns, "target": "y", "task": "classification", "class_names": ("a", "b")} | changes
-    )
+    usual = {"columns": columns, "target": "y", "task": "classification", "class_names": ("a", "b")}
+    return TableSpec(**usual | changes)
 
 
 def test_a_spec_encodes_by_name_counts_what_it_fills_in_and_survives_json():
@@ -127,14 +126,10 @@ def test_a_spec_encodes_by_name_counts_what_it_fills_in_and_survives_json():
     assert np.allclose(encoded.x, expected, atol=1e-3)
     assert encoded.unseen == {"city": 1} and encoded.missing == {"size": 1} and not encoded.problems
     assert TableSpec.from_dict(json.loads(json.dumps(spec().as_dict()))) == spec()
-    with pytest.raises(
-        InputError, match="the DataFrame lacks 1 of the 3 columns that the network was trained with: 'city'"
-    ):
+    with pytest.raises(InputError, match="the DataFrame lacks 1 of the 3 columns that the network was trained with:"):
         spec().encode(frame_table(frame.drop(columns="city")))
     frame["size"] = ["x", "70"]
-    with pytest.raises(
-        InputError, match="row 0, column 'size': 'x' is not a number, .*; correct it, or leave the cell"
-    ):
+    with pytest.raises(InputError, match="row 0, column 'size': 'x' is not a number, .*; correct it, or leave the"):
         spec().encode_whole(frame_table(frame))
 
 
@@ -158,9 +153,7 @@ def test_a_spec_that_means_nothing_is_refused(change, said):
 
 
 def test_a_files_spec_is_checked():
-    with pytest.raises(
-        InputError, match="a TableSpec has the fields class_names, columns, target, .*; the file's differ"
-    ):
+    with pytest.raises(InputError, match="a TableSpec has the fields class_names, columns, target, .*; the file's"):
         TableSpec.from_dict({"columns": []})
     broken = spec().as_dict() | {"columns": [{"name": "a"}]}
     with pytest.raises(InputError, match="a TableSpec's columns and numbers are not as they should be"):

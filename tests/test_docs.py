@@ -33,7 +33,8 @@ def flags():
 def commands():
     for page in PAGES:
         for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.S):
-            yield from (line.split("#")[0].strip() for line in block.splitlines() if line.strip())
+            lines = [line.split("#")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+            yield from (line.partition("-m ")[2] or line if "-m skipway" in line else line for line in lines if line)
 
 
 def test_every_command_and_flag_that_the_documents_name_exists():
@@ -45,6 +46,9 @@ def test_every_command_and_flag_that_the_documents_name_exists():
         "--csv",
         "--strict",
         "--top",
+        "--tta",
+        "--nproc",
+        "--picture",
         "--split",
         "--allow-changed-data",
         "--constraint",

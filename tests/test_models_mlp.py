@@ -82,5 +82,7 @@ def test_categories_are_looked_up_and_a_slot_that_is_none_is_that_of_the_unseen(
     out = network(x.index_copy(1, torch.arange(3), torch.zeros(4, 3)))
     assert out[0].equal(out[1]) and out[0].equal(out[2]) and not out[0].equal(out[3])
     assert all(table.weight[:2].eq(0).all() and table.weight[2:].ne(0).all() for table in network.embed.tables)
-    with pytest.raises(InputError, match="resmlp has 6 categories among 5 in_features; each is one of them"):
+    with pytest.raises(
+        InputError, match="resmlp has 6 categories among 5 in_features; each is one of them: give as many"
+    ):
         made(categories=(3,) * 6)
