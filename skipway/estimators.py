@@ -171,7 +171,8 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
         """Train on X (N, F), numbers with NaN or a DataFrame, and y (N,), finite numbers."""
         table = self._table(X, reset=True)
         y = _target(y, len(table), numeric=True)
-        mean, std = float(y.mean()), float(y.std())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = float(y.mean()), float(y.std())
         if not (np.isfinite(mean) and np.isfinite(std)):
             raise InputError("y holds numbers too large to be averaged; scale it first")
         spec = TableSpec(self._columns(table), "y", "regression", (), mean, std or 1.0)

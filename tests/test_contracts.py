@@ -60,8 +60,8 @@ OPTIONS = {
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
         ({}, "in_features", [64, 10]),
         ({}, "num_classes", [3, 5]),
-        ({}, "categories", [(), (4,), (4, 5)]),
-        ({"categories": (40,)}, "embedding", [16, 4]),
+        ({}, "categories", [[], [4], [4, 5]]),
+        ({"categories": [40]}, "embedding", [16, 4]),
     ],
     "resnet9": [
         ({}, "widths", [[8, 16, 16], [8, 8, 8]]),
