@@ -285,6 +285,8 @@ def main(words: list[str] | None = None) -> None:
             stream.flush()
         except (AttributeError, OSError, ValueError):  # closed or full: Python would say so once more as it ends
             _silence(stream)
+    if "WORLD_SIZE" in os.environ:  # the threads of torch's process group may abort an interpreter that ends
+        os._exit(code)
     sys.exit(code)
 
 

@@ -1,6 +1,7 @@
 """Where the rooms meet: a Recipe becomes data, a network, a training and a run folder that explains itself."""
 
 import os
+import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -222,6 +223,7 @@ class _Work:
         except RuntimeError as error:
             if not ranks.is_loss_of_another(error):
                 raise
+            time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
             raise Interrupted(
                 "another process of this training is gone; what is saved is whole: go on with --resume "
                 f"{printable(folder)}"

@@ -154,7 +154,7 @@ def test_a_tag_of_the_hub_brings_weights_and_what_its_network_is_given(hub, tag)
     network = sw.create_model("resnet18", pretrained=tag, **TINY)
     assert same(network, hub.network) and network.origin == "timm/resnet18.tiny_test"
     assert network.spec == Spec(
-        3, 32, 35, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), ("0", "1", "2"), fit="crop", interpolation="bicubic"
+        3, 32, 35, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), ("0", "1", "2"), fit="crop", interpolation="bicubic", mirrored=True
     )
 
 
