@@ -78,7 +78,10 @@ def printable(text: object) -> str:
     >>> printable("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\x0a'
     """
-    return "".join(_spell(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(_spell(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
 
 
 def _spell(character: str) -> str:

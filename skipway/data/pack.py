@@ -11,9 +11,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ PHOTOGRAPH = 128  # the size that larger ones are trained at
 ROOM = 1.15  # larger ones are packed with this much room to crop from
 _SQUARE, _LONG = 1.1, 2.0  # longest side over the shortest, up to which pictures are squashed, and cropped
 _THREADS = max(2, os.cpu_count() or 2)
+_SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
 
 
 @dataclass(frozen=True)
@@ -186,18 +188,20 @@ Outcome = tuple[np.ndarray, str, tuple[int, int], tuple[str, ...]]
 
 
 def _decoded(source: Source, split: str, packing: Packing) -> Iterator[tuple[str, int, Outcome | InputError]]:
-    """Every picture of a split in order, decoded by threads that stay a little ahead."""
-    waiting: deque[tuple[str, int, Future[Outcome | InputError]]] = deque()
+    """Every picture of a split in order, decoded by threads that stay a little ahead; small files need none."""
+    waiting: deque[tuple[str, int, Callable[[], Outcome | InputError]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
         for key, label, content in zip(source.keys[split], source.labels[split], source.contents(split), strict=True):
-            waiting.append((key, int(label), pool.submit(_decode_one, content, key, packing)))
+            decoded = partial(_decode_one, content, key, packing)
+            large = isinstance(content, bytes) and len(content) > _SMALL_FILE
+            waiting.append((key, int(label), pool.submit(decoded).result if large else decoded))
             if len(waiting) > 8 * _THREADS:
-                first_key, first_label, future = waiting.popleft()
-                yield first_key, first_label, future.result()
+                first_key, first_label, result = waiting.popleft()
+                yield first_key, first_label, result()
         while waiting:
-            first_key, first_label, future = waiting.popleft()
-            yield first_key, first_label, future.result()
+            first_key, first_label, result = waiting.popleft()
+            yield first_key, first_label, result()
     finally:  # whoever stops listening does not wait for pictures that nobody will see
         pool.shutdown(cancel_futures=True)
 
