@@ -20,7 +20,7 @@ from skipway.runfolder import write_classes, write_table
 from skipway.scatter import against
 from skipway.signals import StopFlag
 from skipway.training import ranks
-from skipway.training.durable import make_folder
+from skipway.training.durable import make_folder, write_json
 from skipway.training.metrics import ClassScores, NumberScores, Scores, figures
 from skipway.training.task import Classification, Regression, Task
 from skipway.training.trainer import Settings
@@ -36,7 +36,7 @@ _BASELINE_SLOTS = 255  # of a category column, beyond which it takes them for nu
 class TableJob:
     """One run's table: `Job` says what each part is for."""
 
-    noun, level = "rows", "none"
+    noun = "rows"
 
     def __init__(self, tables: Tables, recipe: Recipe):
         self.tables, self.recipe, self.name = tables, recipe, tables.name
@@ -44,6 +44,8 @@ class TableJob:
         refuse_unfit(recipe)
         self.rows = self._read(None)
         self.mark = fingerprint_table(self.rows)
+        if self.rows.spec.task == "regression":
+            _refuse_of_classes(recipe, self.rows.spec.target)
 
     def _read(self, spec: TableSpec | None) -> TableSet:
         recipe = self.recipe
@@ -100,7 +102,10 @@ class TableJob:
         """The rows of a split in batches; those to train on in an order of their own each epoch."""
         seed, size = (self.recipe.seed, self.batch_size) if train else (None, 2 * self.batch_size)
         part = (ranks.here(), ranks.count())
-        return RowBatches(self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, part=part)
+        balanced = train and self.recipe.balance == "sampling"
+        return RowBatches(
+            self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, balanced=balanced, part=part
+        )
 
     def fit_first_layer(self, network: Network, feed: Any) -> None:
         """No first layer of a table is fitted to its rows."""
@@ -144,7 +149,8 @@ class TableJob:
         return said + [f"  mind: {warning}" for warning in facts["warnings"]]
 
     def write_data(self, folder: Path, feed: Any) -> None:
-        """splits.csv and skipped.csv."""
+        """splits.csv, skipped.csv, and in encoders.json how columns become numbers."""
+        write_json(folder / "encoders.json", self.rows.spec.as_dict())
         rows, targets = self.rows, self.rows.targets
         write_table(
             folder / "splits.csv",
@@ -175,16 +181,13 @@ class TableJob:
         """Rows are not changed."""
         return "none"
 
+    def facts(self) -> dict[str, Any]:
+        """Nothing: rows are not changed."""
+        return {}
+
     def further(self) -> dict[str, Any]:
         """What else metrics.json has: how the usual choice for tables does on the same rows."""
         return {"baseline": baseline(self.rows)}
-
-
-def table_task(spec: TableSpec, settings: Settings) -> Task:
-    """What is learnt from a table of `spec`."""
-    if spec.task == "regression":
-        return Regression(spec.target_mean, spec.target_std)
-    return Classification(settings.label_smoothing, settings.class_weights, samples="rows")
 
 
 def refuse_unfit(recipe: Recipe) -> None:
@@ -198,6 +201,15 @@ def refuse_unfit(recipe: Recipe) -> None:
     odd = [name for name in _OF_PICTURES if getattr(recipe, name) != getattr(usual, name)]
     if odd:
         raise InputError(f"{', '.join(odd)}: for pictures, but {printable(recipe.data)} is a table; leave that out")
+
+
+def _refuse_of_classes(recipe: Recipe, target: str) -> None:
+    odd = [name for name, usual in (("balance", "none"), ("label_smoothing", None)) if getattr(recipe, name) != usual]
+    if odd:
+        raise InputError(
+            f"{', '.join(odd)}: for classes, but the target {printable(target)!r} is a number; leave that out, or give "
+            "--task classification"
+        )
 
 
 def baseline(rows: TableSet) -> dict[str, Any]:

@@ -265,3 +265,12 @@ def test_order_is_a_function_of_seed_and_epoch(count, size, seed, epoch):
         assert rows[:, 0].tolist() == ids.tolist() == targets.tolist()
     with pytest.raises(InputError, match="there are 1 training rows, but a batch norm needs at least 2; add more"):
         RowBatches(x, y, y[:1], 2, seed=0)
+
+
+def test_balanced_rows_are_of_every_class_as_often():
+    y = np.array([0] * 40 + [1] * 6 + [2] * 2)
+    feed = RowBatches(np.zeros((48, 1), np.float32), y, np.arange(48), 7, seed=3, balanced=True)
+    drawn = [np.concatenate([ids for _, _, ids in feed.epoch(epoch)]) for epoch in (0, 1)]
+    for ids in drawn:
+        assert np.bincount(y[ids]).tolist() == [16, 16, 16] and set(ids[y[ids] > 0]) == set(range(40, 48))
+    assert set(drawn[0][y[drawn[0]] == 0]) != set(drawn[1][y[drawn[1]] == 0])

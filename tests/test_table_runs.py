@@ -70,6 +70,8 @@ def test_a_regression_leaves_its_figures_tables_and_pictures(price):
     assert len(splits) == 120 and re.fullmatch(r"homes.csv:\d+", splits[0]["row"]) and len(splits[0]["digest"]) == 32
     assert (price.path / "plots" / "predicted.png").stat().st_size > 5000
     assert not (price.path / "confusion_matrix.csv").exists()
+    encoders = json.loads((price.path / "encoders.json").read_text())
+    assert encoders["target"] == "price" and encoders == sw.load(price.path).spec.as_dict()
 
 
 def test_a_classification_leaves_what_one_of_pictures_does(dear):
@@ -236,6 +238,8 @@ def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_pa
         quick(home, tmp_path, target="price", model="resnet18")
     with pytest.raises(InputError, match="augment, mixup: for pictures, but .*homes.csv is a table; leave that out"):
         quick(home, tmp_path, target="price", augment="light", mixup=0.2)
+    with pytest.raises(InputError, match="balance, label_smoothing: for classes, but the target 'price' is a number"):
+        quick(home, tmp_path, target="price", balance="sampling", label_smoothing=0.1)
     with pytest.raises(InputError, match="--target is for tables, but digits is none; give a .csv, .tsv or .parquet"):
         quick("digits", tmp_path, target="price")
     with pytest.raises(InputError, match="task is one of auto, classification, regression, not 'guess'"):

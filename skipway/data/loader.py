@@ -17,7 +17,7 @@ from skipway.data.distort import CHANCES, DISTORTIONS, MIX_CHANCES, mixed
 from skipway.data.pack import Packed
 from skipway.errors import InputError
 
-__all__ = ["Augmentation", "Batches", "batch_bounds", "mean_and_std"]
+__all__ = ["Augmentation", "Batches", "batch_bounds", "mean_and_std", "shuffled"]
 
 # A picture's chances: those of `augmented`, of each distortion, of mixing. What one takes never depends on the others.
 _OWN = 5
@@ -36,6 +36,20 @@ def batch_bounds(count: int, batch_size: int, least: int = 2) -> list[tuple[int,
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < least:  # a batch norm has no spread over one
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds
+
+
+def shuffled(rows: np.ndarray, labels: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """`rows` in the order of an epoch; with `labels` (of all samples) every class as often as any other, by repeating
+    or leaving out some of its rows, in each epoch others."""
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order: np.ndarray = rows[random.permutation(len(rows))]
+    if labels is None:
+        return order
+    classes = random.permutation(np.unique(labels[order]))  # who has one more where they do not divide
+    shares = np.full(len(classes), len(order) // len(classes))
+    shares[: len(order) % len(classes)] += 1
+    drawn = [np.resize(order[labels[order] == c], share) for c, share in zip(classes, shares, strict=True)]
+    return np.concatenate(drawn)[random.permutation(len(order))]
 
 
 def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -124,7 +138,9 @@ class Batches:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from the `start`-th on."""
-        change, order = self.augmentation, self.rows if self.augmentation is None else self._order(epoch)
+        change, order = self.augmentation, self.rows
+        if change is not None:
+            order = shuffled(self.rows, self.packed.labels if change.balanced else None, change.seed, epoch)
         for begin, end in self.bounds[start:]:
             ids = order[begin:end][self.part[0] :: self.part[1]]
             x, y = self.pictures(ids, epoch), torch.from_numpy(self.packed.labels[ids]).to(self.device)
@@ -132,19 +148,6 @@ class Batches:
                 chances = draws(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]
                 x, y = mixed(x, y, chances, len(self.packed.class_names), change.mixup, change.cutmix)
             yield x, y, ids
-
-    def _order(self, epoch: int) -> np.ndarray:
-        assert self.augmentation is not None
-        random = np.random.Generator(np.random.PCG64([self.augmentation.seed, epoch]))
-        shuffled: np.ndarray = self.rows[random.permutation(len(self.rows))]
-        if not self.augmentation.balanced:
-            return shuffled
-        labels = self.packed.labels[shuffled]
-        classes = random.permutation(np.unique(labels))  # who has one more where they do not divide
-        shares = np.full(len(classes), len(shuffled) // len(classes))
-        shares[: len(shuffled) % len(classes)] += 1
-        drawn = [np.resize(shuffled[labels == c], share) for c, share in zip(classes, shares, strict=True)]
-        return np.concatenate(drawn)[random.permutation(len(shuffled))]
 
     def plain(self, count: int) -> Tensor:
         """Up to `count` pictures, evenly chosen, without augmentation: (N, C, S, S)."""

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.loader import batch_bounds
+from skipway.data.loader import batch_bounds, shuffled
 from skipway.errors import InputError
 
 __all__ = ["RowBatches"]
 
 
 class RowBatches:
-    """The `rows` of x and y in batches, drawn in a new order every epoch where `seed` is given.
+    """The `rows` of x and y in batches, drawn in a new order every epoch where `seed` is given; `balanced`: with every
+    class as often as any other.
 
     Of every batch `part` (k, n) takes the k-th of n parts.
     """
@@ -29,6 +30,7 @@ class RowBatches:
         batch_size: int,
         *,
         seed: int | None = None,
+        balanced: bool = False,
         part: tuple[int, int] = (0, 1),
     ):
         least = 2 * part[1] if seed is not None else 1
@@ -36,6 +38,7 @@ class RowBatches:
             where = f" in each of {part[1]} processes" if part[1] > 1 else ""
             raise InputError(f"there are {len(rows)} training rows, but a batch norm needs at least 2{where}; add more")
         self.x, self.y, self.rows, self.seed, self.part = torch.from_numpy(x), torch.from_numpy(y), rows, seed, part
+        self.labels = y if balanced else None
         self.bounds = batch_bounds(len(rows), batch_size, max(2, least))
 
     @property
@@ -52,7 +55,7 @@ class RowBatches:
         """The batches of an epoch from the `start`-th on."""
         order = self.rows
         if self.seed is not None:
-            order = order[np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(order))]
+            order = shuffled(self.rows, self.labels, self.seed, epoch)
         for begin, end in self.bounds[start:]:
             ids = order[begin:end][self.part[0] :: self.part[1]]
             chosen = torch.from_numpy(ids)
