@@ -11,6 +11,7 @@ import torch
 
 from skipway.errors import InputError
 from skipway.recipe import Recipe
+from skipway.training import ranks
 from skipway.training.trainer import Settings, has_bf16
 
 __all__ = ["OWN", "TABLE", "Own", "batch_size_for", "device_for", "settings_for", "table_batch_size", "table_epochs"]
@@ -96,6 +97,8 @@ def settings_for(
     own = TABLE_OWN if table and optimizer == "adamw" else OWN[plan["family"], optimizer]
     share = batch_size * recipe.accumulate / own.batch
     device = device_for(recipe.device)
+    if recipe.shard:
+        _refuse_unshared(recipe)
     bf16 = has_bf16(device) and not table  # small layers gain nothing, and measured numbers lose their digits
 
     def first(value: float | None, otherwise: float) -> float:
@@ -126,7 +129,19 @@ def settings_for(
         precision=recipe.precision if recipe.precision != "auto" else "bf16" if bf16 else "fp32",
         device=device,
         save_every=recipe.save_every,
+        shard=recipe.shard,
     )
+
+
+def _refuse_unshared(recipe: Recipe) -> None:
+    if ranks.count() == 1:
+        raise InputError(
+            "--shard splits a network over several processes, but this is one; add --nproc 2, or leave it out"
+        )
+    if recipe.l1 or recipe.l2:
+        raise InputError(
+            "--l1 and --l2 need all weights in one place, which --shard splits; use --weight-decay instead"
+        )
 
 
 def device_for(asked: str) -> str:

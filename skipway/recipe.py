@@ -106,6 +106,7 @@ class Recipe:
     )
     precision: str = _option("auto", "bf16, fp32, or auto: bf16 where the hardware has it.")
     device: str = _option("auto", "cpu, cuda, or auto.")
+    shard: bool = _option(False, "Split weights and optimiser over several processes (FSDP), where one is too small.")
     threads: int | None = _option(None, "CPU threads; default: all cores.", least=1, most=1024)
     save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
     max_bad: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)

@@ -24,6 +24,12 @@ HOWS = {
     "adamw": {"optimizer": "adamw", "freeze": 1, "epochs": 3, "ema": 0.8},
     "accumulated": {"accumulate": 2, "clip": 0.5, "l2": 1e-3},
 }
+# The same twice: whole in every process, and split over them.
+SHARDED = {
+    "sgd": {"epochs": 1},
+    "adamw": {"optimizer": "adamw", "freeze": 1, "epochs": 3, "ema": 0.8},
+    "muon": {"optimizer": "muon", "accumulate": 2, "clip": 0.5, "precision": "bf16"},
+}
 
 
 class Feed:
@@ -64,6 +70,14 @@ def train(how, folder, stop=None, resume=False):
     return trainer
 
 
+def held(trainer):
+    """Numbers that this process holds of weights and optimiser."""
+    tensors = [*trainer.network.parameters(), *(v for s in trainer.optimizer.state.values() for v in s.values())]
+    return sum(
+        getattr(t, "to_local", lambda t=t: t)().numel() for t in tensors if isinstance(t, torch.Tensor) and t.dim()
+    )
+
+
 def main(folder):
     torch.set_num_threads(1)
     ranks.join_group("cpu")
@@ -72,6 +86,19 @@ def main(folder):
         trainer = train(how, folder / name)
         out |= {f"{name}.{k}": v.clone() for k, v in trainer.network.state_dict().items()}
         out[f"{name}.losses"] = torch.tensor([[r["train_loss"], r["val_loss"]] for r in trainer.state.history])
+    for name, how in SHARDED.items():
+        for shard in (False, True):
+            trainer = train({**how, "shard": shard}, folder / f"{name} {shard}")
+            if shard:
+                resumed = Trainer(network(), settings({**how, "shard": True}))
+                saved = checkpoint.load(folder / f"{name} {shard}")
+                resumed.restore(saved.tensors, saved.state["state"])
+                out[f"held {name}"] = torch.tensor([held(trainer), held(resumed)])
+                tensors = resumed.tensors()
+            else:
+                tensors = trainer.tensors()
+                out[f"held {name} whole"] = torch.tensor(held(trainer))
+            out |= {f"{name} {shard}.{k}": v.clone() for k, v in tensors.items()}
     try:  # a signal that one process alone hears stops all after the same step
         train({}, folder / "stopped", StopAt(1) if ranks.here() == 0 else None)
         out["stopped"] = torch.tensor(-1)

@@ -5,6 +5,7 @@ from skipway.decide import OWN, batch_size_for, settings_for
 from skipway.errors import InputError
 from skipway.models.registry import FAMILIES
 from skipway.recipe import CHOICES, Recipe
+from skipway.training import ranks
 
 
 def test_every_family_has_its_own_training_for_every_optimiser():
@@ -35,3 +36,14 @@ def test_the_batch_size_grows_with_the_set():
 def test_a_gpu_that_is_not_there_is_named():
     with pytest.raises(InputError, match="--device cuda was asked for, but torch sees no GPU here"):
         settings_for(Recipe(device="cuda"), {"family": "resnet"}, 32)
+
+
+def test_a_network_is_split_over_several_processes_alone_and_without_penalties(monkeypatch):
+    with pytest.raises(
+        InputError, match="--shard splits a network over several processes, but this is one; add --nproc"
+    ):
+        settings_for(Recipe(shard=True), {"family": "resnet"}, 64)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    assert settings_for(Recipe(shard=True), {"family": "resnet"}, 64).shard
+    with pytest.raises(InputError, match="--l1 and --l2 need all weights in one place, which --shard splits; use"):
+        settings_for(Recipe(shard=True, l2=1e-4), {"family": "resnet"}, 64)

@@ -31,6 +31,7 @@ FLOORS = [
             "training.task",
             "training.durable",
             "training.checkpoint",
+            "training.shards",
             "training.trainer",
             "training.range_test",
             "training.loop",

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import skipway
+from tests.small_runs import pictures
 
 WORDS = ["train", "digits", "--epochs", "3", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
 needs_processes = pytest.mark.skipif(
@@ -66,6 +68,58 @@ def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_
         load_file(tmp_path / "runs" / name / "weights" / "best.safetensors") for name in ("whole", "broken")
     )
     assert set(wanted) == set(found) and all(torch.equal(v, found[k]) for k, v in wanted.items())
+
+
+def rank(folder, number, port, *words, **environment):
+    """One process of two, as somebody starts it by hand."""
+    paths = {
+        **os.environ, "PYTHONPATH": str(Path(skipway.__file__).parent.parent), "GLOO_SOCKET_IFNAME": "lo",
+        "WORLD_SIZE": "2", "RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), **environment,
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "skipway", *words], cwd=folder, env=paths, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@needs_processes
+def test_processes_that_were_told_different_things_do_not_train(tmp_path):
+    port = free_port()
+    both = [rank(tmp_path, k, port, *WORDS, "--seed", str(k), "--lr", "0.1") for k in (0, 1)]
+    for text, process in [(said(process), process) for process in both]:
+        assert process.returncode == 2 and "Traceback" not in text
+        assert "training do not agree: seed is 0 in process 0 and 1 in process 1; start all with one command" in text
+
+
+@needs_processes
+def test_processes_that_see_different_data_do_not_train(tmp_path):
+    port = free_port()
+    for k in (0, 1):
+        pictures(tmp_path / str(k) / "kinds", count=4 + k)
+    words = ["train", "kinds", *WORDS[2:], "-o", str(tmp_path / "runs")]
+    both = [rank(tmp_path / str(k), k, port, *words) for k in (0, 1)]
+    for text, process in [(said(process), process) for process in both]:
+        assert process.returncode == 2 and "Traceback" not in text
+        assert "do not agree: the fingerprint of the pictures is " in text
+
+
+@needs_processes
+def test_a_process_that_cannot_meet_the_others_says_where(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = rank(tmp_path, 0, port, *WORDS)
+        text = said(process)
+    assert process.returncode == 2 and "Traceback" not in text
+    assert f"process 0 cannot meet the others at 127.0.0.1:{port} (" in text and "which choose a free port" in text
 
 
 @needs_processes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import rank_worker
 import torch
-from rank_worker import HOWS, Feed
+from rank_worker import HOWS, SHARDED, Feed
 from safetensors.torch import load_file
 from test_training_loop import network, plain_network
 
@@ -111,6 +111,26 @@ def test_two_processes_are_one_that_runs_the_two_halves(pair, name):
             assert torch.equal(pair[0][f"{name}.{k}"], pair[1][f"{name}.{k}"]), k
         assert torch.equal(pair[0][f"{name}.{k}"], value), k
     assert torch.equal(pair[0][f"{name}.losses"], pair[1][f"{name}.losses"])
+
+
+@needs_processes
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_network_that_is_split_learns_what_a_whole_one_learns(pair, name):
+    """Also as its checkpoint gives it back."""
+    wanted = {k.partition(".")[2]: v for k, v in pair[0].items() if k.startswith(f"{name} False.")}
+    found = {k.partition(".")[2]: v for k, v in pair[0].items() if k.startswith(f"{name} True.")}
+    assert found.keys() == wanted.keys() and any(k.startswith("optimizer.") for k in found)
+    start = network().state_dict()
+    learnt = [k for k, _ in network().named_parameters()]
+    moved, apart = (
+        torch.cat([(a[f"network.{k}"] - b(k)).flatten() for k in learnt]).norm()
+        for a, b in ((wanted, start.get), (found, lambda k: wanted[f"network.{k}"]))
+    )
+    assert apart < (0.1 if name == "muon" else 1e-5) * moved  # which computes in bfloat16
+    whole = int(pair[0][f"held {name} whole"])
+    for process in pair:
+        before, resumed = process[f"held {name}"].tolist()
+        assert before == resumed < 0.6 * whole
 
 
 @needs_processes

@@ -20,6 +20,7 @@ from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.signals import StopFlag
 from skipway.training import checkpoint, ranks
 from skipway.training.metrics import Feed, Scores, score
+from skipway.training.shards import kept
 from skipway.training.task import Task
 from skipway.training.trainer import Settings, State, Trainer
 
@@ -68,8 +69,7 @@ def fit(
                 state.loss += loss.item() * len(outputs)
                 state.gained += trainer.task.gained(outputs, y[piece])
             if boundary:
-                norm = engine.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
-                _need_finite(norm, "gradient", trainer, ids)
+                _need_finite(trainer.gradient_norm(), "gradient", trainer, ids)
                 trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
                 trainer.stepper.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
@@ -87,8 +87,9 @@ def fit(
         scores = score(trainer.judged, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked)
         rate = settings.lr * trainer.course(_position(settings, state.epoch, state.batch - 1, train.steps))
         best = _close_epoch(state, scores, rate, settings, trainer.task.figure)
+        weights = kept(trainer.judged.state_dict()) if best else None
         if ranks.here() == 0:
-            on_epoch(state, trainer.judged.state_dict() if best else None)
+            on_epoch(state, weights)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
         keeper.save()
@@ -115,9 +116,10 @@ class _Keeper:
         state = self.trainer.state
         state.total_seconds = self.total_seconds
         sums = dict(zip(_SUMS, ranks.summed(*(getattr(state, name) for name in _SUMS)), strict=True))
+        tensors = self.trainer.tensors() if self.folder is not None else {}
         if ranks.here() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
-            checkpoint.save(self.folder, state.step, self.trainer.tensors(), saved)
+            checkpoint.save(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:

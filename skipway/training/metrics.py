@@ -129,7 +129,7 @@ def score(
     network.eval()
     parts: list[tuple[Tensor, Tensor, np.ndarray]] = []
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # weights that are shared out outlive an inference mode, in which they are fetched
             for x, y, ids in feed.epoch():
                 poll()
                 with autocast():

@@ -66,7 +66,7 @@ def range_test(
     Raises:
         NotFiniteError: the loss is not finite within the first ten steps.
     """
-    tensors = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    tensors = {name: tensor.clone() for name, tensor in trainer.parts().items()}
     state, groups = asdict(trainer.state), [dict(group) for group in trainer.optimizer.param_groups]
     rates: list[float] = []
     losses: list[float] = []
@@ -106,6 +106,7 @@ def _step(trainer: Trainer, x: Tensor, y: Tensor, rate: float) -> float:
     loss = trainer.task.loss(trainer.model(x), y) + trainer.penalty()
     if torch.isfinite(loss):
         trainer.engine.backward(loss)
+        trainer.gradient_norm()
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
         trainer.stepper.step()
         trainer.optimizer.zero_grad(set_to_none=True)

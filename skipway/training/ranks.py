@@ -12,11 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from skipway.errors import InputError, printable
+
 __all__ = [
-    "count", "first", "gathered", "here", "is_loss_of_another", "join_group", "leave_group", "share_buffers", "summed",
+    "agree", "count", "first", "gathered", "here", "is_loss_of_another", "join_group", "leave_group", "share_buffers",
+    "summed",
 ]  # fmt: skip
 
 R = TypeVar("R")
+_MEETING = timedelta(seconds=25)  # for all to come to the place where they meet
 _PATIENCE = timedelta(minutes=10)  # with a process that does not answer
 
 
@@ -31,11 +35,40 @@ def count() -> int:
 
 
 def join_group(device: str) -> None:
-    """Meet the other processes where torchrun, `accelerate launch` or --nproc has started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
+    """Meet the other processes where torchrun, `accelerate launch` or --nproc has started several.
+
+    Raises:
+        InputError: they are not where the environment says.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
+    except (RuntimeError, ValueError) as error:
+        place, port, mine = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+        raise InputError(
+            f"process {printable(mine)} cannot meet the others at {printable(place)}:{printable(port)} "
+            f"({printable(str(error).splitlines()[0])[:200]}); start with --nproc or torchrun, which choose a free port"
+        ) from None
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+
+
+def agree(values: dict[str, Any]) -> None:
+    """Refuse to go on where the processes were told different values."""
+    everyone = gathered(values)
+    for other, theirs in enumerate(everyone):
+        apart = [name for name, value in everyone[0].items() if theirs[name] != value]
+        if apart:
+            said = "; ".join(
+                f"{n} is {everyone[0][n]!r} in process 0 and {theirs[n]!r} in process {other}" for n in apart
+            )
+            raise InputError(
+                f"the processes of this training do not agree: {printable(said)}; start all with one command, on the "
+                "same data"
+            )
 
 
 def leave_group() -> None:

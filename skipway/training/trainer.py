@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from skipway.training import ranks
 from skipway.training.optimizers import make_optimizer, set_rates
 from skipway.training.schedule import course, momentum_at
+from skipway.training.shards import kept, shared_like, shared_out, whole
 from skipway.training.task import Classification, Task
 
 __all__ = ["Settings", "State", "Trainer", "as_found", "has_bf16"]
@@ -46,6 +47,7 @@ class Settings:
     precision: str = "fp32"
     device: str = "cpu"
     save_every: float = 120.0
+    shard: bool = False  # weights, gradients and optimiser states split over the processes
 
 
 @dataclass
@@ -104,20 +106,30 @@ class Trainer:
         )
         self.settings, self.state, self.name_of = settings, State(), name_of
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
-        self.network = network.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = _average_of(network, settings)
+        self.network = self._placed(network)
+        if self.average is not None:
+            self.average.module = self._placed(self.average.module)
+            self.average.n_averaged = self.average.n_averaged.to(self.engine.device)
         self.optimizer = make_optimizer(
             self.network, settings.optimizer, lr=settings.lr, momentum=settings.momentum,
             weight_decay=settings.weight_decay, bias_lr=settings.bias_lr, lr_decay=settings.lr_decay,
         )  # fmt: skip
         self.learnt = [p for p in self.network.parameters() if p.requires_grad]
         self.course = course(settings.schedule, min(settings.freeze / settings.epochs, 0.99))
-        self.average = None
-        if settings.ema is not None:
-            self.average = AveragedModel(
-                self.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True
-            )
-        self.model, self.stepper = self.engine.prepare(self.network, self.optimizer)
-        self.frozen = False
+        self.model = self.engine.prepare_model(
+            self.network,
+            device_placement=False,
+            evaluation_mode=settings.shard,  # that is: without DistributedDataParallel
+        )
+        self.stepper = self.engine.prepare_optimizer(self.optimizer)
+        self.still: set[nn.Parameter] = set()
+
+    def _placed(self, network: nn.Module) -> nn.Module:
+        """`network` on the device: whole, or where it is to be shared out this process's part of it."""
+        if self.settings.shard:
+            return shared_out(network, self.engine.device.type)
+        return network.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def judged(self) -> nn.Module:
@@ -131,18 +143,25 @@ class Trainer:
         trunk = list(self.network.children())
         while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
             pass
-        still = {p for part in trunk for p in part.parameters()} if frozen else set()
+        before, self.still = self.still, {p for part in trunk for p in part.parameters()} if frozen else set()
         for part in trunk if frozen else ():
             part.eval()
-        for p in self.learnt:
-            p.requires_grad_(p not in still)
-        if frozen != self.frozen and isinstance(self.model, DistributedDataParallel):
+        for p in self.learnt if not self.settings.shard else ():  # whose gradients were settled when it was shared out
+            p.requires_grad_(p not in self.still)
+        if before != self.still and isinstance(self.model, DistributedDataParallel):
             self.model = DistributedDataParallel(self.network)  # it counts on gradients of what learns, and no others
-        self.frozen = frozen
 
     def synced(self, last: bool) -> AbstractContextManager[Any]:
         """Where processes share their gradients: after the `last` backward pass of a step alone."""
+        if self.settings.shard:
+            self.model.set_requires_gradient_sync(last)
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
+
+    def gradient_norm(self) -> Tensor:
+        """The norm over all gradients that the step goes by, which are shortened to `clip`."""
+        for p in self.still:
+            p.grad = None
+        return whole(self.engine.clip_grad_norm_(self.network.parameters(), self.settings.clip or float("inf")))
 
     def penalty(self) -> Tensor | float:
         """What the sizes of the weights add to the loss; norms and biases add nothing."""
@@ -150,12 +169,14 @@ class Trainer:
         sizes = self.settings.l1 * sum(p.abs().sum() for p in weights) if self.settings.l1 else 0.0
         return sizes + (self.settings.l2 * sum(p.square().sum() for p in weights) if self.settings.l2 else 0.0)
 
-    def set_rates(self, position: float) -> None:
-        """Learning rates and momentum of the step at `position` in [0, 1] of the run."""
+    def rates(self, position: float) -> tuple[float, float]:
+        """Learning rate and momentum at `position` in [0, 1] of the run."""
         rate = self.course(position)
-        set_rates(
-            self.optimizer, rate * self.settings.lr, momentum_at(self.settings.schedule, self.settings.momentum, rate)
-        )
+        return rate * self.settings.lr, momentum_at(self.settings.schedule, self.settings.momentum, rate)
+
+    def set_rates(self, position: float) -> None:
+        """Let the optimiser have the rates of the step at `position`."""
+        set_rates(self.optimizer, *self.rates(position))
 
     def update_average(self) -> None:
         """Let the average, where there is one, follow the step that was just taken."""
@@ -163,7 +184,11 @@ class Trainer:
             self.average.update_parameters(self.network)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint must hold in tensors, by name."""
+        """Everything that a checkpoint must hold in tensors, by name; all processes ask together."""
+        return kept(self.parts())
+
+    def parts(self) -> dict[str, Tensor]:
+        """The same as far as this process has it."""
         found = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.average is not None:
             found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -175,18 +200,31 @@ class Trainer:
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to what `tensors` and `state` say."""
         self.optimizer.state.clear()
-        self.network.load_state_dict(_under("network.", tensors))
+        _load(self.network, _under("network.", tensors))
         if self.average is not None:
-            self.average.load_state_dict(_under("average.", tensors))
+            _load(self.average, _under("average.", tensors))
         for name, parameter in self.network.named_parameters():
             values = {
-                k: v.to(parameter.device) for k, v in _under(f"optimizer.{name}.", tensors).items() if "." not in k
+                k: shared_like(v, parameter) for k, v in _under(f"optimizer.{name}.", tensors).items() if "." not in k
             }
             if values:
                 self.optimizer.state[parameter] = values
         self.state = State(**state)
         if ranks.here():  # the sums of all processes stand with the first
             self.state.loss, self.state.gained, self.state.seen = 0.0, 0.0, 0
+
+
+def _average_of(network: nn.Module, settings: Settings) -> AveragedModel | None:
+    if settings.ema is None:
+        return None
+    if settings.shard:  # parts of tensors are averaged one by one
+        return AveragedModel(network, avg_fn=get_ema_avg_fn(settings.ema), use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({name: shared_like(t, own[name]) if name in own else t for name, t in tensors.items()})
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
