@@ -1,9 +1,9 @@
 """Five networks for photographs, from plain convolutions to bottlenecks: what each idea of a residual network adds.
 
-    python examples/fastbook.py PICTURES [--epochs 5] [--size 128] [--only ...]
+    python examples/fastbook.py PICTURES [--epochs 5] [--size 128] [--batch 32] [--only ...]
 
-PICTURES is a folder with train and val in it, and one folder for each class in both. The first three are built here
-from Skips; the last two are rows of the table: xresnet18 and xresnet50.
+PICTURES is what `skipway train` takes, with a part to train on and one to validate or test on. The first three are
+built here from Skips; the last two are rows of the table: xresnet18 and xresnet50.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import skipway as sw
+from skipway.training.trainer import has_bf16
 
 WIDTHS = (16, 32, 64, 128, 256)
 
@@ -38,6 +39,11 @@ def staged(stage, classes):
     return network
 
 
+def mixed():
+    """bfloat16 where the processor multiplies it itself."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu"))
+
+
 NETWORKS = {
     "plain": lambda classes: staged(lambda before, after: conv(before, after, stride=2), classes),
     "one block": lambda classes: staged(lambda before, after: [block(before, after, 2)], classes),
@@ -56,13 +62,13 @@ def photographs(folder, size):
     packed = pack(source, natural_packing(source, size, "crop", 50_000_000))
     start = (packed.pixels.shape[1] - size) // 2
     pixels = torch.from_numpy(packed.pixels).permute(0, 3, 1, 2)[:, :, start : start + size, start : start + size]
-    parts = [packed.splits[split] for split in ("train", "val")]
+    parts = [packed.splits[split] for split in ("train", "val" if "val" in packed.splits else "test")]
     return *((pixels[rows], torch.from_numpy(packed.labels[rows]).long()) for rows in parts), packed.class_names
 
 
 def prepared(pictures):
     """uint8 to numbers around zero."""
-    return pictures.float() / 64 - 2
+    return (pictures.float() / 64 - 2).to(memory_format=torch.channels_last)
 
 
 def train(network, data, epochs, lr=3e-3, batch=32):
@@ -80,11 +86,13 @@ def train(network, data, epochs, lr=3e-3, batch=32):
             x = prepared(pictures[rows])
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x), labels[rows]).backward()
+            with mixed():
+                loss = nn.functional.cross_entropy(network(x), labels[rows])
+            loss.backward()
             optimizer.step()
             schedule.step()
     network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), mixed():
         found = torch.cat([network(prepared(part)).argmax(1) for part in held_out.split(batch)])
     return time.perf_counter() - begin, (found == wanted).double().mean().item()
 
@@ -94,6 +102,7 @@ def main():
     parser.add_argument("data", metavar="PICTURES")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", help="names of networks, with commas between them")
     given = parser.parse_args()
     data = photographs(given.data, given.size)
@@ -103,8 +112,8 @@ def main():
         if given.only and name not in given.only.split(","):
             continue
         torch.manual_seed(0)
-        network = build(len(data[2]))
-        seconds, share = train(network, data, given.epochs)
+        network = build(len(data[2])).to(memory_format=torch.channels_last)
+        seconds, share = train(network, data, given.epochs, batch=given.batch)
         count = sum(p.numel() for p in network.parameters())
         print(f"{name:<12} {count:>10,} {seconds:>8.0f} {share:>10.3f}", flush=True)
 

@@ -1,8 +1,11 @@
 """Job: what a run needs to know of its data, be it pictures or a table; and which of them DATA is."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from skipway.console import Console
 from skipway.data.table_set import open_tables
@@ -27,7 +30,6 @@ class Job(Protocol):
     name: str
     mark: str  # the fingerprint of samples, targets and splits
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
-    level: str  # how strongly samples are changed
 
     @property
     def epochs(self) -> int:
@@ -84,12 +86,20 @@ class Job(Protocol):
     def augmentation(self) -> str:
         """What is done to training samples, in words."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of how samples are changed."""
+
     def further(self) -> dict[str, Any]:
         """What else metrics.json has."""
 
 
-def open_job(recipe: Recipe, *, new: bool, epochs_told: bool) -> Job:
-    """What `recipe.data` is; where nobody told the epochs of a new run, its recipe has those that suit the data."""
+def open_job(
+    recipe: Recipe, *, new: bool, epochs_told: bool, transform: Callable[[Tensor], Tensor] | None = None
+) -> Job:
+    """What `recipe.data` is; where nobody told the epochs of a new run, its recipe has those that suit the data.
+
+    `transform` is what pictures go through beside what the recipe says.
+    """
     assert recipe.data is not None
     tables = open_tables(recipe.data, recipe.target, recipe.task, recipe.ignore)
     if tables is None:
@@ -98,7 +108,9 @@ def open_job(recipe: Recipe, *, new: bool, epochs_told: bool) -> Job:
                 f"--target is for tables, but {printable(recipe.data)} is none; give a .csv, .tsv or .parquet file, or "
                 "a folder with train.csv and val.csv"
             )
-        return PictureJob(recipe, new)
+        return PictureJob(recipe, new, transform)
+    if transform is not None:
+        raise InputError(f"a transform is for pictures, but {printable(recipe.data)} is a table; leave it out")
     job = TableJob(tables, recipe)
     if new and not epochs_told:
         job.recipe = replace(recipe, epochs=job.epochs)

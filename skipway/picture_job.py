@@ -1,9 +1,11 @@
 """Pictures to learn from, as a run needs them: feeds, Spec, network, fingerprint, what is written and said of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from skipway.beginning import beginning, chosen_model
 from skipway.console import Console
@@ -36,9 +38,13 @@ class PictureJob:
 
     noun = "pictures"
 
-    def __init__(self, recipe: Recipe, new: bool):
+    def __init__(self, recipe: Recipe, new: bool, transform: Callable[[Tensor], Tensor] | None = None):
         assert recipe.data is not None
-        self.recipe = recipe
+        if transform is not None and not callable(transform):
+            raise InputError(
+                f"a transform takes pictures (B, C, H, W) and gives as many, but {transform!r} takes nothing"
+            )
+        self.recipe, self.transform = recipe, transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
         self.packing = natural_packing(self.source, _sizes(recipe)[1], recipe.fit, recipe.max_pixels)
         count = self.source.count("train")
@@ -94,6 +100,15 @@ class PictureJob:
         self.batch_size, self.device, self.normalise = batch_size, device, (spec.mean, spec.std)
         chosen = augment.choose(self.recipe.augment, packing.packed, packing.size, packed.mirrored)
         self.level: str = chosen if earlier is None else earlier["level"]
+        now = _name(self.transform)
+        before = now if earlier is None else earlier.get("transform", "")
+        if before != now:
+            raise InputError(
+                f"a run goes on as it began: its transform was {printable(before) or 'none'}, not {now or 'none'}; "
+                "give skipway.train the same one beside resume"
+            )
+        if isinstance(self.transform, nn.Module):
+            self.transform.to(device)
 
     def feed(self, split: str, *, train: bool = False) -> Batches:
         """The pictures of a split in batches; those to train on shuffled and changed."""
@@ -107,7 +122,7 @@ class PictureJob:
         recipe = self.recipe
         return Augmentation(
             self.level, recipe.seed, recipe.mixup, recipe.cutmix, _sizes(recipe)[0] or 0, recipe.epochs,
-            recipe.balance == "sampling",
+            recipe.balance == "sampling", self.transform,
         )  # fmt: skip
 
     def fit_first_layer(self, network: Network, feed: Batches) -> None:
@@ -152,11 +167,23 @@ class PictureJob:
         first, full = _sizes(self.recipe)
         said += [f"from {first} to {full} px"] if first else []
         said += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]
+        said += [_name(self.transform)] if self.transform is not None else []
         return ", ".join(said)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of how pictures are changed."""
+        return {"level": self.level, "transform": _name(self.transform)}
 
     def further(self) -> dict[str, Any]:
         """What else metrics.json has."""
         return {}
+
+
+def _name(transform: Callable[[Tensor], Tensor] | None) -> str:
+    """What a transform is known by: a module by all of its settings, a function by its name."""
+    if transform is None or isinstance(transform, nn.Module):
+        return " ".join(repr(transform).split()) if transform is not None else ""
+    return getattr(transform, "__qualname__", type(transform).__qualname__)
 
 
 def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:

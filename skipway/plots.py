@@ -224,22 +224,30 @@ def _draw_best(axes: Axes, x: float, y: float, words: str) -> None:
         axes.plot([x], [y], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1)
 
 
-def schedule(points: Sequence[tuple[float, float]], path: str | Path) -> None:
-    """The learning rate over the position in the run, 0 to 1."""
-    pairs = [(_number(x), _number(y)) for x, y in points]
-    pairs = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
-    if not pairs:
+def schedule(points: Sequence[Sequence[float]], path: str | Path) -> None:
+    """The learning rate over the position in the run, 0 to 1; below it, where points have a third number, momentum."""
+    rows = [[_number(value) for value in point] for point in points]
+    rows = [row for row in rows if all(map(math.isfinite, row))]
+    if not rows:
         return _note("no schedule was recorded", path)
-    figure = Figure(figsize=(7, 2.9), dpi=DPI)
-    axes = _axes(figure, (0.8, 0.6, 5.8, 1.8))
-    xs, ys = np.array(pairs).T
+    lift = 1.9 if min(map(len, rows)) > 2 else 0.0
+    figure = Figure(figsize=(7, 2.9 + lift), dpi=DPI)
+    axes = _axes(figure, (0.8, 0.6 + lift, 5.8, 1.8))
+    xs, ys, *momentum = np.array([row[: 3 if lift else 2] for row in rows]).T
+    if lift:
+        below = _axes(figure, (0.8, 0.6, 5.8, 1.0))
+        below.plot(xs * 100, momentum[0], color=VERMILION, linewidth=1.8, marker="o" if len(xs) == 1 else None)
+        below.set_xlim(-1, 101)
+        below.margins(y=0.15)
+        below.yaxis.set_major_locator(MaxNLocator(3))
+        _title(below, "", "position in the run, %", "momentum")
     axes.fill_between(xs * 100, ys, color=BLUE, alpha=0.08, linewidth=0)
     axes.plot(xs * 100, ys, color=BLUE, linewidth=1.8, marker="o" if len(xs) == 1 else None)
     axes.set_xlim(-1, 101)
     axes.set_ylim(0 if ys.min() >= 0 else None, max(ys.max() * 1.05, 1e-12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    _title(axes, "Learning rate", "position in the run, %", "learning rate per step")
+    _title(axes, "Learning rate", "" if lift else "position in the run, %", "learning rate per step")
     top = int(ys.argmax())
     _draw_best(axes, float(xs[top] * 100), math.nan, f"highest: {ys[top]:.3g}")
     _save(figure, path)

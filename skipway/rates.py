@@ -1,10 +1,12 @@
 """find_lr: the learning-rate range test on DATA, without a run."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from skipway import plots
 from skipway.console import Console
@@ -26,12 +28,13 @@ def find_lr(
     picture: str | os.PathLike[str] | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> RangeTest:
     """Which learning rates suit a network on `data`: a hundred steps with rates that rise, and what the loss says.
 
     Args:
-        data, model: as for `train`.
+        data, model, transform: as for `train`.
         picture: where to draw the loss over the rates, a .png file.
         console: where progress is said; default: nowhere.
         stop: a flag that ends the test when it is set.
@@ -49,7 +52,7 @@ def find_lr(
             raise Interrupted(f"stopped by {stop.name} before the range test was over; start again")
 
     with as_found():
-        job = open_job(recipe, new=True, epochs_told=True)
+        job = open_job(recipe, new=True, epochs_told=True, transform=transform)
         table = job.noun == "rows"
         torch.set_num_threads(recipe.threads or (1 if table else os.cpu_count() or 1))
         job.prepare(console, stop)

@@ -199,7 +199,7 @@ def _best(history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str,
 
 def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dict[str, float]]) -> list[Any]:
     points = metrics.get("schedule")
-    if isinstance(points, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in points) and points:
+    if isinstance(points, list) and all(isinstance(p, list | tuple) and len(p) in (2, 3) for p in points) and points:
         return points
     total = _number(recipe.get("epochs"))
     total = total if total > 0 else max((row["epoch"] for row in history), default=1.0)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from skipway import report
 from skipway.console import Console, duration
@@ -78,6 +80,7 @@ def train(
     allow_changed_data: bool = False,
     console: Console | None = None,
     stop: StopFlag | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Run:
     """Train a network on `data` and leave a run folder that explains itself.
@@ -91,6 +94,9 @@ def train(
         allow_changed_data: resume although the pictures are not those of before.
         console: where progress is said; default: nowhere.
         stop: a flag that ends the run in good order when it is set; default: SIGINT, SIGTERM and SIGUSR1 set one.
+        transform: what training pictures (B, C, H, W) in 0 to 1 go through beside the recipe's augmentation, such as a
+            module of kornia's; draws from torch's generator, which is seeded for each batch. To be given again when
+            resuming.
         options: fields of `skipway.Recipe`: epochs, batch_size, lr, seed, ...
 
     Raises:
@@ -119,12 +125,13 @@ def train(
             ranks.first(lambda: held.enter_context(_hold(folder)) and None)
             earlier = earlier_run(folder, given)
             recipe = earlier.recipe
+        ranks.agree({**recipe.as_dict(), "torch": torch.__version__})
         if recipe.data is None:
             raise InputError(
                 "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
             )
         new = earlier is None or earlier.checkpoint is None
-        job = open_job(recipe, new=new, epochs_told=resume is not None or "epochs" in told)
+        job = open_job(recipe, new=new, epochs_told=resume is not None or "epochs" in told, transform=transform)
         recipe = job.recipe
         # Layers as small as those for tables spend their time waiting for a second thread.
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -136,6 +143,7 @@ def train(
         for remark in earlier.remarks if earlier else ():
             console.say(f"  {remark}")
         job.prepare(console, stop)
+        ranks.agree({f"the fingerprint of the {job.noun}": job.mark})
         return _Work(job, recipe, folder, console, stop, earlier).run(allow_changed_data)
 
 
@@ -204,11 +212,11 @@ class _Work:
             "recipe": told.as_dict(),
             "settings": asdict(settings),
             "batch_size": batch_size,
-            "level": job.level,
+            **job.facts(),
             **machine(settings.device, settings.precision),
         }
 
-        def keep(state: State, weights: dict[str, torch.Tensor] | None) -> None:
+        def keep(state: State, weights: dict[str, Tensor] | None) -> None:
             if weights is not None:
                 header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": job.name}
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
@@ -245,8 +253,9 @@ class _Work:
     def _finish(self, trainer: Trainer, facts: dict[str, Any]) -> Run:
         """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
         folder, job, state, settings = self.folder, self.job, trainer.state, trainer.settings
-        best = load(folder / "weights" / "best.safetensors").to(trainer.engine.device)
-
+        best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
+            device=trainer.engine.device, memory_format=torch.channels_last
+        )
         judging = several_views(best) if self.recipe.tta else best
 
         def poll() -> None:
@@ -270,7 +279,7 @@ class _Work:
             "status": state.status,
             "parameters": facts["parameters"],
             "augmentation": job.augmentation(),
-            "schedule": [[i / 100, settings.lr * trainer.course(i / 100)] for i in range(101)],
+            "schedule": [[i / 100, *trainer.rates(i / 100)] for i in range(101)],
             "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": facts["plan"]["name"]},
             "data": job.describe(),
             **job.further(),

@@ -84,6 +84,14 @@ def test_the_schedule_is_drawn_over_the_run(tmp_path):
     looks_drawn(tmp_path / "b.png")
 
 
+def test_momentum_is_drawn_below_the_learning_rate_where_it_is_known(tmp_path):
+    plots.schedule([(i / 99, 0.1 * (1 - i / 99)) for i in range(100)], tmp_path / "a.png")
+    plots.schedule([(i / 99, 0.1 * (1 - i / 99), 0.85 + 0.1 * i / 99) for i in range(100)], tmp_path / "b.png")
+    alone, both = looks_drawn(tmp_path / "a.png"), looks_drawn(tmp_path / "b.png")
+    assert both.shape[0] > alone.shape[0] + 100
+    assert has(both, plots.VERMILION) > 300 > has(alone, plots.VERMILION)
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 10, 25, 26, 60, 61, 120, 300])
 def test_a_confusion_matrix_of_any_size_is_readable(tmp_path, num_classes):
     matrix = np.full((num_classes, num_classes), 1) + 50 * np.eye(num_classes, dtype=int)

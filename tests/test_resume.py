@@ -87,6 +87,45 @@ def test_a_run_stopped_anywhere_and_resumed_equals_one_that_never_stopped(place,
     assert same_runs(place / "runs" / "cut", place / "runs" / "uncut")
 
 
+class Speckle(torch.nn.Module):
+    """A transform of somebody else's."""
+
+    def __init__(self, amount):
+        super().__init__()
+        self.amount = amount
+
+    def extra_repr(self):
+        return f"amount={self.amount}"
+
+    def forward(self, x):
+        return x + self.amount * torch.randn_like(x)
+
+
+def test_a_transform_of_the_users_own_is_asked_for_again_and_resumes_exactly(place):
+    whole = quick(place / "kinds", place / "runs", name="speckled", transform=Speckle(0.1))
+    assert "Speckle(amount=0.1)" in whole.metrics["augmentation"]
+    assert not same_runs(whole.path, place / "runs" / "whole")
+    with pytest.raises(Interrupted):
+        quick(place / "kinds", place / "runs", name="cut", transform=Speckle(0.1), stop=StopAt(DECODED + 6))
+    cut = place / "runs" / "cut"
+    with pytest.raises(
+        InputError, match=r"its transform was Speckle\(amount=0.1\), not none; give skipway.train the same"
+    ):
+        train(resume=cut)
+    with pytest.raises(InputError, match=r"its transform was Speckle\(amount=0.1\), not Speckle\(amount=0.2\)"):
+        train(resume=cut, transform=Speckle(0.2))
+    with pytest.raises(InputError, match="its transform was none, not sorted; give skipway.train the same one"):
+        train(resume=place / "runs" / "half", transform=sorted)
+    assert same_runs(train(resume=cut, transform=Speckle(0.1)).path, whole.path)
+
+
+def test_a_transform_that_cannot_be_one_is_refused(place):
+    with pytest.raises(InputError, match=r"a transform takes pictures \(B, C, H, W\) and gives as many, but 3 takes"):
+        quick(place / "kinds", place / "runs", transform=3)
+    with pytest.raises(InputError, match="a transform is for pictures, but wine is a table; leave it out"):
+        quick("wine", place / "runs", model="auto", transform=Speckle(0.1))
+
+
 def test_more_epochs_go_on_for_longer_and_that_is_said(place):
     words = Words()
     run = train(resume=place / "runs" / "whole", epochs=3, console=words)
