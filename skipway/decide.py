@@ -42,12 +42,12 @@ OWN = {
     ("resnet", "muon"): Own(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
     ("densenet", "muon"): Own(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
     ("resmlp", "muon"): Own(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
-    ("resnet9", "muon"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
+    ("resnet9", "muon"): Own(lr=0.015, batch=256, momentum=0.6, weight_decay=0.05, label_smoothing=0.2),
     # Fixed norm scales and partial identities bear rates far above He's (Jordan 2024, arXiv:2404.00498).
     ("resnet9", "sgd"): Own(lr=1.0, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr=16.0),
     ("resnet9", "adamw"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
 }
-
+_USUAL = {"resnet9": "muon"}  # sgd elsewhere; in few epochs muon is ahead of it by a point or two, at a tenth more time
 
 # Fitting weights that are trained already: the head learns alone for an epoch, then all with rates that fall towards
 # the stem (Howard and Ruder 2018, arXiv:1801.06146).
@@ -78,7 +78,7 @@ def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
 
 def batch_size_for(recipe: Recipe, count: int) -> int:
     """The recipe's batch size, or one that gives `count` training pictures steps enough to learn from."""
-    return recipe.batch_size or (32 if count < 5_000 else 64 if count < 20_000 else 512)
+    return recipe.batch_size or (32 if count < 5_000 else 128 if count < 20_000 else 256)
 
 
 def settings_for(
@@ -92,7 +92,7 @@ def settings_for(
         counts: training samples of each class.
         table: whether the samples are rows of a table.
     """
-    usual = "adamw" if table else "sgd"
+    usual = "adamw" if table else _USUAL.get(plan["family"], "sgd")
     optimizer = usual if recipe.optimizer == "auto" else recipe.optimizer
     own = TABLE_OWN if table and optimizer == "adamw" else OWN[plan["family"], optimizer]
     share = batch_size * recipe.accumulate / own.batch

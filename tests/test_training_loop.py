@@ -114,6 +114,7 @@ HOWS = [
     {"accumulate": 2, "clip": 0.5, "schedule": "cosine"},
     {"optimizer": "adamw", "patience": 1, "lr": 0.5, "epochs": 6},
     {"precision": "bf16", "save_every": 0.0},
+    {"optimizer": "muon", "freeze": 1, "l1": 1e-4},
 ]
 
 
