@@ -346,8 +346,10 @@ class _Work:
         say(
             f"network: {network.plan['name']}{stem}, {count:,} parameters, input {'x'.join(map(str, spec.input_shape))}"
         )
+        tested = self.recipe.lr == "auto" and self.earlier is None
+        highest = "what a range test will find" if tested else f"{settings.lr:.4g}"
         say(
-            f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {settings.lr:.4g} "
+            f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest} "
             f"({settings.schedule}), augmentation: {self.job.augmentation()}, {settings.precision} on "
             f"{settings.device} with {torch.get_num_threads()} threads"
         )

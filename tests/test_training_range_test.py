@@ -50,6 +50,14 @@ def test_a_run_after_the_test_has_the_bits_of_one_without(tmp_path):
     assert all(torch.equal(v, found[1][k]) for k, v in found[0].items())
 
 
+def test_that_batches_are_unlike_does_not_show_in_the_curve():
+    trainer = Trainer(network(drop_path=0.3), settings())
+    trainer.to_train()
+    raw = [trainer.task.loss(trainer.model(x), y).item() for epoch in range(4) for x, y, _ in Feed().epoch(epoch)]
+    found = range_test(trainer, Feed(), lowest=1e-9, highest=1e-8, steps=len(raw))
+    assert np.ptp(raw) > 0.05 > 1e-3 > np.ptp(found.losses)
+
+
 def test_rates_rise_by_equal_factors_and_end_where_the_loss_explodes():
     trainer = Trainer(plain_network(), settings(momentum=0.0))
     found = range_test(trainer, Feed(), lowest=1e-4, highest=1e4, steps=60)

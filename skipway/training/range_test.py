@@ -22,7 +22,8 @@ from skipway.training.trainer import Trainer
 __all__ = ["RangeTest", "range_test"]
 
 _WIDTH = 2.0  # steps, of the bell that smooths
-_LOST = 4.0  # times the lowest loss: from there on it only gets worse
+_LOST = 4.0  # times the loss without any training: from there on it only gets worse
+_LEVELS = 100  # that a whole fall has
 _FEWEST = 10  # steps without which nothing can be said
 
 
@@ -62,6 +63,8 @@ def range_test(
     """Take up to `steps` steps with rates from `lowest` to `highest`, and leave everything as it was.
 
     Weights, statistics of norms, optimiser, average and place in the run come back; no random number is drawn.
+    Batches are unlike each other: from the loss of each is taken what it would be without any training, less the mean
+    of that over all of them. What is left says what the rate does, also with few samples.
 
     Raises:
         NotFiniteError: the loss is not finite within the first ten steps.
@@ -72,17 +75,17 @@ def range_test(
     losses: list[float] = []
     try:
         with torch.random.fork_rng(devices=[trainer.engine.device] if trainer.engine.device.type == "cuda" else []):
-            torch.manual_seed(trainer.settings.seed)
             trainer.to_train()
-            for k, (x, y) in zip(range(steps), _endless(feed), strict=False):
-                poll()
+            starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, feed, steps, poll)]
+            usual = sum(starts) / len(starts)
+            for k, batch in _batches(trainer, feed, steps, poll):
                 rate = lowest * (highest / lowest) ** (k / max(1, steps - 1))
-                loss = _step(trainer, x.to(trainer.engine.device), y.to(trainer.engine.device), rate)
+                loss = _step(trainer, *batch, k, rate)
                 if not math.isfinite(loss):
                     break
                 rates.append(rate)
-                losses.append(loss)
-                if k >= _FEWEST and loss > _LOST * min(losses):
+                losses.append(loss - starts[k] + usual)
+                if k >= _FEWEST and losses[-1] > _LOST * usual:
                     break
     finally:
         for group, before in zip(trainer.optimizer.param_groups, groups, strict=True):
@@ -96,13 +99,25 @@ def range_test(
     return _read(rates, losses)
 
 
-def _endless(feed: Feed) -> Iterator[tuple[Tensor, Tensor]]:
-    for epoch in count():
-        for x, y, _ in feed.epoch(epoch):
-            yield x, y
+def _batches(
+    trainer: Trainer, feed: Feed, steps: int, poll: Callable[[], None]
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """(k, batch) of the first `steps` batches of however many epochs."""
+    endless = ((x, y) for epoch in count() for x, y, _ in feed.epoch(epoch))
+    for k, (x, y) in zip(range(steps), endless, strict=False):
+        poll()
+        yield k, (x.to(trainer.engine.device), y.to(trainer.engine.device))
 
 
-def _step(trainer: Trainer, x: Tensor, y: Tensor, rate: float) -> float:
+def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
+    """What the k-th batch loses as the network stands, with the dropout that its step will have."""
+    torch.manual_seed(trainer.settings.seed + k)
+    with torch.no_grad():
+        return _mean(trainer.task.loss(trainer.model(x), y) + trainer.penalty())
+
+
+def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
+    torch.manual_seed(trainer.settings.seed + k)
     loss = trainer.task.loss(trainer.model(x), y) + trainer.penalty()
     if torch.isfinite(loss):
         trainer.engine.backward(loss)
@@ -110,6 +125,11 @@ def _step(trainer: Trainer, x: Tensor, y: Tensor, rate: float) -> float:
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
         trainer.stepper.step()
         trainer.optimizer.zero_grad(set_to_none=True)
+    return _mean(loss)
+
+
+def _mean(loss: Tensor) -> float:
+    """Over all processes."""
     return ranks.summed(loss.item())[0] / ranks.count()
 
 
@@ -118,7 +138,8 @@ def _read(rates: list[float], losses: list[float]) -> RangeTest:
     smoothed = _smoothed(np.asarray(losses))
     falling = smoothed[: max(int(smoothed.argmin()) + 1, 3)]
     steepest = rates[int(np.gradient(falling).argmin())]
-    last, length = _longest_fall(falling.round(6).tolist())  # a flat line does not fall
+    least = max(float(np.ptp(falling)) / _LEVELS, 1e-6)  # a line that is nearly flat does not fall
+    last, length = _longest_fall((falling / least).round().tolist())
     return RangeTest(rates, losses, smoothed.tolist(), steepest, rates[last - length // 2])
 
 
