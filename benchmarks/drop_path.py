@@ -8,10 +8,8 @@ mask, as drop path is commonly written; "none" has no drop path at all.
 """
 
 import argparse
-import platform
 import statistics
 import time
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 import skipway as sw
 from skipway import skip
 from skipway.memory import keep_freed_memory
+from skipway.runfolder import processor
 
 RATE = 0.5  # of the deepest block; the others' rise to it evenly
 WAYS = {"none": (0.0, "row"), "masked": (RATE, "row"), "row": (RATE, "row"), "batch": (RATE, "batch")}
@@ -37,11 +36,6 @@ def step(network, x, y):
         loss = F.cross_entropy(network(x), y)
     loss.backward()
     return time.perf_counter() - begin
-
-
-def processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main():

@@ -11,7 +11,6 @@ of that many gigabits a second, nothing of it hidden behind the backward pass.
 import argparse
 import csv
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 
 import skipway as sw
+from skipway.runfolder import processor
 
 WAYS = {
     "1 process, 1 thread": ["--threads", "1"],
@@ -54,11 +54,6 @@ def trained(data, asked, words):
         with open(Path(output) / "run" / "results.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))[1:]
     return statistics.mean(float(row["images_per_second"]) for row in rows)
-
-
-def processor():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main():

@@ -2,27 +2,15 @@ import numpy as np
 import pytest
 import torch
 from picture_folders import class_folders
+from small_runs import Words
 
 import skipway as sw
 from skipway.beginning import beginning, chosen_model
-from skipway.console import Console
 from skipway.errors import InputError
 from skipway.recipe import Recipe
 from skipway.spec import Spec
 
 QUICK = {"threads": 1, "batch_size": 8, "val_fraction": 0.3, "epochs": 1}
-
-
-class Words(Console):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def __contains__(self, words):
-        return any(words in line for line in self.said)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +75,7 @@ def test_photographs_alone_ask_for_weights_and_what_was_decided_is_said(given, s
     recipe = Recipe(pretrained=given)
     network, fine = beginning(recipe, ("resnet10", {}), spec(size, channels), words)
     assert not fine and network.plan["name"] == "resnet10" and network.spec.size == size
-    assert said in words if said else not words.said
+    assert said in words if said else not words.lines
 
 
 def test_a_network_without_known_weights_says_so():

@@ -17,16 +17,8 @@ from skipway.training.schedule import SCHEDULES
 from skipway.training.trainer import Settings, Trainer
 from skipway.zoo import create_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("seconds", "images_per_second", "data_wait")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads that wait for each other on a busy machine take ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Feed:

@@ -18,6 +18,7 @@ from skipway.training.metrics import score
 from skipway.training.task import Classification
 from skipway.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
 
@@ -87,14 +88,6 @@ def halves(how, count):
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
     return trainer.network.state_dict()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
