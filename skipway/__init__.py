@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skipway.probe.summary import summary
     from skipway.rates import find_lr
     from skipway.recipe import Recipe
+    from skipway.recomputation import recompute
     from skipway.run import Run, train
     from skipway.shapes import output_shape
     from skipway.skip import Chain, Dense, Parallel, Skip, replace, walk
@@ -36,6 +37,7 @@ _HOMES = {
     "skipway.probe.summary": ("summary",),
     "skipway.rates": ("find_lr",),
     "skipway.recipe": ("Recipe",),
+    "skipway.recomputation": ("recompute",),
     "skipway.run": ("Run", "train"),
     "skipway.shapes": ("output_shape",),
     "skipway.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
@@ -74,6 +76,7 @@ __all__ = [
     "multiply",
     "output_shape",
     "predict",
+    "recompute",
     "replace",
     "summary",
     "train",

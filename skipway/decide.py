@@ -130,6 +130,7 @@ def settings_for(
         device=device,
         save_every=recipe.save_every,
         shard=recipe.shard,
+        recompute=recipe.recompute,
     )
 
 

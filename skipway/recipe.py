@@ -107,6 +107,12 @@ class Recipe:
     precision: str = _option("auto", "bf16, fp32, or auto: bf16 where the hardware has it.")
     device: str = _option("auto", "cpu, cuda, or auto.")
     shard: bool = _option(False, "Split weights and optimiser over several processes (FSDP), where one is too small.")
+    recompute: int | str = _option(
+        "none",
+        "Blocks of which only the input is kept while training, to save memory; auto; stages: all of each; none.",
+        least=1,
+        most=100_000,
+    )
     threads: int | None = _option(None, "CPU threads; default: all cores.", least=1, most=1024)
     save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
     max_bad: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
@@ -195,6 +201,7 @@ _PART = "(?:flip|shift|zoom|affine|colour|trivial|erase)"
 # What a text in these fields must look like, and how that is said.
 TEXTS = {
     "lr": ("auto", "a number, or auto"),
+    "recompute": ("auto|stages|none", "a whole number, auto, stages or none"),
     "img_size": (r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
     "augment": (
         rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",

@@ -22,7 +22,7 @@ __all__ = ["Earlier", "changed_data", "earlier_run", "machine", "old_splits", "r
 # What may be told anew when a run goes on; everything else belongs to the run itself.
 MAY_CHANGE = {
     "data", "epochs", "device", "threads", "precision", "save_every", "time_limit", "patience", "max_bad", "max_pixels",
-    "follow_links", "allow_duplicates", "allow_empty", "shard",
+    "follow_links", "allow_duplicates", "allow_empty", "shard", "recompute",
 }  # fmt: skip
 _ENDS = ("epochs", "patience", "time_limit")  # what decides where a run ends
 

@@ -52,6 +52,8 @@ class Chain(Placed, nn.Sequential):
     torch.Size([1, 2])
     """
 
+    runner: Callable[[Sequence[nn.Module], Any], Any] | None = None  # another way to run the layers: see `recompute`
+
     def __init__(self, *layers: Layer, **named: Layer):
         super().__init__()
         if len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named:  # by nn.Sequential's slices
@@ -66,7 +68,10 @@ class Chain(Placed, nn.Sequential):
             self.add_module(name, as_module(layer))
         _say_shared(self)
 
-    forward = naming(nn.Sequential.forward)
+    @naming
+    def forward(self, input: Any) -> Any:
+        """The input of the first layer -> the output of the last."""
+        return super().forward(input) if self.runner is None else self.runner(list(self), input)
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """The layer at a number or of a name, or the Chain of a slice."""

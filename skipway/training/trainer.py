@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
+from skipway.recomputation import recompute
 from skipway.training import ranks
 from skipway.training.optimizers import make_optimizer, set_rates
 from skipway.training.schedule import course, momentum_at
@@ -47,6 +48,7 @@ class Settings:
     precision: str = "fp32"
     device: str = "cpu"
     save_every: float = 120.0
+    recompute: int | str = "none"  # blocks in a group of which only the input is kept: see `recompute`
     shard: bool = False  # weights, gradients and optimiser states split over the processes
 
 
@@ -106,6 +108,8 @@ class Trainer:
         )
         self.settings, self.state, self.name_of = settings, State(), name_of
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
+        if settings.recompute != "none":
+            recompute(network, settings.recompute)
         self.average = _average_of(network, settings)
         self.network = self._placed(network)
         if self.average is not None:

@@ -1,0 +1,112 @@
+import copy
+
+import pytest
+import torch
+from small_runs import pictures, quick, same_runs
+from torch import nn
+from torch.nn import functional as F
+
+import skipway as sw
+from skipway.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NETWORKS = {
+    "resnet20": ("resnet20", {"layers": [3, 2, 1]}),
+    "drop path and dropout": ("resnetv2_110", {"layers": [3, 2, 2], "drop_path": 0.5, "dropout": 0.2}),
+    "plain": ("resnet34", {"layers": [2, 2], "widths": [8, 16], "stem": "small", "shortcut": "none"}),
+    "densenet": ("densenet121", {"layers": [3, 2], "growth": 4}),
+    "resnet9": ("resnet9", {"widths": [8, 8, 16], "layers": [2, 1]}),
+    "resmlp": ("resmlp", {"width": 8, "dropout": 0.2, "drop_path": 0.3}),
+}
+
+
+def make(case):
+    name, options = NETWORKS[case]
+    torch.manual_seed(3)
+    return sw.create_model(name, 5, **options)
+
+
+def stepped(network, precision=torch.float32):
+    """Loss, gradients and buffers after one training pass."""
+    torch.manual_seed(7)
+    plan = network.plan
+    x = torch.randn(6, plan["in_features"]) if "in_features" in plan else torch.randn(6, 3, 16, 16)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        loss = F.cross_entropy(network.train()(x).float(), torch.arange(6) % 5)
+    loss.backward()
+    found = {"loss": loss.detach()}
+    found |= {f"gradient {name}": p.grad for name, p in network.named_parameters() if p.requires_grad}
+    return found | {f"buffer {name}": b for name, b in network.named_buffers()} | {"draw": torch.rand(3)}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("every", ["auto", "stages", 1, 2])
+@pytest.mark.parametrize("case", NETWORKS)
+def test_gradients_statistics_and_chances_are_those_of_the_plain_network_to_the_bit(case, every, precision):
+    plain, thrifty = make(case), make(case)
+    assert sw.recompute(thrifty, every) is thrifty
+    expected, found = stepped(plain, precision), stepped(thrifty, precision)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_what_is_kept_for_the_way_back_falls():
+    def kept(network):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            network(torch.randn(2, 3, 16, 16))
+        return sum(sizes)
+
+    network = sw.create_model("resnet56")
+    plain = kept(network)
+    assert kept(sw.recompute(network)) < plain / 8
+    assert kept(sw.recompute(network, "none")) == plain
+
+
+def test_blocks_are_computed_once_without_gradients_and_twice_with_them():
+    network, passes = make("resnet20"), []
+    network.stage1[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    sw.recompute(network)
+    with torch.no_grad():
+        network(torch.randn(2, 3, 16, 16))
+    assert len(passes) == 1
+    network(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert len(passes) == 3
+
+
+def test_a_layer_used_twice_keeps_its_statistics():
+    block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.warns(UserWarning, match="share parameters"):
+        twice = sw.Chain(sw.Skip(block), sw.Skip(block))
+    plain, x = copy.deepcopy(twice), torch.randn(5, 4)
+    for network in (plain, sw.recompute(twice, "stages")):
+        network(x).sum().backward()
+    assert torch.equal(plain[0].body[1].running_mean, twice[0].body[1].running_mean)
+    assert plain[0].body[1].num_batches_tracked == twice[0].body[1].num_batches_tracked == 2
+
+
+def test_names_and_shapes_are_as_before():
+    network = make("resnet20")
+    before, shown = list(network.state_dict()), repr(network)
+    sw.recompute(network, 2)
+    assert list(network.state_dict()) == before and repr(network) == shown
+    assert sw.output_shape(network, (2, 3, 16, 16)) == (2, 5)
+
+
+def test_a_run_is_the_same_with_it_and_without_it(tmp_path):
+    data = pictures(tmp_path / "data")
+    plain = quick(data, tmp_path, name="plain")
+    assert same_runs(plain.path, quick(data, tmp_path, name="same", recompute=2).path)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, "all", None])
+def test_an_unknown_measure_is_refused(every):
+    with pytest.raises(InputError, match="recompute takes a number of blocks from 1 up"):
+        sw.recompute(make("resnet20"), every)
+
+
+def test_a_network_without_blocks_is_refused():
+    with pytest.raises(InputError, match="recompute found no row of blocks"):
+        sw.recompute(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    sw.recompute(nn.Linear(3, 3), "none")
