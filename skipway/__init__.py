@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from skipway.rates import find_lr
     from skipway.recipe import Recipe
     from skipway.recomputation import recompute
+    from skipway.reversible import Coupling, Reversible
     from skipway.run import Run, train
     from skipway.shapes import output_shape
     from skipway.skip import Chain, Dense, Parallel, Skip, replace, walk
@@ -38,6 +39,7 @@ _HOMES = {
     "skipway.rates": ("find_lr",),
     "skipway.recipe": ("Recipe",),
     "skipway.recomputation": ("recompute",),
+    "skipway.reversible": ("Coupling", "Reversible"),
     "skipway.run": ("Run", "train"),
     "skipway.shapes": ("output_shape",),
     "skipway.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
@@ -52,12 +54,14 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Chain",
+    "Coupling",
     "Dense",
     "Features",
     "Gate",
     "Network",
     "Parallel",
     "Recipe",
+    "Reversible",
     "Run",
     "Scale",
     "Skip",

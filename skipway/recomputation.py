@@ -6,7 +6,7 @@ Source: Chen et al. 2016, arXiv:1604.06174.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from skipway.errors import InputError
+from skipway.reversible import Coupling, Reversible, at_rest
 from skipway.skip import Chain, Skip
 
 __all__ = ["recompute"]
@@ -34,15 +35,15 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
             the square root of a third of the stage's blocks; "none" to keep everything again.
 
     Raises:
-        InputError: `every` is none of these, or the network has no row of blocks.
+        InputError: `every` is none of these, or the network has no row of blocks that keep what is inside.
     """
     if every not in ("auto", "stages", "none") and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
         raise InputError(f'recompute takes a number of blocks from 1 up, "stages", "auto" or "none", not {every!r}')
     rows = list(_rows_of_blocks(network))
     if not rows and every != "none":
         raise InputError(
-            "recompute found no row of blocks: a Chain with a Skip in it, or one of Chains alone; wrap the blocks in "
-            "skipway.Chain"
+            "recompute found no row of blocks that keep what is inside, as a Chain with a Skip in it does; wrap the "
+            "blocks in skipway.Chain, unless they are reversible"
         )
     for row in rows:
         count = every if isinstance(every, int) else len(row) if every == "stages" else (len(row) / _INSIDE) ** 0.5
@@ -51,9 +52,12 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
 
 
 def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
-    """The outermost Chains whose layers are blocks: one of them a Skip, or all of them Chains."""
-    blocks = [isinstance(child, Chain | Skip) for child in root.children()]
-    if isinstance(root, Chain) and blocks and (all(blocks) or any(isinstance(child, Skip) for child in root)):
+    """The outermost Chains whose layers are blocks: one of them a Skip, or all of them Chains; none is reversible."""
+    inside = list(root.children())
+    if any(isinstance(child, Reversible | Coupling) for child in inside):
+        return
+    blocks = [isinstance(child, Chain | Skip) for child in inside]
+    if isinstance(root, Chain) and blocks and (all(blocks) or any(isinstance(child, Skip) for child in inside)):
         yield root
         return
     for child in root.children():
@@ -78,18 +82,4 @@ def _run(group: Sequence[nn.Module], x: Any) -> Any:
 
 def _first_and_second(group: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What the two passes run in: only the first may change statistics."""
-    return nullcontext(), _at_rest(group)
-
-
-@contextmanager
-def _at_rest(group: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside it layers have copies of their buffers, so that what they do to them, as norms do, is done once only."""
-    modules = {module for layer in group for module in layer.modules()}
-    own = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items() if buffer is not None]
-    for buffers, name, buffer in own:
-        buffers[name] = buffer.clone()
-    try:
-        yield
-    finally:
-        for buffers, name, buffer in own:
-            buffers[name] = buffer
+    return nullcontext(), at_rest(group)

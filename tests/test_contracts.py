@@ -34,6 +34,7 @@ OPTIONS = {
         ({}, "dropout", [0.0, 0.1, 0.2]),
         ({}, "drop_path", [0.0, 0.1, 0.2]),
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({"block": "preact_basic"}, "reversible", [False, True]),
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5]),
     ],

@@ -11,6 +11,7 @@ from torch import nn
 from skipway.errors import InputError, did_you_mean
 from skipway.models import densenet, mlp, resnet, resnet9
 from skipway.models.plan import Plan
+from skipway.reversible import Reversible
 from skipway.skip import Chain
 
 __all__ = ["FAMILIES", "ROWS", "build", "names", "parameters", "plan_of", "rebuild"]
@@ -82,10 +83,16 @@ def parameters(plan: dict[str, Any]) -> int:
     more = {}
     if FAMILIES[plan["family"]].repeats:
         cut["layers"] = [min(count, 2) for count in plan["layers"]]
-        more = {f"stage{i}.1": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
+        more = {f"stage{i}": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
     with torch.device("meta"):
         network = rebuild(cut)
-    return _numbers(network) + sum(count * _numbers(network.get_submodule(path)) for path, count in more.items())
+    return _numbers(network) + sum(count * _numbers(_repeated(network[stage])) for stage, count in more.items())
+
+
+def _repeated(stage: Chain) -> nn.Module:
+    """The block of `stage` that more of them would be like."""
+    last: nn.Module = stage[-1]
+    return last[-1] if isinstance(last, Reversible) else last
 
 
 def _numbers(module: nn.Module) -> int:

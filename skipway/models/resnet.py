@@ -8,7 +8,7 @@ groups (ResNeXt), Xie et al. 2016, arXiv:1611.05431; SE, Hu et al. 2017, arXiv:1
 arXiv:1910.03151; ResNet-RS, Bello et al. 2021, arXiv:2103.07579; the tiered stem, 14 and 26 layers, timm.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -31,6 +31,7 @@ from skipway.drop_path import DROP_MODES
 from skipway.errors import InputError
 from skipway.joins import Scale
 from skipway.models.plan import Plan
+from skipway.reversible import Coupling, Reversible
 from skipway.shortcuts import SHORTCUTS, make_shortcut
 from skipway.skip import Chain, Skip
 
@@ -65,6 +66,8 @@ class ResNetPlan(Plan):
     dropout: chance to drop a value between the convolutions of a body.
     drop_path: chance to leave a body out while training, rising evenly from 0 to this over the depth.
     drop_mode: "row" or "batch": see `Skip`.
+    reversible: whether blocks are Couplings of two bodies on half of the channels each, whose memory in training does
+        not grow with depth; those that change the shape keep theirs.
     in_chans, num_classes: channels of the pictures, outputs.
     """
 
@@ -86,6 +89,7 @@ class ResNetPlan(Plan):
     dropout: float = 0.0
     drop_path: float = 0.0
     drop_mode: str = "row"
+    reversible: bool = False
     in_chans: int = 3
     num_classes: int = 1000
 
@@ -108,8 +112,20 @@ class ResNetPlan(Plan):
                 'resnet with shortcut "none" has nothing to join or to leave out; use join "add", no drop_path and a '
                 'norm other than "fixup"'
             )
+        if self.reversible:
+            self._refuse_irreversible()
         if self.norm == "fixup" and self.join != "add":
             raise InputError(f'resnet with norm "fixup" joins by "add", not "{self.join}"; leave join out')
+
+    def _refuse_irreversible(self) -> None:
+        if not self.preact or self.join != "add" or self.shortcut == "none" or self.norm == "fixup" or self.drop_path:
+            raise InputError(
+                'resnet with reversible=True takes a block that is "preact_basic" or "preact_bottleneck", join "add", '
+                'shortcuts, norm "batch", "group" or "none", and no drop_path'
+            )
+        odd = [width for width in (*self.widths, self.stem_channels or 2) if width % 2]
+        if odd:
+            raise InputError(f"resnet with reversible=True halves its widths, but {odd[0]} is odd; make it even")
 
     @property
     def preact(self) -> bool:
@@ -125,12 +141,15 @@ def resnet(plan: ResNetPlan) -> Chain:
     stages: dict[str, nn.Module] = {}
     rates = rising(plan.drop_path, sum(plan.layers))
     for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True)):
-        blocks = []
+        blocks: list[nn.Module] = []
         for index in range(count):
             stride = 2 if stage > 0 and index == 0 else 1
-            blocks.append(_block(plan, parts, channels, width, stride, next(rates)))
+            if plan.reversible:
+                blocks.append(_coupling(plan, parts, channels, width, stride))
+            else:
+                blocks.append(_block(plan, parts, channels, width, stride, next(rates)))
             channels = width * EXPANSION[plan.block]
-        stages[f"stage{stage + 1}"] = Chain(*blocks)
+        stages[f"stage{stage + 1}"] = _reversed(blocks) if plan.reversible else Chain(*blocks)
     network = Chain(
         stem=stem,
         **stages,
@@ -173,6 +192,25 @@ def _block(
         body = Chain(**{name: layer for name, layer in body.named_children() if name not in first})
     skip = Skip(body, shortcut, join=join, after=after, drop_path=drop_path, drop_mode=plan.drop_mode)
     return Chain(**first, skip=skip) if first else skip
+
+
+def _coupling(plan: ResNetPlan, parts: Layers, in_channels: int, width: int, stride: int) -> Coupling:
+    """Two bodies on half of the channels each; where they change the shape, a shortcut takes each half around."""
+    halves = in_channels // 2, width * EXPANSION[plan.block] // 2
+    steps = steps_of(plan.block, width // 2, stride, plan.cardinality, plan.base_width)
+    around = [make_shortcut(plan.shortcut, *halves, stride, norm="none") for _ in range(2)]
+    return Coupling(
+        parts.body(halves[0], steps, preact=True),
+        parts.body(halves[1], [replace(step, stride=1) for step in steps], preact=True),
+        None if around[0] is None or around[1] is None else (around[0], around[1]),
+    )
+
+
+def _reversed(blocks: list[nn.Module]) -> Chain:
+    """The blocks of a stage: the one that changes the shape, where there is any, then all others as one Reversible."""
+    first = [block for block in blocks if isinstance(block, Coupling) and block.shortcuts is not None]
+    rest = [block for block in blocks if isinstance(block, Coupling) and block.shortcuts is None]
+    return Chain(**({"change": first[0]} if first else {}), **({"rest": Reversible(*rest)} if rest else {}))
 
 
 def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
@@ -290,6 +328,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     **{f"resnet{6 * n + 2}": _cifar(n, shortcut="pad") for n in (3, 5, 7, 9, 18, 200)},
     "resnetv2_110": _cifar(18, "preact_basic"),
     **{f"resnetv2_{9 * n + 2}": _cifar(n, "preact_bottleneck") for n in (18, 111)},
+    "revnet38": _cifar(3, "preact_basic", reversible=True, widths=(32, 64, 112)),
+    "revnet110": _cifar(9, "preact_basic", reversible=True, widths=(32, 64, 128)),
+    "revnet164": _cifar(9, "preact_bottleneck", reversible=True, widths=(32, 64, 128), stem_channels=128),
     **{
         f"wide_resnet{depth}_{factor}": _cifar((depth - 4) // 6, "preact_basic", factor, stem_channels=16)
         for depth, factor in ((16, 8), (22, 8), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4))
