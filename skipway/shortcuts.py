@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
+from skipway.kernels import run
 
 __all__ = ["NORMS", "SHORTCUTS", "Pad", "Project", "fitted_shortcut", "make_norm", "make_shortcut"]
 
@@ -88,7 +89,7 @@ class Project(nn.Module):
         if self.pool is not None:
             x = self.pool(x)
         x = self.conv(x) if self.dims else self.linear(x)
-        return x if self.norm is None else self.norm(x)
+        return x if self.norm is None else run([self.norm], x)
 
     def __repr__(self) -> str:
         shown = {

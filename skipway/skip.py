@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from skipway.drop_path import DROP_MODES, thinned
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.joins import Gate, add, append, concat, make_join, multiply
+from skipway.kernels import KERNELS, joined, run
 from skipway.shapes import Placed, filling, naming, real_tensors
 from skipway.shortcuts import SHORTCUTS, fitted_shortcut
 from skipway.show import show
@@ -71,7 +72,7 @@ class Chain(Placed, nn.Sequential):
     @naming
     def forward(self, input: Any) -> Any:
         """The input of the first layer -> the output of the last."""
-        return super().forward(input) if self.runner is None else self.runner(list(self), input)
+        return (self.runner or run)(list(self), input)
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """The layer at a number or of a name, or the Chain of a slice."""
@@ -249,12 +250,13 @@ class Skip(Placed):
     @naming
     def forward(self, x: Tensor) -> Any:
         """x (B, C, *) -> whatever the join makes of body(x) and shortcut(x)."""
-        version = x._version if filling() else 0
+        version, norm = x._version if filling() else 0, None
         if self.drop_path and self.training and self.open_shortcut is None:
             kept = x if self.shortcut is None else self.shortcut(x)
             branch = thinned(self.body, x, kept, self.drop_path, self.drop_mode)
         else:
-            branch = self.body(x)
+            norm = joined(self.body, self.after) if self.join is add and self.open_shortcut is None else None
+            branch = self.body(x) if norm is None else run(list(cast(nn.Sequential, self.body))[:-1], x)
             if self.open_shortcut is not None:
                 self._fit_shortcut(x, branch)
             kept = x if self.shortcut is None else self.shortcut(x)
@@ -263,6 +265,10 @@ class Skip(Placed):
                 "the body or the shortcut changes its input in place, which the other side still needs; use layers "
                 "that give a new tensor (inplace=False)"
             )
+        if norm is not None:
+            if KERNELS["norm"].fits(norm, branch, kept, self.after):
+                return KERNELS["norm"].fast(norm, branch, kept, self.after)
+            branch = norm(branch)
         out = self.join(branch, kept)
         return out if self.after is None else self.after(out)
 

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "skipway"
 
 # Lowest floor first. On one floor a file imports only what stands to its left; rooms on one floor import no other room.
 FLOORS = [
-    [["errors", "spec", "shapes", "kernels", "recipe", "signals", "console", "memory"]],
+    [["errors", "spec", "shapes", "native", "kernels", "recipe", "signals", "console", "memory"]],
     [["joins", "shortcuts", "drop_path", "show", "skip", "reversible", "recomputation"]],
     [["blocks"]],
     [

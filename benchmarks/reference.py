@@ -1,0 +1,109 @@
+"""Residual networks as they are commonly written, on torch alone: what skipway is measured against.
+
+Three ways to train and use them: "plain" (float32, contiguous, eager: what one gets by default), "autocast" (bfloat16
+and channels_last), "compiled" (torch.compile on top of that).
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+WAYS = ("plain", "autocast", "compiled")
+
+
+def conv(in_channels, out_channels, kernel, stride=1):
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+
+
+class Basic(nn.Module):
+    expansion = 1
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = conv(channels, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = None
+        if stride != 1 or channels != width:
+            self.down = nn.Sequential(conv(channels, width, 1, stride), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(out + (x if self.down is None else self.down(x)))
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = conv(channels, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = None
+        if stride != 1 or channels != 4 * width:
+            self.down = nn.Sequential(conv(channels, 4 * width, 1, stride), nn.BatchNorm2d(4 * width))
+
+    def forward(self, x):
+        out = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.down is None else self.down(x)))
+
+
+class PreactBottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, width, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), conv(width, width, 3, stride)
+        self.bn3, self.conv3 = nn.BatchNorm2d(width), conv(width, 4 * width, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = conv(channels, 4 * width, 1, stride) if stride != 1 or channels != 4 * width else None
+
+    def forward(self, x):
+        out = self.relu(self.bn1(x))
+        kept = x if self.down is None else self.down(out)
+        out = self.conv2(self.relu(self.bn2(self.conv1(out))))
+        return self.conv3(self.relu(self.bn3(out))) + kept
+
+
+NETWORKS = {  # name: (block, blocks in each stage, widths, whether the stem is that for small pictures)
+    "resnet18": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), False),
+    "resnet18 (small stem)": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), True),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), False),
+    "resnet20": (Basic, (3, 3, 3), (16, 32, 64), True),
+    "resnetv2_164": (PreactBottleneck, (18, 18, 18), (16, 32, 64), True),
+    "resnetv2_1001": (PreactBottleneck, (111, 111, 111), (16, 32, 64), True),
+}
+
+
+def network(name, num_classes=10):
+    block, layers, widths, small = NETWORKS[name]
+    channels = widths[0]
+    parts = [conv(3, channels, 3)] if small else [conv(3, channels, 7, 2)]
+    preact = block is PreactBottleneck
+    if not preact:
+        parts += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    if not small:
+        parts.append(nn.MaxPool2d(3, 2, 1))
+    for stage, (count, width) in enumerate(zip(layers, widths, strict=True)):
+        for index in range(count):
+            parts.append(block(channels, width, 2 if stage and not index else 1))
+            channels = width * block.expansion
+    if preact:
+        parts += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+def prepared(name, way, num_classes=10):
+    """(network, input layout, context to compute in) of a way."""
+    made = network(name, num_classes)
+    if way == "plain":
+        return made, torch.contiguous_format, nullcontext
+    made = made.to(memory_format=torch.channels_last)
+    if way == "compiled":
+        made = torch.compile(made)
+    return made, torch.channels_last, lambda: torch.autocast("cpu", torch.bfloat16)

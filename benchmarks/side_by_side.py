@@ -1,0 +1,73 @@
+"""Runs ways of doing the same thing in turns, each in a process of its own, and writes their table.
+
+A way is a command that prints one JSON object of figures as its last line. Machines are shared and noisy: only ratios
+of medians within one run are to be believed.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from skipway.runfolder import processor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternating(ways: dict[str, list[str]], rounds: int) -> dict[str, list[dict]]:
+    """The figures of every round of each way, A B A B; a way that fails once is left out and said."""
+    figures = {way: [] for way in ways}
+    failed = set()
+    for turn in range(rounds):
+        for way, words in ways.items():
+            if way in failed:
+                continue
+            done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+            try:
+                figures[way].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            except (IndexError, json.JSONDecodeError):
+                failed.add(way)
+                print(f"{way} failed ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+                continue
+            print(f"round {turn + 1}/{rounds} {way}: {figures[way][-1]}", file=sys.stderr, flush=True)
+    return {way: found for way, found in figures.items() if way not in failed}
+
+
+def median(figures: list[dict], name: str) -> float:
+    return statistics.median(round_[name] for round_ in figures)
+
+
+def spread(figures: list[dict], name: str, shown: Callable[[float], str] = "{:.3g}".format) -> str:
+    """Median (least to most)."""
+    values = [round_[name] for round_ in figures]
+    return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
+
+
+def machine() -> str:
+    """What the figures were measured with."""
+    amx = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
+    bf16 = "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else "no AVX512-BF16"
+    return (
+        f"{processor()}, {torch.get_num_threads()} cores, {amx}, {bf16}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def write(name: str, title: str, header: list[str], rows: list[list[str]], notes: str = "") -> None:
+    """Prints the table and keeps it, with the day and the machine, in results/."""
+    lines = [f"# {title}", "", f"{date.today().isoformat()}. {machine()}.", "", _row(header)]
+    lines += [_row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
+    text = "\n".join(lines + ["", notes.strip()] if notes else lines) + "\n"
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{date.today().isoformat()}-{name}.md").write_text(text)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,245 @@
+/* Batch norm, the join of a shortcut and ReLU in one go each way, for channels_last tensors: `rows` (pictures times
+positions) by `channels`. Without ReLU and without a join too.
+
+    y = max(0, (x - mean) * scale + bias + kept)      scale = weight / sqrt(variance + eps)
+
+Sums are taken in float over blocks of rows and in double over the blocks. The file includes itself once for each type
+of element. */
+
+#ifndef ELEMENT
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EACH(c, width) _Pragma("GCC ivdep") for (int64_t c = 0; c < (width); c++)
+#define BLOCK 32
+#define WIDE 128    /* numbers that a loop over channels should have to run at full speed */
+#define WORTH 16384 /* numbers that a thread should have to be worth waking */
+
+typedef uint16_t bf16;
+
+static inline float of_bf16(bf16 value) {
+    uint32_t bits = (uint32_t)value << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+static inline bf16 to_bf16(float value) { /* to the nearest, ties to even, as torch rounds */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return value != value ? 0x7fc0 : (bf16)rounded;
+}
+
+static inline float of_float(float value) { return value; }
+
+typedef struct {
+    int64_t rows, width; /* several rows of few channels count as one, so that loops over channels are wide */
+    int tile, threads;
+} Shape;
+
+static Shape shape_of(int64_t rows, int64_t channels, int64_t threads) {
+    Shape s = {rows, channels, 1, 1};
+    while (s.width < WIDE && s.rows % 2 == 0) s.rows /= 2, s.width *= 2, s.tile *= 2;
+    int64_t worth = rows * channels / WORTH + 1;
+    s.threads = (int)(worth < threads ? worth : threads);
+    return s;
+}
+
+/* `tile` copies of `values` one after the other. */
+static float *tiled(const float *values, int64_t channels, int tile) {
+    float *copy = malloc(sizeof(float) * channels * tile);
+    for (int i = 0; i < tile; i++) memcpy(copy + i * channels, values, sizeof(float) * channels);
+    return copy;
+}
+
+/* The sums of all threads and tiles, of two numbers a channel. */
+static void gathered(const double *parts, Shape s, int64_t channels, double *first, double *second) {
+    memset(first, 0, sizeof(double) * channels);
+    memset(second, 0, sizeof(double) * channels);
+    for (int t = 0; t < s.threads; t++)
+        for (int64_t i = 0; i < s.width; i++) {
+            first[i % channels] += parts[2 * s.width * t + i];
+            second[i % channels] += parts[2 * s.width * t + s.width + i];
+        }
+}
+
+enum { MEAN, INVERSE, SCALE, VARIANCE }; /* rows of `stats`, each of `channels` floats */
+
+#define ELEMENT bf16
+#define LOAD of_bf16
+#define STORE to_bf16
+#define NAME(name) name##_bf16
+#include __FILE__
+#undef ELEMENT
+#undef LOAD
+#undef STORE
+#undef NAME
+#define ELEMENT float
+#define LOAD of_float
+#define STORE of_float
+#define NAME(name) name##_float
+#include __FILE__
+
+#else
+
+/* `kept` may be NULL; weight and bias too. `stats` is filled in. */
+void NAME(forward)(const ELEMENT *x, const ELEMENT *kept, int64_t rows, int64_t channels, const float *weight,
+                   const float *bias, double eps, int relu, int64_t threads, ELEMENT *y,
+                   float *stats) {
+    Shape s = shape_of(rows, channels, threads);
+    int64_t width = s.width;
+    double *parts = calloc((size_t)s.threads * 2 * width, sizeof(double));
+    double *sum = malloc(2 * channels * sizeof(double)), *squares = sum + channels;
+    float *first = malloc(width * sizeof(float)); /* taken from every number, so that squares do not swamp the spread */
+    for (int64_t i = 0; i < width; i++) first[i] = LOAD(x[i % channels]);
+#pragma omp parallel num_threads(s.threads)
+    {
+        int t = omp_get_thread_num();
+        int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+        double *total = parts + 2 * width * t;
+        float *block = malloc(2 * width * sizeof(float)), *square = block + width;
+        for (int64_t r = begin; r < end; r += BLOCK) {
+            memset(block, 0, 2 * width * sizeof(float));
+            for (int64_t i = r; i < end && i < r + BLOCK; i++) {
+                const ELEMENT *row = x + i * width;
+                EACH(c, width) {
+                    float v = LOAD(row[c]) - first[c];
+                    block[c] += v;
+                    square[c] += v * v;
+                }
+            }
+            EACH(c, 2 * width) total[c] += block[c];
+        }
+        free(block);
+    }
+    gathered(parts, s, channels, sum, squares);
+    float *mean = stats + MEAN * channels, *scale = stats + SCALE * channels;
+    for (int64_t c = 0; c < channels; c++) {
+        double m = sum[c] / rows, v = squares[c] / rows - m * m;
+        v = v < 0 ? 0 : v;
+        mean[c] = (float)(m + first[c]);
+        stats[INVERSE * channels + c] = (float)(1 / sqrt(v + eps));
+        scale[c] = (float)((weight ? weight[c] : 1) / sqrt(v + eps));
+        stats[VARIANCE * channels + c] = (float)v;
+        sum[c] = (bias ? bias[c] : 0) - (m + first[c]) * scale[c];
+    }
+    float *shift = malloc(channels * sizeof(float));
+    for (int64_t c = 0; c < channels; c++) shift[c] = (float)sum[c];
+    float *wide_scale = tiled(scale, channels, s.tile), *wide_shift = tiled(shift, channels, s.tile);
+    float floor = relu ? 0.0f : -INFINITY;
+#pragma omp parallel num_threads(s.threads)
+    {
+        int t = omp_get_thread_num();
+        int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+        for (int64_t i = begin; i < end; i++) {
+            const ELEMENT *row = x + i * width, *k = kept + i * width;
+            ELEMENT *out = y + i * width;
+            if (kept) {
+                EACH(c, width) {
+                    float v = LOAD(row[c]) * wide_scale[c] + wide_shift[c] + LOAD(k[c]);
+                    out[c] = STORE(v < floor ? floor : v);
+                }
+            } else {
+                EACH(c, width) {
+                    float v = LOAD(row[c]) * wide_scale[c] + wide_shift[c];
+                    out[c] = STORE(v < floor ? floor : v);
+                }
+            }
+        }
+    }
+    free(parts), free(sum), free(first), free(shift), free(wide_scale), free(wide_shift);
+}
+
+/* What reaches the norm is g = dy where y > 0, or dy without ReLU. With `dkept` g is written there as well, as the
+gradient of `kept`; `y` is needed only then. `dx` may be NULL. */
+void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64_t rows, int64_t channels,
+                    const float *stats, const float *bias, int relu, int64_t threads, ELEMENT *dkept, ELEMENT *dx,
+                    float *dweight, float *dbias) {
+    Shape s = shape_of(rows, channels, threads);
+    int64_t width = s.width;
+    double *parts = calloc((size_t)s.threads * 2 * width, sizeof(double));
+    double *sum = malloc(2 * channels * sizeof(double)), *products = sum + channels;
+    float *turn = malloc(2 * channels * sizeof(float)), *constant = turn + channels;
+    const float *scales = stats + SCALE * channels, *means = stats + MEAN * channels;
+    for (int64_t c = 0; c < channels; c++) turn[c] = bias ? bias[c] : 0;
+    float *mean = tiled(means, channels, s.tile), *scale = tiled(scales, channels, s.tile);
+    float *offset = tiled(turn, channels, s.tile);
+#pragma omp parallel num_threads(s.threads)
+    {
+        int t = omp_get_thread_num();
+        int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+        double *total = parts + 2 * width * t;
+        float *block = malloc(2 * width * sizeof(float)), *product = block + width;
+        for (int64_t r = begin; r < end; r += BLOCK) {
+            memset(block, 0, 2 * width * sizeof(float));
+            for (int64_t i = r; i < end && i < r + BLOCK; i++) {
+                const ELEMENT *d = dy + i * width, *row = x + i * width, *out = y + i * width;
+                ELEMENT *k = dkept + i * width;
+                if (relu && dkept) {
+                    EACH(c, width) {
+                        float g = LOAD(out[c]) > 0 ? LOAD(d[c]) : 0;
+                        k[c] = STORE(g);
+                        block[c] += g;
+                        product[c] += g * (LOAD(row[c]) - mean[c]);
+                    }
+                } else if (relu) {
+                    EACH(c, width) {
+                        float v = LOAD(row[c]) - mean[c];
+                        float g = v * scale[c] + offset[c] > 0 ? LOAD(d[c]) : 0;
+                        block[c] += g;
+                        product[c] += g * v;
+                    }
+                } else {
+                    EACH(c, width) {
+                        float g = LOAD(d[c]);
+                        block[c] += g;
+                        product[c] += g * (LOAD(row[c]) - mean[c]);
+                    }
+                }
+            }
+            EACH(c, 2 * width) total[c] += block[c];
+        }
+        free(block);
+    }
+    gathered(parts, s, channels, sum, products);
+    for (int64_t c = 0; c < channels; c++) {
+        double inverse = stats[INVERSE * channels + c];
+        dweight[c] = (float)(products[c] * inverse);
+        dbias[c] = (float)sum[c];
+        turn[c] = (float)(scales[c] * inverse * inverse * products[c] / rows);
+        constant[c] = (float)(scales[c] * sum[c] / rows);
+    }
+    if (dx) {
+        float *wide_turn = tiled(turn, channels, s.tile), *wide_constant = tiled(constant, channels, s.tile);
+        const ELEMENT *given = relu && dkept ? dkept : dy;
+        int masked = relu && !dkept;
+#pragma omp parallel num_threads(s.threads)
+        {
+            int t = omp_get_thread_num();
+            int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+            for (int64_t i = begin; i < end; i++) {
+                const ELEMENT *d = given + i * width, *row = x + i * width;
+                ELEMENT *out = dx + i * width;
+                if (masked) {
+                    EACH(c, width) {
+                        float v = LOAD(row[c]) - mean[c];
+                        float g = v * scale[c] + offset[c] > 0 ? LOAD(d[c]) : 0;
+                        out[c] = STORE(scale[c] * g - wide_turn[c] * v - wide_constant[c]);
+                    }
+                } else {
+                    EACH(c, width)
+                    out[c] = STORE(scale[c] * LOAD(d[c]) - wide_turn[c] * (LOAD(row[c]) - mean[c]) - wide_constant[c]);
+                }
+            }
+        }
+        free(wide_turn), free(wide_constant);
+    }
+    free(parts), free(sum), free(turn), free(mean), free(scale), free(offset);
+}
+
+#endif
