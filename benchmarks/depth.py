@@ -19,7 +19,7 @@ from side_by_side import alternating, median, write
 from torch.nn import functional as F
 
 import skipway as sw
-from skipway.memory import keep_freed_memory
+from skipway.memory import keep_freed_memory, restart_gathering
 
 MODELS = ("resnet20", "resnet56", "resnet110", "resnetv2_164", "resnetv2_1001", "resnet1202")
 WAYS = ("stock", "kept", "auto", "stages", "1")  # stock: torch alone; kept: ours; the others: --recompute
@@ -35,6 +35,8 @@ def worker(model, way, batch, bf16):
     if way == "stock":
         made = network(model)
     else:
+        if way != "kept":
+            restart_gathering()  # as the command line does
         keep_freed_memory()
         made = sw.recompute(sw.create_model(model, 10), {"kept": "none", "1": 1}.get(way, way))
     made = made.to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, make_dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from skipway.console import Console
 from skipway.errors import SkipwayError, StorageError, printable
-from skipway.memory import keep_freed_memory
+from skipway.memory import keep_freed_memory, restart_gathering
 from skipway.recipe import Recipe
 from skipway.signals import StopFlag
 
@@ -80,6 +80,8 @@ def train(
     quiet
         Say nothing but errors.
     """
+    if _alone and not _stop.requested and _recomputes(vars(flags), config, resume):
+        restart_gathering()
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
         from skipway.launch import launch
 
@@ -93,6 +95,17 @@ def train(
         data, model, config=config, resume=resume, allow_changed_data=allow_changed_data,
         console=Console(quiet), stop=_stop, **given,
     )  # fmt: skip
+
+
+def _recomputes(given: Mapping[str, Any], config: Path | None, resume: Path | None) -> bool:
+    """Whether the training that is asked for is one with --recompute; what cannot be read is refused later."""
+    if given.get("recompute") is not None:
+        return bool(given["recompute"] != "none")
+    for file in (config, resume / "config.yaml" if resume else None):
+        with suppress(OSError, SkipwayError):
+            if file is not None and Recipe.read(file).get("recompute", "none") != "none":
+                return True
+    return False
 
 
 @app.command(name="find-lr")
@@ -268,6 +281,7 @@ def env() -> None:
 
 _stop = StopFlag()
 _words: list[str] = []  # of the command line
+_alone = False  # whether they are those that the process was begun with
 
 
 def asked_to_stop(name: str) -> None:
@@ -277,6 +291,8 @@ def asked_to_stop(name: str) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """Run one command and end the process with its exit code."""
+    global _alone
+    _alone = words is None
     _words[:] = sys.argv[1:] if words is None else words
     with _stop:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))

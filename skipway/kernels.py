@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from skipway.errors import InputError
 from skipway.native import library
 
-__all__ = ["KERNELS", "Kernel", "in_use", "joined", "run"]
+__all__ = ["KERNELS", "Kernel", "joined", "run", "state"]
 
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "float"}
 
@@ -46,6 +46,9 @@ def run(layers: Sequence[nn.Module], x: Any) -> Any:
     while place < count:
         layer = layers[place]
         place += 1
+        if type(layer) is nn.Conv2d and not torch.compiler.is_compiling():
+            x = KERNELS["conv"](layer, x)
+            continue
         if type(layer) is not nn.BatchNorm2d or not layer.training or torch.compiler.is_compiling():
             x = layer(x)
             continue
@@ -65,15 +68,19 @@ def joined(body: nn.Module, after: nn.Module | None) -> nn.BatchNorm2d | None:
     last = body[-1]
     if type(last) is not nn.BatchNorm2d or not last.training or _watched(body) or getattr(body, "runner", None):
         return None
-    return last if (after is None or (type(after) is nn.ReLU and not _watched(after))) and in_use() else None
+    return last if (after is None or (type(after) is nn.ReLU and not _watched(after))) and _wanted() else None
 
 
-def in_use() -> bool:
-    """Whether the fast ways are there: a compiler was found, and they are not turned off."""
+def state() -> str:
+    """ "on", "off", or "on, without a C compiler" where only what torch has is used: a run's bits depend on it."""
+    return "off" if not _wanted() else "on" if _norm_library() is not None else "on, without a C compiler"
+
+
+def _wanted() -> bool:
     wish = os.environ.get("SKIPWAY_KERNELS", "on")
     if wish not in ("on", "off"):
         raise InputError(f"SKIPWAY_KERNELS is on or off, not {wish!r}; unset it, or set it to one of them")
-    return wish == "on" and _norm_library() is not None
+    return wish == "on"
 
 
 @cache
@@ -131,7 +138,8 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Modu
     tensors = [t for t in (x, kept, norm.weight, norm.bias) if t is not None]
     return (
         norm.training
-        and in_use()
+        and _wanted()
+        and _norm_library() is not None
         and not _watched(norm)
         and _ordinary(*tensors)
         and x.dim() == 4
@@ -211,4 +219,79 @@ def _differentiable(ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor) -> 
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
 
 
-KERNELS = {"norm": Kernel(_plain_norm, _fast_norm, _norm_fits)}
+# A convolution whose weight gradient is one product of matrices: (layer, x) -> tensor.
+
+
+# At most so many positions in the output, at least so many channels in the input.
+_FEW = {"1x1": (256, 64), "strided": (64, 128), "other": (49, 512)}
+
+
+def _plain_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return layer(x)
+
+
+def _conv_fits(layer: nn.Conv2d, x: Any) -> bool:
+    """Only in bfloat16, and only where the product was found to be faster: benchmarks/results has the shapes."""
+    if not torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or not _wanted() or _watched(layer):
+        return False
+    kernel, stride = layer.kernel_size, layer.stride
+    plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.bias is None and layer.padding_mode == "zeros"
+    if not plain or isinstance(layer.padding, str) or not _ordinary(x, layer.weight):
+        return False
+    height, width = (_out(x.shape[2 + i], kernel[i], stride[i], int(layer.padding[i])) for i in (0, 1))
+    most, least = _FEW["1x1" if kernel == (1, 1) else "strided" if stride != (1, 1) else "other"]
+    small = height * width <= most and layer.in_channels >= least
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    half = autocast or x.dtype == layer.weight.dtype == torch.bfloat16
+    return small and half and layer.weight.requires_grad and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _out(size: int, kernel: int, stride: int, padding: int) -> int:
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def _fast_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return _Conv.apply(x.to(torch.bfloat16), layer.weight.to(torch.bfloat16), layer.stride, layer.padding)
+
+
+class _Conv(torch.autograd.Function):
+    """(B, C, H, W), (O, C, k, k) -> (B, O, H', W')."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        ctx.stride, ctx.padding = stride, padding
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # somebody wants to differentiate once more
+        of_x = ctx.needs_input_grad[0]
+        dx = dweight = None
+        if of_x or again:
+            dx, dweight, _ = torch.ops.aten.convolution_backward(
+                dy, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, (of_x, again, False)
+            )
+        if not again:
+            rows = dy.permute(0, 2, 3, 1).reshape(-1, len(weight))
+            columns = _columns(x, weight.shape[2:], ctx.stride, ctx.padding, dy.shape[2:])
+            flat = (rows.T @ columns).view(len(weight), *weight.shape[2:], -1)
+            dweight = flat.permute(0, 3, 1, 2)
+        return dx, dweight, None, None
+
+
+def _columns(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], out: Sequence[int]
+) -> Tensor:
+    """(B, C, H, W) in channels_last -> (B * H' * W', k * k * C): what each output position sees."""
+    x = nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
+    batch, down, right, one = (x.permute(0, 2, 3, 1)).stride()
+    steps = (batch, down * stride[0], right * stride[1], down, right, one)
+    return x.as_strided((len(x), *out, *kernel, x.shape[1]), steps).reshape(len(x) * out[0] * out[1], -1)
+
+
+KERNELS = {
+    "norm": Kernel(_plain_norm, _fast_norm, _norm_fits),
+    "conv": Kernel(_plain_conv, _fast_conv, _conv_fits),
+}

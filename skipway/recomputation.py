@@ -5,22 +5,26 @@ need, and computes each block forward twice.
 Source: Chen et al. 2016, arXiv:1604.06174.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
 
+from skipway.again import Occasion, gradient_of
 from skipway.errors import InputError
-from skipway.reversible import Coupling, Reversible, at_rest
+from skipway.reversible import Coupling, Reversible
 from skipway.skip import Chain, Skip
 
 __all__ = ["recompute"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+_LARGE = 2**20  # bytes
+
+
 _INSIDE = 3  # what a block keeps for the way back, over what goes into it: between 2 (basic) and 4 (bottleneck)
 
 
@@ -33,6 +37,10 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
     Args:
         every: blocks in a group; "stages" for all of each stage; "auto" for about as many as need the least memory,
             the square root of a third of the stage's blocks; "none" to keep everything again.
+
+    Networks that are traced (torch.compile, torch.export) are left to what traces them. On Linux set
+    GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does: glibc then
+    finds again what is freed, which saves several times as much.
 
     Raises:
         InputError: `every` is none of these, or the network has no row of blocks that keep what is inside.
@@ -66,12 +74,37 @@ def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
 
 def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int) -> Any:
     """What `layers` make of x one after the other, with nothing kept inside each group of `every` of them."""
-    if not torch.is_grad_enabled():
-        return _run(layers, x)
     for begin in range(0, len(layers), every):
         group = layers[begin : begin + every]
-        x = checkpoint(_run, group, x, use_reentrant=False, context_fn=partial(_first_and_second, group))
+        # What is traced, or is not a single tensor, is left to autograd.
+        single = torch.is_grad_enabled() and isinstance(x, Tensor) and not x.is_meta
+        if single and not torch.compiler.is_compiling():
+            x = _Group.apply(group, x, *dict.fromkeys(p for m in group for p in m.parameters() if p.requires_grad))
+        else:
+            x = _run(group, x)
     return x
+
+
+class _Group(Function):
+    """A group's output; the parameters are named so that autograd asks for their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Sequence[nn.Module], x: Tensor, *parameters: nn.Parameter) -> Any:
+        ctx.group, ctx.parameters, ctx.occasion = group, parameters, Occasion(x.device)
+        ctx.draws = ctx.occasion.draws()
+        ctx.save_for_backward(_aside(x))
+        with ctx.occasion.precision():
+            return _run(group, x.detach())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        found: dict[nn.Parameter, Tensor] = {}
+        with ctx.occasion.once_more():
+            ctx.occasion.draw_again(ctx.draws)
+            (x,) = ctx.saved_tensors
+            _, of_x = gradient_of(ctx.group, x, gradient, ctx.parameters, found)
+        return None, of_x, *(found.get(p) for p in ctx.parameters)
 
 
 def _run(group: Sequence[nn.Module], x: Any) -> Any:
@@ -80,6 +113,13 @@ def _run(group: Sequence[nn.Module], x: Any) -> Any:
     return x
 
 
-def _first_and_second(group: Sequence[nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What the two passes run in: only the first may change statistics."""
-    return nullcontext(), at_rest(group)
+def _aside(x: Tensor) -> Tensor:
+    """x, or where it is large and on the CPU a copy in pages of its own.
+
+    What groups keep would otherwise lie scattered among what they free, and malloc could not use the gaps again.
+    """
+    if x.device.type != "cpu" or x.nbytes < _LARGE:
+        return x
+    like = torch.empty_like(x, device="meta")  # its strides, those of x where x has no gaps
+    pages = torch.frombuffer(mmap.mmap(-1, like.nbytes), dtype=x.dtype)
+    return pages.as_strided(like.size(), like.stride()).copy_(x)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from skipway import kernels
 from skipway.data.pack import Packed
 from skipway.data.sources import BUILT_IN
 from skipway.errors import InputError, printable
@@ -93,6 +94,7 @@ def machine(device: str, precision: str) -> dict[str, Any]:
         "processes": ranks.count(),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels.state(),
     }
 
 

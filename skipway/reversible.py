@@ -7,20 +7,19 @@ Shapes: B batch, C channels (x1 and x2 have half of them each), * any further ax
 Source: Gomez et al. 2017, arXiv:1707.04585.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+from skipway.again import Occasion, gradient_of
 from skipway.errors import InputError, ShapeError
 from skipway.joins import add
 from skipway.shapes import Placed, naming
 from skipway.skip import Chain, Layer, as_module
 
-__all__ = ["Coupling", "Reversible", "at_rest"]
+__all__ = ["Coupling", "Reversible"]
 
 
 class Coupling(Placed):
@@ -100,14 +99,13 @@ class _Reversed(Function):
     def forward(
         ctx: Any, couplings: Reversible, dtype: torch.dtype, x1: Tensor, x2: Tensor, *parameters: nn.Parameter
     ) -> Any:
-        device = x1.device.type
         ctx.couplings, ctx.dtype, ctx.parameters, ctx.draws = couplings, dtype, parameters, []
-        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        with _precision(ctx):
+        ctx.occasion = Occasion(x1.device)
+        with ctx.occasion.precision():
             for f, g in couplings.bodies():
-                before = _draws(x1.device)
+                before = ctx.occasion.draws()
                 x1 = add(f(x2.to(dtype)), x1)
-                ctx.draws.append((before, _draws(x1.device)))
+                ctx.draws.append((before, ctx.occasion.draws()))
                 x2 = add(g(x1.to(dtype)), x2)
         ctx.save_for_backward(x1, x2)
         return x1, x2
@@ -117,66 +115,15 @@ class _Reversed(Function):
     def backward(ctx: Any, d1: Tensor, d2: Tensor) -> Any:
         y1, y2 = ctx.saved_tensors
         found: dict[nn.Parameter, Tensor] = {}
-        devices = [] if y1.device.type == "cpu" else [y1.device]
-        with torch.random.fork_rng(devices, device_type=y1.device.type if devices else "cuda"), _precision(ctx):
+        with ctx.occasion.once_more():
             for (f, g), (f_draws, g_draws) in reversed(list(zip(ctx.couplings.bodies(), ctx.draws, strict=True))):
-                _draw_again(g_draws, y1.device)
-                out, gradient = _again(ctx, g, y1, d2, found)
+                ctx.occasion.draw_again(g_draws)
+                out, gradient = gradient_of([g], y1, d2, ctx.parameters, found, ctx.dtype)
                 y2, d1 = y2 - out, d1 + gradient  # y2 is x2 from here on
-                _draw_again(f_draws, y1.device)
-                out, gradient = _again(ctx, f, y2, d1, found)
+                ctx.occasion.draw_again(f_draws)
+                out, gradient = gradient_of([f], y2, d1, ctx.parameters, found, ctx.dtype)
                 y1, d2 = y1 - out, d2 + gradient
         return None, None, d1, d2, *(found.get(p) for p in ctx.parameters)
-
-
-def _again(
-    ctx: Any, body: nn.Module, x: Tensor, gradient: Tensor, found: dict[nn.Parameter, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """(body(x), gradient of x), for the gradient of body(x); those of the parameters are added to `found`."""
-    own = {id(p) for p in body.parameters()}
-    asked = [p for p in ctx.parameters if id(p) in own]
-    x = x.detach().requires_grad_()
-    with torch.enable_grad(), at_rest([body]):
-        out = body(x.to(ctx.dtype))
-    if not out.requires_grad:  # it gives the same whatever it is given
-        return out, torch.zeros_like(x)
-    first, *rest = torch.autograd.grad(out, [x, *asked], gradient.to(out.dtype), allow_unused=True)
-    for p, value in zip(asked, rest, strict=True):
-        if value is not None:
-            found[p] = found[p] + value if p in found else value
-    return out.detach(), torch.zeros_like(x) if first is None else first
-
-
-@contextmanager
-def at_rest(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside it layers have copies of their buffers, so that what they do to them, as norms do, is done once only."""
-    modules = {module for layer in layers for module in layer.modules()}
-    own = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items() if buffer is not None]
-    for buffers, name, buffer in own:
-        buffers[name] = buffer.clone()
-    try:
-        yield
-    finally:
-        for buffers, name, buffer in own:
-            buffers[name] = buffer
-
-
-def _precision(ctx: Any) -> Any:
-    """Autocast as it was going forward, without its cache: that would keep casts of weights that have no gradient."""
-    device, dtype, enabled = ctx.autocast
-    return torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)
-
-
-def _draws(device: torch.device) -> tuple[Tensor, ...]:
-    """Where the random generators stand that a body may draw from."""
-    cpu = torch.get_rng_state()
-    return (cpu,) if device.type == "cpu" else (cpu, torch.get_device_module(device).get_rng_state(device))
-
-
-def _draw_again(states: tuple[Tensor, ...], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.get_device_module(device).set_rng_state(states[1], device)
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

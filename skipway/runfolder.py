@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skipway import plots
+from skipway import kernels, plots
 from skipway.data.loader import Batches
 from skipway.data.pack import Packed
 from skipway.errors import InputError, SkipwayError, StorageError, printable
@@ -260,6 +260,7 @@ def environment(recipe: Recipe, device: str, precision: str, network: str) -> di
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": precision,
+        "kernels": kernels.state(),
         "command": repeat_command(recipe),
         "network": network,
     }

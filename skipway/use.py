@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skipway import kernels
 from skipway.console import Console
 from skipway.data.folder import picture_files
 from skipway.data.loader import Batches
@@ -243,6 +244,7 @@ def environment_table() -> str:
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "gpu": gpu,
         "precision": "bf16" if has_bf16(device) else "fp32",
+        "kernels": kernels.state(),
         **{name: _version(name) for name in ("torch", "accelerate", "pillow", "safetensors", "scikit-learn", "numpy")},
         "parquet extra": "installed" if find_spec("pyarrow") else "not installed: pip install 'skipway[parquet]'",
     }

@@ -142,6 +142,18 @@ def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
     assert call("predict", "runs/run", "kinds/ant", "--strict")[0] == 0
 
 
+def test_a_training_that_recomputes_begins_anew_where_the_process_is_ours(call, place, monkeypatch):
+    begun = []
+    monkeypatch.setattr(cli, "restart_gathering", lambda: begun.append(1))
+    assert call(*TRAIN, "--recompute", "1", "--name", "thrifty")[0] == 0
+    assert not begun  # main was given its words by a program that goes on
+    (place / "thrifty.yaml").write_text("recompute: stages\n")
+    for given, expected in (({}, False), ({"recompute": "none"}, False), ({"recompute": 2}, True)):
+        assert cli._recomputes(given, None, None) is expected
+    assert cli._recomputes({}, place / "thrifty.yaml", None)
+    assert not cli._recomputes({}, place / "missing.yaml", place / "no_run")
+
+
 def test_the_other_commands_answer(call):
     for words, said in (
         (("evaluate", "runs/run", "kinds"), "accuracy"),

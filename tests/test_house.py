@@ -12,7 +12,7 @@ PACKAGE = ROOT / "skipway"
 # Lowest floor first. On one floor a file imports only what stands to its left; rooms on one floor import no other room.
 FLOORS = [
     [["errors", "spec", "shapes", "native", "kernels", "recipe", "signals", "console", "memory"]],
-    [["joins", "shortcuts", "drop_path", "show", "skip", "reversible", "recomputation"]],
+    [["joins", "shortcuts", "drop_path", "show", "again", "skip", "reversible", "recomputation"]],
     [["blocks"]],
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],

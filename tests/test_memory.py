@@ -1,7 +1,11 @@
+import os
+import platform
 import subprocess
 import sys
 
 import pytest
+
+from skipway.memory import restart_gathering
 
 PROBE = """
 import resource
@@ -29,3 +33,35 @@ def test_kept_memory_is_not_fetched_from_the_system_again():
     if possible != "True":
         pytest.skip("no glibc here")
     assert int(kept) < int(fresh) / 5
+
+
+RESTARTED = """
+import os, sys
+from skipway.memory import restart_gathering
+restart_gathering()
+print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        (None, "glibc.malloc.tcache_count=0"),
+        ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:glibc.malloc.tcache_count=0"),
+        ("glibc.malloc.tcache_count=3", "glibc.malloc.tcache_count=3"),
+    ],
+)
+def test_a_process_begins_anew_with_the_same_words(before, after):
+    rest = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", RESTARTED, "two words", "--flag"], capture_output=True, text=True, timeout=60,
+        env=rest | ({"GLIBC_TUNABLES": before} if before else {}),
+    )  # fmt: skip
+    assert done.stdout.split("\n")[0] == f"{after} two words --flag", done.stderr
+
+
+def test_without_glibc_it_goes_on(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("restarted"))
+    restart_gathering()

@@ -19,7 +19,10 @@ from skipway.skip import Chain, Skip
 
 __all__ = ["NETWORKS", "ResNet9Plan", "Whitening", "resnet9", "whiten"]
 
-NETWORKS: dict[str, dict[str, Any]] = {"resnet9": {"widths": (64, 128, 256, 512), "num_classes": 10}}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet9": {"widths": (64, 128, 256, 512), "num_classes": 10},
+    "resnet9m": {"widths": (24, 64, 256, 256), "layers": (1, 1, 1), "stem": "whitening", "num_classes": 10},
+}
 STEMS = ("small", "whitening")
 _SMALLEST_SPREAD = 5e-4  # keeps directions that hold nothing but noise from being blown up
 _LOGIT_SCALE = 1 / 9  # the largest of a map's values, not their mean, reaches the head: its logits begin too sure
