@@ -143,6 +143,10 @@ def _refuse_unshared(recipe: Recipe) -> None:
         raise InputError(
             "--l1 and --l2 need all weights in one place, which --shard splits; use --weight-decay instead"
         )
+    if recipe.recompute != "none":
+        raise InputError(
+            "--recompute and --shard do not go together: gradients of split weights would be lost; use one of them"
+        )
 
 
 def device_for(asked: str) -> str:

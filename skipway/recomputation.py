@@ -23,8 +23,6 @@ __all__ = ["recompute"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _LARGE = 2**20  # bytes
-
-
 _INSIDE = 3  # what a block keeps for the way back, over what goes into it: between 2 (basic) and 4 (bottleneck)
 
 
@@ -32,7 +30,8 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
     """Let `network` keep less while training: only what goes into each group of blocks; `network` itself, changed.
 
     What is inside a group is computed again on the way back. Gradients, running statistics and random choices are
-    those without it, to the last bit; outputs without gradients are computed as ever.
+    those without it, to the last bit; outputs without gradients are computed as ever. Second derivatives are refused
+    by autograd.
 
     Args:
         every: blocks in a group; "stages" for all of each stage; "auto" for about as many as need the least memory,
@@ -94,7 +93,12 @@ class _Group(Function):
         ctx.draws = ctx.occasion.draws()
         ctx.save_for_backward(_aside(x))
         with ctx.occasion.precision():
-            return _run(group, x.detach())
+            out = _run(group, x.detach())
+        if not isinstance(out, Tensor):
+            raise InputError(
+                f"recompute takes blocks that give one tensor, not {type(out).__name__}; leave it out for this network"
+            )
+        return out
 
     @staticmethod
     @once_differentiable

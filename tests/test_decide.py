@@ -47,3 +47,5 @@ def test_a_network_is_split_over_several_processes_alone_and_without_penalties(m
     assert settings_for(Recipe(shard=True), {"family": "resnet"}, 64).shard
     with pytest.raises(InputError, match="--l1 and --l2 need all weights in one place, which --shard splits; use"):
         settings_for(Recipe(shard=True, l2=1e-4), {"family": "resnet"}, 64)
+    with pytest.raises(InputError, match="--recompute and --shard do not go together"):
+        settings_for(Recipe(shard=True, recompute=2), {"family": "resnet"}, 64)

@@ -106,6 +106,12 @@ def test_an_unknown_measure_is_refused(every):
         sw.recompute(make("resnet20"), every)
 
 
+def test_blocks_that_give_more_than_one_tensor_are_refused():
+    blocks = sw.Chain(sw.Skip(nn.Linear(3, 3)), lambda x: (x, x))
+    with pytest.raises(InputError, match="recompute takes blocks that give one tensor, not tuple"):
+        sw.recompute(blocks, "stages")(torch.ones(1, 3, requires_grad=True))
+
+
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(InputError, match="recompute found no row of blocks"):
         sw.recompute(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
