@@ -15,6 +15,12 @@ NORM = KERNELS["norm"]
 needs_compiler = pytest.mark.skipif(kernels.state() != "on", reason=f"kernels are {kernels.state()}")
 
 
+@pytest.fixture(autouse=True)
+def also_in_float32(monkeypatch):
+    """Which is not the default, but where errors are seen that rounding to bfloat16 hides."""
+    monkeypatch.setattr(kernels, "_CHOSEN", (torch.bfloat16, torch.float32))
+
+
 def picture(shape=(4, 6, 5, 3), dtype=torch.float32):
     torch.manual_seed(1)
     return (3 + 2 * torch.randn(shape)).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -143,6 +149,13 @@ def test_transforms_of_functions_take_the_plain_way():
     torch.testing.assert_close(torch.func.vmap(loss)(x[None])[0], loss(x))
     with forward_ad.dual_level():
         assert not NORM.fits(norm, x, None, None)
+
+
+@needs_compiler
+def test_float32_is_left_to_torch_unless_asked_for(monkeypatch):
+    monkeypatch.undo()
+    assert not NORM.fits(norm_of(), picture(), None, None)
+    assert NORM.fits(norm_of(), picture(dtype=torch.bfloat16), None, None)
 
 
 def test_it_can_be_turned_off(monkeypatch):
