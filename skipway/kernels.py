@@ -73,7 +73,7 @@ def joined(body: nn.Module, after: nn.Module | None) -> nn.BatchNorm2d | None:
 
 
 def state() -> str:
-    """ "on", "off", or "on, without a C compiler" where only what torch has is used: a run's bits depend on it."""
+    """What a run's bits depend on: "on", "off", or "on, without a C compiler" where torch's own norm is used."""
     return "off" if not _wanted() else "on" if _norm_library() is not None else "on, without a C compiler"
 
 
@@ -139,8 +139,6 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Modu
     tensors = [t for t in (x, kept, norm.weight, norm.bias) if t is not None]
     return (
         norm.training
-        and _wanted()
-        and _norm_library() is not None
         and not _watched(norm)
         and _ordinary(*tensors)
         and x.dim() == 4
@@ -150,6 +148,8 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Modu
         and x.is_contiguous(memory_format=torch.channels_last)
         and (kept is None or (kept.shape == x.shape and kept.dtype == x.dtype and kept.stride() == x.stride()))
         and all(p is None or p.dtype == torch.float32 for p in (norm.weight, norm.bias))
+        and _wanted()
+        and _norm_library() is not None  # last, for it may have to be compiled
     )
 
 
