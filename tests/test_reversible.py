@@ -153,6 +153,14 @@ def test_a_reversible_resnet_learns_what_autograd_would_teach_it(name):
     assert sw.output_shape(network, (2, 3, 12, 12)) == (2, 3)
 
 
+@pytest.mark.parametrize("shortcut", ["auto", "pad", "pool"])
+def test_no_block_is_left_out(shortcut):
+    network = sw.create_model("revnet38", layers=(3, 2, 1), widths=(8, 16, 16), shortcut=shortcut)
+    couplings = [path for path, module in network.named_modules() if isinstance(module, Coupling)]
+    assert [sum(path.startswith(f"stage{i}") for path in couplings) for i in (1, 2, 3)] == [3, 2, 1]
+    assert network(torch.ones(1, 3, 8, 8)).shape == (1, 10)
+
+
 @pytest.mark.parametrize("name, millions", [("revnet38", 0.46), ("revnet110", 1.73), ("revnet164", 1.75)])
 def test_parameters_are_those_of_the_paper(name, millions):
     with torch.device("meta"):
@@ -161,7 +169,15 @@ def test_parameters_are_those_of_the_paper(name, millions):
 
 
 @pytest.mark.parametrize(
-    "options", [{"block": "basic"}, {"join": "scale"}, {"shortcut": "none"}, {"drop_path": 0.1}, {"norm": "fixup"}]
+    "options",
+    [
+        {"block": "basic"},
+        {"join": "scale"},
+        {"shortcut": "none"},
+        {"shortcut": "project"},
+        {"drop_path": 0.1},
+        {"norm": "fixup"},
+    ],
 )
 def test_a_reversible_resnet_refuses_what_cannot_be_reversed(options):
     with pytest.raises(InputError, match="resnet with reversible=True takes a block"):

@@ -118,10 +118,11 @@ class ResNetPlan(Plan):
             raise InputError(f'resnet with norm "fixup" joins by "add", not "{self.join}"; leave join out')
 
     def _refuse_irreversible(self) -> None:
-        if not self.preact or self.join != "add" or self.shortcut == "none" or self.norm == "fixup" or self.drop_path:
+        kept = self.shortcut in ("auto", "pad", "pool")  # nothing in the way where the shape stays
+        if not self.preact or self.join != "add" or not kept or self.norm == "fixup" or self.drop_path:
             raise InputError(
                 'resnet with reversible=True takes a block that is "preact_basic" or "preact_bottleneck", join "add", '
-                'shortcuts, norm "batch", "group" or "none", and no drop_path'
+                'shortcut "auto", "pad" or "pool", norm "batch", "group" or "none", and no drop_path'
             )
         odd = [width for width in (*self.widths, self.stem_channels or 2) if width % 2]
         if odd:
