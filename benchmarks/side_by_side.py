@@ -9,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -47,6 +48,29 @@ def spread(figures: list[dict], name: str, shown: Callable[[float], str] = "{:.3
     """Median (least to most)."""
     values = [round_[name] for round_ in figures]
     return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
+
+
+def over_plain(figures: dict[str, list[dict]], name: str) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and notes of a table of `name`, each way over "plain"; the notes are profiles."""
+    best = median(figures["plain"], name) if "plain" in figures else None
+    rows = [
+        [way, spread(found, name), f"{median(found, name) / best:.2f}" if best else "-"]
+        for way, found in figures.items()
+    ]
+    notes = [
+        f"{way}: " + ", ".join(f"{operator} {share:.0%}" for operator, share in found[-1]["profile"].items())
+        for way, found in figures.items()
+        if "profile" in found[-1]
+    ]
+    return ["way", "median (range)", "over plain"], rows, "\n\n".join(notes)
+
+
+def operators(work: Callable[[], object], count: int = 8) -> dict[str, float]:
+    """The operators that take the most of the processor's time in `work`, with their shares."""
+    with torch.profiler.profile() as profile:
+        work()
+    taken = Counter({e.key: e.self_cpu_time_total for e in profile.key_averages()})
+    return {key: value / taken.total() for key, value in taken.most_common(count)}
 
 
 def machine() -> str:

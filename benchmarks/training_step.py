@@ -10,11 +10,10 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
 
 import torch
 from reference import WAYS, prepared
-from side_by_side import alternating, median, spread, write
+from side_by_side import alternating, operators, over_plain, write
 from torch.nn import functional as F
 
 CASES = {  # name: (our network, options, the reference's name, pixels, batch, classes, steps)
@@ -68,10 +67,7 @@ def worker(case, way, profiled):
         seconds.append(time.perf_counter() - begin)
     figures = {"pictures_per_second": batch / statistics.median(seconds[3:])}
     if profiled:
-        with torch.profiler.profile() as profile:
-            step()
-        taken = Counter({e.key: e.self_cpu_time_total for e in profile.key_averages()})
-        figures["profile"] = {k: v / taken.total() for k, v in taken.most_common(8)}
+        figures["profile"] = operators(step)
     print(json.dumps(figures))
 
 
@@ -87,22 +83,8 @@ def main():
         return worker(asked.case, asked.one, asked.profile)
     words = [__file__, "--case", asked.case, *(["--profile"] if asked.profile else []), "--one"]
     figures = alternating({way: [*words, way] for way in asked.ways}, asked.rounds)
-    best = median(figures["plain"], "pictures_per_second") if "plain" in figures else None
-    rows = [
-        [
-            way,
-            spread(found, "pictures_per_second"),
-            f"{median(found, 'pictures_per_second') / best:.2f}" if best else "-",
-        ]
-        for way, found in figures.items()
-    ]
-    notes = "\n".join(
-        f"{way}: " + ", ".join(f"{name} {share:.0%}" for name, share in found[-1].get("profile", {}).items())
-        for way, found in figures.items()
-        if asked.profile
-    )
     title = f"Training step, {asked.case}, pictures a second, n = {asked.rounds}"
-    write(f"training-step-{asked.case}", title, ["way", "median (range)", "over plain"], rows, notes)
+    write(f"training-step-{asked.case}", title, *over_plain(figures, "pictures_per_second"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from skipway.errors import InputError
 from skipway.native import library
 
-__all__ = ["KERNELS", "Kernel", "joined", "run", "state"]
+__all__ = ["KERNELS", "Kernel", "joined", "run", "state", "watched"]
 
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "float"}
 _CHOSEN = (torch.bfloat16,)  # float32 gains nothing that could be measured, and needs a tenth more memory
@@ -54,7 +54,7 @@ def run(layers: Sequence[nn.Module], x: Any) -> Any:
             x = layer(x)
             continue
         after = layers[place] if place < count else None
-        if type(after) is nn.ReLU and not _watched(after):
+        if type(after) is nn.ReLU and not watched(after):
             place += 1
         else:
             after = None
@@ -67,9 +67,9 @@ def joined(body: nn.Module, after: nn.Module | None) -> nn.BatchNorm2d | None:
     if torch.compiler.is_compiling() or not isinstance(body, nn.Sequential) or len(body) < 2:
         return None
     last = body[-1]
-    if type(last) is not nn.BatchNorm2d or not last.training or _watched(body) or getattr(body, "runner", None):
+    if type(last) is not nn.BatchNorm2d or not last.training or watched(body) or getattr(body, "runner", None):
         return None
-    return last if (after is None or (type(after) is nn.ReLU and not _watched(after))) and _wanted() else None
+    return last if (after is None or (type(after) is nn.ReLU and not watched(after))) and _wanted() else None
 
 
 def state() -> str:
@@ -98,7 +98,7 @@ def _norm_library() -> ctypes.CDLL | None:
     return found
 
 
-def _watched(module: nn.Module) -> bool:
+def watched(module: nn.Module) -> bool:
     """Whether somebody wants to see what goes in or out of this very module."""
     everywhere = nn.modules.module
     return bool(
@@ -139,7 +139,7 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Modu
     tensors = [t for t in (x, kept, norm.weight, norm.bias) if t is not None]
     return (
         norm.training
-        and not _watched(norm)
+        and not watched(norm)
         and _ordinary(*tensors)
         and x.dim() == 4
         and x.dtype in _CHOSEN
@@ -233,7 +233,7 @@ def _plain_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _conv_fits(layer: nn.Conv2d, x: Any) -> bool:
     """Only in bfloat16, and only where the product was found to be faster: benchmarks/results has the shapes."""
-    if not torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or not _wanted() or _watched(layer):
+    if not torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or not _wanted() or watched(layer):
         return False
     kernel, stride = layer.kernel_size, layer.stride
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.bias is None and layer.padding_mode == "zeros"

@@ -86,10 +86,12 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *) -> (B, C', */stride)."""
-        if self.pool is not None:
-            x = self.pool(x)
-        x = self.conv(x) if self.dims else self.linear(x)
-        return x if self.norm is None else run([self.norm], x)
+        return run([layer for _, layer in self.row()], x)
+
+    def row(self) -> list[tuple[str, nn.Module]]:
+        """Its layers in the order in which they are called."""
+        order = ("pool", "conv", "linear", "norm")
+        return [(name, self._modules[name]) for name in order if self._modules.get(name) is not None]  # type: ignore[misc]
 
     def __repr__(self) -> str:
         shown = {

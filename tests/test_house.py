@@ -13,7 +13,7 @@ PACKAGE = ROOT / "skipway"
 FLOORS = [
     [["errors", "spec", "shapes", "native", "kernels", "recipe", "signals", "console", "memory"]],
     [["joins", "shortcuts", "drop_path", "show", "again", "skip", "reversible", "recomputation"]],
-    [["blocks"]],
+    [["blocks", "fused"]],
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [

@@ -1,0 +1,92 @@
+"""A trained network as it is wanted elsewhere: with less to do where it only predicts."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.fused import Convolution, folded, in_turn, numbers, plan_codes
+from skipway.skip import Chain
+from skipway.training.trainer import has_bf16
+
+__all__ = ["fuse"]
+
+_PRECISIONS = ("auto", "fp32", "bf16", "int8")
+
+
+def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
+    """The network for predicting alone: norms folded into convolutions, which do ReLUs and joins as well.
+
+    A Network stays one: `predict` and `predict_proba` do what they did, faster. It takes what `network` takes, gives
+    float32, and cannot be trained or saved. `network` is as it was, and shares no weights with it.
+
+    Args:
+        precision: "fp32"; "bf16"; "auto", which is bf16 where the hardware has it, else fp32; "int8", where
+            convolutions compute with 8-bit integers, on a CPU.
+        calibration: inputs (B, C, H, W) as the network takes them, for int8: a tensor or several. What the network
+            makes of them chooses the range that its integers stand for, so they should be like what is to come; a
+            hundred training pictures are enough.
+
+    Outputs differ from those in float32 by rounding alone: about 1e-6 of the largest in fp32, 1e-2 in bf16; in int8
+    by more, so measure what it costs (`skipway.evaluate` takes the fused network).
+
+    Raises:
+        InputError: no such precision; int8 without calibration, for a network elsewhere than on a CPU or without a
+            convolution that it could be done for.
+    """
+    if precision not in _PRECISIONS:
+        raise InputError(f"fuse has the precisions {', '.join(_PRECISIONS)}, not {precision!r}")
+    twin = folded(copy.deepcopy(network).eval())
+    if not isinstance(twin, Chain):
+        twin = Chain(twin)
+    devices = {p.device.type for p in network.parameters()} or {"cpu"}
+    if len(devices) > 1:
+        raise InputError(f"fuse takes a network on one device, not on {' and '.join(sorted(devices))}; use .to(device)")
+    (device,) = devices
+    half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16(device))
+    convolutions = [module for module in twin.modules() if isinstance(module, Convolution)]
+    if precision == "int8":
+        _to_int8(twin, convolutions, device, calibration)
+    for convolution in convolutions:
+        convolution.dtype = torch.bfloat16 if half else torch.float32
+    # int8 makes its codes of what it is given; all others would round it in their first layer.
+    twin.runner = partial(_predicting, half=half, narrow=half and precision != "int8")
+    return twin
+
+
+def _to_int8(
+    network: Chain, convolutions: list[Convolution], device: str, calibration: Tensor | Iterable[Tensor]
+) -> None:
+    """Runs the pictures through the network in float32, and makes integers of what its convolutions see."""
+    if device != "cpu" or not convolutions:
+        where = f"one on {device}" if device != "cpu" else "one without convolutions that it knows"
+        raise InputError(
+            f'fuse to "int8" takes a network on a CPU with convolutions, not {where}; use precision "bf16"'
+        )
+    batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
+    if not batches or not all(isinstance(batch, Tensor) and len(batch) for batch in batches):
+        raise InputError(
+            'fuse to "int8" chooses its ranges by pictures; give calibration=x, a tensor (B, C, H, W) of inputs, or '
+            "several"
+        )
+    for convolution in convolutions:
+        convolution.watch()
+    for batch in batches:
+        _predicting(list(network), batch, half=False)
+    for convolution in convolutions:
+        convolution.quantise()
+    plan_codes(network)
+
+
+def _predicting(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
+    """What `layers` make of x one after the other, without gradients; in bfloat16 or float32."""
+    kind = x.device.type if isinstance(x, Tensor) else "cpu"
+    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
+        if isinstance(x, Tensor) and x.dim() == 4:
+            x = x.to(torch.bfloat16 if narrow else x.dtype, memory_format=torch.channels_last)
+        out = numbers(in_turn(layers, x))
+        return out.float() if isinstance(out, Tensor) else out

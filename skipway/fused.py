@@ -1,0 +1,406 @@
+"""Layers of a network that only predicts: fewer, wider steps, with the same outputs up to the rounding of their type.
+
+A batch norm is a convolution's scale and bias once its statistics stand; ReLU and the addition of a join are done
+while the convolution's output is at hand; in int8 pictures travel between convolutions as uint8 codes.
+
+    numbers = (codes - zero) * scale
+
+Shapes: those of the layers that are replaced.
+Sources: integers in place of numbers, Jacob et al. 2017, arXiv:1712.05877; one scale for each output channel of the
+weights, Krishnamoorthi 2018, arXiv:1806.08342; scales by least squared error, Nagel et al. 2021, arXiv:2106.08295.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from skipway.blocks import SameConv2d
+from skipway.joins import add
+from skipway.kernels import watched
+from skipway.reversible import Coupling, Reversible
+from skipway.shortcuts import Project
+from skipway.skip import Chain, Parallel, Skip
+
+__all__ = ["Codes", "Convolution", "FusedSkip", "folded", "in_turn", "numbers", "plan_codes"]
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
+
+_LEVELS = 255
+_SAMPLE = 2**16  # numbers of each batch that a range is chosen by
+_CLIPS = torch.linspace(0.5, 1.0, 26)  # shares of the whole range that are tried
+
+
+class Codes(NamedTuple):
+    """Numbers as uint8."""
+
+    values: Tensor
+    scale: float
+    zero: int
+
+    def numbers(self) -> Tensor:
+        """The float32 numbers that the codes stand for."""
+        return self.values.float().sub_(self.zero).mul_(self.scale)
+
+
+class Range:
+    """The numbers that went by, and the codes that they ask for."""
+
+    def __init__(self) -> None:
+        self.least, self.most = 0.0, 0.0
+        self.sample: list[Tensor] = []
+
+    def see(self, x: Tensor) -> None:
+        """Take notice of x."""
+        least, most = x.aminmax()
+        self.least, self.most = min(self.least, float(least)), max(self.most, float(most))
+        places = torch.randint(x.numel(), (min(_SAMPLE, x.numel()),), generator=torch.Generator().manual_seed(0))
+        self.sample.append(x.permute(0, 2, 3, 1).reshape(-1)[places].float())
+
+    def codes(self) -> tuple[float, int]:
+        """(scale, zero) with the least squared error over the numbers that were seen; zero itself is kept exactly."""
+        sample = torch.cat(self.sample)
+        best = (torch.inf, 1.0, 0)
+        for clip in _CLIPS.tolist():
+            least, most = self.least * clip, self.most * clip
+            scale = (most - least) / _LEVELS or 1.0
+            zero = round(-least / scale)
+            codes = (sample / scale + zero).round_().clamp_(0, _LEVELS)
+            error = float((codes.sub_(zero).mul_(scale) - sample).square_().mean())
+            best = min(best, (error, scale, zero))
+        return best[1:]
+
+
+class Convolution(nn.Module):
+    """relu(conv2d(x) + kept): a convolution with what follows it, in float32, bfloat16 or int8.
+
+    Its weights stay in float32; they are packed for the processor when it is first used.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        bias = torch.zeros(conv.out_channels, device=conv.weight.device) if conv.bias is None else conv.bias
+        self.weight = nn.Parameter(conv.weight.detach().float(), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+        assert not isinstance(conv.padding, str)
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.groups, self.relu, self.dtype = conv.groups, False, torch.float32
+        self.gives_codes = False
+        self.ranges: tuple[Range, Range] | None = None  # of the input and of the output, while they are watched
+        self.codes: tuple[tuple[float, int], tuple[float, int]] | None = None  # theirs, once it computes in int8
+        self._packed: list[Tensor] = []
+
+    def forward(self, x: Tensor | Codes, kept: Tensor | Codes | None = None, spent: bool = False) -> Tensor | Codes:
+        """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
+
+        `spent` says that nobody needs `kept` any more: its memory may be that of the output.
+        """
+        if self.codes is not None:
+            return self._in_codes(x, kept, spent)
+        assert isinstance(x, Tensor) and not isinstance(kept, Codes)
+        x, kept = x.to(self.dtype), None if kept is None else kept.to(self.dtype)
+        y = self._fused(x, kept, spent) if _has_onednn(x) else self._plain(x, kept)
+        if self.ranges is not None:
+            self.ranges[0].see(x)
+            self.ranges[1].see(y)
+        return y
+
+    def with_relu(self) -> "Convolution":
+        """Another one of the same weights, with ReLU at the end."""
+        twin = copy.copy(self)
+        twin.relu = True
+        return twin
+
+    def watch(self) -> None:
+        """From now on what goes in and out is taken notice of."""
+        self.ranges = Range(), Range()
+
+    def quantise(self) -> None:
+        """From now on it computes in int8, with codes for what was seen; nothing where it was not used."""
+        if self.ranges is not None and self.ranges[0].sample:
+            self.codes = self.ranges[0].codes(), self.ranges[1].codes()
+        self.ranges, self._packed = None, []
+
+    def extra_repr(self) -> str:
+        """Its sizes, and how it computes."""
+        out, into, *kernel = self.weight.shape
+        kind = "int8" if self.codes is not None else str(self.dtype).removeprefix("torch.")
+        return f"{into * self.groups}, {out}, {'x'.join(map(str, kernel))}, {kind}{', relu' * self.relu}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Convolution":
+        packed, self._packed = self._packed, []  # which cannot be copied, and is soon made again
+        try:
+            twin = self.__class__.__new__(self.__class__)
+            memo[id(self)] = twin
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        finally:
+            self._packed = packed
+        return twin
+
+    def _plain(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        y = y if kept is None else y + kept
+        return y.relu_() if self.relu else y
+
+    def _fused(self, x: Tensor, kept: Tensor | None, spent: bool) -> Tensor:
+        if not self._packed:
+            weight = self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            shape = self.padding, self.stride, self.dilation, self.groups, list(x.shape)
+            self._packed = [torch.ops.mkldnn._reorder_convolution_weight(weight, *shape), self.bias.to(self.dtype)]
+        how = *self._packed, self.padding, self.stride, self.dilation, self.groups
+        relu = "relu" if self.relu else None
+        if kept is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, *how, relu or "none", [], "")
+        if spent and kept.is_contiguous(memory_format=torch.channels_last):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(kept, x, *how, "add", 1.0, relu, [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, kept, *how, "add", 1.0, relu, [], "")
+
+    def _in_codes(self, x: Tensor | Codes, kept: Tensor | Codes | None, spent: bool) -> Tensor | Codes:
+        assert self.codes is not None
+        x = x if isinstance(x, Codes) else _coded(x, *self.codes[0])
+        if not self._packed:
+            self._packed = self._int8_weights(x)
+        weight, scales, zeros = self._packed
+        ops, relu = torch.ops.onednn, "relu" if self.relu else "none"
+        given = x.values, x.scale, x.zero, weight, scales, zeros
+        where = self.bias, self.stride, self.padding, self.dilation, self.groups
+        coded = self.gives_codes and not isinstance(kept, Tensor)
+        scale, zero, dtype = (*self.codes[1], torch.uint8) if coded else (1.0, 0, self.dtype)
+        if kept is None:
+            y = ops.qconv2d_pointwise(*given, *where, scale, zero, dtype, relu, [], "")
+        else:  # which the op adds to in place
+            other = kept if isinstance(kept, Codes) else Codes(kept, 1.0, 0)
+            values = other.values.to(dtype, copy=not spent, memory_format=torch.channels_last)
+            added = *given, values, *where, scale, zero, dtype, other.scale, other.zero
+            y = ops.qconv2d_pointwise.binary(*added, "sum", 1.0, relu, [], "")
+        if self.gives_codes:
+            return Codes(y, scale, zero) if coded else _coded(y, *self.codes[1])
+        return y
+
+    def _int8_weights(self, x: Codes) -> list[Tensor]:
+        """Weights as integers from -127 to 127, the scale of each output channel, and zeros."""
+        scales = self.weight.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 127
+        whole = (self.weight / scales.view(-1, 1, 1, 1)).round_().to(torch.int8)
+        where = list(self.stride), list(self.padding), list(self.dilation), self.groups, list(x.values.shape)
+        packed = torch.ops.onednn.qconv_prepack(whole, scales, x.scale, x.zero, *where)
+        return [packed, scales, torch.zeros(len(whole), dtype=torch.int64)]
+
+
+class FusedSkip(nn.Module):
+    """last(body(x), shortcut(x)): the last convolution of the body does the join, and the ReLU after it."""
+
+    shortcut: nn.Module | None
+
+    def __init__(self, body: Chain, last: Convolution, shortcut: nn.Module | None):
+        super().__init__()
+        self.body, self.last = body, last
+        self.register_module("shortcut", shortcut)
+
+    def forward(self, x: Tensor | Codes, spent: bool = False) -> Tensor | Codes:
+        """(B, C, H, W) -> (B, C', H', W'); `spent` says that nobody needs x any more: its memory may be used."""
+        kept = x
+        if self.shortcut is not None:
+            kept, spent = in_turn([self.shortcut], x), _makes(self.shortcut)
+        branch = self.body(x)
+        if not self.last.gives_codes:
+            kept = numbers(kept)
+        return self.last(branch, kept, spent and _memory(kept) != _memory(branch))
+
+
+def numbers(x: Any) -> Any:
+    """Codes as the numbers that they stand for; anything else as it is."""
+    return x.numbers() if isinstance(x, Codes) else x
+
+
+def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
+    """What `layers` make of x one after the other; those that know nothing of codes are given numbers."""
+    before: nn.Module | None = None
+    for layer in layers:
+        if isinstance(x, Codes) and _pools(layer):
+            x = Codes(_most(cast(nn.MaxPool2d, layer), x.values), x.scale, x.zero)
+        elif isinstance(layer, FusedSkip):
+            x = layer(x, before is not None and _makes(before))
+        else:
+            x = layer(x if _knows_codes(layer) else numbers(x))
+        before = layer
+    return x
+
+
+def folded(root: nn.Module) -> nn.Module:
+    """A network like `root`, in evaluation mode, whose norms, ReLUs and joins are done by the layers before them.
+
+    What is not a row of layers, a Skip, a Project, a Parallel or a Coupling stays as it is, for what it does with its
+    layers is not known; so does what somebody watches by hooks. `root` is not changed; layers that stay are its own.
+    """
+    if watched(root):
+        return root
+    if _is_row(root) or type(root) is Project:
+        layers = root.row() if isinstance(root, Project) else root.named_children()
+        row = _with(root if isinstance(root, Chain) else Chain(), dict(_merged(layers)))
+        row.runner = in_turn
+        return row
+    if type(root) is Skip:
+        return _folded_skip(root)
+    if type(root) is Parallel:
+        return _with(root, {**root._modules, "branches": _each(root.branches)})
+    if type(root) is nn.Conv2d and root.padding_mode == "zeros" and not isinstance(root.padding, str):
+        return Convolution(root)
+    return _each(root) if isinstance(root, Reversible | Coupling) else root
+
+
+def _folded_skip(skip: Skip) -> nn.Module:
+    parts = {name: None if child is None else folded(child) for name, child in skip._modules.items()}
+    after, layers = skip.after, dict(_row(parts["body"]))
+    last = layers.pop(next(reversed(layers))) if layers else None
+    relu = type(after) is nn.ReLU and not watched(after)
+    if skip.join is not add or skip.open_shortcut is not None or not (relu or after is None):
+        return _with(skip, parts)
+    if not isinstance(last, Convolution) or last.relu:
+        return _with(skip, parts)
+    body = _with(Chain(), layers)
+    body.runner = in_turn
+    return FusedSkip(body, last.with_relu() if relu else last, parts["shortcut"])
+
+
+def _merged(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """A row of layers with each norm and ReLU made part of what is before it, and what does nothing left out."""
+    held: tuple[str, nn.Module] | None = None
+    for name, layer in layers:
+        if type(layer) in _NOTHING and not watched(layer):
+            continue
+        if held is not None and (together := _together(held[1], layer)) is not None:
+            held = held[0], together
+            continue
+        if held is not None:
+            yield held[0], folded(held[1])
+        held = name, layer
+    if held is not None:
+        yield held[0], folded(held[1])
+
+
+def _together(one: nn.Module, following: nn.Module) -> nn.Module | None:
+    """One layer that does what two do; None where there is none."""
+    if watched(one) or watched(following):
+        return None
+    counted = isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d) and following.running_mean is not None
+    if counted and type(following) is nn.BatchNorm2d and type(one) in (nn.Conv2d, SameConv2d):
+        return fuse_conv_bn_eval(cast(nn.Conv2d, one), following)
+    if counted and type(following) is nn.BatchNorm1d and type(one) is nn.Linear:
+        return fuse_linear_bn_eval(one, following)
+    if type(following) is nn.ReLU and isinstance(one := folded(one), Convolution) and not one.relu:
+        return one.with_relu()
+    return None
+
+
+def _is_row(module: nn.Module) -> bool:
+    """Whether it is known to do nothing but to call its layers one after the other."""
+    return type(module).forward in (nn.Sequential.forward, Chain.forward)
+
+
+def _row(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
+    return module.named_children() if module is not None and _is_row(module) else ()
+
+
+def _each(module: AnyModule) -> AnyModule:
+    """`module` with each of its layers folded by itself."""
+    return _with(module, {name: None if child is None else folded(child) for name, child in module._modules.items()})
+
+
+def _with(module: AnyModule, children: Mapping[str, nn.Module | None]) -> AnyModule:
+    """Another `module`, which has these layers."""
+    twin = copy.copy(module)
+    twin._modules = dict(children)
+    return twin
+
+
+def plan_codes(layer: nn.Module, wanted: bool = False) -> None:
+    """Lets each convolution in `layer` give codes where what is next wants them; `wanted` says so of its end."""
+    if isinstance(layer, Convolution):
+        layer.gives_codes = wanted and layer.codes is not None
+    elif isinstance(layer, FusedSkip):
+        plan_codes(layer.last, wanted)
+        plan_codes(layer.body, layer.last.codes is not None)
+        if layer.shortcut is not None:
+            plan_codes(layer.shortcut, layer.last.gives_codes)
+    elif _is_row(layer):
+        for one, following in pairwise([*layer.children(), None]):
+            assert one is not None
+            plan_codes(one, wanted if following is None else _wants_codes(following))
+    else:
+        for child in layer.children():
+            plan_codes(child)
+
+
+def _wants_codes(layer: nn.Module) -> bool:
+    """Whether it begins with something that computes with codes."""
+    first = _first(layer)
+    return _pools(first) or (isinstance(first, Convolution) and first.codes is not None)
+
+
+def _first(layer: nn.Module) -> nn.Module:
+    """What the input of `layer` meets first."""
+    if isinstance(layer, FusedSkip):
+        return _first(layer.body if len(layer.body) else layer.last)
+    inside = next(layer.children(), None) if _is_row(layer) else None
+    return layer if inside is None else _first(inside)
+
+
+def _makes(layer: nn.Module) -> bool:
+    """Whether what it gives is new, and nobody else's."""
+    if _is_row(layer) and len(cast(nn.Sequential, layer)) and not watched(layer):
+        return _makes(cast(nn.Sequential, layer)[-1])
+    return isinstance(layer, Convolution | FusedSkip) and not watched(layer)
+
+
+def _memory(x: Tensor | Codes) -> int:
+    return (x.values if isinstance(x, Codes) else x).untyped_storage().data_ptr()
+
+
+def _knows_codes(layer: nn.Module) -> bool:
+    """Whether it may be given codes."""
+    if isinstance(layer, Convolution):
+        return layer.codes is not None
+    return isinstance(layer, FusedSkip) or (isinstance(layer, Chain) and layer.runner is in_turn)
+
+
+def _pools(layer: nn.Module) -> bool:
+    plain = type(layer) is nn.MaxPool2d and not layer.ceil_mode and not layer.return_indices and not watched(layer)
+    return plain and _pair(cast(nn.MaxPool2d, layer).dilation) == (1, 1)
+
+
+def _most(pool: nn.MaxPool2d, values: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H', W'): the largest code of each window; torch's own pooling takes no uint8."""
+    kernel, stride, padding = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding)
+    values = F.pad(values, (padding[1], padding[1], padding[0], padding[0]))  # with the smallest code
+    for axis in (2, 3):
+        size, step = kernel[axis - 2], stride[axis - 2]
+        count = (values.shape[axis] - size) // step + 1
+        parts = [values.narrow(axis, i, (count - 1) * step + 1) for i in range(size)]
+        parts = [part[:, :, ::step] if axis == 2 else part[..., ::step] for part in parts]
+        values = reduce(torch.maximum, parts)
+    return values
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _coded(x: Tensor, scale: float, zero: int) -> Codes:
+    x = x.contiguous(memory_format=torch.channels_last).float()
+    codes = x.mul(1 / scale).add_(zero + 0.5).clamp_(0, _LEVELS).to(torch.uint8)  # which drops what is after the point
+    return Codes(codes, scale, zero)
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's convolutions are there for x; what is traced is left in layers that everybody knows."""
+    there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    ordinary = type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0
+    return bool(there and ordinary and not torch.compiler.is_compiling() and not torch.is_grad_enabled())
