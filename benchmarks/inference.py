@@ -3,7 +3,8 @@
     python benchmarks/inference.py --batch 16
 
 Every way runs in a process of its own. "bf16" and "int8" are `skipway.export.fuse` of our network, in the precision of
-that name, with freed memory kept as the command line does; int8 is calibrated on other random pictures. `--profile` adds the operators that take the most time.
+that name, with freed memory kept as the command line does; int8 is calibrated on other random pictures. `--profile`
+adds the operators that take the most time.
 """
 
 import argparse

@@ -6,11 +6,12 @@ Shapes: whatever the body takes and gives.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Occasion", "gradient_of"]
+__all__ = ["Occasion", "gradient_of", "in_turn"]
 
 Draws = tuple[Tensor, ...]
 
@@ -48,8 +49,15 @@ class Occasion:
         finally:
             self.draw_again(before)
 
-    def _module(self) -> "torch.types.Any":
+    def _module(self) -> Any:
         return torch.get_device_module(self.device)
+
+
+def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
+    """What `layers` make of x one after the other."""
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def gradient_of(
@@ -68,9 +76,7 @@ def gradient_of(
     asked = [p for p in parameters if id(p) in own]
     x = x.detach().requires_grad_()
     with torch.enable_grad(), _at_rest(layers):
-        out = x if dtype is None else x.to(dtype)
-        for layer in layers:
-            out = layer(out)
+        out = in_turn(layers, x if dtype is None else x.to(dtype))
     if not out.requires_grad:  # they give the same whatever they are given
         return out, torch.zeros_like(x)
     first, *rest = torch.autograd.grad(out, [x, *asked], gradient.to(out.dtype), allow_unused=True)

@@ -3,18 +3,13 @@
 A batch norm is a convolution's scale and bias once its statistics stand; ReLU and the addition of a join are done
 while the convolution's output is at hand; in int8 pictures travel between convolutions as uint8 codes.
 
-    numbers = (codes - zero) * scale
-
 Shapes: those of the layers that are replaced.
-Sources: integers in place of numbers, Jacob et al. 2017, arXiv:1712.05877; one scale for each output channel of the
-weights, Krishnamoorthi 2018, arXiv:1806.08342; scales by least squared error, Nagel et al. 2021, arXiv:2106.08295.
 """
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,60 +17,17 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from skipway.blocks import SameConv2d
+from skipway.codes import Codes, Range, coded, pair
 from skipway.joins import add
 from skipway.kernels import watched
 from skipway.reversible import Coupling, Reversible
 from skipway.shortcuts import Project
 from skipway.skip import Chain, Parallel, Skip
 
-__all__ = ["Codes", "Convolution", "FusedSkip", "folded", "in_turn", "numbers", "plan_codes"]
+__all__ = ["Convolution", "FusedSkip", "folded", "in_turn", "numbers", "plan_codes"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
-
-_LEVELS = 255
-_SAMPLE = 2**16  # numbers of each batch that a range is chosen by
-_CLIPS = torch.linspace(0.5, 1.0, 26)  # shares of the whole range that are tried
-
-
-class Codes(NamedTuple):
-    """Numbers as uint8."""
-
-    values: Tensor
-    scale: float
-    zero: int
-
-    def numbers(self) -> Tensor:
-        """The float32 numbers that the codes stand for."""
-        return self.values.float().sub_(self.zero).mul_(self.scale)
-
-
-class Range:
-    """The numbers that went by, and the codes that they ask for."""
-
-    def __init__(self) -> None:
-        self.least, self.most = 0.0, 0.0
-        self.sample: list[Tensor] = []
-
-    def see(self, x: Tensor) -> None:
-        """Take notice of x."""
-        least, most = x.aminmax()
-        self.least, self.most = min(self.least, float(least)), max(self.most, float(most))
-        places = torch.randint(x.numel(), (min(_SAMPLE, x.numel()),), generator=torch.Generator().manual_seed(0))
-        self.sample.append(x.permute(0, 2, 3, 1).reshape(-1)[places].float())
-
-    def codes(self) -> tuple[float, int]:
-        """(scale, zero) with the least squared error over the numbers that were seen; zero itself is kept exactly."""
-        sample = torch.cat(self.sample)
-        best = (torch.inf, 1.0, 0)
-        for clip in _CLIPS.tolist():
-            least, most = self.least * clip, self.most * clip
-            scale = (most - least) / _LEVELS or 1.0
-            zero = round(-least / scale)
-            codes = (sample / scale + zero).round_().clamp_(0, _LEVELS)
-            error = float((codes.sub_(zero).mul_(scale) - sample).square_().mean())
-            best = min(best, (error, scale, zero))
-        return best[1:]
 
 
 class Convolution(nn.Module):
@@ -165,15 +117,15 @@ class Convolution(nn.Module):
 
     def _in_codes(self, x: Tensor | Codes, kept: Tensor | Codes | None, spent: bool) -> Tensor | Codes:
         assert self.codes is not None
-        x = x if isinstance(x, Codes) else _coded(x, *self.codes[0])
+        x = x if isinstance(x, Codes) else coded(x, *self.codes[0])
         if not self._packed:
             self._packed = self._int8_weights(x)
         weight, scales, zeros = self._packed
         ops, relu = torch.ops.onednn, "relu" if self.relu else "none"
         given = x.values, x.scale, x.zero, weight, scales, zeros
         where = self.bias, self.stride, self.padding, self.dilation, self.groups
-        coded = self.gives_codes and not isinstance(kept, Tensor)
-        scale, zero, dtype = (*self.codes[1], torch.uint8) if coded else (1.0, 0, self.dtype)
+        at_once = self.gives_codes and not isinstance(kept, Tensor)  # whose codes would have another scale
+        scale, zero, dtype = (*self.codes[1], torch.uint8) if at_once else (1.0, 0, self.dtype)
         if kept is None:
             y = ops.qconv2d_pointwise(*given, *where, scale, zero, dtype, relu, [], "")
         else:  # which the op adds to in place
@@ -182,7 +134,7 @@ class Convolution(nn.Module):
             added = *given, values, *where, scale, zero, dtype, other.scale, other.zero
             y = ops.qconv2d_pointwise.binary(*added, "sum", 1.0, relu, [], "")
         if self.gives_codes:
-            return Codes(y, scale, zero) if coded else _coded(y, *self.codes[1])
+            return Codes(y, scale, zero) if at_once else coded(y, *self.codes[1])
         return y
 
     def _int8_weights(self, x: Codes) -> list[Tensor]:
@@ -225,7 +177,7 @@ def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
     before: nn.Module | None = None
     for layer in layers:
         if isinstance(x, Codes) and _pools(layer):
-            x = Codes(_most(cast(nn.MaxPool2d, layer), x.values), x.scale, x.zero)
+            x = x.pooled(cast(nn.MaxPool2d, layer))
         elif isinstance(layer, FusedSkip):
             x = layer(x, before is not None and _makes(before))
         else:
@@ -373,30 +325,7 @@ def _knows_codes(layer: nn.Module) -> bool:
 
 def _pools(layer: nn.Module) -> bool:
     plain = type(layer) is nn.MaxPool2d and not layer.ceil_mode and not layer.return_indices and not watched(layer)
-    return plain and _pair(cast(nn.MaxPool2d, layer).dilation) == (1, 1)
-
-
-def _most(pool: nn.MaxPool2d, values: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H', W'): the largest code of each window; torch's own pooling takes no uint8."""
-    kernel, stride, padding = _pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding)
-    values = F.pad(values, (padding[1], padding[1], padding[0], padding[0]))  # with the smallest code
-    for axis in (2, 3):
-        size, step = kernel[axis - 2], stride[axis - 2]
-        count = (values.shape[axis] - size) // step + 1
-        parts = [values.narrow(axis, i, (count - 1) * step + 1) for i in range(size)]
-        parts = [part[:, :, ::step] if axis == 2 else part[..., ::step] for part in parts]
-        values = reduce(torch.maximum, parts)
-    return values
-
-
-def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _coded(x: Tensor, scale: float, zero: int) -> Codes:
-    x = x.contiguous(memory_format=torch.channels_last).float()
-    codes = x.mul(1 / scale).add_(zero + 0.5).clamp_(0, _LEVELS).to(torch.uint8)  # which drops what is after the point
-    return Codes(codes, scale, zero)
+    return plain and pair(cast(nn.MaxPool2d, layer).dilation) == (1, 1)
 
 
 def _has_onednn(x: Tensor) -> bool:

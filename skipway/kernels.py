@@ -22,21 +22,21 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from skipway.errors import InputError
 from skipway.native import library
 
-__all__ = ["KERNELS", "Kernel", "joined", "run", "state", "watched"]
+__all__ = ["KERNELS", "Kernel", "joined", "run", "state", "wanted", "watched"]
 
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "float"}
-_CHOSEN = (torch.bfloat16,)  # float32 gains nothing that could be measured, and needs a tenth more memory
+_CHOSEN = (torch.bfloat16,)  # float32 gains nothing that could be measured, and needs a fifth more memory
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One thing that can be computed in two ways: `fits` says of the same arguments whether the fast one may be."""
 
-    plain: Callable[..., Tensor]
-    fast: Callable[..., Tensor]
+    plain: Callable[..., Any]
+    fast: Callable[..., Any]
     fits: Callable[..., bool]
 
-    def __call__(self, *args: Any) -> Tensor:
+    def __call__(self, *args: Any) -> Any:
         """The fast way where it fits."""
         return self.fast(*args) if self.fits(*args) else self.plain(*args)
 
@@ -44,13 +44,14 @@ class Kernel:
 def run(layers: Sequence[nn.Module], x: Any) -> Any:
     """What `layers` make of x one after the other."""
     place, count = 0, len(layers)
+    traced = torch.compiler.is_compiling()
     while place < count:
         layer = layers[place]
         place += 1
-        if type(layer) is nn.Conv2d and not torch.compiler.is_compiling():
+        if type(layer) is nn.Conv2d and not traced:
             x = KERNELS["conv"](layer, x)
             continue
-        if type(layer) is not nn.BatchNorm2d or not layer.training or torch.compiler.is_compiling():
+        if type(layer) is not nn.BatchNorm2d or not layer.training or traced:
             x = layer(x)
             continue
         after = layers[place] if place < count else None
@@ -69,15 +70,16 @@ def joined(body: nn.Module, after: nn.Module | None) -> nn.BatchNorm2d | None:
     last = body[-1]
     if type(last) is not nn.BatchNorm2d or not last.training or watched(body) or getattr(body, "runner", None):
         return None
-    return last if (after is None or (type(after) is nn.ReLU and not watched(after))) and _wanted() else None
+    return last if (after is None or (type(after) is nn.ReLU and not watched(after))) and wanted() else None
 
 
 def state() -> str:
     """What a run's bits depend on: "on", "off", or "on, without a C compiler" where torch's own norm is used."""
-    return "off" if not _wanted() else "on" if _norm_library() is not None else "on, without a C compiler"
+    return "off" if not wanted() else "on" if _norm_library() is not None else "on, without a C compiler"
 
 
-def _wanted() -> bool:
+def wanted() -> bool:
+    """Whether fast ways may be taken at all: SKIPWAY_KERNELS."""
     wish = os.environ.get("SKIPWAY_KERNELS", "on")
     if wish not in ("on", "off"):
         raise InputError(f"SKIPWAY_KERNELS is on or off, not {wish!r}; unset it, or set it to one of them")
@@ -148,7 +150,7 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Modu
         and x.is_contiguous(memory_format=torch.channels_last)
         and (kept is None or (kept.shape == x.shape and kept.dtype == x.dtype and kept.stride() == x.stride()))
         and all(p is None or p.dtype == torch.float32 for p in (norm.weight, norm.bias))
-        and _wanted()
+        and wanted()
         and _norm_library() is not None  # last, for it may have to be compiled
     )
 
@@ -232,8 +234,8 @@ def _plain_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _conv_fits(layer: nn.Conv2d, x: Any) -> bool:
-    """Only in bfloat16, and only where the product was found to be faster: benchmarks/results has the shapes."""
-    if not torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or not _wanted() or watched(layer):
+    """Only in bfloat16, and only where the product was found to be faster: few positions, many channels."""
+    if not torch.is_grad_enabled() or not isinstance(x, Tensor) or x.dim() != 4 or not wanted() or watched(layer):
         return False
     kernel, stride = layer.kernel_size, layer.stride
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.bias is None and layer.padding_mode == "zeros"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
-from skipway.again import Occasion, gradient_of
+from skipway.again import Occasion, gradient_of, in_turn
 from skipway.errors import InputError
 from skipway.reversible import Coupling, Reversible
 from skipway.skip import Chain, Skip
@@ -80,7 +80,7 @@ def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int) -> Any:
         if single and not torch.compiler.is_compiling():
             x = _Group.apply(group, x, *dict.fromkeys(p for m in group for p in m.parameters() if p.requires_grad))
         else:
-            x = _run(group, x)
+            x = in_turn(group, x)
     return x
 
 
@@ -93,7 +93,7 @@ class _Group(Function):
         ctx.draws = ctx.occasion.draws()
         ctx.save_for_backward(_aside(x))
         with ctx.occasion.precision():
-            out = _run(group, x.detach())
+            out = in_turn(group, x.detach())
         if not isinstance(out, Tensor):
             raise InputError(
                 f"recompute takes blocks that give one tensor, not {type(out).__name__}; leave it out for this network"
@@ -109,12 +109,6 @@ class _Group(Function):
             (x,) = ctx.saved_tensors
             _, of_x = gradient_of(ctx.group, x, gradient, ctx.parameters, found)
         return None, of_x, *(found.get(p) for p in ctx.parameters)
-
-
-def _run(group: Sequence[nn.Module], x: Any) -> Any:
-    for layer in group:
-        x = layer(x)
-    return x
 
 
 def _aside(x: Tensor) -> Tensor:

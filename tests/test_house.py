@@ -13,13 +13,13 @@ PACKAGE = ROOT / "skipway"
 FLOORS = [
     [["errors", "spec", "shapes", "native", "kernels", "recipe", "signals", "console", "memory"]],
     [["joins", "shortcuts", "drop_path", "show", "again", "skip", "reversible", "recomputation"]],
-    [["blocks", "fused"]],
+    [["blocks", "codes", "fused"]],
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
             *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.csv_text", "data.table"),
             "data.sources",
-            *("data.pack", "data.split", "data.augment", "data.distort", "data.loader"),
+            *("data.pack", "data.split", "data.pixels", "data.augment", "data.distort", "data.loader"),
             *("data.columns", "data.table_spec", "data.target", "data.table_set"),
             "data.row_loader",
         ],

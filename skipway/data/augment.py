@@ -2,7 +2,7 @@
 
 So the number of workers, the batch size and a resumed run cannot change it.
 
-Shapes: B batch, P packed size, S size given to the network. Pixels are (B, P, P, C) uint8; outputs (B, C, S, S) float.
+Shapes: B batch, P packed size, S size given to the network. Pixels are (B, P, P, C) uint8; outputs (B, C, S, S) uint8.
 Sources: shift by padding, He et al. 2015, arXiv:1512.03385; zoom (random resized crop), Szegedy et al. 2014,
 arXiv:1409.4842; alternating flips, Jordan 2024, arXiv:2404.00498.
 """
@@ -10,8 +10,9 @@ arXiv:1409.4842; alternating flips, Jordan 2024, arXiv:2404.00498.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+
+from skipway.data.pixels import ZOOM
 
 __all__ = ["augmented", "centred", "chances", "choose", "describe", "draws", "margin", "views"]
 
@@ -86,7 +87,7 @@ def describe(level: str, size: int) -> str:
 
 
 def augmented(pixels: np.ndarray, rows: np.ndarray, level: str, size: int, chances: np.ndarray) -> Tensor:
-    """Pictures `rows` of `pixels` (N, P, P, C), changed as `chances` (B, 5) say, as (B, C, S, S) in 0 to 255."""
+    """Pictures `rows` of `pixels` (N, P, P, C), changed as `chances` (B, 5) say, as (B, C, S, S) uint8."""
     parts = level.split("+")
     flip = (chances[:, 0] < 0.5) if "flip" in parts else np.zeros(len(rows), bool)
     if "zoom" in parts:
@@ -103,7 +104,7 @@ def augmented(pixels: np.ndarray, rows: np.ndarray, level: str, size: int, chanc
 
 
 def centred(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
-    """The centre of pictures `rows`, as evaluation sees it: (B, C, S, S) in 0 to 255."""
+    """The centre of pictures `rows`, as evaluation sees it: (B, C, S, S) uint8."""
     start = margin(pixels.shape[1], size)
     return _tensor(pixels[rows, start : start + size, start : start + size])
 
@@ -137,25 +138,16 @@ def _reflected(index: np.ndarray, size: int) -> np.ndarray:
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
-    """(B, S, S, C) uint8 -> (B, C, S, S) float in channels_last order, without a copy for the order."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
+    """(B, S, S, C) -> (B, C, S, S) in channels_last order, without a copy for the order."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
 
 
 def _zoomed(pixels: np.ndarray, rows: np.ndarray, chances: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
-    """A part of each picture, of random area, shape and place, brought to `size` by Pillow's antialiased bilinear.
-
-    Picture by picture, so that nothing depends on the batch; half the time of one `grid_sample` over all of them.
-    """
+    """A part of each picture, of random area, shape and place, brought to `size` by antialiased bilinear resampling."""
     area = _ZOOM[0] + (_ZOOM[1] - _ZOOM[0]) * chances[:, 1]
     ratio = np.exp((2 * chances[:, 2] - 1) * np.log(_RATIO))
     sides = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], axis=1)), 1.0) * pixels.shape[1]
     corners = chances[:, 3:5] * (pixels.shape[1] - sides)
-    zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
     # In float32, as Pillow keeps them: there a rounding error of the sum cannot reach beyond the edge.
     boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
-    for i, box in enumerate(boxes.tolist()):
-        picture = pixels[rows[i]]
-        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-        small = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)).reshape(zoomed.shape[1:])
-        zoomed[i] = small[:, ::-1] if flip[i] else small
-    return _tensor(zoomed)
+    return _tensor(ZOOM(pixels, rows, boxes, flip, size))

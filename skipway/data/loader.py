@@ -15,6 +15,7 @@ from torch import Tensor
 from skipway.data.augment import augmented, centred, chances, draws
 from skipway.data.distort import CHANCES, DISTORTIONS, MIX_CHANCES, mixed
 from skipway.data.pack import Packed
+from skipway.data.pixels import NORMALISE
 from skipway.errors import InputError
 
 __all__ = ["Augmentation", "Batches", "batch_bounds", "mean_and_std", "shuffled"]
@@ -163,14 +164,15 @@ class Batches:
         cut = wanted if "zoom" in parts else size
         x = augmented(self.packed.pixels, ids, change.parts, cut, chances(change.seed, epoch, ids)).to(self.device)
         if wanted != cut:
-            x = F.interpolate(x, (wanted, wanted), mode="bilinear", antialias=True)
+            x = F.interpolate(x.float(), (wanted, wanted), mode="bilinear", antialias=True)
         if any(part in DISTORTIONS for part in parts):
+            x = x.float()
             table = torch.from_numpy(draws(change.seed, epoch, ids, _MIX)).to(self.device, torch.float32)
             for index, (name, distort) in enumerate(DISTORTIONS.items()):
                 if name in parts:
                     x = distort(x, table[:, _OWN + index * CHANCES :][:, :CHANCES])
         if change.transform is not None:
-            x = self._transformed(x, ids, epoch)
+            x = self._transformed(x.float(), ids, epoch)
         return self._normalised(x)
 
     def _transformed(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
@@ -187,4 +189,5 @@ class Batches:
         return changed * 255
 
     def _normalised(self, x: Tensor) -> Tensor:
-        return x.to(self.device).mul_(self.factor).add_(self.offset)
+        normalised: Tensor = NORMALISE(x.to(self.device), self.factor, self.offset)
+        return normalised

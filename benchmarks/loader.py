@@ -1,0 +1,87 @@
+"""From a folder of photographs to augmented batches on the CPU: random resized crop, flip, normalised, 224 px.
+
+    python benchmarks/loader.py photos/
+
+"ours" decodes every photograph once into the packed set (its seconds are told beside) and makes batches of that;
+"pillow" is the usual way: a Dataset that opens, crops and resizes a file with Pillow, and a DataLoader with a worker
+for each core. Epochs after the first are timed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+
+import torch
+from reference import Photographs
+from side_by_side import alternating, median, spread, write
+
+SIZE, BATCH, EPOCHS = 224, 64, 4
+WAYS = ("ours", "pillow")
+
+
+def ours(folder):
+    from skipway.data.augment import choose
+    from skipway.data.loader import Augmentation, Batches, mean_and_std
+    from skipway.data.pack import natural_packing, pack
+    from skipway.data.sources import open_source
+    from skipway.memory import keep_freed_memory
+
+    keep_freed_memory()  # as the command line does
+    source = open_source(folder)
+    packed = pack(source, natural_packing(source, SIZE, "auto", 50_000_000))
+    rows = packed.splits["train"]
+    parts = choose("light", packed.packing.packed, SIZE, mirrored=True)
+    assert parts == "zoom+flip", f"the photographs leave no room to crop from: {packed.sizes}"
+    batches = Batches(packed, rows, BATCH, mean_and_std(packed.pixels, rows), Augmentation(parts))
+    return batches.epoch, len(rows)
+
+
+def pillow(folder):
+    photographs = Photographs(folder, SIZE)
+    workers = os.cpu_count()
+    loader = torch.utils.data.DataLoader(photographs, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
+    return lambda epoch: iter(loader), len(photographs)
+
+
+def worker(way, folder):
+    begin = time.perf_counter()
+    epoch, count = {"ours": ours, "pillow": pillow}[way](folder)
+    prepared = time.perf_counter() - begin
+    seconds = []
+    for number in range(EPOCHS + 1):
+        begin = time.perf_counter()
+        seen = sum(len(batch[0]) for batch in epoch(number))
+        seconds.append(time.perf_counter() - begin)
+        assert seen == count
+    speed = count / statistics.median(seconds[1:])
+    print(json.dumps({"photographs_per_second": speed, "seconds_before": prepared, "photographs": count}))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="with train/, which has one sub-folder per class")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        return worker(asked.one, asked.folder)
+    figures = alternating({way: [__file__, asked.folder, "--one", way] for way in WAYS}, asked.rounds)
+    best = median(figures["pillow"], "photographs_per_second")
+    rows = [
+        [
+            way,
+            spread(found, "photographs_per_second"),
+            f"{median(found, 'photographs_per_second') / best:.2f}",
+            spread(found, "seconds_before"),
+        ]
+        for way, found in figures.items()
+    ]
+    count = figures["ours"][0]["photographs"]
+    title = f"Photographs from a folder ({count}) to augmented batches of {BATCH} at {SIZE} px, n = {asked.rounds}"
+    write("loader", title, ["way", "photographs a second (range)", "over pillow", "seconds before the first"], rows)
+
+
+if __name__ == "__main__":
+    main()

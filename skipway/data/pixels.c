@@ -1,0 +1,144 @@
+/* Parts of pictures brought to one size by Pillow's antialiased bilinear resampling, to the last bit of each pixel; and
+bytes as normalised numbers, to the last bit of torch's.
+
+A part is resampled along its rows into bytes, then along its columns. What a pixel is made of are some pixels from a
+`first` on, in whole 2^-22ths. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BITS 22 /* what is left of 31 for a byte and a little */
+#define HALF (1 << (BITS - 1))
+#define CHUNK 48 /* numbers that a loop takes at once: whole pixels of 1 and of 3 channels */
+
+typedef int32_t Four __attribute__((vector_size(16)));
+
+typedef struct {
+    int *first;       /* of each pixel */
+    int32_t *weights; /* `taps` of each */
+    double *exact;
+    int taps;
+} Filter;
+
+static void aim(Filter *filter, int in, float begin, float end, int out) {
+    double scale = (double)(end - begin) / out, wide = fmax(scale, 1), narrow = 1 / wide;
+    filter->taps = 1;
+    for (int pass = 0; pass < 2; pass++) { /* first how many taps the widest has */
+        for (int i = 0; i < out; i++) {
+            double centre = begin + (i + 0.5) * scale, sum = 0;
+            int first = (int)(centre - wide + 0.5), last = (int)(centre + wide + 0.5);
+            first = first < 0 ? 0 : first;
+            last = last > in ? in : last;
+            if (!pass) {
+                filter->taps = last - first > filter->taps ? last - first : filter->taps;
+                continue;
+            }
+            for (int j = first; j < last; j++) {
+                double distance = fabs((j - centre + 0.5) * narrow);
+                sum += filter->exact[j - first] = distance < 1 ? 1 - distance : 0;
+            }
+            /* All have as many taps; those near the end begin earlier, with nothing. */
+            int from = first + filter->taps > in ? in - filter->taps : first;
+            int32_t *weights = filter->weights + i * filter->taps;
+            memset(weights, 0, filter->taps * sizeof *weights);
+            for (int j = first; j < last; j++) {
+                double weight = sum != 0 ? filter->exact[j - first] / sum : filter->exact[j - first];
+                weights[j - from] = (int32_t)(0.5 + weight * (1 << BITS));
+            }
+            filter->first[i] = from;
+        }
+    }
+}
+
+static int made(Filter *filter, int64_t in, int64_t out) {
+    int64_t most = 2 * (int64_t)ceil(fmax((double)in / out, 1)) + 3;
+    filter->first = malloc(out * sizeof *filter->first);
+    filter->weights = malloc(out * most * sizeof *filter->weights);
+    filter->exact = malloc(most * sizeof *filter->exact);
+    return filter->first && filter->weights && filter->exact;
+}
+
+static void gone(Filter *filter) { free(filter->first), free(filter->weights), free(filter->exact); }
+
+/* A row of pixels with their channels side by side in one vector. */
+static inline void along(const Four *row, const Filter *filter, int taps, int channels, int out, int mirrored,
+                         uint8_t *result) {
+    for (int i = 0; i < out; i++) {
+        const Four *from = row + filter->first[i];
+        const int32_t *weights = filter->weights + i * taps;
+        Four sum = {HALF, HALF, HALF, HALF};
+        for (int j = 0; j < taps; j++) sum += from[j] * weights[j];
+        sum >>= BITS;
+        uint8_t *to = result + (mirrored ? out - 1 - i : i) * channels;
+        for (int c = 0; c < channels; c++) to[c] = (uint8_t)sum[c];
+    }
+}
+
+static void zoom(const uint8_t *picture, int in, int channels, const float *box, int mirrored, int out, Filter *across,
+                 Filter *down, Four *wide, uint8_t *between, int32_t *sums, uint8_t *result) {
+    int width = out * channels;
+    aim(across, in, box[0], box[2], out);
+    aim(down, in, box[1], box[3], out);
+    int top = down->first[0], bottom = down->first[out - 1] + down->taps;
+    for (int y = top; y < bottom; y++) {
+        const uint8_t *row = picture + (int64_t)y * in * channels;
+        uint8_t *to = between + (int64_t)y * width;
+        for (int x = 0; x < in; x++)
+            for (int c = 0; c < channels; c++) wide[x][c] = row[x * channels + c];
+        if (channels == 3 && across->taps == 2) along(wide, across, 2, 3, out, mirrored, to);
+        else if (channels == 3 && across->taps == 3) along(wide, across, 3, 3, out, mirrored, to);
+        else along(wide, across, across->taps, channels, out, mirrored, to);
+    }
+    for (int y = 0; y < out; y++) {
+        const uint8_t *from = between + (int64_t)down->first[y] * width;
+        for (int x = 0; x < width; x++) sums[x] = HALF;
+        for (int j = 0; j < down->taps; j++) {
+            int32_t weight = down->weights[y * down->taps + j];
+            for (int x = 0; x < width; x++) sums[x] += from[(int64_t)j * width + x] * weight;
+        }
+        uint8_t *to = result + (int64_t)y * width;
+        for (int x = 0; x < width; x++) to[x] = (uint8_t)(sums[x] >> BITS);
+    }
+}
+
+/* `count` pictures, the rows[i]-th of `pixels` (*, in, in, channels), the part boxes[i] (left, top, right, bottom) of
+each, mirrored where flips[i] -> result (count, out, out, channels). Whether there was memory enough. */
+int zoomed(const uint8_t *pixels, int64_t in, int64_t channels, const int64_t *rows, const float *boxes,
+           const uint8_t *flips, int64_t count, int64_t out, int64_t threads, uint8_t *result) {
+    int enough = 1;
+#pragma omp parallel num_threads(threads)
+    {
+        Filter across, down;
+        int whole = made(&across, in, out) & made(&down, in, out);
+        Four *wide = aligned_alloc(sizeof *wide, in * sizeof *wide);
+        uint8_t *between = malloc(in * out * channels);
+        int32_t *sums = malloc(out * channels * sizeof *sums);
+        if (!whole || !wide || !between || !sums) {
+#pragma omp atomic write
+            enough = 0;
+        } else {
+            memset(wide, 0, in * sizeof *wide);
+#pragma omp for schedule(dynamic)
+            for (int64_t n = 0; n < count; n++)
+                zoom(pixels + rows[n] * in * in * channels, in, channels, boxes + 4 * n, flips[n], out, &across, &down,
+                     wide, between, sums, result + n * out * out * channels);
+        }
+        gone(&across), gone(&down), free(wide), free(between), free(sums);
+    }
+    return enough;
+}
+
+/* bytes * factor + offset, one of each for every channel, which are 1 or 3 side by side. */
+void normalised(const uint8_t *bytes, int64_t count, int64_t channels, const float *factor, const float *offset,
+                int64_t threads, float *result) {
+    float factors[CHUNK], offsets[CHUNK];
+    for (int i = 0; i < CHUNK; i++) factors[i] = factor[i % channels], offsets[i] = offset[i % channels];
+    int64_t chunks = count / CHUNK;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t n = 0; n < chunks; n++)
+        for (int i = 0; i < CHUNK; i++) result[n * CHUNK + i] = bytes[n * CHUNK + i] * factors[i] + offsets[i];
+    for (int64_t i = chunks * CHUNK; i < count; i++)
+        result[i] = bytes[i] * factors[i % CHUNK] + offsets[i % CHUNK];
+}

@@ -1,0 +1,272 @@
+"""Fused networks compute what the networks do that they were made of, and leave alone what they do not know."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import skipway as sw
+from skipway import fused as home
+from skipway.codes import Codes, Range
+from skipway.errors import InputError, ShapeError
+from skipway.fused import Convolution, FusedSkip, folded, in_turn
+from skipway.models.densenet import DenseNetPlan
+from skipway.models.resnet import ResNetPlan
+from skipway.network import planned
+from skipway.spec import Spec
+
+WIDTHS = {"layers": (2, 1), "widths": (8, 16), "stem": "small", "num_classes": 5}
+PLANS = {
+    "basic": ResNetPlan(**WIDTHS),
+    "bottleneck": ResNetPlan(**WIDTHS, block="bottleneck"),
+    "preact": ResNetPlan(**WIDTHS, block="preact_bottleneck"),
+    "plain": ResNetPlan(**WIDTHS, shortcut="none"),
+    "pad": ResNetPlan(**WIDTHS, shortcut="pad"),
+    "pool": ResNetPlan(**{**WIDTHS, "stem": "deep"}, shortcut="pool"),
+    "same": ResNetPlan(**{**WIDTHS, "stem": "large"}, padding="same"),
+    "grouped": ResNetPlan(**WIDTHS, block="bottleneck", cardinality=2, base_width=32),
+    "se": ResNetPlan(**WIDTHS, attention="se"),
+    "scale": ResNetPlan(**WIDTHS, join="layerscale"),
+    "gate": ResNetPlan(**WIDTHS, join="gate"),
+    "group norm": ResNetPlan(**WIDTHS, norm="group"),
+    "fixup": ResNetPlan(**WIDTHS, norm="fixup"),
+    "reversible": ResNetPlan(**WIDTHS, block="preact_basic", reversible=True),
+    "dense": DenseNetPlan(layers=(2, 2), growth=4, stem="small", num_classes=5),
+}
+
+
+def lived(network):
+    """The network with statistics and weights of norms that are not those of its first day, in evaluation mode."""
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    for p in network.parameters():
+        if not p.any():  # as the last layer of some begins
+            nn.init.normal_(p, 0, 0.1)
+    return network.eval()
+
+
+def apart(network, fused, x):
+    """The largest difference of outputs, over the largest output."""
+    with torch.no_grad():
+        expected = network(x)
+    return float((fused(x) - expected).abs().max() / expected.abs().max())
+
+
+def made(plan):
+    return planned({"family": plan.FAMILY, **plan.as_dict()})
+
+
+def kinds(network):
+    return [type(module).__name__ for module in network.modules()]
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 4e-2), ("int8", 0.15)])
+def test_every_family_gives_its_own_outputs(name, precision, bound):
+    network = lived(made(PLANS[name]))
+    x = torch.randn(8, 3, 32, 32)
+    fused = sw.export.fuse(network, precision, x if precision == "int8" else ())
+    assert apart(network, fused, x) < bound
+    assert (
+        apart(network, fused, x[:3, :, :28, :20].contiguous()) < 2 * bound
+    )  # other sizes than those it was packed for
+
+
+def test_norms_relus_and_joins_are_gone_where_convolutions_do_them():
+    found = kinds(sw.export.fuse(made(PLANS["bottleneck"]), "fp32"))
+    assert not {"BatchNorm2d", "ReLU", "Skip", "Conv2d", "Project"} & set(found)
+    assert (found.count("FusedSkip"), found.count("Convolution")) == (3, 1 + 3 * 3 + 2)
+
+
+def test_int8_travels_as_codes_between_convolutions_and_pools():
+    network = lived(made(ResNetPlan(**{**WIDTHS, "stem": "large", "layers": (1, 2)})))
+    x = torch.randn(4, 3, 64, 64)
+    fused, seen = sw.export.fuse(network, "int8", x), []
+    for module in fused.modules():
+        if isinstance(module, Convolution | FusedSkip | nn.AdaptiveAvgPool2d):
+            module.register_forward_hook(
+                lambda m, given, out: seen.append((type(given[0]).__name__, type(out).__name__))
+            )
+    fused(x)
+    assert seen[0] == ("Tensor", "Codes") and seen[-1] == ("Tensor", "Tensor")
+    assert {pair for pair in seen[1:-3]} == {("Codes", "Codes")}
+
+
+def test_a_feed_forward_network_folds_its_norms_too():
+    network = lived(sw.Chain(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)))
+    fused = sw.export.fuse(network, "fp32")
+    assert kinds(fused) == ["Chain", "Linear", "ReLU", "Linear"]
+    assert apart(network, fused, torch.randn(5, 6)) < 1e-5
+
+
+def test_the_network_itself_is_as_it_was_and_shares_nothing():
+    network = made(PLANS["basic"]).train()
+    before, shown = copy.deepcopy(network.state_dict()), repr(network)
+    fused = sw.export.fuse(network, "fp32")
+    assert network.training and repr(network) == shown
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    own = {p.data_ptr() for p in network.parameters()}
+    assert not own & {p.data_ptr() for p in fused.parameters()}
+
+
+def test_a_network_of_pictures_predicts_as_before_but_cannot_be_saved(tmp_path):
+    network = lived(made(PLANS["basic"]))
+    network.spec = Spec(3, 32, 32, (0.5,) * 3, (0.25,) * 3, tuple("abcde"))
+    fused, pictures = sw.export.fuse(network), list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
+    assert np.abs(fused.predict_proba(pictures) - network.predict_proba(pictures)).max() < 0.02
+    with pytest.raises(ShapeError, match="it is not saved, for it could not be loaded"):
+        fused.save(tmp_path / "fused.safetensors")
+
+
+def test_a_body_that_is_used_twice_is_right_both_times():
+    with pytest.warns(UserWarning, match="share parameters"):
+        body = [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)]
+        network = lived(sw.Chain(sw.Skip(body, after=nn.ReLU()), sw.Skip(body), nn.Conv2d(4, 2, 1)))
+    assert apart(network, sw.export.fuse(network, "fp32"), torch.randn(2, 4, 8, 8)) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_skips_inside_skips_do_not_write_over_what_is_still_needed(precision):
+    inner = sw.Skip([nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1)], after=nn.ReLU())
+    outer = sw.Skip(sw.Chain(inner, sw.Chain(nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 4, 1)), after=nn.ReLU())
+    alone = sw.Skip([nn.Conv2d(4, 4, 1)])
+    network = sw.Chain(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), outer, alone, nn.Conv2d(4, 4, 1), sw.Skip([lambda x: x, nn.Conv2d(4, 4, 1)])
+    )
+    x = torch.randn(4, 3, 12, 12)
+    fused = sw.export.fuse(network, precision, x if precision == "int8" else ())
+    assert kinds(fused).count("FusedSkip") == 4
+    assert apart(network.eval(), fused, x) < (1e-5 if precision == "fp32" else 0.05)
+
+
+def test_inputs_are_never_written_over():
+    skip = sw.Skip([nn.Conv2d(4, 4, 1)], after=nn.ReLU())
+    x = torch.randn(2, 4, 5, 5).contiguous(memory_format=torch.channels_last)
+    for fused, given in ((sw.export.fuse(skip, "fp32"), x), (sw.export.fuse(skip, "int8", x), x)):
+        before = given.clone()
+        fused(given)
+        assert torch.equal(given, before)
+
+
+def test_what_is_watched_or_unknown_is_left_as_it_is():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+        def forward(self, x):
+            return self.rows[0](x) + self.rows[1](x)
+
+    network = lived(sw.Chain(Odd(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    seen = []
+    network[2].register_forward_hook(lambda *call: seen.append(1))
+    fused = sw.export.fuse(network, "fp32")
+    assert apart(network, fused, torch.randn(2, 3, 4, 4)) < 1e-5
+    assert kinds(fused)[1:] == ["Odd", "Sequential", "Conv2d", "BatchNorm2d", "Convolution", "BatchNorm2d"]
+    assert len(seen) == 2
+
+
+def test_branches_side_by_side_are_not_taken_for_a_row():
+    network = lived(sw.Chain(sw.Parallel("add", nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.ReLU()))
+    assert apart(network, sw.export.fuse(network, "fp32"), torch.randn(2, 3, 4, 4)) < 1e-5
+
+
+def test_without_onednn_the_layers_of_torch_give_the_same(monkeypatch):
+    network, x = lived(made(PLANS["bottleneck"])), torch.randn(2, 3, 16, 16)
+    fused = sw.export.fuse(network, "fp32")
+    monkeypatch.setattr(home, "_has_onednn", lambda x: False)
+    assert apart(network, fused, x) < 1e-5
+
+
+def test_a_fused_network_that_was_used_can_be_copied():
+    network, x = lived(made(PLANS["basic"])), torch.randn(2, 3, 16, 16)
+    for precision in ("fp32", "int8"):
+        fused = sw.export.fuse(network, precision, x)
+        assert torch.equal(fused(x), copy.deepcopy(fused)(x))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
+    torch.manual_seed(0)
+    conv, x, kept = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
+    layer = Convolution(conv)
+    layer.relu = relu
+    layer.watch()
+    with torch.no_grad():
+        layer(x, kept)
+    layer.quantise()
+    layer.gives_codes = True
+    x, kept = (Codes((v / 0.05 + 120).round().clamp(0, 255).to(torch.uint8), 0.05, 120) for v in (x, kept))
+    out = layer(x, kept)
+    scales = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
+    exact = (
+        nn.functional.conv2d(x.numbers(), (conv.weight / scales).round() * scales, conv.bias, padding=1)
+        + kept.numbers()
+    )
+    exact = exact.relu() if relu else exact
+    within = (exact > out.scale * -out.zero) & (exact < out.scale * (255 - out.zero))
+    assert ((out.numbers() - exact).abs()[within] <= 0.501 * out.scale).all()
+    assert within.float().mean() > 0.4
+
+
+def test_a_range_keeps_zero_and_leaves_out_what_is_rare():
+    seen = Range()
+    seen.see(torch.cat([torch.linspace(-1, 3, 9999), torch.tensor([400.0])]).view(1, 1, 100, 100))
+    scale, zero = seen.codes()
+    assert 3.5 / 255 < scale and Codes(torch.tensor(zero), scale, zero).numbers() == 0
+    seen = Range()
+    seen.see(torch.rand(1, 2, 30, 30))
+    assert seen.codes()[1] == 0 and 0.7 / 255 < seen.codes()[0] <= 1 / 255
+    seen = Range()
+    seen.see(torch.zeros(1, 1, 2, 2))
+    assert seen.codes() == (1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"), [(3, 2, 1, 11), (2, 2, 0, 8), ((3, 1), (1, 2), (1, 0), 7)]
+)
+def test_codes_are_pooled_as_numbers_are(kernel, stride, padding, size):
+    pool = nn.MaxPool2d(kernel, stride, padding)
+    values = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    pooled = in_turn([pool], Codes(values, 1.0, 0))
+    assert torch.equal(pooled.values.float(), pool(values.float()))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"precision": "fp8"}, "fuse has the precisions auto, fp32, bf16, int8, not 'fp8'"),
+        ({"precision": "int8"}, "chooses its ranges by pictures; give calibration=x"),
+        ({"precision": "int8", "calibration": [torch.empty(0, 3, 4, 4)]}, "chooses its ranges by pictures"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused(change, text):
+    with pytest.raises(InputError, match=text):
+        sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), **change)
+
+
+def test_int8_needs_convolutions_and_one_place():
+    with pytest.raises(InputError, match="takes a network on a CPU with convolutions, not one without convolutions"):
+        sw.export.fuse(sw.Chain(nn.Linear(3, 3)), "int8", torch.ones(1, 3))
+    with pytest.raises(InputError, match="takes a network on one device, not on cpu and meta"):
+        sw.export.fuse(sw.Chain(nn.Linear(3, 3), nn.Linear(3, 3, device="meta")))
+
+
+def test_a_layer_that_pictures_never_reached_stays_in_numbers():
+    network = sw.Chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    fused = folded(network)
+    first, last = fused
+    first.watch()
+    last.watch()
+    with torch.no_grad():
+        first(torch.randn(1, 3, 4, 4))
+    first.quantise()
+    last.quantise()
+    assert (first.codes is None, last.codes is None) == (False, True)
