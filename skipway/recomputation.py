@@ -6,10 +6,12 @@ Source: Chen et al. 2016, arXiv:1604.06174.
 """
 
 import mmap
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
@@ -35,7 +37,8 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
 
     Args:
         every: blocks in a group; "stages" for all of each stage; "auto" for about as many as need the least memory,
-            the square root of a third of the stage's blocks; "none" to keep everything again.
+            the square root of a third of the stage's blocks, but none at the end of the network, where what is kept is
+            gone again before it could be in the way; "none" to keep everything again.
 
     Networks that are traced (torch.compile, torch.export) are left to what traces them. On Linux set
     GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does: glibc then
@@ -52,10 +55,19 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
             "recompute found no row of blocks that keep what is inside, as a Chain with a Skip in it does; wrap the "
             "blocks in skipway.Chain, unless they are reversible"
         )
-    for row in rows:
-        count = every if isinstance(every, int) else len(row) if every == "stages" else (len(row) / _INSIDE) ** 0.5
-        row.runner = None if every == "none" else partial(_in_groups, every=max(1, round(count)))
+    counts = [every if isinstance(every, int) else _group_of(len(row), every) for row in rows]
+    for row, count in zip(rows, counts, strict=True):
+        row.runner = None if every == "none" else partial(_in_groups, every=count, pages=_Pages())
+    if every == "auto":
+        # Going backward, the end is done with before the first group is computed again, which is the largest: it may
+        # keep as much as that needs. From stage to stage blocks need half.
+        row, spared = rows[-1], counts[0] * 2 ** (len(rows) - 1)
+        row.runner = partial(_in_groups, every=counts[-1], pages=_Pages(), spared=spared)
     return network
+
+
+def _group_of(blocks: int, every: str) -> int:
+    return blocks if every == "stages" else max(1, round((blocks / _INSIDE) ** 0.5))
 
 
 def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
@@ -71,27 +83,32 @@ def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
         yield from _rows_of_blocks(child)
 
 
-def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int) -> Any:
-    """What `layers` make of x one after the other, with nothing kept inside each group of `every` of them."""
-    for begin in range(0, len(layers), every):
-        group = layers[begin : begin + every]
+def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Pages", spared: int = 0) -> Any:
+    """What `layers` make of x one after the other, with nothing kept inside each group of `every` of them.
+
+    The last `spared` are no part of that.
+    """
+    end = max(0, len(layers) - spared)
+    for begin in range(0, end, every):
+        group = layers[begin : min(begin + every, end)]
         # What is traced, or is not a single tensor, is left to autograd.
         single = torch.is_grad_enabled() and isinstance(x, Tensor) and not x.is_meta
         if single and not torch.compiler.is_compiling():
-            x = _Group.apply(group, x, *dict.fromkeys(p for m in group for p in m.parameters() if p.requires_grad))
+            own = dict.fromkeys(p for m in group for p in m.parameters() if p.requires_grad)
+            x = _Group.apply(group, pages, x, *own)
         else:
             x = in_turn(group, x)
-    return x
+    return in_turn(layers[end:], x)
 
 
 class _Group(Function):
     """A group's output; the parameters are named so that autograd asks for their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, group: Sequence[nn.Module], x: Tensor, *parameters: nn.Parameter) -> Any:
+    def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *parameters: nn.Parameter) -> Any:
         ctx.group, ctx.parameters, ctx.occasion = group, parameters, Occasion(x.device)
         ctx.draws = ctx.occasion.draws()
-        ctx.save_for_backward(_aside(x))
+        ctx.save_for_backward(pages.copied(x))
         with ctx.occasion.precision():
             out = in_turn(group, x.detach())
         if not isinstance(out, Tensor):
@@ -108,16 +125,36 @@ class _Group(Function):
             ctx.occasion.draw_again(ctx.draws)
             (x,) = ctx.saved_tensors
             _, of_x = gradient_of(ctx.group, x, gradient, ctx.parameters, found)
-        return None, of_x, *(found.get(p) for p in ctx.parameters)
+        return None, None, of_x, *(found.get(p) for p in ctx.parameters)
 
 
-def _aside(x: Tensor) -> Tensor:
-    """x, or where it is large and on the CPU a copy in pages of its own.
+class _Pages:
+    """Pages of their own for what groups keep: among what they free, malloc could not use the gaps again.
 
-    What groups keep would otherwise lie scattered among what they free, and malloc could not use the gaps again.
+    Those that are done with are taken again, for fresh ones cost more than the copy.
     """
-    if x.device.type != "cpu" or x.nbytes < _LARGE:
-        return x
-    like = torch.empty_like(x, device="meta")  # its strides, those of x where x has no gaps
-    pages = torch.frombuffer(mmap.mmap(-1, like.nbytes), dtype=x.dtype)
-    return pages.as_strided(like.size(), like.stride()).copy_(x)
+
+    def __init__(self) -> None:
+        self.free: list[mmap.mmap] = []
+
+    def copied(self, x: Tensor) -> Tensor:
+        """A copy of x in such pages where it is large and on the CPU, else x."""
+        if x.device.type != "cpu" or x.nbytes < _LARGE:
+            return x
+        like = torch.empty_like(x, device="meta")  # its strides, those of x where x has no gaps
+        pages = self._taken(like.nbytes)
+        numbers = np.frombuffer(pages, np.uint8, like.nbytes)
+        weakref.finalize(numbers, self.free.append, pages)  # when the last tensor in them is gone
+        return torch.from_numpy(numbers).view(x.dtype).as_strided(like.size(), like.stride()).copy_(x)
+
+    def _taken(self, size: int) -> mmap.mmap:
+        """The smallest free pages that hold `size` bytes; new ones where there are none, or twice as many at least."""
+        fitting = [pages for pages in self.free if size <= len(pages) < 2 * size]
+        if not fitting:
+            return mmap.mmap(-1, size)
+        smallest = min(fitting, key=len)
+        self.free.remove(smallest)
+        return smallest
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # a copied network has its own
+        return _Pages, ()

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import skipway as sw
+from skipway import recomputation
 from skipway.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,21 +54,28 @@ def test_gradients_statistics_and_chances_are_those_of_the_plain_network_to_the_
 
 def test_what_is_kept_for_the_way_back_falls():
     def kept(network):
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        sizes, weights = [], {p.data_ptr() for p in network.parameters()}
+
+        def note(t):
+            sizes.append(0 if t.data_ptr() in weights else t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             network(torch.randn(2, 3, 16, 16))
         return sum(sizes)
 
     network = sw.create_model("resnet56")
     plain = kept(network)
-    assert kept(sw.recompute(network)) < plain / 8
+    assert kept(sw.recompute(network, 2)) < plain / 8
+    # The inputs of 3 + 3 + 1 groups, and all of the last 8 blocks of 9, which are a quarter as large as the first.
+    assert plain / 8 < kept(sw.recompute(network)) < plain / 3.5
     assert kept(sw.recompute(network, "none")) == plain
 
 
 def test_blocks_are_computed_once_without_gradients_and_twice_with_them():
     network, passes = make("resnet20"), []
     network.stage1[0].register_forward_pre_hook(lambda *_: passes.append(1))
-    sw.recompute(network)
+    sw.recompute(network, 1)
     with torch.no_grad():
         network(torch.randn(2, 3, 16, 16))
     assert len(passes) == 1
@@ -116,3 +124,37 @@ def test_a_network_without_blocks_is_refused():
     with pytest.raises(InputError, match="recompute found no row of blocks"):
         sw.recompute(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
     sw.recompute(nn.Linear(3, 3), "none")
+
+
+def test_the_end_is_not_computed_again_where_it_cannot_be_in_the_way():
+    network, passes = make("resnet20"), []
+    for name in ("stage1", "stage2", "stage3"):
+        for block in network[name]:
+            block.register_forward_pre_hook(lambda *_, name=name: passes.append(name))
+    sw.recompute(network)(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert [passes.count(name) for name in ("stage1", "stage2", "stage3")] == [6, 4, 1]
+
+
+def test_pages_are_taken_again_and_stay_whole_while_they_are_needed(monkeypatch):
+    monkeypatch.setattr(recomputation, "_LARGE", 1)
+    made = []
+    plain = recomputation.mmap.mmap
+    monkeypatch.setattr(recomputation.mmap, "mmap", lambda *given: made.append(given[1]) or plain(*given))
+    network, x = sw.recompute(make("resnet20"), 1), torch.randn(2, 3, 16, 16)
+    network(x).sum().backward()
+    first = len(made)
+    assert first == 6
+    network(x).sum().backward()
+    network(x[:, :, :15, :15].contiguous()).sum().backward()  # a little smaller: the same pages do
+    assert len(made) == first
+    network.zero_grad()
+    kept, other = network(x).sum(), network(2 * x).sum()
+    assert len(made) == 2 * first
+    kept.backward(retain_graph=True)
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    del other
+    network(3 * x)  # must not be given the pages that `kept` still needs
+    kept.backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(network.parameters(), expected, strict=True))
+    assert copy.deepcopy(network.stage1.runner).keywords["pages"].free == []
