@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skipway.data.augment import margin, views
-from skipway.data.images import BadPicture, decode, read_picture_file
+from skipway.data.files import read_picture_file
+from skipway.data.images import BadPicture, decode
 from skipway.data.pack import fitted_array
 from skipway.data.table import Table, frame_table, read_table
 from skipway.data.table_spec import TableSpec

@@ -1,6 +1,4 @@
 import io
-import os
-import socket
 import struct
 import time
 import warnings
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from skipway.data.images import FORMATS, MAX_PIXELS, SUFFIXES, BadPicture, Picture, decode, read_picture_file, size_of
+from skipway.data.images import FORMATS, MAX_PIXELS, SUFFIXES, BadPicture, Picture, decode, size_of
 from skipway.errors import InputError
 
 FITS = ("squash", "crop", "pad")
@@ -533,79 +531,6 @@ def test_running_out_of_memory_is_a_reason(monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", full)
     with pytest.raises(BadPicture, match="too large: it does not fit in memory, or its header lies"):
         decode(encoded(noise(4, 4)), size=4, channels=1)
-
-
-# -- files
-
-
-def test_a_regular_file_is_read_through_links_that_stay_inside(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"bytes")
-    (tmp_path / "b.png").symlink_to("a.png")
-    for name in ("a.png", "b.png"):
-        assert read_picture_file(tmp_path / name, tmp_path) == read_picture_file(tmp_path / name) == b"bytes"
-
-
-def test_links_out_of_the_root_are_refused_unless_followed(tmp_path):
-    root, outside = tmp_path / "data", tmp_path / "data-other"
-    root.mkdir(), outside.mkdir()
-    (outside / "a.png").write_bytes(b"bytes")
-    (root / "link.png").symlink_to(outside / "a.png")
-    (root / "folder").symlink_to(outside)
-    for path in (root / "link.png", root / "folder" / "a.png"):
-        with pytest.raises(BadPicture, match="a symbolic link leads out of the data folder"):
-            read_picture_file(path, root)
-        assert read_picture_file(path, root, follow_links=True) == b"bytes"
-
-
-def test_the_root_itself_may_be_a_link(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "a.png").write_bytes(b"bytes")
-    (tmp_path / "root").symlink_to("real")
-    assert read_picture_file(tmp_path / "root" / "a.png", tmp_path / "root") == b"bytes"
-
-
-def test_special_files_are_refused_without_blocking(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
-    os.mkfifo("fifo.jpg")
-    os.mkdir("folder.jpg")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.jpg")
-        for kind, name in (("FIFO", "fifo.jpg"), ("folder", "folder.jpg"), ("socket", "socket.jpg")):
-            with pytest.raises(BadPicture, match=f"not a regular file but a {kind}"):
-                read_picture_file(tmp_path / name)
-    with pytest.raises(BadPicture, match="not a regular file but a device"):
-        read_picture_file(tmp_path / "/dev/null")
-
-
-def test_missing_looping_and_impossible_names_are_refused(tmp_path):
-    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
-    (tmp_path / "dangling.jpg").symlink_to("nothing.jpg")
-    for name in ("loop.jpg", "dangling.jpg", "gone.jpg", "zero\0.jpg"):
-        with pytest.raises(BadPicture, match="not readable: "):
-            read_picture_file(tmp_path / name)
-    with pytest.raises(BadPicture, match="not readable: |leads out"):
-        read_picture_file(tmp_path / "loop.jpg", tmp_path)
-
-
-def test_an_empty_file_is_refused(tmp_path):
-    (tmp_path / "empty.jpg").touch()
-    with pytest.raises(BadPicture, match="empty file: 0 bytes"):
-        read_picture_file(tmp_path / "empty.jpg")
-
-
-def test_a_file_too_large_for_a_picture_is_refused(tmp_path):
-    with open(tmp_path / "huge.jpg", "wb") as file:
-        file.truncate(2_000_000_000)
-    with pytest.raises(BadPicture, match="too large a file: 2,000,000,000 bytes, the limit is 1,000,000,000"):
-        read_picture_file(tmp_path / "huge.jpg")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_refused(tmp_path):
-    (tmp_path / "locked.jpg").write_bytes(b"bytes")
-    (tmp_path / "locked.jpg").chmod(0)
-    with pytest.raises(BadPicture, match="not readable: Permission denied"):
-        read_picture_file(tmp_path / "locked.jpg")
 
 
 # -- the header alone, and bytes gone wrong

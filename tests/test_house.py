@@ -17,7 +17,16 @@ FLOORS = [
     [
         ["models.plan", "models.mlp", "models.resnet", "models.resnet9", "models.densenet", "models.registry"],
         [
-            *("data.images", "data.source", "data.folder", "data.parquet", "data.hub", "data.csv_text", "data.table"),
+            *(
+                "data.images",
+                "data.files",
+                "data.source",
+                "data.folder",
+                "data.parquet",
+                "data.hub",
+                "data.csv_text",
+                "data.table",
+            ),
             "data.sources",
             *("data.pack", "data.split", "data.pixels", "data.augment", "data.distort", "data.loader"),
             *("data.columns", "data.table_spec", "data.target", "data.table_set"),

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from skipway.data.images import SUFFIXES, BadPicture, read_picture_file
+from skipway.data.files import read_picture_file
+from skipway.data.images import SUFFIXES, BadPicture
 from skipway.data.source import SPLITS, Content, Source, class_order, refuse_near_equal, split_of
 from skipway.errors import InputError, printable
 
@@ -49,9 +50,11 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty: bool = Fa
         keys[split] = [_key(path, root) for path, _ in pairs]
         labels[split] = np.array([label for _, label in pairs], dtype=np.int64)
 
+    inside: dict[Path, bool] = {}
+
     def read(path: Path) -> Content:
         try:
-            return read_picture_file(path, root, follow_links)
+            return read_picture_file(path, root, follow_links, inside)
         except BadPicture as error:
             return error
 

@@ -6,9 +6,7 @@ Every departure from "the pixels as they are stored" is a note, a fixed phrase, 
 
 import io
 import math
-import os
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -17,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +23,13 @@ from PIL import Image, UnidentifiedImageError
 from skipway.errors import InputError, printable
 from skipway.spec import FITS
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadPicture", "Picture", "decode", "read_picture_file", "size_of"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _FORMAT_OF = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
 _FORMAT_OF |= {".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 SUFFIXES = frozenset(_FORMAT_OF)
 MAX_PIXELS = 50_000_000
-_MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a file beyond it is not a picture of ours
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION = 0x0112
@@ -72,39 +68,6 @@ class Picture:
     width: int
     height: int
     mode: str
-
-
-def read_picture_file(path: Path, root: Path | None = None, follow_links: bool = False) -> bytes:
-    """The bytes of a regular file; anything else is refused and never blocks.
-
-    With a `root`, a path that symbolic links lead out of it is refused unless `follow_links`.
-    """
-    try:
-        if root is not None and not follow_links:
-            real, home = os.path.realpath(path), os.path.realpath(root)
-            if not real.startswith(home if home.endswith(os.sep) else home + os.sep):
-                raise BadPicture("a symbolic link leads out of the data folder (--follow-links allows it)")
-        _refuse_special(os.stat(path))
-        # Not blocking: between the look and the open, a FIFO may have taken the file's place.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(path, flags), "rb", buffering=0) as file:
-            _refuse_special(os.fstat(file.fileno()))
-            data = file.read()
-    except BadPicture:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadPicture(f"not readable: {printable(getattr(error, 'strerror', None) or error)}") from error
-    if not data:
-        raise BadPicture("empty file: 0 bytes")
-    return data
-
-
-def _refuse_special(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-        raise BadPicture(f"not a regular file but a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
-    if status.st_size > _MAX_BYTES:
-        raise BadPicture(f"too large a file: {status.st_size:,} bytes, the limit is {_MAX_BYTES:,}")
 
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
