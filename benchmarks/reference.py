@@ -80,6 +80,9 @@ NETWORKS = {  # name: (block, blocks in each stage, widths, whether the stem is 
     "resnet18 (small stem)": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), True),
     "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), False),
     "resnet20": (Basic, (3, 3, 3), (16, 32, 64), True),
+    "resnet56": (Basic, (9, 9, 9), (16, 32, 64), True),
+    "resnet110": (Basic, (18, 18, 18), (16, 32, 64), True),
+    "resnet1202": (Basic, (200, 200, 200), (16, 32, 64), True),
     "resnetv2_164": (PreactBottleneck, (18, 18, 18), (16, 32, 64), True),
     "resnetv2_1001": (PreactBottleneck, (111, 111, 111), (16, 32, 64), True),
 }

@@ -43,7 +43,16 @@ def test_a_folder_is_looked_at_once_for_all_of_its_files(tmp_path, monkeypatch):
         assert read_picture_file(root / "class" / name, root, inside=inside) == b"bytes"
     with pytest.raises(BadPicture, match="a symbolic link leads out of the data folder"):
         read_picture_file(root / "class" / "d.png", root, inside=inside)
-    assert looked == [root / "class", root / "class" / "d.png"]
+    assert looked == [str(root / "class"), str(root / "class" / "d.png")]
+
+
+@pytest.mark.parametrize(
+    "parts", [(b"ab", b"c", b"d", b""), (b"abc", b"d", b""), (b"abcde", b"f", b""), (b"a", b""), (b"",)]
+)
+def test_a_file_that_comes_in_parts_or_changes_meanwhile_is_read_to_its_end(parts, monkeypatch):
+    coming = iter(parts)
+    monkeypatch.setattr(files.os, "read", lambda file, count: next(coming))
+    assert files._all_of(0, 4) == b"".join(parts)
 
 
 def test_the_root_itself_may_be_a_link(tmp_path):

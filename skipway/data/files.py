@@ -13,7 +13,7 @@ _MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a fi
 
 
 def read_picture_file(
-    path: Path, root: Path | None = None, follow_links: bool = False, inside: dict[Path, bool] | None = None
+    path: Path, root: Path | None = None, follow_links: bool = False, inside: dict[str, bool] | None = None
 ) -> bytes:
     """The bytes of a regular file; anything else is refused and never blocks.
 
@@ -23,7 +23,7 @@ def read_picture_file(
     try:
         if root is not None and not follow_links:
             known = {} if inside is None else inside
-            folder = path if os.path.islink(path) else path.parent
+            folder = os.fspath(path) if os.path.islink(path) else os.path.dirname(path)
             if folder not in known:
                 known[folder] = _lies_in(folder, root)
             if not known[folder]:
@@ -31,9 +31,13 @@ def read_picture_file(
         _refuse_special(os.stat(path))
         # Not blocking: between the look and the open, a FIFO may have taken the file's place.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(path, flags), "rb", buffering=0) as file:
-            _refuse_special(os.fstat(file.fileno()))
-            data = file.read()
+        file = os.open(path, flags)
+        try:
+            status = os.fstat(file)
+            _refuse_special(status)
+            data = _all_of(file, status.st_size)
+        finally:
+            os.close(file)
     except BadPicture:
         raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -43,7 +47,18 @@ def read_picture_file(
     return data
 
 
-def _lies_in(path: Path, root: Path) -> bool:
+def _all_of(file: int, size: int) -> bytes:
+    """The bytes of an open file, in one call where it has the `size` that it said."""
+    data = os.read(file, size + 1)
+    while len(data) > size or 0 < len(data) < size:  # it grew meanwhile, or came in parts
+        part = os.read(file, 2**20)
+        if not part:
+            break
+        data += part
+    return data
+
+
+def _lies_in(path: str, root: Path) -> bool:
     """Whether `path` is `root` or below it, once links are followed."""
     real, home = os.path.realpath(path), os.path.realpath(root)
     return os.path.commonpath([real, home]) == home

@@ -45,12 +45,14 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty: bool = Fa
     files: dict[str, list[Path]] = {}
     for split, classes in found.items():
         index = _indices(split, {k: v for k, v in classes.items() if v}, class_names, where, warnings)
-        pairs = [(path, index[name]) for name in sorted(classes) if classes[name] for path in classes[name]]
-        files[split] = [path for path, _ in pairs]
-        keys[split] = [_key(path, root) for path, _ in pairs]
-        labels[split] = np.array([label for _, label in pairs], dtype=np.int64)
+        there = [name for name in sorted(classes) if classes[name]]
+        files[split] = [path for name in there for path in classes[name]]
+        above = _key(splits[split], root)
+        keys[split] = ["/".join(filter(None, (above, name, path.name))) for name in there for path in classes[name]]
+        numbers = np.array([index[name] for name in there], np.int64)
+        labels[split] = np.repeat(numbers, [len(classes[name]) for name in there])
 
-    inside: dict[Path, bool] = {}
+    inside: dict[str, bool] = {}
 
     def read(path: Path) -> Content:
         try:
@@ -201,7 +203,7 @@ def _is_junk(name: str) -> bool:
 
 
 def _named_like_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _key(path: Path, root: Path) -> str:
