@@ -3,7 +3,8 @@
     python benchmarks/training_step.py --case resnet18-32
 
 Every way runs in a process of its own. "ours" is `create_model` as `skipway train` runs it: bfloat16 autocast where the
-hardware has it, channels_last, freed memory kept. `--profile` adds the operators that take the most time.
+hardware has it, channels_last, freed memory kept; "own-loop" is the same network in anybody's loop, without the last.
+`--profile` adds the operators that take the most time.
 """
 
 import argparse
@@ -24,13 +25,14 @@ CASES = {  # name: (our network, options, the reference's name, pixels, batch, c
 }
 
 
-def ours(case):
+def ours(case, way):
     import skipway as sw
     from skipway.memory import keep_freed_memory
     from skipway.training.optimizers import make_optimizer
     from skipway.training.trainer import has_bf16
 
-    keep_freed_memory()
+    if way == "ours":
+        keep_freed_memory()
     name, options, _, _, _, classes, _ = CASES[case]
     network = sw.create_model(name, classes, **options).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, "sgd", lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -48,7 +50,7 @@ def reference(case, way):
 def worker(case, way, profiled):
     _, _, _, size, batch, classes, steps = CASES[case]
     torch.manual_seed(0)
-    network, layout, context, optimizer = ours(case) if way == "ours" else reference(case, way)
+    network, layout, context, optimizer = reference(case, way) if way in WAYS else ours(case, way)
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
     y = torch.randint(classes, (batch,))
 
@@ -75,7 +77,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", choices=CASES, default="resnet18-32")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--ways", nargs="+", default=["ours", *WAYS])
+    parser.add_argument("--ways", nargs="+", default=["ours", "own-loop", *WAYS])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,13 +37,15 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
 
     Raises:
         InputError: no such precision; int8 without calibration, for a network elsewhere than on a CPU or without a
-            convolution that it could be done for.
+            convolution that it could be done for, or by a torch without oneDNN; when it is used, an input that is not
+            of floating numbers.
     """
     if precision not in _PRECISIONS:
         raise InputError(f"fuse has the precisions {', '.join(_PRECISIONS)}, not {precision!r}")
-    twin = folded(copy.deepcopy(network).eval())
-    if not isinstance(twin, Chain):
-        twin = Chain(twin)
+    with torch.inference_mode(False):
+        twin = folded(copy.deepcopy(network).eval())
+        if not isinstance(twin, Chain):
+            twin = Chain(twin)
     devices = {p.device.type for p in network.parameters()} or {"cpu"}
     if len(devices) > 1:
         raise InputError(f"fuse takes a network on one device, not on {' and '.join(sorted(devices))}; use .to(device)")
@@ -67,6 +70,8 @@ def _to_int8(
         raise InputError(
             f'fuse to "int8" takes a network on a CPU with convolutions, not {where}; use precision "bf16"'
         )
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")):
+        raise InputError('fuse to "int8" needs oneDNN, which this torch is built without; use "fp32" or "auto"')
     batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
     if not batches or not all(isinstance(batch, Tensor) and len(batch) for batch in batches):
         raise InputError(
@@ -84,8 +89,13 @@ def _to_int8(
 
 def _predicting(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
     """What `layers` make of x one after the other, without gradients; in bfloat16 or float32."""
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        raise InputError(
+            f"a fused network takes what the network takes, normalised numbers, not {x.dtype}; use predict for pictures"
+        )
     kind = x.device.type if isinstance(x, Tensor) else "cpu"
-    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
+    able = torch.amp.is_autocast_available(kind)
+    with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half) if able else nullcontext():
         if isinstance(x, Tensor) and x.dim() == 4:
             x = x.to(torch.bfloat16 if narrow else x.dtype, memory_format=torch.channels_last)
         out = numbers(in_turn(layers, x))

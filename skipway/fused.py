@@ -7,7 +7,8 @@ Shapes: those of the layers that are replaced.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from skipway.blocks import SameConv2d
 from skipway.codes import Codes, Range, coded, pair
+from skipway.errors import InputError
 from skipway.joins import add
 from skipway.kernels import watched
 from skipway.reversible import Coupling, Reversible
@@ -47,7 +49,7 @@ class Convolution(nn.Module):
         self.gives_codes = False
         self.ranges: tuple[Range, Range] | None = None  # of the input and of the output, while they are watched
         self.codes: tuple[tuple[float, int], tuple[float, int]] | None = None  # theirs, once it computes in int8
-        self._packed: list[Tensor] = []
+        self._packed: tuple[tuple[str, int, int], list[Tensor]] | None = None
 
     def forward(self, x: Tensor | Codes, kept: Tensor | Codes | None = None, spent: bool = False) -> Tensor | Codes:
         """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
@@ -78,7 +80,7 @@ class Convolution(nn.Module):
         """From now on it computes in int8, with codes for what was seen; nothing where it was not used."""
         if self.ranges is not None and self.ranges[0].sample:
             self.codes = self.ranges[0].codes(), self.ranges[1].codes()
-        self.ranges, self._packed = None, []
+        self.ranges = None
 
     def extra_repr(self) -> str:
         """Its sizes, and how it computes."""
@@ -86,28 +88,37 @@ class Convolution(nn.Module):
         kind = "int8" if self.codes is not None else str(self.dtype).removeprefix("torch.")
         return f"{into * self.groups}, {out}, {'x'.join(map(str, kernel))}, {kind}{', relu' * self.relu}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Convolution":
-        packed, self._packed = self._packed, []  # which cannot be copied, and is soon made again
-        try:
-            twin = self.__class__.__new__(self.__class__)
-            memo[id(self)] = twin
-            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        finally:
-            self._packed = packed
-        return twin
+    def __getstate__(self) -> dict[str, Any]:  # what is packed cannot be copied, and is soon made again
+        return self.__dict__ | {"_packed": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Convolution":
+        self._packed = None  # it would stay where the weights no longer are
+        return super()._apply(fn, recurse)
+
+    def _pack(self, kind: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What `make` makes of the weights, made anew where they were changed."""
+        state = kind, self.weight._version, self.bias._version
+        if self._packed is None or self._packed[0] != state:
+            self._packed = state, make()
+        return self._packed[1]
 
     def _plain(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        def cast() -> list[Tensor]:
+            return [self.weight.to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
+
+        weight, bias = cast() if torch.compiler.is_compiling() else self._pack("plain", cast)
         y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         y = y if kept is None else y + kept
         return y.relu_() if self.relu else y
 
     def _fused(self, x: Tensor, kept: Tensor | None, spent: bool) -> Tensor:
-        if not self._packed:
-            weight = self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            shape = self.padding, self.stride, self.dilation, self.groups, list(x.shape)
-            self._packed = [torch.ops.mkldnn._reorder_convolution_weight(weight, *shape), self.bias.to(self.dtype)]
-        how = *self._packed, self.padding, self.stride, self.dilation, self.groups
+        where = self.padding, self.stride, self.dilation, self.groups
+
+        def packed() -> list[Tensor]:
+            weight = self.weight.to(x.dtype, memory_format=torch.channels_last)
+            return [torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(x.shape)), self.bias.to(x.dtype)]
+
+        how = *self._pack("onednn", packed), *where
         relu = "relu" if self.relu else None
         if kept is None:
             return torch.ops.mkldnn._convolution_pointwise(x, *how, relu or "none", [], "")
@@ -118,9 +129,11 @@ class Convolution(nn.Module):
     def _in_codes(self, x: Tensor | Codes, kept: Tensor | Codes | None, spent: bool) -> Tensor | Codes:
         assert self.codes is not None
         x = x if isinstance(x, Codes) else coded(x, *self.codes[0])
-        if not self._packed:
-            self._packed = self._int8_weights(x)
-        weight, scales, zeros = self._packed
+        if x.values.device.type != "cpu":
+            raise InputError(
+                f'a network that is fused to "int8" computes on a CPU, not on {x.values.device.type}; fuse it to "bf16"'
+            )
+        weight, scales, zeros = self._pack("int8", partial(self._int8_weights, x))
         ops, relu = torch.ops.onednn, "relu" if self.relu else "none"
         given = x.values, x.scale, x.zero, weight, scales, zeros
         where = self.bias, self.stride, self.padding, self.dilation, self.groups
@@ -331,5 +344,7 @@ def _pools(layer: nn.Module) -> bool:
 def _has_onednn(x: Tensor) -> bool:
     """Whether oneDNN's convolutions are there for x; what is traced is left in layers that everybody knows."""
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    ordinary = type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0
-    return bool(there and ordinary and not torch.compiler.is_compiling() and not torch.is_grad_enabled())
+    ordinary = type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0 and not torch.is_grad_enabled()
+    if not there or not ordinary or torch.compiler.is_compiling():
+        return False
+    return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -270,3 +270,40 @@ def test_a_layer_that_pictures_never_reached_stays_in_numbers():
     first.quantise()
     last.quantise()
     assert (first.codes is None, last.codes is None) == (False, True)
+
+
+def test_weights_that_change_after_first_use_are_packed_anew():
+    network, x = lived(made(PLANS["basic"])), torch.randn(2, 3, 16, 16)
+    fused = sw.export.fuse(network, "fp32")
+    before = fused(x)
+    with torch.no_grad():
+        fused.stem.conv.weight.mul_(2)
+    assert not torch.allclose(fused(x), before)
+    after = fused(x)
+    assert fused.float().stem.conv._packed is None, "moved weights are not where they were packed"
+    assert torch.equal(fused(x), after)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_networks_that_are_fused_and_used_in_inference_mode_work(precision):
+    network, x = made(PLANS["basic"]).eval(), torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        fused = sw.export.fuse(network, precision)
+        first = fused(x)
+    assert torch.equal(fused(x), first)
+
+
+def test_bytes_are_refused_by_every_precision():
+    network = sw.Chain(nn.Conv2d(3, 3, 1))
+    with pytest.raises(InputError, match="takes what the network takes, normalised numbers, not torch.uint8"):
+        sw.export.fuse(network)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_int8_elsewhere_than_on_a_cpu_is_refused(monkeypatch):
+    x = torch.randn(1, 3, 4, 4)
+    fused = sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", x)
+    with pytest.raises(InputError, match='that is fused to "int8" computes on a CPU, not on meta'):
+        fused(x.to("meta"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(InputError, match="needs oneDNN, which this torch is built without"):
+        sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", x)
