@@ -17,7 +17,8 @@ from torch import Tensor, nn
 __all__ = ["Codes", "Range", "coded", "pair"]
 
 _LEVELS = 255
-_SAMPLE = 2**16  # numbers of each batch that a range is chosen by
+_SAMPLE = 2**17  # numbers that a range is chosen by
+_LEAST = 2**10  # of them from each batch
 _CLIPS = torch.linspace(0.5, 1.0, 26)  # shares of the whole range that are tried
 
 
@@ -48,16 +49,20 @@ class Codes(NamedTuple):
 class Range:
     """The numbers that went by, and the codes that they ask for."""
 
-    def __init__(self) -> None:
-        self.least, self.most = 0.0, 0.0
+    def __init__(self, batches: int = 1) -> None:
+        self.least, self.most, self.finite = 0.0, 0.0, True
         self.sample: list[Tensor] = []
+        self._share = max(_LEAST, _SAMPLE // batches)
 
     def see(self, x: Tensor) -> None:
         """Take notice of x."""
-        least, most = x.aminmax()
+        flat = x.permute(0, 2, 3, 1).reshape(-1).float()
+        self.finite = self.finite and bool(flat.isfinite().all())
+        least, most = flat.aminmax()
         self.least, self.most = min(self.least, float(least)), max(self.most, float(most))
-        places = torch.randint(x.numel(), (min(_SAMPLE, x.numel()),), generator=torch.Generator().manual_seed(0))
-        self.sample.append(x.permute(0, 2, 3, 1).reshape(-1)[places].float())
+        if len(flat) > self._share:  # drawn: any step from one to the next could be one of the layout's own
+            flat = flat[torch.randint(len(flat), (self._share,), generator=torch.Generator().manual_seed(0))]
+        self.sample.append(flat)
 
     def codes(self) -> tuple[float, int]:
         """(scale, zero) with the least squared error over the numbers that were seen; zero itself is kept exactly."""

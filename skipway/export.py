@@ -22,8 +22,8 @@ _PRECISIONS = ("auto", "fp32", "bf16", "int8")
 def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
     """The network for predicting alone: norms folded into convolutions, which do ReLUs and joins as well.
 
-    A Network stays one: `predict` and `predict_proba` do what they did, faster. It takes what `network` takes, gives
-    float32, and cannot be trained or saved. `network` is as it was, and shares no weights with it.
+    A Network stays one: `predict` and `predict_proba` do what they did, faster. It takes what `network` takes, float64
+    as float32, gives float32, and cannot be trained or saved. `network` is as it was, and shares no weights with it.
 
     Args:
         precision: "fp32"; "bf16"; "auto", which is bf16 where the hardware has it, else fp32; "int8", where
@@ -37,13 +37,12 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
 
     Raises:
         InputError: no such precision; int8 without calibration, for a network elsewhere than on a CPU or without a
-            convolution that it could be done for, or by a torch without oneDNN; when it is used, an input that is not
-            of floating numbers.
+            convolution that it could be done for, or by a torch without oneDNN; when it is used, bytes as input.
     """
     if precision not in _PRECISIONS:
         raise InputError(f"fuse has the precisions {', '.join(_PRECISIONS)}, not {precision!r}")
     with torch.inference_mode(False):
-        twin = folded(copy.deepcopy(network).eval())
+        twin = folded(copy.deepcopy(network).float().eval())
         if not isinstance(twin, Chain):
             twin = Chain(twin)
     devices = {p.device.type for p in network.parameters()} or {"cpu"}
@@ -73,30 +72,40 @@ def _to_int8(
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")):
         raise InputError('fuse to "int8" needs oneDNN, which this torch is built without; use "fp32" or "auto"')
     batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
-    if not batches or not all(isinstance(batch, Tensor) and len(batch) for batch in batches):
+    if not batches or not all(map(_can_show, batches)):
         raise InputError(
-            'fuse to "int8" chooses its ranges by pictures; give calibration=x, a tensor (B, C, H, W) of inputs, or '
-            "several"
+            'fuse to "int8" chooses its ranges by pictures; give calibration=x, a tensor (B, C, H, W) of finite inputs '
+            "as the network takes them, or several"
         )
     for convolution in convolutions:
-        convolution.watch()
+        convolution.watch(len(batches))
     for batch in batches:
         _predicting(list(network), batch, half=False)
+    if not all(seen.finite for convolution in convolutions for seen in convolution.ranges or ()):
+        raise InputError(
+            'fuse to "int8" met numbers inside the network that are not finite; look for them in its weights'
+        )
     for convolution in convolutions:
         convolution.quantise()
     plan_codes(network)
 
 
+def _can_show(batch: Any) -> bool:
+    """Whether ranges can be chosen by it."""
+    if not isinstance(batch, Tensor) or batch.dim() != 4 or not len(batch) or not batch.is_floating_point():
+        return False
+    return bool(batch.isfinite().all())
+
+
 def _predicting(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
     """What `layers` make of x one after the other, without gradients; in bfloat16 or float32."""
-    if isinstance(x, Tensor) and not x.is_floating_point():
-        raise InputError(
-            f"a fused network takes what the network takes, normalised numbers, not {x.dtype}; use predict for pictures"
-        )
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        raise InputError("a fused network takes normalised numbers, not bytes; use predict for pictures")
+    if isinstance(x, Tensor) and x.is_floating_point():
+        layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+        x = x.to(torch.bfloat16 if narrow else torch.float32, memory_format=layout)
     kind = x.device.type if isinstance(x, Tensor) else "cpu"
     able = torch.amp.is_autocast_available(kind)
     with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half) if able else nullcontext():
-        if isinstance(x, Tensor) and x.dim() == 4:
-            x = x.to(torch.bfloat16 if narrow else x.dtype, memory_format=torch.channels_last)
         out = numbers(in_turn(layers, x))
         return out.float() if isinstance(out, Tensor) else out

@@ -9,13 +9,12 @@ Shapes: those of the layers that are replaced.
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skipway.blocks import SameConv2d
 from skipway.codes import Codes, Range, coded, pair
@@ -23,6 +22,7 @@ from skipway.errors import InputError
 from skipway.joins import add
 from skipway.kernels import watched
 from skipway.reversible import Coupling, Reversible
+from skipway.shapes import Placed, naming
 from skipway.shortcuts import Project
 from skipway.skip import Chain, Parallel, Skip
 
@@ -49,17 +49,17 @@ class Convolution(nn.Module):
         self.gives_codes = False
         self.ranges: tuple[Range, Range] | None = None  # of the input and of the output, while they are watched
         self.codes: tuple[tuple[float, int], tuple[float, int]] | None = None  # theirs, once it computes in int8
-        self._packed: tuple[tuple[str, int, int], list[Tensor]] | None = None
+        self._packed: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor | Codes, kept: Tensor | Codes | None = None, spent: bool = False) -> Tensor | Codes:
         """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
 
         `spent` says that nobody needs `kept` any more: its memory may be that of the output.
         """
-        if self.codes is not None:
+        if self.codes is not None and type(_values(x)) is Tensor and not _values(x).is_meta:
             return self._in_codes(x, kept, spent)
+        x, kept = numbers(x).to(self.dtype), None if kept is None else numbers(kept).to(self.dtype)
         assert isinstance(x, Tensor) and not isinstance(kept, Codes)
-        x, kept = x.to(self.dtype), None if kept is None else kept.to(self.dtype)
         y = self._fused(x, kept, spent) if _has_onednn(x) else self._plain(x, kept)
         if self.ranges is not None:
             self.ranges[0].see(x)
@@ -72,9 +72,16 @@ class Convolution(nn.Module):
         twin.relu = True
         return twin
 
-    def watch(self) -> None:
-        """From now on what goes in and out is taken notice of."""
-        self.ranges = Range(), Range()
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(*, C, H, W) -> (*, C', H', W')."""
+        kernel = self.weight.shape[2:]
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        sizes = zip(shape[-2:], reach, self.padding, self.stride, strict=True)
+        return *shape[:-3], len(self.weight), *((size + 2 * p - r) // s + 1 for size, r, p, s in sizes)
+
+    def watch(self, batches: int) -> None:
+        """From now on what goes in and out in so many batches is taken notice of."""
+        self.ranges = Range(batches), Range(batches)
 
     def quantise(self) -> None:
         """From now on it computes in int8, with codes for what was seen; nothing where it was not used."""
@@ -97,9 +104,12 @@ class Convolution(nn.Module):
 
     def _pack(self, kind: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `make` makes of the weights, made anew where they were changed."""
-        state = kind, self.weight._version, self.bias._version
+        own = self.weight, self.bias
+        if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.is_inference() for t in own):
+            return make()  # these change in ways that cannot be seen, or have no numbers
+        state = kind, *((id(t), t._version) for t in own)
         if self._packed is None or self._packed[0] != state:
-            self._packed = state, make()
+            self._packed = state, make(), own  # which keeps them, and so their ids
         return self._packed[1]
 
     def _plain(self, x: Tensor, kept: Tensor | None) -> Tensor:
@@ -128,11 +138,8 @@ class Convolution(nn.Module):
 
     def _in_codes(self, x: Tensor | Codes, kept: Tensor | Codes | None, spent: bool) -> Tensor | Codes:
         assert self.codes is not None
+        _need_pictures_on_a_cpu(_values(x))
         x = x if isinstance(x, Codes) else coded(x, *self.codes[0])
-        if x.values.device.type != "cpu":
-            raise InputError(
-                f'a network that is fused to "int8" computes on a CPU, not on {x.values.device.type}; fuse it to "bf16"'
-            )
         weight, scales, zeros = self._pack("int8", partial(self._int8_weights, x))
         ops, relu = torch.ops.onednn, "relu" if self.relu else "none"
         given = x.values, x.scale, x.zero, weight, scales, zeros
@@ -151,15 +158,18 @@ class Convolution(nn.Module):
         return y
 
     def _int8_weights(self, x: Codes) -> list[Tensor]:
-        """Weights as integers from -127 to 127, the scale of each output channel, and zeros."""
-        scales = self.weight.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 127
+        """Weights as integers, the scale of each output channel, and zeros.
+
+        From -64 to 64: processors without VNNI add products in pairs of 16 bits, which twice 255 * 127 would exceed.
+        """
+        scales = self.weight.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 64
         whole = (self.weight / scales.view(-1, 1, 1, 1)).round_().to(torch.int8)
         where = list(self.stride), list(self.padding), list(self.dilation), self.groups, list(x.values.shape)
         packed = torch.ops.onednn.qconv_prepack(whole, scales, x.scale, x.zero, *where)
         return [packed, scales, torch.zeros(len(whole), dtype=torch.int64)]
 
 
-class FusedSkip(nn.Module):
+class FusedSkip(Placed):
     """last(body(x), shortcut(x)): the last convolution of the body does the join, and the ReLU after it."""
 
     shortcut: nn.Module | None
@@ -169,6 +179,7 @@ class FusedSkip(nn.Module):
         self.body, self.last = body, last
         self.register_module("shortcut", shortcut)
 
+    @naming
     def forward(self, x: Tensor | Codes, spent: bool = False) -> Tensor | Codes:
         """(B, C, H, W) -> (B, C', H', W'); `spent` says that nobody needs x any more: its memory may be used."""
         kept = x
@@ -177,6 +188,8 @@ class FusedSkip(nn.Module):
         branch = self.body(x)
         if not self.last.gives_codes:
             kept = numbers(kept)
+        if _values(kept).shape != (shape := self.last.output_shape(_values(branch).shape)):
+            add(torch.empty(shape, device="meta"), _values(kept).to("meta"))  # which says what does not fit
         return self.last(branch, kept, spent and _memory(kept) != _memory(branch))
 
 
@@ -192,7 +205,7 @@ def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
         if isinstance(x, Codes) and _pools(layer):
             x = x.pooled(cast(nn.MaxPool2d, layer))
         elif isinstance(layer, FusedSkip):
-            x = layer(x, before is not None and _makes(before))
+            x = layer(x, before is not None and _makes(before) and not _seen_into(layer))
         else:
             x = layer(x if _knows_codes(layer) else numbers(x))
         before = layer
@@ -208,7 +221,7 @@ def folded(root: nn.Module) -> nn.Module:
     if watched(root):
         return root
     if _is_row(root) or type(root) is Project:
-        layers = root.row() if isinstance(root, Project) else root.named_children()
+        layers = root.row() if isinstance(root, Project) else _row(root)
         row = _with(root if isinstance(root, Chain) else Chain(), dict(_merged(layers)))
         row.runner = in_turn
         return row
@@ -255,11 +268,8 @@ def _together(one: nn.Module, following: nn.Module) -> nn.Module | None:
     """One layer that does what two do; None where there is none."""
     if watched(one) or watched(following):
         return None
-    counted = isinstance(following, nn.BatchNorm1d | nn.BatchNorm2d) and following.running_mean is not None
-    if counted and type(following) is nn.BatchNorm2d and type(one) in (nn.Conv2d, SameConv2d):
-        return fuse_conv_bn_eval(cast(nn.Conv2d, one), following)
-    if counted and type(following) is nn.BatchNorm1d and type(one) is nn.Linear:
-        return fuse_linear_bn_eval(one, following)
+    if type(following) is nn.BatchNorm2d and following.running_mean is not None:
+        return fuse_conv_bn_eval(cast(nn.Conv2d, one), following) if type(one) in (nn.Conv2d, SameConv2d) else None
     if type(following) is nn.ReLU and isinstance(one := folded(one), Convolution) and not one.relu:
         return one.with_relu()
     return None
@@ -271,7 +281,9 @@ def _is_row(module: nn.Module) -> bool:
 
 
 def _row(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
-    return module.named_children() if module is not None and _is_row(module) else ()
+    """Its layers where it is a row; unlike named_children() with those that stand in it more than once."""
+    layers = module._modules.items() if module is not None and _is_row(module) else ()
+    return [(name, layer) for name, layer in layers if layer is not None]
 
 
 def _each(module: AnyModule) -> AnyModule:
@@ -286,47 +298,46 @@ def _with(module: AnyModule, children: Mapping[str, nn.Module | None]) -> AnyMod
     return twin
 
 
-def plan_codes(layer: nn.Module, wanted: bool = False) -> None:
-    """Lets each convolution in `layer` give codes where what is next wants them; `wanted` says so of its end."""
+def plan_codes(layer: nn.Module, wanted: bool = False) -> bool:
+    """Lets each convolution in `layer` give codes where what is next wants them; whether `layer` wants them itself.
+
+    `wanted` says so of its end.
+    """
     if isinstance(layer, Convolution):
         layer.gives_codes = wanted and layer.codes is not None
-    elif isinstance(layer, FusedSkip):
-        plan_codes(layer.last, wanted)
-        plan_codes(layer.body, layer.last.codes is not None)
+        return layer.codes is not None
+    if isinstance(layer, FusedSkip):
+        begins = plan_codes(layer.last, wanted)
         if layer.shortcut is not None:
             plan_codes(layer.shortcut, layer.last.gives_codes)
-    elif _is_row(layer):
-        for one, following in pairwise([*layer.children(), None]):
-            assert one is not None
-            plan_codes(one, wanted if following is None else _wants_codes(following))
-    else:
-        for child in layer.children():
-            plan_codes(child)
-
-
-def _wants_codes(layer: nn.Module) -> bool:
-    """Whether it begins with something that computes with codes."""
-    first = _first(layer)
-    return _pools(first) or (isinstance(first, Convolution) and first.codes is not None)
-
-
-def _first(layer: nn.Module) -> nn.Module:
-    """What the input of `layer` meets first."""
-    if isinstance(layer, FusedSkip):
-        return _first(layer.body if len(layer.body) else layer.last)
-    inside = next(layer.children(), None) if _is_row(layer) else None
-    return layer if inside is None else _first(inside)
+        return plan_codes(layer.body, begins)
+    if _is_row(layer):
+        for one in reversed(list(cast(nn.Sequential, layer))):
+            wanted = plan_codes(one, wanted)
+        return wanted
+    for child in layer.branches if isinstance(layer, Parallel) else layer.children():
+        plan_codes(child)
+    return wanted and _pools(layer)
 
 
 def _makes(layer: nn.Module) -> bool:
     """Whether what it gives is new, and nobody else's."""
     if _is_row(layer) and len(cast(nn.Sequential, layer)) and not watched(layer):
         return _makes(cast(nn.Sequential, layer)[-1])
-    return isinstance(layer, Convolution | FusedSkip) and not watched(layer)
+    return isinstance(layer, Convolution | FusedSkip) and not _seen_into(layer)
+
+
+def _seen_into(layer: nn.Module) -> bool:
+    """Whether somebody watches it or anything inside, and may keep what is there."""
+    return any(map(watched, layer.modules()))
+
+
+def _values(x: Tensor | Codes) -> Tensor:
+    return x.values if isinstance(x, Codes) else x
 
 
 def _memory(x: Tensor | Codes) -> int:
-    return (x.values if isinstance(x, Codes) else x).untyped_storage().data_ptr()
+    return 0 if _values(x).is_meta else _values(x).untyped_storage().data_ptr()
 
 
 def _knows_codes(layer: nn.Module) -> bool:
@@ -341,10 +352,18 @@ def _pools(layer: nn.Module) -> bool:
     return plain and pair(cast(nn.MaxPool2d, layer).dilation) == (1, 1)
 
 
+def _need_pictures_on_a_cpu(x: Tensor) -> None:
+    if x.device.type != "cpu" or x.dim() != 4:
+        raise InputError(
+            f'a network that is fused to "int8" computes with (B, C, H, W) on a CPU, not with {tuple(x.shape)} on '
+            f'{x.device.type}; fuse it to "bf16" for other places and shapes'
+        )
+
+
 def _has_onednn(x: Tensor) -> bool:
     """Whether oneDNN's convolutions are there for x; what is traced is left in layers that everybody knows."""
     there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    ordinary = type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0 and not torch.is_grad_enabled()
-    if not there or not ordinary or torch.compiler.is_compiling():
+    ordinary = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
+    if not there or not ordinary or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -25,6 +25,8 @@ __all__ = ["recompute"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _LARGE = 2**20  # bytes
+# A process that forks must not share what it keeps with its child; elsewhere than on Unix there is no such thing.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _INSIDE = 3  # what a block keeps for the way back, over what goes into it: between 2 (basic) and 4 (bottleneck)
 
 
@@ -151,7 +153,9 @@ class _Pages:
         """The smallest free pages that hold `size` bytes; new ones where there are none, or twice as many at least."""
         fitting = [pages for pages in self.free if size <= len(pages) < 2 * size]
         if not fitting:
-            return mmap.mmap(-1, size)
+            if self.free:  # so that there are never more of them than are needed, whatever sizes come
+                self.free.remove(max(self.free, key=len))
+            return mmap.mmap(-1, size, **_PRIVATE)
         smallest = min(fitting, key=len)
         self.free.remove(smallest)
         return smallest

@@ -76,7 +76,12 @@ class Chain(Placed, nn.Sequential):
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """The layer at a number or of a name, or the Chain of a slice."""
-        return self._modules[self._known(place)] if isinstance(place, str) else super().__getitem__(place)
+        if isinstance(place, str):
+            return self._modules[self._known(place)]
+        part: Any = super().__getitem__(place)
+        if isinstance(place, slice):
+            part.runner = self.runner
+        return part
 
     def __delitem__(self, place: int | slice | str) -> None:
         """Take out the layer at a number or of a name, or those of a slice; layers by position are numbered anew."""
@@ -116,7 +121,7 @@ class Chain(Placed, nn.Sequential):
         """The output of every layer in turn, for an input as `forward` takes it."""
         outputs = []
         for layer in self:
-            x = layer(x)
+            x = (self.runner or run)([layer], x)
             outputs.append(x)
         return tuple(outputs)
 

@@ -99,10 +99,10 @@ def test_int8_travels_as_codes_between_convolutions_and_pools():
     assert {pair for pair in seen[1:-3]} == {("Codes", "Codes")}
 
 
-def test_a_feed_forward_network_folds_its_norms_too():
+def test_layers_without_convolutions_stay_but_for_those_that_do_nothing():
     network = lived(sw.Chain(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)))
     fused = sw.export.fuse(network, "fp32")
-    assert kinds(fused) == ["Chain", "Linear", "ReLU", "Linear"]
+    assert kinds(fused) == ["Chain", "Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert apart(network, fused, torch.randn(5, 6)) < 1e-5
 
 
@@ -123,6 +123,21 @@ def test_a_network_of_pictures_predicts_as_before_but_cannot_be_saved(tmp_path):
     assert np.abs(fused.predict_proba(pictures) - network.predict_proba(pictures)).max() < 0.02
     with pytest.raises(ShapeError, match="it is not saved, for it could not be loaded"):
         fused.save(tmp_path / "fused.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:layers of this")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_layer_that_stands_twice_in_a_row_is_done_twice(precision):
+    relu, conv, sigmoid = nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Sigmoid()
+    block = sw.Skip([nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)], after=nn.ReLU())
+    for network in (
+        sw.Chain(conv, relu, nn.Conv2d(4, 4, 1), relu),
+        sw.Chain(nn.Conv2d(4, 4, 1), block, block, block),
+        sw.Skip([sigmoid, conv, sigmoid, conv]),
+    ):
+        x = torch.randn(4, 4, 8, 8)
+        fused = sw.export.fuse(lived(network), precision, x)
+        assert apart(network, fused, x) < (1e-5 if precision == "fp32" else 0.05)
 
 
 def test_a_body_that_is_used_twice_is_right_both_times():
@@ -198,14 +213,14 @@ def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
     conv, x, kept = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
     layer = Convolution(conv)
     layer.relu = relu
-    layer.watch()
+    layer.watch(1)
     with torch.no_grad():
         layer(x, kept)
     layer.quantise()
     layer.gives_codes = True
     x, kept = (Codes((v / 0.05 + 120).round().clamp(0, 255).to(torch.uint8), 0.05, 120) for v in (x, kept))
     out = layer(x, kept)
-    scales = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 127
+    scales = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 64
     exact = (
         nn.functional.conv2d(x.numbers(), (conv.weight / scales).round() * scales, conv.bias, padding=1)
         + kept.numbers()
@@ -263,8 +278,8 @@ def test_a_layer_that_pictures_never_reached_stays_in_numbers():
     network = sw.Chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     fused = folded(network)
     first, last = fused
-    first.watch()
-    last.watch()
+    first.watch(1)
+    last.watch(1)
     with torch.no_grad():
         first(torch.randn(1, 3, 4, 4))
     first.quantise()
@@ -295,15 +310,117 @@ def test_networks_that_are_fused_and_used_in_inference_mode_work(precision):
 
 def test_bytes_are_refused_by_every_precision():
     network = sw.Chain(nn.Conv2d(3, 3, 1))
-    with pytest.raises(InputError, match="takes what the network takes, normalised numbers, not torch.uint8"):
+    with pytest.raises(InputError, match="a fused network takes normalised numbers, not bytes; use predict"):
         sw.export.fuse(network)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
 
 
 def test_int8_elsewhere_than_on_a_cpu_is_refused(monkeypatch):
     x = torch.randn(1, 3, 4, 4)
     fused = sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", x)
-    with pytest.raises(InputError, match='that is fused to "int8" computes on a CPU, not on meta'):
-        fused(x.to("meta"))
+    with pytest.raises(
+        InputError, match=r'fused to "int8" computes with \(B, C, H, W\) on a CPU, not with \(3, 4, 4\) on'
+    ):
+        fused(x[0])
+    with pytest.raises(InputError, match="on meta; fuse it to"):
+        home._need_pictures_on_a_cpu(x.to("meta"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(InputError, match="needs oneDNN, which this torch is built without"):
         sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", x)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_sides_that_do_not_fit_are_refused_as_before(precision):
+    down = sw.Skip([nn.Conv2d(4, 4, 3, stride=2, padding=1)], shortcut=nn.AvgPool2d(2))
+    network = sw.Chain(nn.Conv2d(3, 4, 1), down)
+    fused = sw.export.fuse(network, precision, torch.randn(2, 3, 8, 8))
+    assert fused(torch.randn(2, 3, 8, 8)).shape == (2, 4, 4, 4)
+    for one in (network, fused):
+        with pytest.raises(ShapeError, match=r"1: `add` needs equal shapes, but got \(2, 4, 5, 5\) and \(2, 4, 4, 4\)"):
+            one(torch.randn(2, 3, 9, 9))
+
+
+def test_a_norm_of_another_axis_is_not_taken_for_one_of_the_features():
+    network = lived(sw.Chain(nn.Linear(5, 4), nn.BatchNorm1d(4)))
+    assert apart(network, sw.export.fuse(network, "fp32"), torch.randn(6, 4, 5)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        sw.Chain(sw.Parallel("add", nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)), nn.ReLU()),
+        sw.Chain(nn.Conv2d(3, 3, 1), sw.Skip([nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)], nn.AvgPool2d(2), join="concat")),
+        sw.Chain(nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)),
+    ],
+    ids=["parallel", "a pool at a body's end", "a pool at the end"],
+)
+def test_codes_go_only_where_they_are_known(network):
+    x = torch.randn(4, 3, 8, 8)
+    assert apart(network, sw.export.fuse(network, "int8", x), x) < 0.03
+
+
+def test_parts_and_activations_of_an_int8_network_are_numbers():
+    network, x = sw.Chain(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)), torch.randn(2, 3, 4, 4)
+    fused = sw.export.fuse(network, "int8", x)
+    with torch.no_grad():
+        for found, expected in zip(fused.activations(x), network.activations(x), strict=True):
+            assert (found - expected).abs().max() < 0.1
+        assert torch.equal(fused[:2](x), fused.activations(x)[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_somebody_sees_is_not_written_over(precision):
+    body = lambda: [nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)]  # noqa: E731
+    network = sw.Chain(nn.Conv2d(4, 4, 1), sw.Skip(body()), sw.Skip(body()), sw.Skip(body()), nn.Conv2d(4, 4, 1))
+    x = torch.randn(2, 4, 6, 6)
+    for path in ("1", "1.body", "1.last", "2", "2.body.0", "3.last"):
+        fused, seen = sw.export.fuse(network, precision, x), []
+
+        def note(module, given, out=None, seen=seen):
+            for value in (given[0], out):
+                if value is not None:
+                    plain = value.values if isinstance(value, Codes) else value
+                    seen.append((plain, plain.clone()))
+
+        fused.get_submodule(path).register_forward_pre_hook(note)
+        fused.get_submodule(path).register_forward_hook(note)
+        fused(x)
+        assert seen and all(torch.equal(now, then) for now, then in seen), path
+
+
+def test_weights_that_are_put_in_place_of_others_are_used():
+    fused, x = sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1, bias=False)), "fp32"), torch.randn(1, 3, 4, 4)
+    before = fused(x)
+    state = {name: 2 * value for name, value in fused.state_dict().items()}
+    assert torch.allclose(torch.func.functional_call(fused, state, (x,)), 2 * before)
+    assert torch.equal(fused(x), before)
+    fused.load_state_dict(state, assign=True)
+    assert torch.allclose(fused(x), 2 * before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_shapes_are_told_without_harm(precision):
+    network, x = lived(made(PLANS["basic"])), torch.randn(2, 3, 16, 16)
+    fused = sw.export.fuse(network, precision, x)
+    assert sw.output_shape(fused, (2, 3, 16, 16)) == (2, 5)
+    assert apart(network, fused, x) < (1e-5 if precision == "fp32" else 0.15)
+
+
+def test_a_network_of_another_type_is_fused_to_float32():
+    network, x = lived(made(PLANS["basic"])), torch.randn(2, 3, 16, 16)
+    fused = sw.export.fuse(copy.deepcopy(network).double(), "fp32")
+    assert torch.allclose(fused(x.double()), fused(x)) and apart(network, fused, x) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.randn(3, 4, 4), torch.full((1, 3, 4, 4), torch.nan), torch.ones(1, 3, 4, 4, dtype=torch.uint8)]
+)
+def test_pictures_that_no_range_can_be_chosen_by_are_refused(wrong):
+    with pytest.raises(InputError, match="a tensor .B, C, H, W. of finite inputs as the network takes them"):
+        sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", [torch.randn(1, 3, 4, 4), wrong])
+
+
+def test_weights_that_are_not_finite_are_refused_for_int8():
+    network = sw.Chain(nn.Conv2d(3, 3, 1))
+    nn.init.constant_(network[0].weight, torch.inf)
+    with pytest.raises(InputError, match="met numbers inside the network that are not finite"):
+        sw.export.fuse(network, "int8", torch.randn(1, 3, 4, 4))

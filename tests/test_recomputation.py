@@ -1,4 +1,5 @@
 import copy
+import os
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_pages_are_taken_again_and_stay_whole_while_they_are_needed(monkeypatch)
     monkeypatch.setattr(recomputation, "_LARGE", 1)
     made = []
     plain = recomputation.mmap.mmap
-    monkeypatch.setattr(recomputation.mmap, "mmap", lambda *given: made.append(given[1]) or plain(*given))
+    monkeypatch.setattr(recomputation.mmap, "mmap", lambda *given, **how: made.append(given[1]) or plain(*given, **how))
     network, x = sw.recompute(make("resnet20"), 1), torch.randn(2, 3, 16, 16)
     network(x).sum().backward()
     first = len(made)
@@ -158,3 +159,33 @@ def test_pages_are_taken_again_and_stay_whole_while_they_are_needed(monkeypatch)
     kept.backward()
     assert all(torch.equal(p.grad, e) for p, e in zip(network.parameters(), expected, strict=True))
     assert copy.deepcopy(network.stage1.runner).keywords["pages"].free == []
+
+
+def test_pages_are_never_more_than_are_needed_at_once(monkeypatch):
+    monkeypatch.setattr(recomputation, "_LARGE", 1)
+    pages = recomputation._Pages()
+    for size in range(64, 1024, 8):
+        copies = [pages.copied(torch.full((size,), float(i))) for i in range(3)]
+        assert [c[0].item() for c in copies] == [0, 1, 2]
+        del copies
+    assert len(pages.free) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings(
+    "ignore:This process"
+)  # is multi-threaded, says a later Python; the child does nothing else
+def test_a_forked_process_does_not_write_into_the_pages_of_its_parent(monkeypatch):
+    monkeypatch.setattr(recomputation, "_LARGE", 1)
+    pages = recomputation._Pages()
+    pages.copied(torch.zeros(1000))
+    assert len(pages.free) == 1
+    child = os.fork()
+    if not child:
+        try:
+            pages.copied(torch.full((1000,), 7.0))
+        finally:
+            os._exit(0)
+    own = pages.copied(torch.ones(1000))
+    os.waitpid(child, 0)
+    assert own.eq(1).all()
