@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import skipway as sw
 from skipway import report, use
@@ -53,6 +54,16 @@ def test_rows_equal_those_of_the_network(place, weights):
     rows, network = predict(weights, files, top=1), sw.load(weights)
     assert [r.top[0][0] for r in rows] == network.predict(files)
     assert [r.top[0][1] for r in rows] == pytest.approx(network.predict_proba(files).max(1).tolist())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_fused_network_is_judged_and_predicts_like_any_other(place, weights, precision):
+    network, files = sw.load(weights), sorted((place / "kinds").rglob("*.png"))
+    fused = sw.export.fuse(network, precision, torch.randn(8, 1, 8, 8) if precision == "int8" else ())
+    assert [r.top[0][0] for r in predict(fused, files[:5], tta=True)] == [
+        r.top[0][0] for r in predict(network, files[:5])
+    ]
+    assert evaluate(fused, place / "kinds").loss == pytest.approx(evaluate(network, place / "kinds").loss, abs=0.1)
 
 
 def test_more_than_one_batch_keeps_its_order(place, weights):
