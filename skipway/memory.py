@@ -35,7 +35,7 @@ def restart_gathering() -> None:
 
     glibc keeps small freed pieces apart, and pieces of that kind are left between large blocks: of the memory that
     recomputation frees most is then in gaps that are not found again. A training step of 1001 layers (batch 64, 32 px)
-    needs 10.2 GB without recomputation, 3.6 GB with it, and 1.1 GB with it and this. glibc can only be told so before
+    needs 10.2 GB without recomputation, 3.6 GB with it, and 1.4 GB with it and this. glibc can only be told so before
     it begins.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
