@@ -43,8 +43,9 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
         raise InputError(f"fuse has the precisions {', '.join(_PRECISIONS)}, not {precision!r}")
     with torch.inference_mode(False):
         twin = folded(copy.deepcopy(network).float().eval())
-        if not isinstance(twin, Chain):
+        if type(twin).forward is not Chain.forward:
             twin = Chain(twin)
+    assert isinstance(twin, Chain)
     devices = {p.device.type for p in network.parameters()} or {"cpu"}
     if len(devices) > 1:
         raise InputError(f"fuse takes a network on one device, not on {' and '.join(sorted(devices))}; use .to(device)")

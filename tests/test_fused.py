@@ -424,3 +424,10 @@ def test_weights_that_are_not_finite_are_refused_for_int8():
     nn.init.constant_(network[0].weight, torch.inf)
     with pytest.raises(InputError, match="met numbers inside the network that are not finite"):
         sw.export.fuse(network, "int8", torch.randn(1, 3, 4, 4))
+
+
+def test_whatever_is_fused_gives_float32_without_gradients():
+    body = lambda: nn.Conv2d(2, 2, 1)  # noqa: E731
+    for network in (sw.Reversible(sw.Coupling(body(), body())), sw.Skip([nn.Conv2d(4, 4, 1)]), nn.Conv2d(4, 4, 1)):
+        out = sw.export.fuse(network, "bf16")(torch.randn(2, 4, 3, 3))
+        assert out.dtype == torch.float32 and not out.requires_grad
