@@ -9,12 +9,10 @@ adds the operators that take the most time.
 
 import argparse
 import json
-import statistics
-import time
 
 import torch
 from reference import WAYS, prepared
-from side_by_side import alternating, operators, over_plain, write
+from side_by_side import alternating, over_plain, speed, write
 
 BATCHES = {1: 20, 16: 7}  # pictures at once: how often
 SIZE, CLASSES = 224, 1000
@@ -44,15 +42,7 @@ def worker(way, batch, profiled):
         with torch.no_grad(), context():
             return network(x)
 
-    seconds = []
-    for _ in range(BATCHES[batch] + 3):
-        begin = time.perf_counter()
-        predict()
-        seconds.append(time.perf_counter() - begin)
-    figures = {"pictures_per_second": batch / statistics.median(seconds[3:])}
-    if profiled:
-        figures["profile"] = operators(predict)
-    print(json.dumps(figures))
+    print(json.dumps(speed(predict, batch, BATCHES[batch], profiled)))
 
 
 def main():

@@ -9,12 +9,10 @@ hardware has it, channels_last, freed memory kept; "own-loop" is the same networ
 
 import argparse
 import json
-import statistics
-import time
 
 import torch
 from reference import WAYS, prepared
-from side_by_side import alternating, operators, over_plain, write
+from side_by_side import alternating, over_plain, speed, write
 from torch.nn import functional as F
 
 CASES = {  # name: (our network, options, the reference's name, pixels, batch, classes, steps)
@@ -62,15 +60,7 @@ def worker(case, way, profiled):
         optimizer.zero_grad()
         return loss.item()
 
-    seconds = []
-    for _ in range(steps + 3):
-        begin = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - begin)
-    figures = {"pictures_per_second": batch / statistics.median(seconds[3:])}
-    if profiled:
-        figures["profile"] = operators(step)
-    print(json.dumps(figures))
+    print(json.dumps(speed(step, batch, steps, profiled)))
 
 
 def main():

@@ -37,6 +37,7 @@ __all__ = [
     "initialise",
     "initialise_fixup",
     "join_of",
+    "pair",
     "rising",
     "steps_of",
     "zero_last",
@@ -64,10 +65,11 @@ class SameMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, _pair(self.kernel_size), _pair(self.stride)), value=-math.inf))
+        return super().forward(F.pad(x, _same(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
 
 
-def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
+def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A size along both axes."""
     return (size, size) if isinstance(size, int) else size
 
 

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Codes", "Range", "coded", "pair"]
+from skipway.blocks import pair
+
+__all__ = ["Codes", "Range", "coded"]
 
 _LEVELS = 255
 _SAMPLE = 2**17  # numbers that a range is chosen by
@@ -76,11 +78,6 @@ class Range:
             error = float((codes.sub_(zero).mul_(scale) - sample).square_().mean())
             best = min(best, (error, scale, zero))
         return best[1:]
-
-
-def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    """A size along both axes."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def coded(x: Tensor, scale: float, zero: int) -> Codes:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from skipway.blocks import SameConv2d
-from skipway.codes import Codes, Range, coded, pair
+from skipway.blocks import SameConv2d, pair
+from skipway.codes import Codes, Range, coded
 from skipway.errors import InputError
 from skipway.joins import add
 from skipway.kernels import watched
