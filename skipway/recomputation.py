@@ -58,13 +58,12 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
             "blocks in skipway.Chain, unless they are reversible"
         )
     counts = [every if isinstance(every, int) else _group_of(len(row), every) for row in rows]
+    # Going backward, the end is done with before the first group is computed again, which is the largest: it may
+    # keep as much as that needs. From stage to stage blocks need half.
+    spared = counts[0] * 2 ** (len(rows) - 1) if every == "auto" else 0
     for row, count in zip(rows, counts, strict=True):
-        row.runner = None if every == "none" else partial(_in_groups, every=count, pages=_Pages())
-    if every == "auto":
-        # Going backward, the end is done with before the first group is computed again, which is the largest: it may
-        # keep as much as that needs. From stage to stage blocks need half.
-        row, spared = rows[-1], counts[0] * 2 ** (len(rows) - 1)
-        row.runner = partial(_in_groups, every=counts[-1], pages=_Pages(), spared=spared)
+        last = spared if row is rows[-1] else 0
+        row.runner = None if every == "none" else partial(_in_groups, every=count, pages=_Pages(), spared=last)
     return network
 
 
