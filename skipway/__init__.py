@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skipway import export, weights
+    from skipway import export, grow, weights
     from skipway.data.table_spec import TableSpec
     from skipway.estimators import SkipClassifier, SkipRegressor
     from skipway.features import Features
@@ -49,7 +49,7 @@ _HOMES = {
     "skipway.stored": ("load",),
     "skipway.zoo": ("create_model", "list_models"),
 }
-_ROOMS = ("export", "weights")  # used by their own names: sw.weights.adopt, sw.export.fuse
+_ROOMS = ("export", "grow", "weights")  # used by their own names: sw.weights.adopt, sw.grow.deepen
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_lr",
+    "grow",
     "list_models",
     "load",
     "multiply",

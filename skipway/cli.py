@@ -139,6 +139,40 @@ def find_lr(
 
 
 @app.command
+def grow(
+    run: Path,
+    /,
+    *,
+    to: str | None = None,
+    blocks: str | None = None,
+    widen: float | None = None,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    name: str | None = None,
+) -> None:
+    """Make a trained network deeper or wider without changing its outputs: a new run that trains on from there.
+
+    Parameters
+    ----------
+    run
+        A run folder; it stays as it is.
+    to
+        Name of a deeper or wider network of the same kind, such as resnet56 for a resnet20.
+    blocks
+        Or how many blocks some stages get, as stage2=4 or stage2=4,stage3=2.
+    widen
+        Or how many times as wide it becomes.
+    output
+        Folder for the new run; default: the old one's.
+    name
+        Name of the new run; default: data-network.
+    """
+    from skipway.growing import blocks_of, grow_run
+
+    told = None if blocks is None else blocks_of(blocks)
+    _print(str(grow_run(run, to, blocks=told, factor=widen, output=output, name=name)))
+
+
+@app.command
 def predict(
     run: Path,
     /,

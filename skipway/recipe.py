@@ -29,6 +29,9 @@ class Recipe:
 
     data: str | None = _option(None, "A built-in name, a folder of class folders, parquet files, hf:org/name, a table.")
     model: str = _option("auto", "A name from `skipway models`, or auto: picked by the data.", alias="-m")
+    grow: str | None = _option(
+        None, "Networks to grow through, with the epochs of each: resnet20:4,resnet32:4,resnet56:8."
+    )
     target: str | None = _option(None, "Column of a table to predict.")
     task: str = _option("auto", "What a table's target is: classification, regression; auto: read off its values.")
     ignore: str | None = _option(None, "Columns of a table to leave out, separated by commas.")
@@ -152,7 +155,7 @@ class Recipe:
         if unknown:
             said = "; ".join(f"{_shown(k)}{did_you_mean(str(k)[:80], cls.names())}" for k in unknown[:5])
             raise InputError(f"a recipe has no field {said}; `skipway train --help` lists them all")
-        return cls(**values)
+        return cls(**_along(values))
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
@@ -197,10 +200,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
 }
+_STAGE = r"[\w.-]+:[1-9]\d{0,4}"
 _PART = "(?:flip|shift|zoom|affine|colour|trivial|erase)"
 # What a text in these fields must look like, and how that is said.
 TEXTS = {
     "lr": ("auto", "a number, or auto"),
+    "grow": (
+        rf"{_STAGE}(?:,{_STAGE})+",
+        "two or more networks with the epochs of each, as resnet20:4,resnet56:8",
+    ),
     "recompute": ("auto|stages|none", "a whole number, auto, stages or none"),
     "img_size": (r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
     "augment": (
@@ -209,6 +217,20 @@ TEXTS = {
         "by +, each once",
     ),
 }
+
+
+def _along(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the model that `grow` begins with, and with its epochs, where it is given."""
+    stages = values.get("grow")
+    if not isinstance(stages, str) or not re.fullmatch(TEXTS["grow"][0], stages):
+        return values
+    first, total = stages.partition(":")[0], sum(int(part.rpartition(":")[2]) for part in stages.split(","))
+    model, epochs = values.get("model", "auto"), values.get("epochs", total)
+    if model not in ("auto", first):
+        raise InputError(f"grow begins with {first}, but the model is {_shown(model)}; give one of them")
+    if isinstance(epochs, int) and epochs < total:
+        raise InputError(f"grow takes {total} epochs, but there are {epochs}; leave epochs out, or give more")
+    return {**values, "model": first, "epochs": epochs}
 
 
 def _problem(f: Any, value: Any, hint: Any) -> str:

@@ -59,7 +59,13 @@ def earlier_run(folder: Path, given: dict[str, Any]) -> Earlier:
     fixed = sorted(k for k in given if k not in MAY_CHANGE and k in Recipe.names() and given[k] != getattr(before, k))
     if fixed:
         said = "; ".join(f"{k} was {printable(getattr(before, k))}, not {printable(given[k])}" for k in fixed)
-        raise InputError(f"a run goes on as it began: {said}; start a new run, or leave the option out")
+        mend = "start a new run, or leave the option out"
+        if "model" in fixed:
+            mend = (
+                "`skipway grow` makes its network deeper or wider, and another one can begin with its weights: "
+                f"--pretrained {printable(folder)}"
+            )
+        raise InputError(f"a run goes on as it began: {said}; {mend}")
     told = Recipe.of(before.as_dict() | given)
     recipe = replace(told, data=_find_data(told.data, folder))
     last = folder / "weights" / "last"

@@ -17,6 +17,7 @@ from skipway import report
 from skipway.console import Console, duration
 from skipway.decide import device_for, settings_for
 from skipway.errors import InputError, Interrupted, printable
+from skipway.growing import following, grow_trainer, growth_line, phases
 from skipway.job import Job, open_job
 from skipway.network import Network, several_views
 from skipway.recipe import Recipe
@@ -130,8 +131,10 @@ def train(
             raise InputError(
                 "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
             )
+        phases(recipe)  # refused before anything is decoded
         new = earlier is None or earlier.checkpoint is None
-        job = open_job(recipe, new=new, epochs_told=resume is not None or "epochs" in told, transform=transform)
+        epochs_told = resume is not None or not told.keys().isdisjoint(("epochs", "grow"))
+        job = open_job(recipe, new=new, epochs_told=epochs_told, transform=transform)
         recipe = job.recipe
         # Layers as small as those for tables spend their time waiting for a second thread.
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -212,6 +215,7 @@ class _Work:
             "recipe": told.as_dict(),
             "settings": asdict(settings),
             "batch_size": batch_size,
+            "grown": old.state.get("grown", []) if old else [],
             **job.facts(),
             **machine(settings.device, settings.precision),
         }
@@ -223,11 +227,16 @@ class _Work:
             write_results(folder, state.history)
 
         last = folder / "weights" / "last"
-        training = partial(
-            fit, trainer, feed, validation, last, on_epoch=keep, facts=facts, console=console, stop=self.stop
-        )
+        common: dict[str, Any] = {"on_epoch": keep, "facts": facts, "console": console, "stop": self.stop}
         try:
-            halving(training, trainer, last, batch_size, console)
+            while True:
+                trainer.until, to = following(recipe, network.plan)
+                halving(partial(fit, trainer, feed, validation, last, **common), trainer, last, batch_size, console)
+                if not to or trainer.state.status != "running":
+                    break
+                trainer, network, note = grow_trainer(trainer, network, to, recipe.seed)
+                facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], note]}
+                console.say(f"  {growth_line(network, note)}")
         except RuntimeError as error:
             if not ranks.is_loss_of_another(error):
                 raise
@@ -278,6 +287,7 @@ class _Work:
             "images_per_second": _overall_speed(state),
             "status": state.status,
             "parameters": facts["parameters"],
+            **({"grown": facts["grown"]} if facts["grown"] else {}),
             "augmentation": job.augmentation(),
             "schedule": [[i / 100, *trainer.rates(i / 100)] for i in range(101)],
             "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": facts["plan"]["name"]},

@@ -50,14 +50,17 @@ FLOORS = [
     [
         [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
-            *("features", "zoo", "grow"),
-            *("probe.mistakes", "probe.summary", "probe.flow", "probe.lesion", "probe.landscape", "probe.diagram"),
-            *("plots", "scatter", "export", "report_tables", "report"),
+            *("features", "zoo", "channels", "widened", "inserted", "grown_plans", "grow"),
+            *("probe.mistakes", "probe.receptive", "probe.summary", "probe.measure"),
+            *("probe.flow", "probe.lesion", "probe.landscape"),
+            *("probe.ink", "probe.page", "probe.signs", "probe.diagram"),
+            *("plots", "panels", "depth_plots", "scatter"),
+            *("preparation", "onnx_file", "openvino_engine", "export", "report_tables", "report"),
         ]
     ],
     [
         [
-            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "outcome"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "growing", "outcome"),
             *("rates", "table_use", "run", "use", "estimators"),
         ]
     ],

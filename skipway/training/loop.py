@@ -40,7 +40,7 @@ def fit(
     console: Console,
     stop: StopFlag,
 ) -> State:
-    """Train from where `trainer` is to its last epoch; checkpoints go to `folder`, if any, with `facts`.
+    """Train from where `trainer` is to the epoch where its part ends; checkpoints go to `folder`, if any, with `facts`.
 
     After every epoch `on_epoch(state, weights)` is called, with the weights where they are the best so far.
 
@@ -52,7 +52,7 @@ def fit(
     settings, state, engine = trainer.settings, trainer.state, trainer.engine
     keeper = _Keeper(trainer, folder, facts, stop)
     keeper.save()
-    while state.epoch < settings.epochs and state.status == "running":
+    while state.epoch < trainer.until and state.status == "running":
         trainer.to_train()
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
         for x, y, ids in train.epoch(state.epoch, state.batch):

@@ -128,6 +128,7 @@ class Trainer:
         )
         self.stepper = self.engine.prepare_optimizer(self.optimizer)
         self.still: set[nn.Parameter] = set()
+        self.until = settings.epochs  # where this network's part of the run ends
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """`network` on the device: whole, or where it is to be shared out this process's part of it."""
