@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skipway import export, grow, weights
+    from skipway.comparison import compare
     from skipway.data.table_spec import TableSpec
     from skipway.estimators import SkipClassifier, SkipRegressor
     from skipway.features import Features
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from skipway.zoo import create_model, list_models
 
 _HOMES = {
+    "skipway.comparison": ("compare",),
     "skipway.data.table_spec": ("TableSpec",),
     "skipway.estimators": ("SkipClassifier", "SkipRegressor"),
     "skipway.features": ("Features",),
@@ -71,6 +73,7 @@ __all__ = [
     "TableSpec",
     "add",
     "check",
+    "compare",
     "concat",
     "create_model",
     "evaluate",

@@ -13,11 +13,12 @@ from typing import Annotated, Any, get_type_hints
 import cyclopts
 from cyclopts import Parameter
 
+from skipway import cli_after
 from skipway.console import Console
-from skipway.errors import SkipwayError, StorageError, printable
+from skipway.errors import SkipwayError
 from skipway.memory import keep_freed_memory, restart_gathering
 from skipway.recipe import Recipe
-from skipway.signals import StopFlag
+from skipway.terminal import STOP, complain, say
 
 __all__ = ["app", "main"]
 
@@ -80,7 +81,7 @@ def train(
     quiet
         Say nothing but errors.
     """
-    if _alone and not _stop.requested and _recomputes(vars(flags), config, resume):
+    if _alone and not STOP.requested and _recomputes(vars(flags), config, resume):
         restart_gathering()
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
         from skipway.launch import launch
@@ -93,7 +94,7 @@ def train(
     model = given.pop("model", "auto")
     train_run(
         data, model, config=config, resume=resume, allow_changed_data=allow_changed_data,
-        console=Console(quiet), stop=_stop, **given,
+        console=Console(quiet), stop=STOP, **given,
     )  # fmt: skip
 
 
@@ -132,112 +133,8 @@ def find_lr(
     keep_freed_memory()
     given: dict[str, Any] = {k: v for k, v in vars(flags).items() if v is not None}
     model = given.pop("model", "auto")
-    found = find(data, model, picture=picture, console=Console(quiet, stream=sys.stderr), stop=_stop, **given)
-    _print(
-        f"steepest {found.steepest:.3g}, valley {found.valley:.3g}: try --lr {found.suggestion:.2g}\ndrawn: {picture}"
-    )
-
-
-@app.command
-def grow(
-    run: Path,
-    /,
-    *,
-    to: str | None = None,
-    blocks: str | None = None,
-    widen: float | None = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    name: str | None = None,
-) -> None:
-    """Make a trained network deeper or wider without changing its outputs: a new run that trains on from there.
-
-    Parameters
-    ----------
-    run
-        A run folder; it stays as it is.
-    to
-        Name of a deeper or wider network of the same kind, such as resnet56 for a resnet20.
-    blocks
-        Or how many blocks some stages get, as stage2=4 or stage2=4,stage3=2.
-    widen
-        Or how many times as wide it becomes.
-    output
-        Folder for the new run; default: the old one's.
-    name
-        Name of the new run; default: data-network.
-    """
-    from skipway.growing import blocks_of, grow_run
-
-    told = None if blocks is None else blocks_of(blocks)
-    _print(str(grow_run(run, to, blocks=told, factor=widen, output=output, name=name)))
-
-
-@app.command
-def predict(
-    run: Path,
-    /,
-    *sources: Path,
-    top: int = 3,
-    tta: Annotated[bool, Parameter(negative="")] = False,
-    csv: Path | None = None,
-    strict: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
-    """Say what is on pictures, or what rows of tables mean: one row per input, in order, with the likeliest classes.
-
-    Parameters
-    ----------
-    run
-        A run folder or a .safetensors file of skipway; nothing else is needed.
-    sources
-        Pictures, or folders whose pictures are taken at any depth; for a run on a table: .csv, .tsv, .parquet files.
-    top
-        How many classes to name.
-    tta
-        Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
-    csv
-        Write the rows to this file as well.
-    strict
-        End with exit code 2 where a picture could not be used.
-    """
-    from skipway.data.table_spec import TableSpec
-    from skipway.stored import load
-    from skipway.use import predict as predict_sources
-    from skipway.use import write_predictions
-
-    network = load(run)
-    rows = predict_sources(network, sources, top=top, tta=tta, console=Console(stream=sys.stderr), stop=_stop)
-    table = isinstance(network.spec, TableSpec)
-    if csv is not None:
-        write_predictions(csv, rows, top, "row" if table else "file")
-    for row in rows:
-        _print(str(row))
-    failed = sum(not row.usable for row in rows)
-    if failed:
-        _complain(f"{failed:,} of {len(rows):,} {'rows' if table else 'pictures'} could not be used")
-    if failed and strict:
-        raise SystemExit(2)
-
-
-@app.command
-def evaluate(
-    run: Path, data: str, /, *, split: str | None = None, tta: Annotated[bool, Parameter(negative="")] = False
-) -> None:
-    """Measure a trained network on DATA: accuracy, loss and a table per class.
-
-    Parameters
-    ----------
-    run
-        A run folder or a .safetensors file of skipway.
-    data
-        As for train; classes are matched by name.
-    split
-        train, val or test; default: test where there is one, else val, else everything.
-    tta
-        Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
-    """
-    from skipway.use import evaluate as evaluate_run
-
-    _print(str(evaluate_run(run, data, split=split, tta=tta, console=Console(stream=sys.stderr), stop=_stop)))
+    found = find(data, model, picture=picture, console=Console(quiet, stream=sys.stderr), stop=STOP, **given)
+    say(f"steepest {found.steepest:.3g}, valley {found.valley:.3g}: try --lr {found.suggestion:.2g}\ndrawn: {picture}")
 
 
 @app.command
@@ -267,7 +164,7 @@ def check(
     """
     from skipway.use import check as check_data
 
-    _print(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), _stop, target))
+    say(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), STOP, target))
 
 
 @app.command
@@ -287,7 +184,7 @@ def summary(model: str, /, *, size: int | None = None, num_classes: int | None =
     """
     from skipway.use import summarise
 
-    _print(summarise(model, size, num_classes, code))
+    say(summarise(model, size, num_classes, code))
 
 
 @app.command
@@ -302,7 +199,7 @@ def models(pattern: str = "*", /) -> None:
     from skipway.use import model_table
 
     for line in model_table(pattern):
-        _print(line)
+        say(line)
 
 
 @app.command
@@ -310,17 +207,20 @@ def env() -> None:
     """What skipway runs on here: versions, processor, cores, precision, extras."""
     from skipway.use import environment_table
 
-    _print(environment_table())
+    say(environment_table())
 
 
-_stop = StopFlag()
 _words: list[str] = []  # of the command line
 _alone = False  # whether they are those that the process was begun with
 
 
+for command in (cli_after.compare, cli_after.evaluate, cli_after.grow, cli_after.predict):
+    app.command(command)
+
+
 def asked_to_stop(name: str) -> None:
     """Count a signal that came before `main` could hear it."""
-    _stop.request(name)
+    STOP.request(name)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -328,7 +228,7 @@ def main(words: list[str] | None = None) -> None:
     global _alone
     _alone = words is None
     _words[:] = sys.argv[1:] if words is None else words
-    with _stop:
+    with STOP:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -347,10 +247,10 @@ def _run(command: Callable[[], Any]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1 if error.code else 0
     except cyclopts.CycloptsError as error:
-        _complain(" ".join(str(error).split()) + "; see --help")
+        complain(" ".join(str(error).split()) + "; see --help")
         return 2
     except SkipwayError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except BrokenPipeError:  # nobody reads on: not an error of ours
         return 0
@@ -359,7 +259,7 @@ def _run(command: Callable[[], Any]) -> int:
     except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
         with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
-        _complain(
+        complain(
             f"a fault of skipway's own ({type(error).__name__}: {error}); the details are in {file.name}, "
             "please report them"
         )
@@ -367,31 +267,9 @@ def _run(command: Callable[[], Any]) -> int:
     return 0
 
 
-def _print(text: str) -> None:
-    """What a command was asked for; unlike progress it may not get lost unsaid."""
-    if sys.stdout is None:
-        return
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"standard output cannot be written: {error.strerror}; free some space there or send it elsewhere"
-        ) from None
-
-
 def _silence(stream: Any) -> None:
     with suppress(AttributeError, OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _complain(text: str) -> None:
-    with suppress(AttributeError, OSError, ValueError):
-        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may stand there, cut short by the error
-        rank = int(os.environ.get("RANK", "0"))  # of several processes that train together
-        print(f"{clear}skipway: {f'process {rank}: ' if rank else ''}{printable(text)}", file=sys.stderr)
 
 
 def _version() -> str:

@@ -54,17 +54,17 @@ FLOORS = [
             *("probe.mistakes", "probe.receptive", "probe.summary", "probe.measure"),
             *("probe.flow", "probe.lesion", "probe.landscape"),
             *("probe.ink", "probe.page", "probe.signs", "probe.diagram"),
-            *("plots", "panels", "depth_plots", "scatter"),
+            *("plots", "panels", "depth_plots", "compare_plot", "scatter"),
             *("preparation", "onnx_file", "openvino_engine", "export", "report_tables", "report"),
         ]
     ],
     [
         [
-            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "growing", "outcome"),
+            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "growing", "comparison", "outcome"),
             *("rates", "table_use", "run", "use", "estimators"),
         ]
     ],
-    [["cli"]],
+    [["terminal", "cli_after", "cli"]],
 ]
 LINES = 400
 LONGER = {}  # file -> why it may be longer than LINES

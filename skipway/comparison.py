@@ -1,0 +1,143 @@
+"""Several runs beside each other: what they were told, how they did, and their curves in one picture."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipway import compare_plot
+from skipway.console import duration
+from skipway.errors import InputError, StorageError, printable
+from skipway.recipe import Recipe
+from skipway.resume import run_folder
+
+__all__ = ["Comparison", "compare"]
+
+_NOT_TOLD = ("output", "name", "threads", "save_every")  # what makes no other network
+_FIGURES = ("val_accuracy", "test_accuracy", "val_r2", "test_r2", "val_loss")
+_WIDEST = 40
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of figures a run, and the fields in which their recipes differ, as they were told or decided."""
+
+    names: list[str]
+    figures: list[dict[str, Any]]
+    differences: dict[str, list[Any]]
+    picture: Path
+
+    def __str__(self) -> str:
+        columns = list(dict.fromkeys(key for row in self.figures for key in row))
+        rows = [["run", *(c.replace("_", " ") for c in columns)]]
+        rows += [[n, *(_shown(r.get(c), c) for c in columns)] for n, r in zip(self.names, self.figures, strict=True)]
+        lines = _aligned(rows)
+        if self.differences:
+            told = [["told", *self.names], *([f, *map(_cell, values)] for f, values in self.differences.items())]
+            lines += ["", *_aligned(told)]
+        else:
+            lines += ["", "they were told the same"]
+        return "\n".join([*lines, "", f"drawn: {printable(self.picture)}"])
+
+
+def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[str] = "compare.png") -> Comparison:
+    """Recipes' differences, metrics and curves of two or more run folders; the curves are drawn into `picture`.
+
+    Raises:
+        InputError: fewer than two runs were given, or one of them is no run folder. StorageError: the disk.
+    """
+    if len(runs) < 2:
+        raise InputError("compare takes two or more run folders; give another one")
+    folders = [run_folder(Path(run)) for run in runs]
+    names = _names(folders)
+    told = [_told(folder) for folder in folders]
+    fields = [name for name in Recipe.names() if name not in _NOT_TOLD]
+    different = {name: [values[name] for values in told] for name in fields if len({str(v[name]) for v in told}) > 1}
+    histories = {name: _rows(folder) for name, folder in zip(names, folders, strict=True)}
+    target = Path(picture)
+    try:
+        compare_plot.comparison(histories, target)
+    except OSError as error:
+        raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --picture") from error
+    return Comparison(
+        names, [_figures(f, histories[n]) for n, f in zip(names, folders, strict=True)], different, target
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells the runs from each other."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [printable("/".join(path[-depth:])) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{printable(path[-1])} ({i})" for i, path in enumerate(parts, 1)]
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """Every field of a run's recipe; of those that were left open, what was decided."""
+    values = Recipe.of(Recipe.read(folder / "config.yaml")).as_dict()
+    decided = _json(folder / "metrics.json").get("decided")
+    for name, value in decided.items() if isinstance(decided, dict) else ():
+        if name in values and values[name] in (None, "auto"):
+            values[name] = value
+    return values
+
+
+def _figures(folder: Path, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    metrics = _json(folder / "metrics.json")
+    decided = metrics.get("decided")
+    found: dict[str, Any] = {"network": decided.get("model") if isinstance(decided, dict) else None}
+    found |= {key: metrics.get(key) for key in ("parameters", *_FIGURES) if metrics.get(key) is not None}
+    if not metrics and history:  # it has not ended yet: what its best epoch says
+        best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row["val_loss"])))
+        found |= {key: best[key] for key in _FIGURES if key in best}
+    return {
+        **found,
+        "epochs": len(history),
+        "seconds": sum(row["seconds"] for row in history),
+        "status": metrics.get("status", "not finished"),
+    }
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of results.csv as numbers, as far as they are whole."""
+    rows = []
+    try:
+        with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.append({str(name): float(value) for name, value in row.items()})
+    except (OSError, ValueError, TypeError, csv.Error):
+        return rows
+    return rows
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _shown(value: Any, column: str) -> str:
+    if value is None:
+        return "-"
+    if column == "seconds":
+        return duration(value)
+    if "accuracy" in column and isinstance(value, float):
+        return f"{value:.2%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else _cell(value)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else printable("-" if value is None else str(value))
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
