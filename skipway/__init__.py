@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import skipway.probe as probe
     from skipway import export, grow, weights
     from skipway.comparison import compare
     from skipway.data.table_spec import TableSpec
@@ -51,7 +52,7 @@ _HOMES = {
     "skipway.stored": ("load",),
     "skipway.zoo": ("create_model", "list_models"),
 }
-_ROOMS = ("export", "grow", "weights")  # used by their own names: sw.weights.adopt, sw.grow.deepen
+_ROOMS = ("export", "grow", "probe", "weights")  # used by their own names: sw.weights.adopt, sw.grow.deepen
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "multiply",
     "output_shape",
     "predict",
+    "probe",
     "recompute",
     "replace",
     "summary",

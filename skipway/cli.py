@@ -169,7 +169,7 @@ def check(
 
 @app.command
 def summary(model: str, /, *, size: int | None = None, num_classes: int | None = None, code: bool = False) -> None:
-    """Layers of a network with their output shapes, parameters and multiply-adds.
+    """Layers of a network: output shapes, parameters, multiply-adds, memory in training, receptive fields.
 
     Parameters
     ----------
@@ -214,8 +214,8 @@ _words: list[str] = []  # of the command line
 _alone = False  # whether they are those that the process was begun with
 
 
-for command in (cli_after.compare, cli_after.evaluate, cli_after.grow, cli_after.predict):
-    app.command(command)
+for name in cli_after.__all__:
+    app.command(getattr(cli_after, name))
 
 
 def asked_to_stop(name: str) -> None:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from skipway.console import Console
 from skipway.terminal import STOP, complain, say
 
-__all__ = ["compare", "evaluate", "grow", "predict"]
+__all__ = ["compare", "evaluate", "export", "grow", "predict", "probe"]
 
 
 def grow(
@@ -53,6 +53,8 @@ def predict(
     tta: Annotated[bool, Parameter(negative="")] = False,
     csv: Path | None = None,
     strict: Annotated[bool, Parameter(negative="")] = False,
+    engine: str = "auto",
+    precision: str = "auto",
 ) -> None:
     """Say what is on pictures, or what rows of tables mean: one row per input, in order, with the likeliest classes.
 
@@ -70,15 +72,21 @@ def predict(
         Write the rows to this file as well.
     strict
         End with exit code 2 where a picture could not be used.
+    engine
+        What computes pictures: openvino, torch, or auto: the fastest that is installed.
+    precision
+        fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures.
     """
     from skipway.data.table_spec import TableSpec
     from skipway.stored import load
     from skipway.use import predict as predict_sources
     from skipway.use import write_predictions
 
-    network = load(run)
-    rows = predict_sources(network, sources, top=top, tta=tta, console=Console(stream=sys.stderr), stop=STOP)
-    table = isinstance(network.spec, TableSpec)
+    table = isinstance(load(run).spec, TableSpec)
+    rows = predict_sources(
+        run, sources, top=top, tta=tta, engine=engine, precision=precision, console=Console(stream=sys.stderr),
+        stop=STOP,
+    )  # fmt: skip
     if csv is not None:
         write_predictions(csv, rows, top, "row" if table else "file")
     for row in rows:
@@ -91,7 +99,14 @@ def predict(
 
 
 def evaluate(
-    run: Path, data: str, /, *, split: str | None = None, tta: Annotated[bool, Parameter(negative="")] = False
+    run: Path,
+    data: str,
+    /,
+    *,
+    split: str | None = None,
+    tta: Annotated[bool, Parameter(negative="")] = False,
+    engine: str = "auto",
+    precision: str = "auto",
 ) -> None:
     """Measure a trained network on DATA: accuracy, loss and a table per class.
 
@@ -105,10 +120,73 @@ def evaluate(
         train, val or test; default: test where there is one, else val, else everything.
     tta
         Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
+    engine
+        What computes pictures: openvino, torch, or auto: the fastest that is installed.
+    precision
+        fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures.
     """
     from skipway.use import evaluate as evaluate_run
 
-    say(str(evaluate_run(run, data, split=split, tta=tta, console=Console(stream=sys.stderr), stop=STOP)))
+    found = evaluate_run(
+        run, data, split=split, tta=tta, engine=engine, precision=precision, console=Console(stream=sys.stderr),
+        stop=STOP,
+    )  # fmt: skip
+    say(str(found))
+
+
+def export(run: Path, /, *, to: str = "onnx", output: Annotated[Path | None, Parameter(alias="-o")] = None,
+           raw: Annotated[bool, Parameter(negative="")] = False) -> None:  # fmt: skip
+    """Write a trained network for use elsewhere, checked against what torch computes on the run's own pictures.
+
+    Parameters
+    ----------
+    run
+        A run folder or a .safetensors file of skipway.
+    to
+        onnx: pictures of any size in, probabilities out; pt2: the same as a program of torch; timm, torchvision:
+        weights under their names, with a config.json.
+    output
+        The file, or the folder for timm and torchvision; default: in the run's folder export.
+    raw
+        The network alone, without how pictures are prepared.
+    """
+    from skipway.exporting import export_run
+
+    say(str(export_run(run, to, output, raw=raw)))
+
+
+def probe(
+    run: Path,
+    /,
+    *beside: Path,
+    only: str = "diagram,flow,lesion,landscape",
+    samples: int = 256,
+    points: int = 21,
+    data: str | None = None,
+) -> None:
+    """Look into a trained network: how signals flow, what each block is worth, how the loss lies around its weights.
+
+    Parameters
+    ----------
+    run
+        A run folder; the pictures go to its plots and its report, the values to its depth.json.
+    beside
+        Other runs on the same data, drawn side by side with it.
+    only
+        Which looks: some of diagram, flow, lesion and landscape, separated by commas.
+    samples
+        Validation samples to measure on.
+    points
+        Steps of the landscape's line.
+    data
+        Where the samples are, if they have moved.
+    """
+    from skipway.probing import probe_run
+
+    looks = [look.strip() for look in only.split(",")]
+    told = Console(stream=sys.stderr)
+    found = probe_run(run, *beside, only=looks, samples=samples, points=points, data=data, console=told, stop=STOP)
+    say(str(found))
 
 
 def compare(*runs: Path, picture: Path = Path("compare.png")) -> None:

@@ -1,20 +1,26 @@
 """A trained network as it is wanted elsewhere: with less to do where it only predicts."""
 
 import copy
+import io
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.fused import Convolution, folded, in_turn, numbers, plan_codes
+from skipway.network import Network
+from skipway.onnx_file import Exported, captured, form_of, kept, metadata, onnx, quiet
 from skipway.skip import Chain
 from skipway.training.trainer import has_bf16
 
-__all__ = ["fuse"]
+__all__ = ["Exported", "fuse", "onnx", "program"]
 
 _PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
@@ -59,6 +65,24 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     # int8 makes its codes of what it is given; all others would round it in their first layer.
     twin.runner = partial(_predicting, half=half, narrow=half and precision != "int8")
     return twin
+
+
+def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
+    """Write what `onnx` writes as a program of torch (.pt2), checked in the same way; needs no extra.
+
+    For users of torch: `torch.export.load(path).module()` takes a tensor and gives one, in batches of any size. The
+    metadata stand in it as `extra_files`.
+    """
+    form, file = form_of(network, raw), io.BytesIO()
+    with quiet():
+        torch.export.save(captured(form.module, form.example, form.dynamic), file, extra_files=metadata(network))
+        loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return loaded(torch.from_numpy(x)).numpy()
+
+    return kept(form, Path(path), file.getvalue(), run, check)
 
 
 def _to_int8(

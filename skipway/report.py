@@ -4,9 +4,7 @@ What a run lacks (it was interrupted, it has no test set) is said in its place. 
 until proven otherwise: autoescaped, its control characters spelt out, and paths in it are never followed.
 """
 
-import base64
 import csv
-import io
 import json
 import math
 import os
@@ -20,25 +18,24 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from skipway import plots
 from skipway.errors import InputError, StorageError, printable
+from skipway.report_pictures import NO_PICTURE, picture, views_of
 from skipway.report_tables import number_reading, table_facts
 
 __all__ = ["wilson", "write"]
 
 PREDICTIONS = 100_000  # looked through for the rows that are farthest from the truth
-WORST, WORST_SIDE, VIEW_SIDE, SMALL = 24, 256, 1600, 64  # pictures; pixels of a side
+WORST, WORST_SIDE = 24, 256  # pictures; pixels of a side
 ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
-OWN_PLOTS = {"predicted.png", "curves.png", "confusion_matrix.png", "schedule.png", "classes.png", "augmented.png"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 # Figures of metrics.json that stand beside the accuracy, and their words.
 FIGURES = {
     "top5_accuracy": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC",
     "calibration_error": "calibration error",
 }  # fmt: skip
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, csv.Error, yaml.YAMLError, RecursionError)
+UNREADABLE = (*NO_PICTURE, csv.Error, yaml.YAMLError, RecursionError)
 
 
 def wilson(accuracy: float, count: int) -> tuple[float, float]:
@@ -62,7 +59,7 @@ def write(folder: Path) -> Path:
     aside = folder / f".report.html.{os.getpid()}"
     try:
         _draw(folder, history, facts)
-        facts["views"] = _views(folder)
+        facts["views"] = views_of(folder)
         page = _environment().get_template("report.html").render(facts)
         try:
             aside.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -309,32 +306,8 @@ def _worst(folder: Path) -> list[dict[str, Any]]:
         rows = list(islice(_rows(folder / "plots" / "worst.csv"), WORST))
     except UNREADABLE:
         return []
-    shown = (
-        (row, _picture(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE)) for row in rows
-    )
+    shown = ((row, picture(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE)) for row in rows)
     return [{**row, **picture} for row, picture in shown if picture]
-
-
-def _picture(path: Path, side: int) -> dict[str, Any] | None:
-    """A picture as a data: URI of at most `side` pixels, with the size it is shown at, or None where there is none."""
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if opened.mode in ("1", "L", "I;16", "I") else "RGB")
-        if max(image.size) <= side and path.stat().st_size < 12_000 or max(image.size) <= SMALL:
-            image.save(packed := io.BytesIO(), "PNG", optimize=True)
-            kind = "png"
-        else:
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-            image.save(packed := io.BytesIO(), "JPEG", quality=84)
-            kind = "jpeg"
-    except UNREADABLE:
-        return None
-    return {"src": _uri(packed.getvalue(), kind), "width": image.width, "height": image.height}
-
-
-def _uri(data: bytes, kind: str) -> Markup:
-    """Base64 needs no escaping, and megabytes of it no look at each character."""
-    return Markup("data:image/{};base64,{}").format(kind, Markup(base64.b64encode(data).decode()))
 
 
 def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
@@ -345,19 +318,6 @@ def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) 
     plots.classes(facts["classes"], home / "classes.png")
     if facts["matrix"] is not None:
         plots.confusion(facts["matrix"], facts["names"], home / "confusion_matrix.png")
-
-
-def _views(folder: Path) -> dict[str, Any]:
-    """The figures as data: URIs by their file's stem; those that other parts of skipway drew under `more`."""
-    views: dict[str, Any] = {"more": {}}
-    for path in sorted((folder / "plots").glob("*.png")):
-        if path.name in OWN_PLOTS - {"augmented.png"}:
-            data = path.read_bytes()
-            wide, high = (int.from_bytes(data[i : i + 4], "big") * 96 // plots.DPI for i in (16, 20))
-            views[path.stem] = {"src": _uri(data, "png"), "width": wide, "height": high}
-        elif picture := _picture(path, VIEW_SIDE):
-            (views if path.name in OWN_PLOTS else views["more"])[path.stem] = picture
-    return views
 
 
 def _percent(value: Any, digits: int = 1) -> str:

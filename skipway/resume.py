@@ -18,7 +18,7 @@ from skipway.training import ranks
 from skipway.training.checkpoint import Checkpoint, differences
 from skipway.training.checkpoint import load as load_checkpoint
 
-__all__ = ["Earlier", "changed_data", "earlier_run", "machine", "old_splits", "run_folder"]
+__all__ = ["Earlier", "changed_data", "earlier_run", "find_data", "machine", "old_splits", "run_folder"]
 
 # What may be told anew when a run goes on; everything else belongs to the run itself.
 MAY_CHANGE = {
@@ -67,7 +67,7 @@ def earlier_run(folder: Path, given: dict[str, Any]) -> Earlier:
             )
         raise InputError(f"a run goes on as it began: {said}; {mend}")
     told = Recipe.of(before.as_dict() | given)
-    recipe = replace(told, data=_find_data(told.data, folder))
+    recipe = replace(told, data=find_data(told.data, folder))
     last = folder / "weights" / "last"
     checkpoint = load_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:
@@ -171,7 +171,7 @@ def _no_longer_exact(saved: dict[str, Any], recipe: Recipe) -> list[str]:
     return [f"no longer to the bit as without a stop: {'; '.join(said)}"] if said else []
 
 
-def _find_data(data: str | None, folder: Path) -> str | None:
+def find_data(data: str | None, folder: Path) -> str | None:
     """The data where it was, as seen from here or from the run folder, which may both have moved."""
     if data is None or data in BUILT_IN or Path(data).expanduser().exists():
         return data

@@ -21,7 +21,18 @@ from torch.overrides import TorchFunctionMode
 
 from skipway.errors import InputError, ShapeError, SkipwayError, printable
 
-__all__ = ["Call", "Placed", "calls", "evaluation", "filling", "naming", "output_shape", "real_tensors"]
+__all__ = [
+    "Call",
+    "Placed",
+    "calls",
+    "evaluation",
+    "filling",
+    "kept_buffers",
+    "naming",
+    "on_meta",
+    "output_shape",
+    "real_tensors",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,12 +141,12 @@ def _shape_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[
 
 def _quick_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
     """The pass on the meta device: a tenth of the time of the exact one, but it can make nothing and names nothing."""
-    with _on_meta(module), nullcontext() if ended is None else _watched(module, [], ended), _SameNorm():
+    with on_meta(module), nullcontext() if ended is None else _watched(module, [], ended), _SameNorm():
         return module(*(torch.empty(tuple(shape), device="meta", dtype=_dtype(module)) for shape in shapes))
 
 
 @contextmanager
-def _on_meta(root: nn.Module) -> Iterator[None]:
+def on_meta(root: nn.Module) -> Iterator[None]:
     """Every parameter and buffer replaced by one without data; they come back."""
     kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
     twins: dict[Tensor | None, Tensor | None] = {None: None}
@@ -173,7 +184,7 @@ def _exact_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[
     """The pass on fakes of the tensors as they are, with real ones where sizes are filled in."""
     running: list[Call] = []
     with (
-        _kept_buffers(module),
+        kept_buffers(module),
         _watched(module, running, [] if ended is None else ended),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
@@ -240,7 +251,7 @@ def _restore(module: nn.Module, modes: dict[nn.Module, bool], around: bool) -> N
 
 
 @contextmanager
-def _kept_buffers(root: nn.Module) -> Iterator[None]:
+def kept_buffers(root: nn.Module) -> Iterator[None]:
     """A layer that gives itself a new buffer in every call is left with a real one."""
     kept = [(module, dict(module._buffers)) for module in root.modules()]
     try:

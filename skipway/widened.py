@@ -317,7 +317,7 @@ def redrawn(block: nn.Module) -> nn.Module:
                     f"{type(layer).__name__} at {path} of a block to repeat has no reset_parameters(), which would "
                     "give it fresh weights; write that method"
                 )
-            layer.reset_parameters()  # type: ignore[operator]
+            layer.reset_parameters()
     return block
 
 

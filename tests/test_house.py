@@ -55,12 +55,28 @@ FLOORS = [
             *("probe.flow", "probe.lesion", "probe.landscape"),
             *("probe.ink", "probe.page", "probe.signs", "probe.diagram"),
             *("plots", "panels", "depth_plots", "compare_plot", "scatter"),
-            *("preparation", "onnx_file", "openvino_engine", "export", "report_tables", "report"),
+            *("preparation", "onnx_file", "openvino_engine", "export", "report_tables", "report_pictures", "report"),
         ]
     ],
     [
         [
-            *("decide", "beginning", "launch", "runfolder", "resume", "picture_job", "table_job", "job", "growing", "comparison", "outcome"),
+            *(
+                "decide",
+                "beginning",
+                "launch",
+                "runfolder",
+                "resume",
+                "picture_job",
+                "table_job",
+                "job",
+                "growing",
+                "comparison",
+                "samples",
+                "probing",
+                "engines",
+                "exporting",
+                "outcome",
+            ),
             *("rates", "table_use", "run", "use", "estimators"),
         ]
     ],

@@ -1,0 +1,100 @@
+"""Engines: what computes a trained network where it only predicts, the fastest that is installed unless told."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipway.console import Console
+from skipway.errors import InputError, did_you_mean
+from skipway.export import fuse
+from skipway.network import Network
+from skipway.openvino_engine import PRECISIONS, engine, fastest
+from skipway.samples import samples_of
+from skipway.signals import StopFlag
+from skipway.training.trainer import has_bf16
+
+__all__ = ["ENGINES", "quickened"]
+
+ENGINES = ("auto", "openvino", "torch")
+_CALIBRATED, _JUDGED = (
+    128,
+    500,
+)  # training samples that ranges are chosen by, validation samples that the loss is told on
+_MOST_LOST = 0.02  # of the accuracy, beyond which int8 is refused
+
+
+def quickened(
+    network: Network,
+    name: str = "auto",
+    precision: str = "auto",
+    *,
+    inputs: int | None = None,
+    run: Path | None = None,
+    console: Console | None = None,
+    stop: StopFlag | None = None,
+) -> Network:
+    """`network` as it predicts fastest: fused, and computed by the engine called `name`.
+
+    A network of tables, one elsewhere than on a CPU, and one that is computed in another way already stay as they are.
+
+    Args:
+        name: "torch", "openvino", or "auto": OpenVINO where it is installed and there are `inputs` enough for it.
+        precision: "fp32", "bf16", "auto" (bf16 where the hardware has it), or "int8".
+        run: the folder of the network's run: int8 is calibrated on its training samples, and what it costs is
+            measured on its validation samples and said.
+
+    Raises:
+        InputError: no such engine or precision; it is not installed; int8 without a run, or at too high a price.
+    """
+    if name not in ENGINES:
+        raise InputError(f"no engine is called {name!r}{did_you_mean(name, ENGINES)}; there are {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"the precisions of predicting are {', '.join(PRECISIONS)}, not {precision!r}")
+    if _settled(network):
+        if name == "auto" and precision in ("auto", "fp32"):
+            return network
+        raise InputError(
+            f"engine {name!r} with precision {precision!r} is for a network of pictures on a CPU that is computed "
+            'plainly; leave both at "auto"'
+        )
+    console = console or Console(quiet=True)
+    chosen = fastest(inputs)[0] if name == "auto" else name
+    made: Callable[..., Any] = engine if chosen == "openvino" else fuse
+    kind = precision if precision != "auto" else "bf16" if has_bf16("cpu") else "fp32"
+    quick = _in_int8(network, made, run, console, stop) if kind == "int8" else made(network, kind)
+    console.say(f"computed by {chosen} in {kind}")
+    return quick
+
+
+def _settled(network: Network) -> bool:
+    """Whether there is nothing to choose: no pictures, no CPU, or an engine at work already."""
+    elsewhere = any(p.device.type != "cpu" for p in network.parameters())
+    return elsewhere or network.runner is not None or "in_features" in network.plan or not network.plan
+
+
+def _in_int8(
+    network: Network, made: Callable[..., Any], run: Path | None, console: Console, stop: StopFlag | None
+) -> Network:
+    if run is None or not run.is_dir():
+        raise InputError(
+            "precision int8 is calibrated on a run's own training samples; give the run's folder, not its weights alone"
+        )
+    x, _ = samples_of(run, network, "train", _CALIBRATED, console=console, stop=stop)
+    quick: Network = made(network, "int8", x)
+    x, y = samples_of(run, network, "val", _JUDGED, console=console, stop=stop)
+    before, after = (_accuracy(one, x, y) for one in (network, quick))
+    console.say(f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(y):,} validation pictures")
+    if before - after > _MOST_LOST:
+        raise InputError(
+            f"int8 costs {before - after:.2%} of accuracy here, more than {_MOST_LOST:.0%}; use --precision bf16"
+        )
+    return quick
+
+
+def _accuracy(network: Network, x: Tensor, y: Tensor) -> float:
+    with torch.inference_mode():
+        right = [(network(part).argmax(1) == target) for part, target in zip(x.split(64), y.split(64), strict=True)]
+    return float(torch.cat(right).double().mean())

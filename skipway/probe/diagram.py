@@ -1,0 +1,313 @@
+"""Diagrams: a network drawn with its shortcuts as arcs, in one SVG that needs nothing else.
+
+It is drawn from the tree of layers, so from a plan as well, which has no weights: a row for the stem, for each stage
+and for the head, a card for each block, and blocks that look alike told in a number after the first two.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from skipway.blocks import EfficientChannelAttention, SqueezeExcite
+from skipway.errors import InputError, did_you_mean, printable
+from skipway.joins import Gate
+from skipway.models import registry
+from skipway.models.mlp import Embed
+from skipway.network import Network, outline
+from skipway.probe.ink import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fitting, length
+from skipway.probe.page import ROOM, Row, page, tint
+from skipway.probe.signs import around, count_of, join_of, kind_of, layer_of, open_sizes, way_of
+from skipway.reversible import Coupling, Reversible
+from skipway.shapes import calls
+from skipway.shortcuts import Project
+from skipway.skip import Dense, Parallel, Skip
+from skipway.zoo import input_shape as shape_for
+
+__all__ = ["diagram"]
+
+_SMALL = "small", "whitening"  # stems of networks for small pictures
+_IN_ORDER = nn.Sequential, nn.ModuleList, nn.ModuleDict, Dense
+_BLOCKS = Skip, Coupling, Parallel
+_WHOLE = SqueezeExcite, EfficientChannelAttention, Embed, Project, Gate  # one layer to whoever looks at a network
+_DRAWN = 3  # as many as look alike are drawn; of more, one less and a number
+_MOST_ROWS = 6  # as many may look alike; more are blocks of one row
+_LONGEST = 4  # layers in a pattern that may repeat
+
+
+def diagram(
+    network: nn.Module | Mapping[str, Any] | str,
+    input_shape: tuple[int, ...] | None = None,
+    *,
+    values: Mapping[str, float] | None = None,
+) -> str:
+    """The SVG of a network, of the one that a plan describes, or of the one of that name.
+
+    Args:
+        input_shape: of one input with its batch, as `summary` takes it; left out, that of the network's Spec or of its
+            plan (224 pixels, or 32 behind a small stem). A network that has neither is drawn without output shapes.
+        values: a number for each of some blocks, by path ("stage1.0"), which tints them from white, the lowest, to
+            orange, the highest: what dropping each of them costs, for one. Where blocks are told in a number, the tint
+            is that of their mean.
+
+    Raises:
+        InputError: there is no such network; a value is not a number, or its path is none of a block that is drawn.
+        ShapeError: a layer cannot take what reaches it; names its path.
+    """
+    if isinstance(network, str):
+        network = registry.plan_of(network)
+    if isinstance(network, Mapping):
+        network = outline(dict(network))
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"a diagram is drawn of a network, a plan or a name of `skipway models`, not of {type(network).__name__}"
+        )
+    shape = tuple(input_shape) if input_shape is not None else _usual_shape(network)
+    reader = _Reader(network, shape, values or {})
+    rows = list(reader.rows(network, ""))
+    reader.check()
+    skips = sum(isinstance(m, Skip) + 2 * isinstance(m, Coupling) for m in network.modules())
+    facts = [_parameters(network) or "no parameters", f"{skips:,} shortcut{'' if skips == 1 else 's'}"]
+    facts += [f"input {_sizes(shape)}"] if shape else []
+    plan = network.plan if isinstance(network, Network) else {}
+    return page(fitting(plan.get("name") or type(network).__name__, 60), facts, rows, reader.scale)
+
+
+def _usual_shape(network: nn.Module) -> tuple[int, ...] | None:
+    if not isinstance(network, Network):
+        return None
+    if network.spec is not None:
+        return 1, *network.spec.input_shape
+    return shape_for(network.plan, 32 if network.plan.get("stem") in _SMALL else 224) if network.plan else None
+
+
+def _parameters(*modules: nn.Module) -> str:
+    """How many there are, in words; nothing for none."""
+    if any(map(open_sizes, modules)):
+        return "sizes left open"
+    count = count_of(*modules)
+    return f"{count:,} parameter{'' if count == 1 else 's'}" if count else ""
+
+
+def _sizes(shape: Sequence[Any]) -> str:
+    """A shape without its batch."""
+    return fitting(" × ".join(map(str, shape[1:])) or "one number", 40)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A layer or a block of a row: where, what, and how it is drawn."""
+
+    path: str
+    module: nn.Module
+    pieces: tuple[Piece, ...]
+
+    @property
+    def block(self) -> bool:
+        """Whether it is a block: more than layers in a row."""
+        if not _holds(self.module):
+            return isinstance(self.module, _BLOCKS)
+        return not isinstance(self.module, _IN_ORDER) or any(map(_stands_out, self.module.children()))
+
+
+def _holds(module: nn.Module) -> bool:
+    """Whether a module is drawn as the layers inside it."""
+    inside = any(True for _ in module.children()) and not isinstance(module, (*_BLOCKS, *_WHOLE))
+    return inside and (isinstance(module, _IN_ORDER) or not type(module).__module__.startswith("torch."))
+
+
+def _small(unit: _Unit) -> bool:
+    """Whether it is drawn among other layers, with its frame if it has one, in place of a row of its own."""
+    if isinstance(unit.module, Dense):
+        return True
+    own = not isinstance(unit.module, _IN_ORDER) and not any(isinstance(m, _BLOCKS) for m in unit.module.modules())
+    return own and length(unit.pieces) < ROOM / 2
+
+
+def _stands_out(module: nn.Module) -> bool:
+    return isinstance(module, _BLOCKS) or (_holds(module) and not isinstance(module, Dense))
+
+
+def _holds_stages(module: nn.Module) -> bool:
+    """Whether several of the layers inside are rows of blocks themselves."""
+    inside = [child for child in module.children() if _holds(child) and not isinstance(child, Reversible)]
+    return any(sum(isinstance(block, _BLOCKS) for block in child.children()) > 1 for child in inside)
+
+
+class _Reader:
+    """Makes rows of a tree of layers."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...] | None, values: Mapping[str, float]):
+        called = calls(network, shape) if shape else []
+        self.shapes = {call.path: call.output for call in called}
+        self.places = {call.path: place for place, call in reversed(list(enumerate(called)))}
+        self.values = {name: _finite(name, value) for name, value in values.items()}
+        self.scale = (min(self.values.values()), max(self.values.values())) if values else None
+        self.blocks: list[str] = []  # paths of all that could show a value
+
+    def rows(self, module: nn.Module, path: str) -> Iterator[Row]:
+        """A row for each child that holds layers, and one for the layers before, between and after these."""
+        children = [self._unit(name, child) for name, child in self._children(module, path)]
+        alike = Counter(child.pieces for child in children)
+        loose: list[_Unit] = []
+        for child in children:
+            if not _holds(child.module) or _small(child) or alike[child.pieces] > _MOST_ROWS:
+                loose.append(child)
+                continue
+            if loose:
+                yield self._row(loose)
+                loose = []
+            if _holds_stages(child.module):
+                yield from self.rows(child.module, child.path)
+            else:
+                yield self._row(self._units(child.module, child.path), child)
+        if loose:
+            yield self._row(loose)
+
+    def _row(self, units: list[_Unit], whole: _Unit | None = None) -> Row:
+        """Units beside each other; `whole` holds them all."""
+        self.blocks += [unit.path for unit in units if unit.block]
+        first, last = units[0].path or "the network", units[-1].path
+        shape = self.shapes.get(whole.path if whole else last)
+        blocks = sum(unit.block for unit in units)
+        facts = [kind_of(whole.module)] if whole and not isinstance(whole.module, _IN_ORDER) else []
+        facts += [_sizes(shape)] if shape else []
+        facts += [f"{blocks:,} block{'' if blocks == 1 else 's'}"] if blocks else []
+        facts += [count] if (count := _parameters(*(unit.module for unit in units))) else []
+        facts += ["reversible"] if whole and any(isinstance(m, Reversible) for m in whole.module.modules()) else []
+        name = whole.path if whole else first if len(units) == 1 else f"{first} to {last}"
+        return Row(fitting(name, 60), tuple(facts), tuple(self._cards(units)))
+
+    def _cards(self, units: list[_Unit]) -> Iterator[Piece]:
+        """What stands in a row: each block on a card."""
+        for some, more in _folded(units):
+            if more:
+                yield _chip(more, len(some), *self._value(more))
+            elif some[0].block:
+                for unit in some:
+                    yield Card(unit.pieces, *self._value([unit]), tip=fitting(unit.path, 200))
+            else:
+                yield from (piece for unit in some for piece in unit.pieces)
+
+    def _value(self, units: list[_Unit]) -> tuple[str, str]:
+        """The tint and the words for the values of some blocks."""
+        paths = [unit.path for unit in units if unit.block]
+        numbers = [number for name, number in self.values.items() if any(_within(name, path) for path in paths)]
+        if not numbers or self.scale is None:
+            return GROUND, ""
+        low, high = self.scale
+        share = (sum(numbers) / len(numbers) - low) / ((high - low) or 1)
+        words = f"{min(numbers):.3g}" + (f" to {max(numbers):.3g}" if len(numbers) > 1 else "")
+        return tint(share), words
+
+    def check(self) -> None:
+        """Every value is one of a block that is drawn."""
+        for name in self.values:
+            if not any(_within(name, block) for block in self.blocks):
+                some = ", ".join(self.blocks[:3]) + (", ..." if len(self.blocks) > 3 else "")
+                raise InputError(
+                    f"no block stands at {printable(name)!r}{did_you_mean(name, self.blocks)}; values are for the "
+                    f"paths of blocks: {some or 'here are none'}"
+                )
+
+    def _children(self, module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+        """(path, layer) of what is inside, in the order of the calls as far as that is known."""
+        if not _holds(module):
+            return [(path, module)]
+        inside = [(f"{path}.{name}".lstrip("."), child) for name, child in module._modules.items() if child is not None]
+        if isinstance(module, _IN_ORDER):
+            return inside
+
+        def first_call(child: tuple[str, nn.Module]) -> float:
+            return min((place for at, place in self.places.items() if _within(at, child[0])), default=math.inf)
+
+        return sorted(inside, key=first_call)
+
+    def _units(self, module: nn.Module, path: str) -> list[_Unit]:
+        """The layers inside, with those of a Reversible among them."""
+        units = []
+        for name, child in self._children(module, path):
+            units += self._units(child, name) if isinstance(child, Reversible) else [self._unit(name, child)]
+        return units
+
+    def _unit(self, path: str, module: nn.Module) -> _Unit:
+        return _Unit(path, module, self._pieces(module, path))
+
+    def _pieces(self, module: nn.Module | None, path: str) -> tuple[Piece, ...]:
+        """A layer, or all that are inside it, drawn."""
+        if module is None:
+            return ()
+        if isinstance(module, Skip):
+            body, after = self._pieces(module.body, f"{path}.body"), self._pieces(module.after, f"{path}.after")
+            drop = f", drop path {module.drop_path:g}" if module.drop_path else ""
+            return (Skipped(body, way_of(module), join_of(module.join), after, fitting(f"{path}: Skip{drop}", 200)),)
+        if isinstance(module, Parallel):
+            inside = self._children(module.branches, f"{path}.branches")
+            branches = tuple(() if isinstance(b, nn.Identity) else self._pieces(b, name) for name, b in inside)
+            return (Lanes(branches, join_of(module.join), fitting(f"{path}: Parallel", 200)),)
+        if isinstance(module, Coupling):
+            ways = [around(shortcut) for shortcut in module.shortcuts or (None, None)]
+            f, g = self._pieces(module.f, f"{path}.f"), self._pieces(module.g, f"{path}.g")
+            return (Coupled(f, g, (ways[0], ways[1]), fitting(f"{path}: Coupling", 200)),)
+        if not _holds(module):
+            return (layer_of(module, self._tip(module, path)),)
+        pieces: list[Piece] = []
+        for some, more in _folded(self._units(module, path)):
+            pieces += [_chip(more, len(some))] if more else [piece for unit in some for piece in unit.pieces]
+        return tuple(pieces) if isinstance(module, _IN_ORDER) else (Frame(kind_of(module), tuple(pieces)),)
+
+    def _tip(self, module: nn.Module, path: str) -> str:
+        count, shape = _parameters(module), self.shapes.get(path)
+        facts = [f"{path or 'the network'}: {type(module).__name__}({module.extra_repr()})"]
+        facts += [count] if count else []
+        return fitting(", ".join(facts + ([f"gives {' × '.join(map(str, shape[1:]))}"] if shape else [])), 300)
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        shown = printable(repr(value))
+        raise InputError(f"the value of the block {printable(name)!r} must be a finite number, not {shown}")
+    return number
+
+
+def _within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(f"{outer}.")
+
+
+def _folded(units: list[_Unit]) -> Iterator[tuple[list[_Unit], list[_Unit]]]:
+    """(units to draw, none), or (a pattern, the units that repeat it beyond what has been drawn)."""
+    looks = [unit.pieces for unit in units]
+    at = 0
+    while at < len(units):
+        for period in range(1, _LONGEST + 1):
+            end = at + period
+            while looks[end : end + period] == looks[at : at + period]:
+                end += period
+            if end - at > _DRAWN * period:
+                begin = at + (_DRAWN - 1) * period
+                for unit in units[at:begin]:
+                    yield [unit], []
+                yield units[at : at + period], units[begin:end]
+                at = end
+                break
+        else:
+            yield [units[at]], []
+            at += 1
+
+
+def _chip(more: list[_Unit], period: int, ground: str = GROUND, caption: str = "") -> Chip:
+    count = len(more) // period
+    if period > 1:
+        words = [f"+ {count} ×", f"these {period}"]
+    else:
+        same = len({count_of(unit.module) for unit in more}) == 1
+        words = [f"+ {count}", f"{'equal' if same else 'similar'} {'blocks' if more[0].block else 'layers'}"]
+    tip = fitting(f"{more[0].path} to {more[-1].path}", 200)
+    return Chip(tuple(words + ([caption] if caption else [])), ground, tip)
