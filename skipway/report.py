@@ -22,7 +22,7 @@ from markupsafe import Markup
 from skipway import plots
 from skipway.errors import InputError, StorageError, printable
 from skipway.report_pictures import NO_PICTURE, picture, views_of
-from skipway.report_tables import number_reading, table_facts
+from skipway.report_tables import growth_lines, number_reading, table_facts
 
 __all__ = ["wilson", "write"]
 
@@ -178,7 +178,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "notes": _counts(data.get("notes")), "sizes": data.get("sizes"),
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
         "network": str(env.get("network") or "").splitlines(), "split_names": SPLITS,
-        "schedule": _schedule(metrics, recipe, history),
+        "schedule": _schedule(metrics, recipe, history), "grown": growth_lines(metrics),
         "model": _mapping(metrics.get("decided")).get("model") or recipe.get("model"),
         "data_name": data.get("name") or recipe.get("data"),
     } | table_facts(metrics, data, history, reader.table("predictions.csv", most=PREDICTIONS))  # fmt: skip

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["number_reading", "table_facts"]
+__all__ = ["growth_lines", "number_reading", "table_facts"]
 
 _SPLITS = {"val": "validation", "test": "test"}
 _WORST = 12
@@ -30,6 +30,27 @@ def table_facts(
         "baseline": _baseline(baseline or {}, "r2" if regression else "accuracy"),
         "far": _farthest(predictions) if regression else [],
     }
+
+
+def growth_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Where the network of a run grew, a line each."""
+    grown = metrics.get("grown")
+    lines = []
+    for note in grown if isinstance(grown, list) else ():
+        try:
+            before, after = ((str(note[k]["name"]), _dashed(note[k]["layers"])) for k in ("from", "to"))
+            moved = float(note["difference"])
+        except (TypeError, KeyError, ValueError):
+            continue
+        lines.append(
+            f"After epoch {note.get('epoch')} it grew from {before[0]} ({before[1]} blocks) to {after[0]} ({after[1]} "
+            f"blocks); its outputs moved by {moved:.2g}."
+        )
+    return lines
+
+
+def _dashed(layers: Any) -> str:
+    return "-".join(map(str, layers)) if isinstance(layers, list) else str(layers)
 
 
 def number_reading(history: Sequence[Mapping[str, float]], best: Mapping[str, float]) -> list[str]:

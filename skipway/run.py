@@ -247,7 +247,6 @@ class _Work:
             ) from None
         first = ranks.here() == 0
         ranks.leave_group()
-        facts |= {"parameters": sum(p.numel() for p in network.parameters())}
         return self._finish(trainer, facts) if first else Run(folder, {}, trainer.state.history)
 
     def _write_beginning(self, told: Recipe, feed: Any, settings: Settings, network: Network) -> None:
@@ -286,15 +285,18 @@ class _Work:
             "seconds": round(state.total_seconds, 2),
             "images_per_second": _overall_speed(state),
             "status": state.status,
-            "parameters": facts["parameters"],
+            "parameters": sum(p.numel() for p in best.parameters()),
             **({"grown": facts["grown"]} if facts["grown"] else {}),
             "augmentation": job.augmentation(),
             "schedule": [[i / 100, *trainer.rates(i / 100)] for i in range(101)],
-            "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": facts["plan"]["name"]},
+            "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": best.plan["name"]},
             "data": job.describe(),
             **job.further(),
         }
         write_json(folder / "metrics.json", metrics)
+        if facts["grown"]:  # the network is another than at the beginning
+            env = environment(self.recipe, settings.device, settings.precision, repr(best))
+            write_json(folder / "env.json", env)
         page = report.write(folder)
         self.console.say(self._verdict(metrics, trainer.task.figure, page))
         return Run(folder, metrics, state.history)

@@ -1,5 +1,6 @@
 """Runs that grow: on the way and from their folders, stopped and killed anywhere, with equal weights."""
 
+import json
 import shutil
 
 import pytest
@@ -71,10 +72,27 @@ def test_a_run_grows_on_the_way_and_says_so(straight, data, tmp_path):
     assert [(g["epoch"], g["to"]["name"], g["difference"]) for g in run.metrics["grown"]] == [
         (1, "resnet32", 0.0), (2, "resnet44", 0.0),
     ]  # fmt: skip
-    assert run.metrics["decided"]["model"] == "resnet44" == state_of(run.path)["plan"]["name"]
+    assert state_of(run.path)["plan"]["name"] == "resnet44"
     network = sw.load(run.path)
+    assert run.metrics["decided"]["model"] == network.plan["name"]
+    assert run.metrics["parameters"] == sum(p.numel() for p in network.parameters())
+    assert repr(network) == json.loads((run.path / "env.json").read_text())["network"]
     assert network.plan["layers"] == {1: [3] * 3, 2: [5] * 3, 3: [7] * 3}[run.metrics["best_epoch"]]
     assert len(table(run.path / "results.csv")) == 3
+
+
+def test_the_report_of_a_grown_run_tells_where_it_grew(straight, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    shutil.copytree(straight, tmp_path / "run")
+    page = report.write(tmp_path / "run").read_text()
+    assert (
+        "After epoch 1 it grew from resnet20 (3-3-3 blocks) to resnet32 (5-5-5 blocks); its outputs moved by 0." in page
+    )
+    hostile = {"epoch": "<b>", "from": {"name": "<i>", "layers": 1}, "to": {"name": "x", "layers": 2}, "difference": 0}
+    metrics = numbers(straight) | {"grown": [3, {"from": 1}, hostile]}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    page = report.write(tmp_path / "run").read_text()
+    assert "After epoch &lt;b&gt; it grew from &lt;i&gt; (1 blocks)" in page
 
 
 def test_a_grown_run_repeats_and_goes_on_from_its_config(straight, data, tmp_path):
