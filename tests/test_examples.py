@@ -141,6 +141,17 @@ def test_the_road_ends_in_a_table_and_a_picture(cifar, tmp_path):
     assert drawn(tmp_path / "road.png") == (1080, 540)
 
 
+def test_depth_is_shown_with_and_without_shortcuts(cifar, tmp_path):
+    options = ["--depths", "8,14", "--epochs", "1", "--widths", "4,8,8", "--size", "8", "--points", "3"]
+    command = [sys.executable, str(FOLDER / "depth.py"), str(cifar), *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[1:5]] == ["plain-8", "residual-8", "plain-14", "residual-14"]
+    assert rows[1][1] == rows[2][1], "a shortcut has added parameters"
+    assert (tmp_path / "depth" / "index.html").read_text().count("data:image/png;base64") == 4
+
+
 def test_photographs_train_in_a_table(tmp_path):
     for split, many in (("train", 34), ("val", 4)):
         for kind, shade in (("dark", 40), ("light", 200)):

@@ -1,0 +1,161 @@
+"""What depth does to plain networks, and to residual ones: accuracy, gradients and the loss around the weights.
+
+    python examples/depth.py CIFAR10 [--depths 20,32,44,56] [--epochs 8] [--count 20000] [--size 16] [--out depth]
+
+CIFAR10 is a folder of Hugging Face parquet files. The networks of He et al. 2015 (arXiv:1512.03385, figure 6) train
+with and without shortcuts, which add no parameters (option A), alike in all else: the same convolutions at the
+beginning, the same order of the same pictures. OUT becomes a folder with a table, pictures and a page, index.html.
+"""
+
+import argparse
+import base64
+import html
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import skipway as sw
+from skipway import compare_plot, depth_plots
+
+KINDS = {"plain": "none", "residual": "pad"}
+
+
+def pictures(folder, count, size):
+    """((pictures, labels) to train on, (pictures, labels) to test on): (N, 3, size, size), normalised."""
+    from skipway.data.pack import natural_packing, pack
+    from skipway.data.sources import open_source
+
+    source = open_source(folder)
+    packed = pack(source, natural_packing(source, size, "squash", 10**6))
+    rows = packed.splits["train"], packed.splits["test"]
+    order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(0))[:count]
+    parts = []
+    for chosen in (rows[0][order.numpy()], rows[1]):
+        x = torch.from_numpy(packed.pixels[chosen]).permute(0, 3, 1, 2).float() / 255
+        start = (x.shape[-1] - size) // 2
+        x = x[:, :, start : start + size, start : start + size]
+        parts.append((x.contiguous(memory_format=torch.channels_last), torch.from_numpy(packed.labels[chosen]).long()))
+    mean, std = (f(parts[0][0].transpose(0, 1).flatten(1), 1).view(1, 3, 1, 1) for f in (torch.mean, torch.std))
+    return [((x - mean) / std, y) for x, y in parts]
+
+
+def network(depth, kind, widths):
+    """A CIFAR network of 6n + 2 layers; plain and residual ones begin with the same convolutions."""
+    torch.manual_seed(0)
+    made = sw.create_model("resnet20", layers=[(depth - 2) // 6] * 3, shortcut=KINDS[kind], widths=widths)
+    for module in made.modules():  # a residual body begins as zeros in skipway, which a plain one cannot
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    return made.to(memory_format=torch.channels_last)
+
+
+def train(made, data, epochs, lr):
+    """A row for each epoch: its seconds, the share that was right while training, and of the test pictures."""
+    (x, y), (test_x, test_y) = data
+    optimizer = torch.optim.SGD(made.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    course = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=-(-len(y) // 128))
+    judge, rows = sw.probe.batches_accuracy(test_x, test_y), []
+    for epoch in range(epochs):
+        begin, right = time.perf_counter(), 0
+        made.train()
+        chance = torch.Generator().manual_seed(epoch)
+        for batch in torch.randperm(len(y), generator=chance).split(128):
+            mirrored = x[batch].flip(-1) if torch.rand((), generator=chance) < 0.5 else x[batch]
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = made(mirrored).float()
+            loss = nn.functional.cross_entropy(outputs, y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            course.step()
+            right += int((outputs.argmax(1) == y[batch]).sum())
+        row = {"epoch": epoch + 1, "seconds": time.perf_counter() - begin, "train_accuracy": right / len(y)}
+        rows.append({**row, "val_accuracy": judge(made.eval())})
+    return rows
+
+
+def page(rows, folder):
+    """index.html: the table and the pictures, in one file."""
+    table = "".join(
+        f"<tr><td>{r['network']}</td><td>{r['parameters']:,}</td><td>{r['train']:.1%}</td><td>{r['test']:.1%}</td>"
+        f"<td>{r['gradient']:.2g}</td><td>{r['curvature']:.2g}</td></tr>"
+        for r in rows
+    )
+    figures = "".join(
+        f"<h2>{html.escape(title)}</h2><img src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
+        for title, file in (
+            ("Accuracy on pictures not trained on", folder / "curves.png"),
+            ("The deepest networks at the beginning and at the end: activations and gradients", folder / "flow.png"),
+            ("The loss around the weights, along one direction", folder / "landscape.png"),
+            ("The loss around the weights of the deepest networks", folder / "square.png"),
+        )
+    )
+    (folder / "index.html").write_text(
+        "<!DOCTYPE html><meta charset=utf-8><title>Depth</title><style>body{font:16px/1.5 system-ui;max-width:1000px;"
+        "margin:40px auto;padding:0 20px}img{max-width:100%}td,th{padding:4px 14px 4px 0;text-align:left}</style>"
+        "<h1>What depth does with and without shortcuts</h1><table><tr><th>network<th>parameters<th>right in training"
+        "<th>right on test<th>first gradient at the beginning<th>curvature</tr>"
+        f"{table}</table>{figures}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description="What depth does with and without shortcuts.")
+    parser.add_argument("data", metavar="CIFAR10", help="a folder of Hugging Face parquet files")
+    parser.add_argument("--depths", default="20,32,44,56", help="layers of the networks: 6n + 2")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--count", type=int, default=20_000, help="pictures to train on")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--widths", default="16,32,64")
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--points", type=int, default=21, help="of a line through the loss")
+    parser.add_argument("--out", type=Path, default=Path("depth"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    data = pictures(given.data, given.count, given.size)
+    depths, widths = [int(d) for d in given.depths.split(",")], [int(w) for w in given.widths.split(",")]
+    some, few = (data[1][0][:128], data[1][1][:128]), (data[1][0][:256], data[1][1][:256])
+    rows, courses, flows, lines, squares = [], {}, {}, {}, {}
+    print(
+        f"{'network':<14}{'parameters':>11}{'training':>10}{'test':>8}{'gradient':>10}{'curvature':>11}{'seconds':>9}"
+    )
+    for depth in depths:
+        for kind in KINDS:
+            name, made = f"{kind}-{depth}", network(depth, kind, widths)
+            before = sw.probe.flow(made, *some)
+            courses[name] = train(made, data, given.epochs, given.lr)
+            lines[name] = sw.probe.landscape(made, sw.probe.batches_loss(*few), points=given.points).as_dict()
+            if depth == depths[-1]:
+                flows |= {f"{name}, fresh": before.as_dict(), f"{name}, trained": sw.probe.flow(made, *some).as_dict()}
+                side = max(3, given.points * 3 // 5 // 2 * 2 + 1)
+                square = sw.probe.landscape(made, sw.probe.batches_loss(*few), points=side, dims=2)
+                squares[name] = square.as_dict()
+            row = {
+                "network": name,
+                "parameters": sum(p.numel() for p in made.parameters()),
+                "train": courses[name][-1]["train_accuracy"],
+                "test": courses[name][-1]["val_accuracy"],
+                "gradient": before.layers[0].gradient_norm,
+                "curvature": lines[name]["curvature"] or float("nan"),
+                "seconds": sum(r["seconds"] for r in courses[name]),
+            }
+            rows.append(row)
+            print(
+                f"{name:<14}{row['parameters']:>11,}{row['train']:>10.1%}{row['test']:>8.1%}{row['gradient']:>10.2g}"
+                f"{row['curvature']:>11.2g}{row['seconds']:>9.0f}",
+                flush=True,
+            )
+    (given.out / "depth.json").write_text(json.dumps({"rows": rows, "courses": courses}, indent=1))
+    compare_plot.comparison(courses, given.out / "curves.png")
+    depth_plots.flow(flows, given.out / "flow.png")
+    depth_plots.landscape(lines, given.out / "landscape.png")
+    depth_plots.landscape(squares, given.out / "square.png")
+    page(rows, given.out)
+    print(f"drawn: {given.out / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()
