@@ -1,0 +1,115 @@
+"""What growing is worth: a deep network from scratch against the same one grown from a shallow one, equal recipes.
+
+    python benchmarks/growth.py CIFAR10 OUT --seeds 0 1 2
+
+Each row of `WAYS` is one `skipway train` for each seed, in a process of its own, in a folder of OUT; what has finished
+there is not done again. Compute is counted as 6 operations for each multiply-add of the network's forward pass and
+picture (two forward, four back); seconds are those of training, so quiet machines tell more. The table has medians over
+the seeds, on the test set; the pictures have the validation accuracy over compute.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import skipway as sw
+from skipway import depth_plots
+from skipway.comparison import compare
+
+WAYS = {
+    "56 layers from scratch": ["--model", "resnet56", "--epochs", "10"],
+    "56 layers, half the epochs": ["--model", "resnet56", "--epochs", "5"],
+    "20 layers": ["--model", "resnet20", "--epochs", "15"],
+    "grown 20 to 56": ["--grow", "resnet20:8,resnet56:2"],
+    "grown 20, 32, 56": ["--grow", "resnet20:5,resnet32:3,resnet56:2"],
+    "grown 20 to 56 early": ["--grow", "resnet20:6,resnet56:4"],
+    "grown 20 to 56, more epochs": ["--grow", "resnet20:10,resnet56:2"],
+}
+SIZE = 16
+COMMON = [
+    "--img-size",
+    str(SIZE),
+    "--augment",
+    "shift+flip",
+    "--batch-size",
+    "128",
+    "--optimizer",
+    "sgd",
+    "--lr",
+    "0.2",
+]
+
+
+def run(way, seed, data, out, threads):
+    """The run's folder, trained if it is not there yet."""
+    name = f"{way.replace(' ', '-').replace(',', '')}-{seed}"
+    folder = out / name
+    if not (folder / "metrics.json").is_file():
+        words = [data, *WAYS[way], *COMMON, "--seed", str(seed), "-o", str(out), "--name", name, "--save-every", "3600"]
+        words = ["--resume", str(folder)] if (folder / "config.yaml").is_file() else words
+        words += ["--threads", str(threads)] if threads else []
+        subprocess.run([sys.executable, "-m", "skipway", "train", *words], check=True)
+    return folder
+
+
+@cache
+def operations(name):
+    """Of a step for one picture: forward, and twice as many back."""
+    return 6 * sw.summary(sw.create_model(name, 10), (1, 3, SIZE, SIZE)).macs
+
+
+def course(folder, way, pictures):
+    """(operations so far, seconds so far, validation accuracy) after each epoch."""
+    stages = WAYS[way][1].split(",") if WAYS[way][0] == "--grow" else [f"{WAYS[way][1]}:{WAYS[way][3]}"]
+    networks = [name for name, _, epochs in (stage.partition(":") for stage in stages) for _ in range(int(epochs))]
+    rows = [line.split(",") for line in (folder / "results.csv").read_text().splitlines()]
+    columns, points, spent, seconds = rows[0], [], 0.0, 0.0
+    for row, name in zip(rows[1:], networks, strict=True):
+        spent += operations(name) * pictures
+        seconds += float(row[columns.index("seconds")])
+        points.append((spent, seconds, float(row[columns.index("val_accuracy")])))
+    return points
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", metavar="CIFAR10")
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    runs = {w: [run(w, seed, given.data, given.out, given.threads) for seed in given.seeds] for w in given.ways}
+    figures, courses = {}, {}
+    for way, folders in runs.items():
+        metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
+        pictures = metrics[0]["data"]["counts"]["train"]
+        courses[way] = [course(folder, way, pictures) for folder in folders]
+        figures[way] = {
+            "test": [m["test_accuracy"] for m in metrics],
+            "operations": courses[way][0][-1][0],
+            "seconds": statistics.median(c[-1][1] for c in courses[way]),
+        }
+    whole = next(iter(figures.values()))["operations"]
+    lines = ["| way | compute | share | seconds | test accuracy | seeds |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+    for way, f in figures.items():
+        seeds = ", ".join(f"{a:.2%}" for a in f["test"])
+        lines.append(
+            f"| {way} | {f['operations'] / 1e15:.2f} PFLOP | {f['operations'] / whole:.0%} | {f['seconds']:.0f} | "
+            f"{statistics.median(f['test']):.2%} | {seeds} |"
+        )
+    (given.out / "growth.md").write_text("\n".join(lines) + "\n")
+    for unit, place in (("FLOPs", 0), ("seconds", 1)):
+        drawn = {way: [[(p[place], p[2]) for p in c] for c in seeds] for way, seeds in courses.items()}
+        depth_plots.accuracy_over_compute(drawn, given.out / f"growth_{unit.lower()}.png", unit)
+    first = [folders[0] for folders in runs.values()]
+    compare(first, given.out / "compare.png") if len(first) > 1 else None
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
