@@ -74,6 +74,7 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
     metadata stand in it as `extra_files`.
     """
     form, file = form_of(network, raw), io.BytesIO()
+    inputs = form.inputs(check)
     with quiet():
         torch.export.save(captured(form.module, form.example, form.dynamic), file, extra_files=metadata(network))
         loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
@@ -82,7 +83,7 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
         with torch.no_grad():
             return loaded(torch.from_numpy(x)).numpy()
 
-    return kept(form, Path(path), file.getvalue(), run, check)
+    return kept(form, Path(path), file.getvalue(), run, inputs)
 
 
 def _to_int8(
