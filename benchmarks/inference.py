@@ -3,7 +3,8 @@
     python benchmarks/inference.py --batch 16
 
 Every way runs in a process of its own. "bf16" and "int8" are `skipway.export.fuse` of our network, in the precision of
-that name, with freed memory kept as the command line does; int8 is calibrated on other random pictures. `--profile`
+that name, "openvino-bf16" and "openvino-int8" the engine of that name (extra `openvino`), all with freed memory kept as
+the command line does; int8 is calibrated on other random pictures. `--profile`
 adds the operators that take the most time.
 """
 
@@ -18,14 +19,15 @@ BATCHES = {1: 20, 16: 7}  # pictures at once: how often
 SIZE, CLASSES = 224, 1000
 
 
-def ours(precision):
+def ours(way):
     import skipway as sw
     from skipway.memory import keep_freed_memory
+    from skipway.openvino_engine import engine
 
     keep_freed_memory()
-    network = sw.create_model("resnet50", CLASSES)
-    pictures = torch.randn(16, 3, SIZE, SIZE) if precision == "int8" else ()
-    return sw.export.fuse(network, precision, pictures)
+    network, (name, _, precision) = sw.create_model("resnet50", CLASSES), way.rpartition("-")
+    pictures = torch.randn(16, 3, SIZE, SIZE)
+    return (engine if name else sw.export.fuse)(network, precision, pictures)
 
 
 def worker(way, batch, profiled):
@@ -49,7 +51,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, choices=BATCHES, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--ways", nargs="+", default=["bf16", "int8", *WAYS])
+    parser.add_argument("--ways", nargs="+", default=["bf16", "int8", "openvino-bf16", "openvino-int8", *WAYS])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -14,7 +14,9 @@ from skipway.errors import InputError
 __all__ = ["NEW", "Origin", "Row", "beside", "shares_of", "taken"]
 
 NEW = -1
-_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")  # what optimisers call sums of squared gradients
+# What optimisers call sums of gradients, and of their squares; other things that they keep go along as they are.
+_GRADIENTS = ("momentum_buffer", "exp_avg", "grad_avg", "prev", "exp_inf")
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 
 
 class Row(NamedTuple):
@@ -89,8 +91,8 @@ class Origin(NamedTuple):
             )
         for axis, row in enumerate((self.rows, self.columns)):
             value = value if row is None else taken(value, row, axis)
-        if self.rows is not None:  # what flows back to a channel is shared by those that repeat it
-            power = 2 if key in _SQUARES else 1
+        power = 2 if key in _SQUARES else int(key in _GRADIENTS)
+        if self.rows is not None and power:  # what flows back to a channel is shared by those that repeat it
             value = value / _along(self.rows.counts().to(value) ** power, value, 0)
         return value
 

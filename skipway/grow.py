@@ -12,7 +12,7 @@ al. 2017, arXiv:1706.02677; zeroed outputs in place of ready-made identities, Sh
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from skipway.channels import Origin
 from skipway.errors import InputError
+from skipway.fused import Convolution
+from skipway.grown_optimizer import move
 from skipway.grown_plans import counted, deeper, reached, stages, wider, widths_of, with_blocks
+from skipway.grown_proof import calls_of, probe_for, proven
 from skipway.inserted import appends, begin_as_identity, insert_like, insert_planned
+from skipway.joins import Gate, Scale
 from skipway.network import Network, outline, planned
-from skipway.shapes import calls, evaluation
 from skipway.shortcuts import Pad
-from skipway.skip import Skip
+from skipway.skip import Parallel, Skip
 from skipway.widened import Widening
 
 __all__ = ["Growth", "deepen", "deepened", "grown_to", "widen", "widened"]
-
-_NEAR = 1e-5  # of the largest output, computed in float64: what is farther away is no rounding of weights
-_ROWS, _SIDE, _SMALL_SIDE = 4, 64, 32  # of the random inputs that outputs are compared on
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,6 @@ class Growth:
     origins: dict[str, Origin]
     difference: float
     largest: float
-
-    def states(self, known: Mapping[str, dict[str, Any]], shapes: Mapping[str, Iterable[int]]) -> dict[str, Any]:
-        """What an optimiser keeps of each parameter by name, `known` of the old ones with their `shapes`."""
-        return {
-            name: origin.moved(known[origin.name], tuple(shapes[origin.name]))
-            for name, origin in self.origins.items()
-            if origin.name in known
-        }
 
 
 def deepen(
@@ -90,7 +82,7 @@ def deepen(
             would not be equal; says why.
     """
     growth = deepened(network, to, blocks=blocks, probe=probe, spread=spread, seed=seed)
-    _move(optimizer, network, growth)
+    move(optimizer, network, growth.network, growth.origins)
     return growth.network
 
 
@@ -120,7 +112,7 @@ def widen(
             could; says why.
     """
     growth = widened(network, factor, widths=widths, probe=probe, seed=seed)
-    _move(optimizer, network, growth)
+    move(optimizer, network, growth.network, growth.origins)
     return growth.network
 
 
@@ -130,7 +122,7 @@ def grown_to(network: Network, to: str, seed: int = 0) -> Growth:
     widths = {key: plan[key] for key in widths_of(plan) if plan[key] != network.plan[key]}
     if not widths:
         return deepened(network, to, seed=seed)
-    first = _widened_to({**network.plan, **widths}, network, _probe_for(network, None), seed)
+    first = _widened_to({**network.plan, **widths}, network, probe_for(network, None), seed)
     if plan["layers"] == network.plan["layers"]:
         cast(Network, first.network).plan = plan
         return first
@@ -149,37 +141,34 @@ def deepened(
     seed: int = 0,
 ) -> Growth:
     """See `deepen`."""
-    if (to is None) == (blocks is None):
+    if (to is None) == (blocks is None) or not isinstance(blocks, Mapping | None) or not isinstance(to, str | None):
         raise InputError('deepen takes the name of a network, or blocks={"stage2": 4}; give one of them')
-    probe = _probe_for(network, probe)
-    plan = _plan_of(network)
-    twin, names = _copied(network)
-    fresh = None
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        probe, plan = probe_for(network, probe), _plan_of(network)
+        twin, names = _copied(network)
+        calls, fresh = calls_of(twin, probe), None
         if plan:
             old, plan = plan, deeper(plan, to) if to is not None else with_blocks(plan, blocks or {})
             fresh = planned(plan)
-            added = insert_planned(twin, stages(old), stages(plan), fresh, spread)
+            blocks_added = insert_planned(twin, stages(old), stages(plan), fresh, spread)
         elif blocks is None:
             raise InputError("a network without a plan has no name to grow to; give blocks={path of a Chain: number}")
         else:
-            added = {}
-            for path, count in blocks.items():
-                added |= insert_like(twin, str(path), counted(path, count), spread)
+            homes = {str(path): counted(path, count) for path, count in blocks.items()}
+            blocks_added = insert_like(twin, homes, spread)
+        added = {path: module for path, module in twin.named_modules() if any(module is b for b in blocks_added)}
         for path, block in added.items():
             begin_as_identity(path, block)
         origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters() if id(p) in names}
-        appending = any(map(appends, added.values()))
+        appending = any(map(appends, blocks_added))
         if appending and spread:
             raise InputError("blocks that add channels go behind the others of their stage; leave spread out")
         if appending:
             state = None if fresh is None else fresh.state_dict()
-            widening = Widening(_calls(network, probe), _sizes(fresh, 1.0), state, None, added)
-            origins = _rewritten(twin, widening, probe, origins)
-    _planned_as(twin, plan)
-    blocks_kept = () if appending else tuple(added.values())
-    return Growth(twin, origins, *_proven(network, twin, probe, blocks_kept))
+            origins = _rewritten(twin, Widening(calls, _sizes(fresh, 1.0), state, None, added), probe, origins)
+        _planned_as(twin, plan)
+        return Growth(twin, origins, *proven(network, twin, probe, () if appending else tuple(blocks_added)))
 
 
 def widened(
@@ -195,12 +184,14 @@ def widened(
         raise InputError("widen takes a factor such as 2, or widths of the network's plan; give one of them")
     if factor is not None and not (isinstance(factor, int | float) and 1 < factor < 1000):
         raise InputError(f"widen takes a factor above 1, such as 2 or 1.5, not {factor!r}")
-    probe, plan = _probe_for(network, probe), _plan_of(network)
-    if plan:
-        return _widened_to(wider(plan, factor, widths), network, probe, seed)
-    if factor is None:
-        raise InputError("a network without a plan has no widths; give a factor")
-    return _widened_by(factor, None, network, probe, seed)
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        probe, plan = probe_for(network, probe), _plan_of(network)
+        if plan:
+            return _widened_to(wider(plan, factor, widths), network, probe, seed)
+        if factor is None:
+            raise InputError("a network without a plan has no widths; give a factor")
+        return _widened_by(factor, None, network, probe, seed)
 
 
 def _widened_to(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
@@ -213,16 +204,15 @@ def _widened_by(factor: float, planned: Network | None, network: nn.Module, prob
     twin, names = _copied(network)
     origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters()}
     uneven = None if seed is None else torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        widening = Widening(_calls(network, probe), _sizes(planned, factor), uneven=uneven)
-        origins = _rewritten(twin, widening, probe, origins)
+    widening = Widening(calls_of(twin, probe), _sizes(planned, factor), uneven=uneven)
+    origins = _rewritten(twin, widening, probe, origins)
     if not widening.origins:
         raise InputError(
             "nothing in this network could be widened: no layer of a known kind stands between others that could "
-            "follow it; build it of Chain, Skip, Parallel and torch's own layers"
+            "follow it, or none has channels enough for this factor; build it of Chain, Skip, Parallel and torch's "
+            "own layers"
         )
-    return Growth(twin, origins, *_proven(network, twin, probe))
+    return Growth(twin, origins, *proven(network, twin, probe))
 
 
 # The network before and after
@@ -231,6 +221,8 @@ def _widened_by(factor: float, planned: Network | None, network: nn.Module, prob
 def _plan_of(network: nn.Module) -> dict[str, Any]:
     """The plan of a network that has one, and is what it says."""
     plan: dict[str, Any] = network.plan if isinstance(network, Network) else {}
+    if any(isinstance(module, Convolution) for module in network.modules()):
+        raise InputError("a fused network only predicts and cannot grow; grow the network that it was made from")
     if plan:
         wanted = {name: t.shape for name, t in outline(plan).state_dict().items()}
         if wanted != {name: t.shape for name, t in network.state_dict().items()}:
@@ -249,6 +241,14 @@ def _planned_as(network: nn.Module, plan: dict[str, Any] | None) -> None:
 
 def _copied(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
     """A copy, and the name of each of its parameters by what it is."""
+    joins = [module.join for module in network.modules() if isinstance(module, Skip | Parallel)]
+    lacking = any(isinstance(join, Gate) and join.transform is None for join in joins)
+    lacking = lacking or any(isinstance(join, Scale) and join.channels == "each" for join in joins)
+    lacking = lacking or any(isinstance(p, nn.UninitializedParameter) for p in network.parameters())
+    if lacking or any(isinstance(m, Skip) and m.open_shortcut is not None for m in network.modules()):
+        raise InputError(
+            "the network has sizes that are open yet; call skipway.output_shape(network, input_shape) once before"
+        )
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     if len(names) != len(list(network.parameters())):
         raise InputError(
@@ -256,10 +256,6 @@ def _copied(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
         )
     twin = copy.deepcopy(network)
     return twin, {id(p): name for name, p in twin.named_parameters()}
-
-
-def _calls(network: nn.Module, probe: Tensor) -> dict[str, Any]:
-    return {call.path: call for call in calls(network, tuple(probe.shape))}
 
 
 def _sizes(planned: Network | None, factor: float) -> Any:
@@ -278,113 +274,3 @@ def _rewritten(twin: nn.Module, widening: Widening, probe: Tensor, origins: Mapp
     widening.rewrite(twin, probe.shape[1])
     changed = widening.origins
     return {name: changed[name].behind(origin) if name in changed else origin for name, origin in origins.items()}
-
-
-def _probe_for(network: nn.Module, probe: Tensor | None) -> Tensor:
-    """The inputs to compare outputs on."""
-    if probe is not None:
-        return probe
-    plan, spec = (network.plan, network.spec) if isinstance(network, Network) else ({}, None)
-    if not plan:
-        raise InputError("a network without a plan does not tell its inputs; give probe=x, a batch of them")
-    if "in_features" in plan:
-        shape: tuple[int, ...] = (plan["in_features"],)
-    else:
-        side = _SMALL_SIDE if plan.get("stem") in ("small", "whitening") else _SIDE
-        shape = tuple(spec.input_shape) if spec is not None else (plan["in_chans"], side, side)
-    drawn = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
-    like = next(network.parameters())
-    return drawn.to(like.device, like.dtype)
-
-
-def _proven(
-    network: nn.Module, grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...] = ()
-) -> tuple[float, float]:
-    """The largest difference of two outputs, and the largest output; none may differ with `blocks` as identities."""
-    difference, largest = _difference(network, grown, probe)
-    if blocks and difference:
-        raise InputError(
-            f"the grown network would give other outputs, by up to {difference:.3g}: {_reason(grown, probe, blocks)}"
-        )
-    if difference:
-        exact, largest = _difference(copy.deepcopy(network).double(), copy.deepcopy(grown).double(), probe.double())
-        if not exact <= _NEAR * max(1.0, largest):
-            raise InputError(
-                f"the grown network would give other outputs, by up to {exact:.3g} of {largest:.3g}; one of its layers "
-                "does more with channels than is known: grow the parts of it that stand beside that layer"
-            )
-    return difference, largest
-
-
-def _difference(one: nn.Module, other: nn.Module, probe: Tensor) -> tuple[float, float]:
-    """The largest difference of two outputs, and the largest output."""
-    with evaluation(one), evaluation(other), torch.no_grad():
-        a, b = one(probe), other(probe)
-    pairs = [(a, b)] if isinstance(a, Tensor) else list(zip(a, b, strict=True))
-    found = [(float((p - q).abs().max()), float(p.abs().max())) for p, q in pairs]
-    if any(difference != difference for difference, _ in found):
-        raise InputError("the network's outputs on the probe are not finite; grow it from weights that are")
-    return max(d for d, _ in found), max(size for _, size in found)
-
-
-def _reason(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> str:
-    """Why the first of the blocks that is no identity is none."""
-    said: list[str] = []
-    paths = {module: path for path, module in grown.named_modules()}
-
-    def look(block: nn.Module, given: Any, out: Any) -> None:
-        if not said and not given[0].equal(out):
-            after = block.after if isinstance(block, Skip) else None
-            said.append(
-                f"{' '.join(repr(after).split())} after the join of {paths[block]} changes what reaches it; end the "
-                "stage in front of it with ReLU too, or use blocks with norm and activation first"
-                if after is not None
-                else f"{paths[block]} does not give what it is given; its body must give zeros where its last weights "
-                "are zero"
-            )
-
-    handles = [block.register_forward_hook(look) for block in blocks]
-    try:
-        with evaluation(grown), torch.no_grad():
-            grown(probe)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return said[0] if said else "layers behind the new blocks take notice of where they stand"
-
-
-def _move(optimizer: torch.optim.Optimizer | None, network: nn.Module, growth: Growth) -> None:
-    """Let `optimizer` be that of the grown network, in place."""
-    if optimizer is None:
-        return
-    old, new = dict(network.named_parameters()), dict(growth.network.named_parameters())
-    names: dict[Tensor, str] = {p: name for name, p in old.items()}
-    heirs = {origin.name: new[name] for name, origin in growth.origins.items()}
-    known = {names[p]: values for p, values in optimizer.state.items() if p in names}
-    moved = growth.states(known, {name: p.shape for name, p in old.items()})
-    groups = {names[p]: group for group in optimizer.param_groups for p in group["params"] if p in names}
-    if not groups:
-        raise InputError("the optimizer holds no parameter of this network; give the one that trains it")
-    for name, parameter in new.items():
-        if name not in growth.origins:
-            _home_for(name, parameter, old, groups).setdefault("grown", []).append(parameter)
-    for group in optimizer.param_groups:
-        group["params"] = [heirs[names[p]] if p in names else p for p in group["params"]] + group.pop("grown", [])
-    for p in [p for p in optimizer.state if p in names]:
-        del optimizer.state[p]
-    for name, values in moved.items():
-        optimizer.state[new[name]] = values
-
-
-def _home_for(
-    name: str, parameter: Tensor, old: Mapping[str, Tensor], groups: Mapping[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """The group for a new parameter: that of the old one with as many axes which shares most of its name."""
-
-    def likeness(other: str) -> tuple[bool, int, int]:
-        parts, others = name.split("."), other.split(".")
-        front = next((i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b), 0)
-        back = next((i for i, (a, b) in enumerate(zip(parts[::-1], others[::-1], strict=False)) if a != b), 0)
-        return old[other].dim() == parameter.dim(), front, back
-
-    return groups[max(groups, key=likeness)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from skipway.errors import InputError, printable
 from skipway.grow import Growth, deepened, grown_to, widened
+from skipway.grown_optimizer import states
 from skipway.grown_plans import reached
 from skipway.models import registry
 from skipway.network import Network
@@ -85,7 +86,7 @@ def growth_line(network: Network, note: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Grown:
-    """What `grow_run` made: a run folder, its network's name and parameters, how far outputs moved, epochs done."""
+    """What `grow_run` made: a run folder, its network, how far the outputs moved, and what it has done."""
 
     path: Path
     network: str
@@ -93,11 +94,14 @@ class Grown:
     difference: float
     largest: float
     epochs: int
-    finished: bool
+    status: str
 
     def __str__(self) -> str:
-        again = f"skipway train --resume {printable(self.path)}"
-        more = f"{again} --epochs {2 * self.epochs}" if self.finished else again
+        more = f"skipway train --resume {printable(self.path)}"
+        if self.status == "finished":
+            more += f" --epochs {2 * self.epochs}"
+        elif self.status != "running":
+            more += f", which needs another --time-limit or --patience: it was {self.status}"
         return (
             f"grown to {self.network}, {self.parameters:,} parameters\n"
             f"largest difference of an output: {self.difference:.3g}, where the largest output is {self.largest:.3g}\n"
@@ -153,6 +157,8 @@ def grow_run(
     where = str(folder.parent if output is None else output)
     told = replace(recipe, model=plan["name"], grow=None, output=where, name=name)
     target = new_folder(told, header["data"], plan["name"])
+    if target.is_dir() and any(target.iterdir()):
+        raise InputError(f"{printable(target)} holds files already; give another --name")
     check_writable(target)
     with Lock(target), _all_or_nothing(target):
         make_folder(target / "weights")
@@ -162,7 +168,7 @@ def grow_run(
         write_results(target, state["state"]["history"])
         if weights:
             better = grow(restore(weights, header, printable(best))).network
-            save_weights(target / "weights" / "best.safetensors", better.state_dict(), {**header, "plan": plan})
+            save_weights(target / "weights" / "best.safetensors", better.state_dict(), {**header, "plan": better.plan})
         noted = [*state.get("grown", []), _note(state["state"], state["plan"], growth)]
         facts = {**state, "plan": plan, "recipe": told.as_dict(), "grown": noted}
         save(target / "weights" / "last", checkpoint.step, tensors, facts)
@@ -171,7 +177,7 @@ def grow_run(
     done = state["state"]
     return Grown(
         target, plan["name"], sum(p.numel() for p in growth.network.parameters()), growth.difference, growth.largest,
-        done["epoch"], done["status"] != "running",
+        done["epoch"], done["status"],
     )  # fmt: skip
 
 
@@ -190,7 +196,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 def blocks_of(text: str) -> dict[str | int, int]:
     """Stages and their new blocks, as the command line has them: stage2=4,stage3=2."""
     found = re.findall(r"([^=,]+)=(\d{1,4})(?:,|$)", text)
-    if ",".join(f"{stage}={count}" for stage, count in found) != text:
+    if not found or ",".join(f"{stage}={count}" for stage, count in found) != text or len(dict(found)) != len(found):
         raise InputError(f"--blocks takes stages and numbers, as stage2=4,stage3=2, not {printable(text)}")
     return {stage: int(count) for stage, count in found}
 
@@ -212,7 +218,7 @@ def _grown(tensors: Mapping[str, Tensor], header: Mapping[str, Any], grow: Grow)
         name, _, leaf = key.rpartition(".")
         known.setdefault(name, {})[leaf] = value
     shapes = {name: value.shape for name, value in under("network.").items()}
-    for name, values in growth.states(known, shapes).items():
+    for name, values in states(growth.origins, known, shapes).items():
         grown |= {f"optimizer.{name}.{leaf}": value for leaf, value in values.items()}
     return growth, grown
 

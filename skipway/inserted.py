@@ -8,6 +8,7 @@ Sources: a last norm that begins at zero, Goyal et al. 2017, arXiv:1706.02677; a
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from skipway.blocks import EfficientChannelAttention, Shift, SqueezeExcite
@@ -32,43 +33,48 @@ _HARMLESS = (
 
 def insert_planned(
     network: nn.Module, before: Mapping[str, int], after: Mapping[str, int], fresh: Network, spread: bool
-) -> dict[str, nn.Module]:
-    """Put into each stage of `network` the blocks that it lacks of `fresh`; gives them by their paths.
+) -> list[nn.Module]:
+    """Put into each stage of `network` the blocks that it lacks of `fresh`; gives them.
 
     before, after: blocks in each stage, by its path.
     """
-    added: dict[str, nn.Module] = {}
+    added: list[nn.Module] = []
     for stage, count in after.items():
         if more := count - before[stage]:
-            path, home = _home(stage, network.get_submodule(stage))
-            made = _home(stage, fresh.get_submodule(stage))[1]
+            home, made = (_home(one.get_submodule(stage)) for one in (network, fresh))
             first = before[stage] - len(home)  # blocks in front of the home, since they change the shape
             behind = [j * before[stage] // more - first if spread else len(home) - 1 for j in range(more)]
-            _insert(path, home, behind, [made[place + 1 + j] for j, place in enumerate(behind)], added)
-    for path, skip in walk(fresh):  # the chances to leave a body out rise with depth
-        twin = network.get_submodule(path)
-        assert isinstance(twin, Skip)
-        twin.drop_path = skip.drop_path
+            blocks = [made[place + 1 + j] for j, place in enumerate(behind)]
+            _insert(home, behind, blocks)
+            added += blocks
+    if fresh.plan.get("drop_path"):  # the chances to leave a body out rise with depth
+        for path, skip in walk(fresh):
+            twin = network.get_submodule(path)
+            if isinstance(twin, Skip):
+                twin.drop_path = skip.drop_path
     return _placed(network, added)
 
 
-def insert_like(network: nn.Module, path: str, count: int, spread: bool) -> dict[str, nn.Module]:
-    """Put `count` blocks like the last that keeps its input's shape into the Chain at `path`; gives them by path."""
+def insert_like(network: nn.Module, homes: Mapping[str, int], spread: bool) -> list[nn.Module]:
+    """Put blocks like the last that keeps its input's shape into the Chains at `homes`, so many each; gives them."""
     modules = dict(network.named_modules())
-    home = modules.get(path)
-    if not isinstance(home, nn.Sequential):
-        raise InputError(
-            f"there is no Chain at {path!r}{did_you_mean(path, modules)}; give the path of one that holds blocks"
-        )
-    alike = [i for i, block in enumerate(home) if _repeats(block)]
-    if not alike:
-        raise InputError(
-            f"the Chain at {path!r} has no block to make others like: a Skip without a shortcut of its own, or a "
-            "Coupling; put one there first"
-        )
-    behind = [alike[j * len(alike) // count] if spread else alike[-1] for j in range(count)]
-    added: dict[str, nn.Module] = {}
-    _insert(path, home, behind, [redrawn(copy.deepcopy(home[place])) for place in behind], added)
+    added: list[nn.Module] = []
+    for path, count in homes.items():  # of which none has moved yet
+        home = modules.get(path)
+        if not isinstance(home, nn.Sequential):
+            raise InputError(
+                f"there is no Chain at {path!r}{did_you_mean(path, modules)}; give the path of one that holds blocks"
+            )
+        alike = [i for i, block in enumerate(home) if _repeats(block)]
+        if not alike:
+            raise InputError(
+                f"the Chain at {path!r} has no block to make others like: a Skip without a shortcut of its own, or a "
+                "Coupling; put one there first"
+            )
+        behind = [alike[j * len(alike) // count] if spread else alike[-1] for j in range(count)]
+        blocks = [redrawn(copy.deepcopy(home[place])) for place in behind]
+        _insert(home, behind, blocks)
+        added += blocks
     return _placed(network, added)
 
 
@@ -134,26 +140,19 @@ def _repeats(block: nn.Module) -> bool:
     return isinstance(block, Skip) and block.shortcut is None and block.open_shortcut is None
 
 
-def _home(path: str, stage: nn.Module) -> tuple[str, nn.Sequential]:
+def _home(stage: nn.Module) -> nn.Sequential:
     """Where the blocks of a planned stage stand that keep its shape: in it, or in its Reversible, which is made."""
     assert isinstance(stage, Chain)
     if not isinstance(next(iter(stage), None), Coupling | Reversible):
-        return path, stage
+        return stage
     if "rest" not in stage._modules:
-        stage._modules["rest"] = _empty()
-    return f"{path}.rest", stage.rest  # type: ignore[return-value]
+        made = Reversible(Coupling(nn.Identity(), nn.Identity()))
+        made._modules.clear()  # blocks are about to be put into it
+        stage._modules["rest"] = made
+    return stage.rest  # type: ignore[return-value]
 
 
-def _empty() -> Reversible:
-    """A Reversible that blocks are about to be put into."""
-    made = Reversible(Coupling(nn.Identity(), nn.Identity()))
-    made._modules.clear()
-    return made
-
-
-def _insert(
-    path: str, home: nn.Sequential, behind: list[int], blocks: list[nn.Module], added: dict[str, nn.Module]
-) -> None:
+def _insert(home: nn.Sequential, behind: list[int], blocks: list[nn.Module]) -> None:
     """Put each block behind the layer of that number; those without names are numbered anew."""
     layers = list(home._modules.items())
     for j, (place, block) in enumerate(zip(behind, blocks, strict=True)):
@@ -161,15 +160,12 @@ def _insert(
     named = {str(i) if name.isdigit() else name: layer for i, (name, layer) in enumerate(layers)}
     home._modules.clear()
     home._modules.update(named)
-    added |= {f"{path}.{name}".lstrip("."): layer for name, layer in named.items() if any(layer is b for b in blocks)}
 
 
-def _placed(network: nn.Module, added: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def _placed(network: nn.Module, added: list[nn.Module]) -> list[nn.Module]:
     """The new blocks beside the old layers: on their device, in their precision, in their mode."""
-    like = next(p for p in network.parameters() if p.is_floating_point())
-    for block in added.values():
-        block.to(like.device, like.dtype).train(network.training)
-    return added
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    return [block.to(like.device, like.dtype).train(network.training) for block in added]
 
 
 def _cannot(path: str, why: str) -> InputError:

@@ -8,6 +8,7 @@ Source: Chen et al. 2015, arXiv:1511.05641 (Net2WiderNet).
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,7 @@ _JOINS = (add, multiply, append, concat)
 class Widening:
     """Rewrites layers in place, from the one that the network's input reaches on.
 
-    calls: the calls in the network as it was, by path.
+    calls: the call of each layer of the network as it was.
     size: how many outputs the layer at a path gets that had so many.
     fresh: a state to take new outputs from; None: outputs that come in addition repeat old ones.
     uneven: draws unequal shares for channels that repeat one.
@@ -54,7 +55,7 @@ class Widening:
     origins: what each rewritten parameter is made of.
     """
 
-    calls: Mapping[str, Call]
+    calls: Mapping[nn.Module, Call]
     size: Callable[[str, int], int]
     fresh: Mapping[str, Tensor] | None = None
     uneven: torch.Generator | None = None
@@ -75,7 +76,7 @@ class Widening:
         if isinstance(layer, Dense):
             return self._role(_inside(path, "linear"), layer.linear)
         if type(layer) is nn.Linear:
-            return TAKES if len(self._given(path)) == 2 else KEEPS
+            return TAKES if len(self._given(layer)) == 2 else KEEPS
         if type(layer) in (*_CONVOLUTIONS, Pad):
             return TAKES
         if isinstance(layer, Coupling):
@@ -83,11 +84,11 @@ class Widening:
             return KEEPS if KEEPS in inner else THROUGH if layer.shortcuts is None else TAKES
         if isinstance(layer, Parallel):
             inner = [self._role(_inside(path, f"branches.{name}"), part) for name, part in _row(layer.branches)]
-            strange = layer.join not in _JOINS or len(self.calls[path].inputs) != 1
+            strange = layer.join not in _JOINS or len(self._inputs(layer)) != 1
             return KEEPS if strange or KEEPS in inner else THROUGH if THROUGH in inner else TAKES
         if isinstance(layer, Skip) and (layer.join in _JOINS or isinstance(layer.join, Scale | Gate)):
             inner = [self._role(_inside(path, name), getattr(layer, name)) for name in ("body", "shortcut", "after")]
-            return KEEPS if KEEPS in inner else inner[1]
+            return KEEPS if KEEPS in inner or inner[2] != THROUGH else inner[1]
         return KEEPS
 
     def _behind(self, path: str, layers: Sequence[tuple[str, nn.Module]]) -> str | None:
@@ -99,15 +100,22 @@ class Widening:
         if isinstance(layer, nn.Flatten):
             return layer.start_dim == 1 and layer.end_dim == -1
         if isinstance(layer, nn.LayerNorm):
-            return len(layer.normalized_shape) == 1 and len(self._given(path)) == 2
+            return len(layer.normalized_shape) == 1 and len(self._given(layer)) == 2
         if isinstance(layer, Function):
             return layer.function in _ELEMENTWISE
-        torchs = type(layer).__module__.removeprefix("torch.nn.modules.") in _PLACES and not isinstance(layer, _MIXING)
-        return torchs or type(layer) in (*_NORMS, *_OWN)
+        if type(layer) in (*_NORMS, *_OWN):
+            return True
+        if type(layer).__module__.removeprefix("torch.nn.modules.") not in _PLACES or isinstance(layer, _MIXING):
+            return False
+        axes = re.search(r"([123])d$", type(layer).__name__)  # else it would take channels for one of them
+        return axes is None or layer not in self.calls or len(self._given(layer)) == 2 + int(axes[1])
 
-    def _given(self, path: str) -> tuple[int, ...]:
-        """The shape of a layer's input; of a layer in a block that was not there, that of any row of numbers."""
-        return self.calls[path].inputs[0] if path in self.calls else (1, 1)
+    def _inputs(self, layer: nn.Module) -> tuple[Any, ...]:
+        """Shapes of a layer's inputs; of a layer in a block that was not there, that of any row of numbers."""
+        return self.calls[layer].inputs if layer in self.calls else ((1, 1),)
+
+    def _given(self, layer: nn.Module) -> tuple[int, ...]:
+        return next(iter(self._inputs(layer)), ())
 
     # Rewriting: each gives the row of the layer's outputs
 
@@ -121,6 +129,7 @@ class Widening:
         elif isinstance(layer, Dense):
             mixed = self._role(_inside(path, "activation"), layer.activation) != THROUGH
             row = self._visit(_inside(path, "linear"), layer.linear, given, KEEPS if mixed else wanted)
+            row = row if mixed else self._visit(_inside(path, "activation"), layer.activation, row)
         elif self._role(path, layer) == KEEPS:
             return self._kept(path, layer, given, wanted)
         elif isinstance(layer, Skip):
@@ -151,15 +160,16 @@ class Widening:
         """A layer whose ways are not known: it is given what it was given, and gives what it gave."""
         if not given.unchanged or isinstance(wanted, Row) and not wanted.unchanged:
             raise _unable(path, f"the ways of {type(layer).__name__} with channels are not known")
-        shape = self.calls[path].output if path in self.calls else ()
-        return Row.kept(shape[1] if len(shape) > 1 else given.width)
+        shape = self.calls[layer].output if layer in self.calls else ()
+        return Row.kept(shape[1] if len(shape) > 1 and isinstance(shape[1], int) else given.width)
 
     def _visit_skip(self, path: str, skip: Skip, given: Row, wanted: Wanted) -> Row:
         body, shortcut = _inside(path, "body"), _inside(path, "shortcut")
         if skip.join in (append, concat):
             part = wanted if wanted == KEEPS else None
             kept, branch = self._visit(shortcut, skip.shortcut, given, part), self._visit(body, skip.body, given, part)
-            return beside(kept, branch) if skip.join is append else beside(branch, kept)
+            both = beside(kept, branch) if skip.join is append else beside(branch, kept)
+            return self._visit(_inside(path, "after"), skip.after, both)
         row = self._visit(shortcut, skip.shortcut, given, wanted)
         self._visit(body, skip.body, given, row)
         join = _inside(path, "join")
@@ -169,7 +179,7 @@ class Widening:
         elif isinstance(skip.join, Gate):
             assert skip.join.transform is not None
             self._weigh(_inside(join, "transform"), skip.join.transform, row, row)
-        return row
+        return self._visit(_inside(path, "after"), skip.after, row)
 
     def _visit_parallel(self, path: str, layer: Parallel, given: Row, wanted: Wanted) -> Row:
         branches = [(_inside(path, f"branches.{name}"), branch) for name, branch in _row(layer.branches)]
@@ -201,10 +211,12 @@ class Widening:
         """What a block that was not there gives: what it appends is new, and all that it is given goes around it."""
         if not isinstance(block, Skip) or block.join not in (append, concat):
             return given
-        if self.fresh is None:  # else it was made for what it is given
-            self._visit(_inside(path, "body"), block.body, Row(torch.full_like(given.old, NEW), 0))
+        if self.fresh is None:
+            row = self._visit(_inside(path, "body"), block.body, Row(torch.full_like(given.old, NEW), 0))
             redrawn(block)
-        width = next(p for p in reversed(list(block.body.parameters())) if p.dim() > 1).shape[0]
+            width = len(row.old)
+        else:  # it was made for what it is given
+            width = next(p for p in reversed(list(block.body.parameters())) if p.dim() > 1).shape[0]
         new = Row(torch.full((width,), NEW), 0)
         return beside(given, new) if block.join is append else beside(new, given)
 
@@ -222,7 +234,7 @@ class Widening:
 
     def _pass(self, path: str, layer: nn.Module, given: Row) -> Row:
         if isinstance(layer, nn.Flatten):
-            return given.repeated(math.prod(self._given(path)[2:]))
+            return given.repeated(math.prod(self._given(layer)[2:]))
         if isinstance(layer, SqueezeExcite):
             squeezed = self._weigh(_inside(path, "squeeze"), layer.squeeze, given, None)
             self._weigh(_inside(path, "excite"), layer.excite, squeezed, given)

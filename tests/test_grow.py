@@ -567,3 +567,138 @@ def test_optimisers_that_are_not_of_the_network_or_keep_other_shapes_are_refused
     grown = deepen(network, blocks={1: 1}, optimizer=both)
     held = both.param_groups[0]["params"]
     assert any(p is other for p in held) and len(held) == 1 + len(list(grown.parameters()))
+
+
+# What once went wrong
+
+
+def test_what_follows_a_join_or_a_dense_layer_is_widened_with_it():
+    x = torch.randn(8, 4)
+    for network in (
+        sw.Chain(nn.Linear(4, 8), sw.Skip([nn.Linear(8, 8)], after=nn.LayerNorm(8)), nn.Linear(8, 3)),
+        sw.Chain(
+            nn.Linear(4, 8),
+            sw.Skip(nn.Linear(8, 8), after=nn.Sequential(nn.BatchNorm1d(8), nn.ReLU())),
+            nn.Linear(8, 3),
+        ),
+        sw.Chain(nn.Linear(4, 8), sw.Skip(nn.Linear(8, 4), join="concat", after=nn.BatchNorm1d(12)), nn.Linear(12, 3)),
+        sw.Chain(sw.Dense(4, 8, nn.LayerNorm(8)), nn.Linear(8, 3)),
+        sw.Chain(nn.Linear(4, 8), sw.Skip(nn.Linear(8, 8), after=nn.Linear(8, 6)), nn.Linear(6, 6), nn.Linear(6, 2)),
+        sw.Chain(nn.Linear(4, 8), nn.MaxPool1d(2), nn.Linear(4, 6), nn.Linear(6, 3)),
+    ):  # fmt: skip
+        torch.testing.assert_close(widen(network.eval(), 2, probe=x)(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_paths_are_those_before_any_block_was_inserted():
+    def block(width):
+        return sw.Skip([nn.Linear(width, width)])
+
+    torch.manual_seed(0)
+    network = sw.Chain(nn.Linear(4, 6), nn.ReLU(), block(6), sw.Chain(block(6)), sw.Chain(block(6)), nn.Linear(6, 3))
+    grown = deepen(network, blocks={"": 1, "4": 1}, probe=torch.randn(8, 4))
+    assert [len(layer) for layer in grown if isinstance(layer, sw.Chain)] == [1, 2]
+    mixed = sw.Chain(nn.Linear(4, 6), block(6), sw.Chain(sw.Skip(nn.Linear(6, 3), join=append)), nn.Linear(9, 3))
+    x = torch.randn(8, 4)
+    for blocks in ({"2": 1, "": 1}, {"": 1, "2": 1}):
+        torch.testing.assert_close(deepen(mixed, blocks=blocks, probe=x)(x), mixed(x), rtol=1e-5, atol=1e-6)
+
+
+def test_bodies_that_append_without_weights_or_in_branches_grow_too():
+    x = torch.randn(8, 4)
+    for body in (nn.Tanh(), sw.Parallel("concat", nn.Linear(4, 2), nn.Linear(4, 3))):
+        network = sw.Chain(sw.Chain(sw.Skip(body, join=append)), nn.Linear(8 if isinstance(body, nn.Tanh) else 9, 3))
+        torch.testing.assert_close(deepen(network, blocks={"0": 1}, probe=x)(x), network(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_wider_network_must_have_the_layers_of_the_old_one():
+    for options, widths in (
+        ({"stem_channels": 16}, [32, 64, 128]),
+        ({"stem_channels": 32, "shortcut": "auto"}, [32, 64, 128]),
+    ):
+        with pytest.raises(InputError, match="the network would have other layers at"):
+            widen(sw.create_model("resnet20", **options), widths=widths)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_other_precisions_grow(dtype):
+    network = lively(*NETWORKS["v1"]).to(dtype)
+    x = inputs(network).to(dtype)
+    assert deepen(network, blocks={1: 1})(x).equal(network(x))
+    assert widen(network, 2).head.weight.dtype == dtype
+
+
+def test_a_network_of_whole_numbers_grows():
+    ids = torch.randint(0, 9, (4, 5))
+    network = sw.Chain(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(30, 8), sw.Skip(nn.Linear(8, 8)), nn.Linear(8, 3))
+    torch.testing.assert_close(widen(network, 2, probe=ids)(ids), network(ids), rtol=1e-5, atol=1e-6)
+    assert deepen(network, blocks={"": 1}, probe=ids)(ids).equal(network(ids))
+
+
+def test_an_optimizer_made_anew_takes_the_state_of_one_that_grew():
+    network, made = trained("v1", "adamw")
+    plain = torch.optim.SGD([{"params": [(n, p) for n, p in network.named_parameters()]}], lr=0.1, momentum=0.9)
+    step(network, plain)
+    grown = deepen(network, blocks={1: 1, 2: 2}, optimizer=plain)
+    assert plain.param_groups[0]["param_names"] == [n for n, _ in grown.named_parameters()]
+    step(grown, plain)
+    again = torch.optim.SGD(grown.parameters(), lr=0.1, momentum=0.9)
+    again.load_state_dict(plain.state_dict())
+    for p in grown.parameters():
+        assert again.state[p]["momentum_buffer"].equal(plain.state[p]["momentum_buffer"])
+
+
+def test_new_blocks_beside_frozen_ones_are_frozen_and_no_part_of_the_training():
+    network = lively(*NETWORKS["v1"])
+    for name, p in network.named_parameters():
+        p.requires_grad_(name.startswith("head"))
+    head = torch.optim.SGD(network.head.parameters(), lr=0.1)
+    grown = deepen(network, blocks={1: 1}, optimizer=head)
+    assert {n for n, p in grown.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert len(head.param_groups[0]["params"]) == 2
+
+
+def test_muon_goes_on_with_kernels_of_any_layout():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network, made = lively("resnet20", SMALL).train().to(memory_format=layout), None
+        made = make_optimizer(network, "muon", lr=0.05, momentum=0.9, weight_decay=0.0)
+        step(network, made)
+        before = made.state[network.stage1[0].body.conv1.weight]["momentum_buffer"].clone()
+        assert before.shape == network.stage1[0].body.conv1.weight.shape
+        wide = widen(network, 2, optimizer=made, seed=None)
+        after = made.state[wide.stage1[0].body.conv1.weight]["momentum_buffer"]
+        torch.testing.assert_close(after, before.repeat_interleave(2, 0).repeat_interleave(2, 1) / 2)
+        step(wide, made)
+
+
+def test_growing_inside_inference_mode_gives_a_network_that_trains():
+    network = lively(*NETWORKS["v1"])
+    with torch.inference_mode():
+        grown, wide = deepen(network, blocks={1: 1}), widen(network, 2)
+    for made in (grown, wide):
+        made(inputs(network)).sum().backward()
+
+
+def test_what_nobody_can_grow_is_refused_in_a_line():
+    network, x = ends_with(nn.Linear(4, 4)), torch.randn(4, 4)
+    planned = lively("resnet20", SMALL)
+    with pytest.raises(InputError, match="LBFGS keeps one memory"):
+        deepen(network, blocks={"1": 1}, probe=x, optimizer=torch.optim.LBFGS(network.parameters()))
+    for wrong in ([2, 2, 2], "stage1"):
+        with pytest.raises(InputError, match="name of a network, or blocks"):
+            deepen(planned, blocks=wrong)
+    with pytest.raises(InputError, match="name of a network, or blocks"):
+        deepen(planned, {"stage1": 2})
+    for wrong in (x.numpy(), [1.0], torch.empty(0, 4), torch.ones(4)):
+        with pytest.raises(InputError, match="a probe is a tensor with a batch"):
+            widen(network, 2, probe=wrong)
+    for wrong in (torch.randn(4, 5), torch.ones(4, 4, dtype=torch.float64)):
+        with pytest.raises(InputError, match="the network cannot take the probe"):
+            widen(network, 2, probe=wrong)
+    with pytest.raises(InputError, match="growing compares outputs that are a tensor"):
+        deepen(sw.Chain(sw.Skip(nn.Linear(4, 4)), lambda x: {"out": x}), blocks={"": 1}, probe=x)
+    for lazy in (sw.Dense(None, 4), sw.Skip(nn.Linear(4, 4), join="gate"), sw.Skip(nn.Linear(4, 4), join="layerscale"),
+                 sw.Skip(nn.Linear(4, 6), "project")):  # fmt: skip
+        with pytest.raises(InputError, match="sizes that are open yet"):
+            widen(sw.Chain(nn.Linear(4, 4), lazy), 2, probe=x)
+    with pytest.raises(InputError, match="a fused network only predicts"):
+        widen(sw.export.fuse(planned), 2)

@@ -179,7 +179,9 @@ def test_the_epochs_of_a_growth_are_its_stages_and_more_go_to_the_last():
 def test_a_run_is_grown_into_one_that_trains_on(short, tmp_path, how, name, layers, widths):
     before = {p: p.read_bytes() for p in short.rglob("*") if p.is_file()}
     grown = grow_run(short, **how)
-    assert grown.path.parent == short.parent and grown.network == name and grown.finished and grown.epochs == 2
+    assert (
+        grown.path.parent == short.parent and grown.network == name and grown.status == "finished" and grown.epochs == 2
+    )
     assert before == {p: p.read_bytes() for p in short.rglob("*") if p.is_file()}, "the old run has changed"
     old, new = sw.load(short), sw.load(grown.path)
     assert new.plan["layers"] == layers and new.plan["widths"] == widths and new.spec == old.spec
@@ -205,7 +207,7 @@ def test_a_run_grown_in_the_middle_of_an_epoch_goes_on_there(data, tmp_path):
     with pytest.raises(Interrupted):
         quick(data, tmp_path, name="cut", stop=StopAt(61 + 2))
     grown = grow_run(tmp_path / "cut", "resnet32", output=tmp_path / "elsewhere", name="bigger")
-    assert grown.path == tmp_path / "elsewhere" / "bigger" and not grown.finished
+    assert grown.path == tmp_path / "elsewhere" / "bigger" and grown.status == "running"
     assert state_of(grown.path)["state"]["batch"] > 0 and not (grown.path / "weights" / "best.safetensors").exists()
     assert str(grown).endswith(f"train on with skipway train --resume {grown.path}")
     one = train(resume=grown.path)
@@ -241,7 +243,7 @@ def test_what_a_run_cannot_grow_to_is_refused(short, data, tmp_path, straight):
     with pytest.raises(InputError, match="holds a run already"):
         grow_run(short, "resnet32", name="short")
     assert not (short.parent / "kinds-resnet50").exists()
-    for text in ("stage2", "stage2=x", "stage2=1;stage3=1", "=1", "stage2=1,"):
+    for text in ("stage2", "stage2=x", "stage2=1;stage3=1", "=1", "stage2=1,", "", "stage1=1,stage1=2"):
         with pytest.raises(InputError, match="--blocks takes stages and numbers"):
             blocks_of(text)
     assert blocks_of("stage2=4,3=2") == {"stage2": 4, "3": 2}
@@ -256,6 +258,47 @@ def test_a_run_that_is_still_to_grow_by_itself_is_left_to_it(data, tmp_path, str
     with pytest.raises(InputError, match="is still to grow as its recipe says"):
         grow_run(tmp_path / "cut", "resnet56")
     assert grow_run(straight, "resnet56", output=tmp_path).network == "resnet56"
+
+
+def test_the_best_weights_of_a_smaller_network_grow_by_as_much(data, tmp_path):
+    run = quick(data, tmp_path, name="run", **(GROWN | {"grow": "resnet20:1,resnet32:1", "epochs": 2}))
+    early = grow_run(shallow_best(run.path, data, tmp_path), blocks={"stage1": 1})
+    assert sw.load(early.path).plan["layers"] == [4, 3, 3]
+    assert train(resume=early.path, epochs=3).metrics["epochs"] == 3
+
+
+def shallow_best(path, data, tmp_path):
+    """The run with the best weights of its first epoch, from before it grew."""
+    first = quick(data, tmp_path, name="first", epochs=1).path / "weights" / "best.safetensors"
+    shutil.copy(first, path / "weights" / "best.safetensors")
+    return path
+
+
+def test_a_folder_with_files_in_it_is_not_written_into(short):
+    (short.parent / "mine").mkdir()
+    (short.parent / "mine" / "results.csv").write_text("kept")
+    with pytest.raises(InputError, match="holds files already"):
+        grow_run(short, "resnet32", name="mine")
+    assert (short.parent / "mine" / "results.csv").read_text() == "kept"
+
+
+def test_a_run_of_the_default_network_and_optimizer_is_widened(tmp_path):
+    run = train("digits", output=tmp_path, epochs=1, threads=1)
+    assert run.metrics["decided"]["optimizer"] == "muon"
+    grown = grow_run(run.path, factor=2)
+    assert len(train(resume=grown.path, epochs=2).history) == 2
+
+
+def test_networks_of_other_layers_are_refused_before_training(data, tmp_path):
+    with pytest.raises(InputError, match="would have other layers at"):
+        train(data, output=tmp_path, grow="wide_resnet40_1:1,wide_resnet40_2:1")
+
+
+def test_a_run_stopped_by_the_clock_says_what_it_needs(short):
+    kept = checkpoint.load(short / "weights" / "last")
+    late = kept.state | {"state": kept.state["state"] | {"status": "stopped by the time limit"}}
+    checkpoint.save(short / "weights" / "last", kept.step, kept.tensors, late)
+    assert "which needs another --time-limit or --patience" in str(grow_run(short, "resnet32"))
 
 
 def test_a_disk_that_is_full_leaves_no_half_of_a_run(short, monkeypatch):

@@ -50,7 +50,17 @@ FLOORS = [
     [
         [
             *("network", "foreign_child", "foreign", "keymaps", "weights", "stored", "pretrained"),
-            *("features", "zoo", "channels", "widened", "inserted", "grown_plans", "grow"),
+            *(
+                "features",
+                "zoo",
+                "channels",
+                "widened",
+                "inserted",
+                "grown_plans",
+                "grown_proof",
+                "grown_optimizer",
+                "grow",
+            ),
             *("probe.mistakes", "probe.receptive", "probe.summary", "probe.measure"),
             *("probe.flow", "probe.lesion", "probe.landscape"),
             *("probe.ink", "probe.page", "probe.signs", "probe.diagram"),

@@ -51,18 +51,29 @@ class Muon(torch.optim.Optimizer):
             weight_decay=group["weight_decay"], adjust_lr_fn="match_rms_adamw",
         )  # fmt: skip
         for p, view in views:
-            if self.state[p]:
-                muon.state[view].update(self.state[p])
+            muon.state[view].update({key: _matrix(value, p) for key, value in self.state[p].items()})
         muon.step()
         for p, view in views:
-            self.state[p].update(muon.state[view])
+            self.state[p].update({key: _kernel(value, p) for key, value in muon.state[view].items()})
 
 
 def _matrix(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` as a matrix, its columns in the order of the memory of `like`, of whose own values it is a view."""
-    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.flatten(1)
+    if tensor.dim() < 3:  # a matrix already, as the states of older checkpoints
+        return tensor
+    return (tensor.permute(0, 2, 3, 1) if _channels_last(like) else tensor).flatten(1)
+
+
+def _kernel(matrix: Tensor, like: Tensor) -> Tensor:
+    """What `_matrix` made of a tensor shaped as `like`, in that shape again: the same memory."""
+    if not _channels_last(like):
+        return matrix.view(like.shape)
+    out, into, *sizes = like.shape
+    return matrix.view(out, *sizes, into).permute(0, 3, 1, 2)
+
+
+def _channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def make_optimizer(
