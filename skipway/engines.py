@@ -54,7 +54,7 @@ def quickened(
     if precision not in PRECISIONS:
         raise InputError(f"the precisions of predicting are {', '.join(PRECISIONS)}, not {precision!r}")
     if _settled(network):
-        if name == "auto" and precision in ("auto", "fp32"):
+        if name != "openvino" and precision in ("auto", "fp32"):
             return network
         raise InputError(
             f"engine {name!r} with precision {precision!r} is for a network of pictures on a CPU that is computed "

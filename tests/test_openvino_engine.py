@@ -4,6 +4,7 @@ import copy
 import platform
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from skipway.errors import InputError, MissingExtra, ShapeError
 from skipway.network import several_views
 from skipway.openvino_engine import engine, fastest
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed"),
+]
 
 
 def inputs(count=8):
