@@ -64,8 +64,8 @@ def predict(
     A folder stands for its pictures at any depth. What cannot be used has a reason in place of classes, and the others
     still get theirs. With `tta` the mean over several views of each picture counts.
 
-    Networks of pictures are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto", the
-    fastest that is installed, which is the command line's choice; a process that trains as well is better off with
+    Networks of pictures are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
+    the fastest that is installed, which is the command line's choice; a process that trains as well is better off with
     torch alone. `precision` is "bf16" where the hardware has it, else "fp32"; "int8" is calibrated on the run's own
     training pictures. Probabilities differ by about 1e-6 in fp32, and by some 1e-3 in bf16.
     """
