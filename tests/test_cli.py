@@ -170,7 +170,7 @@ def test_the_other_commands_answer(call):
         ((), "Usage"),
     ):
         code, out, err = call(*words)
-        assert code == 0 and said in out and err in ("", "computed by torch in bf16\n", "computed by torch in fp32\n"), words
+        assert code == 0 and said in out and (not err or err.startswith("computed by torch in ")), words
 
 
 def shell(place, text, **environment):
