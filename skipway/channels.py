@@ -79,9 +79,12 @@ class Origin(NamedTuple):
 
     def moved(self, values: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
         """What an optimiser keeps of the old tensor, of that shape, as what it would keep of the new one."""
-        return {key: self._moved(key, value, tuple(shape)) for key, value in values.items()}
+        powers = {key: 2 if key in _SQUARES else int(key in _GRADIENTS) for key in values}
+        if "square_avg" in values:  # RMSprop's momentum is one of steps, which are as long for a share
+            powers["momentum_buffer"] = 0
+        return {key: self._moved(key, value, tuple(shape), powers[key]) for key, value in values.items()}
 
-    def _moved(self, key: str, value: Any, shape: tuple[int, ...]) -> Any:
+    def _moved(self, key: str, value: Any, shape: tuple[int, ...], power: int) -> Any:
         if not isinstance(value, Tensor) or not value.dim() or (self.rows is None and self.columns is None):
             return value
         if tuple(value.shape) != shape:
@@ -91,7 +94,6 @@ class Origin(NamedTuple):
             )
         for axis, row in enumerate((self.rows, self.columns)):
             value = value if row is None else taken(value, row, axis)
-        power = 2 if key in _SQUARES else int(key in _GRADIENTS)
         if self.rows is not None and power:  # what flows back to a channel is shared by those that repeat it
             value = value / _along(self.rows.counts().to(value) ** power, value, 0)
         return value

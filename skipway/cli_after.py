@@ -11,6 +11,24 @@ from skipway.terminal import STOP, complain, say
 
 __all__ = ["compare", "evaluate", "export", "grow", "predict", "probe"]
 
+# What predict and evaluate are both told.
+Views = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Take the mean over several views of each picture: shifted, and mirrored where that is harmless.",
+    ),
+]
+Engine = Annotated[
+    str, Parameter(help="What computes pictures: openvino, torch, or auto: the fastest that is installed.")
+]
+Precision = Annotated[
+    str,
+    Parameter(
+        help="fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures."
+    ),
+]
+
 
 def grow(
     run: Path,
@@ -50,11 +68,11 @@ def predict(
     /,
     *sources: Path,
     top: int = 3,
-    tta: Annotated[bool, Parameter(negative="")] = False,
+    tta: Views = False,
     csv: Path | None = None,
     strict: Annotated[bool, Parameter(negative="")] = False,
-    engine: str = "auto",
-    precision: str = "auto",
+    engine: Engine = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Say what is on pictures, or what rows of tables mean: one row per input, in order, with the likeliest classes.
 
@@ -66,34 +84,25 @@ def predict(
         Pictures, or folders whose pictures are taken at any depth; for a run on a table: .csv, .tsv, .parquet files.
     top
         How many classes to name.
-    tta
-        Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
     csv
         Write the rows to this file as well.
     strict
         End with exit code 2 where a picture could not be used.
-    engine
-        What computes pictures: openvino, torch, or auto: the fastest that is installed.
-    precision
-        fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures.
     """
-    from skipway.data.table_spec import TableSpec
-    from skipway.stored import load
     from skipway.use import predict as predict_sources
     from skipway.use import write_predictions
 
-    table = isinstance(load(run).spec, TableSpec)
     rows = predict_sources(
         run, sources, top=top, tta=tta, engine=engine, precision=precision, console=Console(stream=sys.stderr),
         stop=STOP,
     )  # fmt: skip
     if csv is not None:
-        write_predictions(csv, rows, top, "row" if table else "file")
+        write_predictions(csv, rows, top)
     for row in rows:
         say(str(row))
     failed = sum(not row.usable for row in rows)
     if failed:
-        complain(f"{failed:,} of {len(rows):,} {'rows' if table else 'pictures'} could not be used")
+        complain(f"{failed:,} of {len(rows):,} {rows[0].noun}s could not be used")
     if failed and strict:
         raise SystemExit(2)
 
@@ -104,9 +113,9 @@ def evaluate(
     /,
     *,
     split: str | None = None,
-    tta: Annotated[bool, Parameter(negative="")] = False,
-    engine: str = "auto",
-    precision: str = "auto",
+    tta: Views = False,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Measure a trained network on DATA: accuracy, loss and a table per class.
 
@@ -118,12 +127,6 @@ def evaluate(
         As for train; classes are matched by name.
     split
         train, val or test; default: test where there is one, else val, else everything.
-    tta
-        Take the mean over several views of each picture: shifted, and mirrored where that is harmless.
-    engine
-        What computes pictures: openvino, torch, or auto: the fastest that is installed.
-    precision
-        fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures.
     """
     from skipway.use import evaluate as evaluate_run
 

@@ -1,7 +1,5 @@
 """Several runs beside each other: what they were told, how they did, and their curves in one picture."""
 
-import csv
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from skipway.console import duration
 from skipway.errors import InputError, StorageError, printable
 from skipway.recipe import Recipe
 from skipway.resume import run_folder
+from skipway.run_reader import Reader, history_of, mapping
+from skipway.runfolder import told_apart
 
 __all__ = ["Comparison", "compare"]
 
@@ -52,11 +52,11 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
     if len(runs) < 2:
         raise InputError("compare takes two or more run folders; give another one")
     folders = [run_folder(Path(run)) for run in runs]
-    names = _names(folders)
+    names = told_apart(folders)
     told = [_told(folder) for folder in folders]
     fields = [name for name in Recipe.names() if name not in _NOT_TOLD]
     different = {name: [values[name] for values in told] for name in fields if len({str(v[name]) for v in told}) > 1}
-    histories = {name: _rows(folder) for name, folder in zip(names, folders, strict=True)}
+    histories = {name: _history(folder) for name, folder in zip(names, folders, strict=True)}
     target = Path(picture)
     try:
         compare_plot.comparison(histories, target)
@@ -67,30 +67,19 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
     )
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """As much of each path's end as tells the runs from each other."""
-    parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = [printable("/".join(path[-depth:])) for path in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{printable(path[-1])} ({i})" for i, path in enumerate(parts, 1)]
-
-
 def _told(folder: Path) -> dict[str, Any]:
     """Every field of a run's recipe; of those that were left open, what was decided."""
     values = Recipe.of(Recipe.read(folder / "config.yaml")).as_dict()
-    decided = _json(folder / "metrics.json").get("decided")
-    for name, value in decided.items() if isinstance(decided, dict) else ():
+    decided = mapping(Reader(folder).json("metrics.json").get("decided"))
+    for name, value in decided.items():
         if name in values and values[name] in (None, "auto"):
             values[name] = value
     return values
 
 
 def _figures(folder: Path, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    metrics = _json(folder / "metrics.json")
-    decided = metrics.get("decided")
-    found: dict[str, Any] = {"network": decided.get("model") if isinstance(decided, dict) else None}
+    metrics = Reader(folder).json("metrics.json")
+    found: dict[str, Any] = {"network": mapping(metrics.get("decided")).get("model")}
     found |= {key: metrics.get(key) for key in ("parameters", *_FIGURES) if metrics.get(key) is not None}
     if not metrics and history:  # it has not ended yet: what its best epoch says
         best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row["val_loss"])))
@@ -103,24 +92,10 @@ def _figures(folder: Path, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def _history(folder: Path) -> list[dict[str, float]]:
     """The rows of results.csv as numbers, as far as they are whole."""
-    rows = []
-    try:
-        with open(folder / "results.csv", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                rows.append({str(name): float(value) for name, value in row.items()})
-    except (OSError, ValueError, TypeError, csv.Error):
-        return rows
-    return rows
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    rows = history_of(Reader(folder).table("results.csv"))
+    return [row for row in rows if row.keys() == rows[0].keys()]
 
 
 def _shown(value: Any, column: str) -> str:

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from skipway.console import Console
 from skipway.errors import InputError, did_you_mean
 from skipway.export import fuse
 from skipway.network import Network
 from skipway.openvino_engine import PRECISIONS, engine, fastest
+from skipway.probe.measure import batches_accuracy
 from skipway.samples import samples_of
 from skipway.signals import StopFlag
 from skipway.training.trainer import has_bf16
@@ -19,10 +17,7 @@ from skipway.training.trainer import has_bf16
 __all__ = ["ENGINES", "quickened"]
 
 ENGINES = ("auto", "openvino", "torch")
-_CALIBRATED, _JUDGED = (
-    128,
-    500,
-)  # training samples that ranges are chosen by, validation samples that the loss is told on
+_CALIBRATION = {"train": 128, "val": 500}  # samples: ranges are chosen by the one, what they cost is told on the other
 _MOST_LOST = 0.02  # of the accuracy, beyond which int8 is refused
 
 
@@ -82,19 +77,15 @@ def _in_int8(
         raise InputError(
             "precision int8 is calibrated on a run's own training samples; give the run's folder, not its weights alone"
         )
-    x, _ = samples_of(run, network, "train", _CALIBRATED, console=console, stop=stop)
-    quick: Network = made(network, "int8", x)
-    x, y = samples_of(run, network, "val", _JUDGED, console=console, stop=stop)
-    before, after = (_accuracy(one, x, y) for one in (network, quick))
-    console.say(f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(y):,} validation pictures")
+    samples = samples_of(run, network, _CALIBRATION, console=console, stop=stop)
+    quick: Network = made(network, "int8", samples["train"][0])
+    accuracy = batches_accuracy(*samples["val"], batch_size=64)
+    before, after = accuracy(network), accuracy(quick)
+    console.say(
+        f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(samples['val'][1]):,} validation pictures"
+    )
     if before - after > _MOST_LOST:
         raise InputError(
             f"int8 costs {before - after:.2%} of accuracy here, more than {_MOST_LOST:.0%}; use --precision bf16"
         )
     return quick
-
-
-def _accuracy(network: Network, x: Tensor, y: Tensor) -> float:
-    with torch.inference_mode():
-        right = [(network(part).argmax(1) == target) for part, target in zip(x.split(64), y.split(64), strict=True)]
-    return float(torch.cat(right).double().mean())

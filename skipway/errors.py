@@ -16,6 +16,7 @@ __all__ = [
     "SkipwayError",
     "StorageError",
     "did_you_mean",
+    "lacks_memory",
     "printable",
 ]
 
@@ -64,6 +65,12 @@ class Interrupted(SkipwayError):
     """A signal stopped the run after its work was saved."""
 
     exit_code = 75
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that there is no more memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

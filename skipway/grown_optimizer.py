@@ -67,6 +67,18 @@ def move(
         del optimizer.state[p]
     for name, values in moved.items():
         optimizer.state[new[name]] = values
+    if isinstance(optimizer, torch.optim.SGD) and moved:
+        _with_momentum_of_all(optimizer)
+
+
+def _with_momentum_of_all(optimizer: torch.optim.SGD) -> None:
+    """Zeros as the momentum of new parameters, where torch takes a step with all of them at once, and needs all."""
+    for group in optimizer.param_groups:
+        known = [p for p in group["params"] if optimizer.state[p].get("momentum_buffer") is not None]
+        if group["fused"] and group["momentum"] and known:
+            for p in group["params"]:
+                if optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _most_alike(name: str, parameter: Tensor, old: Mapping[str, Tensor]) -> str:

@@ -71,10 +71,14 @@ def need_like(target: dict[str, Any], plan: Mapping[str, Any], *but: str) -> dic
 def with_blocks(plan: Mapping[str, Any], blocks: Mapping[str | int, int]) -> dict[str, Any]:
     """The plan with so many more blocks in each stage."""
     counts = stages(plan)
+    told: dict[str, str | int] = {}
     for stage, count in blocks.items():
         path = f"stage{stage}" if isinstance(stage, int) or str(stage).isdigit() else stage
         if path not in counts:
             raise InputError(f"{plan['name']} has no stage {stage!r}; it has {', '.join(counts)}")
+        if path in told:
+            raise InputError(f"deepen was given {path} twice, as {told[path]!r} and as {stage!r}; give it once")
+        told[path] = stage
         counts[path] += counted(stage, count)
     if not blocks:
         raise InputError('deepen was given no blocks; give a stage and a number, as in blocks={"stage2": 4}')

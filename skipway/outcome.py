@@ -21,6 +21,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     reason: str = ""
     value: float | None = None
+    noun: str = "picture"
 
     @property
     def usable(self) -> bool:
@@ -86,8 +87,12 @@ class NumberEvaluation:
         )
 
 
-def write_predictions(path: Path, rows: Sequence[Prediction], top: int, what: str = "file") -> None:
-    """The rows as CSV: file, status, label, probability, label_2, ..., reason; or predicted in place of the labels."""
+def write_predictions(path: Path, rows: Sequence[Prediction], top: int) -> None:
+    """The rows as CSV: file, status, label, probability, label_2, ..., reason; or predicted in place of the labels.
+
+    Of tables the first column is called row.
+    """
+    what = "row" if any(r.noun == "row" for r in rows) else "file"
     if any(r.value is not None for r in rows):
         cells = ((r.source, *(("ok", r.value) if r.usable else ("error", "")), r.reason) for r in rows)
         write_table(path, (what, "status", "predicted", "reason"), cells)

@@ -20,6 +20,7 @@ from skipway.probe.lesion import lesion
 from skipway.probe.measure import batches_accuracy, batches_loss
 from skipway.recipe import Recipe
 from skipway.resume import run_folder
+from skipway.runfolder import told_apart
 from skipway.samples import samples_of
 from skipway.signals import StopFlag
 from skipway.stored import load
@@ -75,7 +76,7 @@ def probe_run(
     if samples < 2 or points < 3:
         raise InputError(f"probe takes samples of at least 2 and points of at least 3, not {samples} and {points}")
     folders = [run_folder(Path(one)) for one in (run, *beside)]
-    networks = {name: load(folder) for name, folder in zip(_names(folders), folders, strict=True)}
+    networks = {name: load(folder) for name, folder in zip(told_apart(folders), folders, strict=True)}
     folder = folders[0]
     x, y = torch.empty(0), torch.empty(0)
     if set(only) - {"diagram"}:
@@ -86,7 +87,7 @@ def probe_run(
                 "probe them one by one"
             )
         network = next(iter(networks.values()))
-        x, y = samples_of(folder, network, "val", samples, data=data, console=console, stop=stop)
+        x, y = samples_of(folder, network, {"val": samples}, data=data, console=console, stop=stop)["val"]
     make_folder(folder / "plots")
     found: dict[str, Any] = {}
     pictures: list[Path] = []
@@ -155,9 +156,3 @@ _LOOK = {"diagram": _diagram, "flow": _flow, "lesion": _lesion, "landscape": _la
 
 def _recipe(folder: Path) -> Recipe:
     return Recipe.of(Recipe.read(folder / "config.yaml"))
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, numbered where they are equal."""
-    names = [printable(folder.resolve().name) for folder in folders]
-    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]

@@ -4,25 +4,22 @@ What a run lacks (it was interrupted, it has no test set) is said in its place. 
 until proven otherwise: autoescaped, its control characters spelt out, and paths in it are never followed.
 """
 
-import csv
-import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from skipway import plots
 from skipway.errors import InputError, StorageError, printable
-from skipway.report_pictures import NO_PICTURE, picture, views_of
+from skipway.report_pictures import picture, views_of
 from skipway.report_tables import growth_lines, number_reading, table_facts
+from skipway.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
 
 __all__ = ["wilson", "write"]
 
@@ -35,7 +32,6 @@ FIGURES = {
     "top5_accuracy": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC",
     "calibration_error": "calibration error",
 }  # fmt: skip
-UNREADABLE = (*NO_PICTURE, csv.Error, yaml.YAMLError, RecursionError)
 
 
 def wilson(accuracy: float, count: int) -> tuple[float, float]:
@@ -75,10 +71,10 @@ def write(folder: Path) -> Path:
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """The rows of results.csv with a number for their epoch, so without one torn by an interruption."""
+    """The rows of results.csv that are whole."""
     expected = "expected one that `skipway train` wrote; name the folder that holds results.csv"
     try:
-        rows = list(_rows(folder / "results.csv"))
+        rows = list(rows_of(folder / "results.csv"))
     except UNREADABLE as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
@@ -86,84 +82,26 @@ def _history(folder: Path) -> list[dict[str, float]]:
         ) from error
     if rows and "epoch" not in rows[0]:
         raise InputError(f"{printable(folder)} is not a run folder: its results.csv has no column 'epoch', {expected}")
-    history = [{key: _number(value) for key, value in row.items()} for row in rows]
-    return [row for row in history if math.isfinite(row.get("epoch", math.nan))]
-
-
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file as text, so that a class named `null` or `007` stays what it is."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for row in csv.DictReader(file):
-            yield {str(k): str(v) for k, v in row.items() if k is not None and v is not None}
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+    return history_of(rows)
 
 
 def _counts(value: Any) -> dict[str, int]:
     """A mapping of names to whole numbers, without what is neither."""
-    pairs = ((str(k), _number(v)) for k, v in _mapping(value).items())
+    pairs = ((str(k), number(v)) for k, v in mapping(value).items())
     return {k: int(v) for k, v in pairs if math.isfinite(v)}
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-class _Reader:
-    """Reads what a run folder has, and remembers in one sentence per file why something is not there."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.missing: dict[str, str] = {}
-
-    def _try(self, name: str, read: Any, nothing: Any) -> Any:
-        try:
-            return read(self.folder / name)
-        except FileNotFoundError:
-            self.missing[name] = f"This run has no {name}."
-        except UNREADABLE as error:
-            self.missing[name] = f"This run's {name} cannot be read ({type(error).__name__})."
-        return nothing
-
-    def table(self, name: str, most: int | None = None) -> list[dict[str, str]]:
-        return self._try(name, lambda path: list(islice(_rows(path), most)), [])
-
-    def json(self, name: str) -> dict[str, Any]:
-        return _mapping(self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
-
-    def yaml(self, name: str) -> dict[str, Any]:
-        return _mapping(self._try(name, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
-
-    def matrix(self, name: str) -> tuple[list[str], np.ndarray | None]:
-        """Class names and counts; the names are read as a plain row, since two columns might share one."""
-
-        def read(path: Path) -> tuple[list[str], np.ndarray | None]:
-            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                head, *body = list(csv.reader(file)) or [[]]
-            counts = np.array([[float(cell) for cell in row[1:]] for row in body])
-            if len(head) < 2 or counts.shape != (len(head) - 1, len(head) - 1) or not np.isfinite(counts).all():
-                raise ValueError
-            return head[1:], counts
-
-        return self._try(name, read, ([], None))
 
 
 def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
-    reader = _Reader(folder)
+    reader = Reader(folder)
     metrics, recipe, env = reader.json("metrics.json"), reader.yaml("config.yaml"), reader.json("env.json")
-    data = _mapping(metrics.get("data"))
+    data = mapping(metrics.get("data"))
     splits = reader.table("splits.csv") if not data else []
     by_class: dict[str, Counter[str]] = {}
     for row in splits:
         by_class.setdefault(row.get("class", ""), Counter())[row.get("split", "")] += 1
-    known = {str(name): _counts(row) for name, row in _mapping(data.get("classes")).items()}
-    per_class = sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(_number(row.get("f1"))))
+    known = {str(name): _counts(row) for name, row in mapping(data.get("classes")).items()}
+    per_class = sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(number(row.get("f1"))))
     names, matrix = reader.matrix("confusion_matrix.csv")
     first = reader.table("predictions.csv", most=1)
     skipped = reader.table("skipped.csv")
@@ -179,7 +117,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
         "network": str(env.get("network") or "").splitlines(), "split_names": SPLITS,
         "schedule": _schedule(metrics, recipe, history), "grown": growth_lines(metrics),
-        "model": _mapping(metrics.get("decided")).get("model") or recipe.get("model"),
+        "began_elsewhere": bool(metrics.get("grown")) and not recipe.get("grow"),
+        "model": mapping(metrics.get("decided")).get("model") or recipe.get("model"),
         "data_name": data.get("name") or recipe.get("data"),
     } | table_facts(metrics, data, history, reader.table("predictions.csv", most=PREDICTIONS))  # fmt: skip
     facts["results"] = _results(facts)
@@ -189,7 +128,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
 
 def _best(history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, float]:
     """The row of the best epoch: the one the run named, else the first with the highest validation accuracy."""
-    named = [row for row in history if row["epoch"] == _number(metrics.get("best_epoch"))]
+    named = [row for row in history if row["epoch"] == number(metrics.get("best_epoch"))]
     judged = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
     return named[0] if named else max(judged, key=lambda row: row["val_accuracy"], default={})
 
@@ -198,7 +137,7 @@ def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dic
     points = metrics.get("schedule")
     if isinstance(points, list) and all(isinstance(p, list | tuple) and len(p) in (2, 3) for p in points) and points:
         return points
-    total = _number(recipe.get("epochs"))
+    total = number(recipe.get("epochs"))
     total = total if total > 0 else max((row["epoch"] for row in history), default=1.0)
     return [(row["epoch"] / total, row["lr"]) for row in history if math.isfinite(row.get("lr", math.nan))]
 
@@ -207,15 +146,15 @@ def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Accuracy on validation and test pictures, each with its interval where the number of pictures is known."""
     results = []
     for split in ("val", "test"):
-        accuracy = _number(facts["metrics"].get(f"{split}_accuracy"))
+        accuracy = number(facts["metrics"].get(f"{split}_accuracy"))
         if split == "val" and not math.isfinite(accuracy):
             accuracy = facts["best"].get("val_accuracy", math.nan)
         if not 0 <= accuracy <= 1:
             continue
         count = facts["counts"].get(split, 0)
         interval = wilson(accuracy, count) if count > 0 else None
-        loss = _number(facts["metrics"].get(f"{split}_loss"))
-        others = [(words, _number(facts["metrics"].get(f"{split}_{name}"))) for name, words in FIGURES.items()]
+        loss = number(facts["metrics"].get(f"{split}_loss"))
+        others = [(words, number(facts["metrics"].get(f"{split}_{name}"))) for name, words in FIGURES.items()]
         results.append(
             {
                 "split": SPLITS[split],
@@ -303,7 +242,7 @@ def _reading(facts: dict[str, Any]) -> list[str]:
 def _worst(folder: Path) -> list[dict[str, Any]]:
     """The pictures of plots/worst.csv that lie in plots/worst, made small."""
     try:
-        rows = list(islice(_rows(folder / "plots" / "worst.csv"), WORST))
+        rows = list(islice(rows_of(folder / "plots" / "worst.csv"), WORST))
     except UNREADABLE:
         return []
     shown = ((row, picture(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE)) for row in rows)
@@ -321,18 +260,18 @@ def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) 
 
 
 def _percent(value: Any, digits: int = 1) -> str:
-    number = _number(value)
-    return f"{number * 100:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(number) else "–"
+    share = number(value)
+    return f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else "–"
 
 
 def _figure(value: Any, form: str = ",.0f") -> str:
-    number = _number(value)
-    return format(number, form) if math.isfinite(number) else "–"
+    found = number(value)
+    return format(found, form) if math.isfinite(found) else "–"
 
 
 def _duration(value: Any) -> str:
     """Seconds in the two largest units that matter."""
-    seconds = _number(value)
+    seconds = number(value)
     if not math.isfinite(seconds):
         return "–"
     if seconds < 60:
@@ -347,7 +286,5 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )  # fmt: skip
-    environment.filters.update(
-        percent=_percent, figure=_figure, duration=_duration, short=plots.shorten, number=_number
-    )
+    environment.filters.update(percent=_percent, figure=_figure, duration=_duration, short=plots.shorten, number=number)
     return environment

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from skipway.run_reader import number
+
 __all__ = ["growth_lines", "number_reading", "table_facts"]
 
 _SPLITS = {"val": "validation", "test": "test"}
@@ -25,7 +27,7 @@ def table_facts(
         "one": "row" if table else "picture",
         "regression": regression,
         "target": str(data.get("target", "")),
-        "columns": {str(kind): _number(count) for kind, count in (columns or {}).items()},
+        "columns": {str(kind): number(count) for kind, count in (columns or {}).items()},
         "numbers": _numbers(metrics, history) if regression else [],
         "baseline": _baseline(baseline or {}, "r2" if regression else "accuracy"),
         "far": _farthest(predictions) if regression else [],
@@ -55,7 +57,7 @@ def _dashed(layers: Any) -> str:
 
 def number_reading(history: Sequence[Mapping[str, float]], best: Mapping[str, float]) -> list[str]:
     """What the figures of a regression say; at most three sentences, all of them counted."""
-    train, val = (_number(best.get(f"{part}_r2")) for part in ("train", "val"))
+    train, val = (number(best.get(f"{part}_r2")) for part in ("train", "val"))
     said = []
     if val <= 0:
         said.append("This is no better than always answering the mean of the target.")
@@ -75,11 +77,11 @@ def _numbers(metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]])
     """R2 and errors of each split that was judged."""
     found = []
     for split, words in _SPLITS.items():
-        value = _number(metrics.get(f"{split}_r2"))
+        value = number(metrics.get(f"{split}_r2"))
         if split == "val" and not math.isfinite(value):
-            value = max((_number(row.get("val_r2")) for row in history), default=math.nan)
+            value = max((number(row.get("val_r2")) for row in history), default=math.nan)
         if math.isfinite(value):
-            others = [(name, _number(metrics.get(f"{split}_{key}"))) for key, name in _FIGURES.items()]
+            others = [(name, number(metrics.get(f"{split}_{key}"))) for key, name in _FIGURES.items()]
             told = [(name, number) for name, number in others if math.isfinite(number)]
             found.append({"split": words, "r2": value, "others": told})
     return found
@@ -87,22 +89,15 @@ def _numbers(metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]])
 
 def _baseline(found: Mapping[str, Any], figure: str) -> list[tuple[str, str, float]]:
     """(its name, split, figure) of the model that ran beside."""
-    values = [(split, _number(found.get(f"{key}_{figure}"))) for key, split in _SPLITS.items()]
+    values = [(split, number(found.get(f"{key}_{figure}"))) for key, split in _SPLITS.items()]
     return [(str(found.get("name", "")), split, value) for split, value in values if math.isfinite(value)]
 
 
 def _farthest(predictions: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """The rows whose prediction is farthest from the truth."""
-    errors = [(abs(_number(r.get("error"))), i) for i, r in enumerate(predictions)]
+    errors = [(abs(number(r.get("error"))), i) for i, r in enumerate(predictions)]
     far = sorted(((error, i) for error, i in errors if math.isfinite(error)), key=lambda pair: -pair[0])[:_WORST]
     chosen = [predictions[i] for _, i in far]
     return [
-        {"row": r.get("row", ""), **{k: _number(r.get(k)) for k in ("target", "predicted", "error")}} for r in chosen
+        {"row": r.get("row", ""), **{k: number(r.get(k)) for k in ("target", "predicted", "error")}} for r in chosen
     ]
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan

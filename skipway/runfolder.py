@@ -38,6 +38,7 @@ __all__ = [
     "point_last",
     "processor",
     "repeat_command",
+    "told_apart",
     "taken_back",
     "write_classes",
     "write_data",
@@ -125,6 +126,16 @@ def crash_report(folder: Path) -> Iterator[None]:
             f"a fault of skipway's own ({type(error).__name__}: {printable(error)}); the details are in "
             f"{printable(folder / 'crash.txt')}, please report them"
         ) from error
+
+
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells the runs from each other."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [printable("/".join(path[-depth:])) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{printable(path[-1])} ({i})" for i, path in enumerate(parts, 1)]
 
 
 def point_last(folder: Path) -> None:

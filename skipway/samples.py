@@ -1,5 +1,6 @@
 """A run's own samples, for what is measured with them after training."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skipway.console import Console
-from skipway.job import open_job
+from skipway.job import Job, open_job
 from skipway.network import Network
 from skipway.recipe import Recipe
 from skipway.resume import find_data
@@ -21,18 +22,18 @@ _BATCH = 128
 def samples_of(
     folder: Path,
     network: Network,
-    split: str,
-    count: int,
+    counts: Mapping[str, int],
     *,
     data: str | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(x (N, *) as `network` takes them, y (N,)) of up to `count` samples of a run's split, spread evenly over it.
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By split, (x (N, *) as `network` takes them, y (N,)) of samples of a run's own data, spread evenly over it.
 
     Args:
         folder: the run's.
-        split: "train" or "val"; training samples come unchanged, without augmentation.
+        counts: how many at most of each split, "train" and "val"; training samples come unchanged, without
+            augmentation.
         data: where they are, where the run's recipe no longer leads to them.
     """
     recipe = Recipe.of(Recipe.read(folder / "config.yaml"))
@@ -42,6 +43,10 @@ def samples_of(
     assert network.spec is not None
     job.spec(network.spec.as_dict())
     job.settle(network, _BATCH, "cpu", {"level": "none", "transform": ""})
+    return {split: _spread(job, split, count) for split, count in counts.items()}
+
+
+def _spread(job: Job, split: str, count: int) -> tuple[Tensor, Tensor]:
     total = job.count(split)
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[torch.arange(min(count, total)) * total // min(count, total)] = True

@@ -47,12 +47,12 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
         for i, output in enumerate(outputs):
             if i in why:
                 reason = f"column {printable(why[i].column)!r}: {why[i].why}"
-                rows.append(Prediction(table.at(i), (), reason))
+                rows.append(Prediction(table.at(i), (), reason, noun="row"))
             elif spec.class_names:
                 likely = tuple((spec.class_names[k], float(output[k])) for k in order[i])
-                rows.append(Prediction(table.at(i), likely))
+                rows.append(Prediction(table.at(i), likely, noun="row"))
             else:
-                rows.append(Prediction(table.at(i), (), value=float(f"{output[0]:.7g}")))
+                rows.append(Prediction(table.at(i), (), value=float(f"{output[0]:.7g}"), noun="row"))
     if not rows:
         raise InputError("predict needs at least one table with rows: a .csv, .tsv or .parquet file, or a DataFrame")
     return rows

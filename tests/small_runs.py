@@ -8,6 +8,7 @@ from PIL import Image
 
 from skipway.console import Console
 from skipway.run import train
+from skipway.signals import StopFlag
 from skipway.training.checkpoint import load as load_checkpoint
 from skipway.training.checkpoint import load_weights
 
@@ -44,6 +45,19 @@ class Words(Console):
 
     def __contains__(self, piece):
         return piece in "\n".join(self.lines)
+
+
+class StopAt(StopFlag):
+    """A signal that comes at the n-th time somebody asks."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.polls, self.name = at, 0, "SIGTERM"
+
+    @property
+    def requested(self):
+        self.polls += 1
+        return self.polls > self.at
 
 
 def table(path):

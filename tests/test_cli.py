@@ -242,3 +242,16 @@ def read(descriptor):
         return os.read(descriptor, 65536)
     except OSError:  # the other side is closed
         return b""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
+    def command():
+        raise error
+
+    assert cli._run(command) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "skipway: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
+    ]

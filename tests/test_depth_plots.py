@@ -7,33 +7,13 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from skipway import depth_plots, plots
 from skipway.errors import InputError
 from skipway.panels import APART, _apart, end_of, median
+from tests.drawn import has, looks_drawn, pixels
 
 HOSTILE = ["<img src=x>", "two\nlines", "$\\frac{", "x" * 255, "猫", "%s {0}", "$a$", ""]
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"), dtype=float)
-
-
-def looks_drawn(path, width=1200, height=400):
-    found = pixels(path)
-    assert found.shape[0] >= height and found.shape[1] >= width
-    assert found.std() > 8
-    edge = np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]])
-    assert (edge == 255).all(), "something is cut off at the edge"
-    return found
-
-
-def has(found, color):
-    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    return int((np.abs(found - wanted).max(axis=-1) < 3).sum())
 
 
 def flow_of(blocks=6, kind="skip", growth=1.0, **changes):

@@ -216,6 +216,7 @@ def test_a_tree_of_ones_own_with_dense_joins_grows_too():
         (("resnet20", SMALL), {"to": "resnet56", "blocks": {1: 1}}, "name of a network, or blocks"),
         (("resnet20", SMALL), {"blocks": {}}, "was given no blocks"),
         (("resnet20", SMALL), {"blocks": {"stage9": 1}}, "has no stage 'stage9'"),
+        (("resnet20", SMALL), {"blocks": {"stage1": 1, 1: 2}}, "was given stage1 twice, as 'stage1' and as 1; give it"),
         (("resnet20", SMALL), {"blocks": {1: 0}}, "adds whole numbers of blocks"),
         (("resnet20", SMALL), {"to": "resnet50"}, "cannot grow to resnet50"),
         (("resnet20", {}), {"to": "resnet20"}, "which are not more than the"),
@@ -540,6 +541,28 @@ def test_a_widened_adam_goes_on_with_the_squares_of_its_shares():
     torch.testing.assert_close(new["exp_avg"], old["exp_avg"].repeat_interleave(2, 0) / 2)
     torch.testing.assert_close(new["exp_avg_sq"], old["exp_avg_sq"].repeat_interleave(2, 0) / 4)
     assert new["step"] == old["step"]
+
+
+def test_a_widened_rmsprop_keeps_its_momentum_of_steps_and_divides_its_squares():
+    network = lively(*NETWORKS["mlp"]).train()
+    made = torch.optim.RMSprop(network.parameters(), lr=0.01, momentum=0.9)
+    step(network, made)
+    old = {k: v.clone() for k, v in made.state[network.stem.weight].items()}
+    wide = widen(network, 2, optimizer=made, seed=None)
+    new = made.state[wide.stem.weight]
+    torch.testing.assert_close(new["momentum_buffer"], old["momentum_buffer"].repeat_interleave(2, 0))
+    torch.testing.assert_close(new["square_avg"], old["square_avg"].repeat_interleave(2, 0) / 4)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_fused_sgd_takes_its_next_step_with_the_new_parameters_too(momentum):
+    network = lively("resnet20", SMALL).train()
+    made = torch.optim.SGD(network.parameters(), lr=0.05, momentum=momentum, fused=True)
+    step(network, made)
+    grown = deepen(network, blocks={1: 1}, optimizer=made)
+    before = grown.stage1[-1].body.norm2.weight.clone()
+    step(grown, made)
+    assert not grown.stage1[-1].body.norm2.weight.equal(before)
 
 
 def test_the_gradients_of_a_wider_network_are_those_shares():

@@ -13,25 +13,11 @@ from skipway.errors import InputError, Interrupted, StorageError
 from skipway.growing import blocks_of, following, grow_run, phases
 from skipway.recipe import Recipe
 from skipway.run import train
-from skipway.signals import StopFlag
 from skipway.training import checkpoint
-from tests.small_runs import Words, best, numbers, pictures, quick, same_runs, table
+from tests.small_runs import StopAt, Words, best, numbers, pictures, quick, same_runs, table
 
 GROWN = {"grow": "resnet20:1,resnet32:1,resnet44:1", "model": "auto", "epochs": 3}
 KEPT = ("ema", 0.9), ("optimizer", "adamw")
-
-
-class StopAt(StopFlag):
-    """A signal that comes at the n-th time somebody asks."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.polls, self.name = at, 0, "SIGTERM"
-
-    @property
-    def requested(self):
-        self.polls += 1
-        return self.polls > self.at
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +74,15 @@ def test_the_report_of_a_grown_run_tells_where_it_grew(straight, tmp_path, monke
     assert (
         "After epoch 1 it grew from resnet20 (3-3-3 blocks) to resnet32 (5-5-5 blocks); its outputs moved by 0." in page
     )
+    assert "repeat that one" not in page
     hostile = {"epoch": "<b>", "from": {"name": "<i>", "layers": 1}, "to": {"name": "x", "layers": 2}, "difference": 0}
     metrics = numbers(straight) | {"grown": [3, {"from": 1}, hostile]}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
     page = report.write(tmp_path / "run").read_text()
     assert "After epoch &lt;b&gt; it grew from &lt;i&gt; (1 blocks)" in page
+    recipe = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(recipe.replace(f"grow: {GROWN['grow']}", "grow: null"))
+    assert "repeat that one, then grow it" in report.write(tmp_path / "run").read_text()
 
 
 def test_a_grown_run_repeats_and_goes_on_from_its_config(straight, data, tmp_path):

@@ -65,7 +65,8 @@ FLOORS = [
             *("probe.flow", "probe.lesion", "probe.landscape"),
             *("probe.ink", "probe.page", "probe.signs", "probe.diagram"),
             *("plots", "panels", "depth_plots", "compare_plot", "scatter"),
-            *("preparation", "onnx_file", "openvino_engine", "export", "report_tables", "report_pictures", "report"),
+            *("preparation", "onnx_file", "openvino_engine", "export"),
+            *("report_pictures", "run_reader", "report_tables", "report"),
         ]
     ],
     [

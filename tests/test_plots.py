@@ -9,6 +9,7 @@ from PIL import Image
 
 from skipway import plots
 from skipway.errors import InputError
+from tests.drawn import has, looks_drawn, pixels
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "=cmd()", "\x1b[2J", "two\nlines", "$\\frac{", "\U0001f9ff bead", "ab\u200fcd",
@@ -28,26 +29,6 @@ def history(epochs, **changes):
         for row, value in zip(rows, values, strict=False):
             row[column] = value
     return rows
-
-
-def pixels(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"), dtype=float)
-
-
-def looks_drawn(path, width=300, height=150):
-    found = pixels(path)
-    assert found.shape[0] >= height and found.shape[1] >= width
-    assert found.std() > 8 and len(np.unique(found[::3, ::3] @ [1, 256, 65536])) > 20
-    edge = np.concatenate([found[0], found[-1], found[:, 0], found[:, -1]])
-    assert (edge == 255).all(), "something is cut off at the edge"
-    return found
-
-
-def has(found, color):
-    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    return int((np.abs(found - wanted).max(axis=-1) < 3).sum())
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 12, 300])

@@ -14,24 +14,12 @@ import skipway as sw
 from skipway import report
 from skipway.errors import InputError, Interrupted
 from skipway.run import train
-from skipway.signals import StopFlag
 from skipway.training import checkpoint
 from skipway.training.durable import Lock
-from tests.small_runs import QUICK, Words, numbers, pictures, quick, same_runs, table
+from tests.small_runs import QUICK, StopAt, Words, numbers, pictures, quick, same_runs, table
 
 RICH = {"ema": 0.9, "accumulate": 2, "optimizer": "adamw", "drop_path": 0.2}
 DECODED = 1 + 60  # polls before the first step: one at the start, one a picture
-
-
-class StopAt(StopFlag):
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.polls, self.name = at, 0, "SIGTERM"
-
-    @property
-    def requested(self):
-        self.polls += 1
-        return self.polls > self.at
 
 
 @pytest.fixture(autouse=True)

@@ -136,7 +136,7 @@ def test_a_row_that_cannot_be_used_has_a_reason_and_the_others_their_answer(pric
     assert [r.usable for r in rows] == [True, False, False, True, True]
     assert rows[1].reason == "column 'size': 'many' is not a number, unlike the rest of the column"
     assert str(rows[2]).startswith("new.csv:4: error: column 'built': 'yesterday' is not a date")
-    write_predictions(tmp_path / "out.csv", rows, 3, "row")
+    write_predictions(tmp_path / "out.csv", rows, 3)
     out = table(tmp_path / "out.csv")
     assert [r["status"] for r in out] == ["ok", "error", "error", "ok", "ok"] and len(out) == 5
     assert float(out[0]["predicted"]) == rows[0].value and out[1]["predicted"] == ""
@@ -149,7 +149,7 @@ def test_cells_that_a_spreadsheet_would_run_are_harmless_in_every_table(tmp_path
     frame["dear"] = frame["dear"].map({"dear": "=cmd()", "cheap": "@sum"})
     path = written(tmp_path / "=homes.csv", frame)
     run = quick(path, tmp_path / "runs", target="dear", ignore="price", name="r")
-    write_predictions(run.path / "out.csv", sw.predict(run.path, path), 2, "row")
+    write_predictions(run.path / "out.csv", sw.predict(run.path, path), 2)
     for file in ("splits.csv", "predictions.csv", "per_class.csv", "confusion_matrix.csv", "out.csv"):
         for row in table(run.path / file):
             assert not [v for v in row.values() if str(v)[:1] in "=@" and v], file

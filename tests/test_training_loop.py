@@ -16,6 +16,7 @@ from skipway.training.loop import fit
 from skipway.training.schedule import SCHEDULES
 from skipway.training.trainer import Settings, Trainer
 from skipway.zoo import create_model
+from tests.small_runs import StopAt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -43,19 +44,6 @@ class Feed:
         for begin, end in self.bounds[start:]:
             ids = order[begin:end]
             yield self.x[ids], self.y[ids], ids
-
-
-class StopAt(StopFlag):
-    """Asks for a stop from its `at`-th poll on."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.polls, self.name = at, 0, "SIGTERM"
-
-    @property
-    def requested(self):
-        self.polls += 1
-        return self.polls > self.at
 
 
 def network(drop_path=0.0):

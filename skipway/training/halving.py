@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from skipway.console import Console
-from skipway.errors import StorageError
+from skipway.errors import StorageError, lacks_memory
 from skipway.training import checkpoint, ranks
 from skipway.training.trainer import State, Trainer
 
@@ -27,7 +27,7 @@ def halving(fit: Callable[[], State], trainer: Trainer, folder: Path, batch_size
         try:
             return fit()
         except (MemoryError, RuntimeError) as error:
-            if ranks.count() > 1 or not _is_lack_of_memory(error):  # the other processes would not go back
+            if ranks.count() > 1 or not lacks_memory(error):  # the other processes would not go back
                 raise
         # Outside of the handler, so that the error no longer holds what was computed.
         pieces = 2 * trainer.state.pieces
@@ -47,8 +47,3 @@ def halving(fit: Callable[[], State], trainer: Trainer, folder: Path, batch_size
             f"  memory ran out with batches of {batch_size}: from step {trainer.state.step} on they are computed in "
             f"{pieces} pieces, which norms see one by one"
         )
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
