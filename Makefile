@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/skipway train digits
 
 test: .venv/installed lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile  # one process a core
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -78,7 +78,7 @@ def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | It
     if precision == "int8":
         _to_int8(openvino, model, batches, twin.state_dict())
     half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16("cpu"))
-    twin.runner = _Compiled(twin, _compiled(openvino, model, half), shape)
+    twin.runner = _Compiled(twin, _compiled(model, half), shape)
     return twin
 
 
@@ -108,6 +108,8 @@ class _Compiled:
                 f"this engine takes normalised numbers (B, {', '.join(map(str, self.shape))}) on a CPU, not "
                 f"{tuple(x.shape)} of {x.dtype} on {x.device.type}; make another for inputs like these"
             )
+        if not len(x):  # after a batch of none OpenVINO's next model reads memory that is no longer its own
+            return run(layers, x.float())
         with self.lock:
             (y,) = self.model(x.detach().float().contiguous().numpy(), share_inputs=True).values()
         return torch.from_numpy(y)
@@ -132,6 +134,16 @@ def _openvino() -> Any:
             del sys.modules[name]
             if module is not None:
                 sys.modules[name] = module
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's CPU, one for the process and for as long as it lasts.
+
+    Each has a place of its own for signals to be handled on, and when two end in the order in which they began, the
+    process is left with one that is gone: the next signal would kill it.
+    """
+    return _openvino().Core()
 
 
 def _batches(calibration: Tensor | Iterable[Tensor]) -> list[np.ndarray]:
@@ -164,8 +176,8 @@ def _converted(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
     return model
 
 
-def _compiled(openvino: Any, model: Any, half: bool) -> Any:
-    return openvino.Core().compile_model(
+def _compiled(model: Any, half: bool) -> Any:
+    return _core().compile_model(
         model,
         "CPU",
         {
@@ -220,7 +232,7 @@ def _constant(node: Any) -> bool:
 def _ranges(openvino: Any, model: Any, values: list[Any], batches: list[np.ndarray]) -> list[Range]:
     """What is seen of each value in float32."""
     watching = openvino.Model([openvino.opset13.result(v) for v in values], model.get_parameters(), "watching")
-    seeing, ranges = _compiled(openvino, watching, half=False), [Range(len(batches)) for _ in values]
+    seeing, ranges = _compiled(watching, half=False), [Range(len(batches)) for _ in values]
     for batch in batches:
         for seen, found in zip(ranges, seeing(batch).values(), strict=True):
             seen.see(torch.from_numpy(found.reshape(*found.shape[:2], -1, 1)))

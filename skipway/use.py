@@ -52,7 +52,7 @@ def predict(
     *,
     top: int = 3,
     tta: bool = False,
-    engine: str = "torch",
+    engine: str = "auto",
     precision: str = "auto",
     console: Console | None = None,
     stop: StopFlag | None = None,
@@ -65,9 +65,9 @@ def predict(
     still get theirs. With `tta` the mean over several views of each picture counts.
 
     Networks of pictures are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
-    the fastest that is installed, which is the command line's choice; a process that trains as well is better off with
-    torch alone. `precision` is "bf16" where the hardware has it, else "fp32"; "int8" is calibrated on the run's own
-    training pictures. Probabilities differ by about 1e-6 in fp32, and by some 1e-3 in bf16.
+    the faster one of those that are installed for so many pictures. `precision` is "bf16" where the hardware has it,
+    else "fp32"; "int8" is calibrated on the run's own training pictures. Probabilities differ by about 1e-6 in fp32,
+    and by some 1e-3 in bf16.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
@@ -110,7 +110,7 @@ def evaluate(
     *,
     split: str | None = None,
     tta: bool = False,
-    engine: str = "torch",
+    engine: str = "auto",
     precision: str = "auto",
     console: Console | None = None,
     stop: StopFlag | None = None,

@@ -1,7 +1,5 @@
 """What computes a trained network: the fastest that is there unless told, with the same answers."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import torch
@@ -26,8 +24,6 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_every_engine_and_precision_answers_alike(run, name, precision):
-    if name == "openvino" and find_spec("openvino") is None:
-        pytest.skip("the extra openvino is not installed")
     said = Words()
     files = sorted((run.parent.parent / "kinds").rglob("*.png"))[::6]
     rows = predict(run, files, engine=name, precision=precision, console=said)
@@ -49,8 +45,8 @@ def test_the_fastest_is_taken_where_nobody_says_which(run, monkeypatch):
     monkeypatch.setattr(engines, "engine", lambda network, kind, *_: taken.append(("openvino", kind)) or network)
     monkeypatch.setattr(engines, "has_bf16", lambda device: True)
     monkeypatch.setattr(engines, "fastest", lambda inputs: ("openvino", "torch") if inputs > 50 else ("torch",))
-    evaluate(run, run.parent.parent / "kinds", engine="auto")
-    predict(run, np.zeros((8, 8), np.uint8), engine="auto")
+    evaluate(run, run.parent.parent / "kinds")
+    predict(run, np.zeros((8, 8), np.uint8))
     monkeypatch.setattr(engines, "has_bf16", lambda device: False)
     predict(run, np.zeros((8, 8), np.uint8), engine="openvino")
     assert taken == [("openvino", "bf16"), ("torch", "bf16"), ("openvino", "fp32")]
@@ -68,7 +64,7 @@ def test_what_is_computed_in_another_way_already_stays_as_it_is(run):
 
 def test_int8_at_too_high_a_price_is_refused(run, monkeypatch):
     accuracies = iter([0.9, 0.87])
-    monkeypatch.setattr(engines, "_accuracy", lambda *_: next(accuracies))
+    monkeypatch.setattr(engines, "batches_accuracy", lambda *_, **__: lambda network: next(accuracies))
     with pytest.raises(InputError, match="int8 costs 3.00% of accuracy here"):
         predict(run, np.zeros((8, 8), np.uint8), engine="torch", precision="int8")
 

@@ -4,7 +4,6 @@ import copy
 import platform
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,10 +18,7 @@ from skipway.errors import InputError, MissingExtra, ShapeError
 from skipway.network import several_views
 from skipway.openvino_engine import engine, fastest
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inputs(count=8):
@@ -49,7 +45,7 @@ def test_outputs_are_those_of_the_network_for_every_size_of_batch(name):
 def test_bf16_is_what_auto_is_where_there_is_bf16(monkeypatch):
     network, hints = network_of("resnet18"), []
     as_it_is = home._compiled
-    monkeypatch.setattr(home, "_compiled", lambda o, m, half: (hints.append(half), as_it_is(o, m, half))[1])
+    monkeypatch.setattr(home, "_compiled", lambda m, half: (hints.append(half), as_it_is(m, half))[1])
     for there in (False, True):
         monkeypatch.setattr(home, "has_bf16", lambda device, there=there: there)
         assert apart(network, engine(network), inputs()) < 4e-2
@@ -182,3 +178,24 @@ def test_the_fastest_is_the_one_that_is_done_first(monkeypatch):
     assert fastest(device="cuda") == ("torch",)
     monkeypatch.setattr(home, "find_spec", lambda name: None)
     assert fastest() == ("torch",)
+
+
+def test_signals_are_heard_after_engines_have_come_and_gone():
+    script = """
+import faulthandler, gc, os, signal, torch
+import skipway as sw
+from skipway.openvino_engine import engine
+faulthandler.enable()
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+network, x = sw.Chain(torch.nn.Linear(4, 2)), torch.ones(1, 4)
+first, second = (engine(network, "fp32", x) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+print(heard)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[1]\n"), done.stderr
