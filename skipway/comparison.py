@@ -16,7 +16,7 @@ from skipway.runfolder import told_apart
 
 __all__ = ["Comparison", "compare"]
 
-_NOT_TOLD = ("output", "name", "threads", "save_every")  # what makes no other network
+_NOT_TOLD = ("output", "name", "threads", "save_every", "watch")  # what makes no other network
 _FIGURES = ("val_accuracy", "test_accuracy", "val_r2", "test_r2", "val_loss")
 _WIDEST = 40
 

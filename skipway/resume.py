@@ -23,7 +23,7 @@ __all__ = ["Earlier", "changed_data", "earlier_run", "find_data", "machine", "ol
 # What may be told anew when a run goes on; everything else belongs to the run itself.
 MAY_CHANGE = {
     "data", "epochs", "device", "threads", "precision", "save_every", "time_limit", "patience", "max_bad", "max_pixels",
-    "follow_links", "allow_duplicates", "allow_empty", "shard", "recompute",
+    "follow_links", "allow_duplicates", "allow_empty", "shard", "recompute", "watch",
 }  # fmt: skip
 _ENDS = ("epochs", "patience", "time_limit")  # what decides where a run ends
 

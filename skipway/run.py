@@ -41,6 +41,7 @@ from skipway.training.loop import fit
 from skipway.training.metrics import figures, score
 from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
+from skipway.watching import FlowWatch, refuse_watching
 
 __all__ = ["Run", "train"]
 
@@ -132,6 +133,7 @@ def train(
                 "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
             )
         phases(recipe)  # refused before anything is decoded
+        refuse_watching(recipe)
         new = earlier is None or earlier.checkpoint is None
         epochs_told = resume is not None or not told.keys().isdisjoint(("epochs", "grow"))
         job = open_job(recipe, new=new, epochs_told=epochs_told, transform=transform)
@@ -189,8 +191,9 @@ class _Work:
         network, fine = self._network()
         spec, batch_size = network.spec, job.usual_batch()
         assert spec is not None
-        table = job.noun == "rows"
-        settings = settings_for(recipe, network.plan, batch_size, fine=fine, counts=job.class_counts(), table=table)
+        settings = settings_for(
+            recipe, network.plan, batch_size, fine=fine, counts=job.class_counts(), table=job.noun == "rows"
+        )
         if old is not None:  # what was left open stays as it was decided then
             batch_size = old.state["batch_size"]
             settings = replace(settings, **{k: old.state["settings"][k] for k in _DECIDED})
@@ -202,6 +205,8 @@ class _Work:
         told = self.earlier.told if self.earlier else recipe
         ranks.first(lambda: self._write_beginning(told, feed, settings, network))
         self._introduce(network, settings, batch_size)
+        watch = FlowWatch(recipe, folder, job, console)
+        watch.begin(network, fresh=old is None)
         trainer = Trainer(network, settings, job.name_of, job.task(settings))
         if old is None and recipe.lr == "auto":
             settings = self._find_rate(trainer, feed)
@@ -225,6 +230,7 @@ class _Work:
                 header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": job.name}
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
             write_results(folder, state.history)
+            watch.take(network, state.epoch)
 
         last = folder / "weights" / "last"
         common: dict[str, Any] = {"on_epoch": keep, "facts": facts, "console": console, "stop": self.stop}

@@ -14,7 +14,7 @@ from skipway.recipe import Recipe
 from skipway.resume import find_data
 from skipway.signals import StopFlag
 
-__all__ = ["samples_of"]
+__all__ = ["samples_of", "spread"]
 
 _BATCH = 128
 
@@ -43,10 +43,11 @@ def samples_of(
     assert network.spec is not None
     job.spec(network.spec.as_dict())
     job.settle(network, _BATCH, "cpu", {"level": "none", "transform": ""})
-    return {split: _spread(job, split, count) for split, count in counts.items()}
+    return {split: spread(job, split, count) for split, count in counts.items()}
 
 
-def _spread(job: Job, split: str, count: int) -> tuple[Tensor, Tensor]:
+def spread(job: Job, split: str, count: int) -> tuple[Tensor, Tensor]:
+    """(x (N, *), y (N,)) of up to `count` samples of a split, evenly over it, of a job that is ready to train."""
     total = job.count(split)
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[torch.arange(min(count, total)) * total // min(count, total)] = True

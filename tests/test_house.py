@@ -88,7 +88,7 @@ FLOORS = [
                 "exporting",
                 "outcome",
             ),
-            *("rates", "table_use", "run", "use", "estimators"),
+            *("watching", "rates", "table_use", "run", "use", "estimators"),
         ]
     ],
     [["terminal", "cli_after", "cli"]],
