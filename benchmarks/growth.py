@@ -4,11 +4,13 @@
 
 Each row of `WAYS` is one `skipway train` for each seed, in a process of its own, in a folder of OUT; what has finished
 there is not done again. Compute is counted as 6 operations for each multiply-add of the network's forward pass and
-picture (two forward, four back); seconds are those of training, so quiet machines tell more. The table has medians over
-the seeds, on the test set; the pictures have the validation accuracy over compute.
+picture (two forward, four back). Seconds are those that its epochs would have taken at the pace of the quickest epoch
+of the same network in any run, for other work on the machine slows some runs more than others. The table has medians
+over the seeds, on the test set; the pictures have the validation accuracy over compute.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import subprocess
@@ -62,16 +64,21 @@ def operations(name):
     return 6 * sw.summary(sw.create_model(name, 10), (1, 3, SIZE, SIZE)).macs
 
 
-def course(folder, way, pictures):
-    """(operations so far, seconds so far, validation accuracy) after each epoch."""
+def epochs_of(folder, way):
+    """(network, row of results.csv) of each epoch."""
     stages = WAYS[way][1].split(",") if WAYS[way][0] == "--grow" else [f"{WAYS[way][1]}:{WAYS[way][3]}"]
     networks = [name for name, _, epochs in (stage.partition(":") for stage in stages) for _ in range(int(epochs))]
-    rows = [line.split(",") for line in (folder / "results.csv").read_text().splitlines()]
-    columns, points, spent, seconds = rows[0], [], 0.0, 0.0
-    for row, name in zip(rows[1:], networks, strict=True):
+    with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+        return list(zip(networks, csv.DictReader(file), strict=True))
+
+
+def course(epochs, pictures, pace):
+    """(operations so far, seconds so far, validation accuracy) after each epoch; `pace` is pictures a second."""
+    points, spent, seconds = [], 0.0, 0.0
+    for name, row in epochs:
         spent += operations(name) * pictures
-        seconds += float(row[columns.index("seconds")])
-        points.append((spent, seconds, float(row[columns.index("val_accuracy")])))
+        seconds += pictures / pace[name]
+        points.append((spent, seconds, float(row["val_accuracy"])))
     return points
 
 
@@ -84,16 +91,16 @@ def main():
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
     runs = {w: [run(w, seed, given.data, given.out, given.threads) for seed in given.seeds] for w in given.ways}
+    epochs = {way: [epochs_of(folder, way) for folder in folders] for way, folders in runs.items()}
+    pace = {}
+    for name, row in (epoch for seeds in epochs.values() for one in seeds for epoch in one):
+        pace[name] = max(pace.get(name, 0.0), float(row["images_per_second"]))
     figures, courses = {}, {}
     for way, folders in runs.items():
         metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]
-        pictures = metrics[0]["data"]["counts"]["train"]
-        courses[way] = [course(folder, way, pictures) for folder in folders]
-        figures[way] = {
-            "test": [m["test_accuracy"] for m in metrics],
-            "operations": courses[way][0][-1][0],
-            "seconds": statistics.median(c[-1][1] for c in courses[way]),
-        }
+        courses[way] = [course(one, metrics[0]["data"]["counts"]["train"], pace) for one in epochs[way]]
+        spent, seconds, _ = courses[way][0][-1]
+        figures[way] = {"test": [m["test_accuracy"] for m in metrics], "operations": spent, "seconds": seconds}
     whole = next(iter(figures.values()))["operations"]
     lines = ["| way | compute | share | seconds | test accuracy | seeds |", "| --- | ---: | ---: | ---: | ---: | --- |"]
     for way, f in figures.items():
