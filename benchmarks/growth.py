@@ -27,9 +27,7 @@ WAYS = {
     "56 layers, half the epochs": ["--model", "resnet56", "--epochs", "5"],
     "20 layers": ["--model", "resnet20", "--epochs", "15"],
     "grown 20 to 56": ["--grow", "resnet20:8,resnet56:2"],
-    "grown 20, 32, 56": ["--grow", "resnet20:5,resnet32:3,resnet56:2"],
-    "grown 20 to 56 early": ["--grow", "resnet20:6,resnet56:4"],
-    "grown 20 to 56, more epochs": ["--grow", "resnet20:10,resnet56:2"],
+    "grown 20 to 56, more epochs": ["--grow", "resnet20:12,resnet56:1"],
 }
 SIZE = 16
 COMMON = [
