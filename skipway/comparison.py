@@ -55,7 +55,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
     names = told_apart(folders)
     told = [_told(folder) for folder in folders]
     fields = [name for name in Recipe.names() if name not in _NOT_TOLD]
-    different = {name: [values[name] for values in told] for name in fields if len({str(v[name]) for v in told}) > 1}
+    different = {name: values for name in fields if (values := _different([one[name] for one in told]))}
     histories = {name: _history(folder) for name, folder in zip(names, folders, strict=True)}
     target = Path(picture)
     try:
@@ -67,19 +67,24 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
     )
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """Every field of a run's recipe; of those that were left open, what was decided."""
+def _told(folder: Path) -> dict[str, tuple[Any, Any]]:
+    """(what was told, what was decided where that was left open, as far as it is known) of a recipe's fields."""
     values = Recipe.of(Recipe.read(folder / "config.yaml")).as_dict()
     decided = mapping(Reader(folder).json("metrics.json").get("decided"))
-    for name, value in decided.items():
-        if name in values and values[name] in (None, "auto"):
-            values[name] = value
-    return values
+    return {k: (v, decided.get(k) if v in (None, "auto") else v) for k, v in values.items()}
+
+
+def _different(fields: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """What the runs have in a field where they differ in it, else nothing."""
+    told, known = {str(a) for a, _ in fields}, [b for _, b in fields if b is not None]
+    differ = len(set(map(str, known))) > 1 or (len(told) > 1 and len(known) < len(fields))
+    return [a if b is None else b for a, b in fields] if differ else []
 
 
 def _figures(folder: Path, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics = Reader(folder).json("metrics.json")
-    found: dict[str, Any] = {"network": mapping(metrics.get("decided")).get("model")}
+    model = mapping(metrics.get("decided")).get("model") or _told(folder)["model"][1]
+    found: dict[str, Any] = {"network": model}
     found |= {key: metrics.get(key) for key in ("parameters", *_FIGURES) if metrics.get(key) is not None}
     if not metrics and history:  # it has not ended yet: what its best epoch says
         best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row["val_loss"])))

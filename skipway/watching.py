@@ -17,7 +17,7 @@ from skipway.training.durable import make_folder, write_json
 
 __all__ = ["FlowWatch", "refuse_watching"]
 
-_SAMPLES = 128
+_SAMPLES = 32  # as many as are cheap beside an epoch of a few hundred pictures
 
 
 class FlowWatch:
