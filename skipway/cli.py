@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from skipway import cli_after
 from skipway.console import Console
-from skipway.errors import SkipwayError, StorageError, lacks_memory
+from skipway.errors import SkipwayError, lacks_memory, out_of_memory
 from skipway.memory import keep_freed_memory, restart_gathering
 from skipway.recipe import Recipe
 from skipway.terminal import STOP, complain, say
@@ -258,8 +258,8 @@ def _run(command: Callable[[], Any]) -> int:
         return 130
     except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
         if lacks_memory(error):
-            complain("memory ran out; take a smaller network, smaller pictures, or a machine with more memory")
-            return StorageError.exit_code
+            complain(str(out_of_memory()))
+            return out_of_memory().exit_code
         with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
         complain(

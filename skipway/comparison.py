@@ -1,5 +1,6 @@
 """Several runs beside each other: what they were told, how they did, and their curves in one picture."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,9 +54,6 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
         raise InputError("compare takes two or more run folders; give another one")
     folders = [run_folder(Path(run)) for run in runs]
     names = told_apart(folders)
-    told = [_told(folder) for folder in folders]
-    fields = [name for name in Recipe.names() if name not in _NOT_TOLD]
-    different = {name: values for name in fields if (values := _different([one[name] for one in told]))}
     histories = {name: _history(folder) for name, folder in zip(names, folders, strict=True)}
     target = Path(picture)
     try:
@@ -63,44 +61,49 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
     except OSError as error:
         raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --picture") from error
     return Comparison(
-        names, [_figures(f, histories[n]) for n, f in zip(names, folders, strict=True)], different, target
+        names, [_figures(f, histories[n]) for n, f in zip(names, folders, strict=True)], _differences(folders), target
     )
 
 
-def _told(folder: Path) -> dict[str, tuple[Any, Any]]:
-    """(what was told, what was decided where that was left open, as far as it is known) of a recipe's fields."""
-    values = Recipe.of(Recipe.read(folder / "config.yaml")).as_dict()
-    decided = mapping(Reader(folder).json("metrics.json").get("decided"))
-    return {k: (v, decided.get(k) if v in (None, "auto") else v) for k, v in values.items()}
+def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
+    """The fields in which runs differ, with what each has: as told, or as decided where it was left open.
+
+    What is still open in a run that has not ended differs from nothing.
+    """
+    told = [Recipe.of(Recipe.read(folder / "config.yaml")).as_dict() for folder in folders]
+    decided = [mapping(Reader(folder).json("metrics.json").get("decided")) for folder in folders]
+    found = {}
+    for name in (name for name in Recipe.names() if name not in _NOT_TOLD):
+        settles = any(name in one for one in decided)
+        values = [
+            d.get(name, t[name]) if t[name] in (None, "auto") else t[name] for t, d in zip(told, decided, strict=True)
+        ]
+        if len({str(v) for v in values if not settles or v not in (None, "auto")}) > 1:
+            found[name] = values
+    return found
 
 
-def _different(fields: Sequence[tuple[Any, Any]]) -> list[Any]:
-    """What the runs have in a field where they differ in it, else nothing."""
-    told, known = {str(a) for a, _ in fields}, [b for _, b in fields if b is not None]
-    differ = len(set(map(str, known))) > 1 or (len(told) > 1 and len(known) < len(fields))
-    return [a if b is None else b for a, b in fields] if differ else []
-
-
-def _figures(folder: Path, history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _figures(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
     metrics = Reader(folder).json("metrics.json")
-    model = mapping(metrics.get("decided")).get("model") or _told(folder)["model"][1]
-    found: dict[str, Any] = {"network": model}
+    told = Recipe.of(Recipe.read(folder / "config.yaml")).model
+    found: dict[str, Any] = {"network": mapping(metrics.get("decided")).get("model", told)}
     found |= {key: metrics.get(key) for key in ("parameters", *_FIGURES) if metrics.get(key) is not None}
     if not metrics and history:  # it has not ended yet: what its best epoch says
-        best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row["val_loss"])))
+        best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row.get("val_loss", math.inf))))
         found |= {key: best[key] for key in _FIGURES if key in best}
+    seconds = [row.get("seconds", math.nan) for row in history]
     return {
         **found,
         "epochs": len(history),
-        "seconds": sum(row["seconds"] for row in history),
+        "seconds": sum(value for value in seconds if math.isfinite(value)),
         "status": metrics.get("status", "not finished"),
     }
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """The rows of results.csv as numbers, as far as they are whole."""
+    """The rows of results.csv as numbers, without those that were torn."""
     rows = history_of(Reader(folder).table("results.csv"))
-    return [row for row in rows if row.keys() == rows[0].keys()]
+    return [row for row in rows if len(row) == max(map(len, rows))]
 
 
 def _shown(value: Any, column: str) -> str:

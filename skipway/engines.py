@@ -1,15 +1,17 @@
 """Engines: what computes a trained network where it only predicts, the fastest that is installed unless told."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from skipway.console import Console
-from skipway.errors import InputError, did_you_mean
+from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.export import fuse
 from skipway.network import Network
 from skipway.openvino_engine import PRECISIONS, engine, fastest
 from skipway.probe.measure import batches_accuracy
+from skipway.probe.summary import summary
 from skipway.samples import samples_of
 from skipway.signals import StopFlag
 from skipway.training.trainer import has_bf16
@@ -56,12 +58,40 @@ def quickened(
             'plainly; leave both at "auto"'
         )
     console = console or Console(quiet=True)
-    chosen = fastest(inputs)[0] if name == "auto" else name
-    made: Callable[..., Any] = engine if chosen == "openvino" else fuse
     kind = precision if precision != "auto" else "bf16" if has_bf16("cpu") else "fp32"
-    quick = _in_int8(network, made, run, console, stop) if kind == "int8" else made(network, kind)
-    console.say(f"computed by {chosen} in {kind}")
-    return quick
+    if kind == "int8" and (run is None or not run.is_dir()):
+        raise InputError(
+            "precision int8 is calibrated on a run's own training samples; give the run's folder, not its weights alone"
+        )
+
+    def made_by(chosen: str) -> Network:
+        made: Callable[..., Any] = engine if chosen == "openvino" else fuse
+        if kind == "int8":
+            assert run is not None
+            quick = _in_int8(network, made, run, console, stop)
+        else:
+            quick = made(network, kind)
+        console.say(f"computed by {chosen} in {kind}")
+        return quick
+
+    chosen = name if name != "auto" else fastest(_work(network, inputs))[0]
+    try:
+        return made_by(chosen)
+    except InputError as error:
+        if name != "auto" or chosen == "torch":
+            raise
+        console.say(f"{error}; computed by torch instead")
+        return made_by("torch")
+
+
+def _work(network: Network, inputs: int | None) -> float:
+    """Multiply-adds that so many inputs take, as many as can be where nobody knows how many there are."""
+    if inputs is None:
+        return math.inf
+    try:
+        return inputs * summary(network, (1, *network._need_spec().input_shape)).macs
+    except ShapeError:  # its course hangs on the numbers, which no engine but torch can follow
+        return 0.0
 
 
 def _settled(network: Network) -> bool:
@@ -70,13 +100,7 @@ def _settled(network: Network) -> bool:
     return elsewhere or network.runner is not None or "in_features" in network.plan or not network.plan
 
 
-def _in_int8(
-    network: Network, made: Callable[..., Any], run: Path | None, console: Console, stop: StopFlag | None
-) -> Network:
-    if run is None or not run.is_dir():
-        raise InputError(
-            "precision int8 is calibrated on a run's own training samples; give the run's folder, not its weights alone"
-        )
+def _in_int8(network: Network, made: Callable[..., Any], run: Path, console: Console, stop: StopFlag | None) -> Network:
     samples = samples_of(run, network, _CALIBRATION, console=console, stop=stop)
     quick: Network = made(network, "int8", samples["train"][0])
     accuracy = batches_accuracy(*samples["val"], batch_size=64)

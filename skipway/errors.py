@@ -17,6 +17,7 @@ __all__ = [
     "StorageError",
     "did_you_mean",
     "lacks_memory",
+    "out_of_memory",
     "printable",
 ]
 
@@ -69,8 +70,13 @@ class Interrupted(SkipwayError):
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is no more memory."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def out_of_memory() -> StorageError:
+    """The error that such a one becomes where nothing can be done about it."""
+    return StorageError("memory ran out; take a smaller network, smaller pictures, or a machine with more memory")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -74,11 +74,9 @@ def move(
 def _with_momentum_of_all(optimizer: torch.optim.SGD) -> None:
     """Zeros as the momentum of new parameters, where torch takes a step with all of them at once, and needs all."""
     for group in optimizer.param_groups:
-        known = [p for p in group["params"] if optimizer.state[p].get("momentum_buffer") is not None]
-        if group["fused"] and group["momentum"] and known:
-            for p in group["params"]:
-                if optimizer.state[p].get("momentum_buffer") is None:
-                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        for p in group["params"] if group["fused"] and group["momentum"] else ():
+            if optimizer.state[p].get("momentum_buffer") is None:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def _most_alike(name: str, parameter: Tensor, old: Mapping[str, Tensor]) -> str:

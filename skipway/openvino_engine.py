@@ -4,12 +4,13 @@ Shapes: (B, C, H, W) -> (B, K), or (B, F) -> (B, K); the size of the batch is fr
 """
 
 import copy
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "int8")
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # what computes in int8
 _LEVELS = 256
 _TELEMETRY = "openvino_telemetry"
-_WORTHWHILE = 1000  # inputs: ResNet-50 takes five seconds to be made, and saves 4 to 5 thousandths for each picture
+_WORTHWHILE = 4e12  # multiply-adds: ResNet-50 takes five seconds to be made, and saves them on a thousand pictures
+_MAKING = RLock()  # torch's tracing, and OpenVINO's import, are for one thread at a time
 
 
 def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
@@ -63,7 +65,12 @@ def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | It
         raise InputError(
             f"OpenVINO's engine takes a network on a CPU, not on {away.pop()}; use .cpu(), or fuse it there"
         )
-    openvino, batches = _openvino(), _batches(calibration)
+    with _MAKING:
+        return _made(network, precision, _batches(calibration))
+
+
+def _made(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Chain:
+    openvino = _openvino()
     shape = _shape(network, batches)
     if precision == "int8" and not (batches and batches[0].shape[1:] == shape):
         raise InputError(
@@ -82,15 +89,15 @@ def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | It
     return twin
 
 
-def fastest(inputs: int | None = None, device: str = "cpu") -> tuple[str, ...]:
+def fastest(work: float = math.inf, device: str = "cpu") -> tuple[str, ...]:
     """The engines that are installed, "openvino" and "torch", the one before the other that is done first.
 
-    OpenVINO is the faster one on a CPU, but takes seconds to be made, which few inputs do not bring back; a network
-    fused by torch is ready at once. `inputs` is how many there are, None where nobody knows.
+    OpenVINO is the faster one on a CPU, but takes seconds to be made, which little work does not bring back; a network
+    fused by torch is ready at once. `work` is how many multiply-adds there are to be done.
     """
     if device != "cpu" or find_spec("openvino") is None:
         return ("torch",)
-    return ("openvino", "torch") if inputs is None or inputs >= _WORTHWHILE else ("torch", "openvino")
+    return ("openvino", "torch") if work >= _WORTHWHILE else ("torch", "openvino")
 
 
 class _Compiled:

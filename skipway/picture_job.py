@@ -127,7 +127,7 @@ class PictureJob:
 
     def fit_first_layer(self, network: Network, feed: Batches) -> None:
         """A whitening stem undoes the correlations of the training pictures."""
-        whiten(network, feed.plain(_WHITENED))
+        whiten(network, feed.some(_WHITENED)[0])
 
     def task(self, settings: Settings) -> Task:
         """Pictures are classified."""

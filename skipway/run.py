@@ -41,7 +41,7 @@ from skipway.training.loop import fit
 from skipway.training.metrics import figures, score
 from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
-from skipway.watching import FlowWatch, refuse_watching
+from skipway.watching import FlowWatch, draw_watched, refuse_watching
 
 __all__ = ["Run", "train"]
 
@@ -205,7 +205,7 @@ class _Work:
         told = self.earlier.told if self.earlier else recipe
         ranks.first(lambda: self._write_beginning(told, feed, settings, network))
         self._introduce(network, settings, batch_size)
-        watch = FlowWatch(recipe, folder, job, console)
+        watch = FlowWatch(recipe, folder, job, batch_size, console)
         watch.begin(network, fresh=old is None)
         trainer = Trainer(network, settings, job.name_of, job.task(settings))
         if old is None and recipe.lr == "auto":
@@ -301,8 +301,8 @@ class _Work:
         }
         write_json(folder / "metrics.json", metrics)
         if facts["grown"]:  # the network is another than at the beginning
-            env = environment(self.recipe, settings.device, settings.precision, repr(best))
-            write_json(folder / "env.json", env)
+            write_json(folder / "env.json", environment(self.recipe, settings.device, settings.precision, repr(best)))
+        draw_watched(folder)
         page = report.write(folder)
         self.console.say(self._verdict(metrics, trainer.task.figure, page))
         return Run(folder, metrics, state.history)

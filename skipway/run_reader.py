@@ -29,7 +29,7 @@ def number(value: Any) -> float:
     """`value` as a number, NaN where it is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

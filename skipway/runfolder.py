@@ -23,7 +23,7 @@ from PIL import Image
 from skipway import kernels, plots
 from skipway.data.loader import Batches
 from skipway.data.pack import Packed
-from skipway.errors import InputError, SkipwayError, StorageError, printable
+from skipway.errors import InputError, SkipwayError, StorageError, lacks_memory, out_of_memory, printable
 from skipway.recipe import Recipe
 from skipway.training.durable import make_folder, write_file, write_json
 from skipway.training.metrics import ClassScores, per_class
@@ -118,6 +118,8 @@ def crash_report(folder: Path) -> Iterator[None]:
                 f"{printable(folder)}: cannot be written: {error.strerror}; what is saved is whole: mend that disk and "
                 f"go on with --resume {printable(folder)}"
             ) from error
+        if lacks_memory(error):
+            raise out_of_memory() from error
         try:
             write_file(folder / "crash.txt", traceback.format_exc().encode("utf-8", "backslashreplace"))
         except StorageError:

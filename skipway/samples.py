@@ -4,17 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from skipway.console import Console
-from skipway.job import Job, open_job
+from skipway.job import open_job
 from skipway.network import Network
 from skipway.recipe import Recipe
 from skipway.resume import find_data
 from skipway.signals import StopFlag
 
-__all__ = ["samples_of", "spread"]
+__all__ = ["samples_of"]
 
 _BATCH = 128
 
@@ -43,17 +42,4 @@ def samples_of(
     assert network.spec is not None
     job.spec(network.spec.as_dict())
     job.settle(network, _BATCH, "cpu", {"level": "none", "transform": ""})
-    return {split: spread(job, split, count) for split, count in counts.items()}
-
-
-def spread(job: Job, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """(x (N, *), y (N,)) of up to `count` samples of a split, evenly over it, of a job that is ready to train."""
-    total = job.count(split)
-    chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[torch.arange(min(count, total)) * total // min(count, total)] = True
-    parts, at = [], 0
-    for x, y, _ in job.feed(split).epoch():
-        some = chosen[at : at + len(y)]
-        parts.append((x[some], y[some]))
-        at += len(y)
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    return {split: job.feed(split).some(count) for split, count in counts.items()}

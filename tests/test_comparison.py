@@ -69,6 +69,14 @@ def test_a_torn_or_hostile_folder_is_shown_as_far_as_it_goes(runs, tmp_path):
     (broken / "results.csv").write_text("epoch,seconds,val_loss\n1,2,3\n2,")
     text = str(compare([runs[0], broken], tmp_path / "c.png"))
     assert "\x1b" not in text and "evil" in text
+    for rows, epochs in (
+        ("epoch,seconds\n1,2", "1"), ("epoch\n1\n2", "2"), ("epoch,seconds,val_loss\n1\n2,3,4\n3,4,5", "2"),
+        ("epoch,seconds,val_loss\n1,soon,never", "1"),
+    ):  # fmt: skip
+        (broken / "results.csv").write_text(rows)
+        (broken / "metrics.json").write_text("{}")
+        assert compare([runs[0], broken], tmp_path / "c.png").figures[1]["epochs"] == int(epochs)
+        assert "evil" in str(compare([runs[0], broken], tmp_path / "c.png"))
     (broken / "metrics.json").write_text("[1]")
     (broken / "results.csv").write_text("")
     assert "not finished" in str(compare([broken, runs[1]], tmp_path / "c.png"))

@@ -44,7 +44,9 @@ def test_the_fastest_is_taken_where_nobody_says_which(run, monkeypatch):
     monkeypatch.setattr(engines, "fuse", lambda network, kind, *_: taken.append(("torch", kind)) or network)
     monkeypatch.setattr(engines, "engine", lambda network, kind, *_: taken.append(("openvino", kind)) or network)
     monkeypatch.setattr(engines, "has_bf16", lambda device: True)
-    monkeypatch.setattr(engines, "fastest", lambda inputs: ("openvino", "torch") if inputs > 50 else ("torch",))
+    macs = sw.summary(sw.load(run), (1, 1, 8, 8)).macs
+    fits = ("openvino", "torch"), ("torch",)
+    monkeypatch.setattr(engines, "fastest", lambda work: fits[work <= 50 * macs])
     evaluate(run, run.parent.parent / "kinds")
     predict(run, np.zeros((8, 8), np.uint8))
     monkeypatch.setattr(engines, "has_bf16", lambda device: False)
@@ -60,6 +62,24 @@ def test_what_is_computed_in_another_way_already_stays_as_it_is(run):
     for network in (fused, table):
         with pytest.raises(InputError, match="for a network of pictures on a CPU that is computed plainly"):
             quickened(network, "openvino")
+
+
+def test_where_the_fastest_cannot_take_a_network_torch_does(run, monkeypatch):
+    network, said, one = sw.load(run), Words(), np.zeros((8, 8), np.uint8)
+    network.append(Turned())
+    monkeypatch.setattr(engines, "fastest", lambda work: ("openvino", "torch"))
+    expected = predict(network, one, engine="torch", precision="fp32")
+    assert predict(network, one, precision="fp32", console=said) == expected
+    assert "torch.export cannot follow" in said and "; computed by torch instead" in said
+    with pytest.raises(InputError, match="torch.export cannot follow"):
+        predict(network, one, engine="openvino")
+
+
+class Turned(torch.nn.Module):
+    """What it does hangs on the numbers."""
+
+    def forward(self, x):
+        return x if x.sum().item() > 0 else x.flip(0)
 
 
 def test_int8_at_too_high_a_price_is_refused(run, monkeypatch):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipway import errors
-from skipway.errors import InputError, MissingExtra, ShapeError, SkipwayError, did_you_mean, printable
+from skipway.errors import InputError, MissingExtra, ShapeError, SkipwayError, did_you_mean, lacks_memory, printable
 
 EXIT_CODES = {
     "SkipwayError": 70,
@@ -88,3 +88,17 @@ def test_printed_text_is_one_line_without_marks_that_act_on_a_terminal(text):
 @given(st.text(st.characters(categories=["L", "N", "P", "S", "Zs"])))
 def test_text_without_such_marks_is_printed_as_it_is(text):
     assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    "error, lacks",
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (OSError("out of memory.png cannot be read"), False),
+        (RuntimeError("sizes do not fit"), False),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(error, lacks):
+    assert lacks_memory(error) == lacks

@@ -274,6 +274,16 @@ def test_a_library_that_finds_the_disk_full_is_a_matter_of_storage(data, tmp_pat
         quick(data, tmp_path, epochs=1)
 
 
+def test_a_lack_of_memory_outside_training_is_no_fault_of_ours(data, tmp_path, monkeypatch):
+    def starved(folder):
+        raise MemoryError
+
+    monkeypatch.setattr(report, "write", starved)
+    with pytest.raises(StorageError, match="memory ran out; take a smaller network") as e:
+        quick(data, tmp_path, name="x", epochs=1)
+    assert e.value.exit_code == 4 and not (tmp_path / "x" / "crash.txt").exists()
+
+
 def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, monkeypatch):
     def fault(folder):
         raise KeyError("odd\nthing")

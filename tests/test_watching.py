@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import skipway as sw
 from skipway.comparison import compare
+from skipway.data.row_loader import RowBatches
 from skipway.errors import InputError, Interrupted
 from skipway.run import train
 from tests.small_runs import StopAt, Words, pictures, quick, same_runs
@@ -32,8 +34,8 @@ def test_the_flow_is_taken_before_the_first_step_and_after_every_epoch(plain, da
     run = quick(data, tmp_path, said, name="seen", optimizer="adamw", drop_path=0.2, watch=True)
     assert same_runs(plain, run.path) and not (plain / "flow.json").exists()
     found = flows(run.path)
-    assert list(found) == ["fresh weights", "after epoch 1", "after epoch 2"]
-    assert {block["added"] for block in found["fresh weights"]["blocks"]} == {0.0}
+    assert list(found) == ["before training", "after epoch 1", "after epoch 2"]
+    assert {block["added"] for block in found["before training"]["blocks"]} == {0.0}
     sizes = [np.mean([block["added"] for block in f["blocks"]]) for f in found.values()]
     assert 0 < sizes[1] and sizes[1] != sizes[2]
     assert "flow: 18 of 20 layers get no gradient in this step" in said
@@ -65,10 +67,44 @@ def test_a_run_on_a_table_is_watched_too(tmp_path):
     rows = ["a,b,kind"] + [f"{i % 7},{i % 5},{'high' if i % 7 > 3 else 'low'}" for i in range(80)]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     run = train(tmp_path / "t.csv", target="kind", epochs=1, output=tmp_path, watch=True)
-    assert list(flows(run.path)) == ["fresh weights", "after epoch 1"] and flows(run.path)["after epoch 1"]["blocks"]
+    assert list(flows(run.path)) == ["before training", "after epoch 1"] and flows(run.path)["after epoch 1"]["blocks"]
 
 
 def test_split_weights_cannot_be_watched(data, tmp_path):
     with pytest.raises(InputError, match="--watch and --shard do not go together"):
         sw.train(data, output=tmp_path, watch=True, shard=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_is_one_validation_sample_training_ones_are_taken(tmp_path):
+    rows = ["a,kind"] + [f"{i % 7},{'high' if i % 7 > 3 else 'low'}" for i in range(40)]
+    for split, part in (("train", rows), ("val", rows[:2])):
+        (tmp_path / f"{split}.csv").write_text("\n".join(part))
+    run = train(tmp_path, target="kind", epochs=1, output=tmp_path / "runs", watch=True)
+    assert len(flows(run.path)) == 2
+
+
+def test_a_lack_of_memory_ends_the_watching_alone(data, tmp_path, monkeypatch):
+    def starved(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("skipway.watching.flow", starved)
+    said = Words()
+    run = quick(data, tmp_path, said, epochs=1, watch=True)
+    assert "memory does not hold what is measured; it is left out" in said and len(run.history) == 1
+    assert not (run.path / "flow.json").exists() and run.metrics["epochs"] == 1
+
+
+@pytest.mark.parametrize("text", ['{"before training": 3, "after epoch 1": {"blocks": [4], "layers": []}}', "[1", "{}"])
+def test_a_damaged_file_of_flows_stops_nothing(data, tmp_path, text):
+    run = quick(data, tmp_path, epochs=1, watch=True)
+    (run.path / "flow.json").write_text(text)
+    train(resume=run.path, epochs=2)
+    assert list(flows(run.path)) == ["after epoch 2"]
+
+
+def test_a_process_of_several_watches_the_same_samples_as_one():
+    x, y = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20)
+    whole, part = (RowBatches(x, y, np.arange(20), 4, part=part).some(7) for part in ((0, 1), (1, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=True))
+    assert whole[1].tolist() == [0, 2, 5, 8, 11, 14, 17]

@@ -18,12 +18,18 @@ from skipway.data.pack import Packed
 from skipway.data.pixels import NORMALISE
 from skipway.errors import InputError
 
-__all__ = ["Augmentation", "Batches", "batch_bounds", "mean_and_std", "shuffled"]
+__all__ = ["Augmentation", "Batches", "batch_bounds", "evenly", "mean_and_std", "shuffled"]
 
 # A picture's chances: those of `augmented`, of each distortion, of mixing. What one takes never depends on the others.
 _OWN = 5
 _MIX = _OWN + CHANCES * len(DISTORTIONS)
 Batch = tuple[Tensor, Tensor, np.ndarray]
+
+
+def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of the rows, as far from each other as they can be."""
+    count = min(count, len(rows))
+    return rows[np.arange(count) * len(rows) // max(1, count)]
 
 
 def batch_bounds(count: int, batch_size: int, least: int = 2) -> list[tuple[int, int]]:
@@ -150,10 +156,14 @@ class Batches:
                 x, y = mixed(x, y, chances, len(self.packed.class_names), change.mixup, change.cutmix)
             yield x, y, ids
 
-    def plain(self, count: int) -> Tensor:
-        """Up to `count` pictures, evenly chosen, without augmentation: (N, C, S, S)."""
-        rows = self.rows[:: max(1, len(self.rows) // count)][:count]
-        return self._normalised(centred(self.packed.pixels, rows, self.packed.packing.size))
+    def some(self, count: int) -> tuple[Tensor, Tensor]:
+        """x (N, C, S, S) and y (N,) of up to `count` pictures, without augmentation and whatever part this process has.
+
+        They are evenly chosen.
+        """
+        ids = evenly(self.rows, count)
+        x = self._normalised(centred(self.packed.pixels, ids, self.packed.packing.size))
+        return x, torch.from_numpy(self.packed.labels[ids]).to(self.device)
 
     def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """The pictures `ids` as the network is given them in that epoch, before any are mixed."""

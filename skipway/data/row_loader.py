@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.loader import batch_bounds, shuffled
+from skipway.data.loader import batch_bounds, evenly, shuffled
 from skipway.errors import InputError
 
 __all__ = ["RowBatches"]
@@ -50,6 +50,11 @@ class RowBatches:
     def count(self) -> int:
         """Rows in an epoch."""
         return len(self.rows)
+
+    def some(self, count: int) -> tuple[Tensor, Tensor]:
+        """x and y of up to `count` rows, evenly chosen, whatever part of them this process has."""
+        chosen = torch.from_numpy(evenly(self.rows, count))
+        return self.x[chosen], self.y[chosen]
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """The batches of an epoch from the `start`-th on."""
