@@ -38,7 +38,8 @@ def quickened(
     A network of tables, one elsewhere than on a CPU, and one that is computed in another way already stay as they are.
 
     Args:
-        name: "torch", "openvino", or "auto": OpenVINO where it is installed and there are `inputs` enough for it.
+        name: "torch", "openvino", or "auto": OpenVINO where it is installed, can take the network, and saves more time
+            on so many `inputs` than it takes to begin; else torch.
         precision: "fp32", "bf16", "auto" (bf16 where the hardware has it), or "int8".
         run: the folder of the network's run: int8 is calibrated on its training samples, and what it costs is
             measured on its validation samples and said.
