@@ -65,9 +65,9 @@ def predict(
     still get theirs. With `tta` the mean over several views of each picture counts.
 
     Networks of pictures are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
-    whichever of those that are installed is done first with so many pictures. `precision` is "bf16" where the hardware has it,
-    else "fp32"; "int8" is calibrated on the run's own training pictures. Probabilities differ by about 1e-6 in fp32,
-    and by some 1e-3 in bf16.
+    whichever of those that are installed is done first with so many pictures. `precision` is "bf16"
+    where the hardware has it, else "fp32"; "int8" is calibrated on the run's own training pictures. Probabilities
+    differ by about 1e-6 in fp32, and by some 1e-3 in bf16.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
