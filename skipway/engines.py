@@ -8,7 +8,7 @@ from typing import Any
 from skipway.console import Console
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.export import fuse
-from skipway.network import Network
+from skipway.network import Network, outline
 from skipway.openvino_engine import PRECISIONS, engine, fastest
 from skipway.probe.measure import batches_accuracy
 from skipway.probe.summary import summary
@@ -20,6 +20,7 @@ __all__ = ["ENGINES", "quickened"]
 
 ENGINES = ("auto", "openvino", "torch")
 _CALIBRATION = {"train": 128, "val": 500}  # samples: ranges are chosen by the one, what they cost is told on the other
+_FEW = 40  # inputs, of which no network makes so much work that another engine would pay; counting it takes a second
 _MOST_LOST = 0.02  # of the accuracy, beyond which int8 is refused
 
 
@@ -89,9 +90,11 @@ def _work(network: Network, inputs: int | None) -> float:
     """Multiply-adds that so many inputs take, as many as can be where nobody knows how many there are."""
     if inputs is None:
         return math.inf
+    if inputs <= _FEW or len(fastest()) == 1:
+        return 0.0
     try:
-        return inputs * summary(network, (1, *network._need_spec().input_shape)).macs
-    except ShapeError:  # its course hangs on the numbers, which no engine but torch can follow
+        return inputs * summary(outline(network.plan), (1, *network._need_spec().input_shape)).macs
+    except ShapeError:  # it was changed by hand, and is no longer what its plan says
         return 0.0
 
 

@@ -109,8 +109,10 @@ def test_pictures_are_normalised_per_channel():
 def test_a_few_pictures_are_shown_as_they_are():
     packed = packed_noise(np.arange(20) % 2, room=2)
     feed = training(packed, 4, "zoom+flip")
-    few = (feed.plain(5) * 255).round().permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(few, packed.pixels[::4, 1:9, 1:9]) and len(feed.plain(100)) == 20
+    x, y = feed.some(5)
+    few = (x * 255).round().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(few, packed.pixels[::4, 1:9, 1:9]) and y.tolist() == packed.labels[::4].tolist()
+    assert len(feed.some(100)[0]) == 20
 
 
 @pytest.mark.parametrize("channels", [1, 3])

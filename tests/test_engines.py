@@ -1,5 +1,7 @@
 """What computes a trained network: the fastest that is there unless told, with the same answers."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_the_fastest_is_taken_where_nobody_says_which(run, monkeypatch):
     monkeypatch.setattr(engines, "has_bf16", lambda device: True)
     macs = sw.summary(sw.load(run), (1, 1, 8, 8)).macs
     fits = ("openvino", "torch"), ("torch",)
-    monkeypatch.setattr(engines, "fastest", lambda work: fits[work <= 50 * macs])
+    monkeypatch.setattr(engines, "fastest", lambda work=math.inf: fits[work <= 50 * macs])
     evaluate(run, run.parent.parent / "kinds")
     predict(run, np.zeros((8, 8), np.uint8))
     monkeypatch.setattr(engines, "has_bf16", lambda device: False)
@@ -67,7 +69,7 @@ def test_what_is_computed_in_another_way_already_stays_as_it_is(run):
 def test_where_the_fastest_cannot_take_a_network_torch_does(run, monkeypatch):
     network, said, one = sw.load(run), Words(), np.zeros((8, 8), np.uint8)
     network.append(Turned())
-    monkeypatch.setattr(engines, "fastest", lambda work: ("openvino", "torch"))
+    monkeypatch.setattr(engines, "fastest", lambda work=0.0: ("openvino", "torch"))
     expected = predict(network, one, engine="torch", precision="fp32")
     assert predict(network, one, precision="fp32", console=said) == expected
     assert "torch.export cannot follow" in said and "; computed by torch instead" in said
