@@ -19,7 +19,7 @@ from side_by_side import alternating, median, write
 from torch.nn import functional as F
 
 import skipway as sw
-from skipway.memory import keep_freed_memory, restart_gathering
+from skipway.utils.malloc_settings import keep_freed_memory, restart_gathering
 
 MODELS = ("resnet20", "resnet56", "resnet110", "resnetv2_164", "resnetv2_1001", "resnet1202")
 WAYS = ("stock", "kept", "auto", "stages", "1")  # stock: torch alone; kept: ours; the others: --recompute

@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional as F
 
 import skipway as sw
-from skipway import skip
-from skipway.memory import keep_freed_memory
-from skipway.runfolder import processor
+from skipway.nn import skip
+from skipway.runs.run_folder import processor
+from skipway.utils.malloc_settings import keep_freed_memory
 
 RATE = 0.5  # of the deepest block; the others' rise to it evenly
 WAYS = {"none": (0.0, "row"), "masked": (RATE, "row"), "row": (RATE, "row"), "batch": (RATE, "batch")}

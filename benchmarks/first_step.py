@@ -27,7 +27,7 @@ def since_start():
 
 
 def worker(data, model):
-    from skipway.cli import main
+    from skipway.cli.app import main
     from skipway.training.trainer import Trainer
 
     def ended(self):
@@ -42,7 +42,7 @@ def worker(data, model):
 
 def unpacked(data, folder):
     """A folder with a sub-folder for each split and class, of the pictures of parquet files; how many they are."""
-    from skipway.data.sources import open_source
+    from skipway.data.sources.choose_source import open_source
 
     source = open_source(data)
     count = 0

@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 
 import skipway as sw
-from skipway import depth_plots
-from skipway.comparison import compare
+from skipway.commands.compare import compare
+from skipway.report import network_plots
 
 WAYS = {
     "56 layers from scratch": ["--model", "resnet56", "--epochs", "10"],
@@ -110,7 +110,7 @@ def main():
     (given.out / "growth.md").write_text("\n".join(lines) + "\n")
     for unit, place in (("FLOPs", 0), ("seconds", 1)):
         drawn = {way: [[(p[place], p[2]) for p in c] for c in seeds] for way, seeds in courses.items()}
-        depth_plots.accuracy_over_compute(drawn, given.out / f"growth_{unit.lower()}.png", unit)
+        network_plots.accuracy_over_compute(drawn, given.out / f"growth_{unit.lower()}.png", unit)
     first = [folders[0] for folders in runs.values()]
     compare(first, given.out / "compare.png") if len(first) > 1 else None
     print("\n".join(lines))

@@ -21,8 +21,8 @@ SIZE, CLASSES = 224, 1000
 
 def ours(way):
     import skipway as sw
-    from skipway.memory import keep_freed_memory
-    from skipway.openvino_engine import engine
+    from skipway.export.openvino import engine
+    from skipway.utils.malloc_settings import keep_freed_memory
 
     keep_freed_memory()
     network, (name, _, precision) = sw.create_model("resnet50", CLASSES), way.rpartition("-")

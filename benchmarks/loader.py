@@ -22,11 +22,11 @@ WAYS = ("ours", "pillow")
 
 
 def ours(folder):
-    from skipway.data.augment import choose
-    from skipway.data.loader import Augmentation, Batches, mean_and_std
-    from skipway.data.pack import natural_packing, pack
-    from skipway.data.sources import open_source
-    from skipway.memory import keep_freed_memory
+    from skipway.data.images.augment_policy import choose
+    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.images.loader import Augmentation, Batches, mean_and_std
+    from skipway.data.sources.choose_source import open_source
+    from skipway.utils.malloc_settings import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     source = open_source(folder)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import skipway as sw
-from skipway.runfolder import processor
+from skipway.runs.run_folder import processor
 
 WAYS = {
     "1 process, 1 thread": ["--threads", "1"],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from skipway.runfolder import processor
+from skipway.runs.run_folder import processor
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -36,8 +36,11 @@ def main(repeats: int) -> None:
             said = f"{told[who].mean():.4f} +- {told[who].std():.4f}  {seconds:.2f} s a fit"
             print(f"{name:<14} {who:<18} {said}", flush=True)
         better = told["skipway"] - told["gradient boosting"]
-        print(f"{name:<14} {'difference':<18} {better.mean():+.4f} +- {better.std():.4f}, >= 0 in "
-              f"{int(np.sum(better >= 0))} of {len(better)} folds", flush=True)  # fmt: skip
+        print(
+            f"{name:<14} {'difference':<18} {better.mean():+.4f} +- {better.std():.4f}, >= 0 in "
+            f"{int(np.sum(better >= 0))} of {len(better)} folds",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 
 def ours(data, epochs):
-    from skipway.cli import main
+    from skipway.cli.app import main
 
     with tempfile.TemporaryDirectory() as runs:
         sys.argv = ["skipway", "train", data, "--epochs", str(epochs), "-o", runs, "--name", "run", "--quiet"]

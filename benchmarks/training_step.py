@@ -25,9 +25,9 @@ CASES = {  # name: (our network, options, the reference's name, pixels, batch, c
 
 def ours(case, way):
     import skipway as sw
-    from skipway.memory import keep_freed_memory
     from skipway.training.optimizers import make_optimizer
     from skipway.training.trainer import has_bf16
+    from skipway.utils.malloc_settings import keep_freed_memory
 
     if way == "ours":
         keep_freed_memory()

@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 import skipway as sw
-from skipway import compare_plot, depth_plots
+from skipway.report import compare_plot, network_plots
 
 KINDS = {"plain": "none", "residual": "pad"}
 
 
 def pictures(folder, count, size):
     """((pictures, labels) to train on, (pictures, labels) to test on): (N, 3, size, size), normalised."""
-    from skipway.data.pack import natural_packing, pack
-    from skipway.data.sources import open_source
+    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
     packed = pack(source, natural_packing(source, size, "squash", 10**6))
@@ -150,9 +150,9 @@ def main():
             )
     (given.out / "depth.json").write_text(json.dumps({"rows": rows, "courses": courses}, indent=1))
     compare_plot.comparison(courses, given.out / "curves.png")
-    depth_plots.flow(flows, given.out / "flow.png")
-    depth_plots.landscape(lines, given.out / "landscape.png")
-    depth_plots.landscape(squares, given.out / "square.png")
+    network_plots.flow(flows, given.out / "flow.png")
+    network_plots.landscape(lines, given.out / "landscape.png")
+    network_plots.landscape(squares, given.out / "square.png")
     page(rows, given.out)
     print(f"drawn: {given.out / 'index.html'}")
 

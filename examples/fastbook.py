@@ -55,8 +55,8 @@ NETWORKS = {
 
 def photographs(folder, size):
     """((pictures, labels), (pictures, labels), class names): uint8 (N, 3, size, size), train and validation."""
-    from skipway.data.pack import natural_packing, pack
-    from skipway.data.sources import open_source
+    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
     packed = pack(source, natural_packing(source, size, "crop", 50_000_000))

@@ -39,11 +39,16 @@ def deeper(shortcut, width=32):
     """A third convolution, with ReLU; `shortcut` adds what comes into it to what it gives, without a parameter more."""
     third = sw.Chain(nn.Conv2d(width // 2, width // 2, 3, padding=1), nn.ReLU())
     return sw.Chain(
-        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(width, width // 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        sw.Skip(third) if shortcut else third, nn.MaxPool2d(2),
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, width // 2, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        sw.Skip(third) if shortcut else third,
+        nn.MaxPool2d(2),
         *head(4 * 4 * width // 2, nn.ReLU),
-    )  # fmt: skip
+    )
 
 
 def block(width):
@@ -57,10 +62,13 @@ def block(width):
 def residual(blocks, width=32):
     """A convolution, `blocks` residual blocks, and two dense layers."""
     return sw.Chain(
-        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        *(block(width) for _ in range(blocks)), nn.MaxPool2d(2),
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        *(block(width) for _ in range(blocks)),
+        nn.MaxPool2d(2),
         *head(8 * 8 * width, nn.ReLU),
-    )  # fmt: skip
+    )
 
 
 # name -> (network, learning rate, L2 penalty in the loss, weight decay of SGD)
@@ -80,8 +88,8 @@ ROAD = {
 
 def birds_and_airplanes(folder):
     """(pictures, labels) to train on and to validate on: (N, 3, 32, 32) normalised, 0 for airplanes."""
-    from skipway.data.pack import natural_packing, pack
-    from skipway.data.sources import open_source
+    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
     packed = pack(source, natural_packing(source, 32, "squash", 10**6))

@@ -38,14 +38,19 @@ def skipping(layers):
 def digits_network():
     """28 x 28 pictures of digits -> 10: convolutions, then one residual dense layer."""
     return sw.Chain(
-        nn.Conv2d(1, 32, 2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 2), nn.ReLU(),
+        nn.Conv2d(1, 32, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 2),
+        nn.ReLU(),
         nn.Flatten(),
         sw.Dense(800, 100, torch.relu),
         sw.Skip(sw.Dense(100, 100, torch.relu)),
         sw.Dense(100, 10),
-    )  # fmt: skip
+    )
 
 
 def boards(count, seed):

@@ -11,49 +11,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import skipway.probe as probe
-    from skipway import export, grow, weights
-    from skipway.comparison import compare
-    from skipway.data.table_spec import TableSpec
+    from skipway import export, grow, nn, probe, weights
+    from skipway.commands.check_data import check
+    from skipway.commands.compare import compare
+    from skipway.commands.evaluate import evaluate
+    from skipway.commands.find_lr import find_lr
+    from skipway.commands.predict import predict
+    from skipway.data.image_spec import Spec
+    from skipway.data.tables.table_spec import TableSpec
     from skipway.estimators import SkipClassifier, SkipRegressor
-    from skipway.features import Features
-    from skipway.joins import Gate, Scale, add, concat, multiply
-    from skipway.network import Network
+    from skipway.model_factory import create_model, list_models
+    from skipway.models.features import Features
+    from skipway.models.load_model import load
+    from skipway.models.network import Network
+    from skipway.nn.activation_checkpointing import recompute
+    from skipway.nn.joins import Gate, Scale, add, concat, multiply
+    from skipway.nn.reversible import Coupling, Reversible
+    from skipway.nn.shape_inference import output_shape
+    from skipway.nn.skip import Chain, Dense, Parallel, Skip, replace, walk
     from skipway.probe.summary import summary
-    from skipway.rates import find_lr
-    from skipway.recipe import Recipe
-    from skipway.recomputation import recompute
-    from skipway.reversible import Coupling, Reversible
-    from skipway.run import Run, train
-    from skipway.shapes import output_shape
-    from skipway.skip import Chain, Dense, Parallel, Skip, replace, walk
-    from skipway.spec import Spec
-    from skipway.stored import load
-    from skipway.use import check, evaluate, predict
-    from skipway.zoo import create_model, list_models
+    from skipway.runs.recipe import Recipe
+    from skipway.runs.train_run import Run, train
 
-_HOMES = {
-    "skipway.comparison": ("compare",),
-    "skipway.data.table_spec": ("TableSpec",),
+_NAMES = {
+    "skipway.commands.compare": ("compare",),
+    "skipway.data.tables.table_spec": ("TableSpec",),
     "skipway.estimators": ("SkipClassifier", "SkipRegressor"),
-    "skipway.features": ("Features",),
-    "skipway.joins": ("Gate", "Scale", "add", "concat", "multiply"),
+    "skipway.models.features": ("Features",),
+    "skipway.nn.joins": ("Gate", "Scale", "add", "concat", "multiply"),
     "skipway.probe.summary": ("summary",),
-    "skipway.rates": ("find_lr",),
-    "skipway.recipe": ("Recipe",),
-    "skipway.recomputation": ("recompute",),
-    "skipway.reversible": ("Coupling", "Reversible"),
-    "skipway.run": ("Run", "train"),
-    "skipway.shapes": ("output_shape",),
-    "skipway.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
-    "skipway.spec": ("Spec",),
-    "skipway.use": ("check", "evaluate", "predict"),
-    "skipway.network": ("Network",),
-    "skipway.stored": ("load",),
-    "skipway.zoo": ("create_model", "list_models"),
+    "skipway.commands.find_lr": ("find_lr",),
+    "skipway.runs.recipe": ("Recipe",),
+    "skipway.nn.activation_checkpointing": ("recompute",),
+    "skipway.nn.reversible": ("Coupling", "Reversible"),
+    "skipway.runs.train_run": ("Run", "train"),
+    "skipway.nn.shape_inference": ("output_shape",),
+    "skipway.nn.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
+    "skipway.data.image_spec": ("Spec",),
+    "skipway.commands.check_data": ("check",),
+    "skipway.commands.evaluate": ("evaluate",),
+    "skipway.commands.predict": ("predict",),
+    "skipway.models.network": ("Network",),
+    "skipway.models.load_model": ("load",),
+    "skipway.model_factory": ("create_model", "list_models"),
 }
-_ROOMS = ("export", "grow", "probe", "weights")  # used by their own names: sw.weights.adopt, sw.grow.deepen
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_PACKAGES = ("export", "grow", "nn", "probe", "weights")  # used by their own names: sw.weights.adopt, sw.grow.deepen
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Chain",
@@ -84,6 +87,7 @@ __all__ = [
     "list_models",
     "load",
     "multiply",
+    "nn",
     "output_shape",
     "predict",
     "probe",
@@ -97,11 +101,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return import_module(f"skipway.{name}")
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'skipway' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
     return value
 
 

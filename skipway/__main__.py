@@ -1,16 +1,16 @@
 """`skipway` and `python -m skipway`: hears signals first, then loads the rest."""
 
-from skipway.signals import StopFlag
+from skipway.utils.signals import StopFlag
 
 
 def main() -> None:
     """Run the command line; a signal that comes while it loads counts as one that comes right after."""
     with StopFlag() as early:
-        from skipway import cli
+        from skipway.cli import app
 
         if early.requested:
-            cli.asked_to_stop(early.name)
-        cli.main()
+            app.asked_to_stop(early.name)
+        app.main()
 
 
 if __name__ == "__main__":

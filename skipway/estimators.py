@@ -14,20 +14,20 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skipway.console import Console
-from skipway.data.columns import fit_column, kind_of
-from skipway.data.row_loader import RowBatches
-from skipway.data.table import Table, frame_table
-from skipway.data.table_spec import TableSpec
-from skipway.decide import TABLE, settings_for, table_batch_size, table_epochs
+from skipway.data.sources.read_table import Table, frame_table
+from skipway.data.tables.columns import fit_column, kind_of
+from skipway.data.tables.loader import RowBatches
+from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
-from skipway.network import Network
-from skipway.recipe import Recipe
-from skipway.signals import StopFlag
+from skipway.model_factory import create_model
+from skipway.models.network import Network
+from skipway.runs.defaults import TABLE, settings_for, table_batch_size, table_epochs
+from skipway.runs.recipe import Recipe
 from skipway.training.loop import fit as train_network
-from skipway.training.task import Classification, Regression, Task
+from skipway.training.losses import Classification, Regression, Task
 from skipway.training.trainer import Trainer, as_found
-from skipway.zoo import create_model
+from skipway.utils.console import Console
+from skipway.utils.signals import StopFlag
 
 __all__ = ["SkipClassifier", "SkipRegressor"]
 
@@ -71,15 +71,24 @@ class _SkipEstimator(BaseEstimator):
         batch_size = self.batch_size or table_batch_size(count)
         recipe = Recipe(
             epochs=self.epochs or table_epochs(count, batch_size),
-            lr=self.lr, weight_decay=self.weight_decay, seed=seed, precision="fp32", device="cpu",
-        )  # fmt: skip
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            seed=seed,
+            precision="fp32",
+            device="cpu",
+        )
         with as_found():
             torch.set_num_threads(1)  # layers this small spend their time waiting for a second one
             torch.manual_seed(seed)
             network = create_model(
-                "resmlp", spec.num_classes, in_features=x.shape[1], categories=spec.categories,
-                layers=self.layers, width=self.width, dropout=self.dropout,
-            )  # fmt: skip
+                "resmlp",
+                spec.num_classes,
+                in_features=x.shape[1],
+                categories=spec.categories,
+                layers=self.layers,
+                width=self.width,
+                dropout=self.dropout,
+            )
             network.spec = spec
             settings = settings_for(recipe, network.plan, batch_size, table=True)
             task: Task = Classification(settings.label_smoothing)
@@ -88,9 +97,15 @@ class _SkipEstimator(BaseEstimator):
             trainer = Trainer(network, settings, table.at, task)
             rows = np.arange(count)
             train_network(
-                trainer, RowBatches(x, y, rows, batch_size, seed=seed), RowBatches(x, y, rows[:_WATCHED], _ROWS), None,
-                on_epoch=lambda state, weights: None, facts={}, console=Console(quiet=True), stop=StopFlag(),
-            )  # fmt: skip
+                trainer,
+                RowBatches(x, y, rows, batch_size, seed=seed),
+                RowBatches(x, y, rows[:_WATCHED], _ROWS),
+                None,
+                on_epoch=lambda state, weights: None,
+                facts={},
+                console=Console(quiet=True),
+                stop=StopFlag(),
+            )
         # In float64 a row's output does not depend on the rows beside it.
         self.network_: Network = network.double().eval()
         self.spec_ = spec

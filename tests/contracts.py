@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import skipway as sw
-from skipway.joins import Scale, add, append, concat
+from skipway.data.image_spec import Spec
+from skipway.models.network import planned
 from skipway.models.registry import FAMILIES
-from skipway.network import planned
-from skipway.shapes import output_shape
-from skipway.skip import walk
-from skipway.spec import Spec
+from skipway.nn.joins import Scale, add, append, concat
+from skipway.nn.shape_inference import output_shape
+from skipway.nn.skip import walk
 from skipway.training.checkpoint import save_weights
 
 NEAR = {"rtol": 1e-9, "atol": 1e-12}  # in float64, where sums are taken in another order

@@ -10,9 +10,22 @@ import yaml
 from PIL import Image
 
 HOSTILE = [
-    "<img src=x onerror=alert(1)>", "=cmd()", "\x1b[2J", "two\nlines", "$\\frac{", "\U0001f600 cat", "ab\u200fcd",
-    "long" * 63 + "end", "\udcff", "猫", "</pre></details><b>", "{{ 7*7 }}", "\"quoted'", "../../x", "$a$",
-]  # fmt: skip
+    "<img src=x onerror=alert(1)>",
+    "=cmd()",
+    "\x1b[2J",
+    "two\nlines",
+    "$\\frac{",
+    "\U0001f600 cat",
+    "ab\u200fcd",
+    "long" * 63 + "end",
+    "\udcff",
+    "猫",
+    "</pre></details><b>",
+    "{{ 7*7 }}",
+    "\"quoted'",
+    "../../x",
+    "$a$",
+]
 LAYER = "Conv2d(64, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)"
 WORDS = (
     "tench",
@@ -48,17 +61,30 @@ def run_folder(
     decay = [math.exp(-5 * e / max(epochs - 1, 3)) for e in range(epochs)]
     history = [
         {
-            "epoch": e + 1, "seconds": 3.25, "lr": 0.1 * (1 - e / epochs), "train_loss": 0.05 + 2 * d,
-            "train_accuracy": 0.985 - 0.8 * d, "val_loss": 0.1 + 4 * gap + 2 * d + 0.01 * rng.random(),
-            "val_accuracy": 0.985 - gap - 0.8 * d - 0.004 * rng.random(), "images_per_second": 412.5, "data_wait": 0.04,
+            "epoch": e + 1,
+            "seconds": 3.25,
+            "lr": 0.1 * (1 - e / epochs),
+            "train_loss": 0.05 + 2 * d,
+            "train_accuracy": 0.985 - 0.8 * d,
+            "val_loss": 0.1 + 4 * gap + 2 * d + 0.01 * rng.random(),
+            "val_accuracy": 0.985 - gap - 0.8 * d - 0.004 * rng.random(),
+            "images_per_second": 412.5,
+            "data_wait": 0.04,
         }
         for e, d in enumerate(decay)
-    ]  # fmt: skip
+    ]
     table(folder / "results.csv", history)
     recipe = {
-        "data": "data/" + HOSTILE[0] if hostile else "digits", "model": "resnet20", "epochs": epochs, "batch_size": 64,
-        "lr": 0.1, "seed": 1, "name": HOSTILE[2] if hostile else None, "augment": "auto", "weight_decay": 0.0005,
-    }  # fmt: skip
+        "data": "data/" + HOSTILE[0] if hostile else "digits",
+        "model": "resnet20",
+        "epochs": epochs,
+        "batch_size": 64,
+        "lr": 0.1,
+        "seed": 1,
+        "name": HOSTILE[2] if hostile else None,
+        "augment": "auto",
+        "weight_decay": 0.0005,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     per = {name: {"train": int(rng.integers(90, 700)), "val": 36, **({"test": 30} if test else {})} for name in names}
     matrix = np.diag(rng.integers(24, 35, num_classes)) + rng.multinomial(
@@ -79,13 +105,15 @@ def run_folder(
     ]
     table(folder / "per_class.csv", rows)
     table(
-        folder / "predictions.csv", [["a.png", split, names[0], names[1], 0.9, 0.05, 3.0]],
+        folder / "predictions.csv",
+        [["a.png", split, names[0], names[1], 0.9, 0.05, 3.0]],
         ["file", "split", "label", "predicted", "probability", "label_probability", "loss"],
-    )  # fmt: skip
+    )
     table(
-        folder / "splits.csv", [[f"{n}{i}.png", n, s, "0" * 64] for n in names for s in per[n] for i in range(3)],
+        folder / "splits.csv",
+        [[f"{n}{i}.png", n, s, "0" * 64] for n in names for s in per[n] for i in range(3)],
         ["file", "class", "split", "sha256"],
-    )  # fmt: skip
+    )
     table(
         folder / "skipped.csv",
         [
@@ -93,30 +121,46 @@ def run_folder(
             for i in range(skipped)
         ],
         ["file", "split", "class", "reason"],
-    )  # fmt: skip
+    )
     env = {
-        "skipway": "0.1.0", "python": "3.11.9", "torch": "2.13.0+cpu", "platform": "Linux-6.1-x86_64", "cpu": "Xeon",
-        "threads": 2, "device": "cpu", "precision": "bf16", "git": None,
+        "skipway": "0.1.0",
+        "python": "3.11.9",
+        "torch": "2.13.0+cpu",
+        "platform": "Linux-6.1-x86_64",
+        "cpu": "Xeon",
+        "threads": 2,
+        "device": "cpu",
+        "precision": "bf16",
+        "git": None,
         "command": "skipway train " + ("'" + HOSTILE[0] + "'" if hostile else "digits --seed 1"),
         "network": "\n".join(f"  (block{i}): Skip(body=Chain({LAYER}, ReLU(), {LAYER}), join=add)" for i in range(20)),
-    }  # fmt: skip
+    }
     (folder / "env.json").write_text(json.dumps(env))
     worst_pictures(folder, names, rng, side, hostile)
     if metrics:
         counts = {s: sum(row[s] for row in per.values()) for s in next(iter(per.values()))}
         best = max(history, key=lambda row: row["val_accuracy"])
         numbers = {
-            "val_accuracy": best["val_accuracy"], "val_loss": best["val_loss"], "epochs": epochs,
-            "best_epoch": best["epoch"], "seconds": 3.25 * epochs, "images_per_second": 412.5, "status": "finished",
+            "val_accuracy": best["val_accuracy"],
+            "val_loss": best["val_loss"],
+            "epochs": epochs,
+            "best_epoch": best["epoch"],
+            "seconds": 3.25 * epochs,
+            "images_per_second": 412.5,
+            "status": "finished",
             "parameters": 272474,
-            "augmentation": "shift 4 px, flip", "schedule": [[i / 99, 0.1 * (1 - i / 99), 0.9] for i in range(100)],
+            "augmentation": "shift 4 px, flip",
+            "schedule": [[i / 99, 0.1 * (1 - i / 99), 0.9] for i in range(100)],
             "data": {
-                "name": "digits", "counts": counts, "classes": per, "skipped": skipped,
+                "name": "digits",
+                "counts": counts,
+                "classes": per,
+                "skipped": skipped,
                 "notes": {"turned by its EXIF orientation": 12, "made grey from colour": 3},
                 "warnings": ["classes are imbalanced 1:7: the rarest has 90", *(HOSTILE[:1] if hostile else [])],
                 "sizes": "75 x 56 to 4000 x 3000, median 500 x 375",
             },
-        }  # fmt: skip
+        }
         if test:
             numbers |= {"test_accuracy": right.sum() / matrix.sum(), "test_loss": 0.211}
         (folder / "metrics.json").write_text(json.dumps(numbers))

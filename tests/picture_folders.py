@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skipway.data.pack import Packed, Packing
-from skipway.data.source import Source
+from skipway.data.images.decoded_cache import Packed, Packing
+from skipway.data.sources.base import Source
 
 CLASSES = ("cat", "cow", "dog")
 
@@ -102,8 +102,16 @@ def packed_noise(labels, size=8, room=0, channels=3, splits=None, digests=None, 
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), side, side, channels), dtype=np.uint8)
     names = names or tuple(f"class{i}" for i in range(int(labels.max(initial=0)) + 1))
     return Packed(
-        name="noise", class_names=names, packing=Packing(size, side, channels), pixels=pixels, labels=labels,
-        keys=[f"{i}.png" for i in range(len(labels))], digests=list(digests or map(str, range(len(labels)))),
-        splits=splits or {"train": np.arange(len(labels))}, skipped=[], notes=Counter(),
-        sizes="", mirrored=True,
-    )  # fmt: skip
+        name="noise",
+        class_names=names,
+        packing=Packing(size, side, channels),
+        pixels=pixels,
+        labels=labels,
+        keys=[f"{i}.png" for i in range(len(labels))],
+        digests=list(digests or map(str, range(len(labels)))),
+        splits=splits or {"train": np.arange(len(labels))},
+        skipped=[],
+        notes=Counter(),
+        sizes="",
+        mirrored=True,
+    )

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from test_training_loop import Console, StopAt, StopFlag, network, plain_network
 
+from skipway.distributed import collectives
 from skipway.errors import Interrupted
-from skipway.training import checkpoint, ranks
+from skipway.training import checkpoint
 from skipway.training.loop import fit
+from skipway.training.losses import Classification
 from skipway.training.metrics import score
-from skipway.training.task import Classification
 from skipway.training.trainer import Settings, Trainer
 
 HOWS = {
@@ -58,15 +59,21 @@ def settings(how):
 
 
 def train(how, folder, stop=None, resume=False):
-    part = ranks.here(), ranks.count()
+    part = collectives.here(), collectives.count()
     trainer = Trainer(network(), settings(how))
     if resume:
         saved = checkpoint.load(folder)
         trainer.restore(saved.tensors, saved.state["state"])
     fit(
-        trainer, Feed(part), Feed(part, shuffle=False, count=25), folder, on_epoch=lambda *_: None, facts={},
-        console=Console(quiet=True), stop=stop or StopFlag(),
-    )  # fmt: skip
+        trainer,
+        Feed(part),
+        Feed(part, shuffle=False, count=25),
+        folder,
+        on_epoch=lambda *_: None,
+        facts={},
+        console=Console(quiet=True),
+        stop=stop or StopFlag(),
+    )
     return trainer
 
 
@@ -80,7 +87,7 @@ def held(trainer):
 
 def main(folder):
     torch.set_num_threads(1)
-    ranks.join_group("cpu")
+    collectives.join_group("cpu")
     out = {}
     for name, how in HOWS.items():
         trainer = train(how, folder / name)
@@ -100,7 +107,7 @@ def main(folder):
                 out[f"held {name} whole"] = torch.tensor(held(trainer))
             out |= {f"{name} {shard}.{k}": v.clone() for k, v in tensors.items()}
     try:  # a signal that one process alone hears stops all after the same step
-        train({}, folder / "stopped", StopAt(1) if ranks.here() == 0 else None)
+        train({}, folder / "stopped", StopAt(1) if collectives.here() == 0 else None)
         out["stopped"] = torch.tensor(-1)
     except Interrupted as error:
         out["stopped"] = torch.tensor(int(str(error).split("after step ")[1].split(",")[0]))
@@ -109,11 +116,14 @@ def main(folder):
     torch.manual_seed(0)
     plain = plain_network()
     seen = score(
-        plain, Feed((ranks.here(), ranks.count()), shuffle=False, count=17), Classification(), torch.no_grad,
+        plain,
+        Feed((collectives.here(), collectives.count()), shuffle=False, count=17),
+        Classification(),
+        torch.no_grad,
         torch.device("cpu"),
-    )  # fmt: skip
+    )
     out["ids"], out["seen"] = torch.from_numpy(seen.ids), torch.from_numpy(seen.probabilities)
-    save_file({k: v.contiguous() for k, v in out.items()}, folder / f"{ranks.here()}.safetensors")
+    save_file({k: v.contiguous() for k, v in out.items()}, folder / f"{collectives.here()}.safetensors")
     torch.distributed.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may abort an interpreter that ends

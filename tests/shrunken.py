@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skipway.models import registry
-from skipway.network import planned
+from skipway.models.network import planned
 
 SIZE = 16  # of the pictures
 CLASSES = 3

@@ -6,11 +6,11 @@ import json
 import numpy as np
 from PIL import Image
 
-from skipway.console import Console
-from skipway.run import train
-from skipway.signals import StopFlag
+from skipway.runs.train_run import train
 from skipway.training.checkpoint import load as load_checkpoint
 from skipway.training.checkpoint import load_weights
+from skipway.utils.console import Console
+from skipway.utils.signals import StopFlag
 
 QUICK = {"model": "resnet20", "epochs": 2, "batch_size": 16, "threads": 1, "precision": "fp32"}
 KINDS = ("ant", "bee", "cow")

@@ -12,8 +12,17 @@ from tests import contracts
 from tests.shrunken import kinds, pictures, settled, shrunken
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_plans.json").read_text())
-COMPUTED = ["check_output_shape", "check_registration", "check_determinism", "check_rows", "check_deepcopy",
-            "check_drop_path", "check_zero_bodies", "check_in_place", "check_shortcuts"]  # fmt: skip
+COMPUTED = [
+    "check_output_shape",
+    "check_registration",
+    "check_determinism",
+    "check_rows",
+    "check_deepcopy",
+    "check_drop_path",
+    "check_zero_bodies",
+    "check_in_place",
+    "check_shortcuts",
+]
 FRESH = ["check_gradients", "check_zero_beginnings"]
 # What one family's plan can say: (other options that it needs, option, values that must all make another network).
 OPTIONS = {

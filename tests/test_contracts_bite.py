@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skipway.drop_path import thinned
 from skipway.models import registry
-from skipway.skip import Chain, Function, Skip
+from skipway.nn.skip import Chain, Function, Skip
+from skipway.nn.stochastic_depth import thinned
 from tests import contracts
 from tests.shrunken import pictures, settled, shrunken
 

@@ -25,7 +25,7 @@ def test_every_python_block_runs(page, code, tmp_path):
 
 
 def flags():
-    from skipway.cli import Flags
+    from skipway.cli.app import Flags
 
     return {"--" + name.replace("_", "-") for name in Flags.__dataclass_fields__}
 
@@ -38,7 +38,7 @@ def commands():
 
 
 def test_every_command_and_flag_that_the_documents_name_exists():
-    from skipway.cli import app
+    from skipway.cli.app import app
 
     known = flags() | {
         "--resume",

@@ -32,9 +32,14 @@ def test_the_table_of_exit_codes_names_every_error():
 
 @pytest.mark.parametrize(
     "name, builtin",
-    [("InputError", ValueError), ("ShapeError", ValueError), ("MissingExtra", ImportError), ("StorageError", OSError),
-     ("NotFiniteError", ArithmeticError)],
-)  # fmt: skip
+    [
+        ("InputError", ValueError),
+        ("ShapeError", ValueError),
+        ("MissingExtra", ImportError),
+        ("StorageError", OSError),
+        ("NotFiniteError", ArithmeticError),
+    ],
+)
 def test_an_error_is_also_python_s_own_kind(name, builtin):
     assert issubclass(getattr(errors, name), builtin)
 
@@ -70,9 +75,17 @@ def test_at_most_three_names_are_suggested():
 
 @pytest.mark.parametrize(
     "text, shown",
-    [("a\nb", "a\\x0ab"), ("\x1b[31m", "\\x1b[31m"), ("\u202egnp.exe", "\\u202egnp.exe"), ("\ud800", "\\ud800"),
-     ("\U000e0001", "\\U000e0001"), ("\u2028", "\\u2028"), ("é 猫 \U0001f408", "é 猫 \U0001f408"), (7, "7")],
-)  # fmt: skip
+    [
+        ("a\nb", "a\\x0ab"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\ud800", "\\ud800"),
+        ("\U000e0001", "\\U000e0001"),
+        ("\u2028", "\\u2028"),
+        ("é 猫 \U0001f408", "é 猫 \U0001f408"),
+        (7, "7"),
+    ],
+)
 def test_hostile_text_is_spelt_out_and_plain_text_left_alone(text, shown):
     assert printable(text) == shown
 

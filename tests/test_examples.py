@@ -43,9 +43,17 @@ def drawn(path):
 
 @pytest.mark.parametrize(
     "name, parameters",
-    [("Net", 18_090), ("NetWidth", 38_386), ("NetDropout", 38_386), ("NetBatchNorm", 38_386 + 2 * (32 + 16)),
-     ("NetDepth", 16_130), ("NetRes", 16_130), ("NetResDeep, 10", 159_330), ("NetResDeep, 100", 994_530)],
-)  # fmt: skip
+    [
+        ("Net", 18_090),
+        ("NetWidth", 38_386),
+        ("NetDropout", 38_386),
+        ("NetBatchNorm", 38_386 + 2 * (32 + 16)),
+        ("NetDepth", 16_130),
+        ("NetRes", 16_130),
+        ("NetResDeep, 10", 159_330),
+        ("NetResDeep, 100", 994_530),
+    ],
+)
 def test_the_road_has_the_published_counts(name, parameters):
     network = notes.ROAD[name][0]()
     assert count(network) == parameters and network(torch.randn(2, 3, 32, 32)).shape == (2, 2)
@@ -53,9 +61,14 @@ def test_the_road_has_the_published_counts(name, parameters):
 
 @pytest.mark.parametrize(
     "name, parameters",
-    [("plain", 395_674), ("one block", 1_226_890), ("two blocks", 2_800_202), ("xresnet18", 11_200_874),
-     ("xresnet50", 23_547_754)],
-)  # fmt: skip
+    [
+        ("plain", 395_674),
+        ("one block", 1_226_890),
+        ("two blocks", 2_800_202),
+        ("xresnet18", 11_200_874),
+        ("xresnet50", 23_547_754),
+    ],
+)
 def test_the_five_networks_have_the_published_counts(name, parameters):
     assert count(fastbook.NETWORKS[name](10)) == parameters
 

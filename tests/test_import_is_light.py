@@ -5,9 +5,20 @@ import sys
 import pytest
 
 HEAVY = {
-    "torch", "numpy", "pandas", "PIL", "matplotlib", "sklearn", "scipy", "accelerate", "safetensors", "jinja2", "onnx",
-    "torchvision", "huggingface_hub",
-}  # fmt: skip
+    "torch",
+    "numpy",
+    "pandas",
+    "PIL",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "accelerate",
+    "safetensors",
+    "jinja2",
+    "onnx",
+    "torchvision",
+    "huggingface_hub",
+}
 
 
 def loaded(code):
@@ -38,7 +49,7 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(code):
 
 
 def test_the_help_names_every_command_and_every_field_of_a_recipe():
-    from skipway.recipe import Recipe
+    from skipway.runs.recipe import Recipe
 
     _, said = loaded(HELP.format(words=["--help"]))
     assert all(c in said for c in ("train", "predict", "evaluate", "find-lr", "check", "summary", "models", "env"))

@@ -12,7 +12,8 @@ import pkgutil, importlib, types, skipway
 for module in pkgutil.walk_packages(skipway.__path__, "skipway."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-hidden = [n for n in skipway.__all__ if isinstance(getattr(skipway, n), types.ModuleType) and n not in skipway._ROOMS]
+modules = [name for name in skipway.__all__ if isinstance(getattr(skipway, name), types.ModuleType)]
+hidden = [name for name in modules if name not in skipway._PACKAGES]
 assert not hidden, hidden
 """
 

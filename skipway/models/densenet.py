@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from skipway.blocks import Layers, Step, initialise
 from skipway.errors import InputError
-from skipway.models.plan import Plan
-from skipway.skip import Chain, Skip
+from skipway.models.architecture_plan import Plan
+from skipway.nn.blocks import Layers, Step, initialise
+from skipway.nn.skip import Chain, Skip
 
 __all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
 

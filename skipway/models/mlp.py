@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from skipway.blocks import Shift, initialise_fixup, join_of, rising, zero_last
-from skipway.drop_path import DROP_MODES
 from skipway.errors import InputError
-from skipway.joins import Gate, Scale
-from skipway.models.plan import Plan
-from skipway.skip import Chain, Skip, walk
+from skipway.models.architecture_plan import Plan
+from skipway.nn.blocks import Shift, initialise_fixup, join_of, rising, zero_last
+from skipway.nn.joins import Gate, Scale
+from skipway.nn.skip import Chain, Skip, walk
+from skipway.nn.stochastic_depth import DROP_MODES
 
 __all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from skipway.errors import InputError, did_you_mean
 from skipway.models import densenet, mlp, resnet, resnet9
-from skipway.models.plan import Plan
-from skipway.reversible import Reversible
-from skipway.skip import Chain
+from skipway.models.architecture_plan import Plan
+from skipway.nn.reversible import Reversible
+from skipway.nn.skip import Chain
 
 __all__ = ["FAMILIES", "ROWS", "build", "names", "parameters", "plan_of", "rebuild"]
 

@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from skipway.blocks import (
+from skipway.errors import InputError
+from skipway.models.architecture_plan import Plan
+from skipway.nn.blocks import (
     ATTENTIONS,
     EXPANSION,
     KINDS,
@@ -27,13 +29,11 @@ from skipway.blocks import (
     steps_of,
     zero_last,
 )
-from skipway.drop_path import DROP_MODES
-from skipway.errors import InputError
-from skipway.joins import Scale
-from skipway.models.plan import Plan
-from skipway.reversible import Coupling, Reversible
-from skipway.shortcuts import SHORTCUTS, make_shortcut
-from skipway.skip import Chain, Skip
+from skipway.nn.joins import Scale
+from skipway.nn.reversible import Coupling, Reversible
+from skipway.nn.shortcuts import SHORTCUTS, make_shortcut
+from skipway.nn.skip import Chain, Skip
+from skipway.nn.stochastic_depth import DROP_MODES
 
 __all__ = ["JOINS", "NETWORKS", "STEMS", "ResNetPlan", "resnet"]
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from skipway.blocks import Layers, Step
 from skipway.errors import InputError
-from skipway.models.plan import Plan
-from skipway.skip import Chain, Skip
+from skipway.models.architecture_plan import Plan
+from skipway.nn.blocks import Layers, Step
+from skipway.nn.skip import Chain, Skip
 
 __all__ = ["NETWORKS", "ResNet9Plan", "Whitening", "resnet9", "whiten"]
 

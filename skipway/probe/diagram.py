@@ -12,20 +12,20 @@ from typing import Any
 
 from torch import nn
 
-from skipway.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.errors import InputError, did_you_mean, printable
-from skipway.joins import Gate
+from skipway.model_factory import input_shape as shape_for
 from skipway.models import registry
 from skipway.models.mlp import Embed
-from skipway.network import Network, outline
-from skipway.probe.ink import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fitting, length
-from skipway.probe.page import ROOM, Row, page, tint
-from skipway.probe.signs import around, count_of, join_of, kind_of, layer_of, open_sizes, way_of
-from skipway.reversible import Coupling, Reversible
-from skipway.shapes import calls
-from skipway.shortcuts import Project
-from skipway.skip import Dense, Parallel, Skip
-from skipway.zoo import input_shape as shape_for
+from skipway.models.network import Network, outline
+from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
+from skipway.nn.joins import Gate
+from skipway.nn.reversible import Coupling, Reversible
+from skipway.nn.shape_inference import calls
+from skipway.nn.shortcuts import Project
+from skipway.nn.skip import Dense, Parallel, Skip
+from skipway.probe.svg_layout import ROOM, Row, page, tint
+from skipway.probe.svg_symbols import around, count_of, join_of, kind_of, layer_of, open_sizes, way_of
+from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fitting, length
 
 __all__ = ["diagram"]
 

@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from skipway.errors import InputError, printable
-from skipway.probe.mistakes import mistakes
-from skipway.probe.receptive import Fields
-from skipway.reversible import Reversible
-from skipway.shapes import Call, calls, evaluation, kept_buffers, on_meta
-from skipway.skip import Chain, Parallel, Skip
+from skipway.nn.reversible import Reversible
+from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on_meta
+from skipway.nn.skip import Chain, Parallel, Skip
+from skipway.probe.lint import mistakes
+from skipway.probe.receptive_field import Fields
 
 __all__ = ["Row", "Summary", "summary"]
 

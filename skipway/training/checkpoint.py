@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
-from skipway.training import durable
+from skipway.utils import atomic_files
 
 __all__ = ["FORMAT", "Checkpoint", "differences", "load", "load_weights", "refuse_more", "save", "save_weights"]
 
@@ -59,35 +59,35 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         raise InputError(f"a checkpoint needs keep >= 1 and step >= 0, not keep {keep} and step {step}")
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
-    files = {_TENSORS: _encoded(tensors), _STATE: durable.to_json(state, f"the state at step {step}")}
+    files = {_TENSORS: _encoded(tensors), _STATE: atomic_files.to_json(state, f"the state at step {step}")}
     files[_MANIFEST] = _manifest_for(step, tensors, files)
     temporary = folder / f".tmp-{step}-{os.getpid()}"
-    with durable.storing(final, sum(len(data) for data in files.values())):
+    with atomic_files.storing(final, sum(len(data) for data in files.values())):
         try:
-            durable.make_folder(folder)
-            durable.sweep(folder, ".tmp-")
-            durable.make_folder(temporary)
+            atomic_files.make_folder(folder)
+            atomic_files.sweep(folder, ".tmp-")
+            atomic_files.make_folder(temporary)
             for name, data in files.items():
-                durable.write_new(temporary / name, data)
-            durable.sync_folder(temporary)
+                atomic_files.write_new(temporary / name, data)
+            atomic_files.sync_folder(temporary)
             others = _found(folder)
             # A second save of one step stands beside the first as step-N.1, .2 ... until it is verified.
             suffix = max((number + 1 for other, number, _ in others if other == step), default=0)
             placed = folder / f"{final.name}.{suffix}" if suffix else final
-            durable.rename(temporary, placed)
+            atomic_files.rename(temporary, placed)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         if flaw := _flaw(placed, step):
-            durable.discard(placed)
+            atomic_files.discard(placed)
             raise StorageError(
                 f"{printable(placed)}: what was written is not what is read back: {flaw}; check that disk, or write to "
                 "another folder with -o"
             )
         for other, _, path in others:
             if other == step:
-                durable.discard(path)
+                atomic_files.discard(path)
         if suffix:
-            durable.rename(placed, final)
+            atomic_files.rename(placed, final)
         _rotate(folder, step, keep)
     return final
 
@@ -125,7 +125,7 @@ def _rotate(folder: Path, step: int, keep: int) -> None:
         if flaw is None and len(kept) < keep and other != step:
             kept.append(other)
         elif other < min(kept) and len(kept) == keep and not isinstance(flaw, _Newer):
-            durable.discard(path)
+            atomic_files.discard(path)
 
 
 def _flaw(path: Path, step: int) -> InputError | None:
@@ -143,14 +143,14 @@ def _manifest_for(step: int, tensors: dict[str, Tensor], files: dict[str, bytes]
         "skipway": _version(),
         "torch": str(torch.__version__),
         "step": step,
-        "files": {name: {"bytes": len(data), "sha256": durable.sha256(data)} for name, data in files.items()},
+        "files": {name: {"bytes": len(data), "sha256": atomic_files.sha256(data)} for name, data in files.items()},
         "strides": {name: _strides(tensor) for name, tensor in tensors.items()},
     }
-    return durable.to_json({"sha256": _own_sha256(values), **values}, _MANIFEST)
+    return atomic_files.to_json({"sha256": _own_sha256(values), **values}, _MANIFEST)
 
 
 def _own_sha256(values: dict[str, Any]) -> str:
-    return durable.sha256(json.dumps(values, separators=(",", ":")).encode())
+    return atomic_files.sha256(json.dumps(values, separators=(",", ":")).encode())
 
 
 def _strides(tensor: Tensor) -> list[int]:
@@ -166,7 +166,7 @@ def _manifest(path: Path, step: int) -> dict[str, Any]:
     try:
         with open(path / _MANIFEST, "rb") as file:
             data = file.read(_MAX_HEADER + 1)
-        values = durable.from_json(data) if len(data) <= _MAX_HEADER else None
+        values = atomic_files.from_json(data) if len(data) <= _MAX_HEADER else None
         if not isinstance(values, dict) or values.pop("sha256", None) != _own_sha256(values):
             raise ValueError("its own checksum does not match")
     except OSError as error:
@@ -203,8 +203,10 @@ def _content(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
         data = (path / name).read_bytes()
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {error.strerror}") from error
-    if durable.sha256(data) != checksum:
-        raise InputError(f"{where}: has checksum {durable.sha256(data)[:12]}..., {str(checksum)[:12]}... was written")
+    if atomic_files.sha256(data) != checksum:
+        raise InputError(
+            f"{where}: has checksum {atomic_files.sha256(data)[:12]}..., {str(checksum)[:12]}... was written"
+        )
     return data
 
 
@@ -213,7 +215,7 @@ def _read(path: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     where = printable(path.name)
     contents = {name: _content(path, name, manifest) for name in (_TENSORS, _STATE)}
     try:
-        state, flat = durable.from_json(contents[_STATE]), safetensors.torch.load(contents[_TENSORS])
+        state, flat = atomic_files.from_json(contents[_STATE]), safetensors.torch.load(contents[_TENSORS])
     except Exception as error:  # safetensors.torch raises what it likes
         raise InputError(f"{where}: cannot be parsed, yet its checksums match: {printable(error)}") from error
     del contents  # from here on each tensor stands in memory once
@@ -290,13 +292,13 @@ def _seal(notes: Mapping[str, str], tensors: dict[str, Tensor]) -> str:
 def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """One .safetensors file at `path`: the tensors, and `header` as JSON under the metadata key "skipway"."""
     notes = {
-        "skipway": durable.to_json(header, f"the header of {printable(path)}", indent=None).decode(),
+        "skipway": atomic_files.to_json(header, f"the header of {printable(path)}", indent=None).decode(),
         "written_by": json.dumps({"format": FORMAT, "version": _version()}),
     }
     data = _encoded(tensors, notes)
     length = int.from_bytes(data[:8], "little")
     refuse_more(printable(path), length, data[8 : 8 + length])
-    durable.write_file(path, data)
+    atomic_files.write_file(path, data)
 
 
 def refuse_more(where: str, length: int, text: bytes) -> None:
@@ -321,7 +323,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = safetensors.torch.load(file.read())
         if _seal(notes, tensors) != notes["sha256"]:
             raise InputError(f"{where}: its checksum does not match what was written; copy it again or train anew")
-        header = durable.from_json(notes["skipway"].encode())
+        header = atomic_files.from_json(notes["skipway"].encode())
     except InputError:
         raise
     except OSError as error:
@@ -342,13 +344,13 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
         raise InputError(f"{where}: is truncated after {size} bytes, within its header; copy it again")
     if start[8:] != b"{":
         raise InputError(
-            f"{where}: {durable.looks_like(file)}; only skipway's own .safetensors files are read here: give the "
+            f"{where}: {atomic_files.looks_like(file)}; only skipway's own .safetensors files are read here: give the "
             "weights/best.safetensors of a run, or another tool's file to create_model(name, pretrained=...)"
         )
     file.seek(8)
     text = file.read(min(length, _MAX_HEADER))
     refuse_more(where, length, text)
-    header = durable.from_json(text)
+    header = atomic_files.from_json(text)
     notes = header.pop("__metadata__", {})
     wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != wanted:
@@ -356,7 +358,7 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
     if not isinstance(notes, dict) or not {"skipway", "written_by", "sha256"} <= set(notes):
         call = "create_model(name, pretrained=...)"
         raise InputError(f"{where}: is safetensors without skipway's header, another tool's; bring it in with {call}")
-    writer = durable.from_json(notes["written_by"].encode())
+    writer = atomic_files.from_json(notes["written_by"].encode())
     _refuse_newer(where, writer["format"], writer["version"])
     return notes
 

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.console import Console, duration
+from skipway.distributed import collectives
+from skipway.distributed.fsdp import kept
 from skipway.errors import Interrupted, NotFiniteError, printable
-from skipway.signals import StopFlag
-from skipway.training import checkpoint, ranks
+from skipway.training import checkpoint
+from skipway.training.losses import Task
 from skipway.training.metrics import Feed, Scores, score
-from skipway.training.shards import kept
-from skipway.training.task import Task
 from skipway.training.trainer import Settings, State, Trainer
+from skipway.utils.console import Console, duration
+from skipway.utils.signals import StopFlag
 
 __all__ = ["fit"]
 
@@ -83,12 +84,12 @@ def fit(
                 break
             asked = time.monotonic()
         bar.done()
-        ranks.share_buffers(trainer.judged)
+        collectives.share_buffers(trainer.judged)
         scores = score(trainer.judged, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked)
         rate = settings.lr * trainer.course(_position(settings, state.epoch, state.batch - 1, train.steps))
         best = _close_epoch(state, scores, rate, settings, trainer.task.figure)
         weights = kept(trainer.judged.state_dict()) if best else None
-        if ranks.here() == 0:
+        if collectives.here() == 0:
             on_epoch(state, weights)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
@@ -115,19 +116,19 @@ class _Keeper:
         """The first of all processes writes, with the sums of all."""
         state = self.trainer.state
         state.total_seconds = self.total_seconds
-        sums = dict(zip(_SUMS, ranks.summed(*(getattr(state, name) for name in _SUMS)), strict=True))
+        sums = dict(zip(_SUMS, collectives.summed(*(getattr(state, name) for name in _SUMS)), strict=True))
         tensors = self.trainer.tensors() if self.folder is not None else {}
-        if ranks.here() == 0 and self.folder is not None:
+        if collectives.here() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
             checkpoint.save(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:
         """Save where it is time or asked for; True where the time limit is over. All processes do the same."""
-        settings, first = self.trainer.settings, ranks.here() == 0
+        settings, first = self.trainer.settings, collectives.here() == 0
         due = first and time.monotonic() - self.saved > settings.save_every
         over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
-        asked, due, over = map(bool, ranks.summed(self.stop.requested, due, over))
+        asked, due, over = map(bool, collectives.summed(self.stop.requested, due, over))
         if asked:
             self._stop()
         if due:
@@ -135,7 +136,7 @@ class _Keeper:
         return over
 
     def save_if_asked(self) -> None:
-        if ranks.summed(self.stop.requested)[0]:
+        if collectives.summed(self.stop.requested)[0]:
             self._stop()
 
     def _stop(self) -> None:
@@ -158,7 +159,7 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
             "start a new run with a lower --lr or --clip 1"
         )
     state.epoch += 1
-    state.loss, state.gained, state.seen = ranks.summed(state.loss, state.gained, state.seen)  # type: ignore[assignment]
+    state.loss, state.gained, state.seen = collectives.summed(state.loss, state.gained, state.seen)  # type: ignore[assignment]
     row = {
         "epoch": state.epoch,
         "seconds": round(state.seconds, 3),
@@ -198,12 +199,12 @@ def _pieces(count: int, bounds: list[tuple[int, int]], state: State, accumulate:
     first = state.batch // accumulate * accumulate
     step = bounds[first : first + accumulate]
     for piece in np.array_split(np.arange(count), min(state.pieces, max(1, count // 2))):
-        yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) * ranks.count() / (step[-1][1] - step[0][0])
+        yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) * collectives.count() / (step[-1][1] - step[0][0])
 
 
 def _seed(seed: int, step: int) -> int:
     """What dropout and stochastic depth draw from in a step: something else in every process."""
-    return seed * 1_000_003 + step + ranks.here() * 2**40
+    return seed * 1_000_003 + step + collectives.here() * 2**40
 
 
 def _speed(state: State, task: Task) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipway.training import ranks
+from skipway.distributed import collectives
 
 __all__ = ["Averaged", "ClassScores", "Feed", "NumberScores", "Scores", "figures", "per_class", "score"]
 
@@ -136,7 +136,7 @@ def score(
                     parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids))
     finally:
         network.train(training)
-    all_parts = [part for process in ranks.gathered(parts) for part in process if len(part[2])]
+    all_parts = [part for process in collectives.gathered(parts) for part in process if len(part[2])]
     outputs, targets, all_ids = zip(*all_parts, strict=True)
     with torch.inference_mode():
         return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))

@@ -47,9 +47,12 @@ class Muon(torch.optim.Optimizer):
         if not views:
             return
         muon = torch.optim.Muon(
-            [view for _, view in views], lr=group["lr"], momentum=group["betas"][0],
-            weight_decay=group["weight_decay"], adjust_lr_fn="match_rms_adamw",
-        )  # fmt: skip
+            [view for _, view in views],
+            lr=group["lr"],
+            momentum=group["betas"][0],
+            weight_decay=group["weight_decay"],
+            adjust_lr_fn="match_rms_adamw",
+        )
         for p, view in views:
             muon.state[view].update({key: _matrix(value, p) for key, value in self.state[p].items()})
         muon.step()

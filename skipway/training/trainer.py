@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
-from skipway.recomputation import recompute
-from skipway.training import ranks
+from skipway.distributed import collectives
+from skipway.distributed.fsdp import kept, shared_like, shared_out, whole
+from skipway.nn.activation_checkpointing import recompute
+from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates
-from skipway.training.schedule import course, momentum_at
-from skipway.training.shards import kept, shared_like, shared_out, whole
-from skipway.training.task import Classification, Task
+from skipway.training.schedules import course, momentum_at
 
 __all__ = ["Settings", "State", "Trainer", "as_found", "has_bf16"]
 
@@ -116,9 +116,14 @@ class Trainer:
             self.average.module = self._placed(self.average.module)
             self.average.n_averaged = self.average.n_averaged.to(self.engine.device)
         self.optimizer = make_optimizer(
-            self.network, settings.optimizer, lr=settings.lr, momentum=settings.momentum,
-            weight_decay=settings.weight_decay, bias_lr=settings.bias_lr, lr_decay=settings.lr_decay,
-        )  # fmt: skip
+            self.network,
+            settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            bias_lr=settings.bias_lr,
+            lr_decay=settings.lr_decay,
+        )
         self.learnt = [p for p in self.network.parameters() if p.requires_grad]
         self.course = course(settings.schedule, min(settings.freeze / settings.epochs, 0.99))
         self.model = self.engine.prepare_model(
@@ -215,7 +220,7 @@ class Trainer:
             if values:
                 self.optimizer.state[parameter] = values
         self.state = State(**state)
-        if ranks.here():  # the sums of all processes stand with the first
+        if collectives.here():  # the sums of all processes stand with the first
             self.state.loss, self.state.gained, self.state.seen = 0.0, 0.0, 0
 
 

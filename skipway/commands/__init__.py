@@ -1,0 +1,1 @@
+"""One file per command, called by the command line and from Python alike."""

@@ -1,0 +1,45 @@
+"""Print the environment: versions, processor, precision, extras."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import torch
+
+from skipway.kernels import batchnorm
+from skipway.runs.run_folder import processor
+from skipway.training.trainer import has_bf16
+
+__all__ = ["EXTRAS", "environment_table"]
+
+EXTRAS = {"parquet": "pyarrow", "export": "onnxruntime", "openvino": "openvino"}
+
+
+def environment_table() -> str:
+    """Versions, processor, precision and extras, a line each."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = {
+        "skipway": version("skipway"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "gpu": gpu,
+        "precision": "bf16" if has_bf16(device) else "fp32",
+        "kernels": batchnorm.state(),
+        **{name: _version(name) for name in ("torch", "accelerate", "pillow", "safetensors", "scikit-learn", "numpy")},
+        **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},
+    }
+    return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
+
+
+def _extra(module: str, name: str) -> str:
+    return "installed" if find_spec(module) else f"not installed: pip install 'skipway[{name}]'"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,69 @@
+"""find_lr: the learning-rate range test on DATA, without a run."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipway.errors import Interrupted
+from skipway.report import learning_curves
+from skipway.runs.datamodule import open_job
+from skipway.runs.defaults import settings_for
+from skipway.runs.recipe import Recipe
+from skipway.training.lr_finder import RangeTest, range_test
+from skipway.training.trainer import Trainer, as_found
+from skipway.utils.console import Console
+from skipway.utils.signals import StopFlag
+
+__all__ = ["find_lr"]
+
+
+def find_lr(
+    data: str | os.PathLike[str],
+    model: str = "auto",
+    *,
+    picture: str | os.PathLike[str] | None = None,
+    console: Console | None = None,
+    stop: StopFlag | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    **options: Any,
+) -> RangeTest:
+    """Which learning rates suit a network on `data`: a hundred steps with rates that rise, and what the loss says.
+
+    Args:
+        data, model, transform: as for `train`.
+        picture: where to draw the loss over the rates, a .png file.
+        console: where progress is said; default: nowhere.
+        stop: a flag that ends the test when it is set.
+        options: fields of `skipway.Recipe`, such as batch_size, optimizer, img_size, seed.
+
+    Raises:
+        InputError: something given cannot be used. NotFiniteError: no loss was finite.
+        Interrupted: `stop` was set.
+    """
+    console, stop = console or Console(quiet=True), stop or StopFlag()
+    recipe = Recipe.of({"data": os.fspath(data), "model": model, **options})
+
+    def poll() -> None:
+        if stop.requested:
+            raise Interrupted(f"stopped by {stop.name} before the range test was over; start again")
+
+    with as_found():
+        job = open_job(recipe, new=True, epochs_told=True, transform=transform)
+        table = job.noun == "rows"
+        torch.set_num_threads(recipe.threads or (1 if table else os.cpu_count() or 1))
+        job.prepare(console, stop)
+        torch.manual_seed(recipe.seed)
+        network, fine = job.network(console)
+        batch_size = job.usual_batch()
+        settings = settings_for(recipe, network.plan, batch_size, fine=fine, counts=job.class_counts(), table=table)
+        job.settle(network, batch_size, settings.device, None)
+        feed = job.feed("train", train=True)
+        job.fit_first_layer(network, feed)
+        found = range_test(Trainer(network, settings, job.name_of, job.task(settings)), feed, poll=poll)
+    if picture is not None:
+        learning_curves.range_test(found.as_dict(), Path(picture))
+    return found

@@ -1,0 +1,1 @@
+"""Images: decode cache, split, augmentation, batches."""

@@ -1,0 +1,156 @@
+"""Which pictures are for training, validation and test; what stands twice; what a careful eye says of a set."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from skipway.data.images.decoded_cache import Packed
+from skipway.data.sources.base import SPLITS
+from skipway.errors import InputError, printable
+
+__all__ = ["class_counts", "describe", "held_out", "hold_out", "refuse_leaks", "remarks", "twins"]
+
+MOST_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
+IMBALANCED = 5.0
+FEW = 20
+
+
+def hold_out(packed: Packed, fraction: float, seed: int) -> None:
+    """Give a set without validation pictures some of its training pictures for that, of every class its share.
+
+    Pictures with the same content stay on the same side; every class stands on both sides. Which ones are held out is
+    a function of (set, fraction, seed).
+    """
+    if len(packed.splits.get("val", ())):
+        return
+    train = packed.splits["train"]
+    first = {packed.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
+    kinds = np.array(sorted(first.values()), dtype=np.int64)
+    labels = packed.labels[kinds]
+    counts = np.bincount(labels, minlength=len(packed.class_names))
+    single = [name for name, count in zip(packed.class_names, counts, strict=True) if count < 2]
+    if single:
+        raise InputError(
+            f"{printable(packed.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
+            "few to train on some and validate on others; add at least one more, or a val folder"
+        )
+    in_val = held_out(train, packed.labels, packed.digests, fraction, seed)
+    packed.splits = {
+        "train": train[~in_val],
+        "val": train[in_val],
+        **{k: v for k, v in packed.splits.items() if k == "test"},
+    }
+
+
+def held_out(train: np.ndarray, labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Which of the samples `train` are held out, as (len(train),) booleans: of every label its share, copies together.
+
+    Every label stands on both sides where two different samples have it.
+    """
+    first = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
+    kinds = np.array(sorted(first.values()), dtype=np.int64)
+    counts = np.bincount(labels[kinds])
+    shares = _shares(counts, min(round(len(kinds) * fraction), MOST_HELD_OUT))
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
+    by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
+    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within its class
+    held_digests = {digests[i] for i in kinds[by_class[rank < np.repeat(shares, counts)]]}
+    return np.array([digests[i] in held_digests for i in train])
+
+
+def _shares(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """How many of each class to hold out: within one of its exact share, at least one, never all.
+
+    >>> _shares(np.array([70, 30, 2]), 10).tolist()
+    [6, 3, 1]
+    """
+    exact = counts * (wanted / counts.sum())
+    shares = np.clip(np.floor(exact).astype(np.int64), 1, counts - 1)
+    room = np.flatnonzero((shares < exact) & (shares < counts - 1))
+    largest_first = room[np.argsort(shares[room] - exact[room], kind="stable")]
+    shares[largest_first[: max(0, wanted - int(shares.sum()))]] += 1
+    return shares
+
+
+def twins(packed: Packed) -> list[list[int]]:
+    """Groups of pictures with the same content, byte for byte."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, digest in enumerate(packed.digests):
+        groups[digest].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def refuse_leaks(packed: Packed, allow: bool) -> None:
+    """Say which pictures stand twice; where copies stand in two splits, validation would be flattered: refuse."""
+    split_of = {int(i): split for split in SPLITS for i in packed.splits.get(split, ())}
+    groups = twins(packed)
+    across = [g for g in groups if len({split_of[i] for i in g}) > 1]
+    crossed = [g for g in groups if len({int(packed.labels[i]) for i in g}) > 1]
+    if across:
+        first = " and ".join(f"{printable(packed.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
+        said = f"{len(across):,} pictures stand in more than one split, such as {first}"
+        if not allow:
+            raise InputError(
+                f"{printable(packed.name)}: {said}; remove the copies from one side, or go on with --allow-duplicates"
+            )
+        packed.warnings.append(f"{said}: accuracies are flattered by them")
+    if crossed:
+        names = {i: packed.class_names[packed.labels[i]] for i in crossed[0]}
+        pair = _unlike(crossed[0], names)
+        first = " and ".join(f"{printable(packed.keys[i])} ({printable(names[i])})" for i in pair)
+        packed.warnings.append(
+            f"{len(crossed):,} pictures stand under two classes, such as {first}: one label is wrong"
+        )
+    copies = sum(len(g) - 1 for g in groups)
+    if copies:
+        packed.warnings.append(f"{copies:,} pictures are exact copies of others")
+
+
+def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
+    """The first of a group and the first that is of another kind."""
+    return group[0], next(i for i in group if kind[i] != kind[group[0]])
+
+
+def class_counts(packed: Packed) -> dict[str, dict[str, int]]:
+    """{class: {split: pictures}}, classes in their order."""
+    table = {
+        split: np.bincount(packed.labels[indices], minlength=len(packed.class_names))
+        for split, indices in packed.splits.items()
+    }
+    return {name: {split: int(n[i]) for split, n in table.items()} for i, name in enumerate(packed.class_names)}
+
+
+def remarks(packed: Packed) -> list[str]:
+    """Advice on a set: imbalance, classes with few pictures, unreadable and converted files."""
+    counts = {name: by_split.get("train", 0) for name, by_split in class_counts(packed).items()}
+    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    said = []
+    ratio = counts[most] / max(1, counts[least])
+    if ratio >= IMBALANCED:
+        said.append(
+            f"classes are imbalanced 1:{ratio:.0f} ({printable(least)} {counts[least]:,}, {printable(most)} "
+            f"{counts[most]:,} training pictures): accuracy favours the large ones, read the per-class table"
+        )
+    few = [name for name, count in counts.items() if count < FEW]
+    if few:
+        names = ", ".join(map(printable, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        said.append(f"fewer than {FEW} training pictures: {names}; expect weak results there")
+    validation = len(packed.splits.get("val", ()))
+    if 0 < validation < 100:
+        said.append(f"{validation} validation pictures: one picture is {1 / validation:.1%} of accuracy")
+    return said
+
+
+def describe(packed: Packed) -> dict[str, Any]:
+    """What a run or `check` reports of its data, as plain values."""
+    return {
+        "name": packed.name,
+        "counts": {split: len(indices) for split, indices in packed.splits.items()},
+        "classes": class_counts(packed),
+        "skipped": len(packed.skipped),
+        "notes": dict(packed.notes.most_common()),
+        "warnings": packed.warnings + remarks(packed),
+        "sizes": packed.sizes,
+    }

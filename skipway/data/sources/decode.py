@@ -1,0 +1,375 @@
+"""Images: the bytes of one picture file become one uint8 array, or a named reason why not.
+
+Shapes: H height, W width of the original after EXIF turning; a decoded picture is (size, size, channels).
+Every departure from "the pixels as they are stored" is a note, a fixed phrase, so that a run can count and report it.
+"""
+
+import io
+import math
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from skipway.data.image_spec import FITS
+from skipway.errors import InputError, printable
+
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMAT_OF = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
+_FORMAT_OF |= {".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
+SUFFIXES = frozenset(_FORMAT_OF)
+MAX_PIXELS = 50_000_000
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_END_OF_JPEG = b"\xff\xd9"
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 0x0102
+_EXIF_CARRIERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+# EXIF orientation -> the operation that turns the picture upright, and whether the stored left or top edge ends up
+# as the right or bottom one: there the half-filled last pixels of a reduced JPEG come to lie at the beginning.
+_TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, True, False),
+    3: (Image.Transpose.ROTATE_180, True, True),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, False, True),
+    5: (Image.Transpose.TRANSPOSE, False, False),
+    6: (Image.Transpose.ROTATE_270, True, False),
+    7: (Image.Transpose.TRANSVERSE, True, True),
+    8: (Image.Transpose.ROTATE_90, False, True),
+}
+_CONVERSIONS = {"1": "bilevel converted to grey", "P": "palette converted to RGB", "PA": "palette converted to RGB"}
+_REDUCING_GAP = 2.0  # cheap whole-number reductions leave this many times the target's size to the antialiased filter
+_PAD_GREY = 128  # black or white bars would be the picture's strongest edge; the middle of the range is the weakest
+
+
+class BadPicture(InputError):
+    """The file cannot be used; the text is a short reason without the file's name."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded picture: `pixels` (size, size, channels) uint8, and what there is to say about its original.
+
+    `notes` are fixed phrases, each at most once; `width` and `height` are the original's after EXIF turning, `mode` is
+    Pillow's name of its pixel format, such as "RGB", "CMYK" or "I;16".
+    """
+
+    pixels: np.ndarray
+    notes: tuple[str, ...]
+    width: int
+    height: int
+    mode: str
+
+
+def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
+    """(width, height, mode) from the header, turned by EXIF (but not by one that a PNG keeps behind its pixels)."""
+    with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise _too_large(width * height, max_pixels)
+        return (width, height, image.mode) if _orientation(image, []) < 5 else (height, width, image.mode)
+
+
+def decode(
+    data: bytes,
+    *,
+    size: int,
+    channels: int = 3,
+    fit: str = "squash",
+    max_pixels: int = MAX_PIXELS,
+    suffix: str = "",
+    interpolation: str = "bilinear",
+    cut: int | None = None,
+) -> Picture:
+    """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
+
+    `fit` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other (to the
+    pixel as if the centre `cut` x `cut`, of which `margin` tells the place, were cut out of the resized whole), "pad"
+    keeps all between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
+    Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
+    """
+    if size < 1 or channels not in (1, 3) or fit not in FITS:
+        raise InputError(f"no size of at least 1, 1 or 3 channels and {'/'.join(FITS)}: {size}, {channels}, {fit!r}")
+    with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise _too_large(width * height, max_pixels)
+        mode, file_format = opened.mode, "JPEG" if opened.format == "MPO" else opened.format
+        notes = _oddities(data, opened, str(file_format))
+        if suffix and _FORMAT_OF.get(suffix.lower(), file_format) != file_format:
+            notes.append("extension does not match content")
+        scale = _draft(opened, size, fit) if file_format == "JPEG" and max(width, height) > 2 * size else 1.0
+        image = _load(data, opened, size, fit)
+        orientation = _orientation(opened, notes)
+        image = _to_grey_or_rgb(image, notes)
+        corner = (0.0, 0.0)
+        if orientation in _TURNS:
+            notes.append("turned by its EXIF orientation")
+            operation, from_right, from_bottom = _TURNS[orientation]
+            image = image.transpose(operation)
+            width, height = (height, width) if orientation >= 5 else (width, height)
+            corner = ((image.width - width / scale) * from_right, (image.height - height / scale) * from_bottom)
+        image = _fitted(image, (width, height), corner, scale, size, fit, interpolation, cut or size)
+        if image.mode == "RGB" and channels == 1:
+            notes.append("colour converted to grey")
+            image = image.convert("L")
+        pixels = np.array(image)
+        if image.mode == "L":
+            notes += ["grey repeated to three channels"] if channels == 3 else []
+            pixels = np.repeat(pixels[:, :, None], channels, axis=2)
+        if _HERE.warned:
+            notes.append("damaged metadata ignored")
+        return Picture(pixels, tuple(dict.fromkeys(notes)), width, height, mode)
+
+
+class _PillowWarnings(threading.local):
+    """Stands where Pillow's modules say `warnings`: in a thread that decodes here, a warning becomes a note.
+
+    Filters would not do: they are one list for the whole process, while decoding runs in threads, and whoever restores
+    them elsewhere (pytest, scikit-learn's workers) drops ours in between.
+    """
+
+    limit: int | None = None  # pixels; None outside of a decode, where warnings are their user's
+    warned = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    def warn(self, message: Any, category: Any = None, stacklevel: int = 1, **options: Any) -> None:
+        if _HERE.limit is None:
+            warnings.warn(message, category, stacklevel + 1, **options)
+        elif category is not Image.DecompressionBombWarning:
+            _HERE.warned = True
+        elif _number_in(message) > _HERE.limit:
+            raise Image.DecompressionBombError(message)
+
+
+_HERE = _PillowWarnings()
+for _name in ("Image", *(f"{_kind}ImagePlugin" for _kind in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP"))):
+    vars(import_module(f"PIL.{_name}"))["warnings"] = _HERE
+
+
+@contextmanager
+def _pillow(data: bytes, max_pixels: int) -> Iterator[None]:
+    """Whatever Pillow throws inside becomes BadPicture: on bad bytes it throws nearly every type there is."""
+    _HERE.limit, _HERE.warned = max_pixels, False
+    try:
+        yield
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(_number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
+    except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP":
+            raise BadPicture("broken: its header cannot be read") from error
+        raise BadPicture("not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content") from error
+    except MemoryError as error:
+        raise BadPicture("too large: it does not fit in memory, or its header lies") from error
+    except Exception as error:
+        text = printable(error)[:200] or type(error).__name__
+        cut = isinstance(error, EOFError) or "truncated" in text.lower()
+        raise BadPicture(f"truncated: {text}" if cut else f"broken: {text}") from error
+    finally:
+        _HERE.limit = None
+
+
+def _number_in(message: object) -> int:
+    return int((re.search(r"\d+", str(message)) or "0")[0])
+
+
+def _too_large(pixels: int, limit: int) -> BadPicture:
+    return BadPicture(f"too large: {pixels:,} pixels, the limit is {limit:,} (--max-pixels)")
+
+
+def _oddities(data: bytes, image: Image.Image, file_format: str) -> list[str]:
+    """Notes on what surrounds the pixels; called before they are loaded, while the reader stands behind the header."""
+    notes = []
+    if file_format == "JPEG":
+        if not data.endswith(_END_OF_JPEG):
+            # From the scan on: an embedded thumbnail has an end marker of its own.
+            end = data.rfind(_END_OF_JPEG, image.fp.tell())  # type: ignore[attr-defined]
+            if end < 0:
+                notes.append("no end marker")
+            elif data[end + 2 :].strip(b"\0"):
+                notes.append("bytes after the end")
+    elif file_format == "PNG":
+        notes += _png_oddities(data)
+    elif file_format == "WEBP" and data[8 + int.from_bytes(data[4:8], "little") :].strip(b"\0"):
+        notes.append("bytes after the end")
+    elif file_format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNS:  # type: ignore[attr-defined]
+        notes.append("turned by its EXIF orientation")
+    try:
+        if getattr(image, "is_animated", False):
+            notes.append("first of several frames used")
+    except Exception:
+        # A GIF looks into its second frame for the answer; that one may be broken, and the first is what we use.
+        notes.append("damaged metadata ignored")
+    return notes
+
+
+def _png_oddities(data: bytes) -> list[str]:
+    notes, kind, position, view = [], b"", 8, memoryview(data)
+    while kind != b"IEND" and position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        if end + 4 <= len(data) and zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            notes = ["checksum wrong, pixels readable"]
+        position = end + 4
+    if kind != b"IEND":
+        notes.append("no end marker")
+    elif data[position:].strip(b"\0"):
+        notes.append("bytes after the end")
+    return notes
+
+
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    """1 to 8; what cannot be read counts as upright, and Pillow turns a TIFF itself."""
+    if image.format == "TIFF" or not _EXIF_CARRIERS & image.info.keys():
+        return 1
+    try:
+        # The base class's: a PNG's own would load the pixels to look for more.
+        exif = Image.Image.getexif(image)
+        orientation = exif.get(_ORIENTATION, 1)
+        # Pillow swallows the error of a block that it has met before and shows it as one without tags.
+        broken = not exif and len(image.info.get("exif", b"")) > 20
+    except Exception:
+        orientation, broken = 1, True
+    if broken:
+        notes.append("broken EXIF ignored")
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _target(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
+    if fit != "pad":
+        return size, size
+    longest = max(width, height)
+    return max(1, round(width * size / longest)), max(1, round(height * size / longest))
+
+
+def _draft(image: Image.Image, size: int, fit: str) -> float:
+    """Ask libjpeg for 1/2, 1/4 or 1/8 of the picture, never less than the gap allows; returns the divisor."""
+    across, down = _target(*image.size, size, fit)
+    width, drafted = image.width, image.draft("", (int(across * _REDUCING_GAP), int(down * _REDUCING_GAP)))
+    return width / drafted[1][2] if drafted else 1.0
+
+
+def _load(data: bytes, image: Image.Image, size: int, fit: str) -> Image.Image:
+    """`image` with its pixels, or a JPEG's that lacks nothing but its end marker.
+
+    Pillow refuses both a JPEG cut off in its pixels and one that ends right behind them. They are told apart by going
+    on in several ways, longer than a block can take: where the pixels are complete, nothing that follows changes them.
+    """
+    scan = image.fp.tell() if image.format == "JPEG" else 0  # type: ignore[attr-defined]
+    try:
+        image.load()
+        return image
+    except OSError:
+        components = data[data.rfind(b"\xff\xda", 0, scan) + 4 :][:1]
+        # Later scans of a progressive JPEG only refine, those of a split one only add colour: an early end goes unseen.
+        one_scan = "progressive" not in image.info and components == bytes([len(image.getbands())])
+        if not scan or not one_scan or data.endswith(b"\xff"):
+            raise
+        seen = set()
+        for filler in (b"", b"\x55", b"\xaa", b"\xff\0", b"\x33", b"\xcc"):
+            future = Image.open(io.BytesIO(data + filler * 4096 + _END_OF_JPEG), formats=FORMATS)
+            _draft(future, size, fit)
+            seen.add(future.tobytes())
+            if len(seen) > 1:
+                raise
+        return future
+
+
+def _to_grey_or_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Mode "L" or "RGB" of the same size."""
+    mode = image.mode
+    if mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if mode in ("I", "F") or mode.startswith("I;"):
+        return _narrowed(image, notes)
+    grey = mode in ("1", "L", "LA", "La")
+    if mode not in ("L", "LA", "La", "RGB", "RGBA"):
+        notes.append(_CONVERSIONS.get(mode, f"{mode} converted to RGB"))
+    if not image.has_transparency_data:
+        return image.convert("L" if grey else "RGB")
+    notes.append("transparency laid over white")
+    layered = "LA" if grey else "RGBA"
+    image = image if mode == layered else image.convert(layered)  # converting to the same mode would copy
+    white = Image.new("L" if grey else "RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Grey of more than 8 bits as mode "L", by a rule or not at all.
+
+    16 bits are divided by 257, 12 bits likewise by their range; 32-bit integers count as 8 bits up to 255, as 16 bits
+    up to 65535; floats are in [0, 1] or in [0, 255].
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise BadPicture("float grey with NaN or infinite values")
+        if low < 0 or high > 255:
+            raise BadPicture(f"float grey from {low:g} to {high:g}: only [0, 1] and [0, 255] have a meaning")
+        notes.append("float grey rescaled" if high <= 1 else "float grey rounded")
+        scaled = values * np.float32(255 if high <= 1 else 1)
+        return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
+    if low < 0 or high > 65535:
+        raise BadPicture(f"32-bit grey from {low} to {high}: only 0 to 255 and 0 to 65535 have a meaning")
+    if image.mode == "I" and high <= 255:
+        notes.append("32-bit grey used as 8 bits")
+        return Image.fromarray(values.astype(np.uint8))
+    deep: np.ndarray = values.astype(np.uint16)
+    bits = 12 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 16
+    notes.append(f"{bits}-bit grey rescaled to 8 bits")
+    if bits == 12:
+        deep = (deep << 4) | (deep >> 8)
+    # Rounded; all values from 65407 on become 255, and the sum must stay within 16 bits.
+    narrow = ((np.minimum(deep, 65407) + 128) // 257).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        notes.append("transparency laid over white")
+        narrow[values == clear] = 255
+    return Image.fromarray(narrow)
+
+
+def _fitted(
+    image: Image.Image,
+    original: tuple[int, int],
+    corner: tuple[float, float],
+    scale: float,
+    size: int,
+    fit: str,
+    interpolation: str,
+    cut: int,
+) -> Image.Image:
+    """`image`, which holds the `original` divided by `scale` from `corner` on, as size x size."""
+    target = _target(*original, size, fit)
+    resized = [size * n // min(original) if fit == "crop" else size for n in original]
+    first = [round((w - cut) / 2) - round((size - cut) / 2) for w in resized]
+    edges = [(f * n / w, (f + size) * n / w) for f, n, w in zip(first, original, resized, strict=True)]
+    (left, right), (top, bottom) = [[c + e / scale for e in both] for c, both in zip(corner, edges, strict=True)]
+    box: tuple[float, float, float, float] = (left, top, right, bottom)
+    if image.size != target or box != (0, 0, *target):
+        while max((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) > 128:
+            # Pillow's reduce multiplies by a rounded reciprocal: one step of thousands would darken the picture.
+            whole = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+            factors = [int((whole[i + 2] - whole[i]) / target[i] / _REDUCING_GAP) for i in (0, 1)]
+            image = image.reduce((min(32, max(1, factors[0])), min(32, max(1, factors[1]))), whole)
+            box = (0, 0, *image.size)
+        image = image.resize(target, Image.Resampling[interpolation.upper()], box, reducing_gap=_REDUCING_GAP)
+    if fit == "pad" and target != (size, size):
+        canvas = Image.new(image.mode, (size, size), (_PAD_GREY,) * len(image.getbands()))
+        canvas.paste(image, ((size - target[0]) // 2, (size - target[1]) // 2))
+        return canvas
+    return image

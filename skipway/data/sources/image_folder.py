@@ -1,0 +1,211 @@
+"""Folders of pictures: one sub-folder per class, with or without train, val and test above them.
+
+Nothing is guessed: what is no class and no picture is ignored by rule and counted, what could be read in two ways is
+refused.
+"""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from skipway.data.sources.base import SPLITS, Content, Source, class_order, refuse_near_equal, split_of
+from skipway.data.sources.decode import SUFFIXES, BadPicture
+from skipway.data.sources.read_bytes import read_picture_file
+from skipway.errors import InputError, printable
+
+__all__ = ["folder_source", "has_class_folders", "picture_files"]
+
+_JUNK = {"__macosx", "thumbs.db", "desktop.ini", "icon\r"}
+_PEEK = 200
+
+
+def folder_source(root: Path, follow_links: bool = False, allow_empty: bool = False) -> Source:
+    """The pictures under `root`; class names come from the training set alone."""
+    where = printable(root)
+    splits = _split_folders(root, follow_links)
+    warnings: list[str] = []
+    found = {split: _classes(folder, root, follow_links, warnings) for split, folder in splits.items()}
+    empty = sorted(name for name, files in found["train"].items() if not files)
+    if empty and not allow_empty:
+        raise InputError(
+            f"{where}: the class folder {printable(empty[0])!r} has no pictures"
+            + (f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else "")
+            + "; add some, remove it, or leave it out with --allow-empty"
+        )
+    if empty:
+        warnings.append(f"left out: class folders without pictures: {', '.join(map(printable, empty))}")
+    named = {name: files for name, files in found["train"].items() if files}
+    class_names = class_order(list(named), where)
+    keys: dict[str, list[str]] = {}
+    labels: dict[str, np.ndarray] = {}
+    files: dict[str, list[Path]] = {}
+    for split, classes in found.items():
+        index = _indices(split, {k: v for k, v in classes.items() if v}, class_names, where, warnings)
+        there = [name for name in sorted(classes) if classes[name]]
+        files[split] = [path for name in there for path in classes[name]]
+        above = _key(splits[split], root)
+        keys[split] = ["/".join(filter(None, (above, name, path.name))) for name in there for path in classes[name]]
+        numbers = np.array([index[name] for name in there], np.int64)
+        labels[split] = np.repeat(numbers, [len(classes[name]) for name in there])
+
+    inside: dict[str, bool] = {}
+
+    def read(path: Path) -> Content:
+        try:
+            return read_picture_file(path, root, follow_links, inside)
+        except BadPicture as error:
+            return error
+
+    def contents(split: str) -> Iterator[Content]:
+        return (read(path) for path in files[split])
+
+    def peek() -> list[Content]:
+        step = max(1, len(files["train"]) // _PEEK)
+        return [read(path) for path in files["train"][::step][:_PEEK]]
+
+    return Source(root.resolve().name or "data", class_names, keys, labels, contents, peek, warnings=warnings)
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether `root` holds folders at all (as opposed to parquet files or loose pictures)."""
+    return any(_is_folder(entry) for entry in _entries(root))
+
+
+def picture_files(root: Path) -> list[Path]:
+    """Every file under `root`, at any depth, whose name says that it is a picture, in a fixed order."""
+
+    def unreadable(error: OSError) -> None:
+        raise _cannot_list(Path(error.filename), error) from None
+
+    found = []
+    for folder, names, files in os.walk(root, onerror=unreadable):
+        names[:] = sorted(n for n in names if not _is_junk(n))
+        found += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
+    return found
+
+
+def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
+    """{'train': root} where there are only class folders, or the folder of each split."""
+    entries = [e for e in _entries(root) if _is_folder(e)]
+    folders = [Path(e.path) for e in entries]
+    by_split: dict[str, Path] = {}
+    for folder in folders:
+        split = split_of(folder.name)
+        if split in by_split:
+            raise InputError(
+                f"{printable(root)}: both {by_split[split].name!r} and {folder.name!r} could be the {split} set; "
+                "remove or rename one"
+            )
+        if split:
+            by_split[split] = folder
+    if not by_split:
+        return {"train": root}
+    others = [f.name for f in folders if f not in by_split.values()]
+    if others:
+        raise InputError(
+            f"{printable(root)}: there are split folders ({', '.join(p.name for p in by_split.values())}) and others "
+            f"({', '.join(map(printable, others[:5]))}) side by side; keep either splits or classes at this level"
+        )
+    if "train" not in by_split:
+        raise InputError(
+            f"{printable(root)}: there is {', '.join(p.name for p in by_split.values())} but no train folder; add it"
+        )
+    for entry in entries:
+        _refuse_outside(entry, root, follow_links)
+    return {split: by_split[split] for split in SPLITS if split in by_split}
+
+
+def _classes(folder: Path, root: Path, follow_links: bool, warnings: list[str]) -> dict[str, list[Path]]:
+    """{class name: its files in a fixed order} of one split."""
+    classes: dict[str, list[Path]] = {}
+    ignored: Counter[str] = Counter()
+    for entry in _entries(folder):
+        if not _is_folder(entry):
+            ignored[Path(entry.name).suffix.lower() or "no suffix"] += 1
+            continue
+        _refuse_outside(entry, root, follow_links)
+        files = []
+        for inner in _entries(Path(entry.path)):
+            if _is_folder(inner) and not _named_like_picture(inner.name):
+                _refuse_nested(Path(entry.path), Path(inner.path))
+            elif _named_like_picture(inner.name):
+                files.append(Path(inner.path))
+            else:
+                ignored[Path(inner.name).suffix.lower() or "no suffix"] += 1
+        classes[entry.name] = files
+    if ignored:
+        said = ", ".join(f"{count} {printable(suffix)}" for suffix, count in ignored.most_common(5))
+        warnings.append(
+            f"ignored in {_key(folder, root) or 'the folder'}: files that are no pictures of a class ({said})"
+        )
+    return classes
+
+
+def _refuse_outside(entry: os.DirEntry[str], root: Path, follow_links: bool) -> None:
+    if entry.is_symlink() and not follow_links and not Path(entry.path).resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"{printable(entry.path)} is a link that leads out of the folder; give --follow-links to read it"
+        )
+
+
+def _refuse_nested(class_folder: Path, inner: Path) -> None:
+    if picture_files(inner):
+        raise InputError(
+            f"{printable(class_folder)} holds pictures in a folder of its own ({printable(inner.name)}): it could be a "
+            "class or a part of one; keep the pictures of a class directly in its folder"
+        )
+
+
+def _indices(
+    split: str, classes: dict[str, list[Path]], class_names: tuple[str, ...], where: str, warnings: list[str]
+) -> dict[str, int]:
+    """{folder name: class index} of a split, by name and never by position."""
+    known = dict(zip(class_names, range(len(class_names)), strict=True))
+    by_name = {folder: unicodedata.normalize("NFC", folder) for folder in classes}
+    refuse_near_equal(list(classes), where)
+    extra = sorted(folder for folder, name in by_name.items() if name not in known)
+    if extra:
+        raise InputError(
+            f"{where}: the {split} set has classes that the training set lacks: "
+            f"{', '.join(map(printable, extra[:5]))}; give them the names of the training folders, or remove them"
+        )
+    missing = sorted(set(known) - set(by_name.values()))
+    if missing:
+        warnings.append(f"the {split} set has no pictures of: {', '.join(map(printable, missing[:20]))}")
+    return {folder: known[name] for folder, name in by_name.items()}
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not _is_junk(e.name)), key=lambda e: e.name)
+    except OSError as error:
+        raise _cannot_list(folder, error) from None
+
+
+def _cannot_list(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot list the folder {printable(folder)}: {error.strerror}; check its permissions")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _named_like_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _key(path: Path, root: Path) -> str:
+    text = path.relative_to(root).as_posix()
+    return "" if text == "." else text

@@ -1,0 +1,212 @@
+"""Hugging Face parquet files of labelled pictures: a column `img` or `image` of {bytes, path}, and `label`."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skipway.data.sources.base import SPLITS, Content, Source, split_of
+from skipway.data.sources.decode import BadPicture
+from skipway.errors import InputError, MissingExtra, printable
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["opened", "parquet_files", "parquet_source"]
+
+_PICTURE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+_ROWS = 128  # rows that become Python's at a time; pyarrow itself holds one row group
+_PEEK = 200
+
+
+def parquet_files(root: Path) -> list[Path]:
+    """The parquet files that `root` is or holds, in a fixed order."""
+    if root.is_file():
+        return [root] if root.suffix == ".parquet" else []
+    found = (p for p in root.rglob("*.parquet") if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    return sorted(p for p in found if p.is_file())
+
+
+def parquet_source(root: Path, allow_empty: bool = False) -> Source:
+    """The pictures of one parquet file, or of a folder of them named by split ('train-00000-of-00002.parquet')."""
+    where = printable(root)
+    files = _by_split(parquet_files(root), root)
+    picture, label = _columns(files["train"][0], where)
+    columns = {split: [value for p in paths for value in _labels(p, label)] for split, paths in files.items()}
+    warnings: list[str] = []
+    if columns.get("test") and set(columns["test"]) <= {None, -1}:
+        warnings.append("left out: the test set, whose labels are withheld")
+        del files["test"], columns["test"]
+    class_names = _class_names(files["train"][0], columns["train"], (where, label), allow_empty, warnings)
+    labels = {split: _indices(split, column, class_names, (where, label)) for split, column in columns.items()}
+    for split in set(labels) - {"train"}:
+        absent = sorted(set(range(len(class_names))) - set(labels[split].tolist()))
+        if absent:
+            missing = ", ".join(printable(class_names[i]) for i in absent[:20])
+            warnings.append(f"the {split} set has no pictures of: {missing}")
+    keys = {
+        split: [f"{p.relative_to(root).as_posix() if p != root else p.name}:{row}" for p in paths for row in _rows(p)]
+        for split, paths in files.items()
+    }
+
+    def contents(split: str) -> Iterator[Content]:
+        for path in files[split]:
+            yield from _pictures(path, picture)
+
+    def peek() -> list[Content]:
+        return [content for content, _ in zip(contents("train"), range(_PEEK), strict=False)]
+
+    name = root.stem if root.is_file() else root.resolve().name
+    return Source(name or "data", class_names, keys, labels, contents, peek, warnings=warnings)
+
+
+def _by_split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
+    """{split: its files}; a file is of the split that its own name or its folder's name begins with."""
+    found: dict[str, list[Path]] = {}
+    folders = set()
+    for path in paths:
+        parts = path.relative_to(root).parts if path != root else (path.name,)
+        split = split_of(re.split(r"[-._]", path.name)[0])
+        if split is None and len(parts) > 1:
+            split = split_of(parts[-2])
+        if split is None and len(paths) == 1:
+            split = "train"
+        if split is None:
+            raise InputError(
+                f"cannot tell which split {printable(path)} holds; begin its name with train, validation or test"
+            )
+        found.setdefault(split, []).append(path)
+        folders.add(parts[:-2] if len(parts) > 1 and split_of(parts[-2]) else parts[:-1])
+    if len(folders) > 1:
+        configurations = ", ".join(sorted(printable("/".join(f) or ".") for f in folders))
+        raise InputError(
+            f"{printable(root)} holds several data sets ({configurations}); name the folder of one of them, as in "
+            f"{printable(root)}/{printable('/'.join(max(folders)))} or hf:org/name/folder"
+        )
+    if "train" not in found:
+        raise InputError(f"{printable(root)}: no parquet file of a train split; begin one name with train")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The open parquet file; whatever it turns out to be broken by, now or while it is read, names it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("parquet", f"reading {printable(path)}") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            yield file
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
+        raise InputError(f"{printable(path)} is not a whole parquet file: {reason}; download it again") from None
+
+
+def _columns(path: Path, where: str) -> tuple[str, str]:
+    with opened(path) as file:
+        schema = file.schema_arrow
+    picture = next((n for n in _PICTURE_COLUMNS if n in schema.names), None)
+    label = next((n for n in _LABEL_COLUMNS if n in schema.names), None)
+    if picture is None or label is None:
+        raise InputError(
+            f"{where} has the columns {', '.join(map(printable, schema.names[:12]))}, but pictures need "
+            f"{' or '.join(_PICTURE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns, or, where this is a "
+            "table, name the one to predict with --target"
+        )
+    kind = str(schema.field(picture).type)
+    if not re.match(r"struct<(.*, )?bytes: (large_)?binary", kind):
+        raise InputError(
+            f"{where}: the column {picture!r} holds {printable(kind)}, but a struct of bytes and path was expected; "
+            "save it with the picture feature of Hugging Face datasets"
+        )
+    return picture, label
+
+
+def _declared_names(file: Any, label: str) -> list[str] | None:
+    """Class names that the file's Hugging Face metadata gives its integer labels."""
+    try:
+        feature = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"][label]
+        names = feature["names"] if feature.get("_type") == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return [str(n) for n in names] if isinstance(names, list) and names else None
+
+
+def _rows(path: Path) -> range:
+    with opened(path) as file:
+        return range(file.metadata.num_rows)
+
+
+def _labels(path: Path, label: str) -> list[Any]:
+    """The labels of a file: class names where it declares them, else what stands in the column."""
+    with opened(path) as file:
+        if label not in file.schema_arrow.names:
+            raise InputError(f"{printable(path)} lacks the column {label!r} that the train file has; add it")
+        values = file.read(columns=[label]).column(0).to_pylist()
+        declared = _declared_names(file, label)
+    if declared is None:
+        return values
+    return [declared[v] if isinstance(v, int) and 0 <= v < len(declared) else v for v in values]
+
+
+def _class_names(
+    path: Path, column: list[Any], at: tuple[str, str], allow_empty: bool, warnings: list[str]
+) -> tuple[str, ...]:
+    """The training set's classes in the order in which the file declares them, else sorted."""
+    where, label = at
+    with opened(path) as file:
+        declared = _declared_names(file, label)
+    present = {v for v in column if v is not None}
+    names = declared or [str(v) for v in sorted(present, key=lambda v: (isinstance(v, str), v))]
+    if len(set(names)) != len(names):
+        raise InputError(f"{where}: the class names of the column {label!r} repeat; each class needs a name of its own")
+    unused = [name for name in names if declared and name not in present]
+    if unused and not allow_empty:
+        raise InputError(
+            f"{where}: the training set has no picture of the class {printable(unused[0])!r}"
+            + (f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else "")
+            + "; add some, or leave it out with --allow-empty"
+        )
+    if unused:
+        warnings.append(f"left out: classes without training pictures: {', '.join(map(printable, unused[:20]))}")
+    names = [name for name in names if name not in set(unused)]
+    if len(names) < 2:
+        raise InputError(f"{where}: the column {label!r} has fewer than two classes; a classifier needs at least two")
+    return tuple(names)
+
+
+def _indices(split: str, column: list[Any], class_names: tuple[str, ...], at: tuple[str, str]) -> np.ndarray:
+    """The labels of a split as indices into the training set's names, matched by name."""
+    where, label = at
+    known = {name: i for i, name in enumerate(class_names)}
+    indices = np.empty(len(column), dtype=np.int64)
+    for row, value in enumerate(column):
+        if value is None or str(value) not in known:
+            said = "none" if value is None else printable(value)
+            raise InputError(
+                f"{where}: row {row} of the {split} set has the label {said}, which is no class of the training set; "
+                f"correct the column {label!r} or leave the row out"
+            )
+        indices[row] = known[str(value)]
+    return indices
+
+
+def _pictures(path: Path, column: str) -> Iterator[Content]:
+    with opened(path) as file:
+        if column not in file.schema_arrow.names:
+            raise InputError(f"{printable(path)} lacks the column {column!r} that the train file has; add it")
+        for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+            yield from _values(batch.column(0))
+
+
+def _values(structs: "pyarrow.StructArray") -> Iterator[Content]:
+    for value in structs.field("bytes"):
+        data = value.as_py()
+        yield data if data else BadPicture("empty: the row holds no bytes")

@@ -1,0 +1,1 @@
+"""Tables: columns, encoders, rows in batches."""

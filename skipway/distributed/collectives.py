@@ -1,0 +1,134 @@
+"""Ranks: what the processes of one training tell each other; in a single process everything is nothing to do.
+
+torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun, `accelerate launch` or `--nproc` starts it.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from skipway.errors import InputError, printable
+
+__all__ = [
+    "agree",
+    "count",
+    "first",
+    "gathered",
+    "here",
+    "is_loss_of_another",
+    "join_group",
+    "leave_group",
+    "share_buffers",
+    "summed",
+]
+
+R = TypeVar("R")
+_MEETING = timedelta(seconds=25)  # for all to come to the place where they meet
+_PATIENCE = timedelta(minutes=10)  # with a process that does not answer
+
+
+def here() -> int:
+    """The number of this process among those of the training, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def count() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def join_group(device: str) -> None:
+    """Meet the other processes where torchrun, `accelerate launch` or --nproc has started several.
+
+    Raises:
+        InputError: they are not where the environment says.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
+    except (RuntimeError, ValueError) as error:
+        place, port, mine = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+        raise InputError(
+            f"process {printable(mine)} cannot meet the others at {printable(place)}:{printable(port)} "
+            f"({printable(str(error).splitlines()[0])[:200]}); start with --nproc or torchrun, which choose a free port"
+        ) from None
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+
+
+def agree(values: dict[str, Any]) -> None:
+    """Refuse to go on where the processes were told different values."""
+    everyone = gathered(values)
+    for other, theirs in enumerate(everyone):
+        apart = [name for name, value in everyone[0].items() if theirs[name] != value]
+        if apart:
+            said = "; ".join(
+                f"{n} is {everyone[0][n]!r} in process 0 and {theirs[n]!r} in process {other}" for n in apart
+            )
+            raise InputError(
+                f"the processes of this training do not agree: {printable(said)}; start all with one command, on the "
+                "same data"
+            )
+
+
+def leave_group() -> None:
+    """Part from the others."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def summed(*values: float) -> list[float]:
+    """Each value summed over all processes."""
+    if count() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every process, in the order of ranks."""
+    if count() == 1:
+        return [value]
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def first(make: Callable[[], R]) -> R:
+    """What `make` gives in the first process, for all of them; what it raises there, too."""
+    if count() == 1:
+        return make()
+    held: list[Any] = [None, None]
+    if here() == 0:
+        try:
+            held[0] = make()
+        except Exception as error:
+            held[1] = error
+    dist.broadcast_object_list(held, src=0)
+    if held[1] is not None:
+        raise held[1]
+    made: R = held[0]
+    return made
+
+
+def is_loss_of_another(error: Exception) -> bool:
+    """Whether an error is that another process of the training is gone."""
+    text = str(error).lower()
+    return count() > 1 and any(word in text for word in ("connection", "gloo", "nccl", "peer", "socket"))
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the buffers (the norms' statistics) of the first."""
+    if count() > 1:
+        buffers: list[Tensor] = list(network.buffers())
+        for buffer in buffers:
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,81 @@
+"""Preparation: how a picture becomes what a network is given, as tensor arithmetic that can be exported with it.
+
+Shapes: N pictures, (H, W) their pixels, (S, S) those that the network is given, C channels, n pixels of one axis.
+Source: the weights are those of Pillow's resize and reduce, with which `data.images` prepares pictures; its cubic is
+that of Keys 1981.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from skipway.data.image_spec import Spec
+from skipway.data.images.augment_policy import margin
+
+__all__ = ["Preparation"]
+
+_GREY = 128.0  # of the bars beside a picture that does not fill its square
+_GAP = 2  # a large picture is reduced by whole numbers to this many times its size
+
+
+class Preparation(nn.Module):
+    """(N, H, W, C) uint8 of any size -> (N, C, S, S) in 0..255: what `predict` makes of such pictures, not rounded.
+
+    A picture is multiplied with a matrix for each axis, which every runtime can do for every `fit` of a Spec.
+    """
+
+    def __init__(self, spec: Spec):
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pictures, fitted, resized and cut."""
+        height, width = (torch.full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
+        down, inside_down = self._weights(height, width, torch.arange(x.shape[1], dtype=torch.float64))
+        across, inside_across = self._weights(width, height, torch.arange(x.shape[2], dtype=torch.float64))
+        x = (x.permute(0, 3, 1, 2).float() @ across.T).clamp(0, 255)
+        x = (down @ x).clamp(0, 255)
+        return torch.where(inside_down[:, None] & inside_across, x, _GREY) if self.spec.fit == "pad" else x
+
+    def _weights(self, length: Tensor, other: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(S, n) how much each of n pixels counts for each of the S, and (S,) whether there is any picture.
+
+        The axis is thought of as resized to `whole` pixels, each of them `scale` of its own: those from `begin` on make
+        the square that the Spec's `presize` tells, and `places` are in its middle.
+        """
+        spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
+        whole, begin = torch.full((), spec.presize, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        edge = margin(spec.presize, spec.size)
+        if spec.fit == "crop":
+            whole = (whole * length / torch.minimum(length, other)).floor()
+            begin = ((whole - spec.size) / 2).round() - edge
+        elif spec.fit == "pad":
+            whole = (whole * length / torch.maximum(length, other)).round().clamp_min(1)
+            begin = -((spec.presize - whole) / 2).floor()
+        places, scale = torch.arange(spec.size, dtype=torch.float64) + begin + edge, length / whole
+        # First, pixels of a large picture are averaged in cells of whole numbers of them, from `least` to `most`.
+        side = (scale / _GAP).floor().clamp_min(1)
+        reach = (support - 0.5) * scale
+        least = torch.where(side > 1, (begin.clamp_min(0) * scale - reach).floor().clamp_min(0), 0.0)
+        most = torch.where(side > 1, torch.minimum(((begin + spec.presize) * scale + reach).ceil(), length), length)
+        cells = ((pixels - least) / side).floor()
+        shares = torch.minimum(side, most - least - cells * side)  # the last cell may hold fewer
+        apart = cells + 0.5 - ((places[:, None] + 0.5) * scale - least) / side
+        weights = filter_of((apart / (scale / side).clamp_min(1)).abs()) / shares
+        weights = torch.where((pixels >= least) & (pixels < most), weights, 0.0)
+        # Beside the picture all may be 0, and their shares not a number; bars are painted over that.
+        return (weights / weights.sum(1, keepdim=True)).float(), (places >= 0) & (places < whole)
+
+
+def _linear(apart: Tensor) -> Tensor:
+    return (1 - apart).clamp_min(0)
+
+
+def _cubic(apart: Tensor) -> Tensor:
+    near = (1.5 * apart - 2.5) * apart**2 + 1
+    far = ((2.5 - 0.5 * apart) * apart - 4) * apart + 2
+    return torch.where(apart < 1, near, torch.where(apart < 2, far, 0.0))
+
+
+_FILTERS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _linear), "bicubic": (2, _cubic)}

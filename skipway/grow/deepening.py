@@ -1,0 +1,276 @@
+"""Growing a trained network without changing what it computes: deeper by blocks that begin as identities, or wider.
+
+    network = deepen(network, to="resnet56", optimizer=optimizer)
+    network = widen(network, 2, optimizer=optimizer)
+
+The outputs are compared at the call, and what would change them is refused. What an optimiser keeps of old parameters
+goes with them.
+
+Shapes: those of the network; a probe is a batch of its inputs.
+Sources: Chen et al. 2015, arXiv:1511.05641 (Net2Net); blocks that begin as identities by a zeroed last scale, Goyal et
+al. 2017, arXiv:1706.02677; zeroed outputs in place of ready-made identities, Shen et al. 2022, arXiv:2203.06211.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.export.fusion import Convolution
+from skipway.grow.channel_map import Origin
+from skipway.grow.new_blocks import appends, begin_as_identity, insert_like, insert_planned
+from skipway.grow.optimizer_state import move
+from skipway.grow.target_plans import counted, deeper, reached, stages, wider, widths_of, with_blocks
+from skipway.grow.verify import calls_of, probe_for, proven
+from skipway.grow.widening import Widening
+from skipway.models.network import Network, outline, planned
+from skipway.nn.joins import Gate, Scale
+from skipway.nn.shortcuts import Pad
+from skipway.nn.skip import Parallel, Skip
+
+__all__ = ["Growth", "deepen", "deepened", "grown_to", "widen", "widened"]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A grown network, what its parameters are made of, and how far its outputs are from those of before.
+
+    origins: for every parameter that was there, what it is made of; new ones have none.
+    difference: the largest of two outputs on the probe, in the network's own precision.
+    largest: the largest output there.
+    """
+
+    network: nn.Module
+    origins: dict[str, Origin]
+    difference: float
+    largest: float
+
+
+def deepen(
+    network: nn.Module,
+    to: str | None = None,
+    *,
+    blocks: Mapping[str | int, int] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    probe: Tensor | None = None,
+    spread: bool = False,
+    seed: int = 0,
+) -> Any:
+    """A deeper network with the same outputs: its new blocks begin as identities, and learn from the first step on.
+
+    What would be added to the shortcut begins at zero, by the last norm, the last weights or the join's scale of each
+    new body; that zero has a gradient at once, and the rest of the body from the next step on. Old norms see what they
+    saw, in training too. Layers of a DenseNet add channels instead, which what is behind them does not weigh at first:
+    there outputs are equal up to rounding, elsewhere to the last bit. `network` is as it was.
+
+    Args:
+        to: the name of a deeper network of the same kind ("resnet56" of a resnet20).
+        blocks: or how many blocks each stage gets, {"stage2": 4}, or {2: 4}; of a network without a plan, {path of the
+            Chain that its blocks stand in: 4}: they are made like the last that keeps its input's shape.
+        optimizer: of `network`; it becomes that of the grown one, in place: old parameters keep their momentum and
+            whatever else it knows of them, new ones are in the groups of the blocks that they are like.
+        probe: a batch of inputs to compare outputs on; random ones by default, for a network that has a plan.
+        spread: new blocks stand between the old ones of their stage, in place of behind them.
+        seed: draws the new weights.
+
+    Raises:
+        InputError: there is no such network or stage, new blocks cannot begin as identities there, or the outputs
+            would not be equal; says why.
+    """
+    growth = deepened(network, to, blocks=blocks, probe=probe, spread=spread, seed=seed)
+    move(optimizer, network, growth.network, growth.origins)
+    return growth.network
+
+
+def widen(
+    network: nn.Module,
+    factor: float | None = None,
+    *,
+    widths: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    probe: Tensor | None = None,
+    seed: int | None = 0,
+) -> Any:
+    """A wider network with the same outputs, within 1e-5 of the largest: channels are repeated and share their weights.
+
+    Inputs and outputs stay as wide as they are, and so does what layers of unknown ways are given. `network` is as it
+    was.
+
+    Args:
+        factor: how many times as wide; its plan's widths (of DenseNets the growth), or every layer's.
+        widths: or the widths of its plan, such as (32, 64, 128).
+        optimizer, probe: see `deepen`.
+        seed: draws unequal shares for channels that repeat one. None: equal ones, with which they would also learn
+            the same for ever.
+
+    Raises:
+        InputError: the widths are not larger, a layer could not be widened without changing the outputs, or nothing
+            could; says why.
+    """
+    growth = widened(network, factor, widths=widths, probe=probe, seed=seed)
+    move(optimizer, network, growth.network, growth.origins)
+    return growth.network
+
+
+def grown_to(network: Network, to: str, seed: int = 0) -> Growth:
+    """The network called `to` with the outputs of `network`: wider, deeper, or both."""
+    plan = reached(network.plan, to)
+    widths = {key: plan[key] for key in widths_of(plan) if plan[key] != network.plan[key]}
+    if not widths:
+        return deepened(network, to, seed=seed)
+    first = _widened_to({**network.plan, **widths}, network, probe_for(network, None), seed)
+    if plan["layers"] == network.plan["layers"]:
+        cast(Network, first.network).plan = plan
+        return first
+    growth = deepened(first.network, to, seed=seed)
+    origins = {name: origin.behind(first.origins[origin.name]) for name, origin in growth.origins.items()}
+    return Growth(growth.network, origins, max(first.difference, growth.difference), growth.largest)
+
+
+def deepened(
+    network: nn.Module,
+    to: str | None = None,
+    *,
+    blocks: Mapping[str | int, int] | None = None,
+    probe: Tensor | None = None,
+    spread: bool = False,
+    seed: int = 0,
+) -> Growth:
+    """See `deepen`."""
+    if (to is None) == (blocks is None) or not isinstance(blocks, Mapping | None) or not isinstance(to, str | None):
+        raise InputError('deepen takes the name of a network, or blocks={"stage2": 4}; give one of them')
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe, plan = probe_for(network, probe), _plan_of(network)
+        twin, names = _copied(network)
+        calls, fresh = calls_of(twin, probe), None
+        if plan:
+            old, plan = plan, deeper(plan, to) if to is not None else with_blocks(plan, blocks or {})
+            fresh = planned(plan)
+            blocks_added = insert_planned(twin, stages(old), stages(plan), fresh, spread)
+        elif blocks is None:
+            raise InputError("a network without a plan has no name to grow to; give blocks={path of a Chain: number}")
+        else:
+            homes = {str(path): counted(path, count) for path, count in blocks.items()}
+            blocks_added = insert_like(twin, homes, spread)
+        added = {path: module for path, module in twin.named_modules() if any(module is b for b in blocks_added)}
+        for path, block in added.items():
+            begin_as_identity(path, block)
+        origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters() if id(p) in names}
+        appending = any(map(appends, blocks_added))
+        if appending and spread:
+            raise InputError("blocks that add channels go behind the others of their stage; leave spread out")
+        if appending:
+            state = None if fresh is None else fresh.state_dict()
+            origins = _rewritten(twin, Widening(calls, _sizes(fresh, 1.0), state, None, added), probe, origins)
+        _planned_as(twin, plan)
+        return Growth(twin, origins, *proven(network, twin, probe, () if appending else tuple(blocks_added)))
+
+
+def widened(
+    network: nn.Module,
+    factor: float | None = None,
+    *,
+    widths: Any = None,
+    probe: Tensor | None = None,
+    seed: int | None = 0,
+) -> Growth:
+    """See `widen`."""
+    if (factor is None) == (widths is None):
+        raise InputError("widen takes a factor such as 2, or widths of the network's plan; give one of them")
+    if factor is not None and not (isinstance(factor, int | float) and 1 < factor < 1000):
+        raise InputError(f"widen takes a factor above 1, such as 2 or 1.5, not {factor!r}")
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        probe, plan = probe_for(network, probe), _plan_of(network)
+        if plan:
+            return _widened_to(wider(plan, factor, widths), network, probe, seed)
+        if factor is None:
+            raise InputError("a network without a plan has no widths; give a factor")
+        return _widened_by(factor, None, network, probe, seed)
+
+
+def _widened_to(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
+    growth = _widened_by(1.0, outline(plan), network, probe, seed)
+    _planned_as(growth.network, plan)
+    return growth
+
+
+def _widened_by(factor: float, planned: Network | None, network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
+    twin, names = _copied(network)
+    origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters()}
+    uneven = None if seed is None else torch.Generator().manual_seed(seed)
+    widening = Widening(calls_of(twin, probe), _sizes(planned, factor), uneven=uneven)
+    origins = _rewritten(twin, widening, probe, origins)
+    if not widening.origins:
+        raise InputError(
+            "nothing in this network could be widened: no layer of a known kind stands between others that could "
+            "follow it, or none has channels enough for this factor; build it of Chain, Skip, Parallel and torch's "
+            "own layers"
+        )
+    return Growth(twin, origins, *proven(network, twin, probe))
+
+
+# The network before and after
+
+
+def _plan_of(network: nn.Module) -> dict[str, Any]:
+    """The plan of a network that has one, and is what it says."""
+    plan: dict[str, Any] = network.plan if isinstance(network, Network) else {}
+    if any(isinstance(module, Convolution) for module in network.modules()):
+        raise InputError("a fused network only predicts and cannot grow; grow the network that it was made from")
+    if plan:
+        wanted = {name: t.shape for name, t in outline(plan).state_dict().items()}
+        if wanted != {name: t.shape for name, t in network.state_dict().items()}:
+            raise InputError(
+                "the network is no longer what its plan says, since it was changed by hand; grow it before that, or "
+                "set its .plan to {} and give blocks={path of a Chain: number}"
+            )
+    return plan
+
+
+def _planned_as(network: nn.Module, plan: dict[str, Any] | None) -> None:
+    if plan:
+        cast(Network, network).plan = plan
+        assert _plan_of(network)
+
+
+def _copied(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
+    """A copy, and the name of each of its parameters by what it is."""
+    joins = [module.join for module in network.modules() if isinstance(module, Skip | Parallel)]
+    lacking = any(isinstance(join, Gate) and join.transform is None for join in joins)
+    lacking = lacking or any(isinstance(join, Scale) and join.channels == "each" for join in joins)
+    lacking = lacking or any(isinstance(p, nn.UninitializedParameter) for p in network.parameters())
+    if lacking or any(isinstance(m, Skip) and m.open_shortcut is not None for m in network.modules()):
+        raise InputError(
+            "the network has sizes that are open yet; call skipway.output_shape(network, input_shape) once before"
+        )
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    if len(names) != len(list(network.parameters())):
+        raise InputError(
+            "the network uses a layer in several places, so that it cannot grow in one of them; build each anew"
+        )
+    twin = copy.deepcopy(network)
+    return twin, {id(p): name for name, p in twin.named_parameters()}
+
+
+def _sizes(planned: Network | None, factor: float) -> Any:
+    """How many outputs a layer gets: as planned, or `factor` times as many."""
+
+    def size(path: str, width: int) -> int:
+        if planned is None:
+            return round(width * factor)
+        layer = planned.get_submodule(path)
+        return layer.out_channels if isinstance(layer, Pad) else len(cast(Tensor, layer.weight))
+
+    return size
+
+
+def _rewritten(twin: nn.Module, widening: Widening, probe: Tensor, origins: Mapping[str, Origin]) -> dict[str, Origin]:
+    widening.rewrite(twin, probe.shape[1])
+    changed = widening.origins
+    return {name: changed[name].behind(origin) if name in changed else origin for name, origin in origins.items()}

@@ -1,0 +1,53 @@
+"""Stored: what skipway wrote comes back as a network, without the user's code and without pickle."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipway.errors import InputError, ShapeError, printable
+from skipway.models.network import Network, planned, read_spec, unfit
+from skipway.training.checkpoint import load_weights
+
+__all__ = ["load", "restore", "weights_file"]
+
+
+def load(run_or_file: str | os.PathLike[str]) -> Network:
+    """The trained network of a run folder or of a file that skipway wrote; needs no code of the user and no pickle."""
+    path = weights_file(Path(run_or_file))
+    tensors, header = load_weights(path)
+    return restore(tensors, header, printable(path))
+
+
+def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> Network:
+    """The network that a file's header plans, with the file's tensors in it."""
+    try:
+        plan, spec = dict(header["plan"]), read_spec(header["spec"])
+        with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
+            network = planned(plan, spec)
+    except InputError as error:
+        raise error.at(where) from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
+        ) from None
+    if flaw := unfit(network, tensors):
+        raise ShapeError(f"{where} {flaw}; write it again")
+    wide = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
+    network.to(torch.float64 if wide else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
+    return network.eval()
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights that a run folder or a file's path stands for."""
+    if path.is_dir():
+        best = path / "weights" / "best.safetensors"
+        if not best.is_file():
+            raise InputError(
+                f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or this is "
+                "no run folder; give a run folder or a .safetensors file"
+            )
+        return best
+    return path

@@ -1,0 +1,25 @@
+"""Layers with shortcut connections: Skip, Chain, Parallel, Dense, joins, shortcuts, shape inference."""
+
+from skipway.nn.activation_checkpointing import recompute
+from skipway.nn.joins import Gate, Scale, add, concat, multiply
+from skipway.nn.reversible import Coupling, Reversible
+from skipway.nn.shape_inference import output_shape
+from skipway.nn.skip import Chain, Dense, Parallel, Skip, replace, walk
+
+__all__ = [
+    "Chain",
+    "Coupling",
+    "Dense",
+    "Gate",
+    "Parallel",
+    "Reversible",
+    "Scale",
+    "Skip",
+    "add",
+    "concat",
+    "multiply",
+    "output_shape",
+    "recompute",
+    "replace",
+    "walk",
+]

@@ -1,0 +1,67 @@
+"""Show: a tree of layers as the code that builds it, a line a layer, with parameter counts beside it."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from skipway.nn.shape_inference import Placed
+
+__all__ = ["show"]
+
+_NORM_DEFAULTS = nn.BatchNorm2d(1).extra_repr().removeprefix("1")
+
+
+def show(module: nn.Module) -> str:
+    """`module` as the code that builds it, a line a layer, with parameter counts beside it."""
+    lines = list(_lines(module, "", "", set()))
+    width = max(len(text) for text, _ in lines)
+    return "\n".join(f"{text:<{width}}  # {note}" if note else text for text, note in lines)
+
+
+def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterator[tuple[str, str]]:
+    comma = "," if indent else ""
+    parts = _parts(module)
+    if parts is None:
+        first, *rest = _short(module).splitlines()
+        note = "shared" if id(module) in seen else _count(module)
+        seen.add(id(module) if note else 0)
+        yield f"{indent}{label}{first}{'' if rest else comma}", note
+        yield from ((f"{indent}{line}{comma if i == len(rest) - 1 else ''}", "") for i, line in enumerate(rest))
+        return
+    if id(module) in seen and _count(module):
+        yield f"{indent}{label}{type(module).__name__}(...){comma}", "shared"
+        return
+    seen.add(id(module))
+    inner = indent + "  "
+    yield f"{indent}{label}{type(module).__name__}(", ""
+    for name, part in parts:
+        prefix = "" if name.isdigit() else f"{name}="
+        if isinstance(part, nn.Module):
+            yield from _lines(part, inner, prefix, seen)
+        else:
+            yield f"{inner}{prefix}{part},", ""
+    tensors = sum(1 for _ in module.parameters())
+    total = f"{_count(module) or '0 parameters'} in {tensors} tensors" if not indent else ""
+    yield f"{indent}){comma}", total
+
+
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module | str]] | None:
+    """(name, module or text) of what stands between the brackets, or None where `repr` says it all."""
+    if isinstance(module, nn.Sequential):
+        return list(module._modules.items())  # named_children() would leave out a second use
+    return module.parts() if isinstance(module, Placed) else None
+
+
+def _short(module: nn.Module) -> str:
+    """repr without the arguments that every batch norm has alike."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.extra_repr().endswith(_NORM_DEFAULTS):
+        return f"{type(module).__name__}({module.num_features})"
+    return repr(module)
+
+
+def _count(module: nn.Module) -> str:
+    parameters = list(module.parameters())
+    if any(isinstance(p, nn.UninitializedParameter) for p in parameters):
+        return "sizes left to the shape pass"
+    count = sum(p.numel() for p in parameters)
+    return f"{count:,} parameters" if count else ""

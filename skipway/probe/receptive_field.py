@@ -1,0 +1,359 @@
+"""Receptive fields: which part of the input each position of a tensor can depend on, followed through every operation.
+
+No data is needed: `Fields` watches a pass over tensors that have none, and knows of each operation where it looks. One
+that it does not know is taken to look at all that it is given.
+
+Shapes: B batch, C channels, * further axes, which are those that are followed.
+Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks", Distill.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["Fields", "Span"]
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """What has become of the positions along one axis of the input, in one tensor.
+
+    Position i sees the pixels from `low[i]` to `high[i]`, of an input that has no edges; neighbours lie `jump` pixels
+    apart. They stand along axis `dim` of the tensor, counted from its end, each for `inner` entries in turn. With `dim`
+    None no position is left: every entry sees the same.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    jump: float = 1.0
+    dim: int | None = None
+    inner: int = 1
+
+    def gone(self) -> "Span":
+        """All positions as one."""
+        return Span(self.low.min(keepdims=True), self.high.max(keepdims=True), self.jump)
+
+    def at(self, *indices: np.ndarray, jump: float) -> "Span":
+        """Positions that each see what those at `indices` see together; beyond the ends it goes on as before them."""
+        inside = [np.clip(index, 0, len(self.low) - 1) for index in indices]
+        beyond = [np.rint((index - i) * self.jump) for index, i in zip(indices, inside, strict=True)]
+        low = np.min([self.low[i] + b for i, b in zip(inside, beyond, strict=True)], axis=0)
+        high = np.max([self.high[i] + b for i, b in zip(inside, beyond, strict=True)], axis=0)
+        return replace(self, low=low, high=high, jump=jump)
+
+    def pixels(self, size: int) -> int:
+        """How many pixels a position sees at most; where no position is left, of those that an axis of `size` has."""
+        low, high = self.low, self.high
+        if self.dim is None:
+            low, high = np.maximum(low, 0), np.minimum(high, size - 1)
+        return int(np.max(high - low)) + 1
+
+
+Axes = tuple[Span | None, ...]  # of a tensor, one for each axis of the input; None where it has no part in it
+Given = dict[str, Any]  # what an operation is given, by the names in its schema
+
+
+class Fields(TorchDispatchMode):
+    """A mode that follows what the positions of every tensor see of the one that it began with.
+
+    Norms look at each position alone: what their statistics bring from elsewhere does not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: tuple[int, ...] = ()
+        self._axes: dict[tuple[Any, ...], Axes] = {}
+        self._alive: list[Any] = []  # storages: none may take the address of another
+
+    def begin(self, x: Tensor) -> None:
+        """Follow the axes of x (B, C, *) that come after its channels."""
+        self.sizes = tuple(x.shape[2:])
+        places = [np.arange(float(size)) for size in self.sizes]
+        self._set(x, tuple(Span(at, at, dim=i - len(places)) for i, at in enumerate(places)))
+
+    def of(self, value: Any) -> tuple[tuple[int, ...], bool]:
+        """How many pixels along each axis a position of `value` sees; whether there is only the whole to be seen."""
+        found = [axes for t in tree_leaves(value) if isinstance(t, Tensor) and any(axes := self._get(t))]
+        spans = [[axes[i] for axes in found] for i in range(len(self.sizes) if found else 0)]
+        pixels = tuple(
+            max(span.pixels(size) if span else 0 for span in along)
+            for along, size in zip(spans, self.sizes, strict=False)
+        )
+        placeless = all(span is None or span.dim is None for along in spans for span in along)
+        return pixels, bool(found) and placeless and pixels == self.sizes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Computes as ever, and follows."""
+        out = func(*args, **(kwargs or {}))
+        if self.sizes:
+            self._follow(func, _by_name(func, args, kwargs or {}), out)
+        return out
+
+    def _follow(self, func: Any, given: Given, out: Any) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        in_place = name.endswith("_")
+        name = name.removesuffix("_")
+        inputs = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
+        seen = [(t, self._get(t)) for t in (inputs[1:] if name == "copy" else inputs)]
+        if not any(any(axes) for _, axes in seen) or name.endswith("_like") or name.startswith("new_"):
+            return
+        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        rule = RULES.get(name, _kept if torch.Tag.pointwise in func.tags else _unknown)
+        if outputs:
+            given = given | {"name": name, "out": outputs[0]}
+        moved = [tuple(a if a is None or a.dim is None else rule(a, t, given) for a in axes) for t, axes in seen]
+        together = tuple(_union([s for axes in moved if (s := axes[i])]) for i in range(len(self.sizes)))
+        for tensor in outputs:
+            self._set(tensor, tuple(a and _fitted(a, tensor) for a in together), in_place)
+
+    def _get(self, tensor: Tensor) -> Axes:
+        storage, key = _key(tensor)
+        return self._axes.get(key) or self._axes.get((storage._cdata,)) or (None,) * len(self.sizes)
+
+    def _set(self, tensor: Tensor, axes: Axes, in_place: bool = False) -> None:
+        storage, key = _key(tensor)
+        if in_place and storage.nbytes() != tensor.numel() * tensor.element_size():
+            # A part of something larger; where in it, is not followed.
+            together = [axes, *(old for place, old in self._axes.items() if place[0] == storage._cdata)]
+            axes = tuple(_union([s.gone() for old in together if (s := old[i])]) for i in range(len(axes)))
+            self._axes = {place: old for place, old in self._axes.items() if place[0] != storage._cdata}
+            key = (storage._cdata,)
+        self._axes[key] = axes
+        self._alive.append(storage)
+
+
+def _key(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    """The storage, and what tells its tensors apart: their objects change on the way, what they show does not."""
+    storage = tensor.untyped_storage()
+    return storage, (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+@cache
+def _parameters(func: Any) -> tuple[list[str], Given]:
+    arguments = func._schema.arguments
+    return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+
+def _by_name(func: Any, args: Iterable[Any], kwargs: Given) -> Given:
+    names, defaults = _parameters(func)
+    return defaults | dict(zip(names, args, strict=False)) | kwargs
+
+
+def _union(spans: list[Span]) -> Span | None:
+    """What an entry sees that is made of entries in the same place of several tensors."""
+    if len({(span.dim, span.inner) for span in spans}) > 1:
+        spans = [span.gone() for span in spans]
+    if len(spans) < 2:
+        return spans[0] if spans else None
+    low, high = spans[0].low, spans[0].high
+    for span in spans[1:]:
+        low, high = np.minimum(low, span.low), np.maximum(high, span.high)
+    return replace(spans[0], low=low, high=high, jump=max(span.jump for span in spans))
+
+
+def _fitted(span: Span, tensor: Tensor) -> Span:
+    """The span where the tensor has such an axis; one position that stands for several is none."""
+    count = len(span.low) * span.inner
+    fits = span.dim is not None and -span.dim <= tensor.dim() and tensor.shape[span.dim] % count == 0
+    return span if fits and (len(span.low) > 1 or tensor.shape[span.dim] == count) else span.gone()  # type: ignore[index]
+
+
+# What operations make of the positions along one axis of what they are given: (span, tensor, arguments) -> span.
+
+Rule = Callable[[Span, Tensor, Given], Span]
+
+
+def _kept(span: Span, x: Tensor, given: Given) -> Span:
+    return span
+
+
+def _unknown(span: Span, x: Tensor, given: Given) -> Span:
+    return span.gone()
+
+
+def _whole_axis(rule: Rule) -> Rule:
+    """For rules of positions that have an axis of the tensor to themselves."""
+    return lambda span, x, given: rule(span, x, given) if span.inner == 1 else span.gone()
+
+
+@_whole_axis
+def _windows(span: Span, x: Tensor, given: Given) -> Span:
+    """Convolutions and pools: windows of `kernel` positions, `dilation` apart, begin `stride` apart."""
+    convolution = "weight" in given
+    kernel = given["weight"].shape[2:] if convolution else given["kernel_size"]
+    axis = _spatial(span, kernel)
+    if convolution and (axis == -1 or x is not given["input"]):  # all channels are mixed; so are a kernel's weights
+        return span.gone()
+    if axis < 0:
+        return span
+    stride = given["stride"] or kernel
+    size, step, edge, gap = (_along(v, axis) for v in (kernel, stride, given["padding"], given.get("dilation", 1)))
+    if (size, step, edge) == (1, 1, 0):
+        return span
+    out, reach = np.arange(given["out"].shape[span.dim]), gap * (size - 1)
+    if given.get("transposed"):
+        last = (out + edge) // step
+        first = np.minimum(-((reach - out - edge) // step), last)
+        return span.at(*(np.minimum(first + k, last) for k in range(reach // step + 1)), jump=span.jump / step)
+    return span.at(*(out * step - edge + gap * k for k in range(size)), jump=span.jump * step)
+
+
+def _spatial(span: Span, sizes: Any) -> int:
+    """Which of the last axes, as many as `sizes`, holds the positions; below 0 for one before them."""
+    assert span.dim is not None
+    return span.dim + len(sizes)
+
+
+def _along(values: Any, axis: int) -> int:
+    return values if isinstance(values, int) else values[axis if len(values) > 1 else 0]
+
+
+@_whole_axis
+def _adaptive(span: Span, x: Tensor, given: Given) -> Span:
+    """As many windows as are asked for, of whatever sizes that takes."""
+    if _spatial(span, given["output_size"]) < 0:
+        return span
+    count, wanted = len(span.low), given["out"].shape[span.dim]
+    first, end = np.arange(wanted) * count // wanted, -(-np.arange(1, wanted + 1) * count // wanted)
+    taps = (np.minimum(first + k, end - 1) for k in range(max(end - first)))
+    return span.at(*taps, jump=span.jump * count / wanted)
+
+
+@_whole_axis
+def _interpolated(span: Span, x: Tensor, given: Given) -> Span:
+    """Each position takes the nearest one, or lies between two."""
+    axis = _spatial(span, given["output_size"])
+    if axis < 0:
+        return span
+    count, wanted = len(span.low), given["out"].shape[span.dim]
+    scale = [given[name] for name in ("scales", "scales_d", "scales_h", "scales_w") if name in given][axis]
+    ratio, out = 1 / scale if scale else count / wanted, np.arange(wanted)
+    if given.get("align_corners"):
+        place = out * (count - 1) / max(wanted - 1, 1)
+    elif "align_corners" in given:
+        place = np.maximum((out + 0.5) * ratio - 0.5, 0)
+    else:
+        place = np.floor((out + 0.5) * ratio if "exact" in given["name"] else out * ratio)
+    taps = (np.clip(tap, 0, count - 1).astype(int) for tap in (np.floor(place), np.ceil(place)))
+    return span.at(*taps, jump=span.jump * ratio)
+
+
+@_whole_axis
+def _shuffled(span: Span, x: Tensor, given: Given) -> Span:
+    """Channels become positions, each of which sees what their one did; or positions channels."""
+    if _spatial(span, (1, 1)) < 0:
+        return span.gone()
+    if "upscale_factor" in given:
+        factor = given["upscale_factor"]
+        return span.at(np.arange(len(span.low) * factor) // factor, jump=span.jump / factor)
+    factor = given["downscale_factor"]
+    starts = np.arange(0, len(span.low), factor)
+    return span.at(*(starts + k for k in range(factor)), jump=span.jump * factor)
+
+
+@_whole_axis
+def _padded(span: Span, x: Tensor, given: Given) -> Span:
+    """Zeros at the ends, or what is mirrored or repeated there; less than none cuts off."""
+    assert span.dim is not None
+    edges = given["pad" if "pad" in given else "padding"]
+    left, right = edges[-2 * span.dim - 2 :][:2] or (0, 0)
+    count = len(span.low)
+    if given["name"] == "constant_pad_nd" or min(left, right) < 0:
+        return span.at(np.arange(-left, count + right), jump=span.jump)
+    mode: Any = "reflect" if given["name"].startswith("reflection") else "edge"
+    return span.at(np.pad(np.arange(count), (left, right), mode), jump=span.jump)
+
+
+@_whole_axis
+def _sliced(span: Span, x: Tensor, given: Given) -> Span:
+    if _from_end(given["dim"], x) != span.dim:
+        return span
+    some = np.arange(len(span.low))[given["start"] : given["end"] : given["step"]]
+    return span.at(some, jump=span.jump * given["step"]) if len(some) else span.gone()
+
+
+def _from_end(dim: int, x: Tensor) -> int:
+    return dim if dim < 0 else dim - x.dim()
+
+
+def _mixed_along(span: Span, x: Tensor, given: Given) -> Span:
+    return span.gone() if _from_end(given["dim"], x) == span.dim else span
+
+
+def _reduced(span: Span, x: Tensor, given: Given) -> Span:
+    """Sums, means, largest values over some axes, or over all."""
+    dims = given.get("dim")
+    dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    away = {_from_end(dim, x) for dim in dims}
+    if span.dim is None or span.dim in away:
+        return span.gone()
+    return span if given.get("keepdim") else replace(span, dim=span.dim + sum(dim > span.dim for dim in away))
+
+
+def _viewed(span: Span, x: Tensor, given: Given) -> Span:
+    """The same entries in the same order under another shape: found again where one axis holds all the positions."""
+    assert span.dim is not None
+    apart = span.inner * prod(x.shape[x.dim() + span.dim + 1 :])  # entries from one position to the next
+    shape = given["out"].shape
+    for dim in range(-1, -len(shape) - 1, -1):
+        step = prod(shape[len(shape) + dim + 1 :])
+        inner, count = apart // step, len(span.low)
+        if apart % step == 0 and shape[dim] % (inner * count) == 0 and (count > 1 or shape[dim] == 1):
+            return replace(span, dim=dim, inner=inner)
+    return span.gone()
+
+
+def _permuted(span: Span, x: Tensor, given: Given) -> Span:
+    order = list(range(-x.dim(), 0))
+    if "dims" in given:
+        order = [_from_end(dim, x) for dim in given["dims"]]
+    else:
+        first, second = (_from_end(given.get(name, i), x) for i, name in enumerate(("dim0", "dim1")))
+        order[first], order[second] = order[second], order[first]
+    assert span.dim is not None
+    return replace(span, dim=order.index(span.dim) - x.dim())
+
+
+def _multiplied(span: Span, x: Tensor, given: Given) -> Span:
+    """Products of matrices: rows of the left, columns of the right; what is summed over is mixed."""
+    right = given["mat2" if "mat2" in given else "batch2"]
+    left = next(given[name] for name in ("mat1", "batch1", "self") if name in given)
+    mixed = (x is left and span.dim == -1) or (x is right and (span.dim == -2 or x is left))
+    return span.gone() if mixed else span
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("convolution", "max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices"), _windows),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _windows),
+    **dict.fromkeys([f"{kind}_pool{n}d" for kind in ("_adaptive_avg", "adaptive_max") for n in (2, 3)], _adaptive),
+    **dict.fromkeys(
+        [f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)], _interpolated
+    ),
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _interpolated),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled),
+    **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _padded),
+    "constant_pad_nd": _padded,
+    "slice": _sliced,
+    **dict.fromkeys(
+        ("cat", "split", "split_with_sizes", "glu", "_softmax", "_log_softmax", "_safe_softmax", "cumsum"), _mixed_along
+    ),
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp"), _reduced
+    ),
+    **dict.fromkeys(("prod", "norm", "linalg_vector_norm"), _reduced),
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze"), _viewed),
+    **dict.fromkeys(("permute", "transpose", "t"), _permuted),
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _multiplied),
+    **dict.fromkeys(("copy", "clone", "detach", "alias", "expand", "_to_copy", "lift_fresh"), _kept),
+    **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm"), _kept),
+    # Functions of each number alone that do not say so.
+    **dict.fromkeys(("hardswish", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward"), _kept),
+}

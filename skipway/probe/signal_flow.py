@@ -1,0 +1,383 @@
+"""Flow: how large activations are on the way through a network, and gradients on the way back, body against shortcut.
+
+Shapes: B samples of a batch, C channels, K classes, * any further axes.
+Sources: signals that grow or decay with depth, He et al. 2015, arXiv:1502.01852; what bodies add beside what
+shortcuts keep, De and Smith 2020, arXiv:2002.10444.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.nn.joins import Gate, Scale
+from skipway.nn.reversible import Coupling
+from skipway.nn.skip import Skip
+from skipway.probe.block_stats import Block, Plain, blocks_of, in_mode, natural_loss, unrolled, untouched
+
+__all__ = ["BlockFlow", "Flow", "Flows", "LayerFlow", "flow"]
+
+Loss = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class BlockFlow(Plain):
+    """One call of one block. Sizes are root mean squares; gradients are norms over the whole batch.
+
+    into, out: what comes in, what goes out.
+    body: body(x); of a plain block too, before the activation that follows it. None where it was not called.
+    kept: shortcut(x), None in a plain block.
+    added: what of the body reaches the join: body(x), times the scale or the gate where the join has one.
+    ratio: added over kept.
+    gradient_in, gradient_out: gradient of the loss by what comes in, by what goes out.
+    """
+
+    path: str
+    kind: str
+    into: float | None
+    body: float | None
+    kept: float | None
+    added: float | None
+    out: float | None
+    ratio: float | None
+    gradient_in: float | None
+    gradient_out: float | None
+
+
+@dataclass(frozen=True)
+class LayerFlow(Plain):
+    """One layer with weights of two or more axes, in the order in which layers are called.
+
+    out: root mean square of what it gives; None where it is not called by itself.
+    weight: root mean square of its weights; `count` is their number.
+    gradient_norm: norm of the loss's gradient by all of them; None where they are not trained or not used.
+    gradient: the same as a root mean square, for each weight.
+    """
+
+    path: str
+    kind: str
+    count: int
+    out: float | None
+    weight: float
+    gradient_norm: float | None
+    gradient: float | None
+
+
+@dataclass(frozen=True)
+class Flow(Plain):
+    """A network's blocks and layers in the order of their calls; `notes` say what grows, decays or stands still."""
+
+    mode: str
+    loss: float
+    blocks: list[BlockFlow]
+    layers: list[LayerFlow]
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        table = [["block", "kind", "in", "body", "kept", "out", "ratio", "gradient in", "gradient out"]]
+        for b in self.blocks:
+            sizes = (b.into, b.body, b.kept, b.out, b.ratio, b.gradient_in, b.gradient_out)
+            table.append([b.path, b.kind, *("-" if v is None else f"{v:.3g}" for v in sizes)])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])]) for row in table]
+        return "\n".join([*lines, f"loss {self.loss:.4g}, {self.mode} mode", *(f"note: {n}" for n in self.notes)])
+
+
+def flow(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    loss: Loss | None = None,
+    *,
+    mode: str = "training",
+    factor: float = 100.0,
+) -> Flow:
+    """Sizes of activations and gradients along the depth of `network`, for one batch; the network is left as it was.
+
+    Blocks are Skips, Couplings and plain rows of layers that stand where others have a Skip, so that networks with and
+    without shortcuts can be laid side by side. One step forward and one back: cheap enough for every epoch.
+
+    Args:
+        x: (B, *) a batch.
+        y: classes (B,) or real numbers; None draws the same random classes each time, as many kinds as the network
+            has outputs, which is all that a network at its beginning knows of classes.
+        loss: takes (outputs, y); None is cross entropy for classes, and the mean squared error for real numbers.
+        mode: "training" has norms take the batch's own statistics, which alone mean something at the beginning;
+            "evaluation" their running ones. What is random in training (dropout, drop_path) rests in both.
+        factor: notes tell of what grows or decays over the depth by more than this.
+
+    Reversible and recomputed blocks run in full view for once, so that each of them is seen.
+
+    Raises:
+        InputError: x, y, the loss and the network do not fit each other.
+    """
+    if not isinstance(x, Tensor) or not x.dim():
+        raise InputError(f"flow takes a batch x as a tensor (B, *), not {type(x).__name__}; stack samples to one")
+    if not factor > 1:
+        raise InputError(f"factor is a number above 1, not {factor}; 100 tells of what grows or decays a hundredfold")
+    device = next(network.parameters(), x).device
+    with torch.inference_mode(False), torch.enable_grad(), untouched(network), unrolled(network):
+        in_mode(network, mode)
+        leaf = x.detach().to(device, copy=True).requires_grad_(x.is_floating_point())
+        with _watched(network) as seen:
+            outputs = network(leaf.clone())  # so that a layer may change what it is given in place
+            seen.running = False
+            value = _loss(outputs, y, loss, device)
+            trained = [p for p in network.parameters() if p.requires_grad]
+            sources = [leaf, *trained] if leaf.requires_grad else trained
+            found = torch.autograd.grad(value, sources, allow_unused=True)
+    gradients = dict(zip(trained, found[len(sources) - len(trained) :], strict=True))
+    blocks, layers = [call.told() for call in seen.calls], _layers(network, seen.outputs, gradients)
+    notes = [*_notes(blocks, layers, factor), *_left_out(network, blocks)]
+    return Flow(mode, float(value.detach()), blocks, layers, notes)
+
+
+class Flows:
+    """Flows of one batch taken on the way: at the beginning, after an epoch, of several networks.
+
+    `take` measures and remembers under a name; `found` has them all, and `as_dict` as the plain values that one
+    picture shows side by side. Arguments are those of `flow`.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        loss: Loss | None = None,
+        *,
+        mode: str = "training",
+        factor: float = 100.0,
+    ):
+        self.batch, self.options = (x, y, loss), {"mode": mode, "factor": factor}
+        self.found: dict[str, Flow] = {}
+
+    def take(self, network: nn.Module, name: str) -> Flow:
+        """The flow of `network` now, remembered as `name`; a name taken before is written over."""
+        self.found[name] = flow(network, *self.batch, **self.options)  # type: ignore[arg-type]
+        return self.found[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """{name: plain values of its flow}, in the order in which they were taken."""
+        return {name: found.as_dict() for name, found in self.found.items()}
+
+
+def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.device) -> Tensor:
+    """One number to differentiate."""
+    if loss is None and y is None:
+        if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
+            given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise InputError(
+                f"random classes need outputs (B, K, *) of two kinds or more, not {given}; give y or a loss"
+            )
+        shape = outputs.shape[:1] + outputs.shape[2:]
+        y = torch.randint(outputs.shape[1], shape, generator=torch.Generator().manual_seed(0))
+    y = y.to(device) if isinstance(y, Tensor) else y
+    value = natural_loss(outputs, y) if loss is None else loss(outputs, y)  # type: ignore[arg-type]
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"the loss is to be one number that depends on the network through autograd, not {given}"
+            f"{' without a gradient' if isinstance(value, Tensor) and not value.requires_grad else ''}; mend the loss"
+        )
+    return value.reshape(())
+
+
+class _Size:
+    """Root mean square of all the values that were added, of which there may be two halves."""
+
+    def __init__(self) -> None:
+        self.squares: list[Tensor] = []
+        self.count = 0
+
+    def add(self, value: Any) -> None:
+        """One tensor of real numbers; of anything else nothing is known."""
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            self.squares.append(_norm(value) ** 2)
+            self.count += value.numel()
+
+    def told(self) -> float | None:
+        """None where nothing was added."""
+        return math.sqrt(sum(float(s) for s in self.squares) / self.count) if self.squares else None
+
+
+def _norm(value: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(value.detach(), dtype=torch.float64)
+
+
+class _Call:
+    """One call of a block, while it is under way and after."""
+
+    def __init__(self, block: Block, x: Any):
+        self.block, self.open = block, True
+        self.into, self.body, self.kept, self.added, self.out = (_Size() for _ in range(5))
+        self.gradients: dict[str, Tensor] = {}
+        self.into.add(x)
+        self.follow("in", x)
+
+    def follow(self, side: str, value: Any) -> None:
+        """Remember the gradient by `value` once it comes."""
+        if isinstance(value, Tensor) and value.requires_grad:
+            value.register_hook(lambda gradient: self.gradients.__setitem__(side, _norm(gradient)))
+
+    def told(self) -> BlockFlow:
+        """All of it in plain numbers."""
+        module = self.block.module
+        into, body, kept, added, out = (s.told() for s in (self.into, self.body, self.kept, self.added, self.out))
+        if (isinstance(module, Skip) and module.shortcut is None) or (
+            isinstance(module, Coupling) and module.shortcuts is None
+        ):
+            kept = into
+        added = body if added is None else added
+        ratio = None if kept is None or added is None else added / kept if kept else math.inf if added else math.nan
+        gradients = (float(g) if (g := self.gradients.get(side)) is not None else None for side in ("in", "out"))
+        return BlockFlow(self.block.path, self.block.kind, into, body, kept, added, out, ratio, *gradients)
+
+
+class _Seen:
+    """What the hooks have seen: calls of blocks in their order, and what layers gave."""
+
+    def __init__(self) -> None:
+        self.running = True  # the way back may call layers again
+        self.calls: list[_Call] = []
+        self.latest: dict[Block, _Call] = {}
+        self.outputs: dict[nn.Module, _Size] = {}
+
+    def enter(self, block: Block, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A block is called."""
+        if self.running:
+            self.latest[block] = _Call(block, inputs[0] if inputs else None)
+            self.calls.append(self.latest[block])
+
+    def leave(self, block: Block, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        """A block has given `out`."""
+        if self.running:
+            call = self.latest[block]
+            call.out.add(out)
+            call.follow("out", out)
+            call.open = False
+
+    def part(self, block: Block, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        """The "body" or the shortcut ("kept") of a block has given `out`, or its join of (branch, kept) ("added")."""
+        if self.running and block in self.latest and self.latest[block].open:
+            getattr(self.latest[block], name).add(out.detach() - inputs[1] if name == "added" else out)
+
+    def layer(self, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        """A layer has given `out`; of several calls the first counts."""
+        if self.running and module not in self.outputs:
+            self.outputs[module] = _Size()
+            self.outputs[module].add(out)
+
+
+@contextmanager
+def _watched(network: nn.Module) -> Iterator[_Seen]:
+    seen, blocks, handles = _Seen(), blocks_of(network), []
+    try:
+        for block in blocks:  # before the parts of any, so that a block that is a body is left when its body is noted
+            handles.append(block.module.register_forward_pre_hook(partial(seen.enter, block)))
+            handles.append(block.module.register_forward_hook(partial(seen.leave, block)))
+        for block in blocks:
+            for name, module in _parts(block):
+                handles.append(module.register_forward_hook(partial(seen.part, block, name)))
+        for module in network.modules():
+            if _weights(module):
+                handles.append(module.register_forward_hook(seen.layer))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts(block: Block) -> Iterator[tuple[str, nn.Module]]:
+    module = block.module
+    if isinstance(module, Skip):
+        yield "body", module.body
+        if module.shortcut is not None:
+            yield "kept", module.shortcut
+        if isinstance(module.join, Scale | Gate):
+            yield "added", module.join
+    elif isinstance(module, Coupling):
+        yield from (("body", module.f), ("body", module.g))
+        yield from (("kept", shortcut) for shortcut in module.shortcuts or ())
+    else:
+        body = getattr(module, "body", None)
+        if isinstance(body, nn.Module):
+            yield "body", body
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters(recurse=False) if p.dim() > 1]
+
+
+def _layers(
+    network: nn.Module, outputs: dict[nn.Module, _Size], gradients: Mapping[nn.Parameter, Tensor | None]
+) -> list[LayerFlow]:
+    paths = {module: path for path, module in network.named_modules() if _weights(module)}
+    layers = []
+    for module in [*outputs, *(m for m in paths if m not in outputs)]:  # the latter are used, but not called
+        weights = _weights(module)
+        count = sum(p.numel() for p in weights)
+        found = [g for p in weights if (g := gradients.get(p)) is not None]
+        norm = math.sqrt(sum(float(_norm(g)) ** 2 for g in found)) if found else None
+        size = math.sqrt(sum(float(_norm(p)) ** 2 for p in weights) / count)
+        out = outputs[module].told() if module in outputs else None
+        per_weight = None if norm is None else norm / math.sqrt(sum(g.numel() for g in found))
+        layers.append(LayerFlow(paths[module], type(module).__name__, count, out, size, norm, per_weight))
+    return layers
+
+
+def _notes(blocks: list[BlockFlow], layers: list[LayerFlow], factor: float) -> Iterator[str]:
+    """What grows, decays, stands still or is not finite."""
+    if blocks:
+        places = [b.path for b in blocks]
+        forward = [blocks[0].into, *(b.out for b in blocks)]
+        back = [blocks[0].gradient_in, *(b.gradient_out for b in blocks)]
+    else:
+        places, forward, back = ([getattr(e, k) for e in layers] for k in ("path", "out", "gradient"))
+    for what, values in (("activations", forward), ("gradients", back)):
+        if any(v is not None and not math.isfinite(v) for v in values):
+            yield f"{what} are not finite"
+    if not places:
+        return
+    first, last = places[0], places[-1]
+    grown = _grown(forward[0], forward[-1])
+    if not 1 / factor <= grown <= factor:
+        yield f"activations {_told(grown)} from {first} to {last}"
+    grown = _grown(back[-1], back[0])
+    if not 1 / factor <= grown <= factor:
+        end = "explode: early layers take the largest steps" if grown > 1 else "vanish: early layers hardly learn"
+        yield f"gradients {_told(grown)} on the way back from {last} to {first}; they {end}"
+    still = [e.path for e in layers if e.gradient == 0]
+    if still:
+        yield (
+            f"{len(still)} of {len(layers)} layers get no gradient in this step, the first of them {still[0]}"
+            " (behind what begins as zeros they do from the second step on)"
+        )
+
+
+def _grown(begin: float | None, end: float | None) -> float:
+    """How many times `begin` goes into `end`; 1 where that says nothing."""
+    if begin is None or end is None or not math.isfinite(begin) or not math.isfinite(end) or begin == 0:
+        return 1.0
+    return end / begin
+
+
+def _told(grown: float) -> str:
+    return f"grow {grown:.3g} times" if grown > 1 else f"decay to 1/{1 / grown:.3g}" if grown else "decay to zero"
+
+
+def _left_out(network: nn.Module, blocks: list[BlockFlow]) -> Iterator[str]:
+    """Blocks that were not called, or more than once."""
+    calls = Counter(b.path for b in blocks)
+    paths = [block.path for block in blocks_of(network)]
+    if not paths:
+        yield "there is no Skip, no Coupling and no row of plain blocks in the network; its layers alone are listed"
+    for path in paths:
+        if calls[path] != 1:
+            yield f"{path} was not called" if not calls[path] else f"{path} was called {calls[path]} times"

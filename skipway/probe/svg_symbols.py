@@ -1,0 +1,111 @@
+"""What layers, joins and shortcuts look like in a diagram: boxes with words, bars, circles and kinds of arcs."""
+
+from typing import Any
+
+from torch import nn
+
+from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
+from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
+from skipway.nn.shortcuts import Pad, Project
+from skipway.nn.skip import Function, Skip
+from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fitting
+
+__all__ = ["around", "count_of", "join_of", "kind_of", "layer_of", "open_sizes", "way_of"]
+
+_ACTIVATIONS = "relu", "gelu", "silu", "elu", "selu", "tanh", "sigmoid", "leaky_relu", "hardswish", "softmax"
+_NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm
+_SIGNS = (add, "+"), (multiply, "×"), (concat, "‖"), (append, "‖"), (Gate, "g"), (Scale, "s")
+
+
+def open_sizes(module: nn.Module) -> bool:
+    """Whether some of its parameters have no size yet."""
+    return any(isinstance(p, nn.UninitializedParameter) for p in module.parameters())
+
+
+def count_of(*modules: nn.Module) -> int:
+    """Parameters of modules together, each once, as far as they have sizes."""
+    own = {p for module in modules for p in module.parameters() if not isinstance(p, nn.UninitializedParameter)}
+    return sum(p.numel() for p in own)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of its class."""
+    return fitting(type(module).__name__, 18)
+
+
+def way_of(skip: Skip) -> Way:
+    """What the arc of a Skip shows."""
+    if skip.open_shortcut is not None:
+        return Way("projected", fitting(skip.open_shortcut))
+    way = around(skip.shortcut)
+    return Way("dense") if way.kind == "identity" and skip.join in (concat, append) else way
+
+
+def around(shortcut: nn.Module | None) -> Way:
+    """What the arc of a shortcut shows: whether anything happens on it, and what."""
+    if shortcut is None or isinstance(shortcut, nn.Identity):
+        return Way("identity")
+    if isinstance(shortcut, Project):
+        return Way("projected", "project" if shortcut.pool is None else "pool, project")
+    word = "pad" if isinstance(shortcut, Pad) else "pool" if _is_pool(shortcut) else kind_of(shortcut)
+    return Way("projected" if count_of(shortcut) else "changed", word)
+
+
+def join_of(join: Any) -> Join:
+    """The circle of a join."""
+    inner = join.function if isinstance(join, Function) else join
+    sign = next((sign for known, sign in _SIGNS if inner is known or type(inner) is known), "f")
+    name = type(inner).__name__ if isinstance(inner, nn.Module) else getattr(inner, "__name__", "a function")
+    return Join(sign, fitting(name))
+
+
+def _is_pool(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.pooling" or isinstance(module, nn.MaxPool2d)
+
+
+def layer_of(module: nn.Module, tip: str) -> Piece:
+    """A box or a sliver for one layer."""
+    name = getattr(module.function, "__name__", "") if isinstance(module, Function) else ""
+    activation = type(module).__module__ == "torch.nn.modules.activation" and not any(True for _ in module.children())
+    if isinstance(module, _NORMS):
+        return Sliver("norm", tip)
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return Sliver("drop", tip)
+    if activation or name in _ACTIVATIONS:
+        return Sliver("act", tip)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        size = ("up " if module.transposed else "") + _window(module.kernel_size, module.stride)
+        apart = f" d{module.dilation[0]}" if max(module.dilation) > 1 else ""
+        return Box("weights", (size + apart, f"{module.out_channels}{_groups(module)}"), tip)
+    if isinstance(module, nn.Linear):
+        return Box("weights", ("linear", str(module.out_features)), tip)
+    if _is_pool(module):
+        which = "avg" if "Avg" in type(module).__name__ else "max" if "Max" in type(module).__name__ else "pool"
+        return Box("pool", (which, _pooled(module)), tip)
+    if isinstance(module, SqueezeExcite | EfficientChannelAttention):
+        return Box("attention", ("SE" if isinstance(module, SqueezeExcite) else "ECA",), tip)
+    return Box("other", (fitting(name, 16) if name else kind_of(module),), tip)
+
+
+def _groups(layer: nn.modules.conv._ConvNd) -> str:
+    return f" g{layer.groups}" if layer.groups > 1 else ""
+
+
+def _pooled(pool: Any) -> str:
+    """The windows of a pool, or how many positions it leaves."""
+    axes = next((n for n in (1, 2, 3) if type(pool).__name__.endswith(f"{n}d")), 2)
+    if hasattr(pool, "output_size"):
+        sizes = _each(pool.output_size, axes)
+        return "all" if set(sizes) == {1} else "to " + "×".join(map(str, sizes))
+    kernel = getattr(pool, "kernel_size", None)
+    return _window(_each(kernel, axes), _each(getattr(pool, "stride", None) or kernel, axes)) if kernel else "parts"
+
+
+def _each(size: Any, axes: int) -> tuple[Any, ...]:
+    return size if isinstance(size, tuple) else (size,) * axes
+
+
+def _window(kernel: tuple[Any, ...], stride: tuple[Any, ...]) -> str:
+    """A kernel with its stride, as 3×3/2."""
+    steps = "" if set(stride) == {1} else "/" + "×".join(map(str, stride if len(set(stride)) > 1 else stride[:1]))
+    return "×".join(map(str, kernel)) + steps

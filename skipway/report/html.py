@@ -1,0 +1,313 @@
+"""A run folder becomes one HTML file that stands alone: no scripts, nothing loaded from elsewhere, pictures inside.
+
+What a run lacks (it was interrupted, it has no test set) is said in its place. Every text from the folder is hostile
+until proven otherwise: autoescaped, its control characters spelt out, and paths in it are never followed.
+"""
+
+import math
+import os
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from skipway.errors import InputError, StorageError, printable
+from skipway.report import learning_curves
+from skipway.report.embed_images import picture, views_of
+from skipway.report.html_tables import growth_lines, number_reading, table_facts
+from skipway.report.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
+
+__all__ = ["wilson", "write"]
+
+PREDICTIONS = 100_000  # looked through for the rows that are farthest from the truth
+WORST, WORST_SIDE = 24, 256  # pictures; pixels of a side
+ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+# Figures of metrics.json that stand beside the accuracy, and their words.
+FIGURES = {
+    "top5_accuracy": "top-5",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "calibration_error": "calibration error",
+}
+
+
+def wilson(accuracy: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted on `count` pictures (Wilson, 1927).
+
+    >>> [round(bound, 4) for bound in wilson(0.9, 100)]
+    [0.8256, 0.9448]
+    """
+    z = 1.959964
+    centre = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(accuracy * (1 - accuracy) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def write(folder: Path) -> Path:
+    """Draw the plots of a run folder and write its `report.html`; returns the report's path."""
+    folder = Path(folder)
+    history = _history(folder)
+    facts = _gather(folder, history)
+    target = folder / "report.html"
+    aside = folder / f".report.html.{os.getpid()}"
+    try:
+        _draw(folder, history, facts)
+        facts["views"] = views_of(folder)
+        page = _environment().get_template("report.html").render(facts)
+        try:
+            aside.write_text(page, encoding="utf-8", errors="backslashreplace")
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the report could not be written to {printable(target)}: {error.strerror or error}; "
+            "expected a folder with free space that may be written to"
+        ) from error
+    return target
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    """The rows of results.csv that are whole."""
+    expected = "expected one that `skipway train` wrote; name the folder that holds results.csv"
+    try:
+        rows = list(rows_of(folder / "results.csv"))
+    except UNREADABLE as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(
+            f"{printable(folder)} is not a run folder: its results.csv cannot be read ({why}), {expected}"
+        ) from error
+    if rows and "epoch" not in rows[0]:
+        raise InputError(f"{printable(folder)} is not a run folder: its results.csv has no column 'epoch', {expected}")
+    return history_of(rows)
+
+
+def _counts(value: Any) -> dict[str, int]:
+    """A mapping of names to whole numbers, without what is neither."""
+    pairs = ((str(k), number(v)) for k, v in mapping(value).items())
+    return {k: int(v) for k, v in pairs if math.isfinite(v)}
+
+
+def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
+    """Everything that the template shows, as plain values."""
+    reader = Reader(folder)
+    metrics, recipe, env = reader.json("metrics.json"), reader.yaml("config.yaml"), reader.json("env.json")
+    data = mapping(metrics.get("data"))
+    splits = reader.table("splits.csv") if not data else []
+    by_class: dict[str, Counter[str]] = {}
+    for row in splits:
+        by_class.setdefault(row.get("class", ""), Counter())[row.get("split", "")] += 1
+    known = {str(name): _counts(row) for name, row in mapping(data.get("classes")).items()}
+    per_class = sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(number(row.get("f1"))))
+    names, matrix = reader.matrix("confusion_matrix.csv")
+    first = reader.table("predictions.csv", most=1)
+    skipped = reader.table("skipped.csv")
+    best = _best(history, metrics)
+    facts = {
+        "folder": folder.resolve().name,
+        "missing": reader.missing,
+        "metrics": metrics,
+        "recipe": recipe,
+        "env": env,
+        "history": history,
+        "best": best,
+        "names": names,
+        "matrix": matrix,
+        "per_class": per_class,
+        "rows": ROWS,
+        "split": SPLITS.get(first[0].get("split", ""), first[0].get("split", "")) if first else "evaluated",
+        "pairs": _pairs(names, matrix),
+        "worst": _worst(folder),
+        "skipped": skipped[:SKIPPED],
+        "num_skipped": len(skipped),
+        "classes": known or {name: dict(row) for name, row in by_class.items() if name},
+        "counts": _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits)),
+        "notes": _counts(data.get("notes")),
+        "sizes": data.get("sizes"),
+        "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
+        "network": str(env.get("network") or "").splitlines(),
+        "split_names": SPLITS,
+        "schedule": _schedule(metrics, recipe, history),
+        "grown": growth_lines(metrics),
+        "began_elsewhere": bool(metrics.get("grown")) and not recipe.get("grow"),
+        "model": mapping(metrics.get("decided")).get("model") or recipe.get("model"),
+        "data_name": data.get("name") or recipe.get("data"),
+    } | table_facts(metrics, data, history, reader.table("predictions.csv", most=PREDICTIONS))
+    facts["results"] = _results(facts)
+    facts["reading"] = _reading(facts)
+    return facts
+
+
+def _best(history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, float]:
+    """The row of the best epoch: the one the run named, else the first with the highest validation accuracy."""
+    named = [row for row in history if row["epoch"] == number(metrics.get("best_epoch"))]
+    judged = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
+    return named[0] if named else max(judged, key=lambda row: row["val_accuracy"], default={})
+
+
+def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dict[str, float]]) -> list[Any]:
+    points = metrics.get("schedule")
+    if isinstance(points, list) and all(isinstance(p, list | tuple) and len(p) in (2, 3) for p in points) and points:
+        return points
+    total = number(recipe.get("epochs"))
+    total = total if total > 0 else max((row["epoch"] for row in history), default=1.0)
+    return [(row["epoch"] / total, row["lr"]) for row in history if math.isfinite(row.get("lr", math.nan))]
+
+
+def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy on validation and test pictures, each with its interval where the number of pictures is known."""
+    results = []
+    for split in ("val", "test"):
+        accuracy = number(facts["metrics"].get(f"{split}_accuracy"))
+        if split == "val" and not math.isfinite(accuracy):
+            accuracy = facts["best"].get("val_accuracy", math.nan)
+        if not 0 <= accuracy <= 1:
+            continue
+        count = facts["counts"].get(split, 0)
+        interval = wilson(accuracy, count) if count > 0 else None
+        loss = number(facts["metrics"].get(f"{split}_loss"))
+        others = [(words, number(facts["metrics"].get(f"{split}_{name}"))) for name, words in FIGURES.items()]
+        results.append(
+            {
+                "split": SPLITS[split],
+                "accuracy": accuracy,
+                "count": count,
+                "interval": interval,
+                "loss": loss,
+                "others": [(words, value) for words, value in others if math.isfinite(value)],
+            }
+        )
+    return results
+
+
+def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
+    """The most frequent mistakes, true class and predicted class in this order."""
+    if matrix is None:
+        return []
+    wrong = matrix * (1 - np.eye(len(names)))
+    share = wrong / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    order = np.lexsort((-share.ravel(), -wrong.ravel()))[:PAIRS]
+    cells = [divmod(int(i), len(names)) for i in order]
+    return [
+        {"true": names[i], "predicted": names[j], "count": int(wrong[i, j]), "share": share[i, j]}
+        for i, j in cells
+        if wrong[i, j] > 0
+    ]
+
+
+def _reading(facts: dict[str, Any]) -> list[str]:
+    """What the numbers say, the most important first; at most three sentences, all of them counted."""
+    history, best, said = facts["history"], facts["best"], []
+    if not history:
+        return ["No epoch was finished, so there is nothing to judge yet."]
+    broken = [row["epoch"] for row in history if "train_loss" in row and not math.isfinite(row["train_loss"])]
+    if broken:
+        said.append(
+            f"The training loss was not finite in epoch {broken[0]:g}: a lower learning rate usually mends this."
+        )
+    if facts.get("regression"):
+        return (said + number_reading(history, best))[:3]
+    train, val = (best.get(f"{part}_accuracy", math.nan) for part in ("train", "val"))
+    last, gap = history[-1]["epoch"], train - val
+    common = max((sum(row.values()) for row in facts["classes"].values()), default=0)
+    share = common / max(1, sum(sum(row.values()) for row in facts["classes"].values()))
+    count = facts["counts"].get("val", 0)
+    if count and share and math.isfinite(val) and wilson(val, count)[0] <= share:
+        said.append(f"This is not clearly better than always answering the largest class ({_percent(share)} of all).")
+    noun = facts.get("noun", "pictures")
+    remedy = "augmentation" if noun == "pictures" else "dropout"
+    if gap > 0.1 and len(history) > 1:
+        said.append(
+            f"It overfits: in its best epoch it was right on {_percent(train)} of the training {noun} and on "
+            f"{_percent(val)} of the validation {noun}. More {noun} or stronger {remedy} narrow this gap."
+        )
+    losses = [row.get("val_loss", math.nan) for row in history]
+    low = min((x for x in losses if math.isfinite(x)), default=math.nan)
+    if (
+        len(history) > 2
+        and losses[-1] > 1.2 * low
+        and history[-1].get("train_loss", math.inf) < history[0].get("train_loss", math.nan)
+    ):
+        said.append(
+            f"The validation loss rose from {low:.3g} (epoch {history[losses.index(low)]['epoch']:g}) to "
+            f"{losses[-1]:.3g} while the training loss fell: it grew too sure of its mistakes."
+        )
+    if len(history) == 1:
+        said.append("One epoch shows no trend; more epochs will tell.")
+    elif best and best["epoch"] == last:
+        early = [row.get("val_accuracy", math.nan) for row in history[: max(1, len(history) * 4 // 5)]]
+        gain = 100 * (val - max((x for x in early if math.isfinite(x)), default=math.nan))
+        short = gain > 0.3 or train < 0.9  # a network that has not learned its training pictures has not had its time
+        more = "the run may profit from more epochs" if short else "more epochs would bring little"
+        since = f" and the last fifth still brought {gain:.1f} points" if gain > 0.3 else ""
+        since = since or f", but the last fifth brought {max(gain, 0.0):.1f} points"
+        said.append(f"The last epoch, {last:g}, was the best one{since}: {more}.")
+    waits = [row["data_wait"] for row in history if math.isfinite(row.get("data_wait", math.nan))]
+    if waits and sum(waits) / len(waits) > 0.25:
+        said.append(f"Training waited for data {_percent(sum(waits) / len(waits))} of the time.")
+    if not said and math.isfinite(gap):
+        after = f"; the {last - best['epoch']:g} epochs after epoch {best['epoch']:g} brought nothing more"
+        said.append(f"Training and validation accuracy are {abs(gap) * 100:.1f} points apart: no overfitting{after}.")
+    return said[:3]
+
+
+def _worst(folder: Path) -> list[dict[str, Any]]:
+    """The pictures of plots/worst.csv that lie in plots/worst, made small."""
+    try:
+        rows = list(islice(rows_of(folder / "plots" / "worst.csv"), WORST))
+    except UNREADABLE:
+        return []
+    shown = ((row, picture(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE)) for row in rows)
+    return [{**row, **picture} for row, picture in shown if picture]
+
+
+def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
+    """The four figures that only need what is in the folder."""
+    home = folder / "plots"
+    learning_curves.curves(history, home / "curves.png", best=int(facts["best"].get("epoch", 0)) or None)
+    learning_curves.schedule(facts["schedule"], home / "schedule.png")
+    learning_curves.classes(facts["classes"], home / "classes.png")
+    if facts["matrix"] is not None:
+        learning_curves.confusion(facts["matrix"], facts["names"], home / "confusion_matrix.png")
+
+
+def _percent(value: Any, digits: int = 1) -> str:
+    share = number(value)
+    return f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else "–"
+
+
+def _figure(value: Any, form: str = ",.0f") -> str:
+    found = number(value)
+    return format(found, form) if math.isfinite(found) else "–"
+
+
+def _duration(value: Any) -> str:
+    """Seconds in the two largest units that matter."""
+    seconds = number(value)
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )
+    environment.filters.update(
+        percent=_percent, figure=_figure, duration=_duration, short=learning_curves.shorten, number=number
+    )
+    return environment

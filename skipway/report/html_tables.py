@@ -1,0 +1,105 @@
+"""What a report says of a run on a table: its target and columns, the baseline beside it, and numbers in their unit."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skipway.report.run_reader import number
+
+__all__ = ["growth_lines", "number_reading", "table_facts"]
+
+_SPLITS = {"val": "validation", "test": "test"}
+_WORST = 12
+_FIGURES = {"mae": "mean absolute error", "rmse": "root mean squared error", "loss": "loss"}
+
+
+def table_facts(
+    metrics: Mapping[str, Any],
+    data: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    predictions: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """What the template shows beyond pictures: nothing of it where the run was one on pictures."""
+    table = data.get("kind") == "table"
+    baseline = metrics.get("baseline") if isinstance(metrics.get("baseline"), dict) else {}
+    columns = data.get("columns") if isinstance(data.get("columns"), dict) else {}
+    regression = any("val_r2" in row for row in history)
+    return {
+        "noun": "rows" if table else "pictures",
+        "one": "row" if table else "picture",
+        "regression": regression,
+        "target": str(data.get("target", "")),
+        "columns": {str(kind): number(count) for kind, count in (columns or {}).items()},
+        "numbers": _numbers(metrics, history) if regression else [],
+        "baseline": _baseline(baseline or {}, "r2" if regression else "accuracy"),
+        "far": _farthest(predictions) if regression else [],
+    }
+
+
+def growth_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Where the network of a run grew, a line each."""
+    grown = metrics.get("grown")
+    lines = []
+    for note in grown if isinstance(grown, list) else ():
+        try:
+            before, after = ((str(note[k]["name"]), _dashed(note[k]["layers"])) for k in ("from", "to"))
+            moved = float(note["difference"])
+        except (TypeError, KeyError, ValueError):
+            continue
+        lines.append(
+            f"After epoch {note.get('epoch')} it grew from {before[0]} ({before[1]} blocks) to {after[0]} ({after[1]} "
+            f"blocks); its outputs moved by {moved:.2g}."
+        )
+    return lines
+
+
+def _dashed(layers: Any) -> str:
+    return "-".join(map(str, layers)) if isinstance(layers, list) else str(layers)
+
+
+def number_reading(history: Sequence[Mapping[str, float]], best: Mapping[str, float]) -> list[str]:
+    """What the figures of a regression say; at most three sentences, all of them counted."""
+    train, val = (number(best.get(f"{part}_r2")) for part in ("train", "val"))
+    said = []
+    if val <= 0:
+        said.append("This is no better than always answering the mean of the target.")
+    elif math.isfinite(val):
+        said.append(f"The columns explain {val:.0%} of how the target varies on the validation rows.")
+    if train - val > 0.2:
+        said.append(
+            f"It overfits: R2 is {train:.2f} on the training rows and {val:.2f} on the validation rows. More rows, "
+            "fewer epochs or a higher dropout narrow this gap."
+        )
+    if len(history) > 1 and best and best.get("epoch") == history[-1].get("epoch"):
+        said.append("The last epoch was the best one: the run may profit from more epochs.")
+    return said[:3] or ["One epoch shows no trend; more epochs will tell."]
+
+
+def _numbers(metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """R2 and errors of each split that was judged."""
+    found = []
+    for split, words in _SPLITS.items():
+        value = number(metrics.get(f"{split}_r2"))
+        if split == "val" and not math.isfinite(value):
+            value = max((number(row.get("val_r2")) for row in history), default=math.nan)
+        if math.isfinite(value):
+            others = [(name, number(metrics.get(f"{split}_{key}"))) for key, name in _FIGURES.items()]
+            told = [(name, number) for name, number in others if math.isfinite(number)]
+            found.append({"split": words, "r2": value, "others": told})
+    return found
+
+
+def _baseline(found: Mapping[str, Any], figure: str) -> list[tuple[str, str, float]]:
+    """(its name, split, figure) of the model that ran beside."""
+    values = [(split, number(found.get(f"{key}_{figure}"))) for key, split in _SPLITS.items()]
+    return [(str(found.get("name", "")), split, value) for split, value in values if math.isfinite(value)]
+
+
+def _farthest(predictions: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """The rows whose prediction is farthest from the truth."""
+    errors = [(abs(number(r.get("error"))), i) for i, r in enumerate(predictions)]
+    far = sorted(((error, i) for error, i in errors if math.isfinite(error)), key=lambda pair: -pair[0])[:_WORST]
+    chosen = [predictions[i] for _, i in far]
+    return [
+        {"row": r.get("row", ""), **{k: number(r.get(k)) for k in ("target", "predicted", "error")}} for r in chosen
+    ]

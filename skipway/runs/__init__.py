@@ -1,0 +1,1 @@
+"""Runs: a Recipe becomes data, a network, training and a run folder."""

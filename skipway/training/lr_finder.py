@@ -1,0 +1,160 @@
+"""The learning-rate range test: rates that rise step by step, until the loss tells which one is too high.
+
+Sources: Smith 2015, arXiv:1506.01186; the valley is that of fastai 2.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skipway.distributed import collectives
+from skipway.errors import NotFiniteError
+from skipway.training.metrics import Feed
+from skipway.training.optimizers import set_rates
+from skipway.training.trainer import Trainer
+
+__all__ = ["RangeTest", "range_test"]
+
+_WIDTH = 2.0  # steps, of the bell that smooths
+_LOST = 4.0  # times the loss without any training: from there on it only gets worse
+_LEVELS = 100  # that a whole fall has
+_FEWEST = 10  # steps without which nothing can be said
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates with the losses of the steps that were taken with them, raw and smoothed, and what they suggest.
+
+    steepest: where the smoothed loss falls fastest, over the logarithm of the rate.
+    valley: half way down its longest fall, which is careful.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    steepest: float
+    valley: float
+
+    @property
+    def suggestion(self) -> float:
+        """Half way between the two, over the logarithm: the one is often too high and the other too low."""
+        return math.sqrt(self.steepest * self.valley)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, the suggestion too."""
+        return {**asdict(self), "suggestion": self.suggestion}
+
+
+def range_test(
+    trainer: Trainer,
+    feed: Feed,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+    poll: Callable[[], None] = lambda: None,
+) -> RangeTest:
+    """Take up to `steps` steps with rates from `lowest` to `highest`, and leave everything as it was.
+
+    Weights, statistics of norms, optimiser, average and place in the run come back; no random number is drawn.
+    Batches are unlike each other: from the loss of each is taken what it would be without any training, less the mean
+    of that over all of them. What is left says what the rate does, also with few samples.
+
+    Raises:
+        NotFiniteError: the loss is not finite within the first ten steps.
+    """
+    tensors = {name: tensor.clone() for name, tensor in trainer.parts().items()}
+    state, groups = asdict(trainer.state), [dict(group) for group in trainer.optimizer.param_groups]
+    rates: list[float] = []
+    losses: list[float] = []
+    try:
+        with torch.random.fork_rng(devices=[trainer.engine.device] if trainer.engine.device.type == "cuda" else []):
+            trainer.to_train()
+            starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, feed, steps, poll)]
+            usual = sum(starts) / len(starts)
+            for k, batch in _batches(trainer, feed, steps, poll):
+                rate = lowest * (highest / lowest) ** (k / max(1, steps - 1))
+                loss = _step(trainer, *batch, k, rate)
+                if not math.isfinite(loss):
+                    break
+                rates.append(rate)
+                losses.append(loss - starts[k] + usual)
+                if k >= _FEWEST and losses[-1] > _LOST * usual:
+                    break
+    finally:
+        for group, before in zip(trainer.optimizer.param_groups, groups, strict=True):
+            group.update(before)
+        trainer.restore(tensors, state)
+    if len(losses) < _FEWEST:
+        raise NotFiniteError(
+            f"the loss is not finite after {len(losses)} steps of the range test, at learning rates up to "
+            f"{rates[-1] if rates else lowest:.3g}; look at the data, or give --lr a number"
+        )
+    return _read(rates, losses)
+
+
+def _batches(
+    trainer: Trainer, feed: Feed, steps: int, poll: Callable[[], None]
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """(k, batch) of the first `steps` batches of however many epochs."""
+    endless = ((x, y) for epoch in count() for x, y, _ in feed.epoch(epoch))
+    for k, (x, y) in zip(range(steps), endless, strict=False):
+        poll()
+        yield k, (x.to(trainer.engine.device), y.to(trainer.engine.device))
+
+
+def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
+    """What the k-th batch loses as the network stands, with the dropout that its step will have."""
+    torch.manual_seed(trainer.settings.seed + k)
+    with torch.no_grad():
+        return _mean(trainer.task.loss(trainer.model(x), y) + trainer.penalty())
+
+
+def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
+    torch.manual_seed(trainer.settings.seed + k)
+    loss = trainer.task.loss(trainer.model(x), y) + trainer.penalty()
+    if torch.isfinite(loss):
+        trainer.engine.backward(loss)
+        trainer.gradient_norm()
+        set_rates(trainer.optimizer, rate, trainer.settings.momentum)
+        trainer.stepper.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
+    return _mean(loss)
+
+
+def _mean(loss: Tensor) -> float:
+    """Over all processes."""
+    return collectives.summed(loss.item())[0] / collectives.count()
+
+
+def _read(rates: list[float], losses: list[float]) -> RangeTest:
+    """What losses say of rates: behind the lowest smoothed loss they say nothing."""
+    smoothed = _smoothed(np.asarray(losses))
+    falling = smoothed[: max(int(smoothed.argmin()) + 1, 3)]
+    steepest = rates[int(np.gradient(falling).argmin())]
+    least = max(float(np.ptp(falling)) / _LEVELS, 1e-6)  # a line that is nearly flat does not fall
+    last, length = _longest_fall((falling / least).round().tolist())
+    return RangeTest(rates, losses, smoothed.tolist(), steepest, rates[last - length // 2])
+
+
+def _smoothed(losses: np.ndarray) -> np.ndarray:
+    """The mean of each loss and its neighbours, by a bell that is no later than the losses themselves."""
+    distance = np.arange(len(losses))[:, None] - np.arange(len(losses))[None, :]
+    weight = np.exp(-0.5 * (distance / _WIDTH) ** 2)
+    smooth: np.ndarray = (weight @ losses) / weight.sum(axis=1)
+    return smooth
+
+
+def _longest_fall(values: list[float]) -> tuple[int, int]:
+    """(last index, length) of the longest sequence of falling values, which may leave out what rises between them."""
+    length = [1] * len(values)
+    for i in range(len(values)):
+        length[i] += max((length[j] for j in range(i) if values[i] < values[j]), default=0)
+    last = int(np.argmax(length))
+    return last, length[last]

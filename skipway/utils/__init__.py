@@ -1,0 +1,1 @@
+"""Console, signals, allocator settings, atomic files."""

@@ -1,0 +1,255 @@
+"""Weights: other libraries' checkpoints become networks with the same outputs, and networks their checkpoints.
+
+    network = adopt(state, library="torchvision", name="resnet50")
+    state = release(network, library="timm")
+
+The tables stand in `keymaps`; here is the proof that a state and a network fit: every key of either side is accounted
+for and every shape is equal, or nothing is loaded.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError, ShapeError, did_you_mean, printable
+from skipway.models import registry
+from skipway.models.network import Network, outline
+from skipway.weights.key_maps import LIBRARIES, Library
+
+__all__ = ["adopt", "keys_shared", "release"]
+
+_WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # what training scripts put a state under
+_PREFIXES = r"((module|_orig_mod|model)\.)*"  # what DataParallel, torch.compile and others put before every key
+_COUNTER = "num_batches_tracked"
+_SHOWN = 6
+_LONGEST = 100  # letters of a key in a message
+
+
+def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | None = None, **options: Any) -> Network:
+    """The network `name` of `library` as one of ours, with the weights of `state` and the same outputs; to evaluate.
+
+    Args:
+        state: names and tensors or arrays as that library keeps them; nested ({"params": ...}) or flat with "/", under
+            "state_dict", "model" and the like, and with "module." before every key, as files have it.
+        library: "torchvision", "timm", "fastai", "flax" or "akamaster".
+        name: the library's name of the network ("resnet50", "ResNet50", "xresnet34").
+        num_classes: outputs; where they are not the state's, the head is left fresh and all else adopted.
+        options: values of the plan that differ from those of `name`, such as `layers` and `widths`.
+
+    Classes and channels are read from the state. Floating point becomes float32, or stays float64 where all of it is;
+    `num_batches_tracked` starts at 0 where the state has none.
+
+    Raises:
+        ShapeError: keys are missing, left over, of another shape or kind, or not finite: the first are told in one
+            line, and nothing has been loaded.
+        InputError: the library, or the network with these options, is not known, or the state holds no tensors.
+    """
+    table = _table(library)
+    own_name, own_options = table.own_name(name)
+    plan = registry.plan_of(own_name, **{**own_options, **options})
+    if refusal := table.refusal(plan):
+        raise InputError(f"{library} has no network like {name!r} with these options: {refusal}; give others")
+    flat = _flat(state, table)
+    read = _read_off(flat, plan, table)
+    fresh = num_classes is not None and num_classes != read.get("num_classes")
+    classes = {"num_classes": num_classes} if fresh else {}
+    plan = registry.plan_of(own_name, **{**own_options, **read, **classes, **options})
+    network = outline(plan)
+    wanted = network.state_dict()
+    source = f"{library}'s {name}{_likeness(flat, plan, table)}"
+    keys = {own: table.key(plan, own, like.dim()) for own, like in wanted.items()}
+    head = [own for own in wanted if fresh and own.startswith("head.")]
+    for own in head:
+        flat.pop(keys[own] or "", None)
+        del wanted[own]
+    found = _matched(flat, wanted, keys, table, source)
+    if head:
+        like = network.head
+        assert isinstance(like, nn.Linear)
+        made = nn.Linear(like.in_features, like.out_features, dtype=next(iter(found.values())).dtype)
+        found |= {f"head.{leaf}": value for leaf, value in made.state_dict().items()}
+    network.load_state_dict(found, assign=True)
+    return network.eval()
+
+
+def release(network: Network, library: str) -> dict[str, Tensor]:
+    """The weights of `network` under the names and in the layouts of `library`; `adopt` takes them back unchanged.
+
+    Flax's names are joined by "/" (`flax.traverse_util.unflatten_dict(state, sep="/")` makes the tree) and have no
+    `num_batches_tracked`. Where the layout is the same, the tensors are the network's own, as those of `state_dict()`.
+
+    Raises:
+        InputError: the library has no such network; names the values of the plan that it does not know. Or the network
+            was changed by hand and is not what its plan says.
+    """
+    table, plan = _table(library), network.plan
+    if not plan:
+        raise InputError("release needs a network with a plan: one of create_model, adopt or load")
+    if refusal := table.refusal(plan):
+        raise InputError(f"{library} cannot hold {plan['name']}: {refusal}; release it to another library")
+    state = network.state_dict()
+    if changed := sorted(state.keys() ^ outline(plan).state_dict().keys()):
+        shown = f"{', '.join(changed[:_SHOWN])}{_and_more(changed)}"
+        raise InputError(f"the network is no longer what its plan says: {shown} came or went; release it before that")
+    released = {}
+    for own, value in state.items():
+        key = table.key(plan, own, value.dim())
+        assert key is not None or own.endswith(_COUNTER), own
+        if key is not None:
+            released[key] = table.values(key, value, True).contiguous()
+    return released
+
+
+def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict[str, Any]) -> int:
+    """How many names of `state` are those that `library` gives the layers of the network `name`."""
+    table = LIBRARIES[library]
+    try:
+        own_name, own_options = table.own_name(name)
+        plan = registry.plan_of(own_name, **{**own_options, **options})
+        if table.refusal(plan):
+            return 0
+        flat = _flat(state, table)
+    except InputError:
+        return 0
+    wanted = outline(plan).state_dict()
+    return sum(table.key(plan, own, like.dim()) in flat for own, like in wanted.items())
+
+
+def _table(library: str) -> Library:
+    if library not in LIBRARIES:
+        raise InputError(
+            f"no library is called {library!r}{did_you_mean(str(library), LIBRARIES)}; there are {', '.join(LIBRARIES)}"
+        )
+    return LIBRARIES[library]
+
+
+def _flat(state: Mapping[str, Any], table: Library) -> dict[str, Tensor]:
+    """The tensors of `state` under their plain names: wrappers, prefixes, older names and what is ignored taken off."""
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state:
+        kind = type(state).__name__
+        raise InputError(f"a state is names with tensors or arrays, as state_dict() gives them, not an empty {kind}")
+    leaves = list(_leaves(state, ""))
+    found = re.match(_PREFIXES, os.path.commonprefix([key for key, _ in leaves]))
+    flat: dict[str, Tensor] = {}
+    for key, value in leaves:
+        plain = key[found.end() :] if found else key
+        for pattern, replacement in table.renamed:
+            plain = re.sub(f"^{pattern}$", replacement, plain)
+        if any(re.fullmatch(pattern, plain) for pattern in table.ignored):
+            continue
+        if plain in flat:
+            raise InputError(f"the state holds {_short(plain)} twice, under an older name or nested too; leave one out")
+        flat[plain] = _tensor(plain, value)
+    return flat
+
+
+def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}/")
+        else:
+            yield f"{above}{name}", value
+
+
+def _tensor(key: str, value: Any) -> Tensor:
+    """A tensor or an array as a plain tensor; without a copy where torch can use the array as it stands."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        if value.layout == torch.strided and not value.is_meta:
+            return value.detach()
+        kind = "meta" if value.is_meta else str(value.layout)
+    else:
+        try:
+            array = np.asarray(value)
+            native = np.float32 if array.dtype.kind == "V" else array.dtype.newbyteorder("=")  # V: JAX's bfloat16
+            array = array.astype(native, copy=False)
+            as_it_stands = array.flags.writeable and min(array.strides, default=0) >= 0
+            return torch.from_numpy(array if as_it_stands else array.copy())
+        except (TypeError, ValueError):
+            pass
+    raise InputError(f"the state holds {_short(key)}, which is no plain tensor but {kind}; leave it out")
+
+
+def _read_off(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> dict[str, int]:
+    """The classes and channels of a state, from the shapes of its head and its first convolution."""
+    read = {}
+    for option, axis, dims, candidates in (
+        ("num_classes", 0, 2, ("head",)),
+        ("in_chans", 1, 4, ("stem.conv", "stem.step.conv", "stem.step1.conv")),
+    ):
+        for path in candidates:
+            key = table.key(plan, f"{path}.weight", dims)
+            shape = table.values(key, flat[key], False).shape if key in flat else ()
+            if len(shape) == dims:
+                read[option] = shape[axis]
+    return read
+
+
+def _matched(
+    flat: dict[str, Tensor], wanted: dict[str, Tensor], keys: dict[str, str | None], table: Library, source: str
+) -> dict[str, Tensor]:
+    """Our tensors, filled from `flat`: all of them, with all of it, or the differences as an error."""
+    wide = all(value.dtype == torch.float64 for value in flat.values() if value.is_floating_point())
+    floating = torch.float64 if wide else torch.float32
+    found, wrong, taken = {}, [], set()
+    for own, like in wanted.items():
+        key = keys[own]
+        if key is None or key not in flat:
+            if own.endswith(_COUNTER):  # it only counts steps: libraries leave it out
+                found[own] = torch.zeros_like(like, device="cpu")
+            else:
+                wrong.append(f"{key or own} is missing")
+            continue
+        taken.add(key)
+        value = table.values(key, flat[key], False)
+        if flaw := _flaw(value, like):
+            wrong.append(f"{key} {flaw}")
+            continue
+        kind = floating if like.is_floating_point() else like.dtype
+        found[own] = torch.empty(like.shape, dtype=kind, device="cpu").copy_(value)
+        if not _finite(found[own]):
+            wrong.append(f"{key} is not finite")
+    wrong += [f"{_short(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in taken]
+    if wrong:
+        raise ShapeError(
+            f"the state is not that of {source}: {'; '.join(wrong[:_SHOWN])}{_and_more(wrong)}; nothing was loaded: "
+            "give the name and the options of the network that it was saved from"
+        )
+    return found
+
+
+def _flaw(value: Tensor, like: Tensor) -> str:
+    if value.shape != like.shape:
+        return f"is {tuple(value.shape)}, expected {tuple(like.shape)}"
+    if value.is_floating_point() != like.is_floating_point():
+        return f"holds {str(value.dtype).removeprefix('torch.')}, expected {str(like.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether no number is NaN or infinite; their sum alone mostly tells, in a tenth of the time."""
+    return bool(value.sum().isfinite() or value.isfinite().all())
+
+
+def _likeness(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> str:
+    """Whose names a state has, by that of its head, where it is not the library that was asked for."""
+    there = [name for name, other in LIBRARIES.items() if other.key(plan, "head.weight", 2) in flat]
+    if not there or table.key(plan, "head.weight", 2) in flat:
+        return ""
+    return f" (its names look like those of {' or '.join(there)})"
+
+
+def _and_more(listed: list[str]) -> str:
+    return f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+
+
+def _short(key: str) -> str:
+    return printable(key[:_LONGEST])

@@ -1,0 +1,282 @@
+"""Where other libraries keep each of our tensors: one table per library, read in both directions.
+
+A rule is (a pattern over our name of a layer, the library's name of it). In the latter `{...}` is worked out from the
+pattern's groups and from the plan: `stage`, `block` (from 0, in its stage), `index` (from 0, over all stages), `n` (the
+layer's number in its body), and what `_places` adds. Sources: torchvision 0.28, timm 1.0, fastai 2.8, Flax 0.12's
+ImageNet example, akamaster/pytorch_resnet_cifar10.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from skipway.nn.blocks import EXPANSION
+
+__all__ = ["LIBRARIES", "Library"]
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library: its names for networks and layers, and which plans it can hold.
+
+    rules: for each kind of network, (pattern over our layer's name, the library's name).
+    holds: for each kind, the values of the plan that the library knows; fields that are not named may have any: names
+        follow `layers` and `widths` also where the library's own functions build only its usual ones.
+    lacks: for each kind, what else it cannot hold: (that in words, whether a plan has it).
+    ignored: patterns of keys of the library that hold nothing of the network's function.
+    renamed: (pattern, replacement) for keys of older files.
+    own_name: our name and options for one of the library's.
+    """
+
+    rules: dict[str, Rules]
+    holds: dict[str, dict[str, tuple[Any, ...]]]
+    lacks: dict[str, tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    own_name: Callable[[str], tuple[str, dict[str, Any]]] = field(default=lambda name: (name, {}))
+    leaf: Callable[[str, str, int], str | None] = field(default=lambda path, leaf, dims: f"{path}.{leaf}")
+    values: Callable[[str, Tensor, bool], Tensor] = field(default=lambda key, value, outward: value)
+
+    def key(self, plan: Mapping[str, Any], own: str, dims: int) -> str | None:
+        """The library's key of our tensor `own` with `dims` axes, or None where it has no place for it."""
+        path, leaf = own.rsplit(".", 1)
+        for pattern, template in self.rules.get(kind_of(plan), ()):
+            if found := re.fullmatch(pattern, path):
+                return self.leaf(_worked_out(template, _places(plan, found)), leaf, dims)
+        return None
+
+    def refusal(self, plan: Mapping[str, Any]) -> str:
+        """Which values of the plan the library does not know, or nothing."""
+        holds = self.holds.get(kind_of(plan))
+        if holds is None:
+            return f"it has no {kind_of(plan)}"
+        wrong = [
+            f"{name} {plan[name]!r} (it has {' or '.join(map(repr, known))})"
+            for name, known in holds.items()
+            if plan[name] not in known
+        ]
+        wrong += [text for text, has in self.lacks.get(kind_of(plan), ()) if has(plan)]
+        return "; ".join(wrong)
+
+
+def kind_of(plan: Mapping[str, Any]) -> str:
+    """The family of a plan; networks that normalise first are a kind of their own."""
+    return "preact" if str(plan.get("block", "")).startswith("preact") else str(plan["family"])
+
+
+def _places(plan: Mapping[str, Any], found: re.Match[str]) -> dict[str, Any]:
+    numbers = {name: int(value) for name, value in found.groupdict().items() if value is not None}
+    layers = plan["layers"]
+    stage, block = numbers.get("stage", 1), numbers.get("block", 0)
+    pooled = plan.get("shortcut") == "pool"
+    return {
+        **numbers,
+        "stages": len(layers),
+        "index": sum(layers[: stage - 1]) + block,
+        "pooled": int(pooled),  # a pool, or an identity in its place, stands before the projection
+        "strided": int(pooled and stage > 1),  # a pool stands there only where there is a stride
+        "Block": "BottleneckResNetBlock" if plan.get("block") == "bottleneck" else "ResNetBlock",
+    }
+
+
+def _worked_out(template: str, places: dict[str, Any]) -> str:
+    """`template` with each {name}, {name+1} or {name-1} as its number."""
+
+    def value(found: re.Match[str]) -> str:
+        known = places[found[1]]
+        return str(known + int(found[2])) if found[2] else str(known)
+
+    return re.sub(r"\{(\w+)([+-]\d+)?\}", value, template)
+
+
+_BODY = r"stage(?P<stage>\d+)\.(?P<block>\d+)\.(?:skip\.)?body\."
+_BLOCK = r"stage(?P<stage>\d+)\.(?P<block>\d+)\.(?:skip\.)?"
+
+_TORCHVISION_RESNET: Rules = (
+    (r"stem\.step\.conv", "conv1"),
+    (r"stem\.step\.norm", "bn1"),
+    (_BODY + r"conv(?P<n>\d)", "layer{stage}.{block}.conv{n}"),
+    (_BODY + r"norm(?P<n>\d)", "layer{stage}.{block}.bn{n}"),
+    (_BLOCK + r"shortcut\.conv", "layer{stage}.{block}.downsample.{pooled}"),
+    (_BLOCK + r"shortcut\.norm", "layer{stage}.{block}.downsample.{pooled+1}"),
+    (r"head", "fc"),
+)
+_TIMM_RESNET: Rules = (
+    *_TORCHVISION_RESNET,
+    (r"stem\.step1\.conv", "conv1.0"),
+    (r"stem\.step1\.norm", "conv1.1"),
+    (r"stem\.step2\.conv", "conv1.3"),
+    (r"stem\.step2\.norm", "conv1.4"),
+    (r"stem\.step3\.conv", "conv1.6"),
+    (r"stem\.step3\.norm", "bn1"),
+    (r"stem\.pool\.conv", "maxpool.0"),
+    (r"stem\.pool\.norm", "maxpool.1"),
+    (_BODY + r"attention\.squeeze", "layer{stage}.{block}.se.fc1"),
+    (_BODY + r"attention\.excite", "layer{stage}.{block}.se.fc2"),
+    (_BODY + r"attention\.conv", "layer{stage}.{block}.se.conv"),
+)
+_TIMM_PREACT: Rules = (
+    (r"stem\.step\.conv", "stem.conv"),
+    (r"stem\.step(?P<n>\d)\.conv", "stem.conv{n}"),
+    (r"stem\.step(?P<n>\d)\.norm", "stem.norm{n}"),
+    (_BODY + r"conv(?P<n>\d)", "stages.{stage-1}.blocks.{block}.conv{n}"),
+    (_BODY + r"norm(?P<n>\d)", "stages.{stage-1}.blocks.{block}.norm{n}"),
+    (_BLOCK + r"norm(?P<n>\d)", "stages.{stage-1}.blocks.{block}.norm{n}"),
+    (_BLOCK + r"shortcut\.conv", "stages.{stage-1}.blocks.{block}.downsample.conv"),
+    (r"norm", "norm"),
+    (r"head", "head.fc"),
+)
+_DENSENET: Rules = (
+    (r"stem\.step\.conv", "features.conv0"),
+    (r"stem\.step\.norm", "features.norm0"),
+    (_BODY + r"conv(?P<n>\d)", "features.denseblock{stage}.denselayer{block+1}.conv{n}"),
+    (_BODY + r"norm(?P<n>\d)", "features.denseblock{stage}.denselayer{block+1}.norm{n}"),
+    (r"transition(?P<stage>\d+)\.conv", "features.transition{stage}.conv"),
+    (r"transition(?P<stage>\d+)\.norm", "features.transition{stage}.norm"),
+    (r"norm", "features.norm5"),
+    (r"head", "classifier"),
+)
+_FASTAI: Rules = (
+    (r"stem\.step(?P<n>\d)\.conv", "{n-1}.0"),
+    (r"stem\.step(?P<n>\d)\.norm", "{n-1}.1"),
+    (_BODY + r"conv(?P<n>\d)", "{stage+3}.{block}.convpath.{n-1}.0"),
+    (_BODY + r"norm(?P<n>\d)", "{stage+3}.{block}.convpath.{n-1}.1"),
+    (_BLOCK + r"shortcut\.conv", "{stage+3}.{block}.idpath.{strided}.0"),
+    (_BLOCK + r"shortcut\.norm", "{stage+3}.{block}.idpath.{strided}.1"),
+    (r"head", "{stages+7}"),
+)
+_FLAX: Rules = (
+    (r"stem\.step\.conv", "conv_init"),
+    (r"stem\.step\.norm", "bn_init"),
+    (_BODY + r"conv(?P<n>\d)", "{Block}_{index}/Conv_{n-1}"),
+    (_BODY + r"norm(?P<n>\d)", "{Block}_{index}/BatchNorm_{n-1}"),
+    (_BLOCK + r"shortcut\.conv", "{Block}_{index}/conv_proj"),
+    (_BLOCK + r"shortcut\.norm", "{Block}_{index}/norm_proj"),
+    (r"head", "Dense_0"),
+)
+_AKAMASTER: Rules = (
+    (r"stem\.conv", "conv1"),
+    (r"stem\.norm", "bn1"),
+    (_BODY + r"conv(?P<n>\d)", "layer{stage}.{block}.conv{n}"),
+    (_BODY + r"norm(?P<n>\d)", "layer{stage}.{block}.bn{n}"),
+    (_BLOCK + r"shortcut\.conv", "layer{stage}.{block}.shortcut.0"),
+    (_BLOCK + r"shortcut\.norm", "layer{stage}.{block}.shortcut.1"),
+    (r"head", "linear"),
+)
+
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "join": ("add",),
+    "norm": ("batch",),
+    "attention": ("none",),
+    "padding": ("torch",),
+}
+_POST = ("basic", "bottleneck")
+_V15: dict[str, tuple[Any, ...]] = {**_PLAIN, "block": _POST, "stem": ("large",), "shortcut": ("auto",)}
+_UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
+_DENSE: dict[str, tuple[Any, ...]] = {"stem": ("large",), "compression": (0.5,)}
+_PLAIN_DENSE = (("bottleneck 0 (it has 1 or more)", lambda plan: plan["bottleneck"] == 0),)
+# torchvision's own files of dense networks were written before its layers got their present names.
+_OLD_DENSE = ((r"(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)", r"\1\2.\3"),)
+
+
+def _unprojected(plan: Mapping[str, Any]) -> bool:
+    """Whether a stage keeps its channels where timm projects all the same: behind a pool, in pre-act bottlenecks."""
+    widths = [width * EXPANSION[plan["block"]] for width in plan["widths"]]
+    into = [plan["stem_channels"] or plan["widths"][0], *widths]
+    keeps = [before == after for before, after in zip(into, widths, strict=False)]
+    return (plan["block"] == "preact_bottleneck" and keeps[0]) or (plan["shortcut"] == "pool" and any(keeps[1:]))
+
+
+_TIMM_LACKS = (
+    ("widths or stem_channels that keep a stage's channels (it would project there)", _unprojected),
+    ("layers in more than 4 stages (it would dilate the fifth, or leave it out)", lambda plan: len(plan["layers"]) > 4),
+)
+
+
+def _flax_leaf(path: str, leaf: str, dims: int) -> str | None:
+    if leaf == "num_batches_tracked":
+        return None
+    if leaf.startswith("running_"):
+        return f"batch_stats/{path}/{leaf.removeprefix('running_')}"
+    names = {"weight": "scale" if dims == 1 else "kernel"}
+    return f"params/{path}/{names.get(leaf, leaf)}"
+
+
+def _flax_value(key: str, value: Tensor, outward: bool) -> Tensor:
+    """Kernels are (H, W, in, out) and (in, out) there, (out, in, H, W) and (out, in) here."""
+    if value.dim() == 4:
+        return value.permute(2, 3, 1, 0) if outward else value.permute(3, 2, 0, 1)
+    return value.T if value.dim() == 2 else value
+
+
+def _timm_value(key: str, value: Tensor, outward: bool) -> Tensor:
+    """The head of timm's networks that normalise first is a 1x1 convolution."""
+    if key != "head.fc.weight":
+        return value
+    if outward:
+        return value[:, :, None, None]
+    return value[:, :, 0, 0] if value.shape[2:] == (1, 1) else value
+
+
+def _timm_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Behind the dot stands the tag of the weights: resnet50.a1_in1k."""
+    return name.partition(".")[0], {}
+
+
+def _flax_name(name: str) -> tuple[str, dict[str, Any]]:
+    return name.replace("ResNet", "resnet"), {"padding": "same"}
+
+
+LIBRARIES: dict[str, Library] = {
+    "torchvision": Library(
+        rules={"resnet": _TORCHVISION_RESNET, "densenet": _DENSENET},
+        holds={"resnet": _V15, "densenet": _DENSE},
+        lacks={"densenet": _PLAIN_DENSE},
+        renamed=_OLD_DENSE,
+    ),
+    "timm": Library(
+        rules={"resnet": _TIMM_RESNET, "preact": _TIMM_PREACT, "densenet": _DENSENET},
+        holds={
+            "resnet": {
+                **_PLAIN,
+                "block": _POST,
+                "stem": ("large", "deep", "tiered", "deep_conv"),
+                "shortcut": ("auto", "pool"),
+                "norm": ("batch", "group"),
+                "attention": ("none", "se", "eca"),
+            },
+            "preact": {
+                **_PLAIN,
+                "stem": ("large", "deep", "tiered"),
+                "shortcut": ("auto", "pool"),
+                "cardinality": (1,),
+            },
+            "densenet": _DENSE,
+        },
+        lacks={"resnet": _TIMM_LACKS, "preact": _TIMM_LACKS, "densenet": _PLAIN_DENSE},
+        renamed=_OLD_DENSE,
+        own_name=_timm_name,
+        values=_timm_value,
+    ),
+    "fastai": Library(
+        rules={"resnet": _FASTAI},
+        holds={"resnet": {**_PLAIN, **_UNGROUPED, "block": _POST, "stem": ("deep",), "shortcut": ("pool",)}},
+    ),
+    "flax": Library(
+        rules={"resnet": _FLAX},
+        holds={"resnet": {**_V15, **_UNGROUPED, "padding": ("same",)}},
+        ignored=(r"step", r"opt_state/.*", r"dynamic_scale/.*"),
+        own_name=_flax_name,
+        leaf=_flax_leaf,
+        values=_flax_value,
+    ),
+    "akamaster": Library(
+        rules={"resnet": _AKAMASTER},
+        holds={"resnet": {**_PLAIN, "block": ("basic",), "stem": ("small",), "shortcut": ("pad", "auto")}},
+    ),
+}

@@ -1,0 +1,355 @@
+"""Pretrained: a network begins with weights of the Hub, of a file or of a run, fitted to its own classes and channels.
+
+Shapes: (B, C, H, W) -> (B, K).
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.data.image_spec import Spec
+from skipway.data.sources.hub import NO_ROOM, quiet
+from skipway.errors import InputError, StorageError, printable
+from skipway.models import registry
+from skipway.models.load_model import load
+from skipway.models.network import Network, outline
+from skipway.models.resnet9 import Whitening
+from skipway.training.checkpoint import differences
+from skipway.weights.convert import adopt, keys_shared
+from skipway.weights.key_maps import LIBRARIES
+from skipway.weights.read_foreign_checkpoint import read_state
+
+__all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
+
+# timm's own choice of weights for each network, as of timm 1.0.31: the repository is timm/NAME.TAG.
+_BY_TAG = {
+    "a1_in1k": "resnet18 resnet34 resnet50 seresnet50",
+    "a1h_in1k": "resnet101 resnet152 resnet50_gn resnetv2_50 resnetv2_101 resnext50_32x4d",
+    "ah_in1k": "seresnext101_32x8d seresnext101d_32x8d",
+    "bt_in1k": "resnet26 resnet26d resnext50d_32x4d seresnext26d_32x4d seresnext26t_32x4d",
+    "c1_in1k": "resnext101_64x4d",
+    "c3_in1k": "resnet10t resnet14t",
+    "fb_ssl_yfcc100m_ft_in1k": "resnext101_32x4d",
+    "fb_wsl_ig1b_ft_in1k": "resnext101_32x16d resnext101_32x32d",
+    "gluon_in1k": "resnet50c resnet50s resnet101c resnet101s resnet152c resnet152s seresnext101_32x4d "
+    "seresnext101_64x4d",
+    "miil_in1k": "ecaresnet50d ecaresnet101d ecaresnetlight",
+    "ra_in1k": "densenet121",
+    "ra2_in1k": "ecaresnet26t ecaresnet50t ecaresnet269d resnet18d resnet26t resnet34d resnet50d resnet101d resnet152d "
+    "resnet200d seresnet152d",
+    "ra4_e3600_r224_in1k": "resnetv2_18 resnetv2_18d resnetv2_34 resnetv2_34d",
+    "racm_in1k": "seresnext50_32x4d wide_resnet50_2",
+    "tf_in1k": "resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420",
+    "tv_in1k": "densenet161 densenet169 densenet201 resnext101_32x8d wide_resnet101_2",
+}
+TAGS: dict[str, str] = {name: tag for tag, names in _BY_TAG.items() for name in names.split()}
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# What the networks of a library's own files are given: (size, presize, fit, interpolation).
+_GIVEN = {
+    "torchvision": (224, 256, "crop", "bilinear"),
+    "timm": (224, 256, "crop", "bicubic"),
+    "flax": (224, 256, "crop", "bicubic"),
+    "akamaster": (32, 32, "squash", "bilinear"),
+}
+_FIT_OF = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
+_FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
+_SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
+_MAX_HEADER = 16 * 2**20
+_SHOWN = 5
+
+
+def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options: dict[str, Any]) -> Network:
+    """The network `name` with the weights of `source`, its classes and channels as they are there.
+
+    Args:
+        name: one of `list_models()`.
+        source: True (timm's choice on the Hub), a tag of it ("a1_in1k"), a repository of timm's networks
+            ("timm/resnet50.a1_in1k"), a run folder, or a file of ours or of another library
+            ("torchvision:resnet50.pth" where it cannot be told from the names in it).
+        options: values of the plan that differ from those of `name`.
+    """
+    if source is True:
+        if name not in TAGS:
+            raise InputError(
+                f"no weights are known for {name}; give pretrained= a repository of the Hub, a file or a run"
+            )
+        source = TAGS[name]
+    text = str(source)
+    library, _, rest = text.partition(":")
+    path = Path(rest) if library in LIBRARIES else Path(text)
+    if path.is_dir() or (path.is_file() and is_ours(path)):
+        return _of_ours(name, path, options)
+    if path.is_file():
+        return _of_file(name, path, library if library in LIBRARIES else None, options)
+    if library in LIBRARIES or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
+        raise InputError(f"pretrained={printable(text)!r}: there is no such file; give one, a run, or a tag of the Hub")
+    return _of_hub(name, text, options)
+
+
+def refit(
+    network: Network, num_classes: int | None, in_chans: int | None, class_names: Sequence[str] | None
+) -> Network:
+    """`network` with other classes and channels; what can be kept is. `network.origin` says what was.
+
+    A new head begins fresh, but for the rows of classes whose names the old one knows. A stem for fewer channels gives
+    each the same share of the sum of its weights, one for more repeats them: it answers equal channels as before.
+    """
+    said = []
+    if num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"]):
+        said.append(_fit_head(network, num_classes, class_names))
+    if in_chans is not None and in_chans != network.plan.get("in_chans"):
+        said.append(_fit_stem(network, in_chans))
+    network.origin = ", ".join([network.origin, *said])
+    return network
+
+
+def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | None) -> str:
+    old, spec = network.head, network.spec
+    assert isinstance(old, nn.Linear)
+    new = nn.Linear(old.in_features, num_classes, old.bias is not None, dtype=old.weight.dtype)
+    known = {name: i for i, name in enumerate(spec.class_names)} if spec is not None else {}
+    pairs = [(i, known[name]) for i, name in enumerate(class_names or ()) if name in known]
+    with torch.no_grad():
+        for here, there in pairs:
+            new.weight[here] = old.weight[there]
+            if old.bias is not None:
+                new.bias[here] = old.bias[there]
+    network.head = new
+    network.plan = {**network.plan, "num_classes": num_classes}
+    if isinstance(spec, Spec):
+        names = class_names if class_names is not None else [str(i) for i in range(num_classes)]
+        network.spec = replace(spec, class_names=tuple(names))
+    return f"{len(pairs)} of {num_classes} classes kept by their names, {num_classes - len(pairs)} new"
+
+
+def _fit_stem(network: Network, in_chans: int) -> str:
+    first = next(m for m in network.get_submodule("stem").modules() if isinstance(m, nn.Conv2d))
+    had = first.in_channels
+    if isinstance(first, Whitening):
+        raise InputError(
+            f"the whitening stem of {network.plan['name']} undoes the correlations of pictures of {had} channels and "
+            f"cannot be fitted to {in_chans}; train it anew"
+        )
+    first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
+    first.in_channels = in_chans
+    network.plan = {**network.plan, "in_chans": in_chans}
+    if isinstance(network.spec, Spec):
+        network.spec = _fitted_spec(network.spec, in_chans)
+    return f"stem fitted from {had} to {in_chans} channels"
+
+
+def _fitted_kernel(weight: Tensor, in_chans: int) -> Tensor:
+    """(out, in, H, W) -> (out, in_chans, H, W) with the same answer where all channels are equal."""
+    had = weight.shape[1]
+    if in_chans < had:
+        return (weight.sum(1, keepdim=True) / in_chans).repeat(1, in_chans, 1, 1)
+    place = torch.arange(in_chans) % had  # each channel again and again, its weight shared among its copies
+    return weight[:, place] / torch.bincount(place)[place].view(1, -1, 1, 1)
+
+
+def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
+    """The Spec for so many channels, or None: pictures have one or three."""
+    if channels not in (1, 3):
+        return None
+    if channels == 1:
+        mean, std = (sum(values) / len(values) for values in (spec.mean, spec.std))
+        return replace(spec, channels=1, mean=(mean,), std=(std,))
+    return replace(spec, channels=3, mean=spec.mean * 3, std=spec.std * 3)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is safetensors with skipway's header; anything else is told apart by its content elsewhere."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+        if start[8:] != b"{":
+            return False
+        file.seek(8)
+        header = file.read(min(int.from_bytes(start[:8], "little"), _MAX_HEADER))
+    return b'"skipway"' in header and b'"written_by"' in header  # in any order: safetensors shuffles them
+
+
+def _of_ours(name: str, path: Path, options: dict[str, Any]) -> Network:
+    found = load(path)
+    wanted = registry.plan_of(name, **options)
+    given = {k: v for k, v in found.plan.items() if k not in ("name", "family")}
+    family = found.plan["family"]
+    # An older skipway did not write every value: those take their defaults, as in `load`.
+    there = {**found.plan, **registry.FAMILIES[family].plan.of(given).as_dict()}
+    _refuse_other(printable(path), name, wanted, there, options)
+    network = outline({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
+    network.load_state_dict(found.state_dict(), assign=True)
+    network.origin = printable(path)
+    return network.eval()
+
+
+def _refuse_other(
+    where: str, name: str, wanted: dict[str, Any], found: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Refuse weights of a network that differs in more than its name, its sizes and what no weight depends on."""
+    ignored = {"name", *_FREE, *(size for size in _SIZES if size not in options)}
+    here, there = ({k: v for k, v in plan.items() if k not in ignored} for plan in (wanted, found))
+    if wrong := differences(here, there):
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise InputError(
+            f"{where} holds a network other than {name}: {'; '.join(wrong[:_SHOWN])}{more}; ask for "
+            f"{printable(found.get('name'))}, or for those values"
+        )
+
+
+def _of_file(name: str, path: Path, library: str | None, options: dict[str, Any]) -> Network:
+    state = read_state(path)
+    if library is None:
+        shared = {known: keys_shared(state, known, name, options) for known in LIBRARIES}
+        library = max(shared, key=lambda known: shared[known])
+        if not shared[library]:
+            raise InputError(
+                f"{printable(path)} has no names that {', '.join(LIBRARIES)} give a {name}, such as "
+                f"{printable(next(iter(state), 'none'))}; ask for the network that it was saved from"
+            )
+    try:
+        network = adopt(state, library, name, **options)
+    except InputError as error:
+        raise error.at(printable(path)) from None
+    network.origin = f"{printable(path)} ({library})"
+    if library in _GIVEN and network.plan.get("in_chans") == 3:
+        network.spec = _usual_spec(library, network.plan["num_classes"])
+        network.origin += ", pictures prepared as is usual there"
+    return network
+
+
+def _usual_spec(library: str, num_classes: int) -> Spec:
+    size, presize, fit, interpolation = _GIVEN[library]
+    names = _CIFAR10 if library == "akamaster" and num_classes == 10 else tuple(map(str, range(num_classes)))
+    return Spec(3, size, presize, *_IMAGENET, names, fit, interpolation, True)
+
+
+def _of_hub(name: str, text: str, options: dict[str, Any]) -> Network:
+    repository = text.removeprefix("hf:")
+    repository = repository if "/" in repository else f"timm/{name}.{repository}"
+    where = printable(repository)
+    config = _config(where, _downloaded(repository, "config.json"))
+    made = config.get("architecture", name)
+    if made not in registry.ROWS:
+        raise InputError(
+            f"{where} holds a {printable(made)}, which is no network of skipway; `skipway models` lists all"
+        )
+    same = {k: v for k, v in options.items() if k in registry.plan_of(made)}
+    _refuse_other(where, name, registry.plan_of(name, **options), registry.plan_of(made, **same), options)
+    try:
+        network = adopt(read_state(_downloaded(repository, "model.safetensors")), "timm", name, **options)
+    except InputError as error:
+        raise error.at(where) from None
+    try:
+        network.spec = _spec_of(config, network.plan)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{where} has a config.json that does not tell how its pictures are prepared ({printable(error)[:200]}); "
+            "give a repository of timm's networks"
+        ) from None
+    network.origin = where
+    return network
+
+
+def _config(where: str, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no names")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where} has no config.json as timm writes it ({printable(error)[:100]}); give a repository of timm's "
+            "networks"
+        ) from None
+    return config
+
+
+def _spec_of(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
+    """The Spec of timm's configuration: the shorter side to floor(size / crop_pct), the centre of it cut out."""
+    given = config.get("pretrained_cfg") or config
+    channels, size, other = given["input_size"]
+    if (channels, size) != (plan["in_chans"], other):
+        raise ValueError(f"input_size {channels} x {size} x {other} is no square of {plan['in_chans']} channels")
+    names = config.get("label_names") or given.get("label_names")
+    count = plan["num_classes"]
+    if not isinstance(names, list) or len(set(map(str, names))) != count:
+        names = list(range(count))  # outputs without names are numbered
+    return Spec(
+        channels=channels,
+        size=size,
+        presize=math.floor(size / float(given.get("crop_pct") or 1)),
+        mean=tuple(map(float, given["mean"])),
+        std=tuple(map(float, given["std"])),
+        class_names=tuple(map(str, names)),
+        fit=_FIT_OF[given.get("crop_mode") or "center"],
+        interpolation=given.get("interpolation") or "bicubic",
+        mirrored=True,  # ImageNet's pictures
+    )
+
+
+def _downloaded(repository: str, file: str) -> Path:
+    """A file of the Hub, out of its cache where it is there; the errors as a line that says what to do."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    where = printable(repository)
+    try:
+        with quiet():
+            try:
+                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
+            except LocalEntryNotFoundError:
+                told = get_hf_file_metadata(hf_hub_url(repository, file))  # fails at once where the Hub is not reached
+                path = Path(hf_hub_download(repository, file))
+    except HFValidationError:
+        raise InputError(
+            f"pretrained={where!r} is neither a file or run that is here nor a repository of the Hub; write "
+            "timm/NAME.TAG"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"the Hub has no repository {where} that you may read, nor is it a file or run here; check the tag, or log "
+            "in with `hf auth login`"
+        ) from None
+    except RemoteEntryNotFoundError:
+        raise InputError(f"{where} has no {file}; give a repository of timm's networks") from None
+    except Exception as error:  # what a connection can throw is as long a list as the library below has releases
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise StorageError(
+                f"{where} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder on another disk"
+            ) from None
+        raise InputError(
+            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?); "
+            "try again, or give a file or run that is here"
+        ) from None
+    _prove(path, f"{where}/{file}", told.etag or "")
+    return path
+
+
+def _prove(path: Path, where: str, etag: str) -> None:
+    """Refuse and remove a file that is not the one whose SHA-256 the Hub gives as its mark; small files have none."""
+    if not re.fullmatch(r"[0-9a-f]{64}", etag):
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != etag:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"{where} has the checksum {found[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
+            "again"
+        )

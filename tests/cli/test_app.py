@@ -1,0 +1,258 @@
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from skipway.cli import app, run_commands
+from skipway.report import html
+from skipway.utils.signals import StopFlag
+from tests.small_runs import best, pictures, quick, same_tensors, table
+
+SKIPWAY = [sys.executable, "-m", "skipway"]
+TRAIN = ["train", "kinds", "-m", "resnet20", "-e", "1", "-b", "16", "--threads", "1", "--precision", "fp32"]
+
+
+def epochs(count):
+    return [*TRAIN[:5], str(count), *TRAIN[6:]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    base = tmp_path_factory.mktemp("cli")
+    pictures(base / "kinds", 12)
+    write, html.write = html.write, lambda folder: folder / "report.html"
+    quick(base / "kinds", base / "runs", name="run", epochs=1)
+    html.write = write
+    return base
+
+
+@pytest.fixture
+def place(base, tmp_path, monkeypatch):
+    place = shutil.copytree(base, tmp_path / "place", symlinks=True)
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture
+def call(place, monkeypatch, capfd):
+    """Run a command in this process: (exit code, output, errors)."""
+    stop = StopFlag()
+    for module in (app, run_commands):
+        monkeypatch.setattr(module, "STOP", stop)
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+
+    def run(*words):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app.main([str(w) for w in words])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_training_on_the_command_line_is_training_in_python(call, place):
+    code, out, err = call(*TRAIN)
+    assert code == 0 and not err
+    assert out.splitlines()[0] == "run runs/kinds-resnet20" and "finished: validation accuracy" in out
+    assert same_tensors(best(place / "runs" / "kinds-resnet20"), best(place / "runs" / "run"))
+    code, out, err = call(*TRAIN, "--quiet", "--name", "q")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_a_run_goes_on_from_the_command_line(call):
+    code, out, err = call("train", "--resume", "runs/run", "--epochs", "2")
+    assert code == 0 and "going on with runs/run" in out and "epochs were 1 and are 2" in out and not err
+    code, out, err = call("train", "--config", "runs/run/config.yaml", "-o", "again", "--seed", "3")
+    assert code == 0 and "run again/run" in out
+
+
+BAD = {
+    ("nothing",): "Unknown command",
+    ("train",): "train needs DATA",
+    ("train", "absent"): "there is no data at 'absent'",
+    ("train", "kinds", "--epoch", "3"): "--epoch",
+    ("train", "kinds", "--epochs", "x"): "--epochs",
+    ("train", "kinds", "--epochs", "0"): "epochs must be from 1 to 100,000, not 0",
+    ("train", "kinds", "--lr", "nan"): "lr must be from",
+    ("train", "kinds", "--optimizer", "lamb"): "optimizer is one of auto, sgd, adamw",
+    ("train", "kinds", "-m", "resnet21"): "no network is called 'resnet21' (did you mean",
+    ("train", "--config", "absent.yaml"): "cannot read the config absent.yaml",
+    ("train", "--resume", "kinds"): "is no run folder",
+    ("train", "kinds", "--name", "../x"): "cannot be called",
+    ("predict",): "RUN requires an argument",
+    ("predict", "runs/run"): "predict needs at least one picture",
+    ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
+    ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
+    ("evaluate", "runs/run", "absent"): "there is no data",
+    ("evaluate", "runs/run", "kinds", "--split", "val"): "has no val split",
+    ("check", "absent"): "there is no data",
+    ("summary", "absent"): "no network is called",
+    ("models", "zz*"): "no network's name matches",
+}
+
+
+@pytest.mark.parametrize("words", BAD, ids=" ".join)
+def test_every_mistake_is_one_line_with_exit_code_2(call, words):
+    code, out, err = call(*words)
+    assert code == 2 and len(err.splitlines()) == 1 and err.startswith("skipway: ") and BAD[words] in err, err
+    assert "run " not in out
+
+
+def test_a_disk_that_cannot_be_written_is_exit_code_4(call, place):
+    (place / "file").write_text("")
+    code, _, err = call(*TRAIN, "-o", "file/below")
+    assert code == 4 and len(err.splitlines()) == 1 and "cannot be written" in err
+
+
+def test_numbers_that_are_not_finite_are_exit_code_3(call):
+    code, _, err = call(*epochs(30), "--lr", "1e4", "--schedule", "constant", "--weight-decay", "10")
+    assert code == 3 and len(err.splitlines()) == 1 and "not finite" in err
+
+
+def test_a_fault_of_ours_is_exit_code_70_and_a_file(call, place, monkeypatch):
+    monkeypatch.setattr("skipway.runs.train_run.fit", lambda *a, **k: 1 / 0)
+    code, _, err = call(*TRAIN, "--name", "crash")
+    assert code == 70 and len(err.splitlines()) == 1 and "the details are in runs/crash/crash.txt" in err
+    assert "ZeroDivisionError" in (place / "runs" / "crash" / "crash.txt").read_text()
+    monkeypatch.setattr("skipway.commands.models.model_table", lambda *a: 1 / 0)
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    code, _, err = call("models")
+    assert code == 70 and len(err.splitlines()) == 1 and list(place.glob("skipway-crash-*.txt"))
+
+
+def test_an_interrupt_from_elsewhere_is_exit_code_130(call, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skipway.commands.models.model_table", interrupt)
+    assert call("models")[0] == 130
+
+
+def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
+    (place / "bad\n.png").write_text("x")
+    code, out, err = call("predict", "runs/run", "kinds/ant", "bad\n.png", "--top", "2", "--csv", "p.csv")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 13 and lines[0].startswith("kinds/ant/00.png: ") and lines[0].count("%") == 2
+    assert lines[-1].startswith("bad\\x0a.png: error: ") and "1 of 13 pictures could not be used" in err
+    assert len(table(place / "p.csv")) == 13
+    assert call("predict", "runs/run", "kinds/ant", "bad\n.png", "--strict")[0] == 2
+    assert call("predict", "runs/run", "kinds/ant", "--strict")[0] == 0
+
+
+def test_a_training_that_recomputes_begins_anew_where_the_process_is_ours(call, place, monkeypatch):
+    begun = []
+    monkeypatch.setattr(app, "restart_gathering", lambda: begun.append(1))
+    assert call(*TRAIN, "--recompute", "1", "--name", "thrifty")[0] == 0
+    assert not begun  # main was given its words by a program that goes on
+    (place / "thrifty.yaml").write_text("recompute: stages\n")
+    for given, expected in (({}, False), ({"recompute": "none"}, False), ({"recompute": 2}, True)):
+        assert app._recomputes(given, None, None) is expected
+    assert app._recomputes({}, place / "thrifty.yaml", None)
+    assert not app._recomputes({}, place / "missing.yaml", place / "no_run")
+
+
+def test_the_other_commands_answer(call):
+    for words, said in (
+        (("evaluate", "runs/run", "kinds"), "accuracy"),
+        (("check", "kinds"), "3 classes"),
+        (("summary", "runs/run"), "8"),
+        (("summary", "resnet20", "--code"), "Skip("),
+        (("models", "resnet1*"), "resnet18"),
+        (("env",), "torch"),
+        (("--version",), "skipway 0"),
+        (("--help",), "train"),
+        ((), "Usage"),
+    ):
+        code, out, err = call(*words)
+        assert code == 0 and said in out and (not err or err.startswith("computed by torch in ")), words
+
+
+def shell(place, text, **environment):
+    env = {**os.environ, **environment}
+    python = " ".join(SKIPWAY)
+    return subprocess.run(
+        ["bash", "-c", text.replace("skipway", python)], cwd=place, env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "end", ["| head -1", "> /dev/full", ">&-", "2>/dev/full >/dev/full", "2>&- >&-"], ids=lambda e: e
+)
+def test_nobody_listening_leaves_training_as_it_is(place, end):
+    done = shell(place, f"set -o pipefail; skipway {' '.join(TRAIN)} --name unheard {end}")
+    assert done.returncode == 0 and done.stderr == ""
+    assert same_tensors(best(place / "runs" / "unheard"), best(place / "runs" / "run"))
+    assert (place / "runs" / "unheard" / "report.html").exists()
+
+
+def test_an_answer_that_is_lost_is_said_but_a_closed_pipe_is_not(place):
+    done = shell(place, "skipway models > /dev/full")
+    assert done.returncode == 4 and done.stderr == (
+        "skipway: standard output cannot be written: No space left on device; free some space there or send it "
+        "elsewhere\n"
+    )
+    done = shell(place, "set -o pipefail; skipway models | true")
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_terminal_that_knows_no_letters_beyond_english_is_served(place):
+    done = shell(place, f"skipway {' '.join(TRAIN)} -o рабо --name é", LC_ALL="C", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.startswith("run \\u0440\\u0430\\u0431\\u043e/\\xe9\n")
+    assert (place / "рабо" / "é" / "report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_while_torch_is_loading_ends_with_75(place, number):
+    script = (
+        "import os, sys, threading, time\n"
+        "from skipway import cli\n"
+        "def later():\n"
+        "    while 'torch' not in sys.modules: time.sleep(0.001)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "threading.Thread(target=later, daemon=True).start()\n"
+        f"cli.main({TRAIN!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75 and done.stderr.count("\n") == 1, done.stderr
+    assert f"stopped by {number.name} before anything was done; start again" in done.stderr
+
+
+def test_a_terminal_sees_one_live_line(place):
+    main, other = pty.openpty()
+    words = [*SKIPWAY, *(w.replace("16", "2") for w in epochs(6)), "--name", "live"]
+    process = subprocess.Popen(words, cwd=place, stdout=other, stderr=other)
+    os.close(other)
+    seen = b""
+    while chunk := read(main):
+        seen += chunk
+    assert process.wait(60) == 0
+    live = [part for part in seen.decode().split("\r\x1b[K") if "% waiting" in part and "\n" not in part]
+    assert live and all("pictures/s, " in part and "%" in part for part in live)
+    assert any(" left)" in part for part in live) and "Traceback" not in seen.decode()
+
+
+def read(descriptor):
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # the other side is closed
+        return b""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
+    def command():
+        raise error
+
+    assert app._run(command) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "skipway: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
+    ]

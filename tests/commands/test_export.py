@@ -1,0 +1,143 @@
+"""Runs taken elsewhere: files checked on the run's own pictures, other libraries' weights with their config."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import skipway as sw
+from skipway.cli.app import app
+from skipway.commands.export import export_run
+from skipway.errors import InputError, SkipwayError
+from tests.small_runs import pictures, quick
+
+SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 16, 24, 32]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    base = tmp_path_factory.mktemp("exported")
+    pictures(base / "kinds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skipway.report.html.write", lambda folder: folder / "report.html")
+        return quick(base / "kinds", base / "runs", name="run", epochs=1).path
+
+
+def saved(folder, name="resnet18", channels=3, **options):
+    """A file of a small network of another family, as `Network.save` writes it."""
+    torch.manual_seed(0)
+    options = options or SMALL
+    network = sw.create_model(name, num_classes=3, in_chans=channels, **options).eval()
+    network.spec = sw.Spec(channels, 32, 36, (0.4,) * channels, (0.2,) * channels, ("ant", "bee", "cow"), "crop")
+    network.save(folder / "weights.safetensors")
+    return folder / "weights.safetensors", network
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_a_run_is_exported_and_checked_on_its_own_pictures(run, tmp_path, to):
+    written = export_run(run, to, tmp_path / f"model.{to}")
+    assert written.paths == [tmp_path / f"model.{to}"] and written.pictures == 12
+    assert written.check.difference <= 1e-4
+    assert "checked on 12 pictures of the run: outputs differ from torch's by" in str(written)
+
+
+def test_an_onnx_file_of_a_run_gives_the_probabilities_of_predict(run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = export_run(run, output=tmp_path / "m.onnx").paths[0]
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    array = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 1)).astype(np.uint8)
+    (found,) = session.run(None, {"pictures": array})
+    np.testing.assert_allclose(found, sw.load(run).predict_proba(list(array)), atol=1e-5)
+
+
+def test_the_command_line_writes_into_the_runs_folder(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    app(["export", str(tmp_path / "run"), "--to", "pt2"], result_action="return_value")
+    assert f"written: {tmp_path / 'run' / 'export' / 'resnet20.pt2'}" in capsys.readouterr().out
+
+
+def test_without_its_data_a_run_is_checked_on_the_pictures_of_its_report(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "splits.csv").unlink()
+    assert export_run(tmp_path / "run", "pt2").pictures == 12
+    shutil.rmtree(tmp_path / "run" / "plots")
+    found = export_run(tmp_path / "run", "pt2")
+    assert found.pictures == 0 and "checked on made-up inputs" in str(found)
+
+
+def test_a_file_of_weights_is_exported_beside_it(tmp_path):
+    file, _ = saved(tmp_path)
+    assert export_run(file, "pt2", raw=True).paths == [tmp_path / "resnet18.pt2"]
+
+
+@pytest.mark.parametrize("name, channels", [("resnet18", 3), ("resnet50d", 1), ("seresnet50", 3)])
+def test_timm_gets_weights_under_its_names_and_a_config(tmp_path, name, channels):
+    file, network = saved(tmp_path, name, channels)
+    folder = export_run(file, "timm").paths[0].parent
+    assert folder == tmp_path / "timm"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == name and config["label_names"] == ["ant", "bee", "cow"]
+    assert config["model_args"]["layers"] == SMALL["layers"] and config["model_args"]["channels"] == SMALL["widths"]
+    assert config["model_args"].get("in_chans", 3) == channels
+    assert config["pretrained_cfg"]["crop_mode"] == "center" and config["pretrained_cfg"]["crop_pct"] == 0.8889
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    again = sw.weights.adopt(state, library="timm", name=name, **SMALL)
+    x = torch.randn(2, channels, 32, 32)
+    assert again(x).equal(network(x))
+
+
+@pytest.mark.parametrize(
+    "name, options, known, told",
+    [
+        ("resnet10", {"widths": [8, 16, 24, 32]}, "resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}),
+        ("xresnet18", {"layers": [1, 1, 1, 1]}, "resnet18d", {"layers": [1, 1, 1, 1]}),
+        ("resnetv2_50", {"layers": [1, 1, 1, 1]}, "resnetv2_50", {"layers": [1, 1, 1, 1]}),
+        (
+            "densenet121",
+            {"layers": [1, 1, 2, 1], "growth": 8},
+            "densenet121",
+            {"block_config": [1, 1, 2, 1], "growth_rate": 8},
+        ),
+    ],
+)
+def test_what_a_name_does_not_say_is_told_in_the_librarys_words(tmp_path, name, options, known, told):
+    config = json.loads(export_run(saved(tmp_path, name, **options)[0], "timm").paths[1].read_text())
+    assert config["architecture"] == known and config["model_args"] == told
+
+
+def test_torchvision_gets_what_its_own_functions_make(tmp_path):
+    file, network = saved(tmp_path, "resnet18", dropout=0.1)
+    folder = export_run(file, "torchvision", tmp_path / "tv").paths[0].parent
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == "resnet18" and config["arguments"] == {"num_classes": 3} and config["resize"] == 36
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    assert "layer1.0.conv1.weight" in state and len(state) == len(network.state_dict())
+
+
+def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="nothing is exported to 'onx'"):
+        export_run(run, "onx")
+    with pytest.raises(InputError, match="weights for timm are always those"):
+        export_run(run, "timm", raw=True)
+    with pytest.raises(InputError, match="timm cannot hold resnet20"):
+        export_run(run, "timm")
+    file, _ = saved(tmp_path)
+    with pytest.raises(InputError, match="torchvision's resnet18 cannot be told other layers, widths"):
+        export_run(file, "torchvision")
+    file, _ = saved(tmp_path, "resnet26")
+    with pytest.raises(InputError, match="torchvision has no network called resnet26"):
+        export_run(file, "torchvision")
+    monkeypatch.setattr("skipway.export.onnx_file._APART", -1.0)
+    with pytest.raises(SkipwayError, match="no file is left"):
+        export_run(file, "pt2")
+    assert not (tmp_path / "resnet26.pt2").exists()
+
+
+def test_a_table_is_exported_but_not_to_libraries_of_pictures(tmp_path):
+    run = sw.train("wine", output=tmp_path, epochs=1, threads=1)
+    assert export_run(run.path, "pt2").check.difference <= 1e-4
+    with pytest.raises(InputError, match="has networks of pictures alone"):
+        export_run(run.path, "timm")

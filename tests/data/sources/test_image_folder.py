@@ -1,0 +1,325 @@
+import errno
+import os
+
+import numpy as np
+import pytest
+from picture_folders import class_folders, fill, picture, split_folders
+
+from skipway.data.sources.base import class_order, split_of
+from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.image_folder import folder_source, has_class_folders, picture_files
+from skipway.errors import InputError
+
+HOSTILE = ["<img src=x onerror=alert(1)>", "=cmd()", "\x1b[2J", "a\nb", "x" * 255, "..", "../../x", "'", "%s%n", "‮txt"]
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text and "\x1b" not in text
+    text.encode("utf-8")
+    return text
+
+
+def test_class_folders_become_labelled_pictures_in_a_fixed_order(tmp_path):
+    source = open_source(str(class_folders(tmp_path, ("dog", "cat"), 3)))
+    assert source.class_names == ("cat", "dog") and source.name == tmp_path.name and source.mirrored
+    assert source.keys == {"train": [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]}
+    assert source.labels["train"].tolist() == [0, 0, 0, 1, 1, 1] and source.labels["train"].dtype == np.int64
+    assert list(source.contents("train")) == [(tmp_path / key).read_bytes() for key in source.keys["train"]]
+    assert source.count("train") == 6 and source.count("val") == 0 and source.warnings == []
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "VAL"])
+@pytest.mark.parametrize("test", ["test", "testing"])
+def test_split_folders_may_have_any_of_their_names(tmp_path, train, val, test):
+    source = open_source(str(split_folders(tmp_path, ("a", "b"), 1, (train, val, test))))
+    assert list(source.keys) == ["train", "val", "test"] and source.keys["val"] == [f"{val}/a/0.png", f"{val}/b/0.png"]
+    assert source.name == tmp_path.name
+
+
+def test_a_name_that_says_nothing_of_a_split_is_none():
+    assert [split_of(n) for n in ("Valid", "trains", "", "TEST")] == ["val", None, None, "test"]
+
+
+@pytest.mark.parametrize(
+    "names, order",
+    [
+        (("10", "2", "1", "0"), ("0", "1", "10", "2")),
+        (("b", "A", "a1", "B2"), ("A", "B2", "a1", "b")),
+        (("ö", "z", "o\u0308x"), ("z", "ö", "öx")),
+        (("-1", "_", " lead", "é"), (" lead", "-1", "_", "é")),
+    ],
+)
+def test_the_order_of_classes_is_that_of_their_characters_wherever_the_folders_lie(tmp_path, names, order):
+    assert open_source(str(class_folders(tmp_path, names, 1))).class_names == order
+    assert class_order(list(reversed(names)), "here") == order
+
+
+@pytest.mark.parametrize("one, other", [("cat", "Cat"), ("\u00e9", "e\u0301"), ("dog", "dog "), ("straße", "STRASSE")])
+def test_near_equal_class_names_are_refused_in_either_set(tmp_path, one, other):
+    with pytest.raises(InputError, match="differ only in case, spaces or accents' spelling; merge or rename one"):
+        open_source(str(class_folders(tmp_path / "a", (one, other, "z"), 1)))
+    split_folders(tmp_path / "b", (one, "z"), 1)
+    fill(tmp_path / "b" / "val" / other)
+    with pytest.raises(InputError, match="differ only in case"):
+        open_source(str(tmp_path / "b"))
+
+
+def test_an_accent_spelt_otherwise_in_validation_is_the_same_class(tmp_path):
+    class_folders(tmp_path / "train", ("\u00e9", "z"), 1)
+    class_folders(tmp_path / "val", ("e\u0301", "z"), 1)
+    source = open_source(str(tmp_path))
+    assert source.class_names == ("z", "\u00e9")
+    assert dict(zip(source.keys["val"], source.labels["val"].tolist(), strict=True)) == {
+        "val/e\u0301/0.png": 1,
+        "val/z/0.png": 0,
+    }
+
+
+def test_junk_is_ignored_wherever_it_lies(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    for junk in (".DS_Store", "Thumbs.db", "a/.DS_Store", "b/desktop.ini", "a/._0.png"):
+        (tmp_path / junk).write_bytes(b"junk")
+    fill(tmp_path / "__MACOSX" / "a")
+    fill(tmp_path / ".ipynb_checkpoints")
+    source = open_source(str(tmp_path))
+    assert source.class_names == ("a", "b") and source.count("train") == 2 and source.warnings == []
+
+
+def test_files_that_are_no_pictures_of_a_class_are_counted(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    for name in ("README", "a/labels.txt", "a/more.txt", "loose.png"):
+        (tmp_path / name).write_bytes(b"text")
+    said = open_source(str(tmp_path)).warnings
+    assert said == ["ignored in the folder: files that are no pictures of a class (2 .txt, 1 no suffix, 1 .png)"]
+
+
+def test_a_folder_of_pictures_within_a_class_is_refused(tmp_path):
+    for inner in ("a/cat", "b/cat"):
+        fill(tmp_path / inner)
+    with pytest.raises(InputError, match=r"a holds pictures in a folder of its own \(cat\)"):
+        open_source(str(tmp_path))
+
+
+def test_an_empty_folder_within_a_class_is_none_of_our_business(tmp_path):
+    (class_folders(tmp_path, ("a", "b"), 1) / "a" / "notes").mkdir()
+    assert open_source(str(tmp_path)).count("train") == 2
+
+
+def test_a_class_missing_from_validation_moves_no_label(tmp_path):
+    class_folders(tmp_path / "train", ("cow", "cat", "dog"), 1)
+    class_folders(tmp_path / "val", ("cat", "dog"), 1)
+    (tmp_path / "val" / "cow").mkdir()
+    source = open_source(str(tmp_path))
+    by_key = dict(zip(source.keys["val"], source.labels["val"].tolist(), strict=True))
+    assert by_key == {"val/cat/0.png": 0, "val/dog/0.png": 2} and source.class_names == ("cat", "cow", "dog")
+    assert source.warnings == ["the val set has no pictures of: cow"]
+
+
+def test_a_class_that_training_lacks_is_refused(tmp_path):
+    split_folders(tmp_path, ("a", "b"), 1)
+    fill(tmp_path / "val" / "c")
+    with pytest.raises(InputError, match="the val set has classes that the training set lacks: c; give them"):
+        open_source(str(tmp_path))
+
+
+def test_a_class_folder_without_pictures_is_refused_or_left_out(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="the class folder 'empty' has no pictures; add some.*--allow-empty"):
+        open_source(str(tmp_path))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(InputError, match=r"nor have 1 others"):
+        open_source(str(tmp_path))
+    source = open_source(str(tmp_path), allow_empty=True)
+    assert source.class_names == ("a", "b")
+    assert source.warnings == ["left out: class folders without pictures: empty, void"]
+
+
+def test_fewer_than_two_classes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is only the class 'a', but a classifier needs at least two"):
+        open_source(str(class_folders(tmp_path / "one", ("a",))))
+    (tmp_path / "none" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match="there is no class, but"):
+        open_source(str(tmp_path / "none"))
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    with pytest.raises(InputError, match="both 'val' and 'valid' could be the val set; remove or rename one"):
+        open_source(str(split_folders(tmp_path, splits=("train", "val", "valid"))))
+
+
+def test_splits_and_classes_side_by_side_are_refused(tmp_path):
+    fill(split_folders(tmp_path, splits=("train",)) / "cat")
+    with pytest.raises(InputError, match=r"split folders \(train\) and others \(cat\) side by side"):
+        open_source(str(tmp_path))
+
+
+def test_a_validation_folder_without_training_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there is val but no train folder; add it"):
+        open_source(str(split_folders(tmp_path, splits=("val",))))
+
+
+def test_links_that_lead_out_are_refused_unless_they_may_be_followed(tmp_path):
+    inside = class_folders(tmp_path / "set", ("a",), 1)
+    (inside / "b").symlink_to(fill(tmp_path / "elsewhere", 1, seed=9))
+    with pytest.raises(InputError, match="b is a link that leads out of the folder; give --follow-links"):
+        open_source(str(inside))
+    source = open_source(str(inside), follow_links=True)
+    assert source.count("train") == 2 and all(isinstance(c, bytes) for c in source.contents("train"))
+
+
+def test_a_split_folder_that_leads_out_is_refused_too(tmp_path):
+    inside = split_folders(tmp_path / "set", ("a", "b"), 1, ("train",))
+    (inside / "val").symlink_to(class_folders(tmp_path / "elsewhere", ("a", "b"), 1, seed=7))
+    with pytest.raises(InputError, match="val is a link that leads out of the folder"):
+        open_source(str(inside))
+    assert open_source(str(inside), follow_links=True).count("val") == 2
+
+
+def test_a_picture_that_leads_out_is_left_out_with_its_reason(tmp_path):
+    inside = class_folders(tmp_path / "set", ("a", "b"), 1)
+    (tmp_path / "secret.png").write_bytes(picture(5))
+    (inside / "a" / "link.png").symlink_to(tmp_path / "secret.png")
+    contents = list(open_source(str(inside)).contents("train"))
+    assert [type(c) for c in contents] == [bytes, BadPicture, bytes] and "leads out" in str(contents[1])
+
+
+def test_links_within_the_folder_are_read_and_circles_end(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    (tmp_path / "c").symlink_to(tmp_path / "c")
+    (tmp_path / "a" / "again.png").symlink_to(tmp_path / "a" / "0.png")
+    (tmp_path / "b" / "round.png").symlink_to(tmp_path / "b" / "round.png")
+    (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "b" / "nowhere.png")
+    for follow in (False, True):
+        source = open_source(str(tmp_path), follow_links=follow)
+        kinds = dict(zip(source.keys["train"], map(type, source.contents("train")), strict=True))
+        assert [key for key, kind in kinds.items() if kind is bytes] == ["a/0.png", "a/again.png", "b/0.png"]
+        assert {kinds["b/round.png"], kinds["b/gone.png"]} == {BadPicture}
+
+
+def test_a_link_to_a_parent_ends(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    (tmp_path / "up").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="holds pictures in a folder of its own"):
+        open_source(str(tmp_path), follow_links=True)
+
+
+def test_a_class_name_that_is_no_text_is_named(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.mkdir(odd)
+    with open(os.path.join(odd, b"0.png"), "wb") as file:
+        file.write(picture(7))
+    with pytest.raises(InputError, match=r"the class name caf\\udce9 is not valid text; rename it") as error:
+        open_source(str(tmp_path))
+    one_line(error)
+
+
+def test_a_file_name_that_is_no_text_is_read(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    with open(os.path.join(os.fsencode(tmp_path), b"a", b"\xff\xfe.png"), "wb") as file:
+        file.write(picture(7))
+    source = open_source(str(tmp_path))
+    assert source.keys["train"][1] == "a/\udcff\udcfe.png" and list(source.contents("train"))[1] == picture(7)
+
+
+@pytest.mark.parametrize("name", [n for n in HOSTILE if "/" not in n and n != ".."])
+def test_a_hostile_class_or_file_name_is_a_name(tmp_path, name):
+    class_folders(tmp_path / "classes", (name, "b"), 1)
+    assert set(open_source(str(tmp_path / "classes")).class_names) == {name, "b"}
+    class_folders(tmp_path / "files", ("a", "b"), 1)
+    (tmp_path / "files" / "a" / (name[:251] + ".png")).write_bytes(picture(3))
+    assert open_source(str(tmp_path / "files")).count("train") == 3
+    (tmp_path / "classes" / "b" / "0.png").unlink()
+    with pytest.raises(InputError) as error:
+        open_source(str(tmp_path / "classes"))
+    one_line(error)
+    fill(tmp_path / "classes" / "b")
+    (tmp_path / "classes" / name / "0.png").unlink()
+    with pytest.raises(InputError, match="has no pictures") as error:
+        open_source(str(tmp_path / "classes"))
+    one_line(error)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_never_blocks(tmp_path):
+    class_folders(tmp_path, ("a", "b"), 1)
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    (tmp_path / "a" / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    source = open_source(str(tmp_path))
+    reasons = {key: str(c) for key, c in zip(source.keys["train"], source.contents("train"), strict=True)}
+    assert reasons["a/pipe.jpg"] == "not a regular file but a FIFO"
+    assert reasons["a/folder.jpg"] == "not a regular file but a folder"
+    with pytest.raises(InputError, match="cannot list the folder"):
+        open_source(str(tmp_path / "pipe"))
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    class_folders(tmp_path, ("a", "b"), 1)
+    scandir = os.scandir
+
+    def locked(path):
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(InputError, match="cannot list the folder .*b: Permission denied; check its permissions"):
+        folder_source(tmp_path)
+    with pytest.raises(InputError, match="cannot list the folder .*b: Permission denied"):
+        picture_files(tmp_path)
+
+
+def test_peeking_reads_some_pictures_from_all_over(tmp_path):
+    source = folder_source(class_folders(tmp_path, {"a": 250, "b": 250}))
+    peeked = source.peek()
+    assert len(peeked) == 200 and peeked[:2] == [(tmp_path / "a" / n).read_bytes() for n in ("0.png", "10.png")]
+    everything = list(source.contents("train"))
+    assert any(content in peeked for content in everything[250:])
+
+
+def test_loose_pictures_are_no_classes(tmp_path):
+    fill(tmp_path, 3)
+    assert not has_class_folders(tmp_path) and [p.name for p in picture_files(tmp_path)] == ["0.png", "1.png", "2.png"]
+    with pytest.raises(
+        InputError, match="holds 3 pictures but no class folders; put the pictures of each class into a"
+    ):
+        open_source(str(tmp_path))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match="holds nothing but no class folders"):
+        open_source(str(tmp_path / "bare"))
+
+
+@pytest.mark.parametrize(
+    "data", ["", "no such thing", "~nobody-of-this-name/x", "a\0b", "x" * 5000, "digit", "\x1b[2J"]
+)
+def test_data_that_is_not_there_is_named_with_what_there_could_be(data):
+    with pytest.raises(
+        InputError, match="there is no data at .*; give a folder with one sub-folder per class"
+    ) as error:
+        open_source(data)
+    assert ("did you mean digits" in one_line(error)) == (data == "digit")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="is a .zip file; pictures to learn from come as a folder"):
+        open_source(str(tmp_path / "set.zip"))
+    (tmp_path / "set").write_bytes(b"")
+    with pytest.raises(InputError, match="is a nameless file"):
+        open_source(str(tmp_path / "set"))
+
+
+def test_digits_need_no_file_and_go_before_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(class_folders(tmp_path / "x", ("digits", "cifar10"), 1))
+    class_folders(tmp_path / "x" / "cifar10" / "train", ("u", "v"), 1)
+    (tmp_path / "x" / "cifar10" / "0.png").unlink()
+    source = open_source("digits")
+    assert source.count("train") == 1797 and source.class_names == tuple("0123456789") and not source.mirrored
+    first = next(source.contents("train"))
+    assert first.shape == (8, 8) and first.dtype == np.uint8 and first.max() == 239 and len(source.peek()) == 200
+    assert open_source("cifar10").class_names == ("u", "v"), "a folder that exists goes before a name of the Hub"

@@ -1,0 +1,265 @@
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from picture_folders import fill, parquet, picture
+
+from skipway.data.images.decoded_cache import Packing, pack
+from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.image_parquet import parquet_files, parquet_source
+from skipway.errors import InputError, MissingExtra
+
+pyarrow = pytest.importorskip("pyarrow")
+
+NAMES = ("cat", "cow", "dog")
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_pictures_and_class_names_come_out_of_the_file(tmp_path, column):
+    file = parquet(tmp_path / "train-00000-of-00001.parquet", [2, 0, 1], NAMES, column)
+    for data in (tmp_path, file):
+        source = open_source(str(data))
+        assert source.class_names == NAMES and source.labels["train"].tolist() == [2, 0, 1]
+        assert source.keys["train"] == [f"{file.name}:{i}" for i in range(3)]
+        assert list(source.contents("train")) == source.peek() == [picture(i) for i in range(3)]
+    assert open_source(str(tmp_path)).name == tmp_path.name and open_source(str(file)).name == file.stem
+
+
+def test_labels_that_are_text_are_class_names(tmp_path):
+    parquet(tmp_path / "train.parquet", ["dog", "cat", "dog"])
+    source = open_source(str(tmp_path))
+    assert source.class_names == ("cat", "dog") and source.labels["train"].tolist() == [1, 0, 1]
+
+
+def test_numbers_without_names_are_sorted_as_numbers(tmp_path):
+    parquet(tmp_path / "train.parquet", [10, 2, 1, 2])
+    parquet(tmp_path / "test.parquet", [2, 10])
+    source = open_source(str(tmp_path))
+    assert source.class_names == ("1", "2", "10") and source.labels["train"].tolist() == [2, 1, 0, 1]
+    assert source.labels["test"].tolist() == [1, 2] and source.warnings == ["the test set has no pictures of: 1"]
+
+
+def test_shards_of_a_split_follow_one_another(tmp_path):
+    for i, labels in enumerate([[0, 1], [2, 0], [1]]):
+        parquet(tmp_path / "data" / f"train-0000{i}-of-00003.parquet", labels, NAMES, seed=i)
+    parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [1, 2, 0], NAMES, seed=9)
+    source = open_source(str(tmp_path))
+    assert source.labels["train"].tolist() == [0, 1, 2, 0, 1] and list(source.keys) == ["train", "val"]
+    assert source.keys["train"][2] == "data/train-00001-of-00003.parquet:0"
+    assert list(source.contents("train")) == [
+        picture(1000 * i + j) for i, j in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    ]
+
+
+def test_the_hubs_converted_files_are_told_apart_by_their_folders(tmp_path):
+    for i, split in enumerate(("train", "validation", "test")):
+        parquet(tmp_path / "default" / split / "0000.parquet", [0, 1, 2], NAMES, seed=i)
+    source = open_source(str(tmp_path))
+    assert (
+        list(source.keys) == ["train", "val", "test"] and source.keys["val"][0] == "default/validation/0000.parquet:0"
+    )
+    assert len({key for keys in source.keys.values() for key in keys}) == 9
+
+
+@pytest.mark.parametrize("name", ["valid", "val-0", "validation_1", "Validation.x"])
+def test_validation_has_several_names(tmp_path, name):
+    parquet(tmp_path / "train.parquet", [0, 1], NAMES[:2])
+    parquet(tmp_path / f"{name}.parquet", [0, 1], NAMES[:2])
+    assert open_source(str(tmp_path)).count("val") == 2
+
+
+def test_labels_of_another_split_are_matched_by_name_in_every_shard(tmp_path):
+    parquet(tmp_path / "train-0.parquet", [0, 1, 2], NAMES)
+    parquet(tmp_path / "train-1.parquet", [0, 1, 2], ("dog", "cow", "cat"))
+    parquet(tmp_path / "test-0.parquet", [0, 1], ("dog", "cat"))
+    parquet(tmp_path / "test-1.parquet", [0, 1, 2], ("cow", "dog", "cat"))
+    source = open_source(str(tmp_path))
+    assert source.labels["train"].tolist() == [0, 1, 2, 2, 1, 0]
+    assert source.labels["test"].tolist() == [2, 0, 1, 2, 0]
+
+
+def test_several_data_sets_in_one_folder_are_refused(tmp_path):
+    for name in ("small", "large"):
+        parquet(tmp_path / name / "train.parquet", [0, 1], NAMES[:2])
+    with pytest.raises(InputError, match=r"holds several data sets \(large, small\); name the folder of one of them"):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path / "small")).count("train") == 2
+
+
+def test_files_of_an_unknown_split_are_refused(tmp_path):
+    parquet(tmp_path / "train.parquet", [0, 1])
+    parquet(tmp_path / "more.parquet", [0, 1])
+    with pytest.raises(InputError, match="cannot tell which split .*more.parquet holds; begin its name with train"):
+        open_source(str(tmp_path))
+    for name in ("a", "b"):
+        parquet(tmp_path / "x" / f"test-{name}.parquet", [0, 1])
+    with pytest.raises(InputError, match="no parquet file of a train split; begin one name with train"):
+        open_source(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("table", [{"picture": [1], "label": [0]}, {"image": [1], "target": [0]}])
+def test_missing_columns_are_named(tmp_path, table):
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"has the columns \w+, \w+, but pictures need image or img and label; rename"):
+        open_source(str(tmp_path))
+
+
+def test_a_picture_column_of_another_type_is_refused(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "label": [0]}), tmp_path / "train.parquet")
+    with pytest.raises(
+        InputError, match="the column 'image' holds string, but a struct of bytes and path was expected"
+    ):
+        open_source(str(tmp_path))
+
+
+def test_large_binary_and_other_orders_of_fields_are_pictures_too(tmp_path):
+    struct = pyarrow.struct({"path": pyarrow.string(), "bytes": pyarrow.large_binary()})
+    parquet(tmp_path / "train.parquet", [0, 1], NAMES[:2], struct=struct)
+    assert list(open_source(str(tmp_path)).contents("train")) == [picture(0), picture(1)]
+
+
+def test_a_later_shard_that_lacks_a_column_is_named(tmp_path):
+    parquet(tmp_path / "train-0.parquet", [0, 1])
+    pyarrow.parquet.write_table(pyarrow.table({"label": [0]}), tmp_path / "train-1.parquet")
+    with pytest.raises(InputError, match="train-1.parquet lacks the column 'image' that the train file has; add it"):
+        list(open_source(str(tmp_path)).contents("train"))
+    pyarrow.parquet.write_table(pyarrow.table({"image": [0]}), tmp_path / "train-1.parquet")
+    with pytest.raises(InputError, match="train-1.parquet lacks the column 'label' that the train file has; add it"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("labels, said", [([0, None, 1], "none"), ([0, 7, 1], "7"), ([0, -1, 1], "-1")])
+def test_a_label_that_is_no_class_is_named_by_its_row(tmp_path, labels, said):
+    parquet(tmp_path / "train.parquet", labels, NAMES[:2])
+    with pytest.raises(InputError, match=f"row 1 of the train set has the label {said}, which is no class"):
+        open_source(str(tmp_path))
+
+
+def test_a_label_that_only_validation_has_is_refused(tmp_path):
+    parquet(tmp_path / "train.parquet", ["a", "b"])
+    parquet(tmp_path / "val.parquet", ["b", "\x1b[2J"])
+    with pytest.raises(InputError, match=r"row 1 of the val set has the label \\x1b\[2J, which is no class"):
+        open_source(str(tmp_path))
+
+
+def test_a_test_set_with_withheld_labels_is_left_out(tmp_path):
+    parquet(tmp_path / "train.parquet", [0, 1], NAMES[:2])
+    parquet(tmp_path / "test.parquet", [-1, -1, -1], NAMES[:2])
+    source = open_source(str(tmp_path))
+    assert list(source.keys) == ["train"] and source.warnings == ["left out: the test set, whose labels are withheld"]
+
+
+def test_class_names_that_repeat_or_are_too_few_are_refused(tmp_path):
+    parquet(tmp_path / "train.parquet", [0, 1], ("a", "a"))
+    with pytest.raises(InputError, match="the class names of the column 'label' repeat; each class needs a name"):
+        open_source(str(tmp_path))
+    parquet(tmp_path / "train.parquet", [3, 3])
+    with pytest.raises(InputError, match="the column 'label' has fewer than two classes; a classifier needs"):
+        open_source(str(tmp_path))
+
+
+def test_declared_classes_without_pictures_are_refused_or_left_out(tmp_path):
+    parquet(tmp_path / "train.parquet", [0, 2, 2], (*NAMES, "eel"))
+    parquet(tmp_path / "test.parquet", [2], NAMES)
+    with pytest.raises(InputError, match=r"no picture of the class 'cow' \(nor of 1 others\); add some.*--allow-empty"):
+        open_source(str(tmp_path))
+    source = open_source(str(tmp_path), allow_empty=True)
+    assert source.class_names == ("cat", "dog") and source.labels["train"].tolist() == [0, 1, 1]
+    assert source.labels["test"].tolist() == [1]
+    assert source.warnings[0] == "left out: classes without training pictures: cow, eel"
+
+
+def test_rows_without_bytes_are_skipped_and_counted(tmp_path):
+    rows = [picture(0), None, b"", picture(3), b"no picture"]
+    parquet(tmp_path / "train.parquet", [0, 1, 0, 1, 0], NAMES[:2], rows=rows)
+    source = open_source(str(tmp_path))
+    assert [type(c) for c in source.contents("train")] == [bytes, BadPicture, BadPicture, bytes, bytes]
+    packed = pack(source, Packing(8, 8, 3), max_bad=0.6)
+    assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.labels.tolist() == [0, 1]
+    reasons = {s.key: s.reason for s in packed.skipped}
+    assert reasons["train.parquet:1"] == reasons["train.parquet:2"] == "empty: the row holds no bytes"
+    assert reasons["train.parquet:4"].startswith("not a picture") and not packed.notes
+
+
+@pytest.mark.parametrize("keep", [0, 3, 0.5, -1])
+def test_a_truncated_file_is_named(tmp_path, keep):
+    file = parquet(tmp_path / "train.parquet", [0, 1], NAMES[:2])
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * keep)] if keep == 0.5 else whole[:keep])
+    with pytest.raises(InputError, match="train.parquet is not a whole parquet file: .*; download it again") as error:
+        open_source(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_page_that_is_broken_within_the_file_is_named_while_it_is_read(tmp_path):
+    file = parquet(tmp_path / "train.parquet", [0, 1], NAMES[:2])
+    whole = bytearray(file.read_bytes())
+    whole[4:60] = b"\xff" * 56
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match="train.parquet is not a whole parquet file"):
+        list(open_source(str(tmp_path)).contents("train"))
+
+
+def test_a_file_without_rows_has_no_class(tmp_path):
+    parquet(tmp_path / "train.parquet", [], NAMES)
+    with pytest.raises(InputError, match="no picture of the class 'cat'"):
+        open_source(str(tmp_path))
+    parquet(tmp_path / "train.parquet", [])
+    with pytest.raises(InputError, match="fewer than two classes"):
+        open_source(str(tmp_path))
+
+
+def test_pictures_beside_parquet_files_are_refused(tmp_path):
+    parquet(tmp_path / "train.parquet", [0, 1])
+    fill(tmp_path / "cat")
+    with pytest.raises(InputError, match="holds both pictures and parquet files; keep the pictures or the parquet"):
+        open_source(str(tmp_path))
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert parquet_files(tmp_path) == []
+    with pytest.raises(InputError, match="holds nothing but no class folders"):
+        open_source(str(tmp_path))
+
+
+def test_hidden_files_and_folders_of_that_name_are_no_parquet_files(tmp_path):
+    file = parquet(tmp_path / "train.parquet", [0, 1])
+    parquet(tmp_path / ".cache" / "train.parquet", [0, 1])
+    (tmp_path / "spark.parquet").mkdir()
+    assert parquet_files(tmp_path) == [file] == parquet_files(file)
+    assert parquet_files(tmp_path / "nowhere") == []
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    parquet(tmp_path / "train.parquet", [0, 1])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"reading .*train.parquet needs the extra 'parquet': pip install"):
+        open_source(str(tmp_path))
+
+
+def test_one_row_group_is_in_memory_at_a_time(tmp_path):
+    random = np.random.default_rng(0)
+    rows = [random.bytes(20_000) for _ in range(2000)]
+    parquet(tmp_path / "train.parquet", [i % 2 for i in range(2000)], NAMES[:2], rows=rows, row_group_size=100)
+    source = parquet_source(tmp_path)
+    del rows
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    most = 0
+    for content in source.contents("train"):
+        assert len(content) == 20_000
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    python = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most + python < 12_000_000, "the file has 40 MB"
+
+
+def test_rows_and_labels_stay_aligned_over_many_batches(tmp_path):
+    rows = [None if i % 37 == 0 else b"%d" % i for i in range(700)]
+    parquet(tmp_path / "train.parquet", [i % 3 for i in range(700)], NAMES, rows=rows)
+    source = parquet_source(tmp_path)
+    for i, content in enumerate(source.contents("train")):
+        assert isinstance(content, BadPicture) if i % 37 == 0 else content == b"%d" % i
+    assert np.array_equal(source.labels["train"], np.arange(700) % 3)

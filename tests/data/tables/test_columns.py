@@ -1,0 +1,200 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from table_files import homes, lines
+
+from skipway.data.sources.read_table import Table, bundled_table, frame_table, read_table
+from skipway.data.tables.columns import MOST_CATEGORIES, Column, factor, fit_column, kind_of, read_numbers
+from skipway.data.tables.table_spec import TableSpec
+from skipway.errors import InputError
+
+
+def texts(*values):
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def table(**columns):
+    return Table("t.csv", columns, lambda i: f"t.csv:{i + 2}")
+
+
+@pytest.mark.parametrize(
+    "values, kind, remark",
+    [
+        (["1", "2.5", "-3e4", ""], "number", ""),
+        (["1,5", "2,5", "x"], "category", "67% numbers, but 'x' (t.csv:4) and others are not: taken as categories"),
+        (["yes", "no", "Yes", ""], "boolean", ""),
+        (["true", "false"], "boolean", ""),
+        (["2024-01-31", "2024-02-01 12:30", "NA"], "date", ""),
+        (["a", "b", "a"], "category", ""),
+        (["7", "7"], "", "constant"),
+        (["x", "x"], "", "constant"),
+        (["x", "x", ""], "category", ""),
+        (["", "NA", "nan"], "", "empty"),
+        ([f"u{i}" for i in range(20)], "", "identifier: every value differs"),
+        ([str(i) for i in range(1, 21)], "", "a counter of the rows"),
+        ([str(i * i) for i in range(20)], "number", ""),
+    ],
+)
+def test_kinds_are_read_off_the_values(values, kind, remark):
+    assert kind_of("c", table(c=texts(*values))) == (kind, remark)
+
+
+def test_numbers_of_typed_sources_have_kinds_too():
+    assert kind_of("c", table(c=np.array([1.0, np.nan, 2.5]))) == ("number", "")
+    assert kind_of("c", table(c=np.array([np.nan, np.nan]))) == ("", "empty")
+    assert kind_of("c", table(c=np.arange(30.0))) == ("", "a counter of the rows")
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        ("abc", "'abc' is not a number, unlike the rest of the column"),
+        ("inf", "'inf' is not a finite number that can be computed with"),
+        ("1e400", "'1e400' is not a finite number"),
+        ("1,5", "'1,5' has a comma, which other numbers of the column do not: write 1.5"),
+        ("1_000", "'1_000' is not a number"),
+        ("١٢", "is not a number"),
+    ],
+)
+def test_text_in_a_number_column_is_named(value, said):
+    values, problems = read_numbers(texts("1.5", value, "", "2"), "number", "c")
+    assert [(p.row, p.column) for p in problems] == [(1, "c")] and said in problems[0].why
+    assert np.isnan(values[1]) and np.isnan(values[2]) and values[3] == 2
+
+
+def test_decimal_commas_large_integers_dates_and_truths_are_read():
+    assert read_numbers(texts("1,5", "2", "-0,25"), "number", "c")[0].tolist() == [1.5, 2, -0.25]
+    assert read_numbers(texts("99999999999999999999", "1."), "number", "c")[0].tolist() == [1e20, 1]
+    values, problems = read_numbers(texts("1970-01-02", "1970-01-01T12:00", "1970-01-01 12:00+12:00"), "date", "c")
+    assert values.tolist() == [1, 0.5, 0] and not problems
+    assert "is not a date such as 2024-12-31" in read_numbers(texts("2024-13-45"), "date", "c")[1][0].why
+    assert read_numbers(texts("yes", "No", "1"), "boolean", "c")[0].tolist() == [1, 0, 1]
+    assert "is not true or false" in read_numbers(texts("maybe"), "boolean", "c")[1][0].why
+    assert "is not a finite number" in read_numbers(np.array([1, np.inf]), "number", "c")[1][0].why
+
+
+def test_a_thousands_separator_that_may_be_a_decimal_comma_is_refused(tmp_path):
+    path = lines(tmp_path / "t.csv", "a,b", '"1,234",1', '"2,500",3')
+    with pytest.raises(InputError, match="t.csv:2, column 'a': '1,234' may mean 1234 or 1.234; write numbers without"):
+        kind_of("a", read_table(path))
+    path = lines(tmp_path / "t.csv", "a;b", "1,234;1", "2,500;3")
+    assert kind_of("a", read_table(path)) == ("number", "")
+
+
+def test_categories_have_slots_for_the_unseen_the_missing_and_each_that_is_seen_twice():
+    column, said = fit_column("c", "category", texts("b", "a", "b", None, "a", "rare", "NA"))
+    assert column.categories == ("a", "b") and column.slots == 4 and said == {"rare": 1}
+    assert column.places(texts("a", "b", "rare", "zebra", None, "")).tolist() == [2, 3, 0, 0, 1, 1]
+    many = texts(*[f"c{i}" for i in range(MOST_CATEGORIES + 50)] * 2)
+    assert len(fit_column("c", "category", many)[0].categories) == MOST_CATEGORIES
+    numbers, _ = fit_column("c", "category", np.array([1.0, 2.5, 1.0, 2.5]))
+    assert numbers.categories == ("1", "2.5") and numbers.places(texts("1", "2.5")).tolist() == [2, 3]
+
+
+def test_numbers_are_centred_scaled_and_bent_and_holes_become_the_centre():
+    raw = np.append(np.arange(101.0), np.nan)
+    column, said = fit_column("c", "number", raw)
+    assert column.center == 50 and column.indicator and said == {"missing": 1}
+    assert column.scaled(np.array([50, np.nan])).tolist() == [0, 0]
+    assert 0 < column.scaled(np.array([1e12]))[0] <= 3 and column.scaled(np.array([1e300]))[0] <= 3
+    assert fit_column("c", "number", np.full(5, 7.0))[0].scale == 1
+    assert fit_column("c", "number", np.array([0.0] * 9 + [1.0]))[0].scale > 0
+    assert fit_column("c", "number", np.full(3, np.nan))[0].indicator
+    assert np.isfinite(fit_column("c", "number", np.array([-1e300, 0, 1e300, 1e300]))[0].scale)
+    assert factor(texts("a", None, "NA", "a"))[0].tolist() == [0, -1, -1, 0]
+
+
+def spec(**changes):
+    columns = (
+        Column("size", "number", 50, 20, True),
+        Column("city", "category", categories=("Bonn", "Ulm")),
+        Column("flag", "boolean"),
+    )
+    usual = {"columns": columns, "target": "y", "task": "classification", "class_names": ("a", "b")}
+    return TableSpec(**usual | changes)
+
+
+def test_a_spec_encodes_by_name_counts_what_it_fills_in_and_survives_json():
+    frame = pd.DataFrame({"flag": [True, False], "extra": [1, 2], "city": ["Ulm", "Mars"], "size": [np.nan, 70]})
+    encoded = spec().encode(frame_table(frame))
+    assert spec().input_shape == (4,) and spec().categories == (4,)
+    expected = [[0, 0.9487, 1, 3], [0.9487, 0, 0, 0]]  # size, flag, indicator of size, city
+    assert np.allclose(encoded.x, expected, atol=1e-3)
+    assert encoded.unseen == {"city": 1} and encoded.missing == {"size": 1} and not encoded.problems
+    assert TableSpec.from_dict(json.loads(json.dumps(spec().as_dict()))) == spec()
+    with pytest.raises(InputError, match="the DataFrame lacks 1 of the 3 columns that the network was trained with:"):
+        spec().encode(frame_table(frame.drop(columns="city")))
+    frame["size"] = ["x", "70"]
+    with pytest.raises(InputError, match="row 0, column 'size': 'x' is not a number, .*; correct it, or leave the"):
+        spec().encode_whole(frame_table(frame))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"task": "guess"}, "a TableSpec's task is one of classification, regression, not 'guess'"),
+        ({"columns": ()}, "a TableSpec has 1 to 10,000 columns of different names"),
+        ({"columns": (Column("a", "text"),)}, "a TableSpec's columns are of the kinds number, boolean, date, category"),
+        ({"columns": (Column("a", "number", scale=0),)}, "a TableSpec needs finite centres and positive scales"),
+        ({"class_names": ()}, "a TableSpec has class names for classification, and none for regression"),
+        ({"class_names": ("a", "a")}, "a TableSpec's categories and class names are texts that differ"),
+        ({"class_names": ("a", "b" * 2000)}, "the category b+... is longer than 1024 bytes; leave it out"),
+        ({"target_std": 0.0}, "a TableSpec needs a finite mean and a positive deviation of its target"),
+        ({"class_names": tuple(map(str, range(100_001)))}, "a TableSpec holds at most 100,000 categories and class"),
+    ],
+)
+def test_a_spec_that_means_nothing_is_refused(change, said):
+    with pytest.raises(InputError, match=said):
+        spec(**change)
+
+
+def test_a_files_spec_is_checked():
+    with pytest.raises(InputError, match="a TableSpec has the fields class_names, columns, target, .*; the file's"):
+        TableSpec.from_dict({"columns": []})
+    broken = spec().as_dict() | {"columns": [{"name": "a"}]}
+    with pytest.raises(InputError, match="a TableSpec's columns and numbers are not as they should be"):
+        TableSpec.from_dict(broken)
+
+
+def test_frames_become_numbers_and_text():
+    frame = homes(6).assign(
+        flag=[True, False, None, True, True, False],
+        when=pd.to_datetime(["2024-01-01"] * 5 + [None]),
+        kind=pd.Categorical(["a", "b", None, "a", "a", "b"]),
+        mixed=[1, "x", None, 2.5, "y", 1],
+        whole=pd.array([1, None, 3, 4, 5, 6], dtype="Int64"),
+    )
+    columns = frame_table(frame).columns
+    assert columns["size"].dtype == np.float64 and np.isnan(columns["whole"][1])
+    assert columns["flag"].tolist()[:3] == ["True", "False", None]
+    assert columns["when"][0] == "2024-01-01T00:00:00" and columns["when"][5] is None
+    assert columns["kind"].tolist() == ["a", "b", None, "a", "a", "b"] and columns["mixed"][3] == "2.5"
+    with pytest.raises(InputError, match="column 'a' holds complex data, which is not supported"):
+        frame_table(pd.DataFrame({"a": [1j]}))
+    with pytest.raises(InputError, match="column 'a' holds a dict; a cell must be a string or a number: spread it"):
+        frame_table(pd.DataFrame({"a": [{}, {}]}))
+
+
+def test_parquet_is_read_as_csv_is(tmp_path):
+    frame = homes(30)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    one, two = read_table(tmp_path / "t.parquet"), read_table(tmp_path / "t.csv")
+    for name in frame.columns:
+        kind, _ = kind_of(name, two)
+        assert kind_of(name, one)[0] == kind
+        left, right = (fit_column(name, kind, t.columns[name])[0] for t in (one, two))
+        assert left == right
+    frame.head(0).to_parquet(tmp_path / "e.parquet")
+    with pytest.raises(InputError, match="e.parquet holds the names of its columns but no rows; add a row"):
+        read_table(tmp_path / "e.parquet")
+
+
+@pytest.mark.parametrize("name, rows", [("wine", 178), ("breast_cancer", 569), ("diabetes", 442)])
+def test_bundled_tables(name, rows):
+    found, target, task = bundled_table(name)
+    assert len(found) == rows and target == "target" and task == ("regression" if rows == 442 else "classification")

@@ -1,0 +1,276 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table_files import homes, lines, written
+
+from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.read_table import frame_table
+from skipway.data.tables.dataset import (
+    Tables,
+    describe_table,
+    fingerprint_table,
+    labelled,
+    open_tables,
+    table_set,
+)
+from skipway.data.tables.loader import RowBatches
+from skipway.errors import InputError
+
+CITIES = ["Bonn", "Mars"]
+
+
+def tables(frame, target="price", **more):
+    return Tables("t", {"train": frame_table(frame)}, target, **more)
+
+
+def rows_of(frame, target="price", fraction=0.25, seed=0, max_bad=0.01, **more):
+    return table_set(tables(frame, target, **more), fraction, seed, max_bad)
+
+
+# What DATA is
+
+
+def test_a_file_a_folder_and_a_bundled_name_are_tables(tmp_path):
+    path = written(tmp_path / "homes.csv", homes())
+    assert open_tables(str(path), "price").name == "homes"
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for name, seed in (("train", 0), ("valid", 1), ("test", 2)):
+        written(folder / f"{name}.csv", homes(40, seed))
+    found = open_tables(str(folder), "dear")
+    assert list(found.splits) == ["train", "val", "test"]
+    rows = table_set(found, 0.2, 0)
+    assert [len(rows.splits[s]) for s in ("train", "val", "test")] == [40, 40, 40]
+    wine = open_tables("wine", None)
+    assert wine.target == "target" and wine.task == "classification"
+    assert open_tables(str(tmp_path / "none"), "price") is None and open_tables("digits", None) is None
+    written(folder / "validation.tsv", homes(9), sep="\t")
+    with pytest.raises(InputError, match="has two val tables, .*valid.csv and validation.tsv; keep one"):
+        open_tables(str(folder), "dear")
+
+
+def test_target_and_ignored_columns_are_found_by_name(tmp_path):
+    path = str(written(tmp_path / "homes.csv", homes()))
+    with pytest.raises(InputError, match="homes.csv is a table: say which column to predict with --target, one of"):
+        open_tables(path, None)
+    with pytest.raises(InputError, match=r"has no column 'prise' \(did you mean price\?\); it has 'size', 'city'"):
+        open_tables(path, "prise")
+    with pytest.raises(InputError, match="has no column 'sizes'"):
+        open_tables(path, "price", ignore="sizes")
+    with pytest.raises(InputError, match="the column 'price' is both --target and in --ignore"):
+        open_tables(path, "price", ignore="city,price")
+    rows = table_set(open_tables(path, "price", ignore='city, "dear"'), 0.2, 0)
+    assert [c.name for c in rows.spec.columns] == ["size", "garden", "built"]
+    assert rows.left_out == {"city": "as asked", "dear": "as asked"}
+    with pytest.raises(InputError, match="is a table, but pictures were expected; give a folder of class folders"):
+        open_source("wine")
+
+
+# Targets
+
+
+@pytest.mark.parametrize(
+    "values, asked, task, names",
+    [
+        (["b", "a"] * 20, "auto", "classification", ("a", "b")),
+        ([2, 10, 1] * 20, "auto", "classification", ("1", "2", "10")),
+        ([2, 10, 1] * 20, "regression", "regression", ()),
+        (list(range(60)), "auto", "regression", ()),
+        ([0.5, 1.5] * 20, "auto", "regression", ()),
+        ([True, False] * 20, "auto", "classification", ("False", "True")),
+        (["1.0", "2"] * 20, "auto", "classification", ("1", "2")),
+    ],
+)
+def test_the_task_is_read_off_the_target_or_asked_for(values, asked, task, names):
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(values)), "y": values})
+    rows = rows_of(frame, "y", task=asked)
+    assert (rows.spec.task, rows.spec.class_names) == (task, names)
+    told = [float(v) for v in rows.targets] if names == () else [str(v) for v in rows.targets]
+    assert told == pytest.approx([float(v) for v in values], abs=1e-4) if names == () else set(told) == set(names)
+
+
+@pytest.mark.parametrize(
+    "values, asked, said",
+    [
+        ([1.0, 2.5] * 20, "classification", r"row 1, target 'y': 2.5 is no class: whole numbers or text were expected"),
+        (["a", "b"] * 20, "regression", "row 0, target 'y': 'a' is not a number, as --task regression needs"),
+        (["a"] * 40, "auto", "target 'y': all rows have the same value; there is nothing to learn"),
+        ([f"t{i}" for i in range(40)], "auto", "40 different values in 40 rows; a classifier needs several rows"),
+        (["a"] * 39 + ["b"], "auto", r"the class 'b' of the target has one row, too few to train on some"),
+        (["a", "A"] * 20, "auto", "the classes 'a' and 'A' differ only in case"),
+        (["1.5", "2"] * 19 + ["1,5", "x"], "regression", "row 38, column 'y': '1,5' has a comma"),
+        ([1, 2] * 20, "guess", "task is one of auto, classification, regression, not 'guess'"),
+    ],
+)
+def test_targets_that_cannot_be_learnt_are_refused_before_anything(values, asked, said):
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(values)), "y": values})
+    with pytest.raises(InputError, match=said):
+        rows_of(frame, "y", task=asked)
+
+
+def test_rows_without_a_target_are_named_counted_and_limited(tmp_path):
+    frame = homes(200)
+    frame.loc[7, "price"] = np.nan
+    path = written(tmp_path / "homes.csv", frame)
+    rows = table_set(open_tables(str(path), "price"), 0.2, 0)
+    assert [(s.key, s.reason) for s in rows.skipped] == [("homes.csv:9", "no value in the target 'price'")]
+    assert len(rows.x) == 199 and describe_table(rows)["skipped"] == 1
+    frame.loc[:9, "price"] = np.nan
+    with pytest.raises(InputError, match=r"10 of 200 rows have no value in the target 'price' \(row 0, .*\), more"):
+        rows_of(frame)
+    assert len(rows_of(frame, max_bad=0.1).x) == 190
+
+
+def test_too_few_rows_and_columns_are_refused(tmp_path):
+    with pytest.raises(InputError, match="has 1 rows with a target; at least 5 are needed to train on some"):
+        rows_of(homes(1))
+    frame = pd.DataFrame({"a": [1] * 20, "b": [None] * 20, "y": np.arange(20.0) ** 2})
+    with pytest.raises(InputError, match=r"no column to learn from beside the target 'y': left out are 'a"):
+        rows_of(frame, "y")
+
+
+def test_a_class_that_training_does_not_know_is_refused(tmp_path):
+    frame = homes(40)
+    both = {"train": frame_table(frame), "val": frame_table(frame.assign(dear=["dear"] * 39 + ["odd"]))}
+    with pytest.raises(InputError, match="row 39, target 'dear': 'odd' is no class of training .*'cheap', 'dear'"):
+        table_set(Tables("t", both, "dear"), 0.2, 0)
+
+
+# Statistics come from the training rows alone
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 1000), factor=st.floats(-1e6, 1e6), missing=st.booleans(), word=st.sampled_from(CITIES))
+def test_what_stands_in_held_out_rows_changes_no_encoder(seed, factor, missing, word):
+    frame = homes(60, seed=1).drop(columns="dear")
+    rows = rows_of(frame, seed=seed)
+    held = rows.splits["val"]
+    other = frame.copy()
+    other.loc[held, "size"] = np.nan if missing else other.loc[held, "size"] * factor + 3
+    other.loc[held, "city"] = word
+    again = rows_of(other, seed=seed)
+    if np.array_equal(again.splits["val"], held):  # rows that became copies of others move together
+        assert again.spec == rows.spec
+    train = rows.splits["train"]
+    column = next(c for c in rows.spec.columns if c.name == "size")
+    assert column.center == frame["size"][train].median()
+    prices = frame["price"][train]
+    assert rows.spec.target_mean == pytest.approx(prices.mean())
+    assert rows.spec.target_std == pytest.approx(prices.std(ddof=0))
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), fraction=st.floats(0.05, 0.9), kind=st.sampled_from(["price", "dear"]))
+def test_splits_are_whole_disjoint_and_a_function_of_seed(seed, fraction, kind):
+    frame = homes(50)
+    one, two = (rows_of(frame, kind, fraction, seed) for _ in range(2))
+    both = np.concatenate(list(one.splits.values()))
+    assert sorted(both.tolist()) == list(range(50))
+    assert all(np.array_equal(one.splits[s], two.splits[s]) for s in one.splits)
+    assert fingerprint_table(one) == fingerprint_table(two)
+    if kind == "dear":
+        assert set(one.y[one.splits["val"]]) == set(one.y[one.splits["train"]]) == {0, 1}
+
+
+def test_columns_in_another_order_are_the_same_rows_and_edits_are_not():
+    frame = homes(50)
+    mark = rows_of(frame).digests
+    assert rows_of(frame[list(reversed(frame.columns))]).digests == mark
+    frame.loc[3, "size"] = 99.0
+    changed = rows_of(frame).digests
+    assert [i for i in range(50) if changed[i] != mark[i]] == [3]
+
+
+# What is odd is said
+
+
+def test_leaks_identifiers_and_what_is_left_out_are_called_by_name():
+    frame = homes(60)
+    frame["copy"] = frame["dear"].map({"dear": "x", "cheap": "y"})
+    frame["twice"] = frame["price"] * 2 + 1
+    frame["home_id"] = np.random.default_rng(0).permutation(1000)[:60]
+    frame["row"] = np.arange(60)
+    frame["const"], frame["empty"] = 1, None
+    rows = rows_of(frame, "dear", ignored=("price", "twice"))
+    said = "\n".join(describe_table(rows)["warnings"])
+    assert "column 'copy' tells the target 'dear' by itself: a leak" in said and "'city' tells" not in said
+    assert "column 'home_id' looks like an identifier: every value differs" in said
+    assert "left out: 'price (as asked)'" in said and "'row (a counter of the rows)'" in said
+    assert "'const (constant)'" in said and "'empty (empty)'" in said
+    said = "\n".join(rows_of(frame, ignored=("dear", "copy")).warnings)
+    assert "column 'twice' tells the target 'price' by itself" in said
+
+
+def test_copies_are_counted_and_stay_on_one_side():
+    frame = homes(60)
+    frame = pd.concat([frame, frame.head(10)], ignore_index=True)
+    rows = rows_of(frame)
+    assert "10 rows are exact copies of others" in rows.warnings
+    side = {int(i): s for s, ids in rows.splits.items() for i in ids}
+    assert all(side[i] == side[60 + i] for i in range(10))
+    both = {"train": frame_table(homes(60)), "test": frame_table(homes(60).head(7))}
+    rows = table_set(Tables("t", both, "price"), 0.2, 0)
+    assert "7 rows stand in more than one split, target and all: figures are flattered by them" in rows.warnings
+    few = pd.DataFrame({"x": ["a", "b"] * 20, "y": ["p", "q"] * 20})  # two different rows: copies must be parted
+    assert set(rows_of(few, "y").y[rows_of(few, "y").splits["val"]]) == {0, 1}
+
+
+def test_imbalance_small_classes_and_few_validation_rows_are_said():
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=100), "y": ["a"] * 94 + ["b"] * 6})
+    said = "\n".join(describe_table(rows_of(frame, "y"))["warnings"])
+    assert "classes are imbalanced (b 4, a 70 training rows)" in said or "classes are imbalanced (b 5" in said
+    assert "fewer than 20 training rows: 'b'" in said and "validation rows: a single one can move" in said
+
+
+def test_rare_categories_missing_values_and_unseen_ones_are_counted():
+    frame = homes(60)
+    frame.loc[5, "city"] = "Trier"
+    notes = rows_of(frame).notes
+    assert notes["values of 'city' rarely or never seen in training"] == 1
+    assert notes["missing values in 'size'"] == frame["size"].isna().sum()
+
+
+def test_a_bad_cell_is_refused_with_line_column_and_value(tmp_path):
+    path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i}" for i in range(30)], "abc,1", "inf,2")
+    said = "t.csv:32, column 'a': 'abc' is not a number, unlike the rest of the column .and 1 more such cells."
+    with pytest.raises(InputError, match=said):
+        table_set(open_tables(str(path), "y"), 0.2, 0)
+
+
+def test_labelled_rows_of_another_table():
+    rows = rows_of(homes(60), "dear")
+    other = homes(20, seed=3)
+    other.loc[4, "dear"] = None
+    x, y, skipped = labelled(frame_table(other), rows.spec)
+    assert x.shape == (19, rows.spec.input_shape[0]) and set(y) == {0, 1} and skipped == 1
+    with pytest.raises(InputError, match="no row of the DataFrame has a value in the target 'dear'; add some"):
+        labelled(frame_table(other.assign(dear=None)), rows.spec)
+
+
+# Batches
+
+
+@settings(max_examples=50)
+@given(count=st.integers(2, 60), size=st.integers(2, 20), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 50))
+def test_order_is_a_function_of_seed_and_epoch(count, size, seed, epoch):
+    x, y = np.arange(count, dtype=np.float32)[:, None], np.arange(count)
+    feed = RowBatches(x, y, y, size, seed=seed)
+    whole = [ids.tolist() for _, _, ids in feed.epoch(epoch)]
+    assert sorted(sum(whole, [])) == list(range(count)) and len(whole) == feed.steps and feed.count == count
+    for start in range(feed.steps):
+        assert [ids.tolist() for _, _, ids in feed.epoch(epoch, start)] == whole[start:]
+    for rows, targets, ids in feed.epoch(epoch):
+        assert rows[:, 0].tolist() == ids.tolist() == targets.tolist()
+    with pytest.raises(InputError, match="there are 1 training rows, but a batch norm needs at least 2; add more"):
+        RowBatches(x, y, y[:1], 2, seed=0)
+
+
+def test_balanced_rows_are_of_every_class_as_often():
+    y = np.array([0] * 40 + [1] * 6 + [2] * 2)
+    feed = RowBatches(np.zeros((48, 1), np.float32), y, np.arange(48), 7, seed=3, balanced=True)
+    drawn = [np.concatenate([ids for _, _, ids in feed.epoch(epoch)]) for epoch in (0, 1)]
+    for ids in drawn:
+        assert np.bincount(y[ids]).tolist() == [16, 16, 16] and set(ids[y[ids] > 0]) == set(range(40, 48))
+    assert set(drawn[0][y[drawn[0]] == 0]) != set(drawn[1][y[drawn[1]] == 0])

@@ -1,0 +1,113 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skipway.data.image_spec import FITS, INTERPOLATIONS, Spec
+from skipway.errors import InputError
+
+GREY = Spec(1, 28, 28, (0.5,), (0.25,), ("a", "b"))
+COLOUR = Spec(3, 24, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("cat", "dog", "ß"), "crop")
+
+
+def test_a_spec_tells_the_shape_of_an_input_and_the_number_of_classes():
+    assert COLOUR.input_shape == (3, 24, 24) and COLOUR.num_classes == 3
+    assert GREY.input_shape == (1, 28, 28) and GREY.fit == "squash"
+
+
+@pytest.mark.parametrize("spec", [GREY, COLOUR])
+def test_a_spec_comes_back_equal_through_json(spec):
+    again = Spec.from_dict(json.loads(json.dumps(spec.as_dict())))
+    assert again == spec and hash(again) == hash(spec)
+
+
+def test_a_spec_made_with_lists_equals_the_one_made_with_tuples():
+    assert Spec(1, 28, 28, [0.5], [0.25], ["a", "b"]) == GREY
+
+
+def test_a_file_from_before_interpolation_was_stored_is_bilinear():
+    old = {k: v for k, v in COLOUR.as_dict().items() if k != "interpolation"}
+    assert Spec.from_dict(old) == COLOUR and COLOUR.interpolation == "bilinear"
+    assert Spec.from_dict({**old, "interpolation": "bicubic"}) == replace(COLOUR, interpolation="bicubic") != COLOUR
+
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(
+    st.sampled_from([1, 3]).flatmap(
+        lambda c: st.builds(
+            lambda size, more, mean, std, names, *how: Spec(c, size, size + more, mean, std, names, *how),
+            st.integers(1, 512),
+            st.integers(0, 100),
+            st.lists(finite, min_size=c, max_size=c),
+            st.lists(st.floats(1e-6, 1e6), min_size=c, max_size=c),
+            st.lists(st.text(max_size=20), min_size=1, max_size=5, unique=True),
+            st.sampled_from(FITS),
+            st.sampled_from(INTERPOLATIONS),
+        )
+    )
+)
+def test_every_valid_spec_comes_back_equal(spec):
+    assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"channels": 2}, "a Spec has 1 or 3 channels, not 2"),
+        ({"size": 0}, "needs 1 <= size <= presize, not size 0 and presize 28"),
+        ({"size": 29}, "needs 1 <= size <= presize, not size 29 and presize 28"),
+        ({"mean": (0.5, 0.5)}, "with 1 channels needs as many means and standard deviations"),
+        ({"std": ()}, "with 1 channels needs as many means and standard deviations"),
+        ({"mean": (math.nan,)}, "needs finite means and positive standard deviations"),
+        ({"std": (0.0,)}, "needs finite means and positive standard deviations"),
+        ({"std": (math.inf,)}, "needs finite means and positive standard deviations"),
+        ({"fit": "stretch"}, "fit is one of squash, crop, pad, not 'stretch'"),
+        ({"interpolation": "nearest"}, "a Spec's interpolation is one of bilinear, bicubic, not 'nearest'"),
+        ({"class_names": ()}, "holds 1 to 100000 class names, not 0"),
+        ({"class_names": ("a", "a")}, "class names must differ from each other"),
+        ({"class_names": ("a\n" * 600,)}, r"the class name a\\x0aa.* is longer than 1024 bytes"),
+        ({"class_names": "ab"}, "class names are a list of texts, one for each class"),
+        ({"class_names": (1, 2)}, "class names are a list of texts, one for each class"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(change, text):
+    with pytest.raises(InputError, match=text) as refused:
+        replace(GREY, **change)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, None, [], "spec", {"channels": 3}, {**GREY.as_dict(), "colour": 1}],
+)
+def test_a_file_with_other_fields_is_refused(values):
+    with pytest.raises(InputError, match="a Spec has the fields channels, class_names, .*; the file's differ"):
+        Spec.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": "one"},
+        {"size": None},
+        {"size": math.inf},
+        {"presize": []},
+        {"mean": ["x"]},
+        {"mean": 0.5},
+        {"std": [None]},
+    ],
+)
+def test_a_file_with_values_of_another_kind_is_refused(change):
+    with pytest.raises(InputError, match="a Spec's sizes, means and deviations are numbers"):
+        Spec.from_dict({**GREY.as_dict(), **change})
+
+
+@pytest.mark.parametrize("names", [None, 3, "ab", {"a": 1}])
+def test_a_file_whose_class_names_are_no_list_is_refused(names):
+    with pytest.raises(InputError, match="class names are a list of texts"):
+        Spec.from_dict({**GREY.as_dict(), "class_names": names})

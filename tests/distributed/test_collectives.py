@@ -1,0 +1,167 @@
+import copy
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rank_worker
+import torch
+from rank_worker import HOWS, SHARDED, Feed
+from safetensors.torch import load_file
+from test_training_loop import network, plain_network
+
+import skipway
+from skipway.distributed import collectives
+from skipway.training import loop
+from skipway.training.losses import Classification
+from skipway.training.metrics import score
+from skipway.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+
+
+def together(count, folder):
+    """What every one of `count` processes found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(skipway.__file__).parent.parent)])
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": paths,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    workers = [
+        subprocess.Popen(
+            [sys.executable, rank_worker.__file__, str(folder)],
+            env={**common, "RANK": str(k), "LOCAL_RANK": str(k)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(count)
+    ]
+    try:
+        said = [worker.communicate(timeout=200)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(said)
+    return [load_file(folder / f"{k}.safetensors") for k in range(count)]
+
+
+def halves(how, count):
+    """The same training in one process, which runs the parts of each batch one after the other."""
+    trainer = Trainer(network(), rank_worker.settings(how))
+    settings, state = trainer.settings, trainer.state
+    feed, others = Feed(), [copy.deepcopy(trainer.network) for _ in range(count - 1)]
+    for state.epoch in range(settings.epochs):
+        trainer.to_train()
+        replicas = [trainer.network, *others]
+        for other in others:
+            for mine, theirs in zip(other.modules(), trainer.network.modules(), strict=True):
+                mine.training = theirs.training
+        for batch, (x, y, _) in enumerate(feed.epoch(state.epoch)):
+            state.batch = batch
+            if state.batch % settings.accumulate == 0:
+                learning = [p for p in trainer.network.parameters() if p.requires_grad]
+                sums = [[torch.zeros_like(p) for p in learning] for _ in range(count)]
+            buffers = {n: b.clone() for n, b in trainer.network.named_buffers()}
+            for k, replica in enumerate(replicas):
+                replica.load_state_dict({**trainer.network.state_dict(), **buffers})
+                for p, q in zip(replica.parameters(), trainer.network.parameters(), strict=True):
+                    p.requires_grad_(q.requires_grad)
+                mine = y[k::count]
+                ((_, share),) = loop._pieces(len(mine), feed.bounds, state, settings.accumulate)
+                share *= count  # as every process has it, whose gradients are averaged then
+                weights = [p for p in replica.parameters() if p.dim() > 1]
+                penalty = settings.l2 * sum(p.square().sum() for p in weights) if settings.l2 else 0.0
+                loss = trainer.task.loss(replica(x[k::count]), mine) + penalty
+                learnt = [p for p in replica.parameters() if p.requires_grad]
+                for sum_, gradient in zip(sums[k], torch.autograd.grad(loss * share, learnt), strict=True):
+                    sum_ += gradient
+            first = [p for p in trainer.network.parameters() if p.requires_grad]
+            for p, *gradients in zip(first, *sums, strict=True):
+                p.grad = sum(g / count for g in gradients)
+            if (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == feed.steps:
+                torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
+                trainer.set_rates(loop._position(settings, state.epoch, state.batch, feed.steps))
+                trainer.stepper.step()
+                trainer.optimizer.zero_grad(set_to_none=True)
+                trainer.update_average()
+    return trainer.network.state_dict()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return together(2, tmp_path_factory.mktemp("pair"))
+
+
+@needs_processes
+@pytest.mark.parametrize("name", HOWS)
+def test_two_processes_are_one_that_runs_the_two_halves(pair, name):
+    wanted = halves(HOWS[name], 2)
+    for k, value in wanted.items():
+        if "running" not in k and "num_batches" not in k:
+            assert torch.equal(pair[0][f"{name}.{k}"], pair[1][f"{name}.{k}"]), k
+        assert torch.equal(pair[0][f"{name}.{k}"], value), k
+    assert torch.equal(pair[0][f"{name}.losses"], pair[1][f"{name}.losses"])
+
+
+@needs_processes
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_network_that_is_split_learns_what_a_whole_one_learns(pair, name):
+    """Also as its checkpoint gives it back."""
+    wanted = {k.partition(".")[2]: v for k, v in pair[0].items() if k.startswith(f"{name} False.")}
+    found = {k.partition(".")[2]: v for k, v in pair[0].items() if k.startswith(f"{name} True.")}
+    assert found.keys() == wanted.keys() and any(k.startswith("optimizer.") for k in found)
+    start = network().state_dict()
+    learnt = [k for k, _ in network().named_parameters()]
+    moved, apart = (
+        torch.cat([(a[f"network.{k}"] - b(k)).flatten() for k in learnt]).norm()
+        for a, b in ((wanted, start.get), (found, lambda k: wanted[f"network.{k}"]))
+    )
+    assert apart < (0.1 if name == "muon" else 1e-5) * moved  # which computes in bfloat16
+    whole = int(pair[0][f"held {name} whole"])
+    for process in pair:
+        before, resumed = process[f"held {name}"].tolist()
+        assert before == resumed < 0.6 * whole
+
+
+@needs_processes
+def test_a_signal_to_one_process_stops_all_after_the_same_step_and_resuming_is_exact(pair):
+    assert pair[0]["stopped"] == pair[1]["stopped"] > 0
+    for k, value in pair[0].items():
+        if k.startswith("resumed."):
+            assert torch.equal(value, pair[0][k.replace("resumed", "plain")]), k
+
+
+@needs_processes
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_sample_is_judged_once_by_however_many_processes(count, pair, tmp_path):
+    found = pair if count == 2 else together(count, tmp_path)
+    torch.manual_seed(0)
+    alone = score(plain_network(), Feed(shuffle=False, count=17), Classification(), torch.no_grad, torch.device("cpu"))
+    for process in found:
+        order = process["ids"].argsort()
+        assert process["ids"][order].tolist() == alone.ids.tolist()
+        assert torch.allclose(process["seen"][order], torch.from_numpy(alone.probabilities), atol=1e-6)
+
+
+def test_one_process_has_nothing_to_tell():
+    assert collectives.here() == 0 and collectives.count() == 1
+    assert (
+        collectives.summed(1.5, True) == [1.5, True]
+        and collectives.gathered("x") == ["x"]
+        and collectives.first(lambda: 7) == 7
+    )
+    collectives.share_buffers(network())
+    collectives.join_group("cpu")
+    assert not torch.distributed.is_initialized()

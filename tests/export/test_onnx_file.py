@@ -1,0 +1,240 @@
+"""An ONNX file gives what the network gives, of every family, and tells a stranger what its outputs mean."""
+
+import copy
+import json
+from collections import OrderedDict
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from shrunken import CLASSES, SIZE, kinds, settle, settled, shrunken_plan
+from torch import nn
+
+import skipway as sw
+from skipway.data.image_spec import Spec
+from skipway.data.tables.columns import Column
+from skipway.data.tables.table_spec import TableSpec
+from skipway.errors import InputError, MissingExtra, SkipwayError
+from skipway.export import onnx as home
+from skipway.models.mlp import ResMLPPlan
+from skipway.models.network import Network, planned, read_spec
+from skipway.models.resnet import ResNetPlan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ("ant", "bee", "wasp")
+SPEC = Spec(3, SIZE, SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), NAMES, "crop")
+# What no registered row has.
+OTHERS = {
+    "gates, same padding, dropout": {"join": "gate", "padding": "same", "stem": "large", "dropout": 0.5},
+    "layerscale, dropped": {"join": "layerscale", "drop_path": 0.5},
+    "fixup": {"norm": "fixup"},
+    "plain": {"shortcut": "none"},
+}
+COUNTED = ("cardinality", "base_width", "attention_ratio")  # of which one value is as good as another
+
+
+def unlike():
+    """Of the cut networks as few as have every value of every option."""
+    left = {}
+    for name in kinds():
+        plan = {k: v > 1 if k in COUNTED else v for k, v in shrunken_plan(name).items() if k != "name"}
+        left[name] = set(map(str, plan.items()))
+    chosen, seen = [], set()
+    while new := max(left, key=lambda name: len(left[name] - seen), default=None):
+        if not left[new] - seen:
+            return chosen
+        chosen.append(new)
+        seen |= left.pop(new)
+    return chosen
+
+
+def network_of(name):
+    if name not in OTHERS:
+        network = copy.deepcopy(settled(name))
+    else:
+        plan = ResNetPlan(layers=(2, 1), widths=(8, 16), num_classes=CLASSES, **{"stem": "small", **OTHERS[name]})
+        network = planned({"family": plan.FAMILY, **plan.as_dict()})
+        settle(network)
+    network.spec = SPEC
+    return network
+
+
+def table_network(task="classification"):
+    columns = (
+        Column("age", "number", 40.0, 12.0, True),
+        Column("colour", "category", categories=("red", "green")),
+        Column("height", "number", 170.0, 10.0),
+    )
+    spec = TableSpec(columns, "y", task, *((NAMES,) if task == "classification" else ((), 2000.0, 3.0)))
+    plan = ResMLPPlan(layers=2, width=8, in_features=4, num_classes=spec.num_classes, categories=spec.categories)
+    network = planned({"family": plan.FAMILY, **plan.as_dict()}, spec)
+    settle(network)
+    return network
+
+
+def session(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def pictures(count, height, width):
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 7, 3), np.uint8)
+    resized = [Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC) for c in coarse]
+    return np.stack([np.asarray(r) for r in resized])
+
+
+def metadata(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+@pytest.mark.parametrize("name", [*unlike(), *OTHERS])
+def test_every_family_gives_what_torch_gives(name, tmp_path):
+    done = sw.export.onnx(network_of(name), tmp_path / "network.onnx", raw=True)
+    assert done.difference < 1e-5 and done.size == done.path.stat().st_size
+
+
+def test_pictures_of_any_size_and_number_are_predicted_as_by_the_network(tmp_path):
+    network = network_of("resnet18")
+    done = sw.export.onnx(network, tmp_path / "network.onnx")
+    assert done.difference < 1e-5 and 0 < done.levels < 1.6
+    onnx.checker.check_model(str(done.path), full_check=True)
+    there = session(done.path)
+    for size in ((1, SIZE, SIZE), (5, 60, 33), (2, 7, 90)):
+        given = pictures(*size)
+        (found,) = there.run(["probabilities"], {"pictures": given})
+        assert found.dtype == np.float32 and np.abs(found - network.predict_proba(list(given))).max() < 5e-3
+    assert [d.dim_param or d.dim_value for d in onnx.load(done.path).graph.input[0].type.tensor_type.shape.dim] == [
+        "N",
+        "H",
+        "W",
+        3,
+    ]
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        there.run(None, {"pictures": given.astype(np.float32)})
+
+
+def test_classes_of_a_table_and_numbers_in_their_own_unit(tmp_path):
+    table = pd.DataFrame({"age": [20, None, 61.5], "height": [150, 201, 180], "colour": ["red", "blue", None]})
+    for task, gives in (("classification", "probabilities"), ("regression", "numbers")):
+        network = table_network(task)
+        done = sw.export.onnx(network, tmp_path / "table.onnx", check=table)
+        assert done.difference < 1e-5 and done.levels == 0
+        rows = network.spec.encode_whole(sw.network.as_table(table)).x
+        (found,) = session(done.path).run([gives], {"rows": rows})
+        expected = network.table_outputs(sw.network.as_table(table))
+        assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
+    assert sw.export.onnx(network, tmp_path / "raw.onnx", raw=True, check=table[:0]).difference < 1e-5
+    assert not np.allclose(found, session(tmp_path / "raw.onnx").run(["outputs"], {"inputs": rows})[0])
+
+
+def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_would_obey(tmp_path):
+    names = ("<script>alert(1)</script>", "a\x1b[2Jb\n", "../..\u202e/etc", "\ud800 & \x7f \U0001f41c", "e\u0301")
+    network = sw.create_model("resmlp", in_features=12, layers=1, width=4, num_classes=5)
+    network.spec = Spec(3, 2, 2, (0.5,) * 3, (0.25,) * 3, names)
+    found = metadata(sw.export.onnx(network, tmp_path / "network.onnx").path)
+    assert set(found) == {"skipway_version", "class_names", "spec", "plan"}
+    assert read_spec(json.loads(found["spec"])) == network.spec and tuple(json.loads(found["class_names"])) == names
+    again = planned(json.loads(found["plan"]))
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
+    for text in found.values():
+        assert text.isascii() and text.isprintable() and not set("<>&") & set(text)
+    there = session(tmp_path / "network.onnx").get_modelmeta()
+    assert there.custom_metadata_map == found and there.producer_name == "skipway"
+
+
+def test_metadata_that_are_too_long_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(home, "_MOST_METADATA", 200)
+    with pytest.raises(InputError, match="class names, Spec and plan would take .* shorten the names"):
+        sw.export.onnx(network_of("resnet18"), tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_what_gives_something_else_is_gone_and_the_file_before_it_is_not(raw, tmp_path, monkeypatch):
+    network, path = network_of("resnet9"), tmp_path / "network.onnx"
+    path.write_bytes(b"of yesterday")
+    as_it_is = home.captured
+
+    def spoilt(module, *rest):
+        next(module.parameters()).data[0] += 0.5
+        return as_it_is(module, *rest)
+
+    def captured(module, *rest):
+        return spoilt(copy.deepcopy(module), *rest)
+
+    monkeypatch.setattr(home, "captured", captured)
+    with pytest.raises(SkipwayError, match=r"what was exported gives other outputs than torch, by 0\.\d+ ") as caught:
+        sw.export.onnx(network, path, raw=raw)
+    assert caught.value.exit_code == 70
+    assert [p.name for p in tmp_path.iterdir()] == ["network.onnx"] and path.read_bytes() == b"of yesterday"
+
+
+@pytest.mark.parametrize("given", ["another class", "not a number", "another shape"])
+def test_one_wrong_input_is_enough(given, tmp_path, monkeypatch):
+    network = network_of("resnet9")
+    network.head.weight.data.zero_()  # all classes are as likely
+    network.head.weight.data[1] += 1e-5
+    change = {
+        "another class": lambda y: y + np.float32([4e-5, 0, 0]),
+        "not a number": lambda y: np.where(y == y.max(), np.nan, y),
+        "another shape": lambda y: y[:1],
+    }[given]
+    as_it_is = home._in_onnxruntime
+    monkeypatch.setattr(
+        home, "_in_onnxruntime", lambda *a: lambda x: (change if len(x) > 1 else np.copy)(as_it_is(*a)(x))
+    )
+    said = {"another class": r"by \de-05 .* another class for 7 of 11", "not a number": "by nan"}.get(given, "by inf")
+    with pytest.raises(SkipwayError, match=said):
+        sw.export.onnx(network, tmp_path / "network.onnx", raw=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_checked_by_the_pictures_that_are_given(tmp_path, monkeypatch):
+    Image.fromarray(pictures(1, 50, 70)[0]).save(tmp_path / "a.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pictures(1, 30, 90)[0]).save(tmp_path / "b.jpg", exif=turned)
+    (tmp_path / "c.jpg").write_text("no picture")
+    seen, as_it_is = [], home._in_onnxruntime
+    monkeypatch.setattr(home, "_in_onnxruntime", lambda *a: lambda x: (seen.append(x), as_it_is(*a)(x))[1])
+    network, path = network_of("resnet9"), tmp_path / "network.onnx"
+    grey = pictures(1, 9, 9)[0, :, :, 0]
+    sw.export.onnx(network, path, check=[tmp_path / "a.png", tmp_path / "b.jpg", grey])
+    assert [x.shape for x in seen] == [(1, 50, 70, 3), (1, 90, 30, 3), (1, 9, 9, 3), (7, 9, 9, 3)]
+    assert np.array_equal(seen[0], pictures(1, 50, 70)) and np.array_equal(seen[2][0, :, :, 1], grey)
+    with pytest.raises(InputError, match="c.jpg cannot be used: not a picture"):
+        sw.export.onnx(network, path, check=tmp_path / "c.jpg")
+
+
+def test_the_network_is_as_it_was_and_nothing_is_said(tmp_path, capfd):
+    network = network_of("resnet18").train()
+    sw.recompute(network, 1)
+    before = copy.deepcopy(network.state_dict())
+    sw.export.onnx(network, tmp_path / "network.onnx")
+    assert capfd.readouterr() == ("", "") and network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_networks_that_cannot_be_exported_say_why(tmp_path, monkeypatch):
+    class Sly(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) if x.sum() > 0 else x.flatten(1) * 2
+
+    network, path = network_of("resnet18"), tmp_path / "network.onnx"
+    with pytest.raises(InputError, match="only a Network that knows what its inputs and outputs mean can be exported"):
+        sw.export.onnx(sw.Chain(nn.Linear(2, 2)), path)
+    with pytest.raises(InputError, match="a fused network cannot be exported; give the network that it was made from"):
+        sw.export.onnx(sw.export.fuse(network), path)
+    sly = Network(OrderedDict(sly=Sly(), head=nn.Linear(3 * SIZE * SIZE, 3)), None, SPEC)
+    with pytest.raises(InputError, match="torch.export cannot follow what this network computes: "):
+        sw.export.onnx(sly, path)
+    monkeypatch.setattr(home, "_MOST_WEIGHTS", 1000)
+    with pytest.raises(InputError, match="an ONNX file holds at most 2 GB of weights, but these are 0.0 GB"):
+        sw.export.onnx(network, path)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(MissingExtra, match=r"writing an ONNX file needs the extra 'export': pip install"):
+        sw.export.onnx(network, path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,291 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+import skipway as sw
+from skipway.errors import InputError
+from skipway.kernels import batchnorm
+from skipway.kernels.batchnorm import KERNELS
+
+NORM = KERNELS["norm"]
+needs_compiler = pytest.mark.skipif(batchnorm.state() != "on", reason=f"kernels are {batchnorm.state()}")
+
+
+@pytest.fixture(autouse=True)
+def also_in_float32(monkeypatch):
+    """Which is not the default, but where errors are seen that rounding to bfloat16 hides."""
+    monkeypatch.setattr(batchnorm, "_CHOSEN", (torch.bfloat16, torch.float32))
+
+
+def picture(shape=(4, 6, 5, 3), dtype=torch.float32):
+    torch.manual_seed(1)
+    return (3 + 2 * torch.randn(shape)).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def norm_of(channels=6, **options):
+    torch.manual_seed(2)
+    norm = nn.BatchNorm2d(channels, **options)
+    if norm.affine:
+        nn.init.uniform_(norm.weight, -1, 2)
+        nn.init.normal_(norm.bias)
+    return norm
+
+
+def worked(way, norm, x, kept, relu, threads=2):
+    """Output, gradients of all that has one, and the norm's buffers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    norm, x = copy.deepcopy(norm), x.detach().clone().requires_grad_()
+    kept = None if kept is None else kept.detach().clone().requires_grad_()
+    y = way(norm, x, kept, nn.ReLU() if relu else None)
+    torch.manual_seed(3)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    torch.set_num_threads(before)
+    leaves = {"x": x, "kept": kept, **dict(norm.named_parameters())}
+    found = {f"gradient of {name}": t.grad for name, t in leaves.items() if t is not None}
+    return {"y": y.detach(), **found, **dict(norm.named_buffers())}
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("relu, joined", list(itertools.product([False, True], repeat=2)))
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (2, 1, 4, 4), (8, 16, 8, 8), (3, 130, 7, 1), (32, 64, 16, 16)])
+def test_outputs_gradients_and_statistics_are_those_of_float64(shape, relu, joined, dtype):
+    x, norm = picture(shape, dtype), norm_of(shape[1])
+    kept = -picture(shape, dtype) if joined else None
+    assert NORM.fits(norm, x, kept, nn.ReLU())
+    fast = worked(NORM.fast, norm, x, kept, relu)
+    plain = worked(NORM.plain, norm, x, kept, relu)
+    exact = worked(NORM.plain, norm.double(), x.double(), None if kept is None else kept.double(), relu)
+    assert fast.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert fast[name].dtype == plain[name].dtype and fast[name].shape == expected.shape, name
+        far = (fast[name].double() - expected).norm() / expected.double().norm().clamp_min(1e-6)
+        of_torch = (plain[name].double() - expected).norm() / expected.double().norm().clamp_min(1e-6)
+        assert far <= max(1e-5, 1.2 * of_torch), (name, far, of_torch)
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
+def test_norms_of_every_kind_are_borne(options):
+    norm, x = norm_of(**options), picture()
+    for _ in range(2):
+        fast, plain = (worked(way, norm, x, None, True) for way in (NORM.fast, NORM.plain))
+        for name, expected in plain.items():
+            torch.testing.assert_close(fast[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+        norm(x)
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_same_threads_give_the_same_bits(threads):
+    x, norm = picture((16, 24, 16, 16)), norm_of(24)
+    first, second = (worked(NORM.fast, norm, x, x, True, threads) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@needs_compiler
+def test_it_can_be_differentiated_twice():
+    def twice(way):
+        norm, x, kept = norm_of(), picture().requires_grad_(), picture().requires_grad_()
+        (gradient,) = torch.autograd.grad(way(norm, x, kept, nn.ReLU()).square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        return x.grad, kept.grad, norm.weight.grad
+
+    for found, expected in zip(twice(NORM.fast), twice(NORM.plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_gradients_that_are_not_asked_for_are_not_given():
+    x, norm = picture(), norm_of().requires_grad_(False)
+    kept = picture().requires_grad_()
+    NORM.fast(norm, x, kept, None).sum().backward()  # a gradient that is one number, expanded
+    assert x.grad is None and norm.weight.grad is None and torch.equal(kept.grad, torch.ones_like(kept))
+
+
+@needs_compiler
+def test_what_is_not_a_number_stays_visible():
+    x = picture()
+    x[1, 2, 0, 0] = float("nan")
+    y = NORM.fast(norm_of(), x, None, nn.ReLU())
+    assert y[:, 2].isnan().all() and not y[:, [0, 1, 3, 4, 5]].isnan().any()
+
+
+def refused():
+    x, norm = picture(), norm_of()
+    hooked = norm_of()
+    hooked.register_forward_hook(lambda *_: None)
+    yield "evaluation", norm_of().eval(), x, None
+    yield "layout", norm, x.contiguous(), None
+    yield "layout of the shortcut", norm, x, x.contiguous()
+    yield "shape of the shortcut", norm, x, x[:, :, :, :1]
+    yield "type", norm_of().double(), x.double(), None
+    yield "half weights", norm_of().bfloat16(), x.bfloat16(), None
+    yield "hooks", hooked, x, None
+    yield "meta", norm_of().to("meta"), x.to("meta"), None
+    yield "one value", norm_of(), picture((1, 6, 1, 1)), None
+    yield "channels", norm_of(5), x, None
+
+
+@pytest.mark.parametrize("norm, x, kept", [pytest.param(*row[1:], id=row[0]) for row in refused()])
+def test_anything_unusual_takes_the_plain_way(norm, x, kept):
+    assert not NORM.fits(norm, x, kept, None)
+
+
+@needs_compiler
+def test_transforms_of_functions_take_the_plain_way():
+    norm, x = norm_of(track_running_stats=False), picture()
+
+    def loss(x):
+        return NORM(norm, x, None, nn.ReLU()).square().sum()
+
+    gradient = torch.func.grad(loss)(x)
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss(y := x.clone().requires_grad_()), y)[0])
+    torch.testing.assert_close(torch.func.vmap(loss)(x[None])[0], loss(x))
+    with forward_ad.dual_level():
+        assert not NORM.fits(norm, x, None, None)
+
+
+@needs_compiler
+def test_float32_is_left_to_torch_unless_asked_for(monkeypatch):
+    monkeypatch.undo()
+    assert not NORM.fits(norm_of(), picture(), None, None)
+    assert NORM.fits(norm_of(), picture(dtype=torch.bfloat16), None, None)
+
+
+def test_it_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("SKIPWAY_KERNELS", "off")
+    assert batchnorm.state() == "off" and not NORM.fits(norm_of(), picture(), None, None)
+    monkeypatch.setenv("SKIPWAY_KERNELS", "fast")
+    with pytest.raises(InputError, match="SKIPWAY_KERNELS is on or off, not 'fast'"):
+        batchnorm.state()
+
+
+CONV = KERNELS["conv"]
+
+
+def convolution(kernel, stride, channels=(512, 8), bias=False):
+    torch.manual_seed(6)
+    return nn.Conv2d(*channels, kernel, stride, kernel // 2, bias=bias).to(memory_format=torch.channels_last)
+
+
+def learnt(way, layer, x, dtype):
+    layer, x = copy.deepcopy(layer), x.detach().clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+        y = way(layer, x)
+    torch.manual_seed(3)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    assert layer.weight.grad.dtype == layer.weight.dtype
+    return y.detach().double(), x.grad.double(), layer.weight.grad.double()
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+@pytest.mark.parametrize("kernel, stride, size", [(1, 1, 5), (3, 2, 7), (3, 2, 8), (3, 1, 4), (5, 1, 3)])
+def test_a_convolution_learns_what_it_would_learn(kernel, stride, size, precision):
+    layer, x = convolution(kernel, stride), picture((3, 512, size, size))
+    exact = learnt(CONV.plain, copy.deepcopy(layer).double(), x.double(), torch.float64)
+    if precision == "bfloat16":
+        layer, x = layer.bfloat16(), x.bfloat16()
+    dtype = None if precision == "autocast" else torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+        assert CONV.fits(layer, x)
+    fast, plain = (learnt(way, layer, x, dtype) for way in (CONV.fast, CONV.plain))
+    for found, of_torch, expected in zip(fast, plain, exact, strict=True):
+        far, allowed = (found - expected).norm(), (of_torch - expected).norm()
+        assert found.shape == expected.shape and far <= 1.2 * allowed + 1e-6
+
+
+@needs_compiler
+def test_a_convolution_can_be_differentiated_twice():
+    def twice(way):
+        layer, x = convolution(3, 2).bfloat16(), picture((1, 512, 4, 4), torch.bfloat16).requires_grad_()
+        (gradient,) = torch.autograd.grad(way(layer, x).square().sum(), x, create_graph=True)
+        gradient.float().square().sum().backward()
+        return x.grad.float(), layer.weight.grad.float()
+
+    for found, expected in zip(twice(CONV.fast), twice(CONV.plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
+@needs_compiler
+def test_the_first_convolution_of_frozen_input_learns():
+    layer, x = convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16)
+    CONV.fast(layer, x).float().sum().backward()
+    assert layer.weight.grad.isfinite().all() and x.grad is None
+
+
+def large():
+    yield "float32", convolution(3, 2), picture((2, 512, 4, 4))
+    yield "bias", convolution(3, 2, bias=True).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16)
+    yield "large picture", convolution(3, 2).bfloat16(), picture((1, 512, 32, 32), torch.bfloat16)
+    yield "few channels", convolution(3, 1, (8, 8)).bfloat16(), picture((2, 8, 4, 4), torch.bfloat16)
+    yield "layout", convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16).contiguous()
+    yield "frozen", convolution(3, 2).bfloat16().requires_grad_(False), picture((2, 512, 4, 4), torch.bfloat16)
+
+
+@pytest.mark.parametrize("layer, x", [pytest.param(*row[1:], id=row[0]) for row in large()])
+def test_other_convolutions_take_the_plain_way(layer, x):
+    assert not CONV.fits(layer, x)
+
+
+def test_without_a_compiler_only_what_torch_has_is_used(monkeypatch):
+    monkeypatch.delenv("SKIPWAY_KERNELS", raising=False)
+    monkeypatch.setattr(batchnorm, "_norm_library", lambda: None)
+    assert batchnorm.state() == "on, without a C compiler" and not NORM.fits(norm_of(), picture(), None, None)
+    assert CONV.fits(convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16))
+    block = sw.Skip([nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)], after=nn.ReLU())
+    assert block(picture()).shape == (4, 6, 5, 3)
+
+
+NETWORKS = {
+    "resnet20": {"layers": [2, 2], "widths": [8, 16]},
+    "resnet50": {"layers": [1, 1], "widths": [8, 16], "stem": "small", "shortcut": "pool"},
+    "resnetv2_50": {"layers": [2, 1], "widths": [8, 16], "stem": "small", "drop_path": 0.3},
+    "densenet40_12": {"layers": [2, 2]},
+    "resnet9": {"widths": [8, 16, 24], "layers": [1, 1]},
+    "revnet38": {"layers": [2, 1], "widths": [8, 16]},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_learns_the_same_with_them_and_without(name, monkeypatch):
+    torch.manual_seed(4)
+    network = sw.create_model(name, 5, **NETWORKS[name]).to(memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad:
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # no body that begins as zero
+    x, calls = picture((6, 3, 12, 12)), []
+    monkeypatch.setattr(batchnorm, "_call", lambda *a, true=batchnorm._call: calls.append(a[0]) or true(*a))
+    outcomes = []
+    for wish in ("on", "off"):
+        monkeypatch.setenv("SKIPWAY_KERNELS", wish)
+        own = copy.deepcopy(network)
+        torch.manual_seed(5)
+        nn.functional.cross_entropy(own(x), torch.arange(6) % 5).backward()
+        outcomes.append({n: p.grad for n, p in own.named_parameters()} | dict(own.named_buffers()))
+        if wish == "on":
+            seen = len(calls)
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert seen == len(calls) and calls.count("forward") >= norms - network.plan.get("drop_path", 0) * 10
+    for key, expected in outcomes[1].items():
+        if expected is not None:
+            torch.testing.assert_close(outcomes[0][key], expected, rtol=2e-3, atol=2e-5, msg=key)
+
+
+@needs_compiler
+def test_hooks_inside_a_block_see_what_they_would_see():
+    block = sw.Skip([nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)], after=nn.ReLU())
+    x, seen = picture((2, 4, 3, 3)), []
+    block(x)
+    handles = [m.register_forward_hook(lambda m, i, o: seen.append(type(m).__name__)) for m in block.modules()]
+    block(x)
+    assert seen == ["Conv2d", "BatchNorm2d", "Chain", "ReLU", "Skip"]
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,83 @@
+"""Zooming by C gives Pillow's bytes, and normalising by C gives torch's numbers."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skipway.kernels import image_ops as home
+from skipway.kernels.image_ops import NORMALISE, ZOOM
+
+needs_compiler = pytest.mark.skipif(home._library() is None, reason="there is no C compiler")
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
+def test_c_gives_the_bytes_of_pillow(seed, packed, size, channels):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (3, packed, packed, channels), np.uint8)
+    if seed % 2:
+        pixels[pixels < 128], pixels[pixels >= 128] = 0, 255  # where sums come nearest to leaving a byte
+    sides = packed * random.uniform(0.05, 1, (5, 2))
+    corners = random.uniform(0, 1, (5, 2)) * (packed - sides)
+    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    boxes[0] = 0, 0, packed, packed
+    asked = pixels, random.integers(0, 3, 5), boxes, random.random(5) < 0.5, size
+    assert ZOOM.fits(*asked)
+    assert np.array_equal(ZOOM.fast(*asked), ZOOM.plain(*asked))
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same(threads, monkeypatch):
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (4, 30, 30, 3), np.uint8)
+    boxes = np.array([[1, 2, 25.5, 20]] * 9, np.float32)
+    asked = pixels, np.arange(9) % 4, boxes, np.arange(9) % 2 == 0, 24
+    monkeypatch.setattr(home.torch, "get_num_threads", lambda: threads)
+    assert np.array_equal(ZOOM.fast(*asked), ZOOM.plain(*asked))
+
+
+def test_what_c_does_not_take_goes_to_pillow(monkeypatch):
+    boxes, flips = np.array([[0, 0, 3, 3]], np.float32), np.array([True])
+    pixels = np.arange(2 * 6 * 6 * 3, dtype=np.uint8).reshape(2, 6, 6, 3)
+    for odd in (pixels[:, ::2, ::2], pixels[:, :5]):
+        assert not ZOOM.fits(odd, np.array([1]), boxes, flips, 4)
+        assert ZOOM(odd, np.array([1]), boxes, flips, 4).shape == (1, 4, 4, 3)
+    monkeypatch.setenv("SKIPWAY_KERNELS", "off")
+    assert not ZOOM.fits(pixels, np.array([1]), boxes, flips, 4)
+
+
+@needs_compiler
+def test_no_memory_is_an_error_and_not_a_picture(monkeypatch):
+    class Full:
+        zoomed = staticmethod(lambda *_: 0)
+
+    monkeypatch.setattr(home, "_library", Full)
+    with pytest.raises(MemoryError, match="zooming needs memory for a picture"):
+        ZOOM.fast(np.zeros((1, 4, 4, 3), np.uint8), np.array([0]), np.zeros((1, 4), np.float32), np.array([False]), 2)
+
+
+@needs_compiler
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 21), st.sampled_from([1, 3]))
+def test_c_gives_the_numbers_of_torch(seed, count, size, channels):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
+    factor, offset = torch.randn(2, 1, channels, 1, 1, generator=random)
+    assert NORMALISE.fits(x, factor, offset)
+    found, expected = NORMALISE.fast(x, factor, offset), NORMALISE.plain(x, factor, offset)
+    assert torch.equal(found, expected) and found.stride() == expected.stride()
+
+
+def test_what_is_not_bytes_in_order_is_normalised_by_torch(monkeypatch):
+    factor, offset = torch.full((1, 3, 1, 1), 2.0), torch.ones(1, 3, 1, 1)
+    x = torch.arange(24, dtype=torch.uint8).view(1, 3, 2, 4)
+    for odd in (x, x.float().contiguous(memory_format=torch.channels_last), x[:, :2]):
+        of = slice(0, odd.shape[1])
+        assert not NORMALISE.fits(odd, factor[:, of], offset[:, of])
+        assert torch.equal(NORMALISE(odd.clone(), factor[:, of], offset[:, of]), odd.float() * 2 + 1)
+    monkeypatch.setenv("SKIPWAY_KERNELS", "off")
+    assert not NORMALISE.fits(x.contiguous(memory_format=torch.channels_last), factor, offset)

@@ -1,0 +1,34 @@
+"""A run of every family: trained, resumed, loaded without the user's code, predicting."""
+
+import numpy as np
+import pytest
+
+from skipway.errors import InputError
+from skipway.models.load_model import load
+from skipway.models.registry import FAMILIES
+from skipway.runs.train_run import train
+from tests.small_runs import numbers, pictures, quick
+
+SMALLEST = {
+    "resnet": "resnet20",
+    "resnet9": "resnet9",
+    "densenet": "densenet40_12",
+    "resmlp": "resmlp",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_resumes_and_predicts(family, tmp_path):
+    name = SMALLEST[family]
+    data = pictures(tmp_path / "data", count=6)
+    quick(str(data), str(tmp_path / "runs"), model=name, epochs=1)
+    resumed = train(resume=str(tmp_path / "runs" / "last"), epochs=2)
+    network = load(resumed.path)
+    assert network.plan["name"] == name and network.plan["family"] == family and numbers(resumed.path)["epochs"] == 2
+    assert network.predict_proba([np.zeros((8, 8), np.uint8)]).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_option_that_the_family_does_not_have_is_refused(tmp_path):
+    data = pictures(tmp_path / "data", count=6)
+    with pytest.raises(InputError, match="densenet40_12 has no option 'drop_path'"):
+        quick(str(data), str(tmp_path / "runs"), model="densenet40_12", drop_path=0.2)

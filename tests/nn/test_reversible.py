@@ -1,0 +1,208 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import skipway as sw
+from skipway.errors import InputError, ShapeError
+from skipway.nn.reversible import Coupling, Reversible
+from skipway.nn.skip import Chain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def convolutions(width=4, dropout=0.0):
+    return nn.Sequential(
+        nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(width, width, 3, padding=1, bias=False)
+    )
+
+
+def linears(width=3):
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, width))
+
+
+def pair(body, count=3):
+    """The same couplings twice: as Reversible runs them, and as autograd would keep them."""
+    torch.manual_seed(2)
+    kept = Chain(*(Coupling(body(), body()) for _ in range(count)))
+    return Reversible(*copy.deepcopy(list(kept))), kept
+
+
+def passed(network, x, weights):
+    """Output, gradients of input, parameters, then the buffers."""
+    torch.manual_seed(5)
+    x = x.clone().requires_grad_()
+    out = network(x)
+    (out * weights).sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in network.parameters()), *network.buffers(), torch.rand(2)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_outputs_gradients_statistics_and_chances_are_those_that_autograd_would_give(dropout):
+    reversible, kept = pair(lambda: convolutions(dropout=dropout))
+    x, weights = torch.randn(4, 8, 5, 5), torch.randn(4, 8, 5, 5)
+    for found, expected in zip(passed(reversible, x, weights), passed(kept, x, weights), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all(m.num_batches_tracked == 1 for m in reversible.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_gradients_are_those_of_differences():
+    network = pair(linears)[0].double()
+    parameters = dict(network.named_parameters())
+
+    def of(x, *values):
+        return torch.func.functional_call(network, dict(zip(parameters, values, strict=True)), x)
+
+    x = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(of, (x, *parameters.values()))
+
+
+def test_second_derivatives_are_refused():
+    x = torch.ones(1, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(pair(linears)[0](x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["backward inside autocast", "outside"])
+def test_under_autocast_no_gradient_is_lost(inside):
+    reversible, kept = pair(convolutions)
+    x = torch.randn(4, 8, 5, 5)
+    for network in (reversible, kept):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(x).float().square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+    for p, q in zip(reversible.parameters(), kept.parameters(), strict=True):
+        assert F.cosine_similarity(p.grad.flatten(), q.grad.flatten(), dim=0) > 0.99
+
+
+def test_a_network_of_bfloat16_stays_one():
+    network, _ = pair(convolutions)
+    x = torch.randn(4, 8, 5, 5).bfloat16().requires_grad_()
+    out = network.bfloat16()(x)
+    out.float().sum().backward()
+    assert out.dtype == x.grad.dtype == torch.bfloat16
+
+
+def test_what_is_kept_does_not_grow_with_depth():
+    def kept(count):
+        sizes = []
+        network = Reversible(*(Coupling(convolutions(), convolutions()) for _ in range(count)))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            network(torch.randn(2, 8, 6, 6))
+        return sum(sizes)
+
+    assert kept(2) == kept(20) == 2 * 8 * 6 * 6
+
+
+def test_layers_that_do_not_learn_are_left_alone():
+    network, kept = pair(convolutions)
+    for n in (network, kept):
+        n[1].f[3].weight.requires_grad_(False)
+        n[2].requires_grad_(False)
+        n(torch.ones(2, 8, 4, 4)).square().sum().backward()
+    assert network[1].f[3].weight.grad is None and network[2].g[3].weight.grad is None
+    torch.testing.assert_close(network[0].f[3].weight.grad, kept[0].f[3].weight.grad)
+
+
+def test_a_body_that_gives_no_gradient_is_borne():
+    network = Reversible(Coupling(torch.zeros_like, nn.Linear(2, 2)))
+    x = torch.ones(1, 4, requires_grad=True)
+    network(x).sum().backward()
+    assert x.grad.shape == (1, 4) and network[0].g.weight.grad is not None
+
+
+def test_a_body_that_is_used_twice_gathers_both_gradients():
+    body = nn.Linear(2, 2)
+    gradients = []
+    with pytest.warns(UserWarning, match="share parameters"):
+        networks = [Reversible(Coupling(body, body), Coupling(body, nn.Identity()))]
+    networks.append(nn.Sequential(*networks[0]))
+    for network in networks:
+        body.zero_grad()
+        network(torch.arange(4.0).view(1, 4)).square().sum().backward()
+        gradients.append(body.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_memory_format_stays():
+    network, _ = pair(convolutions)
+    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    assert network(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["revnet38", "revnet164"])
+def test_a_reversible_resnet_learns_what_autograd_would_teach_it(name):
+    network = sw.create_model(name, 3, layers=(2, 2, 1), widths=(8, 8, 16), stem_channels=None)
+    plain = copy.deepcopy(network)
+    for path, module in list(plain.named_modules()):
+        if isinstance(module, Reversible):
+            sw.replace(plain, path, Chain(**dict(module.named_children())))
+    x, y = torch.randn(6, 3, 12, 12), torch.arange(6) % 3
+    for n in (network, plain):
+        F.cross_entropy(n.train()(x), y).backward()
+    for (key, p), q in zip(network.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=key)
+    for p, q in zip(network.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert sw.output_shape(network, (2, 3, 12, 12)) == (2, 3)
+
+
+@pytest.mark.parametrize("shortcut", ["auto", "pad", "pool"])
+def test_no_block_is_left_out(shortcut):
+    network = sw.create_model("revnet38", layers=(3, 2, 1), widths=(8, 16, 16), shortcut=shortcut)
+    couplings = [path for path, module in network.named_modules() if isinstance(module, Coupling)]
+    assert [sum(path.startswith(f"stage{i}") for path in couplings) for i in (1, 2, 3)] == [3, 2, 1]
+    assert network(torch.ones(1, 3, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name, millions", [("revnet38", 0.46), ("revnet110", 1.73), ("revnet164", 1.75)])
+def test_parameters_are_those_of_the_paper(name, millions):
+    with torch.device("meta"):
+        network = sw.create_model(name)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block": "basic"},
+        {"join": "scale"},
+        {"shortcut": "none"},
+        {"shortcut": "project"},
+        {"drop_path": 0.1},
+        {"norm": "fixup"},
+    ],
+)
+def test_a_reversible_resnet_refuses_what_cannot_be_reversed(options):
+    with pytest.raises(InputError, match="resnet with reversible=True takes a block"):
+        sw.create_model("revnet38", **options)
+
+
+def test_odd_halves_are_refused():
+    with pytest.raises(InputError, match="halves its widths, but 7 is odd"):
+        sw.create_model("revnet38", widths=(8, 7, 16))
+    with pytest.raises(ShapeError, match="with an even number of channels"):
+        pair(linears)[0](torch.ones(1, 5))
+    with pytest.raises(ShapeError, match="`add` needs equal shapes"):
+        Coupling(nn.Linear(2, 3), nn.Identity())(torch.ones(1, 4))
+
+
+def test_only_couplings_that_keep_the_shape_make_a_reversible():
+    around = (nn.Linear(2, 3), nn.Linear(2, 3))
+    with pytest.raises(InputError, match="takes Couplings without shortcuts, not Coupling with shortcuts"):
+        Reversible(Coupling(nn.Linear(2, 3), nn.Linear(3, 3), around))
+    with pytest.raises(InputError, match="takes Couplings without shortcuts, not Linear"):
+        Reversible(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="takes at least one Coupling"):
+        Reversible()
+
+
+def test_recomputation_has_nothing_to_save_there():
+    with pytest.raises(InputError, match="unless they are reversible"):
+        sw.recompute(sw.create_model("revnet38"))

@@ -1,0 +1,301 @@
+import csv
+import json
+import math
+import re
+import shutil
+
+import pytest
+import yaml
+from fabricated_runs import HOSTILE, Page, run_folder, table
+from PIL import Image
+
+from skipway.errors import InputError, StorageError, printable
+from skipway.report import html
+
+CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = run_folder(tmp_path_factory.mktemp("runs") / "digits-resnet20", skipped=130)
+    return folder, Page(html.write(folder))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    folder = run_folder(
+        tmp_path_factory.mktemp("runs") / "hostile", num_classes=120, epochs=300, hostile=True, skipped=20
+    )
+    return folder, Page(html.write(folder))
+
+
+def shown(share, digits=1):
+    return f"{share * 100:.{digits}f}\xa0%"
+
+
+def test_the_report_stands_beside_the_results_and_nothing_is_left_aside(finished):
+    folder, page = finished
+    assert (folder / "report.html").exists()
+    assert {p.name for p in (folder / "plots").glob("*.png")} == {
+        "curves.png",
+        "confusion_matrix.png",
+        "schedule.png",
+        "classes.png",
+    }
+    assert not [p for p in folder.rglob(".*")]
+
+
+def test_the_page_forbids_all_but_inline_pictures_and_styles(finished, hostile):
+    for folder, page in (finished, hostile):
+        policies = [m for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+        assert [m["content"] for m in policies] == [CSP]
+        assert not {"script", "link", "iframe", "object", "embed", "form", "base", "svg"} & {t for t, _ in page.tags}
+        for _, attributes in page.tags:
+            assert not [name for name in attributes if name.startswith("on")]
+            for name in ("src", "href", "srcset", "action", "data", "poster"):
+                assert re.match(r"data:image/(png|jpeg);base64,", attributes.get(name, "data:image/png;base64,"))
+        source = (folder / "report.html").read_text(encoding="utf-8")
+        assert not re.search(r"https?://|url\(|@import", source)
+
+
+def test_the_page_has_one_heading_a_language_and_a_text_for_every_picture(finished):
+    _, page = finished
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1 and len(page.all("h2")) >= 7
+    assert len(page.all("img")) == 4 + 12
+    assert all(image["alt"].strip() for image in page.all("img"))
+
+
+def test_the_headline_numbers_equal_those_of_metrics_json(finished):
+    folder, page = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [float(v) for v in page.values[:2]] == [metrics["val_accuracy"], metrics["test_accuracy"]]
+    for split in ("val", "test"):
+        count = metrics["data"]["counts"][split]
+        low, high = html.wilson(metrics[f"{split}_accuracy"], count)
+        assert shown(metrics[f"{split}_accuracy"]) in page.text
+        assert f"of {count:,} pictures · 95\xa0% interval {low * 100:.1f} to {shown(high)}" in page.text
+    for text in ("39.0 s", "412 images/s", "272,474", "shift 4 px, flip", "75 x 56 to 4000 x 3000", "1:7"):
+        assert text in page.text
+
+
+def test_every_class_stands_in_the_table_with_its_numbers_the_weakest_first(hostile):
+    folder, page = hostile
+    with (folder / "per_class.csv").open(errors="surrogateescape", newline="") as file:
+        wanted = sorted(csv.DictReader(file), key=lambda row: float(row["f1"]))
+    rows = [
+        [printable(r["class"]), r["count"], *(shown(float(r[k])) for k in ("precision", "recall", "f1"))]
+        for r in wanted
+    ]
+    found = [row for row in page.rows if len(row) == 5 and row[0] != "Class"]
+    assert found == rows and len(rows) == 120
+    assert "The other 100 classes" in page.text
+
+
+def test_the_most_confused_pairs_are_those_of_the_matrix(finished):
+    folder, page = finished
+    with (folder / "confusion_matrix.csv").open(newline="") as file:
+        head, *body = list(csv.reader(file))
+    counts = {(r[0], c): int(v) for r in body for c, v in zip(head[1:], r[1:], strict=True) if r[0] != c and int(v)}
+    pairs = [row for row in page.rows if len(row) == 4 and row[0] in head and row[1] in head]
+    assert len(pairs) == 10
+    assert [int(row[2]) for row in pairs] == sorted(counts.values(), reverse=True)[:10]
+    assert all(counts[row[0], row[1]] == int(row[2]) for row in pairs)
+
+
+def test_skipped_files_are_listed_up_to_fifty_and_the_rest_is_counted(finished):
+    _, page = finished
+    assert len([row for row in page.rows if len(row) == 4 and row[3] == "truncated: 12 of 80 bytes"]) == 50
+    assert "And 80 more; skipped.csv has them all." in page.text
+
+
+def test_the_recipe_the_network_and_the_commands_are_there(finished):
+    folder, page = finished
+    fields = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    recipe = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {k: fields[k] for k in recipe} == {k: "not set" if v is None else str(v) for k, v in recipe.items()}
+    assert fields["torch"] == "2.13.0+cpu" and "command" not in fields
+    assert page.text.count("(block") == 20 and "skipway train digits --seed 1" in page.text
+    assert "skipway train --config config.yaml" in page.text
+
+
+def test_hostile_names_are_shown_as_text(hostile):
+    folder, page = hostile
+    for name in HOSTILE:
+        assert printable(name) in page.text or printable(name)[:20] in page.text, name
+    cells = {cell for row in page.rows for cell in row}
+    assert {printable(name) for name in HOSTILE} <= cells
+    source = (folder / "report.html").read_bytes()
+    assert b"<img src=x" not in source and b"\x1b" not in source and "\u200f".encode() not in source
+    assert source.decode("utf-8").count("</pre>") == len(page.all("pre"))
+
+
+def test_a_typical_report_stays_small(finished, hostile):
+    assert (finished[0] / "report.html").stat().st_size < 1_000_000
+    assert (hostile[0] / "report.html").stat().st_size < 1_500_000
+
+
+def test_large_pictures_are_made_small_and_small_ones_keep_their_pixels(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2, side=300)
+    Image.new("L", (8, 8), 90).save(folder / "plots" / "worst" / "0.png")
+    images = [i for i in Page(html.write(folder)).all("img") if "predicted" in i["alt"]]
+    assert (images[0]["width"], images[0].get("class")) == ("8", "pixels")
+    assert images[0]["src"].startswith("data:image/png") and images[1]["src"].startswith("data:image/jpeg")
+    assert max(int(i["width"]) for i in images) == 256
+
+
+def test_a_picture_outside_the_folder_of_worst_pictures_is_not_embedded(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2)
+    Image.new("L", (8, 8)).save(tmp_path / "secret.png")
+    rows = [[name, "a.png", "cat", "dog", 0.9, 0.1] for name in ("../../../secret.png", "..", "a\0b", "", "1.png")]
+    table(
+        folder / "plots" / "worst.csv",
+        rows,
+        ["picture", "file", "label", "predicted", "probability", "label_probability"],
+    )
+    images = [i for i in Page(html.write(folder)).all("img") if "predicted" in i["alt"]]
+    assert [i["width"] for i in images] == ["32"]
+
+
+def test_figures_of_other_parts_are_shown_too(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2)
+    Image.new("RGB", (3000, 600)).save(folder / "plots" / "depth_profile.png")
+    Image.new("RGB", (300, 200)).save(folder / "plots" / "augmented.png")
+    (folder / "plots" / "broken.png").write_bytes(b"not a picture")
+    page = Page(html.write(folder))
+    assert "Depth profile" in page.text and "Broken" not in page.text and "What the network saw" in page.text
+    assert [i["width"] for i in page.all("img") if i["alt"] == "depth_profile"] == ["1600"]
+
+
+def test_a_second_report_shows_what_changed(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2, epochs=2)
+    first = html.write(folder).read_text(encoding="utf-8")
+    assert html.write(folder).read_text(encoding="utf-8") == first
+    run_folder(folder, num_classes=2, epochs=3)
+    assert html.write(folder).read_text(encoding="utf-8") != first
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.json", "config.yaml", "env.json", "per_class.csv", "confusion_matrix.csv", "skipped.csv"]
+)
+@pytest.mark.parametrize("state", ["gone", "broken"])
+def test_a_missing_or_broken_file_is_named_in_its_section(tmp_path, name, state):
+    folder = run_folder(tmp_path / "run", num_classes=2, epochs=2, skipped=0)
+    (folder / name).unlink()
+    if state == "broken":
+        (folder / name).mkdir() if name.endswith("csv") else (folder / name).write_text("{: [")
+    page = Page(html.write(folder))
+    assert (f"This run has no {name}." if state == "gone" else f"This run's {name} cannot be read") in page.text
+
+
+def test_an_interrupted_run_says_so_and_reports_its_best_epoch(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2, epochs=4, metrics=False)
+    for name in ("config.yaml", "env.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv", "skipped.csv"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "plots")
+    with (folder / "results.csv").open("a") as file:
+        file.write("5,3.2")  # torn by the interruption
+    page = Page(html.write(folder))
+    assert "It was interrupted or has not ended" in page.text and "Validation accuracy so far" in page.text
+    assert "The counts below come from splits.csv." in page.text and "no pictures in plots/worst" in page.text
+    with (folder / "results.csv").open() as file:
+        best = max(float(row["val_accuracy"]) for row in csv.DictReader(file) if row["val_accuracy"])
+    assert float(page.values[0]) == best
+
+
+@pytest.mark.parametrize("text", ["", "epoch,seconds,lr,train_loss\n"])
+def test_a_run_without_a_finished_epoch_still_has_a_report(tmp_path, text):
+    (tmp_path / "results.csv").write_text(text)
+    page = Page(html.write(tmp_path))
+    assert "No epoch was finished" in page.text and "no finished epoch measured it" in page.text
+
+
+def test_a_matrix_that_is_not_square_is_said_to_be_unreadable(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2)
+    for text in ("true,a,b\na,1,2\n", "true,a,b\na,1,2\nb,3,x\n", "", "true,a\na,nan\n"):
+        (folder / "confusion_matrix.csv").write_text(text)
+        assert "This run's confusion_matrix.csv cannot be read (ValueError)." in Page(html.write(folder)).text
+
+
+def test_metrics_of_the_wrong_kind_do_not_stop_the_report(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2)
+    for metrics in (
+        [1],
+        {
+            "val_accuracy": "high",
+            "data": {"warnings": 3, "notes": [], "counts": 1},
+            "seconds": None,
+            "schedule": 3,
+            "best_epoch": "x",
+        },
+    ):
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        assert "digits" in Page(html.write(folder)).text
+
+
+def test_a_folder_without_results_is_not_a_run_folder(tmp_path):
+    expected = "expected one that `skipway train` wrote; name the folder that holds results.csv"
+    with pytest.raises(
+        InputError, match=r"is not a run folder: its results.csv cannot be read \(No such file"
+    ) as error:
+        html.write(tmp_path)
+    assert str(error.value).endswith(expected) and "\n" not in str(error.value)
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(
+        InputError, match="is not a run folder: its results.csv has no column 'epoch', expected one that"
+    ):
+        html.write(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        html.write(tmp_path / "results.csv")
+    with pytest.raises(InputError, match=r"\\x1b\[2J is not a run folder"):
+        html.write(tmp_path / "\x1b[2J")
+
+
+def test_a_report_that_cannot_be_written_is_a_storage_error_and_leaves_the_old_one(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2)
+    (folder / "report.html").mkdir()
+    with pytest.raises(
+        StorageError, match="the report could not be written to .*report.html: Is a directory; expected a folder"
+    ):
+        html.write(folder)
+    assert not list(folder.glob(".report*"))
+
+
+def test_the_interval_is_wilsons():
+    assert html.wilson(0.9, 100) == pytest.approx((0.82563, 0.94477), abs=1e-5)
+    assert html.wilson(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+    assert html.wilson(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+
+
+def says(rows, classes=None, count=1000):
+    columns = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
+    history = [{"epoch": i + 1.0, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows)]
+    best = max((r for r in history if math.isfinite(r["val_accuracy"])), key=lambda r: r["val_accuracy"], default={})
+    even = {"a": {"train": 50}, "b": {"train": 50}}
+    facts = {"history": history, "best": best, "classes": classes or even, "counts": {"val": count}}
+    return " ".join(html._reading(facts)).replace("\xa0", " ")
+
+
+def test_the_sentence_is_derived_from_the_numbers():
+    flat = [(0.5, 0.5, 1.0, 1.0), (0.9, 0.9, 0.3, 0.3), (0.9, 0.895, 0.3, 0.31)]
+    assert says(flat) == (
+        "Training and validation accuracy are 0.0 points apart: no overfitting; "
+        "the 1 epochs after epoch 2 brought nothing more."
+    )
+    assert "It overfits: in its best epoch it was right on 99.0 % of the training pictures and on 80.0 %" in says(
+        [(0.5, 0.5, 1, 1), (0.99, 0.8, 0.1, 0.7), (0.99, 0.79, 0.1, 0.7)]
+    )
+    assert "The last epoch, 2, was the best one and the last fifth still brought 20.0 points" in says(
+        [(0.6, 0.6, 1, 1), (0.8, 0.8, 0.5, 0.5)]
+    )
+    assert "but the last fifth brought 0.1 points: more epochs would bring little" in says(
+        [(0.95, 0.95, 1, 1)] * 4 + [(0.951, 0.951, 0.5, 0.5)]
+    )
+    assert "The validation loss rose from 0.4 (epoch 2) to 0.9 while the training loss fell" in says(
+        [(0.6, 0.6, 1, 1), (0.9, 0.9, 0.4, 0.4), (0.95, 0.89, 0.1, 0.9)]
+    )
+    assert "not finite in epoch 2" in says([(0.6, 0.6, 1, 1), (0.5, 0.5, math.nan, math.nan)])
+    assert "not clearly better than always answering the largest class (90.0 % of all)" in says(
+        [(0.9, 0.9, 1, 1)], classes={"a": {"train": 90}, "b": {"train": 10}}
+    )
+    assert says([(0.9, 0.9, 1, 1)]) == "One epoch shows no trend; more epochs will tell."

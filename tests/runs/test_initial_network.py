@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from picture_folders import class_folders
+from small_runs import Words
+
+import skipway as sw
+from skipway.data.image_spec import Spec
+from skipway.errors import InputError
+from skipway.runs.initial_network import beginning, chosen_model
+from skipway.runs.recipe import Recipe
+
+QUICK = {"threads": 1, "batch_size": 8, "val_fraction": 0.3, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("beginning")
+
+
+@pytest.fixture(scope="module")
+def old(place):
+    class_folders(place / "old", ("ant", "bee", "cow"), count=10)
+    return sw.train(place / "old", "resnet20", output=place / "runs", **QUICK)
+
+
+@pytest.fixture(scope="module")
+def new(place):
+    class_folders(place / "new", ("bee", "cat", "ant", "dog"), count=10, seed=3)
+    return place / "new"
+
+
+def spec(size=128, channels=3, names=("a", "b")):
+    return Spec(channels, size, size, (0.5,) * channels, (0.25,) * channels, names)
+
+
+def test_a_run_gives_its_network_its_preparation_and_the_classes_of_the_same_name(old, new, tmp_path):
+    words = Words()
+    run = sw.train(new, pretrained=str(old.path), output=tmp_path, console=words, lr=1e-9, weight_decay=0.0, **QUICK)
+    assert "2 of 4 classes kept by their names, 2 new" in words and run.metrics["decided"]["model"] == "resnet20"
+    before, after = old.network(), run.network()
+    assert after.spec.mean == before.spec.mean and after.spec.class_names == ("ant", "bee", "cat", "dog")
+    rows = [after.spec.class_names.index(name) for name in ("ant", "bee")]
+    assert torch.allclose(after.head.weight[rows], before.head.weight[:2], atol=1e-6)
+    decided = run.metrics["decided"]
+    assert decided["lr_decay"] == 0.5 and decided["freeze"] == 0  # one epoch is too short to freeze
+
+
+def test_a_longer_run_freezes_the_trunk_for_an_epoch_unless_told_otherwise(old, new, tmp_path):
+    options = {**QUICK, "epochs": 3, "pretrained": str(old.best)}
+    assert sw.train(new, "resnet20", output=tmp_path, **options).metrics["decided"]["freeze"] == 1
+    told = sw.train(new, "resnet20", output=tmp_path, freeze=0, lr_decay=1.0, lr=0.3, **options).metrics["decided"]
+    assert told["freeze"] == 0 and told["lr_decay"] == 1.0 and told["lr"] == 0.3
+
+
+def test_fine_tuning_starts_from_what_was_learnt(old, place, tmp_path):
+    again = sw.train(place / "old", pretrained=str(old.path), output=tmp_path, lr=1e-9, weight_decay=0.0, **QUICK)
+    found, wanted = again.network(), old.network()
+    pictures = [np.random.default_rng(k).integers(0, 256, (8, 8, 3), np.uint8) for k in range(4)]
+    assert torch.allclose(found.head.weight, wanted.head.weight, atol=1e-6)
+    assert np.abs(found.predict_proba(pictures) - wanted.predict_proba(pictures)).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    "given, size, channels, said",
+    [
+        ("auto", 128, 3, "from scratch: timm/resnet18.a1_in1k could not be downloaded"),
+        ("auto", 96, 3, ""),
+        ("auto", 128, 1, ""),
+        ("none", 128, 3, ""),
+    ],
+)
+def test_photographs_alone_ask_for_weights_and_what_was_decided_is_said(given, size, channels, said):
+    words = Words()
+    recipe = Recipe(pretrained=given)
+    network, fine = beginning(recipe, ("resnet10", {}), spec(size, channels), words)
+    assert not fine and network.plan["name"] == "resnet10" and network.spec.size == size
+    assert said in words if said else not words.lines
+
+
+def test_a_network_without_known_weights_says_so():
+    words = Words()
+    beginning(Recipe(model="resnet20"), ("resnet20", {}), spec(), words)
+    assert "from scratch: no weights are known for resnet20 as it is asked for" in words
+
+
+def test_weights_that_are_asked_for_and_not_there_are_an_error():
+    with pytest.raises(InputError, match="there is no such file; give one, a run, or a tag of the Hub"):
+        beginning(Recipe(model="resnet18", pretrained="absent.pth"), ("resnet18", {}), spec(), Words())
+
+
+@pytest.mark.parametrize("given", ["a1_in1k", "weights.pth", "some/thing"])
+def test_weights_that_do_not_tell_their_network_need_a_name(given):
+    with pytest.raises(InputError, match="does not tell its network; name it with --model, as in --model resnet50"):
+        chosen_model(Recipe(pretrained=given), 128, 100)
+
+
+def test_a_repository_tells_its_network():
+    assert chosen_model(Recipe(pretrained="timm/resnet50.a1_in1k"), 128, 100) == ("resnet50", {})
+    assert chosen_model(Recipe(pretrained="timm/resnet50.a1_in1k", model="resnet18"), 128, 100) == ("resnet18", {})
+
+
+def test_dropout_and_stochastic_depth_reach_the_network():
+    recipe = Recipe(model="resnet20", dropout=0.2, drop_path=0.1, pretrained="none")
+    network, _ = beginning(recipe, ("resnet20", {}), spec(32), Words())
+    assert network.plan["dropout"] == 0.2 and network.plan["drop_path"] == 0.1

@@ -1,0 +1,285 @@
+"""The whole road of tables: train, stop, resume, predict, evaluate, check, summary, report, and the command line."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from small_runs import Words, numbers, same_runs, table
+from table_files import homes, lines, written
+
+import skipway as sw
+from skipway.commands.write_predictions import write_predictions
+from skipway.errors import InputError, Interrupted
+from skipway.runs.train_run import train
+from skipway.training.checkpoint import load_weights
+from skipway.utils.signals import StopFlag
+
+QUICK = {"epochs": 3, "batch_size": 16}
+
+
+def quick(data, output, console=None, **options):
+    return train(data, output=output, console=console, **{**QUICK, **options})
+
+
+class After(Words):
+    """A console that asks for a stop once so many epochs were said."""
+
+    def __init__(self, epochs, stop):
+        super().__init__()
+        self.left, self.stop = epochs, stop
+
+    def say(self, text):
+        super().say(text)
+        self.left -= text.startswith("epoch ")
+        if not self.left:
+            self.stop.request("SIGTERM")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("homes") / "homes.csv", homes(120))
+
+
+@pytest.fixture(scope="module")
+def price(home):
+    return quick(home, home.parent / "runs", target="price", ignore="dear", name="price", epochs=25, lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def dear(home):
+    return quick(home, home.parent / "runs", target="dear", ignore="price", name="dear", epochs=25, lr=0.01)
+
+
+def test_a_regression_leaves_its_figures_tables_and_pictures(price):
+    found = numbers(price.path)
+    assert found["val_r2"] > 0.5 and found["val_mae"] < found["val_rmse"] and "val_accuracy" not in found
+    assert found["baseline"]["name"] == "gradient boosting" and found["baseline"]["val_r2"] > 0
+    assert found["data"]["target"] == "price"
+    assert found["data"]["columns"] == {"number": 1, "category": 1, "boolean": 1, "date": 1}
+    results = table(price.path / "results.csv")
+    assert len(results) == 25 and {"train_r2", "val_r2", "val_loss"} <= set(results[0])
+    rows = table(price.path / "predictions.csv")
+    assert list(rows[0]) == ["row", "split", "target", "predicted", "error"] and len(rows) == 24
+    assert float(rows[0]["error"]) == pytest.approx(float(rows[0]["predicted"]) - float(rows[0]["target"]), abs=1e-3)
+    splits = table(price.path / "splits.csv")
+    assert len(splits) == 120 and re.fullmatch(r"homes.csv:\d+", splits[0]["row"]) and len(splits[0]["digest"]) == 32
+    assert (price.path / "plots" / "predicted.png").stat().st_size > 5000
+    assert not (price.path / "confusion_matrix.csv").exists()
+    encoders = json.loads((price.path / "encoders.json").read_text())
+    assert encoders["target"] == "price" and encoders == sw.load(price.path).spec.as_dict()
+
+
+def test_a_classification_leaves_what_one_of_pictures_does(dear):
+    found = numbers(dear.path)
+    assert found["val_accuracy"] > 0.7 and 0.4 < found["baseline"]["val_accuracy"] <= 1
+    assert found["data"]["classes"].keys() == {"cheap", "dear"}
+    assert {r["class"] for r in table(dear.path / "per_class.csv")} == {"cheap", "dear"}
+    assert "row" in table(dear.path / "predictions.csv")[0] and (dear.path / "confusion_matrix.csv").exists()
+
+
+def text_of(page):
+    page = re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.S)
+    return " ".join(page.split())
+
+
+def test_the_report_speaks_of_rows_and_numbers(price, dear):
+    page = text_of(price.report.read_text())
+    assert "Validation R2" in page and "mean absolute error" in page and "Predicted and true" in page
+    assert "Farthest from the truth" in page and "What it confuses" not in page and "icture" not in page
+    assert "Beside it, on the same rows: scikit-learn" in page and "rows/s" in page
+    page = text_of(dear.report.read_text())
+    assert "Validation accuracy" in page and "validation rows. Each row is a true class" in page
+    assert "Worst pictures" not in page and "gradient boosting with default settings reaches" in page
+
+
+def test_the_header_of_the_weights_is_all_that_is_needed(price, home):
+    header = load_weights(price.best)[1]
+    assert {c["name"] for c in header["spec"]["columns"]} == {"size", "city", "garden", "built"}
+    network = sw.load(price.best)
+    frame = pd.read_csv(home)
+    assert np.allclose(network.predict(frame), network.predict(home), equal_nan=False)
+    assert isinstance(network.spec, sw.TableSpec) and network.spec == sw.TableSpec.from_dict(network.spec.as_dict())
+    with pytest.raises(InputError, match="this network predicts a number, which has no probabilities; use predict"):
+        network.predict_proba(frame)
+    with pytest.raises(InputError, match="a network of tables takes a DataFrame or the path of .*, not ndarray; for"):
+        network.predict(np.zeros((2, 4)))
+    with pytest.raises(InputError, match="this network was trained on a table; give it a DataFrame or a table file"):
+        network.probabilities([np.zeros((8, 8, 1), np.uint8)])
+
+
+def test_predict_needs_no_target_finds_columns_by_name_and_counts_the_unseen(dear, home):
+    frame = pd.read_csv(home)
+    plain = sw.predict(dear.path, home)
+    frame = frame[["garden", "built", "size", "city"]].assign(more=1)
+    words = Words()
+    assert [p.top for p in sw.predict(dear.path, frame, console=words)] == [p.top for p in plain]
+    frame.loc[:2, "city"] = "Mars"
+    rows = sw.predict(dear.path, frame, console=words)
+    assert len(rows) == 120 and "3 values of 'city' were rarely or never seen in training" in words
+    assert sum(share for _, share in rows[0].top) == pytest.approx(1)
+    assert dear.network().predict(frame) == [p.top[0][0] for p in rows]
+    with pytest.raises(InputError, match="lacks 2 of the 4 columns that the network was trained with: 'city',"):
+        sw.predict(dear.path, frame[["size", "built"]])
+
+
+def test_a_row_that_cannot_be_used_has_a_reason_and_the_others_their_answer(price, tmp_path):
+    path = lines(
+        tmp_path / "new.csv",
+        "size,city,garden,built",
+        "50,Ulm,yes,1950-01-15",
+        "many,Ulm,yes,1950-01-15",
+        "60,Bonn,no,yesterday",
+        ",,,",
+        "70,Mars,no,1960-02-15",
+    )
+    rows = sw.predict(price.path, path)
+    assert [r.usable for r in rows] == [True, False, False, True, True]
+    assert rows[1].reason == "column 'size': 'many' is not a number, unlike the rest of the column"
+    assert str(rows[2]).startswith("new.csv:4: error: column 'built': 'yesterday' is not a date")
+    write_predictions(tmp_path / "out.csv", rows, 3)
+    out = table(tmp_path / "out.csv")
+    assert [r["status"] for r in out] == ["ok", "error", "error", "ok", "ok"] and len(out) == 5
+    assert float(out[0]["predicted"]) == rows[0].value and out[1]["predicted"] == ""
+    with pytest.raises(InputError, match="predict needs at least one table with rows: a .csv, .tsv or .parquet file"):
+        sw.predict(price.path, [])
+
+
+def test_cells_that_a_spreadsheet_would_run_are_harmless_in_every_table(tmp_path):
+    frame = homes(60)
+    frame["dear"] = frame["dear"].map({"dear": "=cmd()", "cheap": "@sum"})
+    path = written(tmp_path / "=homes.csv", frame)
+    run = quick(path, tmp_path / "runs", target="dear", ignore="price", name="r")
+    write_predictions(run.path / "out.csv", sw.predict(run.path, path), 2)
+    for file in ("splits.csv", "predictions.csv", "per_class.csv", "confusion_matrix.csv", "out.csv"):
+        for row in table(run.path / file):
+            assert not [v for v in row.values() if str(v)[:1] in "=@" and v], file
+    assert {r["target"] for r in table(run.path / "splits.csv")} == {"'=cmd()", "'@sum"}
+    assert run.network().spec.class_names == ("=cmd()", "@sum")
+
+
+def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
+    judged = sw.evaluate(price.path, home)
+    assert judged.count == 120 and judged.r2 > 0.7 and str(judged).startswith("train: R2 0.")
+    judged = sw.evaluate(dear.path, home)
+    assert judged.accuracy > 0.7 and "rows" in str(judged).splitlines()[0]
+    with pytest.raises(InputError, match="has no test split; it has train"):
+        sw.evaluate(dear.path, home, split="test")
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="is no table, but the network was trained on one; give a .csv or .parquet"):
+        sw.evaluate(dear.path, tmp_path / "pictures")
+
+
+def test_check_and_summary_tell_of_tables(home, price):
+    said = sw.check(home, target="price")
+    assert "homes: 120 train rows; target 'price': a number (regression)" in said
+    assert "city    category, 3 categories" in said and "size    number, around" in said
+    assert "missing values in 'size'" in said
+    assert "nothing to mind" in sw.check("breast_cancer") and "class benign: 357 rows" in sw.check("breast_cancer")
+    from skipway.commands.summary import summarize
+
+    assert "for an input of 1x5" in summarize(str(price.path))
+
+
+@pytest.mark.parametrize("target", ["price", "dear"])
+def test_a_run_stopped_after_any_epoch_and_resumed_equals_one_that_never_stopped(home, tmp_path, target):
+    whole = quick(home, tmp_path, target=target, name="whole")
+    for epochs in (1, 2):
+        stop = StopFlag()
+        with pytest.raises(Interrupted):
+            quick(home, tmp_path, After(epochs, stop), target=target, name=f"stopped{epochs}", stop=stop)
+        resumed = train(resume=tmp_path / f"stopped{epochs}")
+        assert same_runs(whole.path, resumed.path)
+        assert resumed.metrics["val_loss"] == whole.metrics["val_loss"]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
+    whole = quick(home, tmp_path, target="price", name="whole", epochs=6)
+    code = f"""
+import os, skipway.training.loop as loop
+from skipway.run import train
+count, real = [0], loop._need_finite
+def fatal(*a):
+    count[0] += 1
+    if count[0] > 40: os.kill(os.getpid(), 9)
+    real(*a)
+loop._need_finite = fatal
+train({str(home)!r}, output={str(tmp_path)!r}, target="price", name="killed", epochs=6, batch_size=16, save_every=0)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
+    assert same_runs(whole.path, train(resume=tmp_path / "killed").path)
+
+
+def test_other_rows_are_refused_when_resuming_unless_they_are_meant(tmp_path):
+    frame = homes(60)
+    path = written(tmp_path / "homes.csv", frame)
+    run = quick(path, tmp_path, target="price", name="r")
+    frame.loc[3, "size"] = 77.7
+    written(path, frame.iloc[:-1])
+    with pytest.raises(InputError, match=r"the rows of .*homes.csv are not those of before \(.*edited.*\); put them"):
+        train(resume=run.path, epochs=4)
+    again = train(resume=run.path, epochs=4, allow_changed_data=True)
+    assert again.metrics["epochs"] == 4 and again.network().spec == run.network().spec
+    with pytest.raises(InputError, match="a run goes on as it began: target was price, not dear"):
+        train(resume=run.path, target="dear")
+
+
+def test_epochs_precision_and_threads_suit_tables_unless_told(home, tmp_path):
+    before = torch.get_num_threads()
+    run = train(home, target="price", output=tmp_path, time_limit=0)
+    assert run.metrics["decided"]["epochs"] == 100 and run.metrics["decided"]["precision"] == "fp32"
+    assert run.metrics["decided"]["optimizer"] == "adamw"
+    assert json.loads((run.path / "env.json").read_text())["threads"] == 1
+    assert torch.get_num_threads() == before
+    assert quick(home, tmp_path, target="price", model="resmlp").network().plan["width"] == 128
+
+
+def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_path):
+    with pytest.raises(InputError, match="resnet18 is a network for pictures, but .*homes.csv is a table; give"):
+        quick(home, tmp_path, target="price", model="resnet18")
+    with pytest.raises(InputError, match="augment, mixup: for pictures, but .*homes.csv is a table; leave that out"):
+        quick(home, tmp_path, target="price", augment="light", mixup=0.2)
+    with pytest.raises(InputError, match="balance, label_smoothing: for classes, but the target 'price' is a number"):
+        quick(home, tmp_path, target="price", balance="sampling", label_smoothing=0.1)
+    with pytest.raises(InputError, match="--target is for tables, but digits is none; give a .csv, .tsv or .parquet"):
+        quick("digits", tmp_path, target="price")
+    with pytest.raises(InputError, match="task is one of auto, classification, regression, not 'guess'"):
+        quick(home, tmp_path, target="price", task="guess")
+    picture = sw.create_model("resnet20", 2)
+    with pytest.raises(InputError, match="this network was not trained on a table; give it pictures"):
+        picture.need_table_spec()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_with_parts_of_its_own_uses_them(tmp_path):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for i, name in enumerate(("train", "val", "test")):
+        written(folder / f"{name}.csv", homes(40, i))
+    run = quick(folder, tmp_path / "runs", target="price", ignore="dear")
+    assert "test_r2" in run.metrics and {r["split"] for r in table(run.path / "predictions.csv")} == {"test"}
+    assert "test_r2" in run.metrics["baseline"]
+
+
+def test_the_command_line_takes_tables(home, tmp_path):
+    def skipway(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "skipway", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, said = skipway("train", home, "--target", "dear", "--ignore", "price", "--epochs", 2, "-o", "runs")
+    assert code == 0 and "columns: 1 number, 1 category, 1 boolean, 1 date; target 'dear': 2 classes" in out + said
+    bad = lines(tmp_path / "bad.csv", "size,city,garden,built", "1,Ulm,yes,1950-01-15", "x,Ulm,yes,1950-01-15")
+    code, out, said = skipway("predict", "runs/last", bad, "--csv", "out.csv", "--strict")
+    assert code == 2 and "1 of 2 rows could not be used" in said and "bad.csv:3: error: column 'size'" in out
+    code, out, said = skipway("train", bad)
+    assert code == 2 and said.count("\n") == 1 and "is a table: say which column to predict with --target" in said

@@ -1,0 +1,404 @@
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import precision_recall_fscore_support
+
+import skipway as sw
+from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
+from skipway.report import html
+from skipway.runs.run_folder import cell
+from skipway.runs.train_run import train
+from skipway.training import loop
+from skipway.training.losses import Classification
+from skipway.utils import atomic_files
+from skipway.utils.signals import StopFlag
+from tests.small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
+
+FILES = {
+    "report.html",
+    "weights/best.safetensors",
+    "weights/last",
+    "config.yaml",
+    "results.csv",
+    "metrics.json",
+    "per_class.csv",
+    "confusion_matrix.csv",
+    "predictions.csv",
+    "splits.csv",
+    "skipped.csv",
+    "env.json",
+    "plots",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def data(place):
+    return pictures(place / "kinds")
+
+
+@pytest.fixture(scope="module")
+def first(data, place):
+    """One whole run, with its report; nobody changes it."""
+    return quick(data, place / "runs")
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Runs without a drawn report, which takes most of a second."""
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+
+
+def test_a_run_leaves_the_folder_that_the_design_lists(first):
+    there = {str(p.relative_to(first.path)) for p in first.path.rglob("*")}
+    assert there >= FILES and not any(".tmp" in p or ".lock" in p for p in there)
+    assert {p.parts[0] for p in map(Path, there)} == {Path(f).parts[0] for f in FILES}
+    header = (first.path / "results.csv").read_text().splitlines()[0]
+    assert header == ("epoch,seconds,lr,train_loss,train_accuracy,val_loss,val_accuracy,images_per_second,data_wait")
+    assert first.best.is_file() and first.report.stat().st_size > 10_000
+    assert first.network().predict_proba([np.zeros((8, 8), np.uint8)]).shape == (1, 3)
+    assert first.metrics == numbers(first.path) and len(first.history) == 2
+    assert {"val_accuracy", "val_loss", "epochs", "seconds", "images_per_second"} <= set(first.metrics)
+    assert "test_accuracy" not in first.metrics and first.metrics["status"] == "finished"
+
+
+def test_no_file_of_a_run_names_a_folder_that_was_not_given(data, place, monkeypatch):
+    monkeypatch.chdir(place)
+    run = quick("kinds", "runs", name="relative", epochs=1)
+    assert run.path == Path("runs/relative")
+    for path in run.path.rglob("*"):
+        if path.is_file():
+            assert str(place).encode() not in path.read_bytes(), path
+
+
+def test_last_leads_to_the_newest_run_and_numbers_go_up(data, tmp_path, bare):
+    runs = [quick(data, tmp_path, epochs=1).path.name for _ in range(3)]
+    assert runs == ["kinds-resnet20", "kinds-resnet20-2", "kinds-resnet20-3"]
+    assert os.readlink(tmp_path / "last") == "kinds-resnet20-3"
+    assert sw.load(tmp_path / "last").spec.class_names == ("ant", "bee", "cow")
+
+
+def test_a_folder_called_last_is_left_alone(data, tmp_path, bare):
+    (tmp_path / "last").mkdir()
+    quick(data, tmp_path, epochs=1)
+    assert not (tmp_path / "last").is_symlink()
+
+
+def test_a_name_that_is_taken_is_refused(data, first, place):
+    with pytest.raises(InputError, match="holds a run already; go on with it by --resume .* or take another --name"):
+        quick(data, place / "runs", name=first.path.name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "last", "a/b", "/x", "../x", "a/"])
+def test_a_hostile_name_is_refused(data, tmp_path, name):
+    with pytest.raises(InputError, match="a run cannot be called .*: a plain folder name was expected"):
+        quick(data, tmp_path, name=name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tables_agree_with_each_other_and_with_scikit_learn(first):
+    predictions, matrix = table(first.path / "predictions.csv"), table(first.path / "confusion_matrix.csv")
+    names = [row["true"] for row in matrix]
+    counts = np.array([[int(row[n]) for n in names] for row in matrix])
+    assert counts.sum() == len(predictions) == sum(r["split"] == "val" for r in table(first.path / "splits.csv"))
+    assert first.metrics["val_accuracy"] == np.trace(counts) / counts.sum()
+    true, found = [r["label"] for r in predictions], [r["predicted"] for r in predictions]
+    assert first.metrics["val_accuracy"] == np.mean(np.array(true) == found)
+    wanted = precision_recall_fscore_support(true, found, labels=names, zero_division=0)
+    rows = table(first.path / "per_class.csv")
+    for key, values in zip(("precision", "recall", "f1", "count"), wanted, strict=True):
+        assert [float(r[key]) for r in rows] == pytest.approx(values)
+    assert first.metrics["val_loss"] == pytest.approx(np.mean([float(r["loss"]) for r in predictions]), abs=1e-5)
+
+
+def test_predictions_are_those_of_the_loaded_network(first, data):
+    rows = table(first.path / "predictions.csv")
+    network = sw.load(first.path)
+    shares = network.predict_proba([data / r["file"] for r in rows])
+    assert [network.spec.class_names[i] for i in shares.argmax(1)] == [r["predicted"] for r in rows]
+    assert shares.max(1) == pytest.approx([float(r["probability"]) for r in rows], abs=1e-4)
+
+
+def test_a_test_set_is_what_is_judged(tmp_path, bare):
+    data = pictures(tmp_path / "d", 6, ("train", "valid", "test"))
+    run = quick(data, tmp_path / "runs")
+    rows = table(run.path / "predictions.csv")
+    assert {r["split"] for r in rows} == {"test"} and len(rows) == 18
+    assert run.metrics["test_accuracy"] == np.mean([r["label"] == r["predicted"] for r in rows])
+    assert {"val_accuracy", "test_loss"} <= set(run.metrics)
+    assert sw.evaluate(run.path, data).accuracy == run.metrics["test_accuracy"]
+
+
+def test_a_config_fed_back_repeats_the_run_to_the_bit(first, tmp_path, bare):
+    config = first.path / "config.yaml"
+    assert list(yaml.safe_load(config.read_text())) == sw.Recipe.names()
+    again = train(config=config, output=tmp_path)
+    assert again.path.name == first.path.name and same_tensors(best(first.path), best(again.path))
+    other = train(config=config, output=tmp_path, seed=1)
+    assert not same_tensors(best(first.path), best(other.path))
+
+
+def test_a_config_beside_its_own_run_makes_a_numbered_one(data, tmp_path, bare):
+    run = quick(data, tmp_path, epochs=1)
+    assert train(config=run.path / "config.yaml").path.name == "kinds-resnet20-2"
+
+
+def test_the_process_is_as_before(data, tmp_path, bare):
+    import signal
+
+    threads, state, handler = torch.get_num_threads(), torch.get_rng_state(), signal.getsignal(signal.SIGTERM)
+    quick(data, tmp_path, threads=threads + 1, epochs=1)
+    assert torch.get_num_threads() == threads and torch.equal(state, torch.get_rng_state())
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_training_works_in_another_thread(data, tmp_path, bare):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(quick(data, tmp_path, epochs=1)))
+    thread.start()
+    thread.join()
+    assert found[0].metrics["epochs"] == 1
+
+
+def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, monkeypatch, bare):
+    import signal
+
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        speed = loop._speed
+        monkeypatch.setattr(loop, "_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
+        with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1, work saved"):
+            quick(data, tmp_path)
+        assert not heard
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monkeypatch, bare):
+    stop = StopFlag()
+    stop.request("SIGUSR1")
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1 before anything was done; start again"):
+        quick(data, tmp_path, stop=stop)
+    assert not list(tmp_path.iterdir())
+    late = StopFlag()
+    monkeypatch.setattr("skipway.runs.train_run.fit", lambda *a, **k: (loop.fit(*a, **k), late.request("SIGTERM")))
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while judging, the training is done and saved; get the"):
+        quick(data, tmp_path, stop=late)
+    monkeypatch.undo()
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+    words = Words()
+    run = train(resume=tmp_path / "last", console=words)
+    assert "only judged and reported again" in words and run.metrics["epochs"] == 2
+
+
+def test_paths_and_numbers_of_numpy_are_taken_as_they_are(data, tmp_path, bare):
+    run = quick(data, tmp_path, epochs=np.int64(1), lr=np.float64(0.01))
+    assert run.metrics["decided"]["lr"] == 0.01
+
+
+def test_training_needs_data():
+    with pytest.raises(InputError, match="train needs DATA: a built-in name such as digits, a folder of class folders"):
+        train()
+
+
+def test_a_config_and_a_run_to_go_on_with_exclude_each_other(first):
+    with pytest.raises(InputError, match="give --resume or --config, not both"):
+        train(resume=first.path, config=first.path / "config.yaml")
+
+
+@pytest.mark.parametrize("name", [None, "run"])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(data, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("skipway.runs.image_datamodule.pack", lambda *a: pytest.fail("decoded"))
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for output in (file, file / "below"):
+        with pytest.raises((InputError, StorageError)) as caught:
+            quick(data, output, name=name)
+        assert caught.value.exit_code in (2, 4) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="is a file; give another folder with --output"):
+        quick(data, file)
+    assert file.read_text() == "mine"
+
+    def readonly(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "mkdir", readonly)
+    with pytest.raises(StorageError, match="Read-only file system") as caught:
+        quick(data, tmp_path / "runs", name=name)
+    assert caught.value.exit_code == 4
+
+
+def test_a_refused_run_leaves_no_folder(data, tmp_path):
+    for options, said in (
+        ({"model": "resnet21"}, "no network is called"),
+        ({"stem": "none"}, "stem"),
+        ({"max_pixels": 1}, "read"),
+    ):
+        with pytest.raises(InputError, match=said):
+            quick(data, tmp_path, **options)
+    assert not [p for p in tmp_path.iterdir() if p.name != "last"]
+
+
+def test_low_space_is_said_before_the_first_epoch(data, tmp_path, monkeypatch, bare):
+    monkeypatch.setattr("skipway.runs.train_run.free_bytes", lambda path: 1000)
+    words = Words()
+    quick(data, tmp_path, words)
+    said = [i for i, line in enumerate(words.lines) if "mind: 1,000 bytes are free in" in line]
+    assert said and said[0] < next(i for i, line in enumerate(words.lines) if line.startswith("epoch 1"))
+
+
+def test_a_disk_that_fills_while_training_ends_with_storage_and_a_whole_checkpoint(data, tmp_path, monkeypatch, bare):
+    write = atomic_files.write_new
+
+    def filling(path, data):
+        if "step" in str(path) or ".tmp-3" in str(path.parent):
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(atomic_files, "write_new", filling)
+    with pytest.raises(StorageError, match="No space left on device"):
+        quick(data, tmp_path, name="full", save_every=0)
+    monkeypatch.undo()
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+    train(resume=tmp_path / "full")
+    whole = quick(data, tmp_path, name="whole")
+    assert same_tensors(best(whole.path), best(tmp_path / "full"))
+
+
+def test_a_library_that_finds_the_disk_full_is_a_matter_of_storage(data, tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(html, "write", full)
+    with pytest.raises(StorageError, match="what is saved is whole: mend that disk and go on with --resume"):
+        quick(data, tmp_path, epochs=1)
+
+
+def test_a_lack_of_memory_outside_training_is_no_fault_of_ours(data, tmp_path, monkeypatch):
+    def starved(folder):
+        raise MemoryError
+
+    monkeypatch.setattr(html, "write", starved)
+    with pytest.raises(StorageError, match="memory ran out; take a smaller network") as e:
+        quick(data, tmp_path, name="x", epochs=1)
+    assert e.value.exit_code == 4 and not (tmp_path / "x" / "crash.txt").exists()
+
+
+def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, monkeypatch):
+    def fault(folder):
+        raise KeyError("odd\nthing")
+
+    monkeypatch.setattr(html, "write", fault)
+    with pytest.raises(
+        SkipwayError, match="a fault of skipway's own .KeyError: .* the details are in .*crash.txt"
+    ) as e:
+        quick(data, tmp_path, name="x", epochs=1)
+    assert e.value.exit_code == 70 and "\n" not in str(e.value)
+    assert "Traceback" in (tmp_path / "x" / "crash.txt").read_text()
+
+    def full(path, data):
+        raise StorageError("full")
+
+    def fault_on_a_full_disk(folder):
+        monkeypatch.setattr("skipway.runs.run_folder.write_file", full)
+        raise KeyError("odd")
+
+    monkeypatch.setattr(html, "write", fault_on_a_full_disk)
+    with pytest.raises(KeyError, match="odd"):
+        quick(data, tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes")])
+def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, monkeypatch, error):
+    def loss(*_):
+        raise error
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    with pytest.raises(
+        StorageError, match="memory ran out with batches of 16 in 8 pieces; what is saved is whole: give"
+    ):
+        quick(data, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(data, tmp_path, monkeypatch, bare):
+    loss = Classification.loss
+    calls = []
+
+    def third_is_nan(*a, **k):
+        calls.append(1)
+        return loss(*a, **k) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(Classification, "loss", third_is_nan)
+    with pytest.raises(NotFiniteError, match=r"in step 3, epoch 1, with the pictures (ant|bee|cow)/\d\d\.png, "):
+        quick(data, tmp_path, name="nan", save_every=0)
+    monkeypatch.undo()
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+    train(resume=tmp_path / "nan")
+    assert same_tensors(best(tmp_path / "nan"), best(quick(data, tmp_path).path))
+
+
+def test_a_rate_beyond_reason_ends_with_not_finite(data, tmp_path, bare):
+    with pytest.raises(NotFiniteError, match="is not finite"):
+        quick(data, tmp_path, lr=1e4, epochs=20, momentum=0.99, weight_decay=10.0, schedule="constant")
+
+
+@pytest.mark.parametrize("batch_size", [47, 46, 23, 2])
+def test_no_batch_norm_ever_meets_a_batch_of_one(data, tmp_path, bare, batch_size):
+    assert quick(data, tmp_path, batch_size=batch_size, epochs=1, val_fraction=13 / 60).metrics["epochs"] == 1
+
+
+def test_the_trained_file_is_plain(data, tmp_path, bare):
+    import copy
+
+    run = quick(data, tmp_path, precision="bf16", ema=0.5, epochs=1)
+    network = run.network()
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        y = network(x)
+        assert y.dtype == torch.float32 and torch.equal(copy.deepcopy(network)(x), y)
+        batch = {0: torch.export.Dim("batch", min=2, max=64)}
+        exported = torch.export.export(network, (x,), dynamic_shapes=(batch,)).module()
+        assert torch.allclose(exported(x), y, atol=1e-5)
+    assert type(network.forward).__name__ == "method" and "_original_forward" not in vars(network)
+    assert all(t.dtype in (torch.float32, torch.int64) for t in best(run.path).values())
+
+
+def test_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path, bare):
+    data = pictures(tmp_path / "d", 6, kinds=("=cmd()", "@x", "\x1b[2J"))
+    (data / "=cmd()" / "00.png").rename(data / "=cmd()" / "-1\n.png")
+    words = Words()
+    run = quick(data, tmp_path / "runs", words, epochs=1)
+    for path in run.path.rglob("*.csv"):
+        text = path.read_text()
+        assert "\x1b" not in text and not any(c.startswith(("=", "@", "-")) for c in text.replace("\n", ",").split(","))
+    assert {r["class"] for r in table(run.path / "per_class.csv")} == {"'=cmd()", "'@x", "\\x1b[2J"}
+    assert [cell(v) for v in ("+1", -1, 2.5, "a-b", "\ta")] == ["'+1", -1, 2.5, "a-b", "\\x09a"]
+
+
+def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device cuda was asked for, but torch sees no GPU"):
+        quick(data, tmp_path, device="cuda")
+
+
+def test_the_command_in_env_json_makes_the_run_again(first, place):
+    import json
+    import shlex
+
+    env = json.loads((first.path / "env.json").read_text())
+    words = shlex.split(env["command"])
+    assert words[:3] == ["skipway", "train", str(place / "kinds")]
+    assert {"--epochs", "--batch-size", "--threads"} <= set(words) and QUICK["model"] in words
+    assert env["threads"] == 1 and env["precision"] == "fp32"

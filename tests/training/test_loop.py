@@ -1,0 +1,338 @@
+import copy
+import json
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skipway.errors import Interrupted, NotFiniteError, StorageError
+from skipway.model_factory import create_model
+from skipway.training import checkpoint, loop
+from skipway.training.loop import fit
+from skipway.training.schedules import SCHEDULES
+from skipway.training.trainer import Settings, Trainer
+from skipway.utils import atomic_files
+from skipway.utils.console import Console
+from skipway.utils.signals import StopFlag
+from tests.small_runs import StopAt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TIMES = ("seconds", "images_per_second", "data_wait")
+
+
+class Feed:
+    """Twenty-six noisy pictures of three kinds in batches of 8, 8 and 10, in an order of the epoch's own."""
+
+    def __init__(self, count=26, size=8, shuffle=True):
+        generator = torch.Generator().manual_seed(3)
+        self.y = torch.arange(count) % 3
+        self.x = torch.randn(count, 1, 6, 6, generator=generator) + self.y.view(-1, 1, 1, 1)
+        self.bounds = [(i, min(i + size, count)) for i in range(0, count - 2, size)]
+        self.bounds[-1] = (self.bounds[-1][0], count)
+        self.shuffle = shuffle
+
+    @property
+    def steps(self):
+        return len(self.bounds)
+
+    def epoch(self, epoch=0, start=0):
+        order = np.arange(len(self.y))
+        if self.shuffle:
+            order = np.random.default_rng(epoch).permutation(order)
+        for begin, end in self.bounds[start:]:
+            ids = order[begin:end]
+            yield self.x[ids], self.y[ids], ids
+
+
+def network(drop_path=0.0):
+    torch.manual_seed(0)
+    options = {"layers": [1, 1], "widths": [4, 8], "drop_path": drop_path}
+    return create_model("resnet20", num_classes=3, in_chans=1, **options)
+
+
+def plain_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def settings(**values):
+    return Settings(**{"epochs": 2, "lr": 0.05, **values})
+
+
+def run(folder, how, stop=None, resume=False, feed=None, console=None, net=None):
+    trainer = Trainer(net or network(how.pop("drop_path", 0.0)), settings(**how))
+    best = {}
+    if resume:
+        saved = checkpoint.load(folder)
+        trainer.restore(saved.tensors, saved.state["state"])
+
+    def on_epoch(state, weights):
+        if weights is not None:
+            best.update({k: v.clone() for k, v in weights.items()})
+
+    fit(
+        trainer,
+        feed or Feed(),
+        Feed(10, 5, shuffle=False),
+        folder,
+        on_epoch=on_epoch,
+        facts={"run": 1},
+        console=console or Console(quiet=True),
+        stop=stop or StopFlag(),
+    )
+    return trainer, best
+
+
+def timeless(state):
+    history = [{k: v for k, v in row.items() if k not in TIMES} for row in state.history]
+    best = {k: v for k, v in state.best.items() if k not in TIMES}
+    return history, best, state.status, state.step, state.epoch
+
+
+def same(left, right):
+    return set(left) == set(right) and all(torch.equal(v, right[k]) for k, v in left.items())
+
+
+HOWS = [
+    {"ema": 0.8, "drop_path": 0.4, "label_smoothing": 0.2},
+    {"accumulate": 2, "clip": 0.5, "schedule": "cosine"},
+    {"optimizer": "adamw", "patience": 1, "lr": 0.5, "epochs": 6},
+    {"precision": "bf16", "save_every": 0.0},
+    {"optimizer": "muon", "freeze": 1, "l1": 1e-4},
+]
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_a_run_stopped_at_any_poll_and_resumed_ends_in_the_same_bits(tmp_path, how):
+    counter = StopAt(10**9)
+    whole, whole_best = run(tmp_path / "whole", dict(how), counter)
+    wanted = whole.tensors()
+    assert counter.polls > 6
+    for at in range(counter.polls):
+        folder = tmp_path / str(at)
+        with suppress(Interrupted):
+            run(folder, dict(how), StopAt(at))
+        saved = checkpoint.load(folder)
+        assert saved.state["run"] == 1
+        trainer, _ = run(folder, dict(how), resume=True)
+        assert same(wanted, trainer.tensors()), at
+        assert timeless(trainer.state) == timeless(whole.state)
+    assert whole_best and whole.state.status == ("stopped by patience" if how.get("patience") else "finished")
+
+
+def test_a_stop_says_what_was_done_and_how_to_go_on(tmp_path):
+    folder = tmp_path / "weights" / "last"
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 2, work saved; go on with --resume") as caught:
+        run(folder, {}, StopAt(1))
+    assert str(caught.value).endswith(str(tmp_path)) and caught.value.exit_code == 75
+    assert checkpoint.load(folder).state["state"]["batch"] == 2
+
+
+def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path):
+    how = {"drop_path": 0.5}
+    first, again = (run(tmp_path / k, dict(how))[0].tensors() for k in "ab")
+    other = run(tmp_path / "c", {**how, "seed": 1})[0].tensors()
+    assert same(first, again) and not same(first, other)
+
+
+def test_training_learns_what_can_be_learnt(tmp_path):
+    trainer, best = run(tmp_path, {"epochs": 8, "lr": 0.1, "label_smoothing": 0.0})
+    history = trainer.state.history
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"] and trainer.state.best["val_accuracy"] > 0.8
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    assert all(0 <= row["data_wait"] <= 1 and row["images_per_second"] > 0 for row in history)
+    assert trainer.state.best["val_accuracy"] == max(row["val_accuracy"] for row in history)
+    assert set(best) == set(trainer.network.state_dict())
+
+
+def test_a_step_is_the_mean_over_its_pictures_however_they_are_split(tmp_path):
+    how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "lr": 0.5}
+    whole = Feed(size=24)
+    assert whole.bounds == [(0, 26)]
+    one, _ = run(tmp_path / "one", dict(how), feed=whole, net=plain_network())
+    three, _ = run(tmp_path / "three", {**how, "accumulate": 3}, feed=Feed(), net=plain_network())
+    many, _ = run(tmp_path / "many", {**how, "accumulate": 99}, feed=Feed(), net=plain_network())
+    for key, value in one.tensors().items():
+        assert torch.allclose(value, three.tensors()[key], atol=1e-6)
+        assert torch.equal(three.tensors()[key], many.tensors()[key])
+    assert three.state.step == one.state.step == 1
+
+
+def test_the_last_step_of_an_epoch_counts_only_what_it_has(tmp_path):
+    how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0}
+    net = plain_network()
+    mine, feed = copy.deepcopy(net), Feed()
+    trainer, _ = run(tmp_path, {**how, "accumulate": 2}, feed=feed, net=net)
+    order = np.random.default_rng(0).permutation(26)
+    optimizer = torch.optim.SGD(mine.parameters(), lr=0.05)
+    for ids in (order[:16], order[16:]):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(mine(feed.x[ids]), feed.y[ids]).backward()
+        optimizer.step()
+    assert trainer.state.step == 2
+    for a, b in zip(mine.parameters(), trainer.network.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e9])
+def test_clipping_is_that_of_torch(tmp_path, clip):
+    how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.1}
+    net = plain_network()
+    mine, feed = copy.deepcopy(net), Feed(size=24)
+    trainer, _ = run(tmp_path, {**how, "clip": clip}, feed=feed, net=net)
+    ids = np.random.default_rng(0).permutation(26)
+    nn.functional.cross_entropy(mine(feed.x[ids]), feed.y[ids], label_smoothing=0.1).backward()
+    nn.utils.clip_grad_norm_(mine.parameters(), clip)
+    for a, b in zip(mine.parameters(), trainer.network.parameters(), strict=True):
+        assert torch.allclose(a - 0.05 * a.grad, b, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "steps", "flat-cosine", "constant"])
+def test_the_rate_of_each_step_is_the_schedules(tmp_path, schedule):
+    seen = []
+    trainer = Trainer(network(), settings(schedule=schedule, bias_lr=3.0, accumulate=2))
+    step = trainer.stepper.step
+    trainer.stepper.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
+    fit(
+        trainer,
+        Feed(),
+        Feed(10, 5),
+        tmp_path,
+        on_epoch=lambda *_: None,
+        facts={},
+        console=Console(quiet=True),
+        stop=StopFlag(),
+    )
+    wanted = [0.05 * SCHEDULES[schedule](k / 4) for k in range(4)]
+    assert [s[0] for s in seen] == pytest.approx(wanted) and [s[1] for s in seen] == pytest.approx(
+        [3 * w for w in wanted]
+    )
+    assert [row["lr"] for row in trainer.state.history] == pytest.approx([wanted[1], wanted[3]])
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    trainer, _ = run(tmp_path, {"epochs": 50, "lr": 1e-9, "patience": 2})
+    state = trainer.state
+    assert state.status == "stopped by patience" and state.epoch - state.best["epoch"] == 2
+
+
+def test_a_time_limit_ends_a_run_in_good_order(tmp_path):
+    trainer, best = run(tmp_path, {"epochs": 50, "time_limit": 0.0})
+    assert trainer.state.status == "stopped by the time limit" and trainer.state.epoch == 1 and best
+    assert checkpoint.load(tmp_path).state["state"]["status"] == "stopped by the time limit"
+
+
+@pytest.mark.parametrize("every, least, most", [(0.0, 6, 99), (1e6, 3, 3)])
+def test_checkpoints_come_as_often_as_they_are_asked_for(tmp_path, monkeypatch, every, least, most):
+    saves = []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: saves.append(1) or save(*a, **k))
+    run(tmp_path, {"save_every": every})
+    assert least <= len(saves) <= most
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_pictures(tmp_path):
+    feed = Feed()
+    feed.x[11] = float("nan")
+    net = network()
+    with pytest.raises(
+        NotFiniteError, match=r"the loss is not finite in step \d, epoch 1, with the pictures "
+    ) as caught:
+        run(tmp_path, {"save_every": 0.0}, feed=feed, net=net)
+    said = str(caught.value).split("pictures ")[1].split(";")[0].removesuffix(" ...").split(", ")
+    order = np.random.default_rng(0).permutation(26)
+    bad = next(k for k, (b, e) in enumerate(feed.bounds) if 11 in order[b:e])
+    assert said == [str(i) for i in order[slice(*feed.bounds[bad])][:8]] and caught.value.exit_code == 3
+    saved = checkpoint.load(tmp_path)
+    assert saved.state["state"]["step"] == bad
+    trainer, _ = run(tmp_path, {}, resume=True)
+    assert trainer.state.status == "finished"
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path):
+    net = plain_network()
+    net[1].weight.register_hook(lambda g: g * float("inf"))
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(NotFiniteError, match="the gradient is not finite in step 1, epoch 1"):
+        run(tmp_path, {}, net=net)
+    assert same(before, net.state_dict())
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Scores, "loss", float("inf"))
+    with pytest.raises(NotFiniteError, match="the validation loss is not finite after epoch 1; the last checkpoint is"):
+        run(tmp_path, {})
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    net = plain_network()
+    net.register_buffer("unused", torch.zeros(2))
+    trainer = Trainer(net, settings())
+    step = trainer.stepper.step
+    trainer.stepper.step = lambda: (step(), net.unused.fill_(float("nan")))
+    with pytest.raises(NotFiniteError, match="NaN: 'network.unused'"):
+        fit(
+            trainer,
+            Feed(),
+            Feed(10, 5),
+            tmp_path,
+            on_epoch=lambda *_: None,
+            facts={},
+            console=Console(quiet=True),
+            stop=StopFlag(),
+        )
+    assert checkpoint.load(tmp_path).step == 0
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    write, left = atomic_files.write_new, [8]
+
+    def filling(path, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(atomic_files, "write_new", filling)
+    with pytest.raises(StorageError, match="cannot be written: No space left on device") as caught:
+        run(tmp_path, {"save_every": 0.0})
+    assert caught.value.exit_code == 4 and checkpoint.load(tmp_path).step == 1
+    monkeypatch.undo()
+    trainer, _ = run(tmp_path, {}, resume=True)
+    assert same(run(tmp_path / "whole", {})[0].tensors(), trainer.tensors())
+
+
+def test_every_epoch_is_said_on_one_line(tmp_path):
+    import io
+
+    out = io.StringIO()
+    run(tmp_path, {}, console=Console(stream=out))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("epoch 1/2: loss ")
+    assert " pictures/s, " in lines[0] and "% waiting for data, " in lines[0] and " left" in lines[0]
+    assert " left" not in lines[1]
+
+
+def test_a_checkpoint_says_where_the_run_is_in_plain_json(tmp_path):
+    run(tmp_path, {"ema": 0.5})
+    saved = checkpoint.load(tmp_path)
+    state = json.loads((saved.path / "state.json").read_text())["state"]
+    assert state["epoch"] == 2 and state["step"] == 6 and state["status"] == "finished" and len(state["history"]) == 2
+    kinds = {name.split(".")[0] for name in saved.tensors}
+    assert kinds == {"network", "average", "optimizer"}
+
+
+def test_restoring_after_a_random_walk_of_stops_gives_the_same_bits(tmp_path):
+    how = {"epochs": 3, "drop_path": 0.3, "ema": 0.9, "save_every": 0.0}
+    whole, _ = run(tmp_path / "whole", dict(how))
+    chance, resume = random.Random(1), False
+    for _ in range(100):
+        try:
+            trainer, _ = run(tmp_path / "walk", dict(how), StopAt(chance.randrange(4)), resume)
+            break
+        except Interrupted:
+            resume = True
+    assert same(whole.tensors(), trainer.tensors()) and timeless(whole.state) == timeless(trainer.state)

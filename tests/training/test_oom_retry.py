@@ -1,0 +1,93 @@
+import pytest
+import torch
+from test_training_loop import Feed, network, run, same, settings
+
+from skipway.errors import StorageError
+from skipway.training.loop import fit
+from skipway.training.losses import Classification
+from skipway.training.oom_retry import halving
+from skipway.training.trainer import Trainer
+from skipway.utils.console import Console
+from skipway.utils.signals import StopFlag
+
+
+class Small(Classification):
+    """A task whose memory holds so many samples."""
+
+    room = 3
+
+    def loss(self, outputs, y):
+        if len(y) > self.room:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return super().loss(outputs, y)
+
+
+def halved(folder, room, said=None, **values):
+    trainer = Trainer(network(), settings(**values))
+    trainer.task = Small()
+    trainer.task.__class__.room = room
+
+    class Words(Console):
+        def say(self, line):
+            (said if said is not None else []).append(line)
+
+    def training():
+        return fit(
+            trainer,
+            Feed(),
+            Feed(10, 5),
+            folder,
+            on_epoch=lambda *_: None,
+            facts={},
+            console=Words(quiet=True),
+            stop=StopFlag(),
+        )
+
+    halving(training, trainer, folder, 8, Words(quiet=True))
+    return trainer
+
+
+def test_batches_that_do_not_fit_are_computed_in_pieces_and_the_run_ends(tmp_path):
+    said = []
+    trainer = halved(tmp_path, 3, said)
+    assert trainer.state.pieces == 4 and trainer.state.status == "finished" and trainer.state.epoch == 2
+    assert sum("memory ran out with batches of 8: from step 0 on they are computed in" in line for line in said) == 2
+
+
+def test_a_step_in_pieces_is_the_step_of_the_whole_batch_where_no_norm_looks(tmp_path):
+    from test_training_loop import plain_network
+
+    found = []
+    for pieces in (1, 3):
+        trainer = Trainer(plain_network(), settings(epochs=1))
+        trainer.state.pieces = pieces
+        fit(
+            trainer,
+            Feed(),
+            Feed(10, 5),
+            tmp_path / str(pieces),
+            on_epoch=lambda *_: None,
+            facts={},
+            console=Console(quiet=True),
+            stop=StopFlag(),
+        )
+        found.append((torch.cat([p.detach().flatten() for p in trainer.network.parameters()]), trainer.state.history))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert found[0][1][0]["train_loss"] == pytest.approx(found[1][1][0]["train_loss"], abs=1e-6)
+
+
+def test_pieces_of_less_than_two_samples_are_refused(tmp_path):
+    with pytest.raises(
+        StorageError, match="memory ran out with batches of 8 in 4 pieces; what is saved is whole: give"
+    ):
+        halved(tmp_path, 1)
+
+
+def test_another_error_is_not_taken_for_one_of_memory(tmp_path):
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        halving(lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")), None, tmp_path, 8, Console(quiet=True))
+
+
+def test_a_run_without_lack_is_as_without_the_net(tmp_path):
+    wanted, _ = run(tmp_path / "a", {"label_smoothing": 0.0})
+    assert same(wanted.tensors(), halved(tmp_path / "b", 99).tensors())

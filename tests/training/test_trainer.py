@@ -1,0 +1,164 @@
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from skipway.model_factory import create_model
+from skipway.training import trainer as trainer_module
+from skipway.training.trainer import Settings, Trainer, as_found, has_bf16
+
+
+def network():
+    torch.manual_seed(0)
+    return create_model("resnet20", num_classes=3, in_chans=1, layers=[1, 1], widths=[4, 8])
+
+
+def step(trainer, seed=0):
+    torch.manual_seed(seed)
+    loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean()
+    trainer.engine.backward(loss)
+    trainer.stepper.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.update_average()
+
+
+def settings(**values):
+    return Settings(**{"epochs": 1, "lr": 0.1, **values})
+
+
+def test_weights_stand_channels_last():
+    trainer = Trainer(network(), settings())
+    four = [p for p in trainer.network.parameters() if p.dim() == 4]
+    assert four and all(p.is_contiguous(memory_format=torch.channels_last) for p in four)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_judged():
+    trainer = Trainer(network(), settings(ema=0.5))
+    assert Trainer(network(), settings()).judged is not None
+    kept = []
+    for k in range(3):
+        step(trainer, k)
+        kept.append({n: p.detach().clone() for n, p in trainer.network.named_parameters()})
+    for name, p in trainer.judged.named_parameters():
+        wanted = 0.5 * (0.5 * kept[0][name] + 0.5 * kept[1][name]) + 0.5 * kept[2][name]
+        assert torch.allclose(p, wanted, atol=1e-6)
+    assert trainer.judged is not trainer.network
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"optimizer": "adamw"}, {"optimizer": "muon"}, {"ema": 0.9}, {"momentum": 0.0}], ids=str
+)
+def test_a_restored_trainer_goes_on_to_the_same_bits(values):
+    first = Trainer(network(), settings(**values))
+    step(first, 0)
+    saved, state = {k: v.clone() for k, v in first.tensors().items()}, copy.deepcopy(first.state)
+    step(first, 1)
+    other = Trainer(network(), settings(**values))
+    step(other, 7)
+    other.restore(saved, vars(state))
+    step(other, 1)
+    wanted, found = first.tensors(), other.tensors()
+    assert set(wanted) == set(found) and all(torch.equal(v, found[k]) for k, v in wanted.items())
+
+
+def test_bf16_is_used_where_it_is_asked_for():
+    for precision, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        trainer = Trainer(network(), settings(precision=precision))
+        seen = []
+        conv = next(m for m in trainer.network.modules() if isinstance(m, nn.Conv2d))
+        conv.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.dtype))
+        out = trainer.model(torch.randn(2, 1, 8, 8))
+        assert seen == [kind] and out.dtype == torch.float32
+        assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+
+
+@pytest.mark.parametrize("amx, avx, wanted", [(True, False, True), (False, True, True), (False, False, False)])
+def test_bf16_is_taken_where_the_processor_has_it(monkeypatch, amx, avx, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert has_bf16("cpu") is wanted
+
+
+def test_what_is_one_per_process_is_as_before():
+    threads, wanted = torch.get_num_threads(), torch.get_rng_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    host = Accelerator(cpu=True, mixed_precision="bf16")
+    with pytest.raises(KeyError), as_found():
+        torch.set_num_threads(threads + 1)
+        torch.manual_seed(5)
+        Trainer(network(), settings())
+        assert AcceleratorState().mixed_precision == "no"
+        raise KeyError
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), wanted)
+    assert AcceleratorState().mixed_precision == "bf16" and host.mixed_precision == "bf16"
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_second_trainer_may_have_another_precision():
+    for precision, said in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
+        assert Trainer(network(), settings(precision=precision)).engine.mixed_precision == said
+    assert trainer_module.State().status == "running"
+
+
+def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
+    trainer = Trainer(network(), settings(epochs=2, freeze=1, weight_decay=0.1, optimizer="adamw"))
+    fixed = next(p for n, p in trainer.network.named_parameters() if n.startswith("stage1"))
+    for epoch, moved in ((0, {"head"}), (1, {"stem", "stage1", "stage2", "head"})):
+        trainer.state.epoch = epoch
+        before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+        trainer.to_train()
+        step(trainer, epoch)
+        after = trainer.network.state_dict()
+        assert {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])} == moved
+        assert fixed.requires_grad == bool(epoch) and trainer.network.training
+
+
+def test_what_never_learns_stays_so_after_the_thaw():
+    net = network()
+    next(net.parameters()).requires_grad_(False)
+    trainer = Trainer(net, settings(epochs=2, freeze=1))
+    for trainer.state.epoch in (0, 1):
+        trainer.to_train()
+        assert not next(net.parameters()).requires_grad
+    assert sum(p.requires_grad for p in net.parameters()) == len(trainer.learnt)
+
+
+def test_a_network_of_one_part_is_never_frozen():
+    trainer = Trainer(nn.Sequential(nn.Linear(3, 2)), settings(freeze=1))
+    trainer.to_train()
+    assert all(p.requires_grad for p in trainer.network.parameters())
+
+
+def test_penalties_are_on_weights_alone():
+    trainer = Trainer(network(), settings(l1=0.5, l2=0.25))
+    weights = torch.cat([p.detach().flatten() for p in trainer.network.parameters() if p.dim() > 1])
+    assert trainer.penalty().item() == pytest.approx((0.5 * weights.abs().sum() + 0.25 * weights.square().sum()).item())
+    assert Trainer(network(), settings()).penalty() == 0.0
+
+
+def test_an_l2_penalty_is_weight_decay_at_twice_the_factor_for_plain_sgd():
+    found = []
+    for values in ({"l2": 0.05, "weight_decay": 0.0}, {"weight_decay": 0.1}):
+        trainer = Trainer(network(), settings(momentum=0.0, **values))
+        for k in range(3):
+            torch.manual_seed(k)
+            loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean() + trainer.penalty()
+            trainer.engine.backward(loss)
+            trainer.stepper.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+        found.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_rates_and_momentum_are_those_of_the_position():
+    trainer = Trainer(network(), settings(bias_lr=2.0, lr_decay=0.5))
+    trainer.set_rates(0.25)  # the top of one-cycle
+    rates = {round(g["lr"], 9) for g in trainer.optimizer.param_groups}
+    assert rates == {0.1 * f * b for f in (0.125, 0.25, 0.5, 1.0) for b in (1, 2)}
+    assert {g["momentum"] for g in trainer.optimizer.param_groups} == {0.9}
+    trainer.set_rates(1.0)
+    assert max(g["lr"] for g in trainer.optimizer.param_groups) == pytest.approx(2e-5)
+    assert {round(g["momentum"], 3) for g in trainer.optimizer.param_groups} == {0.95}

@@ -1,0 +1,460 @@
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+from skipway.errors import InputError, NotFiniteError, StorageError
+from skipway.utils import atomic_files
+
+resource = pytest.importorskip("resource", reason="faults are injected with fork and signals, which Windows has not")
+
+
+class FaultyOs:
+    """Stands in for `os` within durable: the k-th call that touches the disk goes wrong, all others are real."""
+
+    COUNTED = ("open", "write", "fsync", "close", "replace", "rename", "mkdir")
+
+    def __init__(self, when, fault):
+        self.when, self.fault, self.log = when, fault, []
+
+    def __getattr__(self, name):
+        real = getattr(os, name)
+        if name not in self.COUNTED:
+            return real
+
+        def call(*arguments):
+            self.log.append(name)
+            return self.fault(name, real, arguments) if len(self.log) == self.when else real(*arguments)
+
+        return call
+
+
+def failing(code):
+    def fault(name, real, arguments):
+        if name == "close":  # the kernel frees the descriptor even when close reports an error
+            real(*arguments)
+        if name == "write":  # a disk fills in the middle of a write, not before it
+            real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+        raise OSError(code, os.strerror(code))
+
+    return fault
+
+
+def killing(name, real, arguments):
+    if name == "write":
+        real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forked(work):
+    """Run `work` in a child process; the signal that ended it, or 0."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed, see its traceback"
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def each_fault(monkeypatch, code, work, check):
+    """The anomaly loop: fail the 1st call, the 2nd, ... until the work completes untouched; how many there were."""
+    for when in range(1, 1000):
+        faulty = FaultyOs(when, failing(code))
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic_files, "os", faulty)
+            if len(faulty.log) < when:
+                try:
+                    work(when)
+                except StorageError as error:
+                    raised = str(error)
+                else:
+                    raised = None
+        if len(faulty.log) < when:
+            assert raised is None
+            return when - 1
+        check(when, raised, faulty.log)
+    raise AssertionError("the work never ended")
+
+
+def each_kill(work, check):
+    """SIGKILL at the 1st call, the 2nd, ... until the work completes untouched; how many there were."""
+    for when in range(1, 1000):
+
+        def child(when=when):
+            atomic_files.os = FaultyOs(when, killing)
+            work(when)
+
+        ended = forked(child)
+        check(when)
+        if ended == 0:
+            return when - 1
+        assert ended == signal.SIGKILL
+    raise AssertionError("the work never ended")
+
+
+def temporaries(folder):
+    return [name for _, folders, files in os.walk(folder) for name in folders + files if ".tmp-" in name]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A real disk of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.name == "nt" or os.geteuid() or not shutil.which("mount"):
+        pytest.skip("mounting a tmpfs needs root")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_file_is_written_and_replaced_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    atomic_files.write_file(path, b"old")
+    atomic_files.write_file(path, b"")
+    assert path.read_bytes() == b""
+    atomic_files.write_file(path, b"new" * 1000)
+    assert path.read_bytes() == b"new" * 1000
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
+    spy = FaultyOs(0, None)
+    monkeypatch.setattr(atomic_files, "os", spy)
+    atomic_files.write_file(tmp_path / "a.bin", b"data")
+    assert spy.log == ["open", "write", "fsync", "close", "replace", "open", "fsync", "close"]
+
+
+def test_a_write_that_takes_one_byte_at_a_time_still_writes_all(tmp_path, monkeypatch):
+    spy = FaultyOs(0, None)
+    monkeypatch.setattr(FaultyOs, "write", lambda self, fd, data: os.write(fd, data[:1]), raising=False)
+    monkeypatch.setattr(atomic_files, "os", spy)
+    atomic_files.write_file(tmp_path / "a.bin", b"0123456789")
+    assert (tmp_path / "a.bin").read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+def test_a_failure_at_any_call_of_a_write_is_a_storage_error_and_leaves_no_temporary_file(tmp_path, monkeypatch, code):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def check(when, raised, log):
+        assert raised, f"call {when} ({log[-1]}) failed in silence"
+        assert str(path) in raised and os.strerror(code) in raised
+        assert "3 bytes needed" in raised and "bytes free on that disk" in raised and "-o" in raised
+        assert path.read_bytes() == (b"new" if "replace" in log[:-1] and log[when - 1] != "replace" else b"old")
+        assert temporaries(tmp_path) == []
+        path.write_bytes(b"old")
+
+    assert each_fault(monkeypatch, code, lambda _: atomic_files.write_file(path, b"new"), check) == 8
+
+
+def test_a_kill_at_any_call_of_a_write_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    seen = set()
+
+    def check(when):
+        seen.add(path.read_bytes())
+        path.write_bytes(b"old")
+
+    assert each_kill(lambda _: atomic_files.write_file(path, b"new"), check) == 8
+    assert seen == {b"old", b"new"}
+    atomic_files.write_file(path, b"newest")
+    assert os.listdir(tmp_path) == ["a.bin"], "the next write tidies what the killed ones left"
+
+
+def test_what_living_processes_are_writing_is_not_swept(tmp_path):
+    mine, parents, dead = (tmp_path / f".a.tmp-0-{pid}" for pid in (os.getpid(), os.getppid(), 2**40))
+    for path in (mine, parents, tmp_path / ".a.tmp-x", tmp_path / "b"):
+        path.write_bytes(b"")
+    (dead / "inner").mkdir(parents=True)
+    atomic_files.sweep(tmp_path, ".a.tmp-")
+    assert sorted(os.listdir(tmp_path)) == sorted([parents.name, ".a.tmp-x", "b"])
+    atomic_files.sweep(tmp_path / "missing", ".a.tmp-")
+
+
+def test_a_process_of_another_user_lives(monkeypatch):
+    def denied(pid, number):
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "kill", denied)
+    assert atomic_files._alive(1)
+
+
+def test_on_windows_no_process_is_probed_and_no_folder_flushed(tmp_path, monkeypatch):
+    class Windows(FaultyOs):
+        name = "nt"
+
+    spy = Windows(0, None)
+    monkeypatch.setattr(atomic_files, "os", spy)
+    assert atomic_files._alive(2**40)
+    atomic_files.sync_folder(tmp_path)
+    assert spy.log == []
+
+
+def test_a_real_full_disk_is_a_storage_error_and_keeps_the_old_file(tiny_disk):
+    path = tiny_disk / "a.bin"
+    atomic_files.write_file(path, b"o" * 300_000)
+    with pytest.raises(StorageError, match="No space left on device; 900000 bytes needed, .* free some space there"):
+        atomic_files.write_file(path, b"n" * 900_000)
+    assert path.read_bytes() == b"o" * 300_000 and os.listdir(tiny_disk) == ["a.bin"]
+    (tiny_disk / "filler").write_bytes(b"x" * atomic_files.free_bytes(tiny_disk))
+    with pytest.raises(StorageError, match="No space left"):
+        atomic_files.check_writable(tiny_disk)
+
+
+def test_a_limit_on_file_sizes_is_a_storage_error_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.bin"
+    atomic_files.write_file(path, b"old")
+
+    def child():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        with pytest.raises(StorageError, match="ulimit -f"):
+            atomic_files.write_file(path, b"n" * 50_000)
+
+    assert forked(child) == 0
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_read_only_disk_is_found_before_the_first_step(tiny_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    for folder in (tiny_disk, tiny_disk / "runs" / "new"):
+        with pytest.raises(StorageError, match="Read-only file system.*mount that disk writable"):
+            atomic_files.check_writable(folder)
+
+
+def test_a_folder_of_another_user_is_found_before_the_first_step():
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o555)
+
+        def child():
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            with pytest.raises(StorageError, match="Permission denied.*make it writable for this user"):
+                atomic_files.check_writable(Path(name))
+
+        assert forked(child) == 0
+        assert os.listdir(name) == []
+
+
+def test_a_file_where_a_folder_is_needed_is_found_before_the_first_step(tmp_path):
+    (tmp_path / "runs").write_text("")
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "one"):
+        with pytest.raises(StorageError, match="move away the file that stands where a folder is needed"):
+            atomic_files.check_writable(folder)
+
+
+def test_a_writable_folder_is_created_and_left_empty(tmp_path, monkeypatch):
+    atomic_files.check_writable(tmp_path / "a" / "b")
+    atomic_files.check_writable(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []
+    monkeypatch.chdir(tmp_path)
+    atomic_files.check_writable(Path("c"))
+    assert os.path.isdir(tmp_path / "c")
+
+
+def test_every_call_of_the_check_may_fail_and_leaves_nothing(tmp_path, monkeypatch):
+    def check(when, raised, log):
+        assert raised and "cannot be written" in raised
+        assert temporaries(tmp_path) == []
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+
+    assert each_fault(monkeypatch, errno.EIO, lambda _: atomic_files.check_writable(tmp_path / "a" / "b"), check) == 12
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_files, "os", FaultyOs(2, failing(errno.EINVAL)))
+    atomic_files.sync_folder(tmp_path)
+
+
+def test_the_room_on_a_disk_is_known_for_paths_that_are_not_there_yet(tmp_path, monkeypatch):
+    assert atomic_files.free_bytes(tmp_path / "a" / "b" / "c") > 0
+
+    def gone(path):
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(shutil, "disk_usage", gone)
+    assert atomic_files.free_bytes(tmp_path) == 0
+
+
+def test_the_checksum_is_sha_256():
+    assert atomic_files.sha256(b"abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_json_is_readable_keeps_its_order_and_comes_back(tmp_path):
+    values = {"b": [1, 2.5, None, True], "a": {"é": "ß", "bytes that are not UTF-8": "a\udcff"}, "c": {"plain": "é"}}
+    atomic_files.write_json(tmp_path / "a.json", values)
+    data = (tmp_path / "a.json").read_bytes()
+    assert data.startswith(b'{\n "b": [') and atomic_files.from_json(data) == values
+    atomic_files.write_json(tmp_path / "a.json", values["c"])
+    assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_holds_no_number_that_is_not_finite(tmp_path, value):
+    with pytest.raises(NotFiniteError, match=r"a\.json does not fit into strict JSON"):
+        atomic_files.write_json(tmp_path / "a.json", {"loss": value})
+    assert os.listdir(tmp_path) == []
+
+
+def test_json_holds_plain_values_only(tmp_path):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (object(), {(1, 2): 3}, deep):
+        with pytest.raises(InputError, match=r"a\.json does not fit into JSON: .*give it plain values"):
+            atomic_files.write_json(tmp_path / "a.json", value)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (b'{"a": 1, "a": 2}', "a key stands in it twice"),
+        (b"[NaN]", "the number NaN in it is not finite"),
+        (b"[-Infinity]", "is not finite"),
+        (b"[1e999]", "the number 1e999 in it is not finite"),
+        (b"[" * 1_000_000, "it is nested too deeply"),
+        (b'{"a":' * 1_000_000, "it is nested too deeply"),
+        (b"[" + b"9" * 100_000 + b"]", "integer string conversion"),
+        (b"\xff", "codec can't decode"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_json_that_we_would_not_write_is_not_read(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        atomic_files.from_json(text)
+
+
+def test_a_second_lock_is_refused_with_the_pid_and_host_of_the_first(tmp_path):
+    with atomic_files.Lock(tmp_path / "run"):
+        assert json.loads((tmp_path / "run" / ".lock").read_text()) == {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        with pytest.raises(InputError, match=f"process {os.getpid()} on host .*wait for it, or take another --name$"):
+            atomic_files.Lock(tmp_path / "run").__enter__()
+    with atomic_files.Lock(tmp_path / "run"):
+        pass
+    assert os.listdir(tmp_path / "run") == []
+
+
+def hold(folder, ready, without_flock=False):
+    """A child that holds the lock until it is killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if without_flock:
+                atomic_files.fcntl = None
+            with atomic_files.Lock(folder):
+                os.write(ready, b"1")
+                while True:
+                    signal.pause()
+        finally:
+            os._exit(1)
+    return child
+
+
+@pytest.mark.parametrize("without_flock", [False, True])
+def test_a_lock_of_another_process_is_refused_and_taken_over_when_that_was_killed(tmp_path, monkeypatch, without_flock):
+    reading, writing = os.pipe()
+    child = hold(tmp_path, writing, without_flock)
+    if without_flock:
+        monkeypatch.setattr(atomic_files, "fcntl", None)
+    assert os.read(reading, 1) == b"1"
+    mend = f"delete {tmp_path}/.lock" if without_flock else "take another --name"
+    with pytest.raises(InputError, match=f"another run is writing there .process {child} on host .*{mend}"):
+        atomic_files.Lock(tmp_path).__enter__()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / ".lock").exists()
+    with atomic_files.Lock(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+    os.close(reading)
+    os.close(writing)
+
+
+def test_without_flock_a_lock_of_another_host_or_without_a_note_is_never_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_files, "fcntl", None)
+    for note in ('{"pid": 1099511627776, "host": "elsewhere"}', "", "[]", '{"pid": "1"}'):
+        (tmp_path / ".lock").write_text(note)
+        with pytest.raises(InputError, match="process (1099511627776|unknown) on host (elsewhere|unknown)"):
+            atomic_files.Lock(tmp_path).__enter__()
+
+
+def test_a_lock_holds_where_the_working_directory_changes_and_in_forked_children(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with atomic_files.Lock(Path("run")) as lock:
+        os.chdir(tmp_path / "elsewhere")
+        assert forked(lambda: lock.__exit__(None, None, None)) == 0
+        with pytest.raises(InputError, match="another run is writing there"):
+            atomic_files.Lock(tmp_path / "run").__enter__()
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_a_lock_file_that_its_holder_removes_just_then_is_not_taken_for_ours(tmp_path, monkeypatch):
+    real, removed = atomic_files.fcntl.flock, []
+
+    def flock(descriptor, operation):
+        if not removed:
+            removed.append(os.unlink(tmp_path / ".lock"))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(atomic_files.fcntl, "flock", flock)
+    with atomic_files.Lock(tmp_path), pytest.raises(InputError, match="another run is writing there"):
+        atomic_files.Lock(tmp_path).__enter__()
+
+
+def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(tmp_path, monkeypatch):
+    def check(when, raised, log):
+        assert raised and ".lock: cannot be written" in raised
+
+    def work(when):
+        with atomic_files.Lock(tmp_path):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FaultyOs, "COUNTED", ("open", "write"))
+        assert each_fault(monkeypatch, errno.ENOSPC, work, check) == 2
+
+    def unsupported(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(atomic_files.fcntl, "flock", unsupported)
+    with pytest.raises(StorageError, match="No locks available"):
+        atomic_files.Lock(tmp_path).__enter__()
+
+
+def test_the_module_loads_where_there_is_no_fcntl():
+    code = "import sys; sys.modules['fcntl'] = None; from skipway.training import durable; print(durable.fcntl)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
+
+
+def test_a_discarded_folder_is_gone_and_a_failed_flush_leaves_none_of_it(tmp_path, monkeypatch):
+    for when in (0, 1, 2, 3, 4):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic_files, "os", FaultyOs(when, failing(errno.EIO)))
+            try:
+                atomic_files.discard(tmp_path / "a")
+            except OSError:
+                assert when
+        assert os.listdir(tmp_path) == (["a"] if when == 1 else [])
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)

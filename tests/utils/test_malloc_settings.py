@@ -1,0 +1,70 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from skipway.utils.malloc_settings import restart_gathering
+
+PROBE = """
+import resource
+from skipway.memory import keep_freed_memory
+kept = {kept} and keep_freed_memory()
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+import numpy as np
+np.ones(8_000_000)
+before = faults()
+for _ in range(5):
+    np.ones(8_000_000)
+print(kept, faults() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the setting is glibc's")
+def test_kept_memory_is_not_fetched_from_the_system_again():
+    def run(kept):
+        out = subprocess.run(
+            [sys.executable, "-c", PROBE.format(kept=kept)], capture_output=True, text=True, timeout=60
+        )
+        return out.stdout.split()
+
+    (_, fresh), (possible, kept) = run(False), run(True)
+    if possible != "True":
+        pytest.skip("no glibc here")
+    assert int(kept) < int(fresh) / 5
+
+
+RESTARTED = """
+import os, sys
+from skipway.memory import restart_gathering
+restart_gathering()
+print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        (None, "glibc.malloc.tcache_count=0"),
+        ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:glibc.malloc.tcache_count=0"),
+        ("glibc.malloc.tcache_count=3", "glibc.malloc.tcache_count=3"),
+    ],
+)
+def test_a_process_begins_anew_with_the_same_words(before, after):
+    rest = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", RESTARTED, "two words", "--flag"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=rest | ({"GLIBC_TUNABLES": before} if before else {}),
+    )
+    assert done.stdout.split("\n")[0] == f"{after} two words --flag", done.stderr
+
+
+def test_without_glibc_it_goes_on(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("restarted"))
+    restart_gathering()

@@ -1,0 +1,90 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from skipway.utils.signals import StopFlag
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda n: n.name)
+def test_a_signal_sets_the_flag_and_the_old_handler_comes_back(number):
+    heard = []
+    before = signal.signal(number, lambda *_: heard.append("host"))
+    try:
+        with StopFlag() as stop:
+            assert not stop.requested
+            os.kill(os.getpid(), number)
+            assert stop.requested and stop.name == number.name and not heard
+        os.kill(os.getpid(), number)
+        assert heard == ["host"]
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_first_name_stays():
+    stop = StopFlag()
+    stop.request("one")
+    stop.request("two")
+    assert stop.name == "one"
+
+
+def test_other_threads_listen_to_nothing_and_break_nothing():
+    before, found = [signal.getsignal(n) for n in SIGNALS], []
+
+    def work():
+        with StopFlag() as stop:
+            found.extend([signal.getsignal(n) for n in SIGNALS])
+            stop.request()
+            found.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [*before, True]
+
+
+def test_a_handler_that_python_cannot_put_back_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with StopFlag() as stop:
+        assert not stop._previous
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), StopFlag():
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("second, code", [("SIGINT", 130), ("SIGTERM", 7)])
+def test_a_second_interrupt_ends_the_process_at_once(second, code):
+    said = (
+        "import os, signal; from skipway.signals import StopFlag\n"
+        "with StopFlag():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    os.kill(os.getpid(), signal.{second})\n"
+        "    os._exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", said], timeout=60).returncode == code
+
+
+def test_a_signal_before_the_command_line_is_loaded_counts(tmp_path):
+    code = """
+import builtins, os, signal, sys
+from skipway.__main__ import main
+load = builtins.__import__
+def signalled(name, globals=None, locals=None, fromlist=(), level=0):
+    if name == "skipway" and "cli" in (fromlist or ()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return load(name, globals, locals, fromlist, level)
+builtins.__import__ = signalled
+sys.argv = ["skipway", "train", "digits"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75 and "stopped by SIGTERM" in done.stderr and not list(tmp_path.iterdir())
