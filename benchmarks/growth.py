@@ -92,7 +92,7 @@ def main():
     epochs = {way: [epochs_of(folder, way) for folder in folders] for way, folders in runs.items()}
     pace = {}
     for name, row in (epoch for seeds in epochs.values() for one in seeds for epoch in one):
-        pace[name] = max(pace.get(name, 0.0), float(row["images_per_second"]))
+        pace[name] = max(pace.get(name, 0.0), float(row["samples_per_second"]))
     figures, courses = {}, {}
     for way, folders in runs.items():
         metrics = [json.loads((folder / "metrics.json").read_text()) for folder in folders]

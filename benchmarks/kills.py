@@ -20,7 +20,9 @@ from pathlib import Path
 from skipway.training import checkpoint
 
 KILLS_A_RUN = 4
-OPTIONS = "-m resnet20 --epochs 4 --threads 1 --ema 0.9 --drop-path 0.1 --accumulate 2 --save-every 0 -o runs".split()
+OPTIONS = (
+    "-m resnet20 --epochs 4 --threads 1 --ema 0.9 --drop-path 0.1 --grad-accum-steps 2 --save-every 0 -o runs".split()
+)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ WAYS = ("ours", "pillow")
 def ours(folder):
     from skipway.data.images.augment_policy import choose
     from skipway.data.images.decoded_cache import natural_packing, pack
-    from skipway.data.images.loader import Augmentation, Batches, mean_and_std
+    from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
     from skipway.data.sources.choose_source import open_source
     from skipway.utils.malloc_settings import keep_freed_memory
 
@@ -34,7 +34,7 @@ def ours(folder):
     rows = packed.splits["train"]
     parts = choose("light", packed.packing.packed, SIZE, mirrored=True)
     assert parts == "zoom+flip", f"the photographs leave no room to crop from: {packed.sizes}"
-    batches = Batches(packed, rows, BATCH, mean_and_std(packed.pixels, rows), Augmentation(parts))
+    batches = ImageBatches(packed, rows, BATCH, mean_and_std(packed.pixels, rows), Augmentation(parts))
     return batches.epoch, len(rows)
 
 

@@ -28,7 +28,7 @@ WAYS = {
     "1 process, 1 thread": ["--threads", "1"],
     "1 process, 2 threads": ["--threads", "2"],
     "2 processes, 1 thread each": ["--threads", "1", "--nproc", "2"],
-    "2 processes, split (--shard)": ["--threads", "1", "--nproc", "2", "--shard"],
+    "2 processes, split (--fsdp)": ["--threads", "1", "--nproc", "2", "--fsdp"],
 }
 
 
@@ -53,7 +53,7 @@ def trained(data, asked, words):
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"})
         with open(Path(output) / "run" / "results.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))[1:]
-    return statistics.mean(float(row["images_per_second"]) for row in rows)
+    return statistics.mean(float(row["samples_per_second"]) for row in rows)
 
 
 def main():

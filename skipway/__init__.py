@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from skipway.nn.joins import Gate, Scale, add, concat, multiply
     from skipway.nn.reversible import Coupling, Reversible
     from skipway.nn.shape_inference import output_shape
-    from skipway.nn.skip import Chain, Dense, Parallel, Skip, replace, walk
+    from skipway.nn.skip import Chain, Dense, Parallel, Skip, named_skips, set_submodule
     from skipway.probe.summary import summary
     from skipway.runs.recipe import Recipe
     from skipway.runs.train_run import Run, train
@@ -46,7 +46,7 @@ _NAMES = {
     "skipway.nn.reversible": ("Coupling", "Reversible"),
     "skipway.runs.train_run": ("Run", "train"),
     "skipway.nn.shape_inference": ("output_shape",),
-    "skipway.nn.skip": ("Chain", "Dense", "Parallel", "Skip", "replace", "walk"),
+    "skipway.nn.skip": ("Chain", "Dense", "Parallel", "Skip", "named_skips", "set_submodule"),
     "skipway.data.image_spec": ("Spec",),
     "skipway.commands.check_data": ("check",),
     "skipway.commands.evaluate": ("evaluate",),
@@ -92,10 +92,10 @@ __all__ = [
     "predict",
     "probe",
     "recompute",
-    "replace",
+    "set_submodule",
     "summary",
     "train",
-    "walk",
+    "named_skips",
     "weights",
 ]
 

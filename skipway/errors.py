@@ -16,7 +16,7 @@ __all__ = [
     "SkipwayError",
     "StorageError",
     "did_you_mean",
-    "lacks_memory",
+    "is_out_of_memory",
     "out_of_memory",
     "printable",
 ]
@@ -68,7 +68,7 @@ class Interrupted(SkipwayError):
     exit_code = 75
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is no more memory."""
     said = str(error).lower() if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said

@@ -25,7 +25,7 @@ from skipway.runs.defaults import TABLE, settings_for, table_batch_size, table_e
 from skipway.runs.recipe import Recipe
 from skipway.training.loop import fit as train_network
 from skipway.training.losses import Classification, Regression, Task
-from skipway.training.trainer import Trainer, as_found
+from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
@@ -77,7 +77,7 @@ class _SkipEstimator(BaseEstimator):
             precision="fp32",
             device="cpu",
         )
-        with as_found():
+        with preserve_global_state():
             torch.set_num_threads(1)  # layers this small spend their time waiting for a second one
             torch.manual_seed(seed)
             network = create_model(

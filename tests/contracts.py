@@ -18,7 +18,7 @@ from skipway.models.network import planned
 from skipway.models.registry import FAMILIES
 from skipway.nn.joins import Scale, add, append, concat
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import walk
+from skipway.nn.skip import named_skips
 from skipway.training.checkpoint import save_weights
 
 NEAR = {"rtol": 1e-9, "atol": 1e-12}  # in float64, where sums are taken in another order
@@ -215,7 +215,7 @@ def check_compile(network, x):
 def check_drop_path(network, x):
     """At evaluation a network with drop path equals one without."""
     plain, dropping = evaluated(network), evaluated(network)
-    for _, skip in walk(dropping):
+    for _, skip in named_skips(dropping):
         if skip.join is add or isinstance(skip.join, Scale):
             skip.drop_path = 0.5
     assert torch.equal(dropping(x), plain(x)), "drop path drops at evaluation"
@@ -225,7 +225,7 @@ def check_drop_path(network, x):
 def inputs_of(network, x):
     """[(path, Skip, its input)] of every call, while x passes through."""
     found, handles = [], []
-    for path, skip in walk(network):
+    for path, skip in named_skips(network):
         note = lambda module, args, path=path: found.append((path, module, args[0].clone()))  # noqa: E731
         handles.append(skip.register_forward_pre_hook(note))
     network(x)
@@ -276,7 +276,7 @@ def check_in_place(network, x):
         kept, version = given.pop()
         assert kept._version == version, f"{path} changes its input in place"
 
-    for path, skip in walk(network):
+    for path, skip in named_skips(network):
         skip.register_forward_pre_hook(enter)
         skip.register_forward_hook(lambda module, args, out, path=path: leave(module, args, out, path))
     version = x._version
@@ -299,7 +299,7 @@ def check_shortcuts(network, x):
         assert not (size and same) or network.plan["shortcut"] == "project", f"{path}: {size} parameters too many"
         for name, module in list(skip.shortcut.named_modules()):
             if isinstance(module, nn.GroupNorm):
-                sw.replace(skip.shortcut, name, nn.Identity())
+                sw.set_submodule(skip.shortcut, name, nn.Identity())
         other = torch.randn_like(kept)
         middle, ends = skip.shortcut((kept + other) / 2), (skip.shortcut(kept) + skip.shortcut(other)) / 2
         assert torch.allclose(middle, ends, **NEAR), f"{path}: something in the shortcut is not affine"

@@ -68,8 +68,8 @@ def run_folder(
             "train_accuracy": 0.985 - 0.8 * d,
             "val_loss": 0.1 + 4 * gap + 2 * d + 0.01 * rng.random(),
             "val_accuracy": 0.985 - gap - 0.8 * d - 0.004 * rng.random(),
-            "images_per_second": 412.5,
-            "data_wait": 0.04,
+            "samples_per_second": 412.5,
+            "data_time_fraction": 0.04,
         }
         for e, d in enumerate(decay)
     ]
@@ -146,7 +146,7 @@ def run_folder(
             "epochs": epochs,
             "best_epoch": best["epoch"],
             "seconds": 3.25 * epochs,
-            "images_per_second": 412.5,
+            "samples_per_second": 412.5,
             "status": "finished",
             "parameters": 272474,
             "augmentation": "shift 4 px, flip",
@@ -156,7 +156,7 @@ def run_folder(
                 "counts": counts,
                 "classes": per,
                 "skipped": skipped,
-                "notes": {"turned by its EXIF orientation": 12, "made grey from colour": 3},
+                "notes": {"turned by its EXIF orientation": 12, "made grey from color": 3},
                 "warnings": ["classes are imbalanced 1:7: the rarest has 90", *(HOSTILE[:1] if hostile else [])],
                 "sizes": "75 x 56 to 4000 x 3000, median 500 x 375",
             },

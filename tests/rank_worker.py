@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from test_training_loop import Console, StopAt, StopFlag, network, plain_network
+from small_runs import StopAt
+from tiny_training import network, plain_network
 
 from skipway.distributed import collectives
 from skipway.errors import Interrupted
@@ -19,17 +20,19 @@ from skipway.training.loop import fit
 from skipway.training.losses import Classification
 from skipway.training.metrics import score
 from skipway.training.trainer import Settings, Trainer
+from skipway.utils.console import Console
+from skipway.utils.signals import StopFlag
 
 HOWS = {
     "plain": {},
-    "adamw": {"optimizer": "adamw", "freeze": 1, "epochs": 3, "ema": 0.8},
-    "accumulated": {"accumulate": 2, "clip": 0.5, "l2": 1e-3},
+    "adamw": {"optimizer": "adamw", "freeze_epochs": 1, "epochs": 3, "ema": 0.8},
+    "accumulated": {"grad_accum_steps": 2, "clip_grad": 0.5, "l2": 1e-3},
 }
 # The same twice: whole in every process, and split over them.
 SHARDED = {
     "sgd": {"epochs": 1},
-    "adamw": {"optimizer": "adamw", "freeze": 1, "epochs": 3, "ema": 0.8},
-    "muon": {"optimizer": "muon", "accumulate": 2, "clip": 0.5, "precision": "bf16"},
+    "adamw": {"optimizer": "adamw", "freeze_epochs": 1, "epochs": 3, "ema": 0.8},
+    "muon": {"optimizer": "muon", "grad_accum_steps": 2, "clip_grad": 0.5, "precision": "bf16"},
 }
 
 
@@ -59,7 +62,7 @@ def settings(how):
 
 
 def train(how, folder, stop=None, resume=False):
-    part = collectives.here(), collectives.count()
+    part = collectives.rank(), collectives.world_size()
     trainer = Trainer(network(), settings(how))
     if resume:
         saved = checkpoint.load(folder)
@@ -94,20 +97,20 @@ def main(folder):
         out |= {f"{name}.{k}": v.clone() for k, v in trainer.network.state_dict().items()}
         out[f"{name}.losses"] = torch.tensor([[r["train_loss"], r["val_loss"]] for r in trainer.state.history])
     for name, how in SHARDED.items():
-        for shard in (False, True):
-            trainer = train({**how, "shard": shard}, folder / f"{name} {shard}")
-            if shard:
-                resumed = Trainer(network(), settings({**how, "shard": True}))
-                saved = checkpoint.load(folder / f"{name} {shard}")
+        for fsdp in (False, True):
+            trainer = train({**how, "fsdp": fsdp}, folder / f"{name} {fsdp}")
+            if fsdp:
+                resumed = Trainer(network(), settings({**how, "fsdp": True}))
+                saved = checkpoint.load(folder / f"{name} {fsdp}")
                 resumed.restore(saved.tensors, saved.state["state"])
                 out[f"held {name}"] = torch.tensor([held(trainer), held(resumed)])
                 tensors = resumed.tensors()
             else:
                 tensors = trainer.tensors()
                 out[f"held {name} whole"] = torch.tensor(held(trainer))
-            out |= {f"{name} {shard}.{k}": v.clone() for k, v in tensors.items()}
+            out |= {f"{name} {fsdp}.{k}": v.clone() for k, v in tensors.items()}
     try:  # a signal that one process alone hears stops all after the same step
-        train({}, folder / "stopped", StopAt(1) if collectives.here() == 0 else None)
+        train({}, folder / "stopped", StopAt(1) if collectives.rank() == 0 else None)
         out["stopped"] = torch.tensor(-1)
     except Interrupted as error:
         out["stopped"] = torch.tensor(int(str(error).split("after step ")[1].split(",")[0]))
@@ -117,13 +120,13 @@ def main(folder):
     plain = plain_network()
     seen = score(
         plain,
-        Feed((collectives.here(), collectives.count()), shuffle=False, count=17),
+        Feed((collectives.rank(), collectives.world_size()), shuffle=False, count=17),
         Classification(),
         torch.no_grad,
         torch.device("cpu"),
     )
     out["ids"], out["seen"] = torch.from_numpy(seen.ids), torch.from_numpy(seen.probabilities)
-    save_file({k: v.contiguous() for k, v in out.items()}, folder / f"{collectives.here()}.safetensors")
+    save_file({k: v.contiguous() for k, v in out.items()}, folder / f"{collectives.rank()}.safetensors")
     torch.distributed.barrier()
     sys.stdout.flush()
     os._exit(0)  # gloo's threads may abort an interpreter that ends

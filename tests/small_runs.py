@@ -75,7 +75,7 @@ def best(folder):
 
 def timeless(folder):
     """All that must not depend on a stop: tensors of best and last, and results.csv without its times."""
-    times = ("seconds", "images_per_second", "data_wait")
+    times = ("seconds", "samples_per_second", "data_time_fraction")
     rows = [{k: v for k, v in row.items() if k not in times} for row in table(folder / "results.csv")]
     return best(folder), load_checkpoint(folder / "weights" / "last").tensors, rows
 

@@ -4,12 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import contracts
 import pytest
 import torch
+from shrunken import kinds, pictures, settled, shrunken
 
 from skipway.models import registry
-from tests import contracts
-from tests.shrunken import kinds, pictures, settled, shrunken
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_plans.json").read_text())
 COMPUTED = [

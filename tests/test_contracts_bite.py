@@ -6,16 +6,16 @@ import re
 import traceback
 from pathlib import Path
 
+import contracts
 import pytest
 import torch
+from shrunken import pictures, settled, shrunken
 from torch import nn
 from torch.nn import functional as F
 
 from skipway.models import registry
 from skipway.nn.skip import Chain, Function, Skip
-from skipway.nn.stochastic_depth import thinned
-from tests import contracts
-from tests.shrunken import pictures, settled, shrunken
+from skipway.nn.stochastic_depth import stochastic_depth
 
 NAME = "resnet18"
 BITES = []
@@ -320,7 +320,7 @@ class Dropping(Skip):
     """Leaves its body out at evaluation too."""
 
     def forward(self, x):
-        branch = thinned(self.body, x, x, self.drop_path, "row") if self.drop_path else self.body(x)
+        branch = stochastic_depth(self.body, x, x, self.drop_path, "row") if self.drop_path else self.body(x)
         return self.after(self.join(branch, x))
 
 

@@ -42,13 +42,13 @@ def test_every_command_and_flag_that_the_documents_name_exists():
 
     known = flags() | {
         "--resume",
+        "--output",
         "--config",
         "--csv",
         "--strict",
         "--top",
         "--tta",
         "--nproc",
-        "--picture",
         "--split",
         "--allow-changed-data",
         "--constraint",

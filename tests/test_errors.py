@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipway import errors
-from skipway.errors import InputError, MissingExtra, ShapeError, SkipwayError, did_you_mean, lacks_memory, printable
+from skipway.errors import InputError, MissingExtra, ShapeError, SkipwayError, did_you_mean, is_out_of_memory, printable
 
 EXIT_CODES = {
     "SkipwayError": 70,
@@ -114,4 +114,4 @@ def test_text_without_such_marks_is_printed_as_it_is(text):
     ],
 )
 def test_a_lack_of_memory_is_told_from_other_errors(error, lacks):
-    assert lacks_memory(error) == lacks
+    assert is_out_of_memory(error) == lacks

@@ -84,7 +84,7 @@ def test_the_policy_and_the_digits_network_have_the_counts_of_their_layers():
 
 def test_a_hundred_blocks_are_a_hundred_and_a_block_begins_as_it_should():
     network = notes.residual(100)
-    skips = [skip for _, skip in sw.walk(network)]
+    skips = [skip for _, skip in sw.named_skips(network)]
     assert len(skips) == 100 and len({id(p) for p in network.parameters()}) == 306
     norm = skips[0].body[1]
     x = torch.randn(64, 32, 8, 8)
@@ -128,7 +128,7 @@ def test_a_u_net_keeps_any_size(size):
 def test_the_u_net_is_nested_skips_in_under_forty_lines():
     parts = [unet.convolutions, unet.AsLargeAs, unet.level, unet.unet]
     assert sum(len(inspect.getsource(part).splitlines()) for part in parts) < 40
-    paths = [path for path, _ in sw.walk(unet.unet(1, 2, (4, 6, 8)))]
+    paths = [path for path, _ in sw.named_skips(unet.unet(1, 2, (4, 6, 8)))]
     assert len(paths) == 3 and all(inner.startswith(outer) for outer, inner in zip(paths, paths[1:], strict=False))
 
 

@@ -80,9 +80,9 @@ def test_auto_picks_a_network_that_can_be_built():
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR])
 def test_pictures_of_every_kind_are_predicted_together(spec, tmp_path):
-    Image.fromarray(picture(30, 20, 3)).save(tmp_path / "colour.png")
+    Image.fromarray(picture(30, 20, 3)).save(tmp_path / "color.png")
     Image.fromarray(picture(9, 14)).save(tmp_path / "grey.jpg")
-    files = [tmp_path / "colour.png", str(tmp_path / "grey.jpg")]
+    files = [tmp_path / "color.png", str(tmp_path / "grey.jpg")]
     arrays = [picture(8, 8), picture(10, 10), picture(5, 7, 1), picture(40, 8, 3), picture(10, 10, 3)]
     network = network_for(spec).eval()
     found = network.predict_proba([*files, *arrays])

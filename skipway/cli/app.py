@@ -14,11 +14,11 @@ import cyclopts
 from cyclopts import Parameter
 
 from skipway.cli import run_commands
-from skipway.errors import SkipwayError, lacks_memory, out_of_memory
+from skipway.errors import SkipwayError, is_out_of_memory, out_of_memory
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
 from skipway.utils.malloc_settings import keep_freed_memory, restart_gathering
-from skipway.utils.terminal import STOP, complain, say
+from skipway.utils.terminal import STOP, print_error, print_result
 
 __all__ = ["app", "main"]
 
@@ -31,12 +31,12 @@ app = cyclopts.App(
 )
 
 
-def _flags() -> type:
+def _flags(*left_out: str) -> type:
     """The fields of a Recipe as flags; one that was not given is None, so that a config or a run goes before it."""
     hints = get_type_hints(Recipe)
     made = []
     for f in fields(Recipe):
-        if f.name == "data":
+        if f.name in ("data", *left_out):
             continue
         default = "" if f.default is None else f" [default: {f.default}]"
         flag = Parameter(alias=f.metadata["alias"] or None, help=f.metadata["help"] + default, show_default=False)
@@ -48,6 +48,8 @@ def _flags() -> type:
 
 Flags = _flags()
 _NONE_GIVEN = Flags()
+RateFlags = _flags("output", "name")  # find-lr leaves no run folder: its output is the plot
+_NO_RATE_FLAGS = RateFlags()
 
 
 @app.command
@@ -119,9 +121,9 @@ def _recomputes(given: Mapping[str, Any], config: Path | None, resume: Path | No
 def find_lr(
     data: str,
     *,
-    picture: Path = Path("find_lr.png"),
+    output: Annotated[Path, Parameter(alias="-o")] = Path("find_lr.png"),
     quiet: Annotated[bool, Parameter(negative="")] = False,
-    flags: Annotated[Flags, Parameter(name="*")] = _NONE_GIVEN,  # type: ignore[valid-type]
+    flags: Annotated[RateFlags, Parameter(name="*")] = _NO_RATE_FLAGS,  # type: ignore[valid-type]
 ) -> None:
     """Which learning rates suit a network on DATA: a hundred steps with rates that rise, drawn and read.
 
@@ -129,7 +131,7 @@ def find_lr(
     ----------
     data
         As for train.
-    picture
+    output
         Where to draw the loss over the rates.
     quiet
         Say nothing but the result and errors.
@@ -139,8 +141,10 @@ def find_lr(
     keep_freed_memory()
     given: dict[str, Any] = {k: v for k, v in vars(flags).items() if v is not None}
     model = given.pop("model", "auto")
-    found = find(data, model, picture=picture, console=Console(quiet, stream=sys.stderr), stop=STOP, **given)
-    say(f"steepest {found.steepest:.3g}, valley {found.valley:.3g}: try --lr {found.suggestion:.2g}\ndrawn: {picture}")
+    found = find(data, model, output=output, console=Console(quiet, stream=sys.stderr), stop=STOP, **given)
+    print_result(
+        f"steepest {found.steepest:.3g}, valley {found.valley:.3g}: try --lr {found.suggestion:.2g}\ndrawn: {output}"
+    )
 
 
 @app.command
@@ -149,9 +153,9 @@ def check(
     /,
     *,
     target: str | None = None,
-    max_bad: float = 1.0,
+    max_unreadable: float = 1.0,
     follow_links: bool = False,
-    allow_empty: bool = False,
+    allow_empty_classes: bool = False,
 ) -> None:
     """Look DATA over before training: counts, sizes, imbalance, unreadable files, copies inside and across splits.
 
@@ -161,16 +165,18 @@ def check(
         As for train.
     target
         The column of a table that is to be predicted.
-    max_bad
+    max_unreadable
         Share of unreadable pictures beyond which to end with an error.
     follow_links
         Read pictures behind links that lead out of the folder.
-    allow_empty
+    allow_empty_classes
         Leave class folders without pictures out instead of refusing.
     """
     from skipway.commands.check_data import check as check_data
 
-    say(check_data(data, max_bad, follow_links, allow_empty, Console(stream=sys.stderr), STOP, target))
+    print_result(
+        check_data(data, max_unreadable, follow_links, allow_empty_classes, Console(stream=sys.stderr), STOP, target)
+    )
 
 
 @app.command
@@ -190,7 +196,7 @@ def summary(model: str, /, *, size: int | None = None, num_classes: int | None =
     """
     from skipway.commands.summary import summarize
 
-    say(summarize(model, size, num_classes, code))
+    print_result(summarize(model, size, num_classes, code))
 
 
 @app.command
@@ -205,7 +211,7 @@ def models(pattern: str = "*", /) -> None:
     from skipway.commands.models import model_table
 
     for line in model_table(pattern):
-        say(line)
+        print_result(line)
 
 
 @app.command
@@ -213,7 +219,7 @@ def env() -> None:
     """What skipway runs on here: versions, processor, cores, precision, extras."""
     from skipway.commands.env import environment_table
 
-    say(environment_table())
+    print_result(environment_table())
 
 
 _words: list[str] = []  # of the command line
@@ -253,22 +259,22 @@ def _run(command: Callable[[], Any]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1 if error.code else 0
     except cyclopts.CycloptsError as error:
-        complain(" ".join(str(error).split()) + "; see --help")
+        print_error(" ".join(str(error).split()) + "; see --help")
         return 2
     except SkipwayError as error:
-        complain(str(error))
+        print_error(str(error))
         return error.exit_code
     except BrokenPipeError:  # nobody reads on: not an error of ours
         return 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
-        if lacks_memory(error):
-            complain(str(out_of_memory()))
+        if is_out_of_memory(error):
+            print_error(str(out_of_memory()))
             return out_of_memory().exit_code
         with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
-        complain(
+        print_error(
             f"a fault of skipway's own ({type(error).__name__}: {error}); the details are in {file.name}, "
             "please report them"
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from skipway.utils.console import Console
-from skipway.utils.terminal import STOP, complain, say
+from skipway.utils.terminal import STOP, print_error, print_result
 
 __all__ = ["compare", "evaluate", "export", "grow", "predict", "probe"]
 
@@ -60,7 +60,7 @@ def grow(
     from skipway.runs.growth_phases import blocks_of, grow_run
 
     told = None if blocks is None else blocks_of(blocks)
-    say(str(grow_run(run, to, blocks=told, factor=widen, output=output, name=name)))
+    print_result(str(grow_run(run, to, blocks=told, factor=widen, output=output, name=name)))
 
 
 def predict(
@@ -105,10 +105,10 @@ def predict(
     if csv is not None:
         write_predictions(csv, rows, top)
     for row in rows:
-        say(str(row))
+        print_result(str(row))
     failed = sum(not row.usable for row in rows)
     if failed:
-        complain(f"{failed:,} of {len(rows):,} {rows[0].noun}s could not be used")
+        print_error(f"{failed:,} of {len(rows):,} {rows[0].noun}s could not be used")
     if failed and strict:
         raise SystemExit(2)
 
@@ -146,7 +146,7 @@ def evaluate(
         console=Console(stream=sys.stderr),
         stop=STOP,
     )
-    say(str(found))
+    print_result(str(found))
 
 
 def export(
@@ -173,7 +173,7 @@ def export(
     """
     from skipway.commands.export import export_run
 
-    say(str(export_run(run, to, output, raw=raw)))
+    print_result(str(export_run(run, to, output, raw=raw)))
 
 
 def probe(
@@ -207,19 +207,19 @@ def probe(
     looks = [look.strip() for look in only.split(",")]
     told = Console(stream=sys.stderr)
     found = probe_run(run, *beside, only=looks, samples=samples, points=points, data=data, console=told, stop=STOP)
-    say(str(found))
+    print_result(str(found))
 
 
-def compare(*runs: Path, picture: Path = Path("compare.png")) -> None:
+def compare(*runs: Path, output: Annotated[Path, Parameter(alias="-o")] = Path("compare.png")) -> None:
     """Two or more runs beside each other: figures, what their recipes differ in, and their curves in one picture.
 
     Parameters
     ----------
     runs
         Run folders.
-    picture
+    output
         Where to draw what was validated over epochs and over seconds.
     """
     from skipway.commands.compare import compare as compare_runs
 
-    say(str(compare_runs(runs, picture)))
+    print_result(str(compare_runs(runs, output)))

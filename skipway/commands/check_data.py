@@ -17,9 +17,9 @@ __all__ = ["check"]
 
 def check(
     data: str | os.PathLike[str],
-    max_bad: float = 1.0,
+    max_unreadable: float = 1.0,
     follow_links: bool = False,
-    allow_empty: bool = False,
+    allow_empty_classes: bool = False,
     console: Console | None = None,
     stop: StopFlag | None = None,
     target: str | None = None,
@@ -29,17 +29,19 @@ def check(
     Of a table `target` is the column to predict.
     """
     if (tables := open_tables(os.fspath(data), target)) is not None:
-        return check_tables(tables, max_bad)
-    source = open_source(os.fspath(data), follow_links, allow_empty)
+        return check_tables(tables, max_unreadable)
+    source = open_source(os.fspath(data), follow_links, allow_empty_classes)
     packing = natural_packing(source, None, "squash", Recipe.max_pixels)
-    packed = pack(source, packing, max_bad, console or Console(quiet=True), stop or StopFlag(), need_every_class=False)
+    packed = pack(
+        source, packing, max_unreadable, console or Console(quiet=True), stop or StopFlag(), need_every_class=False
+    )
     refuse_leaks(packed, allow=True)
     facts = describe(packed)
     lines = [
         f"{printable(packed.name)}: {len(packed.class_names)} classes, "
         + ", ".join(f"{n:,} {split}" for split, n in facts["counts"].items())
         + " pictures",
-        f"sizes: {packed.sizes}; {'grey' if packing.channels == 1 else 'colour'}; trained at {packing.size} px",
+        f"sizes: {packed.sizes}; {'grey' if packing.channels == 1 else 'color'}; trained at {packing.size} px",
     ]
     width = max(len(printable(n)) for n in packed.class_names)
     lines += [

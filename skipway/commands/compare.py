@@ -12,7 +12,7 @@ from skipway.report import compare_plot
 from skipway.report.run_reader import Reader, history_of, mapping
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import run_folder
-from skipway.runs.run_folder import told_apart
+from skipway.runs.run_folder import unique_names
 from skipway.utils.console import duration
 
 __all__ = ["Comparison", "compare"]
@@ -29,7 +29,7 @@ class Comparison:
     names: list[str]
     figures: list[dict[str, Any]]
     differences: dict[str, list[Any]]
-    picture: Path
+    plot: Path
 
     def __str__(self) -> str:
         columns = list(dict.fromkeys(key for row in self.figures for key in row))
@@ -41,11 +41,11 @@ class Comparison:
             lines += ["", *_aligned(told)]
         else:
             lines += ["", "they were told the same"]
-        return "\n".join([*lines, "", f"drawn: {printable(self.picture)}"])
+        return "\n".join([*lines, "", f"drawn: {printable(self.plot)}"])
 
 
-def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[str] = "compare.png") -> Comparison:
-    """Recipes' differences, metrics and curves of two or more run folders; the curves are drawn into `picture`.
+def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] = "compare.png") -> Comparison:
+    """Recipes' differences, metrics and curves of two or more run folders; the curves are drawn into `output`.
 
     Raises:
         InputError: fewer than two runs were given, or one of them is no run folder. StorageError: the disk.
@@ -53,13 +53,13 @@ def compare(runs: Sequence[str | os.PathLike[str]], picture: str | os.PathLike[s
     if len(runs) < 2:
         raise InputError("compare takes two or more run folders; give another one")
     folders = [run_folder(Path(run)) for run in runs]
-    names = told_apart(folders)
+    names = unique_names(folders)
     histories = {name: _history(folder) for name, folder in zip(names, folders, strict=True)}
-    target = Path(picture)
+    target = Path(output)
     try:
         compare_plot.comparison(histories, target)
     except OSError as error:
-        raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --picture") from error
+        raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
     return Comparison(
         names, [_figures(f, histories[n]) for n, f in zip(names, folders, strict=True)], _differences(folders), target
     )
@@ -71,7 +71,7 @@ def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
     What is still open in a run that has not ended differs from nothing.
     """
     told = [Recipe.of(Recipe.read(folder / "config.yaml")).as_dict() for folder in folders]
-    decided = [mapping(Reader(folder).json("metrics.json").get("decided")) for folder in folders]
+    decided = [mapping(Reader(folder).json("metrics.json").get("resolved")) for folder in folders]
     found = {}
     for name in (name for name in Recipe.names() if name not in _NOT_TOLD):
         settles = any(name in one for one in decided)
@@ -86,7 +86,7 @@ def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
 def _figures(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
     metrics = Reader(folder).json("metrics.json")
     told = Recipe.of(Recipe.read(folder / "config.yaml")).model
-    found: dict[str, Any] = {"network": mapping(metrics.get("decided")).get("model", told)}
+    found: dict[str, Any] = {"network": mapping(metrics.get("resolved")).get("model", told)}
     found |= {key: metrics.get(key) for key in ("parameters", *_FIGURES) if metrics.get(key) is not None}
     if not metrics and history:  # it has not ended yet: what its best epoch says
         best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row.get("val_loss", math.inf))))

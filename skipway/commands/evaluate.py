@@ -9,16 +9,16 @@ import numpy as np
 
 from skipway.commands.inference_engine import quickened
 from skipway.commands.predict_table import evaluate_table
-from skipway.commands.write_predictions import Evaluation, NumberEvaluation
+from skipway.commands.write_predictions import Evaluation, RegressionEvaluation
 from skipway.data.images.decoded_cache import Packing, pack
-from skipway.data.images.loader import Batches
+from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network, several_views
 from skipway.training.losses import Classification
-from skipway.training.metrics import ClassScores, figures, per_class, score
+from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
@@ -37,7 +37,7 @@ def evaluate(
     precision: str = "auto",
     console: Console | None = None,
     stop: StopFlag | None = None,
-) -> Evaluation | NumberEvaluation:
+) -> Evaluation | RegressionEvaluation:
     """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
 
     `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
@@ -66,12 +66,12 @@ def evaluate(
         labels={chosen: index[source.labels[chosen]]},
         class_names=spec.class_names,
     )
-    packing = Packing(spec.size, spec.presize, spec.channels, spec.fit, interpolation=spec.interpolation)
+    packing = Packing(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
     packed = pack(source, packing, 1.0, console, stop, need_every_class=False)
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    feed = Batches(packed, rows, _BATCH, (spec.mean, spec.std))
+    feed = ImageBatches(packed, rows, _BATCH, (spec.mean, spec.std))
 
     def poll() -> None:
         if stop.requested:
@@ -95,5 +95,5 @@ def evaluate(
         scores.loss,
         per_class(scores, spec.class_names),
         len(packed.skipped),
-        figures(scores),
+        compute_metrics(scores),
     )

@@ -156,7 +156,7 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
             "std": list(spec.std),
             "interpolation": spec.interpolation,
             "crop_pct": round(spec.size / spec.presize, 4),
-            "crop_mode": {"crop": "center", "squash": "squash", "pad": "border"}[spec.fit],
+            "crop_mode": {"crop": "center", "squash": "squash", "pad": "border"}[spec.resize_mode],
             "num_classes": spec.num_classes,
         },
     }
@@ -171,7 +171,7 @@ def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
         "class_names": list(spec.class_names),
         "input_size": [spec.channels, spec.size, spec.size],
         "resize": spec.presize,
-        "fit": spec.fit,
+        "resize_mode": spec.resize_mode,
         "mean": list(spec.mean),
         "std": list(spec.std),
         "interpolation": spec.interpolation,

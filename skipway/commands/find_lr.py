@@ -10,11 +10,11 @@ from torch import Tensor
 
 from skipway.errors import Interrupted
 from skipway.report import learning_curves
-from skipway.runs.datamodule import open_job
+from skipway.runs.datamodule import open_datamodule
 from skipway.runs.defaults import settings_for
 from skipway.runs.recipe import Recipe
 from skipway.training.lr_finder import RangeTest, range_test
-from skipway.training.trainer import Trainer, as_found
+from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
@@ -25,7 +25,7 @@ def find_lr(
     data: str | os.PathLike[str],
     model: str = "auto",
     *,
-    picture: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
@@ -35,7 +35,7 @@ def find_lr(
 
     Args:
         data, model, transform: as for `train`.
-        picture: where to draw the loss over the rates, a .png file.
+        output: where to draw the loss over the rates, a .png file.
         console: where progress is said; default: nowhere.
         stop: a flag that ends the test when it is set.
         options: fields of `skipway.Recipe`, such as batch_size, optimizer, img_size, seed.
@@ -51,19 +51,21 @@ def find_lr(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before the range test was over; start again")
 
-    with as_found():
-        job = open_job(recipe, new=True, epochs_told=True, transform=transform)
-        table = job.noun == "rows"
+    with preserve_global_state():
+        datamodule = open_datamodule(recipe, new=True, epochs_told=True, transform=transform)
+        table = datamodule.noun == "rows"
         torch.set_num_threads(recipe.threads or (1 if table else os.cpu_count() or 1))
-        job.prepare(console, stop)
+        datamodule.prepare(console, stop)
         torch.manual_seed(recipe.seed)
-        network, fine = job.network(console)
-        batch_size = job.usual_batch()
-        settings = settings_for(recipe, network.plan, batch_size, fine=fine, counts=job.class_counts(), table=table)
-        job.settle(network, batch_size, settings.device, None)
-        feed = job.feed("train", train=True)
-        job.fit_first_layer(network, feed)
-        found = range_test(Trainer(network, settings, job.name_of, job.task(settings)), feed, poll=poll)
-    if picture is not None:
-        learning_curves.range_test(found.as_dict(), Path(picture))
+        network, fine = datamodule.network(console)
+        batch_size = datamodule.usual_batch()
+        settings = settings_for(
+            recipe, network.plan, batch_size, fine=fine, counts=datamodule.class_counts(), table=table
+        )
+        datamodule.setup(network, batch_size, settings.device, None)
+        feed = datamodule.feed("train", train=True)
+        datamodule.fit_first_layer(network, feed)
+        found = range_test(Trainer(network, settings, datamodule.name_of, datamodule.task(settings)), feed, poll=poll)
+    if output is not None:
+        learning_curves.range_test(found.as_dict(), Path(output))
     return found

@@ -73,7 +73,7 @@ def quickened(
             quick = _in_int8(network, made, run, console, stop)
         else:
             quick = made(network, kind)
-        console.say(f"computed by {chosen} in {kind}")
+        console.print(f"computed by {chosen} in {kind}")
         return quick
 
     chosen = name if name != "auto" else fastest(_work(network, inputs))[0]
@@ -82,7 +82,7 @@ def quickened(
     except InputError as error:
         if name != "auto" or chosen == "torch":
             raise
-        console.say(f"{error}; computed by torch instead")
+        console.print(f"{error}; computed by torch instead")
         return made_by("torch")
 
 
@@ -101,7 +101,7 @@ def _work(network: Network, inputs: int | None) -> float:
 def _settled(network: Network) -> bool:
     """Whether there is nothing to choose: no pictures, no CPU, or an engine at work already."""
     elsewhere = any(p.device.type != "cpu" for p in network.parameters())
-    return elsewhere or network.runner is not None or "in_features" in network.plan or not network.plan
+    return elsewhere or network.forward_impl is not None or "in_features" in network.plan or not network.plan
 
 
 def _in_int8(network: Network, made: Callable[..., Any], run: Path, console: Console, stop: StopFlag | None) -> Network:
@@ -109,7 +109,7 @@ def _in_int8(network: Network, made: Callable[..., Any], run: Path, console: Con
     quick: Network = made(network, "int8", samples["train"][0])
     accuracy = batches_accuracy(*samples["val"], batch_size=64)
     before, after = accuracy(network), accuracy(quick)
-    console.say(
+    console.print(
         f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(samples['val'][1]):,} validation pictures"
     )
     if before - after > _MOST_LOST:

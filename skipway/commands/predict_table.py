@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from skipway.commands.write_predictions import Evaluation, NumberEvaluation, Prediction
+from skipway.commands.write_predictions import Evaluation, Prediction, RegressionEvaluation
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.dataset import Tables, describe_table, labelled, open_tables, table_set
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError, printable
 from skipway.models.network import Network, as_table
 from skipway.training.losses import Classification, Regression, Task
-from skipway.training.metrics import figures, per_class, score
+from skipway.training.metrics import compute_metrics, per_class, score
 from skipway.utils.console import Console
 
 __all__ = ["check_tables", "evaluate_table", "predict_tables"]
@@ -38,7 +38,7 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
         ]
         said += [f"{n:,} values of {printable(c)!r} are missing" for c, n in encoded.missing.items()]
         for line in [*table.notes, *said]:
-            console.say(f"{printable(table.name)}: {line}")
+            console.print(f"{printable(table.name)}: {line}")
         why: dict[int, Problem] = {}
         for problem in sorted(encoded.problems, key=lambda p: p.row):
             why.setdefault(problem.row, problem)
@@ -58,7 +58,7 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
     return rows
 
 
-def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | NumberEvaluation:
+def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
     """How `network` does on a split of `data`: test where there is one, else val, else all rows."""
     spec = network.need_table_spec()
     tables = open_tables(data, spec.target)
@@ -76,16 +76,16 @@ def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation
         task = Regression(spec.target_mean, spec.target_std)
     feed = RowBatches(x, y, np.arange(len(y)), _ROWS)
     scores = score(network, feed, task, nullcontext, next(network.parameters()).device)
-    told = figures(scores)
+    told = compute_metrics(scores)
     if spec.task == "regression":
-        return NumberEvaluation(chosen, len(y), told["r2"], told["mae"], told["rmse"], told["loss"], skipped)
+        return RegressionEvaluation(chosen, len(y), told["r2"], told["mae"], told["rmse"], told["loss"], skipped)
     classes = per_class(scores, spec.class_names)
     return Evaluation(chosen, len(y), told["accuracy"], told["loss"], classes, skipped, told, "rows")
 
 
-def check_tables(tables: Tables, max_bad: float) -> str:
+def check_tables(tables: Tables, max_unreadable: float) -> str:
     """What a careful eye sees in a table before training, as text."""
-    rows = table_set(tables, 0.2, 0, max_bad)
+    rows = table_set(tables, 0.2, 0, max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     learnt = f"{len(spec.class_names)} classes" if spec.class_names else "a number (regression)"
     counts = {split: len(table) for split, table in tables.splits.items()}

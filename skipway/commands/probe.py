@@ -21,7 +21,7 @@ from skipway.report import html, network_plots
 from skipway.runs.recipe import Recipe
 from skipway.runs.report_samples import samples_of
 from skipway.runs.resume import run_folder
-from skipway.runs.run_folder import told_apart
+from skipway.runs.run_folder import unique_names
 from skipway.utils.atomic_files import make_folder, write_file, write_json
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
@@ -76,7 +76,7 @@ def probe_run(
     if samples < 2 or points < 3:
         raise InputError(f"probe takes samples of at least 2 and points of at least 3, not {samples} and {points}")
     folders = [run_folder(Path(one)) for one in (run, *beside)]
-    networks = {name: load(folder) for name, folder in zip(told_apart(folders), folders, strict=True)}
+    networks = {name: load(folder) for name, folder in zip(unique_names(folders), folders, strict=True)}
     folder = folders[0]
     x, y = torch.empty(0), torch.empty(0)
     if set(only) - {"diagram"}:
@@ -95,7 +95,7 @@ def probe_run(
     for look in (look for look in LOOKS if look in only):
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before the {look} was measured; what was drawn is kept")
-        console.say(f"{look} ...")
+        console.print(f"{look} ...")
         values, drawn, said = _LOOK[look](networks, x, y, points, folder)
         found[look], notes = values, notes + said
         pictures += drawn

@@ -8,7 +8,7 @@ from typing import Any
 from skipway.errors import printable
 from skipway.runs.run_folder import write_table
 
-__all__ = ["Evaluation", "NumberEvaluation", "Prediction", "write_predictions"]
+__all__ = ["Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
 
 _SAID = ("accuracy", "loss")
 
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class NumberEvaluation:
+class RegressionEvaluation:
     """How a network that predicts a number did on one split; prints as a line."""
 
     split: str

@@ -9,9 +9,9 @@ from typing import Any
 
 from skipway.errors import InputError, printable
 
-__all__ = ["FITS", "INTERPOLATIONS", "Spec"]
+__all__ = ["RESIZE_MODES", "INTERPOLATIONS", "Spec"]
 
-FITS = ("squash", "crop", "pad")
+RESIZE_MODES = ("squash", "crop", "pad")
 INTERPOLATIONS = ("bilinear", "bicubic")
 _MAX_CLASSES = 100_000
 _MAX_NAME_BYTES = 1024
@@ -21,9 +21,9 @@ _MAX_NAME_BYTES = 1024
 class Spec:
     """Inputs (B, channels, size, size) made from pictures, and the meaning of the (B, len(class_names)) outputs.
 
-    A picture is brought to `presize` x `presize` by `fit` and `interpolation` (antialiased), its centre `size` x `size`
-    is cut out, divided by 255, and normalised with `mean` and `std` per channel. `mirrored` says that a picture seen in
-    a mirror is still of its class, so that a prediction may look at both.
+    A picture is brought to `presize` x `presize` by `resize_mode` and `interpolation` (antialiased), its centre
+    `size` x `size` is cut out, divided by 255, and normalised with `mean` and `std` per channel. `mirrored` says that
+    a picture seen in a mirror is still of its class, so that a prediction may look at both.
     """
 
     channels: int
@@ -32,7 +32,7 @@ class Spec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
-    fit: str = "squash"
+    resize_mode: str = "squash"
     interpolation: str = "bilinear"
     mirrored: bool = False
 
@@ -50,8 +50,8 @@ class Spec:
             raise InputError(f"a Spec with {self.channels} channels needs as many means and standard deviations")
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
             raise InputError("a Spec needs finite means and positive standard deviations")
-        if self.fit not in FITS:
-            raise InputError(f"a Spec's fit is one of {', '.join(FITS)}, not {self.fit!r}")
+        if self.resize_mode not in RESIZE_MODES:
+            raise InputError(f"a Spec's resize_mode is one of {', '.join(RESIZE_MODES)}, not {self.resize_mode!r}")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"a Spec's interpolation is one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}"
@@ -81,7 +81,7 @@ class Spec:
     @property
     def preparation(self) -> dict[str, Any]:
         """How a picture becomes pixels of `presize`, as the arguments of `decode`."""
-        how = {"fit": self.fit, "interpolation": self.interpolation}
+        how = {"resize_mode": self.resize_mode, "interpolation": self.interpolation}
         return {"size": self.presize, "cut": self.size, "channels": self.channels, **how}
 
     @classmethod
@@ -102,7 +102,7 @@ class Spec:
             mean=means,
             std=stds,
             class_names=values["class_names"],
-            fit=str(values["fit"]),
+            resize_mode=str(values["resize_mode"]),
             interpolation=str(values["interpolation"]),
             mirrored=values["mirrored"] is True,
         )

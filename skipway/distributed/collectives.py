@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from skipway.errors import InputError, printable
 
 __all__ = [
-    "agree",
-    "count",
-    "first",
-    "gathered",
-    "here",
-    "is_loss_of_another",
+    "assert_same",
+    "world_size",
+    "run_on_rank0",
+    "all_gather",
+    "rank",
+    "is_peer_lost",
     "join_group",
     "leave_group",
-    "share_buffers",
-    "summed",
+    "broadcast_buffers",
+    "all_reduce_sum",
 ]
 
 R = TypeVar("R")
@@ -32,12 +32,12 @@ _MEETING = timedelta(seconds=25)  # for all to come to the place where they meet
 _PATIENCE = timedelta(minutes=10)  # with a process that does not answer
 
 
-def here() -> int:
+def rank() -> int:
     """The number of this process among those of the training, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -64,9 +64,9 @@ def join_group(device: str) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
 
-def agree(values: dict[str, Any]) -> None:
+def assert_same(values: dict[str, Any]) -> None:
     """Refuse to go on where the processes were told different values."""
-    everyone = gathered(values)
+    everyone = all_gather(values)
     for other, theirs in enumerate(everyone):
         apart = [name for name, value in everyone[0].items() if theirs[name] != value]
         if apart:
@@ -85,30 +85,30 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def summed(*values: float) -> list[float]:
+def all_reduce_sum(*values: float) -> list[float]:
     """Each value summed over all processes."""
-    if count() == 1:
+    if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """The value of every process, in the order of ranks."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * count()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
-def first(make: Callable[[], R]) -> R:
+def run_on_rank0(make: Callable[[], R]) -> R:
     """What `make` gives in the first process, for all of them; what it raises there, too."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
     held: list[Any] = [None, None]
-    if here() == 0:
+    if rank() == 0:
         try:
             held[0] = make()
         except Exception as error:
@@ -120,15 +120,15 @@ def first(make: Callable[[], R]) -> R:
     return made
 
 
-def is_loss_of_another(error: Exception) -> bool:
+def is_peer_lost(error: Exception) -> bool:
     """Whether an error is that another process of the training is gone."""
     text = str(error).lower()
-    return count() > 1 and any(word in text for word in ("connection", "gloo", "nccl", "peer", "socket"))
+    return world_size() > 1 and any(word in text for word in ("connection", "gloo", "nccl", "peer", "socket"))
 
 
-def share_buffers(network: nn.Module) -> None:
+def broadcast_buffers(network: nn.Module) -> None:
     """Give every process the buffers (the norms' statistics) of the first."""
-    if count() > 1:
+    if world_size() > 1:
         buffers: list[Tensor] = list(network.buffers())
         for buffer in buffers:
             dist.broadcast(buffer, src=0)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from skipway.nn.skip import Skip
 
-__all__ = ["kept", "shared_like", "shared_out", "whole"]
+__all__ = ["full_state_dict", "shard_like", "shard_model", "full_tensor"]
 
 
-def shared_out(network: nn.Module, device: str) -> nn.Module:
+def shard_model(network: nn.Module, device: str) -> nn.Module:
     """`network`, which every process has whole, with this process's part of it alone, on `device`."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -39,22 +39,22 @@ def _is_shared(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of `tensor`, of which each process may have a part; all of them ask together."""
     return tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def full_state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors whole: one after the other in the CPU's memory, where the first process alone keeps them."""
     found = {}
     for name, tensor in tensors.items():
-        full = whole(tensor)
+        full = full_tensor(tensor)
         if full is tensor or dist.get_rank() == 0:
             found[name] = full if full is tensor else full.cpu()
     return found
 
 
-def shared_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """The rows of `tensor` that this process has of `pattern`; the whole where `pattern` is not shared.
 
     What has no row for each of the pattern's, such as a count of steps, stays whole.

@@ -63,7 +63,7 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     for convolution in convolutions:
         convolution.dtype = torch.bfloat16 if half else torch.float32
     # int8 makes its codes of what it is given; all others would round it in their first layer.
-    twin.runner = partial(_predicting, half=half, narrow=half and precision != "int8")
+    twin.forward_impl = partial(_predicting, half=half, narrow=half and precision != "int8")
     return twin
 
 

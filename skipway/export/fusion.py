@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skipway.errors import InputError
-from skipway.export.quantization import Codes, Range, coded
+from skipway.export.quantization import Observer, QuantizedTensor, quantize
 from skipway.kernels.batchnorm import watched
 from skipway.nn.blocks import SameConv2d, pair
 from skipway.nn.joins import add
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.shape_inference import Placed, naming
+from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.shortcuts import Project
 from skipway.nn.skip import Chain, Parallel, Skip
 
@@ -33,7 +33,7 @@ _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
 
 
 class Convolution(nn.Module):
-    """relu(conv2d(x) + kept): a convolution with what follows it, in float32, bfloat16 or int8.
+    """relu(conv2d(x) + shortcut): a convolution with what follows it, in float32, bfloat16 or int8.
 
     Its weights stay in float32; they are packed for the processor when it is first used.
     """
@@ -47,23 +47,25 @@ class Convolution(nn.Module):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.groups, self.relu, self.dtype = conv.groups, False, torch.float32
         self.gives_codes = False
-        self.ranges: tuple[Range, Range] | None = None  # of the input and of the output, while they are watched
+        self.ranges: tuple[Observer, Observer] | None = None  # of the input and of the output, while they are watched
         self.codes: tuple[tuple[float, int], tuple[float, int]] | None = None  # theirs, once it computes in int8
         self._packed: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
 
-    def forward(self, x: Tensor | Codes, kept: Tensor | Codes | None = None, spent: bool = False) -> Tensor | Codes:
+    def forward(
+        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None = None, spent: bool = False
+    ) -> Tensor | QuantizedTensor:
         """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
 
-        `spent` says that nobody needs `kept` any more: its memory may be that of the output.
+        `spent` says that nobody needs `shortcut` any more: its memory may be that of the output.
         """
         if self.codes is not None and type(_values(x)) is Tensor and not _values(x).is_meta:
-            return self._in_codes(x, kept, spent)
-        x, kept = numbers(x).to(self.dtype), None if kept is None else numbers(kept).to(self.dtype)
-        assert isinstance(x, Tensor) and not isinstance(kept, Codes)
-        y = self._fused(x, kept, spent) if _has_onednn(x) else self._plain(x, kept)
+            return self._in_codes(x, shortcut, spent)
+        x, shortcut = numbers(x).to(self.dtype), None if shortcut is None else numbers(shortcut).to(self.dtype)
+        assert isinstance(x, Tensor) and not isinstance(shortcut, QuantizedTensor)
+        y = self._fused(x, shortcut, spent) if _has_onednn(x) else self._plain(x, shortcut)
         if self.ranges is not None:
-            self.ranges[0].see(x)
-            self.ranges[1].see(y)
+            self.ranges[0].observe(x)
+            self.ranges[1].observe(y)
         return y
 
     def with_relu(self) -> "Convolution":
@@ -81,7 +83,7 @@ class Convolution(nn.Module):
 
     def watch(self, batches: int) -> None:
         """From now on what goes in and out in so many batches is taken notice of."""
-        self.ranges = Range(batches), Range(batches)
+        self.ranges = Observer(batches), Observer(batches)
 
     def quantise(self) -> None:
         """From now on it computes in int8, with codes for what was seen; nothing where it was not used."""
@@ -112,16 +114,16 @@ class Convolution(nn.Module):
             self._packed = state, make(), own  # which keeps them, and so their ids
         return self._packed[1]
 
-    def _plain(self, x: Tensor, kept: Tensor | None) -> Tensor:
+    def _plain(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         def cast() -> list[Tensor]:
             return [self.weight.to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
 
         weight, bias = cast() if torch.compiler.is_compiling() else self._pack("plain", cast)
         y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        y = y if kept is None else y + kept
+        y = y if shortcut is None else y + shortcut
         return y.relu_() if self.relu else y
 
-    def _fused(self, x: Tensor, kept: Tensor | None, spent: bool) -> Tensor:
+    def _fused(self, x: Tensor, shortcut: Tensor | None, spent: bool) -> Tensor:
         where = self.padding, self.stride, self.dilation, self.groups
 
         def packed() -> list[Tensor]:
@@ -130,34 +132,36 @@ class Convolution(nn.Module):
 
         how = *self._pack("onednn", packed), *where
         relu = "relu" if self.relu else None
-        if kept is None:
+        if shortcut is None:
             return torch.ops.mkldnn._convolution_pointwise(x, *how, relu or "none", [], "")
-        if spent and kept.is_contiguous(memory_format=torch.channels_last):
-            return torch.ops.mkldnn._convolution_pointwise_.binary(kept, x, *how, "add", 1.0, relu, [], "")
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, kept, *how, "add", 1.0, relu, [], "")
+        if spent and shortcut.is_contiguous(memory_format=torch.channels_last):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *how, "add", 1.0, relu, [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *how, "add", 1.0, relu, [], "")
 
-    def _in_codes(self, x: Tensor | Codes, kept: Tensor | Codes | None, spent: bool) -> Tensor | Codes:
+    def _in_codes(
+        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None, spent: bool
+    ) -> Tensor | QuantizedTensor:
         assert self.codes is not None
         _need_pictures_on_a_cpu(_values(x))
-        x = x if isinstance(x, Codes) else coded(x, *self.codes[0])
+        x = x if isinstance(x, QuantizedTensor) else quantize(x, *self.codes[0])
         weight, scales, zeros = self._pack("int8", partial(self._int8_weights, x))
         ops, relu = torch.ops.onednn, "relu" if self.relu else "none"
         given = x.values, x.scale, x.zero, weight, scales, zeros
         where = self.bias, self.stride, self.padding, self.dilation, self.groups
-        at_once = self.gives_codes and not isinstance(kept, Tensor)  # whose codes would have another scale
+        at_once = self.gives_codes and not isinstance(shortcut, Tensor)  # whose codes would have another scale
         scale, zero, dtype = (*self.codes[1], torch.uint8) if at_once else (1.0, 0, self.dtype)
-        if kept is None:
+        if shortcut is None:
             y = ops.qconv2d_pointwise(*given, *where, scale, zero, dtype, relu, [], "")
         else:  # which the op adds to in place
-            other = kept if isinstance(kept, Codes) else Codes(kept, 1.0, 0)
+            other = shortcut if isinstance(shortcut, QuantizedTensor) else QuantizedTensor(shortcut, 1.0, 0)
             values = other.values.to(dtype, copy=not spent, memory_format=torch.channels_last)
             added = *given, values, *where, scale, zero, dtype, other.scale, other.zero
             y = ops.qconv2d_pointwise.binary(*added, "sum", 1.0, relu, [], "")
         if self.gives_codes:
-            return Codes(y, scale, zero) if at_once else coded(y, *self.codes[1])
+            return QuantizedTensor(y, scale, zero) if at_once else quantize(y, *self.codes[1])
         return y
 
-    def _int8_weights(self, x: Codes) -> list[Tensor]:
+    def _int8_weights(self, x: QuantizedTensor) -> list[Tensor]:
         """Weights as integers, the scale of each output channel, and zeros.
 
         From -64 to 64: processors without VNNI add products in pairs of 16 bits, which twice 255 * 127 would exceed.
@@ -169,7 +173,7 @@ class Convolution(nn.Module):
         return [packed, scales, torch.zeros(len(whole), dtype=torch.int64)]
 
 
-class FusedSkip(Placed):
+class FusedSkip(NamedErrors):
     """last(body(x), shortcut(x)): the last convolution of the body does the join, and the ReLU after it."""
 
     shortcut: nn.Module | None
@@ -179,30 +183,30 @@ class FusedSkip(Placed):
         self.body, self.last = body, last
         self.register_module("shortcut", shortcut)
 
-    @naming
-    def forward(self, x: Tensor | Codes, spent: bool = False) -> Tensor | Codes:
+    @named_errors
+    def forward(self, x: Tensor | QuantizedTensor, spent: bool = False) -> Tensor | QuantizedTensor:
         """(B, C, H, W) -> (B, C', H', W'); `spent` says that nobody needs x any more: its memory may be used."""
-        kept = x
+        shortcut = x
         if self.shortcut is not None:
-            kept, spent = in_turn([self.shortcut], x), _makes(self.shortcut)
+            shortcut, spent = in_turn([self.shortcut], x), _makes(self.shortcut)
         branch = self.body(x)
         if not self.last.gives_codes:
-            kept = numbers(kept)
-        if _values(kept).shape != (shape := self.last.output_shape(_values(branch).shape)):
-            add(torch.empty(shape, device="meta"), _values(kept).to("meta"))  # which says what does not fit
-        return self.last(branch, kept, spent and _memory(kept) != _memory(branch))
+            shortcut = numbers(shortcut)
+        if _values(shortcut).shape != (shape := self.last.output_shape(_values(branch).shape)):
+            add(torch.empty(shape, device="meta"), _values(shortcut).to("meta"))  # which says what does not fit
+        return self.last(branch, shortcut, spent and _memory(shortcut) != _memory(branch))
 
 
 def numbers(x: Any) -> Any:
     """Codes as the numbers that they stand for; anything else as it is."""
-    return x.numbers() if isinstance(x, Codes) else x
+    return x.numbers() if isinstance(x, QuantizedTensor) else x
 
 
 def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
     """What `layers` make of x one after the other; those that know nothing of codes are given numbers."""
     before: nn.Module | None = None
     for layer in layers:
-        if isinstance(x, Codes) and _pools(layer):
+        if isinstance(x, QuantizedTensor) and _pools(layer):
             x = x.pooled(cast(nn.MaxPool2d, layer))
         elif isinstance(layer, FusedSkip):
             x = layer(x, before is not None and _makes(before) and not _seen_into(layer))
@@ -223,7 +227,7 @@ def folded(root: nn.Module) -> nn.Module:
     if _is_row(root) or type(root) is Project:
         layers = root.row() if isinstance(root, Project) else _row(root)
         row = _with(root if isinstance(root, Chain) else Chain(), dict(_merged(layers)))
-        row.runner = in_turn
+        row.forward_impl = in_turn
         return row
     if type(root) is Skip:
         return _folded_skip(root)
@@ -244,7 +248,7 @@ def _folded_skip(skip: Skip) -> nn.Module:
     if not isinstance(last, Convolution) or last.relu:
         return _with(skip, parts)
     body = _with(Chain(), layers)
-    body.runner = in_turn
+    body.forward_impl = in_turn
     return FusedSkip(body, last.with_relu() if relu else last, parts["shortcut"])
 
 
@@ -332,11 +336,11 @@ def _seen_into(layer: nn.Module) -> bool:
     return any(map(watched, layer.modules()))
 
 
-def _values(x: Tensor | Codes) -> Tensor:
-    return x.values if isinstance(x, Codes) else x
+def _values(x: Tensor | QuantizedTensor) -> Tensor:
+    return x.values if isinstance(x, QuantizedTensor) else x
 
 
-def _memory(x: Tensor | Codes) -> int:
+def _memory(x: Tensor | QuantizedTensor) -> int:
     return 0 if _values(x).is_meta else _values(x).untyped_storage().data_ptr()
 
 
@@ -344,7 +348,7 @@ def _knows_codes(layer: nn.Module) -> bool:
     """Whether it may be given codes."""
     if isinstance(layer, Convolution):
         return layer.codes is not None
-    return isinstance(layer, FusedSkip) or (isinstance(layer, Chain) and layer.runner is in_turn)
+    return isinstance(layer, FusedSkip) or (isinstance(layer, Chain) and layer.forward_impl is in_turn)
 
 
 def _pools(layer: nn.Module) -> bool:

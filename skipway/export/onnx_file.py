@@ -142,7 +142,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
         twin = copy.deepcopy(network).cpu().float().eval()
     for module in twin.modules():
         if isinstance(module, Chain):
-            module.runner = None
+            module.forward_impl = None
     return twin
 
 
@@ -343,10 +343,10 @@ def _as_it_is(source: Any, spec: Spec) -> np.ndarray:
     prepare(source, spec)  # which says what is wrong with it
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
-        pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, fit="pad")
+        pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")
     else:
         data = read_picture_file(Path(source))
-        found = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, fit="pad")
+        found = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, resize_mode="pad")
         height, width, pixels = found.height, found.width, found.pixels
     top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2  # without the bars
     return pixels[top : top + height, left : left + width]

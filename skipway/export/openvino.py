@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError, MissingExtra, ShapeError, printable
 from skipway.export.onnx_file import captured, plain_copy, quiet
-from skipway.export.quantization import Range
+from skipway.export.quantization import Observer
 from skipway.kernels.batchnorm import run
 from skipway.models.network import Network
 from skipway.nn.skip import Chain
@@ -85,7 +85,7 @@ def _made(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Chai
     if precision == "int8":
         _to_int8(openvino, model, batches, twin.state_dict())
     half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16("cpu"))
-    twin.runner = _Compiled(twin, _compiled(model, half), shape)
+    twin.forward_impl = _Compiled(twin, _compiled(model, half), shape)
     return twin
 
 
@@ -236,13 +236,13 @@ def _constant(node: Any) -> bool:
     return node.input_value(1).get_node().get_type_name() == "Constant"
 
 
-def _ranges(openvino: Any, model: Any, values: list[Any], batches: list[np.ndarray]) -> list[Range]:
+def _ranges(openvino: Any, model: Any, values: list[Any], batches: list[np.ndarray]) -> list[Observer]:
     """What is seen of each value in float32."""
     watching = openvino.Model([openvino.opset13.result(v) for v in values], model.get_parameters(), "watching")
-    seeing, ranges = _compiled(watching, half=False), [Range(len(batches)) for _ in values]
+    seeing, ranges = _compiled(watching, half=False), [Observer(len(batches)) for _ in values]
     for batch in batches:
         for seen, found in zip(ranges, seeing(batch).values(), strict=True):
-            seen.see(torch.from_numpy(found.reshape(*found.shape[:2], -1, 1)))
+            seen.observe(torch.from_numpy(found.reshape(*found.shape[:2], -1, 1)))
     return ranges
 
 

@@ -22,7 +22,7 @@ _GAP = 2  # a large picture is reduced by whole numbers to this many times its s
 class Preparation(nn.Module):
     """(N, H, W, C) uint8 of any size -> (N, C, S, S) in 0..255: what `predict` makes of such pictures, not rounded.
 
-    A picture is multiplied with a matrix for each axis, which every runtime can do for every `fit` of a Spec.
+    A picture is multiplied with a matrix for each axis, which every runtime can do for every `resize_mode` of a Spec.
     """
 
     def __init__(self, spec: Spec):
@@ -36,7 +36,7 @@ class Preparation(nn.Module):
         across, inside_across = self._weights(width, height, torch.arange(x.shape[2], dtype=torch.float64))
         x = (x.permute(0, 3, 1, 2).float() @ across.T).clamp(0, 255)
         x = (down @ x).clamp(0, 255)
-        return torch.where(inside_down[:, None] & inside_across, x, _GREY) if self.spec.fit == "pad" else x
+        return torch.where(inside_down[:, None] & inside_across, x, _GREY) if self.spec.resize_mode == "pad" else x
 
     def _weights(self, length: Tensor, other: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(S, n) how much each of n pixels counts for each of the S, and (S,) whether there is any picture.
@@ -47,10 +47,10 @@ class Preparation(nn.Module):
         spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
         whole, begin = torch.full((), spec.presize, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         edge = margin(spec.presize, spec.size)
-        if spec.fit == "crop":
+        if spec.resize_mode == "crop":
             whole = (whole * length / torch.minimum(length, other)).floor()
             begin = ((whole - spec.size) / 2).round() - edge
-        elif spec.fit == "pad":
+        elif spec.resize_mode == "pad":
             whole = (whole * length / torch.maximum(length, other)).round().clamp_min(1)
             begin = -((spec.presize - whole) / 2).floor()
         places, scale = torch.arange(spec.size, dtype=torch.float64) + begin + edge, length / whole

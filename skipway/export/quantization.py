@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skipway.nn.blocks import pair
 
-__all__ = ["Codes", "Range", "coded"]
+__all__ = ["QuantizedTensor", "Observer", "quantize"]
 
 _LEVELS = 255
 _SAMPLE = 2**17  # numbers that a range is chosen by
@@ -24,7 +24,7 @@ _LEAST = 2**10  # of them from each batch
 _CLIPS = torch.linspace(0.5, 1.0, 26)  # shares of the whole range that are tried
 
 
-class Codes(NamedTuple):
+class QuantizedTensor(NamedTuple):
     """Numbers as uint8."""
 
     values: Tensor
@@ -35,7 +35,7 @@ class Codes(NamedTuple):
         """The float32 numbers that the codes stand for."""
         return self.values.float().sub_(self.zero).mul_(self.scale)
 
-    def pooled(self, pool: nn.MaxPool2d) -> "Codes":
+    def pooled(self, pool: nn.MaxPool2d) -> "QuantizedTensor":
         """The largest code of each window, (B, C, H', W'); torch's own pooling takes no bytes."""
         kernel, stride, padding = pair(pool.kernel_size), pair(pool.stride), pair(pool.padding)
         values = F.pad(self.values, (padding[1], padding[1], padding[0], padding[0]))  # with the smallest code
@@ -45,10 +45,10 @@ class Codes(NamedTuple):
             parts = [values.narrow(axis, i, (count - 1) * step + 1) for i in range(size)]
             parts = [part[:, :, ::step] if axis == 2 else part[..., ::step] for part in parts]
             values = reduce(torch.maximum, parts)
-        return Codes(values, self.scale, self.zero)
+        return QuantizedTensor(values, self.scale, self.zero)
 
 
-class Range:
+class Observer:
     """The numbers that went by, and the codes that they ask for."""
 
     def __init__(self, batches: int = 1) -> None:
@@ -56,7 +56,7 @@ class Range:
         self.sample: list[Tensor] = []
         self._share = max(_LEAST, _SAMPLE // batches)
 
-    def see(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
         """Take notice of x."""
         flat = x.permute(0, 2, 3, 1).reshape(-1).float()
         self.finite = self.finite and bool(flat.isfinite().all())
@@ -80,8 +80,8 @@ class Range:
         return best[1:]
 
 
-def coded(x: Tensor, scale: float, zero: int) -> Codes:
+def quantize(x: Tensor, scale: float, zero: int) -> QuantizedTensor:
     """The codes of numbers; those beyond their range become its ends."""
     x = x.contiguous(memory_format=torch.channels_last).float()
     codes = x.mul(1 / scale).add_(zero + 0.5).clamp_(0, _LEVELS).to(torch.uint8)  # which drops what is after the point
-    return Codes(codes, scale, zero)
+    return QuantizedTensor(codes, scale, zero)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skipway.errors import InputError
 
-__all__ = ["NEW", "Origin", "Row", "beside", "shares_of", "taken"]
+__all__ = ["NEW", "Origin", "ChannelMap", "beside", "shares_of", "taken"]
 
 NEW = -1
 # What optimisers call sums of gradients, and of their squares; other things that they keep go along as they are.
@@ -19,19 +19,19 @@ _GRADIENTS = ("momentum_buffer", "exp_avg", "grad_avg", "prev", "exp_inf")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 
 
-class Row(NamedTuple):
+class ChannelMap(NamedTuple):
     """Channels: for each new one the old one that it repeats, or NEW, and how many old ones there were."""
 
     old: Tensor
     width: int
 
     @classmethod
-    def kept(cls, width: int) -> "Row":
+    def kept(cls, width: int) -> "ChannelMap":
         """As many channels as before."""
         return cls(torch.arange(width), width)
 
     @classmethod
-    def spread(cls, width: int, size: int, repeat: bool) -> "Row":
+    def spread(cls, width: int, size: int, repeat: bool) -> "ChannelMap":
         """`size` channels in place of `width`: those in addition repeat old ones, neighbours of each other, or are new.
 
         Neighbours, so that groups of channels stay groups of the same ones.
@@ -50,7 +50,7 @@ class Row(NamedTuple):
         """Whether no old channel is lost."""
         return len(self.old[self.old >= 0].unique()) == self.width
 
-    def same(self, other: "Row") -> bool:
+    def same(self, other: "ChannelMap") -> bool:
         """Whether both say the same of every channel."""
         return self.width == other.width and self.old.equal(other.old)
 
@@ -59,19 +59,19 @@ class Row(NamedTuple):
         counts = self.old[self.old >= 0].bincount(minlength=max(1, self.width))
         return torch.where(self.old < 0, 1, counts[self.old.clamp(min=0)])
 
-    def repeated(self, times: int) -> "Row":
+    def repeated(self, times: int) -> "ChannelMap":
         """Each channel as `times` numbers beside each other, as flattening makes them."""
         inner = torch.arange(times)
         old = torch.where(self.old[:, None] < 0, NEW, self.old[:, None] * times + inner)
-        return Row(old.flatten(), self.width * times)
+        return ChannelMap(old.flatten(), self.width * times)
 
 
 class Origin(NamedTuple):
     """What a tensor of a grown network is made of: the old one's name, and rows and columns where they have changed."""
 
     name: str
-    rows: Row | None = None
-    columns: Row | None = None
+    rows: ChannelMap | None = None
+    columns: ChannelMap | None = None
 
     def behind(self, earlier: "Origin") -> "Origin":
         """What it is made of where the old network had grown itself, from `earlier`."""
@@ -99,20 +99,20 @@ class Origin(NamedTuple):
         return value
 
 
-def _composed(later: Row | None, earlier: Row | None) -> Row | None:
+def _composed(later: ChannelMap | None, earlier: ChannelMap | None) -> ChannelMap | None:
     if later is None or earlier is None:
         return earlier if later is None else later
     old = torch.where(later.old < 0, NEW, earlier.old[later.old.clamp(min=0)])
-    return Row(old, earlier.width)
+    return ChannelMap(old, earlier.width)
 
 
-def taken(value: Tensor, row: Row, axis: int) -> Tensor:
+def taken(value: Tensor, row: ChannelMap, axis: int) -> Tensor:
     """`value` with the channels of `row` along `axis`; zeros for new ones."""
     found = value.index_select(axis, row.old.clamp(min=0).to(value.device))
     return found * _along((row.old >= 0).to(found), found, axis) if bool((row.old < 0).any()) else found
 
 
-def shares_of(row: Row, outputs: int, generator: torch.Generator | None) -> Tensor:
+def shares_of(row: ChannelMap, outputs: int, generator: torch.Generator | None) -> Tensor:
     """(outputs, C'): the share of an old weight that each channel's has; those of channels that repeat one sum to 1.
 
     Equal shares without a `generator`: channels that start equal then get equal gradients, and stay equal for ever.
@@ -127,11 +127,11 @@ def shares_of(row: Row, outputs: int, generator: torch.Generator | None) -> Tens
     return drawn / torch.where(row.old >= 0, totals[:, row.old.clamp(min=0)], 1.0)
 
 
-def beside(*parts: Row) -> Row:
+def beside(*parts: ChannelMap) -> ChannelMap:
     """The channels of several rows one after the other."""
     widths = [part.width for part in parts]
     shifted = [torch.where(p.old < 0, NEW, p.old + sum(widths[:i])) for i, p in enumerate(parts)]
-    return Row(torch.cat(shifted), sum(widths))
+    return ChannelMap(torch.cat(shifted), sum(widths))
 
 
 def _along(factors: Tensor, value: Tensor, axis: int) -> Tensor:

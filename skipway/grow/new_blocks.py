@@ -17,7 +17,7 @@ from skipway.models.network import Network
 from skipway.nn.blocks import EfficientChannelAttention, Shift, SqueezeExcite
 from skipway.nn.joins import Scale, add, append, concat
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Chain, Dense, Skip, walk
+from skipway.nn.skip import Chain, Dense, Skip, named_skips
 
 __all__ = ["appends", "begin_as_identity", "insert_like", "insert_planned"]
 
@@ -48,7 +48,7 @@ def insert_planned(
             _insert(home, behind, blocks)
             added += blocks
     if fresh.plan.get("drop_path"):  # the chances to leave a body out rise with depth
-        for path, skip in walk(fresh):
+        for path, skip in named_skips(fresh):
             twin = network.get_submodule(path)
             if isinstance(twin, Skip):
                 twin.drop_path = skip.drop_path

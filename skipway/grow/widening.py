@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.grow.channel_map import NEW, Origin, Row, beside, shares_of, taken
+from skipway.grow.channel_map import NEW, ChannelMap, Origin, beside, shares_of, taken
 from skipway.models.resnet9 import Scaled
 from skipway.nn.blocks import SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
@@ -29,7 +29,7 @@ from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip
 
 __all__ = ["Widening", "redrawn"]
 
-Wanted = Row | str | None  # a row, "keeps", or any
+Wanted = ChannelMap | str | None  # a row, "keeps", or any
 THROUGH, TAKES, KEEPS = "through", "takes", "keeps"  # what a layer does with the channels that it is given
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, SameConv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -64,7 +64,7 @@ class Widening:
 
     def rewrite(self, network: nn.Module, width: int) -> None:
         """Rewrite `network`, whose input has `width` channels; its outputs stay."""
-        self._visit("", network, Row.kept(width), KEEPS)
+        self._visit("", network, ChannelMap.kept(width), KEEPS)
 
     # What a layer does with the channels that it is given
 
@@ -119,7 +119,7 @@ class Widening:
 
     # Rewriting: each gives the row of the layer's outputs
 
-    def _visit(self, path: str, layer: nn.Module | None, given: Row, wanted: Wanted = None) -> Row:
+    def _visit(self, path: str, layer: nn.Module | None, given: ChannelMap, wanted: Wanted = None) -> ChannelMap:
         if path in self.added:
             row = self._add(path, layer, given)
         elif layer is None:
@@ -142,11 +142,11 @@ class Widening:
             row = self._pass(path, layer, given)
         else:
             row = self._pad(path, layer, given) if isinstance(layer, Pad) else self._weigh(path, layer, given, wanted)
-        if (isinstance(wanted, Row) and not row.same(wanted)) or (wanted == KEEPS and not row.unchanged):
+        if (isinstance(wanted, ChannelMap) and not row.same(wanted)) or (wanted == KEEPS and not row.unchanged):
             raise _unable(path, "what it gives could not be kept beside what it is joined with")
         return row
 
-    def _visit_row(self, path: str, layer: nn.Module, row: Row, wanted: Wanted) -> Row:
+    def _visit_row(self, path: str, layer: nn.Module, row: ChannelMap, wanted: Wanted) -> ChannelMap:
         layers = _row(layer)
         for i, (name, child) in enumerate(layers):
             behind = self._behind(path, layers[i + 1 :])
@@ -156,14 +156,14 @@ class Widening:
             layer.out_channels, layer.in_channels = (layer.conv if layer.dims else layer.linear).weight.shape[:2]
         return row
 
-    def _kept(self, path: str, layer: nn.Module, given: Row, wanted: Wanted) -> Row:
+    def _kept(self, path: str, layer: nn.Module, given: ChannelMap, wanted: Wanted) -> ChannelMap:
         """A layer whose ways are not known: it is given what it was given, and gives what it gave."""
-        if not given.unchanged or isinstance(wanted, Row) and not wanted.unchanged:
+        if not given.unchanged or isinstance(wanted, ChannelMap) and not wanted.unchanged:
             raise _unable(path, f"the ways of {type(layer).__name__} with channels are not known")
         shape = self.calls[layer].output if layer in self.calls else ()
-        return Row.kept(shape[1] if len(shape) > 1 and isinstance(shape[1], int) else given.width)
+        return ChannelMap.kept(shape[1] if len(shape) > 1 and isinstance(shape[1], int) else given.width)
 
-    def _visit_skip(self, path: str, skip: Skip, given: Row, wanted: Wanted) -> Row:
+    def _visit_skip(self, path: str, skip: Skip, given: ChannelMap, wanted: Wanted) -> ChannelMap:
         body, shortcut = _inside(path, "body"), _inside(path, "shortcut")
         if skip.join in (append, concat):
             part = wanted if wanted == KEEPS else None
@@ -181,7 +181,7 @@ class Widening:
             self._weigh(_inside(join, "transform"), skip.join.transform, row, row)
         return self._visit(_inside(path, "after"), skip.after, row)
 
-    def _visit_parallel(self, path: str, layer: Parallel, given: Row, wanted: Wanted) -> Row:
+    def _visit_parallel(self, path: str, layer: Parallel, given: ChannelMap, wanted: Wanted) -> ChannelMap:
         branches = [(_inside(path, f"branches.{name}"), branch) for name, branch in _row(layer.branches)]
         if layer.join in (append, concat):
             part = wanted if wanted == KEEPS else None
@@ -194,9 +194,9 @@ class Widening:
             self._visit(*one, given, row)
         return row
 
-    def _visit_coupling(self, path: str, layer: Coupling, given: Row, wanted: Wanted) -> Row:
+    def _visit_coupling(self, path: str, layer: Coupling, given: ChannelMap, wanted: Wanted) -> ChannelMap:
         half, middle = given.width // 2, len(given.old) // 2
-        x1, x2 = Row(given.old[:middle], half), Row(given.old[middle:] - half, half)
+        x1, x2 = ChannelMap(given.old[:middle], half), ChannelMap(given.old[middle:] - half, half)
         if len(given.old) % 2 or not (x1.whole and x2.whole) or bool((x1.old >= half).any()):
             raise _unable(path, "the halves of its channels would mix")
         part = wanted if wanted == KEEPS else None
@@ -207,20 +207,20 @@ class Widening:
         self._visit(_inside(path, "g"), layer.g, y1, y2)
         return beside(y1, y2)
 
-    def _add(self, path: str, block: nn.Module | None, given: Row) -> Row:
+    def _add(self, path: str, block: nn.Module | None, given: ChannelMap) -> ChannelMap:
         """What a block that was not there gives: what it appends is new, and all that it is given goes around it."""
         if not isinstance(block, Skip) or block.join not in (append, concat):
             return given
         if self.fresh is None:
-            row = self._visit(_inside(path, "body"), block.body, Row(torch.full_like(given.old, NEW), 0))
+            row = self._visit(_inside(path, "body"), block.body, ChannelMap(torch.full_like(given.old, NEW), 0))
             redrawn(block)
             width = len(row.old)
         else:  # it was made for what it is given
             width = next(p for p in reversed(list(block.body.parameters())) if p.dim() > 1).shape[0]
-        new = Row(torch.full((width,), NEW), 0)
+        new = ChannelMap(torch.full((width,), NEW), 0)
         return beside(given, new) if block.join is append else beside(new, given)
 
-    def _pad(self, path: str, pad: Pad, given: Row) -> Row:
+    def _pad(self, path: str, pad: Pad, given: ChannelMap) -> ChannelMap:
         """Zeros for new channels, in the same order as `Pad` gives them."""
         size = self.size(path, pad.out_channels)
         before, more = (
@@ -229,11 +229,13 @@ class Widening:
         after, last = pad.out_channels - pad.in_channels - before, size - len(given.old) - more
         if more < before or last < after:
             raise _unable(path, f"{size} channels leave less room for its zeros around {len(given.old)}; widen it more")
-        sides = [Row.spread(old, new, self.fresh is None and old > 0) for old, new in ((before, more), (after, last))]
+        sides = [
+            ChannelMap.spread(old, new, self.fresh is None and old > 0) for old, new in ((before, more), (after, last))
+        ]
         pad.in_channels, pad.out_channels = len(given.old), size
         return beside(sides[0], given, sides[1])
 
-    def _pass(self, path: str, layer: nn.Module, given: Row) -> Row:
+    def _pass(self, path: str, layer: nn.Module, given: ChannelMap) -> ChannelMap:
         if isinstance(layer, nn.Flatten):
             return given.repeated(math.prod(self._given(layer)[2:]))
         if isinstance(layer, SqueezeExcite):
@@ -243,7 +245,7 @@ class Widening:
             self._norm(path, layer, given)
         return given
 
-    def _norm(self, path: str, layer: Any, given: Row) -> None:
+    def _norm(self, path: str, layer: Any, given: ChannelMap) -> None:
         size = len(given.old)
         if isinstance(layer, nn.GroupNorm):
             usual = layer.num_groups == math.gcd(32, given.width)
@@ -261,15 +263,15 @@ class Widening:
             if getattr(layer, name, None) is not None:
                 self._set(path, layer, name, given)
 
-    def _weigh(self, path: str, layer: Any, given: Row, wanted: Wanted) -> Row:
+    def _weigh(self, path: str, layer: Any, given: ChannelMap, wanted: Wanted) -> ChannelMap:
         """A convolution or a linear layer: columns for what it is given, rows for what is wanted."""
         old, groups = layer.weight, getattr(layer, "groups", 1)
-        if isinstance(wanted, Row):
+        if isinstance(wanted, ChannelMap):
             row = wanted
         elif wanted == KEEPS:
-            row = Row.kept(len(old))
+            row = ChannelMap.kept(len(old))
         else:
-            row = Row.spread(len(old), self.size(path, len(old)), self.fresh is None)
+            row = ChannelMap.spread(len(old), self.size(path, len(old)), self.fresh is None)
         columns = given if groups == 1 else _grouped(path, given, row, groups)
         with torch.no_grad():
             weight = taken(taken(old, row, 0), columns, 1)
@@ -285,7 +287,13 @@ class Widening:
         return row
 
     def _set(
-        self, path: str, layer: nn.Module, name: str, rows: Row, columns: Row | None = None, value: Tensor | None = None
+        self,
+        path: str,
+        layer: nn.Module,
+        name: str,
+        rows: ChannelMap,
+        columns: ChannelMap | None = None,
+        value: Tensor | None = None,
     ) -> None:
         """Put the rewritten tensor in its place, new rows with their fresh values."""
         old = getattr(layer, name)
@@ -348,7 +356,7 @@ def _inside(path: str, name: str) -> str:
     return f"{path}.{name}".lstrip(".")
 
 
-def _same_means(row: Row, before: int, groups: int) -> bool:
+def _same_means(row: ChannelMap, before: int, groups: int) -> bool:
     """Whether each of `groups` takes its mean over the channels of one of the groups there were, each as often."""
     size = row.width // before
     for members in row.old.view(groups, -1):
@@ -361,7 +369,7 @@ def _same_means(row: Row, before: int, groups: int) -> bool:
     return True
 
 
-def _grouped(path: str, given: Row, row: Row, groups: int) -> Row:
+def _grouped(path: str, given: ChannelMap, row: ChannelMap, groups: int) -> ChannelMap:
     """The columns of a convolution in groups, which are those of each group."""
     local = []
     for one, wide in ((given, len(given.old)), (row, len(row.old))):
@@ -369,7 +377,7 @@ def _grouped(path: str, given: Row, row: Row, groups: int) -> Row:
         inside = one.old.view(groups, -1) - size * places if wide % groups == 0 else torch.full((1, 1), NEW)
         if bool(((inside < 0) | (inside >= size)).any()) or bool((inside != inside[0]).any()):
             raise _unable(path, f"its {groups} groups would mix; widen it by a whole factor")
-        local.append(Row(inside[0], size))
+        local.append(ChannelMap(inside[0], size))
     return local[0]
 
 

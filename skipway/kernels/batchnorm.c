@@ -1,7 +1,7 @@
 /* Batch norm, the join of a shortcut and ReLU in one go each way, for channels_last tensors: `rows` (pictures times
 positions) by `channels`. Without ReLU and without a join too.
 
-    y = max(0, (x - mean) * scale + bias + kept)      scale = weight / sqrt(variance + eps)
+    y = max(0, (x - mean) * scale + bias + shortcut)      scale = weight / sqrt(variance + eps)
 
 Sums are taken in float over blocks of rows and in double over the blocks. The file includes itself once for each type
 of element. */
@@ -87,8 +87,8 @@ enum { MEAN, INVERSE, SCALE, VARIANCE }; /* rows of `stats`, each of `channels` 
 
 #else
 
-/* `kept` may be NULL; weight and bias too. `stats` is filled in. */
-void NAME(forward)(const ELEMENT *x, const ELEMENT *kept, int64_t rows, int64_t channels, const float *weight,
+/* `shortcut` may be NULL; weight and bias too. `stats` is filled in. */
+void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int64_t channels, const float *weight,
                    const float *bias, double eps, int relu, int64_t threads, ELEMENT *y,
                    float *stats) {
     Shape s = shape_of(rows, channels, threads);
@@ -137,9 +137,9 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *kept, int64_t rows, int64_t 
         int t = omp_get_thread_num();
         int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
         for (int64_t i = begin; i < end; i++) {
-            const ELEMENT *row = x + i * width, *k = kept + i * width;
+            const ELEMENT *row = x + i * width, *k = shortcut + i * width;
             ELEMENT *out = y + i * width;
-            if (kept) {
+            if (shortcut) {
                 EACH(c, width) {
                     float v = LOAD(row[c]) * wide_scale[c] + wide_shift[c] + LOAD(k[c]);
                     out[c] = STORE(v < floor ? floor : v);
@@ -155,10 +155,10 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *kept, int64_t rows, int64_t 
     free(parts), free(sum), free(first), free(shift), free(wide_scale), free(wide_shift);
 }
 
-/* What reaches the norm is g = dy where y > 0, or dy without ReLU. With `dkept` g is written there as well, as the
-gradient of `kept`; `y` is needed only then. `dx` may be NULL. */
+/* What reaches the norm is g = dy where y > 0, or dy without ReLU. With `dshortcut` g is written there as well, as the
+gradient of `shortcut`; `y` is needed only then. `dx` may be NULL. */
 void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64_t rows, int64_t channels,
-                    const float *stats, const float *bias, int relu, int64_t threads, ELEMENT *dkept, ELEMENT *dx,
+                    const float *stats, const float *bias, int relu, int64_t threads, ELEMENT *dshortcut, ELEMENT *dx,
                     float *dweight, float *dbias) {
     Shape s = shape_of(rows, channels, threads);
     int64_t width = s.width;
@@ -179,8 +179,8 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
             memset(block, 0, 2 * width * sizeof(float));
             for (int64_t i = r; i < end && i < r + BLOCK; i++) {
                 const ELEMENT *d = dy + i * width, *row = x + i * width, *out = y + i * width;
-                ELEMENT *k = dkept + i * width;
-                if (relu && dkept) {
+                ELEMENT *k = dshortcut + i * width;
+                if (relu && dshortcut) {
                     EACH(c, width) {
                         float g = LOAD(out[c]) > 0 ? LOAD(d[c]) : 0;
                         k[c] = STORE(g);
@@ -216,8 +216,8 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
     }
     if (dx) {
         float *wide_turn = tiled(turn, channels, s.tile), *wide_constant = tiled(constant, channels, s.tile);
-        const ELEMENT *given = relu && dkept ? dkept : dy;
-        int masked = relu && !dkept;
+        const ELEMENT *given = relu && dshortcut ? dshortcut : dy;
+        int masked = relu && !dshortcut;
 #pragma omp parallel num_threads(s.threads)
         {
             int t = omp_get_thread_num();

@@ -68,7 +68,7 @@ def joined(body: nn.Module, after: nn.Module | None) -> nn.BatchNorm2d | None:
     if torch.compiler.is_compiling() or not isinstance(body, nn.Sequential) or len(body) < 2:
         return None
     last = body[-1]
-    if type(last) is not nn.BatchNorm2d or not last.training or watched(body) or getattr(body, "runner", None):
+    if type(last) is not nn.BatchNorm2d or not last.training or watched(body) or getattr(body, "forward_impl", None):
         return None
     return last if (after is None or (type(after) is nn.ReLU and not watched(after))) and wanted() else None
 
@@ -128,17 +128,17 @@ def _ordinary(*tensors: Tensor) -> bool:
     )
 
 
-# Batch norm, an addition, ReLU: (norm, x, kept or None, a ReLU or None) -> tensor like x.
+# Batch norm, an addition, ReLU: (norm, x, shortcut or None, a ReLU or None) -> tensor like x.
 
 
-def _plain_norm(norm: nn.BatchNorm2d, x: Tensor, kept: Tensor | None, after: nn.Module | None) -> Tensor:
+def _plain_norm(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, after: nn.Module | None) -> Tensor:
     y = norm(x)
-    y = y if kept is None else y + kept
+    y = y if shortcut is None else y + shortcut
     return y if after is None else after(y)
 
 
-def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Module | None) -> bool:
-    tensors = [t for t in (x, kept, norm.weight, norm.bias) if t is not None]
+def _norm_fits(norm: nn.BatchNorm2d, x: Any, shortcut: Tensor | None, after: nn.Module | None) -> bool:
+    tensors = [t for t in (x, shortcut, norm.weight, norm.bias) if t is not None]
     return (
         norm.training
         and not watched(norm)
@@ -148,15 +148,18 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, kept: Tensor | None, after: nn.Modu
         and x.shape[1] == norm.num_features
         and x.numel() > x.shape[1]
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (kept is None or (kept.shape == x.shape and kept.dtype == x.dtype and kept.stride() == x.stride()))
+        and (
+            shortcut is None
+            or (shortcut.shape == x.shape and shortcut.dtype == x.dtype and shortcut.stride() == x.stride())
+        )
         and all(p is None or p.dtype == torch.float32 for p in (norm.weight, norm.bias))
         and wanted()
         and _norm_library() is not None  # last, for it may have to be compiled
     )
 
 
-def _fast_norm(norm: nn.BatchNorm2d, x: Tensor, kept: Tensor | None, after: nn.Module | None) -> Tensor:
-    y, mean, variance = _Norm.apply(x, kept, norm.weight, norm.bias, norm.eps, after is not None)
+def _fast_norm(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, after: nn.Module | None) -> Tensor:
+    y, mean, variance = _Norm.apply(x, shortcut, norm.weight, norm.bias, norm.eps, after is not None)
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -172,15 +175,15 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kept: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
+        ctx: Any, x: Tensor, shortcut: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         stats = torch.empty(4, x.shape[1])  # mean, 1 / sqrt(variance + eps), weight times that, variance
         y = torch.empty_like(x)
         sizes = x.numel() // x.shape[1], x.shape[1]
-        _call("forward", x, kept, *sizes, weight, bias, eps, relu, torch.get_num_threads(), y, stats)
+        _call("forward", x, shortcut, *sizes, weight, bias, eps, relu, torch.get_num_threads(), y, stats)
         ctx.eps, ctx.relu, ctx.sizes = eps, relu, sizes
         # What ReLU lets through is worked out from x; where something was added to it, it is seen in the output.
-        ctx.save_for_backward(x, kept, weight, bias, stats, y if relu and kept is not None else None)
+        ctx.save_for_backward(x, shortcut, weight, bias, stats, y if relu and shortcut is not None else None)
         mean, variance = stats[0], stats[3]
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
@@ -191,18 +194,18 @@ class _Norm(torch.autograd.Function):
         dy = gradients[0]
         if dy is None:
             return (None,) * 6
-        x, kept, weight, bias, stats, y = ctx.saved_tensors
+        x, shortcut, weight, bias, stats, y = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants to differentiate once more
-            return *_differentiable(ctx, (x, kept, weight, bias), dy), None, None
+            return *_differentiable(ctx, (x, shortcut, weight, bias), dy), None, None
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        dkept = torch.empty_like(x) if ctx.relu and kept is not None else None
+        dshortcut = torch.empty_like(x) if ctx.relu and shortcut is not None else None
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dweight, dbias = torch.empty(2, x.shape[1])
         threads = torch.get_num_threads()
-        _call("backward", dy, x, y, *ctx.sizes, stats, bias, ctx.relu, threads, dkept, dx, dweight, dbias)
-        if kept is not None and dkept is None:
-            dkept = dy
-        return dx, dkept, None if weight is None else dweight, None if bias is None else dbias, None, None
+        _call("backward", dy, x, y, *ctx.sizes, stats, bias, ctx.relu, threads, dshortcut, dx, dweight, dbias)
+        if shortcut is not None and dshortcut is None:
+            dshortcut = dy
+        return dx, dshortcut, None if weight is None else dweight, None if bias is None else dbias, None, None
 
 
 def _call(name: str, first: Tensor, *rest: Any) -> None:
@@ -212,10 +215,10 @@ def _call(name: str, first: Tensor, *rest: Any) -> None:
 
 
 def _differentiable(ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor) -> list[Tensor | None]:
-    """The gradients of `inputs` (x, kept, weight, bias), in operations of torch that have gradients themselves."""
-    x, kept, weight, bias = inputs
+    """The gradients of `inputs` (x, shortcut, weight, bias), in operations of torch that have gradients themselves."""
+    x, shortcut, weight, bias = inputs
     y = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)  # type: ignore[arg-type]
-    y = y if kept is None else y + kept
+    y = y if shortcut is None else y + shortcut
     y = torch.relu(y) if ctx.relu else y
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed and t is not None]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))

@@ -18,7 +18,7 @@ from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.nn.blocks import Shift, initialise_fixup, join_of, rising, zero_last
 from skipway.nn.joins import Gate, Scale
-from skipway.nn.skip import Chain, Skip, walk
+from skipway.nn.skip import Chain, Skip, named_skips
 from skipway.nn.stochastic_depth import DROP_MODES
 
 __all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]
@@ -174,7 +174,7 @@ def _begin(network: Chain, plan: ResMLPPlan) -> None:
     if plan.norm == "fixup":
         initialise_fixup(network)
     elif plan.join == "add":
-        for _, skip in walk(network):
+        for _, skip in named_skips(network):
             assert isinstance(skip.body, Chain)
             zero_last(skip.body)
 

@@ -230,7 +230,7 @@ def prepare(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
 
 
 def _holds_many(array: np.ndarray) -> bool:
-    """Whether the first axis counts pictures: (N, H, W) or (N, H, W, C), where (H, W, 3) is one in colour."""
+    """Whether the first axis counts pictures: (N, H, W) or (N, H, W, C), where (H, W, 3) is one in color."""
     return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
 
 

@@ -4,7 +4,7 @@ from skipway.nn.activation_checkpointing import recompute
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Chain, Dense, Parallel, Skip, replace, walk
+from skipway.nn.skip import Chain, Dense, Parallel, Skip, named_skips, set_submodule
 
 __all__ = [
     "Chain",
@@ -20,6 +20,6 @@ __all__ = [
     "multiply",
     "output_shape",
     "recompute",
-    "replace",
-    "walk",
+    "set_submodule",
+    "named_skips",
 ]

@@ -18,7 +18,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.rng_replay import Occasion, gradient_of, in_turn
+from skipway.nn.rng_replay import RngSnapshot, gradient_of, in_turn
 from skipway.nn.skip import Chain, Skip
 
 __all__ = ["recompute"]
@@ -63,7 +63,7 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
     spared = counts[0] * 2 ** (len(rows) - 1) if every == "auto" else 0
     for row, count in zip(rows, counts, strict=True):
         last = spared if row is rows[-1] else 0
-        row.runner = None if every == "none" else partial(_in_groups, every=count, pages=_Pages(), spared=last)
+        row.forward_impl = None if every == "none" else partial(_in_groups, every=count, pages=_Pages(), spared=last)
     return network
 
 
@@ -107,10 +107,10 @@ class _Group(Function):
 
     @staticmethod
     def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *parameters: nn.Parameter) -> Any:
-        ctx.group, ctx.parameters, ctx.occasion = group, parameters, Occasion(x.device)
-        ctx.draws = ctx.occasion.draws()
+        ctx.group, ctx.parameters, ctx.rng = group, parameters, RngSnapshot(x.device)
+        ctx.draws = ctx.rng.draws()
         ctx.save_for_backward(pages.copied(x))
-        with ctx.occasion.precision():
+        with ctx.rng.precision():
             out = in_turn(group, x.detach())
         if not isinstance(out, Tensor):
             raise InputError(
@@ -122,8 +122,8 @@ class _Group(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         found: dict[nn.Parameter, Tensor] = {}
-        with ctx.occasion.once_more():
-            ctx.occasion.draw_again(ctx.draws)
+        with ctx.rng.replay():
+            ctx.rng.draw_again(ctx.draws)
             (x,) = ctx.saved_tensors
             _, of_x = gradient_of(ctx.group, x, gradient, ctx.parameters, found)
         return None, None, of_x, *(found.get(p) for p in ctx.parameters)

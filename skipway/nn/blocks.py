@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.nn.joins import Gate, make_join
 from skipway.nn.shortcuts import NORMS, make_norm
-from skipway.nn.skip import Chain, walk
+from skipway.nn.skip import Chain, named_skips
 
 __all__ = [
     "ATTENTIONS",
@@ -276,7 +276,7 @@ def initialise_fixup(network: nn.Module) -> None:
     L bodies then change the output by a learning rate, not by L of them, so that no norm is needed. The joins are to be
     scales that begin at one.
     """
-    skips = [skip for _, skip in walk(network)]
+    skips = [skip for _, skip in named_skips(network)]
     for skip in skips:
         weights = [m for m in skip.body.children() if isinstance(m, nn.Conv2d | nn.Linear)]  # not those of attention
         for layer in weights[:-1]:

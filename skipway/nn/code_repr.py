@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from skipway.nn.shape_inference import Placed
+from skipway.nn.shape_inference import NamedErrors
 
 __all__ = ["show"]
 
@@ -49,7 +49,7 @@ def _parts(module: nn.Module) -> list[tuple[str, nn.Module | str]] | None:
     """(name, module or text) of what stands between the brackets, or None where `repr` says it all."""
     if isinstance(module, nn.Sequential):
         return list(module._modules.items())  # named_children() would leave out a second use
-    return module.parts() if isinstance(module, Placed) else None
+    return module.parts() if isinstance(module, NamedErrors) else None
 
 
 def _short(module: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Joins: where a branch and what was kept of its input meet. A join takes `(branch, kept)`, in this order, always.
+"""Joins: how a branch and the shortcut meet. A join takes `(branch, shortcut)`, in this order, always.
 
 Shapes: B batch, C channels, * any further axes. No join broadcasts: PyTorch's own `+` would, in silence.
 Sources: add, He et al. 2015, arXiv:1512.03385; concat, Huang et al. 2016, arXiv:1608.06993; gate, Srivastava et al.
@@ -44,12 +44,12 @@ def concat(*branches: Tensor) -> Tensor:
 
 
 def append(*branches: Tensor) -> Tensor:
-    """(B, C1, *), (B, C2, *) -> (B, C2 + C1, *): `concat` with what was kept first, as dense networks order it."""
+    """(B, C1, *), (B, C2, *) -> (B, C2 + C1, *): `concat` with the shortcut first, as dense networks order it."""
     return concat(*reversed(branches))
 
 
 class Scale(nn.Module):
-    """`scale * branch + kept` with a learned `scale`: one number, or one per channel.
+    """`scale * branch + shortcut` with a learned `scale`: one number, or one per channel.
 
     One number that begins at zero (ReZero, SkipInit) makes the block an identity with a gradient from the first step
     on, unless its body gives zeros too. LayerScale is one number per channel: `Scale(channels, init=1e-5)`, or
@@ -64,9 +64,9 @@ class Scale(nn.Module):
         self.channels, self.init = channels, float(init)
         self.register_parameter("scale", None if channels == "each" else self._made(channels))
 
-    def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
-        _need_equal("scale", (branch, kept))
+        _need_equal("scale", (branch, shortcut))
         scale: Tensor = self.scale
         if self.channels is not None:
             _need_channels("scale", branch)
@@ -81,7 +81,7 @@ class Scale(nn.Module):
                     f"make it Scale({branch.shape[1]})"
                 )
             scale = scale.view(-1, *[1] * (branch.dim() - 2))
-        return scale * branch + kept
+        return scale * branch + shortcut
 
     def _fill(self, channels: int, like: Tensor) -> None:
         self.channels = channels
@@ -102,7 +102,7 @@ class Scale(nn.Module):
 
 
 class Gate(nn.Module):
-    """Highway: `t * branch + (1 - t) * kept` with `t = sigmoid(W kept + b)`, per position.
+    """Highway: `t * branch + (1 - t) * shortcut` with `t = sigmoid(W shortcut + b)`, per position.
 
     `bias` below zero keeps most of the input at the start. `channels` may be left to the shape pass or a loaded state.
     """
@@ -112,21 +112,21 @@ class Gate(nn.Module):
         self.bias = bias
         self.transform = None if channels is None else self._made(channels)
 
-    def forward(self, branch: Tensor, kept: Tensor) -> Tensor:
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
-        _need_equal("gate", (branch, kept))
-        _need_channels("gate", kept)
+        _need_equal("gate", (branch, shortcut))
+        _need_channels("gate", shortcut)
         if self.transform is None:
             _need_filling("gate")
             with real_tensors():
-                self.transform = self._made(kept.shape[1]).to(kept.device, kept.dtype)
-        if kept.shape[1] != self.transform.in_features:
+                self.transform = self._made(shortcut.shape[1]).to(shortcut.device, shortcut.dtype)
+        if shortcut.shape[1] != self.transform.in_features:
             raise ShapeError(
-                f"`gate` holds {self.transform.in_features} channels, but got {tuple(kept.shape)}; "
-                f"make it Gate({kept.shape[1]})"
+                f"`gate` holds {self.transform.in_features} channels, but got {tuple(shortcut.shape)}; "
+                f"make it Gate({shortcut.shape[1]})"
             )
-        t = torch.sigmoid(self.transform(kept.movedim(1, -1)).movedim(-1, 1))
-        return kept + t * (branch - kept)  # the same, with one pass less, in the memory format of what was kept
+        t = torch.sigmoid(self.transform(shortcut.movedim(1, -1)).movedim(-1, 1))
+        return shortcut + t * (branch - shortcut)  # the same, with one pass less, in the memory format of the shortcut
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         found = state_dict.get(f"{prefix}transform.weight")
@@ -163,7 +163,7 @@ def make_join(join: str | Callable[..., Tensor], channels: int | None = None) ->
             raise InputError(f"no join is called {join!r}{did_you_mean(join, JOINS)}; there are {', '.join(JOINS)}")
         return JOINS[join](channels)
     if not callable(join) or isinstance(join, type):
-        raise InputError(f"a join is a name or something that takes (branch, kept), not {join!r}")
+        raise InputError(f"a join is a name or something that takes (branch, shortcut), not {join!r}")
     return join
 
 

@@ -15,14 +15,14 @@ from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError, ShapeError
 from skipway.nn.joins import add
-from skipway.nn.rng_replay import Occasion, gradient_of
-from skipway.nn.shape_inference import Placed, naming
+from skipway.nn.rng_replay import RngSnapshot, gradient_of
+from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.skip import Chain, Layer, as_module
 
 __all__ = ["Coupling", "Reversible"]
 
 
-class Coupling(Placed):
+class Coupling(NamedErrors):
     """(B, C, *) -> (B, C', *): two bodies on half of the channels each, each adding to the other's half.
 
     Args:
@@ -36,7 +36,7 @@ class Coupling(Placed):
         self.f, self.g = as_module(f), as_module(g)
         self.shortcuts = None if shortcuts is None else nn.ModuleList(as_module(s) for s in shortcuts)
 
-    @naming
+    @named_errors
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *) -> (B, C', *)."""
         x1, x2 = _halves(x)
@@ -74,7 +74,7 @@ class Reversible(Chain):
                     f"{' with shortcuts' if isinstance(coupling, Coupling) else ''}; put that before it in a Chain"
                 )
 
-    @naming
+    @named_errors
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, *), kept."""
         wide = torch.promote_types(input.dtype, torch.float32)
@@ -100,12 +100,12 @@ class _Reversed(Function):
         ctx: Any, couplings: Reversible, dtype: torch.dtype, x1: Tensor, x2: Tensor, *parameters: nn.Parameter
     ) -> Any:
         ctx.couplings, ctx.dtype, ctx.parameters, ctx.draws = couplings, dtype, parameters, []
-        ctx.occasion = Occasion(x1.device)
-        with ctx.occasion.precision():
+        ctx.rng = RngSnapshot(x1.device)
+        with ctx.rng.precision():
             for f, g in couplings.bodies():
-                before = ctx.occasion.draws()
+                before = ctx.rng.draws()
                 x1 = add(f(x2.to(dtype)), x1)
-                ctx.draws.append((before, ctx.occasion.draws()))
+                ctx.draws.append((before, ctx.rng.draws()))
                 x2 = add(g(x1.to(dtype)), x2)
         ctx.save_for_backward(x1, x2)
         return x1, x2
@@ -115,12 +115,12 @@ class _Reversed(Function):
     def backward(ctx: Any, d1: Tensor, d2: Tensor) -> Any:
         y1, y2 = ctx.saved_tensors
         found: dict[nn.Parameter, Tensor] = {}
-        with ctx.occasion.once_more():
+        with ctx.rng.replay():
             for (f, g), (f_draws, g_draws) in reversed(list(zip(ctx.couplings.bodies(), ctx.draws, strict=True))):
-                ctx.occasion.draw_again(g_draws)
+                ctx.rng.draw_again(g_draws)
                 out, gradient = gradient_of([g], y1, d2, ctx.parameters, found, ctx.dtype)
                 y2, d1 = y2 - out, d1 + gradient  # y2 is x2 from here on
-                ctx.occasion.draw_again(f_draws)
+                ctx.rng.draw_again(f_draws)
                 out, gradient = gradient_of([f], y2, d1, ctx.parameters, found, ctx.dtype)
                 y1, d2 = y1 - out, d2 + gradient
         return None, None, d1, d2, *(found.get(p) for p in ctx.parameters)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Occasion", "gradient_of", "in_turn"]
+__all__ = ["RngSnapshot", "gradient_of", "in_turn"]
 
 Draws = tuple[Tensor, ...]
 
 
-class Occasion:
+class RngSnapshot:
     """What the first pass has beside its input: the precision of autocast and the random generators of `device`."""
 
     def __init__(self, device: torch.device):
@@ -40,7 +40,7 @@ class Occasion:
             self._module().set_rng_state(draws[1], self.device)
 
     @contextmanager
-    def once_more(self) -> Iterator[None]:
+    def replay(self) -> Iterator[None]:
         """Inside it the precision is as it was; after it the generators stand where they stood before it."""
         before = self.draws()
         try:

@@ -23,12 +23,12 @@ from skipway.errors import InputError, ShapeError, SkipwayError, printable
 
 __all__ = [
     "Call",
-    "Placed",
+    "NamedErrors",
     "calls",
     "evaluation",
     "filling",
     "kept_buffers",
-    "naming",
+    "named_errors",
     "on_meta",
     "output_shape",
     "real_tensors",
@@ -40,7 +40,7 @@ _FILLING: ContextVar[bool] = ContextVar("filling", default=False)
 _ONE_VALUE = "Expected more than 1"  # "... value per channel when training", "... spatial element when training"
 
 
-class Placed(nn.Module):
+class NamedErrors(nn.Module):
     """A layer whose errors name its path in the network around it: what it does is decorated with `naming`."""
 
     def parts(self) -> "list[tuple[str, nn.Module | str]] | None":
@@ -48,7 +48,7 @@ class Placed(nn.Module):
         return None
 
 
-def naming(forward: Callable[P, R]) -> Callable[P, R]:
+def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
     """Decorates what a `Placed` does: an error from inside names its layer by the path from the outermost `Placed`."""
 
     @wraps(forward)

@@ -21,11 +21,11 @@ from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.kernels.batchnorm import KERNELS, joined, run
 from skipway.nn.code_repr import show
 from skipway.nn.joins import Gate, add, append, concat, make_join, multiply
-from skipway.nn.shape_inference import Placed, filling, naming, real_tensors
+from skipway.nn.shape_inference import NamedErrors, filling, named_errors, real_tensors
 from skipway.nn.shortcuts import SHORTCUTS, fitted_shortcut
-from skipway.nn.stochastic_depth import DROP_MODES, thinned
+from skipway.nn.stochastic_depth import DROP_MODES, stochastic_depth
 
-__all__ = ["Chain", "Dense", "Function", "Parallel", "Skip", "replace", "walk"]
+__all__ = ["Chain", "Dense", "Function", "Parallel", "Skip", "set_submodule", "named_skips"]
 
 Layer = nn.Module | Callable[..., Any]
 
@@ -45,7 +45,7 @@ class Function(nn.Module):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-class Chain(Placed, nn.Sequential):
+class Chain(NamedErrors, nn.Sequential):
     """Layers one after the other, by position or by name; an `nn.Sequential` that takes functions and prints as code.
 
     >>> import torch
@@ -53,7 +53,9 @@ class Chain(Placed, nn.Sequential):
     torch.Size([1, 2])
     """
 
-    runner: Callable[[Sequence[nn.Module], Any], Any] | None = None  # another way to run the layers: see `recompute`
+    forward_impl: Callable[[Sequence[nn.Module], Any], Any] | None = (
+        None  # another way to run the layers: see `recompute`
+    )
 
     def __init__(self, *layers: Layer, **named: Layer):
         super().__init__()
@@ -69,10 +71,10 @@ class Chain(Placed, nn.Sequential):
             self.add_module(name, as_module(layer))
         _say_shared(self)
 
-    @naming
+    @named_errors
     def forward(self, input: Any) -> Any:
         """The input of the first layer -> the output of the last."""
-        return (self.runner or run)(list(self), input)
+        return (self.forward_impl or run)(list(self), input)
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """The layer at a number or of a name, or the Chain of a slice."""
@@ -80,7 +82,7 @@ class Chain(Placed, nn.Sequential):
             return self._modules[self._known(place)]
         part: Any = super().__getitem__(place)
         if isinstance(place, slice):
-            part.runner = self.runner
+            part.forward_impl = self.forward_impl
         return part
 
     def __delitem__(self, place: int | slice | str) -> None:
@@ -116,12 +118,12 @@ class Chain(Placed, nn.Sequential):
             )
         return name
 
-    @naming
+    @named_errors
     def activations(self, x: Any) -> tuple[Any, ...]:
         """The output of every layer in turn, for an input as `forward` takes it."""
         outputs = []
         for layer in self:
-            x = (self.runner or run)([layer], x)
+            x = (self.forward_impl or run)([layer], x)
             outputs.append(x)
         return tuple(outputs)
 
@@ -129,7 +131,7 @@ class Chain(Placed, nn.Sequential):
         return show(self)
 
 
-class Dense(Placed):
+class Dense(NamedErrors):
     """(*, in_features) -> (*, out_features): `activation(x W^T + b)`. `in_features=None` is left to the shape pass.
 
     >>> import torch
@@ -145,7 +147,7 @@ class Dense(Placed):
             self.linear = nn.Linear(in_features, out_features, bias)
         self.activation = None if activation is None else as_module(activation)
 
-    @naming
+    @named_errors
     def forward(self, x: Tensor) -> Tensor:
         """(*, in_features) -> (*, out_features)."""
         if isinstance(self.linear, nn.LazyLinear) and not filling():
@@ -163,7 +165,7 @@ class Dense(Placed):
         return f"Dense({', '.join(parts)})"
 
 
-class Parallel(Placed):
+class Parallel(NamedErrors):
     """`join(branch1(x), branch2(x), ...)`; with as many inputs as branches, each branch takes its own.
 
     `Parallel(join, body, nn.Identity())` is `Skip(body, join=join)`. The join is called once, with all outputs.
@@ -176,7 +178,7 @@ class Parallel(Placed):
         self.join = make_join(join)
         self.branches = Chain(*branches, **named)
 
-    @naming
+    @named_errors
     def forward(self, *inputs: Tensor) -> Any:
         """One input for all branches, or one for each."""
         if len(inputs) not in (1, len(self.branches)):
@@ -194,7 +196,7 @@ class Parallel(Placed):
         return show(self)
 
 
-class Skip(Placed):
+class Skip(NamedErrors):
     """`after(join(body(x), shortcut(x)))`.
 
     Args:
@@ -204,7 +206,7 @@ class Skip(Placed):
             a module. What a name needs to know of the sizes is filled in by `output_shape`.
         join: "add", "concat", "append" (concat with the input first), "multiply", "gate" (highway), "scale" (one
             learned number, zero at first), "layerscale" (one for each channel), or any callable or module that takes
-            (branch, kept).
+            (branch, shortcut).
         after: what follows the join, such as an activation.
         drop_path: chance that the body is left out while training, and not computed; what stays is divided by the
             chance to stay. Norms in the body see the samples that stay.
@@ -252,29 +254,29 @@ class Skip(Placed):
         _refuse_unfit(self)
         _say_shared(self)
 
-    @naming
+    @named_errors
     def forward(self, x: Tensor) -> Any:
         """x (B, C, *) -> whatever the join makes of body(x) and shortcut(x)."""
         version, norm = x._version if filling() else 0, None
         if self.drop_path and self.training and self.open_shortcut is None:
-            kept = x if self.shortcut is None else self.shortcut(x)
-            branch = thinned(self.body, x, kept, self.drop_path, self.drop_mode)
+            shortcut = x if self.shortcut is None else self.shortcut(x)
+            branch = stochastic_depth(self.body, x, shortcut, self.drop_path, self.drop_mode)
         else:
             norm = joined(self.body, self.after) if self.join is add and self.open_shortcut is None else None
             branch = self.body(x) if norm is None else run(list(cast(nn.Sequential, self.body))[:-1], x)
             if self.open_shortcut is not None:
                 self._fit_shortcut(x, branch)
-            kept = x if self.shortcut is None else self.shortcut(x)
+            shortcut = x if self.shortcut is None else self.shortcut(x)
         if filling() and x._version != version:
             raise InputError(
                 "the body or the shortcut changes its input in place, which the other side still needs; use layers "
                 "that give a new tensor (inplace=False)"
             )
         if norm is not None:
-            if KERNELS["norm"].fits(norm, branch, kept, self.after):
-                return KERNELS["norm"].fast(norm, branch, kept, self.after)
+            if KERNELS["norm"].fits(norm, branch, shortcut, self.after):
+                return KERNELS["norm"].fast(norm, branch, shortcut, self.after)
             branch = norm(branch)
-        out = self.join(branch, kept)
+        out = self.join(branch, shortcut)
         return out if self.after is None else self.after(out)
 
     def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
@@ -307,12 +309,12 @@ class Skip(Placed):
         return show(self)
 
 
-def walk(root: nn.Module) -> Iterator[tuple[str, Skip]]:
+def named_skips(root: nn.Module) -> Iterator[tuple[str, Skip]]:
     """(path, Skip) of every Skip in `root`, outermost first."""
     yield from ((path, module) for path, module in root.named_modules() if isinstance(module, Skip))
 
 
-def replace(root: nn.Module, path: str, new: Layer) -> None:
+def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
     """Put `new` where `path` ('stage1.0.body') leads in `root`; a Skip's shortcut, join or after may be missing there.
 
     Raises:

@@ -13,18 +13,18 @@ from torch.autograd import Function
 
 from skipway.errors import ShapeError
 
-__all__ = ["DROP_MODES", "thinned"]
+__all__ = ["DROP_MODES", "stochastic_depth"]
 
 DROP_MODES = ("row", "batch")
 
 
-def thinned(body: nn.Module, x: Tensor, kept: Tensor, rate: float, mode: str = "row") -> Tensor:
-    """(B, C, *) -> the shape of `kept`: body(x) / (1 - rate) with chance 1 - rate, else zeros; body(x) on average.
+def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, mode: str = "row") -> Tensor:
+    """(B, C, *) -> the shape of `shortcut`: body(x) / (1 - rate) with chance 1 - rate, else zeros; body(x) on average.
 
     Args:
         body: what may be left out. Its norms see the rows that stay, and those alone.
         x: the body's input.
-        kept: what the shortcut gives; the body's output must have its shape.
+        shortcut: what the shortcut gives; the body's output must have its shape.
         rate: chance to leave out.
         mode: "row" draws for every sample and computes those that stay; "batch" draws once for all.
 
@@ -38,33 +38,33 @@ def thinned(body: nn.Module, x: Tensor, kept: Tensor, rate: float, mode: str = "
     """
     draws = 1 if mode == "batch" else len(x)
     if torch.compiler.is_compiling():
-        return _masked(body, x, kept, torch.rand(draws, device=x.device) >= rate, rate)
+        return _masked(body, x, shortcut, torch.rand(draws, device=x.device) >= rate, rate)
     stays = torch.rand(draws, device="cpu") >= rate
     left = int(stays.sum())
     if left == draws:
-        return _fitting(body(x), kept, len(x)) / (1 - rate)
+        return _fitting(body(x), shortcut, len(x)) / (1 - rate)
     if left == 1 or _waits_for_others(body):  # a norm could not tell the mean of one row from the row
-        return _masked(body, x, kept, stays, rate)
+        return _masked(body, x, shortcut, stays, rate)
     if left == 0:
-        return _absent(body, kept)
+        return _absent(body, shortcut)
     rows = stays.nonzero().squeeze(1).to(x.device, non_blocking=True)
-    some = _fitting(body(_Gather.apply(x, rows)), kept, left) / (1 - rate)
+    some = _fitting(body(_Gather.apply(x, rows)), shortcut, left) / (1 - rate)
     return _Scatter.apply(some, rows, len(x))
 
 
-def _masked(body: nn.Module, x: Tensor, kept: Tensor, stays: Tensor, rate: float) -> Tensor:
-    branch = _fitting(body(x), kept, len(x))
+def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, stays: Tensor, rate: float) -> Tensor:
+    branch = _fitting(body(x), shortcut, len(x))
     mask = stays.to(branch.device, non_blocking=True).view(-1, *[1] * (branch.dim() - 1))
     return torch.where(mask, branch / (1 - rate), 0.0)
 
 
-def _fitting(branch: Any, kept: Tensor, count: int) -> Tensor:
-    """`branch` if it is `count` rows of the shape that `kept` has."""
-    if not isinstance(branch, Tensor) or branch.shape != (count, *kept.shape[1:]):
+def _fitting(branch: Any, shortcut: Tensor, count: int) -> Tensor:
+    """`branch` if it is `count` rows of the shape that `shortcut` has."""
+    if not isinstance(branch, Tensor) or branch.shape != (count, *shortcut.shape[1:]):
         found = tuple(branch.shape) if isinstance(branch, Tensor) else type(branch).__name__
         raise ShapeError(
             f"drop_path leaves out a body that gives what the shortcut gives, but got {found} beside "
-            f'{(count, *kept.shape[1:])}; give the Skip shortcut="project", or no drop_path'
+            f'{(count, *shortcut.shape[1:])}; give the Skip shortcut="project", or no drop_path'
         )
     return branch
 
@@ -75,9 +75,9 @@ def _waits_for_others(body: nn.Module) -> bool:
     return together and any(isinstance(module, nn.SyncBatchNorm) for module in body.modules())
 
 
-def _absent(body: nn.Module, kept: Tensor) -> Tensor:
+def _absent(body: nn.Module, shortcut: Tensor) -> Tensor:
     parameters = [p for p in body.parameters() if p.requires_grad]
-    zeros = torch.zeros_like(kept)
+    zeros = torch.zeros_like(shortcut)
     return _Absent.apply(zeros, *parameters) if parameters and torch.is_grad_enabled() else zeros
 
 

@@ -146,8 +146,8 @@ def unrolled(network: nn.Module) -> Iterator[None]:
         for module in network.modules():
             if isinstance(module, Reversible):
                 stack.enter_context(_set(module, "forward", partial(Chain.forward, module)))
-            if isinstance(module, Chain) and module.runner is not None:
-                stack.enter_context(_set(module, "runner", None))
+            if isinstance(module, Chain) and module.forward_impl is not None:
+                stack.enter_context(_set(module, "forward_impl", None))
         yield
 
 

@@ -264,7 +264,7 @@ class _Seen:
             call.open = False
 
     def part(self, block: Block, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """The "body" or the shortcut ("kept") of a block has given `out`, or its join of (branch, kept) ("added")."""
+        """The "body" or the shortcut ("kept") of a block has given `out`, or its join ("added")."""
         if self.running and block in self.latest and self.latest[block].open:
             getattr(self.latest[block], name).add(out.detach() - inputs[1] if name == "added" else out)
 

@@ -259,22 +259,22 @@ def _bracket(bracket: _Bracket, flow: _Flow, middles: list[float]) -> Iterator[s
     if bracket.way is None:
         above, below = flow.lines[bracket.first].reach()[0], flow.lines[bracket.last].reach()[1]
         yield path(f"M{x:.1f} {top - above:.1f}V{bottom + below:.1f}", MUTED, 1, "2 3")
-        colour, word, middle = MUTED, bracket.title, (top - above + bottom + below) / 2
+        color, word, middle = MUTED, bracket.title, (top - above + bottom + below) / 2
     else:
-        colour, dashes = ARCS[bracket.way.kind]
+        color, dashes = ARCS[bracket.way.kind]
         fork, meet = LEFT + INDENT * flow.lines[bracket.first].depth - 8, x + INDENT - 5
-        yield f'<circle cx="{fork:.1f}" cy="{top:.1f}" r="2.4" fill="{colour}"/>'
+        yield f'<circle cx="{fork:.1f}" cy="{top:.1f}" r="2.4" fill="{color}"/>'
         yield path(
             f"M{fork:.1f} {top:.1f}H{x + 12:.1f}q-12 0 -12 12V{bottom - 12:.1f}q0 12 12 12H{meet:.1f}",
-            colour,
+            color,
             2,
             dashes,
         )
-        yield arrow(meet + 4, bottom, 1, 0, colour)
+        yield arrow(meet + 4, bottom, 1, 0, color)
         word, middle = " ".join(w for w in (bracket.title, bracket.way.word) if w), (top + bottom) / 2
     if word:
         turned = f' transform="rotate(-90 {x - 5:.1f} {middle:.1f})"'
-        yield text(x - 5, middle, word, LETTERS, colour, turned)
+        yield text(x - 5, middle, word, LETTERS, color, turned)
 
 
 # The legend
@@ -331,9 +331,9 @@ def _sample(kind: str) -> tuple[float, Callable[[float, float], Iterator[str]]]:
 
 
 def _arc(kind: str, x: float, y: float) -> Iterator[str]:
-    colour, dashes = ARCS[kind]
-    yield path(f"M{x:.1f} {y + 8:.1f}V{y + 1:.1f}q0 -8 8 -8H{x + 24:.1f}q8 0 8 8V{y + 4:.1f}", colour, 2, dashes)
-    yield arrow(x + 32, y + 8, 0, 1, colour)
+    color, dashes = ARCS[kind]
+    yield path(f"M{x:.1f} {y + 8:.1f}V{y + 1:.1f}q0 -8 8 -8H{x + 24:.1f}q8 0 8 8V{y + 4:.1f}", color, 2, dashes)
+    yield arrow(x + 32, y + 8, 0, 1, color)
 
 
 def _cards(x: float, y: float) -> Iterator[str]:

@@ -47,7 +47,7 @@ COLOURS = {  # kind of layer -> ground, edge
     "act": (GREEN, GREEN),
     "drop": (FAINT, FAINT),
 }
-ARCS = {  # kind of shortcut -> colour, dashes
+ARCS = {  # kind of shortcut -> color, dashes
     "identity": (BLUE, ""),
     "changed": (BLUE, "3 3"),
     "projected": (VERMILION, "7 3"),
@@ -83,23 +83,23 @@ def _extent(character: str) -> float:
     return 0.92 if character in "mwMW" else 0.68 if character.isupper() else 0.62
 
 
-def text(x: float, y: float, escaped: str, size: float = LETTERS, colour: str = INK, more: str = "") -> str:
+def text(x: float, y: float, escaped: str, size: float = LETTERS, color: str = INK, more: str = "") -> str:
     """An escaped text in the middle of x; `more` attributes may say otherwise."""
     anchor = "" if "text-anchor" in more else ' text-anchor="middle"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{colour}"{anchor}{more}>{escaped}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{color}"{anchor}{more}>{escaped}</text>'
 
 
-def path(way: str, colour: str = FAINT, width: float = 1.3, dashes: str = "") -> str:
+def path(way: str, color: str = FAINT, width: float = 1.3, dashes: str = "") -> str:
     """A line along an SVG path."""
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
-    return f'<path d="{way}" fill="none" stroke="{colour}" stroke-width="{width:g}"{dashed}/>'
+    return f'<path d="{way}" fill="none" stroke="{color}" stroke-width="{width:g}"{dashed}/>'
 
 
-def arrow(x: float, y: float, dx: float, dy: float, colour: str = FAINT) -> str:
+def arrow(x: float, y: float, dx: float, dy: float, color: str = FAINT) -> str:
     """The head of an arrow that ends at (x, y) after a step (dx, dy) of length 1."""
     back, aside = (x - 5.5 * dx, y - 5.5 * dy), (3 * dy, 3 * dx)
     corners = (x, y), (back[0] + aside[0], back[1] + aside[1]), (back[0] - aside[0], back[1] - aside[1])
-    return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" fill="{colour}"/>'
+    return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" fill="{color}"/>'
 
 
 def rectangle(
@@ -167,7 +167,7 @@ class Box(Piece):
         return Size(max(26.0, max(extent(word) for word in self.words) + 9))
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """A coloured box."""
+        """A colored box."""
         yield rectangle(x, y - HALF, self.size.width, 2 * HALF, *COLOURS[self.kind])
         first = y + 4 if len(self.words) == 1 else y - 2.5
         for number, word in enumerate(self.words):
@@ -229,21 +229,21 @@ class Skipped(Piece):
 
     def draw(self, x: float, y: float) -> Iterator[str]:
         """The arc, then what is below it."""
-        colour, dashes = ARCS[self.way.kind]
+        color, dashes = ARCS[self.way.kind]
         meet, top = x + self.size.width - length((self.join, *self.after)), _reach(self.body)[0] + _LIFT
         start, end = x + 4, meet + RADIUS
         bend = min(top, 26, (end - start) / 2)
         yield path(
             f"M{start:.1f} {y:.1f}V{y - top + bend:.1f}q0 {-bend:g} {bend:g} {-bend:g}H{end - bend:.1f}"
             f"q{bend:g} 0 {bend:g} {bend:g}V{y - RADIUS - 4:.1f}",
-            colour,
+            color,
             2,
             dashes,
         )
-        yield arrow(end, y - RADIUS, 0, 1, colour)
-        yield f'<circle cx="{start:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>'
+        yield arrow(end, y - RADIUS, 0, 1, color)
+        yield f'<circle cx="{start:.1f}" cy="{y:.1f}" r="2.4" fill="{color}"/>'
         if self.way.word:
-            yield text((start + end) / 2, y - top - 4, self.way.word, LETTERS, colour)
+            yield text((start + end) / 2, y - top - 4, self.way.word, LETTERS, color)
         yield from drawn(self.body, x + 12, y)
         yield from drawn((self.join, *self.after), meet, y)
 
@@ -298,12 +298,12 @@ class Coupled(Piece):
         left, right = x + 8, x + width - 8
         up, down = 13 - above, below - 13
         for way, side, lift in zip(self.ways, (y + up, y + down), (-5, 12), strict=True):
-            colour, dashes = ARCS[way.kind]
+            color, dashes = ARCS[way.kind]
             yield path(f"M{x:.1f} {y:.1f}L{left:.1f} {side:.1f}", INK)
-            yield path(f"M{left:.1f} {side:.1f}H{right:.1f}", colour, 2, dashes)
+            yield path(f"M{left:.1f} {side:.1f}H{right:.1f}", color, 2, dashes)
             yield path(f"M{right:.1f} {side:.1f}L{x + width:.1f} {y:.1f}", INK)
             if way.word:
-                yield text(x + 0.28 * width, side + lift, way.word, LETTERS, colour)
+                yield text(x + 0.28 * width, side + lift, way.word, LETTERS, color)
         second = left + length(self.first) + 32
         for body, begin, taken, given in ((self.first, left + 4, down, up), (self.second, second, up, down)):
             end = begin + length(body) + 16

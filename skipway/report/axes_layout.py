@@ -32,7 +32,7 @@ EDGE = "#b6bdc4"
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, "#a06a00", "#3f8fc4", INK)  # Okabe and Ito's, the light ones darkened
 APART = 11.0  # points between words beside lines
 MOST_STAGES = 12
-End = tuple[str, float, float, str]  # a word, where its line ends, its colour
+End = tuple[str, float, float, str]  # a word, where its line ends, its color
 
 
 def column(entries: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

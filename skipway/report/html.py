@@ -33,7 +33,7 @@ FIGURES = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "auroc": "AUROC",
-    "calibration_error": "calibration error",
+    "ece": "calibration error",
 }
 
 
@@ -136,7 +136,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "schedule": _schedule(metrics, recipe, history),
         "grown": growth_lines(metrics),
         "began_elsewhere": bool(metrics.get("grown")) and not recipe.get("grow"),
-        "model": mapping(metrics.get("decided")).get("model") or recipe.get("model"),
+        "model": mapping(metrics.get("resolved")).get("model") or recipe.get("model"),
         "data_name": data.get("name") or recipe.get("data"),
     } | table_facts(metrics, data, history, reader.table("predictions.csv", most=PREDICTIONS))
     facts["results"] = _results(facts)
@@ -248,7 +248,7 @@ def _reading(facts: dict[str, Any]) -> list[str]:
         since = f" and the last fifth still brought {gain:.1f} points" if gain > 0.3 else ""
         since = since or f", but the last fifth brought {max(gain, 0.0):.1f} points"
         said.append(f"The last epoch, {last:g}, was the best one{since}: {more}.")
-    waits = [row["data_wait"] for row in history if math.isfinite(row.get("data_wait", math.nan))]
+    waits = [row["data_time_fraction"] for row in history if math.isfinite(row.get("data_time_fraction", math.nan))]
     if waits and sum(waits) / len(waits) > 0.25:
         said.append(f"Training waited for data {_percent(sum(waits) / len(waits))} of the time.")
     if not said and math.isfinite(gap):

@@ -1,6 +1,6 @@
 """Figures: plain values in, one PNG out, drawn without pyplot and so without global state.
 
-One style for all: a light ground, thin grids, the colours of Okabe and Ito (which colour-blind readers can tell apart),
+One style for all: a light ground, thin grids, the colors of Okabe and Ito (which color-blind readers can tell apart),
 words beside the lines rather than legends, and on every axis its unit and which direction is better.
 """
 
@@ -307,7 +307,7 @@ def range_test(found: Mapping[str, Any], path: str | Path) -> None:
 
 
 def confusion(matrix: np.ndarray, names: Sequence[object], path: str | Path) -> None:
-    """Counts of (true class, predicted class); the colour is the share of the true class, blue right, orange wrong."""
+    """Counts of (true class, predicted class); the color is the share of the true class, blue right, orange wrong."""
     counts, n = np.asarray(matrix, dtype=float), len(names)
     if counts.shape != (n, n) or n == 0:
         shape = " x ".join(str(s) for s in counts.shape)
@@ -351,7 +351,7 @@ def confusion(matrix: np.ndarray, names: Sequence[object], path: str | Path) -> 
 
 
 def _draw_key(figure: Figure, place: tuple[float, float]) -> None:
-    """What the two colours mean, right above the matrix."""
+    """What the two colors mean, right above the matrix."""
     left, side = place
     axes = _axes(figure, (left + side - 1.0, 1.8 + side + 0.26, 1.0, 0.22))
     tint = np.linspace(0, 1, 60) ** 0.6

@@ -55,7 +55,7 @@ __all__ = ["accuracy_over_compute", "flow", "landscape", "lesion"]
 COLUMNS = 4
 STEEP = 30.0  # a largest over a smallest loss from which a scale is logarithmic
 FARTHEST = 60  # powers of ten that an axis reaches; what lies beyond is drawn at its end
-DEEPEST = 1e3  # a scale of colours spans no more than this, from the smallest loss up
+DEEPEST = 1e3  # a scale of colors spans no more than this, from the smallest loss up
 MEASURES = {
     "accuracy": ("accuracy, % (higher is better)", 100.0),
     "loss": ("loss, nats (lower is better)", 1.0),
@@ -69,7 +69,7 @@ KEPT = {
     "shortcut": ("dropped, its projection stays", VERMILION),
     "nothing": ("taken out, nothing goes around", PURPLE),
 }
-ROWS = (  # of the picture of flows: title, what is laid along the depth, unit, lines with their key and colour
+ROWS = (  # of the picture of flows: title, what is laid along the depth, unit, lines with their key and color
     (
         "Activations",
         "blocks",
@@ -79,7 +79,7 @@ ROWS = (  # of the picture of flows: title, what is laid along the depth, unit, 
     ("Gradients of the loss by activations", "blocks", "norm over the batch", (("by input", "gradient_in", GREEN),)),
     ("Gradients of the loss by weights", "layers", "root mean square", (("by weight", "gradient", PURPLE),)),
 )
-Line = tuple[str, np.ndarray, str]  # its word, values, colour
+Line = tuple[str, np.ndarray, str]  # its word, values, color
 
 
 def flow(flows: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
@@ -280,7 +280,7 @@ def _score_axis(axes: Axes, factor: float) -> None:
 def landscape(found: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
     """Losses around the weights, networks by name with `Landscape.as_dict()`: lines together, squares side by side.
 
-    All squares have one scale of colours.
+    All squares have one scale of colors.
 
     Raises:
         InputError: lines and squares are mixed.

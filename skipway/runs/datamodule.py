@@ -10,25 +10,25 @@ from torch import Tensor
 from skipway.data.tables.dataset import open_tables
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
-from skipway.runs.image_datamodule import PictureJob
+from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.recipe import Recipe
-from skipway.runs.table_datamodule import TableJob
+from skipway.runs.table_datamodule import TableDataModule
 from skipway.training.losses import Task
 from skipway.training.metrics import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
-__all__ = ["Job", "open_job"]
+__all__ = ["DataModule", "open_datamodule"]
 
 
-class Job(Protocol):
-    """The data of one run. `prepare` comes first, then `spec` and `network`, then `settle`, then the feeds."""
+class DataModule(Protocol):
+    """The data of one run. `prepare` comes first, then `spec` and `network`, then `setup`, then the feeds."""
 
     recipe: Recipe
     noun: str  # what its samples are called
     name: str
-    mark: str  # the fingerprint of samples, targets and splits
+    fingerprint: str  # the fingerprint of samples, targets and splits
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
 
     @property
@@ -56,7 +56,7 @@ class Job(Protocol):
     def network(self, console: Console) -> tuple[Network, bool]:
         """What a new run begins with, and whether it was trained already."""
 
-    def settle(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
+    def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """What the feeds are made with from here on; `earlier` is the state of a run that goes on."""
 
     def feed(self, split: str, *, train: bool = False) -> Any:
@@ -89,13 +89,13 @@ class Job(Protocol):
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of how samples are changed."""
 
-    def further(self) -> dict[str, Any]:
+    def extra_metrics(self) -> dict[str, Any]:
         """What else metrics.json has."""
 
 
-def open_job(
+def open_datamodule(
     recipe: Recipe, *, new: bool, epochs_told: bool, transform: Callable[[Tensor], Tensor] | None = None
-) -> Job:
+) -> DataModule:
     """What `recipe.data` is; where nobody told the epochs of a new run, its recipe has those that suit the data.
 
     `transform` is what pictures go through beside what the recipe says.
@@ -108,10 +108,10 @@ def open_job(
                 f"--target is for tables, but {printable(recipe.data)} is none; give a .csv, .tsv or .parquet file, or "
                 "a folder with train.csv and val.csv"
             )
-        return PictureJob(recipe, new, transform)
+        return ImageDataModule(recipe, new, transform)
     if transform is not None:
         raise InputError(f"a transform is for pictures, but {printable(recipe.data)} is a table; leave it out")
-    job = TableJob(tables, recipe)
+    datamodule = TableDataModule(tables, recipe)
     if new and not epochs_told:
-        job.recipe = replace(recipe, epochs=job.epochs)
-    return job
+        datamodule.recipe = replace(recipe, epochs=datamodule.epochs)
+    return datamodule

@@ -14,11 +14,20 @@ from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 from skipway.training.trainer import Settings, has_bf16
 
-__all__ = ["OWN", "TABLE", "Own", "batch_size_for", "device_for", "settings_for", "table_batch_size", "table_epochs"]
+__all__ = [
+    "FAMILY_DEFAULTS",
+    "TABLE",
+    "FamilyDefaults",
+    "batch_size_for",
+    "device_for",
+    "settings_for",
+    "table_batch_size",
+    "table_epochs",
+]
 
 
 @dataclass(frozen=True)
-class Own:
+class FamilyDefaults:
     """How a family trains by default: `lr` is for `batch` pictures in a step and goes with the root of their number.
 
     The root bears small sets, whose batches are small, better than the linear rule (Krizhevsky 2014, arXiv:1404.5997).
@@ -29,23 +38,25 @@ class Own:
     momentum: float
     weight_decay: float
     label_smoothing: float = 0.1
-    bias_lr: float = 1.0
+    bias_lr_mult: float = 1.0
 
 
-OWN = {
-    ("resnet", "sgd"): Own(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
-    ("resnet", "adamw"): Own(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
-    ("densenet", "sgd"): Own(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
-    ("densenet", "adamw"): Own(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
-    ("resmlp", "sgd"): Own(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
-    ("resmlp", "adamw"): Own(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
-    ("resnet", "muon"): Own(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
-    ("densenet", "muon"): Own(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
-    ("resmlp", "muon"): Own(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
-    ("resnet9", "muon"): Own(lr=0.015, batch=256, momentum=0.6, weight_decay=0.05, label_smoothing=0.2),
+FAMILY_DEFAULTS = {
+    ("resnet", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("resnet", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("densenet", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("densenet", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("resmlp", "sgd"): FamilyDefaults(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("resmlp", "adamw"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("resnet", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    ("densenet", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    ("resmlp", "muon"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    ("resnet9", "muon"): FamilyDefaults(lr=0.015, batch=256, momentum=0.6, weight_decay=0.05, label_smoothing=0.2),
     # Fixed norm scales and partial identities bear rates far above He's (Jordan 2024, arXiv:2404.00498).
-    ("resnet9", "sgd"): Own(lr=1.0, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr=16.0),
-    ("resnet9", "adamw"): Own(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
+    ("resnet9", "sgd"): FamilyDefaults(
+        lr=1.0, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr_mult=16.0
+    ),
+    ("resnet9", "adamw"): FamilyDefaults(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
 }
 _USUAL = {"resnet9": "muon"}  # sgd elsewhere; in few epochs muon is ahead of it by a point or two, at a tenth more time
 
@@ -56,7 +67,7 @@ _FINE_LR, _FINE_DECAY, _FROZEN = 0.1, 0.5, 1
 
 # Tables, which are small and noisy beside pictures: see benchmarks/tables.py.
 TABLE: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
-TABLE_OWN = Own(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
+TABLE_OWN = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
 _TABLE_STEPS = 300
 
 
@@ -99,10 +110,10 @@ def settings_for(
     """
     usual = "adamw" if table else _USUAL.get(plan["family"], "sgd")
     optimizer = usual if recipe.optimizer == "auto" else recipe.optimizer
-    own = TABLE_OWN if table and optimizer == "adamw" else OWN[plan["family"], optimizer]
-    share = batch_size * recipe.accumulate / own.batch
+    own = TABLE_OWN if table and optimizer == "adamw" else FAMILY_DEFAULTS[plan["family"], optimizer]
+    share = batch_size * recipe.grad_accum_steps / own.batch
     device = device_for(recipe.device)
-    if recipe.shard:
+    if recipe.fsdp:
         _refuse_unshared(recipe)
     bf16 = has_bf16(device) and not table  # small layers gain nothing, and measured numbers lose their digits
 
@@ -117,40 +128,40 @@ def settings_for(
         optimizer=optimizer,
         momentum=first(recipe.momentum, own.momentum),
         weight_decay=first(recipe.weight_decay, own.weight_decay),
-        bias_lr=first(recipe.bias_lr, own.bias_lr),
+        bias_lr_mult=first(recipe.bias_lr_mult, own.bias_lr_mult),
         schedule=recipe.schedule,
-        freeze=(_FROZEN if fine and recipe.epochs > 2 else 0) if recipe.freeze is None else recipe.freeze,
-        lr_decay=first(recipe.lr_decay, _FINE_DECAY if fine else 1.0),
+        freeze_epochs=(_FROZEN if fine and recipe.epochs > 2 else 0)
+        if recipe.freeze_epochs is None
+        else recipe.freeze_epochs,
+        layer_decay=first(recipe.layer_decay, _FINE_DECAY if fine else 1.0),
         label_smoothing=first(recipe.label_smoothing, own.label_smoothing),
         class_weights=_class_weights(counts) if recipe.balance == "weights" else None,
         l1=recipe.l1,
         l2=recipe.l2,
         ema=recipe.ema,
-        clip=recipe.clip,
-        accumulate=recipe.accumulate,
+        clip_grad=recipe.clip_grad,
+        grad_accum_steps=recipe.grad_accum_steps,
         patience=recipe.patience,
         time_limit=recipe.time_limit,
         seed=recipe.seed,
         precision=recipe.precision if recipe.precision != "auto" else "bf16" if bf16 else "fp32",
         device=device,
         save_every=recipe.save_every,
-        shard=recipe.shard,
+        fsdp=recipe.fsdp,
         recompute=recipe.recompute,
     )
 
 
 def _refuse_unshared(recipe: Recipe) -> None:
-    if collectives.count() == 1:
+    if collectives.world_size() == 1:
         raise InputError(
-            "--shard splits a network over several processes, but this is one; add --nproc 2, or leave it out"
+            "--fsdp splits a network over several processes, but this is one; add --nproc 2, or leave it out"
         )
     if recipe.l1 or recipe.l2:
-        raise InputError(
-            "--l1 and --l2 need all weights in one place, which --shard splits; use --weight-decay instead"
-        )
+        raise InputError("--l1 and --l2 need all weights in one place, which --fsdp splits; use --weight-decay instead")
     if recipe.recompute != "none":
         raise InputError(
-            "--recompute and --shard do not go together: gradients of split weights would be lost; use one of them"
+            "--recompute and --fsdp do not go together: gradients of split weights would be lost; use one of them"
         )
 
 

@@ -50,8 +50,8 @@ def phases(recipe: Recipe) -> list[Phase]:
         if found:
             reached(registry.plan_of(found[-1].name), name)
         found.append(Phase(name, (found[-1].until if found else 0) + int(epochs)))
-    if found and recipe.shard:
-        raise InputError("--grow and --shard do not go together: split weights cannot grow; leave one of them out")
+    if found and recipe.fsdp:
+        raise InputError("--grow and --fsdp do not go together: split weights cannot grow; leave one of them out")
     return found[:-1] + [Phase(found[-1].name, recipe.epochs)] if found else []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import fingerprint, natural_packing, pack
-from skipway.data.images.loader import Augmentation, Batches, mean_and_std
+from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.distributed import collectives
@@ -28,12 +28,12 @@ from skipway.training.trainer import Settings
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
-__all__ = ["PictureJob"]
+__all__ = ["ImageDataModule"]
 
 _WHITENED = 5000  # training pictures that a whitening stem is fitted to
 
 
-class PictureJob:
+class ImageDataModule:
     """One run's pictures: `Job` says what each part is for."""
 
     noun = "pictures"
@@ -45,18 +45,18 @@ class PictureJob:
                 f"a transform takes pictures (B, C, H, W) and gives as many, but {transform!r} takes nothing"
             )
         self.recipe, self.transform = recipe, transform
-        self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty)
-        self.packing = natural_packing(self.source, _sizes(recipe)[1], recipe.fit, recipe.max_pixels)
+        self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
+        self.packing = natural_packing(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
         count = self.source.count("train")
         self.model = chosen_model(recipe, self.packing.size, count) if new else ("", {})
         self.name, self.epochs = self.source.name, recipe.epochs
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Decode every picture, refuse copies across splits, hold a part of the training pictures out."""
-        self.packed = pack(self.source, self.packing, self.recipe.max_bad, console, stop)
+        self.packed = pack(self.source, self.packing, self.recipe.max_unreadable, console, stop)
         refuse_leaks(self.packed, self.recipe.allow_duplicates)
         hold_out(self.packed, self.recipe.val_fraction, self.recipe.seed)
-        self.mark = fingerprint(self.packed)
+        self.fingerprint = fingerprint(self.packed)
 
     def usual_batch(self) -> int:
         """Pictures in a step."""
@@ -87,14 +87,14 @@ class PictureJob:
                 )
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
-        preparation = (packing.fit, packing.interpolation, packed.mirrored)
+        preparation = (packing.resize_mode, packing.interpolation, packed.mirrored)
         return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
 
     def network(self, console: Console) -> tuple[Network, bool]:
         """What a new run begins with, and whether it was trained already."""
         return beginning(self.recipe, self.model, self.spec(None), console)
 
-    def settle(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
+    def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """What the feeds are made with from here on."""
         spec, packed, packing = network._need_spec(), self.packed, self.packing
         self.batch_size, self.device, self.normalise = batch_size, device, (spec.mean, spec.std)
@@ -110,17 +110,17 @@ class PictureJob:
         if isinstance(self.transform, nn.Module):
             self.transform.to(device)
 
-    def feed(self, split: str, *, train: bool = False) -> Batches:
+    def feed(self, split: str, *, train: bool = False) -> ImageBatches:
         """The pictures of a split in batches; those to train on shuffled and changed."""
         size, change = (self.batch_size, self._change()) if train else (2 * self.batch_size, None)
-        return Batches(
+        return ImageBatches(
             self.packed,
             self.packed.splits[split],
             size,
             self.normalise,
             change,
             self.device,
-            (collectives.here(), collectives.count()),
+            (collectives.rank(), collectives.world_size()),
         )
 
     def _change(self) -> Augmentation:
@@ -136,7 +136,7 @@ class PictureJob:
             self.transform,
         )
 
-    def fit_first_layer(self, network: Network, feed: Batches) -> None:
+    def fit_first_layer(self, network: Network, feed: ImageBatches) -> None:
         """A whitening stem undoes the correlations of the training pictures."""
         whiten(network, feed.some(_WHITENED)[0])
 
@@ -162,7 +162,7 @@ class PictureJob:
         said += [f"  {count:,} {note}" for note, count in packed.notes.most_common()]
         return said + [f"  mind: {warning}" for warning in describe(packed)["warnings"]]
 
-    def write_data(self, folder: Path, feed: Batches) -> None:
+    def write_data(self, folder: Path, feed: ImageBatches) -> None:
         """splits.csv, skipped.csv and a sheet of training pictures as the network sees them."""
         write_data(folder, self.packed)
         draw_augmented(folder, feed)
@@ -185,7 +185,7 @@ class PictureJob:
         """What a checkpoint keeps of how pictures are changed."""
         return {"level": self.level, "transform": _name(self.transform)}
 
-    def further(self) -> dict[str, Any]:
+    def extra_metrics(self) -> dict[str, Any]:
         """What else metrics.json has."""
         return {}
 

@@ -66,7 +66,7 @@ def beginning(recipe: Recipe, model: tuple[str, dict[str, Any]], spec: Spec, con
         known = network.spec
         network.spec = replace(spec, mean=known.mean, std=known.std) if isinstance(known, Spec) else spec
     if said:
-        console.say(f"  {said}")
+        console.print(f"  {said}")
     return network, network.origin != "fresh weights"
 
 

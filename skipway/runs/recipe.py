@@ -57,10 +57,10 @@ class Recipe:
     pretrained: str = _option(
         "auto", "Weights to begin with: a tag of the Hub, a run, a file; auto: for photographs, where at hand; none."
     )
-    freeze: int | None = _option(
+    freeze_epochs: int | None = _option(
         None, "Epochs in which the head of a pretrained network learns alone; default: decided.", least=0, most=100_000
     )
-    lr_decay: float | None = _option(
+    layer_decay: float | None = _option(
         None,
         "Learning rate of each stage over that of the next; default: below 1 for pretrained ones.",
         least=1e-3,
@@ -69,7 +69,7 @@ class Recipe:
     label_smoothing: float | None = _option(
         None, "Share of each label spread over all classes; default: the network's own.", least=0, most=0.99
     )
-    bias_lr: float | None = _option(
+    bias_lr_mult: float | None = _option(
         None, "Learning rate of norms and biases over that of weights; default: the network's own.", least=0, most=1e4
     )
     l1: float = _option(0.0, "Penalty on the sum of the weights' sizes.", least=0, most=10)
@@ -80,8 +80,8 @@ class Recipe:
     cutmix: float = _option(0.0, "The same for rectangles cut from one into the other; 1 is usual.", least=0, most=100)
     tta: bool = _option(False, "Judge at the end by the mean over several views of each picture.")
     ema: float | None = _option(None, "Decay per step of an average of the weights.", least=0, most=0.999999)
-    clip: float | None = _option(None, "Largest gradient norm; longer gradients are shortened to it.", least=1e-9)
-    accumulate: int = _option(1, "Batches whose gradients are summed into one step.", least=1, most=100_000)
+    clip_grad: float | None = _option(None, "Largest gradient norm; longer gradients are shortened to it.", least=1e-9)
+    grad_accum_steps: int = _option(1, "Batches whose gradients are summed into one step.", least=1, most=100_000)
     patience: int | None = _option(None, "Epochs without a better validation accuracy before stopping.", least=1)
     time_limit: float | None = _option(None, "Seconds of training after which the run ends early, in order.", least=0)
     seed: int = _option(0, "Makes the run: order, augmentation, initial weights.", least=0, most=2**32 - 1)
@@ -91,10 +91,12 @@ class Recipe:
         least=1,
         most=4096,
     )
-    fit: str = _option("auto", "How a picture becomes square: squash, crop or pad; auto: by the shapes of the data.")
+    resize_mode: str = _option(
+        "auto", "How a picture becomes square: squash, crop or pad; auto: by the shapes of the data."
+    )
     augment: str = _option(
         "auto",
-        "Changes to training pictures: none, light, medium, strong, or parts of flip, shift, zoom, affine, colour, "
+        "Changes to training pictures: none, light, medium, strong, or parts of flip, shift, zoom, affine, color, "
         "trivial, erase joined by +.",
     )
     stem: str | None = _option(
@@ -109,7 +111,7 @@ class Recipe:
     )
     precision: str = _option("auto", "bf16, fp32, or auto: bf16 where the hardware has it.")
     device: str = _option("auto", "cpu, cuda, or auto.")
-    shard: bool = _option(False, "Split weights and optimiser over several processes (FSDP), where one is too small.")
+    fsdp: bool = _option(False, "Split weights and optimiser over several processes (FSDP), where one is too small.")
     recompute: int | str = _option(
         "none",
         "Blocks of which only the input is kept while training, to save memory; auto; stages: all of each; none.",
@@ -119,10 +121,10 @@ class Recipe:
     watch: bool = _option(False, "Measure and draw how signals flow through it, before training and after every epoch.")
     threads: int | None = _option(None, "CPU threads; default: all cores.", least=1, most=1024)
     save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
-    max_bad: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
+    max_unreadable: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
     max_pixels: int = _option(50_000_000, "Largest picture that is decoded, in pixels.", least=1)
     follow_links: bool = _option(False, "Read pictures behind links that lead out of the folder.")
-    allow_empty: bool = _option(False, "Leave class folders without pictures out instead of refusing.")
+    allow_empty_classes: bool = _option(False, "Leave class folders without pictures out instead of refusing.")
     allow_duplicates: bool = _option(False, "Go on when the same picture stands in two splits.")
     output: str = _option("runs", "Folder that run folders are made in.", alias="-o")
     name: str | None = _option(None, "Name of the run folder; default: data-model, numbered where taken.")
@@ -196,13 +198,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("auto", "sgd", "adamw", "muon"),
     "schedule": ("one-cycle", "cosine", "steps", "flat-cosine", "constant"),
     "balance": ("none", "weights", "sampling"),
-    "fit": ("auto", "squash", "crop", "pad"),
+    "resize_mode": ("auto", "squash", "crop", "pad"),
     "stem": (None, "large", "small", "deep", "tiered", "deep_conv", "whitening"),
     "precision": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
 }
 _STAGE = r"[\w.-]+:[1-9]\d{0,4}"
-_PART = "(?:flip|shift|zoom|affine|colour|trivial|erase)"
+_PART = "(?:flip|shift|zoom|affine|color|trivial|erase)"
 # What a text in these fields must look like, and how that is said.
 TEXTS = {
     "lr": ("auto", "a number, or auto"),
@@ -214,7 +216,7 @@ TEXTS = {
     "img_size": (r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
     "augment": (
         rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
-        "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, colour, trivial and erase joined "
+        "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and erase joined "
         "by +, each once",
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from skipway.models.network import Network
-from skipway.runs.datamodule import open_job
+from skipway.runs.datamodule import open_datamodule
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import find_data
 from skipway.utils.console import Console
@@ -37,9 +37,9 @@ def samples_of(
     """
     recipe = Recipe.of(Recipe.read(folder / "config.yaml"))
     where = data if data is not None else find_data(recipe.data, folder)
-    job = open_job(replace(recipe, data=where), new=False, epochs_told=True)
-    job.prepare(console or Console(quiet=True), stop or StopFlag())
+    datamodule = open_datamodule(replace(recipe, data=where), new=False, epochs_told=True)
+    datamodule.prepare(console or Console(quiet=True), stop or StopFlag())
     assert network.spec is not None
-    job.spec(network.spec.as_dict())
-    job.settle(network, _BATCH, "cpu", {"level": "none", "transform": ""})
-    return {split: job.feed(split).some(count) for split, count in counts.items()}
+    datamodule.spec(network.spec.as_dict())
+    datamodule.setup(network, _BATCH, "cpu", {"level": "none", "transform": ""})
+    return {split: datamodule.feed(split).some(count) for split, count in counts.items()}

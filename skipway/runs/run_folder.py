@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from skipway.data.images.decoded_cache import Packed
-from skipway.data.images.loader import Batches
-from skipway.errors import InputError, SkipwayError, StorageError, lacks_memory, out_of_memory, printable
+from skipway.data.images.loader import ImageBatches
+from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
 from skipway.kernels import batchnorm
 from skipway.report import learning_curves
 from skipway.runs.recipe import Recipe
@@ -39,7 +39,7 @@ __all__ = [
     "point_last",
     "processor",
     "repeat_command",
-    "told_apart",
+    "unique_names",
     "taken_back",
     "write_classes",
     "write_data",
@@ -57,8 +57,8 @@ RESULTS = (
     "train_accuracy",
     "val_loss",
     "val_accuracy",
-    "images_per_second",
-    "data_wait",
+    "samples_per_second",
+    "data_time_fraction",
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _WORST = 16
@@ -126,7 +126,7 @@ def crash_report(folder: Path) -> Iterator[None]:
                 f"{printable(folder)}: cannot be written: {error.strerror}; what is saved is whole: mend that disk and "
                 f"go on with --resume {printable(folder)}"
             ) from error
-        if lacks_memory(error):
+        if is_out_of_memory(error):
             raise out_of_memory() from error
         try:
             write_file(folder / "crash.txt", traceback.format_exc().encode("utf-8", "backslashreplace"))
@@ -138,7 +138,7 @@ def crash_report(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def told_apart(folders: Sequence[Path]) -> list[str]:
+def unique_names(folders: Sequence[Path]) -> list[str]:
     """As much of each path's end as tells the runs from each other."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -272,7 +272,7 @@ def write_judgement(folder: Path, packed: Packed, scores: ClassScores, split: st
     )
 
 
-def draw_augmented(folder: Path, feed: Batches) -> None:
+def draw_augmented(folder: Path, feed: ImageBatches) -> None:
     """plots/augmented.png: the first pictures of the first epoch as the network is given them."""
     ids = feed.rows[:: max(1, len(feed.rows) // _SHEET)][:_SHEET]
     x = (feed.pictures(ids) - feed.offset) / feed.factor

@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 
 from skipway.distributed import collectives
-from skipway.errors import InputError, lacks_memory
+from skipway.errors import InputError, is_out_of_memory
 from skipway.probe.signal_flow import flow
 from skipway.report import network_plots
 from skipway.report.run_reader import Reader, mapping
-from skipway.runs.datamodule import Job
+from skipway.runs.datamodule import DataModule
 from skipway.runs.recipe import Recipe
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
@@ -27,18 +27,18 @@ class FlowWatch:
     The weights become what they would without it, to the last bit. Its time counts as that of training does.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, job: Job, batch_size: int, console: Console):
-        self.folder, self.console, self.on = folder, console, recipe.watch and collectives.here() == 0
+    def __init__(self, recipe: Recipe, folder: Path, datamodule: DataModule, batch_size: int, console: Console):
+        self.folder, self.console, self.on = folder, console, recipe.watch and collectives.rank() == 0
         if self.on:
             count = min(_SAMPLES, batch_size)
-            split = "val" if job.count("val") >= count else "train"  # norms take the mean of two samples or more
-            self.batch, self.known = job.feed(split).some(count), _flows(folder)
+            split = "val" if datamodule.count("val") >= count else "train"  # norms take the mean of two samples or more
+            self.batch, self.known = datamodule.feed(split).some(count), _flows(folder)
 
     def begin(self, network: nn.Module, fresh: bool) -> None:
         """The flow before the first step, where that is still to come; says what grows and decays."""
         if fresh and self.on:
             for note in self._taken(network, 0):
-                self.console.say(f"  flow: {note}")
+                self.console.print(f"  flow: {note}")
 
     def take(self, network: nn.Module, epoch: int) -> None:
         """The flow after so many epochs."""
@@ -49,9 +49,9 @@ class FlowWatch:
         try:
             found = flow(network, *self.batch)
         except Exception as error:
-            if not lacks_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            self.console.say("  flow: memory does not hold what is measured; it is left out from here on")
+            self.console.print("  flow: memory does not hold what is measured; it is left out from here on")
             self.on = False
             return []
         before = {name: self.known[name] for name in map(_name, range(epoch)) if name in self.known}
@@ -69,8 +69,8 @@ def draw_watched(folder: Path) -> None:
 
 def refuse_watching(recipe: Recipe) -> None:
     """Raises InputError where nobody could look at the network while it is trained."""
-    if recipe.watch and recipe.shard:
-        raise InputError("--watch and --shard do not go together: no process has all weights; leave one of them out")
+    if recipe.watch and recipe.fsdp:
+        raise InputError("--watch and --fsdp do not go together: no process has all weights; leave one of them out")
 
 
 def _flows(folder: Path) -> dict[str, Any]:

@@ -20,20 +20,20 @@ from skipway.runs.defaults import TABLE, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import write_classes, write_table
 from skipway.training.losses import Classification, Regression, Task
-from skipway.training.metrics import ClassScores, NumberScores, Scores, figures
+from skipway.training.metrics import ClassScores, RegressionScores, Scores, compute_metrics
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
-__all__ = ["BASELINE", "TableJob", "baseline"]
+__all__ = ["BASELINE", "TableDataModule", "baseline"]
 
 BASELINE = "gradient boosting"  # of scikit-learn, histogram-based, with its default settings
-_OF_PICTURES = ("img_size", "fit", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
+_OF_PICTURES = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
 _BASELINE_SLOTS = 255  # of a category column, beyond which it takes them for numbers
 
 
-class TableJob:
+class TableDataModule:
     """One run's table: `Job` says what each part is for."""
 
     noun = "rows"
@@ -43,13 +43,13 @@ class TableJob:
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE))
         refuse_unfit(recipe)
         self.rows = self._read(None)
-        self.mark = fingerprint_table(self.rows)
+        self.fingerprint = fingerprint_table(self.rows)
         if self.rows.spec.task == "regression":
             _refuse_of_classes(recipe, self.rows.spec.target)
 
     def _read(self, spec: TableSpec | None) -> TableSet:
         recipe = self.recipe
-        return table_set(self.tables, recipe.val_fraction, recipe.seed, recipe.max_bad, spec)
+        return table_set(self.tables, recipe.val_fraction, recipe.seed, recipe.max_unreadable, spec)
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Nothing is left to be done: tables are read when they are opened."""
@@ -94,14 +94,14 @@ class TableJob:
         network.spec = spec
         return network, False
 
-    def settle(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
+    def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """What the feeds are made with from here on."""
         self.batch_size = batch_size
 
     def feed(self, split: str, *, train: bool = False) -> RowBatches:
         """The rows of a split in batches; those to train on in an order of their own each epoch."""
         seed, size = (self.recipe.seed, self.batch_size) if train else (None, 2 * self.batch_size)
-        part = (collectives.here(), collectives.count())
+        part = (collectives.rank(), collectives.world_size())
         balanced = train and self.recipe.balance == "sampling"
         return RowBatches(
             self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, balanced=balanced, part=part
@@ -165,7 +165,7 @@ class TableJob:
         if isinstance(scores, ClassScores):
             write_classes(folder, self.rows.keys, self.rows.spec.class_names, scores, split, what="row")
             return
-        assert isinstance(scores, NumberScores)
+        assert isinstance(scores, RegressionScores)
         write_table(
             folder / "predictions.csv",
             ("row", "split", "target", "predicted", "error"),
@@ -185,7 +185,7 @@ class TableJob:
         """Nothing: rows are not changed."""
         return {}
 
-    def further(self) -> dict[str, Any]:
+    def extra_metrics(self) -> dict[str, Any]:
         """What else metrics.json has: how the usual choice for tables does on the same rows."""
         return {"baseline": baseline(self.rows)}
 
@@ -235,7 +235,7 @@ def baseline(rows: TableSet) -> dict[str, Any]:
             found[f"{split}_accuracy"] = float((said == y).mean())
         else:
             said, y = (v.astype(np.float64) * spec.target_std + spec.target_mean for v in (said, y))
-            told = figures(NumberScores(ids, np.square(said - y), said, y))
+            told = compute_metrics(RegressionScores(ids, np.square(said - y), said, y))
             found |= {f"{split}_{name}": value for name, value in told.items() if name != "loss"}
     return {**found, "seconds": round(time.monotonic() - begun, 2)}
 

@@ -18,7 +18,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load, restore
 from skipway.models.network import Network, several_views
 from skipway.report import html
-from skipway.runs.datamodule import Job, open_job
+from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
 from skipway.runs.growth_phases import following, grow_trainer, growth_line, phases
 from skipway.runs.recipe import Recipe
@@ -36,9 +36,9 @@ from skipway.runs.signal_flow_callback import FlowWatch, draw_watched, refuse_wa
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit
 from skipway.training.lr_finder import range_test
-from skipway.training.metrics import figures, score
-from skipway.training.oom_retry import halving
-from skipway.training.trainer import Settings, State, Trainer, as_found
+from skipway.training.metrics import compute_metrics, score
+from skipway.training.oom_retry import retry_with_microbatches
+from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
 from skipway.utils.atomic_files import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.utils.console import Console, duration
 from skipway.utils.signals import StopFlag
@@ -50,10 +50,10 @@ _DECIDED = (
     "optimizer",
     "momentum",
     "weight_decay",
-    "bias_lr",
+    "bias_lr_mult",
     "label_smoothing",
-    "freeze",
-    "lr_decay",
+    "freeze_epochs",
+    "layer_decay",
     "class_weights",
 )
 
@@ -118,13 +118,13 @@ def train(
     given = {k: v for k, v in given.items() if (k, v) not in (("data", None), ("model", "auto"))}
     if resume is not None and config is not None:
         raise InputError("give --resume or --config, not both: a run goes on with its own config.yaml")
-    with as_found(), ExitStack() as held:
+    with preserve_global_state(), ExitStack() as held:
         stop = stop or held.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
         held.callback(collectives.leave_group)
         collectives.join_group(device_for(str(given.get("device", "auto"))))
-        console = console if collectives.here() == 0 else Console(quiet=True)
+        console = console if collectives.rank() == 0 else Console(quiet=True)
         earlier = None
         if resume is None:
             told = {**(Recipe.read(Path(config)) if config is not None else {}), **given}
@@ -132,10 +132,10 @@ def train(
         else:
             folder = run_folder(Path(resume))
             # Before reading where it stands, which another run may be changing.
-            collectives.first(lambda: held.enter_context(_hold(folder)) and None)
+            collectives.run_on_rank0(lambda: held.enter_context(_hold(folder)) and None)
             earlier = earlier_run(folder, given)
             recipe = earlier.recipe
-        collectives.agree({**recipe.as_dict(), "torch": torch.__version__})
+        collectives.assert_same({**recipe.as_dict(), "torch": torch.__version__})
         if recipe.data is None:
             raise InputError(
                 "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
@@ -144,25 +144,25 @@ def train(
         refuse_watching(recipe)
         new = earlier is None or earlier.checkpoint is None
         epochs_told = resume is not None or not told.keys().isdisjoint(("epochs", "grow"))
-        job = open_job(recipe, new=new, epochs_told=epochs_told, transform=transform)
-        recipe = job.recipe
+        datamodule = open_datamodule(recipe, new=new, epochs_told=epochs_told, transform=transform)
+        recipe = datamodule.recipe
         # Layers as small as those for tables spend their time waiting for a second thread.
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(recipe.threads or (max(1, cores) if job.noun == "pictures" else 1))
+        torch.set_num_threads(recipe.threads or (max(1, cores) if datamodule.noun == "pictures" else 1))
         if earlier is None:
-            folder = collectives.first(lambda: _begun(recipe, job, held))
+            folder = collectives.run_on_rank0(lambda: _begun(recipe, datamodule, held))
         held.enter_context(crash_report(folder))
-        console.say(f"{'going on with' if earlier else 'run'} {folder}")
+        console.print(f"{'going on with' if earlier else 'run'} {folder}")
         for remark in earlier.remarks if earlier else ():
-            console.say(f"  {remark}")
-        job.prepare(console, stop)
-        collectives.agree({f"the fingerprint of the {job.noun}": job.mark})
-        return _Work(job, recipe, folder, console, stop, earlier).run(allow_changed_data)
+            console.print(f"  {remark}")
+        datamodule.prepare(console, stop)
+        collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
+        return _Work(datamodule, recipe, folder, console, stop, earlier).run(allow_changed_data)
 
 
-def _begun(recipe: Recipe, job: Job, held: ExitStack) -> Path:
+def _begun(recipe: Recipe, datamodule: DataModule, held: ExitStack) -> Path:
     """The folder of a new run, held by this process, with its recipe in it."""
-    folder = new_folder(recipe, job.name, job.model[0])
+    folder = new_folder(recipe, datamodule.name, datamodule.model[0])
     held.enter_context(taken_back(folder))
     held.enter_context(_hold(folder))
     write_file(folder / "config.yaml", recipe.as_yaml().encode())
@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
 class _Work:
     """One call of `train` from the prepared data on."""
 
-    job: Job
+    datamodule: DataModule
     recipe: Recipe
     folder: Path
     console: Console
@@ -193,49 +193,54 @@ class _Work:
     earlier: Earlier | None
 
     def run(self, allow_changed: bool) -> Run:
-        job, recipe, folder, console = self.job, self.recipe, self.folder, self.console
+        datamodule, recipe, folder, console = self.datamodule, self.recipe, self.folder, self.console
         old = self.earlier.checkpoint if self.earlier else None
         self._refuse_changed(allow_changed)
         network, fine = self._network()
-        spec, batch_size = network.spec, job.usual_batch()
+        spec, batch_size = network.spec, datamodule.usual_batch()
         assert spec is not None
         settings = settings_for(
-            recipe, network.plan, batch_size, fine=fine, counts=job.class_counts(), table=job.noun == "rows"
+            recipe,
+            network.plan,
+            batch_size,
+            fine=fine,
+            counts=datamodule.class_counts(),
+            table=datamodule.noun == "rows",
         )
         if old is not None:  # what was left open stays as it was decided then
             batch_size = old.state["batch_size"]
             settings = replace(settings, **{k: old.state["settings"][k] for k in _DECIDED})
-        job.settle(network, batch_size, settings.device, old.state if old else None)
-        feed, validation = job.feed("train", train=True), job.feed("val")
+        datamodule.setup(network, batch_size, settings.device, old.state if old else None)
+        feed, validation = datamodule.feed("train", train=True), datamodule.feed("val")
         if old is None:
-            job.fit_first_layer(network, feed)
+            datamodule.fit_first_layer(network, feed)
         # From here on nothing is refused, so the folder may change.
         told = self.earlier.told if self.earlier else recipe
-        collectives.first(lambda: self._write_beginning(told, feed, settings, network))
+        collectives.run_on_rank0(lambda: self._write_beginning(told, feed, settings, network))
         self._introduce(network, settings, batch_size)
-        watch = FlowWatch(recipe, folder, job, batch_size, console)
+        watch = FlowWatch(recipe, folder, datamodule, batch_size, console)
         watch.begin(network, fresh=old is None)
-        trainer = Trainer(network, settings, job.name_of, job.task(settings))
+        trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
         if old is None and recipe.lr == "auto":
             settings = self._find_rate(trainer, feed)
         if old is not None:
             trainer.restore(old.tensors, old.state["state"])
             self._open(trainer.state)
         facts = {
-            "fingerprint": job.mark,
+            "fingerprint": datamodule.fingerprint,
             "plan": dict(network.plan),
             "spec": spec.as_dict(),
             "recipe": told.as_dict(),
             "settings": asdict(settings),
             "batch_size": batch_size,
             "grown": old.state.get("grown", []) if old else [],
-            **job.facts(),
+            **datamodule.facts(),
             **machine(settings.device, settings.precision),
         }
 
         def keep(state: State, weights: dict[str, Tensor] | None) -> None:
             if weights is not None:
-                header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": job.name}
+                header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": datamodule.name}
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
             write_results(folder, state.history)
             watch.take(network, state.epoch)
@@ -245,21 +250,23 @@ class _Work:
         try:
             while True:
                 trainer.until, to = following(recipe, network.plan)
-                halving(partial(fit, trainer, feed, validation, last, **common), trainer, last, batch_size, console)
+                retry_with_microbatches(
+                    partial(fit, trainer, feed, validation, last, **common), trainer, last, batch_size, console
+                )
                 if not to or trainer.state.status != "running":
                     break
                 trainer, network, note = grow_trainer(trainer, network, to, recipe.seed)
                 facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], note]}
-                console.say(f"  {growth_line(network, note)}")
+                console.print(f"  {growth_line(network, note)}")
         except RuntimeError as error:
-            if not collectives.is_loss_of_another(error):
+            if not collectives.is_peer_lost(error):
                 raise
             time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
             raise Interrupted(
                 "another process of this training is gone; what is saved is whole: go on with --resume "
                 f"{printable(folder)}"
             ) from None
-        first = collectives.here() == 0
+        first = collectives.rank() == 0
         collectives.leave_group()
         return self._finish(trainer, facts) if first else Run(folder, {}, trainer.state.history)
 
@@ -267,14 +274,14 @@ class _Work:
         folder = self.folder
         write_file(folder / "config.yaml", told.as_yaml().encode())
         point_last(folder)
-        self.job.write_data(folder, feed)
+        self.datamodule.write_data(folder, feed)
         env = environment(self.recipe, settings.device, settings.precision, repr(network))
         write_json(folder / "env.json", env)
         make_folder(folder / "weights")
 
     def _finish(self, trainer: Trainer, facts: dict[str, Any]) -> Run:
         """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
-        folder, job, state, settings = self.folder, self.job, trainer.state, trainer.settings
+        folder, datamodule, state, settings = self.folder, self.datamodule, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
             device=trainer.engine.device, memory_format=torch.channels_last
         )
@@ -288,39 +295,39 @@ class _Work:
                 )
 
         metrics: dict[str, Any] = {}
-        splits = [split for split in ("val", "test") if job.count(split)]
+        splits = [split for split in ("val", "test") if datamodule.count(split)]
         for split in splits:
-            scores = score(judging, job.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
-            metrics |= {f"{split}_{name}": value for name, value in figures(scores).items()}
-        job.write_judgement(folder, scores, splits[-1])
+            scores = score(judging, datamodule.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
+            metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
+        datamodule.write_judgement(folder, scores, splits[-1])
         metrics |= {
             "epochs": state.epoch,
             "best_epoch": state.best["epoch"],
             "seconds": round(state.total_seconds, 2),
-            "images_per_second": _overall_speed(state),
+            "samples_per_second": _overall_speed(state),
             "status": state.status,
             "parameters": sum(p.numel() for p in best.parameters()),
             **({"grown": facts["grown"]} if facts["grown"] else {}),
-            "augmentation": job.augmentation(),
+            "augmentation": datamodule.augmentation(),
             "schedule": [[i / 100, *trainer.rates(i / 100)] for i in range(101)],
-            "decided": {"batch_size": facts["batch_size"], **asdict(settings), "model": best.plan["name"]},
-            "data": job.describe(),
-            **job.further(),
+            "resolved": {"batch_size": facts["batch_size"], **asdict(settings), "model": best.plan["name"]},
+            "data": datamodule.describe(),
+            **datamodule.extra_metrics(),
         }
         write_json(folder / "metrics.json", metrics)
         if facts["grown"]:  # the network is another than at the beginning
             write_json(folder / "env.json", environment(self.recipe, settings.device, settings.precision, repr(best)))
         draw_watched(folder)
         page = html.write(folder)
-        self.console.say(self._verdict(metrics, trainer.task.figure, page))
+        self.console.print(self._verdict(metrics, trainer.task.primary_metric, page))
         return Run(folder, metrics, state.history)
 
     def _find_rate(self, trainer: Trainer, feed: Any) -> Settings:
         """The settings with the learning rate that a range test suggests; the test is drawn into the run folder."""
         found = range_test(trainer, feed, poll=self._poll)
         trainer.settings = replace(trainer.settings, lr=found.suggestion)
-        collectives.first(lambda: write_range_test(self.folder, found.as_dict()))
-        self.console.say(
+        collectives.run_on_rank0(lambda: write_range_test(self.folder, found.as_dict()))
+        self.console.print(
             f"  learning rate: {found.suggestion:.3g} by the range test, between its valley at {found.valley:.3g} and "
             f"its steepest fall at {found.steepest:.3g}"
         )
@@ -332,15 +339,15 @@ class _Work:
 
     def _refuse_changed(self, allow_changed: bool) -> None:
         """Refuse to go on with other data than before, unless that is allowed."""
-        old, noun = self.earlier.checkpoint if self.earlier else None, self.job.noun
-        if old is not None and old.state["fingerprint"] != self.job.mark:
-            said = self.job.changed(self.folder)
+        old, noun = self.earlier.checkpoint if self.earlier else None, self.datamodule.noun
+        if old is not None and old.state["fingerprint"] != self.datamodule.fingerprint:
+            said = self.datamodule.changed(self.folder)
             if not allow_changed:
                 raise InputError(
                     f"the {noun} of {printable(self.recipe.data)} are not those of before ({said}); put them back, "
                     "or go on with --allow-changed-data, no longer exactly"
                 )
-            self.console.say(f"  the {noun} have changed ({said}): no longer to the bit as without a stop")
+            self.console.print(f"  the {noun} have changed ({said}): no longer to the bit as without a stop")
 
     def _open(self, state: State) -> None:
         """Let a run that had ended train on where it was told to end elsewhere."""
@@ -352,18 +359,18 @@ class _Work:
     def _network(self) -> tuple[Network, bool]:
         old = self.earlier.checkpoint if self.earlier else None
         if old is not None:  # the plan, not the name: what a name or "auto" stands for may change with the version
-            self.job.spec(old.state["spec"])
+            self.datamodule.spec(old.state["spec"])
             start = len("network.")
             weights = {k[start:]: v for k, v in old.tensors.items() if k.startswith("network.")}
             plan, known = old.state["plan"], old.state["spec"]
             return restore(weights, {"plan": plan, "spec": known}, printable(old.path)), False
         torch.manual_seed(self.recipe.seed)
-        return self.job.network(self.console)
+        return self.datamodule.network(self.console)
 
     def _introduce(self, network: Network, settings: Settings, batch_size: int) -> None:
         """Say what was decided, what is odd about the data, and whether the disk will do."""
-        say = self.console.say
-        for line in self.job.lines():
+        say = self.console.print
+        for line in self.datamodule.lines():
             say(line)
         count = sum(p.numel() for p in network.parameters())
         spec = network.spec
@@ -376,7 +383,7 @@ class _Work:
         highest = "what a range test will find" if tested else f"{settings.lr:.4g}"
         say(
             f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest} "
-            f"({settings.schedule}), augmentation: {self.job.augmentation()}, {settings.precision} on "
+            f"({settings.schedule}), augmentation: {self.datamodule.augmentation()}, {settings.precision} on "
             f"{settings.device} with {torch.get_num_threads()} threads"
         )
         copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
@@ -388,7 +395,7 @@ class _Work:
         percent = figure == "accuracy"
 
         def said(split: str) -> str:
-            value, count = metrics[f"{split}_{figure}"], self.job.count(split)
+            value, count = metrics[f"{split}_{figure}"], self.datamodule.count(split)
             return f"{figure} {value:.2%} of {count:,}" if percent else f"{figure} {value:.4f} of {count:,}"
 
         test_part = f", test {said('test')}" if f"test_{figure}" in metrics else ""
@@ -396,7 +403,7 @@ class _Work:
         beside = f" ({other['name']}: {other[f'val_{figure}']:.4g})" if f"val_{figure}" in other else ""
         return (
             f"{metrics['status']}: validation {said('val')}{beside} (epoch {metrics['best_epoch']}){test_part}, "
-            f"{duration(metrics['seconds'])}, {metrics['images_per_second']:,.0f} {self.job.noun}/s\n"
+            f"{duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {self.datamodule.noun}/s\n"
             f"report: {page}\nweights: {self.folder}/weights/best.safetensors"
         )
 
@@ -404,5 +411,5 @@ class _Work:
 def _overall_speed(state: State) -> float:
     rows = state.history
     return round(
-        sum(r["images_per_second"] * r["seconds"] for r in rows) / max(sum(r["seconds"] for r in rows), 1e-9), 1
+        sum(r["samples_per_second"] * r["seconds"] for r in rows) / max(sum(r["seconds"] for r in rows), 1e-9), 1
     )

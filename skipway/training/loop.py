@@ -16,24 +16,24 @@ import torch
 from torch import Tensor
 
 from skipway.distributed import collectives
-from skipway.distributed.fsdp import kept
+from skipway.distributed.fsdp import full_state_dict
 from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.training import checkpoint
 from skipway.training.losses import Task
-from skipway.training.metrics import Feed, Scores, score
+from skipway.training.metrics import Batches, Scores, score
 from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.console import Console, duration
 from skipway.utils.signals import StopFlag
 
 __all__ = ["fit"]
 
-_SUMS = ("loss", "gained", "seen")  # of a State: what each process counts for itself
+_SUMS = ("loss", "metric_sum", "seen")  # of a State: what each process counts for itself
 
 
 def fit(
     trainer: Trainer,
-    train: Feed,
-    validation: Feed,
+    train: Batches,
+    validation: Batches,
     folder: Path | None,
     *,
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
@@ -51,28 +51,28 @@ def fit(
         StorageError: a checkpoint could not be written.
     """
     settings, state, engine = trainer.settings, trainer.state, trainer.engine
-    keeper = _Keeper(trainer, folder, facts, stop)
+    keeper = _CheckpointWriter(trainer, folder, facts, stop)
     keeper.save()
     while state.epoch < trainer.until and state.status == "running":
         trainer.to_train()
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
         for x, y, ids in train.epoch(state.epoch, state.batch):
-            state.waited += time.monotonic() - asked
+            state.data_seconds += time.monotonic() - asked
             torch.manual_seed(_seed(settings.seed, state.epoch * train.steps + state.batch))
             x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
-            boundary = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps
-            for piece, share in _pieces(len(y), train.bounds, state, settings.accumulate):
+            boundary = (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == train.steps
+            for piece, share in _microbatches(len(y), train.bounds, state, settings.grad_accum_steps):
                 with trainer.synced(boundary and piece.stop == len(y)):
                     outputs = trainer.model(x[piece])
                     loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
                     _need_finite(loss, "loss", trainer, ids)
                     engine.backward(loss * share)
                 state.loss += loss.item() * len(outputs)
-                state.gained += trainer.task.gained(outputs, y[piece])
+                state.metric_sum += trainer.task.metric_sum(outputs, y[piece])
             if boundary:
                 _need_finite(trainer.gradient_norm(), "gradient", trainer, ids)
                 trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
-                trainer.stepper.step()
+                trainer.prepared_optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
                 state.step += 1
@@ -84,22 +84,24 @@ def fit(
                 break
             asked = time.monotonic()
         bar.done()
-        collectives.share_buffers(trainer.judged)
-        scores = score(trainer.judged, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked)
-        rate = settings.lr * trainer.course(_position(settings, state.epoch, state.batch - 1, train.steps))
-        best = _close_epoch(state, scores, rate, settings, trainer.task.figure)
-        weights = kept(trainer.judged.state_dict()) if best else None
-        if collectives.here() == 0:
+        collectives.broadcast_buffers(trainer.eval_model)
+        scores = score(
+            trainer.eval_model, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked
+        )
+        rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
+        best = _close_epoch(state, scores, rate, settings, trainer.task.primary_metric)
+        weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
+        if collectives.rank() == 0:
             on_epoch(state, weights)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
         keeper.save()
-        console.say(_line(state, settings.epochs, trainer.task))
+        console.print(_line(state, settings.epochs, trainer.task))
         keeper.save_if_asked()
     return state
 
 
-class _Keeper:
+class _CheckpointWriter:
     """Saves the run when it is time, and when a signal asks for it."""
 
     def __init__(self, trainer: Trainer, folder: Path | None, facts: dict[str, Any], stop: StopFlag):
@@ -116,19 +118,19 @@ class _Keeper:
         """The first of all processes writes, with the sums of all."""
         state = self.trainer.state
         state.total_seconds = self.total_seconds
-        sums = dict(zip(_SUMS, collectives.summed(*(getattr(state, name) for name in _SUMS)), strict=True))
+        sums = dict(zip(_SUMS, collectives.all_reduce_sum(*(getattr(state, name) for name in _SUMS)), strict=True))
         tensors = self.trainer.tensors() if self.folder is not None else {}
-        if collectives.here() == 0 and self.folder is not None:
+        if collectives.rank() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
             checkpoint.save(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:
         """Save where it is time or asked for; True where the time limit is over. All processes do the same."""
-        settings, first = self.trainer.settings, collectives.here() == 0
+        settings, first = self.trainer.settings, collectives.rank() == 0
         due = first and time.monotonic() - self.saved > settings.save_every
         over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
-        asked, due, over = map(bool, collectives.summed(self.stop.requested, due, over))
+        asked, due, over = map(bool, collectives.all_reduce_sum(self.stop.requested, due, over))
         if asked:
             self._stop()
         if due:
@@ -136,7 +138,7 @@ class _Keeper:
         return over
 
     def save_if_asked(self) -> None:
-        if collectives.summed(self.stop.requested)[0]:
+        if collectives.all_reduce_sum(self.stop.requested)[0]:
             self._stop()
 
     def _stop(self) -> None:
@@ -156,20 +158,20 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
             f"the validation loss is not finite after epoch {state.epoch + 1}; the last checkpoint is from before: "
-            "start a new run with a lower --lr or --clip 1"
+            "start a new run with a lower --lr or --clip-grad 1"
         )
     state.epoch += 1
-    state.loss, state.gained, state.seen = collectives.summed(state.loss, state.gained, state.seen)  # type: ignore[assignment]
+    state.loss, state.metric_sum, state.seen = collectives.all_reduce_sum(state.loss, state.metric_sum, state.seen)  # type: ignore[assignment]
     row = {
         "epoch": state.epoch,
         "seconds": round(state.seconds, 3),
         "lr": lr,
         "train_loss": state.loss / state.seen,
-        f"train_{figure}": state.gained / state.seen,
+        f"train_{figure}": state.metric_sum / state.seen,
         "val_loss": scores.loss,
-        f"val_{figure}": scores.figure,
-        "images_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
-        "data_wait": round(state.waited / max(state.seconds, 1e-9), 4),
+        f"val_{figure}": scores.primary_metric,
+        "samples_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
+        "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
     best = not state.best or _quality(row, figure) > _quality(state.best, figure)
@@ -177,7 +179,7 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
         state.status = "stopped by patience"
-    state.batch, state.loss, state.gained, state.seen, state.seconds, state.waited = 0, 0.0, 0.0, 0, 0.0, 0.0
+    state.batch, state.loss, state.metric_sum, state.seen, state.seconds, state.data_seconds = 0, 0.0, 0.0, 0, 0.0, 0.0
     return best
 
 
@@ -187,51 +189,56 @@ def _quality(row: dict[str, Any], figure: str) -> tuple[float, float]:
 
 def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float:
     """Where in [0, 1] of the whole run the step stands that `batch` of an epoch belongs to."""
-    steps = -(-batches // settings.accumulate)
-    return (epoch + batch // settings.accumulate / steps) / settings.epochs
+    steps = -(-batches // settings.grad_accum_steps)
+    return (epoch + batch // settings.grad_accum_steps / steps) / settings.epochs
 
 
-def _pieces(count: int, bounds: list[tuple[int, int]], state: State, accumulate: int) -> Iterator[tuple[slice, float]]:
+def _microbatches(
+    count: int, bounds: list[tuple[int, int]], state: State, grad_accum_steps: int
+) -> Iterator[tuple[slice, float]]:
     """(piece of this process's `count` samples of the batch, its share in the samples of the step).
 
     A step is the mean over its samples, however they are split: among processes too, whose gradients are averaged.
     """
-    first = state.batch // accumulate * accumulate
-    step = bounds[first : first + accumulate]
-    for piece in np.array_split(np.arange(count), min(state.pieces, max(1, count // 2))):
-        yield slice(int(piece[0]), int(piece[-1]) + 1), len(piece) * collectives.count() / (step[-1][1] - step[0][0])
+    first = state.batch // grad_accum_steps * grad_accum_steps
+    step = bounds[first : first + grad_accum_steps]
+    for piece in np.array_split(np.arange(count), min(state.num_microbatches, max(1, count // 2))):
+        yield (
+            slice(int(piece[0]), int(piece[-1]) + 1),
+            len(piece) * collectives.world_size() / (step[-1][1] - step[0][0]),
+        )
 
 
 def _seed(seed: int, step: int) -> int:
     """What dropout and stochastic depth draw from in a step: something else in every process."""
-    return seed * 1_000_003 + step + collectives.here() * 2**40
+    return seed * 1_000_003 + step + collectives.rank() * 2**40
 
 
 def _speed(state: State, task: Task) -> str:
     seconds = max(state.seconds, 1e-9)
     return (  # in this order, since a terminal may cut it off
-        f"{state.seen / seconds:,.0f} {task.samples}/s, {state.waited / seconds:.0%} waiting, "
-        f"loss {state.loss / state.seen:.3f}, {task.figure} {_shown(task, state.gained / state.seen, 1)}"
+        f"{state.seen / seconds:,.0f} {task.samples}/s, {state.data_seconds / seconds:.0%} waiting, "
+        f"loss {state.loss / state.seen:.3f}, {task.primary_metric} {_shown(task, state.metric_sum / state.seen, 1)}"
     )
 
 
 def _line(state: State, epochs: int, task: Task) -> str:
-    row, figure = state.history[-1], task.figure
+    row, figure = state.history[-1], task.primary_metric
     left = row["seconds"] * (epochs - state.epoch)
     best = " (best)" if row["epoch"] == state.best["epoch"] else ""
     return (
         f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {figure} "
         f"{_shown(task, row[f'train_{figure}'], 1)}; validation loss {row['val_loss']:.3f}, {figure} "
         f"{_shown(task, row[f'val_{figure}'], 2)}{best}; "
-        f"{row['images_per_second']:,.0f} {task.samples}/s, "
-        f"{row['data_wait']:.0%} waiting for data, {duration(row['seconds'])}"
+        f"{row['samples_per_second']:,.0f} {task.samples}/s, "
+        f"{row['data_time_fraction']:.0%} waiting for data, {duration(row['seconds'])}"
         + (f", about {duration(left)} left" if left and state.status == "running" else "")
     )
 
 
 def _shown(task: Task, value: float, digits: int) -> str:
     """A figure as it is said: shares of samples in percent."""
-    return f"{value:.{digits}%}" if task.figure == "accuracy" else f"{value:.{digits + 2}f}"
+    return f"{value:.{digits}%}" if task.primary_metric == "accuracy" else f"{value:.{digits + 2}f}"
 
 
 def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
@@ -242,5 +249,5 @@ def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     raise NotFiniteError(
         f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the "
         f"{trainer.task.samples} {said}; no step was taken with it, and the last checkpoint is from before: start a "
-        "new run with a lower --lr or --clip 1"
+        "new run with a lower --lr or --clip-grad 1"
     )

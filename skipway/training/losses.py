@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.training.metrics import ClassScores, NumberScores, Scores
+from skipway.training.metrics import ClassScores, RegressionScores, Scores
 
 __all__ = ["Classification", "Regression", "Task"]
 
@@ -21,7 +21,7 @@ class Task(Protocol):
     """What is learnt: a loss to bring down, and a figure to bring up."""
 
     @property
-    def figure(self) -> str:
+    def primary_metric(self) -> str:
         """What is the higher the better, a mean over samples: results.csv has it as train_FIGURE and val_FIGURE."""
 
     @property
@@ -31,7 +31,7 @@ class Task(Protocol):
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """What a training batch is to bring down, with all that makes training better; one number."""
 
-    def gained(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
         """The sum over a batch of what the figure is the mean of."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Scores:
@@ -47,7 +47,7 @@ class Classification:
 
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
-    figure: str = "accuracy"
+    primary_metric: str = "accuracy"
     samples: str = "pictures"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Classification:
         losses = F.cross_entropy(outputs, y, label_smoothing=self.label_smoothing, reduction="none")
         return (weights * losses).mean()
 
-    def gained(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
         """How many are taken for their class, or for the one that has most of a mixture."""
         return float((outputs.argmax(1) == (y.argmax(1) if y.dim() > 1 else y)).sum())
 
@@ -76,19 +76,19 @@ class Regression:
 
     mean: float = 0.0
     std: float = 1.0
-    figure: str = "r2"
+    primary_metric: str = "r2"
     samples: str = "rows"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean squared error."""
         return F.mse_loss(outputs[:, 0], y.to(outputs.dtype))
 
-    def gained(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
         """The explained share of the training targets' variance, which is 1, summed over the batch."""
         return float((1 - (outputs.detach()[:, 0] - y).square()).sum())
 
-    def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> NumberScores:
+    def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> RegressionScores:
         """Squared errors, and predicted and true numbers in their own unit."""
         losses = (outputs[:, 0] - y).square()
         predicted, targets = (v.double().numpy() * self.std + self.mean for v in (outputs[:, 0], y))
-        return NumberScores(ids, losses.numpy(), predicted, targets)
+        return RegressionScores(ids, losses.numpy(), predicted, targets)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skipway.distributed import collectives
 from skipway.errors import NotFiniteError
-from skipway.training.metrics import Feed
+from skipway.training.metrics import Batches
 from skipway.training.optimizers import set_rates
 from skipway.training.trainer import Trainer
 
@@ -53,7 +53,7 @@ class RangeTest:
 
 def range_test(
     trainer: Trainer,
-    feed: Feed,
+    feed: Batches,
     *,
     lowest: float = 1e-6,
     highest: float = 10.0,
@@ -100,7 +100,7 @@ def range_test(
 
 
 def _batches(
-    trainer: Trainer, feed: Feed, steps: int, poll: Callable[[], None]
+    trainer: Trainer, feed: Batches, steps: int, poll: Callable[[], None]
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
     """(k, batch) of the first `steps` batches of however many epochs."""
     endless = ((x, y) for epoch in count() for x, y, _ in feed.epoch(epoch))
@@ -123,14 +123,14 @@ def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
         trainer.engine.backward(loss)
         trainer.gradient_norm()
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
-        trainer.stepper.step()
+        trainer.prepared_optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
     return _mean(loss)
 
 
 def _mean(loss: Tensor) -> float:
     """Over all processes."""
-    return collectives.summed(loss.item())[0] / collectives.count()
+    return collectives.all_reduce_sum(loss.item())[0] / collectives.world_size()
 
 
 def _read(rates: list[float], losses: list[float]) -> RangeTest:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from skipway.distributed import collectives
 
-__all__ = ["Averaged", "ClassScores", "Feed", "NumberScores", "Scores", "figures", "per_class", "score"]
+__all__ = ["Averaged", "ClassScores", "Batches", "RegressionScores", "Scores", "compute_metrics", "per_class", "score"]
 
 _BINS = 15  # of probability, over which calibration is measured
 
 
-class Feed(Protocol):
+class Batches(Protocol):
     """Batches as the training room needs them: (x (B, C, S, S), y (B,), ids (B,))."""
 
     @property
@@ -48,7 +48,7 @@ class Scores:
         return float(self.losses.mean())
 
     @property
-    def figure(self) -> float:
+    def primary_metric(self) -> float:
         """What the task's figure is for the whole set."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class ClassScores(Scores):
         """Share of pictures whose likeliest class is the true one."""
         return float((self.predicted == self.labels).mean())
 
-    figure = accuracy
+    primary_metric = accuracy
 
     def confusion(self) -> np.ndarray:
         """(K, K) counts: rows true, columns predicted."""
@@ -80,7 +80,7 @@ class ClassScores(Scores):
 
 
 @dataclass(frozen=True)
-class NumberScores(Scores):
+class RegressionScores(Scores):
     """Predicted and true numbers (N,), both in the target's own unit, beside the squared errors of scaled ones."""
 
     predicted: np.ndarray
@@ -93,7 +93,7 @@ class NumberScores(Scores):
         whole = float(((self.targets - self.targets.mean()) ** 2).sum())
         return 1 - left / whole if whole > 0 else float(left == 0)
 
-    figure = r2
+    primary_metric = r2
 
     @property
     def mae(self) -> float:
@@ -106,7 +106,7 @@ class NumberScores(Scores):
         return float(((self.targets - self.predicted) ** 2).mean() ** 0.5)
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """What `score` needs of a task."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Any:
@@ -115,8 +115,8 @@ class Judge(Protocol):
 
 def score(
     network: nn.Module,
-    feed: Feed,
-    task: Judge,
+    feed: Batches,
+    task: Scorer,
     autocast: Callable[[], AbstractContextManager[Any]],
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
@@ -136,7 +136,7 @@ def score(
                     parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids))
     finally:
         network.train(training)
-    all_parts = [part for process in collectives.gathered(parts) for part in process if len(part[2])]
+    all_parts = [part for process in collectives.all_gather(parts) for part in process if len(part[2])]
     outputs, targets, all_ids = zip(*all_parts, strict=True)
     with torch.inference_mode():
         return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
@@ -155,15 +155,15 @@ class Averaged(nn.Module):
         return outputs.logsumexp(0) - math.log(len(outputs))
 
 
-def figures(scores: Scores) -> dict[str, float]:
+def compute_metrics(scores: Scores) -> dict[str, float]:
     """What people ask of a classifier or a regression, by name; a figure that the set cannot give is left out.
 
     accuracy, loss; top5_accuracy (from six classes on); balanced_accuracy, the mean recall of the classes that are
     there; macro_f1, over the same; auroc, one class against the rest, the mean of them (Hanley and McNeil 1982);
-    calibration_error, how far probabilities are from shares, over 15 bins (Guo et al. 2017, arXiv:1706.04599).
+    ece, how far probabilities are from shares, over 15 bins (Guo et al. 2017, arXiv:1706.04599).
     Of numbers: r2; mae and rmse in the target's own unit; loss.
     """
-    if isinstance(scores, NumberScores):
+    if isinstance(scores, RegressionScores):
         return {"r2": scores.r2, "mae": scores.mae, "rmse": scores.rmse, "loss": scores.loss}
     assert isinstance(scores, ClassScores)
     from sklearn.metrics import f1_score, roc_auc_score
@@ -181,7 +181,7 @@ def figures(scores: Scores) -> dict[str, float]:
     likely = shares.max(axis=1)
     bins = np.minimum((likely * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, weights=(predicted == labels) - likely, minlength=_BINS)
-    found["calibration_error"] = float(np.abs(gaps).sum() / len(labels))
+    found["ece"] = float(np.abs(gaps).sum() / len(labels))
     return found
 
 

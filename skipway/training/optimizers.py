@@ -86,14 +86,14 @@ def make_optimizer(
     lr: float,
     momentum: float,
     weight_decay: float,
-    bias_lr: float = 1.0,
-    lr_decay: float = 1.0,
+    bias_lr_mult: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
     """The optimiser of that name; weight decay on weights alone, not on norms and biases.
 
     Args:
-        bias_lr: learning rate of norms and biases over that of weights.
-        lr_decay: learning rate of each part of the network (stem, stages, head) over that of the part behind it.
+        bias_lr_mult: learning rate of norms and biases over that of weights.
+        layer_decay: learning rate of each part of the network (stem, stages, head) over that of the part behind it.
 
     Each group carries the `factor` that its learning rate is multiplied by: see `set_rates`.
     """
@@ -106,7 +106,8 @@ def make_optimizer(
         weight = p.dim() > 1
         group = {
             "weight_decay": weight_decay if weight else 0.0,
-            "factor": lr_decay ** (len(parts) - 1 - place.get(p, len(parts) - 1)) * (1.0 if weight else bias_lr),
+            "factor": layer_decay ** (len(parts) - 1 - place.get(p, len(parts) - 1))
+            * (1.0 if weight else bias_lr_mult),
             "matrix": name == "muon" and weight and p is not matrices[-1],  # the rows of a head are no such matrix
         }
         groups.setdefault(tuple(group.values()), {**group, "params": []})["params"].append(p)

@@ -10,12 +10,12 @@ arXiv:1512.03385; flat, then cosine: J. Howard's `fit_flat_cos` (fastai, 2019).
 import math
 from collections.abc import Callable
 
-__all__ = ["SCHEDULES", "Schedule", "between", "course", "joined", "momentum_at", "scaled"]
+__all__ = ["SCHEDULES", "Schedule", "anneal", "make_schedule", "sequential", "momentum_at", "scaled"]
 
 Schedule = Callable[[float], float]
 
 
-def between(start: float, end: float, *, straight: bool = False) -> Schedule:
+def anneal(start: float, end: float, *, straight: bool = False) -> Schedule:
     """From `start` to `end`, along half a cosine or a straight line.
 
     >>> between(0.0, 1.0)(0.5)
@@ -29,7 +29,7 @@ def between(start: float, end: float, *, straight: bool = False) -> Schedule:
     return schedule
 
 
-def joined(*parts: tuple[float, Schedule]) -> Schedule:
+def sequential(*parts: tuple[float, Schedule]) -> Schedule:
     """Schedules one after the other, each with the share of the run that is its own; the shares sum to 1.
 
     >>> rise_and_fall = joined((0.25, between(0.0, 1.0)), (0.75, between(1.0, 0.0)))
@@ -65,18 +65,18 @@ def steps(position: float) -> float:
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "one-cycle": joined((0.25, between(1 / 25, 1.0)), (0.75, between(1.0, 1e-4))),
-    "cosine": joined((0.05, between(0.02, 1.0, straight=True)), (0.95, between(1.0, 0.0))),
-    "steps": joined((0.05, between(0.02, 1.0, straight=True)), (0.95, steps)),
-    "flat-cosine": joined((0.72, constant), (0.28, between(1.0, 1e-4))),
+    "one-cycle": sequential((0.25, anneal(1 / 25, 1.0)), (0.75, anneal(1.0, 1e-4))),
+    "cosine": sequential((0.05, anneal(0.02, 1.0, straight=True)), (0.95, anneal(1.0, 0.0))),
+    "steps": sequential((0.05, anneal(0.02, 1.0, straight=True)), (0.95, steps)),
+    "flat-cosine": sequential((0.72, constant), (0.28, anneal(1.0, 1e-4))),
     "constant": constant,
 }
 
 
-def course(name: str, frozen: float = 0.0) -> Schedule:
+def make_schedule(name: str, frozen: float = 0.0) -> Schedule:
     """The schedule of that name; where a share of the run is `frozen`, once for that part and once for the rest."""
     schedule = SCHEDULES[name]
-    return joined((frozen, schedule), (1 - frozen, scaled(schedule, 0.5))) if frozen else schedule
+    return sequential((frozen, schedule), (1 - frozen, scaled(schedule, 0.5))) if frozen else schedule
 
 
 def momentum_at(name: str, momentum: float, rate: float) -> float:

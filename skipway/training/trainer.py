@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from skipway.distributed import collectives
-from skipway.distributed.fsdp import kept, shared_like, shared_out, whole
+from skipway.distributed.fsdp import full_state_dict, full_tensor, shard_like, shard_model
 from skipway.nn.activation_checkpointing import recompute
 from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates
-from skipway.training.schedules import course, momentum_at
+from skipway.training.schedules import make_schedule, momentum_at
 
-__all__ = ["Settings", "State", "Trainer", "as_found", "has_bf16"]
+__all__ = ["Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Settings:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    bias_lr: float = 1.0
+    bias_lr_mult: float = 1.0
     schedule: str = "one-cycle"
-    freeze: int = 0  # epochs in which only the head learns
-    lr_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
+    freeze_epochs: int = 0  # epochs in which only the head learns
+    layer_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
     label_smoothing: float = 0.1
     class_weights: tuple[float, ...] | None = None
     l1: float = 0.0  # times the sum of the weights' sizes, added to the loss
     l2: float = 0.0  # times the sum of their squares
     ema: float | None = None
-    clip: float | None = None
-    accumulate: int = 1
+    clip_grad: float | None = None
+    grad_accum_steps: int = 1
     patience: int | None = None
     time_limit: float | None = None
     seed: int = 0
@@ -49,7 +49,7 @@ class Settings:
     device: str = "cpu"
     save_every: float = 120.0
     recompute: int | str = "none"  # blocks in a group of which only the input is kept: see `recompute`
-    shard: bool = False  # weights, gradients and optimiser states split over the processes
+    fsdp: bool = False  # weights, gradients and optimiser states split over the processes
 
 
 @dataclass
@@ -60,15 +60,15 @@ class State:
     batch: int = 0  # batches of the epoch that are done
     step: int = 0  # optimiser steps that are done
     loss: float = 0.0  # sums over the epoch so far
-    gained: float = 0.0
+    metric_sum: float = 0.0
     seen: int = 0
     seconds: float = 0.0
-    waited: float = 0.0
+    data_seconds: float = 0.0
     total_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
-    pieces: int = 1  # that a batch is computed in, since memory does not hold it whole
+    num_microbatches: int = 1  # that a batch is computed in, since memory does not hold it whole
 
 
 def has_bf16(device: str) -> bool:
@@ -79,7 +79,7 @@ def has_bf16(device: str) -> bool:
 
 
 @contextmanager
-def as_found() -> Iterator[None]:
+def preserve_global_state() -> Iterator[None]:
     """After it the caller's threads, random numbers and accelerate are as before: all are one per process."""
     threads = torch.get_num_threads()
     shared = [(c._shared_state, dict(c._shared_state)) for c in (AcceleratorState, PartialState, GradientState)]
@@ -121,67 +121,74 @@ class Trainer:
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
-            bias_lr=settings.bias_lr,
-            lr_decay=settings.lr_decay,
+            bias_lr_mult=settings.bias_lr_mult,
+            layer_decay=settings.layer_decay,
         )
-        self.learnt = [p for p in self.network.parameters() if p.requires_grad]
-        self.course = course(settings.schedule, min(settings.freeze / settings.epochs, 0.99))
+        self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
+        self.lr_schedule = make_schedule(settings.schedule, min(settings.freeze_epochs / settings.epochs, 0.99))
         self.model = self.engine.prepare_model(
             self.network,
             device_placement=False,
-            evaluation_mode=settings.shard,  # that is: without DistributedDataParallel
+            evaluation_mode=settings.fsdp,  # that is: without DistributedDataParallel
         )
-        self.stepper = self.engine.prepare_optimizer(self.optimizer)
-        self.still: set[nn.Parameter] = set()
+        self.prepared_optimizer = self.engine.prepare_optimizer(self.optimizer)
+        self.frozen_params: set[nn.Parameter] = set()
         self.until = settings.epochs  # where this network's part of the run ends
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """`network` on the device: whole, or where it is to be shared out this process's part of it."""
-        if self.settings.shard:
-            return shared_out(network, self.engine.device.type)
+        if self.settings.fsdp:
+            return shard_model(network, self.engine.device.type)
         return network.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network whose accuracy counts: the average where there is one."""
         return self.network if self.average is None else self.average.module
 
     def to_train(self) -> None:
         """Training mode as the epoch has it: while the trunk is frozen, its norms keep their statistics too."""
-        frozen = self.state.epoch < self.settings.freeze
+        frozen = self.state.epoch < self.settings.freeze_epochs
         self.network.train()
         trunk = list(self.network.children())
         while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
             pass
-        before, self.still = self.still, {p for part in trunk for p in part.parameters()} if frozen else set()
+        before, self.frozen_params = (
+            self.frozen_params,
+            {p for part in trunk for p in part.parameters()} if frozen else set(),
+        )
         for part in trunk if frozen else ():
             part.eval()
-        for p in self.learnt if not self.settings.shard else ():  # whose gradients were settled when it was shared out
-            p.requires_grad_(p not in self.still)
-        if before != self.still and isinstance(self.model, DistributedDataParallel):
+        for p in (
+            self.trainable_params if not self.settings.fsdp else ()
+        ):  # whose gradients were settled when it was shared out
+            p.requires_grad_(p not in self.frozen_params)
+        if before != self.frozen_params and isinstance(self.model, DistributedDataParallel):
             self.model = DistributedDataParallel(self.network)  # it counts on gradients of what learns, and no others
 
     def synced(self, last: bool) -> AbstractContextManager[Any]:
         """Where processes share their gradients: after the `last` backward pass of a step alone."""
-        if self.settings.shard:
+        if self.settings.fsdp:
             self.model.set_requires_gradient_sync(last)
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
     def gradient_norm(self) -> Tensor:
         """The norm over all gradients that the step goes by, which are shortened to `clip`."""
-        for p in self.still:
+        for p in self.frozen_params:
             p.grad = None
-        return whole(self.engine.clip_grad_norm_(self.network.parameters(), self.settings.clip or float("inf")))
+        return full_tensor(
+            self.engine.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf"))
+        )
 
     def penalty(self) -> Tensor | float:
         """What the sizes of the weights add to the loss; norms and biases add nothing."""
-        weights = [p for p in self.learnt if p.dim() > 1] if self.settings.l1 or self.settings.l2 else []
+        weights = [p for p in self.trainable_params if p.dim() > 1] if self.settings.l1 or self.settings.l2 else []
         sizes = self.settings.l1 * sum(p.abs().sum() for p in weights) if self.settings.l1 else 0.0
         return sizes + (self.settings.l2 * sum(p.square().sum() for p in weights) if self.settings.l2 else 0.0)
 
     def rates(self, position: float) -> tuple[float, float]:
         """Learning rate and momentum at `position` in [0, 1] of the run."""
-        rate = self.course(position)
+        rate = self.lr_schedule(position)
         return rate * self.settings.lr, momentum_at(self.settings.schedule, self.settings.momentum, rate)
 
     def set_rates(self, position: float) -> None:
@@ -195,7 +202,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint must hold in tensors, by name; all processes ask together."""
-        return kept(self.parts())
+        return full_state_dict(self.parts())
 
     def parts(self) -> dict[str, Tensor]:
         """The same as far as this process has it."""
@@ -215,26 +222,26 @@ class Trainer:
             _load(self.average, _under("average.", tensors))
         for name, parameter in self.network.named_parameters():
             values = {
-                k: shared_like(v, parameter) for k, v in _under(f"optimizer.{name}.", tensors).items() if "." not in k
+                k: shard_like(v, parameter) for k, v in _under(f"optimizer.{name}.", tensors).items() if "." not in k
             }
             if values:
                 self.optimizer.state[parameter] = values
         self.state = State(**state)
-        if collectives.here():  # the sums of all processes stand with the first
-            self.state.loss, self.state.gained, self.state.seen = 0.0, 0.0, 0
+        if collectives.rank():  # the sums of all processes stand with the first
+            self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
 
 
 def _average_of(network: nn.Module, settings: Settings) -> AveragedModel | None:
     if settings.ema is None:
         return None
-    if settings.shard:  # parts of tensors are averaged one by one
+    if settings.fsdp:  # parts of tensors are averaged one by one
         return AveragedModel(network, avg_fn=get_ema_avg_fn(settings.ema), use_buffers=True)
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = module.state_dict()
-    module.load_state_dict({name: shared_like(t, own[name]) if name in own else t for name, t in tensors.items()})
+    module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in tensors.items()})
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ class Console:
         self.stream = sys.stdout if stream is None else stream
         self.quiet = quiet or self.stream is None  # Python has no standard output where it was closed at the start
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line, whatever stands in it."""
         self._write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
@@ -76,7 +76,7 @@ class Bar:
         if self.console.live:
             self.console._write("\r\x1b[K")
         if text:
-            self.console.say(text)
+            self.console.print(text)
 
 
 def duration(seconds: float) -> str:

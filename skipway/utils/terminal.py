@@ -7,12 +7,12 @@ from contextlib import suppress
 from skipway.errors import StorageError, printable
 from skipway.utils.signals import StopFlag
 
-__all__ = ["STOP", "complain", "say"]
+__all__ = ["STOP", "print_error", "print_result"]
 
 STOP = StopFlag()  # that of the process: signals set it from the first moment on
 
 
-def say(text: str) -> None:
+def print_result(text: str) -> None:
     """What a command was asked for; unlike progress it may not get lost unsaid."""
     if sys.stdout is None:
         return
@@ -27,7 +27,7 @@ def say(text: str) -> None:
         ) from None
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Say what went wrong, on one line of standard error."""
     with suppress(AttributeError, OSError, ValueError):
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may stand there, cut short by the error

@@ -291,7 +291,7 @@ def _spec_of(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
         mean=tuple(map(float, given["mean"])),
         std=tuple(map(float, given["std"])),
         class_names=tuple(map(str, names)),
-        fit=_FIT_OF[given.get("crop_mode") or "center"],
+        resize_mode=_FIT_OF[given.get("crop_mode") or "center"],
         interpolation=given.get("interpolation") or "bicubic",
         mirrored=True,  # ImageNet's pictures
     )

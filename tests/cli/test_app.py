@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from small_runs import best, pictures, quick, same_tensors, table
 
 from skipway.cli import app, run_commands
 from skipway.report import html
 from skipway.utils.signals import StopFlag
-from tests.small_runs import best, pictures, quick, same_tensors, table
 
 SKIPWAY = [sys.executable, "-m", "skipway"]
 TRAIN = ["train", "kinds", "-m", "resnet20", "-e", "1", "-b", "16", "--threads", "1", "--precision", "fp32"]
@@ -212,12 +212,12 @@ def test_a_terminal_that_knows_no_letters_beyond_english_is_served(place):
 def test_a_signal_while_torch_is_loading_ends_with_75(place, number):
     script = (
         "import os, sys, threading, time\n"
-        "from skipway import cli\n"
+        "from skipway.cli import app\n"
         "def later():\n"
         "    while 'torch' not in sys.modules: time.sleep(0.001)\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "threading.Thread(target=later, daemon=True).start()\n"
-        f"cli.main({TRAIN!r})"
+        f"app.main({TRAIN!r})"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=120)
     assert done.returncode == 75 and done.stderr.count("\n") == 1, done.stderr

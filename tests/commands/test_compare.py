@@ -4,12 +4,12 @@ import json
 
 import pytest
 from PIL import Image
+from small_runs import numbers, pictures, quick, table
 
 import skipway as sw
 from skipway.cli.app import app
 from skipway.commands.compare import compare
 from skipway.errors import InputError, StorageError
-from tests.small_runs import numbers, pictures, quick, table
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def test_figures_and_differences_are_those_of_the_runs(runs, tmp_path):
         "optimizer": ["sgd", "adamw"],
         "seed": [0, 4],
     }
-    assert different["lr"] == [numbers(folder)["decided"]["lr"] for folder in runs], "what was decided is not told"
+    assert different["lr"] == [numbers(folder)["resolved"]["lr"] for folder in runs], "what was decided is not told"
     assert not {"output", "name", "data", "batch_size"} & different.keys()
     with Image.open(tmp_path / "both.png") as image:
         assert image.width > 1000 and len(image.convert("RGB").getcolors(10**6)) > 20
 
 
 def test_the_command_prints_both_tables(runs, tmp_path, capsys):
-    app(["compare", *map(str, runs), "--picture", str(tmp_path / "c.png")], result_action="return_value")
+    app(["compare", *map(str, runs), "--output", str(tmp_path / "c.png")], result_action="return_value")
     said = capsys.readouterr().out
     assert "val accuracy" in said and f"{numbers(runs[0])['val_accuracy']:.2%}" in said
     assert any(line.split() == ["optimizer", "sgd", "adamw"] for line in said.splitlines())
@@ -67,7 +67,7 @@ def test_a_torn_or_hostile_folder_is_shown_as_far_as_it_goes(runs, tmp_path):
     broken = tmp_path / "\x1b[2Jevil"
     broken.mkdir()
     (broken / "config.yaml").write_text("model: resnet20\n")
-    (broken / "metrics.json").write_text(json.dumps({"decided": 3, "parameters": "=cmd()", "status": "\x1b[31m"}))
+    (broken / "metrics.json").write_text(json.dumps({"resolved": 3, "parameters": "=cmd()", "status": "\x1b[31m"}))
     (broken / "results.csv").write_text("epoch,seconds,val_loss\n1,2,3\n2,")
     text = str(compare([runs[0], broken], tmp_path / "c.png"))
     assert "\x1b" not in text and "evil" in text

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from small_runs import pictures, quick
 
 import skipway as sw
 from skipway.cli.app import app
 from skipway.commands.export import export_run
 from skipway.errors import InputError, SkipwayError
-from tests.small_runs import pictures, quick
 
 SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 16, 24, 32]}
 

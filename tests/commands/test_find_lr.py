@@ -19,7 +19,7 @@ def photos(tmp_path_factory):
 def test_rates_are_found_drawn_and_the_same_again_and_nothing_else_is_left(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    found, again = (sw.find_lr(photos, picture=tmp_path / "rates.png", **SMALL) for _ in range(2))
+    found, again = (sw.find_lr(photos, output=tmp_path / "rates.png", **SMALL) for _ in range(2))
     assert found == again and min(found.steepest, found.valley) <= found.suggestion <= max(found.steepest, found.valley)
     assert [p.name for p in tmp_path.iterdir()] == ["rates.png"] and (tmp_path / "rates.png").stat().st_size > 5000
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), generator)
@@ -28,10 +28,10 @@ def test_rates_are_found_drawn_and_the_same_again_and_nothing_else_is_left(photo
 def test_lr_auto_trains_with_what_the_test_suggests_and_keeps_it_on_resuming(photos, tmp_path):
     found = sw.find_lr(photos, **SMALL)
     run = sw.train(photos, lr="auto", epochs=1, output=tmp_path, **SMALL)
-    assert run.metrics["decided"]["lr"] == pytest.approx(found.suggestion)
+    assert run.metrics["resolved"]["lr"] == pytest.approx(found.suggestion)
     assert (run.path / "plots" / "find_lr.png").is_file() and (run.path / "find_lr.json").is_file()
     more = sw.train(resume=run.path, epochs=2)
-    assert more.metrics["decided"]["lr"] == pytest.approx(found.suggestion)
+    assert more.metrics["resolved"]["lr"] == pytest.approx(found.suggestion)
 
 
 def test_a_stop_and_a_wrong_option_are_one_line(photos):

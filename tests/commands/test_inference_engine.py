@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_runs import Words, pictures, quick
 
 import skipway as sw
 from skipway.commands import inference_engine
@@ -12,7 +13,6 @@ from skipway.commands.evaluate import evaluate
 from skipway.commands.inference_engine import quickened
 from skipway.commands.predict import predict
 from skipway.errors import InputError
-from tests.small_runs import Words, pictures, quick
 
 
 @pytest.fixture(scope="module")

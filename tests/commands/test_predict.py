@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from small_runs import pictures, quick, table
 
 import skipway as sw
 from skipway.commands import env
@@ -17,7 +18,6 @@ from skipway.commands.write_predictions import write_predictions
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
 from skipway.utils.signals import StopFlag
-from tests.small_runs import pictures, quick, table
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from small_runs import pictures, quick
 
 import skipway as sw
 from skipway.cli.app import app
@@ -12,7 +13,6 @@ from skipway.commands.probe import probe_run
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
 from skipway.utils.signals import StopFlag
-from tests.small_runs import pictures, quick
 
 
 @pytest.fixture(scope="module")

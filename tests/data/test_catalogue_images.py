@@ -19,9 +19,9 @@ from skipway.data.sources.choose_source import open_source
 from skipway.errors import InputError
 
 
-def through(root, max_bad=0.01, follow_links=False, allow_empty=False, allow_duplicates=False) -> Packed:
-    source = open_source(str(root), follow_links, allow_empty)
-    packed = pack(source, natural_packing(source, None, "squash", 50_000_000), max_bad)
+def through(root, max_unreadable=0.01, follow_links=False, allow_empty_classes=False, allow_duplicates=False) -> Packed:
+    source = open_source(str(root), follow_links, allow_empty_classes)
+    packed = pack(source, natural_packing(source, None, "squash", 50_000_000), max_unreadable)
     refuse_leaks(packed, allow_duplicates)
     hold_out(packed, 0.25, 0)
     return packed
@@ -164,21 +164,26 @@ def no_regular_files(root):
 
 
 CASES = [
-    Case("I4", "one bad file in eighty needs more than the default", bad_in_training, "1 of 80 pictures .* --max-bad"),
+    Case(
+        "I4",
+        "one bad file in eighty needs more than the default",
+        bad_in_training,
+        "1 of 80 pictures .* --max-unreadable",
+    ),
     Case(
         "I4",
         "and is left out where that is allowed",
         bad_in_training,
         told=("1 left out", "not a picture"),
         train=59,
-        options=(("max_bad", 0.02),),
+        options=(("max_unreadable", 0.02),),
     ),
     Case("I4", "three bad files are all named", many_bad, r"3 of 80 .*b/0.png: not a picture.*b/1.png: empty file"),
     Case(
         "I5",
         "bad files of validation and test are left out",
         bad_in_validation,
-        options=(("max_bad", 0.1),),
+        options=(("max_unreadable", 0.1),),
         told=("2 left out", "val 9", "test 9", "empty file"),
         train=10,
     ),
@@ -188,7 +193,7 @@ CASES = [
         vanished,
         told=("1 left out", "not readable"),
         train=60,
-        options=(("max_bad", 0.02),),
+        options=(("max_unreadable", 0.02),),
     ),
     Case(
         "I9",
@@ -196,8 +201,12 @@ CASES = [
         conversions,
         told=("palette converted to RGB", "transparency laid over white", "grey repeated", "bilevel converted"),
     ),
-    Case("I15", "a FIFO never blocks", no_regular_files, told=("1 left out", "FIFO"), options=(("max_bad", 0.02),)),
-    Case("I16", "links in a circle end", loop, told=("1 left out", "symbolic links"), options=(("max_bad", 0.2),)),
+    Case(
+        "I15", "a FIFO never blocks", no_regular_files, told=("1 left out", "FIFO"), options=(("max_unreadable", 0.02),)
+    ),
+    Case(
+        "I16", "links in a circle end", loop, told=("1 left out", "symbolic links"), options=(("max_unreadable", 0.2),)
+    ),
     Case("I16", "a class outside of the folder", outside, "is a link that leads out of the folder; give"),
     Case("I16", "a class outside that may be read", outside, train=6, options=(("follow_links", True),)),
     Case("I16", "a file outside of the folder", file_outside, r"1 of 9 .*symbolic link leads out of the data folder"),
@@ -208,14 +217,14 @@ CASES = [
         empty_class,
         told=("left out: class folders without pictures: c",),
         train=6,
-        options=(("allow_empty", True),),
+        options=(("allow_empty_classes", True),),
     ),
     Case(
         "I17",
         "only bad files in a class",
         only_bad,
         "no training picture of the class 'c'",
-        options=(("max_bad", 0.5),),
+        options=(("max_unreadable", 0.5),),
     ),
     Case("I18", "one class", lambda root: class_folders(root, ("a",), 4), "there is only the class 'a'"),
     Case("I18", "one picture of each class", lambda root: class_folders(root, ("a", "b"), 1), "has one picture"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipway.data.image_spec import FITS, INTERPOLATIONS, Spec
+from skipway.data.image_spec import INTERPOLATIONS, RESIZE_MODES, Spec
 from skipway.errors import InputError
 
 GREY = Spec(1, 28, 28, (0.5,), (0.25,), ("a", "b"))
@@ -15,7 +15,7 @@ COLOUR = Spec(3, 24, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("cat", "dog", "ß"),
 
 def test_a_spec_tells_the_shape_of_an_input_and_the_number_of_classes():
     assert COLOUR.input_shape == (3, 24, 24) and COLOUR.num_classes == 3
-    assert GREY.input_shape == (1, 28, 28) and GREY.fit == "squash"
+    assert GREY.input_shape == (1, 28, 28) and GREY.resize_mode == "squash"
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR])
@@ -46,7 +46,7 @@ finite = st.floats(-1e6, 1e6)
             st.lists(finite, min_size=c, max_size=c),
             st.lists(st.floats(1e-6, 1e6), min_size=c, max_size=c),
             st.lists(st.text(max_size=20), min_size=1, max_size=5, unique=True),
-            st.sampled_from(FITS),
+            st.sampled_from(RESIZE_MODES),
             st.sampled_from(INTERPOLATIONS),
         )
     )
@@ -66,7 +66,7 @@ def test_every_valid_spec_comes_back_equal(spec):
         ({"mean": (math.nan,)}, "needs finite means and positive standard deviations"),
         ({"std": (0.0,)}, "needs finite means and positive standard deviations"),
         ({"std": (math.inf,)}, "needs finite means and positive standard deviations"),
-        ({"fit": "stretch"}, "fit is one of squash, crop, pad, not 'stretch'"),
+        ({"resize_mode": "stretch"}, "resize_mode is one of squash, crop, pad, not 'stretch'"),
         ({"interpolation": "nearest"}, "a Spec's interpolation is one of bilinear, bicubic, not 'nearest'"),
         ({"class_names": ()}, "holds 1 to 100000 class names, not 0"),
         ({"class_names": ("a", "a")}, "class names must differ from each other"),
@@ -83,7 +83,7 @@ def test_a_wrong_value_is_refused_in_one_line(change, text):
 
 @pytest.mark.parametrize(
     "values",
-    [{}, None, [], "spec", {"channels": 3}, {**GREY.as_dict(), "colour": 1}],
+    [{}, None, [], "spec", {"channels": 3}, {**GREY.as_dict(), "color": 1}],
 )
 def test_a_file_with_other_fields_is_refused(values):
     with pytest.raises(InputError, match="a Spec has the fields channels, class_names, .*; the file's differ"):

@@ -10,7 +10,7 @@ import rank_worker
 import torch
 from rank_worker import HOWS, SHARDED, Feed
 from safetensors.torch import load_file
-from test_training_loop import network, plain_network
+from tiny_training import network, plain_network
 
 import skipway
 from skipway.distributed import collectives
@@ -70,7 +70,7 @@ def halves(how, count):
                 mine.training = theirs.training
         for batch, (x, y, _) in enumerate(feed.epoch(state.epoch)):
             state.batch = batch
-            if state.batch % settings.accumulate == 0:
+            if state.batch % settings.grad_accum_steps == 0:
                 learning = [p for p in trainer.network.parameters() if p.requires_grad]
                 sums = [[torch.zeros_like(p) for p in learning] for _ in range(count)]
             buffers = {n: b.clone() for n, b in trainer.network.named_buffers()}
@@ -79,7 +79,7 @@ def halves(how, count):
                 for p, q in zip(replica.parameters(), trainer.network.parameters(), strict=True):
                     p.requires_grad_(q.requires_grad)
                 mine = y[k::count]
-                ((_, share),) = loop._pieces(len(mine), feed.bounds, state, settings.accumulate)
+                ((_, share),) = loop._microbatches(len(mine), feed.bounds, state, settings.grad_accum_steps)
                 share *= count  # as every process has it, whose gradients are averaged then
                 weights = [p for p in replica.parameters() if p.dim() > 1]
                 penalty = settings.l2 * sum(p.square().sum() for p in weights) if settings.l2 else 0.0
@@ -90,10 +90,10 @@ def halves(how, count):
             first = [p for p in trainer.network.parameters() if p.requires_grad]
             for p, *gradients in zip(first, *sums, strict=True):
                 p.grad = sum(g / count for g in gradients)
-            if (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == feed.steps:
-                torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
+            if (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == feed.steps:
+                torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), settings.clip_grad or float("inf"))
                 trainer.set_rates(loop._position(settings, state.epoch, state.batch, feed.steps))
-                trainer.stepper.step()
+                trainer.prepared_optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
     return trainer.network.state_dict()
@@ -156,12 +156,12 @@ def test_every_sample_is_judged_once_by_however_many_processes(count, pair, tmp_
 
 
 def test_one_process_has_nothing_to_tell():
-    assert collectives.here() == 0 and collectives.count() == 1
+    assert collectives.rank() == 0 and collectives.world_size() == 1
     assert (
-        collectives.summed(1.5, True) == [1.5, True]
-        and collectives.gathered("x") == ["x"]
-        and collectives.first(lambda: 7) == 7
+        collectives.all_reduce_sum(1.5, True) == [1.5, True]
+        and collectives.all_gather("x") == ["x"]
+        and collectives.run_on_rank0(lambda: 7) == 7
     )
-    collectives.share_buffers(network())
+    collectives.broadcast_buffers(network())
     collectives.join_group("cpu")
     assert not torch.distributed.is_initialized()

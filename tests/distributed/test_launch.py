@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import pictures
 
 import skipway
-from tests.small_runs import pictures
 
 WORDS = ["train", "digits", "--epochs", "3", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
 needs_processes = pytest.mark.skipif(

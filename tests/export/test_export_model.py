@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from export_networks import NAMES, SPEC, network_of, pictures, table_network
 from shrunken import SIZE
-from test_onnx_file import NAMES, SPEC, network_of, pictures, table_network
 
 import skipway as sw
 from skipway.errors import InputError, SkipwayError
@@ -40,7 +40,7 @@ def test_a_program_of_the_network_alone(tmp_path):
 def test_a_program_of_a_table(tmp_path):
     network = table_network("regression")
     path = sw.export.program(network, tmp_path / "table.pt2").path
-    table = as_table(pd.DataFrame({"age": [20, None], "height": [150, 201], "colour": ["red", None]}))
+    table = as_table(pd.DataFrame({"age": [20, None], "height": [150, 201], "color": ["red", None]}))
     found = torch.export.load(path).module()(torch.from_numpy(network.spec.encode_whole(table).x))
     assert np.allclose(found.detach().numpy(), network.table_outputs(table), atol=1e-5)
 

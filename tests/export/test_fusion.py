@@ -12,7 +12,7 @@ from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
 from skipway.export import fusion as home
 from skipway.export.fusion import Convolution, FusedSkip, folded, in_turn
-from skipway.export.quantization import Codes, Range
+from skipway.export.quantization import Observer, QuantizedTensor
 from skipway.models.densenet import DenseNetPlan
 from skipway.models.network import planned
 from skipway.models.resnet import ResNetPlan
@@ -210,20 +210,22 @@ def test_a_fused_network_that_was_used_can_be_copied():
 @pytest.mark.parametrize("relu", [True, False])
 def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
     torch.manual_seed(0)
-    conv, x, kept = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
+    conv, x, shortcut = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
     layer = Convolution(conv)
     layer.relu = relu
     layer.watch(1)
     with torch.no_grad():
-        layer(x, kept)
+        layer(x, shortcut)
     layer.quantise()
     layer.gives_codes = True
-    x, kept = (Codes((v / 0.05 + 120).round().clamp(0, 255).to(torch.uint8), 0.05, 120) for v in (x, kept))
-    out = layer(x, kept)
+    x, shortcut = (
+        QuantizedTensor((v / 0.05 + 120).round().clamp(0, 255).to(torch.uint8), 0.05, 120) for v in (x, shortcut)
+    )
+    out = layer(x, shortcut)
     scales = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 64
     exact = (
         nn.functional.conv2d(x.numbers(), (conv.weight / scales).round() * scales, conv.bias, padding=1)
-        + kept.numbers()
+        + shortcut.numbers()
     )
     exact = exact.relu() if relu else exact
     within = (exact > out.scale * -out.zero) & (exact < out.scale * (255 - out.zero))
@@ -232,15 +234,15 @@ def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
 
 
 def test_a_range_keeps_zero_and_leaves_out_what_is_rare():
-    seen = Range()
-    seen.see(torch.cat([torch.linspace(-1, 3, 9999), torch.tensor([400.0])]).view(1, 1, 100, 100))
+    seen = Observer()
+    seen.observe(torch.cat([torch.linspace(-1, 3, 9999), torch.tensor([400.0])]).view(1, 1, 100, 100))
     scale, zero = seen.codes()
-    assert 3.5 / 255 < scale and Codes(torch.tensor(zero), scale, zero).numbers() == 0
-    seen = Range()
-    seen.see(torch.rand(1, 2, 30, 30))
+    assert 3.5 / 255 < scale and QuantizedTensor(torch.tensor(zero), scale, zero).numbers() == 0
+    seen = Observer()
+    seen.observe(torch.rand(1, 2, 30, 30))
     assert seen.codes()[1] == 0 and 0.7 / 255 < seen.codes()[0] <= 1 / 255
-    seen = Range()
-    seen.see(torch.zeros(1, 1, 2, 2))
+    seen = Observer()
+    seen.observe(torch.zeros(1, 1, 2, 2))
     assert seen.codes() == (1.0, 0)
 
 
@@ -250,7 +252,7 @@ def test_a_range_keeps_zero_and_leaves_out_what_is_rare():
 def test_codes_are_pooled_as_numbers_are(kernel, stride, padding, size):
     pool = nn.MaxPool2d(kernel, stride, padding)
     values = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    pooled = in_turn([pool], Codes(values, 1.0, 0))
+    pooled = in_turn([pool], QuantizedTensor(values, 1.0, 0))
     assert torch.equal(pooled.values.float(), pool(values.float()))
 
 
@@ -378,7 +380,7 @@ def test_what_somebody_sees_is_not_written_over(precision):
         def note(module, given, out=None, seen=seen):
             for value in (given[0], out):
                 if value is not None:
-                    plain = value.values if isinstance(value, Codes) else value
+                    plain = value.values if isinstance(value, QuantizedTensor) else value
                     seen.append((plain, plain.clone()))
 
         fused.get_submodule(path).register_forward_pre_hook(note)

@@ -10,30 +10,19 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from export_networks import OTHERS, SPEC, network_of, pictures, table_network
 from PIL import Image
-from shrunken import CLASSES, SIZE, kinds, settle, settled, shrunken_plan
+from shrunken import SIZE, kinds, shrunken_plan
 from torch import nn
 
 import skipway as sw
 from skipway.data.image_spec import Spec
-from skipway.data.tables.columns import Column
-from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, MissingExtra, SkipwayError
-from skipway.export import onnx as home
-from skipway.models.mlp import ResMLPPlan
+from skipway.export import onnx_file as home
 from skipway.models.network import Network, planned, read_spec
-from skipway.models.resnet import ResNetPlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NAMES = ("ant", "bee", "wasp")
-SPEC = Spec(3, SIZE, SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), NAMES, "crop")
 # What no registered row has.
-OTHERS = {
-    "gates, same padding, dropout": {"join": "gate", "padding": "same", "stem": "large", "dropout": 0.5},
-    "layerscale, dropped": {"join": "layerscale", "drop_path": 0.5},
-    "fixup": {"norm": "fixup"},
-    "plain": {"shortcut": "none"},
-}
 COUNTED = ("cardinality", "base_width", "attention_ratio")  # of which one value is as good as another
 
 
@@ -52,38 +41,8 @@ def unlike():
     return chosen
 
 
-def network_of(name):
-    if name not in OTHERS:
-        network = copy.deepcopy(settled(name))
-    else:
-        plan = ResNetPlan(layers=(2, 1), widths=(8, 16), num_classes=CLASSES, **{"stem": "small", **OTHERS[name]})
-        network = planned({"family": plan.FAMILY, **plan.as_dict()})
-        settle(network)
-    network.spec = SPEC
-    return network
-
-
-def table_network(task="classification"):
-    columns = (
-        Column("age", "number", 40.0, 12.0, True),
-        Column("colour", "category", categories=("red", "green")),
-        Column("height", "number", 170.0, 10.0),
-    )
-    spec = TableSpec(columns, "y", task, *((NAMES,) if task == "classification" else ((), 2000.0, 3.0)))
-    plan = ResMLPPlan(layers=2, width=8, in_features=4, num_classes=spec.num_classes, categories=spec.categories)
-    network = planned({"family": plan.FAMILY, **plan.as_dict()}, spec)
-    settle(network)
-    return network
-
-
 def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-def pictures(count, height, width):
-    coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 7, 3), np.uint8)
-    resized = [Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC) for c in coarse]
-    return np.stack([np.asarray(r) for r in resized])
 
 
 def metadata(path):
@@ -117,7 +76,7 @@ def test_pictures_of_any_size_and_number_are_predicted_as_by_the_network(tmp_pat
 
 
 def test_classes_of_a_table_and_numbers_in_their_own_unit(tmp_path):
-    table = pd.DataFrame({"age": [20, None, 61.5], "height": [150, 201, 180], "colour": ["red", "blue", None]})
+    table = pd.DataFrame({"age": [20, None, 61.5], "height": [150, 201, 180], "color": ["red", "blue", None]})
     for task, gives in (("classification", "probabilities"), ("regression", "numbers")):
         network = table_network(task)
         done = sw.export.onnx(network, tmp_path / "table.onnx", check=table)

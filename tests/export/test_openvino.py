@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from export_networks import SPEC, network_of, pictures, table_network
 from shrunken import SIZE
-from test_onnx_file import SPEC, network_of, pictures, table_network
 from torch import nn
 
 import skipway as sw
@@ -56,7 +56,7 @@ def test_bf16_is_what_auto_is_where_there_is_bf16(monkeypatch):
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors may lack integer units")
 def test_int8_is_computed_by_integers_between_all_convolutions():
     made = engine(network_of("resnet18"), "int8", inputs(32))
-    told = [node.get_rt_info() for node in made.runner.model.get_runtime_model().get_ordered_ops()]
+    told = [node.get_rt_info() for node in made.forward_impl.model.get_runtime_model().get_ordered_ops()]
     kinds = [(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in told]
     assert {precision for kind, precision in kinds if kind in ("Convolution", "FullyConnected")} <= {"u8", "i8"}
     assert sum(kind == "Convolution" for kind, _ in kinds) == 8
@@ -115,7 +115,7 @@ def test_no_usage_data_are_sent(tmp_path):
     said = """
 import sys
 import skipway as sw
-from skipway.openvino_engine import engine
+from skipway.export.openvino import engine
 from torch import nn, ones
 network = engine(sw.Chain(nn.Linear(2, 2)), "fp32", ones(1, 2))
 assert network(ones(3, 2)).shape == (3, 2)
@@ -195,7 +195,7 @@ def test_signals_are_heard_after_engines_have_come_and_gone():
     script = """
 import faulthandler, gc, os, signal, torch
 import skipway as sw
-from skipway.openvino_engine import engine
+from skipway.export.openvino import engine
 faulthandler.enable()
 heard = []
 signal.signal(signal.SIGTERM, lambda *_: heard.append(1))

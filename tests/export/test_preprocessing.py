@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from skipway.data.image_spec import FITS, Spec
+from skipway.data.image_spec import RESIZE_MODES, Spec
 from skipway.export.preprocessing import Preparation
 from skipway.models.network import prepare
 
@@ -27,8 +27,8 @@ def photograph(height, width, channels=3):
     return np.clip(soft + draw.normal(0, 8, soft.shape), 0, 255).astype(np.uint8)[:, :, :channels]
 
 
-def spec_of(fit="squash", interpolation="bilinear", size=33, presize=40, channels=3):
-    return Spec(channels, size, presize, (0.5,) * channels, (0.5,) * channels, ("a", "b"), fit, interpolation)
+def spec_of(resize_mode="squash", interpolation="bilinear", size=33, presize=40, channels=3):
+    return Spec(channels, size, presize, (0.5,) * channels, (0.5,) * channels, ("a", "b"), resize_mode, interpolation)
 
 
 def apart(spec, picture):
@@ -41,13 +41,13 @@ def apart(spec, picture):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("interpolation", "bound"), [("bilinear", 1.6), ("bicubic", 4)])
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 def test_pixels_are_those_of_prepare_but_for_rounding(fit, interpolation, bound, size):
     largest, mean = apart(spec_of(fit, interpolation), photograph(*SIZES[size]))
     assert largest < bound and mean < 0.4
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_picture_of_the_size_that_is_asked_for_is_as_it_was(fit, interpolation):
     spec = spec_of(fit, interpolation, size=40)

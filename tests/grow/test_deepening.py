@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from shrunken import settle
 from torch import nn
 
 import skipway as sw
@@ -11,7 +12,6 @@ from skipway.errors import InputError
 from skipway.grow.deepening import deepen, deepened, grown_to, widen, widened
 from skipway.nn.joins import Gate, Scale, append, concat
 from skipway.training.optimizers import make_optimizer
-from tests.shrunken import settle
 
 SMALL = {"layers": [2, 1, 2], "widths": [4, 8, 12]}
 NETWORKS = {  # what can be made deeper by identities
@@ -75,7 +75,7 @@ def test_a_deeper_network_gives_the_same_outputs_to_the_last_bit(kind, spread):
     grown = deepen(network, blocks=more(network), spread=spread)
     assert grown(x).equal(network(x))
     assert all(v.equal(network.state_dict()[k]) for k, v in before.items()), "the network itself has changed"
-    assert len(list(sw.walk(grown))) > len(list(sw.walk(network))) or "revnet" in network.plan["name"]
+    assert len(list(sw.named_skips(grown))) > len(list(sw.named_skips(network))) or "revnet" in network.plan["name"]
     assert grown.plan["layers"] != network.plan["layers"] and grown.spec == network.spec
     again = deepen(network, blocks=more(network), spread=spread)
     assert all(v.equal(again.state_dict()[k]) for k, v in grown.state_dict().items())
@@ -95,11 +95,11 @@ def test_in_training_too_and_old_norms_see_what_they_saw(kind):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_what_begins_at_zero_has_a_gradient_at_once_and_all_else_from_the_next_step_on(kind):
     network = lively(*NETWORKS[kind]).train()
-    for _, skip in sw.walk(network):
+    for _, skip in sw.named_skips(network):
         skip.drop_path = 0.0
     growth = deepened(network, blocks=more(network))
     grown, x = growth.network, inputs(network, 8)
-    for _, skip in sw.walk(grown):
+    for _, skip in sw.named_skips(grown):
         skip.drop_path = 0.0
     optimizer = torch.optim.SGD(grown.parameters(), lr=0.05)
     new = {name: p for name, p in grown.named_parameters() if name not in growth.origins}
@@ -121,7 +121,8 @@ def test_growing_goes_by_name_and_keeps_what_was_told_of_the_network():
     assert grown.plan == network.plan | {"name": "resnet56", "layers": [9, 9, 9]}
     assert grown(inputs(network)).equal(network(inputs(network)))
     chances = [
-        skip.drop_path for _, skip in sw.walk(deepen(lively("resnet20", SMALL | {"drop_path": 0.3}), blocks={1: 2}))
+        skip.drop_path
+        for _, skip in sw.named_skips(deepen(lively("resnet20", SMALL | {"drop_path": 0.3}), blocks={1: 2}))
     ]
     assert chances == sorted(chances) and chances[-1] == 0.3
 
@@ -187,7 +188,7 @@ def test_a_tree_of_ones_own_grows_by_blocks_like_those_it_has(spread):
     network, x = filled(tree(), (2, 3, 9, 9)), torch.randn(4, 3, 9, 9)
     growth = deepened(network, blocks={"trunk": 3}, probe=x, spread=spread)
     assert growth.difference == 0 and growth.network(x).equal(network(x))
-    assert len(list(sw.walk(growth.network))) == 6
+    assert len(list(sw.named_skips(growth.network))) == 6
     kinds = [type(layer).__name__ for layer in growth.network.trunk]
     assert kinds == ["Skip"] * 6 + ["AdaptiveAvgPool2d"]
     assert isinstance(growth.network.trunk[3 if spread else 4].body[0], nn.Conv2d)
@@ -479,7 +480,9 @@ def test_a_network_grows_wider_and_deeper_at_once():
 
 def trained(kind, optimizer):
     network = lively(*NETWORKS[kind]).train()
-    made = make_optimizer(network, optimizer, lr=0.05, momentum=0.9, weight_decay=0.01, bias_lr=2.0, lr_decay=0.5)
+    made = make_optimizer(
+        network, optimizer, lr=0.05, momentum=0.9, weight_decay=0.01, bias_lr_mult=2.0, layer_decay=0.5
+    )
     for _ in range(2):
         step(network, made)
     return network, made

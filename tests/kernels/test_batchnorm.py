@@ -35,17 +35,17 @@ def norm_of(channels=6, **options):
     return norm
 
 
-def worked(way, norm, x, kept, relu, threads=2):
+def worked(way, norm, x, shortcut, relu, threads=2):
     """Output, gradients of all that has one, and the norm's buffers."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     norm, x = copy.deepcopy(norm), x.detach().clone().requires_grad_()
-    kept = None if kept is None else kept.detach().clone().requires_grad_()
-    y = way(norm, x, kept, nn.ReLU() if relu else None)
+    shortcut = None if shortcut is None else shortcut.detach().clone().requires_grad_()
+    y = way(norm, x, shortcut, nn.ReLU() if relu else None)
     torch.manual_seed(3)
     y.backward(torch.randn(y.shape).to(y.dtype))
     torch.set_num_threads(before)
-    leaves = {"x": x, "kept": kept, **dict(norm.named_parameters())}
+    leaves = {"x": x, "shortcut": shortcut, **dict(norm.named_parameters())}
     found = {f"gradient of {name}": t.grad for name, t in leaves.items() if t is not None}
     return {"y": y.detach(), **found, **dict(norm.named_buffers())}
 
@@ -56,11 +56,11 @@ def worked(way, norm, x, kept, relu, threads=2):
 @pytest.mark.parametrize("shape", [(4, 6, 5, 3), (2, 1, 4, 4), (8, 16, 8, 8), (3, 130, 7, 1), (32, 64, 16, 16)])
 def test_outputs_gradients_and_statistics_are_those_of_float64(shape, relu, joined, dtype):
     x, norm = picture(shape, dtype), norm_of(shape[1])
-    kept = -picture(shape, dtype) if joined else None
-    assert NORM.fits(norm, x, kept, nn.ReLU())
-    fast = worked(NORM.fast, norm, x, kept, relu)
-    plain = worked(NORM.plain, norm, x, kept, relu)
-    exact = worked(NORM.plain, norm.double(), x.double(), None if kept is None else kept.double(), relu)
+    shortcut = -picture(shape, dtype) if joined else None
+    assert NORM.fits(norm, x, shortcut, nn.ReLU())
+    fast = worked(NORM.fast, norm, x, shortcut, relu)
+    plain = worked(NORM.plain, norm, x, shortcut, relu)
+    exact = worked(NORM.plain, norm.double(), x.double(), None if shortcut is None else shortcut.double(), relu)
     assert fast.keys() == exact.keys()
     for name, expected in exact.items():
         assert fast[name].dtype == plain[name].dtype and fast[name].shape == expected.shape, name
@@ -91,10 +91,10 @@ def test_the_same_threads_give_the_same_bits(threads):
 @needs_compiler
 def test_it_can_be_differentiated_twice():
     def twice(way):
-        norm, x, kept = norm_of(), picture().requires_grad_(), picture().requires_grad_()
-        (gradient,) = torch.autograd.grad(way(norm, x, kept, nn.ReLU()).square().sum(), x, create_graph=True)
+        norm, x, shortcut = norm_of(), picture().requires_grad_(), picture().requires_grad_()
+        (gradient,) = torch.autograd.grad(way(norm, x, shortcut, nn.ReLU()).square().sum(), x, create_graph=True)
         gradient.square().sum().backward()
-        return x.grad, kept.grad, norm.weight.grad
+        return x.grad, shortcut.grad, norm.weight.grad
 
     for found, expected in zip(twice(NORM.fast), twice(NORM.plain), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
@@ -103,9 +103,9 @@ def test_it_can_be_differentiated_twice():
 @needs_compiler
 def test_gradients_that_are_not_asked_for_are_not_given():
     x, norm = picture(), norm_of().requires_grad_(False)
-    kept = picture().requires_grad_()
-    NORM.fast(norm, x, kept, None).sum().backward()  # a gradient that is one number, expanded
-    assert x.grad is None and norm.weight.grad is None and torch.equal(kept.grad, torch.ones_like(kept))
+    shortcut = picture().requires_grad_()
+    NORM.fast(norm, x, shortcut, None).sum().backward()  # a gradient that is one number, expanded
+    assert x.grad is None and norm.weight.grad is None and torch.equal(shortcut.grad, torch.ones_like(shortcut))
 
 
 @needs_compiler
@@ -132,9 +132,9 @@ def refused():
     yield "channels", norm_of(5), x, None
 
 
-@pytest.mark.parametrize("norm, x, kept", [pytest.param(*row[1:], id=row[0]) for row in refused()])
-def test_anything_unusual_takes_the_plain_way(norm, x, kept):
-    assert not NORM.fits(norm, x, kept, None)
+@pytest.mark.parametrize("norm, x, shortcut", [pytest.param(*row[1:], id=row[0]) for row in refused()])
+def test_anything_unusual_takes_the_plain_way(norm, x, shortcut):
+    assert not NORM.fits(norm, x, shortcut, None)
 
 
 @needs_compiler

@@ -47,7 +47,7 @@ def test_another_source_is_another_library(source):
 def test_threads_are_those_of_torch(source):
     source.write_text("#include <omp.h>\nint most(void) { return omp_get_max_threads(); }\n")
     code = (
-        "import pathlib, sys, torch, skipway.native as native; torch.set_num_threads(3); "
+        "import pathlib, sys, torch, skipway.kernels.build as native; torch.set_num_threads(3); "
         "print(native.library(pathlib.Path(sys.argv[1])).most())"
     )
     done = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, text=True)

@@ -9,7 +9,7 @@ from skipway.errors import InputError
 from skipway.models import registry
 from skipway.nn.blocks import KINDS
 from skipway.nn.joins import Gate, Scale
-from skipway.nn.skip import walk
+from skipway.nn.skip import named_skips
 
 DEPTH = 50
 WAYS = {  # Fifty blocks without a norm each, but for the way in which the body meets what is kept.
@@ -119,10 +119,10 @@ def test_gates_begin_the_more_closed_the_deeper_the_network():
 
 
 def test_layerscale_and_scale_begin_as_their_papers_say():
-    scales = [skip.join for _, skip in walk(deep(join="layerscale"))]
+    scales = [skip.join for _, skip in named_skips(deep(join="layerscale"))]
     assert all(isinstance(s, Scale) and torch.equal(s.scale, torch.full((32,), 1e-5)) for s in scales)
-    assert all(torch.equal(skip.join.scale, torch.zeros(())) for _, skip in walk(deep(join="scale")))
-    fixed = [skip for _, skip in walk(deep(norm="fixup"))]
+    assert all(torch.equal(skip.join.scale, torch.zeros(())) for _, skip in named_skips(deep(join="scale")))
+    fixed = [skip for _, skip in named_skips(deep(norm="fixup"))]
     assert all(skip.join.scale.item() == 1 and not skip.body.linear2.weight.any() for skip in fixed)
 
 

@@ -9,7 +9,7 @@ from skipway.models import registry
 from skipway.models.densenet import DenseNetPlan, densenet
 from skipway.nn.joins import append
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import walk
+from skipway.nn.skip import named_skips
 
 # With 1000 classes as in torchvision, with 10 as in the paper's table (1.0 M, 7.0 M, 27.2 M; 0.8 M, 15.3 M, 25.6 M).
 IMAGENET = {
@@ -56,7 +56,7 @@ def test_every_layer_is_given_all_that_came_before_it_in_that_order():
     for layer in network.stage1:
         kept.append(layer.body(torch.cat(kept, 1)))
     assert torch.equal(network.stage1(x), torch.cat(kept, 1)) and network.stage1(x).shape[1] == 5 + 3 * 4
-    assert all(skip.join is append for _, skip in walk(network))
+    assert all(skip.join is append for _, skip in named_skips(network))
 
 
 @pytest.mark.parametrize("compression, kept", [(1.0, 16), (0.5, 8), (0.3, 4), (0.01, 1)])
@@ -75,7 +75,7 @@ def test_a_bottleneck_stands_before_each_3x3_or_does_not(bottleneck, shapes):
 
 def test_dropout_ends_each_layer_and_is_off_at_evaluation():
     network = tiny(dropout=0.5)
-    assert all([name for name, _ in skip.body.named_children()][-1] == "dropout" for _, skip in walk(network))
+    assert all([name for name, _ in skip.body.named_children()][-1] == "dropout" for _, skip in named_skips(network))
     twin, x = tiny(), torch.randn(2, 3, 8, 8)
     twin.load_state_dict(network.state_dict())
     assert torch.equal(network.eval()(x), twin.eval()(x))
@@ -93,7 +93,7 @@ def test_any_layers_from_one_up_are_a_network(layers, in_chans, num_classes):
     options = {"layers": layers, "growth": 4, "stem": "small", "in_chans": in_chans, "num_classes": num_classes}
     network, plan = registry.build("densenet121", **options)
     assert network(torch.randn(2, in_chans, 16, 16)).shape == (2, num_classes)
-    assert len(list(walk(network))) == sum(layers) and plan["layers"] == layers
+    assert len(list(named_skips(network))) == sum(layers) and plan["layers"] == layers
     again = registry.rebuild(json.loads(json.dumps(plan)))
     assert repr(again) == repr(network)
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from small_runs import numbers, pictures, quick
 
 from skipway.errors import InputError
 from skipway.models.load_model import load
 from skipway.models.registry import FAMILIES
 from skipway.runs.train_run import train
-from tests.small_runs import numbers, pictures, quick
 
 SMALLEST = {
     "resnet": "resnet20",

@@ -7,7 +7,7 @@ from torch import nn
 from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.mlp import JOINS, NORMS, ResMLPPlan, resmlp
-from skipway.nn.skip import walk
+from skipway.nn.skip import named_skips
 
 
 def made(**options):
@@ -19,7 +19,7 @@ def made(**options):
 def test_any_join_and_number_of_blocks_is_a_network(join, layers):
     network = made(join=join, layers=layers, growth=2)
     assert network(torch.randn(4, 5)).shape == (4, 3)
-    assert len(list(walk(network))) == (0 if join == "none" else layers)
+    assert len(list(named_skips(network))) == (0 if join == "none" else layers)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -30,7 +30,8 @@ def test_a_row_of_any_shape_is_flattened(norm):
 def test_dense_blocks_are_given_all_that_came_before_and_grow():
     network = made(join="concat", growth=4, hidden=0.5)
     assert [
-        (s.body.linear1.in_features, s.body.linear1.out_features, s.body.linear2.out_features) for _, s in walk(network)
+        (s.body.linear1.in_features, s.body.linear1.out_features, s.body.linear2.out_features)
+        for _, s in named_skips(network)
     ] == [(6, 3, 4), (10, 5, 4)]
     assert network.head.in_features == network.norm.num_features == 14
 

@@ -10,7 +10,7 @@ from skipway.models import registry, resnet
 from skipway.models.resnet9 import whiten
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import walk
+from skipway.nn.skip import named_skips
 
 # Parameters with 10 classes: option A as He et al. had them, option B.
 CIFAR = {
@@ -216,7 +216,7 @@ def test_the_deepest_network_is_built_in_seconds():
 def test_every_block_of_a_new_network_starts_as_its_shortcut(name, shortcut):
     network, _ = registry.build(name, widths=[4] * len(registry.plan_of(name)["widths"]), shortcut=shortcut)
     network.eval()
-    for _, skip in walk(network):
+    for _, skip in named_skips(network):
         assert isinstance(skip.body[-1], nn.BatchNorm2d) and isinstance(skip.after, nn.ReLU)
         x = torch.randn(2, next(m.in_channels for m in skip.body if isinstance(m, nn.Conv2d)), 5, 5)
         kept = x if skip.shortcut is None else skip.shortcut(x)
@@ -224,11 +224,13 @@ def test_every_block_of_a_new_network_starts_as_its_shortcut(name, shortcut):
 
 
 def test_shortcuts_stand_where_their_option_says():
-    kinds = {k: [type(s.shortcut) for _, s in walk(tiny(shortcut=k))] for k in ("auto", "pad", "pool", "project")}
+    kinds = {
+        k: [type(s.shortcut) for _, s in named_skips(tiny(shortcut=k))] for k in ("auto", "pad", "pool", "project")
+    }
     none = type(None)
     assert kinds["auto"] == kinds["pool"] == [none, Project, none] and kinds["pad"] == [none, Pad, none]
     assert kinds["project"] == [Project, Project, Project]
-    assert [s.shortcut.pool is not None for _, s in walk(tiny(shortcut="pool")) if s.shortcut] == [True]
+    assert [s.shortcut.pool is not None for _, s in named_skips(tiny(shortcut="pool")) if s.shortcut] == [True]
 
 
 def test_the_first_stage_of_bottlenecks_widens_without_a_stride():
@@ -259,7 +261,7 @@ def test_any_number_of_channels_and_classes_fits(stem, in_chans, num_classes):
 def test_any_layers_from_one_block_up_are_a_network(block, layers):
     network, plan = made(block=block, layers=layers, widths=[4] * len(layers), num_classes=2, drop_path=0.2)
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 2) and plan["layers"] == layers
-    assert len(list(walk(network))) == sum(layers)
+    assert len(list(named_skips(network))) == sum(layers)
 
 
 @pytest.mark.parametrize(
@@ -291,8 +293,8 @@ def test_a_network_begins_with_he_s_spread_and_zeroed_last_norms():
 
 def test_drop_path_rises_evenly_and_is_off_at_evaluation():
     network = tiny(layers=[2, 3], drop_path=0.4)
-    assert [s.drop_path for _, s in walk(network)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert [s.drop_path for _, s in walk(tiny(layers=[1], widths=[4], drop_path=0.4))] == [0.4]
+    assert [s.drop_path for _, s in named_skips(network)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert [s.drop_path for _, s in named_skips(tiny(layers=[1], widths=[4], drop_path=0.4))] == [0.4]
     for p in network.parameters():
         nn.init.normal_(p, 0, 0.1) if p.dim() > 1 else nn.init.ones_(p)
     x = torch.randn(2, 3, 8, 8)

@@ -160,7 +160,7 @@ def test_pages_are_taken_again_and_stay_whole_while_they_are_needed(monkeypatch)
     network(3 * x)  # must not be given the pages that `kept` still needs
     kept.backward()
     assert all(torch.equal(p.grad, e) for p, e in zip(network.parameters(), expected, strict=True))
-    assert copy.deepcopy(network.stage1.runner).keywords["pages"].free == []
+    assert copy.deepcopy(network.stage1.forward_impl).keywords["pages"].free == []
 
 
 def test_pages_are_never_more_than_are_needed_at_once(monkeypatch):

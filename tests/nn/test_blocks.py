@@ -20,7 +20,7 @@ from skipway.nn.blocks import (
     zero_last,
 )
 from skipway.nn.joins import Scale
-from skipway.nn.skip import Chain, Skip, walk
+from skipway.nn.skip import Chain, Skip, named_skips
 
 
 def body_of(kind, in_channels=8, width=4, stride=1, **common):
@@ -200,4 +200,4 @@ def test_fixup_scales_the_weights_of_l_bodies_down_and_zeroes_their_last(kind, p
         last = i % per_body == per_body - 1
         assert torch.equal(new, torch.zeros_like(new)) if last else torch.allclose(new, old * 9**power)
     x = torch.randn(2, channels, 4, 4)
-    assert torch.equal(network[:9](x), x) and len(list(walk(network))) == 9 and not network.head.weight.any()
+    assert torch.equal(network[:9](x), x) and len(list(named_skips(network))) == 9 and not network.head.weight.any()

@@ -186,7 +186,7 @@ def test_the_activation_comes_after_the_sum_and_is_left_out_unless_given():
 
 def test_the_branch_stands_before_what_was_kept_in_every_join():
     seen = []
-    skip = Skip(Dense(3, 2), join=lambda branch, kept: seen.append((branch.shape[1], kept.shape[1])) or branch)
+    skip = Skip(Dense(3, 2), join=lambda branch, shortcut: seen.append((branch.shape[1], shortcut.shape[1])) or branch)
     skip(torch.ones(1, 3))
     assert seen == [(2, 3)]
     x = torch.randn(4, 3)

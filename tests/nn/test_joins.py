@@ -15,17 +15,17 @@ EQUAL = {"add": lambda: add, "multiply": lambda: multiply, "gate": lambda: Gate(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_join_is_its_formula_on_every_number_of_axes(shape):
-    branch, kept = torch.randn(2, *shape)
-    assert torch.equal(add(branch, kept), branch + kept)
-    assert torch.equal(multiply(branch, kept), branch * kept)
-    assert torch.equal(concat(branch, kept), torch.cat([branch, kept], 1))
+    branch, shortcut = torch.randn(2, *shape)
+    assert torch.equal(add(branch, shortcut), branch + shortcut)
+    assert torch.equal(multiply(branch, shortcut), branch * shortcut)
+    assert torch.equal(concat(branch, shortcut), torch.cat([branch, shortcut], 1))
     scale = Scale(3, init=0.5)
-    assert torch.allclose(scale(branch, kept), 0.5 * branch + kept)
+    assert torch.allclose(scale(branch, shortcut), 0.5 * branch + shortcut)
     gate = Gate(3)
     weight, bias = gate.transform.weight, gate.transform.bias
     column = (1, 3) + (1,) * (len(shape) - 2)
-    t = torch.sigmoid(torch.einsum("oi,bi...->bo...", weight, kept) + bias.view(column))
-    assert torch.allclose(gate(branch, kept), t * branch + (1 - t) * kept, atol=1e-6)
+    t = torch.sigmoid(torch.einsum("oi,bi...->bo...", weight, shortcut) + bias.view(column))
+    assert torch.allclose(gate(branch, shortcut), t * branch + (1 - t) * shortcut, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -46,13 +46,13 @@ def test_add_and_multiply_take_any_number_of_branches():
 
 
 def test_concat_puts_the_branch_first():
-    branch, kept = torch.ones(2, 1), torch.zeros(2, 2)
-    assert concat(branch, kept)[0].tolist() == [1, 0, 0]
+    branch, shortcut = torch.ones(2, 1), torch.zeros(2, 2)
+    assert concat(branch, shortcut)[0].tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize("join", EQUAL)
 @pytest.mark.parametrize(
-    "branch, kept",
+    "branch, shortcut",
     [
         ((4, 1), (4, 5)),
         ((4, 1, 2, 2), (4, 32, 2, 2)),
@@ -63,8 +63,8 @@ def test_concat_puts_the_branch_first():
         ((4, 3), (1, 4, 3)),
     ],
 )
-def test_no_join_broadcasts(join, branch, kept):
-    for one, other in ((branch, kept), (kept, branch)):
+def test_no_join_broadcasts(join, branch, shortcut):
+    for one, other in ((branch, shortcut), (shortcut, branch)):
         with pytest.raises(
             ShapeError, match=rf"`{join}` needs equal shapes, but got .* \(the body's first\); give"
         ) as no:
@@ -73,20 +73,20 @@ def test_no_join_broadcasts(join, branch, kept):
 
 
 @pytest.mark.parametrize(
-    "branch, kept", [((4, 3), (5, 3)), ((4, 3, 2), (4, 3, 1)), ((4, 3), (4, 3, 1)), ((8,), (8,)), ((4, 3), ())]
+    "branch, shortcut", [((4, 3), (5, 3)), ((4, 3, 2), (4, 3, 1)), ((4, 3), (4, 3, 1)), ((8,), (8,)), ((4, 3), ())]
 )
-def test_concat_refuses_what_differs_beside_the_channels(branch, kept):
+def test_concat_refuses_what_differs_beside_the_channels(branch, shortcut):
     with pytest.raises(ShapeError, match=r"`concat` got .* must agree in everything but axis 1; pad or pool"):
-        concat(torch.ones(branch), torch.ones(kept))
+        concat(torch.ones(branch), torch.ones(shortcut))
 
 
 @pytest.mark.parametrize("join", [*JOINS, add, nn.Bilinear(3, 3, 3)])
 def test_no_join_changes_what_it_is_given(join):
     join = make_join(join, 3)
-    branch, kept = torch.randn(2, 4, 3)
-    before = branch.clone(), kept.clone()
-    join(branch, kept)
-    assert torch.equal(branch, before[0]) and torch.equal(kept, before[1])
+    branch, shortcut = torch.randn(2, 4, 3)
+    before = branch.clone(), shortcut.clone()
+    join(branch, shortcut)
+    assert torch.equal(branch, before[0]) and torch.equal(shortcut, before[1])
 
 
 def test_a_new_scale_makes_an_identity_with_a_gradient():
@@ -148,7 +148,7 @@ def test_a_join_by_an_unknown_name_is_refused_with_the_nearest():
 
 @pytest.mark.parametrize("join", [3, None, Gate, nn.Bilinear])
 def test_a_join_that_is_no_function_of_two_tensors_is_refused(join):
-    with pytest.raises(InputError, match=r"a join is a name or something that takes \(branch, kept\), not"):
+    with pytest.raises(InputError, match=r"a join is a name or something that takes \(branch, shortcut\), not"):
         Parallel(join, nn.Identity())
 
 
@@ -163,8 +163,8 @@ def test_a_scale_for_each_channel_is_filled_in_by_the_shape_pass():
 
 
 def test_append_is_concat_with_what_was_kept_first():
-    branch, kept = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
-    assert torch.equal(append(branch, kept), torch.cat([kept, branch], 1))
+    branch, shortcut = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    assert torch.equal(append(branch, shortcut), torch.cat([shortcut, branch], 1))
 
 
 @pytest.mark.parametrize("join, key", [("layerscale", "join.scale"), ("gate", "join.transform.bias")])
@@ -200,7 +200,7 @@ def test_a_join_by_channels_needs_a_batch(join):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("join", ["add", "gate", "scale", "layerscale"])
 def test_a_join_keeps_the_memory_format(join, layout):
-    branch, kept = (torch.randn(2, 3, 4, 5).contiguous(memory_format=layout) for _ in range(2))
+    branch, shortcut = (torch.randn(2, 3, 4, 5).contiguous(memory_format=layout) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
-        assert make_join(join, 3)(branch, kept).is_contiguous(memory_format=layout)
-    assert make_join(join, 3)(branch, kept).is_contiguous(memory_format=layout)
+        assert make_join(join, 3)(branch, shortcut).is_contiguous(memory_format=layout)
+    assert make_join(join, 3)(branch, shortcut).is_contiguous(memory_format=layout)

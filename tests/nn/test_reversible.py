@@ -142,7 +142,7 @@ def test_a_reversible_resnet_learns_what_autograd_would_teach_it(name):
     plain = copy.deepcopy(network)
     for path, module in list(plain.named_modules()):
         if isinstance(module, Reversible):
-            sw.replace(plain, path, Chain(**dict(module.named_children())))
+            sw.set_submodule(plain, path, Chain(**dict(module.named_children())))
     x, y = torch.randn(6, 3, 12, 12), torch.arange(6) % 3
     for n in (network, plain):
         F.cross_entropy(n.train()(x), y).backward()

@@ -283,7 +283,7 @@ class Three(nn.Sequential):
 @pytest.mark.parametrize("shapes", [(2, 3), ((2, 3.0),), ((2, -3),), ("23",), ((None, 3),), (torch.ones(2, 3),)])
 def test_what_is_no_shape_is_refused(shapes):
     with pytest.raises(InputError, match="output_shape takes shapes of whole numbers with the batch first, as"):
-        output_shape(nn.Linear(3, 4), *shape_inference)
+        output_shape(nn.Linear(3, 4), *shapes)
 
 
 def test_paths_lead_from_the_outermost_of_ours_however_it_was_put_together():

@@ -18,7 +18,7 @@ from skipway.errors import InputError, ShapeError
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip, replace, walk
+from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip, named_skips, set_submodule
 
 NAMES = {
     **vars(nn),
@@ -69,7 +69,7 @@ def test_a_skip_is_what_comes_after_the_join_of_the_body_and_the_shortcut(shape)
     kind = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 2]
     body, shortcut = ((kind(6, 6, 1) if len(shape) > 2 else kind(6, 6)) for _ in range(2))
     x = torch.randn(shape)
-    for join in (add, multiply, concat, torch.sub, lambda branch, kept: 2 * branch - kept):
+    for join in (add, multiply, concat, torch.sub, lambda branch, shortcut: 2 * branch - shortcut):
         skip = Skip(body, shortcut, join=join, after=torch.tanh)
         assert torch.equal(skip(x), torch.tanh(join(body(x), shortcut(x))))
 
@@ -132,7 +132,7 @@ def test_nothing_in_place_touches_the_input():
     x = torch.randn(5, 6)
     before = x.clone()
     network(x)
-    for skip in (s for _, s in walk(network) if not isinstance(s.body, nn.Linear) or s.body.in_features == 6):
+    for skip in (s for _, s in named_skips(network) if not isinstance(s.body, nn.Linear) or s.body.in_features == 6):
         skip(x)
     assert torch.equal(x, before) and x._version == 0
 
@@ -170,14 +170,14 @@ def test_a_deep_copy_is_equal_and_apart():
     x = torch.randn(4, 6)
     assert torch.equal(network(x), twin(x)) and repr(twin) == repr(network)
     assert not {id(p) for p in network.parameters()} & {id(p) for p in twin.parameters()}
-    assert [p for p, _ in walk(twin)] == [p for p, _ in walk(network)]
+    assert [p for p, _ in named_skips(twin)] == [p for p, _ in named_skips(network)]
 
 
 def test_a_network_goes_into_a_sequential_and_a_sequential_into_it():
     inner = nn.Sequential(nn.Linear(6, 6), Skip(nn.Linear(6, 6)))
     network = nn.Sequential(OrderedDict(first=small(), last=Skip(nn.Sequential(nn.Linear(3, 3)))))
     assert network(torch.ones(2, 6)).shape == (2, 3) and Chain(inner, small())(torch.ones(2, 6)).shape == (2, 3)
-    assert [path for path, _ in walk(network)][-1] == "last"
+    assert [path for path, _ in named_skips(network)][-1] == "last"
 
 
 def test_a_network_compiles_into_one_graph():
@@ -212,8 +212,8 @@ import sys, torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from skipway.shapes import output_shape
-from skipway.skip import Chain, Dense, Skip
+from skipway.nn.shape_inference import output_shape
+from skipway.nn.skip import Chain, Dense, Skip
 
 rank = int(sys.argv[1])
 torch.set_num_threads(1)
@@ -403,10 +403,10 @@ def test_parallel_without_branches_or_with_other_numbers_of_inputs_is_refused():
 
 def test_every_skip_is_found_and_can_be_replaced_by_its_path():
     network = Chain(nn.ReLU(), stage=nn.Sequential(Skip([nn.Linear(3, 3), Skip(nn.Linear(3, 3))])))
-    assert [p for p, _ in walk(network)] == ["stage.0", "stage.0.body.1"]
-    replace(network, "stage.0.body.1", torch.tanh)
-    assert isinstance(network.stage[0].body[1], Function) and [p for p, _ in walk(network)] == ["stage.0"]
-    replace(network, "stage.0", Skip(nn.Linear(3, 1)))
+    assert [p for p, _ in named_skips(network)] == ["stage.0", "stage.0.body.1"]
+    set_submodule(network, "stage.0.body.1", torch.tanh)
+    assert isinstance(network.stage[0].body[1], Function) and [p for p, _ in named_skips(network)] == ["stage.0"]
+    set_submodule(network, "stage.0", Skip(nn.Linear(3, 1)))
     with pytest.raises(ShapeError, match="Skip at stage.0"):
         network(torch.ones(2, 3))
 
@@ -414,7 +414,7 @@ def test_every_skip_is_found_and_can_be_replaced_by_its_path():
 def test_each_place_of_a_shared_layer_can_be_replaced():
     layer = nn.Linear(3, 3)
     network = nn.Sequential(layer, layer)
-    replace(network, "1", nn.ReLU())
+    set_submodule(network, "1", nn.ReLU())
     assert network[0] is layer and isinstance(network[1], nn.ReLU)
 
 
@@ -424,7 +424,7 @@ def test_the_parts_of_a_skip_are_replaced_by_their_paths_there_or_not(join):
     body, x = network[0].body, torch.randn(2, 3)
     shortcut, other = nn.Linear(3, 3), nn.Linear(3, 4)
     for path, new in (("0.shortcut", shortcut), ("0.join", join), ("0.after", torch.tanh), ("wide.shortcut", other)):
-        replace(network, path, new)
+        set_submodule(network, path, new)
     assert torch.equal(network[0](x), torch.tanh(join(body(x), shortcut(x))))
     assert torch.equal(network.wide(x), network.wide.body(x) + other(x)) and network.wide.shortcut is other
     assert output_shape(network, (2, 3)) == (2, 4)
@@ -438,11 +438,11 @@ def test_a_replacement_that_its_skip_refuses_changes_nothing(path, deep):
     before, names = repr(network), [n for n, _ in network.named_modules()]
     prefix = "stage.0." if deep else ""
     with pytest.raises(InputError, match="at the beginning of a Skip changes in place the input that the Skip still"):
-        replace(network, prefix + path, nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)))
+        set_submodule(network, prefix + path, nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)))
     with pytest.raises(InputError, match="drop_path leaves the body out, which the join multiply cannot do without"):
-        replace(network, prefix + "join", multiply)
+        set_submodule(network, prefix + "join", multiply)
     assert repr(network) == before and [n for n, _ in network.named_modules()] == names and skip.join is add
-    replace(network, prefix + "body.1", nn.ReLU(inplace=True))
+    set_submodule(network, prefix + "body.1", nn.ReLU(inplace=True))
 
 
 def test_a_replacement_that_is_there_already_is_said_and_what_was_shared_before_is_not():
@@ -450,16 +450,16 @@ def test_a_replacement_that_is_there_already_is_said_and_what_was_shared_before_
         network = Chain(*[nn.Linear(3, 3)] * 2, stage=Chain(nn.Linear(3, 3), nn.ReLU()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        replace(network, "stage.1", nn.Linear(3, 3))
+        set_submodule(network, "stage.1", nn.Linear(3, 3))
     with pytest.warns(UserWarning, match=r"Chain share parameters \('stage' with '0'\)") as warned:
-        replace(network, "stage.1", network[0])
+        set_submodule(network, "stage.1", network[0])
     assert len(warned) == 1 and warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("path", ["", "stage2", "0.body"])
 def test_a_path_that_leads_nowhere_is_refused(path):
     with pytest.raises(InputError, match=r"there is no module at '.*'.*; named_modules\(\) lists all paths"):
-        replace(Chain(nn.ReLU(), stage1=nn.ReLU()), path, nn.ReLU())
+        set_submodule(Chain(nn.ReLU(), stage1=nn.ReLU()), path, nn.ReLU())
 
 
 # Printing

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from skipway.errors import InputError, ShapeError
 from skipway.models import registry
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Skip, walk
+from skipway.nn.skip import Skip, named_skips
 
 
 class Watched(nn.Linear):
@@ -128,9 +128,9 @@ def test_the_same_seed_draws_the_same():
 
 def test_the_rates_rise_evenly_over_the_depth():
     network = registry.build("resnet20", drop_path=0.4, drop_mode="batch")[0]
-    rates = [skip.drop_path for _, skip in walk(network)]
+    rates = [skip.drop_path for _, skip in named_skips(network)]
     assert rates == pytest.approx([0.4 * i / 8 for i in range(9)])
-    assert {skip.drop_mode for _, skip in walk(network)} == {"batch"}
+    assert {skip.drop_mode for _, skip in named_skips(network)} == {"batch"}
 
 
 # Gradients
@@ -188,7 +188,7 @@ WORKER = """
 import datetime, os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from skipway.skip import Skip
+from skipway.nn.skip import Skip
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 store, patience = dist.FileStore(folder + "/store", 2), datetime.timedelta(seconds=60)

@@ -136,7 +136,7 @@ def test_several_are_dropped_by_draws_of_the_seed():
     assert len(set(found.several[1].scores)) > 1
     assert found == lesion(network, score, cuts=["several"], draws=4, seed=1)
     assert found.several[1] != lesion(network, score, cuts=["several"], draws=4, seed=2).several[1]
-    for _, skip in sw.walk(network):
+    for _, skip in sw.named_skips(network):
         nn.init.zeros_(skip.body.norm2.weight)
         nn.init.zeros_(skip.body.norm2.bias)
     assert found.several[-1].scores == pytest.approx([score(network)], rel=1e-4)
@@ -144,9 +144,9 @@ def test_several_are_dropped_by_draws_of_the_seed():
 
 def exchanged(network, first, second):
     a, b = network.get_submodule(first), network.get_submodule(second)
-    sw.replace(network, first, nn.Identity())
-    sw.replace(network, second, a)
-    sw.replace(network, first, b)
+    sw.set_submodule(network, first, nn.Identity())
+    sw.set_submodule(network, second, a)
+    sw.set_submodule(network, first, b)
 
 
 def test_neighbours_of_one_shape_are_exchanged():

@@ -114,7 +114,7 @@ def test_what_is_reversible_or_recomputed_runs_in_full_view_and_does_not_stay_so
         network(x).sum().backward()
     assert calls == [True]  # once, and where autograd sees it
     assert {path: vars(m).keys() for path, m in network.named_modules()} == {p: v.keys() for p, v in before.items()}
-    assert all(vars(m).get("runner") is before[path].get("runner") for path, m in network.named_modules())
+    assert all(vars(m).get("forward_impl") is before[path].get("forward_impl") for path, m in network.named_modules())
     assert torch.allclose(network(x), expected, atol=1e-6)
 
 

@@ -17,7 +17,7 @@ from skipway.model_factory import create_model
 from skipway.models import registry
 from skipway.models.network import outline
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Chain, Dense, Parallel, Skip, walk
+from skipway.nn.skip import Chain, Dense, Parallel, Skip, named_skips
 from skipway.probe.diagram import diagram
 from skipway.probe.svg_text import ARCS, BLUE, GREEN, VERMILION, fitting
 
@@ -69,9 +69,9 @@ def boxes(root, corner):
     return [(x, y, x + w, y + h) for x, y, w, h in sides]
 
 
-def arcs(root, colour, dashed):
+def arcs(root, color, dashed):
     """How many arcs of that kind are drawn, without the one in the legend."""
-    found = [e for e in root.iter(f"{SVG}path") if e.get("stroke") == colour and e.get("stroke-width") == "2"]
+    found = [e for e in root.iter(f"{SVG}path") if e.get("stroke") == color and e.get("stroke-width") == "2"]
     return max(0, sum((e.get("stroke-dasharray") is not None) == dashed for e in found) - 1)
 
 
@@ -297,7 +297,7 @@ def test_values_tint_the_blocks_and_are_written_below_them():
 
 def test_blocks_told_in_a_number_say_between_what_their_values_lie():
     network = outline(registry.plan_of("resnet152"))
-    values = {path: number for number, (path, _) in enumerate(walk(network))}
+    values = {path: number for number, (path, _) in enumerate(named_skips(network))}
     said = texts(read(diagram(network, values=values)))
     assert {"6 to 10", "14 to 46"} <= set(said)
     assert said[said.index("14 to 46") - 2 :][:2] == ["+ 33", "equal blocks"]
@@ -305,7 +305,7 @@ def test_blocks_told_in_a_number_say_between_what_their_values_lie():
 
 def test_values_by_the_paths_of_skips_belong_to_the_blocks_around_them():
     network = outline(registry.plan_of("resnetv2_18"))
-    values = {path: 1.5 for path, _ in walk(network)}
+    values = {path: 1.5 for path, _ in named_skips(network)}
     assert any(path.endswith(".skip") for path in values)
     assert texts(read(diagram(network, values=values))).count("1.5") == 8
 
@@ -399,7 +399,7 @@ def test_every_layer_of_any_tree_is_drawn_once_and_covers_no_other(parts):
         assert 0 <= left and right <= float(root.get("width")) and bottom <= float(root.get("height"))
         for a, b, c, d in layers[:number]:
             assert c <= left or right <= a or d <= top or bottom <= b
-    assert arcs(root, VERMILION, True) == sum(skip.shortcut is not None for _, skip in walk(network))
+    assert arcs(root, VERMILION, True) == sum(skip.shortcut is not None for _, skip in named_skips(network))
 
 
 def test_each_kind_of_arc_has_its_own_looks():

@@ -11,25 +11,25 @@ Tests without a file in front stand below.
 | a misspelt method in a forward | a_misspelt_method_is_named_with_its_layer |
 | a norm of the wrong name in a forward | a_misspelt_word_is_answered_with_the_nearest |
 | the sum in an L2 penalty that is never called | half_the_penalty_is_the_weight_decay_to_the_last_bit |
-| a loop that never sets its running loss | test_training_loop: a_step_is_the_mean_over_its_pictures_... |
+| a loop that never sets its running loss | test_loop: a_step_is_the_mean_over_its_pictures_... |
 | a norm weight of .5 taken for a variance of .5 | a_norm_s_weight_is_the_spread_it_gives_and_not_the_variance |
 | "deep plain chains vanish": this one explodes | gradients_of_the_plain_network_explode_and_those_of_the_skips_do_not |
 | evaluation in training mode, training in evaluation mode | evaluation_leaves_the_norms_..., both_modes_... |
 | the norm behind the activation | test_blocks: the_order_of_a_body_is_that_of_its_paper |
 | the shortcut around other layers than was said | to_skip_k_layers_is_a_body_of_k_layers |
 | "100 blocks" that are 10 | summary_says_how_many_shortcuts_there_are |
-| a wrapper whose layer is not registered | test_thread_networks: ..._6_parameters_and_not_4; layers_that_are_... |
-| sizes that differ and no projection | test_thread_networks: sizes_that_differ_...; stages_that_change_... |
-| what was kept before the branch in a concat | test_thread_networks: the_branch_stands_before_what_was_kept_... |
-| an activation after the sum that cannot be left out | test_thread_networks: the_activation_comes_after_the_sum_... |
+| a wrapper whose layer is not registered | test_composed_skips: ..._6_parameters_and_not_4; layers_that_are_... |
+| sizes that differ and no projection | test_composed_skips: sizes_that_differ_...; stages_that_change_... |
+| what was kept before the branch in a concat | test_composed_skips: the_branch_stands_before_what_was_kept_... |
+| an activation after the sum that cannot be left out | test_composed_skips: the_activation_comes_after_the_sum_... |
 | a shortcut around one layer only | to_skip_k_layers_is_a_body_of_k_layers |
 | a sum before the projection | stages_that_change_size_and_channels_are_projected |
 | a basic block without its second norm and last activation | a_basic_block_has_both_norms_... |
 | convolutions that keep a bias in front of a norm | a_basic_block_has_both_norms_... |
 | a stride on two layers of a bottleneck | a_stride_on_two_layers_of_a_bottleneck_gives_14_beside_56 |
 | a mode that never reaches the blocks | both_modes_reach_every_layer_and_what_the_shape_pass_makes |
-| a count of layers that does not add up | test_models: the_number_in_a_name_is_its_number_of_layers |
-| "the first convolution reduces the colours" | the_first_convolution_makes_channels_of_the_colours |
+| a count of layers that does not add up | test_resnet: the_number_in_a_name_is_its_number_of_layers |
+| "the first convolution reduces the colors" | the_first_convolution_makes_channels_of_the_colors |
 | an activation behind a norm that begins at zero | what_follows_zeros_without_a_slope_... |
 | a block for equal channels and stride 1 alone | stages_that_change_size_and_channels_are_projected |
 | a pool of 2 for every stride | a_pooled_shortcut_follows_the_stride |
@@ -524,7 +524,7 @@ def test_a_stride_on_two_layers_of_a_bottleneck_gives_14_beside_56():
 
 
 @pytest.mark.parametrize("in_chans", [1, 3, 5])
-def test_the_first_convolution_makes_channels_of_the_colours(in_chans):
+def test_the_first_convolution_makes_channels_of_the_colors(in_chans):
     first = next(m for m in registry.build("resnet18", in_chans=in_chans)[0].modules() if isinstance(m, nn.Conv2d))
     assert tuple(first.weight.shape) == (64, in_chans, 7, 7)
 

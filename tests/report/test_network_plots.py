@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from drawn import has, looks_drawn, pixels
 
 from skipway.errors import InputError
 from skipway.report import learning_curves, network_plots
 from skipway.report.axes_layout import APART, _apart, end_of, median
-from tests.drawn import has, looks_drawn, pixels
 
 HOSTILE = ["<img src=x>", "two\nlines", "$\\frac{", "x" * 255, "猫", "%s {0}", "$a$", ""]
 
@@ -163,7 +163,7 @@ def test_squares_stand_side_by_side_with_one_scale(tmp_path, count):
     looks_drawn(tmp_path / "l.png", 600, 400)
 
 
-def test_equal_losses_have_equal_colours_in_every_square(tmp_path):
+def test_equal_losses_have_equal_colors_in_every_square(tmp_path):
     same, other = landscape_of(2, 9), landscape_of(2, 9, sharp=20.0)
     network_plots.landscape({"a": same, "b": same}, tmp_path / "twins.png")
     network_plots.landscape({"a": same, "b": other}, tmp_path / "pair.png")
@@ -250,5 +250,8 @@ def test_a_line_ends_at_its_last_finite_value():
 
 
 def test_pyplot_is_never_loaded():
-    code = "import sys, skipway.depth_plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import sys, skipway.report.network_plots\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -4,27 +4,27 @@ import torch
 from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.models.registry import FAMILIES
-from skipway.runs.defaults import OWN, batch_size_for, settings_for
+from skipway.runs.defaults import FAMILY_DEFAULTS, batch_size_for, settings_for
 from skipway.runs.recipe import CHOICES, Recipe
 
 
 def test_every_family_has_its_own_training_for_every_optimiser():
-    assert set(OWN) == {(f, o) for f in FAMILIES for o in CHOICES["optimizer"] if o != "auto"}
+    assert set(FAMILY_DEFAULTS) == {(f, o) for f in FAMILIES for o in CHOICES["optimizer"] if o != "auto"}
 
 
 def test_what_the_recipe_says_goes_before_what_the_family_would_do():
     recipe = Recipe(
-        lr=0.3, momentum=0.5, weight_decay=0.0, label_smoothing=0.0, bias_lr=2.0, precision="fp32", device="cpu"
+        lr=0.3, momentum=0.5, weight_decay=0.0, label_smoothing=0.0, bias_lr_mult=2.0, precision="fp32", device="cpu"
     )
     settings = settings_for(recipe, {"family": "resnet9"}, 64)
-    told = (settings.lr, settings.momentum, settings.weight_decay, settings.label_smoothing, settings.bias_lr)
+    told = (settings.lr, settings.momentum, settings.weight_decay, settings.label_smoothing, settings.bias_lr_mult)
     assert told == (0.3, 0.5, 0.0, 0.0, 2.0)
 
 
 def test_the_learning_rate_goes_with_the_root_of_the_pictures_in_a_step():
     one = settings_for(Recipe(), {"family": "resnet"}, 128).lr
     assert settings_for(Recipe(), {"family": "resnet"}, 512).lr == pytest.approx(2 * one)
-    assert settings_for(Recipe(accumulate=4), {"family": "resnet"}, 128).lr == pytest.approx(2 * one)
+    assert settings_for(Recipe(grad_accum_steps=4), {"family": "resnet"}, 128).lr == pytest.approx(2 * one)
 
 
 def test_the_batch_size_grows_with_the_set():
@@ -40,12 +40,12 @@ def test_a_gpu_that_is_not_there_is_named():
 
 def test_a_network_is_split_over_several_processes_alone_and_without_penalties(monkeypatch):
     with pytest.raises(
-        InputError, match="--shard splits a network over several processes, but this is one; add --nproc"
+        InputError, match="--fsdp splits a network over several processes, but this is one; add --nproc"
     ):
-        settings_for(Recipe(shard=True), {"family": "resnet"}, 64)
-    monkeypatch.setattr(collectives, "count", lambda: 2)
-    assert settings_for(Recipe(shard=True), {"family": "resnet"}, 64).shard
-    with pytest.raises(InputError, match="--l1 and --l2 need all weights in one place, which --shard splits; use"):
-        settings_for(Recipe(shard=True, l2=1e-4), {"family": "resnet"}, 64)
-    with pytest.raises(InputError, match="--recompute and --shard do not go together"):
-        settings_for(Recipe(shard=True, recompute=2), {"family": "resnet"}, 64)
+        settings_for(Recipe(fsdp=True), {"family": "resnet"}, 64)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    assert settings_for(Recipe(fsdp=True), {"family": "resnet"}, 64).fsdp
+    with pytest.raises(InputError, match="--l1 and --l2 need all weights in one place, which --fsdp splits; use"):
+        settings_for(Recipe(fsdp=True, l2=1e-4), {"family": "resnet"}, 64)
+    with pytest.raises(InputError, match="--recompute and --fsdp do not go together"):
+        settings_for(Recipe(fsdp=True, recompute=2), {"family": "resnet"}, 64)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from small_runs import StopAt, Words, best, numbers, pictures, quick, same_runs, table
 
 import skipway as sw
 from skipway.cli.app import app
@@ -14,7 +15,6 @@ from skipway.runs.growth_phases import blocks_of, following, grow_run, phases
 from skipway.runs.recipe import Recipe
 from skipway.runs.train_run import train
 from skipway.training import checkpoint
-from tests.small_runs import StopAt, Words, best, numbers, pictures, quick, same_runs, table
 
 GROWN = {"grow": "resnet20:1,resnet32:1,resnet44:1", "model": "auto", "epochs": 3}
 KEPT = ("ema", 0.9), ("optimizer", "adamw")
@@ -61,7 +61,7 @@ def test_a_run_grows_on_the_way_and_says_so(straight, data, tmp_path):
     ]
     assert state_of(run.path)["plan"]["name"] == "resnet44"
     network = sw.load(run.path)
-    assert run.metrics["decided"]["model"] == network.plan["name"]
+    assert run.metrics["resolved"]["model"] == network.plan["name"]
     assert run.metrics["parameters"] == sum(p.numel() for p in network.parameters())
     assert repr(network) == json.loads((run.path / "env.json").read_text())["network"]
     assert network.plan["layers"] == {1: [3] * 3, 2: [5] * 3, 3: [7] * 3}[run.metrics["best_epoch"]]
@@ -137,7 +137,7 @@ def test_a_grown_run_trains_on_for_longer_in_its_last_network(straight, tmp_path
         ({"grow": "resnet20:1,resnet57:1"}, "no network is called 'resnet57'"),
         ({"grow": "resnet20:1,resnet50:1"}, "cannot grow to resnet50"),
         ({"grow": "resnet32:1,resnet20:1"}, "which are not more than the"),
-        ({"grow": "resnet20:1,resnet32:1", "shard": True}, "--grow and --shard do not go together"),
+        ({"grow": "resnet20:1,resnet32:1", "fsdp": True}, "--grow and --fsdp do not go together"),
     ],
 )
 def test_a_growth_that_cannot_be_is_refused_before_anything_is_decoded(data, tmp_path, options, words):
@@ -275,7 +275,7 @@ def test_a_folder_with_files_in_it_is_not_written_into(short):
 
 def test_a_run_of_the_default_network_and_optimizer_is_widened(tmp_path):
     run = train("digits", output=tmp_path, epochs=1, threads=1)
-    assert run.metrics["decided"]["optimizer"] == "muon"
+    assert run.metrics["resolved"]["optimizer"] == "muon"
     grown = grow_run(run.path, factor=2)
     assert len(train(resume=grown.path, epochs=2).history) == 2
 

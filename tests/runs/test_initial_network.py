@@ -37,20 +37,22 @@ def spec(size=128, channels=3, names=("a", "b")):
 def test_a_run_gives_its_network_its_preparation_and_the_classes_of_the_same_name(old, new, tmp_path):
     words = Words()
     run = sw.train(new, pretrained=str(old.path), output=tmp_path, console=words, lr=1e-9, weight_decay=0.0, **QUICK)
-    assert "2 of 4 classes kept by their names, 2 new" in words and run.metrics["decided"]["model"] == "resnet20"
+    assert "2 of 4 classes kept by their names, 2 new" in words and run.metrics["resolved"]["model"] == "resnet20"
     before, after = old.network(), run.network()
     assert after.spec.mean == before.spec.mean and after.spec.class_names == ("ant", "bee", "cat", "dog")
     rows = [after.spec.class_names.index(name) for name in ("ant", "bee")]
     assert torch.allclose(after.head.weight[rows], before.head.weight[:2], atol=1e-6)
-    decided = run.metrics["decided"]
-    assert decided["lr_decay"] == 0.5 and decided["freeze"] == 0  # one epoch is too short to freeze
+    decided = run.metrics["resolved"]
+    assert decided["layer_decay"] == 0.5 and decided["freeze_epochs"] == 0  # one epoch is too short to freeze
 
 
 def test_a_longer_run_freezes_the_trunk_for_an_epoch_unless_told_otherwise(old, new, tmp_path):
     options = {**QUICK, "epochs": 3, "pretrained": str(old.best)}
-    assert sw.train(new, "resnet20", output=tmp_path, **options).metrics["decided"]["freeze"] == 1
-    told = sw.train(new, "resnet20", output=tmp_path, freeze=0, lr_decay=1.0, lr=0.3, **options).metrics["decided"]
-    assert told["freeze"] == 0 and told["lr_decay"] == 1.0 and told["lr"] == 0.3
+    assert sw.train(new, "resnet20", output=tmp_path, **options).metrics["resolved"]["freeze_epochs"] == 1
+    told = sw.train(new, "resnet20", output=tmp_path, freeze_epochs=0, layer_decay=1.0, lr=0.3, **options).metrics[
+        "resolved"
+    ]
+    assert told["freeze_epochs"] == 0 and told["layer_decay"] == 1.0 and told["lr"] == 0.3
 
 
 def test_fine_tuning_starts_from_what_was_learnt(old, place, tmp_path):

@@ -77,7 +77,7 @@ def test_a_config_sets_only_what_it_names_and_reads_numbers_as_people_write_them
     assert Recipe.read(written(tmp_path, "epochs: 3\nlr: 1e-3\nclip: 1\nname: 1e3x\nema: 5e-1")) == {
         "epochs": 3,
         "lr": 1e-3,
-        "clip": 1,
+        "clip_grad": 1,
         "name": "1e3x",
         "ema": 0.5,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import QUICK, StopAt, Words, numbers, pictures, quick, same_runs, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted
@@ -16,9 +17,8 @@ from skipway.report import html
 from skipway.runs.train_run import train
 from skipway.training import checkpoint
 from skipway.utils.atomic_files import Lock
-from tests.small_runs import QUICK, StopAt, Words, numbers, pictures, quick, same_runs, table
 
-RICH = {"ema": 0.9, "accumulate": 2, "optimizer": "adamw", "drop_path": 0.2}
+RICH = {"ema": 0.9, "grad_accum_steps": 2, "optimizer": "adamw", "drop_path": 0.2}
 DECODED = 1 + 60  # polls before the first step: one at the start, one a picture
 
 
@@ -223,7 +223,7 @@ def test_what_the_machine_decided_stays_decided(place, monkeypatch):
     monkeypatch.setattr("skipway.runs.defaults.has_bf16", lambda device: state["precision"] != "bf16")
     words = Words()
     run = train(resume=place / "runs" / "auto", epochs=2, console=words)
-    assert run.metrics["decided"]["precision"] == state["precision"] and "threads was" not in words
+    assert run.metrics["resolved"]["precision"] == state["precision"] and "threads was" not in words
     assert "threads: null" in (run.path / "config.yaml").read_text()
 
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_runs import StopAt, Words, pictures, quick, same_runs
 
 import skipway as sw
 from skipway.commands.compare import compare
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
-from tests.small_runs import StopAt, Words, pictures, quick, same_runs
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_a_run_on_a_table_is_watched_too(tmp_path):
 
 
 def test_split_weights_cannot_be_watched(data, tmp_path):
-    with pytest.raises(InputError, match="--watch and --shard do not go together"):
-        sw.train(data, output=tmp_path, watch=True, shard=True)
+    with pytest.raises(InputError, match="--watch and --fsdp do not go together"):
+        sw.train(data, output=tmp_path, watch=True, fsdp=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -201,7 +201,7 @@ def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
     whole = quick(home, tmp_path, target="price", name="whole", epochs=6)
     code = f"""
 import os, skipway.training.loop as loop
-from skipway.run import train
+from skipway.runs.train_run import train
 count, real = [0], loop._need_finite
 def fatal(*a):
     count[0] += 1
@@ -231,8 +231,8 @@ def test_other_rows_are_refused_when_resuming_unless_they_are_meant(tmp_path):
 def test_epochs_precision_and_threads_suit_tables_unless_told(home, tmp_path):
     before = torch.get_num_threads()
     run = train(home, target="price", output=tmp_path, time_limit=0)
-    assert run.metrics["decided"]["epochs"] == 100 and run.metrics["decided"]["precision"] == "fp32"
-    assert run.metrics["decided"]["optimizer"] == "adamw"
+    assert run.metrics["resolved"]["epochs"] == 100 and run.metrics["resolved"]["precision"] == "fp32"
+    assert run.metrics["resolved"]["optimizer"] == "adamw"
     assert json.loads((run.path / "env.json").read_text())["threads"] == 1
     assert torch.get_num_threads() == before
     assert quick(home, tmp_path, target="price", model="resmlp").network().plan["width"] == 128

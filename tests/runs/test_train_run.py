@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import precision_recall_fscore_support
+from small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
@@ -17,7 +18,6 @@ from skipway.training import loop
 from skipway.training.losses import Classification
 from skipway.utils import atomic_files
 from skipway.utils.signals import StopFlag
-from tests.small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
 
 FILES = {
     "report.html",
@@ -63,11 +63,13 @@ def test_a_run_leaves_the_folder_that_the_design_lists(first):
     assert there >= FILES and not any(".tmp" in p or ".lock" in p for p in there)
     assert {p.parts[0] for p in map(Path, there)} == {Path(f).parts[0] for f in FILES}
     header = (first.path / "results.csv").read_text().splitlines()[0]
-    assert header == ("epoch,seconds,lr,train_loss,train_accuracy,val_loss,val_accuracy,images_per_second,data_wait")
+    assert header == (
+        "epoch,seconds,lr,train_loss,train_accuracy,val_loss,val_accuracy,samples_per_second,data_time_fraction"
+    )
     assert first.best.is_file() and first.report.stat().st_size > 10_000
     assert first.network().predict_proba([np.zeros((8, 8), np.uint8)]).shape == (1, 3)
     assert first.metrics == numbers(first.path) and len(first.history) == 2
-    assert {"val_accuracy", "val_loss", "epochs", "seconds", "images_per_second"} <= set(first.metrics)
+    assert {"val_accuracy", "val_loss", "epochs", "seconds", "samples_per_second"} <= set(first.metrics)
     assert "test_accuracy" not in first.metrics and first.metrics["status"] == "finished"
 
 
@@ -205,7 +207,7 @@ def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monke
 
 def test_paths_and_numbers_of_numpy_are_taken_as_they_are(data, tmp_path, bare):
     run = quick(data, tmp_path, epochs=np.int64(1), lr=np.float64(0.01))
-    assert run.metrics["decided"]["lr"] == 0.01
+    assert run.metrics["resolved"]["lr"] == 0.01
 
 
 def test_training_needs_data():

@@ -14,13 +14,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_training_durable import FaultyOs, each_fault, each_kill, failing, forked, killing, temporaries, tiny_disk
+from faulty_disk import FaultyOs, each_fault, each_kill, failing, forked, killing, temporaries
 
 from skipway.errors import InputError, NotFiniteError, StorageError
 from skipway.training import checkpoint
 from skipway.utils import atomic_files
-
-__all__ = ["tiny_disk"]  # a fixture
 
 FILES = ("tensors.safetensors", "state.json", "MANIFEST.json")
 

@@ -6,102 +6,28 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
+from small_runs import StopAt
+from tiny_training import Feed, network, plain_network, run, same, settings, timeless
 from torch import nn
 
 from skipway.errors import Interrupted, NotFiniteError, StorageError
-from skipway.model_factory import create_model
 from skipway.training import checkpoint, loop
 from skipway.training.loop import fit
 from skipway.training.schedules import SCHEDULES
-from skipway.training.trainer import Settings, Trainer
+from skipway.training.trainer import Trainer
 from skipway.utils import atomic_files
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
-from tests.small_runs import StopAt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TIMES = ("seconds", "images_per_second", "data_wait")
-
-
-class Feed:
-    """Twenty-six noisy pictures of three kinds in batches of 8, 8 and 10, in an order of the epoch's own."""
-
-    def __init__(self, count=26, size=8, shuffle=True):
-        generator = torch.Generator().manual_seed(3)
-        self.y = torch.arange(count) % 3
-        self.x = torch.randn(count, 1, 6, 6, generator=generator) + self.y.view(-1, 1, 1, 1)
-        self.bounds = [(i, min(i + size, count)) for i in range(0, count - 2, size)]
-        self.bounds[-1] = (self.bounds[-1][0], count)
-        self.shuffle = shuffle
-
-    @property
-    def steps(self):
-        return len(self.bounds)
-
-    def epoch(self, epoch=0, start=0):
-        order = np.arange(len(self.y))
-        if self.shuffle:
-            order = np.random.default_rng(epoch).permutation(order)
-        for begin, end in self.bounds[start:]:
-            ids = order[begin:end]
-            yield self.x[ids], self.y[ids], ids
-
-
-def network(drop_path=0.0):
-    torch.manual_seed(0)
-    options = {"layers": [1, 1], "widths": [4, 8], "drop_path": drop_path}
-    return create_model("resnet20", num_classes=3, in_chans=1, **options)
-
-
-def plain_network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, 3))
-
-
-def settings(**values):
-    return Settings(**{"epochs": 2, "lr": 0.05, **values})
-
-
-def run(folder, how, stop=None, resume=False, feed=None, console=None, net=None):
-    trainer = Trainer(net or network(how.pop("drop_path", 0.0)), settings(**how))
-    best = {}
-    if resume:
-        saved = checkpoint.load(folder)
-        trainer.restore(saved.tensors, saved.state["state"])
-
-    def on_epoch(state, weights):
-        if weights is not None:
-            best.update({k: v.clone() for k, v in weights.items()})
-
-    fit(
-        trainer,
-        feed or Feed(),
-        Feed(10, 5, shuffle=False),
-        folder,
-        on_epoch=on_epoch,
-        facts={"run": 1},
-        console=console or Console(quiet=True),
-        stop=stop or StopFlag(),
-    )
-    return trainer, best
-
-
-def timeless(state):
-    history = [{k: v for k, v in row.items() if k not in TIMES} for row in state.history]
-    best = {k: v for k, v in state.best.items() if k not in TIMES}
-    return history, best, state.status, state.step, state.epoch
-
-
-def same(left, right):
-    return set(left) == set(right) and all(torch.equal(v, right[k]) for k, v in left.items())
 
 
 HOWS = [
     {"ema": 0.8, "drop_path": 0.4, "label_smoothing": 0.2},
-    {"accumulate": 2, "clip": 0.5, "schedule": "cosine"},
+    {"grad_accum_steps": 2, "clip_grad": 0.5, "schedule": "cosine"},
     {"optimizer": "adamw", "patience": 1, "lr": 0.5, "epochs": 6},
     {"precision": "bf16", "save_every": 0.0},
-    {"optimizer": "muon", "freeze": 1, "l1": 1e-4},
+    {"optimizer": "muon", "freeze_epochs": 1, "l1": 1e-4},
 ]
 
 
@@ -143,7 +69,7 @@ def test_training_learns_what_can_be_learnt(tmp_path):
     history = trainer.state.history
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"] and trainer.state.best["val_accuracy"] > 0.8
     assert [row["epoch"] for row in history] == list(range(1, 9))
-    assert all(0 <= row["data_wait"] <= 1 and row["images_per_second"] > 0 for row in history)
+    assert all(0 <= row["data_time_fraction"] <= 1 and row["samples_per_second"] > 0 for row in history)
     assert trainer.state.best["val_accuracy"] == max(row["val_accuracy"] for row in history)
     assert set(best) == set(trainer.network.state_dict())
 
@@ -153,8 +79,8 @@ def test_a_step_is_the_mean_over_its_pictures_however_they_are_split(tmp_path):
     whole = Feed(size=24)
     assert whole.bounds == [(0, 26)]
     one, _ = run(tmp_path / "one", dict(how), feed=whole, net=plain_network())
-    three, _ = run(tmp_path / "three", {**how, "accumulate": 3}, feed=Feed(), net=plain_network())
-    many, _ = run(tmp_path / "many", {**how, "accumulate": 99}, feed=Feed(), net=plain_network())
+    three, _ = run(tmp_path / "three", {**how, "grad_accum_steps": 3}, feed=Feed(), net=plain_network())
+    many, _ = run(tmp_path / "many", {**how, "grad_accum_steps": 99}, feed=Feed(), net=plain_network())
     for key, value in one.tensors().items():
         assert torch.allclose(value, three.tensors()[key], atol=1e-6)
         assert torch.equal(three.tensors()[key], many.tensors()[key])
@@ -165,7 +91,7 @@ def test_the_last_step_of_an_epoch_counts_only_what_it_has(tmp_path):
     how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0}
     net = plain_network()
     mine, feed = copy.deepcopy(net), Feed()
-    trainer, _ = run(tmp_path, {**how, "accumulate": 2}, feed=feed, net=net)
+    trainer, _ = run(tmp_path, {**how, "grad_accum_steps": 2}, feed=feed, net=net)
     order = np.random.default_rng(0).permutation(26)
     optimizer = torch.optim.SGD(mine.parameters(), lr=0.05)
     for ids in (order[:16], order[16:]):
@@ -177,15 +103,15 @@ def test_the_last_step_of_an_epoch_counts_only_what_it_has(tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("clip", [0.05, 1e9])
-def test_clipping_is_that_of_torch(tmp_path, clip):
+@pytest.mark.parametrize("clip_grad", [0.05, 1e9])
+def test_clipping_is_that_of_torch(tmp_path, clip_grad):
     how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.1}
     net = plain_network()
     mine, feed = copy.deepcopy(net), Feed(size=24)
-    trainer, _ = run(tmp_path, {**how, "clip": clip}, feed=feed, net=net)
+    trainer, _ = run(tmp_path, {**how, "clip_grad": clip_grad}, feed=feed, net=net)
     ids = np.random.default_rng(0).permutation(26)
     nn.functional.cross_entropy(mine(feed.x[ids]), feed.y[ids], label_smoothing=0.1).backward()
-    nn.utils.clip_grad_norm_(mine.parameters(), clip)
+    nn.utils.clip_grad_norm_(mine.parameters(), clip_grad)
     for a, b in zip(mine.parameters(), trainer.network.parameters(), strict=True):
         assert torch.allclose(a - 0.05 * a.grad, b, atol=1e-7)
 
@@ -193,9 +119,9 @@ def test_clipping_is_that_of_torch(tmp_path, clip):
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "steps", "flat-cosine", "constant"])
 def test_the_rate_of_each_step_is_the_schedules(tmp_path, schedule):
     seen = []
-    trainer = Trainer(network(), settings(schedule=schedule, bias_lr=3.0, accumulate=2))
-    step = trainer.stepper.step
-    trainer.stepper.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
+    trainer = Trainer(network(), settings(schedule=schedule, bias_lr_mult=3.0, grad_accum_steps=2))
+    step = trainer.prepared_optimizer.step
+    trainer.prepared_optimizer.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
     fit(
         trainer,
         Feed(),
@@ -271,8 +197,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     net = plain_network()
     net.register_buffer("unused", torch.zeros(2))
     trainer = Trainer(net, settings())
-    step = trainer.stepper.step
-    trainer.stepper.step = lambda: (step(), net.unused.fill_(float("nan")))
+    step = trainer.prepared_optimizer.step
+    trainer.prepared_optimizer.step = lambda: (step(), net.unused.fill_(float("nan")))
     with pytest.raises(NotFiniteError, match="NaN: 'network.unused'"):
         fit(
             trainer,

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_training_loop import Feed, network, plain_network, settings
+from tiny_training import Feed, network, plain_network, settings
 from torch import nn
 
 from skipway.errors import NotFiniteError
@@ -12,7 +12,7 @@ from skipway.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"optimizer": "adamw", "ema": 0.9}, {"optimizer": "muon", "freeze": 1}], ids=str
+    "values", [{}, {"optimizer": "adamw", "ema": 0.9}, {"optimizer": "muon", "freeze_epochs": 1}], ids=str
 )
 def test_everything_is_as_before(values):
     trainer = Trainer(network(drop_path=0.3), settings(**values))
@@ -21,7 +21,7 @@ def test_everything_is_as_before(values):
         torch.manual_seed(k)
         trainer.to_train()
         trainer.engine.backward(trainer.model(torch.randn(8, 1, 6, 6)).square().mean())
-        trainer.stepper.step()
+        trainer.prepared_optimizer.step()
         trainer.optimizer.zero_grad()
     before = {k: v.clone() for k, v in trainer.tensors().items()}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups]
@@ -35,7 +35,9 @@ def test_everything_is_as_before(values):
 
 
 def test_a_run_after_the_test_has_the_bits_of_one_without(tmp_path):
-    from test_training_loop import Console, StopFlag, fit
+    from skipway.training.loop import fit
+    from skipway.utils.console import Console
+    from skipway.utils.signals import StopFlag
 
     found = []
     for tested in (False, True):

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from torch import nn
 
 from skipway.training.losses import Classification, Regression
-from skipway.training.metrics import Averaged, ClassScores, figures, per_class, score
+from skipway.training.metrics import Averaged, ClassScores, compute_metrics, per_class, score
 
 LABELS = np.array([0, 0, 1, 1, 2, 2, 2, 0])
 
@@ -94,7 +94,7 @@ def test_figures_are_those_of_scikit_learn():
     shares[:, 7] = 0.0  # a class that nobody sees
     labels = np.where(generator.random(300) < 0.5, shares.argmax(1), generator.integers(0, 7, 300))
     scores = ClassScores(np.arange(300), -np.log(shares[np.arange(300), labels]), shares, labels)
-    found = figures(scores)
+    found = compute_metrics(scores)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, scores.predicted))
     assert found["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, shares, k=5, labels=range(8)))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, scores.predicted, average="macro"))
@@ -107,16 +107,16 @@ def test_calibration_is_nothing_for_honest_probabilities_and_large_for_boasts():
     generator = np.random.default_rng(1)
     sure = generator.uniform(0.5, 1, 20_000)
     shares, labels = np.stack([sure, 1 - sure], 1), (generator.random(20_000) > sure).astype(int)
-    honest = figures(ClassScores(np.arange(20_000), np.zeros(20_000), shares, labels))
+    honest = compute_metrics(ClassScores(np.arange(20_000), np.zeros(20_000), shares, labels))
     boasts = np.stack([np.full(20_000, 0.99), np.full(20_000, 0.01)], 1)
-    assert honest["calibration_error"] < 0.015
-    found = figures(ClassScores(np.arange(20_000), np.zeros(20_000), boasts, labels))
-    assert found["calibration_error"] == pytest.approx(0.99 - (labels == 0).mean())
+    assert honest["ece"] < 0.015
+    found = compute_metrics(ClassScores(np.arange(20_000), np.zeros(20_000), boasts, labels))
+    assert found["ece"] == pytest.approx(0.99 - (labels == 0).mean())
 
 
 def test_a_set_of_one_class_has_no_ranking():
     scores = ClassScores(np.arange(3), np.zeros(3), np.full((3, 2), 0.5), np.zeros(3, int))
-    assert set(figures(scores)) == {"accuracy", "loss", "balanced_accuracy", "macro_f1", "calibration_error"}
+    assert set(compute_metrics(scores)) == {"accuracy", "loss", "balanced_accuracy", "macro_f1", "ece"}
 
 
 def test_several_views_are_the_mean_of_their_probabilities():
@@ -133,8 +133,8 @@ def test_figures_of_numbers_are_scikit_learns():
     task = Regression(mean=10.0, std=3.0)
     scores = task.scores(torch.from_numpy(outputs), torch.from_numpy(y), np.arange(50))
     true, predicted = y.astype(np.float64) * 3 + 10, outputs[:, 0].astype(np.float64) * 3 + 10
-    found = figures(scores)
-    assert found["r2"] == pytest.approx(r2_score(true, predicted)) == scores.figure
+    found = compute_metrics(scores)
+    assert found["r2"] == pytest.approx(r2_score(true, predicted)) == scores.primary_metric
     assert found["mae"] == pytest.approx(mean_absolute_error(true, predicted))
     assert found["rmse"] == pytest.approx(mean_squared_error(true, predicted) ** 0.5)
     assert found["loss"] == pytest.approx(float(task.loss(torch.from_numpy(outputs), torch.from_numpy(y))))

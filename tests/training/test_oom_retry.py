@@ -1,11 +1,11 @@
 import pytest
 import torch
-from test_training_loop import Feed, network, run, same, settings
+from tiny_training import Feed, network, run, same, settings
 
 from skipway.errors import StorageError
 from skipway.training.loop import fit
 from skipway.training.losses import Classification
-from skipway.training.oom_retry import halving
+from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.trainer import Trainer
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
@@ -43,24 +43,24 @@ def halved(folder, room, said=None, **values):
             stop=StopFlag(),
         )
 
-    halving(training, trainer, folder, 8, Words(quiet=True))
+    retry_with_microbatches(training, trainer, folder, 8, Words(quiet=True))
     return trainer
 
 
 def test_batches_that_do_not_fit_are_computed_in_pieces_and_the_run_ends(tmp_path):
     said = []
     trainer = halved(tmp_path, 3, said)
-    assert trainer.state.pieces == 4 and trainer.state.status == "finished" and trainer.state.epoch == 2
+    assert trainer.state.num_microbatches == 4 and trainer.state.status == "finished" and trainer.state.epoch == 2
     assert sum("memory ran out with batches of 8: from step 0 on they are computed in" in line for line in said) == 2
 
 
 def test_a_step_in_pieces_is_the_step_of_the_whole_batch_where_no_norm_looks(tmp_path):
-    from test_training_loop import plain_network
+    from tiny_training import plain_network
 
     found = []
     for pieces in (1, 3):
         trainer = Trainer(plain_network(), settings(epochs=1))
-        trainer.state.pieces = pieces
+        trainer.state.num_microbatches = pieces
         fit(
             trainer,
             Feed(),
@@ -85,7 +85,9 @@ def test_pieces_of_less_than_two_samples_are_refused(tmp_path):
 
 def test_another_error_is_not_taken_for_one_of_memory(tmp_path):
     with pytest.raises(RuntimeError, match="size mismatch"):
-        halving(lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")), None, tmp_path, 8, Console(quiet=True))
+        retry_with_microbatches(
+            lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")), None, tmp_path, 8, Console(quiet=True)
+        )
 
 
 def test_a_run_without_lack_is_as_without_the_net(tmp_path):

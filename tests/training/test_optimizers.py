@@ -23,7 +23,7 @@ def backward(net, seed=0):
 
 def test_weight_decay_is_on_weights_alone():
     net = network()
-    optimizer = make_optimizer(net, "sgd", **RATES, bias_lr=2.0)
+    optimizer = make_optimizer(net, "sgd", **RATES, bias_lr_mult=2.0)
     groups = {(g["weight_decay"], g["factor"]): {id(p) for p in g["params"]} for g in optimizer.param_groups}
     assert set(groups) == {(0.3, 1.0), (0.0, 2.0)}
     for module in net.modules():
@@ -56,7 +56,7 @@ def test_the_optimiser_is_the_one_by_name(name, momentum, kind, wanted):
 
 def test_rates_fall_with_depth():
     net = network()
-    optimizer = make_optimizer(net, "sgd", **RATES, bias_lr=3.0, lr_decay=0.5)
+    optimizer = make_optimizer(net, "sgd", **RATES, bias_lr_mult=3.0, layer_decay=0.5)
     set_rates(optimizer, 1.0, 0.7)
     found = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
     for place, part in enumerate(("head", "stage2", "stage1", "stem")):

@@ -1,6 +1,6 @@
 import pytest
 
-from skipway.training.schedules import SCHEDULES, between, constant, course, joined, momentum_at, scaled
+from skipway.training.schedules import SCHEDULES, anneal, constant, make_schedule, momentum_at, scaled, sequential
 
 POSITIONS = [i / 1000 for i in range(1001)]
 
@@ -50,18 +50,18 @@ def test_a_position_past_the_end_is_the_end(name):
 
 
 def test_schedules_are_put_together_and_scaled():
-    up, down = between(0.0, 1.0, straight=True), between(1.0, 0.5)
-    both = joined((0.2, up), (0.8, scaled(down, 3.0)))
+    up, down = anneal(0.0, 1.0, straight=True), anneal(1.0, 0.5)
+    both = sequential((0.2, up), (0.8, scaled(down, 3.0)))
     for p in POSITIONS:
         wanted = up(p / 0.2) if p < 0.2 else 3 * down((p - 0.2) / 0.8)
         assert both(p) == pytest.approx(wanted)
 
 
 def test_a_frozen_share_has_a_course_of_its_own_and_the_rest_half_of_it():
-    whole = course("one-cycle", 0.25)
+    whole = make_schedule("one-cycle", 0.25)
     assert [whole(0.25 * p) for p in POSITIONS[:-1]] == pytest.approx(values_of("one-cycle")[:-1])
     assert [whole(0.25 + 0.75 * p) for p in POSITIONS] == pytest.approx([v / 2 for v in values_of("one-cycle")])
-    assert course("cosine") is SCHEDULES["cosine"]
+    assert make_schedule("cosine") is SCHEDULES["cosine"]
 
 
 def test_momentum_moves_against_the_rate_of_one_cycle_alone():

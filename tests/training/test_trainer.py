@@ -8,7 +8,7 @@ from torch import nn
 
 from skipway.model_factory import create_model
 from skipway.training import trainer as trainer_module
-from skipway.training.trainer import Settings, Trainer, as_found, has_bf16
+from skipway.training.trainer import Settings, Trainer, has_bf16, preserve_global_state
 
 
 def network():
@@ -20,7 +20,7 @@ def step(trainer, seed=0):
     torch.manual_seed(seed)
     loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean()
     trainer.engine.backward(loss)
-    trainer.stepper.step()
+    trainer.prepared_optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.update_average()
 
@@ -37,15 +37,15 @@ def test_weights_stand_channels_last():
 
 def test_the_average_follows_the_weights_and_is_what_is_judged():
     trainer = Trainer(network(), settings(ema=0.5))
-    assert Trainer(network(), settings()).judged is not None
+    assert Trainer(network(), settings()).eval_model is not None
     kept = []
     for k in range(3):
         step(trainer, k)
         kept.append({n: p.detach().clone() for n, p in trainer.network.named_parameters()})
-    for name, p in trainer.judged.named_parameters():
+    for name, p in trainer.eval_model.named_parameters():
         wanted = 0.5 * (0.5 * kept[0][name] + 0.5 * kept[1][name]) + 0.5 * kept[2][name]
         assert torch.allclose(p, wanted, atol=1e-6)
-    assert trainer.judged is not trainer.network
+    assert trainer.eval_model is not trainer.network
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_is_one_per_process_is_as_before():
     threads, wanted = torch.get_num_threads(), torch.get_rng_state()
     AcceleratorState._reset_state(reset_partial_state=True)
     host = Accelerator(cpu=True, mixed_precision="bf16")
-    with pytest.raises(KeyError), as_found():
+    with pytest.raises(KeyError), preserve_global_state():
         torch.set_num_threads(threads + 1)
         torch.manual_seed(5)
         Trainer(network(), settings())
@@ -104,7 +104,7 @@ def test_a_second_trainer_may_have_another_precision():
 
 
 def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
-    trainer = Trainer(network(), settings(epochs=2, freeze=1, weight_decay=0.1, optimizer="adamw"))
+    trainer = Trainer(network(), settings(epochs=2, freeze_epochs=1, weight_decay=0.1, optimizer="adamw"))
     fixed = next(p for n, p in trainer.network.named_parameters() if n.startswith("stage1"))
     for epoch, moved in ((0, {"head"}), (1, {"stem", "stage1", "stage2", "head"})):
         trainer.state.epoch = epoch
@@ -119,15 +119,15 @@ def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
 def test_what_never_learns_stays_so_after_the_thaw():
     net = network()
     next(net.parameters()).requires_grad_(False)
-    trainer = Trainer(net, settings(epochs=2, freeze=1))
+    trainer = Trainer(net, settings(epochs=2, freeze_epochs=1))
     for trainer.state.epoch in (0, 1):
         trainer.to_train()
         assert not next(net.parameters()).requires_grad
-    assert sum(p.requires_grad for p in net.parameters()) == len(trainer.learnt)
+    assert sum(p.requires_grad for p in net.parameters()) == len(trainer.trainable_params)
 
 
 def test_a_network_of_one_part_is_never_frozen():
-    trainer = Trainer(nn.Sequential(nn.Linear(3, 2)), settings(freeze=1))
+    trainer = Trainer(nn.Sequential(nn.Linear(3, 2)), settings(freeze_epochs=1))
     trainer.to_train()
     assert all(p.requires_grad for p in trainer.network.parameters())
 
@@ -147,14 +147,14 @@ def test_an_l2_penalty_is_weight_decay_at_twice_the_factor_for_plain_sgd():
             torch.manual_seed(k)
             loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean() + trainer.penalty()
             trainer.engine.backward(loss)
-            trainer.stepper.step()
+            trainer.prepared_optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
         found.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
     assert torch.allclose(*found, atol=1e-6)
 
 
 def test_rates_and_momentum_are_those_of_the_position():
-    trainer = Trainer(network(), settings(bias_lr=2.0, lr_decay=0.5))
+    trainer = Trainer(network(), settings(bias_lr_mult=2.0, layer_decay=0.5))
     trainer.set_rates(0.25)  # the top of one-cycle
     rates = {round(g["lr"], 9) for g in trainer.optimizer.param_groups}
     assert rates == {0.1 * f * b for f in (0.125, 0.25, 0.5, 1.0) for b in (1, 2)}

@@ -7,120 +7,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import pytest
+from faulty_disk import FaultyOs, each_fault, each_kill, failing, forked, temporaries
 
 from skipway.errors import InputError, NotFiniteError, StorageError
 from skipway.utils import atomic_files
 
 resource = pytest.importorskip("resource", reason="faults are injected with fork and signals, which Windows has not")
-
-
-class FaultyOs:
-    """Stands in for `os` within durable: the k-th call that touches the disk goes wrong, all others are real."""
-
-    COUNTED = ("open", "write", "fsync", "close", "replace", "rename", "mkdir")
-
-    def __init__(self, when, fault):
-        self.when, self.fault, self.log = when, fault, []
-
-    def __getattr__(self, name):
-        real = getattr(os, name)
-        if name not in self.COUNTED:
-            return real
-
-        def call(*arguments):
-            self.log.append(name)
-            return self.fault(name, real, arguments) if len(self.log) == self.when else real(*arguments)
-
-        return call
-
-
-def failing(code):
-    def fault(name, real, arguments):
-        if name == "close":  # the kernel frees the descriptor even when close reports an error
-            real(*arguments)
-        if name == "write":  # a disk fills in the middle of a write, not before it
-            real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-        raise OSError(code, os.strerror(code))
-
-    return fault
-
-
-def killing(name, real, arguments):
-    if name == "write":
-        real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def forked(work):
-    """Run `work` in a child process; the signal that ended it, or 0."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the child failed, see its traceback"
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-
-
-def each_fault(monkeypatch, code, work, check):
-    """The anomaly loop: fail the 1st call, the 2nd, ... until the work completes untouched; how many there were."""
-    for when in range(1, 1000):
-        faulty = FaultyOs(when, failing(code))
-        with monkeypatch.context() as patch:
-            patch.setattr(atomic_files, "os", faulty)
-            if len(faulty.log) < when:
-                try:
-                    work(when)
-                except StorageError as error:
-                    raised = str(error)
-                else:
-                    raised = None
-        if len(faulty.log) < when:
-            assert raised is None
-            return when - 1
-        check(when, raised, faulty.log)
-    raise AssertionError("the work never ended")
-
-
-def each_kill(work, check):
-    """SIGKILL at the 1st call, the 2nd, ... until the work completes untouched; how many there were."""
-    for when in range(1, 1000):
-
-        def child(when=when):
-            atomic_files.os = FaultyOs(when, killing)
-            work(when)
-
-        ended = forked(child)
-        check(when)
-        if ended == 0:
-            return when - 1
-        assert ended == signal.SIGKILL
-    raise AssertionError("the work never ended")
-
-
-def temporaries(folder):
-    return [name for _, folders, files in os.walk(folder) for name in folders + files if ".tmp-" in name]
-
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A real disk of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.name == "nt" or os.geteuid() or not shutil.which("mount"):
-        pytest.skip("mounting a tmpfs needs root")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path):
@@ -443,7 +338,7 @@ def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(tmp_path
 
 
 def test_the_module_loads_where_there_is_no_fcntl():
-    code = "import sys; sys.modules['fcntl'] = None; from skipway.training import durable; print(durable.fcntl)"
+    code = "import sys; sys.modules['fcntl'] = None; from skipway.utils import atomic_files; print(atomic_files.fcntl)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
 
 

@@ -63,22 +63,22 @@ def test_a_bar_drawn_too_often_costs_nothing(clock):
 
 def test_lines_are_safe_whatever_stands_in_them():
     out = io.StringIO()
-    Console(stream=out).say("a\x1b[2J\nb\u202e\udcff")
+    Console(stream=out).print("a\x1b[2J\nb\u202e\udcff")
     assert out.getvalue() == "a\\x1b[2J\nb\\u202e\\udcff\n"
 
 
 def test_a_stream_that_knows_few_characters_gets_the_others_spelt_out():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    Console(stream=stream).say("runs/Бilder-é")
+    Console(stream=stream).print("runs/Бilder-é")
     assert raw.getvalue() == b"runs/\\u0411ilder-\\xe9\n"
 
 
 def test_a_closed_pipe_is_said_to_no_more():
     console = Console(stream=Closed())
-    console.say("one")
+    console.print("one")
     assert console.quiet and not console.live
-    console.say("two")
+    console.print("two")
 
 
 def test_a_closed_stream_and_no_stream_stop_nothing(monkeypatch):
@@ -91,13 +91,13 @@ def test_a_closed_stream_and_no_stream_stop_nothing(monkeypatch):
     bar.done()
     monkeypatch.setattr(sys, "stdout", None)
     assert Console().quiet
-    Console().say("nothing")
+    Console().print("nothing")
 
 
 def test_a_full_disk_stops_nothing():
     with open("/dev/full", "w") as full:
         console = Console(stream=full)
-        console.say("x")
+        console.print("x")
         assert console.quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
@@ -105,7 +105,7 @@ def test_a_full_disk_stops_nothing():
 def test_quiet_is_quiet():
     out = Terminal()
     console = Console(quiet=True, stream=out)
-    console.say("x")
+    console.print("x")
     bar = console.bar("x", 2)
     bar.said = -1e9
     bar.at(1)

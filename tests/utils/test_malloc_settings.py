@@ -9,7 +9,7 @@ from skipway.utils.malloc_settings import restart_gathering
 
 PROBE = """
 import resource
-from skipway.memory import keep_freed_memory
+from skipway.utils.malloc_settings import keep_freed_memory
 kept = {kept} and keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 import numpy as np
@@ -37,7 +37,7 @@ def test_kept_memory_is_not_fetched_from_the_system_again():
 
 RESTARTED = """
 import os, sys
-from skipway.memory import restart_gathering
+from skipway.utils.malloc_settings import restart_gathering
 restart_gathering()
 print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 """

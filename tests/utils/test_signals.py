@@ -64,7 +64,7 @@ def test_handlers_come_back_after_an_error():
 @pytest.mark.parametrize("second, code", [("SIGINT", 130), ("SIGTERM", 7)])
 def test_a_second_interrupt_ends_the_process_at_once(second, code):
     said = (
-        "import os, signal; from skipway.signals import StopFlag\n"
+        "import os, signal; from skipway.utils.signals import StopFlag\n"
         "with StopFlag():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         f"    os.kill(os.getpid(), signal.{second})\n"
@@ -79,7 +79,7 @@ import builtins, os, signal, sys
 from skipway.__main__ import main
 load = builtins.__import__
 def signalled(name, globals=None, locals=None, fromlist=(), level=0):
-    if name == "skipway" and "cli" in (fromlist or ()):
+    if name == "skipway.cli" and "app" in (fromlist or ()):
         os.kill(os.getpid(), signal.SIGTERM)
     return load(name, globals, locals, fromlist, level)
 builtins.__import__ = signalled

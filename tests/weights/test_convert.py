@@ -4,6 +4,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from golden_states import FILES, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,7 +15,6 @@ from skipway.models import registry
 from skipway.models.network import outline, planned
 from skipway.weights.convert import adopt, release
 from skipway.weights.key_maps import LIBRARIES
-from tests.golden_states import FILES, golden
 
 LIKE = {  # what a library's networks of each kind are made of
     ("torchvision", "resnet"): {"stem": ["large"], "shortcut": ["auto"], "block": ["basic", "bottleneck"]},

@@ -158,7 +158,15 @@ def test_a_tag_of_the_hub_brings_weights_and_what_its_network_is_given(hub, tag)
     network = sw.create_model("resnet18", pretrained=tag, **TINY)
     assert same(network, hub.network) and network.origin == "timm/resnet18.tiny_test"
     assert network.spec == Spec(
-        3, 32, 35, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), ("0", "1", "2"), fit="crop", interpolation="bicubic", mirrored=True
+        3,
+        32,
+        35,
+        (0.4, 0.5, 0.6),
+        (0.3, 0.2, 0.1),
+        ("0", "1", "2"),
+        resize_mode="crop",
+        interpolation="bicubic",
+        mirrored=True,
     )
 
 
@@ -293,7 +301,7 @@ def test_a_foreign_file_is_recognised_or_told(library, said, tmp_path):
     again = sw.create_model("resnet18", pretrained=source, **TINY, **options)
     assert same(again, network)
     assert again.origin == f"{tmp_path / 'w.bin'} ({library}), pictures prepared as is usual there"
-    assert again.spec.fit == "crop" and again.spec.size == 224 and again.spec.class_names == ("0", "1", "2")
+    assert again.spec.resize_mode == "crop" and again.spec.size == 224 and again.spec.class_names == ("0", "1", "2")
 
 
 def test_the_cifar_networks_know_their_classes(tmp_path):
@@ -305,7 +313,7 @@ def test_the_cifar_networks_know_their_classes(tmp_path):
 
 
 def rates(network):
-    return [skip.drop_path for _, skip in sw.walk(network)]
+    return [skip.drop_path for _, skip in sw.named_skips(network)]
 
 
 def test_a_file_of_ours_brings_its_spec_and_leaves_what_no_weight_depends_on_to_the_call(tmp_path):
@@ -433,7 +441,7 @@ def test_a_stem_answers_equal_channels_as_before(in_chans, stem, tmp_path):
         assert again.spec.mean == pytest.approx((0.5,)) and again.origin.endswith("stem fitted from 3 to 1 channels")
 
 
-def test_a_grey_network_can_be_given_colour(tmp_path):
+def test_a_grey_network_can_be_given_color(tmp_path):
     network = scrambled(in_chans=1)
     spec = Spec(1, 8, 8, (0.4,), (0.3,), ("ant", "bee", "cow"))
     again = sw.create_model("resnet18", in_chans=3, pretrained=ours(tmp_path / "a.safetensors", network, spec), **TINY)

@@ -4,7 +4,7 @@ Every function takes chances: numbers in [0, 1) for each picture (see `augment.d
 batch. Mixing alone takes a partner from it.
 
 Shapes: x is (B, C, S, S) float in 0 to 255; chances (B, n); y (B,) classes.
-Sources: affine and colour changes as fastai's defaults (2018); TrivialAugment, Müller and Hutter 2021,
+Sources: affine and color changes as fastai's defaults (2018); TrivialAugment, Müller and Hutter 2021,
 arXiv:2103.10158; random erasing, Zhong et al. 2017, arXiv:1708.04896; mixup, Zhang et al. 2017, arXiv:1710.09412;
 cutmix, Yun et al. 2019, arXiv:1905.04899.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["CHANCES", "DISTORTIONS", "MIX_CHANCES", "mixed"]
 
-_SHARE = 0.75  # of pictures that each change of `affine` and `colour` is made to
+_SHARE = 0.75  # of pictures that each change of `affine` and `color` is made to
 _TURN, _SCALE, _SHEAR = 10.0, 1.1, 0.1  # degrees; times; per pixel
 _LIGHT = 1.25  # most that brightness, contrast and saturation are multiplied or divided by
 _ERASED, _AREA, _RATIO = 0.25, (0.02, 0.33), 3.3  # share of pictures; of a picture; longest side over the shortest
@@ -37,7 +37,7 @@ def affine(x: Tensor, chances: Tensor) -> Tensor:
     return _moved(x, turned)
 
 
-def colour(x: Tensor, chances: Tensor) -> Tensor:
+def color(x: Tensor, chances: Tensor) -> Tensor:
     """Brightness, contrast and saturation multiplied or divided by up to 1.25."""
     reach = math.log(_LIGHT)
     factors = [torch.exp(_span(chances, column, -reach, reach)).view(-1, 1, 1, 1) for column in (0, 2, 4)]
@@ -73,7 +73,7 @@ def erase(x: Tensor, chances: Tensor) -> Tensor:
 CHANCES = 6
 DISTORTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "affine": affine,
-    "colour": colour,
+    "color": color,
     "trivial": trivial,
     "erase": erase,
 }

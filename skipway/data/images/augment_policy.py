@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skipway.kernels.image_ops import ZOOM
 
-__all__ = ["augmented", "centred", "chances", "choose", "describe", "draws", "margin", "views"]
+__all__ = ["augmented", "centred", "augment_random_table", "choose", "describe", "random_table", "margin", "views"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ZOOM = (0.35, 1.0)  # share of the area that a zoom keeps
@@ -23,12 +23,12 @@ _LEVELS = {
     "auto": "{moved}",
     "none": "none",
     "light": "{moved}",
-    "medium": "{moved}+affine+colour",
+    "medium": "{moved}+affine+color",
     "strong": "{moved}+trivial+erase",
 }
 
 
-def draws(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
+def random_table(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
     """(len(ids), count) numbers in [0, 1) that depend on (seed, epoch, id, column) alone.
 
     SplitMix64 (Steele et al. 2014) used as a hash: each input is mixed in, then the bits are stirred.
@@ -41,14 +41,14 @@ def draws(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
     return (bits >> np.uint64(11)) / float(1 << 53)
 
 
-def chances(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
+def augment_random_table(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
     """(len(ids), 5) numbers that `augmented` takes; the first decides on the flip.
 
     Whether a picture is flipped alternates from epoch to epoch, so that any two epochs in a row show both sides of
     every picture.
     """
-    table = draws(seed, epoch, ids, 5)
-    first = draws(seed, 0, ids, 1)[:, 0]
+    table = random_table(seed, epoch, ids, 5)
+    first = random_table(seed, 0, ids, 1)[:, 0]
     table[:, 0] = first if epoch % 2 == 0 else 1 - first
     return table
 
@@ -60,7 +60,7 @@ def _stir(x: np.ndarray) -> np.ndarray:
 
 
 def choose(level: str, packed: int, size: int, mirrored: bool) -> str:
-    """The parts that a level stands for: light ones move, medium ones also turn and recolour, strong ones do anything.
+    """The parts that a level stands for: light ones move, medium ones also turn and recolor, strong ones do anything.
 
     Moving is a zoom where there is room to crop from, else a shift, with flips where a mirror is harmless. What names
     its parts itself stays as it is.
@@ -79,7 +79,7 @@ def describe(level: str, size: int) -> str:
         "shift": f"shift by up to {_reach(size)} px",
         "zoom": f"zoom to {_ZOOM[0]:.0%} to 100% of the area",
         "affine": "turn, enlarge and shear a little",
-        "colour": "brightness, contrast and saturation",
+        "color": "brightness, contrast and saturation",
         "trivial": "TrivialAugment",
         "erase": "erase a rectangle of a quarter of the pictures",
     }

@@ -44,14 +44,14 @@ class Packing:
     size: int
     packed: int
     channels: int
-    fit: str = "squash"
+    resize_mode: str = "squash"
     max_pixels: int = 50_000_000
     interpolation: str = "bilinear"
 
     @property
     def preparation(self) -> dict[str, Any]:
         """How a picture becomes pixels, as the arguments of `decode`."""
-        how = {"fit": self.fit, "interpolation": self.interpolation}
+        how = {"resize_mode": self.resize_mode, "interpolation": self.interpolation}
         return {"size": self.packed, "cut": self.size, "channels": self.channels, **how}
 
 
@@ -74,10 +74,11 @@ class Packed:
     warnings: list[str] = field(default_factory=list)
 
 
-def natural_packing(source: Source, size: int | None, fit: str, max_pixels: int) -> Packing:
+def natural_packing(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> Packing:
     """The sizes and channels that suit the pictures: small ones as they are, photographs at 128 with room to crop.
 
-    With `fit` "auto" nine of ten pictures decide: near squares are squashed, up to 2:1 they are cropped, beyond padded.
+    With `resize_mode` "auto" nine of ten pictures decide: near squares are squashed, up to 2:1 they are cropped,
+    beyond padded.
     """
     sides, ratios, grey = [], [], True
     for content in source.peek():
@@ -96,17 +97,17 @@ def natural_packing(source: Source, size: int | None, fit: str, max_pixels: int)
     natural = int(np.median(sides)) if sides else PHOTOGRAPH
     small = natural <= SMALL
     size = size or (natural if small else PHOTOGRAPH)
-    if fit == "auto":
+    if resize_mode == "auto":
         most = float(np.quantile(ratios, 0.9)) if ratios else 1.0
-        fit = "squash" if most <= _SQUARE else "crop" if most <= _LONG else "pad"
+        resize_mode = "squash" if most <= _SQUARE else "crop" if most <= _LONG else "pad"
     packed = size if natural <= size else min(natural, round(size * ROOM))
-    return Packing(size, packed, 1 if grey and sides else 3, fit, max_pixels)
+    return Packing(size, packed, 1 if grey and sides else 3, resize_mode, max_pixels)
 
 
 def pack(
     source: Source,
     packing: Packing,
-    max_bad: float = 0.01,
+    max_unreadable: float = 0.01,
     console: Console | None = None,
     stop: StopFlag | None = None,
     *,
@@ -116,7 +117,7 @@ def pack(
     """Decode every picture of `source`; unreadable ones are left out, named and counted, never replaced.
 
     Raises:
-        InputError: more than `max_bad` of the pictures are unreadable, or a class has none left where each needs one.
+        InputError: more than `max_unreadable` of the pictures are unreadable, or a class that needs one has none.
         StorageError: the memory map does not fit on the disk.
         Interrupted: `stop` was set meanwhile.
     """
@@ -162,7 +163,7 @@ def pack(
         packed.splits[split] = np.arange(begun, kept)
     bar.done()
     packed.pixels, packed.labels, packed.sizes = pixels[:kept], packed.labels[:kept], _described(sizes)
-    _refuse_too_many(packed, total, max_bad)
+    _refuse_too_many(packed, total, max_unreadable)
     if need_every_class:
         _refuse_lost_classes(packed)
     return packed
@@ -275,14 +276,14 @@ def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         ) from None
 
 
-def _refuse_too_many(packed: Packed, total: int, max_bad: float) -> None:
+def _refuse_too_many(packed: Packed, total: int, max_unreadable: float) -> None:
     bad = packed.skipped
-    if bad and len(bad) > max_bad * total:
+    if bad and len(bad) > max_unreadable * total:
         said = "; ".join(f"{printable(s.key)}: {s.reason}" for s in bad[:5])
         more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
         raise InputError(
             f"{len(bad):,} of {total:,} pictures of {printable(packed.name)} cannot be read ({said}{more}); mend or "
-            f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-bad"
+            f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-unreadable"
         )
 
 

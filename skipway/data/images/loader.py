@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.data.images.augment_ops import CHANCES, DISTORTIONS, MIX_CHANCES, mixed
-from skipway.data.images.augment_policy import augmented, centred, chances, draws
+from skipway.data.images.augment_policy import augment_random_table, augmented, centred, random_table
 from skipway.data.images.decoded_cache import Packed
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALISE
 
-__all__ = ["Augmentation", "Batches", "batch_bounds", "evenly", "mean_and_std", "shuffled"]
+__all__ = ["Augmentation", "ImageBatches", "batch_bounds", "evenly", "mean_and_std", "shuffled"]
 
 # A picture's chances: those of `augmented`, of each distortion, of mixing. What one takes never depends on the others.
 _OWN = 5
@@ -104,7 +104,7 @@ class Augmentation:
         return max(4, round((self.first_size + grown * (size - self.first_size)) / 4) * 4)
 
 
-class Batches:
+class ImageBatches:
     """The pictures `rows` of a packed set in batches; with an `augmentation`, shuffled and changed as it says.
 
     Of every batch `part` (k, n) takes the k-th of n parts: what each of n processes is given.
@@ -152,7 +152,7 @@ class Batches:
             ids = order[begin:end][self.part[0] :: self.part[1]]
             x, y = self.pictures(ids, epoch), torch.from_numpy(self.packed.labels[ids]).to(self.device)
             if change is not None and (change.mixup or change.cutmix):
-                chances = draws(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]
+                chances = random_table(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]
                 x, y = mixed(x, y, chances, len(self.packed.class_names), change.mixup, change.cutmix)
             yield x, y, ids
 
@@ -172,12 +172,14 @@ class Batches:
             return self._normalised(centred(self.packed.pixels, ids, size))
         parts, wanted = change.parts.split("+"), change.size_at(epoch, size)
         cut = wanted if "zoom" in parts else size
-        x = augmented(self.packed.pixels, ids, change.parts, cut, chances(change.seed, epoch, ids)).to(self.device)
+        x = augmented(self.packed.pixels, ids, change.parts, cut, augment_random_table(change.seed, epoch, ids)).to(
+            self.device
+        )
         if wanted != cut:
             x = F.interpolate(x.float(), (wanted, wanted), mode="bilinear", antialias=True)
         if any(part in DISTORTIONS for part in parts):
             x = x.float()
-            table = torch.from_numpy(draws(change.seed, epoch, ids, _MIX)).to(self.device, torch.float32)
+            table = torch.from_numpy(random_table(change.seed, epoch, ids, _MIX)).to(self.device, torch.float32)
             for index, (name, distort) in enumerate(DISTORTIONS.items()):
                 if name in parts:
                     x = distort(x, table[:, _OWN + index * CHANCES :][:, :CHANCES])
@@ -188,7 +190,7 @@ class Batches:
     def _transformed(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
         assert self.augmentation is not None and self.augmentation.transform is not None
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(int(draws(self.augmentation.seed, epoch, ids[:1], 1)[0, 0] * 2**53))
+            torch.manual_seed(int(random_table(self.augmentation.seed, epoch, ids[:1], 1)[0, 0] * 2**53))
             changed = self.augmentation.transform(x / 255)
         if not isinstance(changed, Tensor) or changed.shape[:2] != x.shape[:2] or changed.dim() != 4:
             found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__

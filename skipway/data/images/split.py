@@ -10,7 +10,7 @@ from skipway.data.images.decoded_cache import Packed
 from skipway.data.sources.base import SPLITS
 from skipway.errors import InputError, printable
 
-__all__ = ["class_counts", "describe", "held_out", "hold_out", "refuse_leaks", "remarks", "twins"]
+__all__ = ["class_counts", "describe", "held_out", "hold_out", "refuse_leaks", "remarks", "duplicates"]
 
 MOST_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
 IMBALANCED = 5.0
@@ -74,7 +74,7 @@ def _shares(counts: np.ndarray, wanted: int) -> np.ndarray:
     return shares
 
 
-def twins(packed: Packed) -> list[list[int]]:
+def duplicates(packed: Packed) -> list[list[int]]:
     """Groups of pictures with the same content, byte for byte."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, digest in enumerate(packed.digests):
@@ -85,7 +85,7 @@ def twins(packed: Packed) -> list[list[int]]:
 def refuse_leaks(packed: Packed, allow: bool) -> None:
     """Say which pictures stand twice; where copies stand in two splits, validation would be flattered: refuse."""
     split_of = {int(i): split for split in SPLITS for i in packed.splits.get(split, ())}
-    groups = twins(packed)
+    groups = duplicates(packed)
     across = [g for g in groups if len({split_of[i] for i in g}) > 1]
     crossed = [g for g in groups if len({int(packed.labels[i]) for i in g}) > 1]
     if across:

@@ -18,7 +18,7 @@ BUILT_IN = ("digits", *BUILT_IN_TABLES)
 _WRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hub that a mirror would spoil
 
 
-def open_source(data: str, follow_links: bool = False, allow_empty: bool = False) -> Source:
+def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
     """The labelled pictures that `data` names; a folder or file that exists goes before a name of the Hub."""
     if data == "digits":
         return digits()
@@ -31,7 +31,7 @@ def open_source(data: str, follow_links: bool = False, allow_empty: bool = False
     except (OSError, RuntimeError):  # a folder that may not be looked into, a home of nobody
         exists = False
     if not exists and (data in HUB_NAMES or data.startswith("hf:")):
-        source = parquet_source(hub_folder(data), allow_empty)
+        source = parquet_source(hub_folder(data), allow_empty_classes)
         source.name = data.removeprefix("hf:").rpartition("/")[2]
         source.mirrored = not _WRITTEN & set(data.lower().removeprefix("hf:").split("/"))
         return source
@@ -47,7 +47,7 @@ def open_source(data: str, follow_links: bool = False, allow_empty: bool = False
                 f"{printable(data)} holds both pictures and parquet files; keep the pictures or the parquet files in a "
                 "folder of their own, and name that"
             )
-        return parquet_source(path, allow_empty)
+        return parquet_source(path, allow_empty_classes)
     if path.is_file():
         raise InputError(
             f"{printable(data)} is a {printable(path.suffix) or 'nameless'} file; pictures to learn from come as a "
@@ -59,7 +59,7 @@ def open_source(data: str, follow_links: bool = False, allow_empty: bool = False
             f"{printable(data)} holds {f'{loose} pictures' if loose else 'nothing'} but no class folders; put the "
             "pictures of each class into a folder of its own, named as the class"
         )
-    return folder_source(path, follow_links, allow_empty)
+    return folder_source(path, follow_links, allow_empty_classes)
 
 
 def digits() -> Source:

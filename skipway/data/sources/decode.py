@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from skipway.data.image_spec import FITS
+from skipway.data.image_spec import RESIZE_MODES
 from skipway.errors import InputError, printable
 
 __all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
@@ -84,7 +84,7 @@ def decode(
     *,
     size: int,
     channels: int = 3,
-    fit: str = "squash",
+    resize_mode: str = "squash",
     max_pixels: int = MAX_PIXELS,
     suffix: str = "",
     interpolation: str = "bilinear",
@@ -92,13 +92,16 @@ def decode(
 ) -> Picture:
     """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
 
-    `fit` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other (to the
-    pixel as if the centre `cut` x `cut`, of which `margin` tells the place, were cut out of the resized whole), "pad"
-    keeps all between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
+    `resize_mode` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other
+    (to the pixel as if the centre `cut` x `cut`, of which `margin` tells the place, were cut out of the resized whole),
+    "pad" keeps all between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact
+    pixels.
     Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
     """
-    if size < 1 or channels not in (1, 3) or fit not in FITS:
-        raise InputError(f"no size of at least 1, 1 or 3 channels and {'/'.join(FITS)}: {size}, {channels}, {fit!r}")
+    if size < 1 or channels not in (1, 3) or resize_mode not in RESIZE_MODES:
+        raise InputError(
+            f"no size of at least 1, 1 or 3 channels and {'/'.join(RESIZE_MODES)}: {size}, {channels}, {resize_mode!r}"
+        )
     with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         width, height = opened.size
         if width * height > max_pixels:
@@ -107,8 +110,8 @@ def decode(
         notes = _oddities(data, opened, str(file_format))
         if suffix and _FORMAT_OF.get(suffix.lower(), file_format) != file_format:
             notes.append("extension does not match content")
-        scale = _draft(opened, size, fit) if file_format == "JPEG" and max(width, height) > 2 * size else 1.0
-        image = _load(data, opened, size, fit)
+        scale = _draft(opened, size, resize_mode) if file_format == "JPEG" and max(width, height) > 2 * size else 1.0
+        image = _load(data, opened, size, resize_mode)
         orientation = _orientation(opened, notes)
         image = _to_grey_or_rgb(image, notes)
         corner = (0.0, 0.0)
@@ -118,9 +121,9 @@ def decode(
             image = image.transpose(operation)
             width, height = (height, width) if orientation >= 5 else (width, height)
             corner = ((image.width - width / scale) * from_right, (image.height - height / scale) * from_bottom)
-        image = _fitted(image, (width, height), corner, scale, size, fit, interpolation, cut or size)
+        image = _fitted(image, (width, height), corner, scale, size, resize_mode, interpolation, cut or size)
         if image.mode == "RGB" and channels == 1:
-            notes.append("colour converted to grey")
+            notes.append("color converted to grey")
             image = image.convert("L")
         pixels = np.array(image)
         if image.mode == "L":
@@ -248,21 +251,21 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _target(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
-    if fit != "pad":
+def _target(width: int, height: int, size: int, resize_mode: str) -> tuple[int, int]:
+    if resize_mode != "pad":
         return size, size
     longest = max(width, height)
     return max(1, round(width * size / longest)), max(1, round(height * size / longest))
 
 
-def _draft(image: Image.Image, size: int, fit: str) -> float:
+def _draft(image: Image.Image, size: int, resize_mode: str) -> float:
     """Ask libjpeg for 1/2, 1/4 or 1/8 of the picture, never less than the gap allows; returns the divisor."""
-    across, down = _target(*image.size, size, fit)
+    across, down = _target(*image.size, size, resize_mode)
     width, drafted = image.width, image.draft("", (int(across * _REDUCING_GAP), int(down * _REDUCING_GAP)))
     return width / drafted[1][2] if drafted else 1.0
 
 
-def _load(data: bytes, image: Image.Image, size: int, fit: str) -> Image.Image:
+def _load(data: bytes, image: Image.Image, size: int, resize_mode: str) -> Image.Image:
     """`image` with its pixels, or a JPEG's that lacks nothing but its end marker.
 
     Pillow refuses both a JPEG cut off in its pixels and one that ends right behind them. They are told apart by going
@@ -274,14 +277,14 @@ def _load(data: bytes, image: Image.Image, size: int, fit: str) -> Image.Image:
         return image
     except OSError:
         components = data[data.rfind(b"\xff\xda", 0, scan) + 4 :][:1]
-        # Later scans of a progressive JPEG only refine, those of a split one only add colour: an early end goes unseen.
+        # Later scans of a progressive JPEG only refine, those of a split one only add color: an early end goes unseen.
         one_scan = "progressive" not in image.info and components == bytes([len(image.getbands())])
         if not scan or not one_scan or data.endswith(b"\xff"):
             raise
         seen = set()
         for filler in (b"", b"\x55", b"\xaa", b"\xff\0", b"\x33", b"\xcc"):
             future = Image.open(io.BytesIO(data + filler * 4096 + _END_OF_JPEG), formats=FORMATS)
-            _draft(future, size, fit)
+            _draft(future, size, resize_mode)
             seen.add(future.tobytes())
             if len(seen) > 1:
                 raise
@@ -349,13 +352,13 @@ def _fitted(
     corner: tuple[float, float],
     scale: float,
     size: int,
-    fit: str,
+    resize_mode: str,
     interpolation: str,
     cut: int,
 ) -> Image.Image:
     """`image`, which holds the `original` divided by `scale` from `corner` on, as size x size."""
-    target = _target(*original, size, fit)
-    resized = [size * n // min(original) if fit == "crop" else size for n in original]
+    target = _target(*original, size, resize_mode)
+    resized = [size * n // min(original) if resize_mode == "crop" else size for n in original]
     first = [round((w - cut) / 2) - round((size - cut) / 2) for w in resized]
     edges = [(f * n / w, (f + size) * n / w) for f, n, w in zip(first, original, resized, strict=True)]
     (left, right), (top, bottom) = [[c + e / scale for e in both] for c, both in zip(corner, edges, strict=True)]
@@ -368,7 +371,7 @@ def _fitted(
             image = image.reduce((min(32, max(1, factors[0])), min(32, max(1, factors[1]))), whole)
             box = (0, 0, *image.size)
         image = image.resize(target, Image.Resampling[interpolation.upper()], box, reducing_gap=_REDUCING_GAP)
-    if fit == "pad" and target != (size, size):
+    if resize_mode == "pad" and target != (size, size):
         canvas = Image.new(image.mode, (size, size), (_PAD_GREY,) * len(image.getbands()))
         canvas.paste(image, ((size - target[0]) // 2, (size - target[1]) // 2))
         return canvas

@@ -23,18 +23,18 @@ _JUNK = {"__macosx", "thumbs.db", "desktop.ini", "icon\r"}
 _PEEK = 200
 
 
-def folder_source(root: Path, follow_links: bool = False, allow_empty: bool = False) -> Source:
+def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
     """The pictures under `root`; class names come from the training set alone."""
     where = printable(root)
     splits = _split_folders(root, follow_links)
     warnings: list[str] = []
     found = {split: _classes(folder, root, follow_links, warnings) for split, folder in splits.items()}
     empty = sorted(name for name, files in found["train"].items() if not files)
-    if empty and not allow_empty:
+    if empty and not allow_empty_classes:
         raise InputError(
             f"{where}: the class folder {printable(empty[0])!r} has no pictures"
             + (f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else "")
-            + "; add some, remove it, or leave it out with --allow-empty"
+            + "; add some, remove it, or leave it out with --allow-empty-classes"
         )
     if empty:
         warnings.append(f"left out: class folders without pictures: {', '.join(map(printable, empty))}")

@@ -32,7 +32,7 @@ def parquet_files(root: Path) -> list[Path]:
     return sorted(p for p in found if p.is_file())
 
 
-def parquet_source(root: Path, allow_empty: bool = False) -> Source:
+def parquet_source(root: Path, allow_empty_classes: bool = False) -> Source:
     """The pictures of one parquet file, or of a folder of them named by split ('train-00000-of-00002.parquet')."""
     where = printable(root)
     files = _by_split(parquet_files(root), root)
@@ -42,7 +42,7 @@ def parquet_source(root: Path, allow_empty: bool = False) -> Source:
     if columns.get("test") and set(columns["test"]) <= {None, -1}:
         warnings.append("left out: the test set, whose labels are withheld")
         del files["test"], columns["test"]
-    class_names = _class_names(files["train"][0], columns["train"], (where, label), allow_empty, warnings)
+    class_names = _class_names(files["train"][0], columns["train"], (where, label), allow_empty_classes, warnings)
     labels = {split: _indices(split, column, class_names, (where, label)) for split, column in columns.items()}
     for split in set(labels) - {"train"}:
         absent = sorted(set(range(len(class_names))) - set(labels[split].tolist()))
@@ -157,7 +157,7 @@ def _labels(path: Path, label: str) -> list[Any]:
 
 
 def _class_names(
-    path: Path, column: list[Any], at: tuple[str, str], allow_empty: bool, warnings: list[str]
+    path: Path, column: list[Any], at: tuple[str, str], allow_empty_classes: bool, warnings: list[str]
 ) -> tuple[str, ...]:
     """The training set's classes in the order in which the file declares them, else sorted."""
     where, label = at
@@ -168,11 +168,11 @@ def _class_names(
     if len(set(names)) != len(names):
         raise InputError(f"{where}: the class names of the column {label!r} repeat; each class needs a name of its own")
     unused = [name for name in names if declared and name not in present]
-    if unused and not allow_empty:
+    if unused and not allow_empty_classes:
         raise InputError(
             f"{where}: the training set has no picture of the class {printable(unused[0])!r}"
             + (f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else "")
-            + "; add some, or leave it out with --allow-empty"
+            + "; add some, or leave it out with --allow-empty-classes"
         )
     if unused:
         warnings.append(f"left out: classes without training pictures: {', '.join(map(printable, unused[:20]))}")

@@ -95,7 +95,7 @@ def open_tables(data: str, target: str | None, task: str = "auto", ignore: str |
 
 
 def table_set(
-    tables: Tables, fraction: float, seed: int, max_bad: float = 0.01, spec: TableSpec | None = None
+    tables: Tables, fraction: float, seed: int, max_unreadable: float = 0.01, spec: TableSpec | None = None
 ) -> TableSet:
     """The rows of `tables`, with a part of the training rows held out where there is no validation table.
 
@@ -112,7 +112,7 @@ def table_set(
         missing = absent(table.column(tables.target))
         skipped += [Skipped(table.at(i), split, "", f"no value in the target {tables.target!r}") for i in missing]
         whole[split], keep[split] = table, np.setdiff1d(np.arange(len(table)), missing)
-    _refuse_unlabelled(tables, skipped, max_bad)
+    _refuse_unlabelled(tables, skipped, max_unreadable)
     rows = {split: _taken(table, keep[split]) for split, table in whole.items()}
     train = rows["train"]
     if len(train) < _LEAST_ROWS:
@@ -193,13 +193,14 @@ def _taken(table: Table, rows: np.ndarray) -> Table:
     return replace(table, columns=columns, at=lambda i: table.at(int(rows[i])))
 
 
-def _refuse_unlabelled(tables: Tables, skipped: list[Skipped], max_bad: float) -> None:
+def _refuse_unlabelled(tables: Tables, skipped: list[Skipped], max_unreadable: float) -> None:
     total = sum(len(t) for t in tables.splits.values())
-    if len(skipped) > max_bad * total:
+    if len(skipped) > max_unreadable * total:
         first = ", ".join(s.key for s in skipped[:5]) + (" ..." if len(skipped) > 5 else "")
         raise InputError(
             f"{len(skipped):,} of {total:,} rows have no value in the target {printable(tables.target)!r} ({first}), "
-            f"more than --max-bad {max_bad:g}; fill them in, or leave them out with a higher --max-bad"
+            f"more than --max-unreadable {max_unreadable:g}; fill them in, or leave them out with a higher "
+            "--max-unreadable"
         )
 
 

@@ -61,7 +61,7 @@ def test_affine_turns_as_pillow_does():
 
 def test_a_quarter_of_each_change_is_not_made():
     x, c = pictures(4000, size=4), chances(4000)
-    same = (augment_ops.colour(x, c) == x).all(dim=(1, 2, 3)).double().mean()
+    same = (augment_ops.color(x, c) == x).all(dim=(1, 2, 3)).double().mean()
     assert abs(same - 0.25**3) < 0.01
 
 
@@ -78,7 +78,7 @@ def test_a_quarter_of_each_change_is_not_made():
         (13, lambda p: ImageOps.equalize(p)),
     ],
 )
-def test_each_change_of_colour_is_pillow_s(number, wanted):
+def test_each_change_of_color_is_pillow_s(number, wanted):
     x = pictures(2, size=128) * 0.5 + 40
     x = x.round()
     found = changed(number, x, STRENGTH)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from skipway.data.images.augment_policy import augmented, centred, choose, describe, draws, views
-from skipway.data.images.augment_policy import chances as chances_of
+from skipway.data.images.augment_policy import augment_random_table as chances_of
+from skipway.data.images.augment_policy import augmented, centred, choose, describe, random_table, views
 
 LEVELS = ["none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"]
 
@@ -19,7 +19,7 @@ def as_pictures(x):
 
 
 def test_draws_are_uniform_and_unrelated():
-    table = draws(7, 3, np.arange(50_000), 5)
+    table = random_table(7, 3, np.arange(50_000), 5)
     assert table.shape == (50_000, 5) and table.min() >= 0 and table.max() < 1
     assert np.abs(table.mean(axis=0) - 0.5).max() < 0.008 and np.abs(table.var(axis=0) - 1 / 12).max() < 0.002
     for column in table.T:
@@ -33,16 +33,16 @@ def test_draws_are_uniform_and_unrelated():
 @pytest.mark.parametrize("other", [(7, 4), (8, 3), (0, 0), (3, 7), (2**63, 3)])
 def test_another_epoch_or_seed_draws_anew(other):
     ids = np.arange(20_000)
-    one, two = draws(7, 3, ids, 2), draws(*other, ids, 2)
+    one, two = random_table(7, 3, ids, 2), random_table(*other, ids, 2)
     assert np.abs(np.corrcoef(one.T, two.T)[:2, 2:]).max() < 0.03 and not np.isclose(one, two).all(axis=1).any()
 
 
 def test_draws_are_a_pure_function_of_seed_epoch_and_picture():
     ids = np.random.default_rng(0).permutation(1000)
-    table = draws(1, 2, np.arange(1000), 5)
-    assert np.array_equal(draws(1, 2, ids, 5), table[ids])
-    assert np.array_equal(draws(1, 2, ids[17:18], 5), table[ids[17:18]])
-    assert np.array_equal(draws(1, 2, ids, 2), table[ids][:, :2])
+    table = random_table(1, 2, np.arange(1000), 5)
+    assert np.array_equal(random_table(1, 2, ids, 5), table[ids])
+    assert np.array_equal(random_table(1, 2, ids[17:18], 5), table[ids[17:18]])
+    assert np.array_equal(random_table(1, 2, ids, 2), table[ids][:, :2])
 
 
 def test_draws_are_splitmix64_in_plain_arithmetic():
@@ -56,7 +56,7 @@ def test_draws_are_splitmix64_in_plain_arithmetic():
     for seed, epoch, picture in [(0, 0, 0), (7, 3, 49_999), (2**63, 10**6, 2**40)]:
         state = stir((stir((seed * golden + epoch) & mask) + golden * (picture + 1)) & mask)
         wanted = [(stir((state + golden * (column + 1)) & mask) >> 11) / 2**53 for column in range(3)]
-        assert draws(seed, epoch, np.array([picture]), 3)[0].tolist() == wanted
+        assert random_table(seed, epoch, np.array([picture]), 3)[0].tolist() == wanted
 
 
 def test_auto_depends_on_the_room_to_crop_from_and_on_mirrors():
@@ -85,7 +85,7 @@ def shifted(picture, chances, size, flip):
 @pytest.mark.parametrize("flip", [False, True])
 def test_shift_is_reflecting_pad_then_crop_then_flip(channels, side, size, flip):
     pixels, rows = noise(20, side, channels), np.arange(20)
-    chances = draws(0, 0, rows, 5)
+    chances = random_table(0, 0, rows, 5)
     x = augmented(pixels, rows, "shift+flip" if flip else "shift", size, chances)
     for i in rows:
         assert np.array_equal(as_pictures(x)[i], shifted(pixels[i], chances[i], size, flip))
@@ -94,7 +94,7 @@ def test_shift_is_reflecting_pad_then_crop_then_flip(channels, side, size, flip)
 def test_every_shift_occurs_and_none_beyond_reach():
     column = np.tile(np.arange(100, 116, dtype=np.uint8)[None, :, None], (16, 1, 1))[None]
     rows = np.zeros(4000, int)
-    x = augmented(column, rows, "shift", 16, draws(0, 0, np.arange(4000), 5))
+    x = augmented(column, rows, "shift", 16, random_table(0, 0, np.arange(4000), 5))
     centre = x[:, 0, 8, 8].numpy().astype(int) - 108
     assert set(centre) == {-1, 0, 1} and abs(centre.mean()) < 0.1
 
@@ -102,7 +102,7 @@ def test_every_shift_occurs_and_none_beyond_reach():
 @pytest.mark.parametrize("level", ["none", "flip"])
 def test_none_is_the_centre_and_flip_its_mirror_image(level):
     pixels, rows = noise(9, 14), np.arange(9)
-    chances = draws(0, 0, rows, 5)
+    chances = random_table(0, 0, rows, 5)
     x, centre = augmented(pixels, rows, level, 10, chances), centred(pixels, rows, 10)
     assert np.array_equal(as_pictures(centre), pixels[:, 2:12, 2:12])
     flipped = (chances[:, 0] < 0.5) & (level == "flip")
@@ -158,7 +158,7 @@ def test_a_zoom_stays_within_the_picture_whatever_is_drawn():
         pixels = np.full((1, side, side, 3), 200, np.uint8)
         x = augmented(pixels, np.zeros(len(corners), int), "zoom+flip", max(1, side - 1), corners)
         assert (x == 200).all()
-    x = augmented(noise(1, 30), np.zeros(300, int), "zoom", 26, draws(0, 0, np.arange(300), 5))
+    x = augmented(noise(1, 30), np.zeros(300, int), "zoom", 26, random_table(0, 0, np.arange(300), 5))
     assert x.min() >= 0 and x.max() <= 255 and len({row.numpy().tobytes() for row in x}) == 300
 
 
@@ -166,20 +166,20 @@ def test_a_zoom_stays_within_the_picture_whatever_is_drawn():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_happens_to_a_picture_does_not_depend_on_its_batch(level, channels):
     pixels, ids = noise(40, 14, channels), np.random.default_rng(1).permutation(40)
-    whole = augmented(pixels, ids, level, 12, draws(3, 1, ids, 5))
+    whole = augmented(pixels, ids, level, 12, random_table(3, 1, ids, 5))
     for size in (1, 2, 7, 33):
         batches = [ids[i : i + size] for i in range(0, 40, size)]
-        parts = [augmented(pixels, batch, level, 12, draws(3, 1, batch, 5)) for batch in batches]
+        parts = [augmented(pixels, batch, level, 12, random_table(3, 1, batch, 5)) for batch in batches]
         assert torch.equal(torch.cat(parts), whole)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert torch.equal(augmented(pixels, ids, level, 12, draws(3, 1, ids, 5)), whole)
+    assert torch.equal(augmented(pixels, ids, level, 12, random_table(3, 1, ids, 5)), whole)
     torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_batches_lie_in_channels_last_order_as_bytes(level):
-    x = augmented(noise(), np.arange(4), level, 10, draws(0, 0, np.arange(4), 5))
+    x = augmented(noise(), np.arange(4), level, 10, random_table(0, 0, np.arange(4), 5))
     assert x.shape == (4, 3, 10, 10) and x.dtype == torch.uint8
     assert x.is_contiguous(memory_format=torch.channels_last)
 
@@ -187,7 +187,7 @@ def test_batches_lie_in_channels_last_order_as_bytes(level):
 @pytest.mark.parametrize("level", ["none", "shift", "zoom"])
 def test_a_picture_is_mirrored_only_where_a_level_says_flip(level):
     ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8)[None, None, :, None], (1, 24, 1, 3))
-    x = augmented(ramp, np.zeros(200, int), level, 20, draws(0, 0, np.arange(200), 5))
+    x = augmented(ramp, np.zeros(200, int), level, 20, random_table(0, 0, np.arange(200), 5))
     assert (x[:, 0, 10, 14] > x[:, 0, 10, 5]).all(), "brighter to the right, as it was"
 
 
@@ -195,7 +195,7 @@ def test_the_user_s_pixels_are_never_changed():
     pixels = noise()
     before = pixels.copy()
     for level in LEVELS:
-        augmented(pixels, np.arange(6), level, 10, draws(0, 0, np.arange(6), 5)).zero_()
+        augmented(pixels, np.arange(6), level, 10, random_table(0, 0, np.arange(6), 5)).zero_()
     centred(pixels, np.arange(6), 12).zero_()
     assert np.array_equal(pixels, before)
     assert Image.fromarray(pixels[0]).size == (12, 12)
@@ -206,7 +206,7 @@ def test_flips_alternate_so_that_two_epochs_in_a_row_show_both_sides():
     flips = np.stack([chances_of(5, epoch, ids)[:, 0] < 0.5 for epoch in range(4)])
     assert np.array_equal(flips[0], ~flips[1]) and np.array_equal(flips[0], flips[2])
     assert 0.45 < flips[0].mean() < 0.55
-    assert np.array_equal(chances_of(5, 3, ids)[:, 1:], draws(5, 3, ids, 5)[:, 1:])
+    assert np.array_equal(chances_of(5, 3, ids)[:, 1:], random_table(5, 3, ids, 5)[:, 1:])
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -228,7 +228,7 @@ def test_a_picture_too_small_to_shift_is_seen_once():
     "level, wanted",
     [
         ("light", "zoom+flip"),
-        ("medium", "zoom+flip+affine+colour"),
+        ("medium", "zoom+flip+affine+color"),
         ("strong", "zoom+flip+trivial+erase"),
         ("none", "none"),
         ("flip+erase", "flip+erase"),

@@ -52,9 +52,9 @@ def test_every_picture_is_decoded_once_into_its_place(tmp_path):
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_memory_map_and_threads_change_nothing(mixed, threads, monkeypatch):
     source = open_source(str(mixed))
-    plain = pack(source, PACKING, max_bad=1)
+    plain = pack(source, PACKING, max_unreadable=1)
     monkeypatch.setattr(module, "_THREADS", threads)
-    mapped = pack(source, PACKING, max_bad=1, ram_limit=0)
+    mapped = pack(source, PACKING, max_unreadable=1, ram_limit=0)
     assert isinstance(mapped.pixels.base if mapped.pixels.base is not None else mapped.pixels, np.memmap)
     assert np.array_equal(plain.pixels, mapped.pixels) and np.array_equal(plain.labels, mapped.labels)
     assert (plain.keys, plain.digests, plain.skipped) == (mapped.keys, mapped.digests, mapped.skipped)
@@ -69,7 +69,7 @@ def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
 
 
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
-    packed = pack(open_source(str(mixed)), PACKING, max_bad=0.1)
+    packed = pack(open_source(str(mixed)), PACKING, max_unreadable=0.1)
     left_out = [(s.key, s.split, s.class_name, s.reason) for s in packed.skipped]
     reason = "not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"
     assert left_out == [
@@ -91,9 +91,9 @@ def test_too_many_bad_files_are_refused_with_their_list(mixed):
     with pytest.raises(
         InputError, match=r"3 of 36 pictures of .* cannot be read \(train/cow/1.png: not a pict"
     ) as error:
-        pack(open_source(str(mixed)), PACKING, max_bad=3 / 36 - 1e-6)
-    assert str(error.value).endswith("mend or remove them, or accept a share of 0.084 with --max-bad")
-    assert len(pack(open_source(str(mixed)), PACKING, max_bad=0.084).skipped) == 3
+        pack(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
+    assert str(error.value).endswith("mend or remove them, or accept a share of 0.084 with --max-unreadable")
+    assert len(pack(open_source(str(mixed)), PACKING, max_unreadable=0.084).skipped) == 3
 
 
 def test_a_long_list_of_bad_files_is_cut(tmp_path):
@@ -111,8 +111,8 @@ def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "b" / "0.png").write_bytes(b"")
     with pytest.raises(InputError, match="no training picture of the class 'b' of .* can be read; mend or remove them"):
-        pack(open_source(str(tmp_path)), PACKING, max_bad=1)
-    assert len(pack(open_source(str(tmp_path)), PACKING, max_bad=1, need_every_class=False).keys) == 1
+        pack(open_source(str(tmp_path)), PACKING, max_unreadable=1)
+    assert len(pack(open_source(str(tmp_path)), PACKING, max_unreadable=1, need_every_class=False).keys) == 1
 
 
 def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
@@ -120,7 +120,7 @@ def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
     Image.open(io.BytesIO(picture(0, side=64))).save(file, "TIFF", compression="tiff_lzw")
     damaged = file.getvalue()[:200] + b"\xff" * 200 + file.getvalue()[400:]
     source = array_source({"train": [damaged, picture(1), picture(2)]}, {"train": [0, 0, 1]})
-    assert [s.key for s in pack(source, PACKING, max_bad=1).skipped] == ["train/0.png"]
+    assert [s.key for s in pack(source, PACKING, max_unreadable=1).skipped] == ["train/0.png"]
     assert capfd.readouterr() == ("", "")
 
 
@@ -130,7 +130,7 @@ def test_conversions_are_counted(tmp_path):
     assert dict(pack(open_source(str(tmp_path)), PACKING).notes) == {"grey repeated to three channels": 3}
     (tmp_path / "a" / "0.jpg").write_bytes(picture(5))
     notes = pack(open_source(str(tmp_path)), Packing(8, 8, 1)).notes
-    assert dict(notes) == {"colour converted to grey": 2, "extension does not match content": 1}
+    assert dict(notes) == {"color converted to grey": 2, "extension does not match content": 1}
 
 
 def test_sizes_are_told_in_words(tmp_path):
@@ -142,7 +142,7 @@ def test_sizes_are_told_in_words(tmp_path):
     (tmp_path / "a" / "0.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     nothing = array_source({"train": [BadPicture("no")] * 2}, {"train": [0, 1]})
-    assert pack(nothing, PACKING, max_bad=1, need_every_class=False).sizes == "no picture"
+    assert pack(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no picture"
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
@@ -209,8 +209,8 @@ def test_fitted_pixels_equal_those_of_a_lossless_file(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    wanted = module.decode(file.getvalue(), size=7, channels=channels, fit="crop").pixels
-    assert np.array_equal(fitted_array(pixels, size=7, channels=channels, fit="crop"), wanted)
+    wanted = module.decode(file.getvalue(), size=7, channels=channels, resize_mode="crop").pixels
+    assert np.array_equal(fitted_array(pixels, size=7, channels=channels, resize_mode="crop"), wanted)
 
 
 def noise_source(side, mode="RGB", count=4):
@@ -246,7 +246,7 @@ def test_grey_pictures_need_one_channel(mode, channels):
     assert natural_packing(noise_source(8, mode), None, "pad", 10**6) == Packing(8, 8, channels, "pad", 10**6)
 
 
-def test_one_picture_in_colour_makes_all_of_three_channels():
+def test_one_picture_in_color_makes_all_of_three_channels():
     source = array_source(
         {"train": [picture(0), picture(1, channels=1), np.zeros((8, 8), np.uint8)]}, {"train": [0] * 3}
     )
@@ -272,7 +272,7 @@ def test_the_fingerprint_changes_with_whatever_matters_and_nothing_else():
         yield packed_noise([0, 1, 0, 1], splits={"train": np.arange(3), "val": np.arange(3, 4)})
         yield packed_noise([0, 1, 0, 1], room=1)
         other = packed_noise([0, 1, 0, 1])
-        other.packing = replace(other.packing, fit="pad")
+        other.packing = replace(other.packing, resize_mode="pad")
         yield other
 
     assert len({fingerprint(v) for v in variants()}) == 9

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from picture_folders import packed_noise
 
 from skipway.data.images import split as module
-from skipway.data.images.split import class_counts, describe, hold_out, refuse_leaks, remarks, twins
+from skipway.data.images.split import class_counts, describe, duplicates, hold_out, refuse_leaks, remarks
 from skipway.errors import InputError
 
 
@@ -132,8 +132,8 @@ def test_copies_under_two_classes_are_reported():
 def test_a_set_without_copies_has_nothing_said_of_it():
     packed = packed_noise([0, 1] * 3)
     refuse_leaks(packed, allow=False)
-    assert packed.warnings == [] and twins(packed) == []
-    assert twins(packed_noise([0, 1, 0], digests=["x", "y", "x"])) == [[0, 2]]
+    assert packed.warnings == [] and duplicates(packed) == []
+    assert duplicates(packed_noise([0, 1, 0], digests=["x", "y", "x"])) == [[0, 2]]
 
 
 def test_hostile_names_are_spelt_out_in_errors():

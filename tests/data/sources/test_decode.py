@@ -41,8 +41,8 @@ def chunk(kind, body, checksum=None):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
-def png(width, height, *middle, depth=8, colour=2):
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+def png(width, height, *middle, depth=8, color=2):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(middle) + chunk(b"IEND", b"")
 
 
@@ -83,10 +83,10 @@ def six(pixels):
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF"])
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", FITS)
 def test_a_picture_of_the_target_size_keeps_its_exact_pixels(form, fit):
     pixels = noise(24, 24)
-    picture = decode(encoded(pixels, form), size=24, fit=fit)
+    picture = decode(encoded(pixels, form), size=24, resize_mode=fit)
     assert np.array_equal(picture.pixels, pixels) and picture.notes == ()
     assert (picture.width, picture.height, picture.mode) == (24, 24, "RGB")
 
@@ -104,20 +104,20 @@ def test_pixels_are_writable_contiguous_bytes():
             assert found.flags.writeable and found.flags.c_contiguous
 
 
-def test_grey_and_colour_become_each_other_and_say_so():
+def test_grey_and_color_become_each_other_and_say_so():
     grey = decode(encoded(noise(8, 8, 1)), size=8)
     assert grey.notes == ("grey repeated to three channels",)
     assert np.array_equal(grey.pixels, np.repeat(noise(8, 8, 1)[..., None], 3, 2))
-    colour = decode(encoded(noise(8, 8)), size=8, channels=1)
-    assert colour.notes == ("colour converted to grey",)
-    assert np.array_equal(colour.pixels[..., 0], np.asarray(Image.fromarray(noise(8, 8)).convert("L")))
+    color = decode(encoded(noise(8, 8)), size=8, channels=1)
+    assert color.notes == ("color converted to grey",)
+    assert np.array_equal(color.pixels[..., 0], np.asarray(Image.fromarray(noise(8, 8)).convert("L")))
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", FITS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (3, 700), (2, 2)])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_extreme_shapes_work_for_every_fit(fit, shape, form):
-    picture = decode(encoded(np.full((*shape, 3), 200, np.uint8), form), size=32, fit=fit)
+    picture = decode(encoded(np.full((*shape, 3), 200, np.uint8), form), size=32, resize_mode=fit)
     assert picture.pixels.shape == (32, 32, 3)
     assert (picture.height, picture.width) == shape
     values = set(np.unique(picture.pixels).tolist())
@@ -127,22 +127,22 @@ def test_extreme_shapes_work_for_every_fit(fit, shape, form):
 def test_a_very_long_picture_keeps_its_brightness():
     data = encoded(Image.new("L", (1, 4_000_000), 250))
     for fit in FITS:
-        assert decode(data, size=1, fit=fit, channels=1).pixels.item() >= 249
+        assert decode(data, size=1, resize_mode=fit, channels=1).pixels.item() >= 249
 
 
 def test_crop_cuts_the_centre_square_first():
     pixels = np.zeros((10, 30, 3), np.uint8)
     pixels[:, 10:20] = noise(10, 10)
-    assert np.array_equal(decode(encoded(pixels), size=10, fit="crop").pixels, noise(10, 10))
+    assert np.array_equal(decode(encoded(pixels), size=10, resize_mode="crop").pixels, noise(10, 10))
 
 
 def test_pad_keeps_the_whole_picture_between_grey_bars():
-    found = decode(encoded(np.full((10, 20, 3), 7, np.uint8)), size=20, fit="pad").pixels
+    found = decode(encoded(np.full((10, 20, 3), 7, np.uint8)), size=20, resize_mode="pad").pixels
     assert (found[5:15] == 7).all() and (found[:5] == 128).all() and (found[15:] == 128).all()
 
 
 def test_decode_refuses_wrong_arguments():
-    for wrong in ({"size": 0}, {"size": 8, "channels": 2}, {"size": 8, "fit": "stretch"}):
+    for wrong in ({"size": 0}, {"size": 8, "channels": 2}, {"size": 8, "resize_mode": "stretch"}):
         with pytest.raises(InputError, match="no size of at least 1, 1 or 3 channels and squash/crop/pad"):
             decode(encoded(noise(4, 4)), **wrong)
 
@@ -150,21 +150,21 @@ def test_decode_refuses_wrong_arguments():
 # -- reduced decoding of large JPEGs
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", FITS)
 @pytest.mark.parametrize("shape", [(900, 1203), (1203, 900), (517, 1999), (70, 3000)])
 def test_reduced_jpeg_decoding_stays_close_to_the_full_one(fit, shape):
     data = encoded(scene(*shape), "JPEG", quality=92)
     full = encoded(np.asarray(Image.open(io.BytesIO(data))), "PNG", compress_level=0)
-    quick, slow = (decode(d, size=48, fit=fit).pixels.astype(int) for d in (data, full))
+    quick, slow = (decode(d, size=48, resize_mode=fit).pixels.astype(int) for d in (data, full))
     assert np.abs(quick - slow).mean() < 3
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize_mode", FITS)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_reduced_jpeg_decoding_turns_by_exif_too(fit, orientation):
     upright = scene(403, 901)
     data = encoded(stored_for(orientation, upright), "JPEG", quality=95, exif=exif(orientation))
-    found, expected = decode(data, size=40, fit=fit), decode(encoded(upright), size=40, fit=fit)
+    found, expected = decode(data, size=40, resize_mode=fit), decode(encoded(upright), size=40, resize_mode=fit)
     assert (found.width, found.height) == (901, 403)
     assert np.abs(found.pixels.astype(int) - expected.pixels).mean() < 3
 
@@ -178,8 +178,8 @@ def test_exif_turns_all_eight_orientations_upright(orientation, form, options):
     upright = noise(21, 34)
     data = encoded(stored_for(orientation, upright), form, exif=exif(orientation), **options)
     for fit in FITS:
-        found = decode(data, size=13, fit=fit)
-        assert np.array_equal(found.pixels, decode(encoded(upright), size=13, fit=fit).pixels)
+        found = decode(data, size=13, resize_mode=fit)
+        assert np.array_equal(found.pixels, decode(encoded(upright), size=13, resize_mode=fit).pixels)
         assert (found.width, found.height) == (34, 21)
         assert ("turned by its EXIF orientation" in found.notes) == (orientation > 1)
     assert size_of(data) == (34, 21, "RGB")
@@ -262,7 +262,7 @@ def test_16_bit_rgb_png_is_rescaled():
 
 def test_transparent_16_bit_grey_becomes_white():
     body = chunk(b"tRNS", b"\x10\0") + chunk(b"IDAT", zlib.compress(b"\0\x10\0\0\0"))
-    picture = decode(png(2, 1, body, depth=16, colour=0), size=2, channels=1, fit="pad")
+    picture = decode(png(2, 1, body, depth=16, color=0), size=2, channels=1, resize_mode="pad")
     assert picture.pixels[0, :, 0].tolist() == [255, 0] and "transparency laid over white" in picture.notes
 
 
@@ -325,7 +325,7 @@ def test_a_palette_becomes_rgb_with_and_without_transparency():
 
 
 @pytest.mark.parametrize("mode", ["LAB", "YCbCr", "CMYK"])
-def test_colour_spaces_of_tiffs_are_converted(mode):
+def test_color_spaces_of_tiffs_are_converted(mode):
     image = Image.fromarray(scene(8, 8))
     if mode == "LAB":
         from PIL import ImageCms
@@ -341,7 +341,7 @@ def test_colour_spaces_of_tiffs_are_converted(mode):
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_of_several_frames_is_used(form):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime")]
     options = {"lossless": True} if form == "WEBP" else {}
     picture = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:], **options), size=8)
     assert "first of several frames used" in picture.notes
@@ -576,7 +576,7 @@ def test_mutated_bytes_give_a_picture_or_a_reason_and_nothing_else(form, capfd):
     for turn in range(600):
         data = mutated(seeds[turn % len(seeds)], rng)
         try:
-            picture = decode(data, size=8, fit=FITS[turn % 3], channels=(1, 3)[turn % 2], max_pixels=1_000_000)
+            picture = decode(data, size=8, resize_mode=FITS[turn % 3], channels=(1, 3)[turn % 2], max_pixels=1_000_000)
             assert picture.pixels.shape == (8, 8, (1, 3)[turn % 2])
             seen[Picture] += 1
         except BadPicture as error:

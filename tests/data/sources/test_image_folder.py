@@ -128,12 +128,12 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
 def test_a_class_folder_without_pictures_is_refused_or_left_out(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="the class folder 'empty' has no pictures; add some.*--allow-empty"):
+    with pytest.raises(InputError, match="the class folder 'empty' has no pictures; add some.*--allow-empty-classes"):
         open_source(str(tmp_path))
     (tmp_path / "void").mkdir()
     with pytest.raises(InputError, match=r"nor have 1 others"):
         open_source(str(tmp_path))
-    source = open_source(str(tmp_path), allow_empty=True)
+    source = open_source(str(tmp_path), allow_empty_classes=True)
     assert source.class_names == ("a", "b")
     assert source.warnings == ["left out: class folders without pictures: empty, void"]
 

@@ -163,9 +163,11 @@ def test_class_names_that_repeat_or_are_too_few_are_refused(tmp_path):
 def test_declared_classes_without_pictures_are_refused_or_left_out(tmp_path):
     parquet(tmp_path / "train.parquet", [0, 2, 2], (*NAMES, "eel"))
     parquet(tmp_path / "test.parquet", [2], NAMES)
-    with pytest.raises(InputError, match=r"no picture of the class 'cow' \(nor of 1 others\); add some.*--allow-empty"):
+    with pytest.raises(
+        InputError, match=r"no picture of the class 'cow' \(nor of 1 others\); add some.*--allow-empty-classes"
+    ):
         open_source(str(tmp_path))
-    source = open_source(str(tmp_path), allow_empty=True)
+    source = open_source(str(tmp_path), allow_empty_classes=True)
     assert source.class_names == ("cat", "dog") and source.labels["train"].tolist() == [0, 1, 1]
     assert source.labels["test"].tolist() == [1]
     assert source.warnings[0] == "left out: classes without training pictures: cow, eel"
@@ -176,7 +178,7 @@ def test_rows_without_bytes_are_skipped_and_counted(tmp_path):
     parquet(tmp_path / "train.parquet", [0, 1, 0, 1, 0], NAMES[:2], rows=rows)
     source = open_source(str(tmp_path))
     assert [type(c) for c in source.contents("train")] == [bytes, BadPicture, BadPicture, bytes, bytes]
-    packed = pack(source, Packing(8, 8, 3), max_bad=0.6)
+    packed = pack(source, Packing(8, 8, 3), max_unreadable=0.6)
     assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.labels.tolist() == [0, 1]
     reasons = {s.key: s.reason for s in packed.skipped}
     assert reasons["train.parquet:1"] == reasons["train.parquet:2"] == "empty: the row holds no bytes"

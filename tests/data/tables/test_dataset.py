@@ -25,8 +25,8 @@ def tables(frame, target="price", **more):
     return Tables("t", {"train": frame_table(frame)}, target, **more)
 
 
-def rows_of(frame, target="price", fraction=0.25, seed=0, max_bad=0.01, **more):
-    return table_set(tables(frame, target, **more), fraction, seed, max_bad)
+def rows_of(frame, target="price", fraction=0.25, seed=0, max_unreadable=0.01, **more):
+    return table_set(tables(frame, target, **more), fraction, seed, max_unreadable)
 
 
 # What DATA is
@@ -120,7 +120,7 @@ def test_rows_without_a_target_are_named_counted_and_limited(tmp_path):
     frame.loc[:9, "price"] = np.nan
     with pytest.raises(InputError, match=r"10 of 200 rows have no value in the target 'price' \(row 0, .*\), more"):
         rows_of(frame)
-    assert len(rows_of(frame, max_bad=0.1).x) == 190
+    assert len(rows_of(frame, max_unreadable=0.1).x) == 190
 
 
 def test_too_few_rows_and_columns_are_refused(tmp_path):
