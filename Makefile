@@ -1,14 +1,14 @@
-# The two commands a newcomer needs: `make demo` and `make test`. Both make the environment where it is missing.
+# The two commands a newcomer needs: `make demo` and `make test`. Both make the environment if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types kills clean
+.PHONY: demo test lint types kills dist clean
 
 demo: .venv/installed
 	$(BIN)/skipway train digits
 
 test: .venv/installed lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile  # one process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15  # one process per core
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -21,9 +21,19 @@ types: .venv/installed
 kills: .venv/installed
 	$(BIN)/python benchmarks/kills.py
 
+# Build the sdist, build the wheel from it, and check both.
+dist: .venv/release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/release: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[release]'
 	touch $@
 
 clean:
