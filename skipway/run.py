@@ -268,7 +268,7 @@ class _Work:
         """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
         folder, job, state, settings = self.folder, self.job, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
-            device=trainer.engine.device, memory_format=torch.channels_last
+            device=trainer.device, memory_format=torch.channels_last
         )
         judging = several_views(best) if self.recipe.tta else best
 
@@ -282,7 +282,7 @@ class _Work:
         metrics: dict[str, Any] = {}
         splits = [split for split in ("val", "test") if job.count(split)]
         for split in splits:
-            scores = score(judging, job.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
+            scores = score(judging, job.feed(split), trainer.task, nullcontext, trainer.device, poll)
             metrics |= {f"{split}_{name}": value for name, value in figures(scores).items()}
         job.write_judgement(folder, scores, splits[-1])
         metrics |= {

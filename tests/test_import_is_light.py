@@ -5,7 +5,7 @@ import sys
 import pytest
 
 HEAVY = {
-    "torch", "numpy", "pandas", "PIL", "matplotlib", "sklearn", "scipy", "accelerate", "safetensors", "jinja2", "onnx",
+    "torch", "numpy", "pandas", "PIL", "matplotlib", "sklearn", "scipy", "safetensors", "jinja2", "onnx",
     "torchvision", "huggingface_hub",
 }  # fmt: skip
 

@@ -187,8 +187,8 @@ def test_clipping_is_that_of_torch(tmp_path, clip):
 def test_the_rate_of_each_step_is_the_schedules(tmp_path, schedule):
     seen = []
     trainer = Trainer(network(), settings(schedule=schedule, bias_lr=3.0, accumulate=2))
-    step = trainer.stepper.step
-    trainer.stepper.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
     fit(
         trainer, Feed(), Feed(10, 5), tmp_path, on_epoch=lambda *_: None, facts={}, console=Console(quiet=True),
         stop=StopFlag(),
@@ -258,8 +258,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     net = plain_network()
     net.register_buffer("unused", torch.zeros(2))
     trainer = Trainer(net, settings())
-    step = trainer.stepper.step
-    trainer.stepper.step = lambda: (step(), net.unused.fill_(float("nan")))
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (step(), net.unused.fill_(float("nan")))
     with pytest.raises(NotFiniteError, match="NaN: 'network.unused'"):
         fit(
             trainer, Feed(), Feed(10, 5), tmp_path, on_epoch=lambda *_: None, facts={}, console=Console(quiet=True),

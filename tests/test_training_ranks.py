@@ -84,7 +84,7 @@ def halves(how, count):
             if (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == feed.steps:
                 torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), settings.clip or float("inf"))
                 trainer.set_rates(loop._position(settings, state.epoch, state.batch, feed.steps))
-                trainer.stepper.step()
+                trainer.optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
     return trainer.network.state_dict()

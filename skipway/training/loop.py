@@ -49,7 +49,7 @@ def fit(
         Interrupted: `stop` was set; the state was saved first.
         StorageError: a checkpoint could not be written.
     """
-    settings, state, engine = trainer.settings, trainer.state, trainer.engine
+    settings, state, device = trainer.settings, trainer.state, trainer.device
     keeper = _Keeper(trainer, folder, facts, stop)
     keeper.save()
     while state.epoch < trainer.until and state.status == "running":
@@ -58,20 +58,21 @@ def fit(
         for x, y, ids in train.epoch(state.epoch, state.batch):
             state.waited += time.monotonic() - asked
             torch.manual_seed(_seed(settings.seed, state.epoch * train.steps + state.batch))
-            x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             boundary = (state.batch + 1) % settings.accumulate == 0 or state.batch + 1 == train.steps
             for piece, share in _pieces(len(y), train.bounds, state, settings.accumulate):
                 with trainer.synced(boundary and piece.stop == len(y)):
-                    outputs = trainer.model(x[piece])
+                    with trainer.autocast():
+                        outputs = trainer.model(x[piece]).float()
                     loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
                     _need_finite(loss, "loss", trainer, ids)
-                    engine.backward(loss * share)
+                    (loss * share).backward()
                 state.loss += loss.item() * len(outputs)
                 state.gained += trainer.task.gained(outputs, y[piece])
             if boundary:
-                _need_finite(trainer.gradient_norm(), "gradient", trainer, ids)
+                _need_finite(trainer.clip_gradients(), "gradient", trainer, ids)
                 trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
-                trainer.stepper.step()
+                trainer.optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
                 state.step += 1
@@ -84,7 +85,7 @@ def fit(
             asked = time.monotonic()
         bar.done()
         ranks.share_buffers(trainer.judged)
-        scores = score(trainer.judged, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked)
+        scores = score(trainer.judged, validation, trainer.task, trainer.autocast, device, keeper.save_if_asked)
         rate = settings.lr * trainer.course(_position(settings, state.epoch, state.batch - 1, train.steps))
         best = _close_epoch(state, scores, rate, settings, trainer.task.figure)
         weights = kept(trainer.judged.state_dict()) if best else None
