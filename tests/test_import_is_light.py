@@ -12,7 +12,6 @@ HEAVY = {
     "matplotlib",
     "sklearn",
     "scipy",
-    "accelerate",
     "safetensors",
     "jinja2",
     "onnx",

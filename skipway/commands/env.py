@@ -28,7 +28,7 @@ def environment_table() -> str:
         "gpu": gpu,
         "precision": "bf16" if has_bf16(device) else "fp32",
         "kernels": batchnorm.state(),
-        **{name: _version(name) for name in ("torch", "accelerate", "pillow", "safetensors", "scikit-learn", "numpy")},
+        **{name: _version(name) for name in ("torch", "pillow", "safetensors", "scikit-learn", "numpy")},
         **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},
     }
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())

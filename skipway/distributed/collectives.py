@@ -1,6 +1,6 @@
 """Ranks: what the processes of one training tell each other; in a single process everything is nothing to do.
 
-torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun, `accelerate launch` or `--nproc` starts it.
+torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun or `--nproc` starts it.
 """
 
 import os
@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from skipway.errors import InputError, printable
 
 __all__ = [
-    "assert_same",
-    "world_size",
-    "run_on_rank0",
     "all_gather",
-    "rank",
+    "all_reduce_sum",
+    "assert_same",
+    "broadcast_buffers",
     "is_peer_lost",
     "join_group",
     "leave_group",
-    "broadcast_buffers",
-    "all_reduce_sum",
+    "local_device",
+    "rank",
+    "run_on_rank0",
+    "world_size",
 ]
 
 R = TypeVar("R")
@@ -42,8 +43,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def local_device(device: str) -> torch.device:
+    """Return the device that this process trains on: of a machine's GPUs, the one with its LOCAL_RANK."""
+    if device == "cuda" and world_size() > 1:
+        return torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(device)
+
+
 def join_group(device: str) -> None:
-    """Meet the other processes where torchrun, `accelerate launch` or --nproc has started several.
+    """Meet the other processes where torchrun or --nproc has started several.
 
     Raises:
         InputError: they are not where the environment says.

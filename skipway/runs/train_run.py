@@ -283,7 +283,7 @@ class _Work:
         """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
         folder, datamodule, state, settings = self.folder, self.datamodule, trainer.state, trainer.settings
         best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
-            device=trainer.engine.device, memory_format=torch.channels_last
+            device=trainer.device, memory_format=torch.channels_last
         )
         judging = several_views(best) if self.recipe.tta else best
 
@@ -297,7 +297,7 @@ class _Work:
         metrics: dict[str, Any] = {}
         splits = [split for split in ("val", "test") if datamodule.count(split)]
         for split in splits:
-            scores = score(judging, datamodule.feed(split), trainer.task, nullcontext, trainer.engine.device, poll)
+            scores = score(judging, datamodule.feed(split), trainer.task, nullcontext, trainer.device, poll)
             metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
         datamodule.write_judgement(folder, scores, splits[-1])
         metrics |= {

@@ -50,7 +50,7 @@ def fit(
         Interrupted: `stop` was set; the state was saved first.
         StorageError: a checkpoint could not be written.
     """
-    settings, state, engine = trainer.settings, trainer.state, trainer.engine
+    settings, state, device = trainer.settings, trainer.state, trainer.device
     keeper = _CheckpointWriter(trainer, folder, facts, stop)
     keeper.save()
     while state.epoch < trainer.until and state.status == "running":
@@ -59,20 +59,21 @@ def fit(
         for x, y, ids in train.epoch(state.epoch, state.batch):
             state.data_seconds += time.monotonic() - asked
             torch.manual_seed(_seed(settings.seed, state.epoch * train.steps + state.batch))
-            x, y = x.to(engine.device, non_blocking=True), y.to(engine.device, non_blocking=True)
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             boundary = (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == train.steps
             for piece, share in _microbatches(len(y), train.bounds, state, settings.grad_accum_steps):
                 with trainer.synced(boundary and piece.stop == len(y)):
-                    outputs = trainer.model(x[piece])
+                    with trainer.autocast():
+                        outputs = trainer.model(x[piece]).float()
                     loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
                     _need_finite(loss, "loss", trainer, ids)
-                    engine.backward(loss * share)
+                    (loss * share).backward()
                 state.loss += loss.item() * len(outputs)
                 state.metric_sum += trainer.task.metric_sum(outputs, y[piece])
             if boundary:
-                _need_finite(trainer.gradient_norm(), "gradient", trainer, ids)
+                _need_finite(trainer.clip_gradients(), "gradient", trainer, ids)
                 trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
-                trainer.prepared_optimizer.step()
+                trainer.optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
                 state.step += 1
@@ -85,9 +86,7 @@ def fit(
             asked = time.monotonic()
         bar.done()
         collectives.broadcast_buffers(trainer.eval_model)
-        scores = score(
-            trainer.eval_model, validation, trainer.task, engine.autocast, engine.device, keeper.save_if_asked
-        )
+        scores = score(trainer.eval_model, validation, trainer.task, trainer.autocast, device, keeper.save_if_asked)
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
         best = _close_epoch(state, scores, rate, settings, trainer.task.primary_metric)
         weights = full_state_dict(trainer.eval_model.state_dict()) if best else None

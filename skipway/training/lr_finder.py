@@ -74,7 +74,7 @@ def range_test(
     rates: list[float] = []
     losses: list[float] = []
     try:
-        with torch.random.fork_rng(devices=[trainer.engine.device] if trainer.engine.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
             trainer.to_train()
             starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, feed, steps, poll)]
             usual = sum(starts) / len(starts)
@@ -106,26 +106,32 @@ def _batches(
     endless = ((x, y) for epoch in count() for x, y, _ in feed.epoch(epoch))
     for k, (x, y) in zip(range(steps), endless, strict=False):
         poll()
-        yield k, (x.to(trainer.engine.device), y.to(trainer.engine.device))
+        yield k, (x.to(trainer.device), y.to(trainer.device))
 
 
 def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
     """What the k-th batch loses as the network stands, with the dropout that its step will have."""
     torch.manual_seed(trainer.settings.seed + k)
     with torch.no_grad():
-        return _mean(trainer.task.loss(trainer.model(x), y) + trainer.penalty())
+        return _mean(_penalized_loss(trainer, x, y))
 
 
 def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
     torch.manual_seed(trainer.settings.seed + k)
-    loss = trainer.task.loss(trainer.model(x), y) + trainer.penalty()
+    loss = _penalized_loss(trainer, x, y)
     if torch.isfinite(loss):
-        trainer.engine.backward(loss)
-        trainer.gradient_norm()
+        loss.backward()
+        trainer.clip_gradients()
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
-        trainer.prepared_optimizer.step()
+        trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
     return _mean(loss)
+
+
+def _penalized_loss(trainer: Trainer, x: Tensor, y: Tensor) -> Tensor:
+    with trainer.autocast():
+        outputs = trainer.model(x).float()
+    return trainer.task.loss(outputs, y) + trainer.penalty()
 
 
 def _mean(loss: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What a training run consists of: settings, network, optimiser, average, engine, and where it is."""
+"""What a training run consists of: settings, network, optimiser, average, device, and where it is."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
@@ -20,6 +18,9 @@ from skipway.training.optimizers import make_optimizer, set_rates
 from skipway.training.schedules import make_schedule, momentum_at
 
 __all__ = ["Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
+
+# The type that autocast computes in, by precision.
+_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,17 @@ def has_bf16(device: str) -> bool:
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """After it the caller's threads, random numbers and accelerate are as before: all are one per process."""
+    """Restore the caller's thread count and random number generators, of which each process has one."""
     threads = torch.get_num_threads()
-    shared = [(c._shared_state, dict(c._shared_state)) for c in (AcceleratorState, PartialState, GradientState)]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            for state, before in shared:
-                state.clear()
-                state.update(before)
 
 
 class Trainer:
-    """What one run of `fit` holds: network, optimiser, average, engine, and where it is.
+    """What one run of `fit` holds: network, optimiser, average, device, and where it is.
 
     `name_of(id)` is what errors call a picture.
     """
@@ -102,10 +99,7 @@ class Trainer:
     def __init__(
         self, network: nn.Module, settings: Settings, name_of: Callable[[int], str] = str, task: Task | None = None
     ):
-        AcceleratorState._reset_state(reset_partial_state=True)  # it is one per process, with the last run's precision
-        self.engine = Accelerator(
-            mixed_precision="bf16" if settings.precision == "bf16" else "no", cpu=settings.device == "cpu"
-        )
+        self.device = collectives.local_device(settings.device)
         self.settings, self.state, self.name_of = settings, State(), name_of
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":
@@ -114,7 +108,7 @@ class Trainer:
         self.network = self._placed(network)
         if self.average is not None:
             self.average.module = self._placed(self.average.module)
-            self.average.n_averaged = self.average.n_averaged.to(self.engine.device)
+            self.average.n_averaged = self.average.n_averaged.to(self.device)
         self.optimizer = make_optimizer(
             self.network,
             settings.optimizer,
@@ -126,20 +120,21 @@ class Trainer:
         )
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
         self.lr_schedule = make_schedule(settings.schedule, min(settings.freeze_epochs / settings.epochs, 0.99))
-        self.model = self.engine.prepare_model(
-            self.network,
-            device_placement=False,
-            evaluation_mode=settings.fsdp,  # that is: without DistributedDataParallel
-        )
-        self.prepared_optimizer = self.engine.prepare_optimizer(self.optimizer)
+        self.model = self._replicated()
         self.frozen_params: set[nn.Parameter] = set()
         self.until = settings.epochs  # where this network's part of the run ends
 
     def _placed(self, network: nn.Module) -> nn.Module:
         """`network` on the device: whole, or where it is to be shared out this process's part of it."""
         if self.settings.fsdp:
-            return shard_model(network, self.engine.device.type)
-        return network.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return shard_model(network, self.device.type)
+        return network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _replicated(self) -> nn.Module:
+        """Wrap the network in DistributedDataParallel if several processes train replicas of it."""
+        if self.settings.fsdp or collectives.world_size() == 1:
+            return self.network
+        return DistributedDataParallel(self.network)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -153,32 +148,32 @@ class Trainer:
         trunk = list(self.network.children())
         while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
             pass
-        before, self.frozen_params = (
-            self.frozen_params,
-            {p for part in trunk for p in part.parameters()} if frozen else set(),
-        )
+        previously_frozen = self.frozen_params
+        self.frozen_params = set(nn.ModuleList(trunk).parameters()) if frozen else set()
         for part in trunk if frozen else ():
             part.eval()
-        for p in (
-            self.trainable_params if not self.settings.fsdp else ()
-        ):  # whose gradients were settled when it was shared out
-            p.requires_grad_(p not in self.frozen_params)
-        if before != self.frozen_params and isinstance(self.model, DistributedDataParallel):
-            self.model = DistributedDataParallel(self.network)  # it counts on gradients of what learns, and no others
+        if not self.settings.fsdp:  # FSDP settles which parameters have gradients when it shards the model
+            for p in self.trainable_params:
+                p.requires_grad_(p not in self.frozen_params)
+        if previously_frozen != self.frozen_params:
+            self.model = self._replicated()  # DistributedDataParallel expects gradients of what learns now, no others
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass: autocast if the precision is lower than fp32."""
+        dtype = _AUTOCAST_DTYPES[self.settings.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def synced(self, last: bool) -> AbstractContextManager[Any]:
         """Where processes share their gradients: after the `last` backward pass of a step alone."""
         if self.settings.fsdp:
-            self.model.set_requires_gradient_sync(last)
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
-    def gradient_norm(self) -> Tensor:
-        """The norm over all gradients that the step goes by, which are shortened to `clip`."""
+    def clip_gradients(self) -> Tensor:
+        """Scale the gradients down to a norm of at most `clip`, if it is set; return the norm they had."""
         for p in self.frozen_params:
             p.grad = None
-        return full_tensor(
-            self.engine.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf"))
-        )
+        return full_tensor(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf")))
 
     def penalty(self) -> Tensor | float:
         """What the sizes of the weights add to the loss; norms and biases add nothing."""

@@ -93,7 +93,7 @@ def halves(how, count):
             if (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == feed.steps:
                 torch.nn.utils.clip_grad_norm_(trainer.network.parameters(), settings.clip_grad or float("inf"))
                 trainer.set_rates(loop._position(settings, state.epoch, state.batch, feed.steps))
-                trainer.prepared_optimizer.step()
+                trainer.optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
     return trainer.network.state_dict()

@@ -120,8 +120,8 @@ def test_clipping_is_that_of_torch(tmp_path, clip_grad):
 def test_the_rate_of_each_step_is_the_schedules(tmp_path, schedule):
     seen = []
     trainer = Trainer(network(), settings(schedule=schedule, bias_lr_mult=3.0, grad_accum_steps=2))
-    step = trainer.prepared_optimizer.step
-    trainer.prepared_optimizer.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (seen.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
     fit(
         trainer,
         Feed(),
@@ -197,8 +197,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     net = plain_network()
     net.register_buffer("unused", torch.zeros(2))
     trainer = Trainer(net, settings())
-    step = trainer.prepared_optimizer.step
-    trainer.prepared_optimizer.step = lambda: (step(), net.unused.fill_(float("nan")))
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (step(), net.unused.fill_(float("nan")))
     with pytest.raises(NotFiniteError, match="NaN: 'network.unused'"):
         fit(
             trainer,

@@ -20,8 +20,8 @@ def test_everything_is_as_before(values):
     for k in range(2):  # an optimiser that has seen steps
         torch.manual_seed(k)
         trainer.to_train()
-        trainer.engine.backward(trainer.model(torch.randn(8, 1, 6, 6)).square().mean())
-        trainer.prepared_optimizer.step()
+        trainer.model(torch.randn(8, 1, 6, 6)).square().mean().backward()
+        trainer.optimizer.step()
         trainer.optimizer.zero_grad()
     before = {k: v.clone() for k, v in trainer.tensors().items()}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups]

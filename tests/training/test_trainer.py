@@ -2,12 +2,10 @@ import copy
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
+from skipway.distributed import collectives
 from skipway.model_factory import create_model
-from skipway.training import trainer as trainer_module
 from skipway.training.trainer import Settings, Trainer, has_bf16, preserve_global_state
 
 
@@ -19,8 +17,8 @@ def network():
 def step(trainer, seed=0):
     torch.manual_seed(seed)
     loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean()
-    trainer.engine.backward(loss)
-    trainer.prepared_optimizer.step()
+    loss.backward()
+    trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.update_average()
 
@@ -64,15 +62,23 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(values):
     assert set(wanted) == set(found) and all(torch.equal(v, found[k]) for k, v in wanted.items())
 
 
-def test_bf16_is_used_where_it_is_asked_for():
-    for precision, kind in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        trainer = Trainer(network(), settings(precision=precision))
-        seen = []
-        conv = next(m for m in trainer.network.modules() if isinstance(m, nn.Conv2d))
-        conv.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.dtype))
-        out = trainer.model(torch.randn(2, 1, 8, 8))
-        assert seen == [kind] and out.dtype == torch.float32
+def test_each_trainer_computes_in_its_own_precision_and_leaves_the_network_as_it_was():
+    trainers = {precision: Trainer(network(), settings(precision=precision)) for precision in ("bf16", "fp32")}
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        trainer, x = trainers[precision], torch.randn(2, 1, 8, 8)
+        with trainer.autocast():
+            assert trainer.model(x).dtype == dtype
+        assert trainer.network(x).dtype == torch.float32
         assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+
+
+@pytest.mark.parametrize(
+    "device, count, expected", [("cpu", 4, "cpu"), ("cuda", 1, "cuda"), ("cuda", 4, "cuda:3")], ids=str
+)
+def test_each_process_has_the_gpu_of_its_local_rank(device, count, expected, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(collectives, "world_size", lambda: count)
+    assert collectives.local_device(device) == torch.device(expected)
 
 
 @pytest.mark.parametrize("amx, avx, wanted", [(True, False, True), (False, True, True), (False, False, False)])
@@ -84,23 +90,11 @@ def test_bf16_is_taken_where_the_processor_has_it(monkeypatch, amx, avx, wanted)
 
 def test_what_is_one_per_process_is_as_before():
     threads, wanted = torch.get_num_threads(), torch.get_rng_state()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    host = Accelerator(cpu=True, mixed_precision="bf16")
     with pytest.raises(KeyError), preserve_global_state():
         torch.set_num_threads(threads + 1)
         torch.manual_seed(5)
-        Trainer(network(), settings())
-        assert AcceleratorState().mixed_precision == "no"
         raise KeyError
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), wanted)
-    assert AcceleratorState().mixed_precision == "bf16" and host.mixed_precision == "bf16"
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def test_a_second_trainer_may_have_another_precision():
-    for precision, said in (("bf16", "bf16"), ("fp32", "no"), ("bf16", "bf16")):
-        assert Trainer(network(), settings(precision=precision)).engine.mixed_precision == said
-    assert trainer_module.State().status == "running"
 
 
 def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
@@ -146,8 +140,8 @@ def test_an_l2_penalty_is_weight_decay_at_twice_the_factor_for_plain_sgd():
         for k in range(3):
             torch.manual_seed(k)
             loss = trainer.model(torch.randn(6, 1, 8, 8)).square().mean() + trainer.penalty()
-            trainer.engine.backward(loss)
-            trainer.prepared_optimizer.step()
+            loss.backward()
+            trainer.optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
         found.append(torch.cat([p.detach().flatten() for p in trainer.network.parameters()]))
     assert torch.allclose(*found, atol=1e-6)
