@@ -40,7 +40,7 @@ class Words(Console):
         super().__init__(quiet=True)
         self.lines = []
 
-    def say(self, text):
+    def print(self, text):
         self.lines.append(text)
 
     def __contains__(self, piece):

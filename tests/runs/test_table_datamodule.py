@@ -33,8 +33,8 @@ class After(Words):
         super().__init__()
         self.left, self.stop = epochs, stop
 
-    def say(self, text):
-        super().say(text)
+    def print(self, text):
+        super().print(text)
         self.left -= text.startswith("epoch ")
         if not self.left:
             self.stop.request("SIGTERM")

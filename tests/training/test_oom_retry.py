@@ -28,7 +28,7 @@ def halved(folder, room, said=None, **values):
     trainer.task.__class__.room = room
 
     class Words(Console):
-        def say(self, line):
+        def print(self, line):
             (said if said is not None else []).append(line)
 
     def training():
