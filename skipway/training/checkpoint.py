@@ -4,8 +4,8 @@
     RUN/weights/last/step-00000123/{tensors.safetensors, state.json, MANIFEST.json}
 
 A step's folder gets its name only when it is whole and on the disk; it is read back before an older one goes. The
-manifest's own "sha256" (over its other fields as compact JSON in their order) stays the same in every format, so that
-a damaged manifest is never taken for one of a newer format.
+manifest's own "sha256" (over its other fields as compact JSON in their order) stays the same in every schema, so that
+a damaged manifest is never taken for one of a newer schema.
 """
 
 import hashlib
@@ -26,10 +26,9 @@ from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
+from skipway.utils.run_schema import SCHEMA, NewerSchema, refuse_unknown_schema
 
-__all__ = ["FORMAT", "Checkpoint", "differences", "load", "load_weights", "refuse_more", "save", "save_weights"]
-
-FORMAT = 1
+__all__ = ["Checkpoint", "differences", "load", "load_weights", "refuse_more", "save", "save_weights"]
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?", re.ASCII)
@@ -47,10 +46,6 @@ class Checkpoint:
     state: dict[str, Any]
     path: Path
     refused: tuple[str, ...] = ()
-
-
-class _Newer(InputError):
-    """Written by a newer skipway: not damage, so nothing older may stand in for it."""
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
@@ -103,7 +98,7 @@ def load(folder: Path) -> Checkpoint:
     for step, _, path in found:
         try:
             return Checkpoint(step, *_read(path, step), path, tuple(refused))
-        except _Newer:
+        except NewerSchema:
             raise
         except InputError as error:
             refused.append(str(error))
@@ -124,7 +119,7 @@ def _rotate(folder: Path, step: int, keep: int) -> None:
         flaw = _flaw(path, other) if other != step else None
         if flaw is None and len(kept) < keep and other != step:
             kept.append(other)
-        elif other < min(kept) and len(kept) == keep and not isinstance(flaw, _Newer):
+        elif other < min(kept) and len(kept) == keep and not isinstance(flaw, NewerSchema):
             atomic_files.discard(path)
 
 
@@ -139,7 +134,7 @@ def _flaw(path: Path, step: int) -> InputError | None:
 
 def _manifest_for(step: int, tensors: dict[str, Tensor], files: dict[str, bytes]) -> bytes:
     values = {
-        "format": FORMAT,
+        "schema": SCHEMA,
         "skipway": _version(),
         "torch": str(torch.__version__),
         "step": step,
@@ -173,20 +168,10 @@ def _manifest(path: Path, step: int) -> dict[str, Any]:
         raise InputError(f"{where}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: is damaged: {printable(error)}") from error
-    _refuse_newer(where, values.get("format"), values.get("skipway"))
+    refuse_unknown_schema(where, values.get("schema"), values.get("skipway"))
     if values.get("step") != step:
         raise InputError(f"{where}: says step {printable(values.get('step'))}, its folder says {step}")
     return values
-
-
-def _refuse_newer(where: str, number: Any, version: Any) -> None:
-    if not isinstance(number, int) or number < 1:
-        raise InputError(f"{where}: says format {printable(number)}, which no skipway has written")
-    if number > FORMAT:
-        raise _Newer(
-            f"{where}: written by skipway {printable(version)} (format {number}), this is skipway {_version()} "
-            f"(format {FORMAT}): upgrade skipway"
-        )
 
 
 def _content(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
@@ -293,7 +278,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     """One .safetensors file at `path`: the tensors, and `header` as JSON under the metadata key "skipway"."""
     notes = {
         "skipway": atomic_files.to_json(header, f"the header of {printable(path)}", indent=None).decode(),
-        "written_by": json.dumps({"format": FORMAT, "version": _version()}),
+        "written_by": json.dumps({"schema": SCHEMA, "version": _version()}),
     }
     data = _encoded(tensors, notes)
     length = int.from_bytes(data[:8], "little")
@@ -359,7 +344,7 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
         call = "create_model(name, pretrained=...)"
         raise InputError(f"{where}: is safetensors without skipway's header, another tool's; bring it in with {call}")
     writer = atomic_files.from_json(notes["written_by"].encode())
-    _refuse_newer(where, writer["format"], writer["version"])
+    refuse_unknown_schema(where, writer.get("schema"), writer["version"])
     return notes
 
 
