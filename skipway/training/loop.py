@@ -25,7 +25,7 @@ from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.console import Console, duration
 from skipway.utils.signals import StopFlag
 
-__all__ = ["resize_mode"]
+__all__ = ["fit"]
 
 _SUMS = ("loss", "metric_sum", "seen")  # of a State: what each process counts for itself
 
