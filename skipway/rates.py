@@ -17,6 +17,7 @@ from skipway.recipe import Recipe
 from skipway.signals import StopFlag
 from skipway.training.range_test import RangeTest, range_test
 from skipway.training.trainer import Trainer, as_found
+from skipway.utils.devices import set_threads
 
 __all__ = ["find_lr"]
 
@@ -54,7 +55,7 @@ def find_lr(
     with as_found():
         job = open_job(recipe, new=True, epochs_told=True, transform=transform)
         table = job.noun == "rows"
-        torch.set_num_threads(recipe.threads or (1 if table else os.cpu_count() or 1))
+        set_threads(recipe.threads, table=table, say=console.say)
         job.prepare(console, stop)
         torch.manual_seed(recipe.seed)
         network, fine = job.network(console)

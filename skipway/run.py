@@ -41,6 +41,7 @@ from skipway.training.loop import fit
 from skipway.training.metrics import figures, score
 from skipway.training.range_test import range_test
 from skipway.training.trainer import Settings, State, Trainer, as_found
+from skipway.utils.devices import set_threads
 from skipway.watching import FlowWatch, draw_watched, refuse_watching
 
 __all__ = ["Run", "train"]
@@ -138,9 +139,7 @@ def train(
         epochs_told = resume is not None or not told.keys().isdisjoint(("epochs", "grow"))
         job = open_job(recipe, new=new, epochs_told=epochs_told, transform=transform)
         recipe = job.recipe
-        # Layers as small as those for tables spend their time waiting for a second thread.
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(recipe.threads or (max(1, cores) if job.noun == "pictures" else 1))
+        set_threads(recipe.threads, table=job.noun == "rows", say=console.say)
         if earlier is None:
             folder = ranks.first(lambda: _begun(recipe, job, held))
         held.enter_context(crash_report(folder))

@@ -38,6 +38,7 @@ from skipway.table_use import check_tables, evaluate_table, predict_tables
 from skipway.training.metrics import ClassScores, figures, per_class, score
 from skipway.training.task import Classification
 from skipway.training.trainer import has_bf16
+from skipway.utils.devices import available_threads
 from skipway.zoo import create_model, input_shape, list_models
 
 __all__ = ["Evaluation", "Prediction", "check", "evaluate", "predict", "summarise", "write_predictions"]
@@ -250,11 +251,13 @@ def environment_table() -> str:
     """Versions, processor, precision and extras, a line each."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = available_threads()
     rows = {
         "skipway": version("skipway"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": f"{threads.count}, limited by {threads.reason}",
         "gpu": gpu,
         "precision": "bf16" if has_bf16(device) else "fp32",
         "kernels": kernels.state(),

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "skipway"
 
 # Lowest floor first. On one floor a file imports only what stands to its left; rooms on one floor import no other room.
 FLOORS = [
-    [["errors", "spec", "shapes", "native", "kernels", "recipe", "signals", "console", "memory"]],
+    [["errors", "spec", "shapes", "native", "kernels", "recipe", "signals", "console", "memory", "utils.devices"]],
     [["joins", "shortcuts", "drop_path", "show", "again", "skip", "reversible", "recomputation"]],
     [["blocks", "codes", "fused"]],
     [
