@@ -159,6 +159,8 @@ def test_the_fastest_count_is_chosen_and_idle_cores_are_tried(system, monkeypatc
     monkeypatch.setattr(devices, "_measured", lambda counts: {n: abs(n - 5) + 1.0 for n in counts})
     root = system(proc__loadavg="0.00 0.00 0.00 4/300 4711\n")  # this one and three others: five cores are idle
     assert fastest_threads(ThreadCount(8, "cores"), root).count == 5
+    monkeypatch.setattr(devices, "_measured", lambda counts: {n: 1.0 if n == 8 else 1.1 for n in counts})
+    assert fastest_threads(ThreadCount(8, "cores"), root).count == 1  # about as fast
     monkeypatch.setattr(devices, "_measured", lambda counts: {n: 1 / n for n in counts})
     assert fastest_threads(ThreadCount(8, "cores"), root).count == 8
 
