@@ -65,7 +65,7 @@ def train(how, folder, stop=None, resume=False):
     part = collectives.rank(), collectives.world_size()
     trainer = Trainer(network(), settings(how))
     if resume:
-        saved = checkpoint.load(folder)
+        saved = checkpoint.load_checkpoint(folder)
         trainer.restore(saved.tensors, saved.state["state"])
     fit(
         trainer,
@@ -101,7 +101,7 @@ def main(folder):
             trainer = train({**how, "fsdp": fsdp}, folder / f"{name} {fsdp}")
             if fsdp:
                 resumed = Trainer(network(), settings({**how, "fsdp": True}))
-                saved = checkpoint.load(folder / f"{name} {fsdp}")
+                saved = checkpoint.load_checkpoint(folder / f"{name} {fsdp}")
                 resumed.restore(saved.tensors, saved.state["state"])
                 out[f"held {name}"] = torch.tensor([held(trainer), held(resumed)])
                 tensors = resumed.tensors()

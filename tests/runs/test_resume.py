@@ -39,7 +39,7 @@ def base(tmp_path_factory):
         quick("kinds", "runs", name="uncut", **RICH)
         with pytest.raises(Interrupted):
             quick("kinds", "runs", name="half", stop=StopAt(DECODED + 6))
-    state = checkpoint.load(base / "runs" / "half" / "weights" / "last").state["state"]
+    state = checkpoint.load_checkpoint(base / "runs" / "half" / "weights" / "last").state["state"]
     assert state["epoch"] == 1 and state["batch"] > 0
     return base
 
@@ -218,7 +218,7 @@ def test_other_threads_and_precision_are_said(place):
 
 def test_what_the_machine_decided_stays_decided(place, monkeypatch):
     quick(place / "kinds", place / "runs", name="auto", epochs=1, threads=None, precision="auto")
-    state = checkpoint.load(place / "runs" / "auto" / "weights" / "last").state
+    state = checkpoint.load_checkpoint(place / "runs" / "auto" / "weights" / "last").state
     monkeypatch.setattr("os.cpu_count", lambda: 7)
     monkeypatch.setattr("skipway.runs.defaults.has_bf16", lambda device: state["precision"] != "bf16")
     words = Words()
@@ -335,5 +335,5 @@ def test_a_signal_while_training_ends_with_75_and_one_line(place, number):
     assert f"stopped by {number.name} after step" in err and "go on with --resume runs/sig" in err
     train(
         resume=place / "runs" / "sig",
-        epochs=checkpoint.load(place / "runs" / "sig/weights/last").state["state"]["epoch"],
+        epochs=checkpoint.load_checkpoint(place / "runs" / "sig/weights/last").state["state"]["epoch"],
     )
