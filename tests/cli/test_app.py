@@ -2,10 +2,10 @@ import os
 import pty
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
+from processes import HANG, environment, run, run_python, start
 from small_runs import best, pictures, quick, same_tensors, table
 
 from skipway.cli import app, run_commands
@@ -174,12 +174,8 @@ def test_the_other_commands_answer(call):
         assert code == 0 and said in out and (not err or err.startswith("computed by torch in ")), words
 
 
-def shell(place, text, **environment):
-    env = {**os.environ, **environment}
-    python = " ".join(SKIPWAY)
-    return subprocess.run(
-        ["bash", "-c", text.replace("skipway", python)], cwd=place, env=env, capture_output=True, text=True, timeout=120
-    )
+def shell(place, text, **variables):
+    return run("bash", "-c", text.replace("skipway", " ".join(SKIPWAY)), cwd=place, env=environment(**variables))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +215,7 @@ def test_a_signal_while_torch_is_loading_ends_with_75(place, number):
         "threading.Thread(target=later, daemon=True).start()\n"
         f"app.main({TRAIN!r})"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True, timeout=120)
+    done = run_python(script, cwd=place)
     assert done.returncode == 75 and done.stderr.count("\n") == 1, done.stderr
     assert f"stopped by {number.name} before anything was done; start again" in done.stderr
 
@@ -227,12 +223,12 @@ def test_a_signal_while_torch_is_loading_ends_with_75(place, number):
 def test_a_terminal_sees_one_live_line(place):
     main, other = pty.openpty()
     words = [*SKIPWAY, *(w.replace("16", "2") for w in epochs(6)), "--name", "live"]
-    process = subprocess.Popen(words, cwd=place, stdout=other, stderr=other)
+    process = start(*words, cwd=place, stdout=other, stderr=other)
     os.close(other)
     seen = b""
     while chunk := read(main):
         seen += chunk
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
     live = [part for part in seen.decode().split("\r\x1b[K") if "% waiting" in part and "\n" not in part]
     assert live and all("pictures/s, " in part and "%" in part for part in live)
     assert any(" left)" in part for part in live) and "Traceback" not in seen.decode()

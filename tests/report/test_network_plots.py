@@ -2,12 +2,11 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from drawn import has, looks_drawn, pixels
+from processes import run_python
 
 from skipway.errors import InputError
 from skipway.report import learning_curves, network_plots
@@ -254,4 +253,4 @@ def test_pyplot_is_never_loaded():
         "import sys, skipway.report.network_plots\n"
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0

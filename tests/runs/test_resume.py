@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import HANG, run, start
 from small_runs import QUICK, StopAt, Words, numbers, pictures, quick, same_runs, table
 
 import skipway as sw
@@ -315,7 +316,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(place):
             process.kill()
     started = (place / "runs" / "killed" / "weights").exists()
     words = [*command, "--resume", "runs/killed"] if started else fresh
-    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=200)
+    done = run(*words, cwd=place)
     assert done.returncode == 0, done.stderr
     whole = quick(place / "kinds", place / "runs", name="unkilled", epochs=8)
     assert same_runs(place / "runs" / "killed", whole.path)
@@ -326,11 +327,11 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(place):
 def test_a_signal_while_training_ends_with_75_and_one_line(place, number):
     command = [sys.executable, "-m", "skipway", "train"]
     words = ["kinds", "-m", "resnet20", "--epochs", "2000", "-b", "16", "--threads", "1", "--name", "sig"]
-    process = subprocess.Popen([*command, *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(*command, *words, cwd=place)
     while not process.stdout.readline().startswith("epoch "):
         assert process.poll() is None
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == 75 and len(err.splitlines()) == 1, err
     assert f"stopped by {number.name} after step" in err and "go on with --resume runs/sig" in err
     train(

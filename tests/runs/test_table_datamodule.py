@@ -2,13 +2,13 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import run, run_python
 from small_runs import Words, numbers, same_runs, table
 from table_files import homes, lines, written
 
@@ -210,7 +210,7 @@ def fatal(*a):
 loop._need_finite = fatal
 train({str(home)!r}, output={str(tmp_path)!r}, target="price", name="killed", epochs=6, batch_size=16, save_every=0)
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
+    assert run_python(code).returncode == -9
     assert same_runs(whole.path, train(resume=tmp_path / "killed").path)
 
 
@@ -267,13 +267,7 @@ def test_a_table_with_parts_of_its_own_uses_them(tmp_path):
 
 def test_the_command_line_takes_tables(home, tmp_path):
     def skipway(*words):
-        done = subprocess.run(
-            [sys.executable, "-m", "skipway", *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=120,
-        )
+        done = run(sys.executable, "-m", "skipway", *words, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     code, out, said = skipway("train", home, "--target", "dear", "--ignore", "price", "--epochs", 2, "-o", "runs")
