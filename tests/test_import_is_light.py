@@ -27,7 +27,7 @@ def loaded(code):
     return set(json.loads(done.stderr)), done.stdout
 
 
-HELP = "from skipway.cli import app\napp({words}, exit_on_error=False, result_action='return_value')"
+HELP = "from skipway.cli.app import app\napp({words}, exit_on_error=False, result_action='return_value')"
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_what_the_machine_decided_stays_decided(place, monkeypatch):
     words = Words()
     run = train(resume=place / "runs" / "auto", epochs=2, console=words)
     assert run.metrics["resolved"]["precision"] == state["precision"] and "threads was" not in words
-    assert state["threads"] == checkpoint.load(run.path / "weights" / "last").state["threads"] == 2
+    assert state["threads"] == checkpoint.load_checkpoint(run.path / "weights" / "last").state["threads"] == 2
     assert "threads: null" in (run.path / "config.yaml").read_text()
 
 

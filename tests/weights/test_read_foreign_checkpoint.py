@@ -411,7 +411,7 @@ def test_the_child_is_told_nothing_of_the_user(tmp_path, monkeypatch):
 def limited(tmp_path, text):
     """What `text` prints in a process with the limits for a file of no bytes."""
     begin = f"import sys; sys.path.append({os.path.dirname(unpickle_worker.__file__)!r}); import unpickle_worker\n"
-    command = [sys.executable, "-I", "-c", begin + "foreign_child.limit(0)\n" + text]
+    command = [sys.executable, "-I", "-c", begin + "unpickle_worker.limit(0)\n" + text]
     done = run(*command, cwd=tmp_path)
     return done.stdout + done.stderr
 
@@ -422,7 +422,7 @@ def test_the_child_s_limits_hold(tmp_path):
     assert "File too large" in limited(tmp_path, "open('a', 'wb', 0).write(b'a')")
     assert (tmp_path / "a").stat().st_size == 0
     again = limited(
-        tmp_path, "foreign_child.limit(2**40); import resource; print(resource.getrlimit(resource.RLIMIT_AS))"
+        tmp_path, "unpickle_worker.limit(2**40); import resource; print(resource.getrlimit(resource.RLIMIT_AS))"
     )
     assert 2**28 < int(again.split(",")[1].strip(" )\n")) < 2**31, "what stands already was raised"
 
