@@ -19,11 +19,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
 
-def together(count, folder):
+def together(count, folder, *words):
     """What every one of `count` processes found."""
     port = free_port()
     workers = [
-        start(sys.executable, rank_worker.__file__, folder, env=rank_environment(k, count, port)) for k in range(count)
+        start(sys.executable, rank_worker.__file__, folder, *words, env=rank_environment(k, count, port))
+        for k in range(count)
     ]
     outputs = outputs_of(*workers)
     assert all(worker.returncode == 0 for worker in workers), "\n".join(errors for _, errors in outputs)
@@ -119,7 +120,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_resuming_is_e
 @needs_processes
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_sample_is_judged_once_by_however_many_processes(count, pair, tmp_path):
-    found = pair if count == 2 else together(count, tmp_path)
+    found = pair if count == 2 else together(count, tmp_path, "only-scores")
     torch.manual_seed(0)
     alone = score(plain_network(), Feed(shuffle=False, count=17), Classification(), torch.no_grad, torch.device("cpu"))
     for process in found:

@@ -34,7 +34,7 @@ def apart(network, other, x):
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnext50_32x4d", "seresnet50", "densenet121", "revnet38"])
+@pytest.mark.parametrize("name", ["resnet20", "seresnet50", "densenet121"])
 def test_outputs_are_those_of_the_network_for_every_size_of_batch(name):
     network = network_of(name)
     for precision, bound in (("fp32", 1e-5), ("int8", 0.15)):

@@ -327,17 +327,16 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(place):
     assert sw.load(place / "runs" / "killed").plan["name"] == "resnet20"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
-def test_a_signal_while_training_ends_with_75_and_one_line(place, number):
+def test_a_signal_while_training_ends_with_75_and_one_line(place):
     command = [sys.executable, "-m", "skipway", "train"]
     words = ["kinds", "-m", "resnet20", "--epochs", "2000", "-b", "16", "--threads", "1", "--name", "sig"]
     process = start(*command, *words, cwd=place)
     while not process.stdout.readline().startswith("epoch "):
         assert process.poll() is None
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=HANG)
     assert process.returncode == 75 and len(err.splitlines()) == 1, err
-    assert f"stopped by {number.name} after step" in err and "go on with --resume runs/sig" in err
+    assert "stopped by SIGTERM after step" in err and "go on with --resume runs/sig" in err
     train(
         resume=place / "runs" / "sig",
         epochs=checkpoint.load_checkpoint(place / "runs" / "sig/weights/last").state["state"]["epoch"],
