@@ -37,7 +37,7 @@ def test_a_run_stopped_at_any_poll_and_resumed_ends_in_the_same_bits(tmp_path, h
     whole, whole_best = run(tmp_path / "whole", dict(how), counter)
     wanted = whole.tensors()
     assert counter.polls > 6
-    for at in range(counter.polls):
+    for at in range(0, counter.polls, 1 if how == HOWS[0] else 3):
         folder = tmp_path / str(at)
         with suppress(Interrupted):
             run(folder, dict(how), StopAt(at))
