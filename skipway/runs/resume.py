@@ -15,8 +15,8 @@ from skipway.errors import InputError, printable
 from skipway.kernels import batchnorm
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import cell
-from skipway.training.checkpoint import Checkpoint, differences
-from skipway.training.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import Checkpoint, load_checkpoint
+from skipway.training.differences import differences
 
 __all__ = ["Earlier", "changed_data", "earlier_run", "find_data", "machine", "old_splits", "run_folder"]
 

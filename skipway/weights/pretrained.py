@@ -23,7 +23,7 @@ from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, outline
 from skipway.models.resnet9 import Whitening
-from skipway.training.checkpoint import differences
+from skipway.training.differences import differences
 from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.key_maps import LIBRARIES
 from skipway.weights.read_foreign_checkpoint import read_state

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, printable
-from skipway.training.checkpoint import refuse_more
+from skipway.training.checkpoint import check_header_size
 from skipway.utils.atomic_files import UNKNOWN, from_json, looks_like
 from skipway.weights import unpickle_worker
 
@@ -93,7 +93,7 @@ def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     text = file.read(min(length, _MAX_HEADER))
-    refuse_more(where, length, text)
+    check_header_size(where, length, text)
     try:
         header = from_json(text)
         header.pop("__metadata__", None)
