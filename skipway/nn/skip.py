@@ -24,6 +24,7 @@ from skipway.nn.joins import Gate, add, append, concat, make_join, multiply
 from skipway.nn.shape_inference import NamedErrors, filling, named_errors, real_tensors
 from skipway.nn.shortcuts import SHORTCUTS, fitted_shortcut
 from skipway.nn.stochastic_depth import DROP_MODES, stochastic_depth
+from skipway.utils.text import join_names
 
 __all__ = ["Chain", "Dense", "Function", "Parallel", "Skip", "set_submodule", "named_skips"]
 
@@ -393,10 +394,9 @@ def _say_shared(container: nn.Module, only: str | None = None) -> None:
         shared.update((name, seen[i]) for i in own if i in seen and only in (None, name, seen[i]))
         seen = own | seen
     if shared:
-        pairs = ", ".join(f"{name!r} with {first!r}" for name, first in list(shared.items())[:3])
-        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        pairs = join_names((f"{name!r} with {first!r}" for name, first in shared.items()), limit=3)
         warnings.warn(
-            f"layers of this {type(container).__name__} share parameters ({pairs}{more}): they are one layer, counted "
+            f"layers of this {type(container).__name__} share parameters ({pairs}): they are one layer, counted "
             "once; build each anew for weights of its own",
             stacklevel=3,
         )

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
+from skipway.utils.text import join_names
 
 __all__ = ["FORMAT", "Checkpoint", "differences", "load", "load_weights", "refuse_more", "save", "save_weights"]
 
@@ -250,8 +251,7 @@ def _not_finite(tensors: dict[str, Tensor]) -> str:
             if not torch.isfinite(wide).all():
                 names.append(f"'{printable(name)}'")
                 kind = "NaN" if torch.isnan(wide).any() else kind
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{kind}: {', '.join(names[:3])}{more}" if names else ""
+    return f"{kind}: {join_names(names, limit=3)}" if names else ""
 
 
 def _encoded(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
