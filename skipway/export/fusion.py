@@ -20,11 +20,12 @@ from skipway.errors import InputError
 from skipway.export.quantization import Observer, QuantizedTensor, quantize
 from skipway.kernels.batchnorm import watched
 from skipway.nn.blocks import SameConv2d, pair
+from skipway.nn.chain import Chain, is_plain_sequence
 from skipway.nn.joins import add
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.shortcuts import Project
-from skipway.nn.skip import Chain, Parallel, Skip
+from skipway.nn.skip import Parallel, Skip
 
 __all__ = ["Convolution", "FusedSkip", "folded", "in_turn", "numbers", "plan_codes"]
 
@@ -224,7 +225,7 @@ def folded(root: nn.Module) -> nn.Module:
     """
     if watched(root):
         return root
-    if _is_row(root) or type(root) is Project:
+    if is_plain_sequence(root) or type(root) is Project:
         layers = root.row() if isinstance(root, Project) else _row(root)
         row = _with(root if isinstance(root, Chain) else Chain(), dict(_merged(layers)))
         row.forward_impl = in_turn
@@ -279,14 +280,9 @@ def _together(one: nn.Module, following: nn.Module) -> nn.Module | None:
     return None
 
 
-def _is_row(module: nn.Module) -> bool:
-    """Whether it is known to do nothing but to call its layers one after the other."""
-    return type(module).forward in (nn.Sequential.forward, Chain.forward)
-
-
 def _row(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
     """Its layers where it is a row; unlike named_children() with those that stand in it more than once."""
-    layers = module._modules.items() if module is not None and _is_row(module) else ()
+    layers = module._modules.items() if module is not None and is_plain_sequence(module) else ()
     return [(name, layer) for name, layer in layers if layer is not None]
 
 
@@ -315,7 +311,7 @@ def plan_codes(layer: nn.Module, wanted: bool = False) -> bool:
         if layer.shortcut is not None:
             plan_codes(layer.shortcut, layer.last.gives_codes)
         return plan_codes(layer.body, begins)
-    if _is_row(layer):
+    if is_plain_sequence(layer):
         for one in reversed(list(cast(nn.Sequential, layer))):
             wanted = plan_codes(one, wanted)
         return wanted
@@ -326,7 +322,7 @@ def plan_codes(layer: nn.Module, wanted: bool = False) -> bool:
 
 def _makes(layer: nn.Module) -> bool:
     """Whether what it gives is new, and nobody else's."""
-    if _is_row(layer) and len(cast(nn.Sequential, layer)) and not watched(layer):
+    if is_plain_sequence(layer) and len(cast(nn.Sequential, layer)) and not watched(layer):
         return _makes(cast(nn.Sequential, layer)[-1])
     return isinstance(layer, Convolution | FusedSkip) and not _seen_into(layer)
 

@@ -22,7 +22,7 @@ from skipway.export.onnx_file import captured, plain_copy, quiet
 from skipway.export.quantization import Observer
 from skipway.kernels.batchnorm import run
 from skipway.models.network import Network
-from skipway.nn.skip import Chain
+from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
 
 __all__ = ["PRECISIONS", "engine", "fastest"]

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.rng_replay import RngSnapshot, gradient_of, in_turn
-from skipway.nn.skip import Chain, Skip
+from skipway.nn.skip import Skip
 
 __all__ = ["recompute"]
 

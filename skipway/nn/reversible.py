@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError, ShapeError
+from skipway.nn.chain import Chain, Layer, as_module
 from skipway.nn.joins import add
 from skipway.nn.rng_replay import RngSnapshot, gradient_of
 from skipway.nn.shape_inference import NamedErrors, named_errors
-from skipway.nn.skip import Chain, Layer, as_module
 
 __all__ = ["Coupling", "Reversible"]
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.shape_inference import Call, evaluation
-from skipway.nn.skip import Chain, Dense, Skip
+from skipway.nn.skip import Dense, Skip
 from skipway.utils.text import join_names
 
 __all__ = ["mistakes"]
