@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from skipway.errors import InputError, did_you_mean
-from skipway.kernels.batchnorm import run
+from skipway.kernels.dispatch import run_layers
 from skipway.nn.code_repr import show
 from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.utils.text import join_names
@@ -65,7 +65,7 @@ class Chain(NamedErrors, nn.Sequential):
     @named_errors
     def forward(self, input: Any) -> Any:
         """The input of the first layer -> the output of the last."""
-        return (self.forward_impl or run)(list(self), input)
+        return (self.forward_impl or run_layers)(list(self), input)
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """The layer at a number or of a name, or the Chain of a slice."""
@@ -114,7 +114,7 @@ class Chain(NamedErrors, nn.Sequential):
         """The output of every layer in turn, for an input as `forward` takes it."""
         outputs = []
         for layer in self:
-            x = (self.forward_impl or run)([layer], x)
+            x = (self.forward_impl or run_layers)([layer], x)
             outputs.append(x)
         return tuple(outputs)
 

@@ -16,7 +16,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
-from skipway.kernels.batchnorm import KERNELS, joined, run
+from skipway.kernels.batchnorm import BATCH_NORM, fusable_norm
+from skipway.kernels.dispatch import run_layers
 from skipway.nn.chain import Chain, Function, Layer, as_module, warn_shared_layers
 from skipway.nn.code_repr import show
 from skipway.nn.joins import Gate, add, append, concat, make_join, multiply
@@ -158,8 +159,9 @@ class Skip(NamedErrors):
             shortcut = x if self.shortcut is None else self.shortcut(x)
             branch = stochastic_depth(self.body, x, shortcut, self.drop_path, self.drop_mode)
         else:
-            norm = joined(self.body, self.after) if self.join is add and self.open_shortcut is None else None
-            branch = self.body(x) if norm is None else run(list(cast(nn.Sequential, self.body))[:-1], x)
+            fusable = self.join is add and self.open_shortcut is None
+            norm = fusable_norm(self.body, x, self.after) if fusable else None
+            branch = self.body(x) if norm is None else run_layers(list(cast(nn.Sequential, self.body))[:-1], x)
             if self.open_shortcut is not None:
                 self._fit_shortcut(x, branch)
             shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -169,8 +171,8 @@ class Skip(NamedErrors):
                 "that give a new tensor (inplace=False)"
             )
         if norm is not None:
-            if KERNELS["norm"].fits(norm, branch, shortcut, self.after):
-                return KERNELS["norm"].fast(norm, branch, shortcut, self.after)
+            if BATCH_NORM.fits(norm, branch, shortcut, self.after):
+                return BATCH_NORM.fast(norm, branch, shortcut, self.after)
             branch = norm(branch)
         out = self.join(branch, shortcut)
         return out if self.after is None else self.after(out)
