@@ -21,11 +21,12 @@ from skipway.errors import InputError
 from skipway.grow.channel_map import NEW, ChannelMap, Origin, beside, shares_of, taken
 from skipway.models.resnet9 import Scaled
 from skipway.nn.blocks import SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
+from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import Call
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip
+from skipway.nn.skip import Dense, Parallel, Skip
 
 __all__ = ["Widening", "redrawn"]
 
@@ -71,7 +72,7 @@ class Widening:
     def _role(self, path: str, layer: nn.Module | None) -> str:
         if layer is None or self._passes(path, layer):
             return THROUGH
-        if _is_row(layer):
+        if _is_sequential(layer):
             return self._behind(path, _row(layer)) or THROUGH
         if isinstance(layer, Dense):
             return self._role(_inside(path, "linear"), layer.linear)
@@ -128,7 +129,7 @@ class Widening:
             row = self._add(path, layer, given)
         elif layer is None:
             row = given
-        elif _is_row(layer):
+        elif _is_sequential(layer):
             row = self._visit_row(path, layer, given, wanted)
         elif isinstance(layer, Dense):
             mixed = self._role(_inside(path, "activation"), layer.activation) != THROUGH
@@ -349,10 +350,9 @@ def redrawn(block: nn.Module) -> nn.Module:
     return block
 
 
-def _is_row(layer: nn.Module) -> bool:
-    """Whether it does nothing but to call its layers one after the other."""
-    calling = (nn.Sequential.forward, Chain.forward, Reversible.forward)
-    return isinstance(layer, Project) or type(layer).forward in calling
+def _is_sequential(layer: nn.Module) -> bool:
+    """Return whether the channels of `layer` pass through its layers one after the other."""
+    return is_plain_sequence(layer) or isinstance(layer, Project | Reversible)
 
 
 def _row(layer: Any) -> list[tuple[str, nn.Module]]:

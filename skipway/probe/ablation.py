@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError, did_you_mean
+from skipway.nn.chain import Function
 from skipway.nn.joins import Scale, add
 from skipway.nn.reversible import Coupling
-from skipway.nn.skip import Function, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.block_stats import Block, Plain, batches_accuracy, blocks_of, unrolled, untouched
 
 __all__ = ["CUTS", "Drop", "Lesion", "Several", "Shuffle", "Swap", "batches_accuracy", "lesion"]

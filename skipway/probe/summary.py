@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from skipway.errors import InputError, printable
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on_meta
-from skipway.nn.skip import Chain, Parallel, Skip
+from skipway.nn.skip import Parallel, Skip
 from skipway.probe.lint import mistakes
 from skipway.probe.receptive_field import Fields
 

@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
+from skipway.nn.chain import Function
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Function, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fitting
 
 __all__ = ["around", "count_of", "join_of", "kind_of", "layer_of", "open_sizes", "way_of"]
