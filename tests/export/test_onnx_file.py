@@ -19,7 +19,8 @@ import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, MissingExtra, SkipwayError
 from skipway.export import onnx_file as home
-from skipway.models.network import Network, as_table, planned, read_spec
+from skipway.models.network import Network, build_network, read_spec
+from skipway.models.prediction import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,7 +80,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
     found = metadata(sw.export.onnx(network, tmp_path / "network.onnx").path)
     assert set(found) == {"skipway_version", "class_names", "spec", "plan"}
     assert read_spec(json.loads(found["spec"])) == network.spec and tuple(json.loads(found["class_names"])) == names
-    again = planned(json.loads(found["plan"]))
+    again = build_network(json.loads(found["plan"]))
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
     for text in found.values():
         assert text.isascii() and text.isprintable() and not set("<>&") & set(text)
