@@ -16,6 +16,7 @@ from skipway.errors import InputError, Interrupted
 from skipway.report import html
 from skipway.runs.train_run import train
 from skipway.training import checkpoint
+from skipway.utils import devices
 from skipway.utils.atomic_files import Lock
 
 RICH = {"ema": 0.9, "grad_accum_steps": 2, "optimizer": "adamw", "drop_path": 0.2}
@@ -217,13 +218,16 @@ def test_other_threads_and_precision_are_said(place):
 
 
 def test_what_the_machine_decided_stays_decided(place, monkeypatch):
+    monkeypatch.setattr(devices, "available_threads", lambda: devices.ThreadCount(2, "cores"))
+    monkeypatch.setattr(devices, "fastest_threads", lambda available: available)
     quick(place / "kinds", place / "runs", name="auto", epochs=1, threads=None, precision="auto")
     state = checkpoint.load(place / "runs" / "auto" / "weights" / "last").state
-    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    monkeypatch.setattr(devices, "available_threads", lambda: devices.ThreadCount(1, "cores"))
     monkeypatch.setattr("skipway.runs.defaults.has_bf16", lambda device: state["precision"] != "bf16")
     words = Words()
     run = train(resume=place / "runs" / "auto", epochs=2, console=words)
     assert run.metrics["resolved"]["precision"] == state["precision"] and "threads was" not in words
+    assert state["threads"] == checkpoint.load(run.path / "weights" / "last").state["threads"] == 2
     assert "threads: null" in (run.path / "config.yaml").read_text()
 
 

@@ -24,6 +24,7 @@ from skipway.data.sources.base import SPLITS, Content, Skipped, Source
 from skipway.data.sources.decode import BadPicture, decode, size_of
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.console import Console
+from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.signals import StopFlag
 
 __all__ = ["DecodedImages", "DecodeSettings", "choose_decode_settings", "decode_images", "fingerprint", "fitted_array"]
@@ -32,11 +33,9 @@ RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
 SMALL = 96  # pictures up to this size are trained on as they are
 PHOTOGRAPH = 128  # the size that larger ones are trained at
 ROOM = 1.15  # larger ones are stored with this much room to crop from
-_SQUASHED_RATIO, _CROPPED_RATIO = (
-    1.1,
-    2.0,
-)  # longest side over the shortest, up to which pictures are squashed, and cropped
-_THREADS = max(2, os.cpu_count() or 2)
+_SQUASHED_RATIO = 1.1  # longest side over the shortest up to which pictures are squashed
+_CROPPED_RATIO = 2.0  # and up to which they are cropped
+_THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
 _SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
 
 
@@ -137,7 +136,7 @@ def decode_images(
 
     Raises:
         InputError: more than `max_unreadable` of the pictures are unreadable, or a class that needs one has none.
-        StorageError: the memory map does not fit on the disk.
+        StorageError: the memory map does not resize_mode on the disk.
         Interrupted: `stop` was set meanwhile.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
