@@ -26,8 +26,8 @@ from skipway.data.sources.read_table import Table, frame_table, read_table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError, printable
 from skipway.models import registry
+from skipway.nn.chain import Chain
 from skipway.nn.shape_inference import evaluation
-from skipway.nn.skip import Chain
 from skipway.training.checkpoint import save_weights
 from skipway.training.metrics import Averaged
 

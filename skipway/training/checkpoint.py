@@ -26,6 +26,7 @@ from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
+from skipway.utils.text import join_names
 
 __all__ = [
     "FORMAT",
@@ -258,8 +259,7 @@ def _describe_nonfinite(tensors: dict[str, Tensor]) -> str:
             if not torch.isfinite(wide).all():
                 names.append(f"'{printable(name)}'")
                 kind = "NaN" if torch.isnan(wide).any() else kind
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{kind}: {', '.join(names[:3])}{more}" if names else ""
+    return f"{kind}: {join_names(names, limit=3)}" if names else ""
 
 
 def _encode(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> bytes:

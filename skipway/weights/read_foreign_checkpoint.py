@@ -59,7 +59,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path, where = Path(path), printable(path)
     if not path.is_file():  # a pipe would wait for ever
-        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "is not there"
+        if path.is_dir():
+            kind = "is a folder"
+        else:
+            kind = "is not a regular file" if path.exists() else "is not there"
         raise InputError(f"{where}: {kind}; give a file of weights")
     try:
         size = path.stat().st_size

@@ -12,10 +12,11 @@ from processes import outputs_of, start
 from torch import nn
 
 from skipway.errors import InputError, ShapeError
+from skipway.nn.chain import Chain, Function
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip, named_skips, set_submodule
+from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
 
 NAMES = {
     **vars(nn),
@@ -210,7 +211,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Chain, Dense, Skip
+from skipway.nn.chain import Chain
+from skipway.nn.skip import Dense, Skip
 
 rank = int(sys.argv[1])
 torch.set_num_threads(1)
