@@ -177,8 +177,8 @@ def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, mo
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        speed = loop._speed
-        monkeypatch.setattr(loop, "_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
+        speed = loop._format_speed
+        monkeypatch.setattr(loop, "_format_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
         with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1, work saved"):
             quick(data, tmp_path)
         assert not heard
