@@ -202,12 +202,12 @@ def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
     code = f"""
 import os, skipway.training.loop as loop
 from skipway.runs.train_run import train
-count, real = [0], loop._need_finite
+count, real = [0], loop._require_finite
 def fatal(*a):
     count[0] += 1
     if count[0] > 40: os.kill(os.getpid(), 9)
     real(*a)
-loop._need_finite = fatal
+loop._require_finite = fatal
 train({str(home)!r}, output={str(tmp_path)!r}, target="price", name="killed", epochs=6, batch_size=16, save_every=0)
 """
     assert run_python(code).returncode == -9
