@@ -23,7 +23,7 @@ from PIL import Image
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
-from skipway.kernels import batchnorm
+from skipway.kernels.dispatch import kernel_status
 from skipway.report import classification_plots, learning_curves
 from skipway.runs.recipe import Recipe
 from skipway.training.metrics import ClassScores, per_class
@@ -276,7 +276,7 @@ def draw_augmented(folder: Path, feed: ImageBatches) -> None:
     """plots/augmented.png: the first pictures of the first epoch as the network is given them."""
     ids = feed.rows[:: max(1, len(feed.rows) // _SHEET)][:_SHEET]
     x = (feed.pictures(ids) - feed.offset) / feed.factor
-    pictures = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).numpy()
+    pictures = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     names = feed.images.class_names
     make_folder(folder / "plots")
     captions = [names[feed.images.labels[i]] for i in ids]
@@ -296,7 +296,7 @@ def environment(recipe: Recipe, device: str, precision: str, network: str) -> di
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": precision,
-        "kernels": batchnorm.state(),
+        "kernels": kernel_status(),
         "command": repeat_command(recipe),
         "network": network,
     }

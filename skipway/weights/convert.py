@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean, printable
 from skipway.models import registry
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
+from skipway.utils.text import join_names
 from skipway.weights.key_maps import LIBRARIES, Library
 
 __all__ = ["adopt", "keys_shared", "release"]
@@ -59,7 +60,7 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
     fresh = num_classes is not None and num_classes != read.get("num_classes")
     classes = {"num_classes": num_classes} if fresh else {}
     plan = registry.plan_of(own_name, **{**own_options, **read, **classes, **options})
-    network = outline(plan)
+    network = build_meta_network(plan)
     wanted = network.state_dict()
     source = f"{library}'s {name}{_likeness(flat, plan, table)}"
     keys = {own: table.key(plan, own, like.dim()) for own, like in wanted.items()}
@@ -93,8 +94,8 @@ def release(network: Network, library: str) -> dict[str, Tensor]:
     if refusal := table.refusal(plan):
         raise InputError(f"{library} cannot hold {plan['name']}: {refusal}; release it to another library")
     state = network.state_dict()
-    if changed := sorted(state.keys() ^ outline(plan).state_dict().keys()):
-        shown = f"{', '.join(changed[:_SHOWN])}{_and_more(changed)}"
+    if changed := sorted(state.keys() ^ build_meta_network(plan).state_dict().keys()):
+        shown = join_names(changed, limit=_SHOWN)
         raise InputError(f"the network is no longer what its plan says: {shown} came or went; release it before that")
     released = {}
     for own, value in state.items():
@@ -116,7 +117,7 @@ def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict
         flat = _flat(state, table)
     except InputError:
         return 0
-    wanted = outline(plan).state_dict()
+    wanted = build_meta_network(plan).state_dict()
     return sum(table.key(plan, own, like.dim()) in flat for own, like in wanted.items())
 
 
@@ -220,8 +221,8 @@ def _matched(
     wrong += [f"{_short(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in taken]
     if wrong:
         raise ShapeError(
-            f"the state is not that of {source}: {'; '.join(wrong[:_SHOWN])}{_and_more(wrong)}; nothing was loaded: "
-            "give the name and the options of the network that it was saved from"
+            f"the state is not that of {source}: {join_names(wrong, limit=_SHOWN, separator='; ')}; nothing was "
+            "loaded: give the name and the options of the network that it was saved from"
         )
     return found
 
@@ -245,10 +246,6 @@ def _likeness(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> 
     if not there or table.key(plan, "head.weight", 2) in flat:
         return ""
     return f" (its names look like those of {' or '.join(there)})"
-
-
-def _and_more(listed: list[str]) -> str:
-    return f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
 
 
 def _short(key: str) -> str:

@@ -35,7 +35,7 @@ def test_slices_of_several_networks_lie_in_one_picture(tmp_path, accuracies, sha
     assert min(has(picture, plot_style.BLUE), has(picture, plot_style.VERMILION)) > 400
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [1, 3, 7])
 def test_squares_stand_side_by_side_with_one_scale(tmp_path, count):
     loss_landscape_plot.plot_loss_landscape(
         {f"network {i}": landscape_of(2, 9, 1.0 + i) for i in range(count)}, tmp_path / "l.png"
@@ -53,8 +53,7 @@ def test_equal_losses_have_equal_colors_in_every_square(tmp_path):
     assert np.abs(twins[80:400, 150:500] - pair[80:400, 150:500]).mean() > 10  # the scale is that of both
 
 
-@pytest.mark.parametrize("value", [None, math.inf, 0.0, -5.0, 1e30])
-@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("dims, value", [(1, None), (1, 0.0), (1, -5.0), (2, None), (2, math.inf), (2, 1e30)])
 def test_a_landscape_bears_gaps_and_extremes(tmp_path, dims, value):
     rough = landscape_of(dims, 9)
     for place in (0, 1, 4):

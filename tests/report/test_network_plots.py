@@ -1,12 +1,11 @@
 """Pictures of flow and lesion: drawn whole, with what matters in them, whatever the values."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from drawn import has, looks_drawn, pixels
+from processes import run_python
 
 from skipway.report import network_plots, plot_style
 from skipway.report.axes_layout import APART, _apart, finite_median, line_end
@@ -194,4 +193,4 @@ def test_pyplot_is_never_loaded():
         "import sys, skipway.report.network_plots\n"
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0

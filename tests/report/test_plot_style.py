@@ -1,9 +1,8 @@
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
+from processes import run_python
 
 from skipway.report import classification_plots, learning_curves, plot_style
 
@@ -53,4 +52,4 @@ def test_pyplot_is_never_loaded():
     code = (
         "import sys, skipway.report.learning_curves, skipway.report.html; sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0

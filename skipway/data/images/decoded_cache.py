@@ -26,6 +26,7 @@ from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.console import Console
 from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.signals import StopFlag
+from skipway.utils.text import join_names
 
 __all__ = ["DecodedImages", "DecodeSettings", "choose_decode_settings", "decode_images", "fingerprint", "fitted_array"]
 
@@ -316,10 +317,9 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
 def _refuse_too_many_unreadable(images: DecodedImages, total: int, max_unreadable: float) -> None:
     bad = images.skipped
     if bad and len(bad) > max_unreadable * total:
-        reasons = "; ".join(f"{printable(s.key)}: {s.reason}" for s in bad[:5])
-        more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
+        reasons = join_names((f"{printable(s.key)}: {s.reason}" for s in bad), limit=5, separator="; ")
         raise InputError(
-            f"{len(bad):,} of {total:,} pictures of {printable(images.name)} cannot be read ({reasons}{more}); mend or "
+            f"{len(bad):,} of {total:,} pictures of {printable(images.name)} cannot be read ({reasons}); mend or "
             f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-unreadable"
         )
 
