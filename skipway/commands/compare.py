@@ -57,7 +57,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     histories = {name: _history(folder) for name, folder in zip(names, folders, strict=True)}
     target = Path(output)
     try:
-        compare_plot.comparison(histories, target)
+        compare_plot.plot_run_comparison(histories, target)
     except OSError as error:
         raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
     return Comparison(

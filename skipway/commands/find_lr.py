@@ -68,5 +68,5 @@ def find_lr(
         datamodule.fit_first_layer(network, feed)
         found = range_test(Trainer(network, settings, datamodule.name_of, datamodule.task(settings)), feed, poll=poll)
     if output is not None:
-        learning_curves.range_test(found.as_dict(), Path(output))
+        learning_curves.plot_lr_range_test(found.as_dict(), Path(output))
     return found

@@ -17,7 +17,7 @@ from skipway.probe.block_stats import batches_accuracy, batches_loss
 from skipway.probe.diagram import diagram
 from skipway.probe.loss_landscape import landscape
 from skipway.probe.signal_flow import flow
-from skipway.report import html, network_plots
+from skipway.report import html, loss_landscape_plot, network_plots
 from skipway.runs.recipe import Recipe
 from skipway.runs.report_samples import samples_of
 from skipway.runs.resume import run_folder
@@ -123,7 +123,7 @@ def _flow(networks: dict[str, Network], x: Tensor, y: Tensor, points: int, folde
         flows[f"{before}trained"] = flow(network, x[:128], y[:128])
     values = {name: found.as_dict() for name, found in flows.items()}
     path = folder / "plots" / "flow.png"
-    network_plots.flow(values, path)
+    network_plots.plot_signal_flow(values, path)
     return values, [path], [f"flow, {name}: {note}" for name, found in flows.items() for note in found.notes]
 
 
@@ -134,7 +134,7 @@ def _lesion(networks: dict[str, Network], x: Tensor, y: Tensor, points: int, fol
     cuts = {name: lesion(network, score, measure=measure) for name, network in networks.items()}
     values = {name: cut.as_dict() for name, cut in cuts.items()}
     path = folder / "plots" / "lesion.png"
-    network_plots.lesion(values, path)
+    network_plots.plot_ablation(values, path)
     return values, [path], [f"lesion, {name}: {note}" for name, cut in cuts.items() for note in cut.left_out]
 
 
@@ -146,7 +146,7 @@ def _landscape(networks: dict[str, Network], x: Tensor, y: Tensor, points: int, 
     for kind, (dims, count) in kinds.items():
         found = {name: landscape(n, judge, dims=dims, points=count).as_dict() for name, n in networks.items()}
         drawn.append(folder / "plots" / f"{kind}.png")
-        network_plots.landscape(found, drawn[-1])
+        loss_landscape_plot.plot_loss_landscape(found, drawn[-1])
         values[kind] = found
     return values, drawn, []
 

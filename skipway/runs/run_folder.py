@@ -24,7 +24,7 @@ from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
 from skipway.kernels.dispatch import kernel_status
-from skipway.report import learning_curves
+from skipway.report import classification_plots, learning_curves
 from skipway.runs.recipe import Recipe
 from skipway.training.metrics import ClassScores, per_class
 from skipway.utils.atomic_files import make_folder, write_file, write_json
@@ -200,7 +200,7 @@ def write_range_test(folder: Path, found: dict[str, Any]) -> None:
     """find_lr.json, and its picture."""
     make_folder(folder / "plots")
     write_json(folder / "find_lr.json", found)
-    learning_curves.range_test(found, folder / "plots" / "find_lr.png")
+    learning_curves.plot_lr_range_test(found, folder / "plots" / "find_lr.png")
 
 
 def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -280,7 +280,7 @@ def draw_augmented(folder: Path, feed: ImageBatches) -> None:
     names = feed.images.class_names
     make_folder(folder / "plots")
     captions = [names[feed.images.labels[i]] for i in ids]
-    learning_curves.sheet(
+    classification_plots.plot_image_grid(
         [p[:, :, 0] if p.shape[2] == 1 else p for p in pictures], captions, folder / "plots" / "augmented.png"
     )
 

@@ -64,7 +64,7 @@ def draw_watched(folder: Path) -> None:
     """Draw what was watched of a run, if anything."""
     if flows := _flows(folder):
         make_folder(folder / "plots")
-        network_plots.flow(flows, folder / "plots" / "flow_over_training.png")
+        network_plots.plot_signal_flow(flows, folder / "plots" / "flow_over_training.png")
 
 
 def refuse_watching(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from skipway.errors import InputError, printable
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
-from skipway.report.regression_plot import against
+from skipway.report.regression_plot import plot_predictions
 from skipway.runs.defaults import TABLE, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import write_classes, write_table
@@ -175,7 +175,7 @@ class TableDataModule:
             ),
         )
         make_folder(folder / "plots")
-        against(scores.targets, scores.predicted, self.rows.spec.target, folder / "plots" / "predicted.png")
+        plot_predictions(scores.targets, scores.predicted, self.rows.spec.target, folder / "plots" / "predicted.png")
 
     def augmentation(self) -> str:
         """Rows are not changed."""
