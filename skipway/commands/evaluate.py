@@ -16,7 +16,8 @@ from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, several_views
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
 from skipway.training.losses import Classification
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -47,7 +48,7 @@ def evaluate(
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return evaluate_table(network, os.fspath(data), split)
-    spec = network._need_spec()
+    spec = network.require_image_spec()
     source = open_source(os.fspath(data))
     there = [s for s in ("test", "val", "train") if source.count(s)]
     if split is not None and split not in there:
@@ -86,7 +87,7 @@ def evaluate(
         console=console,
         stop=stop,
     )
-    judging, device = several_views(network) if tta else network, next(network.parameters()).device
+    judging, device = average_views(network, spec) if tta else network, next(network.parameters()).device
     scores: ClassScores = score(judging, feed, Classification(), nullcontext, device, poll)
     return Evaluation(
         chosen,

@@ -31,7 +31,8 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, MissingExtra, SkipwayError, printable
 from skipway.export.fusion import Convolution
 from skipway.export.preprocessing import Preparation
-from skipway.models.network import Network, as_table, prepare
+from skipway.models.network import Network
+from skipway.models.prediction import as_table, prepare_image
 from skipway.nn.skip import Chain
 from skipway.utils.atomic_files import from_json, to_json, write_file
 
@@ -215,7 +216,7 @@ class _OfPictures:
         if self.raw:
             return 0.0
         pixels = self.prepare(torch.from_numpy(x[:1]))[0].permute(1, 2, 0).numpy()
-        return float(np.abs(pixels - prepare(x[0], self.spec)).max())
+        return float(np.abs(pixels - prepare_image(x[0], self.spec)).max())
 
 
 class _OfRows:
@@ -340,7 +341,7 @@ def metadata(network: Network) -> dict[str, str]:
 
 def _as_it_is(source: Any, spec: Spec) -> np.ndarray:
     """A picture at its own size, upright, as (H, W, C) uint8."""
-    prepare(source, spec)  # which says what is wrong with it
+    prepare_image(source, spec)  # which says what is wrong with it
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
         pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")

@@ -96,7 +96,7 @@ class ImageDataModule:
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """What the feeds are made with from here on."""
-        spec, packed, packing = network._need_spec(), self.packed, self.packing
+        spec, packed, packing = network.require_image_spec(), self.packed, self.packing
         self.batch_size, self.device, self.normalise = batch_size, device, (spec.mean, spec.std)
         chosen = augment_policy.choose(self.recipe.augment, packing.packed, packing.size, packed.mirrored)
         self.level: str = chosen if earlier is None else earlier["level"]

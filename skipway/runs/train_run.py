@@ -16,7 +16,8 @@ from torch import Tensor
 from skipway.distributed import collectives
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load, restore
-from skipway.models.network import Network, several_views
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
 from skipway.report import html
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
@@ -285,7 +286,7 @@ class _Work:
         best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
             device=trainer.device, memory_format=torch.channels_last
         )
-        judging = several_views(best) if self.recipe.tta else best
+        judging = average_views(best, best.require_image_spec()) if self.recipe.tta else best
 
         def poll() -> None:
             if self.stop.requested:

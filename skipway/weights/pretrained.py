@@ -21,7 +21,7 @@ from skipway.data.sources.hub import NO_ROOM, quiet
 from skipway.errors import InputError, StorageError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.checkpoint import differences
 from skipway.weights.convert import adopt, keys_shared
@@ -187,7 +187,7 @@ def _of_ours(name: str, path: Path, options: dict[str, Any]) -> Network:
     # An older skipway did not write every value: those take their defaults, as in `load`.
     there = {**found.plan, **registry.FAMILIES[family].plan.of(given).as_dict()}
     _refuse_other(printable(path), name, wanted, there, options)
-    network = outline({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
+    network = build_meta_network({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
     network.load_state_dict(found.state_dict(), assign=True)
     network.origin = printable(path)
     return network.eval()

@@ -19,7 +19,8 @@ import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, MissingExtra, SkipwayError
 from skipway.export import onnx_file as home
-from skipway.models.network import Network, planned, read_spec
+from skipway.models.network import Network, build_network, read_spec
+from skipway.models.prediction import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # What no registered row has.
@@ -81,9 +82,9 @@ def test_classes_of_a_table_and_numbers_in_their_own_unit(tmp_path):
         network = table_network(task)
         done = sw.export.onnx(network, tmp_path / "table.onnx", check=table)
         assert done.difference < 1e-5 and done.levels == 0
-        rows = network.spec.encode_whole(sw.network.as_table(table)).x
+        rows = network.spec.encode_whole(as_table(table)).x
         (found,) = session(done.path).run([gives], {"rows": rows})
-        expected = network.table_outputs(sw.network.as_table(table))
+        expected = network.table_outputs(as_table(table))
         assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
     assert sw.export.onnx(network, tmp_path / "raw.onnx", raw=True, check=table[:0]).difference < 1e-5
     assert not np.allclose(found, session(tmp_path / "raw.onnx").run(["outputs"], {"inputs": rows})[0])
@@ -96,7 +97,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
     found = metadata(sw.export.onnx(network, tmp_path / "network.onnx").path)
     assert set(found) == {"skipway_version", "class_names", "spec", "plan"}
     assert read_spec(json.loads(found["spec"])) == network.spec and tuple(json.loads(found["class_names"])) == names
-    again = planned(json.loads(found["plan"]))
+    again = build_network(json.loads(found["plan"]))
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
     for text in found.values():
         assert text.isascii() and text.isprintable() and not set("<>&") & set(text)

@@ -251,7 +251,7 @@ def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_pa
         quick(home, tmp_path, target="price", task="guess")
     picture = sw.create_model("resnet20", 2)
     with pytest.raises(InputError, match="this network was not trained on a table; give it pictures"):
-        picture.need_table_spec()
+        picture.require_table_spec()
     assert not list(tmp_path.iterdir())
 
 
