@@ -9,7 +9,6 @@ for each core. Epochs after the first are timed.
 
 import argparse
 import json
-import os
 import statistics
 import time
 
@@ -39,8 +38,10 @@ def ours(folder):
 
 
 def pillow(folder):
+    from skipway.utils.devices import available_cores
+
     photographs = Photographs(folder, SIZE)
-    workers = os.cpu_count()
+    workers = available_cores().count
     loader = torch.utils.data.DataLoader(photographs, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda epoch: iter(loader), len(photographs)
 

@@ -6,6 +6,7 @@ from typing import Any
 from skipway.errors import InputError, printable
 from skipway.model_factory import list_models
 from skipway.models import registry
+from skipway.utils.text import join_sizes
 
 __all__ = ["model_table"]
 
@@ -27,11 +28,7 @@ def _shape(plan: dict[str, Any]) -> str:
     """What tells a network from the others: family or block, layers, stem, whatever else is not usual, classes."""
     usual = registry.FAMILIES[plan["family"]].plan().as_dict()
     told = ("block", "layers", "stem", "num_classes")
-    unusual = [f"{k} {_dashed(plan[k])}" for k in usual if k not in told and plan[k] != usual[k]]
-    kind = f"{plan.get('block', plan['family'])} {_dashed(plan['layers'])}"
+    unusual = [f"{k} {join_sizes(plan[k])}" for k in usual if k not in told and plan[k] != usual[k]]
+    kind = f"{plan.get('block', plan['family'])} {join_sizes(plan['layers'])}"
     stem = [f"{plan['stem']} stem"] if "stem" in plan else []
     return ", ".join([kind, *stem, *unusual, f"{plan['num_classes']} classes"])
-
-
-def _dashed(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

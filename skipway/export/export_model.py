@@ -17,7 +17,7 @@ from skipway.errors import InputError
 from skipway.export.fusion import Convolution, folded, in_turn, numbers, plan_codes
 from skipway.export.onnx_file import Exported, captured, form_of, kept, metadata, onnx, quiet
 from skipway.models.network import Network
-from skipway.nn.skip import Chain
+from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
 
 __all__ = ["Exported", "fuse", "onnx", "program"]

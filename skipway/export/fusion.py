@@ -18,13 +18,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skipway.errors import InputError
 from skipway.export.quantization import Observer, QuantizedTensor, quantize
-from skipway.kernels.batchnorm import watched
+from skipway.kernels.kernel import has_hooks
 from skipway.nn.blocks import SameConv2d, pair
+from skipway.nn.chain import Chain, is_plain_sequence
 from skipway.nn.joins import add
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.shortcuts import Project
-from skipway.nn.skip import Chain, Parallel, Skip
+from skipway.nn.skip import Parallel, Skip
 
 __all__ = ["Convolution", "FusedSkip", "folded", "in_turn", "numbers", "plan_codes"]
 
@@ -222,9 +223,9 @@ def folded(root: nn.Module) -> nn.Module:
     What is not a row of layers, a Skip, a Project, a Parallel or a Coupling stays as it is, for what it does with its
     layers is not known; so does what somebody watches by hooks. `root` is not changed; layers that stay are its own.
     """
-    if watched(root):
+    if has_hooks(root):
         return root
-    if _is_row(root) or type(root) is Project:
+    if is_plain_sequence(root) or type(root) is Project:
         layers = root.row() if isinstance(root, Project) else _row(root)
         row = _with(root if isinstance(root, Chain) else Chain(), dict(_merged(layers)))
         row.forward_impl = in_turn
@@ -242,7 +243,7 @@ def _folded_skip(skip: Skip) -> nn.Module:
     parts = {name: None if child is None else folded(child) for name, child in skip._modules.items()}
     after, layers = skip.after, dict(_row(parts["body"]))
     last = layers.pop(next(reversed(layers))) if layers else None
-    relu = type(after) is nn.ReLU and not watched(after)
+    relu = type(after) is nn.ReLU and not has_hooks(after)
     if skip.join is not add or skip.open_shortcut is not None or not (relu or after is None):
         return _with(skip, parts)
     if not isinstance(last, Convolution) or last.relu:
@@ -256,7 +257,7 @@ def _merged(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.M
     """A row of layers with each norm and ReLU made part of what is before it, and what does nothing left out."""
     held: tuple[str, nn.Module] | None = None
     for name, layer in layers:
-        if type(layer) in _NOTHING and not watched(layer):
+        if type(layer) in _NOTHING and not has_hooks(layer):
             continue
         if held is not None and (together := _together(held[1], layer)) is not None:
             held = held[0], together
@@ -270,7 +271,7 @@ def _merged(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.M
 
 def _together(one: nn.Module, following: nn.Module) -> nn.Module | None:
     """One layer that does what two do; None where there is none."""
-    if watched(one) or watched(following):
+    if has_hooks(one) or has_hooks(following):
         return None
     if type(following) is nn.BatchNorm2d and following.running_mean is not None:
         return fuse_conv_bn_eval(cast(nn.Conv2d, one), following) if type(one) in (nn.Conv2d, SameConv2d) else None
@@ -279,14 +280,9 @@ def _together(one: nn.Module, following: nn.Module) -> nn.Module | None:
     return None
 
 
-def _is_row(module: nn.Module) -> bool:
-    """Whether it is known to do nothing but to call its layers one after the other."""
-    return type(module).forward in (nn.Sequential.forward, Chain.forward)
-
-
 def _row(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
     """Its layers where it is a row; unlike named_children() with those that stand in it more than once."""
-    layers = module._modules.items() if module is not None and _is_row(module) else ()
+    layers = module._modules.items() if module is not None and is_plain_sequence(module) else ()
     return [(name, layer) for name, layer in layers if layer is not None]
 
 
@@ -315,7 +311,7 @@ def plan_codes(layer: nn.Module, wanted: bool = False) -> bool:
         if layer.shortcut is not None:
             plan_codes(layer.shortcut, layer.last.gives_codes)
         return plan_codes(layer.body, begins)
-    if _is_row(layer):
+    if is_plain_sequence(layer):
         for one in reversed(list(cast(nn.Sequential, layer))):
             wanted = plan_codes(one, wanted)
         return wanted
@@ -326,14 +322,14 @@ def plan_codes(layer: nn.Module, wanted: bool = False) -> bool:
 
 def _makes(layer: nn.Module) -> bool:
     """Whether what it gives is new, and nobody else's."""
-    if _is_row(layer) and len(cast(nn.Sequential, layer)) and not watched(layer):
+    if is_plain_sequence(layer) and len(cast(nn.Sequential, layer)) and not has_hooks(layer):
         return _makes(cast(nn.Sequential, layer)[-1])
     return isinstance(layer, Convolution | FusedSkip) and not _seen_into(layer)
 
 
 def _seen_into(layer: nn.Module) -> bool:
     """Whether somebody watches it or anything inside, and may keep what is there."""
-    return any(map(watched, layer.modules()))
+    return any(map(has_hooks, layer.modules()))
 
 
 def _values(x: Tensor | QuantizedTensor) -> Tensor:
@@ -352,7 +348,7 @@ def _knows_codes(layer: nn.Module) -> bool:
 
 
 def _pools(layer: nn.Module) -> bool:
-    plain = type(layer) is nn.MaxPool2d and not layer.ceil_mode and not layer.return_indices and not watched(layer)
+    plain = type(layer) is nn.MaxPool2d and not layer.ceil_mode and not layer.return_indices and not has_hooks(layer)
     return plain and pair(cast(nn.MaxPool2d, layer).dilation) == (1, 1)
 
 

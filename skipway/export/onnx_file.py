@@ -33,7 +33,7 @@ from skipway.export.fusion import Convolution
 from skipway.export.preprocessing import Preparation
 from skipway.models.network import Network
 from skipway.models.prediction import as_table, prepare_image
-from skipway.nn.skip import Chain
+from skipway.nn.chain import Chain
 from skipway.utils.atomic_files import from_json, to_json, write_file
 
 __all__ = ["Exported", "captured", "form_of", "kept", "metadata", "onnx", "plain_copy", "quiet"]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from skipway.errors import InputError, MissingExtra, ShapeError, printable
 from skipway.export.onnx_file import captured, plain_copy, quiet
 from skipway.export.quantization import Observer
-from skipway.kernels.batchnorm import run
+from skipway.kernels.dispatch import run_layers
 from skipway.models.network import Network
-from skipway.nn.skip import Chain
+from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
 
 __all__ = ["PRECISIONS", "engine", "fastest"]
@@ -109,14 +109,14 @@ class _Compiled:
 
     def __call__(self, layers: Sequence[nn.Module], x: Any) -> Any:
         if list(layers) != self.layers or type(x) is not Tensor or x.is_meta:
-            return run(layers, x)
+            return run_layers(layers, x)
         if x.dtype == torch.uint8 or x.device.type != "cpu" or tuple(x.shape[1:]) != self.shape:
             raise ShapeError(
                 f"this engine takes normalised numbers (B, {', '.join(map(str, self.shape))}) on a CPU, not "
                 f"{tuple(x.shape)} of {x.dtype} on {x.device.type}; make another for inputs like these"
             )
         if not len(x):  # after a batch of none OpenVINO's next model reads memory that is no longer its own
-            return run(layers, x.float())
+            return run_layers(layers, x.float())
         with self.lock:
             (y,) = self.model(x.detach().float().contiguous().numpy(), share_inputs=True).values()
         return torch.from_numpy(y)

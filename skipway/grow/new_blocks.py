@@ -15,9 +15,10 @@ from skipway.errors import InputError, did_you_mean
 from skipway.grow.widening import redrawn
 from skipway.models.network import Network
 from skipway.nn.blocks import EfficientChannelAttention, Shift, SqueezeExcite
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale, add, append, concat
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Chain, Dense, Skip, named_skips
+from skipway.nn.skip import Dense, Skip, named_skips
 
 __all__ = ["appends", "begin_as_identity", "insert_like", "insert_planned"]
 

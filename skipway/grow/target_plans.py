@@ -9,6 +9,7 @@ from typing import Any
 from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.network import build_meta_network
+from skipway.utils.text import join_sizes
 
 __all__ = ["counted", "deeper", "like", "reached", "stages", "wider", "widths_of", "with_blocks"]
 
@@ -38,8 +39,8 @@ def deeper(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
     have, wanted = (list(stages(p).values()) for p in (plan, target))
     if len(have) != len(wanted) or have == wanted or any(a > b for a, b in zip(have, wanted, strict=True)):
         raise InputError(
-            f"{to} has {_dashed(wanted)} blocks in its stages, which are not more than the {_dashed(have)} of this "
-            f"{plan['name']} in as many stages; name a deeper network of the same kind"
+            f"{to} has {join_sizes(wanted)} blocks in its stages, which are not more than the {join_sizes(have)} of "
+            f"this {plan['name']} in as many stages; name a deeper network of the same kind"
         )
     return target
 
@@ -96,8 +97,8 @@ def wider(plan: Mapping[str, Any], factor: float | None, widths: Any) -> dict[st
         given = list(widths) if isinstance(plan[first], list) and isinstance(widths, Sequence) else widths
         new = {**old, first: given}
     made = _made({**plan, **new})
-    pairs = [(a, b) for key in old for a, b in zip(_listed(old[key]), _listed(made[key]), strict=False)]
-    if len(_listed(old[first])) != len(_listed(made[first])) or any(a > b for a, b in pairs) or made == plan:
+    pairs = [(a, b) for key in old for a, b in zip(_as_list(old[key]), _as_list(made[key]), strict=False)]
+    if len(_as_list(old[first])) != len(_as_list(made[first])) or any(a > b for a, b in pairs) or made == plan:
         raise InputError(
             f"widen makes {first} larger, and as many of them, than {plan[first]}, not {made[first]}; give larger ones"
         )
@@ -128,7 +129,7 @@ def stages(plan: Mapping[str, Any]) -> dict[str, int]:
             f"{plan['name']} cannot be deepened: its bodies end with an activation, in front of which zeros would "
             "never learn; widen it, or train a resnet20"
         )
-    return {f"stage{i}": count for i, count in enumerate(_listed(plan["layers"]), 1)}
+    return {f"stage{i}": count for i, count in enumerate(_as_list(plan["layers"]), 1)}
 
 
 def counted(stage: str | int, count: Any) -> int:
@@ -138,13 +139,9 @@ def counted(stage: str | int, count: Any) -> int:
     return count
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _times(value: Any, factor: float) -> Any:
     return [round(v * factor) for v in value] if isinstance(value, list) else round(value * factor)
-
-
-def _dashed(values: list[int]) -> str:
-    return "-".join(map(str, values))

@@ -21,11 +21,12 @@ from skipway.errors import InputError
 from skipway.grow.channel_map import NEW, ChannelMap, Origin, beside, shares_of, taken
 from skipway.models.resnet9 import Scaled
 from skipway.nn.blocks import SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
+from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import Call
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip
+from skipway.nn.skip import Dense, Parallel, Skip
 
 __all__ = ["Widening", "redrawn"]
 
@@ -71,7 +72,7 @@ class Widening:
     def _role(self, path: str, layer: nn.Module | None) -> str:
         if layer is None or self._passes(path, layer):
             return THROUGH
-        if _is_row(layer):
+        if _is_sequential(layer):
             return self._behind(path, _row(layer)) or THROUGH
         if isinstance(layer, Dense):
             return self._role(_inside(path, "linear"), layer.linear)
@@ -81,11 +82,15 @@ class Widening:
             return TAKES
         if isinstance(layer, Coupling):
             inner = [self._role(_inside(path, name), part) for name, part in (("f", layer.f), ("g", layer.g))]
-            return KEEPS if KEEPS in inner else THROUGH if layer.shortcuts is None else TAKES
+            if KEEPS in inner:
+                return KEEPS
+            return THROUGH if layer.shortcuts is None else TAKES
         if isinstance(layer, Parallel):
             inner = [self._role(_inside(path, f"branches.{name}"), part) for name, part in _row(layer.branches)]
             strange = layer.join not in _JOINS or len(self._inputs(layer)) != 1
-            return KEEPS if strange or KEEPS in inner else THROUGH if THROUGH in inner else TAKES
+            if strange or KEEPS in inner:
+                return KEEPS
+            return THROUGH if THROUGH in inner else TAKES
         if isinstance(layer, Skip) and (layer.join in _JOINS or isinstance(layer.join, Scale | Gate)):
             inner = [self._role(_inside(path, name), getattr(layer, name)) for name in ("body", "shortcut", "after")]
             return KEEPS if KEEPS in inner or inner[2] != THROUGH else inner[1]
@@ -124,7 +129,7 @@ class Widening:
             row = self._add(path, layer, given)
         elif layer is None:
             row = given
-        elif _is_row(layer):
+        elif _is_sequential(layer):
             row = self._visit_row(path, layer, given, wanted)
         elif isinstance(layer, Dense):
             mixed = self._role(_inside(path, "activation"), layer.activation) != THROUGH
@@ -150,7 +155,10 @@ class Widening:
         layers = _row(layer)
         for i, (name, child) in enumerate(layers):
             behind = self._behind(path, layers[i + 1 :])
-            ahead = wanted if behind is None else KEEPS if behind == KEEPS else None
+            if behind is None:
+                ahead = wanted
+            else:
+                ahead = KEEPS if behind == KEEPS else None
             row = self._visit(_inside(path, name), child, row, ahead)
         if isinstance(layer, Project):
             layer.out_channels, layer.in_channels = (layer.conv if layer.dims else layer.linear).weight.shape[:2]
@@ -342,10 +350,9 @@ def redrawn(block: nn.Module) -> nn.Module:
     return block
 
 
-def _is_row(layer: nn.Module) -> bool:
-    """Whether it does nothing but to call its layers one after the other."""
-    calling = (nn.Sequential.forward, Chain.forward, Reversible.forward)
-    return isinstance(layer, Project) or type(layer).forward in calling
+def _is_sequential(layer: nn.Module) -> bool:
+    """Return whether the channels of `layer` pass through its layers one after the other."""
+    return is_plain_sequence(layer) or isinstance(layer, Project | Reversible)
 
 
 def _row(layer: Any) -> list[tuple[str, nn.Module]]:

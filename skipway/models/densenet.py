@@ -13,7 +13,8 @@ from torch import nn
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.nn.blocks import Layers, Step, initialise
-from skipway.nn.skip import Chain, Skip
+from skipway.nn.chain import Chain
+from skipway.nn.skip import Skip
 
 __all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.models.network import Network
+from skipway.nn.chain import Chain
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Chain
 
 __all__ = ["Features"]
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.nn.blocks import Shift, initialise_fixup, join_of, rising, zero_last
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, Scale
-from skipway.nn.skip import Chain, Skip, named_skips
+from skipway.nn.skip import Skip, named_skips
 from skipway.nn.stochastic_depth import DROP_MODES
 
 __all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]

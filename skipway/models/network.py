@@ -21,7 +21,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import prediction, registry
 from skipway.models.plan_consistency import plan_mismatch
-from skipway.nn.skip import Chain
+from skipway.nn.chain import Chain
 from skipway.training.checkpoint import save_weights
 
 __all__ = ["Network", "build_meta_network", "build_network", "read_spec"]

@@ -11,8 +11,8 @@ from torch import nn
 from skipway.errors import InputError, did_you_mean
 from skipway.models import densenet, mlp, resnet, resnet9
 from skipway.models.architecture_plan import Plan
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
-from skipway.nn.skip import Chain
 
 __all__ = ["FAMILIES", "ROWS", "build", "names", "parameters", "plan_of", "rebuild"]
 

@@ -29,10 +29,11 @@ from skipway.nn.blocks import (
     steps_of,
     zero_last,
 )
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shortcuts import SHORTCUTS, make_shortcut
-from skipway.nn.skip import Chain, Skip
+from skipway.nn.skip import Skip
 from skipway.nn.stochastic_depth import DROP_MODES
 
 __all__ = ["JOINS", "NETWORKS", "STEMS", "ResNetPlan", "resnet"]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.nn.blocks import Layers, Step
-from skipway.nn.skip import Chain, Skip
+from skipway.nn.chain import Chain
+from skipway.nn.skip import Skip
 
 __all__ = ["NETWORKS", "ResNet9Plan", "Whitening", "resnet9", "whiten"]
 

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, make_join
 from skipway.nn.shortcuts import NORMS, make_norm
-from skipway.nn.skip import Chain, named_skips
+from skipway.nn.skip import named_skips
 
 __all__ = [
     "ATTENTIONS",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
-from skipway.kernels.batchnorm import run
+from skipway.kernels.dispatch import run_layers
 
 __all__ = ["NORMS", "SHORTCUTS", "Pad", "Project", "fitted_shortcut", "make_norm", "make_shortcut"]
 
@@ -86,7 +86,7 @@ class Project(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *) -> (B, C', */stride)."""
-        return run([layer for _, layer in self.row()], x)
+        return run_layers([layer for _, layer in self.row()], x)
 
     def row(self) -> list[tuple[str, nn.Module]]:
         """Its layers in the order in which they are called."""

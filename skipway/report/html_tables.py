@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipway.report.run_reader import number
+from skipway.utils.text import join_sizes
 
 __all__ = ["growth_lines", "number_reading", "table_facts"]
 
@@ -42,7 +43,7 @@ def growth_lines(metrics: Mapping[str, Any]) -> list[str]:
     lines = []
     for note in grown if isinstance(grown, list) else ():
         try:
-            before, after = ((str(note[k]["name"]), _dashed(note[k]["layers"])) for k in ("from", "to"))
+            before, after = ((str(note[k]["name"]), join_sizes(note[k]["layers"])) for k in ("from", "to"))
             moved = float(note["difference"])
         except (TypeError, KeyError, ValueError):
             continue
@@ -51,10 +52,6 @@ def growth_lines(metrics: Mapping[str, Any]) -> list[str]:
             f"blocks); its outputs moved by {moved:.2g}."
         )
     return lines
-
-
-def _dashed(layers: Any) -> str:
-    return "-".join(map(str, layers)) if isinstance(layers, list) else str(layers)
 
 
 def number_reading(history: Sequence[Mapping[str, float]], best: Mapping[str, float]) -> list[str]:

@@ -5,7 +5,6 @@ It knows no room of the house and imports no torch, so that `skipway --help` is 
 
 import math
 import re
-import reprlib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.utils.text import short_repr
 
 __all__ = ["Recipe"]
 
@@ -119,7 +119,7 @@ class Recipe:
         most=100_000,
     )
     watch: bool = _option(False, "Measure and draw how signals flow through it, before training and after every epoch.")
-    threads: int | None = _option(None, "CPU threads; default: all cores.", least=1, most=1024)
+    threads: int | None = _option(None, "CPU threads; default: as many as available cores.", least=1, most=1024)
     save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
     max_unreadable: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
     max_pixels: int = _option(50_000_000, "Largest picture that is decoded, in pixels.", least=1)
@@ -133,13 +133,13 @@ class Recipe:
         hints = get_type_hints(type(self))
         problems = [p for f in fields(self) if (p := _problem(f, getattr(self, f.name), hints[f.name]))]
         problems += [
-            f"{name} is one of {', '.join(k for k in known if k)}, not {_shown(getattr(self, name))}"
+            f"{name} is one of {', '.join(k for k in known if k)}, not {short_repr(getattr(self, name))}"
             + did_you_mean(getattr(self, name), [k for k in known if k])
             for name, known in CHOICES.items()
             if not any(p.startswith(f"{name} ") for p in problems) and getattr(self, name) not in known
         ]
         problems += [
-            f"{name} is {words}, not {_shown(getattr(self, name))}"
+            f"{name} is {words}, not {short_repr(getattr(self, name))}"
             for name, (pattern, words) in TEXTS.items()
             if isinstance(getattr(self, name), str) and not re.fullmatch(pattern, getattr(self, name))
         ]
@@ -156,7 +156,7 @@ class Recipe:
         """A Recipe from plain values; an unknown name is refused with the nearest known one."""
         unknown = [k for k in values if k not in cls.names()]
         if unknown:
-            said = "; ".join(f"{_shown(k)}{did_you_mean(str(k)[:80], cls.names())}" for k in unknown[:5])
+            said = "; ".join(f"{short_repr(k)}{did_you_mean(str(k)[:80], cls.names())}" for k in unknown[:5])
             raise InputError(f"a recipe has no field {said}; `skipway train --help` lists them all")
         return cls(**_along(values))
 
@@ -230,7 +230,7 @@ def _along(values: dict[str, Any]) -> dict[str, Any]:
     first, total = stages.partition(":")[0], sum(int(part.rpartition(":")[2]) for part in stages.split(","))
     model, epochs = values.get("model", "auto"), values.get("epochs", total)
     if model not in ("auto", first):
-        raise InputError(f"grow begins with {first}, but the model is {_shown(model)}; give one of them")
+        raise InputError(f"grow begins with {first}, but the model is {short_repr(model)}; give one of them")
     if isinstance(epochs, int) and epochs < total:
         raise InputError(f"grow takes {total} epochs, but there are {epochs}; leave epochs out, or give more")
     return {**values, "model": first, "epochs": epochs}
@@ -244,7 +244,7 @@ def _problem(f: Any, value: Any, hint: Any) -> str:
     accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
     if type(value) not in kinds and not accepts_int:
         wanted = "number" if float in kinds else next(_WORDS[k] for k in kinds if k is not NoneType)
-        return f"{f.name} is a {wanted}, not {_shown(value)}"
+        return f"{f.name} is a {wanted}, not {short_repr(value)}"
     least, most = f.metadata["least"], f.metadata["most"]
     if (
         least is not None
@@ -252,7 +252,7 @@ def _problem(f: Any, value: Any, hint: Any) -> str:
         and not (least <= value <= (math.inf if most is None else most) and value < math.inf)
     ):
         reach = f"at least {least:,}, and finite" if most is None else f"from {least:,} to {most:,}"
-        return f"{f.name} must be {reach}, not {_shown(value)}"
+        return f"{f.name} must be {reach}, not {short_repr(value)}"
     return ""
 
 
@@ -265,13 +265,6 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _shown(value: Any) -> str:
-    """A value in an error: on one line and short, also where YAML aliases make it endless."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring = 2, 120
-    return printable(short.repr(value))
 
 
 assert all(f.default is not MISSING for f in fields(Recipe))

@@ -12,11 +12,11 @@ from skipway.data.images.decoded_cache import Packed
 from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
-from skipway.kernels import batchnorm
+from skipway.kernels.dispatch import kernel_status
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import cell
-from skipway.training.checkpoint import Checkpoint, differences
-from skipway.training.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import Checkpoint, load_checkpoint
+from skipway.training.differences import differences
 
 __all__ = ["Earlier", "changed_data", "earlier_run", "find_data", "machine", "old_splits", "run_folder"]
 
@@ -114,7 +114,7 @@ def machine(device: str, precision: str) -> dict[str, Any]:
         "processes": collectives.world_size(),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "kernels": batchnorm.state(),
+        "kernels": kernel_status(),
     }
 
 

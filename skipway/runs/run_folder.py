@@ -23,7 +23,7 @@ from PIL import Image
 from skipway.data.images.decoded_cache import Packed
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
-from skipway.kernels import batchnorm
+from skipway.kernels.dispatch import kernel_status
 from skipway.report import learning_curves
 from skipway.runs.recipe import Recipe
 from skipway.training.metrics import ClassScores, per_class
@@ -296,7 +296,7 @@ def environment(recipe: Recipe, device: str, precision: str, network: str) -> di
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": precision,
-        "kernels": batchnorm.state(),
+        "kernels": kernel_status(),
         "command": repeat_command(recipe),
         "network": network,
     }

@@ -121,7 +121,7 @@ class _CheckpointWriter:
         tensors = self.trainer.tensors() if self.folder is not None else {}
         if collectives.rank() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
-            checkpoint.save(self.folder, state.step, tensors, saved)
+            checkpoint.save_checkpoint(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError, ShapeError, did_you_mean, printable
 from skipway.models import registry
 from skipway.models.network import Network, build_meta_network
+from skipway.utils.text import join_names
 from skipway.weights.key_maps import LIBRARIES, Library
 
 __all__ = ["adopt", "keys_shared", "release"]
@@ -94,7 +95,7 @@ def release(network: Network, library: str) -> dict[str, Tensor]:
         raise InputError(f"{library} cannot hold {plan['name']}: {refusal}; release it to another library")
     state = network.state_dict()
     if changed := sorted(state.keys() ^ build_meta_network(plan).state_dict().keys()):
-        shown = f"{', '.join(changed[:_SHOWN])}{_and_more(changed)}"
+        shown = join_names(changed, limit=_SHOWN)
         raise InputError(f"the network is no longer what its plan says: {shown} came or went; release it before that")
     released = {}
     for own, value in state.items():
@@ -220,8 +221,8 @@ def _matched(
     wrong += [f"{_short(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in taken]
     if wrong:
         raise ShapeError(
-            f"the state is not that of {source}: {'; '.join(wrong[:_SHOWN])}{_and_more(wrong)}; nothing was loaded: "
-            "give the name and the options of the network that it was saved from"
+            f"the state is not that of {source}: {join_names(wrong, limit=_SHOWN, separator='; ')}; nothing was "
+            "loaded: give the name and the options of the network that it was saved from"
         )
     return found
 
@@ -245,10 +246,6 @@ def _likeness(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> 
     if not there or table.key(plan, "head.weight", 2) in flat:
         return ""
     return f" (its names look like those of {' or '.join(there)})"
-
-
-def _and_more(listed: list[str]) -> str:
-    return f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
 
 
 def _short(key: str) -> str:

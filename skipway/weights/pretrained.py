@@ -23,7 +23,8 @@ from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
-from skipway.training.checkpoint import differences
+from skipway.training.differences import differences
+from skipway.utils.text import join_names
 from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.key_maps import LIBRARIES
 from skipway.weights.read_foreign_checkpoint import read_state
@@ -200,9 +201,8 @@ def _refuse_other(
     ignored = {"name", *_FREE, *(size for size in _SIZES if size not in options)}
     here, there = ({k: v for k, v in plan.items() if k not in ignored} for plan in (wanted, found))
     if wrong := differences(here, there):
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise InputError(
-            f"{where} holds a network other than {name}: {'; '.join(wrong[:_SHOWN])}{more}; ask for "
+            f"{where} holds a network other than {name}: {join_names(wrong, limit=_SHOWN, separator='; ')}; ask for "
             f"{printable(found.get('name'))}, or for those values"
         )
 

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 
 import numpy as np
@@ -216,6 +217,7 @@ def test_a_pattern_that_nothing_matches_is_refused():
 def test_the_environment_is_named(monkeypatch):
     said = env.environment_table()
     assert all(word in said for word in ("skipway", "torch", "precision", f"{os.cpu_count()} cores"))
+    assert re.search(r"^threads +\d+, limited by ", said, re.M)
     monkeypatch.setattr(env, "find_spec", lambda name: None)
     assert "not installed: pip install 'skipway[parquet]'" in env.environment_table()
     assert env._version("no-such-package-anywhere") == "not installed"

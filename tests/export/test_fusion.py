@@ -95,8 +95,8 @@ def test_int8_travels_as_codes_between_convolutions_and_pools():
                 lambda m, given, out: seen.append((type(given[0]).__name__, type(out).__name__))
             )
     fused(x)
-    assert seen[0] == ("Tensor", "Codes") and seen[-1] == ("Tensor", "Tensor")
-    assert {pair for pair in seen[1:-3]} == {("Codes", "Codes")}
+    assert seen[0] == ("Tensor", "QuantizedTensor") and seen[-1] == ("Tensor", "Tensor")
+    assert {pair for pair in seen[1:-3]} == {("QuantizedTensor", "QuantizedTensor")}
 
 
 def test_layers_without_convolutions_stay_but_for_those_that_do_nothing():

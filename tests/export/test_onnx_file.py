@@ -12,7 +12,7 @@ import pytest
 import torch
 from export_networks import OTHERS, SPEC, network_of, pictures, table_network
 from PIL import Image
-from shrunken import SIZE, kinds, shrunken_plan
+from shrunken import SIZE, covering
 from torch import nn
 
 import skipway as sw
@@ -23,23 +23,6 @@ from skipway.models.network import Network, build_network, read_spec
 from skipway.models.prediction import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# What no registered row has.
-COUNTED = ("cardinality", "base_width", "attention_ratio")  # of which one value is as good as another
-
-
-def unlike():
-    """Of the cut networks as few as have every value of every option."""
-    left = {}
-    for name in kinds():
-        plan = {k: v > 1 if k in COUNTED else v for k, v in shrunken_plan(name).items() if k != "name"}
-        left[name] = set(map(str, plan.items()))
-    chosen, seen = [], set()
-    while new := max(left, key=lambda name: len(left[name] - seen), default=None):
-        if not left[new] - seen:
-            return chosen
-        chosen.append(new)
-        seen |= left.pop(new)
-    return chosen
 
 
 def session(path):
@@ -50,7 +33,7 @@ def metadata(path):
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-@pytest.mark.parametrize("name", [*unlike(), *OTHERS])
+@pytest.mark.parametrize("name", [*covering(), *OTHERS])
 def test_every_family_gives_what_torch_gives(name, tmp_path):
     done = sw.export.onnx(network_of(name), tmp_path / "network.onnx", raw=True)
     assert done.difference < 1e-5 and done.size == done.path.stat().st_size

@@ -19,8 +19,9 @@ from skipway.nn.blocks import (
     steps_of,
     zero_last,
 )
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
-from skipway.nn.skip import Chain, Skip, named_skips
+from skipway.nn.skip import Skip, named_skips
 
 
 def body_of(kind, in_channels=8, width=4, stride=1, **common):

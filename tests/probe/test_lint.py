@@ -57,10 +57,11 @@ from skipway.errors import InputError, ShapeError
 from skipway.models import registry
 from skipway.models.network import build_network
 from skipway.nn.blocks import Layers, steps_of
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcuts import Project, make_shortcut
-from skipway.nn.skip import Chain, Dense, Parallel, Skip
+from skipway.nn.skip import Dense, Parallel, Skip
 from skipway.probe.summary import summary
 
 SPEC = Spec(1, 8, 8, (0.5,), (0.25,), ("a", "b"))

@@ -24,7 +24,9 @@ from skipway.data.sources.base import SPLITS, Content, Skipped, Source
 from skipway.data.sources.decode import BadPicture, decode, size_of
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.console import Console
+from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.signals import StopFlag
+from skipway.utils.text import join_names
 
 __all__ = ["Packed", "Packing", "fingerprint", "fitted_array", "natural_packing", "pack"]
 
@@ -33,7 +35,7 @@ SMALL = 96  # pictures up to this size are trained on as they are
 PHOTOGRAPH = 128  # the size that larger ones are trained at
 ROOM = 1.15  # larger ones are packed with this much room to crop from
 _SQUARE, _LONG = 1.1, 2.0  # longest side over the shortest, up to which pictures are squashed, and cropped
-_THREADS = max(2, os.cpu_count() or 2)
+_THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
 _SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
 
 
@@ -118,7 +120,7 @@ def pack(
 
     Raises:
         InputError: more than `max_unreadable` of the pictures are unreadable, or a class that needs one has none.
-        StorageError: the memory map does not fit on the disk.
+        StorageError: the memory map does not resize_mode on the disk.
         Interrupted: `stop` was set meanwhile.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
@@ -279,10 +281,9 @@ def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
 def _refuse_too_many(packed: Packed, total: int, max_unreadable: float) -> None:
     bad = packed.skipped
     if bad and len(bad) > max_unreadable * total:
-        said = "; ".join(f"{printable(s.key)}: {s.reason}" for s in bad[:5])
-        more = f" and {len(bad) - 5:,} more" if len(bad) > 5 else ""
+        reasons = join_names((f"{printable(s.key)}: {s.reason}" for s in bad), limit=5, separator="; ")
         raise InputError(
-            f"{len(bad):,} of {total:,} pictures of {printable(packed.name)} cannot be read ({said}{more}); mend or "
+            f"{len(bad):,} of {total:,} pictures of {printable(packed.name)} cannot be read ({reasons}); mend or "
             f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-unreadable"
         )
 

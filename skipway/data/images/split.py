@@ -9,6 +9,7 @@ import numpy as np
 from skipway.data.images.decoded_cache import Packed
 from skipway.data.sources.base import SPLITS
 from skipway.errors import InputError, printable
+from skipway.utils.text import join_names
 
 __all__ = ["class_counts", "describe", "held_out", "hold_out", "refuse_leaks", "remarks", "duplicates"]
 
@@ -135,7 +136,7 @@ def remarks(packed: Packed) -> list[str]:
         )
     few = [name for name, count in counts.items() if count < FEW]
     if few:
-        names = ", ".join(map(printable, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        names = join_names(map(printable, few), limit=5)
         said.append(f"fewer than {FEW} training pictures: {names}; expect weak results there")
     validation = len(packed.splits.get("val", ()))
     if 0 < validation < 100:

@@ -1,12 +1,11 @@
 import io
 import struct
-import time
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from skipway.data.sources.decode import FORMATS, MAX_PIXELS, SUFFIXES, BadPicture, Picture, decode, size_of
 from skipway.errors import InputError
@@ -490,12 +489,11 @@ def bombs():
 
 
 @pytest.mark.parametrize("data", [pytest.param(d, id=name) for name, d in bombs()])
-def test_a_bomb_is_refused_from_its_header(data):
-    start = time.perf_counter()
+def test_a_bomb_is_refused_from_its_header(data, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels are decoded"))
     for refused in (lambda: decode(data, size=8), lambda: size_of(data)):
         with pytest.raises(BadPicture, match=r"too large: [\d,]+ pixels, the limit is 50,000,000 \(--max-pixels\)"):
             refused()
-    assert time.perf_counter() - start < 1
 
 
 def test_a_raised_limit_holds_as_far_as_pillows_own():
