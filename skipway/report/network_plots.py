@@ -64,7 +64,7 @@ COMPUTE = {
     "seconds": "training time, seconds (less is better)",
     "FLOPs": "training compute, FLOPs (less is better)",
 }
-KEPT = {
+REMAINDERS = {
     "identity": ("dropped, its identity stays", BLUE),
     "shortcut": ("dropped, its projection stays", VERMILION),
     "nothing": ("taken out, nothing goes around", PURPLE),
@@ -74,7 +74,7 @@ ROWS = (  # of the picture of flows: title, what is laid along the depth, unit, 
         "Activations",
         "blocks",
         "root mean square",
-        (("shortcut", "kept", BLUE), ("body", "added", VERMILION), ("output", "out", INK)),
+        (("shortcut", "shortcut", BLUE), ("body", "added", VERMILION), ("output", "out", INK)),
     ),
     ("Gradients of the loss by activations", "blocks", "norm over the batch", (("by input", "gradient_in", GREEN),)),
     ("Gradients of the loss by weights", "layers", "root mean square", (("by weight", "gradient", PURPLE),)),
@@ -226,8 +226,8 @@ def _draw_drops(axes: Axes, cut: Mapping[str, Any], factor: float) -> None:
     """A bar for each block, a mark between two that were exchanged, and a line for the whole network."""
     paths = [drop["path"] for drop in cut["dropped"]]
     scores = np.nan_to_num(column(cut["dropped"], "score")) * factor
-    for kept, (words, color) in KEPT.items():
-        mine = np.flatnonzero([drop["kept"] == kept for drop in cut["dropped"]])
+    for remainder, (words, color) in REMAINDERS.items():
+        mine = np.flatnonzero([drop["remainder"] == remainder for drop in cut["dropped"]])
         if len(mine):
             axes.bar(mine, scores[mine], width=0.72, color=color, label=words)
     place = {path: i for i, path in enumerate(paths)}
