@@ -10,7 +10,7 @@ import numpy as np
 from skipway.commands.inference_engine import quickened
 from skipway.commands.predict_table import evaluate_table
 from skipway.commands.write_predictions import Evaluation, RegressionEvaluation
-from skipway.data.images.decoded_cache import Packing, pack
+from skipway.data.images.decoded_cache import DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.table_spec import TableSpec
@@ -67,8 +67,8 @@ def evaluate(
         labels={chosen: index[source.labels[chosen]]},
         class_names=spec.class_names,
     )
-    packing = Packing(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
-    packed = pack(source, packing, 1.0, console, stop, need_every_class=False)
+    packing = DecodeSettings(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
+    packed = decode_images(source, packing, 1.0, console, stop, need_every_class=False)
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")

@@ -116,7 +116,7 @@ def prepare_image(source: Any, spec: Spec, root: Path | None = None) -> np.ndarr
             pixels = _checked_array(source, spec)
         else:
             data = read_picture_file(Path(source), root)
-            pixels = decode(data, **spec.preparation).pixels
+            pixels = decode(data, **spec.decode_options).pixels
     except BadPicture as error:
         raise InputError(f"{name} cannot be used: {error}") from None
     start = margin(spec.presize, spec.size)
@@ -135,4 +135,4 @@ def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
             f"a picture as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
             f"{source.shape}; convert it first"
         )
-    return fitted_array(array, **spec.preparation)
+    return fitted_array(array, **spec.decode_options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
@@ -127,7 +127,7 @@ def old_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
         return {}
 
 
-def changed_data(before: dict[str, tuple[str, str, str]], packed: Packed) -> str:
+def changed_data(before: dict[str, tuple[str, str, str]], packed: DecodedImages) -> str:
     """What has been added, removed, renamed, edited or moved since, in one line."""
     now = {
         cell(packed.keys[i]): (cell(packed.class_names[packed.labels[i]]), split, packed.digests[i])

@@ -155,13 +155,13 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
     with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
         evaluate(weights, tmp_path / "torn")
     late = StopFlag()
-    pack = evaluate_command.pack
+    original = evaluate_command.decode_images
     try:
-        evaluate_command.pack = lambda *a, **k: (pack(*a, **k), late.request("SIGTERM"))[0]
+        evaluate_command.decode_images = lambda *a, **k: (original(*a, **k), late.request("SIGTERM"))[0]
         with pytest.raises(Interrupted, match="stopped by SIGTERM while evaluating"):
             evaluate(weights, place / "kinds", stop=late)
     finally:
-        evaluate_command.pack = pack
+        evaluate_command.decode_images = original
 
 
 def test_check_says_what_a_careful_eye_sees(place, tmp_path):

@@ -222,7 +222,7 @@ def test_a_config_and_a_run_to_go_on_with_exclude_each_other(first):
 
 @pytest.mark.parametrize("name", [None, "run"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(data, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("skipway.runs.image_datamodule.pack", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("skipway.runs.image_datamodule.decode_images", lambda *a: pytest.fail("decoded"))
     file = tmp_path / "file"
     file.write_text("mine")
     for output in (file, file / "below"):
