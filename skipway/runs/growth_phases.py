@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from skipway.errors import InputError, printable
-from skipway.grow.deepening import Growth, deepened, grown_to, widened
-from skipway.grow.optimizer_state import states
-from skipway.grow.target_plans import reached
+from skipway.grow.deepening import Growth, grow_deeper, grow_to, grow_wider
+from skipway.grow.optimizer_state import grow_states
+from skipway.grow.target_plans import reachable_plan
 from skipway.models import registry
 from skipway.models.load_model import restore
 from skipway.models.network import Network
@@ -47,7 +47,7 @@ def phases(recipe: Recipe) -> list[Phase]:
     for part in recipe.grow.split(",") if recipe.grow else ():
         name, _, epochs = part.rpartition(":")
         if found:
-            reached(registry.plan_of(found[-1].name), name)
+            reachable_plan(registry.plan_of(found[-1].name), name)
         found.append(Phase(name, (found[-1].until if found else 0) + int(epochs)))
     if found and recipe.fsdp:
         raise InputError("--grow and --fsdp do not go together: split weights cannot grow; leave one of them out")
@@ -67,7 +67,7 @@ def grow_trainer(trainer: Trainer, network: Network, to: str, seed: int) -> tupl
     """The trainer of the network called `to`, which goes on where `trainer` is; and what is noted of the growth."""
     before, state = dict(network.plan), asdict(trainer.state)
     header = {"plan": before, "spec": _spec(network)}
-    growth, tensors = _grown(trainer.tensors(), header, lambda known: grown_to(known, to, seed))
+    growth, tensors = _grown(trainer.tensors(), header, lambda known: grow_to(known, to, seed))
     assert isinstance(growth.network, Network)
     following = Trainer(growth.network, trainer.settings, trainer.name_of, trainer.task)
     following.restore(tensors, state)
@@ -143,10 +143,10 @@ def grow_run(
 
     def grow(network: Network) -> Growth:
         if to is not None:
-            return grown_to(network, to, recipe.seed)
+            return grow_to(network, to, recipe.seed)
         if blocks is not None:
-            return deepened(network, blocks=blocks, seed=recipe.seed)
-        return widened(network, factor, seed=recipe.seed)
+            return grow_deeper(network, blocks=blocks, seed=recipe.seed)
+        return grow_wider(network, factor, seed=recipe.seed)
 
     state = checkpoint.state
     growth, tensors = _grown(checkpoint.tensors, state, grow)
@@ -222,7 +222,7 @@ def _grown(tensors: Mapping[str, Tensor], header: Mapping[str, Any], grow: Grow)
         name, _, leaf = key.rpartition(".")
         known.setdefault(name, {})[leaf] = value
     shapes = {name: value.shape for name, value in under("network.").items()}
-    for name, values in states(growth.origins, known, shapes).items():
+    for name, values in grow_states(growth.origins, known, shapes).items():
         grown |= {f"optimizer.{name}.{leaf}": value for leaf, value in values.items()}
     return growth, grown
 

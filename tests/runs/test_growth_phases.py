@@ -113,7 +113,7 @@ def test_killed_while_it_grows_it_ends_in_the_weights_of_a_straight_run(straight
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("skipway.runs.growth_phases.grown_to", kill)
+        patch.setattr("skipway.runs.growth_phases.grow_to", kill)
         with pytest.raises(Killed):
             quick(data, tmp_path, name="cut", **GROWN, **dict(KEPT))
     before = state_of(tmp_path / "cut")
