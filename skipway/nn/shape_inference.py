@@ -3,7 +3,6 @@
 Shapes include the batch, so that the law `output_shape(module, x.shape) == module(x).shape` holds as it stands.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from skipway.errors import InputError, ShapeError, SkipwayError, printable
+from skipway.utils.quiet_loggers import quiet_loggers
 
 __all__ = [
     "Call",
@@ -221,13 +221,10 @@ def real_tensors() -> Iterator[None]:
 @contextmanager
 def _filling_pass() -> Iterator[None]:
     token = _FILLING.set(True)
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it prints the traceback of a misfit that we name in one line
     try:
-        yield
+        with quiet_loggers("torch._subclasses.fake_tensor"):  # prints the traceback of a misfit that we name in a line
+            yield
     finally:
-        logger.setLevel(level)
         _FILLING.reset(token)
 
 
