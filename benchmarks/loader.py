@@ -9,7 +9,6 @@ for each core. Epochs after the first are timed.
 
 import argparse
 import json
-import os
 import statistics
 import time
 
@@ -23,24 +22,26 @@ WAYS = ("ours", "pillow")
 
 def ours(folder):
     from skipway.data.images.augment_policy import choose
-    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
     from skipway.data.sources.choose_source import open_source
     from skipway.utils.malloc_settings import keep_freed_memory
 
     keep_freed_memory()  # as the command line does
     source = open_source(folder)
-    packed = pack(source, natural_packing(source, SIZE, "auto", 50_000_000))
+    packed = decode_images(source, choose_decode_settings(source, SIZE, "auto", 50_000_000))
     rows = packed.splits["train"]
-    parts = choose("light", packed.packing.packed, SIZE, mirrored=True)
+    parts = choose("light", packed.settings.stored_size, SIZE, mirrored=True)
     assert parts == "zoom+flip", f"the photographs leave no room to crop from: {packed.sizes}"
     batches = ImageBatches(packed, rows, BATCH, mean_and_std(packed.pixels, rows), Augmentation(parts))
     return batches.epoch, len(rows)
 
 
 def pillow(folder):
+    from skipway.utils.devices import available_cores
+
     photographs = Photographs(folder, SIZE)
-    workers = os.cpu_count()
+    workers = available_cores().count
     loader = torch.utils.data.DataLoader(photographs, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
     return lambda epoch: iter(loader), len(photographs)
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 import skipway as sw
 from skipway.runs.run_folder import processor
+from skipway.utils.devices import available_cores
 
 WAYS = {
     "1 process, 1 thread": ["--threads", "1"],
@@ -71,7 +72,7 @@ def main():
                 speeds[way].append(trained(data, asked, words))
     first = statistics.median(speeds["1 process, 1 thread"])
     print(f"{asked.model}, batch {asked.batch} in all, 32 px; median (range) of {asked.rounds} trainings")
-    print(f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(f"{processor()}, {available_cores().count} cores, torch {torch.__version__}")
     for way, found in speeds.items():
         middle = statistics.median(found)
         print(f"{way:>30}  {middle:7.0f} pictures/s ({min(found):.0f} to {max(found):.0f})  {middle / first:.2f}")

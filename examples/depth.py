@@ -25,11 +25,11 @@ KINDS = {"plain": "none", "residual": "pad"}
 
 def pictures(folder, count, size):
     """((pictures, labels) to train on, (pictures, labels) to test on): (N, 3, size, size), normalised."""
-    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
-    packed = pack(source, natural_packing(source, size, "squash", 10**6))
+    packed = decode_images(source, choose_decode_settings(source, size, "squash", 10**6))
     rows = packed.splits["train"], packed.splits["test"]
     order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(0))[:count]
     parts = []

@@ -13,7 +13,7 @@ from skipway.data.images.decoded_cache import SMALL
 from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.features import Features
-from skipway.models.network import Network, planned
+from skipway.models.network import Network, build_network
 from skipway.weights.pretrained import pretrained_network, refit
 
 __all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for"]
@@ -80,7 +80,7 @@ def create_model(
     # Made first, so that the name and the options are refused before any file is read.
     plan = registry.plan_of(name, **{k: v for k, v in sizes.items() if v is not None}, **options)
     if pretrained is None or pretrained is False:
-        network = planned(plan)
+        network = build_network(plan)
     else:
         network = refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
     return Features(network, out_indices) if features_only else network

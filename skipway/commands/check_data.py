@@ -3,7 +3,7 @@
 import os
 
 from skipway.commands.predict_table import check_tables
-from skipway.data.images.decoded_cache import natural_packing, pack
+from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.dataset import open_tables
@@ -31,8 +31,8 @@ def check(
     if (tables := open_tables(os.fspath(data), target)) is not None:
         return check_tables(tables, max_unreadable)
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
-    packing = natural_packing(source, None, "squash", Recipe.max_pixels)
-    packed = pack(
+    packing = choose_decode_settings(source, None, "squash", Recipe.max_pixels)
+    packed = decode_images(
         source, packing, max_unreadable, console or Console(quiet=True), stop or StopFlag(), need_every_class=False
     )
     refuse_leaks(packed, allow=True)

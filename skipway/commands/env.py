@@ -10,6 +10,7 @@ import torch
 from skipway.kernels.dispatch import kernel_status
 from skipway.runs.run_folder import processor
 from skipway.training.trainer import has_bf16
+from skipway.utils.devices import available_threads
 
 __all__ = ["EXTRAS", "environment_table"]
 
@@ -20,11 +21,13 @@ def environment_table() -> str:
     """Versions, processor, precision and extras, a line each."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = available_threads()
     rows = {
         "skipway": version("skipway"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": f"{threads.count}, limited by {threads.reason}",
         "gpu": gpu,
         "precision": "bf16" if has_bf16(device) else "fp32",
         "kernels": kernel_status(),

@@ -10,13 +10,14 @@ import numpy as np
 from skipway.commands.inference_engine import quickened
 from skipway.commands.predict_table import evaluate_table
 from skipway.commands.write_predictions import Evaluation, RegressionEvaluation
-from skipway.data.images.decoded_cache import Packing, pack
+from skipway.data.images.decoded_cache import DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, several_views
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
 from skipway.training.losses import Classification
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -47,7 +48,7 @@ def evaluate(
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return evaluate_table(network, os.fspath(data), split)
-    spec = network._need_spec()
+    spec = network.require_image_spec()
     source = open_source(os.fspath(data))
     there = [s for s in ("test", "val", "train") if source.count(s)]
     if split is not None and split not in there:
@@ -66,8 +67,8 @@ def evaluate(
         labels={chosen: index[source.labels[chosen]]},
         class_names=spec.class_names,
     )
-    packing = Packing(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
-    packed = pack(source, packing, 1.0, console, stop, need_every_class=False)
+    packing = DecodeSettings(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
+    packed = decode_images(source, packing, 1.0, console, stop, need_every_class=False)
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
@@ -86,7 +87,7 @@ def evaluate(
         console=console,
         stop=stop,
     )
-    judging, device = several_views(network) if tta else network, next(network.parameters()).device
+    judging, device = average_views(network, spec) if tta else network, next(network.parameters()).device
     scores: ClassScores = score(judging, feed, Classification(), nullcontext, device, poll)
     return Evaluation(
         chosen,

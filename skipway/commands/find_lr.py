@@ -16,6 +16,7 @@ from skipway.runs.recipe import Recipe
 from skipway.training.lr_finder import RangeTest, range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
+from skipway.utils.devices import set_threads
 from skipway.utils.signals import StopFlag
 
 __all__ = ["find_lr"]
@@ -54,7 +55,7 @@ def find_lr(
     with preserve_global_state():
         datamodule = open_datamodule(recipe, new=True, epochs_told=True, transform=transform)
         table = datamodule.noun == "rows"
-        torch.set_num_threads(recipe.threads or (1 if table else os.cpu_count() or 1))
+        set_threads(recipe.threads, table=table, say=console.print)
         datamodule.prepare(console, stop)
         torch.manual_seed(recipe.seed)
         network, fine = datamodule.network(console)

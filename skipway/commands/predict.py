@@ -14,7 +14,8 @@ from skipway.data.sources.image_folder import picture_files
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, prepare
+from skipway.models.network import Network
+from skipway.models.prediction import prepare_image
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
@@ -52,7 +53,7 @@ def predict(
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return predict_tables(network, sources, top, console)
-    spec = network._need_spec()
+    spec = network.require_image_spec()
     if isinstance(sources, str | os.PathLike | np.ndarray):
         sources = [sources]
     inputs = [path for source in sources for path in _expanded(source)]
@@ -101,6 +102,6 @@ def _prepared(item: Any, spec: Spec) -> np.ndarray | InputError:
     try:
         if not isinstance(item, np.ndarray) and item.is_dir():
             raise InputError(f"{printable(item)} holds no picture; give pictures, or a folder that has some")
-        return prepare(item, spec)
+        return prepare_image(item, spec)
     except InputError as error:
         return error

@@ -12,7 +12,8 @@ from skipway.data.tables.columns import Problem
 from skipway.data.tables.dataset import Tables, describe_table, labelled, open_tables, table_set
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError, printable
-from skipway.models.network import Network, as_table
+from skipway.models.network import Network
+from skipway.models.prediction import as_table
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -27,7 +28,7 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
 
     The target is not needed; columns are found by name, and further ones are passed over.
     """
-    spec, rows = network.need_table_spec(), []
+    spec, rows = network.require_table_spec(), []
     if isinstance(sources, str | os.PathLike) or hasattr(sources, "columns") or not isinstance(sources, Iterable):
         sources = [sources]
     for source in sources:
@@ -60,7 +61,7 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
 
 def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
     """How `network` does on a split of `data`: test where there is one, else val, else all rows."""
-    spec = network.need_table_spec()
+    spec = network.require_table_spec()
     tables = open_tables(data, spec.target)
     if tables is None:
         raise InputError(

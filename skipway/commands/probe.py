@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skipway.errors import InputError, Interrupted, did_you_mean, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, planned
+from skipway.models.network import Network, build_network
 from skipway.probe.ablation import lesion
 from skipway.probe.block_stats import batches_accuracy, batches_loss
 from skipway.probe.diagram import diagram
@@ -119,7 +119,7 @@ def _flow(networks: dict[str, Network], x: Tensor, y: Tensor, points: int, folde
         before = f"{name}, " if len(networks) > 1 else ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_recipe(folder).seed)
-            flows[f"{before}fresh weights"] = flow(planned(network.plan, network.spec), x[:128], y[:128])
+            flows[f"{before}fresh weights"] = flow(build_network(network.plan, network.spec), x[:128], y[:128])
         flows[f"{before}trained"] = flow(network, x[:128], y[:128])
     values = {name: found.as_dict() for name, found in flows.items()}
     path = folder / "plots" / "flow.png"

@@ -18,7 +18,7 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
             raise InputError(f"{name} must be at least 1, not {value}")
     if model not in list_models() and Path(model).exists():  # a run that is called as a network: ./resnet18
         network = load(model)
-        known = network.spec or network._need_spec()
+        known = network.spec or network.require_image_spec()
         shape: tuple[int, ...] = (1, *known.input_shape)
         if isinstance(known, Spec):
             shape = (1, known.channels, size or known.size, size or known.size)

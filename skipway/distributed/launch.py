@@ -7,6 +7,7 @@ import sys
 import uuid
 
 from skipway.errors import Interrupted, SkipwayError
+from skipway.utils.devices import available_threads
 
 __all__ = ["launch"]
 
@@ -18,7 +19,7 @@ def launch(count: int, words: list[str]) -> None:
         Interrupted: they were stopped, or one of them was killed; names it.
         SkipwayError: one of them failed and has said why; has its exit code.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_threads(count).count))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

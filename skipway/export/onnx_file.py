@@ -30,7 +30,8 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, MissingExtra, SkipwayError, printable
 from skipway.export.fusion import Convolution
 from skipway.export.preprocessing import Preparation
-from skipway.models.network import Network, as_table, prepare
+from skipway.models.network import Network
+from skipway.models.prediction import as_table, prepare_image
 from skipway.nn.chain import Chain
 from skipway.utils.atomic_files import from_json, to_json, write_file
 from skipway.utils.quiet_loggers import quiet_loggers
@@ -224,7 +225,7 @@ class _ImageExport:
         if self.raw:
             return 0.0
         pixels = self.prepare(torch.from_numpy(x[:1]))[0].permute(1, 2, 0).numpy()
-        return float(np.abs(pixels - prepare(x[0], self.spec)).max())
+        return float(np.abs(pixels - prepare_image(x[0], self.spec)).max())
 
 
 class _TableExport:
@@ -363,7 +364,7 @@ def file_metadata(network: Network) -> dict[str, str]:
 
 def _full_size_picture(source: Any, spec: Spec) -> np.ndarray:
     """Return a picture at its own size, upright, as (H, W, C) uint8."""
-    prepare(source, spec)  # raises the error of a picture that cannot be used
+    prepare_image(source, spec)  # raises the error of a picture that cannot be used
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
         pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")

@@ -27,7 +27,7 @@ from skipway.grow.optimizer_state import move
 from skipway.grow.target_plans import counted, deeper, reached, stages, wider, widths_of, with_blocks
 from skipway.grow.verify import calls_of, probe_for, proven
 from skipway.grow.widening import Widening
-from skipway.models.network import Network, outline, planned
+from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.shortcuts import Pad
 from skipway.nn.skip import Parallel, Skip
@@ -150,7 +150,7 @@ def deepened(
         calls, fresh = calls_of(twin, probe), None
         if plan:
             old, plan = plan, deeper(plan, to) if to is not None else with_blocks(plan, blocks or {})
-            fresh = planned(plan)
+            fresh = build_network(plan)
             blocks_added = insert_planned(twin, stages(old), stages(plan), fresh, spread)
         elif blocks is None:
             raise InputError("a network without a plan has no name to grow to; give blocks={path of a Chain: number}")
@@ -195,7 +195,7 @@ def widened(
 
 
 def _widened_to(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
-    growth = _widened_by(1.0, outline(plan), network, probe, seed)
+    growth = _widened_by(1.0, build_meta_network(plan), network, probe, seed)
     _planned_as(growth.network, plan)
     return growth
 
@@ -224,7 +224,7 @@ def _plan_of(network: nn.Module) -> dict[str, Any]:
     if any(isinstance(module, Convolution) for module in network.modules()):
         raise InputError("a fused network only predicts and cannot grow; grow the network that it was made from")
     if plan:
-        wanted = {name: t.shape for name, t in outline(plan).state_dict().items()}
+        wanted = {name: t.shape for name, t in build_meta_network(plan).state_dict().items()}
         if wanted != {name: t.shape for name, t in network.state_dict().items()}:
             raise InputError(
                 "the network is no longer what its plan says, since it was changed by hand; grow it before that, or "

@@ -8,7 +8,7 @@ from typing import Any
 
 from skipway.errors import InputError
 from skipway.models import registry
-from skipway.models.network import outline
+from skipway.models.network import build_meta_network
 from skipway.utils.text import join_sizes
 
 __all__ = ["counted", "deeper", "like", "reached", "stages", "wider", "widths_of", "with_blocks"]
@@ -102,7 +102,7 @@ def wider(plan: Mapping[str, Any], factor: float | None, widths: Any) -> dict[st
         raise InputError(
             f"widen makes {first} larger, and as many of them, than {plan[first]}, not {made[first]}; give larger ones"
         )
-    kinds = [{path: type(m) for path, m in outline(dict(p)).named_modules()} for p in (plan, made)]
+    kinds = [{path: type(m) for path, m in build_meta_network(dict(p)).named_modules()} for p in (plan, made)]
     if other := [path for path in (kinds[0] | kinds[1]) if kinds[0].get(path) is not kinds[1].get(path)]:
         raise InputError(
             f"with {first} {made[first]} the network would have other layers at {', '.join(other[:3])}; widen the stem "

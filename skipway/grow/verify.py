@@ -84,10 +84,10 @@ def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
             f"the network cannot take the probe, {tuple(probe.shape)} of {probe.dtype}: {reason}; give probe=x, a "
             "batch as the network takes it"
         ) from error
-    several = [out] if isinstance(out, Tensor) else list(out) if isinstance(out, list | tuple) else []
-    if not several or not all(isinstance(one, Tensor) and one.numel() for one in several):
+    outputs = list(out) if isinstance(out, list | tuple) else [out]
+    if not outputs or not all(isinstance(output, Tensor) and output.numel() for output in outputs):
         raise InputError("growing compares outputs that are a tensor or a list of them; wrap the network accordingly")
-    return several
+    return outputs
 
 
 def _reason(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> str:

@@ -82,11 +82,15 @@ class Widening:
             return TAKES
         if isinstance(layer, Coupling):
             inner = [self._role(_inside(path, name), part) for name, part in (("f", layer.f), ("g", layer.g))]
-            return KEEPS if KEEPS in inner else THROUGH if layer.shortcuts is None else TAKES
+            if KEEPS in inner:
+                return KEEPS
+            return THROUGH if layer.shortcuts is None else TAKES
         if isinstance(layer, Parallel):
             inner = [self._role(_inside(path, f"branches.{name}"), part) for name, part in _row(layer.branches)]
             strange = layer.join not in _JOINS or len(self._inputs(layer)) != 1
-            return KEEPS if strange or KEEPS in inner else THROUGH if THROUGH in inner else TAKES
+            if strange or KEEPS in inner:
+                return KEEPS
+            return THROUGH if THROUGH in inner else TAKES
         if isinstance(layer, Skip) and (layer.join in _JOINS or isinstance(layer.join, Scale | Gate)):
             inner = [self._role(_inside(path, name), getattr(layer, name)) for name in ("body", "shortcut", "after")]
             return KEEPS if KEEPS in inner or inner[2] != THROUGH else inner[1]
@@ -151,7 +155,10 @@ class Widening:
         layers = _row(layer)
         for i, (name, child) in enumerate(layers):
             behind = self._behind(path, layers[i + 1 :])
-            ahead = wanted if behind is None else KEEPS if behind == KEEPS else None
+            if behind is None:
+                ahead = wanted
+            else:
+                ahead = KEEPS if behind == KEEPS else None
             row = self._visit(_inside(path, name), child, row, ahead)
         if isinstance(layer, Project):
             layer.out_channels, layer.in_channels = (layer.conv if layer.dims else layer.linear).weight.shape[:2]

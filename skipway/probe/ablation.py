@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations, pairwise
 from numbers import Real
 from typing import Any
 
@@ -124,10 +124,10 @@ def lesion(
         raise InputError("lesion found no Skip, no Coupling and no row of plain blocks to cut in this network")
     with untouched(network), unrolled(network):
         rows = _rows(network, blocks)
-        shapes, whole = _first_look(network, score, [*blocks, *(unit for row in rows for unit in row)])
+        shapes, whole = _first_look(network, score, [*blocks, *chain.from_iterable(rows)])
         judge, chance = partial(_cut_score, network, score), random.Random(seed)
         fits, left_out = _stand_ins(blocks, shapes)
-        orders = [part for row in rows for part in _alike(row, shapes)]
+        orders = list(chain.from_iterable(_alike(row, shapes) for row in rows))
         dropped, several, swapped, shuffled = [], [], [], []
         if {"drop", "several"} & set(cuts):
             dropped = [Drop(b.path, _stage(b.path), kept, judge({b.module: instead})) for b, kept, instead in fits]
@@ -136,8 +136,7 @@ def lesion(
         if "swap" in cuts:
             swapped = [
                 Swap(a.path, b.path, _stage(a.path), judge({a.module: b.module, b.module: a.module}))
-                for order in orders
-                for a, b in zip(order, order[1:], strict=False)
+                for a, b in chain.from_iterable(map(pairwise, orders))
             ]
         if "shuffle" in cuts:
             shuffled = list(_shuffled(orders, judge, draws, chance))
@@ -174,9 +173,9 @@ def _cut_score(
 @contextmanager
 def _exchanged(network: nn.Module, instead: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
     """Other modules in the places of some, meanwhile."""
-    places = [
-        (m._modules, name, child) for m in network.modules() for name, child in m._modules.items() if child in instead
-    ]
+    places = []
+    for module in network.modules():
+        places += [(module._modules, name, child) for name, child in module._modules.items() if child in instead]
     try:
         for children, name, child in places:
             children[name] = instead[child]  # type: ignore[index]
@@ -314,16 +313,16 @@ def _alike(row: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]
 
 def _shuffled(orders: Sequence[Sequence[Block]], judge: Judge, draws: int, chance: random.Random) -> Iterator[Shuffle]:
     """1, 2, 4, ... random exchanges of two blocks of one stage, up to as many as there are blocks."""
-    pairs = [(order, i, j) for order in range(len(orders)) for i, j in combinations(range(len(orders[order])), 2)]
+    pairs = []
+    for which, order in enumerate(orders):
+        pairs += [(which, i, j) for i, j in combinations(range(len(order)), 2)]
     for exchanges in _doubling(sum(map(len, orders))):
         for _ in range(draws):
             now = [list(range(len(order))) for order in orders]
             for which, i, j in chance.choices(pairs, k=exchanges):
                 now[which][i], now[which][j] = now[which][j], now[which][i]
             wrong = sum(now[which][i] > now[which][j] for which, i, j in pairs)
-            instead = {
-                order[i].module: order[j].module
-                for order, places in zip(orders, now, strict=True)
-                for i, j in enumerate(places)
-            }
+            instead: dict[nn.Module, nn.Module] = {}
+            for order, places in zip(orders, now, strict=True):
+                instead |= {order[i].module: order[j].module for i, j in enumerate(places)}
             yield Shuffle(exchanges, wrong / len(pairs), judge(instead))

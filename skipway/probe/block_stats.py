@@ -63,7 +63,9 @@ class Block:
     @property
     def kind(self) -> str:
         """What it is: "skip", "coupling" or "plain"."""
-        return "skip" if isinstance(self.module, Skip) else "coupling" if isinstance(self.module, Coupling) else "plain"
+        if isinstance(self.module, Skip):
+            return "skip"
+        return "coupling" if isinstance(self.module, Coupling) else "plain"
 
 
 def blocks_of(network: nn.Module) -> list[Block]:

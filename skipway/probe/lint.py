@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -70,7 +70,7 @@ def _hidden(network: nn.Module) -> Iterator[str]:
             found = [] if name in _OWN else list(_held(value, f"{path}.{name}".lstrip("."), known, 0))
             if found:
                 kind, places = type(value).__name__, [f"{trail} ({type(layer).__name__})" for trail, layer in found]
-                count = sum(p.numel() for _, layer in found for p in _state(layer))
+                count = sum(p.numel() for p in chain.from_iterable(_state(layer) for _, layer in found))
                 mend = _MENDS.get(kind, "Module of your own")
                 yield (
                     f"{_join_paths(places)}: hidden in a {kind}, their {count:,} values are not trained, moved or "
@@ -129,7 +129,7 @@ def _captured(function: FunctionType) -> list[tuple[str, Any]]:
 
 def _dead(network: nn.Module) -> Iterator[str]:
     """What begins at zero, followed by an activation without a slope there, or by a scale that is zero as well."""
-    inner = {child for module in network.modules() if _in_order(module) for child in module.children()}
+    inner = set(chain.from_iterable(module.children() for module in network.modules() if _in_order(module)))
     for path, module in network.named_modules():
         if _in_order(module) and module not in inner:
             dead, _ = _followed(module, path)

@@ -235,7 +235,7 @@ class _Call:
         ):
             kept = into
         added = body if added is None else added
-        ratio = None if kept is None or added is None else added / kept if kept else math.inf if added else math.nan
+        ratio = None if kept is None or added is None else _ratio(added, kept)
         gradients = (float(g) if (g := self.gradients.get(side)) is not None else None for side in ("in", "out"))
         return BlockFlow(self.block.path, self.block.kind, into, body, kept, added, out, ratio, *gradients)
 
@@ -348,11 +348,11 @@ def _notes(blocks: list[BlockFlow], layers: list[LayerFlow], factor: float) -> I
     first, last = places[0], places[-1]
     grown = _grown(forward[0], forward[-1])
     if not 1 / factor <= grown <= factor:
-        yield f"activations {_told(grown)} from {first} to {last}"
+        yield f"activations {_growth_words(grown)} from {first} to {last}"
     grown = _grown(back[-1], back[0])
     if not 1 / factor <= grown <= factor:
         end = "explode: early layers take the largest steps" if grown > 1 else "vanish: early layers hardly learn"
-        yield f"gradients {_told(grown)} on the way back from {last} to {first}; they {end}"
+        yield f"gradients {_growth_words(grown)} on the way back from {last} to {first}; they {end}"
     still = [e.path for e in layers if e.gradient == 0]
     if still:
         yield (
@@ -368,8 +368,16 @@ def _grown(begin: float | None, end: float | None) -> float:
     return end / begin
 
 
-def _told(grown: float) -> str:
-    return f"grow {grown:.3g} times" if grown > 1 else f"decay to 1/{1 / grown:.3g}" if grown else "decay to zero"
+def _ratio(value: float, divisor: float) -> float:
+    if divisor:
+        return value / divisor
+    return math.inf if value else math.nan
+
+
+def _growth_words(growth: float) -> str:
+    if growth > 1:
+        return f"grow {growth:.3g} times"
+    return f"decay to 1/{1 / growth:.3g}" if growth else "decay to zero"
 
 
 def _left_out(network: nn.Module, blocks: list[BlockFlow]) -> Iterator[str]:

@@ -21,8 +21,7 @@ from skipway.models.network import Network
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import run_folder
 from skipway.runs.run_folder import new_folder, point_last, write_results
-from skipway.training.checkpoint import load as load_checkpoint
-from skipway.training.checkpoint import load_weights, save, save_weights
+from skipway.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from skipway.training.trainer import Trainer
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_file
 
@@ -171,7 +170,7 @@ def grow_run(
             save_weights(target / "weights" / "best.safetensors", better.state_dict(), {**header, "plan": better.plan})
         noted = [*state.get("grown", []), _note(state["state"], state["plan"], growth)]
         facts = {**state, "plan": plan, "recipe": told.as_dict(), "grown": noted}
-        save(target / "weights" / "last", checkpoint.step, tensors, facts)
+        save_checkpoint(target / "weights" / "last", checkpoint.step, tensors, facts)
         write_file(target / "config.yaml", told.as_yaml().encode())  # which makes it a run
     point_last(target)
     done = state["state"]

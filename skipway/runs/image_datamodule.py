@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
-from skipway.data.images.decoded_cache import fingerprint, natural_packing, pack
+from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sources.choose_source import open_source
@@ -47,14 +47,14 @@ class ImageDataModule:
             )
         self.recipe, self.transform = recipe, transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
-        self.packing = natural_packing(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
+        self.packing = choose_decode_settings(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
         count = self.source.count("train")
         self.model = chosen_model(recipe, self.packing.size, count) if new else ("", {})
         self.name, self.epochs = self.source.name, recipe.epochs
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Decode every picture, refuse copies across splits, hold a part of the training pictures out."""
-        self.packed = pack(self.source, self.packing, self.recipe.max_unreadable, console, stop)
+        self.packed = decode_images(self.source, self.packing, self.recipe.max_unreadable, console, stop)
         refuse_leaks(self.packed, self.recipe.allow_duplicates)
         hold_out(self.packed, self.recipe.val_fraction, self.recipe.seed)
         self.fingerprint = fingerprint(self.packed)
@@ -90,7 +90,7 @@ class ImageDataModule:
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
         preparation = (packing.resize_mode, packing.interpolation, packed.mirrored)
-        return Spec(packing.channels, packing.size, packing.packed, mean, std, packed.class_names, *preparation)
+        return Spec(packing.channels, packing.size, packing.stored_size, mean, std, packed.class_names, *preparation)
 
     def network(self, console: Console) -> tuple[Network, bool]:
         """What a new run begins with, and whether it was trained already."""
@@ -98,9 +98,9 @@ class ImageDataModule:
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """What the feeds are made with from here on."""
-        spec, packed, packing = network._need_spec(), self.packed, self.packing
+        spec, packed, packing = network.require_image_spec(), self.packed, self.packing
         self.batch_size, self.device, self.normalise = batch_size, device, (spec.mean, spec.std)
-        chosen = augment_policy.choose(self.recipe.augment, packing.packed, packing.size, packed.mirrored)
+        chosen = augment_policy.choose(self.recipe.augment, packing.stored_size, packing.size, packed.mirrored)
         self.level: str = chosen if earlier is None else earlier["level"]
         now = _name(self.transform)
         before = now if earlier is None else earlier.get("transform", "")

@@ -119,7 +119,7 @@ class Recipe:
         most=100_000,
     )
     watch: bool = _option(False, "Measure and draw how signals flow through it, before training and after every epoch.")
-    threads: int | None = _option(None, "CPU threads; default: all cores.", least=1, most=1024)
+    threads: int | None = _option(None, "CPU threads; default: as many as available cores.", least=1, most=1024)
     save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
     max_unreadable: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
     max_pixels: int = _option(50_000_000, "Largest picture that is decoded, in pixels.", least=1)

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.kernels.dispatch import kernel_status
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import cell
-from skipway.training.checkpoint import Checkpoint, differences
-from skipway.training.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import Checkpoint, load_checkpoint
+from skipway.training.differences import differences
 
 __all__ = ["Earlier", "changed_data", "earlier_run", "find_data", "machine", "old_splits", "run_folder"]
 
@@ -127,7 +127,7 @@ def old_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
         return {}
 
 
-def changed_data(before: dict[str, tuple[str, str, str]], packed: Packed) -> str:
+def changed_data(before: dict[str, tuple[str, str, str]], packed: DecodedImages) -> str:
     """What has been added, removed, renamed, edited or moved since, in one line."""
     now = {
         cell(packed.keys[i]): (cell(packed.class_names[packed.labels[i]]), split, packed.digests[i])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
 from skipway.kernels.dispatch import kernel_status
@@ -178,7 +178,7 @@ def cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def write_data(folder: Path, packed: Packed) -> None:
+def write_data(folder: Path, packed: DecodedImages) -> None:
     """splits.csv and skipped.csv."""
     write_table(
         folder / "splits.csv",
@@ -243,7 +243,7 @@ def write_classes(
     )
 
 
-def write_judgement(folder: Path, packed: Packed, scores: ClassScores, split: str) -> None:
+def write_judgement(folder: Path, packed: DecodedImages, scores: ClassScores, split: str) -> None:
     """The tables of `write_classes`, and the worst pictures of the split that was judged."""
     names, predicted = packed.class_names, scores.predicted
     write_classes(folder, packed.keys, names, scores, split)
@@ -277,9 +277,9 @@ def draw_augmented(folder: Path, feed: ImageBatches) -> None:
     ids = feed.rows[:: max(1, len(feed.rows) // _SHEET)][:_SHEET]
     x = (feed.pictures(ids) - feed.offset) / feed.factor
     pictures = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).numpy()
-    names = feed.packed.class_names
+    names = feed.images.class_names
     make_folder(folder / "plots")
-    captions = [names[feed.packed.labels[i]] for i in ids]
+    captions = [names[feed.images.labels[i]] for i in ids]
     learning_curves.sheet(
         [p[:, :, 0] if p.shape[2] == 1 else p for p in pictures], captions, folder / "plots" / "augmented.png"
     )

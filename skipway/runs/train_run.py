@@ -16,7 +16,8 @@ from torch import Tensor
 from skipway.distributed import collectives
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load, restore
-from skipway.models.network import Network, several_views
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
 from skipway.report import html
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
@@ -41,6 +42,7 @@ from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
 from skipway.utils.atomic_files import Lock, check_writable, free_bytes, make_folder, write_file, write_json
 from skipway.utils.console import Console, duration
+from skipway.utils.devices import set_threads
 from skipway.utils.signals import StopFlag
 
 __all__ = ["Run", "train"]
@@ -146,9 +148,7 @@ def train(
         epochs_told = resume is not None or not told.keys().isdisjoint(("epochs", "grow"))
         datamodule = open_datamodule(recipe, new=new, epochs_told=epochs_told, transform=transform)
         recipe = datamodule.recipe
-        # Layers as small as those for tables spend their time waiting for a second thread.
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(recipe.threads or (max(1, cores) if datamodule.noun == "pictures" else 1))
+        set_threads(recipe.threads, table=datamodule.noun == "rows", say=console.print)
         if earlier is None:
             folder = collectives.run_on_rank0(lambda: _begun(recipe, datamodule, held))
         held.enter_context(crash_report(folder))
@@ -285,7 +285,7 @@ class _Work:
         best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
             device=trainer.device, memory_format=torch.channels_last
         )
-        judging = several_views(best) if self.recipe.tta else best
+        judging = average_views(best, best.require_image_spec()) if self.recipe.tta else best
 
         def poll() -> None:
             if self.stop.requested:

@@ -121,7 +121,7 @@ class _CheckpointWriter:
         tensors = self.trainer.tensors() if self.folder is not None else {}
         if collectives.rank() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
-            checkpoint.save(self.folder, state.step, tensors, saved)
+            checkpoint.save_checkpoint(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:
@@ -157,7 +157,7 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
             f"the validation loss is not finite after epoch {state.epoch + 1}; the last checkpoint is from before: "
-            "start a new run with a lower --lr or --clip-grad-grad-grad 1"
+            "start a new run with a lower --lr or --clip-grad 1"
         )
     state.epoch += 1
     state.loss, state.metric_sum, state.seen = collectives.all_reduce_sum(state.loss, state.metric_sum, state.seen)  # type: ignore[assignment]
@@ -248,5 +248,5 @@ def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     raise NotFiniteError(
         f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the "
         f"{trainer.task.samples} {said}; no step was taken with it, and the last checkpoint is from before: start a "
-        "new run with a lower --lr or --clip-grad-grad-grad 1"
+        "new run with a lower --lr or --clip-grad 1"
     )

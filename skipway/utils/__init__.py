@@ -1,1 +1,1 @@
-"""Console, signals, allocator settings, atomic files, text."""
+"""Console, signals, devices, allocator settings, atomic files, text."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean, printable
 from skipway.models import registry
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
 from skipway.utils.text import join_names
 from skipway.weights.key_maps import LIBRARIES, Library
 
@@ -60,7 +60,7 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
     fresh = num_classes is not None and num_classes != read.get("num_classes")
     classes = {"num_classes": num_classes} if fresh else {}
     plan = registry.plan_of(own_name, **{**own_options, **read, **classes, **options})
-    network = outline(plan)
+    network = build_meta_network(plan)
     wanted = network.state_dict()
     source = f"{library}'s {name}{_likeness(flat, plan, table)}"
     keys = {own: table.key(plan, own, like.dim()) for own, like in wanted.items()}
@@ -94,7 +94,7 @@ def release(network: Network, library: str) -> dict[str, Tensor]:
     if refusal := table.refusal(plan):
         raise InputError(f"{library} cannot hold {plan['name']}: {refusal}; release it to another library")
     state = network.state_dict()
-    if changed := sorted(state.keys() ^ outline(plan).state_dict().keys()):
+    if changed := sorted(state.keys() ^ build_meta_network(plan).state_dict().keys()):
         shown = join_names(changed, limit=_SHOWN)
         raise InputError(f"the network is no longer what its plan says: {shown} came or went; release it before that")
     released = {}
@@ -117,7 +117,7 @@ def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict
         flat = _flat(state, table)
     except InputError:
         return 0
-    wanted = outline(plan).state_dict()
+    wanted = build_meta_network(plan).state_dict()
     return sum(table.key(plan, own, like.dim()) in flat for own, like in wanted.items())
 
 

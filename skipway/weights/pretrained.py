@@ -22,9 +22,9 @@ from skipway.data.sources.hub import NO_ROOM
 from skipway.errors import InputError, StorageError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
-from skipway.training.checkpoint import differences
+from skipway.training.differences import differences
 from skipway.utils.quiet_loggers import quiet_loggers
 from skipway.utils.text import join_names
 from skipway.weights.convert import adopt, keys_shared
@@ -190,7 +190,7 @@ def _of_ours(name: str, path: Path, options: dict[str, Any]) -> Network:
     # An older skipway did not write every value: those take their defaults, as in `load`.
     there = {**found.plan, **registry.FAMILIES[family].plan.of(given).as_dict()}
     _refuse_other(printable(path), name, wanted, there, options)
-    network = outline({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
+    network = build_meta_network({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
     network.load_state_dict(found.state_dict(), assign=True)
     network.origin = printable(path)
     return network.eval()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, printable
-from skipway.training.checkpoint import refuse_more
+from skipway.training.checkpoint import check_header_size
 from skipway.utils.atomic_files import UNKNOWN, from_json, looks_like
 from skipway.weights import unpickle_worker
 
@@ -59,7 +59,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path, where = Path(path), printable(path)
     if not path.is_file():  # a pipe would wait for ever
-        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "is not there"
+        if path.is_dir():
+            kind = "is a folder"
+        else:
+            kind = "is not a regular file" if path.exists() else "is not there"
         raise InputError(f"{where}: {kind}; give a file of weights")
     try:
         size = path.stat().st_size
@@ -90,7 +93,7 @@ def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     text = file.read(min(length, _MAX_HEADER))
-    refuse_more(where, length, text)
+    check_header_size(where, length, text)
     try:
         header = from_json(text)
         header.pop("__metadata__", None)

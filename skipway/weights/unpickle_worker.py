@@ -88,7 +88,9 @@ def plain(name: str, value: Any) -> Any:
     import torch
 
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        kind = value.dtype if value.is_quantized else value.device if value.device.type != "cpu" else value.layout
+        kind = value.dtype if value.is_quantized else value.layout
+        if not value.is_quantized and value.device.type != "cpu":
+            kind = value.device
         raise ValueError(f"its {name} is no plain tensor but {str(kind).removeprefix('torch.')}")
     return value.detach().resolve_conj().resolve_neg().contiguous()
 

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 
 import numpy as np
@@ -154,13 +155,13 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
     with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
         evaluate(weights, tmp_path / "torn")
     late = StopFlag()
-    pack = evaluate_command.pack
+    original = evaluate_command.decode_images
     try:
-        evaluate_command.pack = lambda *a, **k: (pack(*a, **k), late.request("SIGTERM"))[0]
+        evaluate_command.decode_images = lambda *a, **k: (original(*a, **k), late.request("SIGTERM"))[0]
         with pytest.raises(Interrupted, match="stopped by SIGTERM while evaluating"):
             evaluate(weights, place / "kinds", stop=late)
     finally:
-        evaluate_command.pack = pack
+        evaluate_command.decode_images = original
 
 
 def test_check_says_what_a_careful_eye_sees(place, tmp_path):
@@ -216,6 +217,7 @@ def test_a_pattern_that_nothing_matches_is_refused():
 def test_the_environment_is_named(monkeypatch):
     said = env.environment_table()
     assert all(word in said for word in ("skipway", "torch", "precision", f"{os.cpu_count()} cores"))
+    assert re.search(r"^threads +\d+, limited by ", said, re.M)
     monkeypatch.setattr(env, "find_spec", lambda name: None)
     assert "not installed: pip install 'skipway[parquet]'" in env.environment_table()
     assert env._version("no-such-package-anywhere") == "not installed"

@@ -14,7 +14,7 @@ from skipway.export import fusion as home
 from skipway.export.fusion import Convolution, FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
 from skipway.models.densenet import DenseNetPlan
-from skipway.models.network import planned
+from skipway.models.network import build_network
 from skipway.models.resnet import ResNetPlan
 
 WIDTHS = {"layers": (2, 1), "widths": (8, 16), "stem": "small", "num_classes": 5}
@@ -60,7 +60,7 @@ def apart(network, fused, x):
 
 
 def made(plan):
-    return planned({"family": plan.FAMILY, **plan.as_dict()})
+    return build_network({"family": plan.FAMILY, **plan.as_dict()})
 
 
 def kinds(network):

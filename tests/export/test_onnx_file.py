@@ -12,33 +12,17 @@ import pytest
 import torch
 from export_networks import OTHERS, SPEC, network_of, pictures, table_network
 from PIL import Image
-from shrunken import SIZE, kinds, shrunken_plan
+from shrunken import SIZE, covering
 from torch import nn
 
 import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, MissingExtra, SkipwayError
 from skipway.export import onnx_file as home
-from skipway.models.network import Network, as_table, planned, read_spec
+from skipway.models.network import Network, build_network, read_spec
+from skipway.models.prediction import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# What no registered row has.
-COUNTED = ("cardinality", "base_width", "attention_ratio")  # of which one value is as good as another
-
-
-def unlike():
-    """Of the cut networks as few as have every value of every option."""
-    left = {}
-    for name in kinds():
-        plan = {k: v > 1 if k in COUNTED else v for k, v in shrunken_plan(name).items() if k != "name"}
-        left[name] = set(map(str, plan.items()))
-    chosen, seen = [], set()
-    while new := max(left, key=lambda name: len(left[name] - seen), default=None):
-        if not left[new] - seen:
-            return chosen
-        chosen.append(new)
-        seen |= left.pop(new)
-    return chosen
 
 
 def session(path):
@@ -49,7 +33,7 @@ def metadata(path):
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-@pytest.mark.parametrize("name", [*unlike(), *OTHERS])
+@pytest.mark.parametrize("name", [*covering(), *OTHERS])
 def test_every_family_gives_what_torch_gives(name, tmp_path):
     done = sw.export.onnx(network_of(name), tmp_path / "network.onnx", raw=True)
     assert done.difference < 1e-5 and done.size == done.path.stat().st_size
@@ -96,7 +80,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
     found = metadata(sw.export.onnx(network, tmp_path / "network.onnx").path)
     assert set(found) == {"skipway_version", "class_names", "spec", "plan"}
     assert read_spec(json.loads(found["spec"])) == network.spec and tuple(json.loads(found["class_names"])) == names
-    again = planned(json.loads(found["plan"]))
+    again = build_network(json.loads(found["plan"]))
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
     for text in found.values():
         assert text.isascii() and text.isprintable() and not set("<>&") & set(text)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from skipway.data.image_spec import RESIZE_MODES, Spec
 from skipway.export.preprocessing import Preparation
-from skipway.models.network import prepare
+from skipway.models.prediction import prepare_image
 
 SIZES = {
     "smaller": (20, 31),
@@ -35,7 +35,7 @@ def apart(spec, picture):
     """(the largest, the mean) difference from `prepare`, in grey levels."""
     made = Preparation(spec)(torch.from_numpy(picture[None]))[0].permute(1, 2, 0).numpy()
     assert made.dtype == np.float32 and made.shape == (spec.size, spec.size, spec.channels)
-    difference = np.abs(made - prepare(picture, spec))
+    difference = np.abs(made - prepare_image(picture, spec))
     return difference.max(), difference.mean()
 
 

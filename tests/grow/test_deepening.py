@@ -10,7 +10,7 @@ from torch import nn
 import skipway as sw
 from skipway.errors import InputError
 from skipway.grow.deepening import deepen, deepened, grown_to, widen, widened
-from skipway.models.network import outline
+from skipway.models.network import build_meta_network
 from skipway.nn.joins import Gate, Scale, append, concat
 from skipway.training.optimizers import make_optimizer
 
@@ -345,7 +345,7 @@ def test_a_wider_network_gives_the_same_outputs(kind, seed):
         assert growth.difference <= 1e-5 * growth.largest
         counts = [sum(p.numel() for p in n.parameters()) for n in (network, growth.network)]
         assert counts[1] > 1.3 * counts[0]
-        assert outline(growth.network.plan).state_dict().keys() == growth.network.state_dict().keys()
+        assert build_meta_network(growth.network.plan).state_dict().keys() == growth.network.state_dict().keys()
         if kind == "drop path":
             continue
         with torch.no_grad():  # norms see copies of what they saw

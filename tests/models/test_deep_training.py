@@ -58,7 +58,7 @@ def test_fifty_blocks_learn(way, digits):
 
 
 def test_the_plain_stack_of_the_same_blocks_does_not(digits):
-    assert max(learned(deep(seed, join="none", norm="none"), digits) for seed in range(2)) < 0.3
+    assert learned(deep(join="none", norm="none"), digits) < 0.3
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,12 +1,11 @@
 import math
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from drawn import has, looks_drawn, pixels
 from PIL import Image
+from processes import run_python
 
 from skipway.errors import InputError
 from skipway.report import learning_curves
@@ -197,4 +196,4 @@ def test_pyplot_is_never_loaded():
     code = (
         "import sys, skipway.report.learning_curves, skipway.report.html; sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0

@@ -2,12 +2,11 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from drawn import has, looks_drawn, pixels
+from processes import run_python
 
 from skipway.errors import InputError
 from skipway.report import learning_curves, network_plots
@@ -157,7 +156,7 @@ def test_slices_of_several_networks_lie_in_one_picture(tmp_path, accuracies, sha
     assert min(has(picture, learning_curves.BLUE), has(picture, learning_curves.VERMILION)) > 400
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [1, 3, 7])
 def test_squares_stand_side_by_side_with_one_scale(tmp_path, count):
     network_plots.landscape({f"network {i}": landscape_of(2, 9, 1.0 + i) for i in range(count)}, tmp_path / "l.png")
     looks_drawn(tmp_path / "l.png", 600, 400)
@@ -173,8 +172,7 @@ def test_equal_losses_have_equal_colors_in_every_square(tmp_path):
     assert np.abs(twins[80:400, 150:500] - pair[80:400, 150:500]).mean() > 10  # the scale is that of both
 
 
-@pytest.mark.parametrize("value", [None, math.inf, 0.0, -5.0, 1e30])
-@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("dims, value", [(1, None), (1, 0.0), (1, -5.0), (2, None), (2, math.inf), (2, 1e30)])
 def test_a_landscape_bears_gaps_and_extremes(tmp_path, dims, value):
     rough = landscape_of(dims, 9)
     for place in (0, 1, 4):
@@ -254,4 +252,4 @@ def test_pyplot_is_never_loaded():
         "import sys, skipway.report.network_plots\n"
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0

@@ -47,7 +47,7 @@ def short(data, tmp_path):
 
 
 def state_of(folder):
-    return checkpoint.load(folder / "weights" / "last").state
+    return checkpoint.load_checkpoint(folder / "weights" / "last").state
 
 
 def test_a_run_grows_on_the_way_and_says_so(straight, data, tmp_path):
@@ -91,7 +91,7 @@ def test_a_grown_run_repeats_and_goes_on_from_its_config(straight, data, tmp_pat
     assert same_runs(straight, again.path)
 
 
-@pytest.mark.parametrize("at", [0, 2, 5, 6, 7, 8, 11, 12, 13, 14])
+@pytest.mark.parametrize("at", [2, 6, 7, 12, 14])
 def test_stopped_anywhere_it_ends_in_the_weights_of_a_straight_run(straight, data, tmp_path, at):
     first = 1 + 60  # polls before the first step
     try:
@@ -181,7 +181,7 @@ def test_a_run_is_grown_into_one_that_trains_on(short, tmp_path, how, name, laye
     assert grown.difference == 0 or ("factor" in how and grown.difference < 1e-5 * grown.largest)
     kept = state_of(grown.path)
     assert kept["state"] == state_of(short)["state"] and kept["grown"][0]["to"]["layers"] == layers
-    tensors = checkpoint.load(grown.path / "weights" / "last").tensors
+    tensors = checkpoint.load_checkpoint(grown.path / "weights" / "last").tensors
     assert {"average.n_averaged", "optimizer.stem.conv.weight.exp_avg_sq"} <= tensors.keys()
     parameters = dict(new.named_parameters())
     for key, value in tensors.items():
@@ -273,8 +273,8 @@ def test_a_folder_with_files_in_it_is_not_written_into(short):
     assert (short.parent / "mine" / "results.csv").read_text() == "kept"
 
 
-def test_a_run_of_the_default_network_and_optimizer_is_widened(tmp_path):
-    run = train("digits", output=tmp_path, epochs=1, threads=1)
+def test_a_run_of_the_default_network_and_optimizer_is_widened(data, tmp_path):
+    run = train(data, output=tmp_path, epochs=1, threads=1)
     assert run.metrics["resolved"]["optimizer"] == "muon"
     grown = grow_run(run.path, factor=2)
     assert len(train(resume=grown.path, epochs=2).history) == 2
@@ -286,9 +286,9 @@ def test_networks_of_other_layers_are_refused_before_training(data, tmp_path):
 
 
 def test_a_run_stopped_by_the_clock_says_what_it_needs(short):
-    kept = checkpoint.load(short / "weights" / "last")
+    kept = checkpoint.load_checkpoint(short / "weights" / "last")
     late = kept.state | {"state": kept.state["state"] | {"status": "stopped by the time limit"}}
-    checkpoint.save(short / "weights" / "last", kept.step, kept.tensors, late)
+    checkpoint.save_checkpoint(short / "weights" / "last", kept.step, kept.tensors, late)
     assert "which needs another --time-limit or --patience" in str(grow_run(short, "resnet32"))
 
 

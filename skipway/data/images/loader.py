@@ -1,6 +1,7 @@
-"""Batches of a packed set, in an order that is a function of (seed, epoch).
+"""Batches of a decoded set, in an order that is a function of (seed, epoch).
 
-Shapes: a batch is x (B, C, S, S) float, normalised, channels_last; y (B,) int64; ids (B,), indices into the packed set.
+Shapes: a batch is x (B, C, S, S) float, normalised, channels_last; y (B,) int64; ids (B,), indices of
+pictures.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from skipway.data.images.augment_ops import CHANCES, DISTORTIONS, MIX_CHANCES, mixed
 from skipway.data.images.augment_policy import augment_random_table, augmented, centred, random_table
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALISE
 
@@ -105,14 +106,14 @@ class Augmentation:
 
 
 class ImageBatches:
-    """The pictures `rows` of a packed set in batches; with an `augmentation`, shuffled and changed as it says.
+    """The pictures `rows` of a decoded set in batches; with an `augmentation`, shuffled and changed as it says.
 
     Of every batch `part` (k, n) takes the k-th of n parts: what each of n processes is given.
     """
 
     def __init__(
         self,
-        packed: Packed,
+        images: DecodedImages,
         rows: np.ndarray,
         batch_size: int,
         normalise: tuple[tuple[float, ...], tuple[float, ...]],
@@ -126,7 +127,7 @@ class ImageBatches:
                 f"there are {len(rows)} training pictures, but a batch norm needs at least 2"
                 f"{f' in each of {part[1]} processes' if part[1] > 1 else ''}; add more"
             )
-        self.packed, self.rows, self.augmentation, self.device = packed, rows, augmentation, device
+        self.images, self.rows, self.augmentation, self.device = images, rows, augmentation, device
         self.part = part
         self.bounds = batch_bounds(len(rows), batch_size, max(2, least))
         # x / 255, minus mean, over std, as one multiplication and one addition.
@@ -147,13 +148,13 @@ class ImageBatches:
         """The batches of an epoch from the `start`-th on."""
         change, order = self.augmentation, self.rows
         if change is not None:
-            order = shuffled(self.rows, self.packed.labels if change.balanced else None, change.seed, epoch)
+            order = shuffled(self.rows, self.images.labels if change.balanced else None, change.seed, epoch)
         for begin, end in self.bounds[start:]:
             ids = order[begin:end][self.part[0] :: self.part[1]]
-            x, y = self.pictures(ids, epoch), torch.from_numpy(self.packed.labels[ids]).to(self.device)
+            x, y = self.pictures(ids, epoch), torch.from_numpy(self.images.labels[ids]).to(self.device)
             if change is not None and (change.mixup or change.cutmix):
                 chances = random_table(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]
-                x, y = mixed(x, y, chances, len(self.packed.class_names), change.mixup, change.cutmix)
+                x, y = mixed(x, y, chances, len(self.images.class_names), change.mixup, change.cutmix)
             yield x, y, ids
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
@@ -162,17 +163,17 @@ class ImageBatches:
         They are evenly chosen.
         """
         ids = evenly(self.rows, count)
-        x = self._normalised(centred(self.packed.pixels, ids, self.packed.packing.size))
-        return x, torch.from_numpy(self.packed.labels[ids]).to(self.device)
+        x = self._normalised(centred(self.images.pixels, ids, self.images.settings.size))
+        return x, torch.from_numpy(self.images.labels[ids]).to(self.device)
 
     def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """The pictures `ids` as the network is given them in that epoch, before any are mixed."""
-        size, change = self.packed.packing.size, self.augmentation
+        size, change = self.images.settings.size, self.augmentation
         if change is None:
-            return self._normalised(centred(self.packed.pixels, ids, size))
+            return self._normalised(centred(self.images.pixels, ids, size))
         parts, wanted = change.parts.split("+"), change.size_at(epoch, size)
         cut = wanted if "zoom" in parts else size
-        x = augmented(self.packed.pixels, ids, change.parts, cut, augment_random_table(change.seed, epoch, ids)).to(
+        x = augmented(self.images.pixels, ids, change.parts, cut, augment_random_table(change.seed, epoch, ids)).to(
             self.device
         )
         if wanted != cut:
