@@ -31,9 +31,9 @@ class Preparation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The pictures, fitted, resized and cut."""
-        height, width = (torch.full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
-        down, inside_down = self._weights(height, width, torch.arange(x.shape[1], dtype=torch.float64))
-        across, inside_across = self._weights(width, height, torch.arange(x.shape[2], dtype=torch.float64))
+        height, width = (x.new_full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
+        down, inside_down = self._weights(height, width, _positions(height, x.shape[1]))
+        across, inside_across = self._weights(width, height, _positions(width, x.shape[2]))
         x = (x.permute(0, 3, 1, 2).float() @ across.T).clamp(0, 255)
         x = (down @ x).clamp(0, 255)
         return torch.where(inside_down[:, None] & inside_across, x, _GREY) if self.spec.resize_mode == "pad" else x
@@ -45,7 +45,7 @@ class Preparation(nn.Module):
         the square that the Spec's `presize` tells, and `places` are in its middle.
         """
         spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
-        whole, begin = torch.full((), spec.presize, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        whole, begin = length.new_full((), spec.presize), length.new_zeros(())
         edge = margin(spec.presize, spec.size)
         if spec.resize_mode == "crop":
             whole = (whole * length / torch.minimum(length, other)).floor()
@@ -53,7 +53,7 @@ class Preparation(nn.Module):
         elif spec.resize_mode == "pad":
             whole = (whole * length / torch.maximum(length, other)).round().clamp_min(1)
             begin = -((spec.presize - whole) / 2).floor()
-        places, scale = torch.arange(spec.size, dtype=torch.float64) + begin + edge, length / whole
+        places, scale = _positions(length, spec.size) + begin + edge, length / whole
         # First, pixels of a large picture are averaged in cells of whole numbers of them, from `least` to `most`.
         side = (scale / _GAP).floor().clamp_min(1)
         reach = (support - 0.5) * scale
@@ -66,6 +66,14 @@ class Preparation(nn.Module):
         weights = torch.where((pixels >= least) & (pixels < most), weights, 0.0)
         # Beside the picture all may be 0, and their shares not a number; bars are painted over that.
         return (weights / weights.sum(1, keepdim=True)).float(), (places >= 0) & (places < whole)
+
+
+def _positions(like: Tensor, count: int) -> Tensor:
+    """Return 0, 1, 2, ... (count,) with the dtype and device of `like`.
+
+    `torch.arange` would fix the device of the example into an exported program, which then cannot move to a GPU.
+    """
+    return like.new_ones(count).cumsum(0) - 1
 
 
 def _linear(apart: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def probe_for(network: nn.Module, probe: Tensor | None) -> Tensor:
             raise InputError(
                 "a probe is a tensor with a batch of the network's inputs, such as torch.randn(4, 3, 32, 32)"
             )
-        return probe
+        return probe.to(next((p.device for p in network.parameters()), probe.device))
     plan, spec = (network.plan, network.spec) if isinstance(network, Network) else ({}, None)
     if not plan:
         raise InputError("a network without a plan does not tell its inputs; give probe=x, a batch of them")

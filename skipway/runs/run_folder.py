@@ -276,7 +276,7 @@ def draw_augmented(folder: Path, feed: ImageBatches) -> None:
     """plots/augmented.png: the first pictures of the first epoch as the network is given them."""
     ids = feed.rows[:: max(1, len(feed.rows) // _SHEET)][:_SHEET]
     x = (feed.pictures(ids) - feed.offset) / feed.factor
-    pictures = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).numpy()
+    pictures = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     names = feed.images.class_names
     make_folder(folder / "plots")
     captions = [names[feed.images.labels[i]] for i in ids]
