@@ -7,7 +7,8 @@ from typing import Any
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.export.export_model import fuse
-from skipway.export.openvino import PRECISIONS, engine, fastest
+from skipway.export.openvino import engine, fastest
+from skipway.export.quantization import PRECISIONS
 from skipway.models.network import Network, build_meta_network
 from skipway.probe.block_stats import batches_accuracy
 from skipway.probe.summary import summary

@@ -17,7 +17,7 @@ from skipway.data.images.augment_ops import CHANCES, DISTORTIONS, MIX_CHANCES, m
 from skipway.data.images.augment_policy import augment_random_table, augmented, centred, random_table
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.errors import InputError
-from skipway.kernels.image_ops import NORMALISE
+from skipway.kernels.image_ops import NORMALIZE
 
 __all__ = ["Augmentation", "ImageBatches", "batch_bounds", "evenly", "mean_and_std", "shuffled"]
 
@@ -202,5 +202,5 @@ class ImageBatches:
         return changed * 255
 
     def _normalised(self, x: Tensor) -> Tensor:
-        normalised: Tensor = NORMALISE(x.to(self.device), self.factor, self.offset)
+        normalised: Tensor = NORMALIZE(x.to(self.device), self.factor, self.offset)
         return normalised
