@@ -10,6 +10,7 @@ from skipway.runs.train_run import train
 from skipway.training.checkpoint import load as load_checkpoint
 from skipway.training.checkpoint import load_weights
 from skipway.utils.console import Console
+from skipway.utils.run_schema import SCHEMA
 from skipway.utils.signals import StopFlag
 
 QUICK = {"model": "resnet20", "epochs": 2, "batch_size": 16, "threads": 1, "precision": "fp32"}
@@ -66,7 +67,10 @@ def table(path):
 
 
 def numbers(folder):
-    return json.loads((folder / "metrics.json").read_text())
+    """The metrics of a run, without the schema number."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics.pop("schema") == SCHEMA
+    return metrics
 
 
 def best(folder):

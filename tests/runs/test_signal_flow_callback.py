@@ -26,7 +26,7 @@ def data(plain):
 
 
 def flows(run):
-    return json.loads((run / "flow.json").read_text())
+    return json.loads((run / "flow.json").read_text())["flows"]
 
 
 def test_the_flow_is_taken_before_the_first_step_and_after_every_epoch(plain, data, tmp_path):
@@ -95,7 +95,16 @@ def test_a_lack_of_memory_ends_the_watching_alone(data, tmp_path, monkeypatch):
     assert not (run.path / "flow.json").exists() and run.metrics["epochs"] == 1
 
 
-@pytest.mark.parametrize("text", ['{"before training": 3, "after epoch 1": {"blocks": [4], "layers": []}}', "[1", "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": 1, "flows": {"before training": 3, "after epoch 1": {"blocks": [4], "layers": []}}}',
+        '{"schema": 1, "flows": 3}',
+        '{"schema": 1}',
+        '{"schema": 1, "flows": {"bef',
+        "[1]",
+    ],
+)
 def test_a_damaged_file_of_flows_stops_nothing(data, tmp_path, text):
     run = quick(data, tmp_path, epochs=1, watch=True)
     (run.path / "flow.json").write_text(text)
