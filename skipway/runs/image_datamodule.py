@@ -28,6 +28,7 @@ from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
+from skipway.utils.text import join_names
 
 __all__ = ["ImageDataModule"]
 
@@ -82,9 +83,11 @@ class ImageDataModule:
         if earlier is not None:
             spec = Spec.from_dict(earlier)
             if spec.class_names != packed.class_names:
+                known, present = (
+                    join_names(map(printable, names), limit=8) for names in (spec.class_names, packed.class_names)
+                )
                 raise InputError(
-                    f"the run knows the classes {_listed(spec.class_names)}, but the data has "
-                    f"{_listed(packed.class_names)}; start a new run for other classes"
+                    f"the run knows the classes {known}, but the data has {present}; start a new run for other classes"
                 )
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
@@ -216,8 +219,3 @@ def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:
         first, _, full = recipe.img_size.partition(":")
         return int(first), int(full)
     return None, recipe.img_size
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(map(printable, names[:8])) + rest
