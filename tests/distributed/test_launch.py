@@ -1,3 +1,5 @@
+import logging
+import signal
 import socket
 import sys
 
@@ -6,6 +8,9 @@ import torch
 from processes import environment, free_port, outputs_of, rank_environment, start
 from safetensors.torch import load_file
 from small_runs import pictures
+
+from skipway.distributed.launch import launch
+from skipway.errors import Interrupted
 
 WORDS = ["--epochs", "2", "-b", "16", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without processes")
@@ -101,3 +106,17 @@ def test_what_every_process_refuses_ends_all_with_its_exit_code(tmp_path):
     code, text = launched(tmp_path, "skipway", "train", "nowhere", "--nproc", "2")
     assert code == 2 and "there is no data at 'nowhere'" in text and "Traceback" not in text
     assert "of 2 has ended with exit code 2, for what it said" in text
+
+
+@needs_processes
+def test_a_signal_to_the_launcher_says_that_the_work_is_saved(monkeypatch):
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def stopped(*_):
+        raise SignalException("", signal.SIGTERM)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: stopped)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; the processes have saved what they had trained"):
+        launch(2, ["train", "digits"])

@@ -424,7 +424,7 @@ def test_pictures_that_no_range_can_be_chosen_by_are_refused(wrong):
 def test_weights_that_are_not_finite_are_refused_for_int8():
     network = sw.Chain(nn.Conv2d(3, 3, 1))
     nn.init.constant_(network[0].weight, torch.inf)
-    with pytest.raises(InputError, match="met numbers inside the network that are not finite"):
+    with pytest.raises(InputError, match='fuse to "int8" met numbers inside the network that are not finite'):
         sw.export.fuse(network, "int8", torch.randn(1, 3, 4, 4))
 
 

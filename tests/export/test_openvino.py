@@ -157,7 +157,7 @@ def test_what_it_cannot_do_is_said(monkeypatch):
         engine(sw.export.fuse(network))
     broken = copy.deepcopy(network)
     broken.head.weight.data[0] = torch.nan
-    with pytest.raises(InputError, match="met numbers inside the network that are not finite"):
+    with pytest.raises(InputError, match="engine in int8 met numbers inside the network that are not finite"):
         broken.stem[0].weight.data[0] = torch.nan
         engine(broken, "int8", inputs())
     made = engine(chain, "fp32", inputs())

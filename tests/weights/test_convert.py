@@ -394,7 +394,7 @@ KEPT = "timm cannot hold .*: widths or stem_channels that keep a stage's channel
         ("akamaster", "resnet18", {"widths": [8], "layers": [1]}, "stem 'large'"),
         ("timm", "resnetv2_50", {"widths": [64], "layers": [1], "cardinality": 2}, r"cardinality 2 \(it has 1\)"),
         ("fastai", "xresnet50", {"widths": [64], "layers": [1], "base_width": 128}, r"base_width 128 \(it has 64\)"),
-        ("fastai", "resmlp", {}, "fastai cannot hold resmlp: it has no resmlp"),
+        ("fastai", "resmlp", {}, "fastai cannot hold resmlp: it has no resmlp; release it to another library"),
     ],
 )
 def test_release_refuses_what_the_library_cannot_hold(library, name, options, text):

@@ -1,10 +1,9 @@
-import subprocess
-import sys
 import threading
 import warnings
 
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
+from processes import run_python
 
 from skipway.data.sources.pillow_warnings import collect_warnings, number_in
 
@@ -17,7 +16,7 @@ def test_importing_leaves_pillow_as_it_is():
         "from PIL import Image, TiffImagePlugin\n"
         "assert Image.warnings is TiffImagePlugin.warnings is warnings"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0
 
 
 def test_pillow_is_as_before_once_the_last_of_several_threads_is_done():
