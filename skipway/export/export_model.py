@@ -67,7 +67,7 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16(device))
     convolutions = [module for module in twin.modules() if isinstance(module, Convolution)]
     if precision == "int8":
-        _to_int8(twin, convolutions, device, calibration)
+        _to_int8(twin, convolutions, device=device, calibration=calibration)
     for convolution in convolutions:
         convolution.dtype = torch.bfloat16 if half else torch.float32
     # int8 makes its codes of what it is given; all others would round it in their first layer.
@@ -92,11 +92,11 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
         with torch.no_grad():
             return loaded(torch.from_numpy(x)).numpy()
 
-    return write_verified(Path(path), file.getvalue(), run, description, inputs)
+    return write_verified(Path(path), file.getvalue(), function=run, description=description, inputs=inputs)
 
 
 def _to_int8(
-    network: Chain, convolutions: list[Convolution], device: str, calibration: Tensor | Iterable[Tensor]
+    network: Chain, convolutions: list[Convolution], *, device: str, calibration: Tensor | Iterable[Tensor]
 ) -> None:
     """Run the calibration pictures in float32, and let the convolutions compute in int8 from then on."""
     if device != "cpu" or not convolutions:

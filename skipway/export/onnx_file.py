@@ -119,7 +119,8 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     data = model.SerializeToString()
-    return write_verified(Path(path), data, _onnxruntime_function(data, description), description, inputs)
+    function = _onnxruntime_function(data, description)
+    return write_verified(Path(path), data, function=function, description=description, inputs=inputs)
 
 
 def trace_program(module: nn.Module, example: Tensor, dynamic: dict[int, str]) -> torch.export.ExportedProgram:
@@ -289,6 +290,7 @@ def describe_export(network: Network, raw: bool) -> Description:
 def write_verified(
     path: Path,
     data: bytes,
+    *,
     function: Callable[[np.ndarray], np.ndarray],
     description: Description,
     inputs: list[np.ndarray],
@@ -315,7 +317,7 @@ def write_verified(
             "left: keep to skipway's own files, and please report this"
         )
     write_file(path, data)
-    return Exported(path, len(data), difference, levels)
+    return Exported(path, size=len(data), difference=difference, levels=levels)
 
 
 def _relative_difference(outputs: np.ndarray, expected: np.ndarray, description: Description) -> float:

@@ -82,7 +82,7 @@ def _build(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Cha
     assert isinstance(twin, Chain)
     model = _convert(openvino, twin, shape)
     if precision == "int8":
-        _to_int8(openvino, model, batches, twin.state_dict())
+        _to_int8(openvino, model, batches=batches, weights=twin.state_dict())
     half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16("cpu"))
     twin.forward_impl = _Compiled(twin, _compile(model, half), shape)
     return twin
@@ -197,7 +197,7 @@ def _compile(model: Any, half: bool) -> Any:
     )
 
 
-def _to_int8(openvino: Any, model: Any, batches: list[np.ndarray], weights: dict[str, Tensor]) -> None:
+def _to_int8(openvino: Any, model: Any, *, batches: list[np.ndarray], weights: dict[str, Tensor]) -> None:
     """Round the inputs and weights of convolutions and linear layers to 256 levels.
 
     OpenVINO knows these roundings, and computes with the integers themselves where it finds them around a layer.
@@ -213,7 +213,7 @@ def _to_int8(openvino: Any, model: Any, batches: list[np.ndarray], weights: dict
             value = value.get_node().input_value(0)
         inputs[value.get_node().get_name(), value.get_index()] = value
     opset, values = openvino.opset13, list(inputs.values())
-    observers = _observe(openvino, model, values, batches)
+    observers = _observe(openvino, model, values=values, batches=batches)
     # OpenVINO's ReLUs and pools make NaN vanish.
     if not all(observer.finite for observer in observers) or not all(t.isfinite().all() for t in weights.values()):
         raise InputError(
@@ -238,7 +238,7 @@ def _has_constant_weight(node: Any) -> bool:
     return node.input_value(1).get_node().get_type_name() == "Constant"
 
 
-def _observe(openvino: Any, model: Any, values: list[Any], batches: list[np.ndarray]) -> list[Observer]:
+def _observe(openvino: Any, model: Any, *, values: list[Any], batches: list[np.ndarray]) -> list[Observer]:
     """Run the calibration batches in float32, and return an observer of each value."""
     results = [openvino.opset13.result(value) for value in values]
     compiled = _compile(openvino.Model(results, model.get_parameters(), "observed"), half=False)
