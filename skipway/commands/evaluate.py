@@ -72,7 +72,7 @@ def evaluate(
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    feed = ImageBatches(packed, rows, _BATCH, (spec.mean, spec.std))
+    feed = ImageBatches(packed, rows, _BATCH, mean=spec.mean, std=spec.std)
 
     def poll() -> None:
         if stop.requested:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from skipway.data.batching import Shard
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
@@ -99,8 +100,10 @@ class ImageDataModule:
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """What the feeds are made with from here on."""
         spec, packed, packing = network.require_image_spec(), self.packed, self.packing
-        self.batch_size, self.device, self.normalise = batch_size, device, (spec.mean, spec.std)
-        chosen = augment_policy.choose(self.recipe.augment, packing.stored_size, packing.size, packed.mirrored)
+        self.batch_size, self.device, self.mean, self.std = batch_size, device, spec.mean, spec.std
+        chosen = augment_policy.resolve_policy(
+            self.recipe.augment, stored_size=packing.stored_size, size=packing.size, mirrored=packed.mirrored
+        )
         self.level: str = chosen if earlier is None else earlier["level"]
         now = _name(self.transform)
         before = now if earlier is None else earlier.get("transform", "")
@@ -119,10 +122,11 @@ class ImageDataModule:
             self.packed,
             self.packed.splits[split],
             size,
-            self.normalise,
-            change,
-            self.device,
-            (collectives.rank(), collectives.world_size()),
+            mean=self.mean,
+            std=self.std,
+            augmentation=change,
+            device=self.device,
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
     def _change(self) -> Augmentation:
@@ -176,7 +180,7 @@ class ImageDataModule:
 
     def augmentation(self) -> str:
         """What is done to training pictures, in words."""
-        said = [augment_policy.describe(self.level, self.packing.size)]
+        said = [augment_policy.describe_policy(self.level, self.packing.size)]
         first, full = _sizes(self.recipe)
         said += [f"from {first} to {full} px"] if first else []
         said += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]

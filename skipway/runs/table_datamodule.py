@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from skipway.data.batching import Shard
 from skipway.data.tables.dataset import Tables, TableSet, describe_table, fingerprint_table, table_set
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
@@ -101,10 +102,10 @@ class TableDataModule:
     def feed(self, split: str, *, train: bool = False) -> RowBatches:
         """The rows of a split in batches; those to train on in an order of their own each epoch."""
         seed, size = (self.recipe.seed, self.batch_size) if train else (None, 2 * self.batch_size)
-        part = (collectives.rank(), collectives.world_size())
+        shard = Shard(collectives.rank(), collectives.world_size())
         balanced = train and self.recipe.balance == "sampling"
         return RowBatches(
-            self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, balanced=balanced, part=part
+            self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, balanced=balanced, shard=shard
         )
 
     def fit_first_layer(self, network: Network, feed: Any) -> None:
