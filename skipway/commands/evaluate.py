@@ -59,7 +59,7 @@ def evaluate(
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    batches = ImageBatches(packed, rows, _BATCH_SIZE, (spec.mean, spec.std))
+    batches = ImageBatches(packed, rows, _BATCH_SIZE, mean=spec.mean, std=spec.std)
 
     def poll() -> None:
         if stop.requested:

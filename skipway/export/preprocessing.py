@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.augment_policy import margin
+from skipway.data.images.augment_policy import crop_offset
 
 __all__ = ["Preparation"]
 
@@ -46,7 +46,7 @@ class Preparation(nn.Module):
         """
         spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
         whole, begin = length.new_full((), spec.presize), length.new_zeros(())
-        edge = margin(spec.presize, spec.size)
+        edge = crop_offset(spec.presize, spec.size)
         if spec.resize_mode == "crop":
             whole = (whole * length / torch.minimum(length, other)).floor()
             begin = ((whole - spec.size) / 2).round() - edge

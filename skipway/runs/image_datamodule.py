@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from skipway.data.batching import Shard
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
@@ -110,8 +111,10 @@ class ImageDataModule:
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """Set what batches are made with from here on."""
         spec, packed, packing = network.require_image_spec(), self.packed, self.packing
-        self.batch_size, self.device, self.mean_and_std = batch_size, device, (spec.mean, spec.std)
-        chosen = augment_policy.choose(self.recipe.augment, packing.stored_size, packing.size, packed.mirrored)
+        self.batch_size, self.device, self.mean, self.std = batch_size, device, spec.mean, spec.std
+        chosen = augment_policy.resolve_policy(
+            self.recipe.augment, stored_size=packing.stored_size, size=packing.size, mirrored=packed.mirrored
+        )
         self.level: str = chosen if earlier is None else earlier["level"]
         now = _name(self.transform)
         before = now if earlier is None else earlier.get("transform", "")
@@ -129,10 +132,11 @@ class ImageDataModule:
             self.packed,
             self.packed.splits[split],
             batch_size=self.batch_size if train else 2 * self.batch_size,
-            normalise=self.mean_and_std,
+            mean=self.mean,
+            std=self.std,
             augmentation=self._augmentation() if train else None,
             device=self.device,
-            part=(collectives.rank(), collectives.world_size()),
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
     def _augmentation(self) -> Augmentation:
@@ -188,7 +192,7 @@ class ImageDataModule:
 
     def describe_augmentation(self) -> str:
         """Return in words what is done to training images."""
-        parts = [augment_policy.describe(self.level, self.packing.size)]
+        parts = [augment_policy.describe_policy(self.level, self.packing.size)]
         first, full = _sizes(self.recipe)
         parts += [f"from {first} to {full} px"] if first else []
         parts += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]

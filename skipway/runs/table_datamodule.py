@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from skipway.data.batching import Shard
 from skipway.data.tables.dataset import Tables, TableSet, describe_table, fingerprint_table, table_set
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
@@ -110,7 +111,7 @@ class TableDataModule:
             self.batch_size if train else 2 * self.batch_size,
             seed=self.recipe.seed if train else None,
             balanced=train and self.recipe.balance == "sampling",
-            part=(collectives.rank(), collectives.world_size()),
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
     def fit_first_layer(self, network: Network, batches: Any) -> None:
