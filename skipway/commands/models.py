@@ -21,7 +21,7 @@ def model_table(pattern: str = "*") -> Iterator[str]:
 
 def _line(name: str, width: int) -> str:
     plan = registry.plan_of(name)
-    return f"{name:<{width}}  {registry.parameters(plan):>11,} parameters  {_shape(plan)}"
+    return f"{name:<{width}}  {registry.count_parameters(plan):>11,} parameters  {_shape(plan)}"
 
 
 def _shape(plan: dict[str, Any]) -> str:
