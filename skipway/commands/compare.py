@@ -57,13 +57,14 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     folders = [resolve_run_folder(Path(run)) for run in runs]
     names = unique_names(folders)
     histories = [_history(folder) for folder in folders]
+    metrics = [_metrics(folder, history) for folder, history in zip(folders, histories, strict=True)]
+    differences = _differences(folders)
     target = Path(output)
     try:
         compare_plot.plot_run_comparison(dict(zip(names, histories, strict=True)), target)
     except OSError as error:
         raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
-    metrics = [_metrics(folder, history) for folder, history in zip(folders, histories, strict=True)]
-    return Comparison(names=names, metrics=metrics, differences=_differences(folders), plot=target)
+    return Comparison(names=names, metrics=metrics, differences=differences, plot=target)
 
 
 def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
