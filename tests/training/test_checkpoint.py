@@ -609,7 +609,7 @@ U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
     "data",
     [
         container(
-            {"__metadata__": NOTES} | {f"t{i}": U8 | {"shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+            {"__metadata__": NOTES} | {f"t{i}": U8 | {"shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}
         ),
         container({"__metadata__": NOTES, "a": U8 | {"shape": [2**63]}}, b"12"),
         container({"__metadata__": NOTES, "a": U8 | {"shape": [2**62, 4]}}, b"12"),
@@ -811,7 +811,7 @@ def test_a_step_saved_again_replaces_itself(tmp_path):
     assert steps(tmp_path) == ["step-00000001", "step-00000002"] and is_step(checkpoint.load_checkpoint(tmp_path), 2)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_happens_the_newest_whole_step_is_the_one_that_loads(tmp_path, seed, monkeypatch):
     """Saves, kills, full disks and rot in any order; `good` is what must still be there."""
     chance, good, step = random.Random(seed), set(), 0
