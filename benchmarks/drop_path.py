@@ -56,7 +56,7 @@ def main():
     for turn in range(asked.rounds):
         for way, network in networks.items():
             torch.manual_seed(turn)
-            with patch.object(skip, "thinned", masked if way == "masked" else skip.thinned):
+            with patch.object(skip, "stochastic_depth", masked if way == "masked" else skip.stochastic_depth):
                 seconds[way] += [step(network, x, y) for _ in range(4)][1:]
     steps = len(seconds["none"])
     print(f"{asked.model}, batch {asked.batch}, 32 px, bf16, drop_path {RATE}; median (range) of {steps} steps")

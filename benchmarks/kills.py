@@ -80,7 +80,7 @@ def killed(place: Path, run: str, moment: float) -> str | None:
     saving = " while saving" if list(folder.rglob(".tmp-*")) or list(folder.rglob(".*.tmp-*")) else ""
     if not last.exists() or not any(last.glob("step-*")):
         return f"{moment:5.2f} s after its start, before the first checkpoint{saving}"
-    return f"{moment:5.2f} s after its start, with step {checkpoint.load(last).step} saved{saving}"
+    return f"{moment:5.2f} s after its start, with step {checkpoint.load_checkpoint(last).step} saved{saving}"
 
 
 def finish(place: Path, run: str) -> None:
@@ -91,7 +91,7 @@ def finish(place: Path, run: str) -> None:
 
 def digest(folder: Path) -> str:
     """SHA-256 over the name, type, shape and bytes of every tensor of best and last."""
-    last = checkpoint.load(folder / "weights" / "last")
+    last = checkpoint.load_checkpoint(folder / "weights" / "last")
     both = {"best": checkpoint.load_weights(folder / "weights" / "best.safetensors")[0], "last": last.tensors}
     whole = hashlib.sha256(str(last.step).encode())
     for kind, tensors in both.items():

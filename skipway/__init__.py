@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from skipway.models.load_model import load
     from skipway.models.network import Network
     from skipway.nn.activation_checkpointing import recompute
+    from skipway.nn.chain import Chain
     from skipway.nn.joins import Gate, Scale, add, concat, multiply
     from skipway.nn.reversible import Coupling, Reversible
     from skipway.nn.shape_inference import output_shape
-    from skipway.nn.skip import Chain, Dense, Parallel, Skip, named_skips, set_submodule
+    from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
     from skipway.probe.summary import summary
     from skipway.runs.recipe import Recipe
     from skipway.runs.train_run import Run, train
@@ -46,7 +47,8 @@ _NAMES = {
     "skipway.nn.reversible": ("Coupling", "Reversible"),
     "skipway.runs.train_run": ("Run", "train"),
     "skipway.nn.shape_inference": ("output_shape",),
-    "skipway.nn.skip": ("Chain", "Dense", "Parallel", "Skip", "named_skips", "set_submodule"),
+    "skipway.nn.chain": ("Chain",),
+    "skipway.nn.skip": ("Dense", "Parallel", "Skip", "named_skips", "set_submodule"),
     "skipway.data.image_spec": ("Spec",),
     "skipway.commands.check_data": ("check",),
     "skipway.commands.evaluate": ("evaluate",),

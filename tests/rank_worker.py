@@ -1,6 +1,6 @@
-"""One process of a training with others; run by test_training_ranks.py, which sets RANK and WORLD_SIZE.
+"""One process of a training with others; run by distributed/test_collectives.py, which sets RANK and WORLD_SIZE.
 
-python rank_worker.py FOLDER
+python rank_worker.py FOLDER [only-scores]
 """
 
 import os
@@ -65,7 +65,7 @@ def train(how, folder, stop=None, resume=False):
     part = collectives.rank(), collectives.world_size()
     trainer = Trainer(network(), settings(how))
     if resume:
-        saved = checkpoint.load(folder)
+        saved = checkpoint.load_checkpoint(folder)
         trainer.restore(saved.tensors, saved.state["state"])
     fit(
         trainer,
@@ -88,9 +88,8 @@ def held(trainer):
     )
 
 
-def main(folder):
-    torch.set_num_threads(1)
-    collectives.join_group("cpu")
+def train_all(folder):
+    """The tensors that the tests compare, of every training."""
     out = {}
     for name, how in HOWS.items():
         trainer = train(how, folder / name)
@@ -101,7 +100,7 @@ def main(folder):
             trainer = train({**how, "fsdp": fsdp}, folder / f"{name} {fsdp}")
             if fsdp:
                 resumed = Trainer(network(), settings({**how, "fsdp": True}))
-                saved = checkpoint.load(folder / f"{name} {fsdp}")
+                saved = checkpoint.load_checkpoint(folder / f"{name} {fsdp}")
                 resumed.restore(saved.tensors, saved.state["state"])
                 out[f"held {name}"] = torch.tensor([held(trainer), held(resumed)])
                 tensors = resumed.tensors()
@@ -115,7 +114,13 @@ def main(folder):
     except Interrupted as error:
         out["stopped"] = torch.tensor(int(str(error).split("after step ")[1].split(",")[0]))
     resumed = train({}, folder / "stopped", resume=True)
-    out |= {f"resumed.{k}": v.clone() for k, v in resumed.network.state_dict().items()}
+    return out | {f"resumed.{k}": v.clone() for k, v in resumed.network.state_dict().items()}
+
+
+def main(folder, only_scores=False):
+    torch.set_num_threads(1)
+    collectives.join_group("cpu")
+    out = {} if only_scores else train_all(folder)
     torch.manual_seed(0)
     plain = plain_network()
     seen = score(
@@ -133,4 +138,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "only-scores" in sys.argv)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skipway.models import registry
-from skipway.models.network import planned
+from skipway.models.network import build_network
 
 SIZE = 16  # of the pictures
 CLASSES = 3
@@ -45,18 +45,37 @@ def kinds():
     return {names[0]: names for names in found.values()}
 
 
+COUNTED = ("cardinality", "base_width", "attention_ratio")  # of which one value is as good as another
+SIZES = ("layers", "widths", "stem_channels", "compression")  # which change no operator
+
+
+def covering():
+    """As few of the cut networks as together have every value of every option that changes what is computed."""
+    left = {}
+    for name in kinds():
+        plan = {k: v > 1 if k in COUNTED else v for k, v in shrunken_plan(name).items() if k not in ("name", *SIZES)}
+        left[name] = set(map(str, plan.items()))
+    chosen, seen = [], set()
+    while new := max(left, key=lambda name: len(left[name] - seen), default=None):
+        if not left[new] - seen:
+            break
+        chosen.append(new)
+        seen |= left.pop(new)
+    return chosen
+
+
 @cache
 def shrunken(name):
     """The cut network with fresh weights, to be copied before it is changed."""
     torch.manual_seed(0)
-    return planned(shrunken_plan(name))
+    return build_network(shrunken_plan(name))
 
 
 @cache
 def settled(name):
     """The cut network as if trained: nothing is zero, every norm has its statistics; to be copied before changes."""
     torch.manual_seed(1)
-    network = planned(shrunken_plan(name))
+    network = build_network(shrunken_plan(name))
     settle(network)
     return network.eval()
 

@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from skipway.runs.train_run import train
-from skipway.training.checkpoint import load as load_checkpoint
-from skipway.training.checkpoint import load_weights
+from skipway.training.checkpoint import load_checkpoint, load_weights
 from skipway.utils.console import Console
 from skipway.utils.run_schema import SCHEMA
 from skipway.utils.signals import StopFlag

@@ -7,7 +7,7 @@ from pathlib import Path
 import contracts
 import pytest
 import torch
-from shrunken import kinds, pictures, settled, shrunken
+from shrunken import covering, kinds, pictures, settled, shrunken
 
 from skipway.models import registry
 
@@ -89,15 +89,6 @@ ROWS = {
 }
 
 
-def traced():
-    """One name of each kind that differs from the others in words; numbers alone change no graph."""
-    words = {}
-    for name in kinds():
-        plan = shrunken(name).plan
-        words.setdefault(str([v for k, v in plan.items() if k != "name" and isinstance(v, str)]), name)
-    return list(words.values())
-
-
 def test_every_registered_name_is_one_of_the_networks_that_are_tested():
     assert sorted(name for names in kinds().values() for name in names) == sorted(registry.names())
 
@@ -111,7 +102,7 @@ def test_the_state_of_every_network_is_the_golden_one(name):
 
 
 def test_parameters_are_counted_without_building_all_of_a_network():
-    assert {name: registry.parameters(registry.plan_of(name)) for name in GOLDEN} == {
+    assert {name: registry.count_parameters(registry.plan_of(name)) for name in GOLDEN} == {
         n: v[0] for n, v in GOLDEN.items()
     }
 
@@ -164,7 +155,7 @@ def test_every_network_comes_back_from_its_plan_and_from_its_file(name, tmp_path
     contracts.check_saving(settled(name), pictures(), tmp_path)
 
 
-@pytest.mark.parametrize("name", traced())
+@pytest.mark.parametrize("name", covering())
 def test_every_network_is_exported_and_compiled(name):
     contracts.check_export(settled(name), pictures())
     contracts.check_compile(settled(name), pictures())

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from skipway.models import registry
-from skipway.nn.skip import Chain, Function, Skip
+from skipway.nn.chain import Chain, Function
+from skipway.nn.skip import Skip
 from skipway.nn.stochastic_depth import stochastic_depth
 
 NAME = "resnet18"

@@ -3,11 +3,10 @@
 import doctest
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_python
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,7 +19,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("page, code", BLOCKS)
 def test_every_python_block_runs(page, code, tmp_path):
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = run_python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

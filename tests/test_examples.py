@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from picture_folders import parquet
 from PIL import Image
+from processes import run
 from torch import nn
 
 import skipway as sw
@@ -146,7 +146,7 @@ def cifar(tmp_path_factory):
 def test_the_road_ends_in_a_table_and_a_picture(cifar, tmp_path):
     pytest.importorskip("pyarrow")
     command = [sys.executable, FOLDER / "notes.py", cifar, "--epochs", "1", "--only", "Net,NetRes", "--out", "road.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["network", "parameters", "seconds", "train", "validation"]
@@ -157,7 +157,7 @@ def test_the_road_ends_in_a_table_and_a_picture(cifar, tmp_path):
 def test_depth_is_shown_with_and_without_shortcuts(cifar, tmp_path):
     options = ["--depths", "8,14", "--epochs", "1", "--widths", "4,8,8", "--size", "8", "--points", "3"]
     command = [sys.executable, str(FOLDER / "depth.py"), str(cifar), *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[0] for row in rows[1:5]] == ["plain-8", "residual-8", "plain-14", "residual-14"]

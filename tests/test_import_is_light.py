@@ -1,8 +1,7 @@
 import json
-import subprocess
-import sys
 
 import pytest
+from processes import run_python
 
 HEAVY = {
     "torch",
@@ -23,12 +22,12 @@ HEAVY = {
 def loaded(code):
     """What a fresh interpreter has loaded after `code`."""
     script = f"import sys\n{code}\nimport json\nsys.stderr.write(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = run_python(script)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stderr)), done.stdout
 
 
-HELP = "from skipway.cli import app\napp({words}, exit_on_error=False, result_action='return_value')"
+HELP = "from skipway.cli.app import app\napp({words}, exit_on_error=False, result_action='return_value')"
 
 
 @pytest.mark.parametrize(

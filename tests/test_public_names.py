@@ -1,9 +1,7 @@
 """The names that `import skipway as sw` gives, whatever else was imported before."""
 
-import subprocess
-import sys
-
 import pytest
+from processes import run_python
 
 import skipway as sw
 
@@ -19,7 +17,7 @@ assert not hidden, hidden
 
 
 def test_no_module_hides_a_public_name():
-    done = subprocess.run([sys.executable, "-c", LOAD_ALL], capture_output=True, text=True, timeout=120)
+    done = run_python(LOAD_ALL)
     assert done.returncode == 0, done.stderr
 
 

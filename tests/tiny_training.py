@@ -57,7 +57,7 @@ def run(folder, how, stop=None, resume=False, feed=None, console=None, net=None)
     trainer = Trainer(net or network(how.pop("drop_path", 0.0)), settings(**how))
     best = {}
     if resume:
-        saved = checkpoint.load(folder)
+        saved = checkpoint.load_checkpoint(folder)
         trainer.restore(saved.tensors, saved.state["state"])
 
     def on_epoch(state, weights):

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from skipway.data.images.decoded_cache import Packed, Packing, natural_packing, pack
+from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, choose_decode_settings, decode_images
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.columns import Column
@@ -34,37 +34,38 @@ def check(
     if (tables := open_tables(os.fspath(data), target)) is not None:
         return _check_tables(tables, max_unreadable)
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
-    packing = natural_packing(source, None, "squash", Recipe.max_pixels)
-    packed = pack(
+    decode_settings = choose_decode_settings(source, None, "squash", Recipe.max_pixels)
+    images = decode_images(
         source,
-        packing,
+        decode_settings,
         max_unreadable,
         console=console or Console(quiet=True),
         stop=stop or StopFlag(),
         need_every_class=False,
     )
-    refuse_leaks(packed, allow=True)
-    facts = describe(packed)
-    lines = _image_lines(packed, packing, facts)
-    if packed.skipped:
-        lines.append(f"{len(packed.skipped):,} cannot be read:")
-        lines += [f"  {printable(image.key)}: {image.reason}" for image in packed.skipped[:_MAX_LISTED]]
-        rest = len(packed.skipped) - _MAX_LISTED
+    refuse_leaks(images, allow=True)
+    facts = describe(images)
+    lines = _image_lines(images, decode_settings, facts)
+    if images.skipped:
+        lines.append(f"{len(images.skipped):,} cannot be read:")
+        lines += [f"  {printable(image.key)}: {image.reason}" for image in images.skipped[:_MAX_LISTED]]
+        rest = len(images.skipped) - _MAX_LISTED
         lines += [f"  and {rest:,} more"] if rest > 0 else []
     lines += [f"mind: {warning}" for warning in facts["warnings"]]
-    if not packed.skipped and not facts["warnings"]:
+    if not images.skipped and not facts["warnings"]:
         lines.append("nothing to mind")
     return "\n".join(lines)
 
 
-def _image_lines(packed: Packed, packing: Packing, facts: dict[str, Any]) -> list[str]:
+def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
     """Return lines about counts, sizes and classes of images."""
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
+    color = "grey" if decode_settings.channels == 1 else "color"
     lines = [
-        f"{printable(packed.name)}: {len(packed.class_names)} classes, {counts} pictures",
-        f"sizes: {packed.sizes}; {'grey' if packing.channels == 1 else 'color'}; trained at {packing.size} px",
+        f"{printable(images.name)}: {len(images.class_names)} classes, {counts} pictures",
+        f"sizes: {images.sizes}; {color}; trained at {decode_settings.size} px",
     ]
-    width = max(len(printable(name)) for name in packed.class_names)
+    width = max(len(printable(name)) for name in images.class_names)
     for name, by_split in facts["classes"].items():
         counts = "  ".join(f"{split} {count:,}" for split, count in by_split.items())
         lines.append(f"  {printable(name):<{width}}  {counts}")

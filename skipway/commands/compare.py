@@ -63,7 +63,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     differences = _differences(folders)
     target = Path(output)
     try:
-        compare_plot.comparison(dict(zip(names, histories, strict=True)), target)
+        compare_plot.plot_run_comparison(dict(zip(names, histories, strict=True)), target)
     except OSError as error:
         raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
     return Comparison(names=names, metrics=metrics, differences=differences, plot=target)

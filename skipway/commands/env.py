@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from skipway.kernels import batchnorm
+from skipway.kernels.dispatch import kernel_status
 from skipway.runs.environment import processor
 from skipway.training.trainer import has_bf16
 from skipway.utils.devices import available_threads
@@ -30,7 +30,7 @@ def environment_table() -> str:
         "threads": f"{threads.count}, limited by {threads.reason}",
         "gpu": gpu,
         "precision": "bf16" if has_bf16(device) else "fp32",
-        "kernels": batchnorm.state(),
+        "kernels": kernel_status(),
         **{name: _version(name) for name in ("torch", "pillow", "safetensors", "scikit-learn", "numpy")},
         **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},
     }

@@ -10,7 +10,7 @@ import numpy as np
 from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.write_predictions import Evaluation, RegressionEvaluation
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import Packed, Packing, pack
+from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.base import Source
 from skipway.data.sources.choose_source import open_source
@@ -19,7 +19,8 @@ from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, several_views
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -51,14 +52,14 @@ def evaluate(
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return _evaluate_table(network, os.fspath(data), split)
-    spec = network._need_spec()
+    spec = network.require_image_spec()
     source = open_source(os.fspath(data))
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
-    packed = _packed_split(source, spec, data, split, console=console, stop=stop)
-    rows = np.arange(len(packed.labels))
+    images = _decoded_split(source, spec, data, split, console=console, stop=stop)
+    rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    batches = ImageBatches(packed, rows, _BATCH_SIZE, (spec.mean, spec.std))
+    batches = ImageBatches(images, rows, _BATCH_SIZE, mean=spec.mean, std=spec.std)
 
     def poll() -> None:
         if stop.requested:
@@ -73,7 +74,8 @@ def evaluate(
         console=console,
         stop=stop,
     )
-    model, device = several_views(network) if tta else network, next(network.parameters()).device
+    model = average_views(network, network.require_image_spec()) if tta else network
+    device = next(network.parameters()).device
     scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
     return Evaluation(
         split=split,
@@ -81,7 +83,7 @@ def evaluate(
         accuracy=scores.accuracy,
         loss=scores.loss,
         classes=per_class(scores, spec.class_names),
-        skipped=len(packed.skipped),
+        skipped=len(images.skipped),
         metrics=compute_metrics(scores),
     )
 
@@ -93,7 +95,9 @@ def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
     return split or available[0]
 
 
-def _packed_split(source: Source, spec: Spec, data: object, split: str, *, console: Console, stop: StopFlag) -> Packed:
+def _decoded_split(
+    source: Source, spec: Spec, data: object, split: str, *, console: Console, stop: StopFlag
+) -> DecodedImages:
     """Return the decoded images of one split, as the network takes them and labeled by its classes."""
     unknown = [name for name in source.class_names if name not in spec.class_names]
     if unknown:
@@ -108,13 +112,15 @@ def _packed_split(source: Source, spec: Spec, data: object, split: str, *, conso
         labels={split: class_of[source.labels[split]]},
         class_names=spec.class_names,
     )
-    packing = Packing(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
-    return pack(source, packing, 1.0, console=console, stop=stop, need_every_class=False)
+    decode_settings = DecodeSettings(
+        spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation
+    )
+    return decode_images(source, decode_settings, 1.0, console=console, stop=stop, need_every_class=False)
 
 
 def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
     """Return the metrics of `network` on a split of a table: test if there is one, else val, else all rows."""
-    spec = network.need_table_spec()
+    spec = network.require_table_spec()
     tables = open_tables(data, spec.target)
     if tables is None:
         raise InputError(

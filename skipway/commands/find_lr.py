@@ -74,5 +74,5 @@ def find_lr(
         trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
         result = range_test(trainer, batches, poll=poll)
     if output is not None:
-        learning_curves.range_test(result.as_dict(), Path(output))
+        learning_curves.plot_lr_range_test(result.as_dict(), Path(output))
     return result

@@ -12,15 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from skipway.errors import InputError, printable
-from skipway.grow.deepening import Growth, deepened, grown_to, widened
+from skipway.grow.deepening import Growth, grow_deeper, grow_to, grow_wider
 from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.runs.growth_phases import Grow, grow_tensors, growth_record, next_phase
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import new_folder, point_last, read_recipe, resolve_run_folder, write_recipe
 from skipway.runs.run_tables import write_results
-from skipway.training.checkpoint import Checkpoint, load_weights, save, save_weights
-from skipway.training.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_file
 
 __all__ = ["GrownRun", "grow_run", "parse_blocks"]
@@ -95,10 +94,10 @@ def grow_run(
 
     def grow(network: Network) -> Growth:
         if to is not None:
-            return grown_to(network, to, recipe.seed)
+            return grow_to(network, to, recipe.seed)
         if blocks is not None:
-            return deepened(network, blocks=blocks, seed=recipe.seed)
-        return widened(network, factor, seed=recipe.seed)
+            return grow_deeper(network, blocks=blocks, seed=recipe.seed)
+        return grow_wider(network, factor, seed=recipe.seed)
 
     growth, tensors = grow_tensors(checkpoint.tensors, checkpoint.state, grow)
     network = growth.network
@@ -153,7 +152,7 @@ def _write_grown_run(
             save_weights(target / "weights" / "best.safetensors", best_network.state_dict(), best_header)
         records = [*state.get("grown", []), growth_record(state["state"], state["plan"], growth)]
         new_state = {**state, "plan": plan, "recipe": recipe.as_dict(), "grown": records}
-        save(target / "weights" / "last", checkpoint.step, tensors, new_state)
+        save_checkpoint(target / "weights" / "last", checkpoint.step, tensors, new_state)
         write_recipe(target, recipe)  # which makes it a run
     point_last(target)
     return target

@@ -11,7 +11,7 @@ from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.export.export_model import fuse
 from skipway.export.openvino import PRECISIONS, fastest
 from skipway.export.openvino import engine as openvino_engine
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
 from skipway.probe.block_stats import batches_accuracy
 from skipway.probe.summary import summary
 from skipway.runs.report_samples import samples_of
@@ -107,7 +107,7 @@ def _work(network: Network, inputs: int | None) -> float:
     if inputs <= _FEW_INPUTS or len(fastest()) == 1:
         return 0.0
     try:
-        return inputs * summary(outline(network.plan), (1, *network._need_spec().input_shape)).macs
+        return inputs * summary(build_meta_network(network.plan), (1, *network.require_image_spec().input_shape)).macs
     except ShapeError:  # it was changed by hand, and is no longer what its plan says
         return 0.0
 

@@ -6,6 +6,7 @@ from typing import Any
 from skipway.errors import InputError, printable
 from skipway.model_factory import list_models
 from skipway.models import registry
+from skipway.utils.text import join_sizes
 
 __all__ = ["model_table"]
 
@@ -24,18 +25,14 @@ def model_table(pattern: str = "*") -> Iterator[str]:
 
 def _line(name: str, width: int) -> str:
     plan = registry.plan_of(name)
-    return f"{name:<{width}}  {registry.parameters(plan):>11,} parameters  {_describe(plan)}"
+    return f"{name:<{width}}  {registry.count_parameters(plan):>11,} parameters  {_describe(plan)}"
 
 
 def _describe(plan: dict[str, Any]) -> str:
     """Return what distinguishes a network: family or block, layers, stem, whatever else is not usual, classes."""
     usual = registry.FAMILIES[plan["family"]].plan().as_dict()
     in_any_line = ("block", "layers", "stem", "num_classes")
-    unusual = [f"{k} {_dashed(plan[k])}" for k in usual if k not in in_any_line and plan[k] != usual[k]]
-    kind = f"{plan.get('block', plan['family'])} {_dashed(plan['layers'])}"
+    unusual = [f"{k} {join_sizes(plan[k])}" for k in usual if k not in in_any_line and plan[k] != usual[k]]
+    kind = f"{plan.get('block', plan['family'])} {join_sizes(plan['layers'])}"
     stem = [f"{plan['stem']} stem"] if "stem" in plan else []
     return ", ".join([kind, *stem, *unusual, f"{plan['num_classes']} classes"])
-
-
-def _dashed(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -16,7 +16,8 @@ from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, as_table, prepare
+from skipway.models.network import Network
+from skipway.models.prediction import as_table, prepare_image
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
@@ -54,7 +55,7 @@ def predict(
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
-    network._need_spec()
+    network.require_image_spec()
     inputs = _images(sources)
     if not inputs:
         raise InputError("predict needs at least one picture or a folder that holds some")
@@ -95,7 +96,7 @@ def _images(sources: Any) -> list[Any]:
 
 def _predict_batch(network: Network, inputs: list[Any], top: int, tta: bool) -> Iterator[Prediction]:
     """Yield the predictions for a batch of images, in order."""
-    spec = network._need_spec()
+    spec = network.require_image_spec()
     prepared = [_prepared(image, spec) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
     probabilities = iter(network.probabilities(usable, tta) if usable else ())
@@ -114,7 +115,7 @@ def _prepared(image: Any, spec: Spec) -> np.ndarray | InputError:
     try:
         if not isinstance(image, np.ndarray) and image.is_dir():
             raise InputError(f"{printable(image)} holds no picture; give pictures, or a folder that has some")
-        return prepare(image, spec)
+        return prepare_image(image, spec)
     except InputError as error:
         return error
 
@@ -136,7 +137,7 @@ def _predict_tables(network: Network, sources: Any, top: int, console: Console) 
 
 def _predict_rows(network: Network, table: Table, top: int, console: Console) -> Iterator[Prediction]:
     """Yield the predictions for the rows of one table; print what is odd about its values."""
-    spec = network.need_table_spec()
+    spec = network.require_table_spec()
     encoded = spec.encode(table)
     remarks = [
         f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in encoded.unseen.items()

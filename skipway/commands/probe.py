@@ -11,13 +11,13 @@ from torch import Tensor
 
 from skipway.errors import InputError, Interrupted, did_you_mean, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, planned
+from skipway.models.network import Network, build_network
 from skipway.probe.ablation import lesion
 from skipway.probe.block_stats import batches_accuracy, batches_loss
 from skipway.probe.diagram import diagram
 from skipway.probe.loss_landscape import landscape
 from skipway.probe.signal_flow import flow
-from skipway.report import html, network_plots
+from skipway.report import html, loss_landscape_plot, network_plots
 from skipway.runs.report_samples import samples_of
 from skipway.runs.run_folder import read_recipe, resolve_run_folder, unique_names
 from skipway.utils.atomic_files import make_folder, write_file, write_json
@@ -152,11 +152,11 @@ def _flow(inputs: _Inputs) -> _Analysis:
         prefix = f"{name}, " if len(inputs.networks) > 1 else ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(read_recipe(inputs.folder).seed)
-            flows[f"{prefix}fresh weights"] = flow(planned(network.plan, network.spec), x, y)
+            flows[f"{prefix}fresh weights"] = flow(build_network(network.plan, network.spec), x, y)
         flows[f"{prefix}trained"] = flow(network, x, y)
     values = {name: result.as_dict() for name, result in flows.items()}
     path = inputs.folder / "plots" / "flow.png"
-    network_plots.flow(values, path)
+    network_plots.plot_signal_flow(values, path)
     notes = []
     for name, result in flows.items():
         notes += [f"flow, {name}: {note}" for note in result.notes]
@@ -170,7 +170,7 @@ def _lesion(inputs: _Inputs) -> _Analysis:
     cuts = {name: lesion(network, score, measure=measure) for name, network in inputs.networks.items()}
     values = {name: cut.as_dict() for name, cut in cuts.items()}
     path = inputs.folder / "plots" / "lesion.png"
-    network_plots.lesion(values, path)
+    network_plots.plot_ablation(values, path)
     notes = []
     for name, cut in cuts.items():
         notes += [f"lesion, {name}: {note}" for note in cut.left_out]
@@ -188,7 +188,7 @@ def _landscape(inputs: _Inputs) -> _Analysis:
             for name, network in inputs.networks.items()
         }
         plots.append(inputs.folder / "plots" / f"{kind}.png")
-        network_plots.landscape(values[kind], plots[-1])
+        loss_landscape_plot.plot_loss_landscape(values[kind], plots[-1])
     return _Analysis(values, plots, [])
 
 

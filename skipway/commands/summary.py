@@ -22,7 +22,7 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
             raise InputError(f"{name} must be at least 1, not {value}")
     if model not in list_models() and Path(model).exists():  # a run that is called as a network: ./resnet18
         network = load(model)
-        spec = network.spec or network._need_spec()
+        spec = network.spec or network.require_image_spec()
         shape: tuple[int, ...] = (1, *spec.input_shape)
         if isinstance(spec, Spec):
             shape = (1, spec.channels, size or spec.size, size or spec.size)

@@ -1,1 +1,1 @@
-"""C kernels and how they are built; the plain version always exists and gives the same result."""
+"""Kernels (in C, or one matrix product) and how they are built and chosen; a plain version always exists."""

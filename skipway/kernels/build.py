@@ -34,7 +34,7 @@ def library(source: Path, *options: str) -> ctypes.CDLL | None:
     if compiler is None or not sys.platform.startswith("linux"):
         return None
     try:
-        path = _kept(source, compiler, options)
+        path = _library_path(source, compiler, options)
         if not path.exists():
             _compile(source, compiler, options, path)
         return ctypes.CDLL(str(path))
@@ -43,13 +43,15 @@ def library(source: Path, *options: str) -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str] | None:
-    given = shlex.split(os.environ.get("CC", ""))
-    found = next((path for name in [*given[:1], "cc", "gcc", "clang"] if (path := shutil.which(name))), None)
-    return None if found is None else [found, *(given[1:] if given and shutil.which(given[0]) else [])]
+    """Return the compiler with its options: that of $CC if it is installed, else one of the common ones."""
+    command = shlex.split(os.environ.get("CC", ""))
+    if command and (path := shutil.which(command[0])):
+        return [path, *command[1:]]
+    return next(([path] for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
 
 
-def _kept(source: Path, compiler: list[str], options: Sequence[str]) -> Path:
-    """Where the library of `source` for this processor and user is kept, in a folder that nobody else can write to."""
+def _library_path(source: Path, compiler: list[str], options: Sequence[str]) -> Path:
+    """Return the path of the library for this processor, in a folder of the user that nobody else can write to."""
     flags = [line for line in _processor() if line.startswith(("flags", "Features", "model name"))]
     facts = [source.read_text(), *compiler, *_COMPILE, *options, *_LINK, platform.machine(), *flags[:2]]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipway"
@@ -66,7 +68,10 @@ def _processor() -> list[str]:
 
 def _compile(source: Path, compiler: list[str], options: Sequence[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made, linked = Path(folder) / "made.o", Path(folder) / "made.so"
-        for words in ([*_COMPILE, *options, str(source), "-o", str(made)], [*_LINK, str(made), "-o", str(linked)]):
-            subprocess.run([*compiler, *words], check=True, capture_output=True, timeout=_SECONDS)
+        compiled, linked = Path(folder) / "library.o", Path(folder) / "library.so"
+        for arguments in (
+            [*_COMPILE, *options, str(source), "-o", str(compiled)],
+            [*_LINK, str(compiled), "-o", str(linked)],
+        ):
+            subprocess.run([*compiler, *arguments], check=True, capture_output=True, timeout=_SECONDS)
         os.replace(linked, path)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from skipway.kernels.batchnorm import Kernel, wanted
 from skipway.kernels.build import library
+from skipway.kernels.kernel import Kernel, kernels_enabled
 
-__all__ = ["NORMALISE", "ZOOM"]
+__all__ = ["NORMALIZE", "ZOOM"]
 
 
 def _plain_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
@@ -33,49 +33,54 @@ def _plain_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: 
 
 def _fast_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
     zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
-    given = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(boxes, np.float32), np.ascontiguousarray(flips)
-    where = pixels.ctypes.data, *pixels.shape[2:], *(array.ctypes.data for array in given)
-    if not _library().zoomed(*where, len(rows), size, torch.get_num_threads(), zoomed.ctypes.data):
+    rows, boxes = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(boxes, np.float32)
+    flips = np.ascontiguousarray(flips)
+    inputs = pixels.ctypes.data, *pixels.shape[2:], *(array.ctypes.data for array in (rows, boxes, flips))
+    if not _library().zoomed(*inputs, len(rows), size, torch.get_num_threads(), zoomed.ctypes.data):
         raise MemoryError("zooming needs memory for a picture, and there is none")
     return zoomed
 
 
 def _zoom_fits(pixels: np.ndarray, *_: object) -> bool:
     whole = pixels.dtype == np.uint8 and pixels.shape[1] == pixels.shape[2] and pixels.flags.c_contiguous
-    return whole and pixels.shape[3] in (1, 3) and wanted() and _library() is not None
+    return whole and pixels.shape[3] in (1, 3) and kernels_enabled() and _library() is not None
 
 
-def _plain_normalise(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+def _plain_normalize(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """(B, C, S, S) bytes or floats -> floats: times `factor`, plus `offset`, both (1, C, 1, 1)."""
     return (x.float() if x.dtype == torch.uint8 else x).mul_(factor).add_(offset)
 
 
-def _fast_normalise(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+def _fast_normalize(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     out = torch.empty_like(x, dtype=torch.float32)
-    sizes = x.numel(), x.shape[1]
-    _library().normalised(
-        x.data_ptr(), *sizes, factor.data_ptr(), offset.data_ptr(), torch.get_num_threads(), out.data_ptr()
-    )
+    inputs = x.data_ptr(), x.numel(), x.shape[1], factor.data_ptr(), offset.data_ptr()
+    _library().normalised(*inputs, torch.get_num_threads(), out.data_ptr())
     return out
 
 
-def _normalise_fits(x: Tensor, *_: object) -> bool:
-    bytes_here = x.dtype == torch.uint8 and x.device.type == "cpu" and x.shape[1] in (1, 3)
-    return bytes_here and x.is_contiguous(memory_format=torch.channels_last) and wanted() and _library() is not None
+def _normalize_fits(x: Tensor, *_: object) -> bool:
+    return (
+        x.dtype == torch.uint8
+        and x.device.type == "cpu"
+        and x.shape[1] in (1, 3)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and kernels_enabled()
+        and _library() is not None
+    )
 
 
 @cache
 def _library() -> Any:
     # Products are rounded before they are added to, as torch does it.
-    found = library(Path(__file__).with_name("image_ops.c"), "-ffp-contract=off")
-    if found is not None:
+    functions = library(Path(__file__).with_name("image_ops.c"), "-ffp-contract=off")
+    if functions is not None:
         number, pointer = ctypes.c_int64, ctypes.c_void_p
-        found.zoomed.argtypes = [pointer, number, number, pointer, pointer, pointer, number, number, number, pointer]
-        found.zoomed.restype = ctypes.c_int
-        found.normalised.argtypes = [pointer, number, number, pointer, pointer, number, pointer]
-        found.normalised.restype = None
-    return found
+        functions.zoomed.argtypes = [pointer, number, number, *[pointer] * 3, *[number] * 3, pointer]
+        functions.zoomed.restype = ctypes.c_int
+        functions.normalised.argtypes = [pointer, number, number, pointer, pointer, number, pointer]
+        functions.normalised.restype = None
+    return functions
 
 
 ZOOM = Kernel(_plain_zoom, _fast_zoom, _zoom_fits)  # (pixels, rows, boxes, flips, size)
-NORMALISE = Kernel(_plain_normalise, _fast_normalise, _normalise_fits)  # (x, factor, offset)
+NORMALIZE = Kernel(_plain_normalize, _fast_normalize, _normalize_fits)  # (x, factor, offset)

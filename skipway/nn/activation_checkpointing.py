@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError
+from skipway.kernels.dispatch import call_layer, run_layers
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.rng_replay import RngSnapshot, gradient_of, in_turn
-from skipway.nn.skip import Chain, Skip
+from skipway.nn.rng_replay import RngSnapshot, rerun_backward
+from skipway.nn.skip import Skip
 
 __all__ = ["recompute"]
 
@@ -73,33 +75,30 @@ def _group_of(blocks: int, every: str) -> int:
 
 def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
     """The outermost Chains whose layers are blocks: one of them a Skip, or all of them Chains; none is reversible."""
-    inside = list(root.children())
-    if any(isinstance(child, Reversible | Coupling) for child in inside):
+    children = list(root.children())
+    if any(isinstance(child, Reversible | Coupling) for child in children):
         return
-    blocks = [isinstance(child, Chain | Skip) for child in inside]
-    if isinstance(root, Chain) and blocks and (all(blocks) or any(isinstance(child, Skip) for child in inside)):
+    blocks = [isinstance(child, Chain | Skip) for child in children]
+    if isinstance(root, Chain) and blocks and (all(blocks) or any(isinstance(child, Skip) for child in children)):
         yield root
         return
-    for child in root.children():
+    for child in children:
         yield from _rows_of_blocks(child)
 
 
 def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Pages", spared: int = 0) -> Any:
-    """What `layers` make of x one after the other, with nothing kept inside each group of `every` of them.
-
-    The last `spared` are no part of that.
-    """
+    """Run `layers` with nothing kept inside each group of `every` of them, but for the last `spared`."""
     end = max(0, len(layers) - spared)
     for begin in range(0, end, every):
         group = layers[begin : min(begin + every, end)]
         # What is traced, or is not a single tensor, is left to autograd.
         single = torch.is_grad_enabled() and isinstance(x, Tensor) and not x.is_meta
         if single and not torch.compiler.is_compiling():
-            own = dict.fromkeys(p for m in group for p in m.parameters() if p.requires_grad)
-            x = _Group.apply(group, pages, x, *own)
+            parameters = (p for p in nn.ModuleList(group).parameters() if p.requires_grad)
+            x = _Group.apply(group, pages, x, *parameters)
         else:
-            x = in_turn(group, x)
-    return in_turn(layers[end:], x)
+            x = run_layers(group, x, call_layer)
+    return run_layers(layers[end:], x, call_layer)
 
 
 class _Group(Function):
@@ -108,10 +107,10 @@ class _Group(Function):
     @staticmethod
     def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *parameters: nn.Parameter) -> Any:
         ctx.group, ctx.parameters, ctx.rng = group, parameters, RngSnapshot(x.device)
-        ctx.draws = ctx.rng.draws()
-        ctx.save_for_backward(pages.copied(x))
-        with ctx.rng.precision():
-            out = in_turn(group, x.detach())
+        ctx.generator_states = ctx.rng.generator_states()
+        ctx.save_for_backward(pages.copy_of(x))
+        with ctx.rng.autocast_context():
+            out = run_layers(group, x.detach(), call_layer)
         if not isinstance(out, Tensor):
             raise InputError(
                 f"recompute takes blocks that give one tensor, not {type(out).__name__}; leave it out for this network"
@@ -121,12 +120,12 @@ class _Group(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        found: dict[nn.Parameter, Tensor] = {}
+        gradients: dict[nn.Parameter, Tensor] = {}
         with ctx.rng.replay():
-            ctx.rng.draw_again(ctx.draws)
+            ctx.rng.restore_generators(ctx.generator_states)
             (x,) = ctx.saved_tensors
-            _, of_x = gradient_of(ctx.group, x, gradient, ctx.parameters, found)
-        return None, None, of_x, *(found.get(p) for p in ctx.parameters)
+            _, x_gradient = rerun_backward(ctx.group, x, gradient, parameters=ctx.parameters, gradients=gradients)
+        return None, None, x_gradient, *(gradients.get(p) for p in ctx.parameters)
 
 
 class _Pages:
@@ -138,17 +137,17 @@ class _Pages:
     def __init__(self) -> None:
         self.free: list[mmap.mmap] = []
 
-    def copied(self, x: Tensor) -> Tensor:
+    def copy_of(self, x: Tensor) -> Tensor:
         """A copy of x in such pages where it is large and on the CPU, else x."""
         if x.device.type != "cpu" or x.nbytes < _LARGE:
             return x
         like = torch.empty_like(x, device="meta")  # its strides, those of x where x has no gaps
-        pages = self._taken(like.nbytes)
+        pages = self._take(like.nbytes)
         numbers = np.frombuffer(pages, np.uint8, like.nbytes)
         weakref.finalize(numbers, self.free.append, pages)  # when the last tensor in them is gone
         return torch.from_numpy(numbers).view(x.dtype).as_strided(like.size(), like.stride()).copy_(x)
 
-    def _taken(self, size: int) -> mmap.mmap:
+    def _take(self, size: int) -> mmap.mmap:
         """The smallest free pages that hold `size` bytes; new ones where there are none, or twice as many at least."""
         fitting = [pages for pages in self.free if size <= len(pages) < 2 * size]
         if not fitting:

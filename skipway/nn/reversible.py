@@ -7,6 +7,7 @@ Shapes: B batch, C channels (x1 and x2 have half of them each), * any further ax
 Source: Gomez et al. 2017, arXiv:1707.04585.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError, ShapeError
+from skipway.nn.chain import Chain, Layer, as_module
 from skipway.nn.joins import add
-from skipway.nn.rng_replay import RngSnapshot, gradient_of
+from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, rerun_backward
 from skipway.nn.shape_inference import NamedErrors, named_errors
-from skipway.nn.skip import Chain, Layer, as_module
 
 __all__ = ["Coupling", "Reversible"]
 
@@ -40,14 +41,14 @@ class Coupling(NamedErrors):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *) -> (B, C', *)."""
         x1, x2 = _halves(x)
-        kept1, kept2 = (x1, x2) if self.shortcuts is None else (self.shortcuts[0](x1), self.shortcuts[1](x2))
-        y1 = add(self.f(x2), kept1)
-        return torch.cat([y1, add(self.g(y1), kept2)], 1)
+        shortcut1, shortcut2 = (x1, x2) if self.shortcuts is None else (self.shortcuts[0](x1), self.shortcuts[1](x2))
+        y1 = add(self.f(x2), shortcut1)
+        return torch.cat([y1, add(self.g(y1), shortcut2)], 1)
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """The bodies, and the shortcuts where there are any."""
-        rest = [] if self.shortcuts is None else [("shortcuts", self.shortcuts)]
-        return [("f", self.f), ("g", self.g), *rest]
+        shortcuts = [] if self.shortcuts is None else [("shortcuts", self.shortcuts)]
+        return [("f", self.f), ("g", self.g), *shortcuts]
 
 
 class Reversible(Chain):
@@ -99,14 +100,16 @@ class _Reversed(Function):
     def forward(
         ctx: Any, couplings: Reversible, dtype: torch.dtype, x1: Tensor, x2: Tensor, *parameters: nn.Parameter
     ) -> Any:
-        ctx.couplings, ctx.dtype, ctx.parameters, ctx.draws = couplings, dtype, parameters, []
+        ctx.couplings, ctx.dtype, ctx.parameters = couplings, dtype, parameters
         ctx.rng = RngSnapshot(x1.device)
-        with ctx.rng.precision():
+        states: list[tuple[GeneratorStates, GeneratorStates]] = []
+        with ctx.rng.autocast_context():
             for f, g in couplings.bodies():
-                before = ctx.rng.draws()
+                before_f = ctx.rng.generator_states()
                 x1 = add(f(x2.to(dtype)), x1)
-                ctx.draws.append((before, ctx.rng.draws()))
+                states.append((before_f, ctx.rng.generator_states()))
                 x2 = add(g(x1.to(dtype)), x2)
+        ctx.generator_states = states
         ctx.save_for_backward(x1, x2)
         return x1, x2
 
@@ -114,16 +117,18 @@ class _Reversed(Function):
     @once_differentiable
     def backward(ctx: Any, d1: Tensor, d2: Tensor) -> Any:
         y1, y2 = ctx.saved_tensors
-        found: dict[nn.Parameter, Tensor] = {}
+        gradients: dict[nn.Parameter, Tensor] = {}
+        differentiate = partial(rerun_backward, parameters=ctx.parameters, gradients=gradients, dtype=ctx.dtype)
+        couplings = list(zip(ctx.couplings.bodies(), ctx.generator_states, strict=True))
         with ctx.rng.replay():
-            for (f, g), (f_draws, g_draws) in reversed(list(zip(ctx.couplings.bodies(), ctx.draws, strict=True))):
-                ctx.rng.draw_again(g_draws)
-                out, gradient = gradient_of([g], y1, d2, ctx.parameters, found, ctx.dtype)
+            for (f, g), (before_f, before_g) in reversed(couplings):
+                ctx.rng.restore_generators(before_g)
+                out, gradient = differentiate([g], y1, d2)
                 y2, d1 = y2 - out, d1 + gradient  # y2 is x2 from here on
-                ctx.rng.draw_again(f_draws)
-                out, gradient = gradient_of([f], y2, d1, ctx.parameters, found, ctx.dtype)
+                ctx.rng.restore_generators(before_f)
+                out, gradient = differentiate([f], y2, d1)
                 y1, d2 = y1 - out, d2 + gradient
-        return None, None, d1, d2, *(found.get(p) for p in ctx.parameters)
+        return None, None, d1, d2, *(gradients.get(p) for p in ctx.parameters)
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""Computing a body a second time, on the way back, instead of keeping what is inside it.
+"""Running layers a second time in the backward pass, in place of keeping their activations.
 
-Both times are alike: the second has the first one's precision and random numbers, and changes no statistics.
+Both passes are alike: the second one has the precision and the random numbers of the first, and changes no statistics.
 Shapes: whatever the body takes and gives.
 """
 
@@ -11,90 +11,94 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RngSnapshot", "gradient_of", "in_turn"]
+from skipway.kernels.dispatch import call_layer, run_layers
 
-Draws = tuple[Tensor, ...]
+__all__ = ["GeneratorStates", "RngSnapshot", "rerun_backward"]
+
+GeneratorStates = tuple[Tensor, ...]
 
 
 class RngSnapshot:
-    """What the first pass has beside its input: the precision of autocast and the random generators of `device`."""
+    """The autocast precision of the first pass, and access to the random generators of `device`."""
 
     def __init__(self, device: torch.device):
         self.device, kind = device, device.type
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
-    def precision(self) -> AbstractContextManager[None]:
-        """Autocast as it was, without its cache: that would keep casts of weights that have no gradient."""
+    def autocast_context(self) -> AbstractContextManager[None]:
+        """Return autocast as it was, without its cache: that would keep casts of weights that have no gradient."""
         kind, dtype, enabled = self.autocast
         return torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False)
 
-    def draws(self) -> Draws:
-        """Where the generators stand."""
+    def generator_states(self) -> GeneratorStates:
+        """Return the states of the generators of the CPU and of the device."""
         cpu = torch.get_rng_state()
         return (cpu,) if self.device.type == "cpu" else (cpu, self._module().get_rng_state(self.device))
 
-    def draw_again(self, draws: Draws) -> None:
-        """Let them stand there once more."""
-        torch.set_rng_state(draws[0])
-        if len(draws) > 1:
-            self._module().set_rng_state(draws[1], self.device)
+    def restore_generators(self, states: GeneratorStates) -> None:
+        """Set the generators back to `states`."""
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            self._module().set_rng_state(states[1], self.device)
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Inside it the precision is as it was; after it the generators stand where they stood before it."""
-        before = self.draws()
+        """Run the block in the precision of the first pass, and set the generators back after it."""
+        before = self.generator_states()
         try:
-            with self.precision():
+            with self.autocast_context():
                 yield
         finally:
-            self.draw_again(before)
+            self.restore_generators(before)
 
     def _module(self) -> Any:
         return torch.get_device_module(self.device)
 
 
-def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
-    """What `layers` make of x one after the other."""
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-def gradient_of(
+def rerun_backward(
     layers: Sequence[nn.Module],
     x: Tensor,
-    gradient: Tensor,
+    out_gradient: Tensor,
+    *,
     parameters: Sequence[nn.Parameter],
-    found: dict[nn.Parameter, Tensor],
+    gradients: dict[nn.Parameter, Tensor],
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(what `layers` give one after the other, gradient of x), for the gradient of what they give.
+    """Run `layers` again with gradients, and differentiate them.
 
-    The gradients of those of `parameters` that are theirs are added to `found`. They are given x in `dtype`.
+    Args:
+        layers: run one after the other.
+        x: the input of the first pass.
+        out_gradient: the gradient of their output.
+        parameters: those that need a gradient, of these layers and of others.
+        gradients: the gradients of the parameters of these layers are added to it.
+        dtype: the layers run on x in this type; None leaves x as it is.
+
+    Returns:
+        The output and the gradient of x.
     """
-    own = {id(p) for layer in layers for p in layer.parameters()}
-    asked = [p for p in parameters if id(p) in own]
+    layer_parameters = set(nn.ModuleList(layers).parameters())
+    leaves = [p for p in parameters if p in layer_parameters]
     x = x.detach().requires_grad_()
-    with torch.enable_grad(), _at_rest(layers):
-        out = in_turn(layers, x if dtype is None else x.to(dtype))
-    if not out.requires_grad:  # they give the same whatever they are given
+    with torch.enable_grad(), _copied_buffers(layers):
+        out = run_layers(layers, x if dtype is None else x.to(dtype), call_layer)
+    if not out.requires_grad:  # it does not depend on the input
         return out, torch.zeros_like(x)
-    first, *rest = torch.autograd.grad(out, [x, *asked], gradient.to(out.dtype), allow_unused=True)
-    for p, value in zip(asked, rest, strict=True):
+    x_gradient, *values = torch.autograd.grad(out, [x, *leaves], out_gradient.to(out.dtype), allow_unused=True)
+    for parameter, value in zip(leaves, values, strict=True):
         if value is not None:
-            found[p] = found[p] + value if p in found else value
-    return out.detach(), torch.zeros_like(x) if first is None else first
+            gradients[parameter] = gradients[parameter] + value if parameter in gradients else value
+    return out.detach(), torch.zeros_like(x) if x_gradient is None else x_gradient
 
 
 @contextmanager
-def _at_rest(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside it layers have copies of their buffers, so that what they do to them, as norms do, is done once only."""
-    modules = {module for layer in layers for module in layer.modules()}
-    own = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items() if buffer is not None]
-    for buffers, name, buffer in own:
-        buffers[name] = buffer.clone()
+def _copied_buffers(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Give the layers copies of their buffers meanwhile, so that norms update their statistics in one pass only."""
+    originals = [(module._buffers, dict(module._buffers)) for module in nn.ModuleList(layers).modules()]
+    for buffers, values in originals:
+        buffers.update((name, value.clone()) for name, value in values.items() if value is not None)
     try:
         yield
     finally:
-        for buffers, name, buffer in own:
-            buffers[name] = buffer
+        for buffers, values in originals:
+            buffers.update((name, value) for name, value in values.items() if value is not None)

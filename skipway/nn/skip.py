@@ -2,133 +2,30 @@
 
     out = after(join(body(x), shortcut(x)))
 
-Every residual, dense, highway, gated, scaled or projected connection of this package is one `Skip`. `Chain`,
-`Parallel` and `Dense` stand beside it.
+Every residual, dense, highway, gated, scaled or projected connection of this package is one `Skip`. `Parallel` and
+`Dense` are here too.
 
 Shapes: B batch, C channels, * any further axes.
 Sources: He et al. 2015, arXiv:1512.03385; He et al. 2016, arXiv:1603.05027; stochastic depth, Huang et al. 2016,
 arXiv:1603.09382.
 """
 
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
-from skipway.kernels.batchnorm import KERNELS, joined, run
+from skipway.kernels.batchnorm import BATCH_NORM, fusable_norm
+from skipway.kernels.dispatch import run_layers
+from skipway.nn.chain import Chain, Function, Layer, as_module, warn_shared_layers
 from skipway.nn.code_repr import show
 from skipway.nn.joins import Gate, add, append, concat, make_join, multiply
 from skipway.nn.shape_inference import NamedErrors, filling, named_errors, real_tensors
 from skipway.nn.shortcuts import SHORTCUTS, fitted_shortcut
 from skipway.nn.stochastic_depth import DROP_MODES, stochastic_depth
 
-__all__ = ["Chain", "Dense", "Function", "Parallel", "Skip", "set_submodule", "named_skips"]
-
-Layer = nn.Module | Callable[..., Any]
-
-
-class Function(nn.Module):
-    """A function as a layer, so that `Chain(conv, torch.relu)` and `Chain(..., lambda x: x.mean((2, 3)))` work."""
-
-    def __init__(self, function: Callable[..., Any]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Whatever the function gives."""
-        return self.function(*inputs)
-
-    def __repr__(self) -> str:
-        return getattr(self.function, "__name__", repr(self.function))
-
-
-class Chain(NamedErrors, nn.Sequential):
-    """Layers one after the other, by position or by name; an `nn.Sequential` that takes functions and prints as code.
-
-    >>> import torch
-    >>> Chain(nn.Linear(4, 8), torch.relu, head=nn.Linear(8, 2))(torch.ones(1, 4)).shape
-    torch.Size([1, 2])
-    """
-
-    forward_impl: Callable[[Sequence[nn.Module], Any], Any] | None = (
-        None  # another way to run the layers: see `recompute`
-    )
-
-    def __init__(self, *layers: Layer, **named: Layer):
-        super().__init__()
-        if len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named:  # by nn.Sequential's slices
-            named = cast(dict[str, Layer], layers[0])
-            layers = ()
-        for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
-            if hasattr(self, name) or not name or "." in name:
-                raise InputError(
-                    f"a Chain cannot call a layer {name!r}: it has an attribute or a layer of that name, or the name "
-                    "is empty or holds a dot; choose another"
-                )
-            self.add_module(name, as_module(layer))
-        _say_shared(self)
-
-    @named_errors
-    def forward(self, input: Any) -> Any:
-        """The input of the first layer -> the output of the last."""
-        return (self.forward_impl or run)(list(self), input)
-
-    def __getitem__(self, place: int | slice | str) -> Any:
-        """The layer at a number or of a name, or the Chain of a slice."""
-        if isinstance(place, str):
-            return self._modules[self._known(place)]
-        part: Any = super().__getitem__(place)
-        if isinstance(place, slice):
-            part.forward_impl = self.forward_impl
-        return part
-
-    def __delitem__(self, place: int | slice | str) -> None:
-        """Take out the layer at a number or of a name, or those of a slice; layers by position are numbered anew."""
-        layers = list(self._modules.items())
-        del layers[list(self._modules).index(self._known(place)) if isinstance(place, str) else place]
-        self._hold(layers)
-
-    def insert(self, index: int, module: Layer) -> "Chain":
-        """Put a layer or function in before the one at `index`."""
-        layers = list(self._modules.items())
-        layers.insert(index, ("0", as_module(module)))
-        self._hold(layers)
-        _say_shared(self)
-        return self
-
-    def append(self, module: Layer) -> "Chain":
-        """Put a layer or function in at the end."""
-        self._hold([*self._modules.items(), ("0", as_module(module))])
-        _say_shared(self)
-        return self
-
-    def _hold(self, layers: list[tuple[str, nn.Module]]) -> None:
-        named = {str(i) if name.isdigit() else name: layer for i, (name, layer) in enumerate(layers)}
-        self._modules.clear()
-        self._modules.update(named)
-
-    def _known(self, name: str) -> str:
-        if name not in self._modules:
-            raise InputError(
-                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}; it has "
-                f"{', '.join(self._modules) or 'none'}"
-            )
-        return name
-
-    @named_errors
-    def activations(self, x: Any) -> tuple[Any, ...]:
-        """The output of every layer in turn, for an input as `forward` takes it."""
-        outputs = []
-        for layer in self:
-            x = (self.forward_impl or run)([layer], x)
-            outputs.append(x)
-        return tuple(outputs)
-
-    def __repr__(self) -> str:
-        return show(self)
+__all__ = ["Dense", "Parallel", "Skip", "set_submodule", "named_skips"]
 
 
 class Dense(NamedErrors):
@@ -252,7 +149,7 @@ class Skip(NamedErrors):
         self.after = None if after is None else as_module(after)
         self.drop_path, self.drop_mode = drop_path, drop_mode
         _refuse_unfit(self)
-        _say_shared(self)
+        warn_shared_layers(self)
 
     @named_errors
     def forward(self, x: Tensor) -> Any:
@@ -260,10 +157,11 @@ class Skip(NamedErrors):
         version, norm = x._version if filling() else 0, None
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
-            branch = stochastic_depth(self.body, x, shortcut, self.drop_path, self.drop_mode)
+            branch = stochastic_depth(self.body, x, shortcut, rate=self.drop_path, mode=self.drop_mode)
         else:
-            norm = joined(self.body, self.after) if self.join is add and self.open_shortcut is None else None
-            branch = self.body(x) if norm is None else run(list(cast(nn.Sequential, self.body))[:-1], x)
+            fusable = self.join is add and self.open_shortcut is None
+            norm = fusable_norm(self.body, x, self.after) if fusable else None
+            branch = self.body(x) if norm is None else run_layers(list(cast(nn.Sequential, self.body))[:-1], x)
             if self.open_shortcut is not None:
                 self._fit_shortcut(x, branch)
             shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -273,8 +171,8 @@ class Skip(NamedErrors):
                 "that give a new tensor (inplace=False)"
             )
         if norm is not None:
-            if KERNELS["norm"].fits(norm, branch, shortcut, self.after):
-                return KERNELS["norm"].fast(norm, branch, shortcut, self.after)
+            if BATCH_NORM.fits(norm, branch, shortcut, self.after):
+                return BATCH_NORM.fast(norm, branch, shortcut, self.after)
             branch = norm(branch)
         out = self.join(branch, shortcut)
         return out if self.after is None else self.after(out)
@@ -295,15 +193,14 @@ class Skip(NamedErrors):
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """The body, and whatever else differs from a plain residual connection."""
-        shortcut = self.shortcut if self.open_shortcut is None else repr(self.open_shortcut)
-        rest = {
-            "shortcut": shortcut,
+        optional = {
+            "shortcut": self.shortcut if self.open_shortcut is None else repr(self.open_shortcut),
             "join": None if self.join is add else _named(self.join),
             "after": self.after,
             "drop_path": str(self.drop_path) if self.drop_path else None,
             "drop_mode": repr(self.drop_mode) if self.drop_path and self.drop_mode != "row" else None,
         }
-        return [("0", self.body), *((name, part) for name, part in rest.items() if part is not None)]
+        return [("0", self.body), *((name, part) for name, part in optional.items() if part is not None)]
 
     def __repr__(self) -> str:
         return show(self)
@@ -342,16 +239,7 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
     if isinstance(parent, Skip) and name == "shortcut":
         parent.open_shortcut = None
     for container, child in around:
-        _say_shared(container, child)
-
-
-def as_module(layer: Layer) -> nn.Module:
-    """The module itself, or a function as one."""
-    if isinstance(layer, nn.Module):
-        return layer
-    if isinstance(layer, type) or not callable(layer):
-        raise InputError(f"a layer is a module or a function of tensors, not {layer!r}; write nn.ReLU() or torch.relu")
-    return Function(layer)
+        warn_shared_layers(container, child)
 
 
 def _named(join: Any) -> nn.Module | str:
@@ -381,22 +269,3 @@ def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
             yield from _first_layers(branch)
     elif layer is not None:
         yield layer
-
-
-def _say_shared(container: nn.Module, only: str | None = None) -> None:
-    """Warn where children (or `only` one of them with others) hold the same layer with parameters: it is one layer."""
-    seen: dict[int, str] = {}
-    shared: dict[str, str] = {}
-    for name, child in container._modules.items():  # named_children() leaves out what it has met
-        modules = () if child is None else child.modules()
-        own = {id(m): name for m in modules if any(p is not None for p in m._parameters.values())}
-        shared.update((name, seen[i]) for i in own if i in seen and only in (None, name, seen[i]))
-        seen = own | seen
-    if shared:
-        pairs = ", ".join(f"{name!r} with {first!r}" for name, first in list(shared.items())[:3])
-        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
-        warnings.warn(
-            f"layers of this {type(container).__name__} share parameters ({pairs}{more}): they are one layer, counted "
-            "once; build each anew for weights of its own",
-            stacklevel=3,
-        )

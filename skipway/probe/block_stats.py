@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from skipway.errors import InputError, ShapeError, did_you_mean
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Chain, Skip
+from skipway.nn.skip import Skip
 
 __all__ = [
     "MODES",
@@ -62,7 +63,9 @@ class Block:
     @property
     def kind(self) -> str:
         """What it is: "skip", "coupling" or "plain"."""
-        return "skip" if isinstance(self.module, Skip) else "coupling" if isinstance(self.module, Coupling) else "plain"
+        if isinstance(self.module, Skip):
+            return "skip"
+        return "coupling" if isinstance(self.module, Coupling) else "plain"
 
 
 def blocks_of(network: nn.Module) -> list[Block]:
@@ -88,12 +91,12 @@ def _blocks(module: nn.Module, path: str, inside: bool) -> Iterator[Block]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    if not _is_row(layer) or any(isinstance(m, Skip | Coupling) for m in layer.modules()):
+    if not _is_weighted_sequence(layer) or any(isinstance(m, Skip | Coupling) for m in layer.modules()):
         return False
-    return sum(_is_row(child) for name, child in layer.named_children() if name.isdigit()) < 2
+    return sum(_is_weighted_sequence(child) for name, child in layer.named_children() if name.isdigit()) < 2
 
 
-def _is_row(layer: nn.Module) -> bool:
+def _is_weighted_sequence(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Sequential) and any(p.dim() > 1 for p in layer.parameters())
 
 

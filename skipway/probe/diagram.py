@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from skipway.errors import InputError, did_you_mean, printable
 from skipway.model_factory import input_shape as shape_for
 from skipway.models import registry
 from skipway.models.mlp import Embed
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.nn.joins import Gate
 from skipway.nn.reversible import Coupling, Reversible
@@ -60,7 +61,7 @@ def diagram(
     if isinstance(network, str):
         network = registry.plan_of(network)
     if isinstance(network, Mapping):
-        network = outline(dict(network))
+        network = build_meta_network(dict(network))
     if not isinstance(network, nn.Module):
         raise InputError(
             f"a diagram is drawn of a network, a plan or a name of `skipway models`, not of {type(network).__name__}"
@@ -81,15 +82,23 @@ def _usual_shape(network: nn.Module) -> tuple[int, ...] | None:
         return None
     if network.spec is not None:
         return 1, *network.spec.input_shape
-    return shape_for(network.plan, 32 if network.plan.get("stem") in _SMALL else 224) if network.plan else None
+    if not network.plan:
+        return None
+    return shape_for(network.plan, 32 if network.plan.get("stem") in _SMALL else 224)
 
 
 def _parameters(*modules: nn.Module) -> str:
     """How many there are, in words; nothing for none."""
     if any(map(open_sizes, modules)):
         return "sizes left open"
-    count = count_of(*modules)
-    return f"{count:,} parameter{'' if count == 1 else 's'}" if count else ""
+    return _counted(count_of(*modules), "parameter")
+
+
+def _counted(count: int, noun: str) -> str:
+    """Return "1 block" or "2 blocks"; nothing for none."""
+    if count == 0:
+        return ""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _sizes(shape: Sequence[Any]) -> str:
@@ -175,10 +184,13 @@ class _Reader:
         blocks = sum(unit.block for unit in units)
         facts = [kind_of(whole.module)] if whole and not isinstance(whole.module, _IN_ORDER) else []
         facts += [_sizes(shape)] if shape else []
-        facts += [f"{blocks:,} block{'' if blocks == 1 else 's'}"] if blocks else []
+        facts += [_counted(blocks, "block")] if blocks else []
         facts += [count] if (count := _parameters(*(unit.module for unit in units))) else []
         facts += ["reversible"] if whole and any(isinstance(m, Reversible) for m in whole.module.modules()) else []
-        name = whole.path if whole else first if len(units) == 1 else f"{first} to {last}"
+        if whole:
+            name = whole.path
+        else:
+            name = first if len(units) == 1 else f"{first} to {last}"
         return Row(fitting(name, 60), tuple(facts), tuple(self._cards(units)))
 
     def _cards(self, units: list[_Unit]) -> Iterator[Piece]:
@@ -190,7 +202,8 @@ class _Reader:
                 for unit in some:
                     yield Card(unit.pieces, *self._value([unit]), tip=fitting(unit.path, 200))
             else:
-                yield from (piece for unit in some for piece in unit.pieces)
+                for unit in some:
+                    yield from unit.pieces
 
     def _value(self, units: list[_Unit]) -> tuple[str, str]:
         """The tint and the words for the values of some blocks."""
@@ -256,7 +269,7 @@ class _Reader:
             return (layer_of(module, self._tip(module, path)),)
         pieces: list[Piece] = []
         for some, more in _folded(self._units(module, path)):
-            pieces += [_chip(more, len(some))] if more else [piece for unit in some for piece in unit.pieces]
+            pieces += [_chip(more, len(some))] if more else chain.from_iterable(unit.pieces for unit in some)
         return tuple(pieces) if isinstance(module, _IN_ORDER) else (Frame(kind_of(module), tuple(pieces)),)
 
     def _tip(self, module: nn.Module, path: str) -> str:

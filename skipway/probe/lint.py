@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.shape_inference import Call, evaluation
-from skipway.nn.skip import Chain, Dense, Skip
+from skipway.nn.skip import Dense, Skip
+from skipway.utils.text import join_names
 
 __all__ = ["mistakes"]
 
@@ -51,7 +53,7 @@ def _repeated(network: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
         paths = dict.fromkeys(call.path for call in calls if call.module is module)
         norms = any(isinstance(m, _BATCH_NORM) for m in module.modules())
         yield (
-            f"{_listed(paths)}: one {type(module).__name__} is called {count} times, and its parameters count once"
+            f"{_join_paths(paths)}: one {type(module).__name__} is called {count} times, and its parameters count once"
             f"{f'; its batch norms see {count} batches in each pass' if norms else ''}; build it anew for weights of "
             "its own in each place"
         )
@@ -68,11 +70,11 @@ def _hidden(network: nn.Module) -> Iterator[str]:
             found = [] if name in _OWN else list(_held(value, f"{path}.{name}".lstrip("."), known, 0))
             if found:
                 kind, places = type(value).__name__, [f"{trail} ({type(layer).__name__})" for trail, layer in found]
-                count = sum(p.numel() for _, layer in found for p in _state(layer))
+                count = sum(p.numel() for p in chain.from_iterable(_state(layer) for _, layer in found))
                 mend = _MENDS.get(kind, "Module of your own")
                 yield (
-                    f"{_listed(places)}: hidden in a {kind}, their {count:,} values are not trained, moved or saved; "
-                    f"use an nn.{mend}"
+                    f"{_join_paths(places)}: hidden in a {kind}, their {count:,} values are not trained, moved or "
+                    f"saved; use an nn.{mend}"
                 )
 
 
@@ -127,7 +129,7 @@ def _captured(function: FunctionType) -> list[tuple[str, Any]]:
 
 def _dead(network: nn.Module) -> Iterator[str]:
     """What begins at zero, followed by an activation without a slope there, or by a scale that is zero as well."""
-    inner = {child for module in network.modules() if _in_order(module) for child in module.children()}
+    inner = set(chain.from_iterable(module.children() for module in network.modules() if _in_order(module)))
     for path, module in network.named_modules():
         if _in_order(module) and module not in inner:
             dead, _ = _followed(module, path)
@@ -217,16 +219,15 @@ def _single(calls: Sequence[Call], lone: Sequence[Call]) -> Iterator[str]:
     ]
     if batch:
         yield (
-            f"{_listed(batch)}: a batch of one sample leaves one value a channel, on which a batch norm cannot train; "
-            'give batches of 2 or more (drop a last one of 1), or use norm="group" or "layer"'
+            f"{_join_paths(batch)}: a batch of one sample leaves one value a channel, on which a batch norm cannot "
+            'train; give batches of 2 or more (drop a last one of 1), or use norm="group" or "layer"'
         )
     if any_batch:
         yield (
-            f"{_listed(any_batch)}: each mean is of one value, so that the bias comes out whatever comes in; use fewer "
-            "groups or another norm"
+            f"{_join_paths(any_batch)}: each mean is of one value, so that the bias comes out whatever comes in; "
+            "use fewer groups or another norm"
         )
 
 
-def _listed(places: Iterable[str]) -> str:
-    names = [place or "the network" for place in places]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _join_paths(places: Iterable[str]) -> str:
+    return join_names((place or "the network" for place in places), limit=3)

@@ -10,6 +10,7 @@ Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutiona
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -87,7 +88,7 @@ class Fields(TorchDispatchMode):
             max(span.pixels(size) if span else 0 for span in along)
             for along, size in zip(spans, self.sizes, strict=False)
         )
-        placeless = all(span is None or span.dim is None for along in spans for span in along)
+        placeless = all(span is None or span.dim is None for span in chain.from_iterable(spans))
         return pixels, bool(found) and placeless and pixels == self.sizes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -213,7 +214,9 @@ def _spatial(span: Span, sizes: Any) -> int:
 
 
 def _along(values: Any, axis: int) -> int:
-    return values if isinstance(values, int) else values[axis if len(values) > 1 else 0]
+    if isinstance(values, int):
+        return values
+    return values[axis] if len(values) > 1 else values[0]
 
 
 @_whole_axis
@@ -291,7 +294,10 @@ def _mixed_along(span: Span, x: Tensor, given: Given) -> Span:
 def _reduced(span: Span, x: Tensor, given: Given) -> Span:
     """Sums, means, largest values over some axes, or over all."""
     dims = given.get("dim")
-    dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    if dims is None or dims == []:
+        dims = range(x.dim())
+    elif isinstance(dims, int):
+        dims = [dims]
     away = {_from_end(dim, x) for dim in dims}
     if span.dim is None or span.dim in away:
         return span.gone()
@@ -330,16 +336,22 @@ def _multiplied(span: Span, x: Tensor, given: Given) -> Span:
     return span.gone() if mixed else span
 
 
+def _in_dims(name: str, *dims: int) -> list[str]:
+    """Return the names of an operator for several numbers of dimensions."""
+    return [name.format(number) for number in dims]
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("convolution", "max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices"), _windows),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _windows),
-    **dict.fromkeys([f"{kind}_pool{n}d" for kind in ("_adaptive_avg", "adaptive_max") for n in (2, 3)], _adaptive),
-    **dict.fromkeys(
-        [f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)], _interpolated
-    ),
+    **dict.fromkeys(_in_dims("_adaptive_avg_pool{}d", 2, 3), _adaptive),
+    **dict.fromkeys(_in_dims("adaptive_max_pool{}d", 2, 3), _adaptive),
+    **dict.fromkeys(_in_dims("upsample_nearest{}d", 1, 2, 3), _interpolated),
+    **dict.fromkeys(_in_dims("_upsample_nearest_exact{}d", 1, 2, 3), _interpolated),
     **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _interpolated),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled),
-    **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], _padded),
+    **dict.fromkeys(_in_dims("reflection_pad{}d", 1, 2, 3), _padded),
+    **dict.fromkeys(_in_dims("replication_pad{}d", 1, 2, 3), _padded),
     "constant_pad_nd": _padded,
     "slice": _sliced,
     **dict.fromkeys(

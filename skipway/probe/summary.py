@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from skipway.errors import InputError, printable
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on_meta
-from skipway.nn.skip import Chain, Parallel, Skip
+from skipway.nn.skip import Parallel, Skip
 from skipway.probe.lint import mistakes
 from skipway.probe.receptive_field import Fields
 
@@ -246,7 +247,8 @@ def _working(called: list[Call]) -> Iterator[tuple[int, Call, list[nn.Parameter]
     These are the innermost, and those around others that have parameters of their own.
     """
     around = {path.rpartition(".")[0] for path, *_ in called if path}
-    around |= {".".join(path.split(".")[:i]) for path in around for i in range(path.count(".") + 1)}
+    for path in list(around):
+        around |= {".".join(path.split(".")[:depth]) for depth in range(path.count(".") + 1)}
     for number, call in enumerate(called):
         innermost = call.path not in around
         own = list(call.module.parameters(recurse=innermost))

@@ -5,7 +5,7 @@ Lengths are SVG's pixels.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 from skipway.probe.svg_text import (
@@ -182,7 +182,7 @@ def _opened(
 def page(title: str, facts: Sequence[str], rows: Sequence[Row], scale: tuple[float, float] | None) -> str:
     """One SVG: the title, the facts, the rows and what their signs mean; all texts are escaped already."""
     flows = [_Flow(row.pieces) for row in rows]
-    ends = [line.places()[-1] for flow in flows for line in flow.lines]
+    ends = [line.places()[-1] for line in chain.from_iterable(flow.lines for flow in flows)]
     width = max(NARROWEST, *(end + EDGE + 12 for end in ends), extent(title, 19) + 2 * EDGE)
     body: list[str] = [
         text(EDGE, 32, title, 19, INK, ' text-anchor="start" font-weight="bold"'),

@@ -1,13 +1,15 @@
 """What layers, joins and shortcuts look like in a diagram: boxes with words, bars, circles and kinds of arcs."""
 
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
+from skipway.nn.chain import Function
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Function, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fitting
 
 __all__ = ["around", "count_of", "join_of", "kind_of", "layer_of", "open_sizes", "way_of"]
@@ -24,8 +26,8 @@ def open_sizes(module: nn.Module) -> bool:
 
 def count_of(*modules: nn.Module) -> int:
     """Parameters of modules together, each once, as far as they have sizes."""
-    own = {p for module in modules for p in module.parameters() if not isinstance(p, nn.UninitializedParameter)}
-    return sum(p.numel() for p in own)
+    parameters = set(chain.from_iterable(module.parameters() for module in modules))
+    return sum(p.numel() for p in parameters if not isinstance(p, nn.UninitializedParameter))
 
 
 def kind_of(module: nn.Module) -> str:
@@ -47,7 +49,10 @@ def around(shortcut: nn.Module | None) -> Way:
         return Way("identity")
     if isinstance(shortcut, Project):
         return Way("projected", "project" if shortcut.pool is None else "pool, project")
-    word = "pad" if isinstance(shortcut, Pad) else "pool" if _is_pool(shortcut) else kind_of(shortcut)
+    if isinstance(shortcut, Pad):
+        word = "pad"
+    else:
+        word = "pool" if _is_pool(shortcut) else kind_of(shortcut)
     return Way("projected" if count_of(shortcut) else "changed", word)
 
 
@@ -80,8 +85,9 @@ def layer_of(module: nn.Module, tip: str) -> Piece:
     if isinstance(module, nn.Linear):
         return Box("weights", ("linear", str(module.out_features)), tip)
     if _is_pool(module):
-        which = "avg" if "Avg" in type(module).__name__ else "max" if "Max" in type(module).__name__ else "pool"
-        return Box("pool", (which, _pooled(module)), tip)
+        class_name = type(module).__name__
+        kind = next((word for word in ("Avg", "Max") if word in class_name), "pool").lower()
+        return Box("pool", (kind, _pooled(module)), tip)
     if isinstance(module, SqueezeExcite | EfficientChannelAttention):
         return Box("attention", ("SE" if isinstance(module, SqueezeExcite) else "ECA",), tip)
     return Box("other", (fitting(name, 16) if name else kind_of(module),), tip)
@@ -107,5 +113,8 @@ def _each(size: Any, axes: int) -> tuple[Any, ...]:
 
 def _window(kernel: tuple[Any, ...], stride: tuple[Any, ...]) -> str:
     """A kernel with its stride, as 3×3/2."""
-    steps = "" if set(stride) == {1} else "/" + "×".join(map(str, stride if len(set(stride)) > 1 else stride[:1]))
-    return "×".join(map(str, kernel)) + steps
+    window = "×".join(map(str, kernel))
+    if set(stride) == {1}:
+        return window
+    steps = stride if len(set(stride)) > 1 else stride[:1]
+    return f"{window}/{'×'.join(map(str, steps))}"

@@ -80,7 +80,9 @@ def _extent(character: str) -> float:
         return 1.0
     if character in "ijlftrI.,:;()[]/'| ":
         return 0.38
-    return 0.92 if character in "mwMW" else 0.68 if character.isupper() else 0.62
+    if character in "mwMW":
+        return 0.92
+    return 0.68 if character.isupper() else 0.62
 
 
 def text(x: float, y: float, escaped: str, size: float = LETTERS, color: str = INK, more: str = "") -> str:

@@ -12,12 +12,12 @@ import numpy as np
 import yaml
 
 from skipway.errors import printable
-from skipway.report.embed_images import NO_PICTURE
+from skipway.report.embed_images import IMAGE_ERRORS
 from skipway.utils.run_schema import refuse_unknown_schema
 
 __all__ = ["UNREADABLE", "Reader", "history_of", "mapping", "number", "rows_of"]
 
-UNREADABLE = (*NO_PICTURE, csv.Error, yaml.YAMLError, RecursionError)
+UNREADABLE = (*IMAGE_ERRORS, csv.Error, yaml.YAMLError, RecursionError)
 
 
 def rows_of(path: Path) -> Iterator[dict[str, str]]:
@@ -62,9 +62,9 @@ class Reader:
             self.missing[name] = f"This run's {name} cannot be read ({type(error).__name__})."
         return nothing
 
-    def table(self, name: str, most: int | None = None) -> list[dict[str, str]]:
-        """The first `most` rows of a CSV file."""
-        return self._try(name, lambda path: list(islice(rows_of(path), most)), [])
+    def table(self, name: str, limit: int | None = None) -> list[dict[str, str]]:
+        """Read the first `limit` rows of a CSV file."""
+        return self._try(name, lambda path: list(islice(rows_of(path), limit)), [])
 
     def json(self, name: str) -> dict[str, Any]:
         """Return what a JSON file maps, without its schema number.

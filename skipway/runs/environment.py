@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skipway.kernels import batchnorm
+from skipway.kernels.dispatch import kernel_status
 from skipway.runs.recipe import Recipe
 
 __all__ = ["describe_environment", "processor", "repeat_command"]
@@ -31,7 +31,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": precision,
-        "kernels": batchnorm.state(),
+        "kernels": kernel_status(),
         "command": repeat_command(recipe),
         "network": network,
     }

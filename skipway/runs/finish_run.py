@@ -10,7 +10,8 @@ import torch
 
 from skipway.errors import Interrupted, printable
 from skipway.models.load_model import load
-from skipway.models.network import Network, several_views
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
 from skipway.report import html
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
@@ -72,7 +73,7 @@ def _evaluate(
     best: Network, folder: Path, datamodule: DataModule, trainer: Trainer, *, poll: Callable[[], None]
 ) -> dict[str, Any]:
     """Return the metrics of every split that is not trained on, and write the tables of the last one."""
-    model = several_views(best) if datamodule.recipe.tta else best
+    model = average_views(best, best.require_image_spec()) if datamodule.recipe.tta else best
     metrics: dict[str, Any] = {}
     splits = [split for split in ("val", "test") if datamodule.count(split)]
     for split in splits:

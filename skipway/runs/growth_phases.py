@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from skipway.errors import InputError
-from skipway.grow.deepening import Growth, grown_to
-from skipway.grow.optimizer_state import states
-from skipway.grow.target_plans import reached
+from skipway.grow.deepening import Growth, grow_to
+from skipway.grow.optimizer_state import grow_states
+from skipway.grow.target_plans import reachable_plan
 from skipway.models import registry
 from skipway.models.load_model import restore
 from skipway.models.network import Network
@@ -41,7 +41,7 @@ def phases(recipe: Recipe) -> list[Phase]:
     for part in recipe.grow.split(","):
         name, _, epochs = part.rpartition(":")
         if stages:
-            reached(registry.plan_of(stages[-1].name), name)
+            reachable_plan(registry.plan_of(stages[-1].name), name)
         until += int(epochs)
         stages.append(Phase(name, until))
     if recipe.fsdp:
@@ -68,7 +68,7 @@ def grow_trainer(trainer: Trainer, network: Network, to: str, seed: int) -> tupl
     before, state = dict(network.plan), asdict(trainer.state)
     assert network.spec is not None
     header = {"plan": before, "spec": network.spec.as_dict()}
-    growth, tensors = grow_tensors(trainer.tensors(), header, lambda grown: grown_to(grown, to, seed))
+    growth, tensors = grow_tensors(trainer.tensors(), header, lambda grown: grow_to(grown, to, seed))
     assert isinstance(growth.network, Network)
     continued = Trainer(growth.network, trainer.settings, trainer.name_of, trainer.task)
     continued.restore(tensors, state)
@@ -112,7 +112,7 @@ def grow_tensors(
         name, _, leaf = key.rpartition(".")
         state_by_parameter.setdefault(name, {})[leaf] = value
     shapes = {name: value.shape for name, value in under("network.").items()}
-    for name, values in states(growth.origins, state_by_parameter, shapes).items():
+    for name, values in grow_states(growth.origins, state_by_parameter, shapes).items():
         grown |= {f"optimizer.{name}.{leaf}": value for leaf, value in values.items()}
     return growth, grown
 

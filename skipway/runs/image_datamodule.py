@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from skipway.data.batching import Shard
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
-from skipway.data.images.decoded_cache import fingerprint, natural_packing, pack
+from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sources.choose_source import open_source
@@ -28,6 +29,7 @@ from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
+from skipway.utils.text import join_names
 
 __all__ = ["ImageDataModule"]
 
@@ -47,17 +49,21 @@ class ImageDataModule:
             )
         self.recipe, self.transform = recipe, transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
-        self.packing = natural_packing(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
+        self.decode_settings = choose_decode_settings(
+            self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels
+        )
         count = self.source.count("train")
-        self.model = choose_model(recipe, self.packing.size, count) if new else ("", {})
+        self.model = choose_model(recipe, self.decode_settings.size, count) if new else ("", {})
         self.name, self.epochs = self.source.name, recipe.epochs
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Decode every image, refuse copies across splits, hold a part of the training images out."""
-        self.packed = pack(self.source, self.packing, self.recipe.max_unreadable, console=console, stop=stop)
-        refuse_leaks(self.packed, self.recipe.allow_duplicates)
-        hold_out(self.packed, self.recipe.val_fraction, self.recipe.seed)
-        self.fingerprint = fingerprint(self.packed)
+        self.images = decode_images(
+            self.source, self.decode_settings, self.recipe.max_unreadable, console=console, stop=stop
+        )
+        refuse_leaks(self.images, self.recipe.allow_duplicates)
+        hold_out(self.images, self.recipe.val_fraction, self.recipe.seed)
+        self.fingerprint = fingerprint(self.images)
 
     def default_batch_size(self) -> int:
         """Return the images in a batch."""
@@ -65,39 +71,41 @@ class ImageDataModule:
 
     def count(self, split: str) -> int:
         """Return the number of images in a split."""
-        return len(self.packed.splits.get(split, ()))
+        return len(self.images.splits.get(split, ()))
 
     def name_of(self, image: int) -> str:
         """Return the name that the user has for an image."""
-        return self.packed.keys[image]
+        return self.images.keys[image]
 
     def class_counts(self) -> list[int]:
         """Return the training images of each class."""
-        labels = self.packed.labels[self.packed.splits["train"]]
-        return np.bincount(labels, minlength=len(self.packed.class_names)).tolist()
+        labels = self.images.labels[self.images.splits["train"]]
+        return np.bincount(labels, minlength=len(self.images.class_names)).tolist()
 
     def spec(self, earlier: dict[str, Any] | None) -> Spec:
         """Return how images become inputs: by the training images, or as `earlier`, the run to resume, has it."""
-        packed, packing = self.packed, self.packing
+        images, decode_settings = self.images, self.decode_settings
         if earlier is not None:
             spec = Spec.from_dict(earlier)
-            if spec.class_names != packed.class_names:
+            if spec.class_names != images.class_names:
+                known, present = (
+                    join_names(map(printable, names), limit=8) for names in (spec.class_names, images.class_names)
+                )
                 raise InputError(
-                    f"the run knows the classes {_listed(spec.class_names)}, but the data has "
-                    f"{_listed(packed.class_names)}; start a new run for other classes"
+                    f"the run knows the classes {known}, but the data has {present}; start a new run for other classes"
                 )
             return spec
-        mean, std = mean_and_std(packed.pixels, packed.splits["train"])
+        mean, std = mean_and_std(images.pixels, images.splits["train"])
         return Spec(
-            channels=packing.channels,
-            size=packing.size,
-            presize=packing.packed,
+            channels=decode_settings.channels,
+            size=decode_settings.size,
+            presize=decode_settings.stored_size,
             mean=mean,
             std=std,
-            class_names=packed.class_names,
-            resize_mode=packing.resize_mode,
-            interpolation=packing.interpolation,
-            mirrored=packed.mirrored,
+            class_names=images.class_names,
+            resize_mode=decode_settings.resize_mode,
+            interpolation=decode_settings.interpolation,
+            mirrored=images.mirrored,
         )
 
     def network(self, console: Console) -> tuple[Network, bool]:
@@ -106,9 +114,14 @@ class ImageDataModule:
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """Set what batches are made with from here on."""
-        spec, packed, packing = network._need_spec(), self.packed, self.packing
-        self.batch_size, self.device, self.mean_and_std = batch_size, device, (spec.mean, spec.std)
-        chosen = augment_policy.choose(self.recipe.augment, packing.packed, packing.size, packed.mirrored)
+        spec, images, decode_settings = network.require_image_spec(), self.images, self.decode_settings
+        self.batch_size, self.device, self.mean, self.std = batch_size, device, spec.mean, spec.std
+        chosen = augment_policy.resolve_policy(
+            self.recipe.augment,
+            stored_size=decode_settings.stored_size,
+            size=decode_settings.size,
+            mirrored=images.mirrored,
+        )
         self.level: str = chosen if earlier is None else earlier["level"]
         now = _name(self.transform)
         before = now if earlier is None else earlier.get("transform", "")
@@ -123,13 +136,14 @@ class ImageDataModule:
     def batches(self, split: str, *, train: bool = False) -> ImageBatches:
         """Return the images of a split in batches; those to train on shuffled and augmented."""
         return ImageBatches(
-            self.packed,
-            self.packed.splits[split],
+            self.images,
+            self.images.splits[split],
             batch_size=self.batch_size if train else 2 * self.batch_size,
-            normalise=self.mean_and_std,
+            mean=self.mean,
+            std=self.std,
             augmentation=self._augmentation() if train else None,
             device=self.device,
-            part=(collectives.rank(), collectives.world_size()),
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
     def _augmentation(self) -> Augmentation:
@@ -155,37 +169,37 @@ class ImageDataModule:
 
     def describe_changes(self, folder: Path) -> str:
         """Return what differs from the images that the run of `folder` had, in one line."""
-        return describe_changes(read_splits(folder), self.packed)
+        return describe_changes(read_splits(folder), self.images)
 
     def describe(self) -> dict[str, Any]:
         """Return the value of "data" in metrics.json."""
-        return describe(self.packed)
+        return describe(self.images)
 
     def summary_lines(self) -> list[str]:
         """Return the lines about the data that are printed before training."""
-        packed = self.packed
-        counts = ", ".join(f"{len(i):,} {split}" for split, i in packed.splits.items())
-        lines = [f"data: {packed.name}, {len(packed.class_names)} classes, {counts} pictures, {packed.sizes}"]
-        if packed.skipped:
-            lines.append(f"  {len(packed.skipped):,} pictures could not be read and are left out: see skipped.csv")
-        lines += [f"  {count:,} {note}" for note, count in packed.notes.most_common()]
-        return lines + [f"  mind: {warning}" for warning in describe(packed)["warnings"]]
+        images = self.images
+        counts = ", ".join(f"{len(i):,} {split}" for split, i in images.splits.items())
+        lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts} pictures, {images.sizes}"]
+        if images.skipped:
+            lines.append(f"  {len(images.skipped):,} pictures could not be read and are left out: see skipped.csv")
+        lines += [f"  {count:,} {note}" for note, count in images.notes.most_common()]
+        return lines + [f"  mind: {warning}" for warning in describe(images)["warnings"]]
 
     def write_data(self, folder: Path, batches: ImageBatches) -> None:
         """Write splits.csv, skipped.csv and a sheet of training images as the network is given them."""
-        write_image_splits(folder, self.packed)
+        write_image_splits(folder, self.images)
         draw_augmented(folder, batches)
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
         """Write the tables of classes and predictions, and the worst images."""
         assert isinstance(scores, ClassScores)
-        packed = self.packed
-        write_class_tables(folder, packed.keys, packed.class_names, scores, split=split, key_column="file")
-        write_worst_images(folder, packed, scores)
+        images = self.images
+        write_class_tables(folder, images.keys, images.class_names, scores, split=split, key_column="file")
+        write_worst_images(folder, images, scores)
 
     def describe_augmentation(self) -> str:
         """Return in words what is done to training images."""
-        parts = [augment_policy.describe(self.level, self.packing.size)]
+        parts = [augment_policy.describe_policy(self.level, self.decode_settings.size)]
         first, full = _sizes(self.recipe)
         parts += [f"from {first} to {full} px"] if first else []
         parts += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]
@@ -216,8 +230,3 @@ def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:
         first, _, full = recipe.img_size.partition(":")
         return int(first), int(full)
     return None, recipe.img_size
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(map(printable, names[:8])) + rest

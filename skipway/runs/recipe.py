@@ -5,7 +5,6 @@ It knows no room of the house and imports no torch, so that `skipway --help` is 
 
 import math
 import re
-import reprlib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,6 +14,7 @@ import yaml
 
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.run_schema import refuse_unknown_schema, with_schema
+from skipway.utils.text import short_repr
 
 __all__ = ["Recipe"]
 
@@ -159,14 +159,14 @@ class Recipe:
             if not problems[name] and value not in choices:
                 known = [choice for choice in choices if choice]
                 hint = did_you_mean(value, known)
-                messages.append(f"{name} is one of {', '.join(known)}, not {_shown(value)}{hint}")
+                messages.append(f"{name} is one of {', '.join(known)}, not {short_repr(value)}{hint}")
         return messages
 
     def _text_problems(self) -> list[str]:
         """Return which fields hold a text of another form than they take."""
         values = {name: getattr(self, name) for name in TEXTS}
         return [
-            f"{name} is {TEXTS[name].words}, not {_shown(value)}"
+            f"{name} is {TEXTS[name].words}, not {short_repr(value)}"
             for name, value in values.items()
             if isinstance(value, str) and not re.fullmatch(TEXTS[name].pattern, value)
         ]
@@ -181,7 +181,7 @@ class Recipe:
         """Return a Recipe from plain values; an unknown name is refused with the nearest known one."""
         unknown = [name for name in values if name not in cls.names()]
         if unknown:
-            names = "; ".join(f"{_shown(name)}{did_you_mean(str(name)[:80], cls.names())}" for name in unknown[:5])
+            names = "; ".join(f"{short_repr(name)}{did_you_mean(str(name)[:80], cls.names())}" for name in unknown[:5])
             raise InputError(f"a recipe has no field {names}; `skipway train --help` lists them all")
         return cls(**_with_first_network(values))
 
@@ -263,7 +263,7 @@ def _with_first_network(values: dict[str, Any]) -> dict[str, Any]:
     first, total = stages.partition(":")[0], sum(int(part.rpartition(":")[2]) for part in stages.split(","))
     model, epochs = values.get("model", "auto"), values.get("epochs", total)
     if model not in ("auto", first):
-        raise InputError(f"grow begins with {first}, but the model is {_shown(model)}; give one of them")
+        raise InputError(f"grow begins with {first}, but the model is {short_repr(model)}; give one of them")
     if isinstance(epochs, int) and epochs < total:
         raise InputError(f"grow takes {total} epochs, but there are {epochs}; leave epochs out, or give more")
     return {**values, "model": first, "epochs": epochs}
@@ -295,7 +295,7 @@ def _problem(f: Any, value: Any, hint: Any) -> str:
     accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
     if type(value) not in kinds and not accepts_int:
         words = "number" if float in kinds else next(_KIND_WORDS[kind] for kind in kinds if kind is not NoneType)
-        return f"{f.name} is a {words}, not {_shown(value)}"
+        return f"{f.name} is a {words}, not {short_repr(value)}"
     minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
     if minimum is None or isinstance(value, str):
         return ""
@@ -303,7 +303,7 @@ def _problem(f: Any, value: Any, hint: Any) -> str:
     if minimum <= value <= bound and value < math.inf:
         return ""
     reach = f"at least {minimum:,}, and finite" if maximum is None else f"from {minimum:,} to {maximum:,}"
-    return f"{f.name} must be {reach}, not {_shown(value)}"
+    return f"{f.name} must be {reach}, not {short_repr(value)}"
 
 
 def _numeric_fields() -> set[str]:
@@ -315,13 +315,6 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _shown(value: Any) -> str:
-    """A value in an error: on one line and short, also where YAML aliases make it endless."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring = 2, 120
-    return printable(short.repr(value))
 
 
 assert all(f.default is not MISSING for f in fields(Recipe))

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
-from skipway.kernels import batchnorm
+from skipway.kernels.dispatch import kernel_status
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import read_recipe
 from skipway.runs.run_tables import escape_cell
-from skipway.training.checkpoint import Checkpoint, differences
-from skipway.training.checkpoint import load as load_checkpoint
+from skipway.training.checkpoint import Checkpoint, load_checkpoint
+from skipway.training.differences import differences
 
 __all__ = ["EarlierRun", "describe_changes", "find_data", "machine_facts", "read_earlier_run", "read_splits"]
 
@@ -123,7 +123,7 @@ def machine_facts(device: str, precision: str) -> dict[str, Any]:
         "processes": collectives.world_size(),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "kernels": batchnorm.state(),
+        "kernels": kernel_status(),
     }
 
 
@@ -136,13 +136,13 @@ def read_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
         return {}
 
 
-def describe_changes(before: dict[str, tuple[str, str, str]], packed: Packed) -> str:
+def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedImages) -> str:
     """Return what was added, removed, renamed, edited or moved since `read_splits`, in one line."""
     now: dict[str, tuple[str, str, str]] = {}
-    for split, indices in packed.splits.items():
+    for split, indices in images.splits.items():
         for i in indices:
-            class_name = escape_cell(packed.class_names[packed.labels[i]])
-            now[escape_cell(packed.keys[i])] = (class_name, split, packed.digests[i])
+            class_name = escape_cell(images.class_names[images.labels[i]])
+            now[escape_cell(images.keys[i])] = (class_name, split, images.digests[i])
     added, removed = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     new_name = {now[name][2]: name for name in added}
     renamed = {name: new_name[before[name][2]] for name in removed if before[name][2] in new_name}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.errors import printable
 from skipway.training.metrics import ClassScores, per_class
 from skipway.utils.atomic_files import write_file
@@ -63,20 +63,20 @@ def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
     write_table(folder / "results.csv", columns, ([row[name] for name in columns] for row in history))
 
 
-def write_image_splits(folder: Path, packed: Packed) -> None:
+def write_image_splits(folder: Path, images: DecodedImages) -> None:
     """Write splits.csv and skipped.csv of a run on images."""
-    write_table(folder / "splits.csv", ("file", "class", "split", "sha256"), _split_rows(packed))
+    write_table(folder / "splits.csv", ("file", "class", "split", "sha256"), _split_rows(images))
     write_table(
         folder / "skipped.csv",
         ("file", "split", "class", "reason"),
-        ((image.key, image.split, image.class_name, image.reason) for image in packed.skipped),
+        ((image.key, image.split, image.class_name, image.reason) for image in images.skipped),
     )
 
 
-def _split_rows(packed: Packed) -> Iterator[tuple[str, str, str, str]]:
-    for split, indices in packed.splits.items():
+def _split_rows(images: DecodedImages) -> Iterator[tuple[str, str, str, str]]:
+    for split, indices in images.splits.items():
         for i in indices:
-            yield packed.keys[i], packed.class_names[packed.labels[i]], split, packed.digests[i]
+            yield images.keys[i], images.class_names[images.labels[i]], split, images.digests[i]
 
 
 def write_class_tables(

@@ -69,7 +69,7 @@ def draw_signal_flow(folder: Path) -> None:
     """Draw the flow over training into the plots of a run, if it was measured."""
     if flows := _read_flows(folder):
         make_folder(folder / "plots")
-        network_plots.flow(flows, folder / "plots" / "flow_over_training.png")
+        network_plots.plot_signal_flow(flows, folder / "plots" / "flow_over_training.png")
 
 
 def refuse_unwatchable(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from skipway.data.batching import Shard
 from skipway.data.tables.dataset import Tables, TableSet, describe_table, fingerprint_table, table_set
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
@@ -16,7 +17,7 @@ from skipway.errors import InputError, printable
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
-from skipway.report.regression_plot import against
+from skipway.report.regression_plot import plot_predictions
 from skipway.runs.defaults import TABLE_NETWORK, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_tables import write_class_tables, write_table
@@ -110,7 +111,7 @@ class TableDataModule:
             self.batch_size if train else 2 * self.batch_size,
             seed=self.recipe.seed if train else None,
             balanced=train and self.recipe.balance == "sampling",
-            part=(collectives.rank(), collectives.world_size()),
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
     def fit_first_layer(self, network: Network, batches: Any) -> None:
@@ -185,7 +186,7 @@ class TableDataModule:
             ),
         )
         make_folder(folder / "plots")
-        against(scores.targets, scores.predicted, rows.spec.target, folder / "plots" / "predicted.png")
+        plot_predictions(scores.targets, scores.predicted, rows.spec.target, folder / "plots" / "predicted.png")
 
     def describe_augmentation(self) -> str:
         """Return "none": rows are not changed."""

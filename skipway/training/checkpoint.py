@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +27,16 @@ from torch import Tensor
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
 from skipway.utils.run_schema import SCHEMA, NewerSchema, refuse_unknown_schema
+from skipway.utils.text import join_names
 
-__all__ = ["Checkpoint", "differences", "load", "load_weights", "refuse_more", "save", "save_weights"]
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "load_weights",
+    "check_header_size",
+    "save_checkpoint",
+    "save_weights",
+]
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?", re.ASCII)
@@ -48,14 +56,14 @@ class Checkpoint:
     refused: tuple[str, ...] = ()
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
     """Write `step` under `folder`, verify it, and only then remove all but the `keep` newest verified steps."""
     if keep < 1 or step < 0:
         raise InputError(f"a checkpoint needs keep >= 1 and step >= 0, not keep {keep} and step {step}")
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
-    files = {_TENSORS: _encoded(tensors), _STATE: atomic_files.to_json(state, f"the state at step {step}")}
-    files[_MANIFEST] = _manifest_for(step, tensors, files)
+    files = {_TENSORS: _encode(tensors), _STATE: atomic_files.to_json(state, f"the state at step {step}")}
+    files[_MANIFEST] = _make_manifest(step, tensors, files)
     temporary = folder / f".tmp-{step}-{os.getpid()}"
     with atomic_files.storing(final, sum(len(data) for data in files.values())):
         try:
@@ -65,14 +73,14 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
             for name, data in files.items():
                 atomic_files.write_new(temporary / name, data)
             atomic_files.sync_folder(temporary)
-            others = _found(folder)
+            others = _list_steps(folder)
             # A second save of one step stands beside the first as step-N.1, .2 ... until it is verified.
             suffix = max((number + 1 for other, number, _ in others if other == step), default=0)
             placed = folder / f"{final.name}.{suffix}" if suffix else final
             atomic_files.rename(temporary, placed)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if flaw := _flaw(placed, step):
+        if flaw := _find_flaw(placed, step):
             atomic_files.discard(placed)
             raise StorageError(
                 f"{printable(placed)}: what was written is not what is read back: {flaw}; check that disk, or write to "
@@ -87,17 +95,17 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     return final
 
 
-def load(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path) -> Checkpoint:
     """The newest step under `folder` that is whole, whatever stands beside it."""
     folder = Path(folder)
     refused: list[str] = []
     try:
-        found = _found(folder)
+        steps = _list_steps(folder)
     except OSError as error:
         raise InputError(f"{printable(folder)}: no checkpoints there: {error.strerror}; give a run's folder") from error
-    for step, _, path in found:
+    for step, _, path in steps:
         try:
-            return Checkpoint(step, *_read(path, step), path, tuple(refused))
+            return Checkpoint(step, *_read_step(path, step), path, tuple(refused))
         except NewerSchema:
             raise
         except InputError as error:
@@ -106,7 +114,7 @@ def load(folder: Path) -> Checkpoint:
     raise InputError(f"{printable(folder)}: no checkpoint there can be used: {reasons}; start the run anew")
 
 
-def _found(folder: Path) -> list[tuple[int, int, Path]]:
+def _list_steps(folder: Path) -> list[tuple[int, int, Path]]:
     """(step, number of the rewrite, path), newest first."""
     matches = [(match, folder / name) for name in os.listdir(folder) if (match := _STEP.fullmatch(name))]
     return sorted(((int(m[1]), int(m[2] or 0), path) for m, path in matches), reverse=True)
@@ -114,25 +122,25 @@ def _found(folder: Path) -> list[tuple[int, int, Path]]:
 
 def _rotate(folder: Path, step: int, keep: int) -> None:
     """Remove what is older than the `keep` newest verified steps; damaged ones count for nothing."""
-    kept = [step]
-    for other, _, path in _found(folder):
-        flaw = _flaw(path, other) if other != step else None
-        if flaw is None and len(kept) < keep and other != step:
-            kept.append(other)
-        elif other < min(kept) and len(kept) == keep and not isinstance(flaw, NewerSchema):
+    verified = [step]
+    for other, _, path in _list_steps(folder):
+        flaw = _find_flaw(path, other) if other != step else None
+        if flaw is None and len(verified) < keep and other != step:
+            verified.append(other)
+        elif other < min(verified) and len(verified) == keep and not isinstance(flaw, NewerSchema):
             atomic_files.discard(path)
 
 
-def _flaw(path: Path, step: int) -> InputError | None:
-    """Why `load` would pass over the step at `path`, or None."""
+def _find_flaw(path: Path, step: int) -> InputError | None:
+    """Why `load_checkpoint` would pass over the step at `path`, or None."""
     try:
-        _read(path, step)
+        _read_step(path, step)
     except InputError as error:
         return error
     return None
 
 
-def _manifest_for(step: int, tensors: dict[str, Tensor], files: dict[str, bytes]) -> bytes:
+def _make_manifest(step: int, tensors: dict[str, Tensor], files: dict[str, bytes]) -> bytes:
     values = {
         "schema": SCHEMA,
         "skipway": _version(),
@@ -141,10 +149,10 @@ def _manifest_for(step: int, tensors: dict[str, Tensor], files: dict[str, bytes]
         "files": {name: {"bytes": len(data), "sha256": atomic_files.sha256(data)} for name, data in files.items()},
         "strides": {name: _strides(tensor) for name, tensor in tensors.items()},
     }
-    return atomic_files.to_json({"sha256": _own_sha256(values), **values}, _MANIFEST)
+    return atomic_files.to_json({"sha256": _manifest_sha256(values), **values}, _MANIFEST)
 
 
-def _own_sha256(values: dict[str, Any]) -> str:
+def _manifest_sha256(values: dict[str, Any]) -> str:
     return atomic_files.sha256(json.dumps(values, separators=(",", ":")).encode())
 
 
@@ -156,13 +164,13 @@ def _strides(tensor: Tensor) -> list[int]:
     return list(torch.empty_like(tensor, device="meta").stride())
 
 
-def _manifest(path: Path, step: int) -> dict[str, Any]:
+def _read_manifest(path: Path, step: int) -> dict[str, Any]:
     where = f"{printable(path.name)}/{_MANIFEST}"
     try:
         with open(path / _MANIFEST, "rb") as file:
             data = file.read(_MAX_HEADER + 1)
         values = atomic_files.from_json(data) if len(data) <= _MAX_HEADER else None
-        if not isinstance(values, dict) or values.pop("sha256", None) != _own_sha256(values):
+        if not isinstance(values, dict) or values.pop("sha256", None) != _manifest_sha256(values):
             raise ValueError("its own checksum does not match")
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {error.strerror}") from error
@@ -174,7 +182,7 @@ def _manifest(path: Path, step: int) -> dict[str, Any]:
     return values
 
 
-def _content(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
+def _read_file(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
     """The bytes of one file of a step, proven by the manifest."""
     where = f"{printable(path.name)}/{name}"
     try:
@@ -195,10 +203,10 @@ def _content(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
     return data
 
 
-def _read(path: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    manifest = _manifest(path, step)
+def _read_step(path: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    manifest = _read_manifest(path, step)
     where = printable(path.name)
-    contents = {name: _content(path, name, manifest) for name in (_TENSORS, _STATE)}
+    contents = {name: _read_file(path, name, manifest) for name in (_TENSORS, _STATE)}
     try:
         state, flat = atomic_files.from_json(contents[_STATE]), safetensors.torch.load(contents[_TENSORS])
     except Exception as error:  # safetensors.torch raises what it likes
@@ -208,13 +216,13 @@ def _read(path: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(state, dict) or not isinstance(strides, dict) or set(strides) != set(flat):
         raise InputError(f"{where}: the manifest, the state and the tensors do not belong together")
     where = f"{where}/{_TENSORS}"
-    tensors = {name: _laid_out(flat.pop(name), strides[name], f"{where}: '{printable(name)}'") for name in strides}
-    if fault := _not_finite(tensors):
+    tensors = {name: _with_strides(flat.pop(name), strides[name], f"{where}: '{printable(name)}'") for name in strides}
+    if fault := _describe_nonfinite(tensors):
         raise InputError(f"{where}: is not finite, it holds {fault}")
     return tensors, state
 
 
-def _laid_out(tensor: Tensor, strides: Any, where: str) -> Tensor:
+def _with_strides(tensor: Tensor, strides: Any, where: str) -> Tensor:
     """A copy with `strides`, which must reach every element once, in memory aligned as torch aligns its own."""
     sane = isinstance(strides, list) and all(type(s) is int and 0 <= s < 2**62 for s in strides)
     fits, expected = sane and len(strides) == tensor.ndim, 1
@@ -226,7 +234,7 @@ def _laid_out(tensor: Tensor, strides: Any, where: str) -> Tensor:
     return torch.empty_strided(tuple(tensor.shape), strides, dtype=tensor.dtype).copy_(tensor)
 
 
-def _not_finite(tensors: dict[str, Tensor]) -> str:
+def _describe_nonfinite(tensors: dict[str, Tensor]) -> str:
     """'NaN: 'a', 'b'' for the tensors that are not finite, or nothing."""
     names, kind = [], "infinity"
     for name, tensor in tensors.items():
@@ -235,11 +243,10 @@ def _not_finite(tensors: dict[str, Tensor]) -> str:
             if not torch.isfinite(wide).all():
                 names.append(f"'{printable(name)}'")
                 kind = "NaN" if torch.isnan(wide).any() else kind
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{kind}: {', '.join(names[:3])}{more}" if names else ""
+    return f"{kind}: {join_names(names, limit=3)}" if names else ""
 
 
-def _encoded(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
+def _encode(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file with `notes` and their seal; every tensor finite, or there are no bytes."""
     flat: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -257,7 +264,7 @@ def _encoded(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) ->
         raise InputError(
             f"the tensors do not fit into safetensors: {printable(error)}; give dense tensors of torch's plain dtypes"
         ) from error
-    if fault := _not_finite(flat):
+    if fault := _describe_nonfinite(flat):
         raise NotFiniteError(
             f"weights hold {fault}; nothing was saved: go on from the last checkpoint with a lower learning rate (--lr)"
         )
@@ -280,30 +287,29 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
         "skipway": atomic_files.to_json(header, f"the header of {printable(path)}", indent=None).decode(),
         "written_by": json.dumps({"schema": SCHEMA, "version": _version()}),
     }
-    data = _encoded(tensors, notes)
+    data = _encode(tensors, notes)
     length = int.from_bytes(data[:8], "little")
-    refuse_more(printable(path), length, data[8 : 8 + length])
+    check_header_size(printable(path), length, data[8 : 8 + length])
     atomic_files.write_file(path, data)
 
 
-def refuse_more(where: str, length: int, text: bytes) -> None:
+def check_header_size(where: str, length: int, text: bytes) -> None:
     """Refuse a header of `length` bytes that begins with `text` where parsing it would take long or much memory."""
     tensors, values = text.count(b'"data_offsets"'), sum(text.count(mark) for mark in (b",", b"[", b"{"))
     if length > _MAX_HEADER or tensors > _MAX_TENSORS or values > _MAX_VALUES:
-        found = f"{length} bytes with {tensors} tensors and {values} values"
+        size = f"{length} bytes with {tensors} tensors and {values} values"
         limits = f"at most {_MAX_HEADER} bytes, {_MAX_TENSORS} tensors and {_MAX_VALUES} values are read"
-        raise InputError(f"{where}: its header of {found} is too much; {limits}")
+        raise InputError(f"{where}: its header of {size} is too much; {limits}")
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the header that `save_weights` wrote, proven by their checksum."""
     path, where = Path(path), printable(path)
     if not path.is_file():  # a pipe would wait for ever
-        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "is not there"
-        raise InputError(f"{where}: {kind}; give the weights/best.safetensors of a run")
+        raise InputError(f"{where}: {_describe_non_file(path)}; give the weights/best.safetensors of a run")
     try:
         with open(path, "rb") as file:
-            notes = _notes(file, where)
+            notes = _read_notes(file, where)
             file.seek(0)
             tensors = safetensors.torch.load(file.read())
         if _seal(notes, tensors) != notes["sha256"]:
@@ -315,12 +321,18 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{where}: cannot be read: {error.strerror}; check its disk and your rights") from error
     except Exception as error:  # safetensors.torch raises what it likes
         raise InputError(f"{where}: is damaged: {printable(error)}; copy it again or train anew") from error
-    if fault := _not_finite(tensors):
+    if fault := _describe_nonfinite(tensors):
         raise InputError(f"{where}: is not finite, it holds {fault}; train anew")
     return tensors, header
 
 
-def _notes(file: BinaryIO, where: str) -> dict[str, str]:
+def _describe_non_file(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder"
+    return "is not a regular file" if path.exists() else "is not there"
+
+
+def _read_notes(file: BinaryIO, where: str) -> dict[str, str]:
     """The metadata of a safetensors file, once its header is known to be sane and its size right."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(9)
@@ -334,49 +346,18 @@ def _notes(file: BinaryIO, where: str) -> dict[str, str]:
         )
     file.seek(8)
     text = file.read(min(length, _MAX_HEADER))
-    refuse_more(where, length, text)
+    check_header_size(where, length, text)
     header = atomic_files.from_json(text)
     notes = header.pop("__metadata__", {})
-    wanted = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size != wanted:
-        raise InputError(f"{where}: is truncated or overgrown: {size} bytes, {wanted} were written; copy it again")
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size != expected:
+        raise InputError(f"{where}: is truncated or overgrown: {size} bytes, {expected} were written; copy it again")
     if not isinstance(notes, dict) or not {"skipway", "written_by", "sha256"} <= set(notes):
         call = "create_model(name, pretrained=...)"
         raise InputError(f"{where}: is safetensors without skipway's header, another tool's; bring it in with {call}")
     writer = atomic_files.from_json(notes["written_by"].encode())
     refuse_unknown_schema(where, writer.get("schema"), writer["version"])
     return notes
-
-
-def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """One line for every field of `wanted` (here) and `found` (in the checkpoint) that differs; lists equal tuples."""
-    return [f"{where}: {_shown(a)} here, {_shown(b)} in the checkpoint" for where, a, b in _walk(wanted, found)]
-
-
-_ABSENT = object()
-_MANY = 12  # longer lists (class names) are compared entry by entry, shorter ones (stages) are shown whole
-
-
-def _walk(here: Any, there: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(here, dict) and isinstance(there, dict):
-        for key in [*here, *(key for key in there if key not in here)]:
-            inner = f"{where}.{printable(key)}".lstrip(".")
-            yield from _walk(here.get(key, _ABSENT), there.get(key, _ABSENT), inner)
-    elif isinstance(here, list | tuple) and isinstance(there, list | tuple):
-        pairs = enumerate(zip(here, there, strict=False))
-        inside = [line for i, (a, b) in pairs for line in _walk(a, b, f"{where}[{i}]")]
-        if len(here) == len(there) > _MANY:
-            yield from inside
-        elif inside or len(here) != len(there):
-            yield where, here, there
-    elif here != there:
-        yield where, here, there
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"{len(value)} values" if len(value) > _MANY else f"({','.join(_shown(v) for v in value)})"
-    return "absent" if value is _ABSENT else printable(repr(value))[:80]
 
 
 def _version() -> str:

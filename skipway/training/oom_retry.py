@@ -43,7 +43,7 @@ def retry_with_microbatches(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        newest = checkpoint.load(folder)
+        newest = checkpoint.load_checkpoint(folder)
         trainer.restore(newest.tensors, newest.state["state"])
         trainer.state.num_microbatches = pieces
         console.print(

@@ -1,1 +1,1 @@
-"""Console, signals, devices, allocator settings, atomic files."""
+"""Console, signals, devices, allocator settings, atomic files, text."""

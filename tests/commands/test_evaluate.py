@@ -42,10 +42,10 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
     with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
         evaluate(weights, tmp_path / "torn")
     late = StopFlag()
-    pack = evaluate_command.pack
+    decode_images = evaluate_command.decode_images
     try:
-        evaluate_command.pack = lambda *a, **k: (pack(*a, **k), late.request("SIGTERM"))[0]
+        evaluate_command.decode_images = lambda *a, **k: (decode_images(*a, **k), late.request("SIGTERM"))[0]
         with pytest.raises(Interrupted, match="stopped by SIGTERM while evaluating"):
             evaluate(weights, place / "kinds", stop=late)
     finally:
-        evaluate_command.pack = pack
+        evaluate_command.decode_images = decode_images

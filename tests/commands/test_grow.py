@@ -45,7 +45,7 @@ def short(data, tmp_path):
 
 
 def state_of(folder):
-    return checkpoint.load(folder / "weights" / "last").state
+    return checkpoint.load_checkpoint(folder / "weights" / "last").state
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_run_is_grown_into_one_that_trains_on(short, tmp_path, how, name, laye
     assert grown.difference == 0 or ("factor" in how and grown.difference < 1e-5 * grown.largest)
     kept = state_of(grown.path)
     assert kept["state"] == state_of(short)["state"] and kept["grown"][0]["to"]["layers"] == layers
-    tensors = checkpoint.load(grown.path / "weights" / "last").tensors
+    tensors = checkpoint.load_checkpoint(grown.path / "weights" / "last").tensors
     assert {"average.n_averaged", "optimizer.stem.conv.weight.exp_avg_sq"} <= tensors.keys()
     parameters = dict(new.named_parameters())
     for key, value in tensors.items():
@@ -175,9 +175,9 @@ def test_networks_of_other_layers_are_refused_before_training(data, tmp_path):
 
 
 def test_a_run_stopped_by_the_clock_says_what_it_needs(short):
-    kept = checkpoint.load(short / "weights" / "last")
+    kept = checkpoint.load_checkpoint(short / "weights" / "last")
     late = kept.state | {"state": kept.state["state"] | {"status": "stopped by the time limit"}}
-    checkpoint.save(short / "weights" / "last", kept.step, kept.tensors, late)
+    checkpoint.save_checkpoint(short / "weights" / "last", kept.step, kept.tensors, late)
     assert "which needs another --time-limit or --patience" in str(grow_run(short, "resnet32"))
 
 

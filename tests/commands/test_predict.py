@@ -76,7 +76,7 @@ def test_a_stop_is_said(place, weights):
         predict(weights, place / "kinds" / "ant", stop=stop)
 
 
-def test_several_views_are_what_is_counted_where_they_are_asked_for(place, weights):
+def test_average_views_are_what_is_counted_where_they_are_asked_for(place, weights):
     network = sw.load(weights)
     files = sorted((place / "kinds").rglob("*.png"))
     plain, several = (predict(weights, files, tta=tta) for tta in (False, True))

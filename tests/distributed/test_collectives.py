@@ -1,18 +1,14 @@
 import copy
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import rank_worker
 import torch
+from processes import free_port, outputs_of, rank_environment, start
 from rank_worker import HOWS, SHARDED, Feed
 from safetensors.torch import load_file
 from tiny_training import network, plain_network
 
-import skipway
 from skipway.distributed import collectives
 from skipway.training import loop
 from skipway.training.losses import Classification
@@ -23,37 +19,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
 
-def together(count, folder):
+def together(count, folder, *words):
     """What every one of `count` processes found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(skipway.__file__).parent.parent)])
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONPATH": paths,
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
+    port = free_port()
     workers = [
-        subprocess.Popen(
-            [sys.executable, rank_worker.__file__, str(folder)],
-            env={**common, "RANK": str(k), "LOCAL_RANK": str(k)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(sys.executable, rank_worker.__file__, folder, *words, env=rank_environment(k, count, port))
         for k in range(count)
     ]
-    try:
-        said = [worker.communicate(timeout=200)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert all(worker.returncode == 0 for worker in workers), "\n".join(said)
+    outputs = outputs_of(*workers)
+    assert all(worker.returncode == 0 for worker in workers), "\n".join(errors for _, errors in outputs)
     return [load_file(folder / f"{k}.safetensors") for k in range(count)]
 
 
@@ -146,7 +120,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_resuming_is_e
 @needs_processes
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_sample_is_judged_once_by_however_many_processes(count, pair, tmp_path):
-    found = pair if count == 2 else together(count, tmp_path)
+    found = pair if count == 2 else together(count, tmp_path, "only-scores")
     torch.manual_seed(0)
     alone = score(plain_network(), Feed(shuffle=False, count=17), Classification(), torch.no_grad, torch.device("cpu"))
     for process in found:

@@ -1,136 +1,89 @@
-import os
+import logging
+import signal
 import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from processes import environment, free_port, outputs_of, rank_environment, start
 from safetensors.torch import load_file
 from small_runs import pictures
 
-import skipway
+from skipway.distributed.launch import launch
+from skipway.errors import Interrupted, SkipwayError
 
-WORDS = ["train", "digits", "--epochs", "3", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
-needs_processes = pytest.mark.skipif(
-    not torch.distributed.is_available() or not Path("/proc").is_dir(), reason="torch without processes, or no /proc"
-)
+WORDS = ["--epochs", "2", "-b", "16", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
+needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without processes")
 
-
-def start(folder, *words):
-    paths = {**os.environ, "PYTHONPATH": str(Path(skipway.__file__).parent.parent), "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        env=paths,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def said(process, seconds=200):
-    try:
-        return process.communicate(timeout=seconds)[0]
-    finally:
-        process.kill()
+# Python imports it in every process that has its folder on the path: rank 1 is killed after the first saved step.
+KILLED = """
+import os, pathlib, signal
+if os.environ.get("RANK") == "1":
+    import torch
+    seed = torch.manual_seed
+    def fatal(number):
+        if any(pathlib.Path("runs/broken/weights/last").glob("step-0000000[1-9]*")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return seed(number)
+    torch.manual_seed = fatal
+"""
 
 
-def child_of(parent, rank):
-    """The process number of a rank that `parent` has started."""
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and f" {parent} " in (entry / "stat").read_text().partition(")")[2]:
-                if f"\0RANK={rank}\0" in (entry / "environ").read_bytes().decode("latin-1"):
-                    return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError(f"{parent} has no child of rank {rank}")
+def launched(folder, *words, **variables):
+    """(exit code, output with errors) of a command that starts processes of its own."""
+    process = start(sys.executable, "-m", *words, cwd=folder, env=environment(GLOO_SOCKET_IFNAME="lo", **variables))
+    ((output, errors),) = outputs_of(process)
+    return process.returncode, output + errors
 
 
 @needs_processes
 def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_to_the_same_bits(tmp_path):
-    whole = start(
-        tmp_path,
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "skipway",
-        *WORDS,
-        "--name",
-        "whole",
-    )
-    text = said(whole)
-    assert whole.returncode == 0 and text.count("finished: validation accuracy") == 1, text
-    broken = start(tmp_path, "skipway", *WORDS, "--name", "broken", "--nproc", "2")
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("runs/broken/weights/last/step-0000000[1-9]*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(child_of(broken.pid, 1), 9)
-    begun = time.monotonic()
-    text = said(broken)
-    assert time.monotonic() - begun < 10 and broken.returncode == 75, text
+    pictures(tmp_path / "kinds")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    code, text = launched(tmp_path, *torchrun, "skipway", "train", "kinds", *WORDS, "--name", "whole")
+    assert code == 0 and text.count("finished: validation accuracy") == 1, text
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(KILLED)
+    path = f"{tmp_path / 'hook'}:{environment()['PYTHONPATH']}"
+    words = ["skipway", "train", "kinds", *WORDS, "--name", "broken", "--nproc", "2"]
+    code, text = launched(tmp_path, *words, PYTHONPATH=path)
+    assert code == 75, text
     assert "process 1 of 2 was ended by SIGKILL, and the others with it; what is saved is whole" in text
     assert "Traceback" not in text
-    resumed = start(tmp_path, "skipway", "train", "--resume", "runs/broken", "--nproc", "2")
-    text = said(resumed)
-    assert resumed.returncode == 0 and "going on with" in text, text
-    wanted, found = (
+    code, text = launched(tmp_path, "skipway", "train", "--resume", "runs/broken", "--nproc", "2")
+    assert code == 0 and "going on with" in text, text
+    expected, resumed = (
         load_file(tmp_path / "runs" / name / "weights" / "best.safetensors") for name in ("whole", "broken")
     )
-    assert set(wanted) == set(found) and all(torch.equal(v, found[k]) for k, v in wanted.items())
+    assert set(expected) == set(resumed) and all(torch.equal(v, resumed[k]) for k, v in expected.items())
 
 
-def rank(folder, number, port, *words, **environment):
-    """One process of two, as somebody starts it by hand."""
-    paths = {
-        **os.environ,
-        "PYTHONPATH": str(Path(skipway.__file__).parent.parent),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "WORLD_SIZE": "2",
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        **environment,
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "skipway", *words],
-        cwd=folder,
-        env=paths,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def ranks(folders, *words):
+    """Two processes, as somebody starts them by hand: [(exit code, output with errors)], each from its own words."""
+    port = free_port()
+    processes = [
+        start(sys.executable, "-m", "skipway", *own, cwd=folder, env=rank_environment(k, 2, port))
+        for k, (folder, own) in enumerate(zip(folders, words, strict=True))
+    ]
+    outputs = outputs_of(*processes)
+    return [(p.returncode, output + errors) for p, (output, errors) in zip(processes, outputs, strict=True)]
 
 
 @needs_processes
 def test_processes_that_were_told_different_things_do_not_train(tmp_path):
-    port = free_port()
-    both = [rank(tmp_path, k, port, *WORDS, "--seed", str(k), "--lr", "0.1") for k in (0, 1)]
-    for text, process in [(said(process), process) for process in both]:
-        assert process.returncode == 2 and "Traceback" not in text
+    words = [["train", "digits", *WORDS, "--seed", str(k), "--lr", "0.1"] for k in (0, 1)]
+    for code, text in ranks([tmp_path, tmp_path], *words):
+        assert code == 2 and "Traceback" not in text
         assert "training do not agree: seed is 0 in process 0 and 1 in process 1; start all with one command" in text
 
 
 @needs_processes
 def test_processes_that_see_different_data_do_not_train(tmp_path):
-    port = free_port()
     for k in (0, 1):
         pictures(tmp_path / str(k) / "kinds", count=4 + k)
-    words = ["train", "kinds", *WORDS[2:], "-o", str(tmp_path / "runs")]
-    both = [rank(tmp_path / str(k), k, port, *words) for k in (0, 1)]
-    for text, process in [(said(process), process) for process in both]:
-        assert process.returncode == 2 and "Traceback" not in text
+    words = ["train", "kinds", *WORDS, "-o", tmp_path / "runs"]
+    for code, text in ranks([tmp_path / "0", tmp_path / "1"], words, words):
+        assert code == 2 and "Traceback" not in text
         assert "do not agree: the fingerprint of the pictures is " in text
 
 
@@ -140,15 +93,41 @@ def test_a_process_that_cannot_meet_the_others_says_where(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        process = rank(tmp_path, 0, port, *WORDS)
-        text = said(process)
+        words = ["-m", "skipway", "train", "digits", *WORDS]
+        process = start(sys.executable, *words, cwd=tmp_path, env=rank_environment(0, 2, port))
+        ((output, errors),) = outputs_of(process)
+    text = output + errors
     assert process.returncode == 2 and "Traceback" not in text
     assert f"process 0 cannot meet the others at 127.0.0.1:{port} (" in text and "which choose a free port" in text
 
 
+def launched_in_vain(monkeypatch, error):
+    """What `launch` raises when torch's launcher raises `error`."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fail)
+    with pytest.raises(SkipwayError) as caught:
+        launch(2, ["train", "digits"])
+    return caught.value
+
+
 @needs_processes
-def test_what_every_process_refuses_ends_all_with_its_exit_code(tmp_path):
-    refused = start(tmp_path, "skipway", "train", "nowhere", "--nproc", "2")
-    text = said(refused)
-    assert refused.returncode == 2 and "there is no data at 'nowhere'" in text and "Traceback" not in text
-    assert "of 2 has ended with exit code 2, for what it said" in text
+def test_what_every_process_refuses_ends_all_with_its_exit_code(monkeypatch, tmp_path):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=2, error_file=str(tmp_path / "none"))
+    error = launched_in_vain(monkeypatch, ChildFailedError("skipway", {1: failure}))
+    assert error.exit_code == 2 and "process 1 of 2 has ended with exit code 2, for what it said" in str(error)
+
+
+@needs_processes
+def test_a_signal_to_the_launcher_says_that_the_work_is_saved(monkeypatch):
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    error = launched_in_vain(monkeypatch, SignalException("", signal.SIGTERM))
+    assert isinstance(error, Interrupted)
+    assert str(error) == "stopped by SIGTERM; the processes have saved what they had trained"

@@ -12,33 +12,17 @@ import pytest
 import torch
 from export_networks import OTHERS, SPEC, network_of, pictures, table_network
 from PIL import Image
-from shrunken import SIZE, kinds, shrunken_plan
+from shrunken import SIZE, covering
 from torch import nn
 
 import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, MissingExtra, SkipwayError
 from skipway.export import onnx_file as home
-from skipway.models.network import Network, as_table, planned, read_spec
+from skipway.models.network import Network, build_network, read_spec
+from skipway.models.prediction import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# What no registered row has.
-COUNTED = ("cardinality", "base_width", "attention_ratio")  # of which one value is as good as another
-
-
-def unlike():
-    """Of the cut networks as few as have every value of every option."""
-    left = {}
-    for name in kinds():
-        plan = {k: v > 1 if k in COUNTED else v for k, v in shrunken_plan(name).items() if k != "name"}
-        left[name] = set(map(str, plan.items()))
-    chosen, seen = [], set()
-    while new := max(left, key=lambda name: len(left[name] - seen), default=None):
-        if not left[new] - seen:
-            return chosen
-        chosen.append(new)
-        seen |= left.pop(new)
-    return chosen
 
 
 def session(path):
@@ -49,7 +33,7 @@ def metadata(path):
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-@pytest.mark.parametrize("name", [*unlike(), *OTHERS])
+@pytest.mark.parametrize("name", [*covering(), *OTHERS])
 def test_every_family_gives_what_torch_gives(name, tmp_path):
     done = sw.export.onnx(network_of(name), tmp_path / "network.onnx", raw=True)
     assert done.difference < 1e-5 and done.size == done.path.stat().st_size
@@ -96,7 +80,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
     found = metadata(sw.export.onnx(network, tmp_path / "network.onnx").path)
     assert set(found) == {"skipway_version", "class_names", "spec", "plan"}
     assert read_spec(json.loads(found["spec"])) == network.spec and tuple(json.loads(found["class_names"])) == names
-    again = planned(json.loads(found["plan"]))
+    again = build_network(json.loads(found["plan"]))
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
     for text in found.values():
         assert text.isascii() and text.isprintable() and not set("<>&") & set(text)
@@ -105,7 +89,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
 
 
 def test_metadata_that_are_too_long_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(home, "_MOST_METADATA", 200)
+    monkeypatch.setattr(home, "_MAX_METADATA", 200)
     with pytest.raises(InputError, match="class names, Spec and plan would take .* shorten the names"):
         sw.export.onnx(network_of("resnet18"), tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
@@ -115,16 +99,16 @@ def test_metadata_that_are_too_long_are_refused(tmp_path, monkeypatch):
 def test_what_gives_something_else_is_gone_and_the_file_before_it_is_not(raw, tmp_path, monkeypatch):
     network, path = network_of("resnet9"), tmp_path / "network.onnx"
     path.write_bytes(b"of yesterday")
-    as_it_is = home.captured
+    as_it_is = home.trace_program
 
     def spoilt(module, *rest):
         next(module.parameters()).data[0] += 0.5
         return as_it_is(module, *rest)
 
-    def captured(module, *rest):
+    def trace_wrong(module, *rest):
         return spoilt(copy.deepcopy(module), *rest)
 
-    monkeypatch.setattr(home, "captured", captured)
+    monkeypatch.setattr(home, "trace_program", trace_wrong)
     with pytest.raises(SkipwayError, match=r"what was exported gives other outputs than torch, by 0\.\d+ ") as caught:
         sw.export.onnx(network, path, raw=raw)
     assert caught.value.exit_code == 70
@@ -141,9 +125,9 @@ def test_one_wrong_input_is_enough(given, tmp_path, monkeypatch):
         "not a number": lambda y: np.where(y == y.max(), np.nan, y),
         "another shape": lambda y: y[:1],
     }[given]
-    as_it_is = home._in_onnxruntime
+    as_it_is = home._onnxruntime_function
     monkeypatch.setattr(
-        home, "_in_onnxruntime", lambda *a: lambda x: (change if len(x) > 1 else np.copy)(as_it_is(*a)(x))
+        home, "_onnxruntime_function", lambda *a: lambda x: (change if len(x) > 1 else np.copy)(as_it_is(*a)(x))
     )
     said = {"another class": r"by \de-05 .* another class for 7 of 11", "not a number": "by nan"}.get(given, "by inf")
     with pytest.raises(SkipwayError, match=said):
@@ -157,8 +141,8 @@ def test_it_is_checked_by_the_pictures_that_are_given(tmp_path, monkeypatch):
     turned[0x0112] = 6
     Image.fromarray(pictures(1, 30, 90)[0]).save(tmp_path / "b.jpg", exif=turned)
     (tmp_path / "c.jpg").write_text("no picture")
-    seen, as_it_is = [], home._in_onnxruntime
-    monkeypatch.setattr(home, "_in_onnxruntime", lambda *a: lambda x: (seen.append(x), as_it_is(*a)(x))[1])
+    seen, as_it_is = [], home._onnxruntime_function
+    monkeypatch.setattr(home, "_onnxruntime_function", lambda *a: lambda x: (seen.append(x), as_it_is(*a)(x))[1])
     network, path = network_of("resnet9"), tmp_path / "network.onnx"
     grey = pictures(1, 9, 9)[0, :, :, 0]
     sw.export.onnx(network, path, check=[tmp_path / "a.png", tmp_path / "b.jpg", grey])
@@ -190,7 +174,7 @@ def test_networks_that_cannot_be_exported_say_why(tmp_path, monkeypatch):
     sly = Network(OrderedDict(sly=Sly(), head=nn.Linear(3 * SIZE * SIZE, 3)), None, SPEC)
     with pytest.raises(InputError, match="torch.export cannot follow what this network computes: "):
         sw.export.onnx(sly, path)
-    monkeypatch.setattr(home, "_MOST_WEIGHTS", 1000)
+    monkeypatch.setattr(home, "_MAX_WEIGHTS", 1000)
     with pytest.raises(InputError, match="an ONNX file holds at most 2 GB of weights, but these are 0.0 GB"):
         sw.export.onnx(network, path)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)

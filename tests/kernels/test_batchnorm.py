@@ -9,16 +9,17 @@ from torch.autograd import forward_ad
 import skipway as sw
 from skipway.errors import InputError
 from skipway.kernels import batchnorm
-from skipway.kernels.batchnorm import KERNELS
+from skipway.kernels.batchnorm import BATCH_NORM as NORM
+from skipway.kernels.conv import CONV
+from skipway.kernels.dispatch import kernel_status
 
-NORM = KERNELS["norm"]
-needs_compiler = pytest.mark.skipif(batchnorm.state() != "on", reason=f"kernels are {batchnorm.state()}")
+needs_compiler = pytest.mark.skipif(kernel_status() != "on", reason=f"kernels are {kernel_status()}")
 
 
 @pytest.fixture(autouse=True)
 def also_in_float32(monkeypatch):
     """Which is not the default, but where errors are seen that rounding to bfloat16 hides."""
-    monkeypatch.setattr(batchnorm, "_CHOSEN", (torch.bfloat16, torch.float32))
+    monkeypatch.setattr(batchnorm, "_DTYPES", (torch.bfloat16, torch.float32))
 
 
 def picture(shape=(4, 6, 5, 3), dtype=torch.float32):
@@ -160,85 +161,18 @@ def test_float32_is_left_to_torch_unless_asked_for(monkeypatch):
 
 def test_it_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("SKIPWAY_KERNELS", "off")
-    assert batchnorm.state() == "off" and not NORM.fits(norm_of(), picture(), None, None)
+    assert kernel_status() == "off" and not NORM.fits(norm_of(), picture(), None, None)
     monkeypatch.setenv("SKIPWAY_KERNELS", "fast")
     with pytest.raises(InputError, match="SKIPWAY_KERNELS is on or off, not 'fast'"):
-        batchnorm.state()
-
-
-CONV = KERNELS["conv"]
-
-
-def convolution(kernel, stride, channels=(512, 8), bias=False):
-    torch.manual_seed(6)
-    return nn.Conv2d(*channels, kernel, stride, kernel // 2, bias=bias).to(memory_format=torch.channels_last)
-
-
-def learnt(way, layer, x, dtype):
-    layer, x = copy.deepcopy(layer), x.detach().clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
-        y = way(layer, x)
-    torch.manual_seed(3)
-    y.backward(torch.randn(y.shape).to(y.dtype))
-    assert layer.weight.grad.dtype == layer.weight.dtype
-    return y.detach().double(), x.grad.double(), layer.weight.grad.double()
-
-
-@needs_compiler
-@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
-@pytest.mark.parametrize("kernel, stride, size", [(1, 1, 5), (3, 2, 7), (3, 2, 8), (3, 1, 4), (5, 1, 3)])
-def test_a_convolution_learns_what_it_would_learn(kernel, stride, size, precision):
-    layer, x = convolution(kernel, stride), picture((3, 512, size, size))
-    exact = learnt(CONV.plain, copy.deepcopy(layer).double(), x.double(), torch.float64)
-    if precision == "bfloat16":
-        layer, x = layer.bfloat16(), x.bfloat16()
-    dtype = None if precision == "autocast" else torch.bfloat16
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
-        assert CONV.fits(layer, x)
-    fast, plain = (learnt(way, layer, x, dtype) for way in (CONV.fast, CONV.plain))
-    for found, of_torch, expected in zip(fast, plain, exact, strict=True):
-        far, allowed = (found - expected).norm(), (of_torch - expected).norm()
-        assert found.shape == expected.shape and far <= 1.2 * allowed + 1e-6
-
-
-@needs_compiler
-def test_a_convolution_can_be_differentiated_twice():
-    def twice(way):
-        layer, x = convolution(3, 2).bfloat16(), picture((1, 512, 4, 4), torch.bfloat16).requires_grad_()
-        (gradient,) = torch.autograd.grad(way(layer, x).square().sum(), x, create_graph=True)
-        gradient.float().square().sum().backward()
-        return x.grad.float(), layer.weight.grad.float()
-
-    for found, expected in zip(twice(CONV.fast), twice(CONV.plain), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
-
-
-@needs_compiler
-def test_the_first_convolution_of_frozen_input_learns():
-    layer, x = convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16)
-    CONV.fast(layer, x).float().sum().backward()
-    assert layer.weight.grad.isfinite().all() and x.grad is None
-
-
-def large():
-    yield "float32", convolution(3, 2), picture((2, 512, 4, 4))
-    yield "bias", convolution(3, 2, bias=True).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16)
-    yield "large picture", convolution(3, 2).bfloat16(), picture((1, 512, 32, 32), torch.bfloat16)
-    yield "few channels", convolution(3, 1, (8, 8)).bfloat16(), picture((2, 8, 4, 4), torch.bfloat16)
-    yield "layout", convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16).contiguous()
-    yield "frozen", convolution(3, 2).bfloat16().requires_grad_(False), picture((2, 512, 4, 4), torch.bfloat16)
-
-
-@pytest.mark.parametrize("layer, x", [pytest.param(*row[1:], id=row[0]) for row in large()])
-def test_other_convolutions_take_the_plain_way(layer, x):
-    assert not CONV.fits(layer, x)
+        kernel_status()
 
 
 def test_without_a_compiler_only_what_torch_has_is_used(monkeypatch):
     monkeypatch.delenv("SKIPWAY_KERNELS", raising=False)
     monkeypatch.setattr(batchnorm, "_norm_library", lambda: None)
-    assert batchnorm.state() == "on, without a C compiler" and not NORM.fits(norm_of(), picture(), None, None)
-    assert CONV.fits(convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16))
+    assert kernel_status() == "on, without a C compiler" and not NORM.fits(norm_of(), picture(), None, None)
+    convolution = nn.Conv2d(512, 8, 3, 2, 1, bias=False).to(torch.bfloat16, memory_format=torch.channels_last)
+    assert CONV.fits(convolution, picture((2, 512, 4, 4), torch.bfloat16))
     block = sw.Skip([nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)], after=nn.ReLU())
     assert block(picture()).shape == (4, 6, 5, 3)
 

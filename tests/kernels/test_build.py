@@ -1,9 +1,8 @@
 import ctypes
 import shutil
-import subprocess
-import sys
 
 import pytest
+from processes import run_python
 
 from skipway.kernels import build
 
@@ -50,7 +49,7 @@ def test_threads_are_those_of_torch(source):
         "import pathlib, sys, torch, skipway.kernels.build as native; torch.set_num_threads(3); "
         "print(native.library(pathlib.Path(sys.argv[1])).most())"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, text=True)
+    done = run_python(code, source)
     assert done.stdout.strip() == "3", done.stderr
 
 

@@ -167,7 +167,7 @@ def test_pages_are_never_more_than_are_needed_at_once(monkeypatch):
     monkeypatch.setattr(activation_checkpointing, "_LARGE", 1)
     pages = activation_checkpointing._Pages()
     for size in range(64, 1024, 8):
-        copies = [pages.copied(torch.full((size,), float(i))) for i in range(3)]
+        copies = [pages.copy_of(torch.full((size,), float(i))) for i in range(3)]
         assert [c[0].item() for c in copies] == [0, 1, 2]
         del copies
     assert len(pages.free) == 3
@@ -180,14 +180,14 @@ def test_pages_are_never_more_than_are_needed_at_once(monkeypatch):
 def test_a_forked_process_does_not_write_into_the_pages_of_its_parent(monkeypatch):
     monkeypatch.setattr(activation_checkpointing, "_LARGE", 1)
     pages = activation_checkpointing._Pages()
-    pages.copied(torch.zeros(1000))
+    pages.copy_of(torch.zeros(1000))
     assert len(pages.free) == 1
     child = os.fork()
     if not child:
         try:
-            pages.copied(torch.full((1000,), 7.0))
+            pages.copy_of(torch.full((1000,), 7.0))
         finally:
             os._exit(0)
-    own = pages.copied(torch.ones(1000))
+    own = pages.copy_of(torch.ones(1000))
     os.waitpid(child, 0)
     assert own.eq(1).all()

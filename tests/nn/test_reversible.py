@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 import skipway as sw
 from skipway.errors import InputError, ShapeError
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Chain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

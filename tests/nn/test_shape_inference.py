@@ -11,9 +11,10 @@ from torch import nn
 from skipway.errors import InputError, ShapeError
 from skipway.models import registry
 from skipway.nn import shape_inference
+from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.shape_inference import calls, evaluation, output_shape
-from skipway.nn.skip import Chain, Dense, Parallel, Skip
+from skipway.nn.skip import Dense, Parallel, Skip
 
 MEND = "; set in_features to the last size"
 

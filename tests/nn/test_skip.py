@@ -1,24 +1,22 @@
 import copy
-import os
-import subprocess
 import sys
 import warnings
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import outputs_of, start
 from torch import nn
 
-import skipway
 from skipway.errors import InputError, ShapeError
+from skipway.nn.chain import Chain, Function
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcuts import Pad, Project
-from skipway.nn.skip import Chain, Dense, Function, Parallel, Skip, named_skips, set_submodule
+from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
 
 NAMES = {
     **vars(nn),
@@ -213,7 +211,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Chain, Dense, Skip
+from skipway.nn.chain import Chain
+from skipway.nn.skip import Dense, Skip
 
 rank = int(sys.argv[1])
 torch.set_num_threads(1)
@@ -237,19 +236,9 @@ dist.destroy_process_group()
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_two_processes_find_the_gradients_of_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(skipway.__file__).parent.parent)}
-    command = [sys.executable, "-c", WORKER]
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting")], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [worker.communicate(timeout=120)[0] for worker in workers] == ["equal\n", "equal\n"]
-    finally:
-        for worker in workers:
-            worker.kill()
+    workers = [start(sys.executable, "-c", WORKER, rank, tmp_path / "meeting") for rank in range(2)]
+    outputs = outputs_of(*workers)
+    assert [output for output, _ in outputs] == ["equal\n", "equal\n"], outputs
 
 
 # Shared layers

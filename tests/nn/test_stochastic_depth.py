@@ -1,11 +1,10 @@
 import copy
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from processes import HANG, environment, outputs_of, start
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -189,9 +188,9 @@ import datetime, os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from skipway.nn.skip import Skip
-rank, folder = int(sys.argv[1]), sys.argv[2]
+rank, folder, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
-store, patience = dist.FileStore(folder + "/store", 2), datetime.timedelta(seconds=60)
+store, patience = dist.FileStore(folder + "/store", 2), datetime.timedelta(seconds=seconds)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=patience)
 
 for mode in ("row", "batch"):
@@ -226,16 +225,10 @@ os._exit(0)  # gloo's threads may abort an interpreter that ends
 
 def test_two_processes_train_as_one_without_unused_parameters(tmp_path):
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
-        )
+        start(sys.executable, "-c", WORKER, rank, tmp_path, HANG // 2, env=environment(GLOO_SOCKET_IFNAME="lo"))
         for rank in range(2)
     ]
-    said = [worker.communicate(timeout=150) for worker in workers]
+    said = outputs_of(*workers)
     assert all(worker.returncode == 0 for worker in workers), said[0][1] + said[1][1]
     assert said[0][0] == said[1][0] and len(set(said[0][0].splitlines())) > 12  # of 16 steps the gradients
 

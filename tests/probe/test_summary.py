@@ -8,9 +8,10 @@ from torch import nn
 from skipway.errors import ShapeError
 from skipway.models import registry
 from skipway.nn.blocks import EfficientChannelAttention, SameConv2d, SqueezeExcite
+from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Chain, Dense, Parallel, Skip
+from skipway.nn.skip import Dense, Parallel, Skip
 from skipway.probe.receptive_field import Fields
 from skipway.probe.summary import summary
 

@@ -1,11 +1,11 @@
 import json
 import re
 import shutil
-import subprocess
 from html import escape, unescape
 
 import pytest
 from fabricated_runs import Page, run_folder
+from processes import run
 
 from skipway.report import html
 
@@ -72,7 +72,7 @@ def browse(page, tmp_path, *flags):
             "no Chromium here: the report's layout is measured where chromium, chromium-browser or google-chrome is"
         )
     command = [BROWSER, *FLAGS.split(), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode("utf-8")
+    return run(*command, encoding="utf-8", check=True).stdout
 
 
 def brightness(color):

@@ -36,7 +36,7 @@ def straight(data):
 
 
 def state_of(folder):
-    return checkpoint.load(folder / "weights" / "last").state
+    return checkpoint.load_checkpoint(folder / "weights" / "last").state
 
 
 def test_a_run_grows_on_the_way_and_says_so(straight, data, tmp_path):
@@ -102,7 +102,7 @@ def test_killed_while_it_grows_it_ends_in_the_weights_of_a_straight_run(straight
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("skipway.runs.growth_phases.grown_to", kill)
+        patch.setattr("skipway.runs.growth_phases.grow_to", kill)
         with pytest.raises(Killed):
             quick(data, tmp_path, name="cut", **GROWN, **dict(KEPT))
     before = state_of(tmp_path / "cut")

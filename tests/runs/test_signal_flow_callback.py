@@ -9,6 +9,7 @@ from small_runs import StopAt, Words, pictures, quick, same_runs
 
 import skipway as sw
 from skipway.commands.compare import compare
+from skipway.data.batching import Shard
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
@@ -114,6 +115,6 @@ def test_a_damaged_file_of_flows_stops_nothing(data, tmp_path, text):
 
 def test_a_process_of_several_watches_the_same_samples_as_one():
     x, y = np.arange(40, dtype=np.float32).reshape(20, 2), np.arange(20)
-    whole, part = (RowBatches(x, y, np.arange(20), 4, part=part).some(7) for part in ((0, 1), (1, 2)))
+    whole, part = (RowBatches(x, y, np.arange(20), 4, shard=shard).some(7) for shard in (Shard(0, 1), Shard(1, 2)))
     assert all(torch.equal(a, b) for a, b in zip(whole, part, strict=True))
     assert whole[1].tolist() == [0, 2, 5, 8, 11, 14, 17]

@@ -2,17 +2,17 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import run_python
 from small_runs import Words, numbers, same_runs, table
 from table_files import homes, lines, written
 
 import skipway as sw
+from skipway.cli import app, run_commands
 from skipway.commands.write_predictions import write_predictions
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
@@ -207,15 +207,15 @@ def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
     code = f"""
 import os, skipway.training.loop as loop
 from skipway.runs.train_run import train
-count, real = [0], loop._need_finite
+count, real = [0], loop._require_finite
 def fatal(*a):
     count[0] += 1
     if count[0] > 40: os.kill(os.getpid(), 9)
     real(*a)
-loop._need_finite = fatal
+loop._require_finite = fatal
 train({str(home)!r}, output={str(tmp_path)!r}, target="price", name="killed", epochs=6, batch_size=16, save_every=0)
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
+    assert run_python(code).returncode == -9
     assert same_runs(whole.path, train(resume=tmp_path / "killed").path)
 
 
@@ -256,7 +256,7 @@ def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_pa
         quick(home, tmp_path, target="price", task="guess")
     picture = sw.create_model("resnet20", 2)
     with pytest.raises(InputError, match="this network was not trained on a table; give it pictures"):
-        picture.need_table_spec()
+        picture.require_table_spec()
     assert not list(tmp_path.iterdir())
 
 
@@ -270,16 +270,15 @@ def test_a_table_with_parts_of_its_own_uses_them(tmp_path):
     assert "test_r2" in run.metrics["baseline"]
 
 
-def test_the_command_line_takes_tables(home, tmp_path):
+def test_the_command_line_takes_tables(home, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for module in (app, run_commands):
+        monkeypatch.setattr(module, "STOP", StopFlag())
+
     def skipway(*words):
-        done = subprocess.run(
-            [sys.executable, "-m", "skipway", *map(str, words)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=120,
-        )
-        return done.returncode, done.stdout, done.stderr
+        with pytest.raises(SystemExit) as ended:
+            app.main([str(word) for word in words])
+        return ended.value.code or 0, *capfd.readouterr()
 
     code, out, said = skipway("train", home, "--target", "dear", "--ignore", "price", "--epochs", 2, "-o", "runs")
     assert code == 0 and "columns: 1 number, 1 category, 1 boolean, 1 date; target 'dear': 2 classes" in out + said

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import precision_recall_fscore_support
-from small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
+from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, same_tensors, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
@@ -177,8 +177,8 @@ def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, mo
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        speed = loop._speed
-        monkeypatch.setattr(loop, "_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
+        speed = loop._format_speed
+        monkeypatch.setattr(loop, "_format_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
         with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1, work saved"):
             quick(data, tmp_path)
         assert not heard
@@ -222,7 +222,7 @@ def test_a_config_and_a_run_to_go_on_with_exclude_each_other(first):
 
 @pytest.mark.parametrize("name", [None, "run"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(data, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("skipway.runs.image_datamodule.pack", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("skipway.runs.image_datamodule.decode_images", lambda *a: pytest.fail("decoded"))
     file = tmp_path / "file"
     file.write_text("mine")
     for output in (file, file / "below"):
@@ -322,15 +322,30 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
         quick(data, tmp_path, epochs=1)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes")])
-def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, monkeypatch, error):
+def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, monkeypatch):
     def loss(*_):
-        raise error
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes")
 
     monkeypatch.setattr(Classification, "loss", loss)
     with pytest.raises(
         StorageError, match="memory ran out with batches of 16 in 8 pieces; what is saved is whole: give"
     ):
+        quick(data, tmp_path)
+
+
+def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step; start again"):
+        quick(data, tmp_path, lr="auto", stop=StopAt(1 + 60 + 5))  # polls: at the start, for each picture, for rates
+
+
+def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeypatch):
+    def lost(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("skipway.runs.train_run.retry_with_microbatches", lost)
+    monkeypatch.setattr("skipway.runs.train_run.collectives.is_peer_lost", lambda error: "peer" in str(error))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(Interrupted, match="another process of this training is gone; what is saved is whole: go on"):
         quick(data, tmp_path)
 
 

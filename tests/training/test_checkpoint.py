@@ -49,7 +49,7 @@ def state_of(step):
 
 
 def save(folder, step, **options):
-    return checkpoint.save(folder, step, tensors_of(step), state_of(step), **options)
+    return checkpoint.save_checkpoint(folder, step, tensors_of(step), state_of(step), **options)
 
 
 def same(found, wanted):
@@ -90,7 +90,7 @@ def put(path, name, data):
 def test_a_step_comes_back_as_it_was_saved(tmp_path):
     path = save(tmp_path / "weights" / "last", 123)
     assert path == tmp_path / "weights" / "last" / "step-00000123" and sorted(os.listdir(path)) == sorted(FILES)
-    loaded = checkpoint.load(tmp_path / "weights" / "last")
+    loaded = checkpoint.load_checkpoint(tmp_path / "weights" / "last")
     assert is_step(loaded, 123) and loaded.path == path and loaded.refused == ()
     manifest = json.loads((path / "MANIFEST.json").read_text())
     assert manifest["schema"] == SCHEMA and manifest["step"] == 123
@@ -132,8 +132,8 @@ def layouts():
 
 def test_every_layout_and_dtype_comes_back_with_its_values_and_strides(tmp_path):
     tensors = layouts()
-    checkpoint.save(tmp_path, 1, tensors, {})
-    loaded = checkpoint.load(tmp_path).tensors
+    checkpoint.save_checkpoint(tmp_path, 1, tensors, {})
+    loaded = checkpoint.load_checkpoint(tmp_path).tensors
     assert list(loaded) == list(tensors)
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype and loaded[name].shape == tensor.shape, name
@@ -146,8 +146,8 @@ def test_every_layout_and_dtype_comes_back_with_its_values_and_strides(tmp_path)
 
 
 def test_no_tensors_and_no_state_are_a_step_too(tmp_path):
-    checkpoint.save(tmp_path, 0, {}, {})
-    loaded = checkpoint.load(tmp_path)
+    checkpoint.save_checkpoint(tmp_path, 0, {}, {})
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert (loaded.step, loaded.tensors, loaded.state) == (0, {}, {})
 
 
@@ -177,9 +177,9 @@ def test_a_run_folder_may_be_linked_moved_or_seen_from_elsewhere(tmp_path, monke
         save(Path("last"), 1)
         monkeypatch.chdir(tmp_path)
         found = Path("real/last")
-    assert is_step(checkpoint.load(found), 1)
+    assert is_step(checkpoint.load_checkpoint(found), 1)
     save(found, 2)
-    assert is_step(checkpoint.load(found), 2)
+    assert is_step(checkpoint.load_checkpoint(found), 2)
     assert not any(str(tmp_path).encode() in (p.read_bytes()) for p in tmp_path.rglob("*.json"))
 
 
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, bad, kind, dtyp
     tensors = {f"stage{i}.weight": torch.tensor([1.0, bad]).to(dtype) for i in range(5)} | {"fine": torch.ones(2)}
     message = f"weights hold {kind}: 'stage0.weight', 'stage1.weight', 'stage2.weight' and 2 more; nothing was saved"
     with pytest.raises(NotFiniteError, match=message):
-        checkpoint.save(tmp_path / "last", 1, tensors, {})
+        checkpoint.save_checkpoint(tmp_path / "last", 1, tensors, {})
     with pytest.raises(NotFiniteError, match=message):
         checkpoint.save_weights(tmp_path / "best.safetensors", tensors, {})
     assert os.listdir(tmp_path) == []
@@ -200,7 +200,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path, bad, kind, dtyp
 
 def test_a_float8_nan_is_found():
     tensor = torch.tensor([float("nan")]).to(torch.float8_e4m3fn)
-    assert checkpoint._not_finite({"a": tensor}) == "NaN: 'a'"
+    assert checkpoint._describe_nonfinite({"a": tensor}) == "NaN: 'a'"
 
 
 def test_a_nan_in_a_checkpoint_is_refused_by_its_name_and_the_step_before_is_used(tmp_path):
@@ -208,7 +208,7 @@ def test_a_nan_in_a_checkpoint_is_refused_by_its_name_and_the_step_before_is_use
     path = save(tmp_path, 2)
     bad = tensors_of(2) | {"stage1.norm.weight": torch.full((6,), float("nan"))}
     put(path, "tensors.safetensors", safetensors.torch.save({n: t.contiguous() for n, t in bad.items()}))
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert is_step(loaded, 1)
     assert loaded.refused == ("step-00000002/tensors.safetensors: is not finite, it holds NaN: 'stage1.norm.weight'",)
 
@@ -226,7 +226,7 @@ def test_a_nan_in_a_checkpoint_is_refused_by_its_name_and_the_step_before_is_use
 )
 def test_tensors_that_safetensors_cannot_hold_are_refused(tmp_path, tensors):
     with pytest.raises(InputError, match="the tensors do not fit into safetensors: .*give dense tensors"):
-        checkpoint.save(tmp_path / "last", 1, tensors, {})
+        checkpoint.save_checkpoint(tmp_path / "last", 1, tensors, {})
     with pytest.raises(InputError, match="the tensors do not fit into safetensors"):
         checkpoint.save_weights(tmp_path / "best.safetensors", tensors, {})
     assert os.listdir(tmp_path) == []
@@ -234,18 +234,18 @@ def test_tensors_that_safetensors_cannot_hold_are_refused(tmp_path, tensors):
 
 def test_a_tensor_cannot_have_the_name_of_the_metadata(tmp_path):
     with pytest.raises(InputError, match="the name '__metadata__' is taken"):
-        checkpoint.save(tmp_path, 1, {"__metadata__": torch.ones(2)}, {})
+        checkpoint.save_checkpoint(tmp_path, 1, {"__metadata__": torch.ones(2)}, {})
 
 
 def test_a_state_that_does_not_fit_into_json_is_refused(tmp_path):
     with pytest.raises(InputError, match="the state at step 7 does not fit into JSON"):
-        checkpoint.save(tmp_path / "last", 7, {}, {"a": object()})
+        checkpoint.save_checkpoint(tmp_path / "last", 7, {}, {"a": object()})
     with pytest.raises(NotFiniteError, match="the state at step 7 does not fit into strict JSON"):
-        checkpoint.save(tmp_path / "last", 7, {}, {"a": float("nan")})
+        checkpoint.save_checkpoint(tmp_path / "last", 7, {}, {"a": float("nan")})
     with pytest.raises(NotFiniteError, match="the header of .*best.safetensors does not fit into strict JSON"):
         checkpoint.save_weights(tmp_path / "best.safetensors", {}, {"a": float("nan")})
     with pytest.raises(InputError, match="a checkpoint needs keep >= 1 and step >= 0, not keep 0 and step -1"):
-        checkpoint.save(tmp_path / "last", -1, {}, {}, keep=0)
+        checkpoint.save_checkpoint(tmp_path / "last", -1, {}, {}, keep=0)
     assert os.listdir(tmp_path) == []
 
 
@@ -260,13 +260,13 @@ def test_a_step_truncated_at_any_byte_of_any_file_is_refused_and_the_one_before_
         whole = (path / name).read_bytes()
         for length in reversed(range(len(whole))):
             os.truncate(path / name, length)
-            loaded = checkpoint.load(tmp_path)
+            loaded = checkpoint.load_checkpoint(tmp_path)
             assert loaded.step == 1 and loaded.refused[0].startswith(f"step-00000002/{name}: "), (name, length)
             if name != "MANIFEST.json":
                 assert loaded.refused[0].endswith(f"has {length} bytes, {len(whole)} were written")
             lengths += 1
         (path / name).write_bytes(whole)
-    assert is_step(checkpoint.load(tmp_path), 2)
+    assert is_step(checkpoint.load_checkpoint(tmp_path), 2)
     assert lengths > 1000
     print(f"{lengths} lengths")
 
@@ -277,7 +277,7 @@ def test_weights_truncated_at_any_byte_are_refused(tmp_path):
     whole = path.read_bytes()
     for length in reversed(range(len(whole))):
         os.truncate(path, length)
-        with pytest.raises(InputError, match="is truncated|is an empty file"):
+        with pytest.raises(InputError, match="within its header; copy|is truncated or overgrown|is an empty file"):
             checkpoint.load_weights(path)
     path.write_bytes(whole + b"\0")
     with pytest.raises(InputError, match=f"truncated or overgrown: {len(whole) + 1} bytes, {len(whole)} were written"):
@@ -306,7 +306,7 @@ def test_no_flipped_bit_in_a_step_is_loaded_in_silence(tmp_path):
         for bit in each_flip(path / name):
             tried += 1
             try:
-                loaded = checkpoint.load(tmp_path)
+                loaded = checkpoint.load_checkpoint(tmp_path)
             except InputError as error:
                 assert f"step-00000002/{name}" in str(error), (name, bit)
                 assert not isinstance(error, NewerSchema), "damage passes for a newer schema"
@@ -336,14 +336,16 @@ def test_no_flipped_bit_in_weights_is_loaded_in_silence(tmp_path):
 
 def test_no_zeroed_block_is_loaded_in_silence(tmp_path):
     tensors = {"weight": torch.randn(1000), "bias": torch.randn(300)}
-    path = checkpoint.save(tmp_path / "last", 1, tensors, {"rows": list(range(500))})
+    path = checkpoint.save_checkpoint(tmp_path / "last", 1, tensors, {"rows": list(range(500))})
     checkpoint.save_weights(tmp_path / "best.safetensors", tensors, {"rows": list(range(500))})
     for name in (*(path / name for name in FILES), tmp_path / "best.safetensors"):
         whole = name.read_bytes()
         for start in range(0, len(whole), 512):
             name.write_bytes(whole[:start] + bytes(len(whole[start : start + 512])) + whole[start + 512 :])
             with pytest.raises(InputError):
-                checkpoint.load_weights(name) if name.parent == tmp_path else checkpoint.load(tmp_path / "last")
+                checkpoint.load_weights(name) if name.parent == tmp_path else checkpoint.load_checkpoint(
+                    tmp_path / "last"
+                )
         name.write_bytes(whole)
 
 
@@ -352,7 +354,7 @@ def test_a_missing_file_or_folder_is_refused_and_the_step_before_it_used(tmp_pat
     for name in FILES:
         path = save(tmp_path, 2)
         (path / name).unlink()
-        loaded = checkpoint.load(tmp_path)
+        loaded = checkpoint.load_checkpoint(tmp_path)
         assert is_step(loaded, 1)
         assert loaded.refused == (f"step-00000002/{name}: cannot be read: No such file or directory",)
     shutil.rmtree(path)
@@ -361,7 +363,7 @@ def test_a_missing_file_or_folder_is_refused_and_the_step_before_it_used(tmp_pat
     (tmp_path / "step-00000004").symlink_to("nowhere")
     (tmp_path / "step-junk").mkdir()
     (tmp_path / "latest").symlink_to("step-00000099")
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert is_step(loaded, 1) and [line[:13] for line in loaded.refused] == [f"step-0000000{i}" for i in (4, 3, 2)]
     assert all("cannot be read" in line for line in loaded.refused)
 
@@ -381,7 +383,7 @@ def test_a_missing_file_or_folder_is_refused_and_the_step_before_it_used(tmp_pat
 def test_a_manifest_of_garbage_is_refused_and_the_step_before_it_used(tmp_path, data, reason):
     save(tmp_path, 1)
     (save(tmp_path, 2) / "MANIFEST.json").write_bytes(data)
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert is_step(loaded, 1) and reason in loaded.refused[0]
 
 
@@ -391,7 +393,7 @@ def test_a_manifest_of_garbage_is_refused_and_the_step_before_it_used(tmp_path, 
 def test_a_state_of_garbage_under_a_right_checksum_is_refused(tmp_path, data):
     save(tmp_path, 1)
     put(save(tmp_path, 2), "state.json", data)
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert is_step(loaded, 1)
     assert (
         "cannot be parsed, yet its checksums match" in loaded.refused[0]
@@ -402,9 +404,9 @@ def test_a_state_of_garbage_under_a_right_checksum_is_refused(tmp_path, data):
 def test_tensors_of_garbage_under_a_right_checksum_are_refused(tmp_path):
     save(tmp_path, 1)
     put(save(tmp_path, 2), "tensors.safetensors", b"\x05\0\0\0\0\0\0\0garbage")
-    assert "cannot be parsed, yet its checksums match" in checkpoint.load(tmp_path).refused[0]
+    assert "cannot be parsed, yet its checksums match" in checkpoint.load_checkpoint(tmp_path).refused[0]
     put(save(tmp_path, 2), "tensors.safetensors", safetensors.torch.save({"other": torch.ones(1)}))
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert is_step(loaded, 1)
     assert "the manifest, the state and the tensors do not belong together" in loaded.refused[0]
 
@@ -429,14 +431,14 @@ def test_tensors_of_garbage_under_a_right_checksum_are_refused(tmp_path):
 )
 def test_strides_that_do_not_fit_are_refused(tmp_path, strides):
     path = save(tmp_path, 2)
-    checkpoint.save(tmp_path, 2, {"stage1.weight": torch.ones(2, 3)}, {})
+    checkpoint.save_checkpoint(tmp_path, 2, {"stage1.weight": torch.ones(2, 3)}, {})
     forge(path, strides={"stage1.weight": strides})
     with pytest.raises(InputError, match="'stage1.weight' does not fit the strides in the manifest"):
-        checkpoint.load(tmp_path)
-    checkpoint.save(tmp_path, 2, {"empty": torch.empty(0, 3)}, {})
+        checkpoint.load_checkpoint(tmp_path)
+    checkpoint.save_checkpoint(tmp_path, 2, {"empty": torch.empty(0, 3)}, {})
     forge(path, strides={"empty": [2**62, 1]})
     with pytest.raises(InputError, match="does not fit the strides"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +458,7 @@ def test_strides_that_do_not_fit_are_refused(tmp_path, strides):
 def test_a_manifest_that_says_what_we_never_write_is_refused(tmp_path, changes, reason):
     save(tmp_path, 1)
     forge(save(tmp_path, 2), **changes)
-    loaded = checkpoint.load(tmp_path)
+    loaded = checkpoint.load_checkpoint(tmp_path)
     assert is_step(loaded, 1) and reason in loaded.refused[0]
 
 
@@ -466,22 +468,22 @@ def test_a_flipped_tensor_is_reported_with_both_checksums(tmp_path):
     data[-1] ^= 1
     (path / "tensors.safetensors").write_bytes(data)
     with pytest.raises(InputError, match=r"tensors.safetensors: has checksum \w{12}\.\.\., \w{12}\.\.\. was written"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def test_a_folder_without_a_usable_step_is_refused_with_each_reason(tmp_path):
     with pytest.raises(
         InputError, match="missing: no checkpoints there: No such file or directory; give a run's folder"
     ):
-        checkpoint.load(tmp_path / "missing")
+        checkpoint.load_checkpoint(tmp_path / "missing")
     with pytest.raises(InputError, match="no checkpoint there can be used: it holds no step; start the run anew"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
     for step in (1, 2):
         (save(tmp_path, step) / "state.json").unlink()
     with pytest.raises(
         InputError, match="can be used: step-00000002/state.json: .*; step-00000001/state.json: "
     ) as caught:
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -491,10 +493,10 @@ def test_a_newer_format_asks_for_an_upgrade_and_nothing_older_stands_in(tmp_path
     (save(tmp_path, 3) / "state.json").unlink()
     message = r"step-00000002/MANIFEST.json: expected schema 1, got 9. Use a newer skipway \(7\.8\.9 wrote it\)"
     with pytest.raises(InputError, match=message):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
     for step in (4, 5, 6):
         save(tmp_path, step)
-    assert is_step(checkpoint.load(tmp_path), 6)
+    assert is_step(checkpoint.load_checkpoint(tmp_path), 6)
     assert "step-00000002" in steps(tmp_path), "what a newer skipway wrote is not ours to remove"
 
 
@@ -565,7 +567,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     def broken(file, where):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(checkpoint, "_notes", broken)
+    monkeypatch.setattr(checkpoint, "_read_notes", broken)
     with pytest.raises(InputError, match="cannot be read: Input/output error; check its disk and your rights"):
         checkpoint.load_weights(tmp_path / "a")
 
@@ -584,7 +586,7 @@ def test_another_tools_safetensors_and_a_newer_format_are_told_apart_from_damage
 
 def test_weights_with_a_right_checksum_and_a_nan_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_not_finite", lambda tensors: "")
+        patch.setattr(checkpoint, "_describe_nonfinite", lambda tensors: "")
         checkpoint.save_weights(tmp_path / "a", {"head.bias": torch.tensor([float("nan")])}, {})
     with pytest.raises(InputError, match="is not finite, it holds NaN: 'head.bias'; train anew"):
         checkpoint.load_weights(tmp_path / "a")
@@ -607,7 +609,7 @@ U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
     "data",
     [
         container(
-            {"__metadata__": NOTES} | {f"t{i}": U8 | {"shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+            {"__metadata__": NOTES} | {f"t{i}": U8 | {"shape": [0], "data_offsets": [0, 0]} for i in range(30_000)}
         ),
         container({"__metadata__": NOTES, "a": U8 | {"shape": [2**63]}}, b"12"),
         container({"__metadata__": NOTES, "a": U8 | {"shape": [2**62, 4]}}, b"12"),
@@ -640,7 +642,8 @@ def test_a_header_that_lies_is_refused_within_a_second(tmp_path, data):
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
     start = time.process_time()
-    with pytest.raises(InputError, match="is damaged|too much|truncated|checksum|skipway's header|expected schema"):
+    refusals = "is damaged: .*; copy it again|too much|truncated|checksum|skipway's header|expected schema"
+    with pytest.raises(InputError, match=refusals):
         checkpoint.load_weights(path)
     assert time.process_time() - start < 1
 
@@ -670,14 +673,14 @@ def test_a_failure_at_any_call_of_a_save_is_a_storage_error_and_the_old_step_loa
             save(tmp_path / "last", step)
 
     def work(when):
-        checkpoint.save(tmp_path / "last", new, tensors_of(3), state_of(3))
+        checkpoint.save_checkpoint(tmp_path / "last", new, tensors_of(3), state_of(3))
 
     def check(when, raised, log):
         assert raised, f"call {when} ({log[-1]}) failed in silence"
         assert os.strerror(code) in raised and "bytes needed" in raised and "bytes free" in raised
         assert "step-0000000" in raised and "\n" not in raised
         assert temporaries(tmp_path) == []
-        loaded = checkpoint.load(tmp_path / "last")
+        loaded = checkpoint.load_checkpoint(tmp_path / "last")
         assert loaded.refused == ()
         assert loaded.state in (state_of(2), state_of(3)) and same(loaded.tensors, tensors_of(loaded.state["epoch"]))
         outcomes.add(loaded.state["epoch"])
@@ -700,30 +703,33 @@ def test_a_kill_at_any_call_of_a_save_leaves_the_old_step_or_the_new_one(tmp_pat
             save(tmp_path / "last", step)
 
     def check(when):
-        loaded = checkpoint.load(tmp_path / "last")
+        loaded = checkpoint.load_checkpoint(tmp_path / "last")
         assert loaded.refused == ()
         assert loaded.state in (state_of(2), state_of(3)) and same(loaded.tensors, tensors_of(loaded.state["epoch"]))
         outcomes.add(loaded.state["epoch"])
         save(tmp_path / "last", 4)
-        assert is_step(checkpoint.load(tmp_path / "last"), 4) and temporaries(tmp_path) == []
+        assert is_step(checkpoint.load_checkpoint(tmp_path / "last"), 4) and temporaries(tmp_path) == []
         fresh()
 
     outcomes = set()
     fresh()
-    points = each_kill(lambda _: checkpoint.save(tmp_path / "last", new, tensors_of(3), state_of(3)), check)
+    points = each_kill(lambda _: checkpoint.save_checkpoint(tmp_path / "last", new, tensors_of(3), state_of(3)), check)
     assert points > 25 and outcomes == {2, 3}
     print(f"{points} points")
 
 
 def test_a_real_full_disk_is_a_storage_error_and_the_old_step_loads(tiny_disk):
     small, large = {"a": torch.randn(50_000)}, {"a": torch.randn(250_000)}
-    checkpoint.save(tiny_disk, 1, small, {})
+    checkpoint.save_checkpoint(tiny_disk, 1, small, {})
     checkpoint.save_weights(tiny_disk / "best.safetensors", {"a": torch.ones(10)}, {"epoch": 1})
     with pytest.raises(StorageError, match="No space left on device; 100.* bytes needed, .* free some space there"):
-        checkpoint.save(tiny_disk, 2, large, {})
+        checkpoint.save_checkpoint(tiny_disk, 2, large, {})
     with pytest.raises(StorageError, match="No space left on device"):
         checkpoint.save_weights(tiny_disk / "best.safetensors", large, {"epoch": 2})
-    assert same(checkpoint.load(tiny_disk).tensors, small) and steps(tiny_disk) == ["best.safetensors", "step-00000001"]
+    assert same(checkpoint.load_checkpoint(tiny_disk).tensors, small) and steps(tiny_disk) == [
+        "best.safetensors",
+        "step-00000001",
+    ]
     assert checkpoint.load_weights(tiny_disk / "best.safetensors")[1] == {"epoch": 1}
 
 
@@ -760,7 +766,7 @@ def test_the_newest_steps_are_kept_by_number_not_by_name(tmp_path):
     for step in (99_999_998, 99_999_999, 100_000_000, 100_000_001):
         save(tmp_path, step, keep=3)
     assert steps(tmp_path) == ["step-100000000", "step-100000001", "step-99999999"]
-    assert is_step(checkpoint.load(tmp_path), 100_000_001)
+    assert is_step(checkpoint.load_checkpoint(tmp_path), 100_000_001)
     save(tmp_path, 100_000_002, keep=1)
     assert steps(tmp_path) == ["step-100000002"]
 
@@ -772,7 +778,7 @@ def test_damaged_steps_do_not_count_towards_those_kept(tmp_path):
     save(tmp_path, 4)
     assert steps(tmp_path) == ["step-00000002", "step-00000003", "step-00000004"], "1 went with 3, 3 is no second"
     (tmp_path / "step-00000004" / "MANIFEST.json").unlink()
-    assert is_step(checkpoint.load(tmp_path), 2)
+    assert is_step(checkpoint.load_checkpoint(tmp_path), 2)
 
 
 def test_a_damaged_step_that_looks_newer_never_displaces_a_good_one(tmp_path):
@@ -780,7 +786,7 @@ def test_a_damaged_step_that_looks_newer_never_displaces_a_good_one(tmp_path):
     shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000900")
     for step in (2, 3):
         save(tmp_path, step, keep=1)
-        loaded = checkpoint.load(tmp_path)
+        loaded = checkpoint.load_checkpoint(tmp_path)
         assert is_step(loaded, step) and "step-00000900" in loaded.refused[0]
     assert steps(tmp_path) == ["step-00000003", "step-00000900"]
 
@@ -796,16 +802,16 @@ def test_a_step_saved_again_replaces_itself(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
     for epoch in (5, 6):
-        path = checkpoint.save(tmp_path, 2, tensors_of(epoch), state_of(epoch))
+        path = checkpoint.save_checkpoint(tmp_path, 2, tensors_of(epoch), state_of(epoch))
         assert path.name == "step-00000002" and steps(tmp_path) == ["step-00000001", "step-00000002"]
-        assert checkpoint.load(tmp_path).state == state_of(epoch)
+        assert checkpoint.load_checkpoint(tmp_path).state == state_of(epoch)
     path.rename(tmp_path / "step-00000002.1")  # as a kill just before the last rename leaves it
-    assert checkpoint.load(tmp_path).state == state_of(6)
+    assert checkpoint.load_checkpoint(tmp_path).state == state_of(6)
     save(tmp_path, 2)
-    assert steps(tmp_path) == ["step-00000001", "step-00000002"] and is_step(checkpoint.load(tmp_path), 2)
+    assert steps(tmp_path) == ["step-00000001", "step-00000002"] and is_step(checkpoint.load_checkpoint(tmp_path), 2)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_happens_the_newest_whole_step_is_the_one_that_loads(tmp_path, seed, monkeypatch):
     """Saves, kills, full disks and rot in any order; `good` is what must still be there."""
     chance, good, step = random.Random(seed), set(), 0
@@ -849,45 +855,7 @@ def test_whatever_happens_the_newest_whole_step_is_the_one_that_loads(tmp_path, 
             good = set(sorted(good | ({step} if placed else set()))[-2:])
             done["saved"] += placed
         if good:
-            loaded = checkpoint.load(tmp_path)
+            loaded = checkpoint.load_checkpoint(tmp_path)
             assert is_step(loaded, max(good)), (action, good, loaded.refused)
             assert good <= here(), "rotation took a good one"
     assert min(done.values()) > 5, done
-
-
-# What differs.
-
-
-def test_differences_name_each_field_with_both_values():
-    wanted = {
-        "name": "resnet",
-        "layers": (3, 4, 6, 3),
-        "stem": {"kind": "deep", "width": 32},
-        "only here": 1,
-        "same": [1],
-    }
-    found = {
-        "name": "resnet",
-        "layers": [2, 2, 2, 2],
-        "stem": {"kind": "deep", "width": 64},
-        "only there": None,
-        "same": (1,),
-    }
-    assert checkpoint.differences(wanted, found) == [
-        "layers: (3,4,6,3) here, (2,2,2,2) in the checkpoint",
-        "stem.width: 32 here, 64 in the checkpoint",
-        "only here: 1 here, absent in the checkpoint",
-        "only there: absent here, None in the checkpoint",
-    ]
-    assert checkpoint.differences(wanted, wanted) == []
-
-
-def test_differences_of_long_lists_name_the_entries_that_differ():
-    names = [f"class {i}" for i in range(100)]
-    assert checkpoint.differences({"names": names}, {"names": [*names[:50], "x\n", *names[51:]]}) == [
-        r"names[50]: 'class 50' here, 'x\n' in the checkpoint"
-    ]
-    assert checkpoint.differences({"names": names}, {"names": names[1:]}) == [
-        "names: 100 values here, 99 values in the checkpoint"
-    ]
-    assert checkpoint.differences({"a": {"b": 1}}, {"a": 2}) == ["a: {'b': 1} here, 2 in the checkpoint"]

@@ -5,12 +5,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from faulty_disk import FaultyOs, each_fault, each_kill, failing, forked, temporaries
+from processes import run_python
 
 from skipway.errors import InputError, NotFiniteError, StorageError
 from skipway.utils import atomic_files
@@ -339,7 +339,7 @@ def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(tmp_path
 
 def test_the_module_loads_where_there_is_no_fcntl():
     code = "import sys; sys.modules['fcntl'] = None; from skipway.utils import atomic_files; print(atomic_files.fcntl)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
+    assert run_python(code, check=True).stdout == "None\n"
 
 
 def test_a_discarded_folder_is_gone_and_a_failed_flush_leaves_none_of_it(tmp_path, monkeypatch):

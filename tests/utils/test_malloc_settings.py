@@ -1,9 +1,9 @@
 import os
 import platform
-import subprocess
 import sys
 
 import pytest
+from processes import environment, run_python
 
 from skipway.utils.malloc_settings import restart_gathering
 
@@ -24,10 +24,7 @@ print(kept, faults() - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the setting is glibc's")
 def test_kept_memory_is_not_fetched_from_the_system_again():
     def run(kept):
-        out = subprocess.run(
-            [sys.executable, "-c", PROBE.format(kept=kept)], capture_output=True, text=True, timeout=60
-        )
-        return out.stdout.split()
+        return run_python(PROBE.format(kept=kept)).stdout.split()
 
     (_, fresh), (possible, kept) = run(False), run(True)
     if possible != "True":
@@ -53,14 +50,8 @@ print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
     ],
 )
 def test_a_process_begins_anew_with_the_same_words(before, after):
-    rest = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
-    done = subprocess.run(
-        [sys.executable, "-c", RESTARTED, "two words", "--flag"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=rest | ({"GLIBC_TUNABLES": before} if before else {}),
-    )
+    rest = {k: v for k, v in environment().items() if k != "GLIBC_TUNABLES"}
+    done = run_python(RESTARTED, "two words", "--flag", env=rest | ({"GLIBC_TUNABLES": before} if before else {}))
     assert done.stdout.split("\n")[0] == f"{after} two words --flag", done.stderr
 
 

@@ -1,10 +1,9 @@
 import os
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
+from processes import run_python
 
 from skipway.utils.signals import StopFlag
 
@@ -70,7 +69,7 @@ def test_a_second_interrupt_ends_the_process_at_once(second, code):
         f"    os.kill(os.getpid(), signal.{second})\n"
         "    os._exit(7)"
     )
-    assert subprocess.run([sys.executable, "-c", said], timeout=60).returncode == code
+    assert run_python(said).returncode == code
 
 
 def test_a_signal_before_the_command_line_is_loaded_counts(tmp_path):
@@ -86,5 +85,5 @@ builtins.__import__ = signalled
 sys.argv = ["skipway", "train", "digits"]
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = run_python(code, cwd=tmp_path)
     assert done.returncode == 75 and "stopped by SIGTERM" in done.stderr and not list(tmp_path.iterdir())

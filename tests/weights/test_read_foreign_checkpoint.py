@@ -4,9 +4,8 @@ import os
 import pickle
 import random
 import struct
-import subprocess
 import sys
-import time
+import tracemalloc
 import zipfile
 
 import msgpack
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from processes import run
 from torch import nn
 
 from skipway.errors import InputError, SkipwayError
@@ -173,7 +173,7 @@ def test_flax_arrays_in_pieces_are_put_together(tmp_path):
         (struct.pack("<Q", 2**40) + b"{" + bytes(50), r"its header of 1099511627776 bytes .* is too much"),
         (struct.pack("<Q", 20) + b"{" + bytes(50), "is damaged"),
         (struct.pack("<Q", 2) + b"{}", "is damaged: it holds no tensors; copy or download it again"),
-        (b"\x00\x00\x1bnothing", "is of no kind that is known here; safetensors, torch's"),
+        (b"\x00\x00\x1bnothing", "is of no kind that is known here; .*: save the weights as one of them"),
         (b"\x81\xa1a\xc7", "is no Flax checkpoint of plain arrays"),
         (b"\xdf\xff\xff\xff\xff", "is no Flax checkpoint of plain arrays"),
         (b"\x81\xa1a\x01", "is no Flax checkpoint of plain arrays: it holds no arrays; write it with"),
@@ -210,7 +210,7 @@ def test_archives_of_programs_are_refused(members, text, tmp_path, monkeypatch):
         assert not unpickle_worker.is_torch_zip(str(path))
 
     if "TorchScript" not in text:
-        monkeypatch.setattr("skipway.weights.read_foreign_checkpoint._from_child", from_child)
+        monkeypatch.setattr("skipway.weights.read_foreign_checkpoint._read_in_process", from_child)
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -251,13 +251,14 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path):
     safetensors.torch.save_file({"a": torch.ones(4)}, path)
     size = path.stat().st_size
     os.truncate(path, 4 * 2**30)  # holes, which would take their size in memory
-    began = time.monotonic()
+    tracemalloc.start()
     with pytest.raises(InputError, match=f"is damaged: it has {4 * 2**30} bytes, its header tells of {size}"):
         read_state(path)
     os.truncate(path, 9 * 2**30)
     with pytest.raises(InputError, match="has 9663676416 bytes, at most 8589934592 are read; save the weights without"):
         read_state(path)
-    assert time.monotonic() - began < 1
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 def test_too_little_memory_is_one_line(tmp_path, monkeypatch):
@@ -393,12 +394,10 @@ def test_however_the_child_ends_it_is_one_line(text, told, tmp_path, monkeypatch
 
 
 def test_a_child_that_never_ends_is_stopped(tmp_path, monkeypatch):
-    path = child(tmp_path, monkeypatch, "import time; time.sleep(60)")
+    path = child(tmp_path, monkeypatch, "import time; time.sleep(100_000)")
     monkeypatch.setattr("skipway.weights.read_foreign_checkpoint._SECONDS", 0.2)
-    began = time.monotonic()
     with pytest.raises(InputError, match="was not read within 0.2 seconds; save the weights as safetensors"):
         read_state(path)
-    assert time.monotonic() - began < 20
 
 
 def test_the_child_is_told_nothing_of_the_user(tmp_path, monkeypatch):
@@ -412,8 +411,8 @@ def test_the_child_is_told_nothing_of_the_user(tmp_path, monkeypatch):
 def limited(tmp_path, text):
     """What `text` prints in a process with the limits for a file of no bytes."""
     begin = f"import sys; sys.path.append({os.path.dirname(unpickle_worker.__file__)!r}); import unpickle_worker\n"
-    command = [sys.executable, "-I", "-c", begin + "foreign_child.limit(0)\n" + text]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-I", "-c", begin + "unpickle_worker.limit(0)\n" + text]
+    done = run(*command, cwd=tmp_path)
     return done.stdout + done.stderr
 
 
@@ -423,7 +422,7 @@ def test_the_child_s_limits_hold(tmp_path):
     assert "File too large" in limited(tmp_path, "open('a', 'wb', 0).write(b'a')")
     assert (tmp_path / "a").stat().st_size == 0
     again = limited(
-        tmp_path, "foreign_child.limit(2**40); import resource; print(resource.getrlimit(resource.RLIMIT_AS))"
+        tmp_path, "unpickle_worker.limit(2**40); import resource; print(resource.getrlimit(resource.RLIMIT_AS))"
     )
     assert 2**28 < int(again.split(",")[1].strip(" )\n")) < 2**31, "what stands already was raised"
 
@@ -621,7 +620,7 @@ def mutated(data, chance):
 def test_damaged_files_are_refused_or_read_and_never_crash(which, tmp_path):
     path, chance = files_of(tmp_path)[which], random.Random(which)
     whole = path.read_bytes()
-    begin, refused = time.monotonic(), 0
+    refused = 0
     for _ in range(1500):
         path.write_bytes(mutated(whole, chance))
         if path.read_bytes()[:2] == b"PK":
@@ -631,7 +630,7 @@ def test_damaged_files_are_refused_or_read_and_never_crash(which, tmp_path):
         except SkipwayError as error:
             refused += 1
             assert len(str(error).splitlines()) == 1
-    assert refused > 200 and time.monotonic() - begin < 60
+    assert refused > 200
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -15,6 +15,7 @@ from skipway.data.sources.base import split_of
 from skipway.data.sources.csv_parser import check_names, read_text
 from skipway.data.sources.image_parquet import opened
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.utils.text import join_names
 
 __all__ = ["BUILT_IN_TABLES", "SUFFIXES", "Table", "bundled_table", "frame_table", "read_table", "table_files"]
 
@@ -48,8 +49,7 @@ class Table:
 
 def listed(names: list[str], most: int = 8) -> str:
     """Some names in an error or a note."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(repr(printable(name)) for name in names[:most]) + more
+    return join_names((repr(printable(name)) for name in names), limit=most)
 
 
 def table_files(root: Path) -> dict[str, Path]:

@@ -1,0 +1,155 @@
+"""Chain: layers one after the other, and functions as layers.
+
+Shapes: whatever the layers take and pass on.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from skipway.errors import InputError, did_you_mean
+from skipway.kernels.dispatch import run_layers
+from skipway.nn.code_repr import show
+from skipway.nn.shape_inference import NamedErrors, named_errors
+from skipway.utils.text import join_names
+
+__all__ = ["Chain", "Function", "Layer", "as_module", "is_plain_sequence", "warn_shared_layers"]
+
+Layer = nn.Module | Callable[..., Any]
+
+
+class Function(nn.Module):
+    """A function as a layer, so that `Chain(conv, torch.relu)` and `Chain(..., lambda x: x.mean((2, 3)))` work."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Whatever the function gives."""
+        return self.function(*inputs)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class Chain(NamedErrors, nn.Sequential):
+    """Layers one after the other, by position or by name; an `nn.Sequential` that takes functions and prints as code.
+
+    >>> import torch
+    >>> Chain(nn.Linear(4, 8), torch.relu, head=nn.Linear(8, 2))(torch.ones(1, 4)).shape
+    torch.Size([1, 2])
+    """
+
+    forward_impl: Callable[[Sequence[nn.Module], Any], Any] | None = (
+        None  # another way to run the layers: see `recompute`
+    )
+
+    def __init__(self, *layers: Layer, **named: Layer):
+        super().__init__()
+        if len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named:  # by nn.Sequential's slices
+            named = cast(dict[str, Layer], layers[0])
+            layers = ()
+        for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
+            if hasattr(self, name) or not name or "." in name:
+                raise InputError(
+                    f"a Chain cannot call a layer {name!r}: it has an attribute or a layer of that name, or the name "
+                    "is empty or holds a dot; choose another"
+                )
+            self.add_module(name, as_module(layer))
+        warn_shared_layers(self)
+
+    @named_errors
+    def forward(self, input: Any) -> Any:
+        """The input of the first layer -> the output of the last."""
+        return (self.forward_impl or run_layers)(list(self), input)
+
+    def __getitem__(self, place: int | slice | str) -> Any:
+        """The layer at a number or of a name, or the Chain of a slice."""
+        if isinstance(place, str):
+            return self._modules[self._known(place)]
+        part: Any = super().__getitem__(place)
+        if isinstance(place, slice):
+            part.forward_impl = self.forward_impl
+        return part
+
+    def __delitem__(self, place: int | slice | str) -> None:
+        """Take out the layer at a number or of a name, or those of a slice; layers by position are numbered anew."""
+        layers = list(self._modules.items())
+        del layers[list(self._modules).index(self._known(place)) if isinstance(place, str) else place]
+        self._hold(layers)
+
+    def insert(self, index: int, module: Layer) -> "Chain":
+        """Put a layer or function in before the one at `index`."""
+        layers = list(self._modules.items())
+        layers.insert(index, ("0", as_module(module)))
+        self._hold(layers)
+        warn_shared_layers(self)
+        return self
+
+    def append(self, module: Layer) -> "Chain":
+        """Put a layer or function in at the end."""
+        self._hold([*self._modules.items(), ("0", as_module(module))])
+        warn_shared_layers(self)
+        return self
+
+    def _hold(self, layers: list[tuple[str, nn.Module]]) -> None:
+        named = {str(i) if name.isdigit() else name: layer for i, (name, layer) in enumerate(layers)}
+        self._modules.clear()
+        self._modules.update(named)
+
+    def _known(self, name: str) -> str:
+        if name not in self._modules:
+            raise InputError(
+                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}; it has "
+                f"{', '.join(self._modules) or 'none'}"
+            )
+        return name
+
+    @named_errors
+    def activations(self, x: Any) -> tuple[Any, ...]:
+        """The output of every layer in turn, for an input as `forward` takes it."""
+        outputs = []
+        for layer in self:
+            x = (self.forward_impl or run_layers)([layer], x)
+            outputs.append(x)
+        return tuple(outputs)
+
+    def __repr__(self) -> str:
+        return show(self)
+
+
+def as_module(layer: Layer) -> nn.Module:
+    """The module itself, or a function as one."""
+    if isinstance(layer, nn.Module):
+        return layer
+    if isinstance(layer, type) or not callable(layer):
+        raise InputError(f"a layer is a module or a function of tensors, not {layer!r}; write nn.ReLU() or torch.relu")
+    return Function(layer)
+
+
+def is_plain_sequence(module: nn.Module) -> bool:
+    """Return whether calling `module` does nothing but call its layers one after the other."""
+    return type(module).forward in (nn.Sequential.forward, Chain.forward)
+
+
+def warn_shared_layers(container: nn.Module, only: str | None = None) -> None:
+    """Warn where children (or `only` one of them with others) hold the same layer with parameters: it is one layer."""
+    first_holder: dict[int, str] = {}
+    shared: dict[str, str] = {}
+    for name, child in container._modules.items():  # named_children() leaves out what it has met
+        modules = () if child is None else child.modules()
+        holders = {id(m): name for m in modules if any(p is not None for p in m._parameters.values())}
+        earlier = [first_holder[module_id] for module_id in holders if module_id in first_holder]
+        shared.update((name, first) for first in earlier if only in (None, name, first))
+        first_holder = holders | first_holder
+    if shared:
+        pairs = join_names((f"{name!r} with {first!r}" for name, first in shared.items()), limit=3)
+        warnings.warn(
+            f"layers of this {type(container).__name__} share parameters ({pairs}): they are one layer, counted "
+            "once; build each anew for weights of its own",
+            stacklevel=3,
+        )
