@@ -18,18 +18,18 @@ import torch
 from torch import nn
 
 import skipway as sw
-from skipway.report import compare_plot, network_plots
+from skipway.report import compare_plot, loss_landscape_plot, network_plots
 
 KINDS = {"plain": "none", "residual": "pad"}
 
 
 def pictures(folder, count, size):
     """((pictures, labels) to train on, (pictures, labels) to test on): (N, 3, size, size), normalised."""
-    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
-    packed = pack(source, natural_packing(source, size, "squash", 10**6))
+    packed = decode_images(source, choose_decode_settings(source, size, "squash", 10**6))
     rows = packed.splits["train"], packed.splits["test"]
     order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(0))[:count]
     parts = []
@@ -149,10 +149,10 @@ def main():
                 flush=True,
             )
     (given.out / "depth.json").write_text(json.dumps({"rows": rows, "courses": courses}, indent=1))
-    compare_plot.comparison(courses, given.out / "curves.png")
-    network_plots.flow(flows, given.out / "flow.png")
-    network_plots.landscape(lines, given.out / "landscape.png")
-    network_plots.landscape(squares, given.out / "square.png")
+    compare_plot.plot_run_comparison(courses, given.out / "curves.png")
+    network_plots.plot_signal_flow(flows, given.out / "flow.png")
+    loss_landscape_plot.plot_loss_landscape(lines, given.out / "landscape.png")
+    loss_landscape_plot.plot_loss_landscape(squares, given.out / "square.png")
     page(rows, given.out)
     print(f"drawn: {given.out / 'index.html'}")
 

@@ -55,11 +55,11 @@ NETWORKS = {
 
 def photographs(folder, size):
     """((pictures, labels), (pictures, labels), class names): uint8 (N, 3, size, size), train and validation."""
-    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
-    packed = pack(source, natural_packing(source, size, "crop", 50_000_000))
+    packed = decode_images(source, choose_decode_settings(source, size, "crop", 50_000_000))
     start = (packed.pixels.shape[1] - size) // 2
     pixels = torch.from_numpy(packed.pixels).permute(0, 3, 1, 2)[:, :, start : start + size, start : start + size]
     parts = [packed.splits[split] for split in ("train", "val" if "val" in packed.splits else "test")]

@@ -88,11 +88,11 @@ ROAD = {
 
 def birds_and_airplanes(folder):
     """(pictures, labels) to train on and to validate on: (N, 3, 32, 32) normalised, 0 for airplanes."""
-    from skipway.data.images.decoded_cache import natural_packing, pack
+    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)
-    packed = pack(source, natural_packing(source, 32, "squash", 10**6))
+    packed = decode_images(source, choose_decode_settings(source, 32, "squash", 10**6))
     parts = []
     for split in ("train", "test"):
         rows = packed.splits[split]

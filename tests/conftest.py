@@ -4,9 +4,13 @@ import subprocess
 
 import pytest
 import torch
+from fake_gpu_backend import register
 from hypothesis import settings
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no test reaches the Hub by accident
+
+if not torch.cuda.is_available():
+    register()  # now, for autograd starts a thread for each known device at the first backward pass of a process
 
 # The same examples on every machine and in every run: a failure is one of the code, never of the draw.
 settings.register_profile("fixed", derandomize=True, deadline=None)

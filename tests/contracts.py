@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import skipway as sw
 from skipway.data.image_spec import Spec
-from skipway.models.network import planned
+from skipway.models.network import build_network
 from skipway.models.registry import FAMILIES
 from skipway.nn.joins import Scale, add, append, concat
 from skipway.nn.shape_inference import output_shape
@@ -99,7 +99,7 @@ def check_plan(network):
     printed = [eval(repr(plan)), eval(repr(values), {kind.__name__: kind})]
     assert printed == [plan, values], "the plan's repr is another plan"
     assert {"name": plan["name"], "family": kind.FAMILY, **values.as_dict()} == plan, "the plan is not complete"
-    again = planned(told)
+    again = build_network(told)
     assert shapes(again) == shapes(network) and repr(again) == repr(network), "the plan rebuilds another network"
 
 

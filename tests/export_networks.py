@@ -10,7 +10,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.tables.columns import Column
 from skipway.data.tables.table_spec import TableSpec
 from skipway.models.mlp import ResMLPPlan
-from skipway.models.network import planned
+from skipway.models.network import build_network
 from skipway.models.resnet import ResNetPlan
 
 NAMES = ("ant", "bee", "wasp")
@@ -32,7 +32,7 @@ def network_of(name):
         network = copy.deepcopy(settled(name))
     else:
         plan = ResNetPlan(layers=(2, 1), widths=(8, 16), num_classes=CLASSES, **{"stem": "small", **OTHERS[name]})
-        network = planned({"family": plan.FAMILY, **plan.as_dict()})
+        network = build_network({"family": plan.FAMILY, **plan.as_dict()})
         settle(network)
     network.spec = SPEC
     return network
@@ -46,7 +46,7 @@ def table_network(task="classification"):
     )
     spec = TableSpec(columns, "y", task, *((NAMES,) if task == "classification" else ((), 2000.0, 3.0)))
     plan = ResMLPPlan(layers=2, width=8, in_features=4, num_classes=spec.num_classes, categories=spec.categories)
-    network = planned({"family": plan.FAMILY, **plan.as_dict()}, spec)
+    network = build_network({"family": plan.FAMILY, **plan.as_dict()}, spec)
     settle(network)
     return network
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skipway.data.images.decoded_cache import Packed, Packing
+from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings
 from skipway.data.sources.base import Source
 
 CLASSES = ("cat", "cow", "dog")
@@ -95,16 +95,16 @@ def array_source(arrays, labels, class_names=("a", "b"), name="arrays"):
     )
 
 
-def packed_noise(labels, size=8, room=0, channels=3, splits=None, digests=None, names=None, seed=0):
+def decoded_noise(labels, size=8, room=0, channels=3, splits=None, digests=None, names=None, seed=0):
     """A packed set of noise with these labels, without any file."""
     labels = np.asarray(labels, dtype=np.int64)
     side = size + room
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), side, side, channels), dtype=np.uint8)
     names = names or tuple(f"class{i}" for i in range(int(labels.max(initial=0)) + 1))
-    return Packed(
+    return DecodedImages(
         name="noise",
         class_names=names,
-        packing=Packing(size, side, channels),
+        settings=DecodeSettings(size, side, channels),
         pixels=pixels,
         labels=labels,
         keys=[f"{i}.png" for i in range(len(labels))],

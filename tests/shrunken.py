@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skipway.models import registry
-from skipway.models.network import planned
+from skipway.models.network import build_network
 
 SIZE = 16  # of the pictures
 CLASSES = 3
@@ -68,14 +68,14 @@ def covering():
 def shrunken(name):
     """The cut network with fresh weights, to be copied before it is changed."""
     torch.manual_seed(0)
-    return planned(shrunken_plan(name))
+    return build_network(shrunken_plan(name))
 
 
 @cache
 def settled(name):
     """The cut network as if trained: nothing is zero, every norm has its statistics; to be copied before changes."""
     torch.manual_seed(1)
-    network = planned(shrunken_plan(name))
+    network = build_network(shrunken_plan(name))
     settle(network)
     return network.eval()
 

@@ -13,7 +13,8 @@ from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
 from skipway.model_factory import create_model, list_models
 from skipway.models.load_model import load
-from skipway.models.network import Network, prepare
+from skipway.models.network import Network
+from skipway.models.prediction import prepare_image
 from skipway.training.checkpoint import load_weights, save_weights
 
 GREY = Spec(1, 8, 10, (0.4,), (0.3,), ("no", "yes", "perhaps"))
@@ -95,7 +96,7 @@ def test_pictures_of_every_kind_are_predicted_together(spec, tmp_path):
 def test_a_picture_is_prepared_as_the_spec_says():
     network = network_for(GREY).eval()
     x = picture(10, 10)
-    pixels = prepare(x, GREY)
+    pixels = prepare_image(x, GREY)
     assert pixels.shape == (8, 8, 1) and np.array_equal(pixels[:, :, 0], x[1:9, 1:9])
     wanted = network((torch.tensor(x[1:9, 1:9]).float()[None, None] / 255 - 0.4) / 0.3).softmax(1)
     assert np.allclose(network.predict_proba([x]), wanted.detach(), atol=1e-6)

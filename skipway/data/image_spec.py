@@ -79,10 +79,15 @@ class Spec:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
-    def preparation(self) -> dict[str, Any]:
-        """How a picture becomes pixels of `presize`, as the arguments of `decode`."""
-        how = {"resize_mode": self.resize_mode, "interpolation": self.interpolation}
-        return {"size": self.presize, "cut": self.size, "channels": self.channels, **how}
+    def decode_options(self) -> dict[str, Any]:
+        """Return how a picture becomes pixels of `presize`, as the arguments of `decode`."""
+        return {
+            "size": self.presize,
+            "crop_size": self.size,
+            "channels": self.channels,
+            "resize_mode": self.resize_mode,
+            "interpolation": self.interpolation,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.augment_policy import margin
+from skipway.data.images.augment_policy import crop_offset
 
 __all__ = ["Preparation"]
 
@@ -31,9 +31,9 @@ class Preparation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The pictures, fitted, resized and cut."""
-        height, width = (torch.full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
-        down, inside_down = self._weights(height, width, torch.arange(x.shape[1], dtype=torch.float64))
-        across, inside_across = self._weights(width, height, torch.arange(x.shape[2], dtype=torch.float64))
+        height, width = (x.new_full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
+        down, inside_down = self._weights(height, width, _positions(height, x.shape[1]))
+        across, inside_across = self._weights(width, height, _positions(width, x.shape[2]))
         x = (x.permute(0, 3, 1, 2).float() @ across.T).clamp(0, 255)
         x = (down @ x).clamp(0, 255)
         return torch.where(inside_down[:, None] & inside_across, x, _GREY) if self.spec.resize_mode == "pad" else x
@@ -45,37 +45,45 @@ class Preparation(nn.Module):
         the square that the Spec's `presize` tells, and `places` are in its middle.
         """
         spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
-        whole, begin = torch.full((), spec.presize, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        edge = margin(spec.presize, spec.size)
+        whole, begin = length.new_full((), spec.presize), length.new_zeros(())
+        edge = crop_offset(spec.presize, spec.size)
         if spec.resize_mode == "crop":
             whole = (whole * length / torch.minimum(length, other)).floor()
             begin = ((whole - spec.size) / 2).round() - edge
         elif spec.resize_mode == "pad":
             whole = (whole * length / torch.maximum(length, other)).round().clamp_min(1)
             begin = -((spec.presize - whole) / 2).floor()
-        places, scale = torch.arange(spec.size, dtype=torch.float64) + begin + edge, length / whole
-        # First, pixels of a large picture are averaged in cells of whole numbers of them, from `least` to `most`.
+        places, scale = _positions(length, spec.size) + begin + edge, length / whole
+        # First, pixels of a large picture are averaged in cells of whole numbers of them, from `start` to `end`.
         side = (scale / _GAP).floor().clamp_min(1)
         reach = (support - 0.5) * scale
-        least = torch.where(side > 1, (begin.clamp_min(0) * scale - reach).floor().clamp_min(0), 0.0)
-        most = torch.where(side > 1, torch.minimum(((begin + spec.presize) * scale + reach).ceil(), length), length)
-        cells = ((pixels - least) / side).floor()
-        shares = torch.minimum(side, most - least - cells * side)  # the last cell may hold fewer
-        apart = cells + 0.5 - ((places[:, None] + 0.5) * scale - least) / side
-        weights = filter_of((apart / (scale / side).clamp_min(1)).abs()) / shares
-        weights = torch.where((pixels >= least) & (pixels < most), weights, 0.0)
+        start = torch.where(side > 1, (begin.clamp_min(0) * scale - reach).floor().clamp_min(0), 0.0)
+        end = torch.where(side > 1, torch.minimum(((begin + spec.presize) * scale + reach).ceil(), length), length)
+        cells = ((pixels - start) / side).floor()
+        shares = torch.minimum(side, end - start - cells * side)  # the last cell may hold fewer
+        distance = cells + 0.5 - ((places[:, None] + 0.5) * scale - start) / side
+        weights = filter_of((distance / (scale / side).clamp_min(1)).abs()) / shares
+        weights = torch.where((pixels >= start) & (pixels < end), weights, 0.0)
         # Beside the picture all may be 0, and their shares not a number; bars are painted over that.
         return (weights / weights.sum(1, keepdim=True)).float(), (places >= 0) & (places < whole)
 
 
-def _linear(apart: Tensor) -> Tensor:
-    return (1 - apart).clamp_min(0)
+def _positions(like: Tensor, count: int) -> Tensor:
+    """Return 0, 1, 2, ... (count,) with the dtype and device of `like`.
+
+    `torch.arange` would fix the device of the example into an exported program, which then cannot move to a GPU.
+    """
+    return like.new_ones(count).cumsum(0) - 1
 
 
-def _cubic(apart: Tensor) -> Tensor:
-    near = (1.5 * apart - 2.5) * apart**2 + 1
-    far = ((2.5 - 0.5 * apart) * apart - 4) * apart + 2
-    return torch.where(apart < 1, near, torch.where(apart < 2, far, 0.0))
+def _linear(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp_min(0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 _FILTERS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _linear), "bicubic": (2, _cubic)}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from skipway.errors import InputError, ShapeError, printable
-from skipway.models.network import Network, planned, read_spec, unfit
+from skipway.models.network import Network, build_network, read_spec
+from skipway.models.plan_consistency import plan_mismatch
 from skipway.training.checkpoint import load_weights
 
 __all__ = ["load", "restore", "weights_file"]
@@ -26,17 +27,17 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
     try:
         plan, spec = dict(header["plan"]), read_spec(header["spec"])
         with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
-            network = planned(plan, spec)
+            network = build_network(plan, spec)
     except InputError as error:
         raise error.at(where) from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
         ) from None
-    if flaw := unfit(network, tensors):
-        raise ShapeError(f"{where} {flaw}; write it again")
-    wide = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
-    network.to(torch.float64 if wide else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
+    if mismatch := plan_mismatch(plan, spec, network.state_dict(), tensors):
+        raise ShapeError(f"{where} {mismatch}; write it again")
+    all_double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
+    network.to(torch.float64 if all_double else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
     return network.eval()
 
 

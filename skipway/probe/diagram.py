@@ -17,7 +17,7 @@ from skipway.errors import InputError, did_you_mean, printable
 from skipway.model_factory import input_shape as shape_for
 from skipway.models import registry
 from skipway.models.mlp import Embed
-from skipway.models.network import Network, outline
+from skipway.models.network import Network, build_meta_network
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.nn.joins import Gate
 from skipway.nn.reversible import Coupling, Reversible
@@ -61,7 +61,7 @@ def diagram(
     if isinstance(network, str):
         network = registry.plan_of(network)
     if isinstance(network, Mapping):
-        network = outline(dict(network))
+        network = build_meta_network(dict(network))
     if not isinstance(network, nn.Module):
         raise InputError(
             f"a diagram is drawn of a network, a plan or a name of `skipway models`, not of {type(network).__name__}"

@@ -4,8 +4,8 @@
     RUN/weights/last/step-00000123/{tensors.safetensors, state.json, MANIFEST.json}
 
 A step's folder gets its name only when it is whole and on the disk; it is read back before an older one goes. The
-manifest's own "sha256" (over its other fields as compact JSON in their order) stays the same in every format, so that
-a damaged manifest is never taken for one of a newer format.
+manifest's own "sha256" (over its other fields as compact JSON in their order) stays the same in every schema, so that
+a damaged manifest is never taken for one of a newer schema.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
+from skipway.utils.run_schema import SCHEMA, NewerSchema, refuse_unknown_schema
 from skipway.utils.text import join_names
 
 __all__ = [
-    "FORMAT",
     "Checkpoint",
     "load_checkpoint",
     "load_weights",
@@ -37,8 +37,6 @@ __all__ = [
     "save_checkpoint",
     "save_weights",
 ]
-
-FORMAT = 1
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?", re.ASCII)
@@ -56,10 +54,6 @@ class Checkpoint:
     state: dict[str, Any]
     path: Path
     refused: tuple[str, ...] = ()
-
-
-class _NewerFormat(InputError):
-    """Written by a newer skipway: not damage, so nothing older may stand in for it."""
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
@@ -112,7 +106,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     for step, _, path in steps:
         try:
             return Checkpoint(step, *_read_step(path, step), path, tuple(refused))
-        except _NewerFormat:
+        except NewerSchema:
             raise
         except InputError as error:
             refused.append(str(error))
@@ -133,7 +127,7 @@ def _rotate(folder: Path, step: int, keep: int) -> None:
         flaw = _find_flaw(path, other) if other != step else None
         if flaw is None and len(verified) < keep and other != step:
             verified.append(other)
-        elif other < min(verified) and len(verified) == keep and not isinstance(flaw, _NewerFormat):
+        elif other < min(verified) and len(verified) == keep and not isinstance(flaw, NewerSchema):
             atomic_files.discard(path)
 
 
@@ -148,7 +142,7 @@ def _find_flaw(path: Path, step: int) -> InputError | None:
 
 def _make_manifest(step: int, tensors: dict[str, Tensor], files: dict[str, bytes]) -> bytes:
     values = {
-        "format": FORMAT,
+        "schema": SCHEMA,
         "skipway": _version(),
         "torch": str(torch.__version__),
         "step": step,
@@ -182,20 +176,10 @@ def _read_manifest(path: Path, step: int) -> dict[str, Any]:
         raise InputError(f"{where}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: is damaged: {printable(error)}") from error
-    _refuse_newer(where, values.get("format"), values.get("skipway"))
+    refuse_unknown_schema(where, values.get("schema"), values.get("skipway"))
     if values.get("step") != step:
         raise InputError(f"{where}: says step {printable(values.get('step'))}, its folder says {step}")
     return values
-
-
-def _refuse_newer(where: str, number: Any, version: Any) -> None:
-    if not isinstance(number, int) or number < 1:
-        raise InputError(f"{where}: says format {printable(number)}, which no skipway has written")
-    if number > FORMAT:
-        raise _NewerFormat(
-            f"{where}: written by skipway {printable(version)} (format {number}), this is skipway {_version()} "
-            f"(format {FORMAT}): upgrade skipway"
-        )
 
 
 def _read_file(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
@@ -301,7 +285,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     """One .safetensors file at `path`: the tensors, and `header` as JSON under the metadata key "skipway"."""
     notes = {
         "skipway": atomic_files.to_json(header, f"the header of {printable(path)}", indent=None).decode(),
-        "written_by": json.dumps({"format": FORMAT, "version": _version()}),
+        "written_by": json.dumps({"schema": SCHEMA, "version": _version()}),
     }
     data = _encode(tensors, notes)
     length = int.from_bytes(data[:8], "little")
@@ -372,7 +356,7 @@ def _read_notes(file: BinaryIO, where: str) -> dict[str, str]:
         call = "create_model(name, pretrained=...)"
         raise InputError(f"{where}: is safetensors without skipway's header, another tool's; bring it in with {call}")
     writer = atomic_files.from_json(notes["written_by"].encode())
-    _refuse_newer(where, writer["format"], writer["version"])
+    refuse_unknown_schema(where, writer.get("schema"), writer["version"])
     return notes
 
 

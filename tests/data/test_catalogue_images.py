@@ -13,15 +13,17 @@ import pytest
 from picture_folders import class_folders, fill, picture, split_folders, tree
 from PIL import Image
 
-from skipway.data.images.decoded_cache import Packed, natural_packing, pack
+from skipway.data.images.decoded_cache import DecodedImages, choose_decode_settings, decode_images
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.errors import InputError
 
 
-def through(root, max_unreadable=0.01, follow_links=False, allow_empty_classes=False, allow_duplicates=False) -> Packed:
+def through(
+    root, max_unreadable=0.01, follow_links=False, allow_empty_classes=False, allow_duplicates=False
+) -> DecodedImages:
     source = open_source(str(root), follow_links, allow_empty_classes)
-    packed = pack(source, natural_packing(source, None, "squash", 50_000_000), max_unreadable)
+    packed = decode_images(source, choose_decode_settings(source, None, "squash", 50_000_000), max_unreadable)
     refuse_leaks(packed, allow_duplicates)
     hold_out(packed, 0.25, 0)
     return packed

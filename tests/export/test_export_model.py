@@ -13,7 +13,8 @@ import skipway as sw
 from skipway.errors import InputError, SkipwayError
 from skipway.export import export_model as home
 from skipway.export.onnx_file import _Pictures
-from skipway.models.network import as_table, planned, read_spec
+from skipway.models.network import build_network, read_spec
+from skipway.models.prediction import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,15 +50,15 @@ def test_a_program_tells_what_it_is(tmp_path):
     network, found = network_of("resnet18"), dict.fromkeys(("class_names", "spec", "plan"), "")
     torch.export.load(sw.export.program(network, tmp_path / "network.pt2").path, extra_files=found)
     assert tuple(json.loads(found["class_names"])) == NAMES and read_spec(json.loads(found["spec"])) == SPEC
-    assert list(planned(json.loads(found["plan"])).state_dict()) == list(network.state_dict())
+    assert list(build_network(json.loads(found["plan"])).state_dict()) == list(network.state_dict())
 
 
 def test_a_program_that_gives_something_else_is_no_file(tmp_path, monkeypatch):
     network, other = network_of("resnet18"), network_of("resnet18")
     other.head.weight.data.neg_()
-    right = home.captured
+    right = home.trace_program
     wrong = _Pictures(other.eval(), SPEC)
-    monkeypatch.setattr(home, "captured", lambda module, *rest: right(wrong, *rest))
+    monkeypatch.setattr(home, "trace_program", lambda module, *rest: right(wrong, *rest))
     with pytest.raises(SkipwayError, match="what was exported gives other outputs than torch"):
         sw.export.program(network, tmp_path / "network.pt2")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ import skipway as sw
 from skipway.errors import InputError, MissingExtra, ShapeError
 from skipway.export import openvino as home
 from skipway.export.openvino import engine, fastest
-from skipway.models.network import several_views
+from skipway.models.prediction import average_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,8 +45,8 @@ def test_outputs_are_those_of_the_network_for_every_size_of_batch(name):
 
 def test_bf16_is_what_auto_is_where_there_is_bf16(monkeypatch):
     network, hints = network_of("resnet18"), []
-    as_it_is = home._compiled
-    monkeypatch.setattr(home, "_compiled", lambda m, half: (hints.append(half), as_it_is(m, half))[1])
+    as_it_is = home._compile
+    monkeypatch.setattr(home, "_compile", lambda m, half: (hints.append(half), as_it_is(m, half))[1])
     for there in (False, True):
         monkeypatch.setattr(home, "has_bf16", lambda device, there=there: there)
         assert apart(network, engine(network), inputs()) < 4e-2
@@ -69,7 +69,7 @@ def test_a_network_stays_one_that_predicts(tmp_path):
     assert made.predict(given) == network.predict(given)
     views = np.stack(given)[:, :SIZE, :SIZE]
     assert np.abs(made.probabilities(views, tta=True) - network.probabilities(views, tta=True)).max() < 1e-5
-    assert isinstance(made, sw.Network) and made.spec == SPEC and several_views(made) is not None
+    assert isinstance(made, sw.Network) and made.spec == SPEC and average_views(made, SPEC) is not None
     made.save(tmp_path / "network.safetensors")
     assert apart(network, sw.load(tmp_path / "network.safetensors").eval(), inputs()) < 1e-6
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from skipway.data.image_spec import RESIZE_MODES, Spec
 from skipway.export.preprocessing import Preparation
-from skipway.models.network import prepare
+from skipway.models.prediction import prepare_image
 
 SIZES = {
     "smaller": (20, 31),
@@ -35,22 +35,22 @@ def apart(spec, picture):
     """(the largest, the mean) difference from `prepare`, in grey levels."""
     made = Preparation(spec)(torch.from_numpy(picture[None]))[0].permute(1, 2, 0).numpy()
     assert made.dtype == np.float32 and made.shape == (spec.size, spec.size, spec.channels)
-    difference = np.abs(made - prepare(picture, spec))
+    difference = np.abs(made - prepare_image(picture, spec))
     return difference.max(), difference.mean()
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("interpolation", "bound"), [("bilinear", 1.6), ("bicubic", 4)])
 @pytest.mark.parametrize("resize_mode", RESIZE_MODES)
-def test_pixels_are_those_of_prepare_but_for_rounding(fit, interpolation, bound, size):
-    largest, mean = apart(spec_of(fit, interpolation), photograph(*SIZES[size]))
+def test_pixels_are_those_of_prepare_but_for_rounding(resize_mode, interpolation, bound, size):
+    largest, mean = apart(spec_of(resize_mode, interpolation), photograph(*SIZES[size]))
     assert largest < bound and mean < 0.4
 
 
 @pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_picture_of_the_size_that_is_asked_for_is_as_it_was(fit, interpolation):
-    spec = spec_of(fit, interpolation, size=40)
+def test_a_picture_of_the_size_that_is_asked_for_is_as_it_was(resize_mode, interpolation):
+    spec = spec_of(resize_mode, interpolation, size=40)
     assert apart(spec, np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))[0] < 1e-4
 
 

@@ -15,7 +15,7 @@ from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
 from skipway.model_factory import create_model
 from skipway.models import registry
-from skipway.models.network import outline
+from skipway.models.network import build_meta_network
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.skip import Dense, Parallel, Skip, named_skips
@@ -86,7 +86,7 @@ def test_every_block_is_drawn_or_counted_and_fits_the_page(name):
     svg = diagram(name)
     root = read(svg)
     drawn, told = counted(root)
-    network = outline(registry.plan_of(name))
+    network = build_meta_network(registry.plan_of(name))
     assert drawn + told == sum(isinstance(m, Skip | Coupling) for m in network.modules()) and drawn > 0
     assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in texts(root)[1]
     width, height = float(root.get("width")), float(root.get("height"))
@@ -297,7 +297,7 @@ def test_values_tint_the_blocks_and_are_written_below_them():
 
 
 def test_blocks_told_in_a_number_say_between_what_their_values_lie():
-    network = outline(registry.plan_of("resnet152"))
+    network = build_meta_network(registry.plan_of("resnet152"))
     values = {path: number for number, (path, _) in enumerate(named_skips(network))}
     said = texts(read(diagram(network, values=values)))
     assert {"6 to 10", "14 to 46"} <= set(said)
@@ -305,7 +305,7 @@ def test_blocks_told_in_a_number_say_between_what_their_values_lie():
 
 
 def test_values_by_the_paths_of_skips_belong_to_the_blocks_around_them():
-    network = outline(registry.plan_of("resnetv2_18"))
+    network = build_meta_network(registry.plan_of("resnetv2_18"))
     values = {path: 1.5 for path, _ in named_skips(network)}
     assert any(path.endswith(".skip") for path in values)
     assert texts(read(diagram(network, values=values))).count("1.5") == 8

@@ -55,7 +55,7 @@ from torch import nn
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
 from skipway.models import registry
-from skipway.models.network import planned
+from skipway.models.network import build_network
 from skipway.nn.blocks import Layers, steps_of
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
@@ -221,7 +221,7 @@ def test_gradients_of_the_plain_network_explode_and_those_of_the_skips_do_not():
 
 
 def test_evaluation_leaves_the_norms_as_they_were_and_gives_the_mode_back():
-    network = planned(registry.plan_of("resnet20", num_classes=2, in_chans=1), SPEC)
+    network = build_network(registry.plan_of("resnet20", num_classes=2, in_chans=1), SPEC)
     before = copy.deepcopy(network.state_dict())
     network.predict([np.zeros((8, 8), np.uint8)])
     summary(network, (1, 1, 8, 8))

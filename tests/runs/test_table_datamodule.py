@@ -17,6 +17,7 @@ from skipway.commands.write_predictions import write_predictions
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
+from skipway.utils.run_schema import SCHEMA
 from skipway.utils.signals import StopFlag
 
 QUICK = {"epochs": 3, "batch_size": 16}
@@ -71,7 +72,11 @@ def test_a_regression_leaves_its_figures_tables_and_pictures(price):
     assert (price.path / "plots" / "predicted.png").stat().st_size > 5000
     assert not (price.path / "confusion_matrix.csv").exists()
     encoders = json.loads((price.path / "encoders.json").read_text())
-    assert encoders["target"] == "price" and encoders == sw.load(price.path).spec.as_dict()
+    assert (
+        encoders.pop("schema") == SCHEMA
+        and encoders["target"] == "price"
+        and encoders == sw.load(price.path).spec.as_dict()
+    )
 
 
 def test_a_classification_leaves_what_one_of_pictures_does(dear):
@@ -251,7 +256,7 @@ def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_pa
         quick(home, tmp_path, target="price", task="guess")
     picture = sw.create_model("resnet20", 2)
     with pytest.raises(InputError, match="this network was not trained on a table; give it pictures"):
-        picture.need_table_spec()
+        picture.require_table_spec()
     assert not list(tmp_path.iterdir())
 
 

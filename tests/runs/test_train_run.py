@@ -12,7 +12,7 @@ from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, sam
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
 from skipway.report import html
-from skipway.runs.run_folder import cell
+from skipway.runs.run_tables import escape_cell
 from skipway.runs.train_run import train
 from skipway.training import loop
 from skipway.training.losses import Classification
@@ -142,7 +142,7 @@ def test_a_test_set_is_what_is_judged(tmp_path, bare):
 
 def test_a_config_fed_back_repeats_the_run_to_the_bit(first, tmp_path, bare):
     config = first.path / "config.yaml"
-    assert list(yaml.safe_load(config.read_text())) == sw.Recipe.names()
+    assert list(yaml.safe_load(config.read_text())) == ["schema", *sw.Recipe.names()]
     again = train(config=config, output=tmp_path)
     assert again.path.name == first.path.name and same_tensors(best(first.path), best(again.path))
     other = train(config=config, output=tmp_path, seed=1)
@@ -222,7 +222,7 @@ def test_a_config_and_a_run_to_go_on_with_exclude_each_other(first):
 
 @pytest.mark.parametrize("name", [None, "run"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(data, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("skipway.runs.image_datamodule.pack", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("skipway.runs.image_datamodule.decode_images", lambda *a: pytest.fail("decoded"))
     file = tmp_path / "file"
     file.write_text("mine")
     for output in (file, file / "below"):
@@ -254,7 +254,7 @@ def test_a_refused_run_leaves_no_folder(data, tmp_path):
 
 
 def test_low_space_is_said_before_the_first_epoch(data, tmp_path, monkeypatch, bare):
-    monkeypatch.setattr("skipway.runs.train_run.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("skipway.runs.run_messages.free_bytes", lambda path: 1000)
     words = Words()
     quick(data, tmp_path, words)
     said = [i for i, line in enumerate(words.lines) if "mind: 1,000 bytes are free in" in line]
@@ -314,7 +314,7 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
         raise StorageError("full")
 
     def fault_on_a_full_disk(folder):
-        monkeypatch.setattr("skipway.runs.run_folder.write_file", full)
+        monkeypatch.setattr("skipway.runs.crash_report.write_file", full)
         raise KeyError("odd")
 
     monkeypatch.setattr(html, "write", fault_on_a_full_disk)
@@ -401,7 +401,7 @@ def test_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path, bare):
         text = path.read_text()
         assert "\x1b" not in text and not any(c.startswith(("=", "@", "-")) for c in text.replace("\n", ",").split(","))
     assert {r["class"] for r in table(run.path / "per_class.csv")} == {"'=cmd()", "'@x", "\\x1b[2J"}
-    assert [cell(v) for v in ("+1", -1, 2.5, "a-b", "\ta")] == ["'+1", -1, 2.5, "a-b", "\\x09a"]
+    assert [escape_cell(v) for v in ("+1", -1, 2.5, "a-b", "\ta")] == ["'+1", -1, 2.5, "a-b", "\\x09a"]
 
 
 def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from faulty_disk import FaultyOs, each_fault, each_kill, failing, forked, killin
 from skipway.errors import InputError, NotFiniteError, StorageError
 from skipway.training import checkpoint
 from skipway.utils import atomic_files
+from skipway.utils.run_schema import SCHEMA, NewerSchema
 
 FILES = ("tensors.safetensors", "state.json", "MANIFEST.json")
 
@@ -92,7 +93,7 @@ def test_a_step_comes_back_as_it_was_saved(tmp_path):
     loaded = checkpoint.load_checkpoint(tmp_path / "weights" / "last")
     assert is_step(loaded, 123) and loaded.path == path and loaded.refused == ()
     manifest = json.loads((path / "MANIFEST.json").read_text())
-    assert manifest["format"] == checkpoint.FORMAT and manifest["step"] == 123
+    assert manifest["schema"] == SCHEMA and manifest["step"] == 123
     assert manifest["torch"] == torch.__version__ and isinstance(manifest["skipway"], str)
     assert manifest["files"]["state.json"]["sha256"] == atomic_files.sha256((path / "state.json").read_bytes())
 
@@ -308,7 +309,7 @@ def test_no_flipped_bit_in_a_step_is_loaded_in_silence(tmp_path):
                 loaded = checkpoint.load_checkpoint(tmp_path)
             except InputError as error:
                 assert f"step-00000002/{name}" in str(error), (name, bit)
-                assert "upgrade" not in str(error), "damage passes for a newer format"
+                assert not isinstance(error, NewerSchema), "damage passes for a newer schema"
             else:
                 assert is_step(loaded, 2), (name, bit)
                 harmless += 1
@@ -449,9 +450,9 @@ def test_strides_that_do_not_fit_are_refused(tmp_path, strides):
         ({"strides": None}, "do not belong together"),
         ({"strides": {}}, "do not belong together"),
         ({"step": 3}, "says step 3, its folder says 2"),
-        ({"format": 0}, "says format 0, which no skipway has written"),
-        ({"format": "2"}, "says format 2, which no skipway has written"),
-        ({"format": None}, "says format None"),
+        ({"schema": 0}, "expected schema 1, got 0"),
+        ({"schema": "2"}, "expected schema 1, got '2'"),
+        ({"schema": None}, "expected schema 1, got none"),
     ],
 )
 def test_a_manifest_that_says_what_we_never_write_is_refused(tmp_path, changes, reason):
@@ -488,9 +489,9 @@ def test_a_folder_without_a_usable_step_is_refused_with_each_reason(tmp_path):
 
 def test_a_newer_format_asks_for_an_upgrade_and_nothing_older_stands_in(tmp_path):
     save(tmp_path, 1)
-    forge(save(tmp_path, 2), format=9, skipway="7.8.9")
+    forge(save(tmp_path, 2), schema=9, skipway="7.8.9")
     (save(tmp_path, 3) / "state.json").unlink()
-    message = r"written by skipway 7\.8\.9 \(format 9\), this is skipway [\d.]+ \(format 1\): upgrade skipway"
+    message = r"step-00000002/MANIFEST.json: expected schema 1, got 9. Use a newer skipway \(7\.8\.9 wrote it\)"
     with pytest.raises(InputError, match=message):
         checkpoint.load_checkpoint(tmp_path)
     for step in (4, 5, 6):
@@ -577,9 +578,9 @@ def test_another_tools_safetensors_and_a_newer_format_are_told_apart_from_damage
         safetensors.torch.save_file({"a": torch.ones(2)}, path, metadata)
         with pytest.raises(InputError, match="safetensors without skipway's header, another tool's"):
             checkpoint.load_weights(path)
-    notes = {"skipway": "{}", "written_by": '{"format": 5, "version": "3.2"}', "sha256": "?"}
+    notes = {"skipway": "{}", "written_by": '{"schema": 5, "version": "3.2"}', "sha256": "?"}
     safetensors.torch.save_file({"a": torch.ones(2)}, path, notes)
-    with pytest.raises(InputError, match=r"written by skipway 3\.2 \(format 5\), this is skipway"):
+    with pytest.raises(InputError, match=r"expected schema 1, got 5\. Use a newer skipway \(3\.2 wrote it\)"):
         checkpoint.load_weights(path)
 
 
@@ -600,7 +601,7 @@ def test_another_files_checksum_does_not_fit(tmp_path):
         checkpoint.load_weights(tmp_path / "a")
 
 
-NOTES = {"skipway": "{}", "written_by": '{"format": 1, "version": "0"}', "sha256": "?"}
+NOTES = {"skipway": "{}", "written_by": '{"schema": 1, "version": "0"}', "sha256": "?"}
 U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
 
 
@@ -623,7 +624,7 @@ U8 = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
         container({"__metadata__": NOTES | {"written_by": 1}}),
         container({"__metadata__": NOTES | {"written_by": "[]"}}),
         container({"__metadata__": NOTES | {"written_by": "[" * 100_000}}),
-        container({"__metadata__": NOTES | {"written_by": '{"format": 0, "version": 0}'}}),
+        container({"__metadata__": NOTES | {"written_by": '{"schema": 0, "version": 0}'}}),
         container({"__metadata__": NOTES | {"skipway": "[" * 1_000_000}}),
         container({"__metadata__": None}),
         container(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2]}}', b"12"),
@@ -641,7 +642,7 @@ def test_a_header_that_lies_is_refused_within_a_second(tmp_path, data):
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
     start = time.process_time()
-    refusals = "is damaged: .*; copy it again|too much|truncated|checksum|skipway's header|no skipway has"
+    refusals = "is damaged: .*; copy it again|too much|truncated|checksum|skipway's header|expected schema"
     with pytest.raises(InputError, match=refusals):
         checkpoint.load_weights(path)
     assert time.process_time() - start < 1

@@ -12,7 +12,7 @@ from torch import nn
 import skipway as sw
 from skipway.errors import InputError, ShapeError
 from skipway.models import registry
-from skipway.models.network import outline, planned
+from skipway.models.network import build_meta_network, build_network
 from skipway.weights.convert import adopt, release
 from skipway.weights.key_maps import LIBRARIES
 
@@ -99,7 +99,7 @@ def test_release_then_adopt_is_the_identity(pair, data):
     library, kind = pair
     options = data.draw(held(pair))
     name = {"densenet": "densenet121", "preact": "resnetv2_18"}.get(kind, "resnet18")
-    network = scrambled(planned(registry.plan_of(name, **options)))
+    network = scrambled(build_network(registry.plan_of(name, **options)))
     given_options = {k: v for k, v in options.items() if k not in ("num_classes", "in_chans")}
     again = adopt(release(network, library), library, name, **given_options)
     assert again.plan == {**network.plan, "num_classes": options["num_classes"], "in_chans": options["in_chans"]}
@@ -118,7 +118,7 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
             plan["layers"] = [min(count, 2) for count in plan["layers"]]
         if table.refusal(plan):
             continue
-        network = outline(plan)
+        network = build_meta_network(plan)
         released = release(network, library)
         counters = sum(k.endswith("num_batches_tracked") for k in network.state_dict()) if library == "flax" else 0
         assert len(released) == len(network.state_dict()) - counters, name
@@ -136,7 +136,7 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
     ],
 )
 def test_a_library_s_name_stands_for_ours(library, name, own):
-    network = outline(registry.plan_of(own, **({"padding": "same"} if library == "flax" else {})))
+    network = build_meta_network(registry.plan_of(own, **({"padding": "same"} if library == "flax" else {})))
     narrow = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in release(network, library).items()}
     adopted = adopt(narrow, library, name)
     assert adopted.plan["name"] == own and adopted.spec is None
@@ -145,7 +145,7 @@ def test_a_library_s_name_stands_for_ours(library, name, own):
 def test_same_padding_is_what_makes_flax_s_outputs_equal():
     values, state, x = golden(next(p for p in FILES if p.stem == "flax-ResNet18"))
     network = adopt(state, "flax", "ResNet18")
-    wrong = planned({**network.plan, "padding": "torch"}).double().eval()
+    wrong = build_network({**network.plan, "padding": "torch"}).double().eval()
     wrong.load_state_dict(network.state_dict())
     with torch.no_grad():
         assert (wrong(x) - network(x)).norm() > 0.01 * network(x).norm()

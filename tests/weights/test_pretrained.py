@@ -18,7 +18,7 @@ import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError, StorageError
 from skipway.models import registry
-from skipway.models.network import prepare
+from skipway.models.prediction import prepare_image
 from skipway.training.checkpoint import save_weights
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES
@@ -525,7 +525,7 @@ def test_a_picture_is_prepared_as_timm_evaluates(shape, size, crop, interpolatio
     spec = Spec(3, size, int(size / crop), (0.5,) * 3, (0.5,) * 3, ("a", "b"), "crop", interpolation)
     wanted = as_timm_evaluates(picture, size, crop, interpolation)
     for source in (pixels, tmp_path / "a.png"):
-        assert np.abs(prepare(source, spec) - wanted).max() <= 1
+        assert np.abs(prepare_image(source, spec) - wanted).max() <= 1
 
 
 def test_a_set_is_evaluated_on_the_same_pixels_as_single_pictures(tmp_path):

@@ -210,7 +210,7 @@ def test_archives_of_programs_are_refused(members, text, tmp_path, monkeypatch):
         assert not unpickle_worker.is_torch_zip(str(path))
 
     if "TorchScript" not in text:
-        monkeypatch.setattr("skipway.weights.read_foreign_checkpoint._from_child", from_child)
+        monkeypatch.setattr("skipway.weights.read_foreign_checkpoint._read_in_process", from_child)
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)

@@ -1,6 +1,6 @@
-"""The packed set: every picture decoded once, before the first step, into one uint8 array in memory or on disk.
+"""The decoded set: every picture decoded once, before the first step, into one uint8 array in memory or on disk.
 
-Shapes: N pictures, P the packed size; `pixels` is (N, P, P, C).
+Shapes: N pictures, P the stored size; `pixels` is (N, P, P, C).
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,42 +28,48 @@ from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.signals import StopFlag
 from skipway.utils.text import join_names
 
-__all__ = ["Packed", "Packing", "fingerprint", "fitted_array", "natural_packing", "pack"]
+__all__ = ["DecodedImages", "DecodeSettings", "choose_decode_settings", "decode_images", "fingerprint", "fitted_array"]
 
 RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
 SMALL = 96  # pictures up to this size are trained on as they are
 PHOTOGRAPH = 128  # the size that larger ones are trained at
-ROOM = 1.15  # larger ones are packed with this much room to crop from
-_SQUARE, _LONG = 1.1, 2.0  # longest side over the shortest, up to which pictures are squashed, and cropped
+ROOM = 1.15  # larger ones are stored with this much room to crop from
+_SQUASHED_RATIO = 1.1  # longest side over the shortest up to which pictures are squashed
+_CROPPED_RATIO = 2.0  # and up to which they are cropped
 _THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
 _SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How pictures become (packed, packed, channels) pixels, of which a network is given (size, size)."""
+class DecodeSettings:
+    """How pictures become (stored_size, stored_size, channels) pixels, of which a network is given (size, size)."""
 
     size: int
-    packed: int
+    stored_size: int
     channels: int
     resize_mode: str = "squash"
     max_pixels: int = 50_000_000
     interpolation: str = "bilinear"
 
     @property
-    def preparation(self) -> dict[str, Any]:
-        """How a picture becomes pixels, as the arguments of `decode`."""
-        how = {"resize_mode": self.resize_mode, "interpolation": self.interpolation}
-        return {"size": self.packed, "cut": self.size, "channels": self.channels, **how}
+    def decode_options(self) -> dict[str, Any]:
+        """Return how a picture becomes pixels, as the arguments of `decode`."""
+        return {
+            "size": self.stored_size,
+            "crop_size": self.size,
+            "channels": self.channels,
+            "resize_mode": self.resize_mode,
+            "interpolation": self.interpolation,
+        }
 
 
 @dataclass
-class Packed:
+class DecodedImages:
     """Decoded pictures of all splits, one after the other, with what there is to say about them."""
 
     name: str
     class_names: tuple[str, ...]
-    packing: Packing
+    settings: DecodeSettings
     pixels: np.ndarray
     labels: np.ndarray
     keys: list[str]
@@ -76,11 +82,11 @@ class Packed:
     warnings: list[str] = field(default_factory=list)
 
 
-def natural_packing(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> Packing:
-    """The sizes and channels that suit the pictures: small ones as they are, photographs at 128 with room to crop.
+def choose_decode_settings(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> DecodeSettings:
+    """Choose the sizes and channels that suit the pictures.
 
-    With `resize_mode` "auto" nine of ten pictures decide: near squares are squashed, up to 2:1 they are cropped,
-    beyond padded.
+    Small ones are stored as they are, photographs at 128 with room to crop. With `resize_mode` "auto" nine of ten
+    pictures decide: near squares are squashed, up to 2:1 they are cropped, beyond padded.
     """
     sides, ratios, grey = [], [], True
     for content in source.peek():
@@ -100,22 +106,33 @@ def natural_packing(source: Source, size: int | None, resize_mode: str, max_pixe
     small = natural <= SMALL
     size = size or (natural if small else PHOTOGRAPH)
     if resize_mode == "auto":
-        most = float(np.quantile(ratios, 0.9)) if ratios else 1.0
-        resize_mode = "squash" if most <= _SQUARE else "crop" if most <= _LONG else "pad"
-    packed = size if natural <= size else min(natural, round(size * ROOM))
-    return Packing(size, packed, 1 if grey and sides else 3, resize_mode, max_pixels)
+        resize_mode = _resize_mode_for(ratios)
+    return DecodeSettings(
+        size=size,
+        stored_size=size if natural <= size else min(natural, round(size * ROOM)),
+        channels=1 if grey and sides else 3,
+        resize_mode=resize_mode,
+        max_pixels=max_pixels,
+    )
 
 
-def pack(
+def _resize_mode_for(ratios: list[float]) -> str:
+    ratio = float(np.quantile(ratios, 0.9)) if ratios else 1.0
+    if ratio <= _SQUASHED_RATIO:
+        return "squash"
+    return "crop" if ratio <= _CROPPED_RATIO else "pad"
+
+
+def decode_images(
     source: Source,
-    packing: Packing,
+    settings: DecodeSettings,
     max_unreadable: float = 0.01,
     console: Console | None = None,
     stop: StopFlag | None = None,
     *,
     need_every_class: bool = True,
     ram_limit: int = RAM_LIMIT,
-) -> Packed:
+) -> DecodedImages:
     """Decode every picture of `source`; unreadable ones are left out, named and counted, never replaced.
 
     Raises:
@@ -126,61 +143,62 @@ def pack(
     console, stop = console or Console(quiet=True), stop or StopFlag()
     splits = [split for split in SPLITS if source.count(split)]
     total = sum(source.count(split) for split in splits)
-    pixels = _room((total, packing.packed, packing.packed, packing.channels), ram_limit)
+    pixels = _allocate((total, settings.stored_size, settings.stored_size, settings.channels), ram_limit)
     bar = console.bar("decoding", total)
-    packed = Packed(
-        source.name,
-        source.class_names,
-        packing,
-        pixels,
-        np.empty(total, np.int64),
-        [],
-        [],
-        {},
-        [],
-        Counter(),
-        "",
-        source.mirrored,
-        list(source.warnings),
+    images = DecodedImages(
+        name=source.name,
+        class_names=source.class_names,
+        settings=settings,
+        pixels=pixels,
+        labels=np.empty(total, np.int64),
+        keys=[],
+        digests=[],
+        splits={},
+        skipped=[],
+        notes=Counter(),
+        sizes="",
+        mirrored=source.mirrored,
+        warnings=list(source.warnings),
     )
-    done = kept = 0
+    num_decoded = 0
     sizes: list[tuple[int, int]] = []
     for split in splits:
-        begun = kept
-        for key, label, outcome in _decoded(source, split, packing):
-            done += 1
+        split_start = len(images.keys)
+        for key, label, outcome in _decode_split(source, split, settings):
+            num_decoded += 1
             if stop.requested:
                 raise Interrupted(f"stopped by {stop.name} while decoding; nothing was trained yet, start again")
             if isinstance(outcome, InputError):
-                packed.skipped.append(Skipped(key, split, source.class_names[label], printable(outcome)))
+                class_name, reason = source.class_names[label], printable(outcome)
+                images.skipped.append(Skipped(key=key, split=split, class_name=class_name, reason=reason))
             else:
-                picture, digest, size, notes = outcome
-                pixels[kept], packed.labels[kept] = picture, label
-                packed.keys.append(key)
-                packed.digests.append(digest)
-                packed.notes.update(notes)
-                sizes.append(size)
-                kept += 1
-            bar.at(done)
-        packed.splits[split] = np.arange(begun, kept)
+                row = len(images.keys)
+                pixels[row], images.labels[row] = outcome.pixels, label
+                images.keys.append(key)
+                images.digests.append(outcome.digest)
+                images.notes.update(outcome.notes)
+                sizes.append((outcome.width, outcome.height))
+            bar.at(num_decoded)
+        images.splits[split] = np.arange(split_start, len(images.keys))
     bar.done()
-    packed.pixels, packed.labels, packed.sizes = pixels[:kept], packed.labels[:kept], _described(sizes)
-    _refuse_too_many(packed, total, max_unreadable)
+    count = len(images.keys)
+    images.pixels, images.labels, images.sizes = pixels[:count], images.labels[:count], _describe_sizes(sizes)
+    _refuse_too_many_unreadable(images, total, max_unreadable)
     if need_every_class:
-        _refuse_lost_classes(packed)
-    return packed
+        _refuse_lost_classes(images)
+    return images
 
 
-def fingerprint(packed: Packed) -> str:
+def fingerprint(images: DecodedImages) -> str:
     """SHA-256 over every picture's name, class, split and content, and over what is made of them.
 
     Equal sets have equal ones; a limit on what may be read is no part of that.
     """
-    shape = replace(packed.packing, max_pixels=0)
-    digest = hashlib.sha256(repr((shape, packed.class_names)).encode("utf-8", "surrogatepass"))
-    for split, indices in packed.splits.items():
+    settings = astuple(replace(images.settings, max_pixels=0))
+    digest = hashlib.sha256(repr((settings, images.class_names)).encode("utf-8", "surrogatepass"))
+    for split, indices in images.splits.items():
         for i in indices:
-            line = f"{split}\0{packed.keys[i]}\0{packed.labels[i]}\0{packed.digests[i]}\n"
+            line = f"{split}\0{images.keys[i]}\0{images.labels[i]}\0{images.digests[i]}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))  # names need not be UTF-8
     return digest.hexdigest()
 
@@ -198,18 +216,30 @@ def _mute_libtiff() -> None:
 
 _mute_libtiff()
 
-Outcome = tuple[np.ndarray, str, tuple[int, int], tuple[str, ...]]
+
+@dataclass(frozen=True)
+class _DecodedImage:
+    """The pixels (P, P, C) of one picture, the SHA-256 of its content, and its original's notes and size."""
+
+    pixels: np.ndarray
+    digest: str
+    notes: tuple[str, ...]
+    width: int
+    height: int
 
 
-def _decoded(source: Source, split: str, packing: Packing) -> Iterator[tuple[str, int, Outcome | InputError]]:
-    """Every picture of a split in order, decoded by threads that stay a little ahead; small files need none."""
-    waiting: deque[tuple[str, int, Callable[[], Outcome | InputError]]] = deque()
+_Outcome = _DecodedImage | InputError
+
+
+def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Iterator[tuple[str, int, _Outcome]]:
+    """Decode every picture of a split in order, in threads that stay a little ahead; small files need none."""
+    waiting: deque[tuple[str, int, Callable[[], _Outcome]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
         for key, label, content in zip(source.keys[split], source.labels[split], source.contents(split), strict=True):
-            decoded = partial(_decode_one, content, key, packing)
-            large = isinstance(content, bytes) and len(content) > _SMALL_FILE
-            waiting.append((key, int(label), pool.submit(decoded).result if large else decoded))
+            task = partial(_decode_content, content, key=key, settings=settings)
+            is_large = isinstance(content, bytes) and len(content) > _SMALL_FILE
+            waiting.append((key, int(label), pool.submit(task).result if is_large else task))
             if len(waiting) > 8 * _THREADS:
                 first_key, first_label, result = waiting.popleft()
                 yield first_key, first_label, result()
@@ -220,38 +250,44 @@ def _decoded(source: Source, split: str, packing: Packing) -> Iterator[tuple[str
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_one(content: Content, key: str, packing: Packing) -> Outcome | InputError:
+def _decode_content(content: Content, key: str, settings: DecodeSettings) -> _Outcome:
     if isinstance(content, InputError):
         return content
     if isinstance(content, np.ndarray):
         pixels = content if content.ndim == 3 else content[:, :, None]
         digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
         height, width = pixels.shape[:2]
-        fitted = fitted_array(pixels, **packing.preparation)
-        return fitted, digest, (width, height), ()
+        fitted = fitted_array(pixels, **settings.decode_options)
+        return _DecodedImage(pixels=fitted, digest=digest, notes=(), width=width, height=height)
     suffix = os.path.splitext(key)[1].lower()
     try:
         picture = decode(
             content,
-            **packing.preparation,
-            max_pixels=packing.max_pixels,
+            **settings.decode_options,
+            max_pixels=settings.max_pixels,
             suffix="" if suffix.startswith(".parquet") else suffix,
         )
     except BadPicture as error:
         return error
-    return picture.pixels, hashlib.sha256(content).hexdigest(), (picture.width, picture.height), picture.notes
+    return _DecodedImage(
+        pixels=picture.pixels,
+        digest=hashlib.sha256(content).hexdigest(),
+        notes=picture.notes,
+        width=picture.width,
+        height=picture.height,
+    )
 
 
-def fitted_array(pixels: np.ndarray, *, size: int, channels: int, **preparation: Any) -> np.ndarray:
+def fitted_array(pixels: np.ndarray, *, size: int, channels: int, **decode_options: Any) -> np.ndarray:
     """Pixels (H, W, C) as (size, size, channels): as they are where that fits, else as of a lossless file."""
     if pixels.shape == (size, size, channels):
         return pixels
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return decode(file.getvalue(), size=size, channels=channels, **preparation).pixels
+    return decode(file.getvalue(), size=size, channels=channels, **decode_options).pixels
 
 
-def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
+def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
     """An array of that shape in memory, or where it is large in a file that vanishes with the process."""
     needed = int(np.prod(shape))
     if needed <= ram_limit:
@@ -278,31 +314,31 @@ def _room(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         ) from None
 
 
-def _refuse_too_many(packed: Packed, total: int, max_unreadable: float) -> None:
-    bad = packed.skipped
+def _refuse_too_many_unreadable(images: DecodedImages, total: int, max_unreadable: float) -> None:
+    bad = images.skipped
     if bad and len(bad) > max_unreadable * total:
         reasons = join_names((f"{printable(s.key)}: {s.reason}" for s in bad), limit=5, separator="; ")
         raise InputError(
-            f"{len(bad):,} of {total:,} pictures of {printable(packed.name)} cannot be read ({reasons}); mend or "
+            f"{len(bad):,} of {total:,} pictures of {printable(images.name)} cannot be read ({reasons}); mend or "
             f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-unreadable"
         )
 
 
-def _refuse_lost_classes(packed: Packed) -> None:
-    left = np.bincount(packed.labels[packed.splits["train"]], minlength=len(packed.class_names))
-    gone = [name for name, count in zip(packed.class_names, left, strict=True) if not count]
-    if gone:
+def _refuse_lost_classes(images: DecodedImages) -> None:
+    counts = np.bincount(images.labels[images.splits["train"]], minlength=len(images.class_names))
+    lost = [name for name, count in zip(images.class_names, counts, strict=True) if not count]
+    if lost:
         raise InputError(
-            f"no training picture of the class {printable(gone[0])!r} of {printable(packed.name)} can be read; mend "
+            f"no training picture of the class {printable(lost[0])!r} of {printable(images.name)} can be read; mend "
             "or remove them"
         )
 
 
-def _described(sizes: list[tuple[int, int]]) -> str:
+def _describe_sizes(sizes: list[tuple[int, int]]) -> str:
     if not sizes:
         return "no picture"
-    by_area = sorted(sizes, key=lambda s: (s[0] * s[1], s))
-    least, middle, most = by_area[0], by_area[len(by_area) // 2], by_area[-1]
-    if least == most:
-        return f"all {least[0]} x {least[1]} pixels"
-    return f"{least[0]} x {least[1]} to {most[0]} x {most[1]} pixels, median {middle[0]} x {middle[1]}"
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    smallest, middle, largest = by_area[0], by_area[len(by_area) // 2], by_area[-1]
+    if smallest == largest:
+        return f"all {smallest[0]} x {smallest[1]} pixels"
+    return f"{smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels, median {middle[0]} x {middle[1]}"

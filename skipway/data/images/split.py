@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.images.decoded_cache import Packed
+from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.base import SPLITS
 from skipway.errors import InputError, printable
 from skipway.utils.text import join_names
@@ -18,30 +18,30 @@ IMBALANCED = 5.0
 FEW = 20
 
 
-def hold_out(packed: Packed, fraction: float, seed: int) -> None:
+def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     """Give a set without validation pictures some of its training pictures for that, of every class its share.
 
     Pictures with the same content stay on the same side; every class stands on both sides. Which ones are held out is
     a function of (set, fraction, seed).
     """
-    if len(packed.splits.get("val", ())):
+    if len(images.splits.get("val", ())):
         return
-    train = packed.splits["train"]
-    first = {packed.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
+    train = images.splits["train"]
+    first = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
     kinds = np.array(sorted(first.values()), dtype=np.int64)
-    labels = packed.labels[kinds]
-    counts = np.bincount(labels, minlength=len(packed.class_names))
-    single = [name for name, count in zip(packed.class_names, counts, strict=True) if count < 2]
+    labels = images.labels[kinds]
+    counts = np.bincount(labels, minlength=len(images.class_names))
+    single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
     if single:
         raise InputError(
-            f"{printable(packed.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
+            f"{printable(images.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
             "few to train on some and validate on others; add at least one more, or a val folder"
         )
-    in_val = held_out(train, packed.labels, packed.digests, fraction, seed)
-    packed.splits = {
+    in_val = held_out(train, images.labels, images.digests, fraction, seed)
+    images.splits = {
         "train": train[~in_val],
         "val": train[in_val],
-        **{k: v for k, v in packed.splits.items() if k == "test"},
+        **{k: v for k, v in images.splits.items() if k == "test"},
     }
 
 
@@ -75,38 +75,38 @@ def _shares(counts: np.ndarray, wanted: int) -> np.ndarray:
     return shares
 
 
-def duplicates(packed: Packed) -> list[list[int]]:
+def duplicates(images: DecodedImages) -> list[list[int]]:
     """Groups of pictures with the same content, byte for byte."""
     groups: dict[str, list[int]] = defaultdict(list)
-    for i, digest in enumerate(packed.digests):
+    for i, digest in enumerate(images.digests):
         groups[digest].append(i)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def refuse_leaks(packed: Packed, allow: bool) -> None:
+def refuse_leaks(images: DecodedImages, allow: bool) -> None:
     """Say which pictures stand twice; where copies stand in two splits, validation would be flattered: refuse."""
-    split_of = {int(i): split for split in SPLITS for i in packed.splits.get(split, ())}
-    groups = duplicates(packed)
+    split_of = {int(i): split for split in SPLITS for i in images.splits.get(split, ())}
+    groups = duplicates(images)
     across = [g for g in groups if len({split_of[i] for i in g}) > 1]
-    crossed = [g for g in groups if len({int(packed.labels[i]) for i in g}) > 1]
+    crossed = [g for g in groups if len({int(images.labels[i]) for i in g}) > 1]
     if across:
-        first = " and ".join(f"{printable(packed.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
+        first = " and ".join(f"{printable(images.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
         said = f"{len(across):,} pictures stand in more than one split, such as {first}"
         if not allow:
             raise InputError(
-                f"{printable(packed.name)}: {said}; remove the copies from one side, or go on with --allow-duplicates"
+                f"{printable(images.name)}: {said}; remove the copies from one side, or go on with --allow-duplicates"
             )
-        packed.warnings.append(f"{said}: accuracies are flattered by them")
+        images.warnings.append(f"{said}: accuracies are flattered by them")
     if crossed:
-        names = {i: packed.class_names[packed.labels[i]] for i in crossed[0]}
+        names = {i: images.class_names[images.labels[i]] for i in crossed[0]}
         pair = _unlike(crossed[0], names)
-        first = " and ".join(f"{printable(packed.keys[i])} ({printable(names[i])})" for i in pair)
-        packed.warnings.append(
+        first = " and ".join(f"{printable(images.keys[i])} ({printable(names[i])})" for i in pair)
+        images.warnings.append(
             f"{len(crossed):,} pictures stand under two classes, such as {first}: one label is wrong"
         )
     copies = sum(len(g) - 1 for g in groups)
     if copies:
-        packed.warnings.append(f"{copies:,} pictures are exact copies of others")
+        images.warnings.append(f"{copies:,} pictures are exact copies of others")
 
 
 def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
@@ -114,18 +114,18 @@ def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
     return group[0], next(i for i in group if kind[i] != kind[group[0]])
 
 
-def class_counts(packed: Packed) -> dict[str, dict[str, int]]:
+def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
     """{class: {split: pictures}}, classes in their order."""
     table = {
-        split: np.bincount(packed.labels[indices], minlength=len(packed.class_names))
-        for split, indices in packed.splits.items()
+        split: np.bincount(images.labels[indices], minlength=len(images.class_names))
+        for split, indices in images.splits.items()
     }
-    return {name: {split: int(n[i]) for split, n in table.items()} for i, name in enumerate(packed.class_names)}
+    return {name: {split: int(n[i]) for split, n in table.items()} for i, name in enumerate(images.class_names)}
 
 
-def remarks(packed: Packed) -> list[str]:
+def remarks(images: DecodedImages) -> list[str]:
     """Advice on a set: imbalance, classes with few pictures, unreadable and converted files."""
-    counts = {name: by_split.get("train", 0) for name, by_split in class_counts(packed).items()}
+    counts = {name: by_split.get("train", 0) for name, by_split in class_counts(images).items()}
     most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     said = []
     ratio = counts[most] / max(1, counts[least])
@@ -138,20 +138,20 @@ def remarks(packed: Packed) -> list[str]:
     if few:
         names = join_names(map(printable, few), limit=5)
         said.append(f"fewer than {FEW} training pictures: {names}; expect weak results there")
-    validation = len(packed.splits.get("val", ()))
+    validation = len(images.splits.get("val", ()))
     if 0 < validation < 100:
         said.append(f"{validation} validation pictures: one picture is {1 / validation:.1%} of accuracy")
     return said
 
 
-def describe(packed: Packed) -> dict[str, Any]:
+def describe(images: DecodedImages) -> dict[str, Any]:
     """What a run or `check` reports of its data, as plain values."""
     return {
-        "name": packed.name,
-        "counts": {split: len(indices) for split, indices in packed.splits.items()},
-        "classes": class_counts(packed),
-        "skipped": len(packed.skipped),
-        "notes": dict(packed.notes.most_common()),
-        "warnings": packed.warnings + remarks(packed),
-        "sizes": packed.sizes,
+        "name": images.name,
+        "counts": {split: len(indices) for split, indices in images.splits.items()},
+        "classes": class_counts(images),
+        "skipped": len(images.skipped),
+        "notes": dict(images.notes.most_common()),
+        "warnings": images.warnings + remarks(images),
+        "sizes": images.sizes,
     }

@@ -6,21 +6,17 @@ Every departure from "the pixels as they are stored" is a note, a fixed phrase, 
 
 import io
 import math
-import re
 import struct
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from skipway.data.image_spec import RESIZE_MODES
+from skipway.data.sources.pillow_warnings import CollectedWarnings, collect_warnings, number_in
 from skipway.errors import InputError, printable
 
 __all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
@@ -88,21 +84,20 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     suffix: str = "",
     interpolation: str = "bilinear",
-    cut: int | None = None,
+    crop_size: int | None = None,
 ) -> Picture:
     """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
 
     `resize_mode` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other
-    (to the pixel as if the centre `cut` x `cut`, of which `margin` tells the place, were cut out of the resized whole),
-    "pad" keeps all between bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact
-    pixels.
+    (to the pixel as if the centre `crop_size` x `crop_size` were cut out of the resized whole), "pad" keeps all between
+    bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
     Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
     """
     if size < 1 or channels not in (1, 3) or resize_mode not in RESIZE_MODES:
         raise InputError(
             f"no size of at least 1, 1 or 3 channels and {'/'.join(RESIZE_MODES)}: {size}, {channels}, {resize_mode!r}"
         )
-    with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+    with _pillow(data, max_pixels) as collected, Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         width, height = opened.size
         if width * height > max_pixels:
             raise _too_large(width * height, max_pixels)
@@ -110,8 +105,9 @@ def decode(
         notes = _oddities(data, opened, str(file_format))
         if suffix and _FORMAT_OF.get(suffix.lower(), file_format) != file_format:
             notes.append("extension does not match content")
-        scale = _draft(opened, size, resize_mode) if file_format == "JPEG" and max(width, height) > 2 * size else 1.0
-        image = _load(data, opened, size, resize_mode)
+        reduces = file_format == "JPEG" and max(width, height) > 2 * size
+        scale = _draft(opened, size, resize_mode) if reduces else 1.0
+        image = _load(data, opened, size=size, resize_mode=resize_mode)
         orientation = _orientation(opened, notes)
         image = _to_grey_or_rgb(image, notes)
         corner = (0.0, 0.0)
@@ -121,56 +117,26 @@ def decode(
             image = image.transpose(operation)
             width, height = (height, width) if orientation >= 5 else (width, height)
             corner = ((image.width - width / scale) * from_right, (image.height - height / scale) * from_bottom)
-        image = _fitted(image, (width, height), corner, scale, size, resize_mode, interpolation, cut or size)
-        if image.mode == "RGB" and channels == 1:
-            notes.append("color converted to grey")
-            image = image.convert("L")
-        pixels = np.array(image)
-        if image.mode == "L":
-            notes += ["grey repeated to three channels"] if channels == 3 else []
-            pixels = np.repeat(pixels[:, :, None], channels, axis=2)
-        if _HERE.warned:
+        reduced = _ReducedImage(image, original_size=(width, height), corner=corner, scale=scale)
+        image = _resize(
+            reduced, size=size, resize_mode=resize_mode, interpolation=interpolation, crop_size=crop_size or size
+        )
+        pixels = _to_channels(image, channels, notes)
+        if collected.any_damage:
             notes.append("damaged metadata ignored")
-        return Picture(pixels, tuple(dict.fromkeys(notes)), width, height, mode)
-
-
-class _PillowWarnings(threading.local):
-    """Stands where Pillow's modules say `warnings`: in a thread that decodes here, a warning becomes a note.
-
-    Filters would not do: they are one list for the whole process, while decoding runs in threads, and whoever restores
-    them elsewhere (pytest, scikit-learn's workers) drops ours in between.
-    """
-
-    limit: int | None = None  # pixels; None outside of a decode, where warnings are their user's
-    warned = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(warnings, name)
-
-    def warn(self, message: Any, category: Any = None, stacklevel: int = 1, **options: Any) -> None:
-        if _HERE.limit is None:
-            warnings.warn(message, category, stacklevel + 1, **options)
-        elif category is not Image.DecompressionBombWarning:
-            _HERE.warned = True
-        elif _number_in(message) > _HERE.limit:
-            raise Image.DecompressionBombError(message)
-
-
-_HERE = _PillowWarnings()
-for _name in ("Image", *(f"{_kind}ImagePlugin" for _kind in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP"))):
-    vars(import_module(f"PIL.{_name}"))["warnings"] = _HERE
+        return Picture(pixels, notes=tuple(dict.fromkeys(notes)), width=width, height=height, mode=mode)
 
 
 @contextmanager
-def _pillow(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Whatever Pillow throws inside becomes BadPicture: on bad bytes it throws nearly every type there is."""
-    _HERE.limit, _HERE.warned = max_pixels, False
+def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
+    """Turn whatever Pillow throws inside into BadPicture: on bad bytes it throws nearly every type there is."""
     try:
-        yield
+        with collect_warnings(max_pixels) as collected:
+            yield collected
     except BadPicture:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(_number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
+        raise _too_large(number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP":
             raise BadPicture("broken: its header cannot be read") from error
@@ -179,14 +145,8 @@ def _pillow(data: bytes, max_pixels: int) -> Iterator[None]:
         raise BadPicture("too large: it does not resize_mode in memory, or its header lies") from error
     except Exception as error:
         text = printable(error)[:200] or type(error).__name__
-        cut = isinstance(error, EOFError) or "truncated" in text.lower()
-        raise BadPicture(f"truncated: {text}" if cut else f"broken: {text}") from error
-    finally:
-        _HERE.limit = None
-
-
-def _number_in(message: object) -> int:
-    return int((re.search(r"\d+", str(message)) or "0")[0])
+        is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
+        raise BadPicture(f"truncated: {text}" if is_truncated else f"broken: {text}") from error
 
 
 def _too_large(pixels: int, limit: int) -> BadPicture:
@@ -251,17 +211,19 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _target(width: int, height: int, size: int, resize_mode: str) -> tuple[int, int]:
+def _target_size(original_size: tuple[int, int], size: int, resize_mode: str) -> tuple[int, int]:
     if resize_mode != "pad":
         return size, size
+    width, height = original_size
     longest = max(width, height)
     return max(1, round(width * size / longest)), max(1, round(height * size / longest))
 
 
 def _draft(image: Image.Image, size: int, resize_mode: str) -> float:
     """Ask libjpeg for 1/2, 1/4 or 1/8 of the picture, never less than the gap allows; returns the divisor."""
-    across, down = _target(*image.size, size, resize_mode)
-    width, drafted = image.width, image.draft("", (int(across * _REDUCING_GAP), int(down * _REDUCING_GAP)))
+    target_width, target_height = _target_size(image.size, size, resize_mode)
+    width = image.width
+    drafted = image.draft("", (int(target_width * _REDUCING_GAP), int(target_height * _REDUCING_GAP)))
     return width / drafted[1][2] if drafted else 1.0
 
 
@@ -281,14 +243,14 @@ def _load(data: bytes, image: Image.Image, size: int, resize_mode: str) -> Image
         one_scan = "progressive" not in image.info and components == bytes([len(image.getbands())])
         if not scan or not one_scan or data.endswith(b"\xff"):
             raise
-        seen = set()
+        decoded_pixels = set()
         for filler in (b"", b"\x55", b"\xaa", b"\xff\0", b"\x33", b"\xcc"):
-            future = Image.open(io.BytesIO(data + filler * 4096 + _END_OF_JPEG), formats=FORMATS)
-            _draft(future, size, resize_mode)
-            seen.add(future.tobytes())
-            if len(seen) > 1:
+            candidate = Image.open(io.BytesIO(data + filler * 4096 + _END_OF_JPEG), formats=FORMATS)
+            _draft(candidate, size, resize_mode)
+            decoded_pixels.add(candidate.tobytes())
+            if len(decoded_pixels) > 1:
                 raise
-        return future
+        return candidate
 
 
 def _to_grey_or_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -346,22 +308,34 @@ def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
     return Image.fromarray(narrow)
 
 
-def _fitted(
-    image: Image.Image,
-    original: tuple[int, int],
-    corner: tuple[float, float],
-    scale: float,
-    size: int,
-    resize_mode: str,
-    interpolation: str,
-    cut: int,
-) -> Image.Image:
-    """`image`, which holds the `original` divided by `scale` from `corner` on, as size x size."""
-    target = _target(*original, size, resize_mode)
-    resized = [size * n // min(original) if resize_mode == "crop" else size for n in original]
-    first = [round((w - cut) / 2) - round((size - cut) / 2) for w in resized]
-    edges = [(f * n / w, (f + size) * n / w) for f, n, w in zip(first, original, resized, strict=True)]
-    (left, right), (top, bottom) = [[c + e / scale for e in both] for c, both in zip(corner, edges, strict=True)]
+def _to_channels(image: Image.Image, channels: int, notes: list[str]) -> np.ndarray:
+    """Return the pixels of a grey or RGB image as (H, W, channels)."""
+    if image.mode == "RGB" and channels == 1:
+        notes.append("color converted to grey")
+        image = image.convert("L")
+    pixels = np.array(image)
+    if image.mode == "L":
+        notes += ["grey repeated to three channels"] if channels == 3 else []
+        pixels = np.repeat(pixels[:, :, None], channels, axis=2)
+    return pixels
+
+
+@dataclass(frozen=True)
+class _ReducedImage:
+    """An upright image that holds the original of `original_size` (width, height) divided by `scale`, from `corner`."""
+
+    image: Image.Image
+    original_size: tuple[int, int]
+    corner: tuple[float, float]
+    scale: float
+
+
+def _resize(reduced: _ReducedImage, *, size: int, resize_mode: str, interpolation: str, crop_size: int) -> Image.Image:
+    """Bring an image to size x size."""
+    image, original_size = reduced.image, reduced.original_size
+    target = _target_size(original_size, size, resize_mode)
+    left, right = _source_span(reduced, axis=0, size=size, resize_mode=resize_mode, crop_size=crop_size)
+    top, bottom = _source_span(reduced, axis=1, size=size, resize_mode=resize_mode, crop_size=crop_size)
     box: tuple[float, float, float, float] = (left, top, right, bottom)
     if image.size != target or box != (0, 0, *target):
         while max((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) > 128:
@@ -376,3 +350,15 @@ def _fitted(
         canvas.paste(image, ((size - target[0]) // 2, (size - target[1]) // 2))
         return canvas
     return image
+
+
+def _source_span(
+    reduced: _ReducedImage, *, axis: int, size: int, resize_mode: str, crop_size: int
+) -> tuple[float, float]:
+    """Return where, along one axis of the reduced image, the pixels of the square begin and end."""
+    length = reduced.original_size[axis]
+    resized = size * length // min(reduced.original_size) if resize_mode == "crop" else size
+    first = round((resized - crop_size) / 2) - round((size - crop_size) / 2)
+    begin, end = first * length / resized, (first + size) * length / resized
+    corner = reduced.corner[axis]
+    return corner + begin / reduced.scale, corner + end / reduced.scale

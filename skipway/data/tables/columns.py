@@ -89,8 +89,12 @@ def words(raw: np.ndarray) -> np.ndarray:
         return raw
     different, codes = np.unique(raw, return_inverse=True)
     texts = np.empty(len(different), object)
-    texts[:] = [None if np.isnan(v) else str(int(v)) if float(v).is_integer() else repr(float(v)) for v in different]
+    texts[:] = [None if np.isnan(value) else _number_text(float(value)) for value in different]
     return texts[codes]
+
+
+def _number_text(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def factor(texts: np.ndarray, missing: frozenset[str] = _MISSING) -> tuple[np.ndarray, list[str]]:
@@ -201,11 +205,14 @@ def _parsed(texts: list[str]) -> np.ndarray:
         except ValueError:
             pass
     commas = any(_COMMA.fullmatch(t) for t in texts) and not any("." in t for t in texts if _POINT.fullmatch(t))
-    read = [
-        float(t) if _POINT.fullmatch(t) else float(t.replace(",", ".")) if commas and _COMMA.fullmatch(t) else np.nan
-        for t in texts
-    ]
-    return _kept(np.array(read, dtype=np.float64))
+    return _kept(np.array([_number(text, commas) for text in texts], dtype=np.float64))
+
+
+def _number(text: str, commas: bool) -> float:
+    """Return the number that `text` is, NaN if it is none; `commas` part decimals if it is set."""
+    if _POINT.fullmatch(text):
+        return float(text)
+    return float(text.replace(",", ".")) if commas and _COMMA.fullmatch(text) else np.nan
 
 
 def _kept(values: np.ndarray) -> np.ndarray:

@@ -7,18 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from picture_folders import array_source, class_folders, fill, packed_noise, picture, split_folders
+from picture_folders import array_source, class_folders, decoded_noise, fill, picture, split_folders
 from PIL import Image
 
 from skipway.data.images import decoded_cache as module
-from skipway.data.images.decoded_cache import Packing, fingerprint, fitted_array, natural_packing, pack
+from skipway.data.images.decoded_cache import (
+    DecodeSettings,
+    choose_decode_settings,
+    decode_images,
+    fingerprint,
+    fitted_array,
+)
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadPicture
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.utils.signals import StopFlag
 
-PACKING = Packing(8, 8, 3)
+PACKING = DecodeSettings(8, 8, 3)
 
 
 def pixels_of(data, mode="RGB"):
@@ -36,7 +42,7 @@ def mixed(tmp_path):
 
 def test_every_picture_is_decoded_once_into_its_place(tmp_path):
     source = open_source(str(split_folders(tmp_path, count=3)))
-    packed = pack(source, PACKING)
+    packed = decode_images(source, PACKING)
     assert packed.pixels.shape == (18, 8, 8, 3) and packed.pixels.dtype == np.uint8
     files = [tmp_path / key for key in packed.keys]
     assert packed.keys == source.keys["train"] + source.keys["val"]
@@ -52,9 +58,9 @@ def test_every_picture_is_decoded_once_into_its_place(tmp_path):
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_memory_map_and_threads_change_nothing(mixed, threads, monkeypatch):
     source = open_source(str(mixed))
-    plain = pack(source, PACKING, max_unreadable=1)
+    plain = decode_images(source, PACKING, max_unreadable=1)
     monkeypatch.setattr(module, "_THREADS", threads)
-    mapped = pack(source, PACKING, max_unreadable=1, ram_limit=0)
+    mapped = decode_images(source, PACKING, max_unreadable=1, ram_limit=0)
     assert isinstance(mapped.pixels.base if mapped.pixels.base is not None else mapped.pixels, np.memmap)
     assert np.array_equal(plain.pixels, mapped.pixels) and np.array_equal(plain.labels, mapped.labels)
     assert (plain.keys, plain.digests, plain.skipped) == (mapped.keys, mapped.digests, mapped.skipped)
@@ -64,12 +70,12 @@ def test_memory_map_and_threads_change_nothing(mixed, threads, monkeypatch):
 def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
-    packed = pack(open_source(str(class_folders(tmp_path / "set"))), PACKING, ram_limit=0)
+    packed = decode_images(open_source(str(class_folders(tmp_path / "set"))), PACKING, ram_limit=0)
     assert list((tmp_path / "cache").iterdir()) == [] and packed.pixels.any()
 
 
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
-    packed = pack(open_source(str(mixed)), PACKING, max_unreadable=0.1)
+    packed = decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.1)
     left_out = [(s.key, s.split, s.class_name, s.reason) for s in packed.skipped]
     reason = "not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"
     assert left_out == [
@@ -91,9 +97,9 @@ def test_too_many_bad_files_are_refused_with_their_list(mixed):
     with pytest.raises(
         InputError, match=r"3 of 36 pictures of .* cannot be read \(train/cow/1.png: not a pict"
     ) as error:
-        pack(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
+        decode_images(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
     assert str(error.value).endswith("mend or remove them, or accept a share of 0.084 with --max-unreadable")
-    assert len(pack(open_source(str(mixed)), PACKING, max_unreadable=0.084).skipped) == 3
+    assert len(decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.084).skipped) == 3
 
 
 def test_a_long_list_of_bad_files_is_cut(tmp_path):
@@ -103,7 +109,7 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path):
     for file in list((tmp_path / "b").iterdir())[:3]:
         file.write_bytes(b"")
     with pytest.raises(InputError, match="7 of 8 pictures .* and 2 more") as error:
-        pack(open_source(str(tmp_path)), PACKING)
+        decode_images(open_source(str(tmp_path)), PACKING)
     assert "\n" not in str(error.value)
 
 
@@ -111,8 +117,8 @@ def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "b" / "0.png").write_bytes(b"")
     with pytest.raises(InputError, match="no training picture of the class 'b' of .* can be read; mend or remove them"):
-        pack(open_source(str(tmp_path)), PACKING, max_unreadable=1)
-    assert len(pack(open_source(str(tmp_path)), PACKING, max_unreadable=1, need_every_class=False).keys) == 1
+        decode_images(open_source(str(tmp_path)), PACKING, max_unreadable=1)
+    assert len(decode_images(open_source(str(tmp_path)), PACKING, max_unreadable=1, need_every_class=False).keys) == 1
 
 
 def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
@@ -120,16 +126,16 @@ def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
     Image.open(io.BytesIO(picture(0, side=64))).save(file, "TIFF", compression="tiff_lzw")
     damaged = file.getvalue()[:200] + b"\xff" * 200 + file.getvalue()[400:]
     source = array_source({"train": [damaged, picture(1), picture(2)]}, {"train": [0, 0, 1]})
-    assert [s.key for s in pack(source, PACKING, max_unreadable=1).skipped] == ["train/0.png"]
+    assert [s.key for s in decode_images(source, PACKING, max_unreadable=1).skipped] == ["train/0.png"]
     assert capfd.readouterr() == ("", "")
 
 
 def test_conversions_are_counted(tmp_path):
     class_folders(tmp_path, ("a", "b"), 2, channels=1)
     fill(tmp_path / "a", 1)
-    assert dict(pack(open_source(str(tmp_path)), PACKING).notes) == {"grey repeated to three channels": 3}
+    assert dict(decode_images(open_source(str(tmp_path)), PACKING).notes) == {"grey repeated to three channels": 3}
     (tmp_path / "a" / "0.jpg").write_bytes(picture(5))
-    notes = pack(open_source(str(tmp_path)), Packing(8, 8, 1)).notes
+    notes = decode_images(open_source(str(tmp_path)), DecodeSettings(8, 8, 1)).notes
     assert dict(notes) == {"color converted to grey": 2, "extension does not match content": 1}
 
 
@@ -137,12 +143,12 @@ def test_sizes_are_told_in_words(tmp_path):
     class_folders(tmp_path, ("a", "b"), 2, side=9)
     fill(tmp_path / "a", 1, side=4)
     fill(tmp_path / "b", 1, side=20)
-    sizes = pack(open_source(str(tmp_path)), PACKING).sizes
+    sizes = decode_images(open_source(str(tmp_path)), PACKING).sizes
     assert sizes == "4 x 4 to 20 x 20 pixels, median 9 x 9"
     (tmp_path / "a" / "0.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     nothing = array_source({"train": [BadPicture("no")] * 2}, {"train": [0, 1]})
-    assert pack(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no picture"
+    assert decode_images(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no picture"
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
@@ -151,7 +157,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 10, 800))
     with pytest.raises(StorageError, match="packed pictures need 768 bytes, but .* has 800 free; set SKIPWAY_CACHE"):
-        pack(source, PACKING, ram_limit=0)
+        decode_images(source, PACKING, ram_limit=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +165,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "nowhere"))
     with pytest.raises(StorageError, match="cannot pack the pictures into .*nowhere: No such file.*can be written"):
-        pack(source, PACKING, ram_limit=0)
+        decode_images(source, PACKING, ram_limit=0)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call here")
@@ -171,7 +177,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_crash(tmp_path, mo
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
     with pytest.raises(StorageError, match="cannot pack the pictures .*No space left"):
-        pack(source, PACKING, ram_limit=0)
+        decode_images(source, PACKING, ram_limit=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,20 +194,22 @@ def test_a_stop_ends_decoding_soon(tmp_path):
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 1000}, {"train": [0, 1] * 500})
     source.contents = contents
     with pytest.raises(Interrupted, match="stopped by SIGTERM while decoding; nothing was trained yet, start again"):
-        pack(source, PACKING, stop=stop)
+        decode_images(source, PACKING, stop=stop)
     assert len(given) < 100
 
 
 def test_pixels_that_are_given_are_packed_as_they_are_or_resized(tmp_path):
     grey = [np.full((6, 6), i, np.uint8) for i in range(4)]
     source = array_source({"train": grey}, {"train": [0, 1, 0, 1]})
-    packed = pack(source, Packing(6, 6, 1))
+    packed = decode_images(source, DecodeSettings(6, 6, 1))
     assert packed.pixels.shape == (4, 6, 6, 1) and packed.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert len(set(packed.digests)) == 4 and packed.sizes == "all 6 x 6 pixels"
-    larger = pack(source, Packing(9, 9, 3))
+    larger = decode_images(source, DecodeSettings(9, 9, 3))
     assert larger.pixels.shape == (4, 9, 9, 3) and (larger.pixels == np.arange(4)[:, None, None, None]).all()
     assert larger.digests == packed.digests
-    assert open_source("digits").count("train") == len(pack(open_source("digits"), Packing(8, 8, 1)).keys)
+    assert open_source("digits").count("train") == len(
+        decode_images(open_source("digits"), DecodeSettings(8, 8, 1)).keys
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -237,55 +245,57 @@ def noise_source(side, mode="RGB", count=4):
     ],
 )
 def test_small_pictures_keep_their_size_and_photographs_get_room_to_crop(side, given, size, packed):
-    found = natural_packing(noise_source(side), given, "squash", 10**6)
-    assert (found.size, found.packed, found.channels) == (size, packed, 3)
+    found = choose_decode_settings(noise_source(side), given, "squash", 10**6)
+    assert (found.size, found.stored_size, found.channels) == (size, packed, 3)
 
 
 @pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1), ("1", 1), ("I;16", 1), ("LA", 1), ("P", 3)])
 def test_grey_pictures_need_one_channel(mode, channels):
-    assert natural_packing(noise_source(8, mode), None, "pad", 10**6) == Packing(8, 8, channels, "pad", 10**6)
+    assert choose_decode_settings(noise_source(8, mode), None, "pad", 10**6) == DecodeSettings(
+        8, 8, channels, "pad", 10**6
+    )
 
 
 def test_one_picture_in_color_makes_all_of_three_channels():
     source = array_source(
         {"train": [picture(0), picture(1, channels=1), np.zeros((8, 8), np.uint8)]}, {"train": [0] * 3}
     )
-    assert natural_packing(source, None, "squash", 10**6).channels == 3
+    assert choose_decode_settings(source, None, "squash", 10**6).channels == 3
     source.peek = lambda: [BadPicture("no"), b"no picture", np.zeros((8, 8), np.uint8)]
-    assert natural_packing(source, None, "squash", 10**6) == Packing(8, 8, 1, "squash", 10**6)
+    assert choose_decode_settings(source, None, "squash", 10**6) == DecodeSettings(8, 8, 1, "squash", 10**6)
     source.peek = list
-    assert natural_packing(source, None, "squash", 10**6) == Packing(128, 128, 3, "squash", 10**6)
+    assert choose_decode_settings(source, None, "squash", 10**6) == DecodeSettings(128, 128, 3, "squash", 10**6)
 
 
 def test_the_fingerprint_changes_with_whatever_matters_and_nothing_else():
     def variants():
-        yield packed_noise([0, 1, 0, 1])
-        other = packed_noise([0, 1, 0, 1])
+        yield decoded_noise([0, 1, 0, 1])
+        other = decoded_noise([0, 1, 0, 1])
         other.keys[1] = "\udcff.png"
         yield other
-        other = packed_noise([0, 1, 0, 1])
+        other = decoded_noise([0, 1, 0, 1])
         other.keys[1] = "\udcfe.png"
         yield other
-        yield packed_noise([0, 1, 1, 1])
-        yield packed_noise([0, 1, 0, 1], names=("class0", "klass1"))
-        yield packed_noise([0, 1, 0, 1], digests=["x", "1", "2", "3"])
-        yield packed_noise([0, 1, 0, 1], splits={"train": np.arange(3), "val": np.arange(3, 4)})
-        yield packed_noise([0, 1, 0, 1], room=1)
-        other = packed_noise([0, 1, 0, 1])
-        other.packing = replace(other.packing, resize_mode="pad")
+        yield decoded_noise([0, 1, 1, 1])
+        yield decoded_noise([0, 1, 0, 1], names=("class0", "klass1"))
+        yield decoded_noise([0, 1, 0, 1], digests=["x", "1", "2", "3"])
+        yield decoded_noise([0, 1, 0, 1], splits={"train": np.arange(3), "val": np.arange(3, 4)})
+        yield decoded_noise([0, 1, 0, 1], room=1)
+        other = decoded_noise([0, 1, 0, 1])
+        other.settings = replace(other.settings, resize_mode="pad")
         yield other
 
     assert len({fingerprint(v) for v in variants()}) == 9
-    same = packed_noise([0, 1, 0, 1], seed=5)
-    same.packing = replace(same.packing, max_pixels=1000)
+    same = decoded_noise([0, 1, 0, 1], seed=5)
+    same.settings = replace(same.settings, max_pixels=1000)
     same.name, same.notes["x"], same.mirrored = "elsewhere", 3, False
-    assert fingerprint(same) == fingerprint(packed_noise([0, 1, 0, 1]))
+    assert fingerprint(same) == fingerprint(decoded_noise([0, 1, 0, 1]))
 
 
 def test_a_copy_of_the_folder_elsewhere_has_the_same_fingerprint(tmp_path):
     marks = set()
     for name in ("here", "there"):
-        packed = pack(open_source(str(class_folders(tmp_path / name, count=5))), PACKING)
+        packed = decode_images(open_source(str(class_folders(tmp_path / name, count=5))), PACKING)
         hold_out(packed, 0.2, 0)
         marks.add(fingerprint(packed))
     assert len(marks) == 1

@@ -3,17 +3,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_folders import packed_noise
+from picture_folders import decoded_noise
 from PIL import Image
 
-from skipway.data.images.loader import Augmentation, ImageBatches, batch_bounds, mean_and_std
+from skipway.data.batching import batch_bounds
+from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.errors import InputError
 
-PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+GREY = {"mean": (0.0,), "std": (1.0,)}
 
 
 def training(packed, batch_size=4, level="shift+flip", seed=0):
-    return ImageBatches(packed, packed.splits["train"], batch_size, PLAIN, Augmentation(level, seed))
+    return ImageBatches(packed, packed.splits["train"], batch_size, **PLAIN, augmentation=Augmentation(level, seed))
 
 
 @given(count=st.integers(0, 500), batch_size=st.integers(2, 600))
@@ -27,7 +29,7 @@ def test_batches_cover_everything_and_none_is_of_one(count, batch_size):
 
 @pytest.mark.parametrize("count, size, sizes", [(9, 4, [4, 5]), (8, 4, [4, 4]), (3, 4, [3]), (2, 64, [2]), (5, 4, [5])])
 def test_a_last_picture_joins_the_batch_before_it(count, size, sizes):
-    packed = packed_noise([i % 2 for i in range(count)])
+    packed = decoded_noise([i % 2 for i in range(count)])
     feed = training(packed, size)
     assert feed.steps == len(sizes) and feed.count == count
     batches = list(feed.epoch())
@@ -36,27 +38,33 @@ def test_a_last_picture_joins_the_batch_before_it(count, size, sizes):
 
 
 def test_training_on_one_picture_is_refused_but_judging_it_is_not():
-    packed = packed_noise([0])
+    packed = decoded_noise([0])
     with pytest.raises(InputError, match="there are 1 training pictures, but a batch norm needs at least 2; add more"):
         training(packed)
-    assert [len(x) for x, _, _ in ImageBatches(packed, np.arange(1), 4, PLAIN).epoch()] == [1]
+    assert [len(x) for x, _, _ in ImageBatches(packed, np.arange(1), 4, **PLAIN).epoch()] == [1]
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    packed = packed_noise(np.arange(100) % 3, size=1, channels=1, splits={"train": np.arange(10, 90)})
-    feed = ImageBatches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), Augmentation("none", 5))
+    packed = decoded_noise(np.arange(100) % 3, size=1, channels=1, splits={"train": np.arange(10, 90)})
+    feed = ImageBatches(
+        packed, packed.splits["train"], 7, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 5)
+    )
     orders = [np.concatenate([ids for _, _, ids in feed.epoch(epoch)]) for epoch in range(4)]
     assert all(sorted(order) == list(range(10, 90)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 4
-    again = ImageBatches(packed, packed.splits["train"], 11, ((0.0,), (1.0,)), Augmentation("none", 5))
+    again = ImageBatches(
+        packed, packed.splits["train"], 11, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 5)
+    )
     assert np.array_equal(np.concatenate([ids for _, _, ids in again.epoch(2)]), orders[2]), "whatever the batch size"
-    other = ImageBatches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), Augmentation("none", 6))
+    other = ImageBatches(
+        packed, packed.splits["train"], 7, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 6)
+    )
     assert not np.array_equal(np.concatenate([ids for _, _, ids in other.epoch(2)]), orders[2])
 
 
 @pytest.mark.parametrize("level", ["shift+flip", "zoom+flip"])
 def test_going_on_within_an_epoch_gives_the_same_batches(level):
-    feed = training(packed_noise(np.arange(30) % 2, room=2), 4, level)
+    feed = training(decoded_noise(np.arange(30) % 2, room=2), 4, level)
     whole = list(feed.epoch(3))
     for start in (0, 1, 5, feed.steps - 1, feed.steps):
         rest = list(feed.epoch(3, start))
@@ -67,7 +75,7 @@ def test_going_on_within_an_epoch_gives_the_same_batches(level):
 
 @pytest.mark.parametrize("level", ["shift+flip", "zoom+flip"])
 def test_the_batch_size_cannot_change_a_picture(level):
-    packed = packed_noise(np.arange(30) % 2, room=2)
+    packed = decoded_noise(np.arange(30) % 2, room=2)
     seen = []
     for size in (2, 7, 64):
         feed = training(packed, size, level)
@@ -79,35 +87,40 @@ def test_the_batch_size_cannot_change_a_picture(level):
 
 
 def test_labels_belong_to_their_pictures():
-    packed = packed_noise(np.arange(20) % 5)
+    packed = decoded_noise(np.arange(20) % 5)
     for x, y, ids in training(packed, 6, "none").epoch():
         assert y.dtype == torch.int64 and y.tolist() == (ids % 5).tolist()
         assert np.array_equal((x * 255).round().permute(0, 2, 3, 1).numpy(), packed.pixels[ids])
 
 
 def test_validation_is_the_plain_centre_in_the_order_of_the_set():
-    packed = packed_noise(np.arange(9) % 2, size=6, room=3, splits={"train": np.arange(3), "val": np.arange(3, 9)})
+    packed = decoded_noise(np.arange(9) % 2, size=6, room=3, splits={"train": np.arange(3), "val": np.arange(3, 9)})
     for epoch in (0, 5):
-        batches = list(ImageBatches(packed, packed.splits["val"], 4, PLAIN).epoch(epoch))
+        batches = list(ImageBatches(packed, packed.splits["val"], 4, **PLAIN).epoch(epoch))
         assert [ids.tolist() for _, _, ids in batches] == [[3, 4, 5, 6], [7, 8]]
         x = torch.cat([x for x, _, _ in batches]) * 255
         assert np.array_equal(x.round().permute(0, 2, 3, 1).numpy(), packed.pixels[3:, 2:8, 2:8])
 
 
 def test_pictures_are_normalised_per_channel():
-    packed = packed_noise([0, 1] * 4)
+    packed = decoded_noise([0, 1] * 4)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
-    feed = ImageBatches(packed, packed.splits["train"], 8, (mean, std))
+    feed = ImageBatches(packed, packed.splits["train"], 8, mean=mean, std=std)
     wanted = (packed.pixels / 255 - np.array(mean)) / np.array(std)
     x = feed.pictures(np.arange(8))
     assert np.allclose(x.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
-    grey = packed_noise([0, 1], channels=1)
-    assert ImageBatches(grey, grey.splits["train"], 8, ((0.5,), (0.5,))).pictures(np.arange(2)).shape == (2, 1, 8, 8)
+    grey = decoded_noise([0, 1], channels=1)
+    assert ImageBatches(grey, grey.splits["train"], 8, **GREY).pictures(np.arange(2)).shape == (
+        2,
+        1,
+        8,
+        8,
+    )
 
 
 def test_a_few_pictures_are_shown_as_they_are():
-    packed = packed_noise(np.arange(20) % 2, room=2)
+    packed = decoded_noise(np.arange(20) % 2, room=2)
     feed = training(packed, 4, "zoom+flip")
     x, y = feed.some(5)
     few = (x * 255).round().permute(0, 2, 3, 1).numpy()
@@ -133,8 +146,8 @@ def test_a_channel_of_one_value_has_a_deviation_to_divide_by():
 
 @pytest.mark.parametrize("level", [None, "shift+flip", "zoom+flip"])
 def test_a_memory_map_gives_the_same_batches(tmp_path, level):
-    packed = packed_noise(np.arange(10) % 2, room=2)
-    feed = ImageBatches(packed, np.arange(10), 4, PLAIN, None if level is None else Augmentation(level))
+    packed = decoded_noise(np.arange(10) % 2, room=2)
+    feed = ImageBatches(packed, np.arange(10), 4, **PLAIN, augmentation=None if level is None else Augmentation(level))
     plain = list(feed.epoch())
     packed.pixels.tofile(tmp_path / "pixels")
     shape, packed.pixels = packed.pixels.shape, None
@@ -148,11 +161,11 @@ def test_a_memory_map_gives_the_same_batches(tmp_path, level):
 
 
 def noise(count=24, room=0):
-    return packed_noise(np.arange(count) % 3, room=room)
+    return decoded_noise(np.arange(count) % 3, room=room)
 
 
 def feed_of(packed, batch_size=8, **values):
-    return ImageBatches(packed, packed.splits["train"], batch_size, PLAIN, Augmentation(**values))
+    return ImageBatches(packed, packed.splits["train"], batch_size, **PLAIN, augmentation=Augmentation(**values))
 
 
 @pytest.mark.parametrize("part", ["affine", "color", "trivial", "erase"])
@@ -187,16 +200,16 @@ def test_mixing_gives_shares_of_classes_and_the_same_ones_again():
 
 @pytest.mark.parametrize("parts, room", [("shift", 0), ("zoom", 2)])
 def test_pictures_grow_over_two_thirds_of_the_epochs(parts, room):
-    packed = packed_noise(np.arange(24) % 3, size=32, room=room)
+    packed = decoded_noise(np.arange(24) % 3, size=32, room=room)
     feed = feed_of(packed, parts=parts, first_size=16, epochs=6)
     sizes = [next(feed.epoch(e))[0].shape[-1] for e in range(6)]
     assert sizes == [16, 20, 24, 28, 32, 32]
-    plain = ImageBatches(packed, packed.splits["train"], 8, PLAIN)
+    plain = ImageBatches(packed, packed.splits["train"], 8, **PLAIN)
     assert next(plain.epoch())[0].shape[-1] == 32
 
 
 def test_a_smaller_picture_is_the_antialiased_one():
-    packed = packed_noise(np.arange(4) % 2, size=32)
+    packed = decoded_noise(np.arange(4) % 2, size=32)
     ids = packed.splits["train"][:2]
     small = feed_of(packed, parts="none", first_size=16, epochs=6).pictures(ids)
     image = Image.fromarray(packed.pixels[ids[0]]).resize((16, 16), Image.Resampling.BILINEAR)
@@ -204,7 +217,7 @@ def test_a_smaller_picture_is_the_antialiased_one():
 
 
 def test_balanced_sampling_shows_every_class_as_often_and_all_of_the_small_ones():
-    packed = packed_noise(np.array([0] * 40 + [1] * 5 + [2] * 3))
+    packed = decoded_noise(np.array([0] * 40 + [1] * 5 + [2] * 3))
     feed = feed_of(packed, batch_size=7, parts="none", balanced=True)
     rows = packed.splits["train"]
     seen = []

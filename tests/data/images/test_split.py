@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_folders import packed_noise
+from picture_folders import decoded_noise
 
 from skipway.data.images import split as module
 from skipway.data.images.split import class_counts, describe, duplicates, hold_out, refuse_leaks, remarks
@@ -16,7 +16,7 @@ def sides(packed):
 
 
 def test_some_of_every_class_are_held_out():
-    packed = packed_noise([0] * 50 + [1] * 30 + [2] * 20)
+    packed = decoded_noise([0] * 50 + [1] * 30 + [2] * 20)
     hold_out(packed, 0.2, 0)
     assert list(packed.splits) == ["train", "val"]
     assert np.bincount(packed.labels[packed.splits["val"]]).tolist() == [10, 6, 4]
@@ -28,7 +28,7 @@ def test_the_same_seed_holds_out_the_same_and_another_does_not():
     labels = [i % 4 for i in range(200)]
     drawn = []
     for seed in (0, 0, 1, 2**31):
-        packed = packed_noise(labels)
+        packed = decoded_noise(labels)
         hold_out(packed, 0.2, seed)
         drawn.append(sides(packed))
     assert drawn[0] == drawn[1] and drawn[0] != drawn[2] != drawn[3]
@@ -37,28 +37,28 @@ def test_the_same_seed_holds_out_the_same_and_another_does_not():
 def test_pictures_are_held_out_with_equal_chance():
     times = Counter()
     for seed in range(400):
-        packed = packed_noise([0] * 10 + [1] * 10)
+        packed = decoded_noise([0] * 10 + [1] * 10)
         hold_out(packed, 0.2, seed)
         times.update(sides(packed)[1])
     assert len(times) == 20 and max(abs(n - 80) for n in times.values()) < 40, "5 standard deviations"
 
 
 def test_given_validation_pictures_are_left_as_they_are():
-    packed = packed_noise([0, 1] * 4, splits={"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(6, 8)})
+    packed = decoded_noise([0, 1] * 4, splits={"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(6, 8)})
     before = packed.splits
     hold_out(packed, 0.5, 0)
     assert packed.splits is before
 
 
 def test_the_test_set_stays():
-    packed = packed_noise([0, 1] * 6, splits={"train": np.arange(8), "test": np.arange(8, 12)})
+    packed = decoded_noise([0, 1] * 6, splits={"train": np.arange(8), "test": np.arange(8, 12)})
     hold_out(packed, 0.25, 0)
     assert list(packed.splits) == ["train", "val", "test"] and packed.splits["test"].tolist() == [8, 9, 10, 11]
     assert sorted(sum(sides(packed), [])) == list(range(8))
 
 
 def test_copies_stand_on_one_side():
-    packed = packed_noise([0, 1] * 40, digests=[str(i // 2 % 7) + "ab"[i % 2] for i in range(80)])
+    packed = decoded_noise([0, 1] * 40, digests=[str(i // 2 % 7) + "ab"[i % 2] for i in range(80)])
     hold_out(packed, 0.3, 0)
     train, val = ({packed.digests[i] for i in side} for side in sides(packed))
     assert train and val and not train & val
@@ -67,20 +67,20 @@ def test_copies_stand_on_one_side():
 
 def test_a_class_of_one_picture_cannot_be_divided():
     with pytest.raises(InputError, match=r"the class 'class1' has one picture \(copies not counted\), too few"):
-        hold_out(packed_noise([0, 0, 0, 1]), 0.2, 0)
+        hold_out(decoded_noise([0, 0, 0, 1]), 0.2, 0)
     with pytest.raises(InputError, match="the class 'class1' has one picture"):
-        hold_out(packed_noise([0, 0, 1, 1], digests=["a", "b", "c", "c"]), 0.2, 0)
+        hold_out(decoded_noise([0, 0, 1, 1], digests=["a", "b", "c", "c"]), 0.2, 0)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
 def test_the_smallest_set_gives_one_of_each_class(fraction):
-    packed = packed_noise([0, 0, 1, 1, 2, 2])
+    packed = decoded_noise([0, 0, 1, 1, 2, 2])
     hold_out(packed, fraction, 0)
     assert [sorted(packed.labels[packed.splits[s]].tolist()) for s in ("train", "val")] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_no_more_than_are_needed_for_a_certain_accuracy_are_held_out():
-    packed = packed_noise([i % 10 for i in range(60_000)], size=1, channels=1)
+    packed = decoded_noise([i % 10 for i in range(60_000)], size=1, channels=1)
     hold_out(packed, 0.2, 0)
     assert len(packed.splits["val"]) == module.MOST_HELD_OUT == 5000
     assert set(np.bincount(packed.labels[packed.splits["val"]])) == {500}
@@ -97,7 +97,7 @@ def test_holding_out_divides_fairly_whatever_the_set(counts, copies, fraction, s
     kinds = np.repeat(np.arange(len(counts)), counts)
     labels = np.tile(kinds, copies)
     digests = [str(i) for i in range(len(kinds))] * copies
-    packed = packed_noise(labels, size=1, channels=1, digests=digests)
+    packed = decoded_noise(labels, size=1, channels=1, digests=digests)
     hold_out(packed, fraction, seed)
     train, val = sides(packed)
     assert sorted(train + val) == list(range(len(labels))), "each picture stands on exactly one side"
@@ -111,7 +111,7 @@ def test_holding_out_divides_fairly_whatever_the_set(counts, copies, fraction, s
 def test_copies_across_splits_are_refused_with_both_names():
     splits = {"train": np.arange(4), "val": np.arange(4, 6)}
     digests = ["a", "a", "b", "c", "a", "b"]
-    packed = packed_noise([0, 0, 1, 1, 0, 1], digests=digests, splits=splits)
+    packed = decoded_noise([0, 0, 1, 1, 0, 1], digests=digests, splits=splits)
     with pytest.raises(
         InputError,
         match=r"noise: 2 pictures stand in more than one split, such as 0.png \(train\) and 4.*; remove the copies",
@@ -124,21 +124,21 @@ def test_copies_across_splits_are_refused_with_both_names():
 
 
 def test_copies_under_two_classes_are_reported():
-    packed = packed_noise([0, 0, 1, 1, 0], digests=["a", "a", "a", "b", "b"])
+    packed = decoded_noise([0, 0, 1, 1, 0], digests=["a", "a", "a", "b", "b"])
     refuse_leaks(packed, allow=False)
     first = "2 pictures stand under two classes, such as 0.png (class0) and 2.png (class1): one label is wrong"
     assert packed.warnings == [first, "3 pictures are exact copies of others"]
 
 
 def test_a_set_without_copies_has_nothing_said_of_it():
-    packed = packed_noise([0, 1] * 3)
+    packed = decoded_noise([0, 1] * 3)
     refuse_leaks(packed, allow=False)
     assert packed.warnings == [] and duplicates(packed) == []
-    assert duplicates(packed_noise([0, 1, 0], digests=["x", "y", "x"])) == [[0, 2]]
+    assert duplicates(decoded_noise([0, 1, 0], digests=["x", "y", "x"])) == [[0, 2]]
 
 
 def test_hostile_names_are_spelt_out_in_errors():
-    packed = packed_noise([0, 1], digests=["a", "a"], splits={"train": np.arange(1), "val": np.arange(1, 2)})
+    packed = decoded_noise([0, 1], digests=["a", "a"], splits={"train": np.arange(1), "val": np.arange(1, 2)})
     packed.keys[0], packed.name = "\x1b[2J\n", "na\nme"
     with pytest.raises(InputError, match=r"na\\x0ame: 1 pictures.*\\x1b\[2J\\x0a"):
         refuse_leaks(packed, allow=False)
@@ -146,21 +146,21 @@ def test_hostile_names_are_spelt_out_in_errors():
 
 def test_advice_names_imbalance_few_pictures_and_a_small_validation_set():
     labels = [0] * 100 + [1] * 10 + [0] * 3 + [1]
-    packed = packed_noise(labels, splits={"train": np.arange(110), "val": np.arange(110, 114)})
+    packed = decoded_noise(labels, splits={"train": np.arange(110), "val": np.arange(110, 114)})
     assert remarks(packed) == [
         "classes are imbalanced 1:10 (class1 10, class0 100 training pictures): accuracy favours the large ones, read "
         "the per-class table",
         "fewer than 20 training pictures: class1; expect weak results there",
         "4 validation pictures: one picture is 25.0% of accuracy",
     ]
-    assert remarks(packed_noise([0, 1] * 20)) == []
-    many = packed_noise(list(range(8)) * 2)
+    assert remarks(decoded_noise([0, 1] * 20)) == []
+    many = decoded_noise(list(range(8)) * 2)
     few = "fewer than 20 training pictures: class0, class1, class2, class3, class4 and 3 more; expect weak results"
     assert remarks(many) == [f"{few} there"]
 
 
 def test_counts_are_told_by_class_and_split():
-    packed = packed_noise([0, 1, 1, 0], splits={"train": np.arange(3), "val": np.arange(3, 4)})
+    packed = decoded_noise([0, 1, 1, 0], splits={"train": np.arange(3), "val": np.arange(3, 4)})
     packed.notes["grey"] += 2
     assert class_counts(packed) == {"class0": {"train": 1, "val": 1}, "class1": {"train": 2, "val": 0}}
     said = describe(packed)

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from skipway.data.sources.decode import FORMATS, MAX_PIXELS, SUFFIXES, BadPicture, Picture, decode, size_of
 from skipway.errors import InputError
 
-FITS = ("squash", "crop", "pad")
+RESIZE_MODES = ("squash", "crop", "pad")
 
 
 def encoded(pixels, form="PNG", **options):
@@ -82,10 +82,10 @@ def six(pixels):
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF"])
-@pytest.mark.parametrize("resize_mode", FITS)
-def test_a_picture_of_the_target_size_keeps_its_exact_pixels(form, fit):
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
+def test_a_picture_of_the_target_size_keeps_its_exact_pixels(form, resize_mode):
     pixels = noise(24, 24)
-    picture = decode(encoded(pixels, form), size=24, resize_mode=fit)
+    picture = decode(encoded(pixels, form), size=24, resize_mode=resize_mode)
     assert np.array_equal(picture.pixels, pixels) and picture.notes == ()
     assert (picture.width, picture.height, picture.mode) == (24, 24, "RGB")
 
@@ -112,21 +112,21 @@ def test_grey_and_color_become_each_other_and_say_so():
     assert np.array_equal(color.pixels[..., 0], np.asarray(Image.fromarray(noise(8, 8)).convert("L")))
 
 
-@pytest.mark.parametrize("resize_mode", FITS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (3, 700), (2, 2)])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_extreme_shapes_work_for_every_fit(fit, shape, form):
-    picture = decode(encoded(np.full((*shape, 3), 200, np.uint8), form), size=32, resize_mode=fit)
+def test_extreme_shapes_work_for_every_fit(resize_mode, shape, form):
+    picture = decode(encoded(np.full((*shape, 3), 200, np.uint8), form), size=32, resize_mode=resize_mode)
     assert picture.pixels.shape == (32, 32, 3)
     assert (picture.height, picture.width) == shape
     values = set(np.unique(picture.pixels).tolist())
-    assert values <= {128, *range(198, 203)} and (fit == "pad" or 128 not in values)
+    assert values <= {128, *range(198, 203)} and (resize_mode == "pad" or 128 not in values)
 
 
 def test_a_very_long_picture_keeps_its_brightness():
     data = encoded(Image.new("L", (1, 4_000_000), 250))
-    for fit in FITS:
-        assert decode(data, size=1, resize_mode=fit, channels=1).pixels.item() >= 249
+    for resize_mode in RESIZE_MODES:
+        assert decode(data, size=1, resize_mode=resize_mode, channels=1).pixels.item() >= 249
 
 
 def test_crop_cuts_the_centre_square_first():
@@ -149,21 +149,24 @@ def test_decode_refuses_wrong_arguments():
 # -- reduced decoding of large JPEGs
 
 
-@pytest.mark.parametrize("resize_mode", FITS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("shape", [(900, 1203), (1203, 900), (517, 1999), (70, 3000)])
-def test_reduced_jpeg_decoding_stays_close_to_the_full_one(fit, shape):
+def test_reduced_jpeg_decoding_stays_close_to_the_full_one(resize_mode, shape):
     data = encoded(scene(*shape), "JPEG", quality=92)
     full = encoded(np.asarray(Image.open(io.BytesIO(data))), "PNG", compress_level=0)
-    quick, slow = (decode(d, size=48, resize_mode=fit).pixels.astype(int) for d in (data, full))
+    quick, slow = (decode(d, size=48, resize_mode=resize_mode).pixels.astype(int) for d in (data, full))
     assert np.abs(quick - slow).mean() < 3
 
 
-@pytest.mark.parametrize("resize_mode", FITS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_reduced_jpeg_decoding_turns_by_exif_too(fit, orientation):
+def test_reduced_jpeg_decoding_turns_by_exif_too(resize_mode, orientation):
     upright = scene(403, 901)
     data = encoded(stored_for(orientation, upright), "JPEG", quality=95, exif=exif(orientation))
-    found, expected = decode(data, size=40, resize_mode=fit), decode(encoded(upright), size=40, resize_mode=fit)
+    found, expected = (
+        decode(data, size=40, resize_mode=resize_mode),
+        decode(encoded(upright), size=40, resize_mode=resize_mode),
+    )
     assert (found.width, found.height) == (901, 403)
     assert np.abs(found.pixels.astype(int) - expected.pixels).mean() < 3
 
@@ -176,9 +179,9 @@ def test_reduced_jpeg_decoding_turns_by_exif_too(fit, orientation):
 def test_exif_turns_all_eight_orientations_upright(orientation, form, options):
     upright = noise(21, 34)
     data = encoded(stored_for(orientation, upright), form, exif=exif(orientation), **options)
-    for fit in FITS:
-        found = decode(data, size=13, resize_mode=fit)
-        assert np.array_equal(found.pixels, decode(encoded(upright), size=13, resize_mode=fit).pixels)
+    for resize_mode in RESIZE_MODES:
+        found = decode(data, size=13, resize_mode=resize_mode)
+        assert np.array_equal(found.pixels, decode(encoded(upright), size=13, resize_mode=resize_mode).pixels)
         assert (found.width, found.height) == (34, 21)
         assert ("turned by its EXIF orientation" in found.notes) == (orientation > 1)
     assert size_of(data) == (34, 21, "RGB")
@@ -574,7 +577,9 @@ def test_mutated_bytes_give_a_picture_or_a_reason_and_nothing_else(form, capfd):
     for turn in range(600):
         data = mutated(seeds[turn % len(seeds)], rng)
         try:
-            picture = decode(data, size=8, resize_mode=FITS[turn % 3], channels=(1, 3)[turn % 2], max_pixels=1_000_000)
+            picture = decode(
+                data, size=8, resize_mode=RESIZE_MODES[turn % 3], channels=(1, 3)[turn % 2], max_pixels=1_000_000
+            )
             assert picture.pixels.shape == (8, 8, (1, 3)[turn % 2])
             seen[Picture] += 1
         except BadPicture as error:

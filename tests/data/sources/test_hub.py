@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import close_session, constants
 from picture_folders import parquet, picture
 
-from skipway.data.images.decoded_cache import natural_packing, pack
+from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.hub import HUB_NAMES, hub_folder
 from skipway.errors import InputError, StorageError
@@ -158,7 +158,7 @@ def point_to(monkeypatch, endpoint):
 def test_a_set_of_the_hub_is_downloaded_and_ready_to_train_on(hub, data, splits, mirrored):
     source = open_source(data)
     assert list(source.keys) == splits and source.mirrored == mirrored and source.class_names == NAMES
-    packed = pack(source, natural_packing(source, None, "squash", 10**6))
+    packed = decode_images(source, choose_decode_settings(source, None, "squash", 10**6))
     assert packed.pixels.shape == (6 * len(splits), 8, 8, 3) and not packed.skipped
     assert next(source.contents("train")) == picture(0)
 

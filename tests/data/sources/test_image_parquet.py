@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from picture_folders import fill, parquet, picture
 
-from skipway.data.images.decoded_cache import Packing, pack
+from skipway.data.images.decoded_cache import DecodeSettings, decode_images
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadPicture
 from skipway.data.sources.image_parquet import parquet_files, parquet_source
@@ -178,7 +178,7 @@ def test_rows_without_bytes_are_skipped_and_counted(tmp_path):
     parquet(tmp_path / "train.parquet", [0, 1, 0, 1, 0], NAMES[:2], rows=rows)
     source = open_source(str(tmp_path))
     assert [type(c) for c in source.contents("train")] == [bytes, BadPicture, BadPicture, bytes, bytes]
-    packed = pack(source, Packing(8, 8, 3), max_unreadable=0.6)
+    packed = decode_images(source, DecodeSettings(8, 8, 3), max_unreadable=0.6)
     assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.labels.tolist() == [0, 1]
     reasons = {s.key: s.reason for s in packed.skipped}
     assert reasons["train.parquet:1"] == reasons["train.parquet:2"] == "empty: the row holds no bytes"

@@ -1,0 +1,74 @@
+"""Compare a network's plan with its tensors and with its Spec, before anything is loaded or saved."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from skipway.data.image_spec import Spec
+from skipway.data.tables.table_spec import TableSpec
+
+__all__ = ["plan_mismatch"]
+
+_SHOWN = 5
+
+
+def plan_mismatch(
+    plan: dict[str, Any],
+    spec: Spec | TableSpec,
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> str:
+    """Describe the first differences between a plan and the tensors and Spec that go with it.
+
+    Args:
+        plan: the values that rebuild the network.
+        spec: the meaning of its inputs and outputs.
+        expected: the state of the network that `plan` builds; tensors on the meta device suffice.
+        tensors: the state to compare with it.
+
+    Returns:
+        The end of a sentence about the network, or an empty string if all agree.
+    """
+    differences = _state_differences(expected, tensors)
+    if differences:
+        return f"does not fit its own plan: {'; '.join(differences[:_SHOWN])}"
+    planned_inputs, planned_classes = _inputs_of_plan(plan), plan.get("num_classes")
+    spec_inputs, spec_classes = _inputs_of_spec(plan, spec), spec.num_classes
+    if (planned_inputs, planned_classes) == (spec_inputs, spec_classes):
+        return ""
+    return (
+        f"plans a network for {planned_inputs} and {planned_classes} classes, but its Spec has {spec_inputs} and "
+        f"{spec_classes}"
+    )
+
+
+def _state_differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    differences = []
+    for name, value in expected.items():
+        if name not in tensors:
+            differences.append(f"{name} is missing, expected {tuple(value.shape)}")
+        elif tensors[name].shape != value.shape:
+            differences.append(f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
+    return differences + [f"{name} has no place" for name in tensors if name not in expected]
+
+
+def _inputs_of_plan(plan: dict[str, Any]) -> str:
+    """Describe the inputs of the network that `plan` builds."""
+    if "in_features" in plan:
+        return _numbers(plan["in_features"], plan.get("categories", ()))
+    return f"{plan.get('in_chans')} channels"
+
+
+def _inputs_of_spec(plan: dict[str, Any], spec: Spec | TableSpec) -> str:
+    """Describe the inputs of `spec`, as the family of `plan` counts them."""
+    if isinstance(spec, TableSpec):
+        return _numbers(math.prod(spec.input_shape), spec.categories)
+    if "in_features" in plan:
+        return _numbers(math.prod(spec.input_shape), ())
+    return f"{spec.channels} channels"
+
+
+def _numbers(count: int, categories: Any) -> str:
+    return f"{count} numbers" + (f" with the categories {', '.join(map(str, categories))}" if categories else "")

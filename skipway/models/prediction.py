@@ -1,0 +1,138 @@
+"""Turn inputs (paths, arrays, DataFrames) into tensors, and a network's outputs into answers.
+
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; (B, F) -> (B, K), or (B, 1) for a number, for
+rows of a table.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from skipway.data.image_spec import Spec
+from skipway.data.images.augment_policy import crop_offset, tta_views
+from skipway.data.images.decoded_cache import fitted_array
+from skipway.data.sources.decode import BadPicture, decode
+from skipway.data.sources.read_bytes import read_picture_file
+from skipway.data.sources.read_table import Table, frame_table, read_table
+from skipway.data.tables.table_spec import TableSpec
+from skipway.errors import InputError, printable
+from skipway.nn.shape_inference import evaluation
+from skipway.training.metrics import Averaged
+
+__all__ = [
+    "as_table",
+    "average_views",
+    "image_probabilities",
+    "pixel_probabilities",
+    "predict_table",
+    "prepare_image",
+    "row_outputs",
+]
+
+_BATCH = 64
+_ROWS = 4096  # of a table, at a time
+
+
+def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarray:
+    """Compute (N, K) probabilities of images, given as paths or as uint8 arrays.
+
+    Raises:
+        InputError: `inputs` is a single image, or one of them cannot be read.
+    """
+    if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
+        raise InputError("predict takes a list of pictures, not a single one; write it in brackets: [picture]")
+    images = list(inputs)
+    parts = []
+    for begin in range(0, len(images), _BATCH):
+        pixels = [prepare_image(image, spec) for image in images[begin : begin + _BATCH]]
+        parts.append(pixel_probabilities(network, spec, pixels))
+    return np.concatenate(parts) if parts else np.empty((0, spec.num_classes), np.float32)
+
+
+def pixel_probabilities(
+    network: nn.Module, spec: Spec, pixels: Sequence[np.ndarray], *, tta: bool = False
+) -> np.ndarray:
+    """Compute (N, K) probabilities of prepared images, each (S, S, C) uint8; with `tta` the mean over several views."""
+    parameter = next(network.parameters())
+    device = parameter.device
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float()
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    model = average_views(network, spec) if tta else network
+    with evaluation(network), torch.inference_mode():
+        return model(((x / 255 - mean) / std).to(parameter.dtype)).float().softmax(1).cpu().numpy()
+
+
+def average_views(network: nn.Module, spec: Spec) -> Averaged:
+    """Wrap an image network so that it averages its probabilities over several views of each image.
+
+    See `augment_policy.tta_views`.
+    """
+    return Averaged(network, partial(tta_views, mirrored=spec.mirrored))
+
+
+def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
+    """Predict each row of a table: a list of class names, or an array (N,) of numbers."""
+    outputs = row_outputs(network, spec, spec.encode_whole(as_table(inputs)).x)
+    if spec.class_names:
+        return [spec.class_names[i] for i in outputs.argmax(axis=1)]
+    return outputs[:, 0]
+
+
+def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarray:
+    """Compute (N, K) probabilities or (N, 1) numbers in the target's own unit, for encoded rows x (N, F)."""
+    parameter = next(network.parameters())
+    with evaluation(network), torch.inference_mode():
+        parts = [network(part.to(parameter.device, parameter.dtype)) for part in torch.from_numpy(x).split(_ROWS)]
+        outputs = torch.cat(parts).double() if parts else torch.empty(0, spec.num_classes)
+        outputs = outputs.softmax(1) if spec.class_names else outputs * spec.target_std + spec.target_mean
+        return outputs.cpu().numpy()
+
+
+def as_table(inputs: Any) -> Table:
+    """Convert a DataFrame, the path of a table file, or a Table, to a Table."""
+    if isinstance(inputs, Table):
+        return inputs
+    if isinstance(inputs, str | os.PathLike):
+        return read_table(Path(inputs))
+    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):
+        return frame_table(inputs)
+    raise InputError(
+        f"a network of tables takes a DataFrame or the path of a .csv or .parquet file, not {type(inputs).__name__}; "
+        "for an array, name its columns: pandas.DataFrame(array, columns=[...])"
+    )
+
+
+def prepare_image(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
+    """Read one image, a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` expects."""
+    name = "an array" if isinstance(source, np.ndarray) else printable(source)
+    try:
+        if isinstance(source, np.ndarray):
+            pixels = _checked_array(source, spec)
+        else:
+            data = read_picture_file(Path(source), root)
+            pixels = decode(data, **spec.decode_options).pixels
+    except BadPicture as error:
+        raise InputError(f"{name} cannot be used: {error}") from None
+    start = crop_offset(spec.presize, spec.size)
+    return pixels[start : start + spec.size, start : start + spec.size]
+
+
+def _holds_many(array: np.ndarray) -> bool:
+    """Check that the first axis counts images: (N, H, W) or (N, H, W, C), where (H, W, 3) is one in color."""
+    return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
+
+
+def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
+    array = source[:, :, None] if source.ndim == 2 else source
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        raise InputError(
+            f"a picture as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
+            f"{source.shape}; convert it first"
+        )
+    return fitted_array(array, **spec.decode_options)
