@@ -6,7 +6,7 @@ from skipway.commands.predict_table import check_tables
 from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
-from skipway.data.tables.dataset import open_tables
+from skipway.data.tables.dataset import open_table_source
 from skipway.errors import printable
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
@@ -28,7 +28,7 @@ def check(
 
     Of a table `target` is the column to predict.
     """
-    if (tables := open_tables(os.fspath(data), target)) is not None:
+    if (tables := open_table_source(os.fspath(data), target)) is not None:
         return check_tables(tables, max_unreadable)
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
     packing = choose_decode_settings(source, None, "squash", Recipe.max_pixels)

@@ -9,7 +9,13 @@ import numpy as np
 
 from skipway.commands.write_predictions import Evaluation, Prediction, RegressionEvaluation
 from skipway.data.tables.columns import Problem
-from skipway.data.tables.dataset import Tables, describe_table, labelled, open_tables, table_set
+from skipway.data.tables.dataset import (
+    TableSource,
+    build_table_dataset,
+    describe_table,
+    encode_labeled,
+    open_table_source,
+)
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
@@ -48,12 +54,12 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
         for i, output in enumerate(outputs):
             if i in why:
                 reason = f"column {printable(why[i].column)!r}: {why[i].why}"
-                rows.append(Prediction(table.at(i), (), reason, noun="row"))
+                rows.append(Prediction(table.row_name(i), (), reason, noun="row"))
             elif spec.class_names:
                 likely = tuple((spec.class_names[k], float(output[k])) for k in order[i])
-                rows.append(Prediction(table.at(i), likely, noun="row"))
+                rows.append(Prediction(table.row_name(i), likely, noun="row"))
             else:
-                rows.append(Prediction(table.at(i), (), value=float(f"{output[0]:.7g}"), noun="row"))
+                rows.append(Prediction(table.row_name(i), (), value=float(f"{output[0]:.7g}"), noun="row"))
     if not rows:
         raise InputError("predict needs at least one table with rows: a .csv, .tsv or .parquet file, or a DataFrame")
     return rows
@@ -62,7 +68,7 @@ def predict_tables(network: Network, sources: Any, top: int, console: Console) -
 def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
     """How `network` does on a split of `data`: test where there is one, else val, else all rows."""
     spec = network.require_table_spec()
-    tables = open_tables(data, spec.target)
+    tables = open_table_source(data, spec.target)
     if tables is None:
         raise InputError(
             f"{printable(data)} is no table, but the network was trained on one; give a .csv or .parquet file"
@@ -71,7 +77,7 @@ def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation
     if split is not None and split not in there:
         raise InputError(f"{printable(data)} has no {printable(split)} split; it has {', '.join(reversed(there))}")
     chosen = split or there[0]
-    x, y, skipped = labelled(tables.splits[chosen], spec)
+    x, y, skipped = encode_labeled(tables.splits[chosen], spec)
     task: Task = Classification(samples="rows")
     if spec.task == "regression":
         task = Regression(spec.target_mean, spec.target_std)
@@ -84,9 +90,9 @@ def evaluate_table(network: Network, data: str, split: str | None) -> Evaluation
     return Evaluation(chosen, len(y), told["accuracy"], told["loss"], classes, skipped, told, "rows")
 
 
-def check_tables(tables: Tables, max_unreadable: float) -> str:
+def check_tables(tables: TableSource, max_unreadable: float) -> str:
     """What a careful eye sees in a table before training, as text."""
-    rows = table_set(tables, 0.2, 0, max_unreadable)
+    rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     learnt = f"{len(spec.class_names)} classes" if spec.class_names else "a number (regression)"
     counts = {split: len(table) for split, table in tables.splits.items()}

@@ -233,15 +233,15 @@ class _OfRows:
 
     def inputs(self, check: Any) -> list[np.ndarray]:
         """The first row by itself, seven, and all of them."""
-        x = self._made_up() if check is None else self.spec.encode_whole(as_table(check)).x
+        x = self._made_up() if check is None else self.spec.encode_strict(as_table(check)).x
         x = x if len(x) else self._made_up()
         return [x[:1], x[np.arange(_MANY) % len(x)], x]
 
     def _made_up(self) -> np.ndarray:
         draw, spec = np.random.default_rng(0), self.spec
-        numbers = draw.normal(size=(_ROWS, len(spec.numbers)))
-        indicators = draw.integers(0, 2, (_ROWS, len(spec.indicated)))
-        slots = draw.integers(0, spec.categories, (_ROWS, len(spec.sorts)))
+        numbers = draw.normal(size=(_ROWS, len(spec.number_columns)))
+        indicators = draw.integers(0, 2, (_ROWS, len(spec.indicator_columns)))
+        slots = draw.integers(0, spec.categories, (_ROWS, len(spec.category_columns)))
         return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
 
     def expected(self, x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from skipway.data.tables.dataset import open_tables
+from skipway.data.tables.dataset import open_table_source
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.runs.image_datamodule import ImageDataModule
@@ -101,7 +101,7 @@ def open_datamodule(
     `transform` is what pictures go through beside what the recipe says.
     """
     assert recipe.data is not None
-    tables = open_tables(recipe.data, recipe.target, recipe.task, recipe.ignore)
+    tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
     if tables is None:
         if recipe.target is not None:
             raise InputError(

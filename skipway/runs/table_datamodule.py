@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from skipway.data.batching import Shard
-from skipway.data.tables.dataset import Tables, TableSet, describe_table, fingerprint_table, table_set
+from skipway.data.tables.dataset import (
+    TableDataset,
+    TableSource,
+    build_table_dataset,
+    describe_table,
+    fingerprint_table,
+)
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.distributed import collectives
@@ -39,7 +45,7 @@ class TableDataModule:
 
     noun = "rows"
 
-    def __init__(self, tables: Tables, recipe: Recipe):
+    def __init__(self, tables: TableSource, recipe: Recipe):
         self.tables, self.recipe, self.name = tables, recipe, tables.name
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE))
         refuse_unfit(recipe)
@@ -48,9 +54,11 @@ class TableDataModule:
         if self.rows.spec.task == "regression":
             _refuse_of_classes(recipe, self.rows.spec.target)
 
-    def _read(self, spec: TableSpec | None) -> TableSet:
+    def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
-        return table_set(self.tables, recipe.val_fraction, recipe.seed, recipe.max_unreadable, spec)
+        return build_table_dataset(
+            self.tables, recipe.val_fraction, recipe.seed, max_unreadable=recipe.max_unreadable, spec=spec
+        )
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Nothing is left to be done: tables are read when they are opened."""
@@ -213,15 +221,15 @@ def _refuse_of_classes(recipe: Recipe, target: str) -> None:
         )
 
 
-def baseline(rows: TableSet) -> dict[str, Any]:
+def baseline(rows: TableDataset) -> dict[str, Any]:
     """scikit-learn's histogram gradient boosting with default settings on the same training rows: its figures."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     spec, begun = rows.spec, time.monotonic()
-    numbers, indicated = len(spec.numbers), len(spec.indicated)
+    numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
     x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
-    place = {column.name: i for i, column in enumerate(spec.numbers)}
-    for i, column in enumerate(spec.indicated):  # it has a rule of its own for missing values
+    place = {column.name: i for i, column in enumerate(spec.number_columns)}
+    for i, column in enumerate(spec.indicator_columns):  # it has a rule of its own for missing values
         x[rows.x[:, numbers + i] > 0, place[column.name]] = np.nan
     sorts = [i >= numbers and spec.categories[i - numbers] <= _BASELINE_SLOTS for i in range(x.shape[1])]
     kind = HistGradientBoostingClassifier if spec.class_names else HistGradientBoostingRegressor
