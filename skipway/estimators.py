@@ -21,7 +21,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
 from skipway.model_factory import create_model
 from skipway.models.network import Network
-from skipway.runs.defaults import TABLE, settings_for, table_batch_size, table_epochs
+from skipway.runs.defaults import TABLE_NETWORK, settings_for, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.training.loop import fit as train_network
 from skipway.training.losses import Classification, Regression, Task
@@ -40,9 +40,9 @@ class _SkipEstimator(BaseEstimator):
 
     def __init__(
         self,
-        layers: int = TABLE["layers"],
-        width: int = TABLE["width"],
-        dropout: float = TABLE["dropout"],
+        layers: int = TABLE_NETWORK["layers"],
+        width: int = TABLE_NETWORK["width"],
+        dropout: float = TABLE_NETWORK["dropout"],
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
@@ -90,7 +90,7 @@ class _SkipEstimator(BaseEstimator):
                 dropout=self.dropout,
             )
             network.spec = spec
-            settings = settings_for(recipe, network.plan, batch_size, table=True)
+            settings = settings_for(recipe, network.plan, batch_size, is_table=True)
             task: Task = Classification(settings.label_smoothing)
             if spec.task == "regression":
                 task = Regression(spec.target_mean, spec.target_std)

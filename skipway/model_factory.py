@@ -75,7 +75,7 @@ def create_model(
     if out_indices is not None and not features_only:
         raise InputError("out_indices choose among the outputs that features_only=True gives; set that too")
     if class_names is not None:
-        num_classes = _counted(class_names, num_classes)
+        num_classes = _count_classes(class_names, num_classes)
     sizes = {"num_classes": num_classes, "in_chans": in_chans}
     # Made first, so that the name and the options are refused before any file is read.
     plan = registry.plan_of(name, **{k: v for k, v in sizes.items() if v is not None}, **options)
@@ -86,8 +86,8 @@ def create_model(
     return Features(network, out_indices) if features_only else network
 
 
-def _counted(class_names: Sequence[str], num_classes: int | None) -> int:
-    """How many class names there are, which `num_classes` may say as well."""
+def _count_classes(class_names: Sequence[str], num_classes: int | None) -> int:
+    """Count the class names; `num_classes` may be given as well, if it is equal."""
     if isinstance(class_names, str) or len(set(class_names)) != len(class_names):
         raise InputError("class_names is a list of texts that differ from each other, one for each class")
     if num_classes not in (None, len(class_names)):
@@ -100,13 +100,13 @@ def list_models(pattern: str = "*") -> list[str]:
     return registry.names(pattern)
 
 
-def options_for(name: str, spec: Spec, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` and what else fits the network called `name` to `spec`; small pictures keep their size in the stem."""
+def options_for(name: str, spec: Spec, options: dict[str, Any]) -> dict[str, Any]:
+    """Return `options` with those that fit the network called `name` to `spec`; a stem keeps small images' size."""
     plan = registry.plan_of(name)
     if "in_features" in plan:
-        return {"num_classes": spec.num_classes, "in_features": math.prod(spec.input_shape), **given}
+        return {"num_classes": spec.num_classes, "in_features": math.prod(spec.input_shape), **options}
     stem = {"stem": "small"} if "stem" in plan and spec.size <= SMALL else {}
-    return {"num_classes": spec.num_classes, "in_chans": spec.channels, **stem, **given}
+    return {"num_classes": spec.num_classes, "in_chans": spec.channels, **stem, **options}
 
 
 def input_shape(plan: dict[str, Any], size: int) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ def test_the_state_of_every_network_is_the_golden_one(name):
 
 
 def test_parameters_are_counted_without_building_all_of_a_network():
-    assert {name: registry.parameters(registry.plan_of(name)) for name in GOLDEN} == {
+    assert {name: registry.count_parameters(registry.plan_of(name)) for name in GOLDEN} == {
         n: v[0] for n, v in GOLDEN.items()
     }
 

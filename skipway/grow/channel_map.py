@@ -1,6 +1,6 @@
 """Channels: which old one each channel of a grown network repeats, and what becomes of tensors that go by channels.
 
-Shapes: a row (C',) for C old channels. Source: Chen et al. 2015, arXiv:1511.05641 (Net2WiderNet).
+Shapes: a map (C',) for C old channels. Source: Chen et al. 2015, arXiv:1511.05641 (Net2WiderNet).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skipway.errors import InputError
 
-__all__ = ["NEW", "Origin", "ChannelMap", "beside", "shares_of", "taken"]
+__all__ = ["NEW", "Origin", "ChannelMap", "concat_maps", "copy_shares", "select_channels"]
 
 NEW = -1
 # What optimisers call sums of gradients, and of their squares; other things that they keep go along as they are.
@@ -20,71 +20,97 @@ _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 
 
 class ChannelMap(NamedTuple):
-    """Channels: for each new one the old one that it repeats, or NEW, and how many old ones there were."""
+    """Where each channel of a wider tensor comes from.
 
-    old: Tensor
-    width: int
+    source: for each new channel the old one that it repeats, or NEW.
+    old_width: how many old channels there were.
+    """
+
+    source: Tensor
+    old_width: int
 
     @classmethod
-    def kept(cls, width: int) -> "ChannelMap":
-        """As many channels as before."""
+    def identity(cls, width: int) -> "ChannelMap":
+        """Return the map of a tensor whose channels stay as they are."""
         return cls(torch.arange(width), width)
 
     @classmethod
-    def spread(cls, width: int, size: int, repeat: bool) -> "ChannelMap":
-        """`size` channels in place of `width`: those in addition repeat old ones, neighbours of each other, or are new.
+    def widened(cls, width: int, size: int, *, repeat: bool) -> "ChannelMap":
+        """Return a map from `width` to `size` channels: additional ones repeat old ones, or are new.
 
-        Neighbours, so that groups of channels stay groups of the same ones.
+        Copies are neighbours, so that groups of channels stay groups of the same ones.
         """
         if repeat:
             return cls(torch.arange(size) * width // size, width)
         return cls(torch.cat([torch.arange(width), torch.full((size - width,), NEW)]), width)
 
     @property
-    def unchanged(self) -> bool:
-        """Whether every channel is where it was."""
-        return len(self.old) == self.width and bool((self.old == torch.arange(self.width)).all())
+    def is_identity(self) -> bool:
+        """True if every channel is where it was."""
+        return len(self.source) == self.old_width and bool((self.source == torch.arange(self.old_width)).all())
 
     @property
-    def whole(self) -> bool:
-        """Whether no old channel is lost."""
-        return len(self.old[self.old >= 0].unique()) == self.width
+    def keeps_all(self) -> bool:
+        """True if no old channel is lost."""
+        return len(self.source[self.source >= 0].unique()) == self.old_width
 
-    def same(self, other: "ChannelMap") -> bool:
-        """Whether both say the same of every channel."""
-        return self.width == other.width and self.old.equal(other.old)
+    def equals(self, other: "ChannelMap") -> bool:
+        """Compare two maps, channel by channel."""
+        return self.old_width == other.old_width and self.source.equal(other.source)
 
-    def counts(self) -> Tensor:
-        """How often the old channel of each new one is repeated; 1 for new ones."""
-        counts = self.old[self.old >= 0].bincount(minlength=max(1, self.width))
-        return torch.where(self.old < 0, 1, counts[self.old.clamp(min=0)])
+    def copy_counts(self) -> Tensor:
+        """Count the copies of the old channel of each new one; 1 for new ones."""
+        counts = self.source[self.source >= 0].bincount(minlength=max(1, self.old_width))
+        return torch.where(self.source < 0, 1, counts[self.source.clamp(min=0)])
 
-    def repeated(self, times: int) -> "ChannelMap":
-        """Each channel as `times` numbers beside each other, as flattening makes them."""
+    def flattened(self, times: int) -> "ChannelMap":
+        """Return the map after flattening, which makes `times` numbers of each channel."""
         inner = torch.arange(times)
-        old = torch.where(self.old[:, None] < 0, NEW, self.old[:, None] * times + inner)
-        return ChannelMap(old.flatten(), self.width * times)
+        source = torch.where(self.source[:, None] < 0, NEW, self.source[:, None] * times + inner)
+        return ChannelMap(source.flatten(), self.old_width * times)
+
+    def keeps_group_means(self, before: int, groups: int) -> bool:
+        """Check that each of `groups` has its mean over the channels of one of the `before` groups, each as often."""
+        size = self.old_width // before
+        for members in self.source.view(groups, -1):
+            inside = members - members[0] // size * size
+            if bool((members < 0).any()) or bool(((inside < 0) | (inside >= size)).any()):
+                return False
+            counts = inside.bincount(minlength=size)
+            if bool((counts != counts[0]).any()):
+                return False
+        return True
+
+    def within_group(self, groups: int) -> "ChannelMap | None":
+        """Return the map of one of `groups`; None unless all are alike and none takes channels of another."""
+        if len(self.source) % groups:
+            return None
+        size, starts = self.old_width // groups, torch.arange(groups)[:, None]
+        inside = self.source.view(groups, -1) - size * starts
+        if bool(((inside < 0) | (inside >= size)).any()) or bool((inside != inside[0]).any()):
+            return None
+        return ChannelMap(inside[0], size)
 
 
 class Origin(NamedTuple):
-    """What a tensor of a grown network is made of: the old one's name, and rows and columns where they have changed."""
+    """The old tensor that one of a grown network is made of: its name, and maps of rows and columns that changed."""
 
     name: str
     rows: ChannelMap | None = None
     columns: ChannelMap | None = None
 
-    def behind(self, earlier: "Origin") -> "Origin":
-        """What it is made of where the old network had grown itself, from `earlier`."""
-        return Origin(earlier.name, _composed(self.rows, earlier.rows), _composed(self.columns, earlier.columns))
+    def compose(self, earlier: "Origin") -> "Origin":
+        """Return the origin in the network before `earlier`, for a network that has grown twice."""
+        return Origin(earlier.name, _compose(self.rows, earlier.rows), _compose(self.columns, earlier.columns))
 
-    def moved(self, values: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-        """What an optimiser keeps of the old tensor, of that shape, as what it would keep of the new one."""
+    def transform_state(self, values: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+        """Convert what an optimizer keeps of the old tensor, of that shape, to what it would keep of the new one."""
         powers = {key: 2 if key in _SQUARES else int(key in _GRADIENTS) for key in values}
         if "square_avg" in values:  # RMSprop's momentum is one of steps, which are as long for a share
             powers["momentum_buffer"] = 0
-        return {key: self._moved(key, value, tuple(shape), powers[key]) for key, value in values.items()}
+        return {key: self._transform(key, value, tuple(shape), powers[key]) for key, value in values.items()}
 
-    def _moved(self, key: str, value: Any, shape: tuple[int, ...], power: int) -> Any:
+    def _transform(self, key: str, value: Any, shape: tuple[int, ...], power: int) -> Any:
         if not isinstance(value, Tensor) or not value.dim() or (self.rows is None and self.columns is None):
             return value
         if tuple(value.shape) != shape:
@@ -92,47 +118,49 @@ class Origin(NamedTuple):
                 f"what the optimiser keeps of {self.name} as {key} is {tuple(value.shape)} and cannot be widened with "
                 f"a tensor of {shape}; leave the optimizer out, and make a new one"
             )
-        for axis, row in enumerate((self.rows, self.columns)):
-            value = value if row is None else taken(value, row, axis)
+        for axis, channels in enumerate((self.rows, self.columns)):
+            value = value if channels is None else select_channels(value, channels, axis)
         if self.rows is not None and power:  # what flows back to a channel is shared by those that repeat it
-            value = value / _along(self.rows.counts().to(value) ** power, value, 0)
+            value = value / _broadcast_along(self.rows.copy_counts().to(value) ** power, value, 0)
         return value
 
 
-def _composed(later: ChannelMap | None, earlier: ChannelMap | None) -> ChannelMap | None:
+def _compose(later: ChannelMap | None, earlier: ChannelMap | None) -> ChannelMap | None:
     if later is None or earlier is None:
         return earlier if later is None else later
-    old = torch.where(later.old < 0, NEW, earlier.old[later.old.clamp(min=0)])
-    return ChannelMap(old, earlier.width)
+    source = torch.where(later.source < 0, NEW, earlier.source[later.source.clamp(min=0)])
+    return ChannelMap(source, earlier.old_width)
 
 
-def taken(value: Tensor, row: ChannelMap, axis: int) -> Tensor:
-    """`value` with the channels of `row` along `axis`; zeros for new ones."""
-    found = value.index_select(axis, row.old.clamp(min=0).to(value.device))
-    return found * _along((row.old >= 0).to(found), found, axis) if bool((row.old < 0).any()) else found
+def select_channels(value: Tensor, channels: ChannelMap, axis: int) -> Tensor:
+    """Select the source of each of `channels` along `axis` of `value`; zeros for new ones."""
+    selected = value.index_select(axis, channels.source.clamp(min=0).to(value.device))
+    if not bool((channels.source < 0).any()):
+        return selected
+    return selected * _broadcast_along((channels.source >= 0).to(selected), selected, axis)
 
 
-def shares_of(row: ChannelMap, outputs: int, generator: torch.Generator | None) -> Tensor:
-    """(outputs, C'): the share of an old weight that each channel's has; those of channels that repeat one sum to 1.
+def copy_shares(channels: ChannelMap, outputs: int, generator: torch.Generator | None) -> Tensor:
+    """Return (outputs, C'): each channel's share of an old weight; those of channels that repeat one sum to 1.
 
     Equal shares without a `generator`: channels that start equal then get equal gradients, and stay equal for ever.
     """
     if generator is None:
-        return (1 / row.counts().double())[None]
-    drawn = 0.5 + torch.rand(outputs, len(row.old), generator=generator).double()
-    drawn = torch.where(row.counts() == 1, 1.0, drawn)
-    totals = torch.zeros(outputs, max(1, row.width), dtype=torch.float64).index_add_(
-        1, row.old.clamp(min=0), drawn * (row.old >= 0)
+        return (1 / channels.copy_counts().double())[None]
+    shares = 0.5 + torch.rand(outputs, len(channels.source), generator=generator).double()
+    shares = torch.where(channels.copy_counts() == 1, 1.0, shares)
+    totals = torch.zeros(outputs, max(1, channels.old_width), dtype=torch.float64).index_add_(
+        1, channels.source.clamp(min=0), shares * (channels.source >= 0)
     )
-    return drawn / torch.where(row.old >= 0, totals[:, row.old.clamp(min=0)], 1.0)
+    return shares / torch.where(channels.source >= 0, totals[:, channels.source.clamp(min=0)], 1.0)
 
 
-def beside(*parts: ChannelMap) -> ChannelMap:
-    """The channels of several rows one after the other."""
-    widths = [part.width for part in parts]
-    shifted = [torch.where(p.old < 0, NEW, p.old + sum(widths[:i])) for i, p in enumerate(parts)]
+def concat_maps(*parts: ChannelMap) -> ChannelMap:
+    """Concatenate the channels of several tensors."""
+    widths = [part.old_width for part in parts]
+    shifted = [torch.where(part.source < 0, NEW, part.source + sum(widths[:i])) for i, part in enumerate(parts)]
     return ChannelMap(torch.cat(shifted), sum(widths))
 
 
-def _along(factors: Tensor, value: Tensor, axis: int) -> Tensor:
+def _broadcast_along(factors: Tensor, value: Tensor, axis: int) -> Tensor:
     return factors.view([-1 if i == axis else 1 for i in range(value.dim())])

@@ -12,7 +12,7 @@ al. 2017, arXiv:1706.02677; zeroed outputs in place of ready-made identities, Sh
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,17 +22,28 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.export.fusion import Convolution
 from skipway.grow.channel_map import Origin
-from skipway.grow.new_blocks import appends, begin_as_identity, insert_like, insert_planned
-from skipway.grow.optimizer_state import move
-from skipway.grow.target_plans import counted, deeper, reached, stages, wider, widths_of, with_blocks
-from skipway.grow.verify import calls_of, probe_for, proven
+from skipway.grow.new_blocks import appends_channels, init_as_identity, insert_planned_blocks, insert_repeated_blocks
+from skipway.grow.optimizer_state import move_optimizer
+from skipway.grow.target_plans import (
+    blocks_by_stage,
+    check_block_count,
+    deeper_plan,
+    plan_with_blocks,
+    reachable_plan,
+    wider_plan,
+    width_options,
+)
+from skipway.grow.verify import choose_probe, record_calls, verify_outputs
 from skipway.grow.widening import Widening
 from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.shortcuts import Pad
 from skipway.nn.skip import Parallel, Skip
 
-__all__ = ["Growth", "deepen", "deepened", "grown_to", "widen", "widened"]
+__all__ = ["Growth", "deepen", "grow_deeper", "grow_to", "widen", "grow_wider"]
+
+
+WidthFunction = Callable[[str, int], int]  # (path of a layer, its outputs) -> its outputs in the grown network
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def deepen(
     blocks: Mapping[str | int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     probe: Tensor | None = None,
-    spread: bool = False,
+    interleave: bool = False,
     seed: int = 0,
 ) -> Any:
     """A deeper network with the same outputs: its new blocks begin as identities, and learn from the first step on.
@@ -74,15 +85,15 @@ def deepen(
         optimizer: of `network`; it becomes that of the grown one, in place: old parameters keep their momentum and
             whatever else it knows of them, new ones are in the groups of the blocks that they are like.
         probe: a batch of inputs to compare outputs on; random ones by default, for a network that has a plan.
-        spread: new blocks stand between the old ones of their stage, in place of behind them.
+        interleave: put new blocks between the old ones of their stage, not behind them.
         seed: draws the new weights.
 
     Raises:
         InputError: there is no such network or stage, new blocks cannot begin as identities there, or the outputs
             would not be equal; says why.
     """
-    growth = deepened(network, to, blocks=blocks, probe=probe, spread=spread, seed=seed)
-    move(optimizer, network, growth.network, growth.origins)
+    growth = grow_deeper(network, to, blocks=blocks, probe=probe, interleave=interleave, seed=seed)
+    move_optimizer(optimizer, network, growth.network, growth.origins)
     return growth.network
 
 
@@ -111,67 +122,70 @@ def widen(
         InputError: the widths are not larger, a layer could not be widened without changing the outputs, or nothing
             could; says why.
     """
-    growth = widened(network, factor, widths=widths, probe=probe, seed=seed)
-    move(optimizer, network, growth.network, growth.origins)
+    growth = grow_wider(network, factor, widths=widths, probe=probe, seed=seed)
+    move_optimizer(optimizer, network, growth.network, growth.origins)
     return growth.network
 
 
-def grown_to(network: Network, to: str, seed: int = 0) -> Growth:
-    """The network called `to` with the outputs of `network`: wider, deeper, or both."""
-    plan = reached(network.plan, to)
-    widths = {key: plan[key] for key in widths_of(plan) if plan[key] != network.plan[key]}
+def grow_to(network: Network, to: str, seed: int = 0) -> Growth:
+    """Grow `network` to the one called `to`, with the same outputs: wider, deeper, or both."""
+    plan = reachable_plan(network.plan, to)
+    widths = {key: plan[key] for key in width_options(plan) if plan[key] != network.plan[key]}
     if not widths:
-        return deepened(network, to, seed=seed)
-    first = _widened_to({**network.plan, **widths}, network, probe_for(network, None), seed)
+        return grow_deeper(network, to, seed=seed)
+    first = _widen_to_plan({**network.plan, **widths}, network, choose_probe(network, None), seed)
     if plan["layers"] == network.plan["layers"]:
         cast(Network, first.network).plan = plan
         return first
-    growth = deepened(first.network, to, seed=seed)
-    origins = {name: origin.behind(first.origins[origin.name]) for name, origin in growth.origins.items()}
+    growth = grow_deeper(first.network, to, seed=seed)
+    origins = {name: origin.compose(first.origins[origin.name]) for name, origin in growth.origins.items()}
     return Growth(growth.network, origins, max(first.difference, growth.difference), growth.largest)
 
 
-def deepened(
+def grow_deeper(
     network: nn.Module,
     to: str | None = None,
     *,
     blocks: Mapping[str | int, int] | None = None,
     probe: Tensor | None = None,
-    spread: bool = False,
+    interleave: bool = False,
     seed: int = 0,
 ) -> Growth:
-    """See `deepen`."""
+    """Grow a network deeper, without its optimizer; see `deepen`."""
     if (to is None) == (blocks is None) or not isinstance(blocks, Mapping | None) or not isinstance(to, str | None):
         raise InputError('deepen takes the name of a network, or blocks={"stage2": 4}; give one of them')
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe, plan = probe_for(network, probe), _plan_of(network)
-        twin, names = _copied(network)
-        calls, fresh = calls_of(twin, probe), None
+        probe, plan = choose_probe(network, probe), _checked_plan(network)
+        twin, names = _copy(network)
+        calls, target = record_calls(twin, probe), None
         if plan:
-            old, plan = plan, deeper(plan, to) if to is not None else with_blocks(plan, blocks or {})
-            fresh = build_network(plan)
-            blocks_added = insert_planned(twin, stages(old), stages(plan), fresh, spread)
+            old, plan = plan, deeper_plan(plan, to) if to is not None else plan_with_blocks(plan, blocks or {})
+            target = build_network(plan)
+            blocks_added = insert_planned_blocks(
+                twin, target, before=blocks_by_stage(old), after=blocks_by_stage(plan), interleave=interleave
+            )
         elif blocks is None:
             raise InputError("a network without a plan has no name to grow to; give blocks={path of a Chain: number}")
         else:
-            homes = {str(path): counted(path, count) for path, count in blocks.items()}
-            blocks_added = insert_like(twin, homes, spread)
+            homes = {str(path): check_block_count(path, count) for path, count in blocks.items()}
+            blocks_added = insert_repeated_blocks(twin, homes, interleave)
         added = {path: module for path, module in twin.named_modules() if any(module is b for b in blocks_added)}
         for path, block in added.items():
-            begin_as_identity(path, block)
+            init_as_identity(path, block)
         origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters() if id(p) in names}
-        appending = any(map(appends, blocks_added))
-        if appending and spread:
-            raise InputError("blocks that add channels go behind the others of their stage; leave spread out")
+        appending = any(map(appends_channels, blocks_added))
+        if appending and interleave:
+            raise InputError("blocks that add channels go behind the others of their stage; leave interleave out")
         if appending:
-            state = None if fresh is None else fresh.state_dict()
-            origins = _rewritten(twin, Widening(calls, _sizes(fresh, 1.0), state, None, added), probe, origins)
-        _planned_as(twin, plan)
-        return Growth(twin, origins, *proven(network, twin, probe, () if appending else tuple(blocks_added)))
+            state = None if target is None else target.state_dict()
+            widening = Widening(calls, _width_function(target, 1.0), new_state=state, added=added)
+            origins = _rewrite(twin, widening, probe, origins)
+        _set_plan(twin, plan)
+        return Growth(twin, origins, *verify_outputs(network, twin, probe, () if appending else tuple(blocks_added)))
 
 
-def widened(
+def grow_wider(
     network: nn.Module,
     factor: float | None = None,
     *,
@@ -179,53 +193,53 @@ def widened(
     probe: Tensor | None = None,
     seed: int | None = 0,
 ) -> Growth:
-    """See `widen`."""
+    """Grow a network wider, without its optimizer; see `widen`."""
     if (factor is None) == (widths is None):
         raise InputError("widen takes a factor such as 2, or widths of the network's plan; give one of them")
     if factor is not None and not (isinstance(factor, int | float) and 1 < factor < 1000):
         raise InputError(f"widen takes a factor above 1, such as 2 or 1.5, not {factor!r}")
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        probe, plan = probe_for(network, probe), _plan_of(network)
+        probe, plan = choose_probe(network, probe), _checked_plan(network)
         if plan:
-            return _widened_to(wider(plan, factor, widths), network, probe, seed)
+            return _widen_to_plan(wider_plan(plan, factor, widths), network, probe, seed)
         if factor is None:
             raise InputError("a network without a plan has no widths; give a factor")
-        return _widened_by(factor, None, network, probe, seed)
+        return _widen_layers(network, _width_function(None, factor), probe=probe, seed=seed)
 
 
-def _widened_to(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
-    growth = _widened_by(1.0, build_meta_network(plan), network, probe, seed)
-    _planned_as(growth.network, plan)
+def _widen_to_plan(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
+    growth = _widen_layers(network, _width_function(build_meta_network(plan), 1.0), probe=probe, seed=seed)
+    _set_plan(growth.network, plan)
     return growth
 
 
-def _widened_by(factor: float, planned: Network | None, network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
-    twin, names = _copied(network)
+def _widen_layers(network: nn.Module, width_of: WidthFunction, *, probe: Tensor, seed: int | None) -> Growth:
+    twin, names = _copy(network)
     origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters()}
-    uneven = None if seed is None else torch.Generator().manual_seed(seed)
-    widening = Widening(calls_of(twin, probe), _sizes(planned, factor), uneven=uneven)
-    origins = _rewritten(twin, widening, probe, origins)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    widening = Widening(record_calls(twin, probe), width_of, share_generator=generator)
+    origins = _rewrite(twin, widening, probe, origins)
     if not widening.origins:
         raise InputError(
             "nothing in this network could be widened: no layer of a known kind stands between others that could "
             "follow it, or none has channels enough for this factor; build it of Chain, Skip, Parallel and torch's "
             "own layers"
         )
-    return Growth(twin, origins, *proven(network, twin, probe))
+    return Growth(twin, origins, *verify_outputs(network, twin, probe))
 
 
 # The network before and after
 
 
-def _plan_of(network: nn.Module) -> dict[str, Any]:
-    """The plan of a network that has one, and is what it says."""
+def _checked_plan(network: nn.Module) -> dict[str, Any]:
+    """Return the plan of a network that has one, if the network is still as it says."""
     plan: dict[str, Any] = network.plan if isinstance(network, Network) else {}
     if any(isinstance(module, Convolution) for module in network.modules()):
         raise InputError("a fused network only predicts and cannot grow; grow the network that it was made from")
     if plan:
-        wanted = {name: t.shape for name, t in build_meta_network(plan).state_dict().items()}
-        if wanted != {name: t.shape for name, t in network.state_dict().items()}:
+        planned = {name: t.shape for name, t in build_meta_network(plan).state_dict().items()}
+        if planned != {name: t.shape for name, t in network.state_dict().items()}:
             raise InputError(
                 "the network is no longer what its plan says, since it was changed by hand; grow it before that, or "
                 "set its .plan to {} and give blocks={path of a Chain: number}"
@@ -233,19 +247,19 @@ def _plan_of(network: nn.Module) -> dict[str, Any]:
     return plan
 
 
-def _planned_as(network: nn.Module, plan: dict[str, Any] | None) -> None:
+def _set_plan(network: nn.Module, plan: dict[str, Any] | None) -> None:
     if plan:
         cast(Network, network).plan = plan
-        assert _plan_of(network)
+        assert _checked_plan(network)
 
 
-def _copied(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
-    """A copy, and the name of each of its parameters by what it is."""
+def _copy(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
+    """Copy a network, and return the name of each of the copy's parameters by its id."""
     joins = [module.join for module in network.modules() if isinstance(module, Skip | Parallel)]
-    lacking = any(isinstance(join, Gate) and join.transform is None for join in joins)
-    lacking = lacking or any(isinstance(join, Scale) and join.channels == "each" for join in joins)
-    lacking = lacking or any(isinstance(p, nn.UninitializedParameter) for p in network.parameters())
-    if lacking or any(isinstance(m, Skip) and m.open_shortcut is not None for m in network.modules()):
+    unsized = any(isinstance(join, Gate) and join.transform is None for join in joins)
+    unsized = unsized or any(isinstance(join, Scale) and join.channels == "each" for join in joins)
+    unsized = unsized or any(isinstance(p, nn.UninitializedParameter) for p in network.parameters())
+    if unsized or any(isinstance(m, Skip) and m.open_shortcut is not None for m in network.modules()):
         raise InputError(
             "the network has sizes that are open yet; call skipway.output_shape(network, input_shape) once before"
         )
@@ -258,19 +272,19 @@ def _copied(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
     return twin, {id(p): name for name, p in twin.named_parameters()}
 
 
-def _sizes(planned: Network | None, factor: float) -> Any:
-    """How many outputs a layer gets: as planned, or `factor` times as many."""
+def _width_function(target: Network | None, factor: float) -> WidthFunction:
+    """Return the function that gives each layer's outputs: those of `target`, or `factor` times as many."""
 
-    def size(path: str, width: int) -> int:
-        if planned is None:
+    def new_width(path: str, width: int) -> int:
+        if target is None:
             return round(width * factor)
-        layer = planned.get_submodule(path)
+        layer = target.get_submodule(path)
         return layer.out_channels if isinstance(layer, Pad) else len(cast(Tensor, layer.weight))
 
-    return size
+    return new_width
 
 
-def _rewritten(twin: nn.Module, widening: Widening, probe: Tensor, origins: Mapping[str, Origin]) -> dict[str, Origin]:
+def _rewrite(twin: nn.Module, widening: Widening, probe: Tensor, origins: Mapping[str, Origin]) -> dict[str, Origin]:
     widening.rewrite(twin, probe.shape[1])
     changed = widening.origins
-    return {name: changed[name].behind(origin) if name in changed else origin for name, origin in origins.items()}
+    return {name: changed[name].compose(origin) if name in changed else origin for name, origin in origins.items()}

@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.grow.channel_map import Origin
 
-__all__ = ["move", "states"]
+__all__ = ["move_optimizer", "grow_states"]
 
 
-def states(
+def grow_states(
     origins: Mapping[str, Origin], known: Mapping[str, dict[str, Any]], shapes: Mapping[str, Iterable[int]]
 ) -> dict[str, dict[str, Any]]:
     """What it keeps of each parameter of the grown network by name, `known` of the old ones with their `shapes`."""
     return {
-        name: origin.moved(known[origin.name], tuple(shapes[origin.name]))
+        name: origin.transform_state(known[origin.name], tuple(shapes[origin.name]))
         for name, origin in origins.items()
         if origin.name in known
     }
 
 
-def move(
+def move_optimizer(
     optimizer: torch.optim.Optimizer | None, network: nn.Module, grown: nn.Module, origins: Mapping[str, Origin]
 ) -> None:
     """Let `optimizer`, of `network`, be that of the grown one in place.
@@ -42,36 +42,38 @@ def move(
     names: dict[Tensor, str] = {p: name for name, p in old.items()}
     heirs = {origin.name: new[name] for name, origin in origins.items()}
     known = {names[p]: values for p, values in optimizer.state.items() if p in names}
-    moved = states(origins, known, {name: p.shape for name, p in old.items()})
-    groups = {names[p]: group for group in optimizer.param_groups for p in group["params"] if p in names}
+    moved = grow_states(origins, known, {name: p.shape for name, p in old.items()})
+    groups: dict[str, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        groups |= {names[p]: group for p in group["params"] if p in names}
     if not groups:
         raise InputError("the optimizer holds no parameter of this network; give the one that trains it")
-    joined: dict[int, list[Tensor]] = {}
+    additions: dict[int, list[Tensor]] = {}
     for name, parameter in new.items():
         if name not in origins:
-            like = _most_alike(name, parameter, old)
-            parameter.requires_grad_(old[like].requires_grad)
-            if like in groups:  # else it is left out of training, as the one that it is like
-                joined.setdefault(id(groups[like]), []).append(parameter)
+            model = _most_similar_name(name, parameter, old)
+            parameter.requires_grad_(old[model].requires_grad)
+            if model in groups:  # else it is left out of training, as the one that it is like
+                additions.setdefault(id(groups[model]), []).append(parameter)
     order: dict[Tensor, int] = {p: i for i, p in enumerate(new.values())}
-    told: dict[Tensor, str] = {p: name for name, p in new.items()}
+    new_names: dict[Tensor, str] = {p: name for name, p in new.items()}
     for group in optimizer.param_groups:
         others = [p for p in group["params"] if p not in names]
-        mine = [heirs[names[p]] for p in group["params"] if p in names] + joined.get(id(group), [])
-        mine.sort(key=lambda p: order[p])
+        members = [heirs[names[p]] for p in group["params"] if p in names] + additions.get(id(group), [])
+        members.sort(key=lambda p: order[p])
         if "param_names" in group:
-            said = dict(zip(group["params"], group["param_names"], strict=True))
-            group["param_names"] = [told[p] for p in mine] + [said[p] for p in others]
-        group["params"][:] = [*mine, *others]
+            old_names = dict(zip(group["params"], group["param_names"], strict=True))
+            group["param_names"] = [new_names[p] for p in members] + [old_names[p] for p in others]
+        group["params"][:] = [*members, *others]
     for p in [p for p in optimizer.state if p in names]:
         del optimizer.state[p]
     for name, values in moved.items():
         optimizer.state[new[name]] = values
     if isinstance(optimizer, torch.optim.SGD) and moved:
-        _with_momentum_of_all(optimizer)
+        _fill_momentum(optimizer)
 
 
-def _with_momentum_of_all(optimizer: torch.optim.SGD) -> None:
+def _fill_momentum(optimizer: torch.optim.SGD) -> None:
     """Zeros as the momentum of new parameters, where torch takes a step with all of them at once, and needs all."""
     for group in optimizer.param_groups:
         for p in group["params"] if group["fused"] and group["momentum"] else ():
@@ -79,7 +81,7 @@ def _with_momentum_of_all(optimizer: torch.optim.SGD) -> None:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
-def _most_alike(name: str, parameter: Tensor, old: Mapping[str, Tensor]) -> str:
+def _most_similar_name(name: str, parameter: Tensor, old: Mapping[str, Tensor]) -> str:
     """The old parameter with as many axes that shares most of its name with a new one."""
 
     def likeness(other: str) -> tuple[bool, int, int]:

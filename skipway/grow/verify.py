@@ -14,14 +14,14 @@ from skipway.models.network import Network
 from skipway.nn.shape_inference import Call, evaluation
 from skipway.nn.skip import Skip
 
-__all__ = ["calls_of", "probe_for", "proven"]
+__all__ = ["record_calls", "choose_probe", "verify_outputs"]
 
 _NEAR = 1e-5  # of the largest output, computed in float64: what is farther away is no rounding of weights
 _ROWS, _SIDE, _SMALL_SIDE = 4, 64, 32  # of the random inputs that outputs are compared on
 
 
-def probe_for(network: nn.Module, probe: Tensor | None) -> Tensor:
-    """The inputs to compare outputs on."""
+def choose_probe(network: nn.Module, probe: Tensor | None) -> Tensor:
+    """Return the inputs to compare outputs on: `probe`, or random ones for a network that has a plan."""
     if probe is not None:
         if not isinstance(probe, Tensor) or probe.dim() < 2 or not len(probe):
             raise InputError(
@@ -36,24 +36,26 @@ def probe_for(network: nn.Module, probe: Tensor | None) -> Tensor:
     else:
         side = _SMALL_SIDE if plan.get("stem") in ("small", "whitening") else _SIDE
         shape = tuple(spec.input_shape) if spec is not None else (plan["in_chans"], side, side)
-    drawn = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
-    like = next(network.parameters())
-    return drawn.to(like.device, like.dtype)
+    inputs = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
+    parameter = next(network.parameters())
+    return inputs.to(parameter.device, parameter.dtype)
 
 
-def proven(
+def verify_outputs(
     network: nn.Module, grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...] = ()
 ) -> tuple[float, float]:
-    """The largest difference of two outputs, and the largest output; none may differ with `blocks` as identities."""
-    difference, largest = _difference(network, grown, probe)
+    """Return the largest difference of two outputs, and the largest output; refuse a difference.
+
+    With `blocks`, which are identities, outputs must be equal to the last bit.
+    """
+    difference, largest = _compare_outputs(network, grown, probe)
     if blocks and difference:
-        raise InputError(
-            f"the grown network would give other outputs, by up to {difference:.3g}: {_reason(grown, probe, blocks)}"
-        )
+        reason = _explain_difference(grown, probe, blocks)
+        raise InputError(f"the grown network would give other outputs, by up to {difference:.3g}: {reason}")
     if difference:
         rounding = max([torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()], default=0.0)
         wide = probe.double() if probe.is_floating_point() else probe
-        exact, largest = _difference(copy.deepcopy(network).double(), copy.deepcopy(grown).double(), wide)
+        exact, largest = _compare_outputs(copy.deepcopy(network).double(), copy.deepcopy(grown).double(), wide)
         if not exact <= max(_NEAR, 4 * rounding) * largest:
             raise InputError(
                 f"the grown network would give other outputs, by up to {exact:.3g} of {largest:.3g}; one of its layers "
@@ -62,13 +64,13 @@ def proven(
     return difference, largest
 
 
-def _difference(one: nn.Module, other: nn.Module, probe: Tensor) -> tuple[float, float]:
+def _compare_outputs(first: nn.Module, second: nn.Module, probe: Tensor) -> tuple[float, float]:
     """The largest difference of two outputs, and the largest output."""
-    pairs = list(zip(_outputs(one, probe), _outputs(other, probe), strict=True))
-    found = [(float((p - q).abs().max()), float(p.abs().max())) for p, q in pairs]
-    if any(difference != difference for difference, _ in found):
+    pairs = list(zip(_outputs(first, probe), _outputs(second, probe), strict=True))
+    differences = [(float((p - q).abs().max()), float(p.abs().max())) for p, q in pairs]
+    if any(difference != difference for difference, _ in differences):
         raise InputError("the network's outputs on the probe are not finite; grow it from weights that are")
-    return max(d for d, _ in found), max(size for _, size in found)
+    return max(d for d, _ in differences), max(size for _, size in differences)
 
 
 def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
@@ -90,15 +92,15 @@ def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
     return outputs
 
 
-def _reason(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> str:
-    """Why the first of the blocks that is no identity is none."""
-    said: list[str] = []
+def _explain_difference(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> str:
+    """Explain why the first of the blocks that is no identity is none."""
+    reasons: list[str] = []
     paths = {module: path for path, module in grown.named_modules()}
 
-    def look(block: nn.Module, given: Any, out: Any) -> None:
-        if not said and not given[0].equal(out):
+    def record(block: nn.Module, inputs: Any, out: Any) -> None:
+        if not reasons and not inputs[0].equal(out):
             after = block.after if isinstance(block, Skip) else None
-            said.append(
+            reasons.append(
                 f"{' '.join(repr(after).split())} after the join of {paths[block]} changes what reaches it; end the "
                 "stage in front of it with ReLU too, or use blocks with norm and activation first"
                 if after is not None
@@ -106,28 +108,28 @@ def _reason(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> s
                 "are zero"
             )
 
-    handles = [block.register_forward_hook(look) for block in blocks]
+    handles = [block.register_forward_hook(record) for block in blocks]
     try:
         with evaluation(grown), torch.no_grad():
             grown(probe)
     finally:
         for handle in handles:
             handle.remove()
-    return said[0] if said else "layers behind the new blocks take notice of where they stand"
+    return reasons[0] if reasons else "layers behind the new blocks take notice of where they stand"
 
 
-def calls_of(network: nn.Module, probe: Tensor) -> dict[nn.Module, Call]:
-    """What each layer is given and gives, as the probe goes through."""
-    found: dict[nn.Module, Call] = {}
+def record_calls(network: nn.Module, probe: Tensor) -> dict[nn.Module, Call]:
+    """Record the shapes of the inputs and outputs of each layer, as the probe goes through."""
+    calls: dict[nn.Module, Call] = {}
 
-    def look(layer: nn.Module, given: Any, out: Any) -> None:
-        shapes = tuple(tuple(x.shape) for x in given if isinstance(x, Tensor))
-        found[layer] = Call("", layer, shapes, tuple(out.shape) if isinstance(out, Tensor) else ())
+    def record(layer: nn.Module, inputs: Any, out: Any) -> None:
+        shapes = tuple(tuple(x.shape) for x in inputs if isinstance(x, Tensor))
+        calls[layer] = Call("", layer, shapes, tuple(out.shape) if isinstance(out, Tensor) else ())
 
-    handles = [module.register_forward_hook(look) for module in network.modules()]
+    handles = [module.register_forward_hook(record) for module in network.modules()]
     try:
         _outputs(network, probe)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return calls

@@ -1,8 +1,8 @@
-"""Layers rewritten for more channels, with the same outputs.
+"""Rewrite layers for more channels, with the same outputs.
 
-What reaches a layer is told as a Row. Its columns follow the row that it is given, and its own outputs follow what is
-behind it: both sides of a join have the same row, and what leaves the network stays as it was. Channels that repeat an
-old one share its weights in what reads them, new ones weigh nothing there.
+A ChannelMap describes the channels that reach a layer. Its columns follow that map, and its own outputs follow the
+layers behind it: both sides of a join have the same map, and the outputs of the network stay as they were. Channels
+that repeat an old one share its weights in what reads them, new ones weigh nothing there.
 
 Source: Chen et al. 2015, arXiv:1511.05641 (Net2WiderNet).
 """
@@ -11,14 +11,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.grow.channel_map import NEW, ChannelMap, Origin, beside, shares_of, taken
+from skipway.grow.channel_map import NEW, ChannelMap, Origin, concat_maps, copy_shares, select_channels
 from skipway.models.resnet9 import Scaled
 from skipway.nn.blocks import SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.chain import Function, is_plain_sequence
@@ -28,10 +28,13 @@ from skipway.nn.shape_inference import Call
 from skipway.nn.shortcuts import Pad, Project
 from skipway.nn.skip import Dense, Parallel, Skip
 
-__all__ = ["Widening", "redrawn"]
+__all__ = ["Widening", "reset_parameters"]
 
-Wanted = ChannelMap | str | None  # a row, "keeps", or any
-THROUGH, TAKES, KEEPS = "through", "takes", "keeps"  # what a layer does with the channels that it is given
+Role = Literal["passes", "mixes", "fixed"]  # passes its channels on, mixes them into others, or cannot be widened
+PASSES: Final = "passes"
+MIXES: Final = "mixes"
+FIXED: Final = "fixed"
+Target = ChannelMap | Literal["fixed"] | None  # the channels that a layer is to give: these, as many as before, or any
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, SameConv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 _OWN = (Shift, Scaled, SqueezeExcite, SameMaxPool2d, nn.Identity)
@@ -49,63 +52,63 @@ class Widening:
     """Rewrites layers in place, from the one that the network's input reaches on.
 
     calls: the call of each layer of the network as it was.
-    size: how many outputs the layer at a path gets that had so many.
-    fresh: a state to take new outputs from; None: outputs that come in addition repeat old ones.
-    uneven: draws unequal shares for channels that repeat one.
+    new_width: gives the number of outputs of the layer at a path, from the number that it had.
+    new_state: a state to take new outputs from; None: additional outputs repeat old ones.
+    share_generator: draws unequal shares for channels that repeat one.
     added: paths of blocks that the network did not have; what they append is new.
     origins: what each rewritten parameter is made of.
     """
 
     calls: Mapping[nn.Module, Call]
-    size: Callable[[str, int], int]
-    fresh: Mapping[str, Tensor] | None = None
-    uneven: torch.Generator | None = None
+    new_width: Callable[[str, int], int]
+    new_state: Mapping[str, Tensor] | None = None
+    share_generator: torch.Generator | None = None
     added: Collection[str] = ()
     origins: dict[str, Origin] = field(default_factory=dict)
 
     def rewrite(self, network: nn.Module, width: int) -> None:
         """Rewrite `network`, whose input has `width` channels; its outputs stay."""
-        self._visit("", network, ChannelMap.kept(width), KEEPS)
+        self._visit("", network, ChannelMap.identity(width), FIXED)
 
     # What a layer does with the channels that it is given
 
-    def _role(self, path: str, layer: nn.Module | None) -> str:
-        if layer is None or self._passes(path, layer):
-            return THROUGH
+    def _role(self, path: str, layer: nn.Module | None) -> Role:
+        if layer is None or self._is_pass_through(path, layer):
+            return PASSES
         if _is_sequential(layer):
-            return self._behind(path, _row(layer)) or THROUGH
+            return self._role_of_next(path, _children(layer)) or PASSES
         if isinstance(layer, Dense):
-            return self._role(_inside(path, "linear"), layer.linear)
+            return self._role(_join_path(path, "linear"), layer.linear)
         if type(layer) is nn.Linear:
-            return TAKES if len(self._given(layer)) == 2 else KEEPS
+            return MIXES if len(self._input_shape(layer)) == 2 else FIXED
         if type(layer) in (*_CONVOLUTIONS, Pad):
-            return TAKES
+            return MIXES
         if isinstance(layer, Coupling):
-            inner = [self._role(_inside(path, name), part) for name, part in (("f", layer.f), ("g", layer.g))]
-            if KEEPS in inner:
-                return KEEPS
-            return THROUGH if layer.shortcuts is None else TAKES
+            inner = [self._role(_join_path(path, name), part) for name, part in (("f", layer.f), ("g", layer.g))]
+            if FIXED in inner:
+                return FIXED
+            return PASSES if layer.shortcuts is None else MIXES
         if isinstance(layer, Parallel):
-            inner = [self._role(_inside(path, f"branches.{name}"), part) for name, part in _row(layer.branches)]
-            strange = layer.join not in _JOINS or len(self._inputs(layer)) != 1
-            if strange or KEEPS in inner:
-                return KEEPS
-            return THROUGH if THROUGH in inner else TAKES
+            inner = [self._role(_join_path(path, f"branches.{name}"), part) for name, part in _children(layer.branches)]
+            strange = layer.join not in _JOINS or len(self._input_shapes(layer)) != 1
+            if strange or FIXED in inner:
+                return FIXED
+            return PASSES if PASSES in inner else MIXES
         if isinstance(layer, Skip) and (layer.join in _JOINS or isinstance(layer.join, Scale | Gate)):
-            inner = [self._role(_inside(path, name), getattr(layer, name)) for name in ("body", "shortcut", "after")]
-            return KEEPS if KEEPS in inner or inner[2] != THROUGH else inner[1]
-        return KEEPS
+            inner = [self._role(_join_path(path, name), getattr(layer, name)) for name in ("body", "shortcut", "after")]
+            return FIXED if FIXED in inner or inner[2] != PASSES else inner[1]
+        return FIXED
 
-    def _behind(self, path: str, layers: Sequence[tuple[str, nn.Module]]) -> str | None:
-        """What the first of `layers` does that does not only pass its channels through."""
-        roles = (self._role(_inside(path, name), layer) for name, layer in layers)
-        return next((role for role in roles if role != THROUGH), None)
+    def _role_of_next(self, path: str, layers: Sequence[tuple[str, nn.Module]]) -> Role | None:
+        """Return the role of the first of `layers` that does not only pass its channels on."""
+        roles = (self._role(_join_path(path, name), layer) for name, layer in layers)
+        return next((role for role in roles if role != PASSES), None)
 
-    def _passes(self, path: str, layer: nn.Module) -> bool:
+    def _is_pass_through(self, path: str, layer: nn.Module) -> bool:
         if isinstance(layer, nn.Flatten):
             return layer.start_dim == 1 and layer.end_dim == -1
         if isinstance(layer, nn.LayerNorm):
-            return len(layer.normalized_shape) == 1 and len(self._given(layer)) == 2
+            return len(layer.normalized_shape) == 1 and len(self._input_shape(layer)) == 2
         if isinstance(layer, Function):
             return layer.function in _ELEMENTWISE
         if type(layer) in (*_NORMS, *_OWN):
@@ -113,224 +116,229 @@ class Widening:
         if type(layer).__module__.removeprefix("torch.nn.modules.") not in _PLACES or isinstance(layer, _MIXING):
             return False
         axes = re.search(r"([123])d$", type(layer).__name__)  # else it would take channels for one of them
-        return axes is None or layer not in self.calls or len(self._given(layer)) == 2 + int(axes[1])
+        return axes is None or layer not in self.calls or len(self._input_shape(layer)) == 2 + int(axes[1])
 
-    def _inputs(self, layer: nn.Module) -> tuple[Any, ...]:
+    def _input_shapes(self, layer: nn.Module) -> tuple[Any, ...]:
         """Shapes of a layer's inputs; of a layer in a block that was not there, that of any row of numbers."""
         return self.calls[layer].inputs if layer in self.calls else ((1, 1),)
 
-    def _given(self, layer: nn.Module) -> tuple[int, ...]:
-        return next(iter(self._inputs(layer)), ())
+    def _input_shape(self, layer: nn.Module) -> tuple[int, ...]:
+        return next(iter(self._input_shapes(layer)), ())
 
-    # Rewriting: each gives the row of the layer's outputs
+    # Rewriting: each returns the map of the layer's outputs
 
-    def _visit(self, path: str, layer: nn.Module | None, given: ChannelMap, wanted: Wanted = None) -> ChannelMap:
+    def _visit(self, path: str, layer: nn.Module | None, inputs: ChannelMap, target: Target = None) -> ChannelMap:
         if path in self.added:
-            row = self._add(path, layer, given)
+            outputs = self._visit_added(path, layer, inputs)
         elif layer is None:
-            row = given
+            outputs = inputs
         elif _is_sequential(layer):
-            row = self._visit_row(path, layer, given, wanted)
+            outputs = self._visit_sequence(path, layer, inputs, target)
         elif isinstance(layer, Dense):
-            mixed = self._role(_inside(path, "activation"), layer.activation) != THROUGH
-            row = self._visit(_inside(path, "linear"), layer.linear, given, KEEPS if mixed else wanted)
-            row = row if mixed else self._visit(_inside(path, "activation"), layer.activation, row)
-        elif self._role(path, layer) == KEEPS:
-            return self._kept(path, layer, given, wanted)
+            mixed = self._role(_join_path(path, "activation"), layer.activation) != PASSES
+            outputs = self._visit(_join_path(path, "linear"), layer.linear, inputs, FIXED if mixed else target)
+            outputs = outputs if mixed else self._visit(_join_path(path, "activation"), layer.activation, outputs)
+        elif self._role(path, layer) == FIXED:
+            return self._visit_fixed(path, layer, inputs, target)
         elif isinstance(layer, Skip):
-            row = self._visit_skip(path, layer, given, wanted)
+            outputs = self._visit_skip(path, layer, inputs, target)
         elif isinstance(layer, Parallel):
-            row = self._visit_parallel(path, layer, given, wanted)
+            outputs = self._visit_parallel(path, layer, inputs, target)
         elif isinstance(layer, Coupling):
-            row = self._visit_coupling(path, layer, given, wanted)
-        elif self._passes(path, layer):
-            row = self._pass(path, layer, given)
+            outputs = self._visit_coupling(path, layer, inputs, target)
+        elif self._is_pass_through(path, layer):
+            outputs = self._visit_pass_through(path, layer, inputs)
+        elif isinstance(layer, Pad):
+            outputs = self._visit_pad(path, layer, inputs)
         else:
-            row = self._pad(path, layer, given) if isinstance(layer, Pad) else self._weigh(path, layer, given, wanted)
-        if (isinstance(wanted, ChannelMap) and not row.same(wanted)) or (wanted == KEEPS and not row.unchanged):
-            raise _unable(path, "what it gives could not be kept beside what it is joined with")
-        return row
+            outputs = self._widen_weights(path, layer, inputs, target)
+        if isinstance(target, ChannelMap):
+            fits = outputs.equals(target)
+        else:
+            fits = target is None or outputs.is_identity
+        if not fits:
+            raise _cannot_widen(path, "what it gives could not be kept beside what it is joined with")
+        return outputs
 
-    def _visit_row(self, path: str, layer: nn.Module, row: ChannelMap, wanted: Wanted) -> ChannelMap:
-        layers = _row(layer)
+    def _visit_sequence(self, path: str, layer: nn.Module, inputs: ChannelMap, target: Target) -> ChannelMap:
+        layers, outputs = _children(layer), inputs
         for i, (name, child) in enumerate(layers):
-            behind = self._behind(path, layers[i + 1 :])
-            if behind is None:
-                ahead = wanted
-            else:
-                ahead = KEEPS if behind == KEEPS else None
-            row = self._visit(_inside(path, name), child, row, ahead)
+            next_role = self._role_of_next(path, layers[i + 1 :])
+            child_target = target
+            if next_role is not None:
+                child_target = FIXED if next_role == FIXED else None
+            outputs = self._visit(_join_path(path, name), child, outputs, child_target)
         if isinstance(layer, Project):
             layer.out_channels, layer.in_channels = (layer.conv if layer.dims else layer.linear).weight.shape[:2]
-        return row
+        return outputs
 
-    def _kept(self, path: str, layer: nn.Module, given: ChannelMap, wanted: Wanted) -> ChannelMap:
-        """A layer whose ways are not known: it is given what it was given, and gives what it gave."""
-        if not given.unchanged or isinstance(wanted, ChannelMap) and not wanted.unchanged:
-            raise _unable(path, f"the ways of {type(layer).__name__} with channels are not known")
+    def _visit_fixed(self, path: str, layer: nn.Module, inputs: ChannelMap, target: Target) -> ChannelMap:
+        """Check that a layer of an unknown kind has the inputs and the outputs that it had."""
+        if not inputs.is_identity or (isinstance(target, ChannelMap) and not target.is_identity):
+            raise _cannot_widen(path, f"the ways of {type(layer).__name__} with channels are not known")
         shape = self.calls[layer].output if layer in self.calls else ()
-        return ChannelMap.kept(shape[1] if len(shape) > 1 and isinstance(shape[1], int) else given.width)
+        return ChannelMap.identity(shape[1] if len(shape) > 1 and isinstance(shape[1], int) else inputs.old_width)
 
-    def _visit_skip(self, path: str, skip: Skip, given: ChannelMap, wanted: Wanted) -> ChannelMap:
-        body, shortcut = _inside(path, "body"), _inside(path, "shortcut")
+    def _visit_skip(self, path: str, skip: Skip, inputs: ChannelMap, target: Target) -> ChannelMap:
+        body, shortcut = _join_path(path, "body"), _join_path(path, "shortcut")
         if skip.join in (append, concat):
-            part = wanted if wanted == KEEPS else None
-            kept, branch = self._visit(shortcut, skip.shortcut, given, part), self._visit(body, skip.body, given, part)
-            both = beside(kept, branch) if skip.join is append else beside(branch, kept)
-            return self._visit(_inside(path, "after"), skip.after, both)
-        row = self._visit(shortcut, skip.shortcut, given, wanted)
-        self._visit(body, skip.body, given, row)
-        join = _inside(path, "join")
+            part_target = _if_fixed(target)
+            around = self._visit(shortcut, skip.shortcut, inputs, part_target)
+            branch = self._visit(body, skip.body, inputs, part_target)
+            joined = concat_maps(around, branch) if skip.join is append else concat_maps(branch, around)
+            return self._visit(_join_path(path, "after"), skip.after, joined)
+        outputs = self._visit(shortcut, skip.shortcut, inputs, target)
+        self._visit(body, skip.body, inputs, outputs)
+        join = _join_path(path, "join")
         if isinstance(skip.join, Scale) and skip.join.channels is not None:
-            skip.join.channels = len(row.old)
-            self._set(join, skip.join, "scale", row)
+            skip.join.channels = len(outputs.source)
+            self._replace_tensor(join, skip.join, "scale", outputs)
         elif isinstance(skip.join, Gate):
             assert skip.join.transform is not None
-            self._weigh(_inside(join, "transform"), skip.join.transform, row, row)
-        return self._visit(_inside(path, "after"), skip.after, row)
+            self._widen_weights(_join_path(join, "transform"), skip.join.transform, outputs, outputs)
+        return self._visit(_join_path(path, "after"), skip.after, outputs)
 
-    def _visit_parallel(self, path: str, layer: Parallel, given: ChannelMap, wanted: Wanted) -> ChannelMap:
-        branches = [(_inside(path, f"branches.{name}"), branch) for name, branch in _row(layer.branches)]
+    def _visit_parallel(self, path: str, layer: Parallel, inputs: ChannelMap, target: Target) -> ChannelMap:
+        branches = [(_join_path(path, f"branches.{name}"), branch) for name, branch in _children(layer.branches)]
         if layer.join in (append, concat):
-            part = wanted if wanted == KEEPS else None
-            rows = [self._visit(name, branch, given, part) for name, branch in branches]
-            return beside(*(rows[::-1] if layer.join is append else rows))
-        bound = [one for one in branches if self._role(*one) == THROUGH]
-        first, *rest = bound + [one for one in branches if one not in bound]
-        row = self._visit(*first, given, wanted)
-        for one in rest:
-            self._visit(*one, given, row)
-        return row
+            maps = [self._visit(name, branch, inputs, _if_fixed(target)) for name, branch in branches]
+            return concat_maps(*(maps[::-1] if layer.join is append else maps))
+        passing = [item for item in branches if self._role(*item) == PASSES]
+        first, *others = passing + [item for item in branches if item not in passing]
+        outputs = self._visit(*first, inputs, target)
+        for item in others:
+            self._visit(*item, inputs, outputs)
+        return outputs
 
-    def _visit_coupling(self, path: str, layer: Coupling, given: ChannelMap, wanted: Wanted) -> ChannelMap:
-        half, middle = given.width // 2, len(given.old) // 2
-        x1, x2 = ChannelMap(given.old[:middle], half), ChannelMap(given.old[middle:] - half, half)
-        if len(given.old) % 2 or not (x1.whole and x2.whole) or bool((x1.old >= half).any()):
-            raise _unable(path, "the halves of its channels would mix")
-        part = wanted if wanted == KEEPS else None
-        around = [None, None] if layer.shortcuts is None else list(layer.shortcuts)
-        y1 = self._visit(_inside(path, "shortcuts.0"), around[0], x1, part)
-        y2 = self._visit(_inside(path, "shortcuts.1"), around[1], x2, part)
-        self._visit(_inside(path, "f"), layer.f, x2, y1)
-        self._visit(_inside(path, "g"), layer.g, y1, y2)
-        return beside(y1, y2)
+    def _visit_coupling(self, path: str, layer: Coupling, inputs: ChannelMap, target: Target) -> ChannelMap:
+        half, middle = inputs.old_width // 2, len(inputs.source) // 2
+        x1, x2 = ChannelMap(inputs.source[:middle], half), ChannelMap(inputs.source[middle:] - half, half)
+        if len(inputs.source) % 2 or not (x1.keeps_all and x2.keeps_all) or bool((x1.source >= half).any()):
+            raise _cannot_widen(path, "the halves of its channels would mix")
+        shortcuts = [None, None] if layer.shortcuts is None else list(layer.shortcuts)
+        y1 = self._visit(_join_path(path, "shortcuts.0"), shortcuts[0], x1, _if_fixed(target))
+        y2 = self._visit(_join_path(path, "shortcuts.1"), shortcuts[1], x2, _if_fixed(target))
+        self._visit(_join_path(path, "f"), layer.f, x2, y1)
+        self._visit(_join_path(path, "g"), layer.g, y1, y2)
+        return concat_maps(y1, y2)
 
-    def _add(self, path: str, block: nn.Module | None, given: ChannelMap) -> ChannelMap:
-        """What a block that was not there gives: what it appends is new, and all that it is given goes around it."""
+    def _visit_added(self, path: str, block: nn.Module | None, inputs: ChannelMap) -> ChannelMap:
+        """Map the outputs of a block that was not there: what it appends is new, and its inputs go around it."""
         if not isinstance(block, Skip) or block.join not in (append, concat):
-            return given
-        if self.fresh is None:
-            row = self._visit(_inside(path, "body"), block.body, ChannelMap(torch.full_like(given.old, NEW), 0))
-            redrawn(block)
-            width = len(row.old)
+            return inputs
+        if self.new_state is None:
+            unknown = ChannelMap(torch.full_like(inputs.source, NEW), 0)
+            outputs = self._visit(_join_path(path, "body"), block.body, unknown)
+            reset_parameters(block)
+            width = len(outputs.source)
         else:  # it was made for what it is given
             width = next(p for p in reversed(list(block.body.parameters())) if p.dim() > 1).shape[0]
         new = ChannelMap(torch.full((width,), NEW), 0)
-        return beside(given, new) if block.join is append else beside(new, given)
+        return concat_maps(inputs, new) if block.join is append else concat_maps(new, inputs)
 
-    def _pad(self, path: str, pad: Pad, given: ChannelMap) -> ChannelMap:
+    def _visit_pad(self, path: str, pad: Pad, inputs: ChannelMap) -> ChannelMap:
         """Zeros for new channels, in the same order as `Pad` gives them."""
-        size = self.size(path, pad.out_channels)
-        before, more = (
-            (out - into) // 2 for out, into in ((pad.out_channels, pad.in_channels), (size, len(given.old)))
-        )
-        after, last = pad.out_channels - pad.in_channels - before, size - len(given.old) - more
-        if more < before or last < after:
-            raise _unable(path, f"{size} channels leave less room for its zeros around {len(given.old)}; widen it more")
-        sides = [
-            ChannelMap.spread(old, new, self.fresh is None and old > 0) for old, new in ((before, more), (after, last))
-        ]
-        pad.in_channels, pad.out_channels = len(given.old), size
-        return beside(sides[0], given, sides[1])
+        width, size = len(inputs.source), self.new_width(path, pad.out_channels)
+        old_front, front = (pad.out_channels - pad.in_channels) // 2, (size - width) // 2
+        old_back, back = pad.out_channels - pad.in_channels - old_front, size - width - front
+        if front < old_front or back < old_back:
+            raise _cannot_widen(path, f"{size} channels leave less room for its zeros around {width}; widen it more")
+        repeat = self.new_state is None
+        first = ChannelMap.widened(old_front, front, repeat=repeat and old_front > 0)
+        last = ChannelMap.widened(old_back, back, repeat=repeat and old_back > 0)
+        pad.in_channels, pad.out_channels = width, size
+        return concat_maps(first, inputs, last)
 
-    def _pass(self, path: str, layer: nn.Module, given: ChannelMap) -> ChannelMap:
+    def _visit_pass_through(self, path: str, layer: nn.Module, inputs: ChannelMap) -> ChannelMap:
         if isinstance(layer, nn.Flatten):
-            return given.repeated(math.prod(self._given(layer)[2:]))
+            return inputs.flattened(math.prod(self._input_shape(layer)[2:]))
         if isinstance(layer, SqueezeExcite):
-            squeezed = self._weigh(_inside(path, "squeeze"), layer.squeeze, given, None)
-            self._weigh(_inside(path, "excite"), layer.excite, squeezed, given)
+            squeezed = self._widen_weights(_join_path(path, "squeeze"), layer.squeeze, inputs, None)
+            self._widen_weights(_join_path(path, "excite"), layer.excite, squeezed, inputs)
         elif isinstance(layer, _NORMS):
-            self._norm(path, layer, given)
-        return given
+            self._widen_norm(path, layer, inputs)
+        return inputs
 
-    def _norm(self, path: str, layer: Any, given: ChannelMap) -> None:
-        size = len(given.old)
+    def _widen_norm(self, path: str, layer: Any, inputs: ChannelMap) -> None:
+        size = len(inputs.source)
         if isinstance(layer, nn.GroupNorm):
-            usual = layer.num_groups == math.gcd(32, given.width)
+            usual = layer.num_groups == math.gcd(32, inputs.old_width)
             groups = math.gcd(32, size) if usual else layer.num_groups
-            if size % groups or not _same_means(given, layer.num_groups, groups):
-                raise _unable(path, "its groups would mean over other channels; widen it by a whole factor")
+            if size % groups or not inputs.keeps_group_means(layer.num_groups, groups):
+                raise _cannot_widen(path, "its groups would mean over other channels; widen it by a whole factor")
             layer.num_groups, layer.num_channels = groups, size
         elif isinstance(layer, nn.LayerNorm):
-            if not _same_means(given, 1, 1):
-                raise _unable(path, "its mean would weigh channels anew; widen it by a whole factor")
+            if not inputs.keeps_group_means(1, 1):
+                raise _cannot_widen(path, "its mean would weigh channels anew; widen it by a whole factor")
             layer.normalized_shape = (size,)
         else:
             layer.num_features = size
         for name in ("weight", "bias", "running_mean", "running_var"):
             if getattr(layer, name, None) is not None:
-                self._set(path, layer, name, given)
+                self._replace_tensor(path, layer, name, inputs)
 
-    def _weigh(self, path: str, layer: Any, given: ChannelMap, wanted: Wanted) -> ChannelMap:
-        """A convolution or a linear layer: columns for what it is given, rows for what is wanted."""
+    def _widen_weights(self, path: str, layer: Any, inputs: ChannelMap, target: Target) -> ChannelMap:
+        """Rewrite a convolution or a linear layer: its columns for `inputs`, its rows for `target`."""
         old, groups = layer.weight, getattr(layer, "groups", 1)
-        if isinstance(wanted, ChannelMap):
-            row = wanted
-        elif wanted == KEEPS:
-            row = ChannelMap.kept(len(old))
+        if isinstance(target, ChannelMap):
+            outputs = target
+        elif target == FIXED:
+            outputs = ChannelMap.identity(len(old))
         else:
-            row = ChannelMap.spread(len(old), self.size(path, len(old)), self.fresh is None)
-        columns = given if groups == 1 else _grouped(path, given, row, groups)
+            outputs = ChannelMap.widened(len(old), self.new_width(path, len(old)), repeat=self.new_state is None)
+        columns = inputs if groups == 1 else _group_columns(path, inputs, outputs, groups)
         with torch.no_grad():
-            weight = taken(taken(old, row, 0), columns, 1)
-            if bool((columns.counts() > 1).any()):
-                shares = shares_of(columns, len(row.old), self.uneven).to(weight)
+            weight = select_channels(select_channels(old, outputs, 0), columns, 1)
+            if bool((columns.copy_counts() > 1).any()):
+                shares = copy_shares(columns, len(outputs.source), self.share_generator).to(weight)
                 weight = weight * shares.view(*shares.shape, *[1] * (weight.dim() - 2))
-        self._set(path, layer, "weight", row, columns, weight)
+        self._replace_tensor(path, layer, "weight", outputs, columns=columns, value=weight)
         if layer.bias is not None:
-            self._set(path, layer, "bias", row)
+            self._replace_tensor(path, layer, "bias", outputs)
         names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("in_channels", "out_channels")
-        for name, size in zip(names, (len(given.old), len(row.old)), strict=True):
+        for name, size in zip(names, (len(inputs.source), len(outputs.source)), strict=True):
             setattr(layer, name, size)
-        return row
+        return outputs
 
-    def _set(
+    def _replace_tensor(
         self,
         path: str,
         layer: nn.Module,
         name: str,
         rows: ChannelMap,
+        *,
         columns: ChannelMap | None = None,
         value: Tensor | None = None,
     ) -> None:
         """Put the rewritten tensor in its place, new rows with their fresh values."""
         old = getattr(layer, name)
-        changed = None if rows.unchanged else rows, None if columns is None or columns.unchanged else columns
-        if changed == (None, None):
+        changed_rows = None if rows.is_identity else rows
+        changed_columns = None if columns is None or columns.is_identity else columns
+        if changed_rows is None and changed_columns is None:
             return
         with torch.no_grad():
-            value = taken(old, rows, 0) if value is None else value
-            new = rows.old < 0
+            value = select_channels(old, rows, 0) if value is None else value
+            new = rows.source < 0
             if bool(new.any()):
-                value[new] = self._fresh(f"{path}.{name}", value)[new].to(value)
-        key = _inside(path, name)
+                value[new] = self._new_values(f"{path}.{name}", value)[new].to(value)
+        key = _join_path(path, name)
         if isinstance(old, nn.Parameter):
             layer._parameters[name] = nn.Parameter(value, old.requires_grad)
-            self.origins[key] = Origin(key, *changed)
+            self.origins[key] = Origin(key, changed_rows, changed_columns)
         else:
             layer._buffers[name] = value
 
-    def _fresh(self, key: str, like: Tensor) -> Tensor:
-        """Values for new channels: of the state that was given, or those that norms begin with."""
-        if self.fresh is not None and key in self.fresh:
-            return self.fresh[key]
+    def _new_values(self, key: str, like: Tensor) -> Tensor:
+        """Return values for new channels: those of `new_state`, or initial ones."""
+        if self.new_state is not None and key in self.new_state:
+            return self.new_state[key]
         if like.dim() > 1:
             return nn.init.kaiming_normal_(torch.empty_like(like), nonlinearity="relu")
         return torch.full_like(like, float(key.endswith(("weight", "running_var"))))
 
 
-def redrawn(block: nn.Module) -> nn.Module:
-    """The block with fresh weights in all of its layers.
+def reset_parameters(block: nn.Module) -> nn.Module:
+    """Reset the weights of all layers of a block, and return it.
 
     Raises:
         InputError: a layer with weights of its own has no `reset_parameters`.
@@ -355,38 +363,26 @@ def _is_sequential(layer: nn.Module) -> bool:
     return is_plain_sequence(layer) or isinstance(layer, Project | Reversible)
 
 
-def _row(layer: Any) -> list[tuple[str, nn.Module]]:
+def _children(layer: Any) -> list[tuple[str, nn.Module]]:
     return layer.row() if isinstance(layer, Project) else list(layer._modules.items())
 
 
-def _inside(path: str, name: str) -> str:
+def _join_path(path: str, name: str) -> str:
     return f"{path}.{name}".lstrip(".")
 
 
-def _same_means(row: ChannelMap, before: int, groups: int) -> bool:
-    """Whether each of `groups` takes its mean over the channels of one of the groups there were, each as often."""
-    size = row.width // before
-    for members in row.old.view(groups, -1):
-        inside = members - members[0] // size * size
-        if bool((members < 0).any()) or bool(((inside < 0) | (inside >= size)).any()):
-            return False
-        counts = inside.bincount(minlength=size)
-        if bool((counts != counts[0]).any()):
-            return False
-    return True
+def _group_columns(path: str, inputs: ChannelMap, outputs: ChannelMap, groups: int) -> ChannelMap:
+    """Map the columns of a convolution in groups, which are those of each group."""
+    columns, rows = inputs.within_group(groups), outputs.within_group(groups)
+    if columns is None or rows is None:
+        raise _cannot_widen(path, f"its {groups} groups would mix; widen it by a whole factor")
+    return columns
 
 
-def _grouped(path: str, given: ChannelMap, row: ChannelMap, groups: int) -> ChannelMap:
-    """The columns of a convolution in groups, which are those of each group."""
-    local = []
-    for one, wide in ((given, len(given.old)), (row, len(row.old))):
-        size, places = one.width // groups, torch.arange(groups)[:, None]
-        inside = one.old.view(groups, -1) - size * places if wide % groups == 0 else torch.full((1, 1), NEW)
-        if bool(((inside < 0) | (inside >= size)).any()) or bool((inside != inside[0]).any()):
-            raise _unable(path, f"its {groups} groups would mix; widen it by a whole factor")
-        local.append(ChannelMap(inside[0], size))
-    return local[0]
+def _if_fixed(target: Target) -> Target:
+    """Return the target for a part of what is joined: each stays as wide as it was, or is free."""
+    return target if target == FIXED else None
 
 
-def _unable(path: str, why: str) -> InputError:
+def _cannot_widen(path: str, why: str) -> InputError:
     return InputError(f"the layer at {path or 'the top'} cannot be widened: {why}")

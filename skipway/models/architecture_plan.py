@@ -35,35 +35,35 @@ class Plan:
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
 
-    def _whole(self, *names: str, least: int = 1) -> None:
-        """These values are whole numbers of at least `least`, or sequences of them where their default is one."""
+    def _check_whole_numbers(self, *names: str, minimum: int = 1) -> None:
+        """Check that values are whole numbers of at least `minimum`, or sequences of them if their default is one."""
         several = {f.name: isinstance(f.default, tuple) for f in fields(self)}
         for name in names:
-            given = getattr(self, name)
+            value = getattr(self, name)
             try:
-                numbers = tuple(operator.index(v) for v in (given if several[name] else [given]))
+                numbers = tuple(operator.index(v) for v in (value if several[name] else [value]))
             except TypeError:
-                numbers = (least - 1,)
-            if min(numbers, default=least) < least:
-                shown = list(given) if isinstance(given, tuple) else given
-                raise InputError(f"{self.FAMILY} needs whole numbers of at least {least} for {name}, not {shown}")
+                numbers = (minimum - 1,)
+            if min(numbers, default=minimum) < minimum:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{self.FAMILY} needs whole numbers of at least {minimum} for {name}, not {shown}")
             object.__setattr__(self, name, numbers if several[name] else numbers[0])
 
-    def _share(self, *names: str) -> None:
-        """These values are numbers from 0 up to but not including 1."""
+    def _check_shares(self, *names: str) -> None:
+        """Check that values are numbers from 0 up to but not including 1."""
         for name in names:
-            given = getattr(self, name)
-            number = float(given) if isinstance(given, int | float) else math.nan
+            value = getattr(self, name)
+            number = float(value) if isinstance(value, int | float) else math.nan
             if not 0 <= number < 1:
-                raise InputError(f"{self.FAMILY}: {name} is a chance from 0 up to but not including 1, not {given}")
+                raise InputError(f"{self.FAMILY}: {name} is a chance from 0 up to but not including 1, not {value}")
             object.__setattr__(self, name, number)
 
-    def _one_of(self, **known: Iterable[str]) -> None:
-        """Each of these values is one of the words beside it."""
-        for name, words in known.items():
-            given = getattr(self, name)
-            if given not in tuple(words):
+    def _check_choices(self, **choices: Iterable[str]) -> None:
+        """Check that each value is one of its choices."""
+        for name, words in choices.items():
+            value = getattr(self, name)
+            if value not in tuple(words):
                 raise InputError(
-                    f"{self.FAMILY} has no {name} {given!r}{did_you_mean(str(given), words)}; there are "
+                    f"{self.FAMILY} has no {name} {value!r}{did_you_mean(str(value), words)}; there are "
                     f"{', '.join(words)}"
                 )

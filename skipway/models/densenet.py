@@ -12,14 +12,14 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
-from skipway.nn.blocks import Layers, Step, initialise
+from skipway.nn.blocks import Layers, Step, init_weights
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
 
 __all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
 
 STEMS = ("large", "small")
-_MOST_LAYERS = 1000  # a file's plan must not be able to fill the memory
+_MAX_LAYERS = 1000  # a file's plan must not be able to fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +49,17 @@ class DenseNetPlan(Plan):
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        self._one_of(stem=STEMS)
-        self._whole("layers", "growth", "in_chans", "num_classes")
-        self._whole("bottleneck", least=0)
+        self._check_choices(stem=STEMS)
+        self._check_whole_numbers("layers", "growth", "in_chans", "num_classes")
+        self._check_whole_numbers("bottleneck", minimum=0)
         if self.stem_channels is not None:
-            self._whole("stem_channels")
-        self._share("dropout")
+            self._check_whole_numbers("stem_channels")
+        self._check_shares("dropout")
         if not isinstance(self.compression, int | float) or not 0 < self.compression <= 1:
             raise InputError(f"densenet: compression is a share above 0 and up to 1, not {self.compression}")
         object.__setattr__(self, "compression", float(self.compression))
-        if not 1 <= sum(self.layers) <= _MOST_LAYERS:
-            raise InputError(f"densenet has 1 to {_MOST_LAYERS} layers, not {sum(self.layers)}; give other layers")
+        if not 1 <= sum(self.layers) <= _MAX_LAYERS:
+            raise InputError(f"densenet has 1 to {_MAX_LAYERS} layers, not {sum(self.layers)}; give other layers")
 
 
 def densenet(plan: DenseNetPlan) -> Chain:
@@ -75,9 +75,9 @@ def densenet(plan: DenseNetPlan) -> Chain:
             channels += plan.growth
         stages[f"stage{index}"] = Chain(*layers)
         if index < len(plan.layers):
-            kept = max(1, int(channels * plan.compression))
-            stages[f"transition{index}"] = _transition(parts, channels, kept)
-            channels = kept
+            compressed = max(1, int(channels * plan.compression))
+            stages[f"transition{index}"] = _transition(parts, channels, compressed)
+            channels = compressed
     network = Chain(
         stem=stem,
         **stages,
@@ -86,7 +86,7 @@ def densenet(plan: DenseNetPlan) -> Chain:
         flatten=nn.Flatten(),
         head=nn.Linear(channels, plan.num_classes),
     )
-    initialise(network)
+    init_weights(network)
     return network
 
 
@@ -102,15 +102,15 @@ def _layer(plan: DenseNetPlan, parts: Layers, channels: int) -> Chain:
     return Chain(**dict(body.named_children()), dropout=nn.Dropout(plan.dropout)) if plan.dropout else body
 
 
-def _transition(parts: Layers, channels: int, kept: int) -> Chain:
-    return Chain(**parts.first(channels), conv=parts.conv(channels, Step(kept, 1)), pool=nn.AvgPool2d(2))
+def _transition(parts: Layers, channels: int, out_channels: int) -> Chain:
+    return Chain(**parts.first(channels), conv=parts.conv(channels, Step(out_channels, 1)), pool=nn.AvgPool2d(2))
 
 
 def _cifar(depth: int, growth: int, bottleneck: bool) -> dict[str, Any]:
     """Three equal blocks; the depth counts stem, transitions and head. BC halves the channels between blocks."""
     count = (depth - 4) // 3 // (2 if bottleneck else 1)
-    shape: dict[str, Any] = {"layers": (count,) * 3, "growth": growth, "stem": "small", "num_classes": 10}
-    return shape if bottleneck else {**shape, "stem_channels": 16, "bottleneck": 0, "compression": 1.0}
+    options: dict[str, Any] = {"layers": (count,) * 3, "growth": growth, "stem": "small", "num_classes": 10}
+    return options if bottleneck else {**options, "stem_channels": 16, "bottleneck": 0, "compression": 1.0}
 
 
 NETWORKS: dict[str, dict[str, Any]] = {

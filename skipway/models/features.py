@@ -4,6 +4,7 @@ Shapes: (B, C, H, W) -> a list of (B, C_i, H / reduction_i, W / reduction_i), ro
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,37 +36,38 @@ class Features(nn.Module):
 
     def __init__(self, network: Network, out_indices: Sequence[int] | None = None):
         super().__init__()
-        pieces = _pieces(network)
-        count = sum(given for _, _, given in pieces)
-        wanted = list(range(count)) if out_indices is None else [_index(i, count) for i in out_indices]
-        self.out_indices = tuple(wanted)
+        pieces = _split_layers(network)
+        count = sum(piece.is_output for piece in pieces)
+        indices = range(count) if out_indices is None else [_index(i, count) for i in out_indices]
+        self.out_indices = tuple(indices)
         self.plan = network.plan
-        last, seen = 0, -1
-        for position, (_, _, given) in enumerate(pieces):
-            seen += given
-            if given and seen in wanted:
-                last = position + 1
-        self.layers = Chain(**{name.replace(".", "_"): layer for name, layer, _ in pieces[:last]})
-        self._given = [given for _, _, given in pieces[:last]]
-        self.feature_info = self._measured([name for name, _, given in pieces[:last] if given])
+        end, index = 0, -1
+        for position, piece in enumerate(pieces):
+            index += piece.is_output
+            if piece.is_output and index in self.out_indices:
+                end = position + 1
+        used = pieces[:end]
+        self.layers = Chain(**{piece.name.replace(".", "_"): piece.layer for piece in used})
+        self._is_output = [piece.is_output for piece in used]
+        self.feature_info = self._measure([piece.name for piece in used if piece.is_output])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> the outputs of `out_indices`, in their order."""
         outputs = []
-        for layer, given in zip(self.layers, self._given, strict=True):
+        for layer, is_output in zip(self.layers, self._is_output, strict=True):
             x = layer(x)
-            if given:
+            if is_output:
                 outputs.append(x)
         return [outputs[i] for i in self.out_indices]
 
-    def _measured(self, names: list[str]) -> list[dict[str, Any]]:
+    def _measure(self, names: list[str]) -> list[dict[str, Any]]:
         flat = "in_features" in self.plan
         shape = (1, self.plan["in_features"]) if flat else (1, self.plan["in_chans"], _PROBE, _PROBE)
         with torch.no_grad():
             shapes = output_shape(self, shape)
         return [
-            {"num_chs": found[1], "reduction": 1 if flat else round(_PROBE / found[2]), "module": names[i]}
-            for i, found in zip(self.out_indices, shapes, strict=True)
+            {"num_chs": output[1], "reduction": 1 if flat else round(_PROBE / output[2]), "module": names[i]}
+            for i, output in zip(self.out_indices, shapes, strict=True)
         ]
 
 
@@ -75,17 +77,26 @@ def _index(index: int, count: int) -> int:
     return index % count
 
 
-def _pieces(network: Network) -> list[tuple[str, nn.Module, bool]]:
-    """(name, layer, whether its output is a feature) up to the last stage, with the stem's pool apart."""
+@dataclass(frozen=True)
+class _Piece:
+    """A layer of a backbone by its path in the network."""
+
+    name: str
+    layer: nn.Module
+    is_output: bool
+
+
+def _split_layers(network: Network) -> list[_Piece]:
+    """Split a network into its layers up to the last stage, with the stem's pool apart."""
     stages = [name for name, _ in network.named_children() if name.startswith("stage")]
-    pieces: list[tuple[str, nn.Module, bool]] = []
+    pieces: list[_Piece] = []
     for name, layer in network.named_children():
         if name == "stem" and isinstance(layer, Chain) and isinstance(getattr(layer, "pool", None), nn.Module):
             steps = [n for n, _ in layer.named_children() if n != "pool"]
-            pieces += [(f"stem.{n}", layer.get_submodule(n), n == steps[-1]) for n in steps]
-            pieces.append(("stem.pool", layer.get_submodule("pool"), False))
+            pieces += [_Piece(f"stem.{n}", layer.get_submodule(n), n == steps[-1]) for n in steps]
+            pieces.append(_Piece("stem.pool", layer.get_submodule("pool"), False))
         else:
-            pieces.append((name, layer, name == "stem" or name in stages))
+            pieces.append(_Piece(name, layer, name == "stem" or name in stages))
         if stages and name == stages[-1]:
             return pieces
     raise InputError("Features needs a network of a stem and stages, as create_model makes them")

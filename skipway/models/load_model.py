@@ -36,8 +36,8 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
         ) from None
     if mismatch := plan_mismatch(plan, spec, network.state_dict(), tensors):
         raise ShapeError(f"{where} {mismatch}; write it again")
-    wide = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
-    network.to(torch.float64 if wide else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
+    all_double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
+    network.to(torch.float64 if all_double else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
     return network.eval()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
-from skipway.nn.blocks import Shift, initialise_fixup, join_of, rising, zero_last
+from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.skip import Skip, named_skips
@@ -26,7 +26,7 @@ __all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]
 
 JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
-_MOST_BLOCKS = 3000  # a file's plan must not be able to fill the memory
+_MAX_BLOCKS = 3000  # a file's plan must not be able to fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +65,14 @@ class ResMLPPlan(Plan):
     embedding: int = 16
 
     def __post_init__(self) -> None:
-        self._one_of(join=JOINS, norm=NORMS, drop_mode=DROP_MODES)
-        self._whole("layers", "width", "growth", "in_features", "num_classes", "categories", "embedding")
-        self._share("dropout", "drop_path")
+        self._check_choices(join=JOINS, norm=NORMS, drop_mode=DROP_MODES)
+        self._check_whole_numbers("layers", "width", "growth", "in_features", "num_classes", "categories", "embedding")
+        self._check_shares("dropout", "drop_path")
         if not isinstance(self.hidden, int | float) or not 0 < self.hidden <= 64:
             raise InputError(f"resmlp: hidden is a multiple above 0 and up to 64, not {self.hidden}")
         object.__setattr__(self, "hidden", float(self.hidden))
-        if self.layers > _MOST_BLOCKS:
-            raise InputError(f"resmlp has at most {_MOST_BLOCKS} layers, not {self.layers}; give fewer")
+        if self.layers > _MAX_BLOCKS:
+            raise InputError(f"resmlp has at most {_MAX_BLOCKS} layers, not {self.layers}; give fewer")
         if self.join in ("none", "concat", "gate") and self.drop_path:
             raise InputError(f'resmlp cannot leave a block out at join "{self.join}"; use no drop_path, or join "add"')
         if self.norm == "fixup" and self.join != "add":
@@ -90,10 +90,10 @@ class Embed(nn.Module):
     Slots 0 and 1, of what was never seen and of what is missing, begin as zeros: as no category at all.
     """
 
-    def __init__(self, numbers: int, categories: tuple[int, ...], most: int):
+    def __init__(self, numbers: int, categories: tuple[int, ...], max_width: int):
         super().__init__()
-        self.numbers, self.categories, self.most = numbers, tuple(categories), most
-        widths = [min(most, (slots + 1) // 2) for slots in self.categories]
+        self.numbers, self.categories, self.max_width = numbers, tuple(categories), max_width
+        widths = [min(max_width, (slots + 1) // 2) for slots in self.categories]
         self.tables = nn.ModuleList(nn.Embedding(*size) for size in zip(self.categories, widths, strict=True))
         self.out_features = numbers + sum(widths)
         for table in self.tables:
@@ -113,14 +113,14 @@ class Embed(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{self.numbers}, {self.categories}, {self.most}"
+        return f"{self.numbers}, {self.categories}, {self.max_width}"
 
 
 def resmlp(plan: ResMLPPlan) -> Chain:
     """The feed-forward network of `plan`, with fresh weights."""
     width = plan.width
     blocks: list[nn.Module] = []
-    for rate in rising(plan.drop_path, plan.layers):
+    for rate in linear_rates(plan.drop_path, plan.layers):
         blocks.append(_block(plan, width, rate))
         width += plan.growth if plan.join == "concat" else 0
     embedding = Embed(plan.in_features - len(plan.categories), plan.categories, plan.embedding)
@@ -133,7 +133,7 @@ def resmlp(plan: ResMLPPlan) -> Chain:
         act=nn.ReLU(),
         head=nn.Linear(width, plan.num_classes),
     )
-    _begin(network, plan)
+    _initialise(network, plan)
     return network
 
 
@@ -165,15 +165,15 @@ def _norm(plan: ResMLPPlan, width: int) -> dict[str, nn.Module]:
     return {"norm": nn.BatchNorm1d(width) if plan.norm == "batch" else nn.LayerNorm(width)}
 
 
-def _begin(network: Chain, plan: ResMLPPlan) -> None:
-    own = {id(join.transform) for join in network.modules() if isinstance(join, Gate)}  # gates begin nearly closed
+def _initialise(network: Chain, plan: ResMLPPlan) -> None:
+    gates = {id(join.transform) for join in network.modules() if isinstance(join, Gate)}  # gates begin nearly closed
     for module in network.modules():
-        if isinstance(module, nn.Linear) and id(module) not in own:
+        if isinstance(module, nn.Linear) and id(module) not in gates:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if plan.norm == "fixup":
-        initialise_fixup(network)
+        init_fixup(network)
     elif plan.join == "add":
         for _, skip in named_skips(network):
             assert isinstance(skip.body, Chain)

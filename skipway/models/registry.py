@@ -14,7 +14,7 @@ from skipway.models.architecture_plan import Plan
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 
-__all__ = ["FAMILIES", "ROWS", "build", "names", "parameters", "plan_of", "rebuild"]
+__all__ = ["FAMILIES", "ROWS", "build", "count_parameters", "names", "plan_of", "rebuild"]
 
 
 class Family(NamedTuple):
@@ -35,9 +35,9 @@ FAMILIES: dict[str, Family] = {
         Family(resnet9.ResNet9Plan, resnet9.resnet9, resnet9.NETWORKS),
     )
 }
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    name: (kind, row) for kind, family in FAMILIES.items() for name, row in family.rows.items()
-}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {}
+for _kind, _family in FAMILIES.items():
+    ROWS.update({name: (_kind, row) for name, row in _family.rows.items()})
 
 
 def names(pattern: str = "*") -> list[str]:
@@ -77,25 +77,25 @@ def rebuild(plan: dict[str, Any]) -> Chain:
     return FAMILIES[family].build(FAMILIES[family].plan.of(values))
 
 
-def parameters(plan: dict[str, Any]) -> int:
-    """How many parameters the network of `plan` has; blocks that only repeat the one before them are not built."""
-    cut = dict(plan)
-    more = {}
+def count_parameters(plan: dict[str, Any]) -> int:
+    """Count the parameters of the network of `plan`; blocks that only repeat the one before them are not built."""
+    short_plan = dict(plan)
+    repeats = {}
     if FAMILIES[plan["family"]].repeats:
-        cut["layers"] = [min(count, 2) for count in plan["layers"]]
-        more = {f"stage{i}": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
+        short_plan["layers"] = [min(count, 2) for count in plan["layers"]]
+        repeats = {f"stage{i}": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
     with torch.device("meta"):
-        network = rebuild(cut)
-    return _numbers(network) + sum(count * _numbers(_repeated(network[stage])) for stage, count in more.items())
+        network = rebuild(short_plan)
+    return _numel(network) + sum(count * _numel(_last_block(network[stage])) for stage, count in repeats.items())
 
 
-def _repeated(stage: Chain) -> nn.Module:
+def _last_block(stage: Chain) -> nn.Module:
     """The block of `stage` that more of them would be like."""
     last: nn.Module = stage[-1]
     return last[-1] if isinstance(last, Reversible) else last
 
 
-def _numbers(module: nn.Module) -> int:
+def _numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 

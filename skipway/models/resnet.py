@@ -22,10 +22,10 @@ from skipway.nn.blocks import (
     PADDINGS,
     Layers,
     Step,
-    initialise,
-    initialise_fixup,
+    init_fixup,
+    init_weights,
     join_of,
-    rising,
+    linear_rates,
     steps_of,
     zero_last,
 )
@@ -42,7 +42,7 @@ _FOUR = (64, 128, 256, 512)
 _THREE = (16, 32, 64)
 STEMS = ("large", "small", "deep", "tiered", "deep_conv")
 JOINS = ("add", "scale", "layerscale", "gate")
-_MOST_BLOCKS = 3000  # a file's plan must not be able to fill the memory
+_MAX_BLOCKS = 3000  # a file's plan must not be able to fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,32 +95,32 @@ class ResNetPlan(Plan):
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        self._one_of(block=EXPANSION, stem=STEMS, shortcut=(*SHORTCUTS, "none"), join=JOINS, norm=KINDS)
-        self._one_of(attention=ATTENTIONS, padding=PADDINGS, drop_mode=DROP_MODES)
-        self._whole("layers", "widths", "cardinality", "base_width", "in_chans", "num_classes")
+        self._check_choices(block=EXPANSION, stem=STEMS, shortcut=(*SHORTCUTS, "none"), join=JOINS, norm=KINDS)
+        self._check_choices(attention=ATTENTIONS, padding=PADDINGS, drop_mode=DROP_MODES)
+        self._check_whole_numbers("layers", "widths", "cardinality", "base_width", "in_chans", "num_classes")
         if self.stem_channels is not None:
-            self._whole("stem_channels")
-        self._share("attention_ratio", "dropout", "drop_path")
+            self._check_whole_numbers("stem_channels")
+        self._check_shares("attention_ratio", "dropout", "drop_path")
         if not self.layers or len(self.layers) != len(self.widths):
             raise InputError(
                 f"resnet needs as many widths as layers, one pair a stage, not {list(self.layers)} and "
                 f"{list(self.widths)}"
             )
-        if sum(self.layers) > _MOST_BLOCKS:
-            raise InputError(f"resnet has at most {_MOST_BLOCKS} blocks, not {sum(self.layers)}; give fewer layers")
+        if sum(self.layers) > _MAX_BLOCKS:
+            raise InputError(f"resnet has at most {_MAX_BLOCKS} blocks, not {sum(self.layers)}; give fewer layers")
         if self.shortcut == "none" and (self.join != "add" or self.drop_path or self.norm == "fixup"):
             raise InputError(
                 'resnet with shortcut "none" has nothing to join or to leave out; use join "add", no drop_path and a '
                 'norm other than "fixup"'
             )
         if self.reversible:
-            self._refuse_irreversible()
+            self._check_reversible()
         if self.norm == "fixup" and self.join != "add":
             raise InputError(f'resnet with norm "fixup" joins by "add", not "{self.join}"; leave join out')
 
-    def _refuse_irreversible(self) -> None:
-        kept = self.shortcut in ("auto", "pad", "pool")  # nothing in the way where the shape stays
-        if not self.preact or self.join != "add" or not kept or self.norm == "fixup" or self.drop_path:
+    def _check_reversible(self) -> None:
+        identity = self.shortcut in ("auto", "pad", "pool")  # nothing in the way where the shape stays
+        if not self.preact or self.join != "add" or not identity or self.norm == "fixup" or self.drop_path:
             raise InputError(
                 'resnet with reversible=True takes a block that is "preact_basic" or "preact_bottleneck", join "add", '
                 'shortcut "auto", "pad" or "pool", norm "batch", "group" or "none", and no drop_path'
@@ -137,21 +137,28 @@ class ResNetPlan(Plan):
 
 def resnet(plan: ResNetPlan) -> Chain:
     """The residual network of `plan`, with fresh weights."""
-    parts = Layers(plan.norm, plan.padding, plan.attention, plan.attention_ratio, plan.dropout)
+    parts = Layers(
+        norm=plan.norm,
+        padding=plan.padding,
+        attention=plan.attention,
+        attention_ratio=plan.attention_ratio,
+        dropout=plan.dropout,
+    )
     channels = plan.stem_channels or plan.widths[0]
     stem = _stem(plan, parts, channels)
     stages: dict[str, nn.Module] = {}
-    rates = rising(plan.drop_path, sum(plan.layers))
+    rates = linear_rates(plan.drop_path, sum(plan.layers))
     for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True)):
         blocks: list[nn.Module] = []
         for index in range(count):
             stride = 2 if stage > 0 and index == 0 else 1
             if plan.reversible:
-                blocks.append(_coupling(plan, parts, channels, width, stride))
+                blocks.append(_coupling(plan, parts, in_channels=channels, width=width, stride=stride))
             else:
-                blocks.append(_block(plan, parts, channels, width, stride, next(rates)))
+                rate = next(rates)
+                blocks.append(_block(plan, parts, in_channels=channels, width=width, stride=stride, drop_path=rate))
             channels = width * EXPANSION[plan.block]
-        stages[f"stage{stage + 1}"] = _reversed(blocks) if plan.reversible else Chain(*blocks)
+        stages[f"stage{stage + 1}"] = _reversible_stage(blocks) if plan.reversible else Chain(*blocks)
     network = Chain(
         stem=stem,
         **stages,
@@ -160,15 +167,15 @@ def resnet(plan: ResNetPlan) -> Chain:
         flatten=nn.Flatten(),
         head=nn.Linear(channels, plan.num_classes),
     )
-    _begin(network, plan)
+    _initialise(network, plan)
     return network
 
 
-def _begin(network: Chain, plan: ResNetPlan) -> None:
+def _initialise(network: Chain, plan: ResNetPlan) -> None:
     """The weights' beginnings: every body but one behind a learned scale or a gate starts at zero, as v1.5 has it."""
-    initialise(network)
+    init_weights(network)
     if plan.norm == "fixup":
-        initialise_fixup(network)
+        init_fixup(network)
     elif plan.join == "add" and (not plan.preact or plan.norm == "none"):
         for module in network.modules():
             if isinstance(module, Skip) and isinstance(module.body, Chain):
@@ -176,10 +183,10 @@ def _begin(network: Chain, plan: ResNetPlan) -> None:
 
 
 def _block(
-    plan: ResNetPlan, parts: Layers, in_channels: int, width: int, stride: int, drop_path: float
+    plan: ResNetPlan, parts: Layers, *, in_channels: int, width: int, stride: int, drop_path: float
 ) -> Chain | Skip:
     out_channels = width * EXPANSION[plan.block]
-    steps = steps_of(plan.block, width, stride, plan.cardinality, plan.base_width)
+    steps = _steps(plan, width, stride)
     after = None if plan.preact else nn.ReLU(inplace=True)
     if plan.shortcut == "none":
         return Chain(body=parts.body(in_channels, steps, plan.preact), **({} if after is None else {"act": after}))
@@ -196,10 +203,14 @@ def _block(
     return Chain(**first, skip=skip) if first else skip
 
 
-def _coupling(plan: ResNetPlan, parts: Layers, in_channels: int, width: int, stride: int) -> Coupling:
+def _steps(plan: ResNetPlan, width: int, stride: int) -> list[Step]:
+    return steps_of(plan.block, width, stride, cardinality=plan.cardinality, base_width=plan.base_width)
+
+
+def _coupling(plan: ResNetPlan, parts: Layers, *, in_channels: int, width: int, stride: int) -> Coupling:
     """Two bodies on half of the channels each; where they change the shape, a shortcut takes each half around."""
     halves = in_channels // 2, width * EXPANSION[plan.block] // 2
-    steps = steps_of(plan.block, width // 2, stride, plan.cardinality, plan.base_width)
+    steps = _steps(plan, width // 2, stride)
     around = [make_shortcut(plan.shortcut, *halves, stride, norm="none") for _ in range(2)]
     return Coupling(
         parts.body(halves[0], steps, preact=True),
@@ -208,7 +219,7 @@ def _coupling(plan: ResNetPlan, parts: Layers, in_channels: int, width: int, str
     )
 
 
-def _reversed(blocks: list[nn.Module]) -> Chain:
+def _reversible_stage(blocks: list[nn.Module]) -> Chain:
     """The blocks of a stage: the one that changes the shape, where there is any, then all others as one Reversible."""
     first = [block for block in blocks if isinstance(block, Coupling) and block.shortcuts is not None]
     rest = [block for block in blocks if isinstance(block, Coupling) and block.shortcuts is None]
@@ -222,23 +233,24 @@ def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
     deep = [Step(first, 3, 2), Step(inner, 3), Step(channels, 3)]
     steps = {"large": [Step(channels, 7, 2)], "small": [Step(channels, 3)]}.get(plan.stem, deep)
     symmetric = Layers(plan.norm)  # "same" padding is for the stages
-    made: list[Chain] = []
+    layers: list[Chain] = []
     in_channels = plan.in_chans
     for step in steps:
         bare = plan.preact and step is steps[-1]
-        made.append(
-            Chain(conv=symmetric.conv(in_channels, step)) if bare else symmetric.conv_norm_act(in_channels, step)
-        )
+        if bare:
+            layers.append(Chain(conv=symmetric.conv(in_channels, step)))
+        else:
+            layers.append(symmetric.conv_norm_act(in_channels, step))
         in_channels = step.channels
     if plan.stem == "small":
-        return made[0]
-    names = ["step"] if len(made) == 1 else [f"step{i}" for i in range(1, len(made) + 1)]
+        return layers[0]
+    names = ["step"] if len(layers) == 1 else [f"step{i}" for i in range(1, len(layers) + 1)]
     if plan.stem == "deep_conv":
         down = Step(channels, 3, 2)
         pool: nn.Module = Chain(conv=parts.conv(channels, down)) if plan.preact else parts.conv_norm_act(channels, down)
     else:
         pool = parts.max_pool()
-    return Chain(**dict(zip(names, made, strict=True)), pool=pool)
+    return Chain(**dict(zip(names, layers, strict=True)), pool=pool)
 
 
 # The tables: a network is its row.
@@ -267,11 +279,12 @@ _SE, _ECA = {"attention": "se"}, {"attention": "eca"}
 
 def _rows(pattern: str, depths: dict[int, str], **options: Any) -> dict[str, dict[str, Any]]:
     """A row for each variant ("-" is the plain one) of each depth, named by `pattern`."""
-    return {
-        pattern.format(f"{depth}{variant.strip('-')}"): {**_DEPTHS[depth], **_VARIANTS[variant.strip("-")], **options}
-        for depth, variants in depths.items()
-        for variant in variants
-    }
+    rows = {}
+    for depth, variants in depths.items():
+        for letter in variants:
+            variant = letter.strip("-")
+            rows[pattern.format(f"{depth}{variant}")] = {**_DEPTHS[depth], **_VARIANTS[variant], **options}
+    return rows
 
 
 def _cifar(blocks: int, block: str = "basic", factor: int = 1, **options: Any) -> dict[str, Any]:
@@ -283,6 +296,12 @@ def _cifar(blocks: int, block: str = "basic", factor: int = 1, **options: Any) -
         "num_classes": 10,
         **options,
     }
+
+
+def _deep_xresnet(depth: int, more: int) -> dict[str, Any]:
+    """A row with `more` stages of one block than the depth has."""
+    layers, widths = (*_DEPTHS[depth]["layers"], *[1] * more), (*_FOUR, *[256] * more)
+    return {**_DEPTHS[depth], **_VARIANTS["d"], "layers": layers, "widths": widths}
 
 
 _RS = {"stem": "deep_conv", "shortcut": "pool", "attention": "se", "attention_ratio": 0.25, "block": "bottleneck"}
@@ -297,16 +316,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
         for name, row in _rows("resnet{}", {18: "-d", 34: "-d", 50: "-dt", 101: "-d", 152: "-d", 200: "-"}).items()
     },
     **_rows("xresnet{}", dict.fromkeys((18, 34, 50, 101, 152), "-"), **_VARIANTS["d"]),
-    **{
-        f"xresnet{depth}_{name}": {
-            **_DEPTHS[depth],
-            **_VARIANTS["d"],
-            "layers": (2, 2, *[1] * 6) if (depth, more) == (18, 4) else (*_DEPTHS[depth]["layers"], *[1] * more),
-            "widths": (*_FOUR, *[256] * more),
-        }
-        for name, more in (("deep", 2), ("deeper", 4))
-        for depth in (18, 34, 50)
-    },
+    **{f"xresnet{depth}_deep": _deep_xresnet(depth, more=2) for depth in (18, 34, 50)},
+    **{f"xresnet{depth}_deeper": _deep_xresnet(depth, more=4) for depth in (18, 34, 50)},
+    "xresnet18_deeper": {**_deep_xresnet(18, more=4), "layers": (2, 2, *[1] * 6)},
     **_rows("wide_resnet{}_2", {50: "-", 101: "-"}, base_width=128),
     **_rows("resnext{}_32x4d", {50: "-d", 101: "-"}, cardinality=32, base_width=4),
     **_rows("resnext{}_32x8d", {101: "-"}, cardinality=32, base_width=8),

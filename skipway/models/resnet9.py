@@ -26,7 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 STEMS = ("small", "whitening")
 _SMALLEST_SPREAD = 5e-4  # keeps directions that hold nothing but noise from being blown up
-_AT_ONCE = 256  # pictures whose patches fit a processor's caches better than those of all
+_BATCH = 256  # pictures whose patches fit a processor's caches better than those of all
 _LOGIT_SCALE = 1 / 9  # the largest of a map's values, not their mean, reaches the head: its logits begin too sure
 
 
@@ -47,7 +47,7 @@ class Whitening(nn.Conv2d):
     def fit(self, x: Tensor) -> None:
         """Set the filters from pictures x (B, C, H, W) as the network is given them."""
         products, count = torch.zeros(4 * x.shape[1], 4 * x.shape[1], dtype=torch.float64, device=x.device), 0
-        for part in x.split(_AT_ONCE):
+        for part in x.split(_BATCH):
             patches = part.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, len(products)).double()
             products += patches.T @ patches
             count += len(patches)
@@ -99,30 +99,30 @@ class ResNet9Plan(Plan):
     num_classes: int = 10
 
     def __post_init__(self) -> None:
-        self._whole("widths", "in_chans", "num_classes")
-        self._whole("layers", least=0)
+        self._check_whole_numbers("widths", "in_chans", "num_classes")
+        self._check_whole_numbers("layers", minimum=0)
         if not self.layers or len(self.widths) != len(self.layers) + 1:
             raise InputError(
                 f"resnet9 needs one width more than layers, for the stem, not {list(self.widths)} and "
                 f"{list(self.layers)}"
             )
-        self._one_of(stem=STEMS)
+        self._check_choices(stem=STEMS)
 
 
 def resnet9(plan: ResNet9Plan) -> Chain:
     """The ResNet-9 of `plan`, with fresh weights."""
     if plan.stem == "whitening":
         white = Whitening(plan.in_chans)
-        first, channels = Chain(white=white, act=nn.ReLU(inplace=True)), white.out_channels
+        stem, channels = Chain(white=white, act=nn.ReLU(inplace=True)), white.out_channels
     else:
-        first, channels = _conv(plan.in_chans, plan.widths[0]), plan.widths[0]
+        stem, channels = _conv(plan.in_chans, plan.widths[0]), plan.widths[0]
     stages: dict[str, nn.Module] = {}
     for index, (width, count) in enumerate(zip(plan.widths[1:], plan.layers, strict=True)):
         body: dict[str, nn.Module] = {"skip": Skip([_conv(width, width) for _ in range(count)])} if count else {}
         stages[f"stage{index + 1}"] = Chain(down=_down(channels, width), **body)
         channels = width
     return Chain(
-        stem=first,
+        stem=stem,
         **stages,
         pool=nn.AdaptiveMaxPool2d(1),
         flatten=nn.Flatten(),
@@ -132,19 +132,19 @@ def resnet9(plan: ResNet9Plan) -> Chain:
 
 
 def _conv(in_channels: int, out_channels: int) -> Chain:
-    return Chain(conv=_begun(in_channels, out_channels), norm=_norm(out_channels), act=nn.ReLU(inplace=True))
+    return Chain(conv=_partial_identity(in_channels, out_channels), norm=_norm(out_channels), act=nn.ReLU(inplace=True))
 
 
 def _down(in_channels: int, out_channels: int) -> Chain:
     return Chain(
-        conv=_begun(in_channels, out_channels),
+        conv=_partial_identity(in_channels, out_channels),
         pool=nn.MaxPool2d(2),
         norm=_norm(out_channels),
         act=nn.ReLU(inplace=True),
     )
 
 
-def _begun(in_channels: int, out_channels: int) -> nn.Conv2d:
+def _partial_identity(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A convolution whose first filters pass their channel on as it is."""
     layer = Layers().conv(in_channels, Step(out_channels, 3))
     nn.init.dirac_(layer.weight.data[:in_channels])

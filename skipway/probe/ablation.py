@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, combinations, pairwise
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +25,23 @@ from skipway.probe.block_stats import Block, Plain, batches_accuracy, blocks_of,
 
 __all__ = ["CUTS", "Drop", "Lesion", "Several", "Shuffle", "Swap", "batches_accuracy", "lesion"]
 
-CUTS = ("drop", "several", "swap", "shuffle")
+Cut = Literal["drop", "several", "swap", "shuffle"]
+Remainder = Literal["identity", "shortcut", "nothing"]
+CUTS: tuple[Cut, ...] = get_args(Cut)
 _ADDITIONS = (add, operator.add, torch.add)
 
 
 @dataclass(frozen=True)
 class Drop(Plain):
-    """The score without one block. `kept` is what stays: "identity", "shortcut" (a projection), or "nothing" around it
-    in a plain network, where the block before is joined to the one after."""
+    """The score without one block.
+
+    remainder: what stays in its place: "identity", "shortcut" (a projection), or "nothing" in a plain network, where
+        the block before is joined to the one after.
+    """
 
     path: str
     stage: str
-    kept: str
+    remainder: Remainder
     score: float
 
 
@@ -124,28 +129,47 @@ def lesion(
         raise InputError("lesion found no Skip, no Coupling and no row of plain blocks to cut in this network")
     with untouched(network), unrolled(network):
         rows = _rows(network, blocks)
-        shapes, whole = _first_look(network, score, [*blocks, *chain.from_iterable(rows)])
-        judge, chance = partial(_cut_score, network, score), random.Random(seed)
-        fits, left_out = _stand_ins(blocks, shapes)
-        orders = list(chain.from_iterable(_alike(row, shapes) for row in rows))
-        dropped, several, swapped, shuffled = [], [], [], []
+        shapes, baseline = _score_whole(network, score, [*blocks, *chain.from_iterable(rows)])
+        score_cut, rng = partial(_score_cut, network, score), random.Random(seed)
+        stand_ins, left_out = _find_stand_ins(blocks, shapes)
+        runs = list(chain.from_iterable(_runs_of_one_shape(row, shapes) for row in rows))
+        dropped: list[Drop] = []
+        several, swapped, shuffled = [], [], []
         if {"drop", "several"} & set(cuts):
-            dropped = [Drop(b.path, _stage(b.path), kept, judge({b.module: instead})) for b, kept, instead in fits]
+            for stand_in in stand_ins:
+                path, value = stand_in.block.path, score_cut({stand_in.block.module: stand_in.module})
+                dropped.append(Drop(path, _stage(path), stand_in.remainder, value))
         if "several" in cuts:
-            several = list(_several(fits, dropped, judge, draws, chance))
+            several = list(_drop_several(stand_ins, dropped, score_cut, draws=draws, rng=rng))
         if "swap" in cuts:
             swapped = [
-                Swap(a.path, b.path, _stage(a.path), judge({a.module: b.module, b.module: a.module}))
-                for a, b in chain.from_iterable(map(pairwise, orders))
+                Swap(a.path, b.path, _stage(a.path), score_cut({a.module: b.module, b.module: a.module}))
+                for a, b in chain.from_iterable(map(pairwise, runs))
             ]
         if "shuffle" in cuts:
-            shuffled = list(_shuffled(orders, judge, draws, chance))
-    return Lesion(measure, whole, dropped, several, swapped, shuffled, left_out)
+            shuffled = list(_shuffle(runs, score_cut, draws=draws, rng=rng))
+    return Lesion(
+        measure=measure,
+        score=baseline,
+        dropped=dropped,
+        several=several,
+        swapped=swapped,
+        shuffled=shuffled,
+        left_out=left_out,
+    )
 
 
 Shape = tuple[int, ...]
-Fit = tuple[Block, str, nn.Module]
-Judge = Callable[[Mapping[nn.Module, nn.Module]], float]
+ScoreCut = Callable[[Mapping[nn.Module, nn.Module]], float]  # takes replacements of modules
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """A module that computes what is left of a block without its body."""
+
+    block: Block
+    remainder: Remainder
+    module: nn.Module
 
 
 def _stage(path: str) -> str:
@@ -153,7 +177,7 @@ def _stage(path: str) -> str:
     return path.split(".")[0] if "." in path else ""
 
 
-def _scored(network: nn.Module, score: Callable[[nn.Module], float]) -> float:
+def _score(network: nn.Module, score: Callable[[nn.Module], float]) -> float:
     with untouched(network):
         value: Any = score(network)
     if isinstance(value, Tensor) and value.numel() == 1:
@@ -163,41 +187,41 @@ def _scored(network: nn.Module, score: Callable[[nn.Module], float]) -> float:
     return float(value)
 
 
-def _cut_score(
-    network: nn.Module, score: Callable[[nn.Module], float], instead: Mapping[nn.Module, nn.Module]
+def _score_cut(
+    network: nn.Module, score: Callable[[nn.Module], float], replacements: Mapping[nn.Module, nn.Module]
 ) -> float:
-    with _exchanged(network, instead):
-        return _scored(network, score)
+    with _replaced(network, replacements):
+        return _score(network, score)
 
 
 @contextmanager
-def _exchanged(network: nn.Module, instead: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
-    """Other modules in the places of some, meanwhile."""
+def _replaced(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
+    """Put other modules in the places of some, inside the context."""
     places = []
     for module in network.modules():
-        places += [(module._modules, name, child) for name, child in module._modules.items() if child in instead]
+        places += [(module._modules, name, child) for name, child in module._modules.items() if child in replacements]
     try:
         for children, name, child in places:
-            children[name] = instead[child]  # type: ignore[index]
+            children[name] = replacements[child]  # type: ignore[index]
         yield
     finally:
         for children, name, child in places:
             children[name] = child
 
 
-def _first_look(
-    network: nn.Module, score: Callable[[nn.Module], float], seen: Sequence[Block]
+def _score_whole(
+    network: nn.Module, score: Callable[[nn.Module], float], blocks: Sequence[Block]
 ) -> tuple[dict[nn.Module, tuple[Shape, Shape]], float]:
     """The shapes (without the batch) that go into and out of each block, and the score of the whole network."""
     shapes: dict[nn.Module, tuple[Shape, Shape]] = {}
 
-    def look(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
         if inputs and isinstance(inputs[0], Tensor) and isinstance(out, Tensor):
             shapes[module] = tuple(inputs[0].shape[1:]), tuple(out.shape[1:])
 
-    handles = [module.register_forward_hook(look) for module in {block.module for block in seen}]
+    handles = [module.register_forward_hook(record) for module in {block.module for block in blocks}]
     try:
-        whole = _scored(network, score)
+        baseline = _score(network, score)
     finally:
         for handle in handles:
             handle.remove()
@@ -205,10 +229,10 @@ def _first_look(
         raise InputError(
             "score runs none of the network's blocks; it is to run the network that it is given, not a copy"
         )
-    return shapes, whole
+    return shapes, baseline
 
 
-class _Kept(nn.Module):
+class _WithoutBody(nn.Module):
     """What a Skip gives without its body."""
 
     def __init__(self, skip: Skip):
@@ -217,11 +241,11 @@ class _Kept(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, *) -> after(shortcut(x))."""
-        kept = x if self.shortcut is None else self.shortcut(x)
-        return kept if self.after is None else self.after(kept.clone())  # which it may change in place
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return shortcut if self.after is None else self.after(shortcut.clone())  # which it may change in place
 
 
-class _Halves(nn.Module):
+class _HalvesWithoutBodies(nn.Module):
     """What a Coupling with shortcuts gives without its bodies."""
 
     def __init__(self, coupling: Coupling):
@@ -234,9 +258,11 @@ class _Halves(nn.Module):
         return torch.cat([around(half) for around, half in zip(self.shortcuts, x.chunk(2, 1), strict=True)], 1)
 
 
-def _stand_ins(blocks: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]) -> tuple[list[Fit], list[str]]:
-    """What may be dropped, with what is kept of it and what stands in for it; and why others may not."""
-    fits: list[Fit] = []
+def _find_stand_ins(
+    blocks: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]
+) -> tuple[list[_StandIn], list[str]]:
+    """Find a stand-in for each block that may be dropped, and the reason why each of the others may not."""
+    stand_ins: list[_StandIn] = []
     left_out = []
     for block in blocks:
         module = block.module
@@ -245,38 +271,45 @@ def _stand_ins(blocks: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, 
         elif not block.path:
             left_out.append("the network is one block, which is not dropped; the blocks inside it are")
         elif isinstance(module, Coupling):
-            plain = module.shortcuts is None
-            fits.append((block, "identity" if plain else "shortcut", nn.Identity() if plain else _Halves(module)))
+            if module.shortcuts is None:
+                stand_ins.append(_StandIn(block, "identity", nn.Identity()))
+            else:
+                stand_ins.append(_StandIn(block, "shortcut", _HalvesWithoutBodies(module)))
         elif isinstance(module, Skip):
             join = module.join.function if isinstance(module.join, Function) else module.join
             if join in _ADDITIONS or isinstance(join, Scale):
-                fits.append((block, "identity" if module.shortcut is None else "shortcut", _Kept(module)))
+                remainder: Remainder = "identity" if module.shortcut is None else "shortcut"
+                stand_ins.append(_StandIn(block, remainder, _WithoutBody(module)))
             else:
                 name = type(join).__name__ if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
                 left_out.append(f"{block.path} is not dropped: its join {name} does not add, so it needs the body")
         elif len(set(shapes[module])) == 1:
-            fits.append((block, "nothing", nn.Identity()))
+            stand_ins.append(_StandIn(block, "nothing", nn.Identity()))
         else:
             before, after = shapes[module]
             left_out.append(f"{block.path} is not dropped: plain, and it leads from {before} to {after}")
-    return fits, left_out
+    return stand_ins, left_out
 
 
-def _doubling(most: int) -> list[int]:
-    """1, 2, 4, ... below `most`, and `most`."""
-    return [*(2**i for i in range(most.bit_length()) if 2**i < most), most] if most else []
+def _powers_of_two(limit: int) -> list[int]:
+    """Return 1, 2, 4, ... below `limit`, and `limit`."""
+    return [*(2**i for i in range(limit.bit_length()) if 2**i < limit), limit] if limit else []
 
 
-def _several(
-    fits: Sequence[Fit], dropped: Sequence[Drop], judge: Judge, draws: int, chance: random.Random
+def _drop_several(
+    stand_ins: Sequence[_StandIn], dropped: Sequence[Drop], score_cut: ScoreCut, *, draws: int, rng: random.Random
 ) -> Iterator[Several]:
-    """1, 2, 4, ... and all blocks dropped; of one and of all there is nothing to draw."""
-    for count in _doubling(len(fits)):
+    """Drop 1, 2, 4, ... and all blocks; of one and of all there is nothing to draw."""
+    total = len(stand_ins)
+    for count in _powers_of_two(total):
         if count == 1:
             yield Several(1, [drop.score for drop in dropped])
-        else:
-            chosen = [chance.sample(range(len(fits)), count) for _ in range(1 if count == len(fits) else draws)]
-            yield Several(count, [judge({fits[i][0].module: fits[i][2] for i in some}) for some in chosen])
+            continue
+        scores = []
+        samples = [rng.sample(range(total), count) for _ in range(1 if count == total else draws)]
+        for sample in samples:
+            scores.append(score_cut({stand_ins[i].block.module: stand_ins[i].module for i in sample}))
+        yield Several(count, scores)
 
 
 def _rows(network: nn.Module, blocks: Sequence[Block]) -> list[list[Block]]:
@@ -296,7 +329,7 @@ def _rows(network: nn.Module, blocks: Sequence[Block]) -> list[list[Block]]:
     return list(rows.values())
 
 
-def _alike(row: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]) -> list[list[Block]]:
+def _runs_of_one_shape(row: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]) -> list[list[Block]]:
     """The longest runs of neighbours in a row that keep the shape, of two or more."""
     runs: list[list[Block]] = [[]]
     for unit in row:
@@ -311,18 +344,20 @@ def _alike(row: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]
     return [run for run in runs if len(run) > 1]
 
 
-def _shuffled(orders: Sequence[Sequence[Block]], judge: Judge, draws: int, chance: random.Random) -> Iterator[Shuffle]:
-    """1, 2, 4, ... random exchanges of two blocks of one stage, up to as many as there are blocks."""
+def _shuffle(
+    runs: Sequence[Sequence[Block]], score_cut: ScoreCut, *, draws: int, rng: random.Random
+) -> Iterator[Shuffle]:
+    """Make 1, 2, 4, ... random exchanges of two blocks of one stage, up to as many as there are blocks."""
     pairs = []
-    for which, order in enumerate(orders):
-        pairs += [(which, i, j) for i, j in combinations(range(len(order)), 2)]
-    for exchanges in _doubling(sum(map(len, orders))):
+    for which, run in enumerate(runs):
+        pairs += [(which, i, j) for i, j in combinations(range(len(run)), 2)]
+    for exchanges in _powers_of_two(sum(map(len, runs))):
         for _ in range(draws):
-            now = [list(range(len(order))) for order in orders]
-            for which, i, j in chance.choices(pairs, k=exchanges):
-                now[which][i], now[which][j] = now[which][j], now[which][i]
-            wrong = sum(now[which][i] > now[which][j] for which, i, j in pairs)
-            instead: dict[nn.Module, nn.Module] = {}
-            for order, places in zip(orders, now, strict=True):
-                instead |= {order[i].module: order[j].module for i, j in enumerate(places)}
-            yield Shuffle(exchanges, wrong / len(pairs), judge(instead))
+            orders = [list(range(len(run))) for run in runs]
+            for which, i, j in rng.choices(pairs, k=exchanges):
+                orders[which][i], orders[which][j] = orders[which][j], orders[which][i]
+            inversions = sum(orders[which][i] > orders[which][j] for which, i, j in pairs)
+            replacements: dict[nn.Module, nn.Module] = {}
+            for run, order in zip(runs, orders, strict=True):
+                replacements |= {run[i].module: run[j].module for i, j in enumerate(order)}
+            yield Shuffle(exchanges, inversions / len(pairs), score_cut(replacements))

@@ -33,9 +33,9 @@ class BlockFlow(Plain):
 
     into, out: what comes in, what goes out.
     body: body(x); of a plain block too, before the activation that follows it. None where it was not called.
-    kept: shortcut(x), None in a plain block.
+    shortcut: shortcut(x), None in a plain block.
     added: what of the body reaches the join: body(x), times the scale or the gate where the join has one.
-    ratio: added over kept.
+    ratio: added over shortcut.
     gradient_in, gradient_out: gradient of the loss by what comes in, by what goes out.
     """
 
@@ -43,7 +43,7 @@ class BlockFlow(Plain):
     kind: str
     into: float | None
     body: float | None
-    kept: float | None
+    shortcut: float | None
     added: float | None
     out: float | None
     ratio: float | None
@@ -81,9 +81,9 @@ class Flow(Plain):
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        table = [["block", "kind", "in", "body", "kept", "out", "ratio", "gradient in", "gradient out"]]
+        table = [["block", "kind", "in", "body", "shortcut", "out", "ratio", "gradient in", "gradient out"]]
         for b in self.blocks:
-            sizes = (b.into, b.body, b.kept, b.out, b.ratio, b.gradient_in, b.gradient_out)
+            sizes = (b.into, b.body, b.shortcut, b.out, b.ratio, b.gradient_in, b.gradient_out)
             table.append([b.path, b.kind, *("-" if v is None else f"{v:.3g}" for v in sizes)])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join([*map(str.ljust, row[:2], widths), *map(str.rjust, row[2:], widths[2:])]) for row in table]
@@ -126,23 +126,23 @@ def flow(
     with torch.inference_mode(False), torch.enable_grad(), untouched(network), unrolled(network):
         in_mode(network, mode)
         leaf = x.detach().to(device, copy=True).requires_grad_(x.is_floating_point())
-        with _watched(network) as seen:
+        with _recorded(network) as record:
             outputs = network(leaf.clone())  # so that a layer may change what it is given in place
-            seen.running = False
+            record.running = False
             value = _loss(outputs, y, loss, device)
             trained = [p for p in network.parameters() if p.requires_grad]
             sources = [leaf, *trained] if leaf.requires_grad else trained
-            found = torch.autograd.grad(value, sources, allow_unused=True)
-    gradients = dict(zip(trained, found[len(sources) - len(trained) :], strict=True))
-    blocks, layers = [call.told() for call in seen.calls], _layers(network, seen.outputs, gradients)
-    notes = [*_notes(blocks, layers, factor), *_left_out(network, blocks)]
-    return Flow(mode, float(value.detach()), blocks, layers, notes)
+            by_source = torch.autograd.grad(value, sources, allow_unused=True)
+    gradients = dict(zip(trained, by_source[len(sources) - len(trained) :], strict=True))
+    blocks, layers = [call.as_flow() for call in record.calls], _layer_flows(network, record.outputs, gradients)
+    notes = [*_growth_notes(blocks, layers, factor), *_call_notes(network, blocks)]
+    return Flow(mode=mode, loss=float(value.detach()), blocks=blocks, layers=layers, notes=notes)
 
 
 class Flows:
     """Flows of one batch taken on the way: at the beginning, after an epoch, of several networks.
 
-    `take` measures and remembers under a name; `found` has them all, and `as_dict` as the plain values that one
+    `take` measures and remembers under a name; `by_name` has them all, and `as_dict` as the plain values that one
     picture shows side by side. Arguments are those of `flow`.
     """
 
@@ -156,40 +156,40 @@ class Flows:
         factor: float = 100.0,
     ):
         self.batch, self.options = (x, y, loss), {"mode": mode, "factor": factor}
-        self.found: dict[str, Flow] = {}
+        self.by_name: dict[str, Flow] = {}
 
     def take(self, network: nn.Module, name: str) -> Flow:
         """The flow of `network` now, remembered as `name`; a name taken before is written over."""
-        self.found[name] = flow(network, *self.batch, **self.options)  # type: ignore[arg-type]
-        return self.found[name]
+        self.by_name[name] = flow(network, *self.batch, **self.options)  # type: ignore[arg-type]
+        return self.by_name[name]
 
     def as_dict(self) -> dict[str, Any]:
         """{name: plain values of its flow}, in the order in which they were taken."""
-        return {name: found.as_dict() for name, found in self.found.items()}
+        return {name: measured.as_dict() for name, measured in self.by_name.items()}
 
 
 def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.device) -> Tensor:
     """One number to differentiate."""
     if loss is None and y is None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
-            given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise InputError(
-                f"random classes need outputs (B, K, *) of two kinds or more, not {given}; give y or a loss"
+                f"random classes need outputs (B, K, *) of two kinds or more, not {kind}; give y or a loss"
             )
         shape = outputs.shape[:1] + outputs.shape[2:]
         y = torch.randint(outputs.shape[1], shape, generator=torch.Generator().manual_seed(0))
     y = y.to(device) if isinstance(y, Tensor) else y
     value = natural_loss(outputs, y) if loss is None else loss(outputs, y)  # type: ignore[arg-type]
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        kind = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
-            f"the loss is to be one number that depends on the network through autograd, not {given}"
+            f"the loss is to be one number that depends on the network through autograd, not {kind}"
             f"{' without a gradient' if isinstance(value, Tensor) and not value.requires_grad else ''}; mend the loss"
         )
     return value.reshape(())
 
 
-class _Size:
+class _MeanSquare:
     """Root mean square of all the values that were added, of which there may be two halves."""
 
     def __init__(self) -> None:
@@ -202,8 +202,8 @@ class _Size:
             self.squares.append(_norm(value) ** 2)
             self.count += value.numel()
 
-    def told(self) -> float | None:
-        """None where nothing was added."""
+    def root(self) -> float | None:
+        """Return the root mean square; None if nothing was added."""
         return math.sqrt(sum(float(s) for s in self.squares) / self.count) if self.squares else None
 
 
@@ -216,7 +216,7 @@ class _Call:
 
     def __init__(self, block: Block, x: Any):
         self.block, self.open = block, True
-        self.into, self.body, self.kept, self.added, self.out = (_Size() for _ in range(5))
+        self.into, self.body, self.shortcut, self.added, self.out = (_MeanSquare() for _ in range(5))
         self.gradients: dict[str, Tensor] = {}
         self.into.add(x)
         self.follow("in", x)
@@ -226,28 +226,40 @@ class _Call:
         if isinstance(value, Tensor) and value.requires_grad:
             value.register_hook(lambda gradient: self.gradients.__setitem__(side, _norm(gradient)))
 
-    def told(self) -> BlockFlow:
-        """All of it in plain numbers."""
+    def as_flow(self) -> BlockFlow:
+        """Return the measurements of the call as plain numbers."""
         module = self.block.module
-        into, body, kept, added, out = (s.told() for s in (self.into, self.body, self.kept, self.added, self.out))
-        if (isinstance(module, Skip) and module.shortcut is None) or (
-            isinstance(module, Coupling) and module.shortcuts is None
-        ):
-            kept = into
+        into, body, added = self.into.root(), self.body.root(), self.added.root()
+        plain_skip = isinstance(module, Skip) and module.shortcut is None
+        plain_coupling = isinstance(module, Coupling) and module.shortcuts is None
+        shortcut = into if plain_skip or plain_coupling else self.shortcut.root()
         added = body if added is None else added
-        ratio = None if kept is None or added is None else _ratio(added, kept)
-        gradients = (float(g) if (g := self.gradients.get(side)) is not None else None for side in ("in", "out"))
-        return BlockFlow(self.block.path, self.block.kind, into, body, kept, added, out, ratio, *gradients)
+        ratio = None if shortcut is None or added is None else _ratio(added, shortcut)
+        return BlockFlow(
+            path=self.block.path,
+            kind=self.block.kind,
+            into=into,
+            body=body,
+            shortcut=shortcut,
+            added=added,
+            out=self.out.root(),
+            ratio=ratio,
+            gradient_in=self._gradient("in"),
+            gradient_out=self._gradient("out"),
+        )
+
+    def _gradient(self, side: str) -> float | None:
+        return float(self.gradients[side]) if side in self.gradients else None
 
 
-class _Seen:
-    """What the hooks have seen: calls of blocks in their order, and what layers gave."""
+class _Recorder:
+    """Hooks that record the calls of blocks in their order, and the outputs of layers."""
 
     def __init__(self) -> None:
         self.running = True  # the way back may call layers again
         self.calls: list[_Call] = []
         self.latest: dict[Block, _Call] = {}
-        self.outputs: dict[nn.Module, _Size] = {}
+        self.outputs: dict[nn.Module, _MeanSquare] = {}
 
     def enter(self, block: Block, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A block is called."""
@@ -264,31 +276,31 @@ class _Seen:
             call.open = False
 
     def part(self, block: Block, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """The "body" or the shortcut ("kept") of a block has given `out`, or its join ("added")."""
+        """The "body" or the "shortcut" of a block has given `out`, or its join ("added")."""
         if self.running and block in self.latest and self.latest[block].open:
             getattr(self.latest[block], name).add(out.detach() - inputs[1] if name == "added" else out)
 
     def layer(self, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
         """A layer has given `out`; of several calls the first counts."""
         if self.running and module not in self.outputs:
-            self.outputs[module] = _Size()
+            self.outputs[module] = _MeanSquare()
             self.outputs[module].add(out)
 
 
 @contextmanager
-def _watched(network: nn.Module) -> Iterator[_Seen]:
-    seen, blocks, handles = _Seen(), blocks_of(network), []
+def _recorded(network: nn.Module) -> Iterator[_Recorder]:
+    recorder, blocks, handles = _Recorder(), blocks_of(network), []
     try:
         for block in blocks:  # before the parts of any, so that a block that is a body is left when its body is noted
-            handles.append(block.module.register_forward_pre_hook(partial(seen.enter, block)))
-            handles.append(block.module.register_forward_hook(partial(seen.leave, block)))
+            handles.append(block.module.register_forward_pre_hook(partial(recorder.enter, block)))
+            handles.append(block.module.register_forward_hook(partial(recorder.leave, block)))
         for block in blocks:
             for name, module in _parts(block):
-                handles.append(module.register_forward_hook(partial(seen.part, block, name)))
+                handles.append(module.register_forward_hook(partial(recorder.part, block, name)))
         for module in network.modules():
             if _weights(module):
-                handles.append(module.register_forward_hook(seen.layer))
-        yield seen
+                handles.append(module.register_forward_hook(recorder.layer))
+        yield recorder
     finally:
         for handle in handles:
             handle.remove()
@@ -299,12 +311,12 @@ def _parts(block: Block) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(module, Skip):
         yield "body", module.body
         if module.shortcut is not None:
-            yield "kept", module.shortcut
+            yield "shortcut", module.shortcut
         if isinstance(module.join, Scale | Gate):
             yield "added", module.join
     elif isinstance(module, Coupling):
         yield from (("body", module.f), ("body", module.g))
-        yield from (("kept", shortcut) for shortcut in module.shortcuts or ())
+        yield from (("shortcut", shortcut) for shortcut in module.shortcuts or ())
     else:
         body = getattr(module, "body", None)
         if isinstance(body, nn.Module):
@@ -315,54 +327,64 @@ def _weights(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters(recurse=False) if p.dim() > 1]
 
 
-def _layers(
-    network: nn.Module, outputs: dict[nn.Module, _Size], gradients: Mapping[nn.Parameter, Tensor | None]
+def _layer_flows(
+    network: nn.Module, outputs: dict[nn.Module, _MeanSquare], gradients: Mapping[nn.Parameter, Tensor | None]
 ) -> list[LayerFlow]:
     paths = {module: path for path, module in network.named_modules() if _weights(module)}
     layers = []
     for module in [*outputs, *(m for m in paths if m not in outputs)]:  # the latter are used, but not called
         weights = _weights(module)
         count = sum(p.numel() for p in weights)
-        found = [g for p in weights if (g := gradients.get(p)) is not None]
-        norm = math.sqrt(sum(float(_norm(g)) ** 2 for g in found)) if found else None
+        of_weights = [g for p in weights if (g := gradients.get(p)) is not None]
+        norm = math.sqrt(sum(float(_norm(g)) ** 2 for g in of_weights)) if of_weights else None
         size = math.sqrt(sum(float(_norm(p)) ** 2 for p in weights) / count)
-        out = outputs[module].told() if module in outputs else None
-        per_weight = None if norm is None else norm / math.sqrt(sum(g.numel() for g in found))
-        layers.append(LayerFlow(paths[module], type(module).__name__, count, out, size, norm, per_weight))
+        out = outputs[module].root() if module in outputs else None
+        per_weight = None if norm is None else norm / math.sqrt(sum(g.numel() for g in of_weights))
+        layers.append(
+            LayerFlow(
+                path=paths[module],
+                kind=type(module).__name__,
+                count=count,
+                out=out,
+                weight=size,
+                gradient_norm=norm,
+                gradient=per_weight,
+            )
+        )
     return layers
 
 
-def _notes(blocks: list[BlockFlow], layers: list[LayerFlow], factor: float) -> Iterator[str]:
+def _growth_notes(blocks: list[BlockFlow], layers: list[LayerFlow], factor: float) -> Iterator[str]:
     """What grows, decays, stands still or is not finite."""
     if blocks:
         places = [b.path for b in blocks]
         forward = [blocks[0].into, *(b.out for b in blocks)]
         back = [blocks[0].gradient_in, *(b.gradient_out for b in blocks)]
     else:
-        places, forward, back = ([getattr(e, k) for e in layers] for k in ("path", "out", "gradient"))
-    for what, values in (("activations", forward), ("gradients", back)):
+        places, forward, back = ([getattr(layer, key) for layer in layers] for key in ("path", "out", "gradient"))
+    for name, values in (("activations", forward), ("gradients", back)):
         if any(v is not None and not math.isfinite(v) for v in values):
-            yield f"{what} are not finite"
+            yield f"{name} are not finite"
     if not places:
         return
     first, last = places[0], places[-1]
-    grown = _grown(forward[0], forward[-1])
-    if not 1 / factor <= grown <= factor:
-        yield f"activations {_growth_words(grown)} from {first} to {last}"
-    grown = _grown(back[-1], back[0])
-    if not 1 / factor <= grown <= factor:
-        end = "explode: early layers take the largest steps" if grown > 1 else "vanish: early layers hardly learn"
-        yield f"gradients {_growth_words(grown)} on the way back from {last} to {first}; they {end}"
-    still = [e.path for e in layers if e.gradient == 0]
-    if still:
+    growth = _growth(forward[0], forward[-1])
+    if not 1 / factor <= growth <= factor:
+        yield f"activations {_growth_words(growth)} from {first} to {last}"
+    growth = _growth(back[-1], back[0])
+    if not 1 / factor <= growth <= factor:
+        end = "explode: early layers take the largest steps" if growth > 1 else "vanish: early layers hardly learn"
+        yield f"gradients {_growth_words(growth)} on the way back from {last} to {first}; they {end}"
+    untrained = [layer.path for layer in layers if layer.gradient == 0]
+    if untrained:
         yield (
-            f"{len(still)} of {len(layers)} layers get no gradient in this step, the first of them {still[0]}"
+            f"{len(untrained)} of {len(layers)} layers get no gradient in this step, the first of them {untrained[0]}"
             " (behind what begins as zeros they do from the second step on)"
         )
 
 
-def _grown(begin: float | None, end: float | None) -> float:
-    """How many times `begin` goes into `end`; 1 where that says nothing."""
+def _growth(begin: float | None, end: float | None) -> float:
+    """Divide `end` by `begin`; 1 if one of them is unknown, not finite or zero."""
     if begin is None or end is None or not math.isfinite(begin) or not math.isfinite(end) or begin == 0:
         return 1.0
     return end / begin
@@ -380,7 +402,7 @@ def _growth_words(growth: float) -> str:
     return f"decay to 1/{1 / growth:.3g}" if growth else "decay to zero"
 
 
-def _left_out(network: nn.Module, blocks: list[BlockFlow]) -> Iterator[str]:
+def _call_notes(network: nn.Module, blocks: list[BlockFlow]) -> Iterator[str]:
     """Blocks that were not called, or more than once."""
     calls = Counter(b.path for b in blocks)
     paths = [block.path for block in blocks_of(network)]

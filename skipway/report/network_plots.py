@@ -67,7 +67,7 @@ ROWS = (  # of the picture of flows: title, what is laid along the depth, unit, 
         "Activations",
         "blocks",
         "root mean square",
-        (("shortcut", "kept", BLUE), ("body", "added", VERMILION), ("output", "out", INK)),
+        (("shortcut", "shortcut", BLUE), ("body", "added", VERMILION), ("output", "out", INK)),
     ),
     ("Gradients of the loss by activations", "blocks", "norm over the batch", (("by input", "gradient_in", GREEN),)),
     ("Gradients of the loss by weights", "layers", "root mean square", (("by weight", "gradient", PURPLE),)),
@@ -247,7 +247,7 @@ def _draw_drops(axes: Axes, lesion: Mapping[str, Any], factor: float) -> None:
     paths = [drop["path"] for drop in lesion["dropped"]]
     scores = np.nan_to_num(column_values(lesion["dropped"], "score")) * factor
     for remainder, (label, color) in REMAINDERS.items():
-        blocks = np.flatnonzero([drop["kept"] == remainder for drop in lesion["dropped"]])
+        blocks = np.flatnonzero([drop["remainder"] == remainder for drop in lesion["dropped"]])
         if len(blocks):
             axes.bar(blocks, scores[blocks], width=0.72, color=color, label=label)
     index = {path: i for i, path in enumerate(paths)}

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from skipway.errors import printable
 from skipway.report.embed_images import IMAGE_ERRORS
+from skipway.utils.run_schema import refuse_unknown_schema
 
 __all__ = ["UNREADABLE", "Reader", "history_of", "mapping", "number", "rows_of"]
 
@@ -65,12 +67,27 @@ class Reader:
         return self._try(name, lambda path: list(islice(rows_of(path), limit)), [])
 
     def json(self, name: str) -> dict[str, Any]:
-        """What a JSON file maps."""
-        return mapping(self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
+        """Return what a JSON file maps, without its schema number.
+
+        Raises:
+            InputError: the file is whole and has an unknown schema.
+        """
+        return self._of_schema(name, self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
 
     def yaml(self, name: str) -> dict[str, Any]:
-        """What a YAML file maps."""
-        return mapping(self._try(name, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+        """Return what a YAML file maps, without its schema number.
+
+        Raises:
+            InputError: the file is whole and has an unknown schema.
+        """
+        return self._of_schema(name, self._try(name, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+
+    def _of_schema(self, name: str, content: Any) -> dict[str, Any]:
+        """Return what the file `name` maps without its schema number; nothing if it maps nothing."""
+        if name in self.missing or not isinstance(content, dict):
+            return {}
+        refuse_unknown_schema(printable(self.folder / name), content.get("schema"))
+        return {key: value for key, value in content.items() if key != "schema"}
 
     def matrix(self, name: str) -> tuple[list[str], np.ndarray | None]:
         """Class names and counts; the names are read as a plain row, since two columns might share one."""

@@ -50,31 +50,33 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
             line, and nothing has been loaded.
         InputError: the library, or the network with these options, is not known, or the state holds no tensors.
     """
-    table = _table(library)
+    table = _library(library)
     own_name, own_options = table.own_name(name)
     plan = registry.plan_of(own_name, **{**own_options, **options})
     if refusal := table.refusal(plan):
         raise InputError(f"{library} has no network like {name!r} with these options: {refusal}; give others")
-    flat = _flat(state, table)
-    read = _read_off(flat, plan, table)
-    fresh = num_classes is not None and num_classes != read.get("num_classes")
-    classes = {"num_classes": num_classes} if fresh else {}
-    plan = registry.plan_of(own_name, **{**own_options, **read, **classes, **options})
+    flat = _flatten_state(state, table)
+    sizes = _read_sizes(flat, plan, table)
+    new_head = num_classes is not None and num_classes != sizes.get("num_classes")
+    if new_head:
+        sizes["num_classes"] = num_classes
+    plan = registry.plan_of(own_name, **{**own_options, **sizes, **options})
     network = build_meta_network(plan)
-    wanted = network.state_dict()
-    source = f"{library}'s {name}{_likeness(flat, plan, table)}"
-    keys = {own: table.key(plan, own, like.dim()) for own, like in wanted.items()}
-    head = [own for own in wanted if fresh and own.startswith("head.")]
+    expected = network.state_dict()
+    source = f"{library}'s {name}{_similar_libraries(flat, plan, table)}"
+    keys = {own: table.key(plan, own, like.dim()) for own, like in expected.items()}
+    head = [own for own in expected if new_head and own.startswith("head.")]
     for own in head:
         flat.pop(keys[own] or "", None)
-        del wanted[own]
-    found = _matched(flat, wanted, keys, table, source)
+        del expected[own]
+    state_dict = _match_tensors(flat, expected, keys=keys, table=table, source=source)
     if head:
-        like = network.head
-        assert isinstance(like, nn.Linear)
-        made = nn.Linear(like.in_features, like.out_features, dtype=next(iter(found.values())).dtype)
-        found |= {f"head.{leaf}": value for leaf, value in made.state_dict().items()}
-    network.load_state_dict(found, assign=True)
+        old_head = network.head
+        assert isinstance(old_head, nn.Linear)
+        dtype = next(iter(state_dict.values())).dtype
+        fresh_head = nn.Linear(old_head.in_features, old_head.out_features, dtype=dtype)
+        state_dict |= {f"head.{leaf}": value for leaf, value in fresh_head.state_dict().items()}
+    network.load_state_dict(state_dict, assign=True)
     return network.eval()
 
 
@@ -88,7 +90,7 @@ def release(network: Network, library: str) -> dict[str, Tensor]:
         InputError: the library has no such network; names the values of the plan that it does not know. Or the network
             was changed by hand and is not what its plan says.
     """
-    table, plan = _table(library), network.plan
+    table, plan = _library(library), network.plan
     if not plan:
         raise InputError("release needs a network with a plan: one of create_model, adopt or load")
     if refusal := table.refusal(plan):
@@ -114,14 +116,14 @@ def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict
         plan = registry.plan_of(own_name, **{**own_options, **options})
         if table.refusal(plan):
             return 0
-        flat = _flat(state, table)
+        flat = _flatten_state(state, table)
     except InputError:
         return 0
-    wanted = build_meta_network(plan).state_dict()
-    return sum(table.key(plan, own, like.dim()) in flat for own, like in wanted.items())
+    expected = build_meta_network(plan).state_dict()
+    return sum(table.key(plan, own, like.dim()) in flat for own, like in expected.items())
 
 
-def _table(library: str) -> Library:
+def _library(library: str) -> Library:
     if library not in LIBRARIES:
         raise InputError(
             f"no library is called {library!r}{did_you_mean(str(library), LIBRARIES)}; there are {', '.join(LIBRARIES)}"
@@ -129,7 +131,7 @@ def _table(library: str) -> Library:
     return LIBRARIES[library]
 
 
-def _flat(state: Mapping[str, Any], table: Library) -> dict[str, Tensor]:
+def _flatten_state(state: Mapping[str, Any], table: Library) -> dict[str, Tensor]:
     """The tensors of `state` under their plain names: wrappers, prefixes, older names and what is ignored taken off."""
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
@@ -138,17 +140,19 @@ def _flat(state: Mapping[str, Any], table: Library) -> dict[str, Tensor]:
         kind = type(state).__name__
         raise InputError(f"a state is names with tensors or arrays, as state_dict() gives them, not an empty {kind}")
     leaves = list(_leaves(state, ""))
-    found = re.match(_PREFIXES, os.path.commonprefix([key for key, _ in leaves]))
+    prefix = re.match(_PREFIXES, os.path.commonprefix([key for key, _ in leaves]))
     flat: dict[str, Tensor] = {}
     for key, value in leaves:
-        plain = key[found.end() :] if found else key
+        plain = key[prefix.end() :] if prefix else key
         for pattern, replacement in table.renamed:
             plain = re.sub(f"^{pattern}$", replacement, plain)
         if any(re.fullmatch(pattern, plain) for pattern in table.ignored):
             continue
         if plain in flat:
-            raise InputError(f"the state holds {_short(plain)} twice, under an older name or nested too; leave one out")
-        flat[plain] = _tensor(plain, value)
+            raise InputError(
+                f"the state holds {_shown_key(plain)} twice, under an older name or nested too; leave one out"
+            )
+        flat[plain] = _to_tensor(plain, value)
     return flat
 
 
@@ -160,7 +164,7 @@ def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
             yield f"{above}{name}", value
 
 
-def _tensor(key: str, value: Any) -> Tensor:
+def _to_tensor(key: str, value: Any) -> Tensor:
     """A tensor or an array as a plain tensor; without a copy where torch can use the array as it stands."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
@@ -176,12 +180,12 @@ def _tensor(key: str, value: Any) -> Tensor:
             return torch.from_numpy(array if as_it_stands else array.copy())
         except (TypeError, ValueError):
             pass
-    raise InputError(f"the state holds {_short(key)}, which is no plain tensor but {kind}; leave it out")
+    raise InputError(f"the state holds {_shown_key(key)}, which is no plain tensor but {kind}; leave it out")
 
 
-def _read_off(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> dict[str, int]:
+def _read_sizes(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> dict[str, Any]:
     """The classes and channels of a state, from the shapes of its head and its first convolution."""
-    read = {}
+    sizes = {}
     for option, axis, dims, candidates in (
         ("num_classes", 0, 2, ("head",)),
         ("in_chans", 1, 4, ("stem.conv", "stem.step.conv", "stem.step1.conv")),
@@ -190,44 +194,50 @@ def _read_off(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> 
             key = table.key(plan, f"{path}.weight", dims)
             shape = table.values(key, flat[key], False).shape if key in flat else ()
             if len(shape) == dims:
-                read[option] = shape[axis]
-    return read
+                sizes[option] = shape[axis]
+    return sizes
 
 
-def _matched(
-    flat: dict[str, Tensor], wanted: dict[str, Tensor], keys: dict[str, str | None], table: Library, source: str
+def _match_tensors(
+    flat: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    *,
+    keys: dict[str, str | None],
+    table: Library,
+    source: str,
 ) -> dict[str, Tensor]:
     """Our tensors, filled from `flat`: all of them, with all of it, or the differences as an error."""
-    wide = all(value.dtype == torch.float64 for value in flat.values() if value.is_floating_point())
-    floating = torch.float64 if wide else torch.float32
-    found, wrong, taken = {}, [], set()
-    for own, like in wanted.items():
+    all_double = all(value.dtype == torch.float64 for value in flat.values() if value.is_floating_point())
+    floating = torch.float64 if all_double else torch.float32
+    tensors: dict[str, Tensor] = {}
+    errors, used = [], set()
+    for own, like in expected.items():
         key = keys[own]
         if key is None or key not in flat:
             if own.endswith(_COUNTER):  # it only counts steps: libraries leave it out
-                found[own] = torch.zeros_like(like, device="cpu")
+                tensors[own] = torch.zeros_like(like, device="cpu")
             else:
-                wrong.append(f"{key or own} is missing")
+                errors.append(f"{key or own} is missing")
             continue
-        taken.add(key)
+        used.add(key)
         value = table.values(key, flat[key], False)
-        if flaw := _flaw(value, like):
-            wrong.append(f"{key} {flaw}")
+        if mismatch := _tensor_mismatch(value, like):
+            errors.append(f"{key} {mismatch}")
             continue
         kind = floating if like.is_floating_point() else like.dtype
-        found[own] = torch.empty(like.shape, dtype=kind, device="cpu").copy_(value)
-        if not _finite(found[own]):
-            wrong.append(f"{key} is not finite")
-    wrong += [f"{_short(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in taken]
-    if wrong:
+        tensors[own] = torch.empty(like.shape, dtype=kind, device="cpu").copy_(value)
+        if not _is_finite(tensors[own]):
+            errors.append(f"{key} is not finite")
+    errors += [f"{_shown_key(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in used]
+    if errors:
         raise ShapeError(
-            f"the state is not that of {source}: {join_names(wrong, limit=_SHOWN, separator='; ')}; nothing was "
+            f"the state is not that of {source}: {join_names(errors, limit=_SHOWN, separator='; ')}; nothing was "
             "loaded: give the name and the options of the network that it was saved from"
         )
-    return found
+    return tensors
 
 
-def _flaw(value: Tensor, like: Tensor) -> str:
+def _tensor_mismatch(value: Tensor, like: Tensor) -> str:
     if value.shape != like.shape:
         return f"is {tuple(value.shape)}, expected {tuple(like.shape)}"
     if value.is_floating_point() != like.is_floating_point():
@@ -235,18 +245,18 @@ def _flaw(value: Tensor, like: Tensor) -> str:
     return ""
 
 
-def _finite(value: Tensor) -> bool:
-    """Whether no number is NaN or infinite; their sum alone mostly tells, in a tenth of the time."""
+def _is_finite(value: Tensor) -> bool:
+    """Check that no number is NaN or infinite; their sum alone mostly tells, in a tenth of the time."""
     return bool(value.sum().isfinite() or value.isfinite().all())
 
 
-def _likeness(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> str:
+def _similar_libraries(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> str:
     """Whose names a state has, by that of its head, where it is not the library that was asked for."""
-    there = [name for name, other in LIBRARIES.items() if other.key(plan, "head.weight", 2) in flat]
-    if not there or table.key(plan, "head.weight", 2) in flat:
+    candidates = [name for name, other in LIBRARIES.items() if other.key(plan, "head.weight", 2) in flat]
+    if not candidates or table.key(plan, "head.weight", 2) in flat:
         return ""
-    return f" (its names look like those of {' or '.join(there)})"
+    return f" (its names look like those of {' or '.join(candidates)})"
 
 
-def _short(key: str) -> str:
+def _shown_key(key: str) -> str:
     return printable(key[:_LONGEST])

@@ -2,8 +2,8 @@
 
 A rule is (a pattern over our name of a layer, the library's name of it). In the latter `{...}` is worked out from the
 pattern's groups and from the plan: `stage`, `block` (from 0, in its stage), `index` (from 0, over all stages), `n` (the
-layer's number in its body), and what `_places` adds. Sources: torchvision 0.28, timm 1.0, fastai 2.8, Flax 0.12's
-ImageNet example, akamaster/pytorch_resnet_cifar10.
+layer's number in its body), and what `_template_values` adds. Sources: torchvision 0.28, timm 1.0, fastai 2.8, Flax
+0.12's ImageNet example, akamaster/pytorch_resnet_cifar10.
 """
 
 import re
@@ -46,22 +46,22 @@ class Library:
         """The library's key of our tensor `own` with `dims` axes, or None where it has no place for it."""
         path, leaf = own.rsplit(".", 1)
         for pattern, template in self.rules.get(kind_of(plan), ()):
-            if found := re.fullmatch(pattern, path):
-                return self.leaf(_worked_out(template, _places(plan, found)), leaf, dims)
+            if match := re.fullmatch(pattern, path):
+                return self.leaf(_fill_template(template, _template_values(plan, match)), leaf, dims)
         return None
 
     def refusal(self, plan: Mapping[str, Any]) -> str:
-        """Which values of the plan the library does not know, or nothing."""
+        """Describe the values of the plan that the library does not know, or return an empty string."""
         holds = self.holds.get(kind_of(plan))
         if holds is None:
             return f"it has no {kind_of(plan)}"
-        wrong = [
+        unknown = [
             f"{name} {plan[name]!r} (it has {' or '.join(map(repr, known))})"
             for name, known in holds.items()
             if plan[name] not in known
         ]
-        wrong += [text for text, has in self.lacks.get(kind_of(plan), ()) if has(plan)]
-        return "; ".join(wrong)
+        unknown += [text for text, has in self.lacks.get(kind_of(plan), ()) if has(plan)]
+        return "; ".join(unknown)
 
 
 def kind_of(plan: Mapping[str, Any]) -> str:
@@ -69,8 +69,8 @@ def kind_of(plan: Mapping[str, Any]) -> str:
     return "preact" if str(plan.get("block", "")).startswith("preact") else str(plan["family"])
 
 
-def _places(plan: Mapping[str, Any], found: re.Match[str]) -> dict[str, Any]:
-    numbers = {name: int(value) for name, value in found.groupdict().items() if value is not None}
+def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
+    numbers = {name: int(value) for name, value in match.groupdict().items() if value is not None}
     layers = plan["layers"]
     stage, block = numbers.get("stage", 1), numbers.get("block", 0)
     pooled = plan.get("shortcut") == "pool"
@@ -84,12 +84,12 @@ def _places(plan: Mapping[str, Any], found: re.Match[str]) -> dict[str, Any]:
     }
 
 
-def _worked_out(template: str, places: dict[str, Any]) -> str:
+def _fill_template(template: str, places: dict[str, Any]) -> str:
     """`template` with each {name}, {name+1} or {name-1} as its number."""
 
-    def value(found: re.Match[str]) -> str:
-        known = places[found[1]]
-        return str(known + int(found[2])) if found[2] else str(known)
+    def value(match: re.Match[str]) -> str:
+        known = places[match[1]]
+        return str(known + int(match[2])) if match[2] else str(known)
 
     return re.sub(r"\{(\w+)([+-]\d+)?\}", value, template)
 
@@ -184,8 +184,8 @@ _PLAIN_DENSE = (("bottleneck 0 (it has 1 or more)", lambda plan: plan["bottlenec
 _OLD_DENSE = ((r"(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)", r"\1\2.\3"),)
 
 
-def _unprojected(plan: Mapping[str, Any]) -> bool:
-    """Whether a stage keeps its channels where timm projects all the same: behind a pool, in pre-act bottlenecks."""
+def _keeps_stage_channels(plan: Mapping[str, Any]) -> bool:
+    """Check that a stage keeps its channels where timm projects all the same: behind a pool, in pre-act bottlenecks."""
     widths = [width * EXPANSION[plan["block"]] for width in plan["widths"]]
     into = [plan["stem_channels"] or plan["widths"][0], *widths]
     keeps = [before == after for before, after in zip(into, widths, strict=False)]
@@ -193,7 +193,7 @@ def _unprojected(plan: Mapping[str, Any]) -> bool:
 
 
 _TIMM_LACKS = (
-    ("widths or stem_channels that keep a stage's channels (it would project there)", _unprojected),
+    ("widths or stem_channels that keep a stage's channels (it would project there)", _keeps_stage_channels),
     ("layers in more than 4 stages (it would dilate the fifth, or leave it out)", lambda plan: len(plan["layers"]) > 4),
 )
 

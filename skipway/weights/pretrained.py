@@ -5,6 +5,7 @@ Shapes: (B, C, H, W) -> (B, K).
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.sources.hub import NO_ROOM, quiet
+from skipway.data.sources.hub import NO_ROOM
 from skipway.errors import InputError, StorageError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.differences import differences
+from skipway.utils.quiet_loggers import quiet_loggers
 from skipway.utils.text import join_names
 from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.key_maps import LIBRARIES
@@ -52,18 +54,20 @@ _BY_TAG = {
     "tf_in1k": "resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420",
     "tv_in1k": "densenet161 densenet169 densenet201 resnext101_32x8d wide_resnet101_2",
 }
-TAGS: dict[str, str] = {name: tag for tag, names in _BY_TAG.items() for name in names.split()}
+TAGS: dict[str, str] = {}
+for _tag, _names in _BY_TAG.items():
+    TAGS.update(dict.fromkeys(_names.split(), _tag))
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# What the networks of a library's own files are given: (size, presize, fit, interpolation).
-_GIVEN = {
-    "torchvision": (224, 256, "crop", "bilinear"),
-    "timm": (224, 256, "crop", "bicubic"),
-    "flax": (224, 256, "crop", "bicubic"),
-    "akamaster": (32, 32, "squash", "bilinear"),
+# How images are prepared for the networks of a library's own files.
+_USUAL_PREPARATION: dict[str, dict[str, Any]] = {
+    "torchvision": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bilinear"},
+    "timm": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
+    "flax": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
+    "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
-_FIT_OF = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
+_RESIZE_MODE_OF = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
 _FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
 _SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
 _MAX_HEADER = 16 * 2**20
@@ -90,12 +94,12 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
     library, _, rest = text.partition(":")
     path = Path(rest) if library in LIBRARIES else Path(text)
     if path.is_dir() or (path.is_file() and is_ours(path)):
-        return _of_ours(name, path, options)
+        return _load_own(name, path, options)
     if path.is_file():
-        return _of_file(name, path, library if library in LIBRARIES else None, options)
+        return _load_file(name, path, library if library in LIBRARIES else None, options)
     if library in LIBRARIES or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
         raise InputError(f"pretrained={printable(text)!r}: there is no such file; give one, a run, or a tag of the Hub")
-    return _of_hub(name, text, options)
+    return _load_from_hub(name, text, options)
 
 
 def refit(
@@ -106,12 +110,12 @@ def refit(
     A new head begins fresh, but for the rows of classes whose names the old one knows. A stem for fewer channels gives
     each the same share of the sum of its weights, one for more repeats them: it answers equal channels as before.
     """
-    said = []
+    changes = []
     if num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"]):
-        said.append(_fit_head(network, num_classes, class_names))
+        changes.append(_fit_head(network, num_classes, class_names))
     if in_chans is not None and in_chans != network.plan.get("in_chans"):
-        said.append(_fit_stem(network, in_chans))
-    network.origin = ", ".join([network.origin, *said])
+        changes.append(_fit_stem(network, in_chans))
+    network.origin = ", ".join([network.origin, *changes])
     return network
 
 
@@ -122,10 +126,10 @@ def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | N
     known = {name: i for i, name in enumerate(spec.class_names)} if spec is not None else {}
     pairs = [(i, known[name]) for i, name in enumerate(class_names or ()) if name in known]
     with torch.no_grad():
-        for here, there in pairs:
-            new.weight[here] = old.weight[there]
+        for row, old_row in pairs:
+            new.weight[row] = old.weight[old_row]
             if old.bias is not None:
-                new.bias[here] = old.bias[there]
+                new.bias[row] = old.bias[old_row]
     network.head = new
     network.plan = {**network.plan, "num_classes": num_classes}
     if isinstance(spec, Spec):
@@ -136,26 +140,26 @@ def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | N
 
 def _fit_stem(network: Network, in_chans: int) -> str:
     first = next(m for m in network.get_submodule("stem").modules() if isinstance(m, nn.Conv2d))
-    had = first.in_channels
+    old_chans = first.in_channels
     if isinstance(first, Whitening):
         raise InputError(
-            f"the whitening stem of {network.plan['name']} undoes the correlations of pictures of {had} channels and "
-            f"cannot be fitted to {in_chans}; train it anew"
+            f"the whitening stem of {network.plan['name']} undoes the correlations of pictures of {old_chans} channels "
+            f"and cannot be fitted to {in_chans}; train it anew"
         )
     first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
     first.in_channels = in_chans
     network.plan = {**network.plan, "in_chans": in_chans}
     if isinstance(network.spec, Spec):
         network.spec = _fitted_spec(network.spec, in_chans)
-    return f"stem fitted from {had} to {in_chans} channels"
+    return f"stem fitted from {old_chans} to {in_chans} channels"
 
 
 def _fitted_kernel(weight: Tensor, in_chans: int) -> Tensor:
     """(out, in, H, W) -> (out, in_chans, H, W) with the same answer where all channels are equal."""
-    had = weight.shape[1]
-    if in_chans < had:
+    old_chans = weight.shape[1]
+    if in_chans < old_chans:
         return (weight.sum(1, keepdim=True) / in_chans).repeat(1, in_chans, 1, 1)
-    place = torch.arange(in_chans) % had  # each channel again and again, its weight shared among its copies
+    place = torch.arange(in_chans) % old_chans  # each channel again and again, its weight shared among its copies
     return weight[:, place] / torch.bincount(place)[place].view(1, -1, 1, 1)
 
 
@@ -180,34 +184,36 @@ def is_ours(path: Path) -> bool:
     return b'"skipway"' in header and b'"written_by"' in header  # in any order: safetensors shuffles them
 
 
-def _of_ours(name: str, path: Path, options: dict[str, Any]) -> Network:
-    found = load(path)
-    wanted = registry.plan_of(name, **options)
-    given = {k: v for k, v in found.plan.items() if k not in ("name", "family")}
-    family = found.plan["family"]
+def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
+    stored = load(path)
+    plan = registry.plan_of(name, **options)
+    values = {k: v for k, v in stored.plan.items() if k not in ("name", "family")}
+    family = stored.plan["family"]
     # An older skipway did not write every value: those take their defaults, as in `load`.
-    there = {**found.plan, **registry.FAMILIES[family].plan.of(given).as_dict()}
-    _refuse_other(printable(path), name, wanted, there, options)
-    network = build_meta_network({**wanted, **{size: there[size] for size in _SIZES if size in wanted}}, found.spec)
-    network.load_state_dict(found.state_dict(), assign=True)
+    stored_plan = {**stored.plan, **registry.FAMILIES[family].plan.of(values).as_dict()}
+    _check_same_network(printable(path), plan=plan, stored_plan=stored_plan, options=options)
+    network = build_meta_network({**plan, **{size: stored_plan[size] for size in _SIZES if size in plan}}, stored.spec)
+    network.load_state_dict(stored.state_dict(), assign=True)
     network.origin = printable(path)
     return network.eval()
 
 
-def _refuse_other(
-    where: str, name: str, wanted: dict[str, Any], found: dict[str, Any], options: dict[str, Any]
+def _check_same_network(
+    where: str, *, plan: dict[str, Any], stored_plan: dict[str, Any], options: dict[str, Any]
 ) -> None:
     """Refuse weights of a network that differs in more than its name, its sizes and what no weight depends on."""
     ignored = {"name", *_FREE, *(size for size in _SIZES if size not in options)}
-    here, there = ({k: v for k, v in plan.items() if k not in ignored} for plan in (wanted, found))
-    if wrong := differences(here, there):
+    values = {k: v for k, v in plan.items() if k not in ignored}
+    stored_values = {k: v for k, v in stored_plan.items() if k not in ignored}
+    if errors := differences(values, stored_values):
+        shown = join_names(errors, limit=_SHOWN, separator="; ")
         raise InputError(
-            f"{where} holds a network other than {name}: {join_names(wrong, limit=_SHOWN, separator='; ')}; ask for "
-            f"{printable(found.get('name'))}, or for those values"
+            f"{where} holds a network other than {plan['name']}: {shown}; ask for "
+            f"{printable(stored_plan.get('name'))}, or for those values"
         )
 
 
-def _of_file(name: str, path: Path, library: str | None, options: dict[str, Any]) -> Network:
+def _load_file(name: str, path: Path, library: str | None, options: dict[str, Any]) -> Network:
     state = read_state(path)
     if library is None:
         shared = {known: keys_shared(state, known, name, options) for known in LIBRARIES}
@@ -222,36 +228,37 @@ def _of_file(name: str, path: Path, library: str | None, options: dict[str, Any]
     except InputError as error:
         raise error.at(printable(path)) from None
     network.origin = f"{printable(path)} ({library})"
-    if library in _GIVEN and network.plan.get("in_chans") == 3:
+    if library in _USUAL_PREPARATION and network.plan.get("in_chans") == 3:
         network.spec = _usual_spec(library, network.plan["num_classes"])
         network.origin += ", pictures prepared as is usual there"
     return network
 
 
 def _usual_spec(library: str, num_classes: int) -> Spec:
-    size, presize, fit, interpolation = _GIVEN[library]
     names = _CIFAR10 if library == "akamaster" and num_classes == 10 else tuple(map(str, range(num_classes)))
-    return Spec(3, size, presize, *_IMAGENET, names, fit, interpolation, True)
+    mean, std = _IMAGENET
+    return Spec(channels=3, mean=mean, std=std, class_names=names, mirrored=True, **_USUAL_PREPARATION[library])
 
 
-def _of_hub(name: str, text: str, options: dict[str, Any]) -> Network:
+def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     repository = text.removeprefix("hf:")
     repository = repository if "/" in repository else f"timm/{name}.{repository}"
     where = printable(repository)
-    config = _config(where, _downloaded(repository, "config.json"))
-    made = config.get("architecture", name)
-    if made not in registry.ROWS:
+    config = _read_config(where, _download(repository, "config.json"))
+    architecture = config.get("architecture", name)
+    if architecture not in registry.ROWS:
         raise InputError(
-            f"{where} holds a {printable(made)}, which is no network of skipway; `skipway models` lists all"
+            f"{where} holds a {printable(architecture)}, which is no network of skipway; `skipway models` lists all"
         )
-    same = {k: v for k, v in options.items() if k in registry.plan_of(made)}
-    _refuse_other(where, name, registry.plan_of(name, **options), registry.plan_of(made, **same), options)
+    common = {k: v for k, v in options.items() if k in registry.plan_of(architecture)}
+    stored_plan = registry.plan_of(architecture, **common)
+    _check_same_network(where, plan=registry.plan_of(name, **options), stored_plan=stored_plan, options=options)
     try:
-        network = adopt(read_state(_downloaded(repository, "model.safetensors")), "timm", name, **options)
+        network = adopt(read_state(_download(repository, "model.safetensors")), "timm", name, **options)
     except InputError as error:
         raise error.at(where) from None
     try:
-        network.spec = _spec_of(config, network.plan)
+        network.spec = _spec_from_config(config, network.plan)
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{where} has a config.json that does not tell how its pictures are prepared ({printable(error)[:200]}); "
@@ -261,7 +268,7 @@ def _of_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     return network
 
 
-def _config(where: str, path: Path) -> dict[str, Any]:
+def _read_config(where: str, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -274,30 +281,30 @@ def _config(where: str, path: Path) -> dict[str, Any]:
     return config
 
 
-def _spec_of(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
+def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
     """The Spec of timm's configuration: the shorter side to floor(size / crop_pct), the centre of it cut out."""
-    given = config.get("pretrained_cfg") or config
-    channels, size, other = given["input_size"]
+    settings = config.get("pretrained_cfg") or config
+    channels, size, other = settings["input_size"]
     if (channels, size) != (plan["in_chans"], other):
         raise ValueError(f"input_size {channels} x {size} x {other} is no square of {plan['in_chans']} channels")
-    names = config.get("label_names") or given.get("label_names")
+    names = config.get("label_names") or settings.get("label_names")
     count = plan["num_classes"]
     if not isinstance(names, list) or len(set(map(str, names))) != count:
         names = list(range(count))  # outputs without names are numbered
     return Spec(
         channels=channels,
         size=size,
-        presize=math.floor(size / float(given.get("crop_pct") or 1)),
-        mean=tuple(map(float, given["mean"])),
-        std=tuple(map(float, given["std"])),
+        presize=math.floor(size / float(settings.get("crop_pct") or 1)),
+        mean=tuple(map(float, settings["mean"])),
+        std=tuple(map(float, settings["std"])),
         class_names=tuple(map(str, names)),
-        resize_mode=_FIT_OF[given.get("crop_mode") or "center"],
-        interpolation=given.get("interpolation") or "bicubic",
+        resize_mode=_RESIZE_MODE_OF[settings.get("crop_mode") or "center"],
+        interpolation=settings.get("interpolation") or "bicubic",
         mirrored=True,  # ImageNet's pictures
     )
 
 
-def _downloaded(repository: str, file: str) -> Path:
+def _download(repository: str, file: str) -> Path:
     """A file of the Hub, out of its cache where it is there; the errors as a line that says what to do."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import (
@@ -309,11 +316,12 @@ def _downloaded(repository: str, file: str) -> Path:
 
     where = printable(repository)
     try:
-        with quiet():
+        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
             try:
                 return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
             except LocalEntryNotFoundError:
-                told = get_hf_file_metadata(hf_hub_url(repository, file))  # fails at once where the Hub is not reached
+                # Fails at once if the Hub is not reached.
+                metadata = get_hf_file_metadata(hf_hub_url(repository, file))
                 path = Path(hf_hub_download(repository, file))
     except HFValidationError:
         raise InputError(
@@ -336,20 +344,20 @@ def _downloaded(repository: str, file: str) -> Path:
             f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?); "
             "try again, or give a file or run that is here"
         ) from None
-    _prove(path, f"{where}/{file}", told.etag or "")
+    _verify_checksum(path, f"{where}/{file}", metadata.etag or "")
     return path
 
 
-def _prove(path: Path, where: str, etag: str) -> None:
+def _verify_checksum(path: Path, where: str, etag: str) -> None:
     """Refuse and remove a file that is not the one whose SHA-256 the Hub gives as its mark; small files have none."""
     if not re.fullmatch(r"[0-9a-f]{64}", etag):
         return
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != etag:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != etag:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise InputError(
-            f"{where} has the checksum {found[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
+            f"{where} has the checksum {digest[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
             "again"
         )

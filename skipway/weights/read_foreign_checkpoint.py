@@ -1,7 +1,7 @@
 """Foreign files of weights, read as tensors and nothing else: what is in them is never run.
 
 safetensors and Flax's msgpack are data. torch's pickles are programs: they are read by torch's restricted unpickler, in
-a process of its own (`foreign_child`) that has limits on memory and time and may not write, and that hands back
+a process of its own (`unpickle_worker`) that has limits on memory and time and may not write, and that hands back
 safetensors. There is no other way to read them, and no switch for one.
 """
 
@@ -74,18 +74,20 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             start = file.read(32)
             if start[8:9] == b"{":
                 return _safetensors(file, size, where)
-            if start.startswith((_LEGACY, b"PK")) and (state := _from_child(path, size, where)) is not None:
+            if start.startswith((_LEGACY, b"PK")) and (state := _read_in_process(path, size, where)) is not None:
                 return state
-            found = looks_like(file)
-            if found == UNKNOWN and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # begins as a tree of names
+            format_name = looks_like(file)
+            if format_name == UNKNOWN and (
+                0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)
+            ):  # begins as a tree of names
                 file.seek(0)
                 return _msgpack(file.read(), where)
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {error.strerror}; check its disk and your rights") from error
     except MemoryError:
         raise InputError(f"{where}: needs more memory than there is; close other programs") from None
-    found = "is of no kind that is known here" if found == UNKNOWN else found
-    raise InputError(f"{where}: {found}; {_SUPPORTED}: save the weights as one of them")
+    format_name = "is of no kind that is known here" if format_name == UNKNOWN else format_name
+    raise InputError(f"{where}: {format_name}; {_SUPPORTED}: save the weights as one of them")
 
 
 def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
@@ -99,9 +101,9 @@ def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         if not header:
             raise ValueError("it holds no tensors")
-        wanted = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
-        if size != wanted:
-            raise ValueError(f"it has {size} bytes, its header tells of {wanted}")
+        expected_size = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+        if size != expected_size:
+            raise ValueError(f"it has {size} bytes, its header tells of {expected_size}")
         file.seek(0)
         tensors = safetensors.torch.load(file.read())
         return {name: tensors[name] for name in header}
@@ -111,7 +113,7 @@ def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
         raise InputError(f"{where}: is damaged: {printable(error)[:300]}; copy or download it again") from error
 
 
-def _from_child(path: Path, size: int, where: str) -> dict[str, Tensor] | None:
+def _read_in_process(path: Path, size: int, where: str) -> dict[str, Tensor] | None:
     """What the child reads of a file of torch's; None for a zip file of another tool."""
     if unpickle_worker.resource is None:
         warnings.warn(
@@ -121,14 +123,14 @@ def _from_child(path: Path, size: int, where: str) -> dict[str, Tensor] | None:
         )
     installed = sorted({str(Path(str(package.__file__)).resolve().parents[1]) for package in (torch, safetensors)})
     command = [sys.executable, "-I", "-W", "ignore", unpickle_worker.__file__, str(path.absolute()), *installed]
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT", "TEMP") if name in os.environ}
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT", "TEMP") if name in os.environ}
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=path.absolute().anchor,
-        env={**kept, "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1"},
     )
     late = threading.Event()
 
@@ -139,38 +141,38 @@ def _from_child(path: Path, size: int, where: str) -> dict[str, Tensor] | None:
     timer = threading.Timer(_SECONDS, stop)
     timer.daemon = True
     timer.start()
-    flaw, state = "", {}
+    error_text, state = "", {}
     with child:
         assert child.stdout is not None and child.stderr is not None
         try:
-            state = dict(_received(child.stdout, 2 * size + 2**26))
+            state = dict(_receive(child.stdout, 2 * size + 2**26))
         except Exception as error:  # safetensors.torch raises what it likes
-            flaw = f"what its process gave is damaged: {printable(error)[:300]}"
+            error_text = f"what its process gave is damaged: {printable(error)[:300]}"
             child.kill()
-        told = child.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        stderr_lines = child.stderr.read().decode("utf-8", "replace").strip().splitlines()
         status = child.wait()
         timer.cancel()
     if late.is_set():
         raise InputError(f"{where}: was not read within {_SECONDS} seconds; save the weights as safetensors")
     if status == unpickle_worker.OTHER_ZIP:
         return None
-    if flaw or status or not state:
-        reason = flaw or (told[-1] if told and status == 1 else _ended(status))
+    if error_text or status or not state:
+        reason = error_text or (stderr_lines[-1] if stderr_lines and status == 1 else _exit_reason(status))
         raise InputError(f"{where}: cannot be read as plain tensors: {printable(reason)}; {_MEND}")
     return state
 
 
-def _received(pipe: Any, most: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that the child writes, which is not trusted either: `most` bytes and no more are taken."""
+def _receive(pipe: Any, limit: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that the child writes, which is not trusted either: `limit` bytes and no more are taken."""
     while head := pipe.read(8):
         length = int.from_bytes(head, "little")
-        most -= length
-        if most < 0 or len(content := pipe.read(length)) != length:
-            raise ValueError("it is too long" if most < 0 else "it is cut short")
+        limit -= length
+        if limit < 0 or len(content := pipe.read(length)) != length:
+            raise ValueError("it is too long" if limit < 0 else "it is cut short")
         yield from safetensors.torch.load(content).items()
 
 
-def _ended(status: int) -> str:
+def _exit_reason(status: int) -> str:
     """How a process ended that could not say it itself."""
     if status == -getattr(signal, "SIGXCPU", 0):
         return "it needs more computing than a file of its size should"
@@ -180,7 +182,7 @@ def _ended(status: int) -> str:
 
 def _msgpack(data: bytes, where: str) -> dict[str, Tensor]:
     try:
-        tree = _Values().unpacked(data)
+        tree = _Unpacker().unpack(data)
         if not isinstance(tree, dict):
             raise ValueError("it is no tree of names")
         if isinstance(inner := tree.get("model_state"), dict):  # where Flax's older examples keep batch_stats
@@ -204,27 +206,27 @@ def _msgpack(data: bytes, where: str) -> dict[str, Tensor]:
         ) from error
 
 
-class _Values:
+class _Unpacker:
     """Unpacks one file of msgpack, counting: a byte of it can claim a hundred of memory."""
 
     def __init__(self) -> None:
         self.left = _MAX_VALUES
 
-    def unpacked(self, data: bytes, **limits: int) -> Any:
+    def unpack(self, data: bytes, **limits: int) -> Any:
         """The value that `data` holds; with `limits`, of an array's parts."""
         limits = limits or {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_VALUES}
         return msgpack.unpackb(
-            data, raw=False, ext_hook=self._array, list_hook=self._counted, object_pairs_hook=self._once_each, **limits
+            data, raw=False, ext_hook=self._array, list_hook=self._count, object_pairs_hook=self._unique_names, **limits
         )
 
-    def _counted(self, values: list[Any]) -> list[Any]:
+    def _count(self, values: list[Any]) -> list[Any]:
         self.left -= 1 + len(values)
         if self.left < 0:
             raise ValueError(f"it holds more than {_MAX_VALUES} values")
         return values
 
-    def _once_each(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-        tree = dict(self._counted(pairs))
+    def _unique_names(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+        tree = dict(self._count(pairs))
         if len(tree) < len(pairs):
             raise ValueError("it holds two values of one name")
         if not all(isinstance(name, str) and len(name) <= _MAX_NAME for name in tree):
@@ -235,16 +237,16 @@ class _Values:
         """Flax's arrays (1) and single numbers (3): the shape, the dtype's name and the bytes, in msgpack again."""
         if code not in (1, 3):
             raise ValueError(f"it holds values of kind {code}")
-        shape, dtype, content = self.unpacked(data, max_array_len=_MAX_AXES, max_map_len=0, max_ext_len=0)
+        shape, dtype, content = self.unpack(data, max_array_len=_MAX_AXES, max_map_len=0, max_ext_len=0)
         if dtype not in _DTYPES:
             raise ValueError(f"it holds values of dtype {printable(dtype)[:40]}")
-        wanted = _DTYPES[dtype].itemsize
+        expected_bytes = _DTYPES[dtype].itemsize
         for size in shape:
             if not isinstance(size, int) or size < 0:
                 raise ValueError(f"it holds an array of shape {printable(shape)[:80]}")
-            wanted *= size
-        if len(content) != wanted:
-            raise ValueError(f"an array of shape {tuple(shape)} has {len(content)} bytes, not {wanted}")
+            expected_bytes *= size
+        if len(content) != expected_bytes:
+            raise ValueError(f"an array of shape {tuple(shape)} has {len(content)} bytes, not {expected_bytes}")
         flat = (
             torch.from_numpy(np.frombuffer(content, np.uint8).copy()) if content else torch.empty(0, dtype=torch.uint8)
         )

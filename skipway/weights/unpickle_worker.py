@@ -1,6 +1,6 @@
 """Run on its own, with limits: reads one file of torch's pickles as plain tensors and writes them out as safetensors.
 
-    python -I foreign_child.py FILE FOLDER...      # the folders where torch and safetensors are installed
+    python -I unpickle_worker.py FILE FOLDER...      # the folders where torch and safetensors are installed
 
 For every tensor it writes a length (8 bytes, little-endian) and so many bytes of safetensors that hold just this one:
 so neither side holds the network twice. It imports nothing of skipway, and reads nothing of FILE before its limits
@@ -22,7 +22,7 @@ except ImportError:  # not on Windows, where only the parent's time limit holds;
 
 WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # what training scripts put a state under
 OTHER_ZIP = 3  # the exit status for a zip file of another tool than torch.save
-_DEEPEST = 3  # wrappers within wrappers
+_MAX_DEPTH = 3  # wrappers within wrappers
 _SECONDS = 5  # of computing, and one more for every 16 MiB
 _SPARE = 512 * 2**20  # bytes of memory beside the tensors
 _SHARED = 16 * 2**20  # bytes that tensors may have more than twice their file, because they share memory
@@ -77,7 +77,7 @@ def state_in(content: object, depth: int = 0) -> dict[str, Any]:
 
     if not isinstance(content, dict):
         return {}
-    for wrapper in WRAPPERS if depth < _DEEPEST else ():
+    for wrapper in WRAPPERS if depth < _MAX_DEPTH else ():
         if inner := state_in(content.get(wrapper), depth + 1):
             return inner
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
@@ -106,9 +106,9 @@ def read(path: str) -> Iterator[bytes]:
         held = f" with {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else ""
         raise ValueError(f"it holds a {type(content).__name__}{held}, not names with tensors, nor such a state_dict")
     del content
-    size, wanted = os.path.getsize(path), sum(value.numel() * value.element_size() for value in state.values())
-    if wanted > 2 * size + _SHARED:
-        raise ValueError(f"its tensors would take {wanted} bytes, which a file of {size} bytes cannot hold")
+    size, needed = os.path.getsize(path), sum(value.numel() * value.element_size() for value in state.values())
+    if needed > 2 * size + _SHARED:
+        raise ValueError(f"its tensors would take {needed} bytes, which a file of {size} bytes cannot hold")
     for name in list(state):
         yield safetensors.torch.save({name: plain(name, state.pop(name))})
 
@@ -121,8 +121,8 @@ def reason(error: BaseException) -> str:
     if code := re.search(r"GLOBAL (\S+)", text):
         return f"it refers to {code[1]}, which is code"
     lines = [line.strip() for line in text.splitlines()]
-    told = [line for line in lines if line and "weights_only" not in line and "torch.load" not in line]
-    return (told or [type(error).__name__])[0][:300]
+    reasons = [line for line in lines if line and "weights_only" not in line and "torch.load" not in line]
+    return (reasons or [type(error).__name__])[0][:300]
 
 
 def main(path: str) -> int:

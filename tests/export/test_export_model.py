@@ -56,9 +56,9 @@ def test_a_program_tells_what_it_is(tmp_path):
 def test_a_program_that_gives_something_else_is_no_file(tmp_path, monkeypatch):
     network, other = network_of("resnet18"), network_of("resnet18")
     other.head.weight.data.neg_()
-    right = home.captured
+    right = home.trace_program
     wrong = _Pictures(other.eval(), SPEC)
-    monkeypatch.setattr(home, "captured", lambda module, *rest: right(wrong, *rest))
+    monkeypatch.setattr(home, "trace_program", lambda module, *rest: right(wrong, *rest))
     with pytest.raises(SkipwayError, match="what was exported gives other outputs than torch"):
         sw.export.program(network, tmp_path / "network.pt2")
     assert not list(tmp_path.iterdir())

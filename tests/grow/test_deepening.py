@@ -9,7 +9,7 @@ from torch import nn
 
 import skipway as sw
 from skipway.errors import InputError
-from skipway.grow.deepening import deepen, deepened, grown_to, widen, widened
+from skipway.grow.deepening import deepen, grow_deeper, grow_to, grow_wider, widen
 from skipway.models.network import build_meta_network
 from skipway.nn.joins import Gate, Scale, append, concat
 from skipway.training.optimizers import make_optimizer
@@ -67,25 +67,25 @@ def more(network):
     }
 
 
-@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("interleave", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_deeper_network_gives_the_same_outputs_to_the_last_bit(kind, spread):
+def test_a_deeper_network_gives_the_same_outputs_to_the_last_bit(kind, interleave):
     network = lively(*NETWORKS[kind])
     before = copy.deepcopy(network.state_dict())
     x = inputs(network)
-    grown = deepen(network, blocks=more(network), spread=spread)
+    grown = deepen(network, blocks=more(network), interleave=interleave)
     assert grown(x).equal(network(x))
     assert all(v.equal(network.state_dict()[k]) for k, v in before.items()), "the network itself has changed"
     assert len(list(sw.named_skips(grown))) > len(list(sw.named_skips(network))) or "revnet" in network.plan["name"]
     assert grown.plan["layers"] != network.plan["layers"] and grown.spec == network.spec
-    again = deepen(network, blocks=more(network), spread=spread)
+    again = deepen(network, blocks=more(network), interleave=interleave)
     assert all(v.equal(again.state_dict()[k]) for k, v in grown.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", [k for k in NETWORKS if k not in ("drop path", "mlp with categories")])
 def test_in_training_too_and_old_norms_see_what_they_saw(kind):
     network = lively(*NETWORKS[kind]).train()
-    growth = deepened(network, blocks=more(network))
+    growth = grow_deeper(network, blocks=more(network))
     x = inputs(network, 6)
     assert growth.network.training
     assert growth.network(x).equal(network(x))
@@ -98,7 +98,7 @@ def test_what_begins_at_zero_has_a_gradient_at_once_and_all_else_from_the_next_s
     network = lively(*NETWORKS[kind]).train()
     for _, skip in sw.named_skips(network):
         skip.drop_path = 0.0
-    growth = deepened(network, blocks=more(network))
+    growth = grow_deeper(network, blocks=more(network))
     grown, x = growth.network, inputs(network, 8)
     for _, skip in sw.named_skips(grown):
         skip.drop_path = 0.0
@@ -132,7 +132,7 @@ def test_growing_goes_by_name_and_keeps_what_was_told_of_the_network():
 def test_layers_that_append_channels_are_not_weighed_at_first(kind):
     network = lively(*APPENDING[kind])
     stages = {"stage1": 2} if "width" in network.plan else {"stage1": 2, 2: 1}
-    growth = deepened(network, blocks=stages)
+    growth = grow_deeper(network, blocks=stages)
     x = inputs(network, side=32)
     with torch.no_grad():
         expected, found = (copy.deepcopy(n).double()(x.double()) for n in (network, growth.network))
@@ -184,15 +184,15 @@ def filled(network, shape):
     return network.eval()
 
 
-@pytest.mark.parametrize("spread", [False, True])
-def test_a_tree_of_ones_own_grows_by_blocks_like_those_it_has(spread):
+@pytest.mark.parametrize("interleave", [False, True])
+def test_a_tree_of_ones_own_grows_by_blocks_like_those_it_has(interleave):
     network, x = filled(tree(), (2, 3, 9, 9)), torch.randn(4, 3, 9, 9)
-    growth = deepened(network, blocks={"trunk": 3}, probe=x, spread=spread)
+    growth = grow_deeper(network, blocks={"trunk": 3}, probe=x, interleave=interleave)
     assert growth.difference == 0 and growth.network(x).equal(network(x))
     assert len(list(sw.named_skips(growth.network))) == 6
     kinds = [type(layer).__name__ for layer in growth.network.trunk]
     assert kinds == ["Skip"] * 6 + ["AdaptiveAvgPool2d"]
-    assert isinstance(growth.network.trunk[3 if spread else 4].body[0], nn.Conv2d)
+    assert isinstance(growth.network.trunk[3 if interleave else 4].body[0], nn.Conv2d)
 
 
 def test_a_tree_of_ones_own_with_dense_joins_grows_too():
@@ -227,7 +227,7 @@ def test_a_tree_of_ones_own_with_dense_joins_grows_too():
         (("resnet20", SMALL | {"shortcut": "project"}), {"blocks": {1: 1}}, "its shortcut is not the identity"),
         (("resnet20", SMALL | {"join": "gate"}), {"blocks": {1: 1}}, "no body makes its join the identity"),
         (("resnet9", {}), {"blocks": {1: 1}}, "cannot be deepened: its bodies end"),
-        (APPENDING["dense"], {"blocks": {1: 1}, "spread": True}, "go behind the others of their stage"),
+        (APPENDING["dense"], {"blocks": {1: 1}, "interleave": True}, "go behind the others of their stage"),
     ],
 )
 def test_what_cannot_grow_deeper_is_refused_with_the_reason(network, options, words):
@@ -243,7 +243,7 @@ def ends_with(*layers, after=None, before=()):
     "network, path, words",
     [
         (ends_with(nn.Linear(4, 4), after=nn.GELU()), "1", "after the join of 1.1 changes what reaches it"),
-        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "its body ends with ReLU"),
+        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "cannot begin as the identity: its body ends with ReLU"),
         (ends_with(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)), "1", "its body ends with BatchNorm1d"),
         (ends_with(nn.Linear(4, 4)), "0", "there is no Chain at '0'"),
         (ends_with(nn.Linear(4, 4)), "", "has no block to make others like"),
@@ -298,7 +298,7 @@ def test_networks_that_tell_too_little_are_refused():
         deepen(plain, to="resnet56", probe=torch.randn(2, 4))
     changed = lively("resnet20", SMALL)
     changed.head = nn.Linear(12, 4)
-    with pytest.raises(InputError, match="no longer what its plan says"):
+    with pytest.raises(InputError, match="no longer what its plan says, since it was changed by hand; grow it"):
         deepen(changed, blocks={1: 1})
     with pytest.warns(UserWarning, match="share parameters"):
         layer = nn.Linear(4, 4)
@@ -338,7 +338,7 @@ def test_a_wider_network_gives_the_same_outputs(kind, seed):
     network = lively(*WIDE[kind])
     x = inputs(network, side=32)
     for factor in (2,) if kind in WHOLE else (2, 1.5):
-        growth = widened(network, factor, seed=seed)
+        growth = grow_wider(network, factor, seed=seed)
         wide, old = copy.deepcopy(growth.network).double(), copy.deepcopy(network).double()
         expected = old(x.double()).detach()
         torch.testing.assert_close(wide(x.double()).detach(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
@@ -426,7 +426,7 @@ def test_a_tree_of_ones_own_is_widened_as_far_as_its_layers_are_known():
     assert wide[0].out_channels == 12 and wide[3].body[0].groups == 2 and wide[3].body[0].in_channels == 12
     assert wide[11].linear.out_features == 12, "what an unknown function is given stays"
     assert wide[14].out_features == 14 and wide[15].out_features == 3
-    with pytest.raises(InputError, match="groups would mix"):
+    with pytest.raises(InputError, match="the layer at .* cannot be widened: its .* groups would mix"):
         widen(network, 1.5, probe=x)
 
 
@@ -447,7 +447,11 @@ def test_a_network_in_which_nothing_is_known_is_refused():
 
 def test_what_is_told_of_a_layer_wrongly_is_found_on_the_probe(monkeypatch):
     network = lively("resnet20", SMALL)
-    monkeypatch.setattr("skipway.grow.widening.shares_of", lambda row, outputs, _: torch.ones(outputs, len(row.old)))
+
+    def all_ones(channels, outputs, generator):
+        return torch.ones(outputs, len(channels.source))
+
+    monkeypatch.setattr("skipway.grow.widening.copy_shares", all_ones)
     with pytest.raises(InputError, match="more with channels than is known"):
         widen(network, 2)
 
@@ -465,7 +469,7 @@ def test_what_leaves_a_block_for_good_cannot_be_widened_in_part():
 
 def test_a_network_grows_wider_and_deeper_at_once():
     wide = lively("revnet38", {"in_chans": 1})
-    growth = grown_to(wide, "revnet110")
+    growth = grow_to(wide, "revnet110")
     assert growth.network.plan["widths"] == sw.create_model("revnet110").plan["widths"]
     assert growth.network.plan["layers"] == sw.create_model("revnet110").plan["layers"]
     assert growth.difference <= 1e-5 * growth.largest
@@ -513,7 +517,7 @@ def test_the_next_step_of_old_parameters_is_the_one_without_growth(kind, optimiz
 
 def test_new_parameters_join_the_groups_of_those_they_are_like():
     network, made = trained("v1", "sgd")
-    growth = deepened(network, blocks={"stage2": 1})
+    growth = grow_deeper(network, blocks={"stage2": 1})
     grown = deepen(network, blocks={"stage2": 1}, optimizer=made)
     factors = {id(p): (g["factor"], g["weight_decay"]) for g in made.param_groups for p in g["params"]}
     same = {

@@ -70,7 +70,7 @@ def test_each_block_is_dropped_by_itself():
     expected = [score(lambda x, i=i: by_hand(i)) for i in range(3)]
     assert found.score == pytest.approx(score(lambda x: by_hand()), rel=1e-5)
     assert [drop.score for drop in found.dropped] == pytest.approx(expected, rel=1e-5)
-    assert [(d.path, d.stage, d.kept) for d in found.dropped] == [
+    assert [(d.path, d.stage, d.remainder) for d in found.dropped] == [
         ("0", "", "identity"),
         ("1", "", "shortcut"),
         ("2", "", "identity"),
@@ -83,7 +83,7 @@ def test_couplings_are_dropped_with_and_without_shortcuts():
     network = woken(sw.create_model("revnet38", layers=[2, 2], widths=[4, 8], num_classes=3))
     x = torch.randn(2, 3, 8, 8)
     found = lesion(network, score_on(x), cuts=["drop"])
-    assert [(d.path, d.stage, d.kept) for d in found.dropped] == [
+    assert [(d.path, d.stage, d.remainder) for d in found.dropped] == [
         ("stage1.rest.0", "stage1", "identity"),
         ("stage1.rest.1", "stage1", "identity"),
         ("stage2.change", "stage2", "shortcut"),
@@ -101,7 +101,7 @@ def test_couplings_are_dropped_with_and_without_shortcuts():
 def test_plain_blocks_are_taken_out_where_they_keep_the_shape():
     network = woken(small(shortcut="none", layers=[2, 2, 1]))
     found = lesion(network, score_on(torch.randn(2, 3, 8, 8)), cuts=["drop"])
-    assert [(d.path, d.kept) for d in found.dropped] == [(f"stage{p}", "nothing") for p in ("1.0", "1.1", "2.1")]
+    assert [(d.path, d.remainder) for d in found.dropped] == [(f"stage{p}", "nothing") for p in ("1.0", "1.1", "2.1")]
     assert len({d.score for d in found.dropped} | {found.score}) == 4
     assert found.left_out == [
         "stage2.0 is not dropped: plain, and it leads from (4, 8, 8) to (8, 4, 4)",

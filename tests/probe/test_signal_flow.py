@@ -75,7 +75,7 @@ def test_sizes_and_gradients_are_those_computed_by_hand():
     by_x, by_out, by_head = torch.autograd.grad(loss, (leaf, out, head.weight))
     assert (block.path, block.kind, found.mode) == ("skip", "skip", "training")
     hand = [rms(x), rms(body(x)), rms(around(x)), rms(body(x)), rms(out), by_x.norm().item(), by_out.norm().item()]
-    told = [block.into, block.body, block.kept, block.added, block.out, block.gradient_in, block.gradient_out]
+    told = [block.into, block.body, block.shortcut, block.added, block.out, block.gradient_in, block.gradient_out]
     assert told == pytest.approx(hand, rel=1e-5) and found.loss == pytest.approx(loss.item())
     assert block.ratio == pytest.approx(rms(body(x)) / rms(around(x)))
     layers = {layer.path: layer for layer in found.layers}
@@ -100,7 +100,7 @@ def test_what_is_added_counts_the_joins_own_weights(join):
 def test_a_plain_block_has_a_body_and_keeps_nothing():
     network = small(shortcut="none", layers=[1, 1, 1])
     found = flow(network, torch.randn(4, 3, 8, 8)).blocks
-    assert [b.kept for b in found] == [None] * 3 and [b.ratio for b in found] == [None] * 3
+    assert [b.shortcut for b in found] == [None] * 3 and [b.ratio for b in found] == [None] * 3
     assert all(b.body == pytest.approx(1, rel=1e-2) for b in found)  # a norm of weight 1 ends it
     assert all(b.out < b.body for b in found)  # the ReLU comes after
 
@@ -113,7 +113,7 @@ def test_a_coupling_is_measured_over_both_halves():
     first = coupling.f(x2)
     both = torch.cat([first, coupling.g(x1 + first)], 1)
     assert (block.path, block.kind) == ("0.0", "coupling")
-    assert [block.body, block.kept, block.out] == pytest.approx([rms(both), rms(x), rms(coupling(x))], rel=1e-5)
+    assert [block.body, block.shortcut, block.out] == pytest.approx([rms(both), rms(x), rms(coupling(x))], rel=1e-5)
 
 
 @pytest.mark.parametrize("every", ["reversible", "recomputed"])
@@ -124,7 +124,7 @@ def test_what_keeps_nothing_in_training_is_seen_all_the_same(every):
         expected = flow(network, x, y)
         assert flow(sw.recompute(network, every=2), x, y) == expected
     found = flow(network, x, y)
-    assert all(None not in (b.into, b.body, b.kept, b.out, b.gradient_in, b.gradient_out) for b in found.blocks)
+    assert all(None not in (b.into, b.body, b.shortcut, b.out, b.gradient_in, b.gradient_out) for b in found.blocks)
     network(x).square().mean().backward()  # and it trains on as before
 
 
@@ -294,7 +294,7 @@ def test_values_are_plain_and_a_number_that_is_not_finite_is_none():
 
 def test_it_prints_as_a_table():
     lines = str(flow(small(layers=[1, 1, 1]), torch.randn(4, 3, 8, 8))).splitlines()
-    assert lines[0].split()[:6] == ["block", "kind", "in", "body", "kept", "out"]
+    assert lines[0].split()[:6] == ["block", "kind", "in", "body", "shortcut", "out"]
     assert [line.split()[:2] for line in lines[1:4]] == [[f"stage{i}.0", "skip"] for i in (1, 2, 3)]
     assert lines[4].startswith("loss ") and lines[5].startswith("note: 6 of 8 layers")
 

@@ -21,7 +21,7 @@ def flow_of(blocks=6, kind="skip", growth=1.0, **changes):
             "into": 1.0,
             "body": 0.1 * growth**i,
             "out": 1.1,
-            "kept": 1.0 if kind == "skip" else None,
+            "shortcut": 1.0 if kind == "skip" else None,
             "added": 0.1 * growth**i,
             "ratio": 0.1,
             "gradient_in": growth**-i,
@@ -77,7 +77,7 @@ def test_a_flow_bears_zeros_gaps_and_extremes(tmp_path, value):
         row.update(gradient=value)
     network_plots.plot_signal_flow({"whole": whole, "broken": broken}, tmp_path / "f.png")
     looks_drawn(tmp_path / "f.png")
-    every = flow_of(added=value, body=value, kept=value, out=value, gradient_in=value)
+    every = flow_of(added=value, body=value, shortcut=value, out=value, gradient_in=value)
     network_plots.plot_signal_flow({"nothing else": {**every, "layers": []}}, tmp_path / "f.png")
     assert max(looks_drawn(tmp_path / "f.png", 1000).shape) < 1600
 
@@ -87,9 +87,9 @@ def test_a_network_without_blocks_has_its_layers(tmp_path):
     assert has(looks_drawn(tmp_path / "f.png"), plot_style.PURPLE) > 100
 
 
-def lesion_of(blocks=9, kept="identity", score=0.9, measure="accuracy"):
+def lesion_of(blocks=9, remainder="identity", score=0.9, measure="accuracy"):
     paths = [f"stage{1 + 3 * i // blocks}.{i}" for i in range(blocks)]
-    kinds = [kept if kept != "identity" or i % 3 else "shortcut" for i in range(blocks)]
+    kinds = [remainder if remainder != "identity" or i % 3 else "shortcut" for i in range(blocks)]
     places = enumerate(zip(paths, kinds, strict=True))
     pairs = zip(paths, paths[1:], strict=False)
     counts = [count for count in (1, 2, 4, blocks) if count <= blocks]
@@ -98,7 +98,7 @@ def lesion_of(blocks=9, kept="identity", score=0.9, measure="accuracy"):
         "measure": measure,
         "score": score,
         "left_out": [],
-        "dropped": [{"path": p, "stage": "", "kept": k, "score": score - 0.02 * (i % 5)} for i, (p, k) in places],
+        "dropped": [{"path": p, "stage": "", "remainder": k, "score": score - 0.02 * (i % 5)} for i, (p, k) in places],
         "several": [{"count": count, "scores": [score - 0.03 * count, score - 0.04 * count]} for count in counts],
         "swapped": [{"first": first, "second": second, "stage": "", "score": score - 0.01} for first, second in pairs],
         "shuffled": [{"exchanges": n, "distance": 0.1 * n + 0.01 * d, "score": score - 0.05 * n} for n, d in draws],

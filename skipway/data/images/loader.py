@@ -19,7 +19,7 @@ from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_MIX_UNIFORM, NUM_UN
 from skipway.data.images.augment_policy import augment_pixels, augment_random_table, center_crop, random_table
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.errors import InputError
-from skipway.kernels.image_ops import NORMALISE
+from skipway.kernels.image_ops import NORMALIZE
 
 __all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 
@@ -198,5 +198,5 @@ class ImageBatches:
         return output * 255
 
     def _normalize(self, x: Tensor) -> Tensor:
-        normalized: Tensor = NORMALISE(x.to(self.device), self.factor, self.offset)
+        normalized: Tensor = NORMALIZE(x.to(self.device), self.factor, self.offset)
         return normalized

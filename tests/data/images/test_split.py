@@ -113,7 +113,8 @@ def test_copies_across_splits_are_refused_with_both_names():
     digests = ["a", "a", "b", "c", "a", "b"]
     packed = decoded_noise([0, 0, 1, 1, 0, 1], digests=digests, splits=splits)
     with pytest.raises(
-        InputError, match=r"noise: 2 pictures stand in more than one split, such as 0.png \(train\) and 4"
+        InputError,
+        match=r"noise: 2 pictures stand in more than one split, such as 0.png \(train\) and 4.*; remove the copies",
     ):
         refuse_leaks(packed, allow=False)
     assert packed.warnings == []
