@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/skipway train digits
 
 test: .venv/installed lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15  # one process per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 15  # one process per core
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import skipway as sw
 from skipway.nn import skip
-from skipway.runs.run_folder import processor
+from skipway.runs.environment import processor
 from skipway.utils.malloc_settings import keep_freed_memory
 
 RATE = 0.5  # of the deepest block; the others' rise to it evenly

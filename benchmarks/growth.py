@@ -110,7 +110,7 @@ def main():
     (given.out / "growth.md").write_text("\n".join(lines) + "\n")
     for unit, place in (("FLOPs", 0), ("seconds", 1)):
         drawn = {way: [[(p[place], p[2]) for p in c] for c in seeds] for way, seeds in courses.items()}
-        network_plots.accuracy_over_compute(drawn, given.out / f"growth_{unit.lower()}.png", unit)
+        network_plots.plot_accuracy_over_compute(drawn, given.out / f"growth_{unit.lower()}.png", unit)
     first = [folders[0] for folders in runs.values()]
     compare(first, given.out / "compare.png") if len(first) > 1 else None
     print("\n".join(lines))

@@ -21,7 +21,7 @@ WAYS = ("ours", "pillow")
 
 
 def ours(folder):
-    from skipway.data.images.augment_policy import choose
+    from skipway.data.images.augment_policy import resolve_policy
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
     from skipway.data.sources.choose_source import open_source
@@ -31,9 +31,10 @@ def ours(folder):
     source = open_source(folder)
     packed = decode_images(source, choose_decode_settings(source, SIZE, "auto", 50_000_000))
     rows = packed.splits["train"]
-    parts = choose("light", packed.settings.stored_size, SIZE, mirrored=True)
+    parts = resolve_policy("light", stored_size=packed.settings.stored_size, size=SIZE, mirrored=True)
     assert parts == "zoom+flip", f"the photographs leave no room to crop from: {packed.sizes}"
-    batches = ImageBatches(packed, rows, BATCH, mean_and_std(packed.pixels, rows), Augmentation(parts))
+    mean, std = mean_and_std(packed.pixels, rows)
+    batches = ImageBatches(packed, rows, BATCH, mean=mean, std=std, augmentation=Augmentation(parts))
     return batches.epoch, len(rows)
 
 

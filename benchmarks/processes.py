@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 import skipway as sw
-from skipway.runs.run_folder import processor
+from skipway.runs.environment import processor
 from skipway.utils.devices import available_cores
 
 WAYS = {

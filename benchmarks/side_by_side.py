@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from skipway.runs.run_folder import processor
+from skipway.runs.environment import processor
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import skipway as sw
-from skipway.report import compare_plot, network_plots
+from skipway.report import compare_plot, loss_landscape_plot, network_plots
 
 KINDS = {"plain": "none", "residual": "pad"}
 
@@ -149,10 +149,10 @@ def main():
                 flush=True,
             )
     (given.out / "depth.json").write_text(json.dumps({"rows": rows, "courses": courses}, indent=1))
-    compare_plot.comparison(courses, given.out / "curves.png")
-    network_plots.flow(flows, given.out / "flow.png")
-    network_plots.landscape(lines, given.out / "landscape.png")
-    network_plots.landscape(squares, given.out / "square.png")
+    compare_plot.plot_run_comparison(courses, given.out / "curves.png")
+    network_plots.plot_signal_flow(flows, given.out / "flow.png")
+    loss_landscape_plot.plot_loss_landscape(lines, given.out / "landscape.png")
+    loss_landscape_plot.plot_loss_landscape(squares, given.out / "square.png")
     page(rows, given.out)
     print(f"drawn: {given.out / 'index.html'}")
 

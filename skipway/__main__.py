@@ -9,7 +9,7 @@ def main() -> None:
         from skipway.cli import app
 
         if early.requested:
-            app.asked_to_stop(early.name)
+            app.request_stop(early.name)
         app.main()
 
 

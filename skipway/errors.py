@@ -70,8 +70,8 @@ class Interrupted(SkipwayError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is no more memory."""
-    said = str(error).lower() if isinstance(error, RuntimeError) else ""
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+    message = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
 
 
 def out_of_memory() -> StorageError:
@@ -99,4 +99,6 @@ def printable(text: object) -> str:
 
 def _spell(character: str) -> str:
     code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -75,6 +75,7 @@ def run_folder(
     ]
     table(folder / "results.csv", history)
     recipe = {
+        "schema": 1,
         "data": "data/" + HOSTILE[0] if hostile else "digits",
         "model": "resnet20",
         "epochs": epochs,
@@ -123,6 +124,7 @@ def run_folder(
         ["file", "split", "class", "reason"],
     )
     env = {
+        "schema": 1,
         "skipway": "0.1.0",
         "python": "3.11.9",
         "torch": "2.13.0+cpu",
@@ -141,6 +143,7 @@ def run_folder(
         counts = {s: sum(row[s] for row in per.values()) for s in next(iter(per.values()))}
         best = max(history, key=lambda row: row["val_accuracy"])
         numbers = {
+            "schema": 1,
             "val_accuracy": best["val_accuracy"],
             "val_loss": best["val_loss"],
             "epochs": epochs,

@@ -9,6 +9,7 @@ from PIL import Image
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_checkpoint, load_weights
 from skipway.utils.console import Console
+from skipway.utils.run_schema import SCHEMA
 from skipway.utils.signals import StopFlag
 
 QUICK = {"model": "resnet20", "epochs": 2, "batch_size": 16, "threads": 1, "precision": "fp32"}
@@ -65,7 +66,10 @@ def table(path):
 
 
 def numbers(folder):
-    return json.loads((folder / "metrics.json").read_text())
+    """The metrics of a run, without the schema number."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics.pop("schema") == SCHEMA
+    return metrics
 
 
 def best(folder):

@@ -24,9 +24,9 @@ def test_every_python_block_runs(page, code, tmp_path):
 
 
 def flags():
-    from skipway.cli.app import Flags
+    from skipway.cli.train import RecipeFlags
 
-    return {"--" + name.replace("_", "-") for name in Flags.__dataclass_fields__}
+    return {"--" + name.replace("_", "-") for name in RecipeFlags.__dataclass_fields__}
 
 
 def commands():

@@ -156,6 +156,131 @@ def test_few_comprehensions_have_several_fors():
     assert len(found) < MULTI_FOR_COMPREHENSIONS, found
 
 
+# Every error has a test of its text
+
+HOLE = "\0"  # a value in the text of an error, or in a test whatever may stand in its place
+WORDS = 3  # in a row that prove that a test means an error, if no other error has them
+
+
+def literal_text(node):
+    """The text of a string, with holes for what is only known when the program runs."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else HOLE
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(literal_text, node.values))
+    if isinstance(node, ast.BinOp):
+        return literal_text(node.left) + literal_text(node.right)
+    return HOLE
+
+
+def words_and_holes(text):
+    return re.findall(r"[\w-]+|\0", re.sub(r"[\w'-]*\0[\w'-]*", f" {HOLE} ", text))
+
+
+def error_classes(trees):
+    names = {"SkipwayError"}
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for _ in classes:  # until the bases of bases are found
+        names |= {c.name for c in classes if names & {base.id for base in c.bases if isinstance(base, ast.Name)}}
+    return names
+
+
+def error_messages(trees):
+    """The texts of all errors that the trees make, raised at once or returned."""
+    names = error_classes(trees)
+    calls = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    messages = {literal_text(call.args[-1]) for call in calls if call.func.id in names and call.args}
+    return sorted(message for message in messages if set(words_and_holes(message)) - {HOLE})
+
+
+def strings_of_test(tree):
+    """The strings of a test file but its docstrings; what a pattern leaves open is a hole."""
+    skipped = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    skipped |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in skipped:
+            open_parts = r"\\[dwsDWS][+*?]*|\.[*+]\??|\[[^\]]*\][+*?]*|\\x[0-9a-f]{2}|[|^$]"
+            yield re.sub(open_parts, f" {HOLE} ", literal_text(node)).replace("\\", "")
+
+
+def windows(message):
+    """Each WORDS words in a row, with the holes between them."""
+    parts = words_and_holes(message)
+    places = [place for place, part in enumerate(parts) if part != HOLE]
+    size = min(WORDS, len(places))
+    return [parts[places[i] : places[i + size - 1] + 1] for i in range(len(places) - size + 1)]
+
+
+def window_pattern(window):
+    pattern, joint = "", r"(?<![\w-])"
+    for part in window:
+        if part == HOLE:
+            joint = r"(?:[^\w-].{0,80}?)?[^\w-]"
+        else:
+            pattern, joint = pattern + joint + re.escape(part), r"[^\w-]+"
+    return re.compile(pattern + r"(?![\w-])", re.S)
+
+
+class TextsByWord:
+    """Texts, to be searched quickly for words in a row."""
+
+    def __init__(self, texts):
+        self.texts, self.places = list(texts), {}
+        for place, text in enumerate(self.texts):
+            for word in set(re.findall(r"[\w-]+", text)):
+                self.places.setdefault(word, set()).add(place)
+
+    def count(self, window):
+        places = set.intersection(*(self.places.get(word, set()) for word in window if word != HOLE))
+        return sum(bool(window_pattern(window).search(self.texts[place])) for place in places)
+
+
+def untested_errors(messages, strings):
+    """The messages of which no test has words that no other message has; or any words, if it has none of its own."""
+    all_messages, all_strings = TextsByWord(messages), TextsByWord(strings)
+    untested = []
+    for message in messages:
+        parts = windows(message)
+        own = [window for window in parts if all_messages.count(window) == 1] or parts
+        if not any(all_strings.count(window) for window in own):
+            untested.append(message)
+    return untested
+
+
+def test_every_error_is_matched_by_a_test():
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    strings = [text for path in files for text in strings_of_test(ast.parse(path.read_text()))]
+    messages = error_messages(TREES.values())
+    assert len(messages) > 300 and untested_errors(messages, strings) == []
+
+
+@pytest.mark.parametrize(
+    "test, is_matched",
+    [
+        ('raises(InputError, match="lr must be positive, not -1")', True),
+        ('raises(InputError, match=r"lr must be positive, not .*; give")', True),
+        ('assert str(error) == f"lr must be positive, not {lr}"', True),
+        ('raises(InputError, match="ema must be positive, not -1")', False),  # the words of another error
+        ('raises(InputError, match="expected a rate above 0, got -1")', False),  # those before the text was changed
+        ('raises(InputError, match="lr must")', False),
+        ("raises(InputError)", False),
+        ('"""lr must be positive, not -1"""', False),
+    ],
+)
+def test_the_check_for_untested_errors_bites(test, is_matched):
+    source = """
+class OddError(SkipwayError): ...
+def f(x, y):
+    if x:
+        raise OddError(f"lr must be positive, not {x}; give another")
+    return SkipwayError(f"ema must be positive, not {y}")
+"""
+    messages = error_messages([ast.parse(source)])
+    strings = [*strings_of_test(ast.parse(test)), "ema must be positive"]
+    assert len(messages) == 2
+    assert (untested_errors(messages, strings) == []) is is_matched
+
+
 def test_the_formatter_lays_out_every_line():
     marked = [p for p in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")] if p != Path(__file__)]
     assert not [str(p) for p in marked if re.search(r"# fmt: (skip|off)", p.read_text())]

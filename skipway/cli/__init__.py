@@ -1,1 +1,1 @@
-"""The command line, thin: options become calls of `skipway.commands` and `skipway.runs`."""
+"""The command line, thin: a file per group of commands with their flags and help, which call `skipway.commands`."""

@@ -1,1 +1,1 @@
-"""One file per command, called by the command line and from Python alike."""
+"""Commands: one file per command, called by the command line and from Python alike; it computes and returns."""

@@ -1,18 +1,21 @@
 """Check a dataset before training: counts, sizes, class imbalance, unreadable files, duplicates across splits."""
 
 import os
+from typing import Any
 
-from skipway.commands.predict_table import check_tables
-from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, choose_decode_settings, decode_images
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
-from skipway.data.tables.dataset import open_tables
+from skipway.data.tables.columns import Column
+from skipway.data.tables.dataset import TableSource, build_table_dataset, describe_table, open_table_source
 from skipway.errors import printable
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
 __all__ = ["check"]
+
+_MAX_LISTED = 50
 
 
 def check(
@@ -28,32 +31,70 @@ def check(
 
     Of a table `target` is the column to predict.
     """
-    if (tables := open_tables(os.fspath(data), target)) is not None:
-        return check_tables(tables, max_unreadable)
+    if (tables := open_table_source(os.fspath(data), target)) is not None:
+        return _check_tables(tables, max_unreadable)
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
     packing = choose_decode_settings(source, None, "squash", Recipe.max_pixels)
     packed = decode_images(
-        source, packing, max_unreadable, console or Console(quiet=True), stop or StopFlag(), need_every_class=False
+        source,
+        packing,
+        max_unreadable,
+        console=console or Console(quiet=True),
+        stop=stop or StopFlag(),
+        need_every_class=False,
     )
     refuse_leaks(packed, allow=True)
     facts = describe(packed)
-    lines = [
-        f"{printable(packed.name)}: {len(packed.class_names)} classes, "
-        + ", ".join(f"{n:,} {split}" for split, n in facts["counts"].items())
-        + " pictures",
-        f"sizes: {packed.sizes}; {'grey' if packing.channels == 1 else 'color'}; trained at {packing.size} px",
-    ]
-    width = max(len(printable(n)) for n in packed.class_names)
-    lines += [
-        f"  {printable(name):<{width}}  " + "  ".join(f"{split} {n:,}" for split, n in by_split.items())
-        for name, by_split in facts["classes"].items()
-    ]
-    lines += [f"{count:,} {note}" for note, count in facts["notes"].items()]
+    lines = _image_lines(packed, packing, facts)
     if packed.skipped:
         lines.append(f"{len(packed.skipped):,} cannot be read:")
-        lines += [f"  {printable(s.key)}: {s.reason}" for s in packed.skipped[:50]]
-        lines += [f"  and {len(packed.skipped) - 50:,} more"] if len(packed.skipped) > 50 else []
-    lines += [f"mind: {w}" for w in facts["warnings"]]
+        lines += [f"  {printable(image.key)}: {image.reason}" for image in packed.skipped[:_MAX_LISTED]]
+        rest = len(packed.skipped) - _MAX_LISTED
+        lines += [f"  and {rest:,} more"] if rest > 0 else []
+    lines += [f"mind: {warning}" for warning in facts["warnings"]]
     if not packed.skipped and not facts["warnings"]:
         lines.append("nothing to mind")
     return "\n".join(lines)
+
+
+def _image_lines(packed: DecodedImages, packing: DecodeSettings, facts: dict[str, Any]) -> list[str]:
+    """Return lines about counts, sizes and classes of images."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
+    lines = [
+        f"{printable(packed.name)}: {len(packed.class_names)} classes, {counts} pictures",
+        f"sizes: {packed.sizes}; {'grey' if packing.channels == 1 else 'color'}; trained at {packing.size} px",
+    ]
+    width = max(len(printable(name)) for name in packed.class_names)
+    for name, by_split in facts["classes"].items():
+        counts = "  ".join(f"{split} {count:,}" for split, count in by_split.items())
+        lines.append(f"  {printable(name):<{width}}  {counts}")
+    return [*lines, *_note_lines(facts)]
+
+
+def _note_lines(facts: dict[str, Any]) -> list[str]:
+    return [f"{count:,} {note}" for note, count in facts["notes"].items()]
+
+
+def _check_tables(tables: TableSource, max_unreadable: float) -> str:
+    """Return a text report on a table: its rows, columns, target and missing values."""
+    rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
+    facts, spec = describe_table(rows), rows.spec
+    counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.splits.items())
+    target = f"{len(spec.class_names)} classes" if spec.class_names else "a number (regression)"
+    lines = [f"{printable(tables.name)}: {counts} rows; target {printable(spec.target)!r}: {target}"]
+    width = max(len(printable(column.name)) for column in spec.columns)
+    lines += [f"  {printable(column.name):<{width}}  {_describe_column(column)}" for column in spec.columns]
+    totals = {name: sum(by_split.values()) for name, by_split in facts.get("classes", {}).items()}
+    lines += [f"  class {printable(name)}: {count:,} rows" for name, count in totals.items()]
+    lines += _note_lines(facts)
+    if rows.skipped:
+        lines.append(f"{len(rows.skipped):,} rows have no target: {', '.join(row.key for row in rows.skipped[:10])}")
+    lines += [f"mind: {warning}" for warning in facts["warnings"]]
+    if not facts["warnings"] and not rows.skipped:
+        lines.append("nothing to mind")
+    return "\n".join(lines)
+
+
+def _describe_column(column: Column) -> str:
+    values = f"{len(column.categories):,} categories" if column.kind == "category" else f"around {column.center:.4g}"
+    return f"{column.kind}, {values}{', with missing values' if column.indicator else ''}"

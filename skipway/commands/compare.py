@@ -1,4 +1,4 @@
-"""Several runs beside each other: what they were told, how they did, and their curves in one picture."""
+"""Compare runs: metrics, options in which they differ, and their curves in one plot."""
 
 import math
 import os
@@ -11,114 +11,128 @@ from skipway.errors import InputError, StorageError, printable
 from skipway.report import compare_plot
 from skipway.report.run_reader import Reader, history_of, mapping
 from skipway.runs.recipe import Recipe
-from skipway.runs.resume import run_folder
-from skipway.runs.run_folder import unique_names
+from skipway.runs.run_folder import read_recipe, resolve_run_folder, unique_names
 from skipway.utils.console import duration
 
 __all__ = ["Comparison", "compare"]
 
-_NOT_TOLD = ("output", "name", "threads", "save_every", "watch")  # what makes no other network
-_FIGURES = ("val_accuracy", "test_accuracy", "val_r2", "test_r2", "val_loss")
-_WIDEST = 40
+_IGNORED = ("output", "name", "threads", "save_every", "watch")  # options that make no other network
+_METRICS = ("val_accuracy", "test_accuracy", "val_r2", "test_r2", "val_loss")
+_MAX_WIDTH = 40
+_OPEN = (None, "auto")  # values of options that a run resolves
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row of figures a run, and the fields in which their recipes differ, as they were told or decided."""
+    """A row of metrics per run, and the options in which their recipes differ, as set or as resolved."""
 
     names: list[str]
-    figures: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
     differences: dict[str, list[Any]]
     plot: Path
 
     def __str__(self) -> str:
-        columns = list(dict.fromkeys(key for row in self.figures for key in row))
-        rows = [["run", *(c.replace("_", " ") for c in columns)]]
-        rows += [[n, *(_shown(r.get(c), c) for c in columns)] for n, r in zip(self.names, self.figures, strict=True)]
-        lines = _aligned(rows)
+        columns: dict[str, None] = {}  # in order, each of them once
+        for row in self.metrics:
+            columns |= dict.fromkeys(row)
+        rows = [["run", *(column.replace("_", " ") for column in columns)]]
+        for name, metrics in zip(self.names, self.metrics, strict=True):
+            rows.append([name, *(_metric_cell(metrics.get(column), column) for column in columns)])
+        lines = [*_aligned(rows), ""]
         if self.differences:
-            told = [["told", *self.names], *([f, *map(_cell, values)] for f, values in self.differences.items())]
-            lines += ["", *_aligned(told)]
+            options = [["told", *self.names]]
+            options += [[name, *map(_cell, values)] for name, values in self.differences.items()]
+            lines += _aligned(options)
         else:
-            lines += ["", "they were told the same"]
+            lines.append("they were told the same")
         return "\n".join([*lines, "", f"drawn: {printable(self.plot)}"])
 
 
 def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] = "compare.png") -> Comparison:
-    """Recipes' differences, metrics and curves of two or more run folders; the curves are drawn into `output`.
+    """Compare the recipes, metrics and curves of two or more run folders; the curves are drawn into `output`.
 
     Raises:
         InputError: fewer than two runs were given, or one of them is no run folder. StorageError: the disk.
     """
     if len(runs) < 2:
         raise InputError("compare takes two or more run folders; give another one")
-    folders = [run_folder(Path(run)) for run in runs]
+    folders = [resolve_run_folder(Path(run)) for run in runs]
     names = unique_names(folders)
-    histories = {name: _history(folder) for name, folder in zip(names, folders, strict=True)}
+    histories = [_history(folder) for folder in folders]
+    metrics = [_metrics(folder, history) for folder, history in zip(folders, histories, strict=True)]
+    differences = _differences(folders)
     target = Path(output)
     try:
-        compare_plot.comparison(histories, target)
+        compare_plot.plot_run_comparison(dict(zip(names, histories, strict=True)), target)
     except OSError as error:
         raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
-    return Comparison(
-        names, [_figures(f, histories[n]) for n, f in zip(names, folders, strict=True)], _differences(folders), target
-    )
+    return Comparison(names=names, metrics=metrics, differences=differences, plot=target)
 
 
 def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
-    """The fields in which runs differ, with what each has: as told, or as decided where it was left open.
+    """Return the options in which runs differ, with the value of each run: as set, or as resolved if left open.
 
-    What is still open in a run that has not ended differs from nothing.
+    An option that is still open in a run that has not ended differs from nothing.
     """
-    told = [Recipe.of(Recipe.read(folder / "config.yaml")).as_dict() for folder in folders]
-    decided = [mapping(Reader(folder).json("metrics.json").get("resolved")) for folder in folders]
-    found = {}
-    for name in (name for name in Recipe.names() if name not in _NOT_TOLD):
-        settles = any(name in one for one in decided)
+    recipes = [read_recipe(folder).as_dict() for folder in folders]
+    resolved = [mapping(Reader(folder).json("metrics.json").get("resolved")) for folder in folders]
+    differences = {}
+    for name in (name for name in Recipe.names() if name not in _IGNORED):
         values = [
-            d.get(name, t[name]) if t[name] in (None, "auto") else t[name] for t, d in zip(told, decided, strict=True)
+            settings.get(name, recipe[name]) if recipe[name] in _OPEN else recipe[name]
+            for recipe, settings in zip(recipes, resolved, strict=True)
         ]
-        if len({str(v) for v in values if not settles or v not in (None, "auto")}) > 1:
-            found[name] = values
-    return found
+        is_resolved = any(name in settings for settings in resolved)
+        compared = {str(value) for value in values if not is_resolved or value not in _OPEN}
+        if len(compared) > 1:
+            differences[name] = values
+    return differences
 
 
-def _figures(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
+def _metrics(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Return the row of a run: its network, parameters and metrics, how long it took and how it ended."""
     metrics = Reader(folder).json("metrics.json")
-    told = Recipe.of(Recipe.read(folder / "config.yaml")).model
-    found: dict[str, Any] = {"network": mapping(metrics.get("resolved")).get("model", told)}
-    found |= {key: metrics.get(key) for key in ("parameters", *_FIGURES) if metrics.get(key) is not None}
-    if not metrics and history:  # it has not ended yet: what its best epoch says
-        best = max(history, key=lambda row: row.get("val_accuracy", row.get("val_r2", -row.get("val_loss", math.inf))))
-        found |= {key: best[key] for key in _FIGURES if key in best}
-    seconds = [row.get("seconds", math.nan) for row in history]
+    model = read_recipe(folder).model
+    row: dict[str, Any] = {"network": mapping(metrics.get("resolved")).get("model", model)}
+    row |= {key: metrics.get(key) for key in ("parameters", *_METRICS) if metrics.get(key) is not None}
+    if not metrics and history:  # it has not ended yet
+        best = max(history, key=_goodness)
+        row |= {key: best[key] for key in _METRICS if key in best}
+    seconds = [epoch.get("seconds", math.nan) for epoch in history]
     return {
-        **found,
+        **row,
         "epochs": len(history),
         "seconds": sum(value for value in seconds if math.isfinite(value)),
         "status": metrics.get("status", "not finished"),
     }
 
 
+def _goodness(epoch: dict[str, float]) -> float:
+    """Return the validated metric of an epoch that is the higher the better."""
+    return epoch.get("val_accuracy", epoch.get("val_r2", -epoch.get("val_loss", math.inf)))
+
+
 def _history(folder: Path) -> list[dict[str, float]]:
-    """The rows of results.csv as numbers, without those that were torn."""
+    """Return the rows of results.csv as numbers, without those that were torn."""
     rows = history_of(Reader(folder).table("results.csv"))
     return [row for row in rows if len(row) == max(map(len, rows))]
 
 
-def _shown(value: Any, column: str) -> str:
+def _metric_cell(value: Any, column: str) -> str:
     if value is None:
         return "-"
     if column == "seconds":
         return duration(value)
     if "accuracy" in column and isinstance(value, float):
         return f"{value:.2%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else _cell(value)
+    return f"{value:,}" if isinstance(value, int) else _cell(value)
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else printable("-" if value is None else str(value))
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "-" if value is None else printable(str(value))
+    return text if len(text) <= _MAX_WIDTH else f"{text[: _MAX_WIDTH - 1]}…"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

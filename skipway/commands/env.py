@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from skipway.kernels.dispatch import kernel_status
-from skipway.runs.run_folder import processor
+from skipway.runs.environment import processor
 from skipway.training.trainer import has_bf16
 from skipway.utils.devices import available_threads
 
@@ -18,7 +18,7 @@ EXTRAS = {"parquet": "pyarrow", "export": "onnxruntime", "openvino": "openvino"}
 
 
 def environment_table() -> str:
-    """Versions, processor, precision and extras, a line each."""
+    """Return versions, processor, threads, precision and extras, a line each."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = available_threads()

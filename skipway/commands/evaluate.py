@@ -7,25 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
-from skipway.commands.inference_engine import quickened
-from skipway.commands.predict_table import evaluate_table
+from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.write_predictions import Evaluation, RegressionEvaluation
-from skipway.data.images.decoded_cache import DecodeSettings, decode_images
+from skipway.data.image_spec import Spec
+from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
+from skipway.data.sources.base import Source
 from skipway.data.sources.choose_source import open_source
+from skipway.data.tables.dataset import encode_labeled, open_table_source
+from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.prediction import average_views
-from skipway.training.losses import Classification
+from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
 __all__ = ["evaluate"]
 
-_BATCH = 128
+_BATCH_SIZE = 128
+_TABLE_BATCH_SIZE = 4096
 
 
 def evaluate(
@@ -47,38 +51,21 @@ def evaluate(
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
-        return evaluate_table(network, os.fspath(data), split)
+        return _evaluate_table(network, os.fspath(data), split)
     spec = network.require_image_spec()
     source = open_source(os.fspath(data))
-    there = [s for s in ("test", "val", "train") if source.count(s)]
-    if split is not None and split not in there:
-        raise InputError(f"{printable(data)} has no {printable(split)} split; it has {', '.join(reversed(there))}")
-    chosen = split or there[0]
-    unknown = [n for n in source.class_names if n not in spec.class_names]
-    if unknown:
-        raise InputError(
-            f"{printable(data)} has classes that the network does not know: {', '.join(map(printable, unknown[:5]))}; "
-            f"it knows {', '.join(map(printable, spec.class_names[:8]))}"
-        )
-    index = np.array([spec.class_names.index(n) for n in source.class_names])
-    source = replace(
-        source,
-        keys={chosen: source.keys[chosen]},
-        labels={chosen: index[source.labels[chosen]]},
-        class_names=spec.class_names,
-    )
-    packing = DecodeSettings(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
-    packed = decode_images(source, packing, 1.0, console, stop, need_every_class=False)
+    split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
+    packed = _packed_split(source, spec, data, split, console=console, stop=stop)
     rows = np.arange(len(packed.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    feed = ImageBatches(packed, rows, _BATCH, (spec.mean, spec.std))
+    batches = ImageBatches(packed, rows, _BATCH_SIZE, mean=spec.mean, std=spec.std)
 
     def poll() -> None:
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    network = quickened(
+    network = with_fastest_engine(
         network,
         engine,
         precision,
@@ -87,14 +74,75 @@ def evaluate(
         console=console,
         stop=stop,
     )
-    judging, device = average_views(network, spec) if tta else network, next(network.parameters()).device
-    scores: ClassScores = score(judging, feed, Classification(), nullcontext, device, poll)
+    model, device = (
+        average_views(network, network.require_image_spec()) if tta else network,
+        next(network.parameters()).device,
+    )
+    scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
     return Evaluation(
-        chosen,
-        len(rows),
-        scores.accuracy,
-        scores.loss,
-        per_class(scores, spec.class_names),
-        len(packed.skipped),
-        compute_metrics(scores),
+        split=split,
+        count=len(rows),
+        accuracy=scores.accuracy,
+        loss=scores.loss,
+        classes=per_class(scores, spec.class_names),
+        skipped=len(packed.skipped),
+        metrics=compute_metrics(scores),
+    )
+
+
+def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
+    """Return `split`, or the first of the available ones if it is None."""
+    if split is not None and split not in available:
+        raise InputError(f"{printable(data)} has no {printable(split)} split; it has {', '.join(reversed(available))}")
+    return split or available[0]
+
+
+def _packed_split(
+    source: Source, spec: Spec, data: object, split: str, *, console: Console, stop: StopFlag
+) -> DecodedImages:
+    """Return the decoded images of one split, as the network takes them and labeled by its classes."""
+    unknown = [name for name in source.class_names if name not in spec.class_names]
+    if unknown:
+        raise InputError(
+            f"{printable(data)} has classes that the network does not know: {', '.join(map(printable, unknown[:5]))}; "
+            f"it knows {', '.join(map(printable, spec.class_names[:8]))}"
+        )
+    class_of = np.array([spec.class_names.index(name) for name in source.class_names])
+    source = replace(
+        source,
+        keys={split: source.keys[split]},
+        labels={split: class_of[source.labels[split]]},
+        class_names=spec.class_names,
+    )
+    packing = DecodeSettings(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
+    return decode_images(source, packing, 1.0, console=console, stop=stop, need_every_class=False)
+
+
+def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
+    """Return the metrics of `network` on a split of a table: test if there is one, else val, else all rows."""
+    spec = network.require_table_spec()
+    tables = open_table_source(data, spec.target)
+    if tables is None:
+        raise InputError(
+            f"{printable(data)} is no table, but the network was trained on one; give a .csv or .parquet file"
+        )
+    split = _chosen_split(data, split, [name for name in ("test", "val", "train") if name in tables.splits])
+    x, y, skipped = encode_labeled(tables.splits[split], spec)
+    task: Task = Classification(samples="rows")
+    if spec.task == "regression":
+        task = Regression(spec.target_mean, spec.target_std)
+    batches = RowBatches(x, y, np.arange(len(y)), _TABLE_BATCH_SIZE)
+    scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)
+    metrics = compute_metrics(scores)
+    if spec.task == "regression":
+        return RegressionEvaluation(split=split, count=len(y), skipped=skipped, **metrics)
+    return Evaluation(
+        split=split,
+        count=len(y),
+        accuracy=metrics["accuracy"],
+        loss=metrics["loss"],
+        classes=per_class(scores, spec.class_names),
+        skipped=skipped,
+        metrics=metrics,
+        noun="rows",
     )

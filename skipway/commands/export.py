@@ -1,10 +1,9 @@
-"""A run's network written for use elsewhere: ONNX, a program of torch, or another library's own files."""
+"""Export the network of a run: to ONNX, to a program of torch, or to files of timm or torchvision."""
 
 import csv
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,25 @@ from skipway.export.export_model import Exported, onnx, program
 from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.runs.recipe import Recipe
 from skipway.runs.resume import find_data
+from skipway.runs.run_folder import read_recipe
 from skipway.utils.atomic_files import make_folder, write_file
 from skipway.weights.convert import release
 
-__all__ = ["FORMATS", "Written", "export_run"]
+__all__ = ["FORMATS", "ExportedFiles", "export_run"]
 
 FORMATS = ("onnx", "pt2", "timm", "torchvision")
-_CHECKED = 16  # of the run's own pictures
+_NUM_CHECKED = 16  # of the run's own images
 _TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("densenet121", "densenet161", "densenet169", "densenet201"),
 )
 _STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}  # with other layers
-_UNTOLD = ("name", "num_classes", "drop_path", "dropout", "drop_mode")  # said elsewhere, or of training alone
-# What the functions of a library can be told of each kind of network, and in which words.
-_WORDS: dict[str, dict[str, dict[str, str]]] = {
+# Fields of a plan that are not arguments of a library's function: written elsewhere, or for training alone.
+_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode")
+# Arguments of a library's functions for each kind of network, by the plan's fields.
+_ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
         "resnet": {"layers": "layers", "widths": "channels", "in_chans": "in_chans"},
         "preact": {"layers": "layers", "in_chans": "in_chans"},
@@ -46,18 +46,24 @@ _WORDS: dict[str, dict[str, dict[str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Written:
-    """What `export_run` wrote: files, and how far their outputs are from torch's where that was measured."""
+class ExportedFiles:
+    """Files that `export_run` wrote; prints them.
+
+    Attributes:
+        paths: the files.
+        check: the largest difference of their outputs from torch's, if it was measured.
+        num_images: images of the run that it was measured on; 0 for made-up inputs.
+    """
 
     paths: list[Path]
     check: Exported | None = None
-    pictures: int = 0
+    num_images: int = 0
 
     def __str__(self) -> str:
         lines = [f"written: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
         if self.check is not None:
-            on = f"{self.pictures} pictures of the run" if self.pictures else "made-up inputs"
-            lines.append(f"checked on {on}: outputs differ from torch's by {self.check.difference:.2g} at most")
+            inputs = f"{self.num_images} pictures of the run" if self.num_images else "made-up inputs"
+            lines.append(f"checked on {inputs}: outputs differ from torch's by {self.check.difference:.2g} at most")
         return "\n".join(lines)
 
 
@@ -67,15 +73,15 @@ def export_run(
     output: str | os.PathLike[str] | None = None,
     *,
     raw: bool = False,
-) -> Written:
+) -> ExportedFiles:
     """Write the network of a run or of a file of skipway for use elsewhere.
 
     Args:
         run: a run folder or a .safetensors file of skipway.
         to: "onnx" (see `skipway.export.onnx`), "pt2" (`skipway.export.program`), both checked on the run's own
-            pictures where they are at hand; or "timm" or "torchvision": a folder with weights under that library's
+            images if they are at hand; or "timm" or "torchvision": a folder with weights under that library's
             names and a config.json, which timm opens as `timm.create_model("local-dir:FOLDER")`.
-        output: the file, or the folder for a library; default: in the run's folder `export`, or beside the file.
+        output: the file, or the folder for a library; default: in the run's folder `export`, or next to the file.
         raw: the network alone, without how inputs are prepared; for "onnx" and "pt2".
 
     Raises:
@@ -84,38 +90,37 @@ def export_run(
     """
     if to not in FORMATS:
         raise InputError(f"nothing is exported to {to!r}{did_you_mean(to, FORMATS)}; there are {', '.join(FORMATS)}")
-    given, network = Path(run), load(run)
-    home = given / "export" if given.is_dir() else given.parent
-    stem = network.plan["name"]
+    source, network = Path(run), load(run)
+    parent = source / "export" if source.is_dir() else source.parent
     if to in ("timm", "torchvision"):
         if raw:
             raise InputError(f"--raw is for onnx and pt2; weights for {to} are always those of the network alone")
-        return _released(network, to, Path(output) if output is not None else home / to)
-    target = Path(output) if output is not None else home / f"{stem}.{to}"
-    pictures = [] if isinstance(network.spec, TableSpec) else list(_pictures(given))
+        return _export_to_library(network, to, Path(output) if output is not None else parent / to)
+    target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
+    images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program
-    check = write(network, target, raw=raw, check=pictures or None)
-    return Written([check.path], check, len(pictures))
+    check = write(network, target, raw=raw, check=images or None)
+    return ExportedFiles([check.path], check, len(images))
 
 
-def _pictures(run: Path) -> Iterator[Path]:
-    """Up to sixteen validation pictures of a run as files: the originals where they are, else those of its report."""
+def _images_of_run(run: Path) -> list[Path]:
+    """Return up to sixteen validation images of a run as files: the originals if they exist, else the worst ones."""
     if not (run / "config.yaml").is_file():
-        return
-    data = find_data(Recipe.of(Recipe.read(run / "config.yaml")).data, run)
-    found: list[Path] = []
+        return []
+    data = find_data(read_recipe(run).data, run)
+    images: list[Path] = []
     try:
         with open(run / "splits.csv", encoding="utf-8", newline="") as file:
-            held = [Path(data or "") / row["file"] for row in csv.DictReader(file) if row["split"] == "val"]
-        found = [path for path in held[:: max(1, len(held) // _CHECKED)] if path.is_file()]
+            files = [Path(data or "") / row["file"] for row in csv.DictReader(file) if row["split"] == "val"]
+        images = [path for path in files[:: max(1, len(files) // _NUM_CHECKED)] if path.is_file()]
     except (OSError, KeyError, ValueError, csv.Error):
         pass
-    yield from (found or sorted((run / "plots" / "worst").glob("*.png")))[:_CHECKED]
+    return (images or sorted((run / "plots" / "worst").glob("*.png")))[:_NUM_CHECKED]
 
 
-def _released(network: Network, library: str, folder: Path) -> Written:
-    """A folder that the library's users know what to do with."""
+def _export_to_library(network: Network, library: str, folder: Path) -> ExportedFiles:
+    """Write a folder that the library's users know how to open."""
     spec = network.spec
     if not isinstance(spec, Spec):
         raise InputError(f"{library} has networks of pictures alone; export this one to onnx")
@@ -125,30 +130,31 @@ def _released(network: Network, library: str, folder: Path) -> Written:
     paths = [folder / "model.safetensors", folder / "config.json"]
     write_file(paths[0], safetensors.torch.save(state, {"format": "pt"}))
     write_file(paths[1], json.dumps(config, indent=2).encode())
-    return Written(paths)
+    return ExportedFiles(paths)
 
 
-def _told(network: Network, library: str) -> tuple[str, dict[str, Any]]:
-    """(a name that `library` has, what has to be told beside it), in the library's own words."""
+def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, Any]]:
+    """Return (a name that `library` has, the arguments that differ from its defaults), in the library's own words."""
     plan = network.plan
     name = _STAND_INS.get(plan["name"], re.sub(r"^xresnet(\d+)$", r"resnet\1d", plan["name"]))
     if library == "torchvision" and name not in _TORCHVISION:
         raise InputError(f"torchvision has no network called {name}; export it to onnx or timm")
     usual = registry.plan_of(name)
-    words = _WORDS[library].get("preact" if str(plan.get("block")).startswith("preact") else plan["family"], {})
-    told = {k: v for k, v in plan.items() if k in usual and k not in _UNTOLD and v != usual[k]}
-    if strange := sorted(told.keys() - words.keys()):
-        raise InputError(f"{library}'s {name} cannot be told other {', '.join(strange)}; export it to onnx")
-    return name, {words[key]: value for key, value in told.items()}
+    kind = "preact" if str(plan.get("block")).startswith("preact") else plan["family"]
+    words = _ARGUMENTS[library].get(kind, {})
+    unusual = {k: v for k, v in plan.items() if k in usual and k not in _NOT_ARGUMENTS and v != usual[k]}
+    if unknown := sorted(unusual.keys() - words.keys()):
+        raise InputError(f"{library}'s {name} cannot be told other {', '.join(unknown)}; export it to onnx")
+    return name, {words[key]: value for key, value in unusual.items()}
 
 
 def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
-    """config.json as timm keeps it on the Hub."""
-    name, told = _told(network, "timm")
+    """Return the values of a config.json as timm has them on the Hub."""
+    name, arguments = _name_and_arguments(network, "timm")
     return {
         "architecture": name,
         "num_classes": spec.num_classes,
-        "model_args": told,
+        "model_args": arguments,
         "label_names": list(spec.class_names),
         "pretrained_cfg": {
             "input_size": [spec.channels, spec.size, spec.size],
@@ -163,8 +169,8 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
 
 
 def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
-    """How torchvision makes the network, and how it is given pictures."""
-    name, _ = _told(network, "torchvision")
+    """Return the call that makes the network in torchvision, and how its images are prepared."""
+    name, _ = _name_and_arguments(network, "torchvision")
     return {
         "model": name,
         "arguments": {"num_classes": spec.num_classes},

@@ -1,4 +1,4 @@
-"""find_lr: the learning-rate range test on DATA, without a run."""
+"""Find a learning rate for a network on DATA by a range test, without a run."""
 
 import os
 from collections.abc import Callable
@@ -53,20 +53,26 @@ def find_lr(
             raise Interrupted(f"stopped by {stop.name} before the range test was over; start again")
 
     with preserve_global_state():
-        datamodule = open_datamodule(recipe, new=True, epochs_told=True, transform=transform)
-        table = datamodule.noun == "rows"
-        set_threads(recipe.threads, table=table, say=console.print)
+        datamodule = open_datamodule(recipe, new=True, epochs_given=True, transform=transform)
+        is_table = datamodule.noun == "rows"
+        set_threads(recipe.threads, table=is_table, say=console.print)
         datamodule.prepare(console, stop)
         torch.manual_seed(recipe.seed)
-        network, fine = datamodule.network(console)
-        batch_size = datamodule.usual_batch()
+        network, pretrained = datamodule.network(console)
+        batch_size = datamodule.default_batch_size()
         settings = settings_for(
-            recipe, network.plan, batch_size, fine=fine, counts=datamodule.class_counts(), table=table
+            recipe,
+            network.plan,
+            batch_size,
+            pretrained=pretrained,
+            class_counts=datamodule.class_counts(),
+            is_table=is_table,
         )
         datamodule.setup(network, batch_size, settings.device, None)
-        feed = datamodule.feed("train", train=True)
-        datamodule.fit_first_layer(network, feed)
-        found = range_test(Trainer(network, settings, datamodule.name_of, datamodule.task(settings)), feed, poll=poll)
+        batches = datamodule.batches("train", train=True)
+        datamodule.fit_first_layer(network, batches)
+        trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
+        result = range_test(trainer, batches, poll=poll)
     if output is not None:
-        learning_curves.range_test(found.as_dict(), Path(output))
-    return found
+        learning_curves.plot_lr_range_test(result.as_dict(), Path(output))
+    return result

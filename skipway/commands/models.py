@@ -12,7 +12,11 @@ __all__ = ["model_table"]
 
 
 def model_table(pattern: str = "*") -> Iterator[str]:
-    """A line for each registered name: its parameters, and what it is made of; given as soon as it is counted."""
+    """Return an iterator of a line for each registered name: its parameters, and what it is made of.
+
+    Raises:
+        InputError: no name matches the pattern.
+    """
     names = list_models(pattern)
     if not names:
         raise InputError(f"no network's name matches {printable(pattern)!r}; `skipway models` lists all names")
@@ -21,14 +25,14 @@ def model_table(pattern: str = "*") -> Iterator[str]:
 
 def _line(name: str, width: int) -> str:
     plan = registry.plan_of(name)
-    return f"{name:<{width}}  {registry.count_parameters(plan):>11,} parameters  {_shape(plan)}"
+    return f"{name:<{width}}  {registry.count_parameters(plan):>11,} parameters  {_describe(plan)}"
 
 
-def _shape(plan: dict[str, Any]) -> str:
-    """What tells a network from the others: family or block, layers, stem, whatever else is not usual, classes."""
+def _describe(plan: dict[str, Any]) -> str:
+    """Return what distinguishes a network: family or block, layers, stem, whatever else is not usual, classes."""
     usual = registry.FAMILIES[plan["family"]].plan().as_dict()
-    told = ("block", "layers", "stem", "num_classes")
-    unusual = [f"{k} {join_sizes(plan[k])}" for k in usual if k not in told and plan[k] != usual[k]]
+    in_any_line = ("block", "layers", "stem", "num_classes")
+    unusual = [f"{k} {join_sizes(plan[k])}" for k in usual if k not in in_any_line and plan[k] != usual[k]]
     kind = f"{plan.get('block', plan['family'])} {join_sizes(plan['layers'])}"
     stem = [f"{plan['stem']} stem"] if "stem" in plan else []
     return ", ".join([kind, *stem, *unusual, f"{plan['num_classes']} classes"])

@@ -1,27 +1,29 @@
 """Predict classes or numbers for images and for rows of tables."""
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skipway.commands.inference_engine import quickened
-from skipway.commands.predict_table import predict_tables
+from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.write_predictions import Prediction
 from skipway.data.image_spec import Spec
 from skipway.data.sources.image_folder import picture_files
+from skipway.data.sources.read_table import Table
+from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.prediction import prepare_image
+from skipway.models.prediction import as_table, prepare_image
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
 __all__ = ["predict"]
 
-_BATCH = 64
+_BATCH_SIZE = 64
 
 
 def predict(
@@ -52,14 +54,12 @@ def predict(
         raise InputError(f"top must be at least 1, not {top}")
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
-        return predict_tables(network, sources, top, console)
-    spec = network.require_image_spec()
-    if isinstance(sources, str | os.PathLike | np.ndarray):
-        sources = [sources]
-    inputs = [path for source in sources for path in _expanded(source)]
+        return _predict_tables(network, sources, top, console)
+    network.require_image_spec()
+    inputs = _images(sources)
     if not inputs:
         raise InputError("predict needs at least one picture or a folder that holds some")
-    network = quickened(
+    network = with_fastest_engine(
         network,
         engine,
         precision,
@@ -68,40 +68,94 @@ def predict(
         console=console,
         stop=stop,
     )
-    rows: list[Prediction] = []
+    predictions: list[Prediction] = []
     bar = console.bar("predicting", len(inputs))
-    for begin in range(0, len(inputs), _BATCH):
+    for start in range(0, len(inputs), _BATCH_SIZE):
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} after {begin:,} of {len(inputs):,} pictures")
-        chunk = inputs[begin : begin + _BATCH]
-        prepared = [_prepared(item, spec) for item in chunk]
-        usable = [p for p in prepared if isinstance(p, np.ndarray)]
-        probabilities = iter(network.probabilities(usable, tta) if usable else ())
-        for item, outcome in zip(chunk, prepared, strict=True):
-            name = "array" if isinstance(item, np.ndarray) else str(item)
-            if isinstance(outcome, InputError):
-                rows.append(Prediction(name, (), printable(outcome)))
-                continue
-            shares = next(probabilities)
-            order = np.argsort(-shares, kind="stable")[:top]
-            rows.append(Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order)))
-        bar.at(len(rows))
+            raise Interrupted(f"stopped by {stop.name} after {start:,} of {len(inputs):,} pictures")
+        predictions += _predict_batch(network, inputs[start : start + _BATCH_SIZE], top, tta)
+        bar.at(len(predictions))
     bar.done()
-    return rows
+    return predictions
 
 
-def _expanded(source: Any) -> list[Any]:
-    if isinstance(source, np.ndarray):
-        return [source]
-    path = Path(source)
-    return (picture_files(path) or [path]) if path.is_dir() else [path]
+def _images(sources: Any) -> list[Any]:
+    """Return the arrays and files that `sources` are or hold, in order."""
+    if isinstance(sources, str | os.PathLike | np.ndarray):
+        sources = [sources]
+    inputs: list[Any] = []
+    for source in sources:
+        if isinstance(source, np.ndarray):
+            inputs.append(source)
+            continue
+        path = Path(source)
+        files = picture_files(path) if path.is_dir() else []
+        inputs += files or [path]
+    return inputs
 
 
-def _prepared(item: Any, spec: Spec) -> np.ndarray | InputError:
-    """The pixels of one input, or why there are none."""
+def _predict_batch(network: Network, inputs: list[Any], top: int, tta: bool) -> Iterator[Prediction]:
+    """Yield the predictions for a batch of images, in order."""
+    spec = network.require_image_spec()
+    prepared = [_prepared(image, spec) for image in inputs]
+    usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
+    probabilities = iter(network.probabilities(usable, tta) if usable else ())
+    for image, pixels in zip(inputs, prepared, strict=True):
+        name = "array" if isinstance(image, np.ndarray) else str(image)
+        if isinstance(pixels, InputError):
+            yield Prediction(name, (), printable(pixels))
+            continue
+        shares = next(probabilities)
+        order = np.argsort(-shares, kind="stable")[:top]
+        yield Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order))
+
+
+def _prepared(image: Any, spec: Spec) -> np.ndarray | InputError:
+    """Return the pixels of one input, or why there are none."""
     try:
-        if not isinstance(item, np.ndarray) and item.is_dir():
-            raise InputError(f"{printable(item)} holds no picture; give pictures, or a folder that has some")
-        return prepare_image(item, spec)
+        if not isinstance(image, np.ndarray) and image.is_dir():
+            raise InputError(f"{printable(image)} holds no picture; give pictures, or a folder that has some")
+        return prepare_image(image, spec)
     except InputError as error:
         return error
+
+
+def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
+    """Return one Prediction per row of the tables, in order; a row with a cell that cannot be used names the cell.
+
+    The target is not needed; columns are found by name, and further ones are passed over.
+    """
+    if isinstance(sources, str | os.PathLike) or hasattr(sources, "columns") or not isinstance(sources, Iterable):
+        sources = [sources]
+    predictions: list[Prediction] = []
+    for source in sources:
+        predictions += _predict_rows(network, as_table(source), top, console)
+    if not predictions:
+        raise InputError("predict needs at least one table with rows: a .csv, .tsv or .parquet file, or a DataFrame")
+    return predictions
+
+
+def _predict_rows(network: Network, table: Table, top: int, console: Console) -> Iterator[Prediction]:
+    """Yield the predictions for the rows of one table; print what is odd about its values."""
+    spec = network.require_table_spec()
+    encoded = spec.encode(table)
+    remarks = [
+        f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in encoded.unseen.items()
+    ]
+    remarks += [f"{n:,} values of {printable(c)!r} are missing" for c, n in encoded.missing.items()]
+    for line in [*table.notes, *remarks]:
+        console.print(f"{printable(table.name)}: {line}")
+    problems: dict[int, Problem] = {}
+    for problem in sorted(encoded.problems, key=lambda problem: problem.row):
+        problems.setdefault(problem.row, problem)
+    outputs = network.row_outputs(encoded.x)
+    order = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
+    for i, output in enumerate(outputs):
+        if i in problems:
+            reason = f"column {printable(problems[i].column)!r}: {problems[i].why}"
+            yield Prediction(table.row_name(i), (), reason, noun="row")
+        elif spec.class_names:
+            classes = tuple((spec.class_names[k], float(output[k])) for k in order[i])
+            yield Prediction(table.row_name(i), classes, noun="row")
+        else:
+            yield Prediction(table.row_name(i), (), value=float(f"{output[0]:.7g}"), noun="row")

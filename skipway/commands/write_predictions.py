@@ -1,16 +1,16 @@
-"""What predict and evaluate give: one Prediction for each input, figures for a set, and both as tables."""
+"""The results of predict and evaluate: one Prediction for each input, metrics of a set, and both as tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from skipway.errors import printable
-from skipway.runs.run_folder import write_table
+from skipway.runs.run_tables import write_table
 
 __all__ = ["Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
 
-_SAID = ("accuracy", "loss")
+_IN_FIRST_LINE = ("accuracy", "loss")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     reason: str = ""
     value: float | None = None
-    noun: str = "picture"
+    noun: Literal["picture", "row"] = "picture"
 
     @property
     def usable(self) -> bool:
@@ -29,13 +29,19 @@ class Prediction:
         return bool(self.top) or self.value is not None
 
     def __str__(self) -> str:
-        said = f"{self.value:.6g}" if self.value is not None else ", ".join(f"{n} {share:.1%}" for n, share in self.top)
-        return printable(f"{self.source}: {said if self.usable else f'error: {self.reason}'}")
+        return printable(f"{self.source}: {self._answer()}")
+
+    def _answer(self) -> str:
+        if self.value is not None:
+            return f"{self.value:.6g}"
+        if self.top:
+            return ", ".join(f"{name} {share:.1%}" for name, share in self.top)
+        return f"error: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network did on one split: figures, and a row per class; prints as a table."""
+    """Metrics of a network on one split, and a row per class; prints as a table."""
 
     split: str
     count: int
@@ -43,33 +49,35 @@ class Evaluation:
     loss: float
     classes: list[dict[str, Any]]
     skipped: int
-    figures: dict[str, float] = field(default_factory=dict)
-    noun: str = "pictures"
+    metrics: dict[str, float] = field(default_factory=dict)
+    noun: Literal["pictures", "rows"] = "pictures"
 
     def __str__(self) -> str:
+        unreadable = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
+        total = f"{self.count:,} {self.noun}{unreadable}"
+        lines = [f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {total}"]
+        others = {name: value for name, value in self.metrics.items() if name not in _IN_FIRST_LINE}
+        if others:
+            lines.append(", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()))
+        return "\n".join([*lines, *self._class_lines()])
+
+    def _class_lines(self) -> list[str]:
+        """Return the rows of the classes, with aligned columns."""
         rows: list[tuple[str, ...]] = [("class", self.noun, "precision", "recall", "f1")]
-        rows += [
-            (printable(r["class"]), f"{r['count']:,}", *(f"{r[k]:.3f}" for k in ("precision", "recall", "f1")))
-            for r in self.classes
-        ]
-        widths = [max(len(r[i]) for r in rows) for i in range(5)]
-        others = [f"{name.replace('_', ' ')} {v:.4f}" for name, v in self.figures.items() if name not in _SAID]
-        left = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
-        return "\n".join(
-            [
-                f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {self.count:,} {self.noun}{left}",
-                *([", ".join(others)] if others else []),
-                *(
-                    "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
-                    for r in rows
-                ),
-            ]
-        )
+        for row in self.classes:
+            numbers = (f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
+            rows.append((printable(row["class"]), f"{row['count']:,}", *numbers))
+        first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for name, *cells in rows:
+            aligned = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+            lines.append("  ".join([name.ljust(first), *aligned]))
+        return lines
 
 
 @dataclass(frozen=True)
 class RegressionEvaluation:
-    """How a network that predicts a number did on one split; prints as a line."""
+    """Metrics of a network that predicts a number on one split; prints as a line."""
 
     split: str
     count: int
@@ -80,38 +88,36 @@ class RegressionEvaluation:
     skipped: int
 
     def __str__(self) -> str:
-        left = f" ({self.skipped:,} without a target left out)" if self.skipped else ""
+        unlabeled = f" ({self.skipped:,} without a target left out)" if self.skipped else ""
         return (
             f"{self.split}: R2 {self.r2:.4f}, mean absolute error {self.mae:.6g}, root mean squared error "
-            f"{self.rmse:.6g} on {self.count:,} rows{left}"
+            f"{self.rmse:.6g} on {self.count:,} rows{unlabeled}"
         )
 
 
-def write_predictions(path: Path, rows: Sequence[Prediction], top: int) -> None:
-    """The rows as CSV: file, status, label, probability, label_2, ..., reason; or predicted in place of the labels.
+def write_predictions(path: Path, predictions: Sequence[Prediction], top: int) -> None:
+    """Write predictions as CSV: file, status, label, probability, label_2, ..., reason.
 
-    Of tables the first column is called row.
+    Of numbers, `predicted` is in place of the labels. Of tables, the first column is called row.
     """
-    what = "row" if any(r.noun == "row" for r in rows) else "file"
-    if any(r.value is not None for r in rows):
-        cells = ((r.source, *(("ok", r.value) if r.usable else ("error", "")), r.reason) for r in rows)
-        write_table(path, (what, "status", "predicted", "reason"), cells)
+    key_column = "row" if any(p.noun == "row" for p in predictions) else "file"
+    if any(p.value is not None for p in predictions):
+        rows = (_cells(p, [p.value if p.usable else ""]) for p in predictions)
+        write_table(path, (key_column, "status", "predicted", "reason"), rows)
         return
-    names = ["label", "probability"] + [f"{kind}_{k}" for k in range(2, top + 1) for kind in ("label", "probability")]
-    write_table(
-        path,
-        (what, "status", *names, "reason"),
-        (
-            (
-                r.source,
-                "ok" if r.top else "error",
-                *_filled([cell for name, share in r.top for cell in (name, round(share, 6))], 2 * top),
-                r.reason,
-            )
-            for r in rows
-        ),
-    )
+    columns = ["label", "probability"]
+    for rank in range(2, top + 1):
+        columns += [f"label_{rank}", f"probability_{rank}"]
+    rows = (_cells(p, _class_cells(p, len(columns))) for p in predictions)
+    write_table(path, (key_column, "status", *columns, "reason"), rows)
 
 
-def _filled(cells: list[Any], length: int) -> list[Any]:
+def _cells(prediction: Prediction, answer: list[Any]) -> tuple[Any, ...]:
+    return (prediction.source, "ok" if prediction.usable else "error", *answer, prediction.reason)
+
+
+def _class_cells(prediction: Prediction, length: int) -> list[Any]:
+    cells: list[Any] = []
+    for name, share in prediction.top:
+        cells += [name, round(share, 6)]
     return cells + [""] * (length - len(cells))

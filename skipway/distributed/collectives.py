@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 R = TypeVar("R")
-_MEETING = timedelta(seconds=25)  # for all to come to the place where they meet
+_MEETING = timedelta(minutes=2)  # for all to come to the place where they meet
 _PATIENCE = timedelta(minutes=10)  # with a process that does not answer
 
 
@@ -63,9 +63,9 @@ def join_group(device: str) -> None:
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
     except (RuntimeError, ValueError) as error:
-        place, port, mine = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+        address, port, number = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
         raise InputError(
-            f"process {printable(mine)} cannot meet the others at {printable(place)}:{printable(port)} "
+            f"process {printable(number)} cannot meet the others at {printable(address)}:{printable(port)} "
             f"({printable(str(error).splitlines()[0])[:200]}); start with --nproc or torchrun, which choose a free port"
         ) from None
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
@@ -74,16 +74,17 @@ def join_group(device: str) -> None:
 
 def assert_same(values: dict[str, Any]) -> None:
     """Refuse to go on where the processes were told different values."""
-    everyone = all_gather(values)
-    for other, theirs in enumerate(everyone):
-        apart = [name for name, value in everyone[0].items() if theirs[name] != value]
-        if apart:
-            said = "; ".join(
-                f"{n} is {everyone[0][n]!r} in process 0 and {theirs[n]!r} in process {other}" for n in apart
+    all_values = all_gather(values)
+    for other, other_values in enumerate(all_values):
+        differing = [name for name, value in all_values[0].items() if other_values[name] != value]
+        if differing:
+            differences = "; ".join(
+                f"{n} is {all_values[0][n]!r} in process 0 and {other_values[n]!r} in process {other}"
+                for n in differing
             )
             raise InputError(
-                f"the processes of this training do not agree: {printable(said)}; start all with one command, on the "
-                "same data"
+                f"the processes of this training do not agree: {printable(differences)}; start all with one command, "
+                "on the same data"
             )
 
 
@@ -106,26 +107,26 @@ def all_gather(value: Any) -> list[Any]:
     """The value of every process, in the order of ranks."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def run_on_rank0(make: Callable[[], R]) -> R:
     """What `make` gives in the first process, for all of them; what it raises there, too."""
     if world_size() == 1:
         return make()
-    held: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            held[0] = make()
+            outcome[0] = make()
         except Exception as error:
-            held[1] = error
-    dist.broadcast_object_list(held, src=0)
-    if held[1] is not None:
-        raise held[1]
-    made: R = held[0]
-    return made
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: R = outcome[0]
+    return result
 
 
 def is_peer_lost(error: Exception) -> bool:

@@ -35,23 +35,23 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def _is_shared(tensor: Tensor) -> bool:
+def _is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """All of `tensor`, of which each process may have a part; all of them ask together."""
-    return tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full_state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors whole: one after the other in the CPU's memory, where the first process alone keeps them."""
-    found = {}
+    full_tensors = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor)
         if full is tensor or dist.get_rank() == 0:
-            found[name] = full if full is tensor else full.cpu()
-    return found
+            full_tensors[name] = full if full is tensor else full.cpu()
+    return full_tensors
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """
     tensor = tensor.to(pattern.device)
     if (
-        _is_shared(tensor)
-        or not _is_shared(pattern)
+        _is_sharded(tensor)
+        or not _is_sharded(pattern)
         or tensor.shape[:1] != pattern.shape[:1]
         or tensor.numel() != pattern.numel()
     ):

@@ -47,6 +47,8 @@ def launch(count: int, words: list[str]) -> None:
                 f"process {rank} of {count} was ended by {signal.Signals(-failure.exitcode).name}, and the others with "
                 "it; what is saved is whole: go on with --resume RUN"
             ) from None
-        ended = SkipwayError(f"process {rank} of {count} has ended with exit code {failure.exitcode}, for what it said")
-        ended.exit_code = failure.exitcode
-        raise ended from None
+        failed = SkipwayError(
+            f"process {rank} of {count} has ended with exit code {failure.exitcode}, for what it said"
+        )
+        failed.exit_code = failure.exitcode
+        raise failed from None

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skipway.errors import InputError
-from skipway.export.quantization import Observer, QuantizedTensor, quantize
+from skipway.export.quantization import Observer, QuantizationParams, QuantizedTensor, quantize
+from skipway.kernels.dispatch import run_layers
 from skipway.kernels.kernel import has_hooks
 from skipway.nn.blocks import SameConv2d, pair
 from skipway.nn.chain import Chain, is_plain_sequence
@@ -27,10 +28,10 @@ from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.shortcuts import Project
 from skipway.nn.skip import Parallel, Skip
 
-__all__ = ["Convolution", "FusedSkip", "folded", "in_turn", "numbers", "plan_codes"]
+__all__ = ["Convolution", "FusedSkip", "dequantize", "fold", "plan_quantized_outputs", "run_fused"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
 
 
 class Convolution(nn.Module):
@@ -47,30 +48,31 @@ class Convolution(nn.Module):
         assert not isinstance(conv.padding, str)
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.groups, self.relu, self.dtype = conv.groups, False, torch.float32
-        self.gives_codes = False
-        self.ranges: tuple[Observer, Observer] | None = None  # of the input and of the output, while they are watched
-        self.codes: tuple[tuple[float, int], tuple[float, int]] | None = None  # theirs, once it computes in int8
+        self.quantizes_output = False
+        # The observers of the input and of the output during calibration, and their parameters in int8.
+        self.observers: tuple[Observer, Observer] | None = None
+        self.quantization: tuple[QuantizationParams, QuantizationParams] | None = None
         self._packed: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def forward(
-        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None = None, spent: bool = False
+        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None = None, reuse: bool = False
     ) -> Tensor | QuantizedTensor:
         """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
 
-        `spent` says that nobody needs `shortcut` any more: its memory may be that of the output.
+        With `reuse` nothing else needs `shortcut`: the output may take its memory.
         """
-        if self.codes is not None and type(_values(x)) is Tensor and not _values(x).is_meta:
-            return self._in_codes(x, shortcut, spent)
-        x, shortcut = numbers(x).to(self.dtype), None if shortcut is None else numbers(shortcut).to(self.dtype)
+        if self.quantization is not None and type(_values(x)) is Tensor and not _values(x).is_meta:
+            return self._int8_forward(x, shortcut, reuse)
+        x, shortcut = dequantize(x).to(self.dtype), None if shortcut is None else dequantize(shortcut).to(self.dtype)
         assert isinstance(x, Tensor) and not isinstance(shortcut, QuantizedTensor)
-        y = self._fused(x, shortcut, spent) if _has_onednn(x) else self._plain(x, shortcut)
-        if self.ranges is not None:
-            self.ranges[0].observe(x)
-            self.ranges[1].observe(y)
+        y = self._onednn_forward(x, shortcut, reuse) if _has_onednn(x) else self._torch_forward(x, shortcut)
+        if self.observers is not None:
+            self.observers[0].observe(x)
+            self.observers[1].observe(y)
         return y
 
     def with_relu(self) -> "Convolution":
-        """Another one of the same weights, with ReLU at the end."""
+        """Return another one with the same weights, and a ReLU at the end."""
         twin = copy.copy(self)
         twin.relu = True
         return twin
@@ -82,21 +84,22 @@ class Convolution(nn.Module):
         sizes = zip(shape[-2:], reach, self.padding, self.stride, strict=True)
         return *shape[:-3], len(self.weight), *((size + 2 * p - r) // s + 1 for size, r, p, s in sizes)
 
-    def watch(self, batches: int) -> None:
-        """From now on what goes in and out in so many batches is taken notice of."""
-        self.ranges = Observer(batches), Observer(batches)
+    def start_calibration(self, batches: int) -> None:
+        """Observe inputs and outputs from now on, for this many batches."""
+        self.observers = Observer(batches), Observer(batches)
 
-    def quantise(self) -> None:
-        """From now on it computes in int8, with codes for what was seen; nothing where it was not used."""
-        if self.ranges is not None and self.ranges[0].sample:
-            self.codes = self.ranges[0].codes(), self.ranges[1].codes()
-        self.ranges = None
+    def finish_calibration(self) -> None:
+        """Compute in int8 from now on, if any input was observed."""
+        if self.observers is not None and self.observers[0].sample:
+            self.quantization = self.observers[0].choose_params(), self.observers[1].choose_params()
+        self.observers = None
 
     def extra_repr(self) -> str:
         """Its sizes, and how it computes."""
-        out, into, *kernel = self.weight.shape
-        kind = "int8" if self.codes is not None else str(self.dtype).removeprefix("torch.")
-        return f"{into * self.groups}, {out}, {'x'.join(map(str, kernel))}, {kind}{', relu' * self.relu}"
+        out_channels, in_channels, *kernel = self.weight.shape
+        kind = "int8" if self.quantization is not None else str(self.dtype).removeprefix("torch.")
+        sizes = f"{in_channels * self.groups}, {out_channels}, {'x'.join(map(str, kernel))}"
+        return f"{sizes}, {kind}{', relu' * self.relu}"
 
     def __getstate__(self) -> dict[str, Any]:  # what is packed cannot be copied, and is soon made again
         return self.__dict__ | {"_packed": None}
@@ -106,16 +109,16 @@ class Convolution(nn.Module):
         return super()._apply(fn, recurse)
 
     def _pack(self, kind: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What `make` makes of the weights, made anew where they were changed."""
-        own = self.weight, self.bias
-        if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.is_inference() for t in own):
+        """Return what `make` makes of the weights; it is called again if they have changed."""
+        tensors = self.weight, self.bias
+        if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.is_inference() for t in tensors):
             return make()  # these change in ways that cannot be seen, or have no numbers
-        state = kind, *((id(t), t._version) for t in own)
+        state = kind, *((id(t), t._version) for t in tensors)
         if self._packed is None or self._packed[0] != state:
-            self._packed = state, make(), own  # which keeps them, and so their ids
+            self._packed = state, make(), tensors  # a reference to them, so that their ids are not used again
         return self._packed[1]
 
-    def _plain(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    def _torch_forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         def cast() -> list[Tensor]:
             return [self.weight.to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
 
@@ -124,53 +127,56 @@ class Convolution(nn.Module):
         y = y if shortcut is None else y + shortcut
         return y.relu_() if self.relu else y
 
-    def _fused(self, x: Tensor, shortcut: Tensor | None, spent: bool) -> Tensor:
-        where = self.padding, self.stride, self.dilation, self.groups
+    def _onednn_forward(self, x: Tensor, shortcut: Tensor | None, reuse: bool) -> Tensor:
+        geometry = self.padding, self.stride, self.dilation, self.groups
 
-        def packed() -> list[Tensor]:
+        def reordered() -> list[Tensor]:
             weight = self.weight.to(x.dtype, memory_format=torch.channels_last)
-            return [torch.ops.mkldnn._reorder_convolution_weight(weight, *where, list(x.shape)), self.bias.to(x.dtype)]
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
+            return [packed, self.bias.to(x.dtype)]
 
-        how = *self._pack("onednn", packed), *where
+        convolution = *self._pack("onednn", reordered), *geometry
         relu = "relu" if self.relu else None
         if shortcut is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, *how, relu or "none", [], "")
-        if spent and shortcut.is_contiguous(memory_format=torch.channels_last):
-            return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *how, "add", 1.0, relu, [], "")
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *how, "add", 1.0, relu, [], "")
+            return torch.ops.mkldnn._convolution_pointwise(x, *convolution, relu or "none", [], "")
+        join: tuple[Any, ...] = ("add", 1.0, relu, [], "")
+        if reuse and shortcut.is_contiguous(memory_format=torch.channels_last):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *convolution, *join)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *convolution, *join)
 
-    def _in_codes(
-        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None, spent: bool
+    def _int8_forward(
+        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None, reuse: bool
     ) -> Tensor | QuantizedTensor:
-        assert self.codes is not None
+        assert self.quantization is not None
         _need_pictures_on_a_cpu(_values(x))
-        x = x if isinstance(x, QuantizedTensor) else quantize(x, *self.codes[0])
+        x = x if isinstance(x, QuantizedTensor) else quantize(x, self.quantization[0])
         weight, scales, zeros = self._pack("int8", partial(self._int8_weights, x))
         ops, relu = torch.ops.onednn, "relu" if self.relu else "none"
-        given = x.values, x.scale, x.zero, weight, scales, zeros
-        where = self.bias, self.stride, self.padding, self.dilation, self.groups
-        at_once = self.gives_codes and not isinstance(shortcut, Tensor)  # whose codes would have another scale
-        scale, zero, dtype = (*self.codes[1], torch.uint8) if at_once else (1.0, 0, self.dtype)
+        inputs = x.values, x.scale, x.zero_point, weight, scales, zeros
+        geometry = self.bias, self.stride, self.padding, self.dilation, self.groups
+        # The codes of a shortcut in float would have another scale: then the output is quantized afterwards.
+        fused = self.quantizes_output and not isinstance(shortcut, Tensor)
+        params, dtype = (self.quantization[1], torch.uint8) if fused else (QuantizationParams(1.0, 0), self.dtype)
         if shortcut is None:
-            y = ops.qconv2d_pointwise(*given, *where, scale, zero, dtype, relu, [], "")
-        else:  # which the op adds to in place
+            y = ops.qconv2d_pointwise(*inputs, *geometry, *params, dtype, relu, [], "")
+        else:
             other = shortcut if isinstance(shortcut, QuantizedTensor) else QuantizedTensor(shortcut, 1.0, 0)
-            values = other.values.to(dtype, copy=not spent, memory_format=torch.channels_last)
-            added = *given, values, *where, scale, zero, dtype, other.scale, other.zero
-            y = ops.qconv2d_pointwise.binary(*added, "sum", 1.0, relu, [], "")
-        if self.gives_codes:
-            return QuantizedTensor(y, scale, zero) if at_once else quantize(y, *self.codes[1])
+            values = other.values.to(dtype, copy=not reuse, memory_format=torch.channels_last)  # becomes the output
+            operands = *inputs, values, *geometry, *params, dtype, other.scale, other.zero_point
+            y = ops.qconv2d_pointwise.binary(*operands, "sum", 1.0, relu, [], "")
+        if self.quantizes_output:
+            return QuantizedTensor(y, *params) if fused else quantize(y, self.quantization[1])
         return y
 
     def _int8_weights(self, x: QuantizedTensor) -> list[Tensor]:
-        """Weights as integers, the scale of each output channel, and zeros.
+        """Return the weights as integers, the scale of each output channel, and zeros.
 
         From -64 to 64: processors without VNNI add products in pairs of 16 bits, which twice 255 * 127 would exceed.
         """
         scales = self.weight.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 64
         whole = (self.weight / scales.view(-1, 1, 1, 1)).round_().to(torch.int8)
-        where = list(self.stride), list(self.padding), list(self.dilation), self.groups, list(x.values.shape)
-        packed = torch.ops.onednn.qconv_prepack(whole, scales, x.scale, x.zero, *where)
+        geometry = list(self.stride), list(self.padding), list(self.dilation), self.groups
+        packed = torch.ops.onednn.qconv_prepack(whole, scales, x.scale, x.zero_point, *geometry, list(x.values.shape))
         return [packed, scales, torch.zeros(len(whole), dtype=torch.int64)]
 
 
@@ -185,39 +191,40 @@ class FusedSkip(NamedErrors):
         self.register_module("shortcut", shortcut)
 
     @named_errors
-    def forward(self, x: Tensor | QuantizedTensor, spent: bool = False) -> Tensor | QuantizedTensor:
-        """(B, C, H, W) -> (B, C', H', W'); `spent` says that nobody needs x any more: its memory may be used."""
+    def forward(self, x: Tensor | QuantizedTensor, reuse: bool = False) -> Tensor | QuantizedTensor:
+        """(B, C, H, W) -> (B, C', H', W'); with `reuse` nothing else needs x: the output may take its memory."""
         shortcut = x
         if self.shortcut is not None:
-            shortcut, spent = in_turn([self.shortcut], x), _makes(self.shortcut)
+            shortcut, reuse = run_fused([self.shortcut], x), _owns_output(self.shortcut)
         branch = self.body(x)
-        if not self.last.gives_codes:
-            shortcut = numbers(shortcut)
+        if not self.last.quantizes_output:
+            shortcut = dequantize(shortcut)
         if _values(shortcut).shape != (shape := self.last.output_shape(_values(branch).shape)):
-            add(torch.empty(shape, device="meta"), _values(shortcut).to("meta"))  # which says what does not fit
-        return self.last(branch, shortcut, spent and _memory(shortcut) != _memory(branch))
+            add(torch.empty(shape, device="meta"), _values(shortcut).to("meta"))  # raises the error of the join
+        return self.last(branch, shortcut, reuse and _storage_address(shortcut) != _storage_address(branch))
 
 
-def numbers(x: Any) -> Any:
-    """Codes as the numbers that they stand for; anything else as it is."""
-    return x.numbers() if isinstance(x, QuantizedTensor) else x
+def dequantize(x: Any) -> Any:
+    """Return the numbers of a QuantizedTensor, and anything else as it is."""
+    return x.dequantize() if isinstance(x, QuantizedTensor) else x
 
 
-def in_turn(layers: Sequence[nn.Module], x: Any) -> Any:
-    """What `layers` make of x one after the other; those that know nothing of codes are given numbers."""
-    before: nn.Module | None = None
-    for layer in layers:
-        if isinstance(x, QuantizedTensor) and _pools(layer):
-            x = x.pooled(cast(nn.MaxPool2d, layer))
-        elif isinstance(layer, FusedSkip):
-            x = layer(x, before is not None and _makes(before) and not _seen_into(layer))
-        else:
-            x = layer(x if _knows_codes(layer) else numbers(x))
-        before = layer
-    return x
+def run_fused(layers: Sequence[nn.Module], x: Any) -> Any:
+    """Run `layers` one after the other; those that cannot take codes get numbers."""
+    return run_layers(layers, x, _call_fused)
 
 
-def folded(root: nn.Module) -> nn.Module:
+def _call_fused(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]:
+    layer = layers[index]
+    if isinstance(x, QuantizedTensor) and _is_plain_max_pool(layer):
+        return x.max_pool(cast(nn.MaxPool2d, layer)), index + 1
+    if isinstance(layer, FusedSkip):
+        reuse = index > 0 and _owns_output(layers[index - 1]) and not _has_inner_hooks(layer)
+        return layer(x, reuse), index + 1
+    return layer(x if _accepts_codes(layer) else dequantize(x)), index + 1
+
+
+def fold(root: nn.Module) -> nn.Module:
     """A network like `root`, in evaluation mode, whose norms, ReLUs and joins are done by the layers before them.
 
     What is not a row of layers, a Skip, a Project, a Parallel or a Coupling stays as it is, for what it does with its
@@ -226,109 +233,113 @@ def folded(root: nn.Module) -> nn.Module:
     if has_hooks(root):
         return root
     if is_plain_sequence(root) or type(root) is Project:
-        layers = root.row() if isinstance(root, Project) else _row(root)
-        row = _with(root if isinstance(root, Chain) else Chain(), dict(_merged(layers)))
-        row.forward_impl = in_turn
-        return row
+        layers = root.row() if isinstance(root, Project) else _named_layers(root)
+        chain = _with_children(root if isinstance(root, Chain) else Chain(), dict(_merge_layers(layers)))
+        chain.forward_impl = run_fused
+        return chain
     if type(root) is Skip:
-        return _folded_skip(root)
+        return _fold_skip(root)
     if type(root) is Parallel:
-        return _with(root, {**root._modules, "branches": _each(root.branches)})
+        return _with_children(root, {**root._modules, "branches": _fold_children(root.branches)})
     if type(root) is nn.Conv2d and root.padding_mode == "zeros" and not isinstance(root.padding, str):
         return Convolution(root)
-    return _each(root) if isinstance(root, Reversible | Coupling) else root
+    return _fold_children(root) if isinstance(root, Reversible | Coupling) else root
 
 
-def _folded_skip(skip: Skip) -> nn.Module:
-    parts = {name: None if child is None else folded(child) for name, child in skip._modules.items()}
-    after, layers = skip.after, dict(_row(parts["body"]))
+def _fold_skip(skip: Skip) -> nn.Module:
+    parts = {name: None if child is None else fold(child) for name, child in skip._modules.items()}
+    after, layers = skip.after, dict(_named_layers(parts["body"]))
     last = layers.pop(next(reversed(layers))) if layers else None
     relu = type(after) is nn.ReLU and not has_hooks(after)
     if skip.join is not add or skip.open_shortcut is not None or not (relu or after is None):
-        return _with(skip, parts)
+        return _with_children(skip, parts)
     if not isinstance(last, Convolution) or last.relu:
-        return _with(skip, parts)
-    body = _with(Chain(), layers)
-    body.forward_impl = in_turn
+        return _with_children(skip, parts)
+    body = _with_children(Chain(), layers)
+    body.forward_impl = run_fused
     return FusedSkip(body, last.with_relu() if relu else last, parts["shortcut"])
 
 
-def _merged(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
-    """A row of layers with each norm and ReLU made part of what is before it, and what does nothing left out."""
-    held: tuple[str, nn.Module] | None = None
+def _merge_layers(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers of a sequence, with norms and ReLUs merged into the layer before, without idle ones."""
+    pending: tuple[str, nn.Module] | None = None
     for name, layer in layers:
-        if type(layer) in _NOTHING and not has_hooks(layer):
+        if type(layer) in _IDLE and not has_hooks(layer):
             continue
-        if held is not None and (together := _together(held[1], layer)) is not None:
-            held = held[0], together
+        if pending is not None and (merged := _merge_pair(pending[1], layer)) is not None:
+            pending = pending[0], merged
             continue
-        if held is not None:
-            yield held[0], folded(held[1])
-        held = name, layer
-    if held is not None:
-        yield held[0], folded(held[1])
+        if pending is not None:
+            yield pending[0], fold(pending[1])
+        pending = name, layer
+    if pending is not None:
+        yield pending[0], fold(pending[1])
 
 
-def _together(one: nn.Module, following: nn.Module) -> nn.Module | None:
-    """One layer that does what two do; None where there is none."""
-    if has_hooks(one) or has_hooks(following):
+def _merge_pair(layer: nn.Module, following: nn.Module) -> nn.Module | None:
+    """Return one layer that does what both do, or None."""
+    if has_hooks(layer) or has_hooks(following):
         return None
     if type(following) is nn.BatchNorm2d and following.running_mean is not None:
-        return fuse_conv_bn_eval(cast(nn.Conv2d, one), following) if type(one) in (nn.Conv2d, SameConv2d) else None
-    if type(following) is nn.ReLU and isinstance(one := folded(one), Convolution) and not one.relu:
-        return one.with_relu()
+        foldable = type(layer) in (nn.Conv2d, SameConv2d)
+        return fuse_conv_bn_eval(cast(nn.Conv2d, layer), following) if foldable else None
+    if type(following) is nn.ReLU:
+        folded = fold(layer)
+        return folded.with_relu() if isinstance(folded, Convolution) and not folded.relu else None
     return None
 
 
-def _row(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
-    """Its layers where it is a row; unlike named_children() with those that stand in it more than once."""
+def _named_layers(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
+    """Return the layers of a plain sequence; unlike named_children() with those that are in it more than once."""
     layers = module._modules.items() if module is not None and is_plain_sequence(module) else ()
     return [(name, layer) for name, layer in layers if layer is not None]
 
 
-def _each(module: AnyModule) -> AnyModule:
-    """`module` with each of its layers folded by itself."""
-    return _with(module, {name: None if child is None else folded(child) for name, child in module._modules.items()})
+def _fold_children(module: AnyModule) -> AnyModule:
+    """Return a copy of `module` with each child folded by itself."""
+    children = {name: None if child is None else fold(child) for name, child in module._modules.items()}
+    return _with_children(module, children)
 
 
-def _with(module: AnyModule, children: Mapping[str, nn.Module | None]) -> AnyModule:
-    """Another `module`, which has these layers."""
+def _with_children(module: AnyModule, children: Mapping[str, nn.Module | None]) -> AnyModule:
+    """Return a copy of `module` with these children."""
     twin = copy.copy(module)
     twin._modules = dict(children)
     return twin
 
 
-def plan_codes(layer: nn.Module, wanted: bool = False) -> bool:
-    """Lets each convolution in `layer` give codes where what is next wants them; whether `layer` wants them itself.
+def plan_quantized_outputs(layer: nn.Module, next_takes_codes: bool = False) -> bool:
+    """Let each convolution in `layer` quantize its output if the next layer takes codes.
 
-    `wanted` says so of its end.
+    Returns:
+        True if `layer` itself takes codes.
     """
     if isinstance(layer, Convolution):
-        layer.gives_codes = wanted and layer.codes is not None
-        return layer.codes is not None
+        layer.quantizes_output = next_takes_codes and layer.quantization is not None
+        return layer.quantization is not None
     if isinstance(layer, FusedSkip):
-        begins = plan_codes(layer.last, wanted)
+        last_takes_codes = plan_quantized_outputs(layer.last, next_takes_codes)
         if layer.shortcut is not None:
-            plan_codes(layer.shortcut, layer.last.gives_codes)
-        return plan_codes(layer.body, begins)
+            plan_quantized_outputs(layer.shortcut, layer.last.quantizes_output)
+        return plan_quantized_outputs(layer.body, last_takes_codes)
     if is_plain_sequence(layer):
-        for one in reversed(list(cast(nn.Sequential, layer))):
-            wanted = plan_codes(one, wanted)
-        return wanted
+        for child in reversed(list(cast(nn.Sequential, layer))):
+            next_takes_codes = plan_quantized_outputs(child, next_takes_codes)
+        return next_takes_codes
     for child in layer.branches if isinstance(layer, Parallel) else layer.children():
-        plan_codes(child)
-    return wanted and _pools(layer)
+        plan_quantized_outputs(child)
+    return next_takes_codes and _is_plain_max_pool(layer)
 
 
-def _makes(layer: nn.Module) -> bool:
-    """Whether what it gives is new, and nobody else's."""
+def _owns_output(layer: nn.Module) -> bool:
+    """Return whether the output of `layer` is a new tensor that nothing else refers to."""
     if is_plain_sequence(layer) and len(cast(nn.Sequential, layer)) and not has_hooks(layer):
-        return _makes(cast(nn.Sequential, layer)[-1])
-    return isinstance(layer, Convolution | FusedSkip) and not _seen_into(layer)
+        return _owns_output(cast(nn.Sequential, layer)[-1])
+    return isinstance(layer, Convolution | FusedSkip) and not _has_inner_hooks(layer)
 
 
-def _seen_into(layer: nn.Module) -> bool:
-    """Whether somebody watches it or anything inside, and may keep what is there."""
+def _has_inner_hooks(layer: nn.Module) -> bool:
+    """Return whether a hook on `layer` or on anything inside may keep a tensor of it."""
     return any(map(has_hooks, layer.modules()))
 
 
@@ -336,18 +347,17 @@ def _values(x: Tensor | QuantizedTensor) -> Tensor:
     return x.values if isinstance(x, QuantizedTensor) else x
 
 
-def _memory(x: Tensor | QuantizedTensor) -> int:
+def _storage_address(x: Tensor | QuantizedTensor) -> int:
     return 0 if _values(x).is_meta else _values(x).untyped_storage().data_ptr()
 
 
-def _knows_codes(layer: nn.Module) -> bool:
-    """Whether it may be given codes."""
+def _accepts_codes(layer: nn.Module) -> bool:
     if isinstance(layer, Convolution):
-        return layer.codes is not None
-    return isinstance(layer, FusedSkip) or (isinstance(layer, Chain) and layer.forward_impl is in_turn)
+        return layer.quantization is not None
+    return isinstance(layer, FusedSkip) or (isinstance(layer, Chain) and layer.forward_impl is run_fused)
 
 
-def _pools(layer: nn.Module) -> bool:
+def _is_plain_max_pool(layer: nn.Module) -> bool:
     plain = type(layer) is nn.MaxPool2d and not layer.ceil_mode and not layer.return_indices and not has_hooks(layer)
     return plain and pair(cast(nn.MaxPool2d, layer).dilation) == (1, 1)
 
@@ -361,9 +371,10 @@ def _need_pictures_on_a_cpu(x: Tensor) -> None:
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's convolutions are there for x; what is traced is left in layers that everybody knows."""
-    there = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    ordinary = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
-    if not there or not ordinary or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Return whether oneDNN's convolutions can run on x; what is traced keeps to operations of every backend."""
+    available = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not available or not plain or traced or torch.is_grad_enabled():
         return False
     return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -18,21 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError, MissingExtra, ShapeError, printable
-from skipway.export.onnx_file import captured, plain_copy, quiet
-from skipway.export.quantization import Observer
+from skipway.export.export_description import plain_copy
+from skipway.export.onnx_file import quiet_exporters, trace_program
+from skipway.export.quantization import PRECISIONS, Observer
 from skipway.kernels.dispatch import run_layers
 from skipway.models.network import Network
 from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
 
-__all__ = ["PRECISIONS", "engine", "fastest"]
+__all__ = ["engine", "fastest"]
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # what computes in int8
 _LEVELS = 256
 _TELEMETRY = "openvino_telemetry"
 _WORTHWHILE = 4e12  # multiply-adds: ResNet-50 takes five seconds to be made, and saves them on a thousand pictures
-_MAKING = RLock()  # torch's tracing, and OpenVINO's import, are for one thread at a time
+_BUILD_LOCK = RLock()  # torch's tracing, and OpenVINO's import, are for one thread at a time
 
 
 def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
@@ -65,11 +65,11 @@ def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | It
         raise InputError(
             f"OpenVINO's engine takes a network on a CPU, not on {away.pop()}; use .cpu(), or fuse it there"
         )
-    with _MAKING:
-        return _made(network, precision, _batches(calibration))
+    with _BUILD_LOCK:
+        return _build(network, precision, _batches(calibration))
 
 
-def _made(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Chain:
+def _build(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Chain:
     openvino = _openvino()
     shape = _shape(network, batches)
     if precision == "int8" and not (batches and batches[0].shape[1:] == shape):
@@ -81,11 +81,11 @@ def _made(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Chai
     if type(twin).forward is not Chain.forward:
         twin = Chain(twin)
     assert isinstance(twin, Chain)
-    model = _converted(openvino, twin, shape)
+    model = _convert(openvino, twin, shape)
     if precision == "int8":
-        _to_int8(openvino, model, batches, twin.state_dict())
+        _to_int8(openvino, model, batches=batches, weights=twin.state_dict())
     half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16("cpu"))
-    twin.forward_impl = _Compiled(twin, _compiled(model, half), shape)
+    twin.forward_impl = _Compiled(twin, _compile(model, half), shape)
     return twin
 
 
@@ -154,15 +154,17 @@ def _core() -> Any:
 
 
 def _batches(calibration: Tensor | Iterable[Tensor]) -> list[np.ndarray]:
-    """What is given for calibration, or nothing where ranges cannot be chosen by it."""
+    """Return the calibration inputs as arrays, or nothing if ranges cannot be chosen by them."""
     batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
-    fit = all(isinstance(b, Tensor) and b.is_floating_point() and len(b) and bool(b.isfinite().all()) for b in batches)
-    alike = len({tuple(b.shape[1:]) for b in batches if isinstance(b, Tensor)}) <= 1
-    return [b.detach().cpu().float().contiguous().numpy() for b in batches] if fit and alike else []
+    if not all(isinstance(b, Tensor) and b.is_floating_point() and len(b) and b.isfinite().all() for b in batches):
+        return []
+    if len({tuple(b.shape[1:]) for b in batches}) > 1:
+        return []
+    return [b.detach().cpu().float().contiguous().numpy() for b in batches]
 
 
 def _shape(network: nn.Module, batches: list[np.ndarray]) -> tuple[int, ...]:
-    """The size of one input."""
+    """Return the size of one input."""
     if isinstance(network, Network) and network.spec is not None:
         return network.spec.input_shape
     if not batches:
@@ -170,11 +172,11 @@ def _shape(network: nn.Module, batches: list[np.ndarray]) -> tuple[int, ...]:
     return batches[0].shape[1:]
 
 
-def _converted(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
-    """OpenVINO's model of it."""
-    program = captured(network, torch.zeros(3, *shape), {0: "N"})
+def _convert(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
+    """Return OpenVINO's model of the network."""
+    program = trace_program(network, torch.zeros(3, *shape), {0: "N"})
     try:
-        with quiet():
+        with quiet_exporters():
             model = openvino.convert_model(program)
             model.reshape(openvino.PartialShape([-1, *shape]))  # it forgets sizes that are of no use to a network
     except Exception as error:
@@ -183,7 +185,7 @@ def _converted(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
     return model
 
 
-def _compiled(model: Any, half: bool) -> Any:
+def _compile(model: Any, half: bool) -> Any:
     return _core().compile_model(
         model,
         "CPU",
@@ -196,58 +198,60 @@ def _compiled(model: Any, half: bool) -> Any:
     )
 
 
-def _to_int8(openvino: Any, model: Any, batches: list[np.ndarray], weights: dict[str, Tensor]) -> None:
-    """Rounds what convolutions and linear layers are given, and their weights, to what 8 bits can tell apart.
+def _to_int8(openvino: Any, model: Any, *, batches: list[np.ndarray], weights: dict[str, Tensor]) -> None:
+    """Round the inputs and weights of convolutions and linear layers to 256 levels.
 
     OpenVINO knows these roundings, and computes with the integers themselves where it finds them around a layer.
     """
-    layers = [node for node in model.get_ordered_ops() if node.get_type_name() in _LAYERS and _constant(node)]
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() in _LAYERS]
+    layers = [node for node in nodes if _has_constant_weight(node)]
     if not layers:
         raise InputError('OpenVINO\'s engine in int8 needs convolutions or linear layers; use precision "auto"')
-    given = {}
+    inputs = {}
     for node in layers:
         value = node.input_value(0)
         while value.get_node().get_type_name() == "MaxPool":  # which can as well choose among integers
             value = value.get_node().input_value(0)
-        given[value.get_node().get_name(), value.get_index()] = value
-    opset, values = openvino.opset13, list(given.values())
-    ranges = _ranges(openvino, model, values, batches)
-    # Its ReLUs and pools let what is not a number vanish.
-    if not all(seen.finite for seen in ranges) or not all(t.isfinite().all() for t in weights.values()):
+        inputs[value.get_node().get_name(), value.get_index()] = value
+    opset, values = openvino.opset13, list(inputs.values())
+    observers = _observe(openvino, model, values=values, batches=batches)
+    # OpenVINO's ReLUs and pools make NaN vanish.
+    if not all(observer.finite for observer in observers) or not all(t.isfinite().all() for t in weights.values()):
         raise InputError(
             "OpenVINO's engine in int8 met numbers inside the network that are not finite; look for them in its weights"
         )
-    for value, seen in zip(values, ranges, strict=True):
-        scale, zero = seen.codes()
-        bounds = np.float32(-zero * scale), np.float32((_LEVELS - 1 - zero) * scale)
+    for value, observer in zip(values, observers, strict=True):
+        scale, zero_point = observer.choose_params()
+        bounds = np.float32(-zero_point * scale), np.float32((_LEVELS - 1 - zero_point) * scale)
         users = [user for user in value.get_target_inputs() if user.get_node().get_type_name() != "Result"]
         rounded = opset.fake_quantize(value, *bounds, *bounds, _LEVELS).output(0)
         for user in users:
             user.replace_source_output(rounded)
     for node in layers:
         weight = node.input_value(1)
-        largest = _largest(node, weight.get_node().get_data())
+        largest = _largest_weights(node, weight.get_node().get_data())
         rounded = opset.fake_quantize(weight, -largest, largest, -largest, largest, _LEVELS - 1).output(0)
         node.input(1).replace_source_output(rounded)
     model.validate_nodes_and_infer_types()
 
 
-def _constant(node: Any) -> bool:
+def _has_constant_weight(node: Any) -> bool:
     return node.input_value(1).get_node().get_type_name() == "Constant"
 
 
-def _ranges(openvino: Any, model: Any, values: list[Any], batches: list[np.ndarray]) -> list[Observer]:
-    """What is seen of each value in float32."""
-    watching = openvino.Model([openvino.opset13.result(v) for v in values], model.get_parameters(), "watching")
-    seeing, ranges = _compiled(watching, half=False), [Observer(len(batches)) for _ in values]
+def _observe(openvino: Any, model: Any, *, values: list[Any], batches: list[np.ndarray]) -> list[Observer]:
+    """Run the calibration batches in float32, and return an observer of each value."""
+    results = [openvino.opset13.result(value) for value in values]
+    compiled = _compile(openvino.Model(results, model.get_parameters(), "observed"), half=False)
+    observers = [Observer(len(batches)) for _ in values]
     for batch in batches:
-        for seen, found in zip(ranges, seeing(batch).values(), strict=True):
-            seen.observe(torch.from_numpy(found.reshape(*found.shape[:2], -1, 1)))
-    return ranges
+        for observer, array in zip(observers, compiled(batch).values(), strict=True):
+            observer.observe(torch.from_numpy(array.reshape(*array.shape[:2], -1, 1)))
+    return observers
 
 
-def _largest(node: Any, weight: np.ndarray) -> np.ndarray:
-    """The largest weight of each output."""
+def _largest_weights(node: Any, weight: np.ndarray) -> np.ndarray:
+    """Return the largest absolute weight of each output."""
     kind, axes = node.get_type_name(), tuple(range(weight.ndim))
     if kind == "MatMul":
         inputs = axes[-1:] if node.get_attributes()["transpose_b"] else axes[-2:-1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.augment_policy import margin
+from skipway.data.images.augment_policy import crop_offset
 
 __all__ = ["Preparation"]
 
@@ -46,7 +46,7 @@ class Preparation(nn.Module):
         """
         spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
         whole, begin = length.new_full((), spec.presize), length.new_zeros(())
-        edge = margin(spec.presize, spec.size)
+        edge = crop_offset(spec.presize, spec.size)
         if spec.resize_mode == "crop":
             whole = (whole * length / torch.minimum(length, other)).floor()
             begin = ((whole - spec.size) / 2).round() - edge
@@ -54,16 +54,16 @@ class Preparation(nn.Module):
             whole = (whole * length / torch.maximum(length, other)).round().clamp_min(1)
             begin = -((spec.presize - whole) / 2).floor()
         places, scale = _positions(length, spec.size) + begin + edge, length / whole
-        # First, pixels of a large picture are averaged in cells of whole numbers of them, from `least` to `most`.
+        # First, pixels of a large picture are averaged in cells of whole numbers of them, from `start` to `end`.
         side = (scale / _GAP).floor().clamp_min(1)
         reach = (support - 0.5) * scale
-        least = torch.where(side > 1, (begin.clamp_min(0) * scale - reach).floor().clamp_min(0), 0.0)
-        most = torch.where(side > 1, torch.minimum(((begin + spec.presize) * scale + reach).ceil(), length), length)
-        cells = ((pixels - least) / side).floor()
-        shares = torch.minimum(side, most - least - cells * side)  # the last cell may hold fewer
-        apart = cells + 0.5 - ((places[:, None] + 0.5) * scale - least) / side
-        weights = filter_of((apart / (scale / side).clamp_min(1)).abs()) / shares
-        weights = torch.where((pixels >= least) & (pixels < most), weights, 0.0)
+        start = torch.where(side > 1, (begin.clamp_min(0) * scale - reach).floor().clamp_min(0), 0.0)
+        end = torch.where(side > 1, torch.minimum(((begin + spec.presize) * scale + reach).ceil(), length), length)
+        cells = ((pixels - start) / side).floor()
+        shares = torch.minimum(side, end - start - cells * side)  # the last cell may hold fewer
+        distance = cells + 0.5 - ((places[:, None] + 0.5) * scale - start) / side
+        weights = filter_of((distance / (scale / side).clamp_min(1)).abs()) / shares
+        weights = torch.where((pixels >= start) & (pixels < end), weights, 0.0)
         # Beside the picture all may be 0, and their shares not a number; bars are painted over that.
         return (weights / weights.sum(1, keepdim=True)).float(), (places >= 0) & (places < whole)
 
@@ -76,14 +76,14 @@ def _positions(like: Tensor, count: int) -> Tensor:
     return like.new_ones(count).cumsum(0) - 1
 
 
-def _linear(apart: Tensor) -> Tensor:
-    return (1 - apart).clamp_min(0)
+def _linear(distance: Tensor) -> Tensor:
+    return (1 - distance).clamp_min(0)
 
 
-def _cubic(apart: Tensor) -> Tensor:
-    near = (1.5 * apart - 2.5) * apart**2 + 1
-    far = ((2.5 - 0.5 * apart) * apart - 4) * apart + 2
-    return torch.where(apart < 1, near, torch.where(apart < 2, far, 0.0))
+def _cubic(distance: Tensor) -> Tensor:
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
 
 _FILTERS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _linear), "bicubic": (2, _cubic)}

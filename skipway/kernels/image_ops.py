@@ -16,7 +16,7 @@ from torch import Tensor
 from skipway.kernels.build import library
 from skipway.kernels.kernel import Kernel, kernels_enabled
 
-__all__ = ["NORMALISE", "ZOOM"]
+__all__ = ["NORMALIZE", "ZOOM"]
 
 
 def _plain_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
@@ -46,19 +46,19 @@ def _zoom_fits(pixels: np.ndarray, *_: object) -> bool:
     return whole and pixels.shape[3] in (1, 3) and kernels_enabled() and _library() is not None
 
 
-def _plain_normalise(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+def _plain_normalize(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     """(B, C, S, S) bytes or floats -> floats: times `factor`, plus `offset`, both (1, C, 1, 1)."""
     return (x.float() if x.dtype == torch.uint8 else x).mul_(factor).add_(offset)
 
 
-def _fast_normalise(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+def _fast_normalize(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     out = torch.empty_like(x, dtype=torch.float32)
     inputs = x.data_ptr(), x.numel(), x.shape[1], factor.data_ptr(), offset.data_ptr()
     _library().normalised(*inputs, torch.get_num_threads(), out.data_ptr())
     return out
 
 
-def _normalise_fits(x: Tensor, *_: object) -> bool:
+def _normalize_fits(x: Tensor, *_: object) -> bool:
     return (
         x.dtype == torch.uint8
         and x.device.type == "cpu"
@@ -83,4 +83,4 @@ def _library() -> Any:
 
 
 ZOOM = Kernel(_plain_zoom, _fast_zoom, _zoom_fits)  # (pixels, rows, boxes, flips, size)
-NORMALISE = Kernel(_plain_normalise, _fast_normalise, _normalise_fits)  # (x, factor, offset)
+NORMALIZE = Kernel(_plain_normalize, _fast_normalize, _normalize_fits)  # (x, factor, offset)

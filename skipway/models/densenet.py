@@ -12,7 +12,7 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
-from skipway.nn.blocks import Layers, Step, initialise
+from skipway.nn.blocks import Layers, Step, init_weights
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
 
@@ -86,7 +86,7 @@ def densenet(plan: DenseNetPlan) -> Chain:
         flatten=nn.Flatten(),
         head=nn.Linear(channels, plan.num_classes),
     )
-    initialise(network)
+    init_weights(network)
     return network
 
 

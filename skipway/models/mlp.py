@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
-from skipway.nn.blocks import Shift, initialise_fixup, join_of, rising, zero_last
+from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.skip import Skip, named_skips
@@ -120,7 +120,7 @@ def resmlp(plan: ResMLPPlan) -> Chain:
     """The feed-forward network of `plan`, with fresh weights."""
     width = plan.width
     blocks: list[nn.Module] = []
-    for rate in rising(plan.drop_path, plan.layers):
+    for rate in linear_rates(plan.drop_path, plan.layers):
         blocks.append(_block(plan, width, rate))
         width += plan.growth if plan.join == "concat" else 0
     embedding = Embed(plan.in_features - len(plan.categories), plan.categories, plan.embedding)
@@ -173,7 +173,7 @@ def _initialise(network: Chain, plan: ResMLPPlan) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if plan.norm == "fixup":
-        initialise_fixup(network)
+        init_fixup(network)
     elif plan.join == "add":
         for _, skip in named_skips(network):
             assert isinstance(skip.body, Chain)

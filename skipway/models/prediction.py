@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.augment_policy import margin, views
+from skipway.data.images.augment_policy import crop_offset, tta_views
 from skipway.data.images.decoded_cache import fitted_array
 from skipway.data.sources.decode import BadPicture, decode
 from skipway.data.sources.read_bytes import read_picture_file
@@ -71,14 +71,14 @@ def pixel_probabilities(
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
     """Wrap an image network so that it averages its probabilities over several views of each image.
 
-    See `augment_policy.views`.
+    See `augment_policy.tta_views`.
     """
-    return Averaged(network, partial(views, mirrored=spec.mirrored))
+    return Averaged(network, partial(tta_views, mirrored=spec.mirrored))
 
 
 def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
     """Predict each row of a table: a list of class names, or an array (N,) of numbers."""
-    outputs = row_outputs(network, spec, spec.encode_whole(as_table(inputs)).x)
+    outputs = row_outputs(network, spec, spec.encode_strict(as_table(inputs)).x)
     if spec.class_names:
         return [spec.class_names[i] for i in outputs.argmax(axis=1)]
     return outputs[:, 0]
@@ -119,7 +119,7 @@ def prepare_image(source: Any, spec: Spec, root: Path | None = None) -> np.ndarr
             pixels = decode(data, **spec.decode_options).pixels
     except BadPicture as error:
         raise InputError(f"{name} cannot be used: {error}") from None
-    start = margin(spec.presize, spec.size)
+    start = crop_offset(spec.presize, spec.size)
     return pixels[start : start + spec.size, start : start + spec.size]
 
 

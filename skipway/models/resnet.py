@@ -22,10 +22,10 @@ from skipway.nn.blocks import (
     PADDINGS,
     Layers,
     Step,
-    initialise,
-    initialise_fixup,
+    init_fixup,
+    init_weights,
     join_of,
-    rising,
+    linear_rates,
     steps_of,
     zero_last,
 )
@@ -147,7 +147,7 @@ def resnet(plan: ResNetPlan) -> Chain:
     channels = plan.stem_channels or plan.widths[0]
     stem = _stem(plan, parts, channels)
     stages: dict[str, nn.Module] = {}
-    rates = rising(plan.drop_path, sum(plan.layers))
+    rates = linear_rates(plan.drop_path, sum(plan.layers))
     for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True)):
         blocks: list[nn.Module] = []
         for index in range(count):
@@ -173,9 +173,9 @@ def resnet(plan: ResNetPlan) -> Chain:
 
 def _initialise(network: Chain, plan: ResNetPlan) -> None:
     """The weights' beginnings: every body but one behind a learned scale or a gate starts at zero, as v1.5 has it."""
-    initialise(network)
+    init_weights(network)
     if plan.norm == "fixup":
-        initialise_fixup(network)
+        init_fixup(network)
     elif plan.join == "add" and (not plan.preact or plan.norm == "none"):
         for module in network.modules():
             if isinstance(module, Skip) and isinstance(module.body, Chain):

@@ -35,11 +35,11 @@ __all__ = [
     "Shift",
     "SqueezeExcite",
     "Step",
-    "initialise",
-    "initialise_fixup",
+    "init_weights",
+    "init_fixup",
     "join_of",
     "pair",
-    "rising",
+    "linear_rates",
     "steps_of",
     "zero_last",
 ]
@@ -228,7 +228,7 @@ class Layers:
         return {"attention": EfficientChannelAttention(channels)} if self.attention == "eca" else {}
 
 
-def rising(top: float, count: int) -> Iterator[float]:
+def linear_rates(top: float, count: int) -> Iterator[float]:
     """`count` rates of drop path from 0 to `top`, evenly over the depth; one block alone gets `top`."""
     return (top * (i / (count - 1) if count > 1 else 1.0) for i in range(count))
 
@@ -243,7 +243,7 @@ def join_of(kind: str, channels: int, depth: int) -> Callable[..., Tensor]:
     return make_join(kind, channels)
 
 
-def initialise(network: nn.Module) -> None:
+def init_weights(network: nn.Module) -> None:
     """He initialisation of every convolution (normal, fan out), ones and zeros in every norm."""
     if next(network.parameters()).is_meta:  # there is nothing to draw, and it would take longer than all the building
         return
@@ -271,7 +271,7 @@ def zero_last(body: Chain) -> None:
         nn.init.zeros_(last.bias)
 
 
-def initialise_fixup(network: nn.Module) -> None:
+def init_fixup(network: nn.Module) -> None:
     """Fixup: zeros in the head and the last of m weights of each of L bodies, the others times L^(-1/(2m-2)).
 
     L bodies then change the output by a learning rate, not by L of them, so that no norm is needed. The joins are to be

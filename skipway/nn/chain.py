@@ -138,13 +138,14 @@ def is_plain_sequence(module: nn.Module) -> bool:
 
 def warn_shared_layers(container: nn.Module, only: str | None = None) -> None:
     """Warn where children (or `only` one of them with others) hold the same layer with parameters: it is one layer."""
-    seen: dict[int, str] = {}
+    first_holder: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, child in container._modules.items():  # named_children() leaves out what it has met
         modules = () if child is None else child.modules()
-        own = {id(m): name for m in modules if any(p is not None for p in m._parameters.values())}
-        shared.update((name, seen[i]) for i in own if i in seen and only in (None, name, seen[i]))
-        seen = own | seen
+        holders = {id(m): name for m in modules if any(p is not None for p in m._parameters.values())}
+        earlier = [first_holder[module_id] for module_id in holders if module_id in first_holder]
+        shared.update((name, first) for first in earlier if only in (None, name, first))
+        first_holder = holders | first_holder
     if shared:
         pairs = join_names((f"{name!r} with {first!r}" for name, first in shared.items()), limit=3)
         warnings.warn(

@@ -22,11 +22,11 @@ def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterat
     comma = "," if indent else ""
     parts = _parts(module)
     if parts is None:
-        first, *rest = _short(module).splitlines()
+        first, *others = (_short(module) + comma).splitlines()
         note = "shared" if id(module) in seen else _count(module)
         seen.add(id(module) if note else 0)
-        yield f"{indent}{label}{first}{'' if rest else comma}", note
-        yield from ((f"{indent}{line}{comma if i == len(rest) - 1 else ''}", "") for i, line in enumerate(rest))
+        yield f"{indent}{label}{first}", note
+        yield from ((f"{indent}{line}", "") for line in others)
         return
     if id(module) in seen and _count(module):
         yield f"{indent}{label}{type(module).__name__}(...){comma}", "shared"

@@ -37,7 +37,7 @@ def concat(*branches: Tensor) -> Tensor:
     shapes = [tuple(b.shape) for b in branches]
     if any(len(s) < 2 or s[:1] + s[2:] != shapes[0][:1] + shapes[0][2:] for s in shapes):
         raise ShapeError(
-            f"`concat` got {_listed(shapes)}, which must agree in everything but axis 1; "
+            f"`concat` got {_join_shapes(shapes)}, which must agree in everything but axis 1; "
             "pad or pool one of them to the other's size"
         )
     return torch.cat(branches, dim=1)
@@ -62,7 +62,7 @@ class Scale(nn.Module):
         if isinstance(channels, str) and channels != "each":
             raise InputError(f'Scale takes a number of channels, "each" or None for one number, not {channels!r}')
         self.channels, self.init = channels, float(init)
-        self.register_parameter("scale", None if channels == "each" else self._made(channels))
+        self.register_parameter("scale", None if channels == "each" else self._new_parameter(channels))
 
     def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
@@ -85,15 +85,15 @@ class Scale(nn.Module):
 
     def _fill(self, channels: int, like: Tensor) -> None:
         self.channels = channels
-        self.scale = nn.Parameter(self._made(channels).data.to(like.device, like.dtype))
+        self.scale = nn.Parameter(self._new_parameter(channels).data.to(like.device, like.dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        found = state_dict.get(f"{prefix}scale")
-        if self.channels == "each" and isinstance(found, Tensor) and found.dim() == 1:
-            self._fill(len(found), found)
+        scale = state_dict.get(f"{prefix}scale")
+        if self.channels == "each" and isinstance(scale, Tensor) and scale.dim() == 1:
+            self._fill(len(scale), scale)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def _made(self, channels: Any) -> nn.Parameter:
+    def _new_parameter(self, channels: Any) -> nn.Parameter:
         return nn.Parameter(torch.full(() if channels is None else (channels,), self.init))
 
     def extra_repr(self) -> str:
@@ -110,7 +110,7 @@ class Gate(nn.Module):
     def __init__(self, channels: int | None = None, bias: float = -2.0):
         super().__init__()
         self.bias = bias
-        self.transform = None if channels is None else self._made(channels)
+        self.transform = None if channels is None else self._new_transform(channels)
 
     def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
         """(B, C, *), (B, C, *) -> (B, C, *)."""
@@ -119,7 +119,7 @@ class Gate(nn.Module):
         if self.transform is None:
             _need_filling("gate")
             with real_tensors():
-                self.transform = self._made(shortcut.shape[1]).to(shortcut.device, shortcut.dtype)
+                self.transform = self._new_transform(shortcut.shape[1]).to(shortcut.device, shortcut.dtype)
         if shortcut.shape[1] != self.transform.in_features:
             raise ShapeError(
                 f"`gate` holds {self.transform.in_features} channels, but got {tuple(shortcut.shape)}; "
@@ -129,12 +129,12 @@ class Gate(nn.Module):
         return shortcut + t * (branch - shortcut)  # the same, with one pass less, in the memory format of the shortcut
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        found = state_dict.get(f"{prefix}transform.weight")
-        if self.transform is None and isinstance(found, Tensor) and found.dim() == 2:
-            self.transform = self._made(found.shape[1]).to(found.device, found.dtype)
+        weight = state_dict.get(f"{prefix}transform.weight")
+        if self.transform is None and isinstance(weight, Tensor) and weight.dim() == 2:
+            self.transform = self._new_transform(weight.shape[1]).to(weight.device, weight.dtype)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def _made(self, channels: int) -> nn.Linear:
+    def _new_transform(self, channels: int) -> nn.Linear:
         transform = nn.Linear(channels, channels)
         nn.init.constant_(transform.bias, self.bias)
         return transform
@@ -180,16 +180,16 @@ def _need_channels(join: str, tensor: Tensor) -> None:
 def _need_equal(join: str, branches: tuple[Tensor, ...]) -> None:
     for other in branches[1:]:
         if branches[0].shape != other.shape:
-            shapes = _listed([tuple(b.shape) for b in branches])
+            shapes = _join_shapes([tuple(b.shape) for b in branches])
             raise ShapeError(
                 f"`{join}` needs equal shapes, but got {shapes} (the body's first); "
                 'give the Skip shortcut="project", or join with `concat`'
             )
 
 
-def _listed(shapes: list[tuple[int, ...]]) -> str:
+def _join_shapes(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(s) for s in shapes)
 
 
-def _arguments(channels: int | str | None, rest: str) -> str:
-    return ", ".join(text for text in ("" if channels is None else repr(channels), rest) if text)
+def _arguments(channels: int | str | None, option: str) -> str:
+    return ", ".join(text for text in ("" if channels is None else repr(channels), option) if text)

@@ -47,8 +47,8 @@ class Coupling(NamedErrors):
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """The bodies, and the shortcuts where there are any."""
-        rest = [] if self.shortcuts is None else [("shortcuts", self.shortcuts)]
-        return [("f", self.f), ("g", self.g), *rest]
+        shortcuts = [] if self.shortcuts is None else [("shortcuts", self.shortcuts)]
+        return [("f", self.f), ("g", self.g), *shortcuts]
 
 
 class Reversible(Chain):

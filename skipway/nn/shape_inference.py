@@ -3,7 +3,6 @@
 Shapes include the batch, so that the law `output_shape(module, x.shape) == module(x).shape` holds as it stands.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from skipway.errors import InputError, ShapeError, SkipwayError, printable
+from skipway.utils.quiet_loggers import quiet_loggers
 
 __all__ = [
     "Call",
@@ -41,7 +41,7 @@ _ONE_VALUE = "Expected more than 1"  # "... value per channel when training", ".
 
 
 class NamedErrors(nn.Module):
-    """A layer whose errors name its path in the network around it: what it does is decorated with `naming`."""
+    """A layer whose errors name its path in the network around it: what it does is decorated with `named_errors`."""
 
     def parts(self) -> "list[tuple[str, nn.Module | str]] | None":
         """What stands between the brackets of the code that builds it; None where `repr` is that code."""
@@ -49,7 +49,7 @@ class NamedErrors(nn.Module):
 
 
 def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
-    """Decorates what a `Placed` does: an error from inside names its layer by the path from the outermost `Placed`."""
+    """Decorate a method of NamedErrors: an error inside names its layer by the path from the outermost NamedErrors."""
 
     @wraps(forward)
     def named(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -60,13 +60,13 @@ def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
             if str(error).startswith(_ONE_VALUE):
                 raise _one_value(root, error) from error
             if isinstance(error, SkipwayError):
-                _name(error, root)
+                _put_path_first(error, root)
             raise
 
     return named
 
 
-def _name(error: SkipwayError, root: nn.Module, path: str | None = None) -> None:
+def _put_path_first(error: SkipwayError, root: nn.Module, path: str | None = None) -> None:
     """Put the path from `root` of the layer that raised `error` before what it said; raised by none, it is `root`'s."""
     if error.source is None:
         error.source = root, str(error).removeprefix(f"{type(root).__name__}: ")
@@ -79,17 +79,17 @@ def _name(error: SkipwayError, root: nn.Module, path: str | None = None) -> None
 
 def _one_value(root: nn.Module, error: ValueError) -> ShapeError:
     """What torch says of a norm that is given one value where it needs several, with the path and the mend."""
-    seen = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)][::-1]
-    norm = next((names["self"] for names in seen if isinstance(names.get("self"), nn.Module)), root)
-    shape = next((tuple(names["input"].shape) for names in seen if isinstance(names.get("input"), Tensor)), "this")
+    scopes = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)][::-1]
+    norm = next((scope["self"] for scope in scopes if isinstance(scope.get("self"), nn.Module)), root)
+    shape = next((tuple(scope["input"].shape) for scope in scopes if isinstance(scope.get("input"), Tensor)), "this")
     batch = isinstance(norm, nn.modules.batchnorm._BatchNorm)
     mend = (
         'give batches of 2 or more, use norm="group" or "layer", or call eval()' if batch else "use another norm there"
     )
-    refused = ShapeError()
-    refused.source = norm, f"cannot norm {shape}, one value for each mean that it takes; {mend}"
-    _name(refused, root)
-    return refused
+    shape_error = ShapeError()
+    shape_error.source = norm, f"cannot norm {shape}, one value for each mean that it takes; {mend}"
+    _put_path_first(shape_error, root)
+    return shape_error
 
 
 def output_shape(module: nn.Module, *input_shapes: Sequence[int]) -> tuple[Any, ...]:
@@ -141,26 +141,26 @@ def _shape_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[
 
 def _quick_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
     """The pass on the meta device: a tenth of the time of the exact one, but it can make nothing and names nothing."""
-    with on_meta(module), nullcontext() if ended is None else _watched(module, [], ended), _SameNorm():
+    with on_meta(module), nullcontext() if ended is None else _recorded_calls(module, [], ended), _SameNorm():
         return module(*(torch.empty(tuple(shape), device="meta", dtype=_dtype(module)) for shape in shapes))
 
 
 @contextmanager
 def on_meta(root: nn.Module) -> Iterator[None]:
     """Every parameter and buffer replaced by one without data; they come back."""
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    originals: list[tuple[dict[str, Any], dict[str, Any]]] = []
     twins: dict[Tensor | None, Tensor | None] = {None: None}
     try:
         for module in (m for m in root.modules() if not isinstance(m, torch.jit.ScriptModule)):
             for tensors in (vars(module)["_parameters"], vars(module)["_buffers"]):
-                kept.append((tensors, dict(tensors)))
+                originals.append((tensors, dict(tensors)))
                 for name, tensor in tensors.items():
                     if tensor not in twins:
                         twins[tensor] = torch.empty_like(tensor, device="meta")
                     tensors[name] = twins[tensor]
         yield
     finally:
-        for tensors, values in kept:
+        for tensors, values in originals:
             tensors.update(values)
             for name in tensors.keys() - values.keys():  # made in this very call; the first real one makes it again
                 if tensors[name] is not None and tensors[name].is_meta:
@@ -185,7 +185,7 @@ def _exact_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[
     running: list[Call] = []
     with (
         kept_buffers(module),
-        _watched(module, running, [] if ended is None else ended),
+        _recorded_calls(module, running, [] if ended is None else ended),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         inputs = [torch.empty(tuple(shape), device=_device(module), dtype=_dtype(module)) for shape in shapes]
@@ -193,11 +193,13 @@ def _exact_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[
             return module(*inputs)
         except SkipwayError as error:
             if error.source is not None:
-                _name(error, module, next((c.path for c in reversed(running) if c.module is error.source[0]), None))
+                source, _ = error.source
+                path = next((call.path for call in reversed(running) if call.module is source), None)
+                _put_path_first(error, module, path)
             raise
         except Exception as error:
             call = running[-1] if running else Call("", module, tuple(map(tuple, shapes)))
-            raise ShapeError(_misfit(call, error)) from error
+            raise ShapeError(_describe_misfit(call, error)) from error
 
 
 def filling() -> bool:
@@ -221,13 +223,10 @@ def real_tensors() -> Iterator[None]:
 @contextmanager
 def _filling_pass() -> Iterator[None]:
     token = _FILLING.set(True)
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it prints the traceback of a misfit that we name in one line
     try:
-        yield
+        with quiet_loggers("torch._subclasses.fake_tensor"):  # prints the traceback of a misfit that we name in a line
+            yield
     finally:
-        logger.setLevel(level)
         _FILLING.reset(token)
 
 
@@ -253,18 +252,18 @@ def _restore(module: nn.Module, modes: dict[nn.Module, bool], around: bool) -> N
 @contextmanager
 def kept_buffers(root: nn.Module) -> Iterator[None]:
     """A layer that gives itself a new buffer in every call is left with a real one."""
-    kept = [(module, dict(module._buffers)) for module in root.modules()]
+    originals = [(module, dict(module._buffers)) for module in root.modules()]
     try:
         yield
     finally:
-        for module, buffers in kept:
+        for module, buffers in originals:
             fake = [name for name, value in module._buffers.items() if isinstance(value, FakeTensor)]
             for name in fake:
                 module._buffers[name] = buffers.get(name)
 
 
 @contextmanager
-def _watched(root: nn.Module, running: list[Call], ended: list[Call]) -> Iterator[None]:
+def _recorded_calls(root: nn.Module, running: list[Call], ended: list[Call]) -> Iterator[None]:
     """`running` holds the calls under way, `ended` becomes those that gave an output.
 
     A module that stands in several places is named after them in turn. Lazy ones are sized with real parameters.
@@ -318,14 +317,14 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
-def _misfit(call: Call, error: Exception) -> str:
+def _describe_misfit(call: Call, error: Exception) -> str:
     name = f"{type(call.module).__name__} at {call.path or 'the top'}"
-    got = ", ".join(str(s) for s in call.inputs) or "nothing"
+    shapes = ", ".join(str(shape) for shape in call.inputs) or "nothing"
     expected, mend = _expectation(call.module)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace("FakeTensor", "Tensor")
     if expected and not any(word in reason for word in ("type", "device", "Device")):
-        return f"{name} got {got}, but expects {expected}; {mend}"
-    return f"{name} cannot take {got}: {printable(reason)}; change it or what comes before"
+        return f"{name} got {shapes}, but expects {expected}; {mend}"
+    return f"{name} cannot take {shapes}: {printable(reason)}; change it or what comes before"
 
 
 def _expectation(layer: nn.Module) -> tuple[str, str]:

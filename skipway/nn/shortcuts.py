@@ -94,14 +94,14 @@ class Project(nn.Module):
         return [(name, self._modules[name]) for name in order if self._modules.get(name) is not None]  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        shown = {
+        options = {
             "stride": (self.stride, 1),
             "dims": (self.dims, 2),
             "pool": (self.pool is not None, False),
             "norm": (self.kind, "batch"),
         }
-        rest = [f"{name}={value!r}" for name, (value, default) in shown.items() if value != default]
-        return f"Project({', '.join([str(self.in_channels), str(self.out_channels), *rest])})"
+        changed = [f"{name}={value!r}" for name, (value, default) in options.items() if value != default]
+        return f"Project({', '.join([str(self.in_channels), str(self.out_channels), *changed])})"
 
 
 def _pool(stride: int, dims: int) -> nn.Module:
@@ -129,22 +129,22 @@ def make_shortcut(
         return _pool(stride, dims)
     if kind == "pad":
         return Pad(in_channels, out_channels, stride)
-    return Project(in_channels, out_channels, stride, dims, pool=kind == "pool", norm=norm)
+    return Project(in_channels, out_channels, stride=stride, dims=dims, pool=kind == "pool", norm=norm)
 
 
-def fitted_shortcut(kind: str, kept: tuple[int, ...], branch: tuple[int, ...]) -> nn.Module | None:
-    """The shortcut `kind` that takes an input of shape `kept` to the body's shape `branch`."""
-    if len(kept) != len(branch) or not 2 <= len(kept) <= 5:
+def fitted_shortcut(kind: str, x_shape: tuple[int, ...], branch_shape: tuple[int, ...]) -> nn.Module | None:
+    """Make the shortcut `kind` from an input of shape `x_shape` to the shape of the body's output."""
+    if len(x_shape) != len(branch_shape) or not 2 <= len(x_shape) <= 5:
         raise ShapeError(
-            f'shortcut "{kind}" cannot lead from {kept} to {branch}: it takes (B, C) or (B, C, *) with up to 3 '
-            "further axes, as many on both sides; give a module as the shortcut"
+            f'shortcut "{kind}" cannot lead from {x_shape} to {branch_shape}: it takes (B, C) or (B, C, *) with '
+            "up to 3 further axes, as many on both sides; give a module as the shortcut"
         )
-    axes = list(zip(kept[2:], branch[2:], strict=True))
+    axes = list(zip(x_shape[2:], branch_shape[2:], strict=True))
     # The least stride of each axis; a larger one may still fit it, so that (4, 1) -> (2, 1) has stride 2.
     stride = max((-(-a // b) if b else 0 for a, b in axes), default=1)
     if not stride or any(-(-a // stride) != b for a, b in axes):
         raise ShapeError(
-            f'shortcut "{kind}" cannot lead from {kept} to {branch}: no stride divides the axes after the channels '
-            "so; pad the body's convolutions, or give a module as the shortcut"
+            f'shortcut "{kind}" cannot lead from {x_shape} to {branch_shape}: no stride divides the axes after '
+            "the channels so; pad the body's convolutions, or give a module as the shortcut"
         )
-    return make_shortcut(kind, kept[1], branch[1], stride, len(kept) - 2)
+    return make_shortcut(kind, x_shape[1], branch_shape[1], stride=stride, dims=len(x_shape) - 2)

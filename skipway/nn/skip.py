@@ -157,7 +157,7 @@ class Skip(NamedErrors):
         version, norm = x._version if filling() else 0, None
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
-            branch = stochastic_depth(self.body, x, shortcut, self.drop_path, self.drop_mode)
+            branch = stochastic_depth(self.body, x, shortcut, rate=self.drop_path, mode=self.drop_mode)
         else:
             fusable = self.join is add and self.open_shortcut is None
             norm = fusable_norm(self.body, x, self.after) if fusable else None
@@ -193,15 +193,14 @@ class Skip(NamedErrors):
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """The body, and whatever else differs from a plain residual connection."""
-        shortcut = self.shortcut if self.open_shortcut is None else repr(self.open_shortcut)
-        rest = {
-            "shortcut": shortcut,
+        optional = {
+            "shortcut": self.shortcut if self.open_shortcut is None else repr(self.open_shortcut),
             "join": None if self.join is add else _named(self.join),
             "after": self.after,
             "drop_path": str(self.drop_path) if self.drop_path else None,
             "drop_mode": repr(self.drop_mode) if self.drop_path and self.drop_mode != "row" else None,
         }
-        return [("0", self.body), *((name, part) for name, part in rest.items() if part is not None)]
+        return [("0", self.body), *((name, part) for name, part in optional.items() if part is not None)]
 
     def __repr__(self) -> str:
         return show(self)

@@ -38,50 +38,50 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     """
     draws = 1 if mode == "batch" else len(x)
     if torch.compiler.is_compiling():
-        return _masked(body, x, shortcut, torch.rand(draws, device=x.device) >= rate, rate)
+        return _masked(body, x, shortcut, stays=torch.rand(draws, device=x.device) >= rate, rate=rate)
     stays = torch.rand(draws, device="cpu") >= rate
-    left = int(stays.sum())
-    if left == draws:
-        return _fitting(body(x), shortcut, len(x)) / (1 - rate)
-    if left == 1 or _waits_for_others(body):  # a norm could not tell the mean of one row from the row
-        return _masked(body, x, shortcut, stays, rate)
-    if left == 0:
-        return _absent(body, shortcut)
+    count = int(stays.sum())
+    if count == draws:
+        return _checked_shape(body(x), shortcut, len(x)) / (1 - rate)
+    if count == 1 or _syncs_statistics(body):  # a norm could not tell the mean of one row from the row
+        return _masked(body, x, shortcut, stays=stays, rate=rate)
+    if count == 0:
+        return _zeros(body, shortcut)
     rows = stays.nonzero().squeeze(1).to(x.device, non_blocking=True)
-    some = _fitting(body(_Gather.apply(x, rows)), shortcut, left) / (1 - rate)
-    return _Scatter.apply(some, rows, len(x))
+    computed = _checked_shape(body(_Gather.apply(x, rows)), shortcut, count) / (1 - rate)
+    return _Scatter.apply(computed, rows, len(x))
 
 
-def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, stays: Tensor, rate: float) -> Tensor:
-    branch = _fitting(body(x), shortcut, len(x))
+def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, *, stays: Tensor, rate: float) -> Tensor:
+    branch = _checked_shape(body(x), shortcut, len(x))
     mask = stays.to(branch.device, non_blocking=True).view(-1, *[1] * (branch.dim() - 1))
     return torch.where(mask, branch / (1 - rate), 0.0)
 
 
-def _fitting(branch: Any, shortcut: Tensor, count: int) -> Tensor:
+def _checked_shape(branch: Any, shortcut: Tensor, count: int) -> Tensor:
     """`branch` if it is `count` rows of the shape that `shortcut` has."""
     if not isinstance(branch, Tensor) or branch.shape != (count, *shortcut.shape[1:]):
-        found = tuple(branch.shape) if isinstance(branch, Tensor) else type(branch).__name__
+        output = tuple(branch.shape) if isinstance(branch, Tensor) else type(branch).__name__
         raise ShapeError(
-            f"drop_path leaves out a body that gives what the shortcut gives, but got {found} beside "
+            f"drop_path leaves out a body that gives what the shortcut gives, but got {output} beside "
             f'{(count, *shortcut.shape[1:])}; give the Skip shortcut="project", or no drop_path'
         )
     return branch
 
 
-def _waits_for_others(body: nn.Module) -> bool:
+def _syncs_statistics(body: nn.Module) -> bool:
     """Whether every process must compute the body: one that left it out would keep the others waiting for ever."""
-    together = dist.is_available() and dist.is_initialized()
-    return together and any(isinstance(module, nn.SyncBatchNorm) for module in body.modules())
+    distributed = dist.is_available() and dist.is_initialized()
+    return distributed and any(isinstance(module, nn.SyncBatchNorm) for module in body.modules())
 
 
-def _absent(body: nn.Module, shortcut: Tensor) -> Tensor:
+def _zeros(body: nn.Module, shortcut: Tensor) -> Tensor:
     parameters = [p for p in body.parameters() if p.requires_grad]
     zeros = torch.zeros_like(shortcut)
-    return _Absent.apply(zeros, *parameters) if parameters and torch.is_grad_enabled() else zeros
+    return _ZeroGradients.apply(zeros, *parameters) if parameters and torch.is_grad_enabled() else zeros
 
 
-class _Absent(Function):
+class _ZeroGradients(Function):
     """`out` as it is, with gradients of zero for the parameters beside it."""
 
     @staticmethod
@@ -118,12 +118,12 @@ class _Gather(Function):
 
 
 class _Scatter(Function):
-    """(N, *), (N) -> (count, *): zeros with `some` in the rows of those numbers, in the memory format of `some`."""
+    """(N, *), (N) -> (count, *): zeros with `values` in the rows of those numbers, in the memory format of `values`."""
 
     @staticmethod
-    def forward(some: Tensor, rows: Tensor, count: int) -> Tensor:
-        every = some[:1].expand(count, *some.shape[1:])  # only what zeros_like takes its memory format from
-        return torch.zeros_like(every).index_copy_(0, rows, some)
+    def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:
+        like = values[:1].expand(count, *values.shape[1:])  # zeros_like takes its memory format
+        return torch.zeros_like(like).index_copy_(0, rows, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -10,57 +10,64 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from skipway.report.learning_curves import BLUE, DPI, GREEN, INK, MUTED, PURPLE, VERMILION, _number, _safe
+from skipway.report.plot_style import BLUE, DPI, GREEN, INK, MUTED, PURPLE, VERMILION, drawable_text, finite_or_nan
 
 __all__ = [
     "EDGE",
+    "MEASURES",
     "SERIES",
+    "STEEP",
     "WIDE",
     "End",
-    "above",
-    "column",
-    "columns_of",
-    "end_of",
+    "annotate_above",
+    "column_values",
+    "panel_columns",
+    "line_end",
     "mark_stages",
-    "median",
-    "name_ends",
-    "numbers",
+    "finite_median",
+    "label_line_ends",
+    "to_array",
 ]
 
 WIDE = 10.0  # inches, as the report shows it
 EDGE = "#b6bdc4"
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, "#a06a00", "#3f8fc4", INK)  # Okabe and Ito's, the light ones darkened
+STEEP = 30.0  # a largest over a smallest loss from which a scale is logarithmic
+MEASURES = {
+    "accuracy": ("accuracy, % (higher is better)", 100.0),
+    "loss": ("loss, nats (lower is better)", 1.0),
+}
 APART = 11.0  # points between words beside lines
 MOST_STAGES = 12
 End = tuple[str, float, float, str]  # a word, where its line ends, its color
 
 
-def column(entries: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """One value of each entry."""
-    return np.array([_number(entry.get(key)) for entry in entries])
+def column_values(entries: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """Return one value of each entry."""
+    return np.array([finite_or_nan(entry.get(key)) for entry in entries])
 
 
-def numbers(values: Any) -> np.ndarray:
-    """Nested lists as an array."""
-    return np.vectorize(_number, otypes=[float])(np.array(values, dtype=object))
+def to_array(values: Any) -> np.ndarray:
+    """Return nested lists as an array."""
+    return np.vectorize(finite_or_nan, otypes=[float])(np.array(values, dtype=object))
 
 
-def median(values: np.ndarray) -> float:
-    """Of what is finite."""
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else math.nan
+def finite_median(values: np.ndarray) -> float:
+    """Return the median of what is finite."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
 
 
-def columns_of(count: int, left: float, gap: float, right: float) -> list[tuple[float, float]]:
-    """(left edge, width) in inches of `count` panels beside each other."""
+def panel_columns(count: int, *, left: float, gap: float, right: float) -> list[tuple[float, float]]:
+    """Return (left edge, width) in inches of `count` panels next to each other."""
     width = (WIDE - left - right - gap * (count - 1)) / count
     return [(left + i * (width + gap), width) for i in range(count)]
 
 
-def above(axes: Axes, words: str, lift: float, x: float = 0.0, **style: Any) -> None:
-    """Words so many points above the axes; x from 0 to 1 along them."""
+def annotate_above(axes: Axes, text: str, lift: float, *, x: float = 0.0, **style: Any) -> None:
+    """Write text this many points above the axes; x from 0 to 1 along them."""
     axes.annotate(
-        words,
+        text,
         (x, 1),
         (0, lift),
         xycoords="axes fraction",
@@ -70,15 +77,15 @@ def above(axes: Axes, words: str, lift: float, x: float = 0.0, **style: Any) -> 
     )
 
 
-def name_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """The word of each line behind its end, pushed apart where they would overlap."""
-    placed = [(float(axes.transData.transform((x, y))[1]) * 72 / DPI, x, y, w, c) for w, x, y, c in ends if y == y]
-    placed.sort()
-    for height, (own, x, y, word, color) in zip(_apart([p[0] for p in placed]), placed, strict=True):
+def label_line_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Write the word of each line behind its end, pushed apart where they would overlap."""
+    visible = [(float(axes.transData.transform((x, y))[1]) * 72 / DPI, x, y, w, c) for w, x, y, c in ends if y == y]
+    visible.sort()
+    for height, (line_height, x, y, word, color) in zip(_apart([end[0] for end in visible]), visible, strict=True):
         axes.annotate(
             word,
             (x, y),
-            (7, height - own),
+            (7, height - line_height),
             textcoords="offset points",
             va="center",
             color=color,
@@ -97,17 +104,22 @@ def _apart(heights: Sequence[float]) -> list[float]:
             if high / above - low / below >= APART * (below + above) / 2:
                 break
             crowds[-2:] = [(low + high, below + above)]
-    return [total / count + (i - (count - 1) / 2) * APART for total, count in crowds for i in range(count)]
+    spread: list[float] = []
+    for total, count in crowds:
+        spread += [total / count + (i - (count - 1) / 2) * APART for i in range(count)]
+    return spread
 
 
-def end_of(word: str, xs: Sequence[float] | np.ndarray, ys: Sequence[float] | np.ndarray, color: str) -> End:
-    """Where the last finite value of a line is; NaN where there is none."""
-    known = np.flatnonzero(np.isfinite(ys))
-    return (word, float(xs[known[-1]]), float(ys[known[-1]]), color) if len(known) else (word, 0.0, math.nan, color)
+def line_end(word: str, xs: Sequence[float] | np.ndarray, ys: Sequence[float] | np.ndarray, *, color: str) -> End:
+    """Return where the last finite value of a line is; NaN where there is none."""
+    finite = np.flatnonzero(np.isfinite(ys))
+    if not len(finite):
+        return (word, 0.0, math.nan, color)
+    return (word, float(xs[finite[-1]]), float(ys[finite[-1]]), color)
 
 
 def mark_stages(axes: Axes, paths: Sequence[str]) -> None:
-    """A thin line between stages, and their names above where there is room; paths stand at 0, 1, 2, ..."""
+    """Draw a thin line between stages, and their names above where there is room; paths stand at 0, 1, 2, ..."""
     stages = [path.split(".")[0] if "." in path else "" for path in paths]
     starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
     if len(starts) > MOST_STAGES:  # names that are no stages
@@ -117,6 +129,5 @@ def mark_stages(axes: Axes, paths: Sequence[str]) -> None:
         if start:
             axes.axvline(start - 0.5, color=EDGE, linewidth=0.9, linestyle=(0, (3, 2)), zorder=0.5)
         if stages[start] and (end - start) / len(stages) * room >= 1:
-            above(
-                axes, _safe(stages[start], 12), 3, (start + end) / 2 / len(stages), ha="center", color=MUTED, fontsize=8
-            )
+            middle = (start + end) / 2 / len(stages)
+            annotate_above(axes, drawable_text(stages[start], 12), 3, x=middle, ha="center", color=MUTED, fontsize=8)

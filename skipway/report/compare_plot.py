@@ -1,18 +1,17 @@
-"""The figure of several runs beside each other, in the style of `plots`."""
+"""The figure of several runs next to each other, in the shared style."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from skipway.report.axes_layout import SERIES, WIDE, column, columns_of, end_of, name_ends
-from skipway.report.learning_curves import DPI, _axes, _draw_line, _labels, _note, _save, _title
+from skipway.report.axes_layout import SERIES, WIDE, column_values, label_line_ends, line_end, panel_columns
+from skipway.report.plot_style import DPI, add_axes, draw_line, save_figure, save_note, set_titles, unique_labels
 
-__all__ = ["comparison"]
+__all__ = ["plot_run_comparison"]
 
 _FIGURES = {
     "val_accuracy": ("Validation accuracy", "%, higher is better", 100.0),
@@ -21,29 +20,32 @@ _FIGURES = {
 _LOSS = ("Validation loss", "lower is better", 1.0)
 
 
-def comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
-    """What was validated in every epoch of each run, by name: over the epochs, and over the seconds of training."""
-    told = {name: rows for name, rows in histories.items() if rows}
-    if not told:
-        return _note("no run has finished an epoch", path)
-    shared = [key for key in _FIGURES if all(key in rows[0] for rows in told.values())]
+def plot_run_comparison(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+    """Plot the validation metric of each run, by name: over the epochs, and over the seconds of training."""
+    runs = {name: rows for name, rows in histories.items() if rows}
+    if not runs:
+        return save_note("no run has finished an epoch", path)
+    shared = [key for key in _FIGURES if all(key in rows[0] for rows in runs.values())]
     key = shared[0] if shared else "val_loss"
     title, unit, factor = _FIGURES.get(key, _LOSS)
     figure = Figure(figsize=(WIDE, 4.1), dpi=DPI)
-    names = _labels(list(told), 22)
-    for (left, width), axis in zip(columns_of(2, 0.7, 1.9, 1.6), ("epoch", "seconds of training"), strict=True):
-        axes = _axes(figure, (left, 0.65, width, 2.8))
-        _title(axes, title, axis, unit)
-        _draw(axes, list(told.values()), names, key, factor, axis)
-    _save(figure, path)
+    names = unique_labels(list(runs), 22)
+    panels = panel_columns(2, left=0.7, gap=1.9, right=1.6)
+    for (left, width), axis in zip(panels, ("epoch", "seconds of training"), strict=True):
+        axes = add_axes(figure, (left, 0.65, width, 2.8))
+        set_titles(axes, title, x=axis, y=unit)
+        ends = []
+        for i, (rows, name) in enumerate(zip(runs.values(), names, strict=True)):
+            x = _positions(rows, axis)
+            y, color = column_values(rows, key) * factor, SERIES[i % len(SERIES)]
+            draw_line(axes, x, y, color=color, width=1.5)
+            ends.append(line_end(name, x, y, color=color))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=axis == "epoch", min_n_ticks=1))
+        label_line_ends(axes, ends)
+    save_figure(figure, path)
 
 
-def _draw(axes: Axes, runs: Sequence[Any], names: Sequence[str], key: str, factor: float, axis: str) -> None:
-    ends = []
-    for i, (rows, name) in enumerate(zip(runs, names, strict=True)):
-        x = column(rows, "epoch") if axis == "epoch" else np.cumsum(np.nan_to_num(column(rows, "seconds")))
-        y, color = column(rows, key) * factor, SERIES[i % len(SERIES)]
-        _draw_line(axes, x, y, color, 1.5)
-        ends.append(end_of(name, x, y, color))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=axis == "epoch", min_n_ticks=1))
-    name_ends(axes, ends)
+def _positions(rows: Sequence[Mapping[str, Any]], axis: str) -> np.ndarray:
+    if axis == "epoch":
+        return column_values(rows, "epoch")
+    return np.cumsum(np.nan_to_num(column_values(rows, "seconds")))

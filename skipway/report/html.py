@@ -16,12 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from skipway.errors import InputError, StorageError, printable
-from skipway.report import learning_curves
-from skipway.report.embed_images import picture, views_of
+from skipway.report import classification_plots, learning_curves, plot_style
+from skipway.report.embed_images import embed_image, embed_plots
 from skipway.report.html_tables import growth_lines, number_reading, table_facts
 from skipway.report.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
 
-__all__ = ["wilson", "write"]
+__all__ = ["wilson_interval", "write"]
 
 PREDICTIONS = 100_000  # looked through for the rows that are farthest from the truth
 WORST, WORST_SIDE = 24, 256  # pictures; pixels of a side
@@ -37,10 +37,10 @@ FIGURES = {
 }
 
 
-def wilson(accuracy: float, count: int) -> tuple[float, float]:
+def wilson_interval(accuracy: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share that was counted on `count` pictures (Wilson, 1927).
 
-    >>> [round(bound, 4) for bound in wilson(0.9, 100)]
+    >>> [round(bound, 4) for bound in wilson_interval(0.9, 100)]
     [0.8256, 0.9448]
     """
     z = 1.959964
@@ -58,7 +58,7 @@ def write(folder: Path) -> Path:
     aside = folder / f".report.html.{os.getpid()}"
     try:
         _draw(folder, history, facts)
-        facts["views"] = views_of(folder)
+        facts["views"] = embed_plots(folder)
         page = _environment().get_template("report.html").render(facts)
         try:
             aside.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -103,10 +103,10 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     by_class: dict[str, Counter[str]] = {}
     for row in splits:
         by_class.setdefault(row.get("class", ""), Counter())[row.get("split", "")] += 1
-    known = {str(name): _counts(row) for name, row in mapping(data.get("classes")).items()}
+    class_counts = {str(name): _counts(row) for name, row in mapping(data.get("classes")).items()}
     per_class = sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(number(row.get("f1"))))
     names, matrix = reader.matrix("confusion_matrix.csv")
-    first = reader.table("predictions.csv", most=1)
+    first_prediction = reader.table("predictions.csv", limit=1)
     skipped = reader.table("skipped.csv")
     best = _best(history, metrics)
     facts = {
@@ -121,12 +121,12 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "matrix": matrix,
         "per_class": per_class,
         "rows": ROWS,
-        "split": SPLITS.get(first[0].get("split", ""), first[0].get("split", "")) if first else "evaluated",
+        "split": _split_of(first_prediction),
         "pairs": _pairs(names, matrix),
         "worst": _worst(folder),
         "skipped": skipped[:SKIPPED],
         "num_skipped": len(skipped),
-        "classes": known or {name: dict(row) for name, row in by_class.items() if name},
+        "classes": class_counts or {name: dict(row) for name, row in by_class.items() if name},
         "counts": _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits)),
         "notes": _counts(data.get("notes")),
         "sizes": data.get("sizes"),
@@ -138,17 +138,25 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "began_elsewhere": bool(metrics.get("grown")) and not recipe.get("grow"),
         "model": mapping(metrics.get("resolved")).get("model") or recipe.get("model"),
         "data_name": data.get("name") or recipe.get("data"),
-    } | table_facts(metrics, data, history, reader.table("predictions.csv", most=PREDICTIONS))
+    } | table_facts(metrics, data=data, history=history, predictions=reader.table("predictions.csv", limit=PREDICTIONS))
     facts["results"] = _results(facts)
     facts["reading"] = _reading(facts)
     return facts
 
 
+def _split_of(predictions: list[dict[str, str]]) -> str:
+    """Name the split that was predicted, by the first row of its predictions."""
+    if not predictions:
+        return "evaluated"
+    split = predictions[0].get("split", "")
+    return SPLITS.get(split, split)
+
+
 def _best(history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, float]:
     """The row of the best epoch: the one the run named, else the first with the highest validation accuracy."""
     named = [row for row in history if row["epoch"] == number(metrics.get("best_epoch"))]
-    judged = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
-    return named[0] if named else max(judged, key=lambda row: row["val_accuracy"], default={})
+    validated = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
+    return named[0] if named else max(validated, key=lambda row: row["val_accuracy"], default={})
 
 
 def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dict[str, float]]) -> list[Any]:
@@ -170,9 +178,9 @@ def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
         if not 0 <= accuracy <= 1:
             continue
         count = facts["counts"].get(split, 0)
-        interval = wilson(accuracy, count) if count > 0 else None
+        interval = wilson_interval(accuracy, count) if count > 0 else None
         loss = number(facts["metrics"].get(f"{split}_loss"))
-        others = [(words, number(facts["metrics"].get(f"{split}_{name}"))) for name, words in FIGURES.items()]
+        metrics = [(label, number(facts["metrics"].get(f"{split}_{name}"))) for name, label in FIGURES.items()]
         results.append(
             {
                 "split": SPLITS[split],
@@ -180,7 +188,7 @@ def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
                 "count": count,
                 "interval": interval,
                 "loss": loss,
-                "others": [(words, value) for words, value in others if math.isfinite(value)],
+                "others": [(label, value) for label, value in metrics if math.isfinite(value)],
             }
         )
     return results
@@ -202,28 +210,30 @@ def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
 
 
 def _reading(facts: dict[str, Any]) -> list[str]:
-    """What the numbers say, the most important first; at most three sentences, all of them counted."""
-    history, best, said = facts["history"], facts["best"], []
+    """Put the numbers into words, the most important first; at most three sentences, all of them counted."""
+    history, best, sentences = facts["history"], facts["best"], []
     if not history:
         return ["No epoch was finished, so there is nothing to judge yet."]
     broken = [row["epoch"] for row in history if "train_loss" in row and not math.isfinite(row["train_loss"])]
     if broken:
-        said.append(
+        sentences.append(
             f"The training loss was not finite in epoch {broken[0]:g}: a lower learning rate usually mends this."
         )
     if facts.get("regression"):
-        return (said + number_reading(history, best))[:3]
+        return (sentences + number_reading(history, best))[:3]
     train, val = (best.get(f"{part}_accuracy", math.nan) for part in ("train", "val"))
     last, gap = history[-1]["epoch"], train - val
     common = max((sum(row.values()) for row in facts["classes"].values()), default=0)
     share = common / max(1, sum(sum(row.values()) for row in facts["classes"].values()))
     count = facts["counts"].get("val", 0)
-    if count and share and math.isfinite(val) and wilson(val, count)[0] <= share:
-        said.append(f"This is not clearly better than always answering the largest class ({_percent(share)} of all).")
+    if count and share and math.isfinite(val) and wilson_interval(val, count)[0] <= share:
+        sentences.append(
+            f"This is not clearly better than always answering the largest class ({_percent(share)} of all)."
+        )
     noun = facts.get("noun", "pictures")
     remedy = "augmentation" if noun == "pictures" else "dropout"
     if gap > 0.1 and len(history) > 1:
-        said.append(
+        sentences.append(
             f"It overfits: in its best epoch it was right on {_percent(train)} of the training {noun} and on "
             f"{_percent(val)} of the validation {noun}. More {noun} or stronger {remedy} narrow this gap."
         )
@@ -234,27 +244,29 @@ def _reading(facts: dict[str, Any]) -> list[str]:
         and losses[-1] > 1.2 * low
         and history[-1].get("train_loss", math.inf) < history[0].get("train_loss", math.nan)
     ):
-        said.append(
+        sentences.append(
             f"The validation loss rose from {low:.3g} (epoch {history[losses.index(low)]['epoch']:g}) to "
             f"{losses[-1]:.3g} while the training loss fell: it grew too sure of its mistakes."
         )
     if len(history) == 1:
-        said.append("One epoch shows no trend; more epochs will tell.")
+        sentences.append("One epoch shows no trend; more epochs will tell.")
     elif best and best["epoch"] == last:
         early = [row.get("val_accuracy", math.nan) for row in history[: max(1, len(history) * 4 // 5)]]
         gain = 100 * (val - max((x for x in early if math.isfinite(x)), default=math.nan))
         short = gain > 0.3 or train < 0.9  # a network that has not learned its training pictures has not had its time
-        more = "the run may profit from more epochs" if short else "more epochs would bring little"
+        advice = "the run may profit from more epochs" if short else "more epochs would bring little"
         since = f" and the last fifth still brought {gain:.1f} points" if gain > 0.3 else ""
         since = since or f", but the last fifth brought {max(gain, 0.0):.1f} points"
-        said.append(f"The last epoch, {last:g}, was the best one{since}: {more}.")
+        sentences.append(f"The last epoch, {last:g}, was the best one{since}: {advice}.")
     waits = [row["data_time_fraction"] for row in history if math.isfinite(row.get("data_time_fraction", math.nan))]
     if waits and sum(waits) / len(waits) > 0.25:
-        said.append(f"Training waited for data {_percent(sum(waits) / len(waits))} of the time.")
-    if not said and math.isfinite(gap):
+        sentences.append(f"Training waited for data {_percent(sum(waits) / len(waits))} of the time.")
+    if not sentences and math.isfinite(gap):
         after = f"; the {last - best['epoch']:g} epochs after epoch {best['epoch']:g} brought nothing more"
-        said.append(f"Training and validation accuracy are {abs(gap) * 100:.1f} points apart: no overfitting{after}.")
-    return said[:3]
+        sentences.append(
+            f"Training and validation accuracy are {abs(gap) * 100:.1f} points apart: no overfitting{after}."
+        )
+    return sentences[:3]
 
 
 def _worst(folder: Path) -> list[dict[str, Any]]:
@@ -263,18 +275,18 @@ def _worst(folder: Path) -> list[dict[str, Any]]:
         rows = list(islice(rows_of(folder / "plots" / "worst.csv"), WORST))
     except UNREADABLE:
         return []
-    shown = ((row, picture(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE)) for row in rows)
-    return [{**row, **picture} for row, picture in shown if picture]
+    images = [embed_image(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE) for row in rows]
+    return [{**row, **image} for row, image in zip(rows, images, strict=True) if image]
 
 
 def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
     """The four figures that only need what is in the folder."""
     home = folder / "plots"
-    learning_curves.curves(history, home / "curves.png", best=int(facts["best"].get("epoch", 0)) or None)
-    learning_curves.schedule(facts["schedule"], home / "schedule.png")
-    learning_curves.classes(facts["classes"], home / "classes.png")
+    learning_curves.plot_learning_curves(history, home / "curves.png", best=int(facts["best"].get("epoch", 0)) or None)
+    learning_curves.plot_schedule(facts["schedule"], home / "schedule.png")
+    classification_plots.plot_class_counts(facts["classes"], home / "classes.png")
     if facts["matrix"] is not None:
-        learning_curves.confusion(facts["matrix"], facts["names"], home / "confusion_matrix.png")
+        classification_plots.plot_confusion_matrix(facts["matrix"], facts["names"], home / "confusion_matrix.png")
 
 
 def _percent(value: Any, digits: int = 1) -> str:
@@ -283,8 +295,8 @@ def _percent(value: Any, digits: int = 1) -> str:
 
 
 def _figure(value: Any, form: str = ",.0f") -> str:
-    found = number(value)
-    return format(found, form) if math.isfinite(found) else "–"
+    figure = number(value)
+    return format(figure, form) if math.isfinite(figure) else "–"
 
 
 def _duration(value: Any) -> str:
@@ -308,6 +320,6 @@ def _environment() -> Environment:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters.update(
-        percent=_percent, figure=_figure, duration=_duration, short=learning_curves.shorten, number=number
+        percent=_percent, figure=_figure, duration=_duration, short=plot_style.shorten, number=number
     )
     return environment

@@ -16,11 +16,12 @@ _FIGURES = {"mae": "mean absolute error", "rmse": "root mean squared error", "lo
 
 def table_facts(
     metrics: Mapping[str, Any],
+    *,
     data: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
     predictions: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
-    """What the template shows beyond pictures: nothing of it where the run was one on pictures."""
+    """Collect what the template shows of a run on a table."""
     table = data.get("kind") == "table"
     baseline = metrics.get("baseline") if isinstance(metrics.get("baseline"), dict) else {}
     columns = data.get("columns") if isinstance(data.get("columns"), dict) else {}
@@ -57,39 +58,39 @@ def growth_lines(metrics: Mapping[str, Any]) -> list[str]:
 def number_reading(history: Sequence[Mapping[str, float]], best: Mapping[str, float]) -> list[str]:
     """What the figures of a regression say; at most three sentences, all of them counted."""
     train, val = (number(best.get(f"{part}_r2")) for part in ("train", "val"))
-    said = []
+    sentences = []
     if val <= 0:
-        said.append("This is no better than always answering the mean of the target.")
+        sentences.append("This is no better than always answering the mean of the target.")
     elif math.isfinite(val):
-        said.append(f"The columns explain {val:.0%} of how the target varies on the validation rows.")
+        sentences.append(f"The columns explain {val:.0%} of how the target varies on the validation rows.")
     if train - val > 0.2:
-        said.append(
+        sentences.append(
             f"It overfits: R2 is {train:.2f} on the training rows and {val:.2f} on the validation rows. More rows, "
             "fewer epochs or a higher dropout narrow this gap."
         )
     if len(history) > 1 and best and best.get("epoch") == history[-1].get("epoch"):
-        said.append("The last epoch was the best one: the run may profit from more epochs.")
-    return said[:3] or ["One epoch shows no trend; more epochs will tell."]
+        sentences.append("The last epoch was the best one: the run may profit from more epochs.")
+    return sentences[:3] or ["One epoch shows no trend; more epochs will tell."]
 
 
 def _numbers(metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """R2 and errors of each split that was judged."""
-    found = []
-    for split, words in _SPLITS.items():
+    """Collect R2 and errors of each evaluated split."""
+    rows = []
+    for split, label in _SPLITS.items():
         value = number(metrics.get(f"{split}_r2"))
         if split == "val" and not math.isfinite(value):
             value = max((number(row.get("val_r2")) for row in history), default=math.nan)
         if math.isfinite(value):
-            others = [(name, number(metrics.get(f"{split}_{key}"))) for key, name in _FIGURES.items()]
-            told = [(name, number) for name, number in others if math.isfinite(number)]
-            found.append({"split": words, "r2": value, "others": told})
-    return found
+            errors = [(name, number(metrics.get(f"{split}_{key}"))) for key, name in _FIGURES.items()]
+            finite = [(name, error) for name, error in errors if math.isfinite(error)]
+            rows.append({"split": label, "r2": value, "others": finite})
+    return rows
 
 
-def _baseline(found: Mapping[str, Any], figure: str) -> list[tuple[str, str, float]]:
-    """(its name, split, figure) of the model that ran beside."""
-    values = [(split, number(found.get(f"{key}_{figure}"))) for key, split in _SPLITS.items()]
-    return [(str(found.get("name", "")), split, value) for split, value in values if math.isfinite(value)]
+def _baseline(baseline: Mapping[str, Any], metric: str) -> list[tuple[str, str, float]]:
+    """Return (name, split, metric) of the baseline."""
+    values = [(split, number(baseline.get(f"{key}_{metric}"))) for key, split in _SPLITS.items()]
+    return [(str(baseline.get("name", "")), split, value) for split, value in values if math.isfinite(value)]
 
 
 def _farthest(predictions: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from skipway.report.embed_images import NO_PICTURE
+from skipway.errors import printable
+from skipway.report.embed_images import IMAGE_ERRORS
+from skipway.utils.run_schema import refuse_unknown_schema
 
 __all__ = ["UNREADABLE", "Reader", "history_of", "mapping", "number", "rows_of"]
 
-UNREADABLE = (*NO_PICTURE, csv.Error, yaml.YAMLError, RecursionError)
+UNREADABLE = (*IMAGE_ERRORS, csv.Error, yaml.YAMLError, RecursionError)
 
 
 def rows_of(path: Path) -> Iterator[dict[str, str]]:
@@ -60,17 +62,32 @@ class Reader:
             self.missing[name] = f"This run's {name} cannot be read ({type(error).__name__})."
         return nothing
 
-    def table(self, name: str, most: int | None = None) -> list[dict[str, str]]:
-        """The first `most` rows of a CSV file."""
-        return self._try(name, lambda path: list(islice(rows_of(path), most)), [])
+    def table(self, name: str, limit: int | None = None) -> list[dict[str, str]]:
+        """Read the first `limit` rows of a CSV file."""
+        return self._try(name, lambda path: list(islice(rows_of(path), limit)), [])
 
     def json(self, name: str) -> dict[str, Any]:
-        """What a JSON file maps."""
-        return mapping(self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
+        """Return what a JSON file maps, without its schema number.
+
+        Raises:
+            InputError: the file is whole and has an unknown schema.
+        """
+        return self._of_schema(name, self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
 
     def yaml(self, name: str) -> dict[str, Any]:
-        """What a YAML file maps."""
-        return mapping(self._try(name, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+        """Return what a YAML file maps, without its schema number.
+
+        Raises:
+            InputError: the file is whole and has an unknown schema.
+        """
+        return self._of_schema(name, self._try(name, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), {}))
+
+    def _of_schema(self, name: str, content: Any) -> dict[str, Any]:
+        """Return what the file `name` maps without its schema number; nothing if it maps nothing."""
+        if name in self.missing or not isinstance(content, dict):
+            return {}
+        refuse_unknown_schema(printable(self.folder / name), content.get("schema"))
+        return {key: value for key, value in content.items() if key != "schema"}
 
     def matrix(self, name: str) -> tuple[list[str], np.ndarray | None]:
         """Class names and counts; the names are read as a plain row, since two columns might share one."""

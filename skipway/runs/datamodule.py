@@ -1,13 +1,13 @@
-"""Job: what a run needs to know of its data, be it pictures or a table; and which of them DATA is."""
+"""DataModule: the data of a run, images or a table, as training needs it; and which of them DATA is."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from skipway.data.tables.dataset import open_tables
+from skipway.data.tables.dataset import open_table_source
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.runs.image_datamodule import ImageDataModule
@@ -23,85 +23,92 @@ __all__ = ["DataModule", "open_datamodule"]
 
 
 class DataModule(Protocol):
-    """The data of one run. `prepare` comes first, then `spec` and `network`, then `setup`, then the feeds."""
+    """The data of one run. `prepare` comes first, then `spec` and `network`, then `setup`, then the batches."""
 
     recipe: Recipe
-    noun: str  # what its samples are called
+    noun: Literal["pictures", "rows"]  # for its samples
     name: str
-    fingerprint: str  # the fingerprint of samples, targets and splits
+    fingerprint: str  # of samples, targets and splits
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
 
     @property
     def epochs(self) -> int:
-        """Passes over the training samples, where nobody said how many."""
+        """Passes over the training samples by default."""
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Read every sample; refuse what cannot be trained on."""
 
-    def usual_batch(self) -> int:
-        """Samples in a step, as the recipe or their number says."""
+    def default_batch_size(self) -> int:
+        """Return the samples in a batch, by the recipe or by the number of training samples."""
 
     def count(self, split: str) -> int:
-        """How many samples a split has."""
+        """Return the number of samples in a split."""
 
     def name_of(self, sample: int, /) -> str:
-        """What the user knows a sample by."""
+        """Return the name that the user has for a sample."""
 
     def class_counts(self) -> list[int]:
-        """Training samples of each class; nothing for regression."""
+        """Return the training samples of each class; nothing for regression."""
 
     def spec(self, earlier: dict[str, Any] | None) -> Any:
-        """How samples become inputs: as the run that goes on has it, or by the training samples alone."""
+        """Return how samples become inputs: by the training samples, or as `earlier`, the run to resume, has it."""
 
     def network(self, console: Console) -> tuple[Network, bool]:
-        """What a new run begins with, and whether it was trained already."""
+        """Return the network that a new run begins with, and whether it was trained already."""
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
-        """What the feeds are made with from here on; `earlier` is the state of a run that goes on."""
+        """Set what batches are made with from here on; `earlier` is the state of the run to resume."""
 
-    def feed(self, split: str, *, train: bool = False) -> Any:
-        """The samples of a split in batches: as they are, or as they are trained on."""
+    def batches(self, split: str, *, train: bool = False) -> Any:
+        """Return the samples of a split in batches: as they are, or shuffled and augmented to train on."""
 
-    def fit_first_layer(self, network: Network, feed: Any) -> None:
+    def fit_first_layer(self, network: Network, batches: Any) -> None:
         """Fit what is fitted to the training samples before the first step."""
 
     def task(self, settings: Settings) -> Task:
-        """What is learnt."""
+        """Return what is learned."""
 
-    def changed(self, folder: Path) -> str:
-        """What differs from the samples that the run of `folder` had, in one line."""
+    def describe_changes(self, folder: Path) -> str:
+        """Return what differs from the samples that the run of `folder` had, in one line."""
 
     def describe(self) -> dict[str, Any]:
-        """What metrics.json has under "data"."""
+        """Return the value of "data" in metrics.json."""
 
-    def lines(self) -> list[str]:
-        """What is said of the data before training."""
+    def summary_lines(self) -> list[str]:
+        """Return the lines about the data that are printed before training."""
 
-    def write_data(self, folder: Path, feed: Any) -> None:
-        """splits.csv, skipped.csv, and what else shows the data."""
+    def write_data(self, folder: Path, batches: Any) -> None:
+        """Write splits.csv, skipped.csv, and what else shows the data."""
 
-    def write_judgement(self, folder: Path, scores: Scores, split: str) -> None:
-        """predictions.csv, and what else shows how the best weights did on a split."""
+    def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
+        """Write predictions.csv, and what else shows how the best weights did on a split."""
 
-    def augmentation(self) -> str:
-        """What is done to training samples, in words."""
+    def describe_augmentation(self) -> str:
+        """Return in words what is done to training samples."""
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of how samples are changed."""
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of how samples are augmented."""
 
     def extra_metrics(self) -> dict[str, Any]:
-        """What else metrics.json has."""
+        """Return what else metrics.json has."""
 
 
 def open_datamodule(
-    recipe: Recipe, *, new: bool, epochs_told: bool, transform: Callable[[Tensor], Tensor] | None = None
+    recipe: Recipe, *, new: bool, epochs_given: bool, transform: Callable[[Tensor], Tensor] | None = None
 ) -> DataModule:
-    """What `recipe.data` is; where nobody told the epochs of a new run, its recipe has those that suit the data.
+    """Return the data that `recipe.data` names.
 
-    `transform` is what pictures go through beside what the recipe says.
+    Args:
+        recipe: options of the run.
+        new: whether the run has no checkpoint yet, so that its network is still to be chosen.
+        epochs_given: whether the user chose the epochs; if not, a new run on a table gets those that suit the rows.
+        transform: applied to training images after the recipe's augmentation.
+
+    Raises:
+        InputError: there is no such data, or an option does not fit it.
     """
     assert recipe.data is not None
-    tables = open_tables(recipe.data, recipe.target, recipe.task, recipe.ignore)
+    tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
     if tables is None:
         if recipe.target is not None:
             raise InputError(
@@ -112,6 +119,6 @@ def open_datamodule(
     if transform is not None:
         raise InputError(f"a transform is for pictures, but {printable(recipe.data)} is a table; leave it out")
     datamodule = TableDataModule(tables, recipe)
-    if new and not epochs_told:
+    if new and not epochs_given:
         datamodule.recipe = replace(recipe, epochs=datamodule.epochs)
     return datamodule

@@ -1,4 +1,4 @@
-"""What a recipe leaves open is decided here: batch size, optimiser, learning rate, precision, device.
+"""Defaults for what a recipe leaves open: batch size, optimizer, learning rate, precision, device.
 
 The rules are tables; `--help` says "the network's own" where they hold.
 """
@@ -16,7 +16,7 @@ from skipway.training.trainer import Settings, has_bf16
 
 __all__ = [
     "FAMILY_DEFAULTS",
-    "TABLE",
+    "TABLE_NETWORK",
     "FamilyDefaults",
     "batch_size_for",
     "device_for",
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FamilyDefaults:
-    """How a family trains by default: `lr` is for `batch` pictures in a step and goes with the root of their number.
+    """Hyperparameters of a family: `lr` is for `batch` images in a step and goes with the root of their number.
 
     The root bears small sets, whose batches are small, better than the linear rule (Krizhevsky 2014, arXiv:1404.5997).
     """
@@ -58,38 +58,41 @@ FAMILY_DEFAULTS = {
     ),
     ("resnet9", "adamw"): FamilyDefaults(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
 }
-_USUAL = {"resnet9": "muon"}  # sgd elsewhere; in few epochs muon is ahead of it by a point or two, at a tenth more time
+# sgd for the other families; in few epochs muon is ahead of it by a point or two, at a tenth more time.
+_FAMILY_OPTIMIZERS = {"resnet9": "muon"}
 
-# Fitting weights that are trained already: the head learns alone for an epoch, then all with rates that fall towards
-# the stem (Howard and Ruder 2018, arXiv:1801.06146).
-_FINE_LR, _FINE_DECAY, _FROZEN = 0.1, 0.5, 1
+# Weights that are trained already: the head learns alone for an epoch, then all with rates that fall towards the stem
+# (Howard and Ruder 2018, arXiv:1801.06146).
+_PRETRAINED_LR_FACTOR = 0.1
+_PRETRAINED_LAYER_DECAY = 0.5
+_PRETRAINED_FREEZE_EPOCHS = 1
 
-
-# Tables, which are small and noisy beside pictures: see benchmarks/tables.py.
-TABLE: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
-TABLE_OWN = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
+# Tables, which are small and noisy next to images: see benchmarks/tables.py.
+TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
+TABLE_DEFAULTS = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
 _TABLE_STEPS = 300
+_SMALL_SET = 5_000  # training samples
 
 
 def table_batch_size(count: int) -> int:
-    """How many of `count` training rows make a step, unless told."""
-    return 32 if count < 5_000 else 128 if count < 50_000 else 512
+    """Return the default batch size for `count` training rows."""
+    if count < _SMALL_SET:
+        return 32
+    return 128 if count < 50_000 else 512
 
 
 def table_epochs(count: int, batch_size: int) -> int:
-    """How many passes over `count` training rows, unless told: enough for small tables to be learnt."""
+    """Return the default number of passes over `count` training rows: enough for small tables to be learned."""
     return min(200, max(30, round(_TABLE_STEPS * batch_size / count)))
 
 
-def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
-    """What a sample of each class counts, so that all classes count alike and a sample 1 on average."""
-    total, classes = sum(counts), sum(1 for count in counts if count)
-    return tuple(total / (classes * count) if count else 0.0 for count in counts)
-
-
 def batch_size_for(recipe: Recipe, count: int) -> int:
-    """The recipe's batch size, or one that gives `count` training pictures steps enough to learn from."""
-    return recipe.batch_size or (32 if count < 5_000 else 128 if count < 20_000 else 256)
+    """Return the recipe's batch size, or one that gives `count` training images steps enough to learn from."""
+    if recipe.batch_size:
+        return recipe.batch_size
+    if count < _SMALL_SET:
+        return 32
+    return 128 if count < 20_000 else 256
 
 
 def settings_for(
@@ -97,45 +100,42 @@ def settings_for(
     plan: dict[str, Any],
     batch_size: int,
     *,
-    fine: bool = False,
-    counts: Sequence[int] = (),
-    table: bool = False,
+    pretrained: bool = False,
+    class_counts: Sequence[int] = (),
+    is_table: bool = False,
 ) -> Settings:
-    """Everything that `fit` needs to know, with nothing left open, for the network of `plan`.
+    """Return the settings of `fit` for the network of `plan`, with nothing left open.
 
     Args:
-        fine: whether its weights are trained already, so that they are only to be fitted.
-        counts: training samples of each class.
-        table: whether the samples are rows of a table.
+        recipe: options of the run.
+        plan: the network's.
+        batch_size: samples in a batch.
+        pretrained: whether its weights are trained already, so that they are only to be fitted.
+        class_counts: training samples of each class.
+        is_table: whether the samples are rows of a table.
+
+    Raises:
+        InputError: the recipe asks for a device that is missing, or for FSDP with what it excludes.
     """
-    usual = "adamw" if table else _USUAL.get(plan["family"], "sgd")
-    optimizer = usual if recipe.optimizer == "auto" else recipe.optimizer
-    own = TABLE_OWN if table and optimizer == "adamw" else FAMILY_DEFAULTS[plan["family"], optimizer]
-    share = batch_size * recipe.grad_accum_steps / own.batch
+    optimizer = recipe.optimizer
+    if optimizer == "auto":
+        optimizer = "adamw" if is_table else _FAMILY_OPTIMIZERS.get(plan["family"], "sgd")
+    defaults = TABLE_DEFAULTS if is_table and optimizer == "adamw" else FAMILY_DEFAULTS[plan["family"], optimizer]
     device = device_for(recipe.device)
     if recipe.fsdp:
         _refuse_unshared(recipe)
-    bf16 = has_bf16(device) and not table  # small layers gain nothing, and measured numbers lose their digits
-
-    def first(value: float | None, otherwise: float) -> float:
-        return otherwise if value is None else value
-
     return Settings(
         epochs=recipe.epochs,
-        lr=first(
-            None if isinstance(recipe.lr, str) else recipe.lr, own.lr * min(share**0.5, 4.0) * (_FINE_LR if fine else 1)
-        ),
+        lr=_learning_rate(recipe, defaults, batch_size, pretrained),
         optimizer=optimizer,
-        momentum=first(recipe.momentum, own.momentum),
-        weight_decay=first(recipe.weight_decay, own.weight_decay),
-        bias_lr_mult=first(recipe.bias_lr_mult, own.bias_lr_mult),
+        momentum=_value_or(recipe.momentum, defaults.momentum),
+        weight_decay=_value_or(recipe.weight_decay, defaults.weight_decay),
+        bias_lr_mult=_value_or(recipe.bias_lr_mult, defaults.bias_lr_mult),
         schedule=recipe.schedule,
-        freeze_epochs=(_FROZEN if fine and recipe.epochs > 2 else 0)
-        if recipe.freeze_epochs is None
-        else recipe.freeze_epochs,
-        layer_decay=first(recipe.layer_decay, _FINE_DECAY if fine else 1.0),
-        label_smoothing=first(recipe.label_smoothing, own.label_smoothing),
-        class_weights=_class_weights(counts) if recipe.balance == "weights" else None,
+        freeze_epochs=_freeze_epochs(recipe, pretrained),
+        layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained else 1.0),
+        label_smoothing=_value_or(recipe.label_smoothing, defaults.label_smoothing),
+        class_weights=_class_weights(class_counts) if recipe.balance == "weights" else None,
         l1=recipe.l1,
         l2=recipe.l2,
         ema=recipe.ema,
@@ -144,7 +144,7 @@ def settings_for(
         patience=recipe.patience,
         time_limit=recipe.time_limit,
         seed=recipe.seed,
-        precision=recipe.precision if recipe.precision != "auto" else "bf16" if bf16 else "fp32",
+        precision=_precision(recipe, device, is_table),
         device=device,
         save_every=recipe.save_every,
         fsdp=recipe.fsdp,
@@ -152,7 +152,40 @@ def settings_for(
     )
 
 
+def _value_or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _learning_rate(recipe: Recipe, defaults: FamilyDefaults, batch_size: int, pretrained: bool) -> float:
+    """Return the recipe's rate; or the family's, scaled with the root of the samples in a step."""
+    if recipe.lr is not None and not isinstance(recipe.lr, str):
+        return recipe.lr
+    share = batch_size * recipe.grad_accum_steps / defaults.batch
+    return defaults.lr * min(share**0.5, 4.0) * (_PRETRAINED_LR_FACTOR if pretrained else 1)
+
+
+def _freeze_epochs(recipe: Recipe, pretrained: bool) -> int:
+    if recipe.freeze_epochs is not None:
+        return recipe.freeze_epochs
+    return _PRETRAINED_FREEZE_EPOCHS if pretrained and recipe.epochs > 2 else 0
+
+
+def _precision(recipe: Recipe, device: str, is_table: bool) -> str:
+    if recipe.precision != "auto":
+        return recipe.precision
+    if is_table:  # small layers gain nothing, and measured numbers lose their digits
+        return "fp32"
+    return "bf16" if has_bf16(device) else "fp32"
+
+
+def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """Return the weight of a sample of each class, so that all classes count alike and a sample 1 on average."""
+    total, classes = sum(counts), sum(1 for count in counts if count)
+    return tuple(total / (classes * count) if count else 0.0 for count in counts)
+
+
 def _refuse_unshared(recipe: Recipe) -> None:
+    """Raise InputError if weights cannot be split over processes here, or not with the recipe's other options."""
     if collectives.world_size() == 1:
         raise InputError(
             "--fsdp splits a network over several processes, but this is one; add --nproc 2, or leave it out"
@@ -165,11 +198,13 @@ def _refuse_unshared(recipe: Recipe) -> None:
         )
 
 
-def device_for(asked: str) -> str:
-    """What `asked` stands for here: "cpu" or "cuda"."""
-    found = torch.cuda.is_available()
-    if asked == "cuda" and not found:
+def device_for(requested: str) -> str:
+    """Return the device that --device `requested` stands for on this machine: "cpu" or "cuda"."""
+    has_cuda = torch.cuda.is_available()
+    if requested == "cuda" and not has_cuda:
         raise InputError(
             "--device cuda was asked for, but torch sees no GPU here; leave it out or install torch for CUDA"
         )
-    return asked if asked != "auto" else "cuda" if found else "cpu"
+    if requested != "auto":
+        return requested
+    return "cuda" if has_cuda else "cpu"

@@ -1,12 +1,13 @@
-"""Pictures to learn from, as a run needs them: feeds, Spec, network, fingerprint, what is written and said of them."""
+"""The images of a run: batches, Spec, network, fingerprint, and what is written and printed about them."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
+from skipway.data.batching import Shard
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
@@ -18,10 +19,11 @@ from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import whiten
 from skipway.runs.defaults import batch_size_for
-from skipway.runs.initial_network import beginning, chosen_model
+from skipway.runs.initial_network import choose_model, initial_network
 from skipway.runs.recipe import Recipe
-from skipway.runs.resume import changed_data, old_splits
-from skipway.runs.run_folder import draw_augmented, write_data, write_judgement
+from skipway.runs.resume import describe_changes, read_splits
+from skipway.runs.run_plots import draw_augmented, write_worst_images
+from skipway.runs.run_tables import write_class_tables, write_image_splits
 from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
@@ -31,13 +33,13 @@ from skipway.utils.text import join_names
 
 __all__ = ["ImageDataModule"]
 
-_WHITENED = 5000  # training pictures that a whitening stem is fitted to
+_NUM_WHITENED = 5000  # training images that a whitening stem is fitted to
 
 
 class ImageDataModule:
-    """One run's pictures: `Job` says what each part is for."""
+    """One run's images: see `DataModule` for the methods."""
 
-    noun = "pictures"
+    noun: Literal["pictures", "rows"] = "pictures"
 
     def __init__(self, recipe: Recipe, new: bool, transform: Callable[[Tensor], Tensor] | None = None):
         assert recipe.data is not None
@@ -49,58 +51,70 @@ class ImageDataModule:
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
         self.packing = choose_decode_settings(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
         count = self.source.count("train")
-        self.model = chosen_model(recipe, self.packing.size, count) if new else ("", {})
+        self.model = choose_model(recipe, self.packing.size, count) if new else ("", {})
         self.name, self.epochs = self.source.name, recipe.epochs
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
-        """Decode every picture, refuse copies across splits, hold a part of the training pictures out."""
-        self.packed = decode_images(self.source, self.packing, self.recipe.max_unreadable, console, stop)
+        """Decode every image, refuse copies across splits, hold a part of the training images out."""
+        self.packed = decode_images(self.source, self.packing, self.recipe.max_unreadable, console=console, stop=stop)
         refuse_leaks(self.packed, self.recipe.allow_duplicates)
         hold_out(self.packed, self.recipe.val_fraction, self.recipe.seed)
         self.fingerprint = fingerprint(self.packed)
 
-    def usual_batch(self) -> int:
-        """Pictures in a step."""
+    def default_batch_size(self) -> int:
+        """Return the images in a batch."""
         return batch_size_for(self.recipe, self.count("train"))
 
     def count(self, split: str) -> int:
-        """How many pictures a split has."""
+        """Return the number of images in a split."""
         return len(self.packed.splits.get(split, ()))
 
-    def name_of(self, picture: int) -> str:
-        """What the user knows a picture by."""
-        return self.packed.keys[picture]
+    def name_of(self, image: int) -> str:
+        """Return the name that the user has for an image."""
+        return self.packed.keys[image]
 
     def class_counts(self) -> list[int]:
-        """Training pictures of each class."""
+        """Return the training images of each class."""
         labels = self.packed.labels[self.packed.splits["train"]]
         return np.bincount(labels, minlength=len(self.packed.class_names)).tolist()
 
     def spec(self, earlier: dict[str, Any] | None) -> Spec:
-        """How pictures become inputs: as the run that goes on has it, or by the training pictures."""
+        """Return how images become inputs: by the training images, or as `earlier`, the run to resume, has it."""
         packed, packing = self.packed, self.packing
         if earlier is not None:
             spec = Spec.from_dict(earlier)
             if spec.class_names != packed.class_names:
-                known = join_names(map(printable, spec.class_names), limit=8)
+                known, present = (
+                    join_names(map(printable, names), limit=8) for names in (spec.class_names, packed.class_names)
+                )
                 raise InputError(
-                    f"the run knows the classes {known}, but the data has "
-                    f"{join_names(map(printable, packed.class_names), limit=8)}; start a new run for other classes"
+                    f"the run knows the classes {known}, but the data has {present}; start a new run for other classes"
                 )
             return spec
         mean, std = mean_and_std(packed.pixels, packed.splits["train"])
-        preparation = (packing.resize_mode, packing.interpolation, packed.mirrored)
-        return Spec(packing.channels, packing.size, packing.stored_size, mean, std, packed.class_names, *preparation)
+        return Spec(
+            channels=packing.channels,
+            size=packing.size,
+            presize=packing.stored_size,
+            mean=mean,
+            std=std,
+            class_names=packed.class_names,
+            resize_mode=packing.resize_mode,
+            interpolation=packing.interpolation,
+            mirrored=packed.mirrored,
+        )
 
     def network(self, console: Console) -> tuple[Network, bool]:
-        """What a new run begins with, and whether it was trained already."""
-        return beginning(self.recipe, self.model, self.spec(None), console)
+        """Return the network that a new run begins with, and whether it was trained already."""
+        return initial_network(self.recipe, self.model, self.spec(None), console)
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
-        """What the feeds are made with from here on."""
+        """Set what batches are made with from here on."""
         spec, packed, packing = network.require_image_spec(), self.packed, self.packing
-        self.batch_size, self.device, self.normalise = batch_size, device, (spec.mean, spec.std)
-        chosen = augment_policy.choose(self.recipe.augment, packing.stored_size, packing.size, packed.mirrored)
+        self.batch_size, self.device, self.mean, self.std = batch_size, device, spec.mean, spec.std
+        chosen = augment_policy.resolve_policy(
+            self.recipe.augment, stored_size=packing.stored_size, size=packing.size, mirrored=packed.mirrored
+        )
         self.level: str = chosen if earlier is None else earlier["level"]
         now = _name(self.transform)
         before = now if earlier is None else earlier.get("transform", "")
@@ -112,95 +126,99 @@ class ImageDataModule:
         if isinstance(self.transform, nn.Module):
             self.transform.to(device)
 
-    def feed(self, split: str, *, train: bool = False) -> ImageBatches:
-        """The pictures of a split in batches; those to train on shuffled and changed."""
-        size, change = (self.batch_size, self._change()) if train else (2 * self.batch_size, None)
+    def batches(self, split: str, *, train: bool = False) -> ImageBatches:
+        """Return the images of a split in batches; those to train on shuffled and augmented."""
         return ImageBatches(
             self.packed,
             self.packed.splits[split],
-            size,
-            self.normalise,
-            change,
-            self.device,
-            (collectives.rank(), collectives.world_size()),
+            batch_size=self.batch_size if train else 2 * self.batch_size,
+            mean=self.mean,
+            std=self.std,
+            augmentation=self._augmentation() if train else None,
+            device=self.device,
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
-    def _change(self) -> Augmentation:
+    def _augmentation(self) -> Augmentation:
         recipe = self.recipe
         return Augmentation(
-            self.level,
-            recipe.seed,
-            recipe.mixup,
-            recipe.cutmix,
-            _sizes(recipe)[0] or 0,
-            recipe.epochs,
-            recipe.balance == "sampling",
-            self.transform,
+            parts=self.level,
+            seed=recipe.seed,
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+            first_size=_sizes(recipe)[0] or 0,
+            epochs=recipe.epochs,
+            balanced=recipe.balance == "sampling",
+            transform=self.transform,
         )
 
-    def fit_first_layer(self, network: Network, feed: ImageBatches) -> None:
-        """A whitening stem undoes the correlations of the training pictures."""
-        whiten(network, feed.some(_WHITENED)[0])
+    def fit_first_layer(self, network: Network, batches: ImageBatches) -> None:
+        """Fit a whitening stem, which undoes the correlations of the training images."""
+        whiten(network, batches.some(_NUM_WHITENED)[0])
 
     def task(self, settings: Settings) -> Task:
-        """Pictures are classified."""
+        """Return the task: images are classified."""
         return Classification(settings.label_smoothing, settings.class_weights)
 
-    def changed(self, folder: Path) -> str:
-        """What differs from the pictures that the run of `folder` had, in one line."""
-        return changed_data(old_splits(folder), self.packed)
+    def describe_changes(self, folder: Path) -> str:
+        """Return what differs from the images that the run of `folder` had, in one line."""
+        return describe_changes(read_splits(folder), self.packed)
 
     def describe(self) -> dict[str, Any]:
-        """What metrics.json has under "data"."""
+        """Return the value of "data" in metrics.json."""
         return describe(self.packed)
 
-    def lines(self) -> list[str]:
-        """What is said of the data before training."""
+    def summary_lines(self) -> list[str]:
+        """Return the lines about the data that are printed before training."""
         packed = self.packed
         counts = ", ".join(f"{len(i):,} {split}" for split, i in packed.splits.items())
-        said = [f"data: {packed.name}, {len(packed.class_names)} classes, {counts} pictures, {packed.sizes}"]
+        lines = [f"data: {packed.name}, {len(packed.class_names)} classes, {counts} pictures, {packed.sizes}"]
         if packed.skipped:
-            said.append(f"  {len(packed.skipped):,} pictures could not be read and are left out: see skipped.csv")
-        said += [f"  {count:,} {note}" for note, count in packed.notes.most_common()]
-        return said + [f"  mind: {warning}" for warning in describe(packed)["warnings"]]
+            lines.append(f"  {len(packed.skipped):,} pictures could not be read and are left out: see skipped.csv")
+        lines += [f"  {count:,} {note}" for note, count in packed.notes.most_common()]
+        return lines + [f"  mind: {warning}" for warning in describe(packed)["warnings"]]
 
-    def write_data(self, folder: Path, feed: ImageBatches) -> None:
-        """splits.csv, skipped.csv and a sheet of training pictures as the network sees them."""
-        write_data(folder, self.packed)
-        draw_augmented(folder, feed)
+    def write_data(self, folder: Path, batches: ImageBatches) -> None:
+        """Write splits.csv, skipped.csv and a sheet of training images as the network is given them."""
+        write_image_splits(folder, self.packed)
+        draw_augmented(folder, batches)
 
-    def write_judgement(self, folder: Path, scores: Scores, split: str) -> None:
-        """The tables of classes and predictions, and the worst pictures."""
+    def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
+        """Write the tables of classes and predictions, and the worst images."""
         assert isinstance(scores, ClassScores)
-        write_judgement(folder, self.packed, scores, split)
+        packed = self.packed
+        write_class_tables(folder, packed.keys, packed.class_names, scores, split=split, key_column="file")
+        write_worst_images(folder, packed, scores)
 
-    def augmentation(self) -> str:
-        """What is done to training pictures, in words."""
-        said = [augment_policy.describe(self.level, self.packing.size)]
+    def describe_augmentation(self) -> str:
+        """Return in words what is done to training images."""
+        parts = [augment_policy.describe_policy(self.level, self.packing.size)]
         first, full = _sizes(self.recipe)
-        said += [f"from {first} to {full} px"] if first else []
-        said += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]
-        said += [_name(self.transform)] if self.transform is not None else []
-        return ", ".join(said)
+        parts += [f"from {first} to {full} px"] if first else []
+        parts += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]
+        parts += [_name(self.transform)] if self.transform is not None else []
+        return ", ".join(parts)
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of how pictures are changed."""
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of how images are augmented."""
         return {"level": self.level, "transform": _name(self.transform)}
 
     def extra_metrics(self) -> dict[str, Any]:
-        """What else metrics.json has."""
+        """Return what else metrics.json has: nothing."""
         return {}
 
 
 def _name(transform: Callable[[Tensor], Tensor] | None) -> str:
-    """What a transform is known by: a module by all of its settings, a function by its name."""
-    if transform is None or isinstance(transform, nn.Module):
-        return " ".join(repr(transform).split()) if transform is not None else ""
+    """Return the name of a transform: of a module all of its settings, of a function its own name."""
+    if transform is None:
+        return ""
+    if isinstance(transform, nn.Module):
+        return " ".join(repr(transform).split())
     return getattr(transform, "__qualname__", type(transform).__qualname__)
 
 
 def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:
-    """The size in the first epoch, where it grows, and the full one, where it is told."""
+    """Return the size in the first epoch, if it grows, and the full one, if the recipe has one."""
     if isinstance(recipe.img_size, str):
         first, _, full = recipe.img_size.partition(":")
         return int(first), int(full)

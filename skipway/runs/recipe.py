@@ -8,19 +8,22 @@ import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import yaml
 
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.utils.run_schema import refuse_unknown_schema, with_schema
 from skipway.utils.text import short_repr
 
 __all__ = ["Recipe"]
 
 
-def _option(default: Any, help: str, *, alias: str = "", least: float | None = None, most: float | None = None) -> Any:
-    """A field with its help text, its short flag, and the range that its value must lie in."""
-    return field(default=default, metadata={"help": help, "alias": alias, "least": least, "most": most})
+def _option(
+    default: Any, help: str, *, alias: str = "", minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    """Return a field with its help text, its short flag, and the range that its value must lie in."""
+    return field(default=default, metadata={"help": help, "alias": alias, "minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +39,20 @@ class Recipe:
     task: str = _option("auto", "What a table's target is: classification, regression; auto: read off its values.")
     ignore: str | None = _option(None, "Columns of a table to leave out, separated by commas.")
     epochs: int = _option(
-        10, "Passes over the samples; for tables, unless told: by their rows.", alias="-e", least=1, most=100_000
+        10, "Passes over the samples; for tables, unless told: by their rows.", alias="-e", minimum=1, maximum=100_000
     )
     batch_size: int | None = _option(
-        None, "Pictures in a step; default: picked by the data.", alias="-b", least=2, most=1_000_000
+        None, "Pictures in a step; default: picked by the data.", alias="-b", minimum=2, maximum=1_000_000
     )
     lr: float | str | None = _option(
-        None, "Highest learning rate, or auto: by a range test; default: the network's own.", least=1e-9, most=1e4
+        None, "Highest learning rate, or auto: by a range test; default: the network's own.", minimum=1e-9, maximum=1e4
     )
     optimizer: str = _option("auto", "sgd (Nesterov), adamw, or muon (adamw for all but the matrices); auto picks.")
     momentum: float | None = _option(
-        None, "Momentum of sgd, first beta of adamw; default: the network's own.", least=0, most=0.9999
+        None, "Momentum of sgd, first beta of adamw; default: the network's own.", minimum=0, maximum=0.9999
     )
     weight_decay: float | None = _option(
-        None, "Decay of weights, not of norms and biases; default: the network's own.", least=0, most=10
+        None, "Decay of weights, not of norms and biases; default: the network's own.", minimum=0, maximum=10
     )
     schedule: str = _option(
         "one-cycle", "Course of the learning rate: one-cycle, cosine, steps, flat-cosine, constant."
@@ -58,38 +61,48 @@ class Recipe:
         "auto", "Weights to begin with: a tag of the Hub, a run, a file; auto: for photographs, where at hand; none."
     )
     freeze_epochs: int | None = _option(
-        None, "Epochs in which the head of a pretrained network learns alone; default: decided.", least=0, most=100_000
+        None,
+        "Epochs in which the head of a pretrained network learns alone; default: decided.",
+        minimum=0,
+        maximum=100_000,
     )
     layer_decay: float | None = _option(
         None,
         "Learning rate of each stage over that of the next; default: below 1 for pretrained ones.",
-        least=1e-3,
-        most=1,
+        minimum=1e-3,
+        maximum=1,
     )
     label_smoothing: float | None = _option(
-        None, "Share of each label spread over all classes; default: the network's own.", least=0, most=0.99
+        None, "Share of each label spread over all classes; default: the network's own.", minimum=0, maximum=0.99
     )
     bias_lr_mult: float | None = _option(
-        None, "Learning rate of norms and biases over that of weights; default: the network's own.", least=0, most=1e4
+        None,
+        "Learning rate of norms and biases over that of weights; default: the network's own.",
+        minimum=0,
+        maximum=1e4,
     )
-    l1: float = _option(0.0, "Penalty on the sum of the weights' sizes.", least=0, most=10)
-    l2: float = _option(0.0, "Penalty on the sum of their squares, beside weight_decay.", least=0, most=10)
-    dropout: float = _option(0.0, "Chance to leave out a value inside the blocks.", least=0, most=0.99)
+    l1: float = _option(0.0, "Penalty on the sum of the weights' sizes.", minimum=0, maximum=10)
+    l2: float = _option(0.0, "Penalty on the sum of their squares, beside weight_decay.", minimum=0, maximum=10)
+    dropout: float = _option(0.0, "Chance to leave out a value inside the blocks.", minimum=0, maximum=0.99)
     balance: str = _option("none", "Classes of unlike sizes: none, weights (in the loss) or sampling.")
-    mixup: float = _option(0.0, "How evenly pictures are blended in pairs; 0.2 is usual.", least=0, most=100)
-    cutmix: float = _option(0.0, "The same for rectangles cut from one into the other; 1 is usual.", least=0, most=100)
+    mixup: float = _option(0.0, "How evenly pictures are blended in pairs; 0.2 is usual.", minimum=0, maximum=100)
+    cutmix: float = _option(
+        0.0, "The same for rectangles cut from one into the other; 1 is usual.", minimum=0, maximum=100
+    )
     tta: bool = _option(False, "Judge at the end by the mean over several views of each picture.")
-    ema: float | None = _option(None, "Decay per step of an average of the weights.", least=0, most=0.999999)
-    clip_grad: float | None = _option(None, "Largest gradient norm; longer gradients are shortened to it.", least=1e-9)
-    grad_accum_steps: int = _option(1, "Batches whose gradients are summed into one step.", least=1, most=100_000)
-    patience: int | None = _option(None, "Epochs without a better validation accuracy before stopping.", least=1)
-    time_limit: float | None = _option(None, "Seconds of training after which the run ends early, in order.", least=0)
-    seed: int = _option(0, "Makes the run: order, augmentation, initial weights.", least=0, most=2**32 - 1)
+    ema: float | None = _option(None, "Decay per step of an average of the weights.", minimum=0, maximum=0.999999)
+    clip_grad: float | None = _option(
+        None, "Largest gradient norm; longer gradients are shortened to it.", minimum=1e-9
+    )
+    grad_accum_steps: int = _option(1, "Batches whose gradients are summed into one step.", minimum=1, maximum=100_000)
+    patience: int | None = _option(None, "Epochs without a better validation accuracy before stopping.", minimum=1)
+    time_limit: float | None = _option(None, "Seconds of training after which the run ends early, in order.", minimum=0)
+    seed: int = _option(0, "Makes the run: order, augmentation, initial weights.", minimum=0, maximum=2**32 - 1)
     img_size: int | str | None = _option(
         None,
         "Height and width the network is given, or 128:224 to grow on the way; default: picked by the data.",
-        least=1,
-        most=4096,
+        minimum=1,
+        maximum=4096,
     )
     resize_mode: str = _option(
         "auto", "How a picture becomes square: squash, crop or pad; auto: by the shapes of the data."
@@ -102,12 +115,12 @@ class Recipe:
     stem: str | None = _option(
         None, "First layers of the network: large, small, deep, tiered, deep_conv, whitening; default: by picture size."
     )
-    drop_path: float = _option(0.0, "Chance to leave out the deepest block while training.", least=0, most=0.99)
+    drop_path: float = _option(0.0, "Chance to leave out the deepest block while training.", minimum=0, maximum=0.99)
     val_fraction: float = _option(
         0.2,
         "Share of training pictures held out where there is no validation set, at most 5,000.",
-        least=0.001,
-        most=0.9,
+        minimum=0.001,
+        maximum=0.9,
     )
     precision: str = _option("auto", "bf16, fp32, or auto: bf16 where the hardware has it.")
     device: str = _option("auto", "cpu, cuda, or auto.")
@@ -115,14 +128,16 @@ class Recipe:
     recompute: int | str = _option(
         "none",
         "Blocks of which only the input is kept while training, to save memory; auto; stages: all of each; none.",
-        least=1,
-        most=100_000,
+        minimum=1,
+        maximum=100_000,
     )
     watch: bool = _option(False, "Measure and draw how signals flow through it, before training and after every epoch.")
-    threads: int | None = _option(None, "CPU threads; default: as many as available cores.", least=1, most=1024)
-    save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", least=0)
-    max_unreadable: float = _option(0.01, "Largest share of unreadable pictures to go on without.", least=0, most=1)
-    max_pixels: int = _option(50_000_000, "Largest picture that is decoded, in pixels.", least=1)
+    threads: int | None = _option(None, "CPU threads; default: as many as available cores.", minimum=1, maximum=1024)
+    save_every: float = _option(120.0, "Seconds between checkpoints inside an epoch.", minimum=0)
+    max_unreadable: float = _option(
+        0.01, "Largest share of unreadable pictures to go on without.", minimum=0, maximum=1
+    )
+    max_pixels: int = _option(50_000_000, "Largest picture that is decoded, in pixels.", minimum=1)
     follow_links: bool = _option(False, "Read pictures behind links that lead out of the folder.")
     allow_empty_classes: bool = _option(False, "Leave class folders without pictures out instead of refusing.")
     allow_duplicates: bool = _option(False, "Go on when the same picture stands in two splits.")
@@ -130,69 +145,80 @@ class Recipe:
     name: str | None = _option(None, "Name of the run folder; default: data-model, numbered where taken.")
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        problems = [p for f in fields(self) if (p := _problem(f, getattr(self, f.name), hints[f.name]))]
-        problems += [
-            f"{name} is one of {', '.join(k for k in known if k)}, not {short_repr(getattr(self, name))}"
-            + did_you_mean(getattr(self, name), [k for k in known if k])
-            for name, known in CHOICES.items()
-            if not any(p.startswith(f"{name} ") for p in problems) and getattr(self, name) not in known
-        ]
-        problems += [
-            f"{name} is {words}, not {short_repr(getattr(self, name))}"
-            for name, (pattern, words) in TEXTS.items()
-            if isinstance(getattr(self, name), str) and not re.fullmatch(pattern, getattr(self, name))
-        ]
+        problems = [*self._field_problems(), *self._text_problems()]
         if problems:
             raise InputError("the recipe does not work: " + "; ".join(problems))
 
+    def _field_problems(self) -> list[str]:
+        """Return what is wrong with the types, ranges and choices of the fields."""
+        hints = get_type_hints(type(self))
+        problems = {f.name: _problem(f, getattr(self, f.name), hints[f.name]) for f in fields(self)}
+        messages = [problem for problem in problems.values() if problem]
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if not problems[name] and value not in choices:
+                known = [choice for choice in choices if choice]
+                hint = did_you_mean(value, known)
+                messages.append(f"{name} is one of {', '.join(known)}, not {short_repr(value)}{hint}")
+        return messages
+
+    def _text_problems(self) -> list[str]:
+        """Return which fields hold a text of another form than they take."""
+        values = {name: getattr(self, name) for name in TEXTS}
+        return [
+            f"{name} is {TEXTS[name].words}, not {short_repr(value)}"
+            for name, value in values.items()
+            if isinstance(value, str) and not re.fullmatch(TEXTS[name].pattern, value)
+        ]
+
     @classmethod
     def names(cls) -> list[str]:
-        """All fields."""
+        """Return the names of all fields."""
         return [f.name for f in fields(cls)]
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Recipe":
-        """A Recipe from plain values; an unknown name is refused with the nearest known one."""
-        unknown = [k for k in values if k not in cls.names()]
+        """Return a Recipe from plain values; an unknown name is refused with the nearest known one."""
+        unknown = [name for name in values if name not in cls.names()]
         if unknown:
-            said = "; ".join(f"{short_repr(k)}{did_you_mean(str(k)[:80], cls.names())}" for k in unknown[:5])
-            raise InputError(f"a recipe has no field {said}; `skipway train --help` lists them all")
-        return cls(**_along(values))
+            names = "; ".join(f"{short_repr(name)}{did_you_mean(str(name)[:80], cls.names())}" for name in unknown[:5])
+            raise InputError(f"a recipe has no field {names}; `skipway train --help` lists them all")
+        return cls(**_with_first_network(values))
 
     @staticmethod
-    def read(path: Path) -> dict[str, Any]:
-        """The fields that a YAML file sets; `1e-3` is a number there, which YAML 1.1 takes for text."""
-        try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(_MOST + 1)
-            if len(text) > _MOST:
-                raise ValueError(f"it is longer than {_MOST:,} characters")
-            values = yaml.safe_load(text)
-        except OSError as error:
-            raise InputError(f"cannot read the config {printable(path)}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            reason = printable(" ".join(str(error).split()))[:200]
-            raise InputError(f"the config {printable(path)} is not plain YAML: {reason}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"the config {printable(path)} must hold `field: value` lines, such as `epochs: 20`")
-        return {k: _number(v) if k in _numbers() else v for k, v in values.items()}
+    def read(path: Path, *, need_schema: bool = False) -> dict[str, Any]:
+        """Return the fields that a YAML file sets; `1e-3` is a number there, which YAML 1.1 takes for text.
+
+        Args:
+            path: the file.
+            need_schema: refuse a file without the schema number that a run writes into its config.yaml; a file
+                written by hand needs none. Any other number is refused in both.
+
+        Raises:
+            InputError: it cannot be read, is no mapping in YAML, or has another schema.
+        """
+        values = _read_yaml(path)
+        number = values.pop("schema", None)
+        if need_schema or number is not None:
+            refuse_unknown_schema(printable(path), number)
+        numeric = _numeric_fields()
+        return {name: _number(value) if name in numeric else value for name, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field with its value, defaults too."""
+        """Return every field with its value, defaults too."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def as_yaml(self) -> str:
-        """Every field as YAML, fit for `read`."""
-        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        """Return every field as YAML, after the schema number, fit for `read`."""
+        return yaml.safe_dump(with_schema(self.as_dict()), sort_keys=False, allow_unicode=True)
 
     def changed(self) -> dict[str, Any]:
-        """The fields that differ from their defaults."""
+        """Return the fields that differ from their defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
-_MOST = 100_000  # characters of a config; all fields take two thousand
-_WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"}
+_MAX_CHARACTERS = 100_000  # of a config; all fields take two thousand
+_KIND_WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"}
 CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("auto", "classification", "regression"),
     "optimizer": ("auto", "sgd", "adamw", "muon"),
@@ -205,16 +231,23 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 _STAGE = r"[\w.-]+:[1-9]\d{0,4}"
 _PART = "(?:flip|shift|zoom|affine|color|trivial|erase)"
-# What a text in these fields must look like, and how that is said.
+
+
+class TextForm(NamedTuple):
+    """The form of a text in a field: a regular expression, and words for an error."""
+
+    pattern: str
+    words: str
+
+
 TEXTS = {
-    "lr": ("auto", "a number, or auto"),
-    "grow": (
-        rf"{_STAGE}(?:,{_STAGE})+",
-        "two or more networks with the epochs of each, as resnet20:4,resnet56:8",
+    "lr": TextForm("auto", "a number, or auto"),
+    "grow": TextForm(
+        rf"{_STAGE}(?:,{_STAGE})+", "two or more networks with the epochs of each, as resnet20:4,resnet56:8"
     ),
-    "recompute": ("auto|stages|none", "a whole number, auto, stages or none"),
-    "img_size": (r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
-    "augment": (
+    "recompute": TextForm("auto|stages|none", "a whole number, auto, stages or none"),
+    "img_size": TextForm(r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
+    "augment": TextForm(
         rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
         "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and erase joined "
         "by +, each once",
@@ -222,10 +255,10 @@ TEXTS = {
 }
 
 
-def _along(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the model that `grow` begins with, and with its epochs, where it is given."""
+def _with_first_network(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with the model that `grow` begins with and with its epochs, if `grow` is set."""
     stages = values.get("grow")
-    if not isinstance(stages, str) or not re.fullmatch(TEXTS["grow"][0], stages):
+    if not isinstance(stages, str) or not re.fullmatch(TEXTS["grow"].pattern, stages):
         return values
     first, total = stages.partition(":")[0], sum(int(part.rpartition(":")[2]) for part in stages.split(","))
     model, epochs = values.get("model", "auto"), values.get("epochs", total)
@@ -236,27 +269,44 @@ def _along(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "model": first, "epochs": epochs}
 
 
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file maps."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise ValueError(f"it is longer than {_MAX_CHARACTERS:,} characters")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"cannot read the config {printable(path)}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise InputError(f"the config {printable(path)} is not plain YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"the config {printable(path)} must hold `field: value` lines, such as `epochs: 20`")
+    return values
+
+
 def _problem(f: Any, value: Any, hint: Any) -> str:
-    """What is wrong with one field's value, or nothing."""
+    """Return what is wrong with the type or the range of one field's value, or nothing."""
     kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and NoneType in kinds:
         return ""
     accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
     if type(value) not in kinds and not accepts_int:
-        wanted = "number" if float in kinds else next(_WORDS[k] for k in kinds if k is not NoneType)
-        return f"{f.name} is a {wanted}, not {short_repr(value)}"
-    least, most = f.metadata["least"], f.metadata["most"]
-    if (
-        least is not None
-        and not isinstance(value, str)
-        and not (least <= value <= (math.inf if most is None else most) and value < math.inf)
-    ):
-        reach = f"at least {least:,}, and finite" if most is None else f"from {least:,} to {most:,}"
-        return f"{f.name} must be {reach}, not {short_repr(value)}"
-    return ""
+        words = "number" if float in kinds else next(_KIND_WORDS[kind] for kind in kinds if kind is not NoneType)
+        return f"{f.name} is a {words}, not {short_repr(value)}"
+    minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
+    if minimum is None or isinstance(value, str):
+        return ""
+    bound = math.inf if maximum is None else maximum
+    if minimum <= value <= bound and value < math.inf:
+        return ""
+    reach = f"at least {minimum:,}, and finite" if maximum is None else f"from {minimum:,} to {maximum:,}"
+    return f"{f.name} must be {reach}, not {short_repr(value)}"
 
 
-def _numbers() -> set[str]:
+def _numeric_fields() -> set[str]:
     return {name for name, hint in get_type_hints(Recipe).items() if float in (hint, *get_args(hint))}
 
 

@@ -1,4 +1,4 @@
-"""A run's own samples, for what is measured with them after training."""
+"""Samples of a run's own data, for what is measured with them after training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from skipway.models.network import Network
 from skipway.runs.datamodule import open_datamodule
-from skipway.runs.recipe import Recipe
 from skipway.runs.resume import find_data
+from skipway.runs.run_folder import read_recipe
 from skipway.utils.console import Console
 from skipway.utils.signals import StopFlag
 
@@ -27,19 +27,21 @@ def samples_of(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """By split, (x (N, *) as `network` takes them, y (N,)) of samples of a run's own data, spread evenly over it.
+    """Return (x (N, *) as `network` takes them, y (N,)) by split, of samples spread evenly over a run's own data.
 
     Args:
         folder: the run's.
-        counts: how many at most of each split, "train" and "val"; training samples come unchanged, without
-            augmentation.
-        data: where they are, where the run's recipe no longer leads to them.
+        network: the run's.
+        counts: how many at most of each split, "train" and "val"; training samples come without augmentation.
+        data: their place, if the run's recipe no longer leads to them.
+        console: where progress is printed; default: nowhere.
+        stop: a flag that ends the reading when it is set.
     """
-    recipe = Recipe.of(Recipe.read(folder / "config.yaml"))
-    where = data if data is not None else find_data(recipe.data, folder)
-    datamodule = open_datamodule(replace(recipe, data=where), new=False, epochs_told=True)
+    recipe = read_recipe(folder)
+    source = data if data is not None else find_data(recipe.data, folder)
+    datamodule = open_datamodule(replace(recipe, data=source), new=False, epochs_given=True)
     datamodule.prepare(console or Console(quiet=True), stop or StopFlag())
     assert network.spec is not None
     datamodule.spec(network.spec.as_dict())
     datamodule.setup(network, _BATCH, "cpu", {"level": "none", "transform": ""})
-    return {split: datamodule.feed(split).some(count) for split, count in counts.items()}
+    return {split: datamodule.batches(split).some(count) for split, count in counts.items()}

@@ -1,7 +1,6 @@
-"""Going on with a run: what it was told, where it stood, and whether its data is still the same."""
+"""Resuming a run: its options then and now, its newest checkpoint, and whether its data is still the same."""
 
 import csv
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.kernels.dispatch import kernel_status
 from skipway.runs.recipe import Recipe
-from skipway.runs.run_folder import cell
+from skipway.runs.run_folder import read_recipe
+from skipway.runs.run_tables import escape_cell
 from skipway.training.checkpoint import Checkpoint, load_checkpoint
 from skipway.training.differences import differences
 
-__all__ = ["Earlier", "changed_data", "earlier_run", "find_data", "machine", "old_splits", "run_folder"]
+__all__ = ["EarlierRun", "describe_changes", "find_data", "machine_facts", "read_earlier_run", "read_splits"]
 
-# What may be told anew when a run goes on; everything else belongs to the run itself.
+# Options that may change when a run is resumed; everything else belongs to the run itself.
 MAY_CHANGE = {
     "data",
     "epochs",
@@ -39,74 +39,83 @@ MAY_CHANGE = {
     "recompute",
     "watch",
 }
-_ENDS = ("epochs", "patience", "time_limit")  # what decides where a run ends
+_ENDS = ("epochs", "patience", "time_limit")  # options that decide where a run ends
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A run to go on with: what it was told, the same with what it decided, its newest whole checkpoint if any.
+class EarlierRun:
+    """A run to resume.
 
-    `reopened` says that a run which had ended trains on, since it was told to end elsewhere.
+    Attributes:
+        options: its recipe with the options of this call.
+        recipe: the same with what the run had resolved, and its data as found from here.
+        checkpoint: its newest whole checkpoint, if any.
+        remarks: what the user should know of it, a line each.
+        reopened: whether a run that had ended trains on, since another end is asked for.
     """
 
     folder: Path
-    told: Recipe
+    options: Recipe
     recipe: Recipe
     checkpoint: Checkpoint | None
     remarks: tuple[str, ...]
     reopened: bool
 
 
-def run_folder(given: Path) -> Path:
-    """The run folder that `given` is or links to, such as runs/last, by a path as short as the one given."""
-    folder = given.parent / os.readlink(given) if given.is_symlink() else given
-    if not (folder / "config.yaml").is_file():
-        raise InputError(
-            f"{printable(given)} is no run folder: config.yaml is missing; give the folder that `skipway train` named"
-        )
-    return folder
+def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
+    """Return the run in `folder`, to be resumed with the options that were given next to it.
 
-
-def earlier_run(folder: Path, given: dict[str, Any]) -> Earlier:
-    """What `--resume folder` stands for, with the options that were given beside it."""
-    before = Recipe.of(Recipe.read(folder / "config.yaml"))
-    fixed = sorted(k for k in given if k not in MAY_CHANGE and k in Recipe.names() and given[k] != getattr(before, k))
-    if fixed:
-        said = "; ".join(f"{k} was {printable(getattr(before, k))}, not {printable(given[k])}" for k in fixed)
-        mend = "start a new run, or leave the option out"
-        if "model" in fixed:
-            mend = (
-                "`skipway grow` makes its network deeper or wider, and another one can begin with its weights: "
-                f"--pretrained {printable(folder)}"
-            )
-        raise InputError(f"a run goes on as it began: {said}; {mend}")
-    told = Recipe.of(before.as_dict() | given)
-    recipe = replace(told, data=find_data(told.data, folder))
+    Raises:
+        InputError: an option cannot change, config.yaml was edited, or nothing in the folder can be used.
+    """
+    before = read_recipe(folder)
+    _refuse_fixed_options(before, options, folder)
+    requested = Recipe.of(before.as_dict() | options)
+    recipe = replace(requested, data=find_data(requested.data, folder))
     last = folder / "weights" / "last"
     checkpoint = load_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:
-        return Earlier(folder, told, recipe, None, ("no checkpoint was saved yet: starting from the beginning",), False)
-    _refuse_edited(told, checkpoint, folder)
-    recipe = _same_machine(recipe, checkpoint.state)
-    state, ended = checkpoint.state["state"], checkpoint.state["state"]["status"] != "running"
-    if told.epochs < state["epoch"]:
+        remark = "no checkpoint was saved yet: starting from the beginning"
+        return EarlierRun(folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False)
+    _refuse_edited(requested, checkpoint, folder)
+    recipe = _on_same_machine(recipe, checkpoint.state)
+    state = checkpoint.state["state"]
+    if requested.epochs < state["epoch"]:
         raise InputError(
-            f"{printable(folder)} has done {state['epoch']} epochs already, more than --epochs {told.epochs}; give "
-            "more, or load its weights as they are"
+            f"{printable(folder)} has done {state['epoch']} epochs already, more than --epochs {requested.epochs}; "
+            "give more, or load its weights as they are"
         )
-    moved = any(getattr(told, name) != checkpoint.state["recipe"][name] for name in _ENDS)
-    reopened = ended and moved and told.epochs > state["epoch"]
-    remarks = [f"passed over: {reason}" for reason in checkpoint.refused] + _no_longer_exact(checkpoint.state, recipe)
+    ended = state["status"] != "running"
+    end_moved = any(getattr(requested, name) != checkpoint.state["recipe"][name] for name in _ENDS)
+    reopened = ended and end_moved and requested.epochs > state["epoch"]
+    remarks = [f"passed over: {reason}" for reason in checkpoint.refused]
+    remarks += _inexact_reasons(checkpoint.state, recipe)
     if ended and not reopened:
         remarks.append(
             f"it is {state['status']} after {state['epoch']} epochs: only judged and reported again; train on with "
             f"--epochs {state['epoch'] + 10}"
         )
-    return Earlier(folder, told, recipe, checkpoint, tuple(remarks), reopened)
+    return EarlierRun(folder, requested, recipe, checkpoint=checkpoint, remarks=tuple(remarks), reopened=reopened)
 
 
-def machine(device: str, precision: str) -> dict[str, Any]:
-    """What of this machine and its software the bits of a training depend on."""
+def _refuse_fixed_options(before: Recipe, options: dict[str, Any], folder: Path) -> None:
+    """Raise InputError if an option would change that belongs to the run itself."""
+    known = [name for name in options if name not in MAY_CHANGE and name in Recipe.names()]
+    fixed = sorted(name for name in known if options[name] != getattr(before, name))
+    if not fixed:
+        return
+    changes = "; ".join(f"{k} was {printable(getattr(before, k))}, not {printable(options[k])}" for k in fixed)
+    remedy = "start a new run, or leave the option out"
+    if "model" in fixed:
+        remedy = (
+            "`skipway grow` makes its network deeper or wider, and another one can begin with its weights: "
+            f"--pretrained {printable(folder)}"
+        )
+    raise InputError(f"a run goes on as it began: {changes}; {remedy}")
+
+
+def machine_facts(device: str, precision: str) -> dict[str, Any]:
+    """Return what of this machine and its software the bits of a training depend on."""
     return {
         "threads": torch.get_num_threads(),
         "precision": precision,
@@ -118,22 +127,22 @@ def machine(device: str, precision: str) -> dict[str, Any]:
     }
 
 
-def old_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
-    """{file: (class, split, sha256)} of splits.csv."""
+def read_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
+    """Return {file: (class, split, sha256)} of splits.csv, or nothing if it is damaged."""
     try:
         with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
-            return {r["file"]: (r["class"], r["split"], r["sha256"]) for r in csv.DictReader(file)}
+            return {row["file"]: (row["class"], row["split"], row["sha256"]) for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):
         return {}
 
 
-def changed_data(before: dict[str, tuple[str, str, str]], packed: DecodedImages) -> str:
-    """What has been added, removed, renamed, edited or moved since, in one line."""
-    now = {
-        cell(packed.keys[i]): (cell(packed.class_names[packed.labels[i]]), split, packed.digests[i])
-        for split, indices in packed.splits.items()
-        for i in indices
-    }
+def describe_changes(before: dict[str, tuple[str, str, str]], packed: DecodedImages) -> str:
+    """Return what was added, removed, renamed, edited or moved since `read_splits`, in one line."""
+    now: dict[str, tuple[str, str, str]] = {}
+    for split, indices in packed.splits.items():
+        for i in indices:
+            class_name = escape_cell(packed.class_names[packed.labels[i]])
+            now[escape_cell(packed.keys[i])] = (class_name, split, packed.digests[i])
     added, removed = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     new_name = {now[name][2]: name for name in added}
     renamed = {name: new_name[before[name][2]] for name in removed if before[name][2] in new_name}
@@ -147,18 +156,27 @@ def changed_data(before: dict[str, tuple[str, str, str]], packed: DecodedImages)
             name for name in both if now[name][2] == before[name][2] and now[name] != before[name]
         ],
     }
-    said = [
+    counts = [
         f"{len(names):,} {word}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         for word, names in changes.items()
         if names
     ]
-    return "; ".join(said) or "their order or their sizes differ"
+    return "; ".join(counts) or "their order or their sizes differ"
 
 
-def _refuse_edited(told: Recipe, checkpoint: Checkpoint, folder: Path) -> None:
+def find_data(data: str | None, folder: Path) -> str | None:
+    """Return the data as seen from here or from the run folder, which may both have moved."""
+    if data is None or data in BUILT_IN or Path(data).expanduser().exists():
+        return data
+    candidates = [folder / ".." / data, folder / ".." / ".." / data]  # an absolute path stays itself
+    return next((str(path) for path in candidates if path.exists()), data)
+
+
+def _refuse_edited(requested: Recipe, checkpoint: Checkpoint, folder: Path) -> None:
+    """Raise InputError if config.yaml differs from the checkpoint in what belongs to the run itself."""
     saved = checkpoint.state["recipe"]
     fixed = [name for name in Recipe.names() if name not in MAY_CHANGE and name in saved]
-    edited = differences({name: getattr(told, name) for name in fixed}, {name: saved[name] for name in fixed})
+    edited = differences({name: getattr(requested, name) for name in fixed}, {name: saved[name] for name in fixed})
     if edited:
         raise InputError(
             f"{printable(folder / 'config.yaml')} was edited since the checkpoint: {'; '.join(edited)}; put it back, "
@@ -166,28 +184,22 @@ def _refuse_edited(told: Recipe, checkpoint: Checkpoint, folder: Path) -> None:
         )
 
 
-def _same_machine(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
-    """What was left to the machine stays as it was, where this machine can."""
-    lost = saved["device"] == "cuda" and not torch.cuda.is_available()
+def _on_same_machine(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
+    """Return the recipe with what was left to the machine as it was, if this machine can."""
+    lost_gpu = saved["device"] == "cuda" and not torch.cuda.is_available()
     return replace(
         recipe,
         threads=recipe.threads or saved["threads"],
         precision=saved["precision"] if recipe.precision == "auto" else recipe.precision,
-        device=saved["device"] if recipe.device == "auto" and not lost else recipe.device,
+        device=saved["device"] if recipe.device == "auto" and not lost_gpu else recipe.device,
     )
 
 
-def _no_longer_exact(saved: dict[str, Any], recipe: Recipe) -> list[str]:
-    now = machine(recipe.device, recipe.precision) | {"threads": recipe.threads}
-    said = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved.get(name, now[name]) != now[name]]
+def _inexact_reasons(saved: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Return a line that says why the run will not be the same to the bit as without a stop, if it will not."""
+    now = machine_facts(recipe.device, recipe.precision) | {"threads": recipe.threads}
+    changed = [name for name in now if saved.get(name, now[name]) != now[name]]
+    reasons = [f"{name} was {saved[name]} and is {now[name]}" for name in changed]
     if recipe.epochs != saved["recipe"]["epochs"]:
-        said.append(f"epochs were {saved['recipe']['epochs']} and are {recipe.epochs}: the schedule stretches")
-    return [f"no longer to the bit as without a stop: {'; '.join(said)}"] if said else []
-
-
-def find_data(data: str | None, folder: Path) -> str | None:
-    """The data where it was, as seen from here or from the run folder, which may both have moved."""
-    if data is None or data in BUILT_IN or Path(data).expanduser().exists():
-        return data
-    beside = [folder / ".." / data, folder / ".." / ".." / data]  # an absolute path stays itself
-    return next((str(p) for p in beside if p.exists()), data)
+        reasons.append(f"epochs were {saved['recipe']['epochs']} and are {recipe.epochs}: the schedule stretches")
+    return [f"no longer to the bit as without a stop: {'; '.join(reasons)}"] if reasons else []

@@ -1,4 +1,4 @@
-"""How signals flow through the network of a run while it is trained: before the first step, and after every epoch."""
+"""Signal flow through the network of a run while it is trained: before the first step, and after every epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -14,72 +14,81 @@ from skipway.runs.datamodule import DataModule
 from skipway.runs.recipe import Recipe
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
+from skipway.utils.run_schema import with_schema
 
-__all__ = ["FlowWatch", "draw_watched", "refuse_watching"]
+__all__ = ["SignalFlowCallback", "draw_signal_flow", "refuse_unwatchable"]
 
 _FILE = "flow.json"
-_SAMPLES = 32  # as many as are cheap beside an epoch of a few hundred pictures
+_NUM_SAMPLES = 32  # as many as are cheap next to an epoch of a few hundred images
 
 
-class FlowWatch:
-    """Takes the flow of a batch of the run's samples into flow.json of RUN; nothing unless told to.
+class SignalFlowCallback:
+    """Measures the flow of a batch of the run's samples into flow.json; does nothing unless the recipe asks for it.
 
     The weights become what they would without it, to the last bit. Its time counts as that of training does.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, datamodule: DataModule, batch_size: int, console: Console):
-        self.folder, self.console, self.on = folder, console, recipe.watch and collectives.rank() == 0
-        if self.on:
-            count = min(_SAMPLES, batch_size)
-            split = "val" if datamodule.count("val") >= count else "train"  # norms take the mean of two samples or more
-            self.batch, self.known = datamodule.feed(split).some(count), _flows(folder)
+    def __init__(self, recipe: Recipe, folder: Path, datamodule: DataModule, *, batch_size: int, console: Console):
+        self.folder, self.console = folder, console
+        self.enabled = recipe.watch and collectives.rank() == 0
+        self.flows = _read_flows(folder)  # in any case, so that an unknown schema is refused before training
+        if self.enabled:
+            count = min(_NUM_SAMPLES, batch_size)
+            # Norms take the mean of two samples or more.
+            split = "val" if datamodule.count("val") >= count else "train"
+            self.batch = datamodule.batches(split).some(count)
 
-    def begin(self, network: nn.Module, fresh: bool) -> None:
-        """The flow before the first step, where that is still to come; says what grows and decays."""
-        if fresh and self.on:
-            for note in self._taken(network, 0):
+    def on_start(self, network: nn.Module, fresh: bool) -> None:
+        """Measure before the first step, unless the run is past it; print what grows and decays."""
+        if fresh and self.enabled:
+            for note in self._measure(network, 0):
                 self.console.print(f"  flow: {note}")
 
-    def take(self, network: nn.Module, epoch: int) -> None:
-        """The flow after so many epochs."""
-        if self.on:
-            self._taken(network, epoch)
+    def on_epoch(self, network: nn.Module, epoch: int) -> None:
+        """Measure after so many epochs."""
+        if self.enabled:
+            self._measure(network, epoch)
 
-    def _taken(self, network: nn.Module, epoch: int) -> list[str]:
+    def _measure(self, network: nn.Module, epoch: int) -> list[str]:
         try:
-            found = flow(network, *self.batch)
+            result = flow(network, *self.batch)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self.console.print("  flow: memory does not hold what is measured; it is left out from here on")
-            self.on = False
+            self.enabled = False
             return []
-        before = {name: self.known[name] for name in map(_name, range(epoch)) if name in self.known}
-        self.known = {**before, _name(epoch): found.as_dict()}
-        write_json(self.folder / _FILE, self.known)
-        return found.notes
+        earlier = [_name(number) for number in range(epoch)]
+        self.flows = {name: self.flows[name] for name in earlier if name in self.flows}
+        self.flows[_name(epoch)] = result.as_dict()
+        write_json(self.folder / _FILE, with_schema({"flows": self.flows}))
+        return result.notes
 
 
-def draw_watched(folder: Path) -> None:
-    """Draw what was watched of a run, if anything."""
-    if flows := _flows(folder):
+def draw_signal_flow(folder: Path) -> None:
+    """Draw the flow over training into the plots of a run, if it was measured."""
+    if flows := _read_flows(folder):
         make_folder(folder / "plots")
-        network_plots.flow(flows, folder / "plots" / "flow_over_training.png")
+        network_plots.plot_signal_flow(flows, folder / "plots" / "flow_over_training.png")
 
 
-def refuse_watching(recipe: Recipe) -> None:
-    """Raises InputError where nobody could look at the network while it is trained."""
+def refuse_unwatchable(recipe: Recipe) -> None:
+    """Raise InputError if no process has the whole network to measure."""
     if recipe.watch and recipe.fsdp:
         raise InputError("--watch and --fsdp do not go together: no process has all weights; leave one of them out")
 
 
-def _flows(folder: Path) -> dict[str, Any]:
-    """What flow.json holds, as far as it is whole."""
-    found = {name: mapping(value) for name, value in Reader(folder).json(_FILE).items()}
-    return {name: value for name, value in found.items() if _rows(value.get("blocks")) and _rows(value.get("layers"))}
+def _read_flows(folder: Path) -> dict[str, Any]:
+    """Return the flows in flow.json by name, as far as the file is whole."""
+    flows = {name: mapping(value) for name, value in mapping(Reader(folder).json(_FILE).get("flows")).items()}
+    return {
+        name: value
+        for name, value in flows.items()
+        if _are_rows(value.get("blocks")) and _are_rows(value.get("layers"))
+    }
 
 
-def _rows(value: Any) -> bool:
+def _are_rows(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(row, dict) and "path" in row for row in value)
 
 

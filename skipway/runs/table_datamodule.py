@@ -1,13 +1,21 @@
-"""A table to learn from, as a run needs it: feeds, Spec, settings, fingerprint, and what is written and said of it."""
+"""The table of a run: batches, Spec, network, fingerprint, baseline, and what is written and printed about them."""
 
 import csv
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from skipway.data.tables.dataset import Tables, TableSet, describe_table, fingerprint_table, table_set
+from skipway.data.batching import Shard
+from skipway.data.tables.dataset import (
+    TableDataset,
+    TableSource,
+    build_table_dataset,
+    describe_table,
+    fingerprint_table,
+)
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.distributed import collectives
@@ -15,231 +23,253 @@ from skipway.errors import InputError, printable
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
-from skipway.report.regression_plot import against
-from skipway.runs.defaults import TABLE, table_batch_size, table_epochs
+from skipway.report.regression_plot import plot_predictions
+from skipway.runs.defaults import TABLE_NETWORK, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
-from skipway.runs.run_folder import write_classes, write_table
+from skipway.runs.run_tables import write_class_tables, write_table
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, RegressionScores, Scores, compute_metrics
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
+from skipway.utils.run_schema import with_schema
 from skipway.utils.signals import StopFlag
 
 __all__ = ["BASELINE", "TableDataModule", "baseline"]
 
 BASELINE = "gradient boosting"  # of scikit-learn, histogram-based, with its default settings
-_OF_PICTURES = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
-_BASELINE_SLOTS = 255  # of a category column, beyond which it takes them for numbers
+_IMAGE_OPTIONS = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
+_CLASS_OPTIONS = ("balance", "label_smoothing")
+_MAX_BASELINE_CATEGORIES = 255  # of a column, beyond which the baseline takes them for numbers
 
 
 class TableDataModule:
-    """One run's table: `Job` says what each part is for."""
+    """One run's table: see `DataModule` for the methods."""
 
-    noun = "rows"
+    noun: Literal["pictures", "rows"] = "rows"
 
-    def __init__(self, tables: Tables, recipe: Recipe):
+    def __init__(self, tables: TableSource, recipe: Recipe):
         self.tables, self.recipe, self.name = tables, recipe, tables.name
-        self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE))
-        refuse_unfit(recipe)
+        self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
+        _refuse_image_options(recipe)
         self.rows = self._read(None)
         self.fingerprint = fingerprint_table(self.rows)
         if self.rows.spec.task == "regression":
-            _refuse_of_classes(recipe, self.rows.spec.target)
+            _refuse_class_options(recipe, self.rows.spec.target)
 
-    def _read(self, spec: TableSpec | None) -> TableSet:
+    def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
-        return table_set(self.tables, recipe.val_fraction, recipe.seed, recipe.max_unreadable, spec)
+        return build_table_dataset(
+            self.tables, recipe.val_fraction, recipe.seed, max_unreadable=recipe.max_unreadable, spec=spec
+        )
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
-        """Nothing is left to be done: tables are read when they are opened."""
+        """Do nothing: tables are read when they are opened."""
 
     @property
     def epochs(self) -> int:
-        """Passes over the training rows, where nobody said how many."""
-        return table_epochs(self.count("train"), self.usual_batch())
+        """Passes over the training rows by default."""
+        return table_epochs(self.count("train"), self.default_batch_size())
 
-    def usual_batch(self) -> int:
-        """Rows in a step."""
+    def default_batch_size(self) -> int:
+        """Return the rows in a batch."""
         return self.recipe.batch_size or table_batch_size(self.count("train"))
 
     def count(self, split: str) -> int:
-        """How many rows a split has."""
+        """Return the number of rows in a split."""
         return len(self.rows.splits.get(split, ()))
 
     def name_of(self, row: int) -> str:
-        """What the user knows a row by."""
+        """Return the name that the user has for a row."""
         return self.rows.keys[row]
 
     def class_counts(self) -> list[int]:
-        """Training rows of each class; nothing for regression."""
+        """Return the training rows of each class; nothing for regression."""
         if not self.rows.spec.class_names:
             return []
         return np.bincount(self.rows.y[self.rows.splits["train"]], minlength=self.rows.spec.num_classes).tolist()
 
     def spec(self, earlier: dict[str, Any] | None) -> TableSpec:
-        """How rows become inputs; a run that goes on keeps its own way, whatever the rows are now."""
+        """Return how rows become inputs; a run that is resumed keeps its own Spec, whatever the rows are now."""
         if earlier is not None:
             known = TableSpec.from_dict(earlier)
-            if known != self.rows.spec:  # other rows than before, which the run was told to go on with
+            if known != self.rows.spec:  # other rows than before, which the user allowed
                 self.rows = self._read(known)
         return self.rows.spec
 
     def network(self, console: Console) -> tuple[Network, bool]:
-        """A network with fresh weights."""
-        recipe, spec, (name, row) = self.recipe, self.rows.spec, self.model
-        options = {**row, "in_features": spec.input_shape[0], "categories": spec.categories}
-        options |= {k: v for k in ("drop_path", "dropout") if (v := getattr(recipe, k))}
+        """Return a network with fresh weights."""
+        spec, (name, model_options) = self.rows.spec, self.model
+        options = {**model_options, "in_features": spec.input_shape[0], "categories": spec.categories}
+        options |= {k: value for k in ("drop_path", "dropout") if (value := getattr(self.recipe, k))}
         network = create_model(name, spec.num_classes, **options)
         network.spec = spec
         return network, False
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
-        """What the feeds are made with from here on."""
+        """Set what batches are made with from here on."""
         self.batch_size = batch_size
 
-    def feed(self, split: str, *, train: bool = False) -> RowBatches:
-        """The rows of a split in batches; those to train on in an order of their own each epoch."""
-        seed, size = (self.recipe.seed, self.batch_size) if train else (None, 2 * self.batch_size)
-        part = (collectives.rank(), collectives.world_size())
-        balanced = train and self.recipe.balance == "sampling"
+    def batches(self, split: str, *, train: bool = False) -> RowBatches:
+        """Return the rows of a split in batches; those to train on in another order each epoch."""
         return RowBatches(
-            self.rows.x, self.rows.y, self.rows.splits[split], size, seed=seed, balanced=balanced, part=part
+            self.rows.x,
+            self.rows.y,
+            self.rows.splits[split],
+            self.batch_size if train else 2 * self.batch_size,
+            seed=self.recipe.seed if train else None,
+            balanced=train and self.recipe.balance == "sampling",
+            shard=Shard(collectives.rank(), collectives.world_size()),
         )
 
-    def fit_first_layer(self, network: Network, feed: Any) -> None:
-        """No first layer of a table is fitted to its rows."""
+    def fit_first_layer(self, network: Network, batches: Any) -> None:
+        """Do nothing: no first layer of a table is fitted to its rows."""
 
     def task(self, settings: Settings) -> Task:
-        """What is learnt."""
+        """Return the task: classification or regression."""
         spec = self.rows.spec
         if spec.task == "regression":
             return Regression(spec.target_mean, spec.target_std)
         return Classification(settings.label_smoothing, settings.class_weights, samples="rows")
 
-    def changed(self, folder: Path) -> str:
-        """What differs from the rows that the run of `folder` had, in one line."""
+    def describe_changes(self, folder: Path) -> str:
+        """Return what differs from the rows that the run of `folder` had, in one line."""
         try:
             with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
-                before = {r["row"]: r["digest"] for r in csv.DictReader(file)}
+                before = {row["row"]: row["digest"] for row in csv.DictReader(file)}
         except (OSError, KeyError, ValueError, csv.Error):
             before = {}
         now = {printable(key): digest for key, digest in zip(self.rows.keys, self.rows.digests, strict=True)}
         counts = {
-            "added": sum(k not in before for k in now),
-            "removed": sum(k not in now for k in before),
-            "edited": sum(k in before and before[k] != v for k, v in now.items()),
+            "added": sum(key not in before for key in now),
+            "removed": sum(key not in now for key in before),
+            "edited": sum(key in before and before[key] != digest for key, digest in now.items()),
         }
         return ", ".join(f"{n:,} {word}" for word, n in counts.items() if n) or "their columns, order or split differ"
 
     def describe(self) -> dict[str, Any]:
-        """What metrics.json has under "data"."""
+        """Return the value of "data" in metrics.json."""
         return describe_table(self.rows)
 
-    def lines(self) -> list[str]:
-        """What is said of the data before training."""
+    def summary_lines(self) -> list[str]:
+        """Return the lines about the data that are printed before training."""
         facts, rows = self.describe(), self.rows
         counts = ", ".join(f"{n:,} {split}" for split, n in facts["counts"].items())
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in facts["columns"].items())
-        learnt = f"{len(rows.spec.class_names)} classes" if rows.spec.class_names else "a number (regression)"
-        said = [f"data: {rows.name}, {counts} rows; columns: {kinds}; target {printable(rows.spec.target)!r}: {learnt}"]
+        target = f"{len(rows.spec.class_names)} classes" if rows.spec.class_names else "a number (regression)"
+        lines = [
+            f"data: {rows.name}, {counts} rows; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"
+        ]
         if rows.skipped:
-            said.append(f"  {len(rows.skipped):,} rows have no target and are left out: see skipped.csv")
-        said += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
-        return said + [f"  mind: {warning}" for warning in facts["warnings"]]
+            lines.append(f"  {len(rows.skipped):,} rows have no target and are left out: see skipped.csv")
+        lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
+        return lines + [f"  mind: {warning}" for warning in facts["warnings"]]
 
-    def write_data(self, folder: Path, feed: Any) -> None:
-        """splits.csv, skipped.csv, and in encoders.json how columns become numbers."""
-        write_json(folder / "encoders.json", self.rows.spec.as_dict())
-        rows, targets = self.rows, self.rows.targets
-        write_table(
-            folder / "splits.csv",
-            ("row", "target", "split", "digest"),
-            ((rows.keys[i], targets[i], split, rows.digests[i]) for split, ids in rows.splits.items() for i in ids),
-        )
-        skipped = ((s.key, s.split, s.reason) for s in rows.skipped)
+    def write_data(self, folder: Path, batches: Any) -> None:
+        """Write splits.csv, skipped.csv, and in encoders.json how columns become numbers."""
+        write_json(folder / "encoders.json", with_schema(self.rows.spec.as_dict()))
+        write_table(folder / "splits.csv", ("row", "target", "split", "digest"), self._split_rows())
+        skipped = ((row.key, row.split, row.reason) for row in self.rows.skipped)
         write_table(folder / "skipped.csv", ("row", "split", "reason"), skipped)
 
-    def write_judgement(self, folder: Path, scores: Scores, split: str) -> None:
-        """predictions.csv, and the tables of classes or the picture of predicted against true numbers."""
+    def _split_rows(self) -> Iterator[tuple[Any, ...]]:
+        rows, targets = self.rows, self.rows.targets
+        for split, ids in rows.splits.items():
+            for i in ids:
+                yield rows.keys[i], targets[i], split, rows.digests[i]
+
+    def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
+        """Write predictions.csv, and the tables of classes or the plot of predicted against true numbers."""
+        rows = self.rows
         if isinstance(scores, ClassScores):
-            write_classes(folder, self.rows.keys, self.rows.spec.class_names, scores, split, what="row")
+            write_class_tables(folder, rows.keys, rows.spec.class_names, scores, split=split, key_column="row")
             return
         assert isinstance(scores, RegressionScores)
         write_table(
             folder / "predictions.csv",
             ("row", "split", "target", "predicted", "error"),
             (
-                (self.rows.keys[i], split, _short(t), _short(p), _short(p - t))
+                (rows.keys[i], split, _seven_digits(t), _seven_digits(p), _seven_digits(p - t))
                 for i, t, p in zip(scores.ids, scores.targets, scores.predicted, strict=True)
             ),
         )
         make_folder(folder / "plots")
-        against(scores.targets, scores.predicted, self.rows.spec.target, folder / "plots" / "predicted.png")
+        plot_predictions(scores.targets, scores.predicted, rows.spec.target, folder / "plots" / "predicted.png")
 
-    def augmentation(self) -> str:
-        """Rows are not changed."""
+    def describe_augmentation(self) -> str:
+        """Return "none": rows are not changed."""
         return "none"
 
-    def facts(self) -> dict[str, Any]:
-        """Nothing: rows are not changed."""
+    def checkpoint_facts(self) -> dict[str, Any]:
+        """Return nothing: rows are not changed."""
         return {}
 
     def extra_metrics(self) -> dict[str, Any]:
-        """What else metrics.json has: how the usual choice for tables does on the same rows."""
+        """Return what else metrics.json has: the metrics of the usual choice for tables on the same rows."""
         return {"baseline": baseline(self.rows)}
 
 
-def refuse_unfit(recipe: Recipe) -> None:
-    """Refuse a network that takes no rows, and what only pictures have."""
+def _refuse_image_options(recipe: Recipe) -> None:
+    """Raise InputError for a network that takes no rows, and for options that only images have."""
     if recipe.model != "auto" and "in_features" not in plan_of(recipe.model):
         raise InputError(
             f"{printable(recipe.model)} is a network for pictures, but {printable(recipe.data)} is a table; give "
             "--model resmlp, or leave --model out"
         )
-    usual = Recipe()
-    odd = [name for name in _OF_PICTURES if getattr(recipe, name) != getattr(usual, name)]
-    if odd:
-        raise InputError(f"{', '.join(odd)}: for pictures, but {printable(recipe.data)} is a table; leave that out")
+    if names := _changed(recipe, _IMAGE_OPTIONS):
+        raise InputError(f"{', '.join(names)}: for pictures, but {printable(recipe.data)} is a table; leave that out")
 
 
-def _refuse_of_classes(recipe: Recipe, target: str) -> None:
-    odd = [name for name, usual in (("balance", "none"), ("label_smoothing", None)) if getattr(recipe, name) != usual]
-    if odd:
+def _refuse_class_options(recipe: Recipe, target: str) -> None:
+    """Raise InputError for options that only classification has."""
+    if names := _changed(recipe, _CLASS_OPTIONS):
         raise InputError(
-            f"{', '.join(odd)}: for classes, but the target {printable(target)!r} is a number; leave that out, or give "
-            "--task classification"
+            f"{', '.join(names)}: for classes, but the target {printable(target)!r} is a number; leave that out, or "
+            "give --task classification"
         )
 
 
-def baseline(rows: TableSet) -> dict[str, Any]:
-    """scikit-learn's histogram gradient boosting with default settings on the same training rows: its figures."""
+def _changed(recipe: Recipe, names: tuple[str, ...]) -> list[str]:
+    """Return those of `names` that the recipe sets to something else than their default."""
+    changed = recipe.changed()
+    return [name for name in names if name in changed]
+
+
+def baseline(rows: TableDataset) -> dict[str, Any]:
+    """Train scikit-learn's histogram gradient boosting with default settings on the same rows; return its metrics."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    spec, begun = rows.spec, time.monotonic()
-    numbers, indicated = len(spec.numbers), len(spec.indicated)
-    x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
-    place = {column.name: i for i, column in enumerate(spec.numbers)}
-    for i, column in enumerate(spec.indicated):  # it has a rule of its own for missing values
-        x[rows.x[:, numbers + i] > 0, place[column.name]] = np.nan
-    sorts = [i >= numbers and spec.categories[i - numbers] <= _BASELINE_SLOTS for i in range(x.shape[1])]
-    kind = HistGradientBoostingClassifier if spec.class_names else HistGradientBoostingRegressor
-    model = kind(categorical_features=sorts if any(sorts) else None, random_state=0)
+    spec, start = rows.spec, time.monotonic()
+    x, categorical = _baseline_inputs(rows)
+    estimator = HistGradientBoostingClassifier if spec.class_names else HistGradientBoostingRegressor
+    model = estimator(categorical_features=categorical if any(categorical) else None, random_state=0)
     train = rows.splits["train"]
     model.fit(x[train], rows.y[train])
-    found: dict[str, Any] = {"name": BASELINE}
-    for split in [s for s in ("val", "test") if s in rows.splits]:
+    metrics: dict[str, Any] = {"name": BASELINE}
+    for split in [split for split in ("val", "test") if split in rows.splits]:
         ids = rows.splits[split]
-        said, y = model.predict(x[ids]), rows.y[ids]
+        predicted, y = model.predict(x[ids]), rows.y[ids]
         if spec.class_names:
-            found[f"{split}_accuracy"] = float((said == y).mean())
-        else:
-            said, y = (v.astype(np.float64) * spec.target_std + spec.target_mean for v in (said, y))
-            told = compute_metrics(RegressionScores(ids, np.square(said - y), said, y))
-            found |= {f"{split}_{name}": value for name, value in told.items() if name != "loss"}
-    return {**found, "seconds": round(time.monotonic() - begun, 2)}
+            metrics[f"{split}_accuracy"] = float((predicted == y).mean())
+            continue
+        predicted, y = (v.astype(np.float64) * spec.target_std + spec.target_mean for v in (predicted, y))
+        values = compute_metrics(RegressionScores(ids, np.square(predicted - y), predicted, y))
+        metrics |= {f"{split}_{name}": value for name, value in values.items() if name != "loss"}
+    return {**metrics, "seconds": round(time.monotonic() - start, 2)}
 
 
-def _short(value: Any) -> float:
-    """A number in seven digits, as much as float32 knows of it."""
+def _baseline_inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
+    """Return the inputs (N, F) with NaN for missing numbers in place of indicators, and which are categories."""
+    spec = rows.spec
+    numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
+    x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
+    position = {column.name: i for i, column in enumerate(spec.number_columns)}
+    for i, column in enumerate(spec.indicator_columns):  # the baseline has a rule of its own for missing values
+        x[rows.x[:, numbers + i] > 0, position[column.name]] = np.nan
+    few = [count <= _MAX_BASELINE_CATEGORIES for count in spec.categories]
+    return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
+
+
+def _seven_digits(value: Any) -> float:
+    """Return a number with as many digits as float32 has."""
     return float(f"{float(value):.7g}")

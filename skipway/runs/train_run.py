@@ -1,9 +1,9 @@
-"""Where the rooms meet: a Recipe becomes data, a network, a training and a run folder that explains itself."""
+"""Train: a Recipe becomes data, a network, a training and a run folder that explains itself."""
 
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,37 +17,34 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load, restore
 from skipway.models.network import Network
-from skipway.models.prediction import average_views
-from skipway.report import html
+from skipway.runs.crash_report import crash_report
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
-from skipway.runs.growth_phases import following, grow_trainer, growth_line, phases
+from skipway.runs.environment import describe_environment
+from skipway.runs.finish_run import finish_run
+from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase, phases
 from skipway.runs.recipe import Recipe
-from skipway.runs.resume import Earlier, earlier_run, machine, run_folder
-from skipway.runs.run_folder import (
-    crash_report,
-    environment,
-    new_folder,
-    point_last,
-    taken_back,
-    write_range_test,
-    write_results,
-)
-from skipway.runs.signal_flow_callback import FlowWatch, draw_watched, refuse_watching
+from skipway.runs.resume import EarlierRun, machine_facts, read_earlier_run
+from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder, write_recipe
+from skipway.runs.run_messages import introduction, range_test_line
+from skipway.runs.run_plots import write_range_test
+from skipway.runs.run_tables import write_results
+from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit
 from skipway.training.lr_finder import range_test
-from skipway.training.metrics import compute_metrics, score
 from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
-from skipway.utils.atomic_files import Lock, check_writable, free_bytes, make_folder, write_file, write_json
-from skipway.utils.console import Console, duration
+from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_json
+from skipway.utils.console import Console
 from skipway.utils.devices import set_threads
+from skipway.utils.run_schema import with_schema
 from skipway.utils.signals import StopFlag
 
 __all__ = ["Run", "train"]
 
-_DECIDED = (
+# Settings that a resumed run keeps as they were resolved when it began.
+_KEPT_SETTINGS = (
     "lr",
     "optimizer",
     "momentum",
@@ -62,7 +59,7 @@ _DECIDED = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, and what came out."""
+    """A finished run: its folder, the values of its metrics.json, and a row of results.csv per epoch."""
 
     path: Path
     metrics: dict[str, Any]
@@ -79,7 +76,7 @@ class Run:
         return self.path / "report.html"
 
     def network(self) -> Network:
-        """The trained network."""
+        """Return the trained network."""
         return load(self.best)
 
 
@@ -116,148 +113,208 @@ def train(
         Interrupted: `stop` was set; the work was saved.
     """
     console = console or Console(quiet=True)
-    given = {k: _plain(v) for k, v in {"data": data, "model": model, **options}.items()}
-    given = {k: v for k, v in given.items() if (k, v) not in (("data", None), ("model", "auto"))}
+    options = _set_options({"data": data, "model": model, **options})
     if resume is not None and config is not None:
         raise InputError("give --resume or --config, not both: a run goes on with its own config.yaml")
-    with preserve_global_state(), ExitStack() as held:
-        stop = stop or held.enter_context(StopFlag())
+    with preserve_global_state(), ExitStack() as stack:
+        stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
-        held.callback(collectives.leave_group)
-        collectives.join_group(device_for(str(given.get("device", "auto"))))
+        stack.callback(collectives.leave_group)
+        collectives.join_group(device_for(str(options.get("device", "auto"))))
         console = console if collectives.rank() == 0 else Console(quiet=True)
         earlier = None
+        epochs_given = True
         if resume is None:
-            told = {**(Recipe.read(Path(config)) if config is not None else {}), **given}
-            recipe = Recipe.of(told)
+            requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
+            recipe = Recipe.of(requested)
+            epochs_given = not requested.keys().isdisjoint(("epochs", "grow"))
         else:
-            folder = run_folder(Path(resume))
+            folder = resolve_run_folder(Path(resume))
             # Before reading where it stands, which another run may be changing.
-            collectives.run_on_rank0(lambda: held.enter_context(_hold(folder)) and None)
-            earlier = earlier_run(folder, given)
+            collectives.run_on_rank0(lambda: stack.enter_context(_lock(folder)) and None)
+            earlier = read_earlier_run(folder, options)
             recipe = earlier.recipe
         collectives.assert_same({**recipe.as_dict(), "torch": torch.__version__})
-        if recipe.data is None:
-            raise InputError(
-                "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
-            )
-        phases(recipe)  # refused before anything is decoded
-        refuse_watching(recipe)
+        _refuse_unusable(recipe)
         new = earlier is None or earlier.checkpoint is None
-        epochs_told = resume is not None or not told.keys().isdisjoint(("epochs", "grow"))
-        datamodule = open_datamodule(recipe, new=new, epochs_told=epochs_told, transform=transform)
+        datamodule = open_datamodule(recipe, new=new, epochs_given=epochs_given, transform=transform)
         recipe = datamodule.recipe
         set_threads(recipe.threads, table=datamodule.noun == "rows", say=console.print)
         if earlier is None:
-            folder = collectives.run_on_rank0(lambda: _begun(recipe, datamodule, held))
-        held.enter_context(crash_report(folder))
+            folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack))
+        stack.enter_context(crash_report(folder))
         console.print(f"{'going on with' if earlier else 'run'} {folder}")
         for remark in earlier.remarks if earlier else ():
             console.print(f"  {remark}")
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
-        return _Work(datamodule, recipe, folder, console, stop, earlier).run(allow_changed_data)
+        prepared = _PreparedRun(datamodule, folder, console=console, stop=stop, earlier=earlier)
+        return prepared.run(allow_changed_data)
 
 
-def _begun(recipe: Recipe, datamodule: DataModule, held: ExitStack) -> Path:
-    """The folder of a new run, held by this process, with its recipe in it."""
-    folder = new_folder(recipe, datamodule.name, datamodule.model[0])
-    held.enter_context(taken_back(folder))
-    held.enter_context(_hold(folder))
-    write_file(folder / "config.yaml", recipe.as_yaml().encode())
-    return folder
-
-
-def _hold(folder: Path) -> Lock:
-    check_writable(folder)
-    return Lock(folder)
+def _set_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were set, as plain values: a path as text, a number of NumPy as Python's."""
+    plain = {name: _plain(value) for name, value in options.items()}
+    return {name: value for name, value in plain.items() if (name, value) not in (("data", None), ("model", "auto"))}
 
 
 def _plain(value: Any) -> Any:
-    """A path as text, a number of NumPy as Python's."""
     if isinstance(value, np.generic):
         return value.item()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _refuse_unusable(recipe: Recipe) -> None:
+    """Raise InputError, before anything is decoded, if the recipe cannot be trained."""
+    if recipe.data is None:
+        raise InputError(
+            "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
+        )
+    phases(recipe)
+    refuse_unwatchable(recipe)
+
+
+def _begin_folder(recipe: Recipe, datamodule: DataModule, stack: ExitStack) -> Path:
+    """Return the folder of a new run, locked by this process, with its recipe in it."""
+    folder = new_folder(recipe, datamodule.name, datamodule.model[0])
+    stack.enter_context(remove_if_refused(folder))
+    stack.enter_context(_lock(folder))
+    write_recipe(folder, recipe)
+    return folder
+
+
+def _lock(folder: Path) -> Lock:
+    check_writable(folder)
+    return Lock(folder)
+
+
 @dataclass
-class _Work:
+class _PreparedRun:
     """One call of `train` from the prepared data on."""
 
     datamodule: DataModule
-    recipe: Recipe
     folder: Path
     console: Console
     stop: StopFlag
-    earlier: Earlier | None
+    earlier: EarlierRun | None
 
-    def run(self, allow_changed: bool) -> Run:
-        datamodule, recipe, folder, console = self.datamodule, self.recipe, self.folder, self.console
-        old = self.earlier.checkpoint if self.earlier else None
-        self._refuse_changed(allow_changed)
-        network, fine = self._network()
-        spec, batch_size = network.spec, datamodule.usual_batch()
-        assert spec is not None
+    def __post_init__(self) -> None:
+        self.recipe = self.datamodule.recipe
+        self.checkpoint = self.earlier.checkpoint if self.earlier else None
+        # The recipe for config.yaml: without what was only found on this machine.
+        self.config = self.earlier.options if self.earlier else self.recipe
+
+    def run(self, allow_changed_data: bool) -> Run:
+        """Train from the beginning or from the checkpoint to the end, and write the results."""
+        datamodule, recipe, folder, checkpoint = self.datamodule, self.recipe, self.folder, self.checkpoint
+        self._refuse_changed_data(allow_changed_data)
+        network, pretrained = self._network()
+        settings, batch_size = self._settings(network, pretrained)
+        datamodule.setup(network, batch_size, settings.device, checkpoint.state if checkpoint else None)
+        train_batches, val_batches = datamodule.batches("train", train=True), datamodule.batches("val")
+        if checkpoint is None:
+            datamodule.fit_first_layer(network, train_batches)
+        # From here on nothing is refused, so the folder may change.
+        collectives.run_on_rank0(lambda: self._write_beginning(train_batches, settings, network))
+        self._print_introduction(network, settings, batch_size)
+        watch = SignalFlowCallback(recipe, folder, datamodule, batch_size=batch_size, console=self.console)
+        watch.on_start(network, fresh=checkpoint is None)
+        trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
+        if checkpoint is not None:
+            trainer.restore(checkpoint.tensors, checkpoint.state["state"])
+            self._reopen(trainer.state)
+        elif recipe.lr == "auto":
+            self._find_lr(trainer, train_batches)
+        facts = self._facts(network, trainer.settings, batch_size)
+        trainer = self._fit(trainer, network, train_batches, val_batches, facts=facts, watch=watch)
+        is_first = collectives.rank() == 0
+        collectives.leave_group()
+        metrics: dict[str, Any] = {}
+        if is_first:
+            metrics = finish_run(folder, datamodule, trainer, facts=facts, console=self.console, stop=self.stop)
+        return Run(folder, metrics, trainer.state.history)
+
+    def _network(self) -> tuple[Network, bool]:
+        """Return the network to begin with, and whether it is a new run's with trained weights."""
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            torch.manual_seed(self.recipe.seed)
+            return self.datamodule.network(self.console)
+        # By its plan, not its name: what a name or "auto" stands for may change with the version.
+        plan, spec = checkpoint.state["plan"], checkpoint.state["spec"]
+        self.datamodule.spec(spec)
+        prefix = "network."
+        weights = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
+        return restore(weights, {"plan": plan, "spec": spec}, printable(checkpoint.path)), False
+
+    def _settings(self, network: Network, pretrained: bool) -> tuple[Settings, int]:
+        """Return the settings and the batch size; what was left open stays as it was resolved when the run began."""
+        datamodule, checkpoint = self.datamodule, self.checkpoint
+        batch_size = datamodule.default_batch_size()
         settings = settings_for(
-            recipe,
+            self.recipe,
             network.plan,
             batch_size,
-            fine=fine,
-            counts=datamodule.class_counts(),
-            table=datamodule.noun == "rows",
+            pretrained=pretrained,
+            class_counts=datamodule.class_counts(),
+            is_table=datamodule.noun == "rows",
         )
-        if old is not None:  # what was left open stays as it was decided then
-            batch_size = old.state["batch_size"]
-            settings = replace(settings, **{k: old.state["settings"][k] for k in _DECIDED})
-        datamodule.setup(network, batch_size, settings.device, old.state if old else None)
-        feed, validation = datamodule.feed("train", train=True), datamodule.feed("val")
-        if old is None:
-            datamodule.fit_first_layer(network, feed)
-        # From here on nothing is refused, so the folder may change.
-        told = self.earlier.told if self.earlier else recipe
-        collectives.run_on_rank0(lambda: self._write_beginning(told, feed, settings, network))
-        self._introduce(network, settings, batch_size)
-        watch = FlowWatch(recipe, folder, datamodule, batch_size, console)
-        watch.begin(network, fresh=old is None)
-        trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
-        if old is None and recipe.lr == "auto":
-            settings = self._find_rate(trainer, feed)
-        if old is not None:
-            trainer.restore(old.tensors, old.state["state"])
-            self._open(trainer.state)
-        facts = {
-            "fingerprint": datamodule.fingerprint,
+        if checkpoint is None:
+            return settings, batch_size
+        saved = checkpoint.state["settings"]
+        return replace(settings, **{name: saved[name] for name in _KEPT_SETTINGS}), checkpoint.state["batch_size"]
+
+    def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
+        """Return what checkpoints keep of the run next to the trainer's tensors and state."""
+        assert network.spec is not None
+        return {
+            "fingerprint": self.datamodule.fingerprint,
             "plan": dict(network.plan),
-            "spec": spec.as_dict(),
-            "recipe": told.as_dict(),
+            "spec": network.spec.as_dict(),
+            "recipe": self.config.as_dict(),
             "settings": asdict(settings),
             "batch_size": batch_size,
-            "grown": old.state.get("grown", []) if old else [],
-            **datamodule.facts(),
-            **machine(settings.device, settings.precision),
+            "grown": self.checkpoint.state.get("grown", []) if self.checkpoint else [],
+            **self.datamodule.checkpoint_facts(),
+            **machine_facts(settings.device, settings.precision),
         }
 
-        def keep(state: State, weights: dict[str, Tensor] | None) -> None:
+    def _fit(
+        self,
+        trainer: Trainer,
+        network: Network,
+        train_batches: Any,
+        val_batches: Any,
+        *,
+        facts: dict[str, Any],
+        watch: SignalFlowCallback,
+    ) -> Trainer:
+        """Train to the end of the run, growing on the way if the recipe says so; return the last trainer."""
+        folder, recipe = self.folder, self.recipe
+        last = folder / "weights" / "last"
+
+        def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:
             if weights is not None:
-                header = {"plan": facts["plan"], "spec": facts["spec"], "metrics": state.best, "data": datamodule.name}
+                names = {"plan": facts["plan"], "spec": facts["spec"]}
+                header = {**names, "metrics": state.best, "data": self.datamodule.name}
                 save_weights(folder / "weights" / "best.safetensors", weights, header)
             write_results(folder, state.history)
-            watch.take(network, state.epoch)
+            watch.on_epoch(network, state.epoch)
 
-        last = folder / "weights" / "last"
-        common: dict[str, Any] = {"on_epoch": keep, "facts": facts, "console": console, "stop": self.stop}
+        common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": self.console, "stop": self.stop}
         try:
             while True:
-                trainer.until, to = following(recipe, network.plan)
+                trainer.until, next_network = next_phase(recipe, network.plan)
+                train = partial(fit, trainer, train_batches, val_batches, last, **common)
                 retry_with_microbatches(
-                    partial(fit, trainer, feed, validation, last, **common), trainer, last, batch_size, console
+                    train, trainer, folder=last, batch_size=facts["batch_size"], console=self.console
                 )
-                if not to or trainer.state.status != "running":
-                    break
-                trainer, network, note = grow_trainer(trainer, network, to, recipe.seed)
-                facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], note]}
-                console.print(f"  {growth_line(network, note)}")
+                if not next_network or trainer.state.status != "running":
+                    return trainer
+                trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)
+                facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], record]}
+                self.console.print(f"  {growth_line(network, record)}")
         except RuntimeError as error:
             if not collectives.is_peer_lost(error):
                 raise
@@ -266,150 +323,51 @@ class _Work:
                 "another process of this training is gone; what is saved is whole: go on with --resume "
                 f"{printable(folder)}"
             ) from None
-        first = collectives.rank() == 0
-        collectives.leave_group()
-        return self._finish(trainer, facts) if first else Run(folder, {}, trainer.state.history)
 
-    def _write_beginning(self, told: Recipe, feed: Any, settings: Settings, network: Network) -> None:
+    def _write_beginning(self, train_batches: Any, settings: Settings, network: Network) -> None:
+        """Write what is known of the run before its first step."""
         folder = self.folder
-        write_file(folder / "config.yaml", told.as_yaml().encode())
+        write_recipe(folder, self.config)
         point_last(folder)
-        self.datamodule.write_data(folder, feed)
-        env = environment(self.recipe, settings.device, settings.precision, repr(network))
-        write_json(folder / "env.json", env)
+        self.datamodule.write_data(folder, train_batches)
+        values = describe_environment(self.recipe, settings.device, settings.precision, repr(network))
+        write_json(folder / "env.json", with_schema(values))
         make_folder(folder / "weights")
 
-    def _finish(self, trainer: Trainer, facts: dict[str, Any]) -> Run:
-        """Judge the best weights as `load` gives them, in full precision, and write what there is to say of the run."""
-        folder, datamodule, state, settings = self.folder, self.datamodule, trainer.state, trainer.settings
-        best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
-            device=trainer.device, memory_format=torch.channels_last
-        )
-        judging = average_views(best, best.require_image_spec()) if self.recipe.tta else best
+    def _print_introduction(self, network: Network, settings: Settings, batch_size: int) -> None:
+        lr_is_open = self.recipe.lr == "auto" and self.earlier is None
+        lines = introduction(self.datamodule, network, settings, batch_size, folder=self.folder, lr_is_open=lr_is_open)
+        for line in lines:
+            self.console.print(line)
+
+    def _find_lr(self, trainer: Trainer, train_batches: Any) -> None:
+        """Give the trainer the learning rate that a range test suggests; draw the test into the run folder."""
 
         def poll() -> None:
             if self.stop.requested:
-                raise Interrupted(
-                    f"stopped by {self.stop.name} while judging, the training is done and saved; get the report with "
-                    f"--resume {printable(folder)}"
-                )
+                raise Interrupted(f"stopped by {self.stop.name} before the first step; start again")
 
-        metrics: dict[str, Any] = {}
-        splits = [split for split in ("val", "test") if datamodule.count(split)]
-        for split in splits:
-            scores = score(judging, datamodule.feed(split), trainer.task, nullcontext, trainer.device, poll)
-            metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
-        datamodule.write_judgement(folder, scores, splits[-1])
-        metrics |= {
-            "epochs": state.epoch,
-            "best_epoch": state.best["epoch"],
-            "seconds": round(state.total_seconds, 2),
-            "samples_per_second": _overall_speed(state),
-            "status": state.status,
-            "parameters": sum(p.numel() for p in best.parameters()),
-            **({"grown": facts["grown"]} if facts["grown"] else {}),
-            "augmentation": datamodule.augmentation(),
-            "schedule": [[i / 100, *trainer.rates(i / 100)] for i in range(101)],
-            "resolved": {"batch_size": facts["batch_size"], **asdict(settings), "model": best.plan["name"]},
-            "data": datamodule.describe(),
-            **datamodule.extra_metrics(),
-        }
-        write_json(folder / "metrics.json", metrics)
-        if facts["grown"]:  # the network is another than at the beginning
-            write_json(folder / "env.json", environment(self.recipe, settings.device, settings.precision, repr(best)))
-        draw_watched(folder)
-        page = html.write(folder)
-        self.console.print(self._verdict(metrics, trainer.task.primary_metric, page))
-        return Run(folder, metrics, state.history)
+        result = range_test(trainer, train_batches, poll=poll)
+        trainer.settings = replace(trainer.settings, lr=result.suggestion)
+        collectives.run_on_rank0(lambda: write_range_test(self.folder, result.as_dict()))
+        self.console.print(range_test_line(result))
 
-    def _find_rate(self, trainer: Trainer, feed: Any) -> Settings:
-        """The settings with the learning rate that a range test suggests; the test is drawn into the run folder."""
-        found = range_test(trainer, feed, poll=self._poll)
-        trainer.settings = replace(trainer.settings, lr=found.suggestion)
-        collectives.run_on_rank0(lambda: write_range_test(self.folder, found.as_dict()))
-        self.console.print(
-            f"  learning rate: {found.suggestion:.3g} by the range test, between its valley at {found.valley:.3g} and "
-            f"its steepest fall at {found.steepest:.3g}"
-        )
-        return trainer.settings
+    def _refuse_changed_data(self, allow: bool) -> None:
+        """Raise InputError if the data is not that of before, unless that is allowed."""
+        checkpoint, noun = self.checkpoint, self.datamodule.noun
+        if checkpoint is None or checkpoint.state["fingerprint"] == self.datamodule.fingerprint:
+            return
+        changes = self.datamodule.describe_changes(self.folder)
+        if not allow:
+            raise InputError(
+                f"the {noun} of {printable(self.recipe.data)} are not those of before ({changes}); put them back, "
+                "or go on with --allow-changed-data, no longer exactly"
+            )
+        self.console.print(f"  the {noun} have changed ({changes}): no longer to the bit as without a stop")
 
-    def _poll(self) -> None:
-        if self.stop.requested:
-            raise Interrupted(f"stopped by {self.stop.name} before the first step; start again")
-
-    def _refuse_changed(self, allow_changed: bool) -> None:
-        """Refuse to go on with other data than before, unless that is allowed."""
-        old, noun = self.earlier.checkpoint if self.earlier else None, self.datamodule.noun
-        if old is not None and old.state["fingerprint"] != self.datamodule.fingerprint:
-            said = self.datamodule.changed(self.folder)
-            if not allow_changed:
-                raise InputError(
-                    f"the {noun} of {printable(self.recipe.data)} are not those of before ({said}); put them back, "
-                    "or go on with --allow-changed-data, no longer exactly"
-                )
-            self.console.print(f"  the {noun} have changed ({said}): no longer to the bit as without a stop")
-
-    def _open(self, state: State) -> None:
-        """Let a run that had ended train on where it was told to end elsewhere."""
+    def _reopen(self, state: State) -> None:
+        """Let a run that had ended train on if another end is asked for."""
         if state.epoch >= self.recipe.epochs:
             state.status = "finished" if state.status == "running" else state.status
         elif self.earlier is not None and self.earlier.reopened:
             state.status = "running"
-
-    def _network(self) -> tuple[Network, bool]:
-        old = self.earlier.checkpoint if self.earlier else None
-        if old is not None:  # the plan, not the name: what a name or "auto" stands for may change with the version
-            self.datamodule.spec(old.state["spec"])
-            start = len("network.")
-            weights = {k[start:]: v for k, v in old.tensors.items() if k.startswith("network.")}
-            plan, known = old.state["plan"], old.state["spec"]
-            return restore(weights, {"plan": plan, "spec": known}, printable(old.path)), False
-        torch.manual_seed(self.recipe.seed)
-        return self.datamodule.network(self.console)
-
-    def _introduce(self, network: Network, settings: Settings, batch_size: int) -> None:
-        """Say what was decided, what is odd about the data, and whether the disk will do."""
-        say = self.console.print
-        for line in self.datamodule.lines():
-            say(line)
-        count = sum(p.numel() for p in network.parameters())
-        spec = network.spec
-        assert spec is not None
-        stem = f" ({network.plan['stem']} stem)" if "stem" in network.plan else ""
-        say(
-            f"network: {network.plan['name']}{stem}, {count:,} parameters, input {'x'.join(map(str, spec.input_shape))}"
-        )
-        tested = self.recipe.lr == "auto" and self.earlier is None
-        highest = "what a range test will find" if tested else f"{settings.lr:.4g}"
-        say(
-            f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest} "
-            f"({settings.schedule}), augmentation: {self.datamodule.augmentation()}, {settings.precision} on "
-            f"{settings.device} with {torch.get_num_threads()} threads"
-        )
-        copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
-        needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept
-        if (free := free_bytes(self.folder)) < needed:
-            say(f"  mind: {free:,} bytes are free in {self.folder}, checkpoints may need {needed:,}")
-
-    def _verdict(self, metrics: dict[str, Any], figure: str, page: Path) -> str:
-        percent = figure == "accuracy"
-
-        def said(split: str) -> str:
-            value, count = metrics[f"{split}_{figure}"], self.datamodule.count(split)
-            return f"{figure} {value:.2%} of {count:,}" if percent else f"{figure} {value:.4f} of {count:,}"
-
-        test_part = f", test {said('test')}" if f"test_{figure}" in metrics else ""
-        other = metrics.get("baseline", {})
-        beside = f" ({other['name']}: {other[f'val_{figure}']:.4g})" if f"val_{figure}" in other else ""
-        return (
-            f"{metrics['status']}: validation {said('val')}{beside} (epoch {metrics['best_epoch']}){test_part}, "
-            f"{duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {self.datamodule.noun}/s\n"
-            f"report: {page}\nweights: {self.folder}/weights/best.safetensors"
-        )
-
-
-def _overall_speed(state: State) -> float:
-    rows = state.history
-    return round(
-        sum(r["samples_per_second"] * r["seconds"] for r in rows) / max(sum(r["seconds"] for r in rows), 1e-9), 1
-    )

@@ -51,14 +51,14 @@ def fit(
         StorageError: a checkpoint could not be written.
     """
     settings, state, device = trainer.settings, trainer.state, trainer.device
-    keeper = _CheckpointWriter(trainer, folder, facts, stop)
-    keeper.save()
+    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop)
+    writer.save()
     while state.epoch < trainer.until and state.status == "running":
         trainer.to_train()
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
         for x, y, ids in train.epoch(state.epoch, state.batch):
             state.data_seconds += time.monotonic() - asked
-            torch.manual_seed(_seed(settings.seed, state.epoch * train.steps + state.batch))
+            torch.manual_seed(_step_seed(settings.seed, state.epoch * train.steps + state.batch))
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             boundary = (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == train.steps
             for piece, share in _microbatches(len(y), train.bounds, state, settings.grad_accum_steps):
@@ -66,12 +66,12 @@ def fit(
                     with trainer.autocast():
                         outputs = trainer.model(x[piece]).float()
                     loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
-                    _need_finite(loss, "loss", trainer, ids)
+                    _require_finite(loss, "loss", trainer, ids)
                     (loss * share).backward()
                 state.loss += loss.item() * len(outputs)
                 state.metric_sum += trainer.task.metric_sum(outputs, y[piece])
             if boundary:
-                _need_finite(trainer.clip_gradients(), "gradient", trainer, ids)
+                _require_finite(trainer.clip_gradients(), "gradient", trainer, ids)
                 trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
                 trainer.optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
@@ -79,31 +79,38 @@ def fit(
                 state.step += 1
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
             state.seconds += time.monotonic() - asked
-            bar.at(state.batch, _speed(state, trainer.task))
-            if boundary and keeper.save_if_due():
+            bar.at(state.batch, _format_speed(state, trainer.task))
+            if boundary and writer.save_if_due():
                 state.status = "stopped by the time limit"
                 break
             asked = time.monotonic()
         bar.done()
         collectives.broadcast_buffers(trainer.eval_model)
-        scores = score(trainer.eval_model, validation, trainer.task, trainer.autocast, device, keeper.save_if_asked)
+        scores = score(
+            trainer.eval_model,
+            validation,
+            trainer.task,
+            autocast=trainer.autocast,
+            device=device,
+            poll=writer.save_if_asked,
+        )
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
-        best = _close_epoch(state, scores, rate, settings, trainer.task.primary_metric)
+        best = _close_epoch(state, scores, lr=rate, settings=settings, metric=trainer.task.primary_metric)
         weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
         if collectives.rank() == 0:
             on_epoch(state, weights)
         if state.epoch == settings.epochs and state.status == "running":
             state.status = "finished"
-        keeper.save()
-        console.print(_line(state, settings.epochs, trainer.task))
-        keeper.save_if_asked()
+        writer.save()
+        console.print(_format_epoch(state, settings.epochs, trainer.task))
+        writer.save_if_asked()
     return state
 
 
 class _CheckpointWriter:
     """Saves the run when it is time, and when a signal asks for it."""
 
-    def __init__(self, trainer: Trainer, folder: Path | None, facts: dict[str, Any], stop: StopFlag):
+    def __init__(self, trainer: Trainer, folder: Path | None, *, facts: dict[str, Any], stop: StopFlag):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
@@ -152,7 +159,7 @@ class _CheckpointWriter:
             )
 
 
-def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, figure: str) -> bool:
+def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: str) -> bool:
     """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
@@ -166,14 +173,14 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
         "seconds": round(state.seconds, 3),
         "lr": lr,
         "train_loss": state.loss / state.seen,
-        f"train_{figure}": state.metric_sum / state.seen,
+        f"train_{metric}": state.metric_sum / state.seen,
         "val_loss": scores.loss,
-        f"val_{figure}": scores.primary_metric,
+        f"val_{metric}": scores.primary_metric,
         "samples_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
         "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    best = not state.best or _quality(row, figure) > _quality(state.best, figure)
+    best = not state.best or _quality(row, metric) > _quality(state.best, metric)
     if best:
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
@@ -182,8 +189,8 @@ def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, fi
     return best
 
 
-def _quality(row: dict[str, Any], figure: str) -> tuple[float, float]:
-    return row[f"val_{figure}"], -row["val_loss"]
+def _quality(row: dict[str, Any], metric: str) -> tuple[float, float]:
+    return row[f"val_{metric}"], -row["val_loss"]
 
 
 def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float:
@@ -208,45 +215,46 @@ def _microbatches(
         )
 
 
-def _seed(seed: int, step: int) -> int:
+def _step_seed(seed: int, step: int) -> int:
     """What dropout and stochastic depth draw from in a step: something else in every process."""
     return seed * 1_000_003 + step + collectives.rank() * 2**40
 
 
-def _speed(state: State, task: Task) -> str:
+def _format_speed(state: State, task: Task) -> str:
     seconds = max(state.seconds, 1e-9)
+    metric = _format_metric(task, state.metric_sum / state.seen, 1)
     return (  # in this order, since a terminal may cut it off
         f"{state.seen / seconds:,.0f} {task.samples}/s, {state.data_seconds / seconds:.0%} waiting, "
-        f"loss {state.loss / state.seen:.3f}, {task.primary_metric} {_shown(task, state.metric_sum / state.seen, 1)}"
+        f"loss {state.loss / state.seen:.3f}, {task.primary_metric} {metric}"
     )
 
 
-def _line(state: State, epochs: int, task: Task) -> str:
-    row, figure = state.history[-1], task.primary_metric
-    left = row["seconds"] * (epochs - state.epoch)
+def _format_epoch(state: State, epochs: int, task: Task) -> str:
+    row, metric = state.history[-1], task.primary_metric
+    seconds_left = row["seconds"] * (epochs - state.epoch)
     best = " (best)" if row["epoch"] == state.best["epoch"] else ""
     return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {figure} "
-        f"{_shown(task, row[f'train_{figure}'], 1)}; validation loss {row['val_loss']:.3f}, {figure} "
-        f"{_shown(task, row[f'val_{figure}'], 2)}{best}; "
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {metric} "
+        f"{_format_metric(task, row[f'train_{metric}'], 1)}; validation loss {row['val_loss']:.3f}, {metric} "
+        f"{_format_metric(task, row[f'val_{metric}'], 2)}{best}; "
         f"{row['samples_per_second']:,.0f} {task.samples}/s, "
         f"{row['data_time_fraction']:.0%} waiting for data, {duration(row['seconds'])}"
-        + (f", about {duration(left)} left" if left and state.status == "running" else "")
+        + (f", about {duration(seconds_left)} left" if seconds_left and state.status == "running" else "")
     )
 
 
-def _shown(task: Task, value: float, digits: int) -> str:
+def _format_metric(task: Task, value: float, digits: int) -> str:
     """A figure as it is said: shares of samples in percent."""
     return f"{value:.{digits}%}" if task.primary_metric == "accuracy" else f"{value:.{digits + 2}f}"
 
 
-def _need_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
+def _require_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
     if torch.isfinite(value):
         return
     state = trainer.state
-    said = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
+    names = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
     raise NotFiniteError(
         f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the "
-        f"{trainer.task.samples} {said}; no step was taken with it, and the last checkpoint is from before: start a "
+        f"{trainer.task.samples} {names}; no step was taken with it, and the last checkpoint is from before: start a "
         "new run with a lower --lr or --clip-grad 1"
     )

@@ -6,7 +6,7 @@ Sources: Smith 2015, arXiv:1506.01186; the valley is that of fastai 2.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from skipway.training.trainer import Trainer
 __all__ = ["RangeTest", "range_test"]
 
 _WIDTH = 2.0  # steps, of the bell that smooths
-_LOST = 4.0  # times the loss without any training: from there on it only gets worse
+_DIVERGED = 4.0  # times the loss without any training: from there on it only gets worse
 _LEVELS = 100  # that a whole fall has
-_FEWEST = 10  # steps without which nothing can be said
+_MIN_STEPS = 10  # steps without which nothing can be said
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RangeTest:
 
 def range_test(
     trainer: Trainer,
-    feed: Batches,
+    batches: Batches,
     *,
     lowest: float = 1e-6,
     highest: float = 10.0,
@@ -76,35 +76,35 @@ def range_test(
     try:
         with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
             trainer.to_train()
-            starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, feed, steps, poll)]
+            starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, batches, steps, poll)]
             usual = sum(starts) / len(starts)
-            for k, batch in _batches(trainer, feed, steps, poll):
+            for k, batch in _batches(trainer, batches, steps, poll):
                 rate = lowest * (highest / lowest) ** (k / max(1, steps - 1))
                 loss = _step(trainer, *batch, k, rate)
                 if not math.isfinite(loss):
                     break
                 rates.append(rate)
                 losses.append(loss - starts[k] + usual)
-                if k >= _FEWEST and losses[-1] > _LOST * usual:
+                if k >= _MIN_STEPS and losses[-1] > _DIVERGED * usual:
                     break
     finally:
         for group, before in zip(trainer.optimizer.param_groups, groups, strict=True):
             group.update(before)
         trainer.restore(tensors, state)
-    if len(losses) < _FEWEST:
+    if len(losses) < _MIN_STEPS:
         raise NotFiniteError(
             f"the loss is not finite after {len(losses)} steps of the range test, at learning rates up to "
             f"{rates[-1] if rates else lowest:.3g}; look at the data, or give --lr a number"
         )
-    return _read(rates, losses)
+    return _suggest(rates, losses)
 
 
 def _batches(
-    trainer: Trainer, feed: Batches, steps: int, poll: Callable[[], None]
+    trainer: Trainer, batches: Batches, steps: int, poll: Callable[[], None]
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
     """(k, batch) of the first `steps` batches of however many epochs."""
-    endless = ((x, y) for epoch in count() for x, y, _ in feed.epoch(epoch))
-    for k, (x, y) in zip(range(steps), endless, strict=False):
+    epochs = chain.from_iterable(batches.epoch(epoch) for epoch in count())
+    for k, (x, y, _) in zip(range(steps), epochs, strict=False):
         poll()
         yield k, (x.to(trainer.device), y.to(trainer.device))
 
@@ -113,7 +113,7 @@ def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
     """What the k-th batch loses as the network stands, with the dropout that its step will have."""
     torch.manual_seed(trainer.settings.seed + k)
     with torch.no_grad():
-        return _mean(_penalized_loss(trainer, x, y))
+        return _mean_over_processes(_penalized_loss(trainer, x, y))
 
 
 def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
@@ -125,7 +125,7 @@ def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
-    return _mean(loss)
+    return _mean_over_processes(loss)
 
 
 def _penalized_loss(trainer: Trainer, x: Tensor, y: Tensor) -> Tensor:
@@ -134,22 +134,22 @@ def _penalized_loss(trainer: Trainer, x: Tensor, y: Tensor) -> Tensor:
     return trainer.task.loss(outputs, y) + trainer.penalty()
 
 
-def _mean(loss: Tensor) -> float:
+def _mean_over_processes(loss: Tensor) -> float:
     """Over all processes."""
     return collectives.all_reduce_sum(loss.item())[0] / collectives.world_size()
 
 
-def _read(rates: list[float], losses: list[float]) -> RangeTest:
+def _suggest(rates: list[float], losses: list[float]) -> RangeTest:
     """What losses say of rates: behind the lowest smoothed loss they say nothing."""
-    smoothed = _smoothed(np.asarray(losses))
+    smoothed = _smooth(np.asarray(losses))
     falling = smoothed[: max(int(smoothed.argmin()) + 1, 3)]
     steepest = rates[int(np.gradient(falling).argmin())]
-    least = max(float(np.ptp(falling)) / _LEVELS, 1e-6)  # a line that is nearly flat does not fall
-    last, length = _longest_fall((falling / least).round().tolist())
+    step = max(float(np.ptp(falling)) / _LEVELS, 1e-6)  # a line that is nearly flat does not fall
+    last, length = _longest_fall((falling / step).round().tolist())
     return RangeTest(rates, losses, smoothed.tolist(), steepest, rates[last - length // 2])
 
 
-def _smoothed(losses: np.ndarray) -> np.ndarray:
+def _smooth(losses: np.ndarray) -> np.ndarray:
     """The mean of each loss and its neighbours, by a bell that is no later than the losses themselves."""
     distance = np.arange(len(losses))[:, None] - np.arange(len(losses))[None, :]
     weight = np.exp(-0.5 * (distance / _WIDTH) ** 2)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,9 +90,9 @@ class RegressionScores(Scores):
     @property
     def r2(self) -> float:
         """The share of the targets' variance that is explained: 1 at best, 0 for always saying their mean."""
-        left = float(((self.targets - self.predicted) ** 2).sum())
-        whole = float(((self.targets - self.targets.mean()) ** 2).sum())
-        return 1 - left / whole if whole > 0 else float(left == 0)
+        residual = float(((self.targets - self.predicted) ** 2).sum())
+        total = float(((self.targets - self.targets.mean()) ** 2).sum())
+        return 1 - residual / total if total > 0 else float(residual == 0)
 
     primary_metric = r2
 
@@ -115,28 +116,29 @@ class Scorer(Protocol):
 
 def score(
     network: nn.Module,
-    feed: Batches,
+    batches: Batches,
     task: Scorer,
+    *,
     autocast: Callable[[], AbstractContextManager[Any]],
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
 ) -> Any:
-    """The scores of `network` in evaluation mode on every sample of `feed` once; its own mode comes back after.
+    """The scores of `network` in evaluation mode on every sample of `batches` once; its own mode comes back after.
 
-    Several processes, each with its part of the feed, all get the scores of the whole.
+    Several processes, each with its part of the batches, all get the scores of the whole.
     """
     training = network.training
     network.eval()
     parts: list[tuple[Tensor, Tensor, np.ndarray]] = []
     try:
         with torch.no_grad():  # weights that are shared out outlive an inference mode, in which they are fetched
-            for x, y, ids in feed.epoch():
+            for x, y, ids in batches.epoch():
                 poll()
                 with autocast():
                     parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids))
     finally:
         network.train(training)
-    all_parts = [part for process in collectives.all_gather(parts) for part in process if len(part[2])]
+    all_parts = [part for part in chain(*collectives.all_gather(parts)) if len(part[2])]
     outputs, targets, all_ids = zip(*all_parts, strict=True)
     with torch.inference_mode():
         return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
@@ -169,20 +171,20 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
     from sklearn.metrics import f1_score, roc_auc_score
 
     labels, shares, predicted = scores.labels, scores.probabilities, scores.predicted
-    there = np.unique(labels)
-    recall = [float((predicted[labels == c] == c).mean()) for c in there]
-    found = {"accuracy": scores.accuracy, "loss": scores.loss, "balanced_accuracy": float(np.mean(recall))}
-    found["macro_f1"] = float(f1_score(labels, predicted, labels=there, average="macro", zero_division=0))
+    present = np.unique(labels)
+    recall = [float((predicted[labels == c] == c).mean()) for c in present]
+    metrics = {"accuracy": scores.accuracy, "loss": scores.loss, "balanced_accuracy": float(np.mean(recall))}
+    metrics["macro_f1"] = float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0))
     if shares.shape[1] > 5:
         top = np.argpartition(-shares, 4, axis=1)[:, :5]
-        found["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
-    if len(there) > 1:
-        found["auroc"] = float(np.mean([roc_auc_score(labels == c, shares[:, c]) for c in there]))
+        metrics["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
+    if len(present) > 1:
+        metrics["auroc"] = float(np.mean([roc_auc_score(labels == c, shares[:, c]) for c in present]))
     likely = shares.max(axis=1)
     bins = np.minimum((likely * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, weights=(predicted == labels) - likely, minlength=_BINS)
-    found["ece"] = float(np.abs(gaps).sum() / len(labels))
-    return found
+    metrics["ece"] = float(np.abs(gaps).sum() / len(labels))
+    return metrics
 
 
 def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -98,15 +98,17 @@ def make_optimizer(
     Each group carries the `factor` that its learning rate is multiplied by: see `set_rates`.
     """
     parts = [part for part in network.children() if any(True for _ in part.parameters())]
-    place = {p: i for i, part in enumerate(parts) for p in part.parameters()}
-    learnt = [p for p in network.parameters() if p.requires_grad]
-    matrices = [p for p in learnt if p.dim() > 1]
+    depths: dict[nn.Parameter, int] = {}
+    for depth, part in enumerate(parts):
+        depths |= dict.fromkeys(part.parameters(), depth)
+    trainable_params = [p for p in network.parameters() if p.requires_grad]
+    matrices = [p for p in trainable_params if p.dim() > 1]
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for p in learnt:
+    for p in trainable_params:
         weight = p.dim() > 1
         group = {
             "weight_decay": weight_decay if weight else 0.0,
-            "factor": layer_decay ** (len(parts) - 1 - place.get(p, len(parts) - 1))
+            "factor": layer_decay ** (len(parts) - 1 - depths.get(p, len(parts) - 1))
             * (1.0 if weight else bias_lr_mult),
             "matrix": name == "muon" and weight and p is not matrices[-1],  # the rows of a head are no such matrix
         }

@@ -1,6 +1,6 @@
 """Schedules: the learning rate as a share of its highest value, a function of the position in [0, 1] of a run.
 
-They know no step and no model, so they draw, test and resume by themselves, and are put together by `joined` and
+They know no step and no model, so they draw, test and resume by themselves, and are put together by `sequential` and
 `scaled`.
 Sources: one-cycle, Smith and Topin 2017, arXiv:1708.07120, and Smith 2018, arXiv:1803.09820, for its momentum; cosine,
 Loshchilov and Hutter 2016, arXiv:1608.03983; warm-up, Goyal et al. 2017, arXiv:1706.02677; steps, He et al. 2015,
@@ -18,7 +18,7 @@ Schedule = Callable[[float], float]
 def anneal(start: float, end: float, *, straight: bool = False) -> Schedule:
     """From `start` to `end`, along half a cosine or a straight line.
 
-    >>> between(0.0, 1.0)(0.5)
+    >>> anneal(0.0, 1.0)(0.5)
     0.5
     """
 
@@ -32,7 +32,7 @@ def anneal(start: float, end: float, *, straight: bool = False) -> Schedule:
 def sequential(*parts: tuple[float, Schedule]) -> Schedule:
     """Schedules one after the other, each with the share of the run that is its own; the shares sum to 1.
 
-    >>> rise_and_fall = joined((0.25, between(0.0, 1.0)), (0.75, between(1.0, 0.0)))
+    >>> rise_and_fall = sequential((0.25, anneal(0.0, 1.0)), (0.75, anneal(1.0, 0.0)))
     >>> rise_and_fall(0.25), rise_and_fall(1.0)
     (1.0, 0.0)
     """
@@ -61,7 +61,9 @@ def constant(position: float) -> float:
 
 def steps(position: float) -> float:
     """A tenth from the middle on, a hundredth from three quarters on."""
-    return 1.0 if position < 0.5 else 0.1 if position < 0.75 else 0.01
+    if position < 0.5:
+        return 1.0
+    return 0.1 if position < 0.75 else 0.01
 
 
 SCHEDULES: dict[str, Schedule] = {

@@ -104,10 +104,10 @@ class Trainer:
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":
             recompute(network, settings.recompute)
-        self.average = _average_of(network, settings)
-        self.network = self._placed(network)
+        self.average = _make_average(network, settings)
+        self.network = self._to_device(network)
         if self.average is not None:
-            self.average.module = self._placed(self.average.module)
+            self.average.module = self._to_device(self.average.module)
             self.average.n_averaged = self.average.n_averaged.to(self.device)
         self.optimizer = make_optimizer(
             self.network,
@@ -120,17 +120,17 @@ class Trainer:
         )
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
         self.lr_schedule = make_schedule(settings.schedule, min(settings.freeze_epochs / settings.epochs, 0.99))
-        self.model = self._replicated()
+        self.model = self._wrap_replicas()
         self.frozen_params: set[nn.Parameter] = set()
         self.until = settings.epochs  # where this network's part of the run ends
 
-    def _placed(self, network: nn.Module) -> nn.Module:
+    def _to_device(self, network: nn.Module) -> nn.Module:
         """`network` on the device: whole, or where it is to be shared out this process's part of it."""
         if self.settings.fsdp:
             return shard_model(network, self.device.type)
         return network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _replicated(self) -> nn.Module:
+    def _wrap_replicas(self) -> nn.Module:
         """Wrap the network in DistributedDataParallel if several processes train replicas of it."""
         if self.settings.fsdp or collectives.world_size() == 1:
             return self.network
@@ -156,7 +156,9 @@ class Trainer:
             for p in self.trainable_params:
                 p.requires_grad_(p not in self.frozen_params)
         if previously_frozen != self.frozen_params:
-            self.model = self._replicated()  # DistributedDataParallel expects gradients of what learns now, no others
+            self.model = (
+                self._wrap_replicas()
+            )  # DistributedDataParallel expects gradients of what learns now, no others
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast if the precision is lower than fp32."""
@@ -201,23 +203,25 @@ class Trainer:
 
     def parts(self) -> dict[str, Tensor]:
         """The same as far as this process has it."""
-        found = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.average is not None:
-            found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         names = {id(p): n for n, p in self.network.named_parameters()}
         for parameter, values in self.optimizer.state.items():
-            found |= {f"optimizer.{names[id(parameter)]}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
-        return found
+            tensors |= {f"optimizer.{names[id(parameter)]}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        return tensors
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to what `tensors` and `state` say."""
         self.optimizer.state.clear()
-        _load(self.network, _under("network.", tensors))
+        _load(self.network, _strip_prefix("network.", tensors))
         if self.average is not None:
-            _load(self.average, _under("average.", tensors))
+            _load(self.average, _strip_prefix("average.", tensors))
         for name, parameter in self.network.named_parameters():
             values = {
-                k: shard_like(v, parameter) for k, v in _under(f"optimizer.{name}.", tensors).items() if "." not in k
+                k: shard_like(v, parameter)
+                for k, v in _strip_prefix(f"optimizer.{name}.", tensors).items()
+                if "." not in k
             }
             if values:
                 self.optimizer.state[parameter] = values
@@ -226,7 +230,7 @@ class Trainer:
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
 
 
-def _average_of(network: nn.Module, settings: Settings) -> AveragedModel | None:
+def _make_average(network: nn.Module, settings: Settings) -> AveragedModel | None:
     if settings.ema is None:
         return None
     if settings.fsdp:  # parts of tensors are averaged one by one
@@ -239,5 +243,5 @@ def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in tensors.items()})
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

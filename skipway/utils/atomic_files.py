@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = "or write to another folder with -o"
-_MENDS = {
+_FIXES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some of your quota there",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
@@ -72,16 +72,16 @@ def free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def storing(path: Path, needed: int) -> Iterator[None]:
-    """Within it an OSError becomes a StorageError with `path`, the bytes needed, the bytes free and the mend."""
+    """Within it an OSError becomes a StorageError with `path`, the bytes needed, the bytes free and the fix."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        mend = _MENDS.get(error.errno or 0, "check that disk")
+        fix = _FIXES.get(error.errno or 0, "check that disk")
         raise StorageError(
             f"{printable(path)}: cannot be written: {printable(error.strerror or error)}; {needed} bytes needed, "
-            f"{free_bytes(path)} bytes free on that disk; {mend}, {_ELSEWHERE}"
+            f"{free_bytes(path)} bytes free on that disk; {fix}, {_ELSEWHERE}"
         ) from error
 
 
@@ -167,20 +167,23 @@ def from_json(data: bytes) -> Any:
     """What `to_json` wrote; a ValueError for anything that it would not write."""
     try:
         return json.loads(
-            data.decode(), object_pairs_hook=_once_each, parse_constant=_finite_number, parse_float=_finite_number
+            data.decode(),
+            object_pairs_hook=_reject_duplicate_keys,
+            parse_constant=_parse_finite,
+            parse_float=_parse_finite,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a key stands in it twice")
     return values
 
 
-def _finite_number(text: str) -> float:
+def _parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:20]} in it is not finite")
@@ -298,7 +301,7 @@ class Lock:
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         with storing(self.path, len(note)):
             make_folder(self.path.parent)
-            descriptor = _created(self.path) if fcntl is None else _flocked(self.path)
+            descriptor = _create_exclusively(self.path) if fcntl is None else _open_with_flock(self.path)
             try:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, note)
@@ -320,7 +323,7 @@ class Lock:
             os.close(self._descriptor)
 
 
-def _flocked(path: Path) -> int:
+def _open_with_flock(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -330,26 +333,26 @@ def _flocked(path: Path) -> int:
                 return descriptor
         except BlockingIOError:
             os.close(descriptor)
-            raise _taken(path) from None
+            raise _make_taken_error(path) from None
         except OSError:
             os.close(descriptor)
             raise
         os.close(descriptor)
 
 
-def _created(path: Path) -> int:
+def _create_exclusively(path: Path) -> int:
     for _ in range(2):
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
-            pid, host = _holder(path)
+            pid, host = _read_holder(path)
             if host != socket.gethostname() or not isinstance(pid, int) or _alive(pid):
                 break
             os.unlink(path)
-    raise _taken(path)
+    raise _make_taken_error(path)
 
 
-def _holder(path: Path) -> tuple[Any, Any]:
+def _read_holder(path: Path) -> tuple[Any, Any]:
     try:
         note = from_json(path.read_bytes()[:4096])
         return note["pid"], note["host"]
@@ -357,8 +360,8 @@ def _holder(path: Path) -> tuple[Any, Any]:
         return "unknown", "unknown"
 
 
-def _taken(path: Path) -> InputError:
-    pid, host = (printable(value) for value in _holder(path))
+def _make_taken_error(path: Path) -> InputError:
+    pid, host = (printable(value) for value in _read_holder(path))
     return InputError(
         f"{printable(path.parent)}: another run is writing there (process {pid} on host {host}); wait for it, "
         f"or take another --name{'' if fcntl else f'; if it is dead, delete {printable(path)}'}"

@@ -1,32 +1,35 @@
-"""What a run says while it works: one line a step with time left at a terminal, plain lines in a log.
+"""The console: progress of a run, the result of a command, and errors on one line of standard error.
 
-A closed pipe or a terminal that cannot show a character never stops the work.
+Progress is one live line at a terminal, and plain lines in a log. A closed pipe or a terminal that cannot show a
+character never stops the work; a result that cannot be written is an error.
 """
 
+import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
-from skipway.errors import printable
+from skipway.errors import StorageError, printable
 
-__all__ = ["Bar", "Console", "duration"]
+__all__ = ["Console", "ProgressBar", "duration", "print_error", "print_result"]
 
 
 class Console:
-    """Lines to `stream` (standard output); `quiet` keeps them to itself."""
+    """Prints lines to `stream` (standard output), or nothing if it is `quiet`."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None):
         self.stream = sys.stdout if stream is None else stream
-        self.quiet = quiet or self.stream is None  # Python has no standard output where it was closed at the start
+        self.quiet = quiet or self.stream is None  # Python has no standard output if it was closed at the start
 
     def print(self, text: str) -> None:
-        """One line, whatever stands in it."""
-        self._write("\n".join(printable(line) for line in text.split("\n")) + "\n")
+        """Print lines, whatever is in them."""
+        self.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
-    def bar(self, label: str, total: int) -> "Bar":
-        """Progress over `total` things."""
-        return Bar(self, label, total)
+    def bar(self, label: str, total: int) -> "ProgressBar":
+        """Return a progress bar over `total` things."""
+        return ProgressBar(self, label, total)
 
     @property
     def live(self) -> bool:
@@ -36,7 +39,8 @@ class Console:
         except ValueError:  # closed meanwhile
             return False
 
-    def _write(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        """Write text as it is; fall silent if the stream takes no more."""
         if self.quiet:
             return
         try:
@@ -47,40 +51,73 @@ class Console:
             self.quiet = True
 
 
-class Bar:
-    """A line that is drawn over at a terminal and said now and then in a log."""
+class ProgressBar:
+    """A line that is drawn over at a terminal and printed now and then in a log."""
 
+    LIVE_EVERY = 0.1  # seconds
     LOG_EVERY = 30.0  # seconds
 
     def __init__(self, console: Console, label: str, total: int):
         self.console, self.label, self.total = console, label, max(total, 1)
-        self.begun = self.said = time.monotonic()
+        self.start = self.last_print = time.monotonic()
         self.first: int | None = None
 
     def at(self, done: int, note: str = "") -> None:
-        """`done` of the total are done."""
+        """Show that `done` of the total are done."""
         now = time.monotonic()
         if self.first is None:
             self.first = done
-        every = 0.1 if self.console.live else self.LOG_EVERY
-        if now - self.said < every:
+        if now - self.last_print < (self.LIVE_EVERY if self.console.live else self.LOG_EVERY):
             return
-        self.said = now
+        self.last_print = now
         new = done - self.first
-        left = f", {duration((now - self.begun) / new * (self.total - done))} left" if new > 0 else ""
+        left = f", {duration((now - self.start) / new * (self.total - done))} left" if new > 0 else ""
         line = f"{self.label} {done:,}/{self.total:,} ({done / self.total:.0%}{left}){' ' + note if note else ''}"
-        self.console._write(f"\r\x1b[K{printable(line)[: _width()]}" if self.console.live else printable(line) + "\n")
+        line = printable(line)
+        self.console.write(f"\r\x1b[K{line[: _width()]}" if self.console.live else f"{line}\n")
 
     def done(self, text: str = "") -> None:
         """Replace the line by `text`, or by nothing."""
         if self.console.live:
-            self.console._write("\r\x1b[K")
+            self.console.write("\r\x1b[K")
         if text:
             self.console.print(text)
 
 
+def print_result(text: str) -> None:
+    """Print the result of a command to standard output; unlike progress it may not get lost.
+
+    Raises:
+        StorageError: standard output cannot be written.
+        BrokenPipeError: nobody reads it.
+    """
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"standard output cannot be written: {error.strerror}; free some space there or send it elsewhere"
+        ) from None
+
+
+def print_error(text: str) -> None:
+    """Print what went wrong on one line of standard error."""
+    with suppress(AttributeError, OSError, ValueError):
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may be there, cut short by the error
+        rank = int(os.environ.get("RANK", "0"))  # of several processes that train together
+        print(f"{clear}skipway: {f'process {rank}: ' if rank else ''}{printable(text)}", file=sys.stderr)
+
+
 def duration(seconds: float) -> str:
-    """'48 s', '3 min 20 s', '2 h 5 min'."""
+    """Return seconds in words.
+
+    >>> duration(48), duration(200), duration(7500)
+    ('48 s', '3 min 20 s', '2 h 5 min')
+    """
     whole = round(seconds)
     if whole < 100:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"

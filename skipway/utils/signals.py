@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["StopFlag"]
+__all__ = ["STOP", "StopFlag"]
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -49,3 +49,6 @@ class StopFlag:
         if self.requested and number == signal.SIGINT:
             os._exit(130)  # asked twice: the checkpoints on disk are whole whenever this happens
         self.request(signal.Signals(number).name)
+
+
+STOP = StopFlag()  # of the process: signals set it from the first moment that the command line runs

@@ -5,6 +5,7 @@ Shapes: (B, C, H, W) -> (B, K).
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.sources.hub import NO_ROOM, quiet
+from skipway.data.sources.hub import NO_ROOM
 from skipway.errors import InputError, StorageError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.differences import differences
+from skipway.utils.quiet_loggers import quiet_loggers
 from skipway.utils.text import join_names
 from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.key_maps import LIBRARIES
@@ -314,7 +316,7 @@ def _download(repository: str, file: str) -> Path:
 
     where = printable(repository)
     try:
-        with quiet():
+        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
             try:
                 return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
             except LocalEntryNotFoundError:

@@ -9,8 +9,9 @@ import pytest
 from processes import environment, run, run_python
 from small_runs import best, pictures, quick, same_tensors, table
 
-from skipway.cli import app, run_commands
+from skipway.cli import app, train
 from skipway.report import html
+from skipway.utils import signals
 from skipway.utils.signals import StopFlag
 
 SKIPWAY = [sys.executable, "-m", "skipway"]
@@ -41,9 +42,7 @@ def place(base, tmp_path, monkeypatch):
 @pytest.fixture
 def call(place, monkeypatch, capfd):
     """Run a command in this process: (exit code, output, errors)."""
-    stop = StopFlag()
-    for module in (app, run_commands):
-        monkeypatch.setattr(module, "STOP", stop)
+    monkeypatch.setattr(signals, "STOP", StopFlag())
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
 
     def run(*words):
@@ -149,14 +148,14 @@ def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
 
 def test_a_training_that_recomputes_begins_anew_where_the_process_is_ours(call, place, monkeypatch):
     begun = []
-    monkeypatch.setattr(app, "restart_gathering", lambda: begun.append(1))
+    monkeypatch.setattr(train, "restart_gathering", lambda: begun.append(1))
     assert call(*TRAIN, "--recompute", "1", "--name", "thrifty")[0] == 0
     assert not begun  # main was given its words by a program that goes on
     (place / "thrifty.yaml").write_text("recompute: stages\n")
     for given, expected in (({}, False), ({"recompute": "none"}, False), ({"recompute": 2}, True)):
-        assert app._recomputes(given, None, None) is expected
-    assert app._recomputes({}, place / "thrifty.yaml", None)
-    assert not app._recomputes({}, place / "missing.yaml", place / "no_run")
+        assert train._recomputes(given, None, None) is expected
+    assert train._recomputes({}, place / "thrifty.yaml", None)
+    assert not train._recomputes({}, place / "missing.yaml", place / "no_run")
 
 
 def test_the_other_commands_answer(call):

@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
 def test_figures_and_differences_are_those_of_the_runs(runs, tmp_path):
     found = compare(runs, tmp_path / "both.png")
     assert found.names == ["one", "two"]
-    for folder, row in zip(runs, found.figures, strict=True):
+    for folder, row in zip(runs, found.metrics, strict=True):
         metrics = numbers(folder)
         assert row["val_accuracy"] == metrics["val_accuracy"] and row["parameters"] == metrics["parameters"]
         assert row["epochs"] == len(table(folder / "results.csv")) and row["network"] == "resnet20"
@@ -59,15 +59,17 @@ def test_runs_of_one_name_are_told_apart_and_equal_ones_are_said_to_be(runs, tmp
         (other / name).write_bytes((runs[0] / name).read_bytes())
     found = compare([runs[0], other], tmp_path / "c.png")
     assert found.names == ["runs/one", "elsewhere/one"]
-    assert found.figures[1]["status"] == "not finished" and not found.differences, "what is open yet is no difference"
-    assert found.figures[1]["val_accuracy"] == max(float(r["val_accuracy"]) for r in table(other / "results.csv"))
+    assert found.metrics[1]["status"] == "not finished" and not found.differences, "what is open yet is no difference"
+    assert found.metrics[1]["val_accuracy"] == max(float(r["val_accuracy"]) for r in table(other / "results.csv"))
 
 
 def test_a_torn_or_hostile_folder_is_shown_as_far_as_it_goes(runs, tmp_path):
     broken = tmp_path / "\x1b[2Jevil"
     broken.mkdir()
-    (broken / "config.yaml").write_text("model: resnet20\n")
-    (broken / "metrics.json").write_text(json.dumps({"resolved": 3, "parameters": "=cmd()", "status": "\x1b[31m"}))
+    (broken / "config.yaml").write_text("schema: 1\nmodel: resnet20\n")
+    (broken / "metrics.json").write_text(
+        json.dumps({"schema": 1, "resolved": 3, "parameters": "=cmd()", "status": "\x1b[31m"})
+    )
     (broken / "results.csv").write_text("epoch,seconds,val_loss\n1,2,3\n2,")
     text = str(compare([runs[0], broken], tmp_path / "c.png"))
     assert "\x1b" not in text and "evil" in text
@@ -78,8 +80,8 @@ def test_a_torn_or_hostile_folder_is_shown_as_far_as_it_goes(runs, tmp_path):
         ("epoch,seconds,val_loss\n1,soon,never", "1"),
     ):
         (broken / "results.csv").write_text(rows)
-        (broken / "metrics.json").write_text("{}")
-        assert compare([runs[0], broken], tmp_path / "c.png").figures[1]["epochs"] == int(epochs)
+        (broken / "metrics.json").write_text('{"schema": 1}')
+        assert compare([runs[0], broken], tmp_path / "c.png").metrics[1]["epochs"] == int(epochs)
         assert "evil" in str(compare([runs[0], broken], tmp_path / "c.png"))
     (broken / "metrics.json").write_text("[1]")
     (broken / "results.csv").write_text("")

@@ -39,7 +39,7 @@ def saved(folder, name="resnet18", channels=3, **options):
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
 def test_a_run_is_exported_and_checked_on_its_own_pictures(run, tmp_path, to):
     written = export_run(run, to, tmp_path / f"model.{to}")
-    assert written.paths == [tmp_path / f"model.{to}"] and written.pictures == 12
+    assert written.paths == [tmp_path / f"model.{to}"] and written.num_images == 12
     assert written.check.difference <= 1e-4
     assert "checked on 12 pictures of the run: outputs differ from torch's by" in str(written)
 
@@ -62,10 +62,10 @@ def test_the_command_line_writes_into_the_runs_folder(run, tmp_path, capsys):
 def test_without_its_data_a_run_is_checked_on_the_pictures_of_its_report(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "splits.csv").unlink()
-    assert export_run(tmp_path / "run", "pt2").pictures == 12
+    assert export_run(tmp_path / "run", "pt2").num_images == 12
     shutil.rmtree(tmp_path / "run" / "plots")
     found = export_run(tmp_path / "run", "pt2")
-    assert found.pictures == 0 and "checked on made-up inputs" in str(found)
+    assert found.num_images == 0 and "checked on made-up inputs" in str(found)
 
 
 def test_a_file_of_weights_is_exported_beside_it(tmp_path):
@@ -130,7 +130,7 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch):
     file, _ = saved(tmp_path, "resnet26")
     with pytest.raises(InputError, match="torchvision has no network called resnet26"):
         export_run(file, "torchvision")
-    monkeypatch.setattr("skipway.export.onnx_file._APART", -1.0)
+    monkeypatch.setattr("skipway.export.onnx_file._MAX_DIFFERENCE", -1.0)
     with pytest.raises(SkipwayError, match="no file is left"):
         export_run(file, "pt2")
     assert not (tmp_path / "resnet26.pt2").exists()

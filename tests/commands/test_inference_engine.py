@@ -10,7 +10,7 @@ from small_runs import Words, pictures, quick
 import skipway as sw
 from skipway.commands import inference_engine
 from skipway.commands.evaluate import evaluate
-from skipway.commands.inference_engine import quickened
+from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.predict import predict
 from skipway.errors import InputError
 
@@ -46,7 +46,7 @@ def test_the_fastest_is_taken_where_nobody_says_which(run, monkeypatch):
     taken = []
     monkeypatch.setattr(inference_engine, "fuse", lambda network, kind, *_: taken.append(("torch", kind)) or network)
     monkeypatch.setattr(
-        inference_engine, "engine", lambda network, kind, *_: taken.append(("openvino", kind)) or network
+        inference_engine, "openvino_engine", lambda network, kind, *_: taken.append(("openvino", kind)) or network
     )
     monkeypatch.setattr(inference_engine, "has_bf16", lambda device: True)
     macs = sw.summary(sw.load(run), (1, 1, 8, 8)).macs
@@ -61,12 +61,12 @@ def test_the_fastest_is_taken_where_nobody_says_which(run, monkeypatch):
 
 def test_what_is_computed_in_another_way_already_stays_as_it_is(run):
     fused = sw.export.fuse(sw.load(run), "fp32")
-    assert quickened(fused) is fused
+    assert with_fastest_engine(fused) is fused
     table = sw.create_model("resmlp", in_features=4)
-    assert quickened(table, inputs=10**6) is table
+    assert with_fastest_engine(table, inputs=10**6) is table
     for network in (fused, table):
         with pytest.raises(InputError, match="for a network of pictures on a CPU that is computed plainly"):
-            quickened(network, "openvino")
+            with_fastest_engine(network, "openvino")
 
 
 def test_where_the_fastest_cannot_take_a_network_torch_does(run, monkeypatch):

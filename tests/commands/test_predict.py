@@ -1,42 +1,14 @@
-import os
-import re
-import shutil
+"""Predictions for images: one row per input in order, equal to the network's own."""
 
 import numpy as np
 import pytest
 import torch
-from small_runs import pictures, quick, table
 
 import skipway as sw
-from skipway.commands import env
-from skipway.commands import evaluate as evaluate_command
-from skipway.commands.check_data import check
 from skipway.commands.evaluate import evaluate
-from skipway.commands.models import model_table
 from skipway.commands.predict import predict
-from skipway.commands.summary import summarize
-from skipway.commands.write_predictions import write_predictions
 from skipway.errors import InputError, Interrupted
-from skipway.report import html
 from skipway.utils.signals import StopFlag
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("use")
-    pictures(place / "kinds", 12)
-    write, html.write = html.write, lambda folder: folder / "report.html"
-    quick(place / "kinds", place / "runs", name="run", epochs=6)
-    html.write = write
-    return place
-
-
-@pytest.fixture
-def weights(place, tmp_path, monkeypatch):
-    """Nothing but the file of weights, in a folder of its own, which is also where we are."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(place / "runs" / "run" / "weights" / "best.safetensors", "alone.safetensors")
-    return "alone.safetensors"
 
 
 def test_there_is_one_row_per_input_in_order(place, weights, tmp_path):
@@ -104,132 +76,15 @@ def test_a_stop_is_said(place, weights):
         predict(weights, place / "kinds" / "ant", stop=stop)
 
 
-def test_a_table_of_predictions_is_harmless_and_has_a_row_each(place, weights, tmp_path):
-    hostile = ["=cmd().png", "-x.png", "a\nb.png", "\x1b[2J.png", "<img>.png"]
-    for name in hostile[:-1]:
-        shutil.copy(place / "kinds" / "ant" / "00.png", name)
-    rows = predict(weights, hostile)
-    write_predictions(tmp_path / "p.csv", rows, 3)
-    found = table(tmp_path / "p.csv")
-    assert [r["file"] for r in found] == ["'=cmd().png", "'-x.png", "a\\x0ab.png", "\\x1b[2J.png", "<img>.png"]
-    assert [r["status"] for r in found] == ["ok"] * 4 + ["error"] and found[4]["reason"] and not found[4]["label"]
-    assert list(found[0]) == [
-        "file",
-        "status",
-        "label",
-        "probability",
-        "label_2",
-        "probability_2",
-        "label_3",
-        "probability_3",
-        "reason",
-    ]
-
-
-def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place, weights, tmp_path):
-    whole = evaluate(weights, place / "kinds")
-    assert whole.count == 36 and sum(r["count"] for r in whole.classes) == 36 and whole.split == "train"
-    files = sorted((place / "kinds").rglob("*.png"))
-    right = np.mean([a == f.parent.name for a, f in zip(sw.load(weights).predict(files), files, strict=True)])
-    assert whole.accuracy == right
-    some = shutil.copytree(place / "kinds", tmp_path / "some")
-    shutil.rmtree(some / "ant")
-    (some / "bee" / "bad.png").write_text("x")
-    part = evaluate(weights, some)
-    assert part.count == 24 and part.skipped == 1 and [r["count"] for r in part.classes] == [0, 12, 12]
-    for row, all_row in zip(part.classes[1:], whole.classes[1:], strict=True):
-        assert row["class"] == all_row["class"] and row["recall"] == all_row["recall"]
-    text = str(part)
-    assert text.startswith("train: accuracy ") and "(1 unreadable left out)" in text and len(text.splitlines()) == 6
-
-
-def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
-    other = pictures(tmp_path / "other", 2, kinds=("ant", "yak"))
-    with pytest.raises(InputError, match="has classes that the network does not know: yak; it knows ant, bee, cow"):
-        evaluate(weights, other)
-    with pytest.raises(InputError, match="has no test split; it has train"):
-        evaluate(weights, place / "kinds", split="test")
-    for kind in ("ant", "bee"):
-        (tmp_path / "torn" / kind).mkdir(parents=True)
-        (tmp_path / "torn" / kind / "a.png").write_text("x")
-    with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
-        evaluate(weights, tmp_path / "torn")
-    late = StopFlag()
-    original = evaluate_command.decode_images
-    try:
-        evaluate_command.decode_images = lambda *a, **k: (original(*a, **k), late.request("SIGTERM"))[0]
-        with pytest.raises(Interrupted, match="stopped by SIGTERM while evaluating"):
-            evaluate(weights, place / "kinds", stop=late)
-    finally:
-        evaluate_command.decode_images = original
-
-
-def test_check_says_what_a_careful_eye_sees(place, tmp_path):
-    said = check(place / "kinds")
-    assert "kinds: 3 classes, 36 train pictures" in said and "grey; trained at 8 px" in said and "ant  train 12" in said
-    data = shutil.copytree(place / "kinds", tmp_path / "d")
-    (data / "ant" / "bad\x1b.png").write_text("x")
-    shutil.copy(data / "ant" / "00.png", data / "ant" / "copy.png")
-    said = check(data)
-    assert "1 cannot be read:" in said and "bad\\x1b.png: " in said and "mind: " in said and "\x1b" not in said
-
-
-def test_a_summary_takes_names_runs_and_files(place, weights, tmp_path):
-    by_name, by_file = summarize("resnet20", num_classes=3), summarize(weights)
-    assert "parameters" in by_name.lower() and "(1, 1, 8, 8)" in by_file or "8" in by_file
-    assert summarize(str(place / "runs" / "run")) == by_file
-    assert summarize("resnet20", code=True) != by_name
-    (tmp_path / "resnet20").mkdir()
-    assert summarize("resnet20", num_classes=3) == by_name
-    with pytest.raises(InputError, match="size must be at least 1, not 0"):
-        summarize("resnet20", size=0)
-    with pytest.raises(InputError, match="num_classes must be at least 1, not -1"):
-        summarize("resnet20", num_classes=-1)
-    with pytest.raises(InputError, match="no network is called 'resnet21'"):
-        summarize("resnet21")
-
-
-def test_every_registered_network_has_its_line():
-    lines = list(model_table())
-    assert [line.split()[0] for line in lines] == sw.list_models()
-    assert len({line.index(" parameters  ") for line in lines}) == 1  # one below the other
-
-
-@pytest.mark.parametrize(
-    "name, told",
-    [
-        ("resnet50d", "25,576,264 parameters  bottleneck 3-4-6-3, deep stem, shortcut pool, 1000 classes"),
-        ("resnet20", "269,722 parameters  basic 3-3-3, small stem, widths 16-32-64, shortcut pad, 10 classes"),
-        ("densenet161", "28,681,000 parameters  densenet 6-12-36-24, large stem, growth 48, 1000 classes"),
-        ("resmlp", "274,570 parameters  resmlp 4, 10 classes"),
-        ("resnet9", "6,573,120 parameters  resnet9 2-0-2, small stem, 10 classes"),
-    ],
-)
-def test_a_line_tells_what_the_network_is_made_of(name, told):
-    assert [line.split(maxsplit=1) for line in model_table(name)] == [[name, told]]
-
-
-def test_a_pattern_that_nothing_matches_is_refused():
-    with pytest.raises(InputError, match="no network's name matches 'y"):
-        model_table("y*")
-
-
-def test_the_environment_is_named(monkeypatch):
-    said = env.environment_table()
-    assert all(word in said for word in ("skipway", "torch", "precision", f"{os.cpu_count()} cores"))
-    assert re.search(r"^threads +\d+, limited by ", said, re.M)
-    monkeypatch.setattr(env, "find_spec", lambda name: None)
-    assert "not installed: pip install 'skipway[parquet]'" in env.environment_table()
-    assert env._version("no-such-package-anywhere") == "not installed"
-
-
-def test_several_views_are_what_is_counted_where_they_are_asked_for(place, weights):
+def test_average_views_are_what_is_counted_where_they_are_asked_for(place, weights):
     network = sw.load(weights)
     files = sorted((place / "kinds").rglob("*.png"))
     plain, several = (predict(weights, files, tta=tta) for tta in (False, True))
     assert [p.source for p in plain] == [p.source for p in several] and plain != several
     assert all(sum(share for _, share in p.top) == pytest.approx(1, abs=1e-5) for p in several)
-    found = evaluate(network, place / "kinds", tta=True)
+    evaluation = evaluate(network, place / "kinds", tta=True)
     names = [p.top[0][0] for p in several]
-    assert found.accuracy == pytest.approx(np.mean([n == f.parent.name for n, f in zip(names, files, strict=True)]))
-    assert "auroc" in found.figures and "auroc" in str(found)
+    assert evaluation.accuracy == pytest.approx(
+        np.mean([n == f.parent.name for n, f in zip(names, files, strict=True)])
+    )
+    assert "auroc" in evaluation.metrics and "auroc" in str(evaluation)

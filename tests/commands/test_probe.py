@@ -33,16 +33,16 @@ def run(runs, tmp_path):
 
 def test_a_run_is_looked_into_and_its_report_shows_it(run):
     found = probe_run(run, samples=6, points=5)
-    assert [p.name for p in found.pictures] == [
+    assert [p.name for p in found.plots] == [
         "diagram.svg",
         "flow.png",
         "lesion.png",
         "landscape.png",
         "landscape_square.png",
     ]
-    assert all(p.stat().st_size > 5000 for p in found.pictures)
+    assert all(p.stat().st_size > 5000 for p in found.plots)
     values = json.loads((run / "depth.json").read_text())
-    assert list(values) == ["diagram", "flow", "lesion", "landscape"]
+    assert list(values) == ["schema", "diagram", "flow", "lesion", "landscape"]
     assert set(values["flow"]) == {"fresh weights", "trained"} and len(values["flow"]["trained"]["blocks"]) == 9
     assert len(values["lesion"][run.name]["dropped"]) == 9
     assert len(values["landscape"]["landscape"][run.name]["losses"]) == 5
@@ -57,13 +57,13 @@ def test_what_is_measured_is_the_network_of_the_run_on_its_validation_pictures(r
     rows = [r for r in (run / "splits.csv").read_text().splitlines()[1:] if ",val," in r]
     files = [run.parent.parent / "kinds" / r.split(",")[0] for r in rows]
     right = [p == r.split(",")[1] for p, r in zip(network.predict(files), rows, strict=True)]
-    assert found.found["lesion"][run.name]["score"] == pytest.approx(sum(right) / len(right))
+    assert found.values["lesion"][run.name]["score"] == pytest.approx(sum(right) / len(right))
 
 
 def test_several_runs_are_drawn_side_by_side(run, runs):
     found = probe_run(run, runs[1], only=["flow", "landscape"], samples=6, points=3)
-    assert list(found.found["landscape"]["landscape"]) == [run.name, "resnet32"]
-    assert [len(f["blocks"]) for f in found.found["flow"].values()] == [9, 9, 15, 15]
+    assert list(found.values["landscape"]["landscape"]) == [run.name, "resnet32"]
+    assert [len(f["blocks"]) for f in found.values["flow"].values()] == [9, 9, 15, 15]
     again = probe_run(run, run, only=["diagram"])
     assert again.found["diagram"]["plan"]["name"] == "resnet20"
 
@@ -71,7 +71,7 @@ def test_several_runs_are_drawn_side_by_side(run, runs):
 def test_a_run_on_a_table_is_looked_into_too(tmp_path):
     run = train("diabetes", output=tmp_path, epochs=1, threads=1)
     found = probe_run(run.path, only=["lesion", "landscape"], samples=20, points=3)
-    cut = next(iter(found.found["lesion"].values()))
+    cut = next(iter(found.values["lesion"].values()))
     assert cut["measure"] == "loss" and len(cut["dropped"]) == 2
 
 
@@ -86,7 +86,7 @@ def test_a_run_whose_network_grew_on_the_way_is_looked_into(runs):
         grow="resnet20:1,resnet32:1",
     )
     found = probe_run(run.path, only=["lesion"], samples=6)
-    assert len(next(iter(found.found["lesion"].values()))["dropped"]) in (9, 15)
+    assert len(next(iter(found.values["lesion"].values()))["dropped"]) in (9, 15)
 
 
 def test_the_command_line_looks_and_says_where(run, capsys):
@@ -121,7 +121,7 @@ def test_data_that_has_moved_is_found_where_it_is_said_to_be(runs, tmp_path):
     with pytest.raises(InputError):
         probe_run(tmp_path / "far" / "away" / "run", only=["flow"])
     found = probe_run(tmp_path / "far" / "away" / "run", only=["flow"], samples=6, data=str(tmp_path / "elsewhere"))
-    assert found.pictures
+    assert found.plots
 
 
 def test_the_rooms_functions_are_functions_whatever_was_imported_before():

@@ -1,3 +1,5 @@
+import logging
+import signal
 import socket
 import sys
 
@@ -6,6 +8,9 @@ import torch
 from processes import environment, free_port, outputs_of, rank_environment, start
 from safetensors.torch import load_file
 from small_runs import pictures
+
+from skipway.distributed.launch import launch
+from skipway.errors import Interrupted, SkipwayError
 
 WORDS = ["--epochs", "2", "-b", "16", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without processes")
@@ -96,8 +101,33 @@ def test_a_process_that_cannot_meet_the_others_says_where(tmp_path):
     assert f"process 0 cannot meet the others at 127.0.0.1:{port} (" in text and "which choose a free port" in text
 
 
+def launched_in_vain(monkeypatch, error):
+    """What `launch` raises when torch's launcher raises `error`."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fail)
+    with pytest.raises(SkipwayError) as caught:
+        launch(2, ["train", "digits"])
+    return caught.value
+
+
 @needs_processes
-def test_what_every_process_refuses_ends_all_with_its_exit_code(tmp_path):
-    code, text = launched(tmp_path, "skipway", "train", "nowhere", "--nproc", "2")
-    assert code == 2 and "there is no data at 'nowhere'" in text and "Traceback" not in text
-    assert "of 2 has ended with exit code 2, for what it said" in text
+def test_what_every_process_refuses_ends_all_with_its_exit_code(monkeypatch, tmp_path):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=2, error_file=str(tmp_path / "none"))
+    error = launched_in_vain(monkeypatch, ChildFailedError("skipway", {1: failure}))
+    assert error.exit_code == 2 and "process 1 of 2 has ended with exit code 2, for what it said" in str(error)
+
+
+@needs_processes
+def test_a_signal_to_the_launcher_says_that_the_work_is_saved(monkeypatch):
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    error = launched_in_vain(monkeypatch, SignalException("", signal.SIGTERM))
+    assert isinstance(error, Interrupted)
+    assert str(error) == "stopped by SIGTERM; the processes have saved what they had trained"

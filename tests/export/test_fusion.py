@@ -11,7 +11,7 @@ import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
 from skipway.export import fusion as home
-from skipway.export.fusion import Convolution, FusedSkip, folded, in_turn
+from skipway.export.fusion import Convolution, FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
 from skipway.models.densenet import DenseNetPlan
 from skipway.models.network import build_network
@@ -213,37 +213,37 @@ def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
     conv, x, shortcut = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
     layer = Convolution(conv)
     layer.relu = relu
-    layer.watch(1)
+    layer.start_calibration(1)
     with torch.no_grad():
         layer(x, shortcut)
-    layer.quantise()
-    layer.gives_codes = True
+    layer.finish_calibration()
+    layer.quantizes_output = True
     x, shortcut = (
         QuantizedTensor((v / 0.05 + 120).round().clamp(0, 255).to(torch.uint8), 0.05, 120) for v in (x, shortcut)
     )
     out = layer(x, shortcut)
     scales = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True) / 64
     exact = (
-        nn.functional.conv2d(x.numbers(), (conv.weight / scales).round() * scales, conv.bias, padding=1)
-        + shortcut.numbers()
+        nn.functional.conv2d(x.dequantize(), (conv.weight / scales).round() * scales, conv.bias, padding=1)
+        + shortcut.dequantize()
     )
     exact = exact.relu() if relu else exact
-    within = (exact > out.scale * -out.zero) & (exact < out.scale * (255 - out.zero))
-    assert ((out.numbers() - exact).abs()[within] <= 0.501 * out.scale).all()
+    within = (exact > out.scale * -out.zero_point) & (exact < out.scale * (255 - out.zero_point))
+    assert ((out.dequantize() - exact).abs()[within] <= 0.501 * out.scale).all()
     assert within.float().mean() > 0.4
 
 
 def test_a_range_keeps_zero_and_leaves_out_what_is_rare():
     seen = Observer()
     seen.observe(torch.cat([torch.linspace(-1, 3, 9999), torch.tensor([400.0])]).view(1, 1, 100, 100))
-    scale, zero = seen.codes()
-    assert 3.5 / 255 < scale and QuantizedTensor(torch.tensor(zero), scale, zero).numbers() == 0
+    scale, zero = seen.choose_params()
+    assert 3.5 / 255 < scale and QuantizedTensor(torch.tensor(zero), scale, zero).dequantize() == 0
     seen = Observer()
     seen.observe(torch.rand(1, 2, 30, 30))
-    assert seen.codes()[1] == 0 and 0.7 / 255 < seen.codes()[0] <= 1 / 255
+    assert seen.choose_params()[1] == 0 and 0.7 / 255 < seen.choose_params()[0] <= 1 / 255
     seen = Observer()
     seen.observe(torch.zeros(1, 1, 2, 2))
-    assert seen.codes() == (1.0, 0)
+    assert seen.choose_params() == (1.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_range_keeps_zero_and_leaves_out_what_is_rare():
 def test_codes_are_pooled_as_numbers_are(kernel, stride, padding, size):
     pool = nn.MaxPool2d(kernel, stride, padding)
     values = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    pooled = in_turn([pool], QuantizedTensor(values, 1.0, 0))
+    pooled = run_fused([pool], QuantizedTensor(values, 1.0, 0))
     assert torch.equal(pooled.values.float(), pool(values.float()))
 
 
@@ -278,15 +278,15 @@ def test_int8_needs_convolutions_and_one_place():
 
 def test_a_layer_that_pictures_never_reached_stays_in_numbers():
     network = sw.Chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
-    fused = folded(network)
+    fused = fold(network)
     first, last = fused
-    first.watch(1)
-    last.watch(1)
+    first.start_calibration(1)
+    last.start_calibration(1)
     with torch.no_grad():
         first(torch.randn(1, 3, 4, 4))
-    first.quantise()
-    last.quantise()
-    assert (first.codes is None, last.codes is None) == (False, True)
+    first.finish_calibration()
+    last.finish_calibration()
+    assert (first.quantization is None, last.quantization is None) == (False, True)
 
 
 def test_weights_that_change_after_first_use_are_packed_anew():
@@ -424,7 +424,7 @@ def test_pictures_that_no_range_can_be_chosen_by_are_refused(wrong):
 def test_weights_that_are_not_finite_are_refused_for_int8():
     network = sw.Chain(nn.Conv2d(3, 3, 1))
     nn.init.constant_(network[0].weight, torch.inf)
-    with pytest.raises(InputError, match="met numbers inside the network that are not finite"):
+    with pytest.raises(InputError, match='fuse to "int8" met numbers inside the network that are not finite'):
         sw.export.fuse(network, "int8", torch.randn(1, 3, 4, 4))
 
 

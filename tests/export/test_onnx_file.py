@@ -65,7 +65,7 @@ def test_classes_of_a_table_and_numbers_in_their_own_unit(tmp_path):
         network = table_network(task)
         done = sw.export.onnx(network, tmp_path / "table.onnx", check=table)
         assert done.difference < 1e-5 and done.levels == 0
-        rows = network.spec.encode_whole(as_table(table)).x
+        rows = network.spec.encode_strict(as_table(table)).x
         (found,) = session(done.path).run([gives], {"rows": rows})
         expected = network.table_outputs(as_table(table))
         assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
@@ -89,7 +89,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
 
 
 def test_metadata_that_are_too_long_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(home, "_MOST_METADATA", 200)
+    monkeypatch.setattr(home, "_MAX_METADATA", 200)
     with pytest.raises(InputError, match="class names, Spec and plan would take .* shorten the names"):
         sw.export.onnx(network_of("resnet18"), tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
@@ -99,16 +99,16 @@ def test_metadata_that_are_too_long_are_refused(tmp_path, monkeypatch):
 def test_what_gives_something_else_is_gone_and_the_file_before_it_is_not(raw, tmp_path, monkeypatch):
     network, path = network_of("resnet9"), tmp_path / "network.onnx"
     path.write_bytes(b"of yesterday")
-    as_it_is = home.captured
+    as_it_is = home.trace_program
 
     def spoilt(module, *rest):
         next(module.parameters()).data[0] += 0.5
         return as_it_is(module, *rest)
 
-    def captured(module, *rest):
+    def trace_wrong(module, *rest):
         return spoilt(copy.deepcopy(module), *rest)
 
-    monkeypatch.setattr(home, "captured", captured)
+    monkeypatch.setattr(home, "trace_program", trace_wrong)
     with pytest.raises(SkipwayError, match=r"what was exported gives other outputs than torch, by 0\.\d+ ") as caught:
         sw.export.onnx(network, path, raw=raw)
     assert caught.value.exit_code == 70
@@ -125,9 +125,9 @@ def test_one_wrong_input_is_enough(given, tmp_path, monkeypatch):
         "not a number": lambda y: np.where(y == y.max(), np.nan, y),
         "another shape": lambda y: y[:1],
     }[given]
-    as_it_is = home._in_onnxruntime
+    as_it_is = home._onnxruntime_function
     monkeypatch.setattr(
-        home, "_in_onnxruntime", lambda *a: lambda x: (change if len(x) > 1 else np.copy)(as_it_is(*a)(x))
+        home, "_onnxruntime_function", lambda *a: lambda x: (change if len(x) > 1 else np.copy)(as_it_is(*a)(x))
     )
     said = {"another class": r"by \de-05 .* another class for 7 of 11", "not a number": "by nan"}.get(given, "by inf")
     with pytest.raises(SkipwayError, match=said):
@@ -141,8 +141,8 @@ def test_it_is_checked_by_the_pictures_that_are_given(tmp_path, monkeypatch):
     turned[0x0112] = 6
     Image.fromarray(pictures(1, 30, 90)[0]).save(tmp_path / "b.jpg", exif=turned)
     (tmp_path / "c.jpg").write_text("no picture")
-    seen, as_it_is = [], home._in_onnxruntime
-    monkeypatch.setattr(home, "_in_onnxruntime", lambda *a: lambda x: (seen.append(x), as_it_is(*a)(x))[1])
+    seen, as_it_is = [], home._onnxruntime_function
+    monkeypatch.setattr(home, "_onnxruntime_function", lambda *a: lambda x: (seen.append(x), as_it_is(*a)(x))[1])
     network, path = network_of("resnet9"), tmp_path / "network.onnx"
     grey = pictures(1, 9, 9)[0, :, :, 0]
     sw.export.onnx(network, path, check=[tmp_path / "a.png", tmp_path / "b.jpg", grey])
@@ -174,7 +174,7 @@ def test_networks_that_cannot_be_exported_say_why(tmp_path, monkeypatch):
     sly = Network(OrderedDict(sly=Sly(), head=nn.Linear(3 * SIZE * SIZE, 3)), None, SPEC)
     with pytest.raises(InputError, match="torch.export cannot follow what this network computes: "):
         sw.export.onnx(sly, path)
-    monkeypatch.setattr(home, "_MOST_WEIGHTS", 1000)
+    monkeypatch.setattr(home, "_MAX_WEIGHTS", 1000)
     with pytest.raises(InputError, match="an ONNX file holds at most 2 GB of weights, but these are 0.0 GB"):
         sw.export.onnx(network, path)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)

@@ -45,8 +45,8 @@ def test_outputs_are_those_of_the_network_for_every_size_of_batch(name):
 
 def test_bf16_is_what_auto_is_where_there_is_bf16(monkeypatch):
     network, hints = network_of("resnet18"), []
-    as_it_is = home._compiled
-    monkeypatch.setattr(home, "_compiled", lambda m, half: (hints.append(half), as_it_is(m, half))[1])
+    as_it_is = home._compile
+    monkeypatch.setattr(home, "_compile", lambda m, half: (hints.append(half), as_it_is(m, half))[1])
     for there in (False, True):
         monkeypatch.setattr(home, "has_bf16", lambda device, there=there: there)
         assert apart(network, engine(network), inputs()) < 4e-2
@@ -157,7 +157,7 @@ def test_what_it_cannot_do_is_said(monkeypatch):
         engine(sw.export.fuse(network))
     broken = copy.deepcopy(network)
     broken.head.weight.data[0] = torch.nan
-    with pytest.raises(InputError, match="met numbers inside the network that are not finite"):
+    with pytest.raises(InputError, match="engine in int8 met numbers inside the network that are not finite"):
         broken.stem[0].weight.data[0] = torch.nan
         engine(broken, "int8", inputs())
     made = engine(chain, "fp32", inputs())

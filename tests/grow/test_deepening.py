@@ -243,7 +243,7 @@ def ends_with(*layers, after=None, before=()):
     "network, path, words",
     [
         (ends_with(nn.Linear(4, 4), after=nn.GELU()), "1", "after the join of 1.1 changes what reaches it"),
-        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "its body ends with ReLU"),
+        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "cannot begin as the identity: its body ends with ReLU"),
         (ends_with(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)), "1", "its body ends with BatchNorm1d"),
         (ends_with(nn.Linear(4, 4)), "0", "there is no Chain at '0'"),
         (ends_with(nn.Linear(4, 4)), "", "has no block to make others like"),
@@ -298,7 +298,7 @@ def test_networks_that_tell_too_little_are_refused():
         deepen(plain, to="resnet56", probe=torch.randn(2, 4))
     changed = lively("resnet20", SMALL)
     changed.head = nn.Linear(12, 4)
-    with pytest.raises(InputError, match="no longer what its plan says"):
+    with pytest.raises(InputError, match="no longer what its plan says, since it was changed by hand; grow it"):
         deepen(changed, blocks={1: 1})
     with pytest.warns(UserWarning, match="share parameters"):
         layer = nn.Linear(4, 4)
@@ -426,7 +426,7 @@ def test_a_tree_of_ones_own_is_widened_as_far_as_its_layers_are_known():
     assert wide[0].out_channels == 12 and wide[3].body[0].groups == 2 and wide[3].body[0].in_channels == 12
     assert wide[11].linear.out_features == 12, "what an unknown function is given stays"
     assert wide[14].out_features == 14 and wide[15].out_features == 3
-    with pytest.raises(InputError, match="groups would mix"):
+    with pytest.raises(InputError, match="the layer at .* cannot be widened: its .* groups would mix"):
         widen(network, 1.5, probe=x)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipway.kernels import image_ops as home
-from skipway.kernels.image_ops import NORMALISE, ZOOM
+from skipway.kernels.image_ops import NORMALIZE, ZOOM
 
 needs_compiler = pytest.mark.skipif(home._library() is None, reason="there is no C compiler")
 
@@ -67,8 +67,8 @@ def test_c_gives_the_numbers_of_torch(seed, count, size, channels):
     random = torch.Generator().manual_seed(seed)
     x = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
     factor, offset = torch.randn(2, 1, channels, 1, 1, generator=random)
-    assert NORMALISE.fits(x, factor, offset)
-    found, expected = NORMALISE.fast(x, factor, offset), NORMALISE.plain(x, factor, offset)
+    assert NORMALIZE.fits(x, factor, offset)
+    found, expected = NORMALIZE.fast(x, factor, offset), NORMALIZE.plain(x, factor, offset)
     assert torch.equal(found, expected) and found.stride() == expected.stride()
 
 
@@ -77,7 +77,7 @@ def test_what_is_not_bytes_in_order_is_normalised_by_torch(monkeypatch):
     x = torch.arange(24, dtype=torch.uint8).view(1, 3, 2, 4)
     for odd in (x, x.float().contiguous(memory_format=torch.channels_last), x[:, :2]):
         of = slice(0, odd.shape[1])
-        assert not NORMALISE.fits(odd, factor[:, of], offset[:, of])
-        assert torch.equal(NORMALISE(odd.clone(), factor[:, of], offset[:, of]), odd.float() * 2 + 1)
+        assert not NORMALIZE.fits(odd, factor[:, of], offset[:, of])
+        assert torch.equal(NORMALIZE(odd.clone(), factor[:, of], offset[:, of]), odd.float() * 2 + 1)
     monkeypatch.setenv("SKIPWAY_KERNELS", "off")
-    assert not NORMALISE.fits(x.contiguous(memory_format=torch.channels_last), factor, offset)
+    assert not NORMALIZE.fits(x.contiguous(memory_format=torch.channels_last), factor, offset)

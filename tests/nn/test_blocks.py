@@ -14,8 +14,8 @@ from skipway.nn.blocks import (
     Shift,
     SqueezeExcite,
     Step,
-    initialise,
-    initialise_fixup,
+    init_fixup,
+    init_weights,
     steps_of,
     zero_last,
 )
@@ -180,7 +180,7 @@ def test_the_inner_width_of_se_is_a_multiple_of_eight(channels, width):
 def test_weights_begin_with_he_s_spread_over_the_fan_out():
     network = Chain(nn.Conv2d(16, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 256, 1, bias=True))
     network[1].weight.data.fill_(7)
-    initialise(network)
+    init_weights(network)
     assert network[0].weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
     assert network[2].weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
     assert not network[2].bias.any() and not network[0].bias.any()
@@ -192,9 +192,9 @@ def test_fixup_scales_the_weights_of_l_bodies_down_and_zeroes_their_last(kind, p
     channels = 16 * EXPANSION[kind]
     skips = (Skip(body_of(kind, channels, 16, norm="fixup"), join=Scale(init=1.0)) for _ in range(9))
     network = Chain(*skips, head=nn.Linear(4, 3))
-    initialise(network)
+    init_weights(network)
     before = [m.weight.clone() for m in network.modules() if isinstance(m, nn.Conv2d)]
-    initialise_fixup(network)
+    init_fixup(network)
     after = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d)]
     per_body = len(after) // 9
     for i, (old, new) in enumerate(zip(before, after, strict=True)):

@@ -5,7 +5,7 @@ from torch import nn
 
 from skipway.errors import InputError, ShapeError
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.shortcuts import Pad, Project, fitted_shortcut, make_shortcut
+from skipway.nn.shortcuts import Pad, Project, fitted_shortcut, make_norm, make_shortcut
 from skipway.nn.skip import Skip
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -178,3 +178,8 @@ def test_an_unfitted_shortcut_says_how_to_fit_it():
     network = nn.Sequential(nn.Linear(4, 4), Skip(nn.Linear(4, 2), "auto"))
     with pytest.raises(ShapeError, match='Skip: the sizes of its shortcut "auto" are open yet; call skipway.output'):
         network(torch.ones(2, 4))
+
+
+def test_a_norm_that_there_is_not_is_refused_with_the_near_ones():
+    with pytest.raises(InputError, match=r"no norm is called 'bach' \(did you mean batch\?\); there are batch"):
+        make_norm("bach", 4)

@@ -1,6 +1,5 @@
-"""Pictures of flow, lesion and landscape: drawn whole, with what matters in them, whatever the values."""
+"""Pictures of flow and lesion: drawn whole, with what matters in them, whatever the values."""
 
-import copy
 import math
 
 import numpy as np
@@ -8,9 +7,8 @@ import pytest
 from drawn import has, looks_drawn, pixels
 from processes import run_python
 
-from skipway.errors import InputError
-from skipway.report import learning_curves, network_plots
-from skipway.report.axes_layout import APART, _apart, end_of, median
+from skipway.report import network_plots, plot_style
+from skipway.report.axes_layout import APART, _apart, finite_median, line_end
 
 HOSTILE = ["<img src=x>", "two\nlines", "$\\frac{", "x" * 255, "猫", "%s {0}", "$a$", ""]
 
@@ -40,32 +38,34 @@ def flow_of(blocks=6, kind="skip", growth=1.0, **changes):
 
 @pytest.mark.parametrize("count, blocks", [(1, 1), (2, 50), (4, 3)])
 def test_a_flow_has_a_column_for_each_and_a_line_for_each_side(tmp_path, count, blocks):
-    network_plots.flow({f"network {i}": flow_of(blocks, growth=1.5) for i in range(count)}, tmp_path / "new" / "f.png")
+    network_plots.plot_signal_flow(
+        {f"network {i}": flow_of(blocks, growth=1.5) for i in range(count)}, tmp_path / "new" / "f.png"
+    )
     found = looks_drawn(tmp_path / "new" / "f.png", 1300, 1000)
     for color in (
-        learning_curves.BLUE,
-        learning_curves.VERMILION,
-        learning_curves.GREEN,
-        learning_curves.PURPLE,
-        learning_curves.INK,
+        plot_style.BLUE,
+        plot_style.VERMILION,
+        plot_style.GREEN,
+        plot_style.PURPLE,
+        plot_style.INK,
     ):
         assert has(found, color) > 30 * count
 
 
 def test_of_many_flows_four_are_shown_from_the_first_to_the_last(tmp_path):
-    assert network_plots._chosen(list("abc")) == list("abc") and network_plots._chosen(list("abcdefghij")) == list(
-        "adgj"
-    )
+    assert network_plots._evenly_chosen(list("abc")) == list("abc") and network_plots._evenly_chosen(
+        list("abcdefghij")
+    ) == list("adgj")
     flows = {f"epoch {i}": flow_of(2) for i in range(5)}
-    network_plots.flow(flows, tmp_path / "a.png")
-    network_plots.flow({**flows, "epoch 2": flow_of(2, growth=3.0)}, tmp_path / "b.png")
+    network_plots.plot_signal_flow(flows, tmp_path / "a.png")
+    network_plots.plot_signal_flow({**flows, "epoch 2": flow_of(2, growth=3.0)}, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_a_plain_network_has_no_line_of_a_shortcut(tmp_path):
-    network_plots.flow({"plain": flow_of(kind="plain")}, tmp_path / "f.png")
+    network_plots.plot_signal_flow({"plain": flow_of(kind="plain")}, tmp_path / "f.png")
     found = looks_drawn(tmp_path / "f.png")
-    assert has(found, learning_curves.BLUE) == 0 and has(found, learning_curves.VERMILION) > 100
+    assert has(found, plot_style.BLUE) == 0 and has(found, plot_style.VERMILION) > 100
 
 
 @pytest.mark.parametrize("value", [0.0, None, 1e-300, 1e300, math.inf, "nan"])
@@ -75,16 +75,16 @@ def test_a_flow_bears_zeros_gaps_and_extremes(tmp_path, value):
         row.update(added=value, out=value, gradient_in=value)
     for row in broken["layers"][2:]:
         row.update(gradient=value)
-    network_plots.flow({"whole": whole, "broken": broken}, tmp_path / "f.png")
+    network_plots.plot_signal_flow({"whole": whole, "broken": broken}, tmp_path / "f.png")
     looks_drawn(tmp_path / "f.png")
     every = flow_of(added=value, body=value, shortcut=value, out=value, gradient_in=value)
-    network_plots.flow({"nothing else": {**every, "layers": []}}, tmp_path / "f.png")
+    network_plots.plot_signal_flow({"nothing else": {**every, "layers": []}}, tmp_path / "f.png")
     assert max(looks_drawn(tmp_path / "f.png", 1000).shape) < 1600
 
 
 def test_a_network_without_blocks_has_its_layers(tmp_path):
-    network_plots.flow({"layers": {**flow_of(), "blocks": []}}, tmp_path / "f.png")
-    assert has(looks_drawn(tmp_path / "f.png"), learning_curves.PURPLE) > 100
+    network_plots.plot_signal_flow({"layers": {**flow_of(), "blocks": []}}, tmp_path / "f.png")
+    assert has(looks_drawn(tmp_path / "f.png"), plot_style.PURPLE) > 100
 
 
 def lesion_of(blocks=9, remainder="identity", score=0.9, measure="accuracy"):
@@ -107,11 +107,13 @@ def lesion_of(blocks=9, remainder="identity", score=0.9, measure="accuracy"):
 
 @pytest.mark.parametrize("blocks", [1, 9, 70])
 def test_a_lesion_has_a_bar_for_each_block_by_what_stays(tmp_path, blocks):
-    network_plots.lesion({"resnet": lesion_of(blocks), "plain": lesion_of(blocks, "nothing")}, tmp_path / "l.png")
+    network_plots.plot_ablation(
+        {"resnet": lesion_of(blocks), "plain": lesion_of(blocks, "nothing")}, tmp_path / "l.png"
+    )
     found = looks_drawn(tmp_path / "l.png", 1300, 1100)
-    for color in (learning_curves.VERMILION, learning_curves.PURPLE, learning_curves.INK):
+    for color in (plot_style.VERMILION, plot_style.PURPLE, plot_style.INK):
         assert has(found, color) > 300
-    assert blocks == 1 or min(has(found, learning_curves.BLUE), has(found, learning_curves.GREEN)) > 150
+    assert blocks == 1 or min(has(found, plot_style.BLUE), has(found, plot_style.GREEN)) > 150
 
 
 @pytest.mark.parametrize("only", ["dropped", "several", "shuffled"])
@@ -119,7 +121,7 @@ def test_a_lesion_of_some_cuts_shows_those(tmp_path, only):
     cut = lesion_of()
     for key in {"dropped", "several", "swapped", "shuffled"} - {only, "dropped" if only == "several" else only}:
         cut[key] = []
-    network_plots.lesion({"n": cut}, tmp_path / "l.png")
+    network_plots.plot_ablation({"n": cut}, tmp_path / "l.png")
     looks_drawn(tmp_path / "l.png", 600, 300)
 
 
@@ -127,70 +129,11 @@ def test_a_lesion_of_some_cuts_shows_those(tmp_path, only):
 def test_a_lesion_has_the_unit_of_its_measure_and_bears_gaps(tmp_path, measure):
     cut = lesion_of(measure=measure)
     cut["dropped"][1]["score"] = cut["several"][1]["scores"][0] = cut["shuffled"][0]["score"] = None
-    network_plots.lesion({"n": cut}, tmp_path / "l.png")
+    network_plots.plot_ablation({"n": cut}, tmp_path / "l.png")
     looks_drawn(tmp_path / "l.png")
     cut["dropped"][2]["score"] = cut["several"][2]["scores"][1] = 1e9
-    network_plots.lesion({"n": cut}, tmp_path / "l.png")
+    network_plots.plot_ablation({"n": cut}, tmp_path / "l.png")
     assert max(looks_drawn(tmp_path / "l.png").shape) < 1700
-
-
-def landscape_of(dims=1, points=21, sharp=1.0, accuracies=True):
-    steps = np.linspace(-1, 1, points)
-    losses = 0.1 + sharp * (steps**2 if dims == 1 else steps[:, None] ** 2 + 0.5 * steps**2)
-    return {
-        "seed": 0,
-        "steps": steps.tolist(),
-        "losses": losses.tolist(),
-        "curvature": 2.0 * sharp,
-        "nonconvex": 0.0,
-        "accuracies": np.exp(-losses).tolist() if accuracies else None,
-    }
-
-
-@pytest.mark.parametrize("accuracies", [True, False])
-@pytest.mark.parametrize("sharp", [1.0, 1e6])
-def test_slices_of_several_networks_lie_in_one_picture(tmp_path, accuracies, sharp):
-    found = {"residual": landscape_of(accuracies=accuracies), "plain": landscape_of(sharp=sharp, accuracies=accuracies)}
-    network_plots.landscape(found, tmp_path / "l.png")
-    picture = looks_drawn(tmp_path / "l.png", 1200, 450)
-    assert min(has(picture, learning_curves.BLUE), has(picture, learning_curves.VERMILION)) > 400
-
-
-@pytest.mark.parametrize("count", [1, 3, 7])
-def test_squares_stand_side_by_side_with_one_scale(tmp_path, count):
-    network_plots.landscape({f"network {i}": landscape_of(2, 9, 1.0 + i) for i in range(count)}, tmp_path / "l.png")
-    looks_drawn(tmp_path / "l.png", 600, 400)
-
-
-def test_equal_losses_have_equal_colors_in_every_square(tmp_path):
-    same, other = landscape_of(2, 9), landscape_of(2, 9, sharp=20.0)
-    network_plots.landscape({"a": same, "b": same}, tmp_path / "twins.png")
-    network_plots.landscape({"a": same, "b": other}, tmp_path / "pair.png")
-    twins, pair = (pixels(tmp_path / f"{name}.png") for name in ("twins", "pair"))
-    left = twins[80:400, 150:500], twins[80:400, 726:1076]
-    assert np.abs(left[0] - left[1]).mean() < 2
-    assert np.abs(twins[80:400, 150:500] - pair[80:400, 150:500]).mean() > 10  # the scale is that of both
-
-
-@pytest.mark.parametrize("dims, value", [(1, None), (1, 0.0), (1, -5.0), (2, None), (2, math.inf), (2, 1e30)])
-def test_a_landscape_bears_gaps_and_extremes(tmp_path, dims, value):
-    rough = landscape_of(dims, 9)
-    for place in (0, 1, 4):
-        rough["losses"][place] = value if dims == 1 else [value] * 9
-    rough["curvature"] = rough["nonconvex"] = None
-    network_plots.landscape({"rough": rough, "whole": landscape_of(dims, 9)}, tmp_path / "l.png")
-    found = looks_drawn(tmp_path / "l.png")
-    assert dims == 1 or value not in (None, math.inf) or has(found, learning_curves.EMPTY) > 5000
-    every = copy.deepcopy(rough)
-    every["losses"] = [value if dims == 1 else [value] * 9] * 9
-    network_plots.landscape({"flat": every, "whole": landscape_of(dims, 9)}, tmp_path / "l.png")
-    network_plots.landscape({"flat": every}, tmp_path / "l.png")
-    assert pixels(tmp_path / "l.png").std() > 3
-
-
-def test_lines_and_squares_are_not_mixed(tmp_path):
-    with pytest.raises(InputError, match="landscapes of one and of two directions do not fit one picture"):
-        network_plots.landscape({"a": landscape_of(1), "b": landscape_of(2)}, tmp_path / "l.png")
 
 
 @pytest.mark.parametrize("unit", ["seconds", "FLOPs", "cups of $tea$"])
@@ -200,36 +143,34 @@ def test_accuracy_over_compute_has_a_thick_median_and_a_thin_line_a_seed(tmp_pat
         name: [[(scale * (e + 0.1 * s), 0.9 - 0.5 / (e * rate) + 0.01 * s) for e in range(1, 12)] for s in range(3)]
         for name, rate in (("grown", 2.0), ("from scratch", 1.0))
     }
-    network_plots.accuracy_over_compute(runs, tmp_path / "a.png", unit)
+    network_plots.plot_accuracy_over_compute(runs, tmp_path / "a.png", unit)
     found = looks_drawn(tmp_path / "a.png", 1200)
-    assert min(has(found, learning_curves.BLUE), has(found, learning_curves.VERMILION)) > 1000
-    network_plots.accuracy_over_compute({"one": [[(3.0, 0.5)]], "none": [], "empty": [[]]}, tmp_path / "a.png", unit)
+    assert min(has(found, plot_style.BLUE), has(found, plot_style.VERMILION)) > 1000
+    network_plots.plot_accuracy_over_compute(
+        {"one": [[(3.0, 0.5)]], "none": [], "empty": [[]]}, tmp_path / "a.png", unit
+    )
     looks_drawn(tmp_path / "a.png", 1000)
     apart = {"apart": [[(1, 0.1), (2, 0.2)], [(5, None), (6, 0.4)]], "whole": [[(1, 0.4), (4, 0.8)]]}
-    network_plots.accuracy_over_compute(apart, tmp_path / "a.png", unit)
+    network_plots.plot_accuracy_over_compute(apart, tmp_path / "a.png", unit)
     looks_drawn(tmp_path / "a.png", 1000)
 
 
 def test_a_picture_without_data_says_so(tmp_path):
     nothing = {"dropped": [], "shuffled": [], "several": [], "swapped": [], "score": 0.9, "measure": "accuracy"}
-    network_plots.flow({}, tmp_path / "a.png")
-    network_plots.flow({"n": {"blocks": [], "layers": []}}, tmp_path / "b.png")
-    network_plots.lesion({"n": nothing}, tmp_path / "c.png")
-    network_plots.landscape({}, tmp_path / "d.png")
-    network_plots.landscape({"n": {**landscape_of(2, 3), "losses": [[None] * 3] * 3}}, tmp_path / "e.png")
-    network_plots.accuracy_over_compute({}, tmp_path / "f.png")
-    assert all(pixels(tmp_path / f"{name}.png").std() > 5 for name in "abcdef")
+    network_plots.plot_signal_flow({}, tmp_path / "a.png")
+    network_plots.plot_signal_flow({"n": {"blocks": [], "layers": []}}, tmp_path / "b.png")
+    network_plots.plot_ablation({"n": nothing}, tmp_path / "c.png")
+    network_plots.plot_accuracy_over_compute({}, tmp_path / "f.png")
+    assert all(pixels(tmp_path / f"{name}.png").std() > 5 for name in "abcf")
 
 
 @pytest.mark.parametrize("names", [HOSTILE[:4], HOSTILE[4:]])
 def test_hostile_names_are_drawn_without_a_warning(tmp_path, names):
-    network_plots.flow(dict.fromkeys(names[:2], flow_of(path="$x$.猫")), tmp_path / "a.png")
-    network_plots.flow(dict.fromkeys(names[2:], flow_of(2)), tmp_path / "b.png")
-    network_plots.lesion(dict.fromkeys(names, lesion_of(2)), tmp_path / "c.png")
-    network_plots.landscape(dict.fromkeys(names, landscape_of()), tmp_path / "d.png")
-    network_plots.landscape(dict.fromkeys(names, landscape_of(2, 5)), tmp_path / "e.png")
-    network_plots.accuracy_over_compute(dict.fromkeys(names, [[(1.0, 0.5), (2.0, 0.6)]]), tmp_path / "f.png")
-    for name in "abcdef":
+    network_plots.plot_signal_flow(dict.fromkeys(names[:2], flow_of(path="$x$.猫")), tmp_path / "a.png")
+    network_plots.plot_signal_flow(dict.fromkeys(names[2:], flow_of(2)), tmp_path / "b.png")
+    network_plots.plot_ablation(dict.fromkeys(names, lesion_of(2)), tmp_path / "c.png")
+    network_plots.plot_accuracy_over_compute(dict.fromkeys(names, [[(1.0, 0.5), (2.0, 0.6)]]), tmp_path / "f.png")
+    for name in "abcf":
         looks_drawn(tmp_path / f"{name}.png", 1000)
 
 
@@ -242,9 +183,9 @@ def test_words_are_pushed_apart_and_no_farther_than_needed():
 
 
 def test_a_line_ends_at_its_last_finite_value():
-    assert end_of("a", [1, 2, 3], np.array([5.0, 6.0, math.nan]), "red") == ("a", 2.0, 6.0, "red")
-    assert math.isnan(end_of("a", [1], np.array([math.nan]), "red")[2])
-    assert median(np.array([1.0, math.nan, 3.0])) == 2.0 and math.isnan(median(np.array([math.inf])))
+    assert line_end("a", [1, 2, 3], np.array([5.0, 6.0, math.nan]), color="red") == ("a", 2.0, 6.0, "red")
+    assert math.isnan(line_end("a", [1], np.array([math.nan]), color="red")[2])
+    assert finite_median(np.array([1.0, math.nan, 3.0])) == 2.0 and math.isnan(finite_median(np.array([math.inf])))
 
 
 def test_pyplot_is_never_loaded():

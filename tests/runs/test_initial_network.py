@@ -7,7 +7,7 @@ from small_runs import Words
 import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError
-from skipway.runs.initial_network import beginning, chosen_model
+from skipway.runs.initial_network import choose_model, initial_network
 from skipway.runs.recipe import Recipe
 
 QUICK = {"threads": 1, "batch_size": 8, "val_fraction": 0.3, "epochs": 1}
@@ -75,34 +75,34 @@ def test_fine_tuning_starts_from_what_was_learnt(old, place, tmp_path):
 def test_photographs_alone_ask_for_weights_and_what_was_decided_is_said(given, size, channels, said):
     words = Words()
     recipe = Recipe(pretrained=given)
-    network, fine = beginning(recipe, ("resnet10", {}), spec(size, channels), words)
+    network, fine = initial_network(recipe, ("resnet10", {}), spec(size, channels), words)
     assert not fine and network.plan["name"] == "resnet10" and network.spec.size == size
     assert said in words if said else not words.lines
 
 
 def test_a_network_without_known_weights_says_so():
     words = Words()
-    beginning(Recipe(model="resnet20"), ("resnet20", {}), spec(), words)
+    initial_network(Recipe(model="resnet20"), ("resnet20", {}), spec(), words)
     assert "from scratch: no weights are known for resnet20 as it is asked for" in words
 
 
 def test_weights_that_are_asked_for_and_not_there_are_an_error():
     with pytest.raises(InputError, match="there is no such file; give one, a run, or a tag of the Hub"):
-        beginning(Recipe(model="resnet18", pretrained="absent.pth"), ("resnet18", {}), spec(), Words())
+        initial_network(Recipe(model="resnet18", pretrained="absent.pth"), ("resnet18", {}), spec(), Words())
 
 
 @pytest.mark.parametrize("given", ["a1_in1k", "weights.pth", "some/thing"])
 def test_weights_that_do_not_tell_their_network_need_a_name(given):
     with pytest.raises(InputError, match="does not tell its network; name it with --model, as in --model resnet50"):
-        chosen_model(Recipe(pretrained=given), 128, 100)
+        choose_model(Recipe(pretrained=given), 128, 100)
 
 
 def test_a_repository_tells_its_network():
-    assert chosen_model(Recipe(pretrained="timm/resnet50.a1_in1k"), 128, 100) == ("resnet50", {})
-    assert chosen_model(Recipe(pretrained="timm/resnet50.a1_in1k", model="resnet18"), 128, 100) == ("resnet18", {})
+    assert choose_model(Recipe(pretrained="timm/resnet50.a1_in1k"), 128, 100) == ("resnet50", {})
+    assert choose_model(Recipe(pretrained="timm/resnet50.a1_in1k", model="resnet18"), 128, 100) == ("resnet18", {})
 
 
 def test_dropout_and_stochastic_depth_reach_the_network():
     recipe = Recipe(model="resnet20", dropout=0.2, drop_path=0.1, pretrained="none")
-    network, _ = beginning(recipe, ("resnet20", {}), spec(32), Words())
+    network, _ = initial_network(recipe, ("resnet20", {}), spec(32), Words())
     assert network.plan["dropout"] == 0.2 and network.plan["drop_path"] == 0.1

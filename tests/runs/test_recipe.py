@@ -7,7 +7,7 @@ import yaml
 from skipway.errors import InputError
 from skipway.runs.recipe import CHOICES, Recipe
 
-NUMBERS = [f for f in fields(Recipe) if f.metadata["least"] is not None]
+NUMBERS = [f for f in fields(Recipe) if f.metadata["minimum"] is not None]
 
 
 def written(folder, text):
@@ -26,13 +26,13 @@ def refused(values):
 def test_the_defaults_are_a_recipe_that_yaml_brings_back(tmp_path):
     recipe = Recipe(data="a folder: with # é ж \udcff", lr=1e-5, name="-x", follow_links=True)
     assert Recipe.of(Recipe.read(written(tmp_path, recipe.as_yaml()))) == recipe
-    assert list(yaml.safe_load(recipe.as_yaml())) == Recipe.names()
+    assert list(yaml.safe_load(recipe.as_yaml())) == ["schema", *Recipe.names()]
     assert recipe.changed() == {"data": recipe.data, "lr": 1e-5, "name": "-x", "follow_links": True}
 
 
 @pytest.mark.parametrize("field", NUMBERS, ids=lambda f: f.name)
 def test_every_number_out_of_its_range_is_refused_with_the_range(field):
-    least, most = field.metadata["least"], field.metadata["most"]
+    least, most = field.metadata["minimum"], field.metadata["maximum"]
     said = refused({field.name: least - 1})
     assert f"{field.name} must be " in said and f"{least:,}" in said and str(least - 1) in said
     if most is not None:

@@ -17,6 +17,7 @@ from skipway.commands.write_predictions import write_predictions
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
+from skipway.utils.run_schema import SCHEMA
 from skipway.utils.signals import StopFlag
 
 QUICK = {"epochs": 3, "batch_size": 16}
@@ -71,7 +72,11 @@ def test_a_regression_leaves_its_figures_tables_and_pictures(price):
     assert (price.path / "plots" / "predicted.png").stat().st_size > 5000
     assert not (price.path / "confusion_matrix.csv").exists()
     encoders = json.loads((price.path / "encoders.json").read_text())
-    assert encoders["target"] == "price" and encoders == sw.load(price.path).spec.as_dict()
+    assert (
+        encoders.pop("schema") == SCHEMA
+        and encoders["target"] == "price"
+        and encoders == sw.load(price.path).spec.as_dict()
+    )
 
 
 def test_a_classification_leaves_what_one_of_pictures_does(dear):
@@ -202,12 +207,12 @@ def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
     code = f"""
 import os, skipway.training.loop as loop
 from skipway.runs.train_run import train
-count, real = [0], loop._need_finite
+count, real = [0], loop._require_finite
 def fatal(*a):
     count[0] += 1
     if count[0] > 40: os.kill(os.getpid(), 9)
     real(*a)
-loop._need_finite = fatal
+loop._require_finite = fatal
 train({str(home)!r}, output={str(tmp_path)!r}, target="price", name="killed", epochs=6, batch_size=16, save_every=0)
 """
     assert run_python(code).returncode == -9

@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import precision_recall_fscore_support
-from small_runs import QUICK, Words, best, numbers, pictures, quick, same_tensors, table
+from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, same_tensors, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
 from skipway.report import html
-from skipway.runs.run_folder import cell
+from skipway.runs.run_tables import escape_cell
 from skipway.runs.train_run import train
 from skipway.training import loop
 from skipway.training.losses import Classification
@@ -142,7 +142,7 @@ def test_a_test_set_is_what_is_judged(tmp_path, bare):
 
 def test_a_config_fed_back_repeats_the_run_to_the_bit(first, tmp_path, bare):
     config = first.path / "config.yaml"
-    assert list(yaml.safe_load(config.read_text())) == sw.Recipe.names()
+    assert list(yaml.safe_load(config.read_text())) == ["schema", *sw.Recipe.names()]
     again = train(config=config, output=tmp_path)
     assert again.path.name == first.path.name and same_tensors(best(first.path), best(again.path))
     other = train(config=config, output=tmp_path, seed=1)
@@ -177,8 +177,8 @@ def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, mo
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        speed = loop._speed
-        monkeypatch.setattr(loop, "_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
+        speed = loop._format_speed
+        monkeypatch.setattr(loop, "_format_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
         with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1, work saved"):
             quick(data, tmp_path)
         assert not heard
@@ -254,7 +254,7 @@ def test_a_refused_run_leaves_no_folder(data, tmp_path):
 
 
 def test_low_space_is_said_before_the_first_epoch(data, tmp_path, monkeypatch, bare):
-    monkeypatch.setattr("skipway.runs.train_run.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("skipway.runs.run_messages.free_bytes", lambda path: 1000)
     words = Words()
     quick(data, tmp_path, words)
     said = [i for i, line in enumerate(words.lines) if "mind: 1,000 bytes are free in" in line]
@@ -314,7 +314,7 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
         raise StorageError("full")
 
     def fault_on_a_full_disk(folder):
-        monkeypatch.setattr("skipway.runs.run_folder.write_file", full)
+        monkeypatch.setattr("skipway.runs.crash_report.write_file", full)
         raise KeyError("odd")
 
     monkeypatch.setattr(html, "write", fault_on_a_full_disk)
@@ -330,6 +330,22 @@ def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, mo
     with pytest.raises(
         StorageError, match="memory ran out with batches of 16 in 8 pieces; what is saved is whole: give"
     ):
+        quick(data, tmp_path)
+
+
+def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step; start again"):
+        quick(data, tmp_path, lr="auto", stop=StopAt(1 + 60 + 5))  # polls: at the start, for each picture, for rates
+
+
+def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeypatch):
+    def lost(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("skipway.runs.train_run.retry_with_microbatches", lost)
+    monkeypatch.setattr("skipway.runs.train_run.collectives.is_peer_lost", lambda error: "peer" in str(error))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(Interrupted, match="another process of this training is gone; what is saved is whole: go on"):
         quick(data, tmp_path)
 
 
@@ -385,7 +401,7 @@ def test_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path, bare):
         text = path.read_text()
         assert "\x1b" not in text and not any(c.startswith(("=", "@", "-")) for c in text.replace("\n", ",").split(","))
     assert {r["class"] for r in table(run.path / "per_class.csv")} == {"'=cmd()", "'@x", "\\x1b[2J"}
-    assert [cell(v) for v in ("+1", -1, 2.5, "a-b", "\ta")] == ["'+1", -1, 2.5, "a-b", "\\x09a"]
+    assert [escape_cell(v) for v in ("+1", -1, 2.5, "a-b", "\ta")] == ["'+1", -1, 2.5, "a-b", "\\x09a"]
 
 
 def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, monkeypatch):

@@ -57,6 +57,11 @@ def test_a_stop_says_what_was_done_and_how_to_go_on(tmp_path):
     assert checkpoint.load_checkpoint(folder).state["state"]["batch"] == 2
 
 
+def test_a_stop_without_a_folder_says_that_nothing_is_saved():
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 2; nothing is saved"):
+        run(None, {}, StopAt(1))
+
+
 def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path):
     how = {"drop_path": 0.5}
     first, again = (run(tmp_path / k, dict(how))[0].tensors() for k in "ab")

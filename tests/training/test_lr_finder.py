@@ -7,7 +7,7 @@ from tiny_training import Feed, network, plain_network, settings
 from torch import nn
 
 from skipway.errors import NotFiniteError
-from skipway.training.lr_finder import _longest_fall, _read, range_test
+from skipway.training.lr_finder import _longest_fall, _suggest, range_test
 from skipway.training.trainer import Trainer
 
 
@@ -79,7 +79,7 @@ def test_the_suggestions_are_those_of_a_known_curve():
     rates = np.logspace(-5, 1, 121).tolist()
     # flat at 3 up to 1e-3, falling to 1 at 0.1 along the logarithm, then rising steeply
     losses = [3.0 if r < 1e-3 else 3 - math.log10(r / 1e-3) if r < 0.1 else 1 + 20 * (r - 0.1) for r in rates]
-    found = _read(rates, losses)
+    found = _suggest(rates, losses)
     assert found.valley == pytest.approx(0.01, rel=0.5) and 1e-3 < found.steepest < 0.1
     assert rates[int(np.argmin(found.smoothed))] == pytest.approx(0.1, rel=0.3)
     assert found.smoothed[0] == pytest.approx(3.0)
@@ -90,7 +90,7 @@ def test_smoothing_does_not_lag():
     losses = [3 - 2 / (1 + math.exp(-4 * (math.log10(r) + 2))) for r in rates]  # falls fastest at 0.01
     noisy = (np.asarray(losses) + np.random.default_rng(0).normal(0, 0.02, 121)).tolist()
     for given in (losses, noisy):
-        assert _read(rates, given).steepest == pytest.approx(0.01, rel=0.4)
+        assert _suggest(rates, given).steepest == pytest.approx(0.01, rel=0.4)
 
 
 @pytest.mark.parametrize(

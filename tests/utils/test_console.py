@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from skipway.utils import console as console_module
-from skipway.utils.console import Bar, Console, duration
+from skipway.utils.console import Console, ProgressBar, duration
 
 
 class Terminal(io.StringIO):
@@ -86,7 +86,7 @@ def test_a_closed_stream_and_no_stream_stop_nothing(monkeypatch):
     console = Console(stream=stream)
     stream.close()
     bar = console.bar("b", 3)
-    bar.said = -1e9
+    bar.last_print = -1e9
     bar.at(1)
     bar.done()
     monkeypatch.setattr(sys, "stdout", None)
@@ -107,7 +107,7 @@ def test_quiet_is_quiet():
     console = Console(quiet=True, stream=out)
     console.print("x")
     bar = console.bar("x", 2)
-    bar.said = -1e9
+    bar.last_print = -1e9
     bar.at(1)
     bar.done("x")
     assert out.getvalue() == ""
@@ -118,8 +118,8 @@ def test_a_real_terminal_is_taken_for_one():
     with os.fdopen(other, "w") as stream:
         console = Console(stream=stream)
         assert console.live
-        bar = Bar(console, "epoch 1/1", 4)
-        bar.said = -1e9
+        bar = ProgressBar(console, "epoch 1/1", 4)
+        bar.last_print = -1e9
         bar.at(2, "9 pictures/s")
         assert b"\r\x1b[Kepoch 1/1 2/4 (50%) 9 pictures/s" in os.read(main, 1000)
     os.close(main)

@@ -241,7 +241,8 @@ def test_a_hub_that_is_not_reached_is_one_line_at_once(hub, monkeypatch):
         sw.create_model("resnet18", pretrained="tiny_test", **TINY)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        InputError, match=r"could not be downloaded \(OfflineModeIsEnabled: is this machine offline\?\); try"
+        InputError,
+        match=r"could not be downloaded \(OfflineModeIsEnabled: is this machine offline\?\); try again, or give a file",
     ):
         sw.create_model("resnet18", pretrained="tiny_test", **TINY)
     assert not slept

@@ -7,61 +7,33 @@ pictures.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.images.augment_ops import CHANCES, DISTORTIONS, MIX_CHANCES, mixed
-from skipway.data.images.augment_policy import augment_random_table, augmented, centred, random_table
+from skipway.data.batching import Shard, batch_bounds, evenly_spaced, shuffle_rows
+from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_MIX_UNIFORM, NUM_UNIFORM, mix_samples
+from skipway.data.images.augment_policy import augment_pixels, augment_random_table, center_crop, random_table
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.errors import InputError
-from skipway.kernels.image_ops import NORMALISE
+from skipway.kernels.image_ops import NORMALIZE
 
-__all__ = ["Augmentation", "ImageBatches", "batch_bounds", "evenly", "mean_and_std", "shuffled"]
+__all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 
-# A picture's chances: those of `augmented`, of each distortion, of mixing. What one takes never depends on the others.
-_OWN = 5
-_MIX = _OWN + CHANCES * len(DISTORTIONS)
+# Columns of a picture's random numbers: first those of moving it, then of each operation, then of mixing.
+_OPS_START = 5
+_MIX_START = _OPS_START + NUM_UNIFORM * len(AUGMENT_OPS)
 Batch = tuple[Tensor, Tensor, np.ndarray]
 
 
-def evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of the rows, as far from each other as they can be."""
-    count = min(count, len(rows))
-    return rows[np.arange(count) * len(rows) // max(1, count)]
-
-
-def batch_bounds(count: int, batch_size: int, least: int = 2) -> list[tuple[int, int]]:
-    """(begin, end) of each batch over `count` pictures: none left out, and the last joined to the one before it where
-    it has less than `least`.
-
-    >>> batch_bounds(9, 4)
-    [(0, 4), (4, 9)]
-    """
-    bounds = [(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < least:  # a batch norm has no spread over one
-        bounds[-2:] = [(bounds[-2][0], count)]
-    return bounds
-
-
-def shuffled(rows: np.ndarray, labels: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
-    """`rows` in the order of an epoch; with `labels` (of all samples) every class as often as any other, by repeating
-    or leaving out some of its rows, in each epoch others."""
-    random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    order: np.ndarray = rows[random.permutation(len(rows))]
-    if labels is None:
-        return order
-    classes = random.permutation(np.unique(labels[order]))  # who has one more where they do not divide
-    shares = np.full(len(classes), len(order) // len(classes))
-    shares[: len(order) % len(classes)] += 1
-    drawn = [np.resize(order[labels[order] == c], share) for c, share in zip(classes, shares, strict=True)]
-    return np.concatenate(drawn)[random.permutation(len(order))]
-
-
 def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pictures `rows`, in units of 255, exact whatever their number."""
+    """Return mean and standard deviation per channel of pictures `rows`, in units of 255.
+
+    Both are exact, however many pictures there are.
+    """
     counts = np.zeros((pixels.shape[3], 256), np.int64)
     for begin in range(0, len(rows), 256):
         chunk = pixels[rows[begin : begin + 256]]
@@ -78,7 +50,7 @@ def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...
 class Augmentation:
     """What training pictures go through before the network is given them.
 
-    parts: as `augment.choose` gives them, such as "shift+flip".
+    parts: as `resolve_policy` returns them, such as "shift+flip".
     seed: with epoch and picture, what everything random is a function of.
     mixup, cutmix: how evenly pictures are mixed (the Beta distribution's parameter); 0 for not at all.
     first_size, epochs: the size in the first epoch, which grows to the full one over two thirds of the epochs; 0 for
@@ -108,7 +80,14 @@ class Augmentation:
 class ImageBatches:
     """The pictures `rows` of a decoded set in batches; with an `augmentation`, shuffled and changed as it says.
 
-    Of every batch `part` (k, n) takes the k-th of n parts: what each of n processes is given.
+    Args:
+        images: the decoded set.
+        rows: the pictures to take from it, such as those of a split.
+        batch_size: pictures in a batch of all processes together.
+        mean, std: per channel, in units of 255, to normalise with.
+        augmentation: for training; None for evaluation, in the order of `rows`.
+        device: where the batches go.
+        shard: the part of every batch that this process takes.
     """
 
     def __init__(
@@ -116,23 +95,26 @@ class ImageBatches:
         images: DecodedImages,
         rows: np.ndarray,
         batch_size: int,
-        normalise: tuple[tuple[float, ...], tuple[float, ...]],
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
-        part: tuple[int, int] = (0, 1),
+        shard: Shard | None = None,
     ):
-        least = 2 * part[1] if augmentation is not None else 1
-        if augmentation is not None and len(rows) < least:
+        self.shard = shard or Shard()
+        min_size = 2 * self.shard.world_size if augmentation is not None else 1
+        if augmentation is not None and len(rows) < min_size:
+            where = f" in each of {self.shard.world_size} processes" if self.shard.world_size > 1 else ""
             raise InputError(
-                f"there are {len(rows)} training pictures, but a batch norm needs at least 2"
-                f"{f' in each of {part[1]} processes' if part[1] > 1 else ''}; add more"
+                f"there are {len(rows)} training pictures, but a batch norm needs at least 2{where}; add more"
             )
         self.images, self.rows, self.augmentation, self.device = images, rows, augmentation, device
-        self.part = part
-        self.bounds = batch_bounds(len(rows), batch_size, max(2, least))
+        self.bounds = batch_bounds(len(rows), batch_size, max(2, min_size))
         # x / 255, minus mean, over std, as one multiplication and one addition.
-        mean, std = (torch.tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in normalise)
-        self.factor, self.offset = 1 / (255 * std), -mean / std
+        per_channel = partial(torch.tensor, dtype=torch.float32, device=device)
+        mean_tensor, std_tensor = per_channel(mean).view(1, -1, 1, 1), per_channel(std).view(1, -1, 1, 1)
+        self.factor, self.offset = 1 / (255 * std_tensor), -mean_tensor / std_tensor
 
     @property
     def steps(self) -> int:
@@ -145,16 +127,25 @@ class ImageBatches:
         return len(self.rows)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from the `start`-th on."""
-        change, order = self.augmentation, self.rows
-        if change is not None:
-            order = shuffled(self.rows, self.images.labels if change.balanced else None, change.seed, epoch)
+        """Iterate over the batches of an epoch from the `start`-th on."""
+        augmentation, order = self.augmentation, self.rows
+        if augmentation is not None:
+            labels = self.images.labels if augmentation.balanced else None
+            order = shuffle_rows(self.rows, labels, seed=augmentation.seed, epoch=epoch)
         for begin, end in self.bounds[start:]:
-            ids = order[begin:end][self.part[0] :: self.part[1]]
+            ids = self.shard.take(order[begin:end])
             x, y = self.pictures(ids, epoch), torch.from_numpy(self.images.labels[ids]).to(self.device)
-            if change is not None and (change.mixup or change.cutmix):
-                chances = random_table(change.seed, epoch, ids, _MIX + MIX_CHANCES)[:, _MIX:]
-                x, y = mixed(x, y, chances, len(self.images.class_names), change.mixup, change.cutmix)
+            if augmentation is not None and (augmentation.mixup or augmentation.cutmix):
+                count = _MIX_START + NUM_MIX_UNIFORM
+                uniform = random_table(augmentation.seed, epoch, ids, count=count)[:, _MIX_START:]
+                x, y = mix_samples(
+                    x,
+                    y,
+                    uniform,
+                    num_classes=len(self.images.class_names),
+                    mixup=augmentation.mixup,
+                    cutmix=augmentation.cutmix,
+                )
             yield x, y, ids
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
@@ -162,45 +153,50 @@ class ImageBatches:
 
         They are evenly chosen.
         """
-        ids = evenly(self.rows, count)
-        x = self._normalised(centred(self.images.pixels, ids, self.images.settings.size))
+        ids = evenly_spaced(self.rows, count)
+        x = self._normalize(center_crop(self.images.pixels, ids, self.images.settings.size))
         return x, torch.from_numpy(self.images.labels[ids]).to(self.device)
 
     def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
-        """The pictures `ids` as the network is given them in that epoch, before any are mixed."""
-        size, change = self.images.settings.size, self.augmentation
-        if change is None:
-            return self._normalised(centred(self.images.pixels, ids, size))
-        parts, wanted = change.parts.split("+"), change.size_at(epoch, size)
-        cut = wanted if "zoom" in parts else size
-        x = augmented(self.images.pixels, ids, change.parts, cut, augment_random_table(change.seed, epoch, ids)).to(
-            self.device
-        )
-        if wanted != cut:
-            x = F.interpolate(x.float(), (wanted, wanted), mode="bilinear", antialias=True)
-        if any(part in DISTORTIONS for part in parts):
-            x = x.float()
-            table = torch.from_numpy(random_table(change.seed, epoch, ids, _MIX)).to(self.device, torch.float32)
-            for index, (name, distort) in enumerate(DISTORTIONS.items()):
-                if name in parts:
-                    x = distort(x, table[:, _OWN + index * CHANCES :][:, :CHANCES])
-        if change.transform is not None:
-            x = self._transformed(x.float(), ids, epoch)
-        return self._normalised(x)
+        """Return the pictures `ids` as the network gets them in that epoch, before any are mixed."""
+        size, augmentation = self.images.settings.size, self.augmentation
+        if augmentation is None:
+            return self._normalize(center_crop(self.images.pixels, ids, size))
+        parts, epoch_size = augmentation.parts.split("+"), augmentation.size_at(epoch, size)
+        crop_size = epoch_size if "zoom" in parts else size
+        uniform = augment_random_table(augmentation.seed, epoch, ids)
+        x = augment_pixels(self.images.pixels, ids, uniform, parts=augmentation.parts, size=crop_size).to(self.device)
+        if epoch_size != crop_size:
+            x = F.interpolate(x.float(), (epoch_size, epoch_size), mode="bilinear", antialias=True)
+        if any(part in AUGMENT_OPS for part in parts):
+            x = self._apply_ops(x.float(), parts, ids=ids, epoch=epoch)
+        if augmentation.transform is not None:
+            x = self._apply_transform(x.float(), ids, epoch)
+        return self._normalize(x)
 
-    def _transformed(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
+    def _apply_ops(self, x: Tensor, parts: list[str], *, ids: np.ndarray, epoch: int) -> Tensor:
+        assert self.augmentation is not None
+        table = random_table(self.augmentation.seed, epoch, ids, count=_MIX_START)
+        uniform = torch.from_numpy(table).to(self.device, torch.float32)
+        for index, (name, augment_op) in enumerate(AUGMENT_OPS.items()):
+            if name in parts:
+                x = augment_op(x, uniform[:, _OPS_START + index * NUM_UNIFORM :][:, :NUM_UNIFORM])
+        return x
+
+    def _apply_transform(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
         assert self.augmentation is not None and self.augmentation.transform is not None
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(int(random_table(self.augmentation.seed, epoch, ids[:1], 1)[0, 0] * 2**53))
-            changed = self.augmentation.transform(x / 255)
-        if not isinstance(changed, Tensor) or changed.shape[:2] != x.shape[:2] or changed.dim() != 4:
-            found = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+            seed = random_table(self.augmentation.seed, epoch, ids[:1], count=1)[0, 0]
+            torch.manual_seed(int(seed * 2**53))
+            output = self.augmentation.transform(x / 255)
+        if not isinstance(output, Tensor) or output.shape[:2] != x.shape[:2] or output.dim() != 4:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
-                f"the transform made {found} of a batch {tuple(x.shape)}; it takes and gives (B, C, H, W) of the "
+                f"the transform made {shape} of a batch {tuple(x.shape)}; it takes and gives (B, C, H, W) of the "
                 "same pictures and channels"
             )
-        return changed * 255
+        return output * 255
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        normalised: Tensor = NORMALISE(x.to(self.device), self.factor, self.offset)
-        return normalised
+    def _normalize(self, x: Tensor) -> Tensor:
+        normalized: Tensor = NORMALIZE(x.to(self.device), self.factor, self.offset)
+        return normalized

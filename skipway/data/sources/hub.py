@@ -2,13 +2,12 @@
 
 import errno
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from skipway.errors import InputError, StorageError, printable
+from skipway.utils.quiet_loggers import quiet_loggers
 
-__all__ = ["HUB_NAMES", "NO_ROOM", "hub_folder", "quiet"]
+__all__ = ["HUB_NAMES", "NO_ROOM", "hub_folder"]
 
 _CONVERTED = "refs/convert/parquet"  # the Hub's own parquet of repositories that hold scripts or loose pictures
 
@@ -55,7 +54,7 @@ def _downloaded(repository: str, revision: str, pattern: str, cached: bool) -> P
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        with quiet():
+        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
             return Path(
                 snapshot_download(
                     repository,
@@ -87,15 +86,3 @@ def _downloaded(repository: str, revision: str, pattern: str, cached: bool) -> P
             "machine offline?); try again, give a folder or parquet file that is here, or use digits, which needs no "
             "download"
         ) from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the library's warnings of retries from the terminal: our one line says how it ended."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

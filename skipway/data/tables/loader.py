@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.images.loader import batch_bounds, evenly, shuffled
+from skipway.data.batching import Shard, batch_bounds, evenly_spaced, shuffle_rows
 from skipway.errors import InputError
 
 __all__ = ["RowBatches"]
 
 
 class RowBatches:
-    """The `rows` of x and y in batches, drawn in a new order every epoch where `seed` is given; `balanced`: with every
-    class as often as any other.
+    """The `rows` of x and y in batches; with a `seed` in a new order every epoch, for training.
 
-    Of every batch `part` (k, n) takes the k-th of n parts.
+    With `balanced` every class comes as often as any other. `shard` is the part of every batch that this process takes.
     """
 
     def __init__(
@@ -31,15 +30,16 @@ class RowBatches:
         *,
         seed: int | None = None,
         balanced: bool = False,
-        part: tuple[int, int] = (0, 1),
+        shard: Shard | None = None,
     ):
-        least = 2 * part[1] if seed is not None else 1
-        if len(rows) < least:
-            where = f" in each of {part[1]} processes" if part[1] > 1 else ""
+        self.shard = shard or Shard()
+        min_size = 2 * self.shard.world_size if seed is not None else 1
+        if len(rows) < min_size:
+            where = f" in each of {self.shard.world_size} processes" if self.shard.world_size > 1 else ""
             raise InputError(f"there are {len(rows)} training rows, but a batch norm needs at least 2{where}; add more")
-        self.x, self.y, self.rows, self.seed, self.part = torch.from_numpy(x), torch.from_numpy(y), rows, seed, part
+        self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
         self.labels = y if balanced else None
-        self.bounds = batch_bounds(len(rows), batch_size, max(2, least))
+        self.bounds = batch_bounds(len(rows), batch_size, max(2, min_size))
 
     @property
     def steps(self) -> int:
@@ -52,16 +52,16 @@ class RowBatches:
         return len(self.rows)
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """x and y of up to `count` rows, evenly chosen, whatever part of them this process has."""
-        chosen = torch.from_numpy(evenly(self.rows, count))
+        """Return x and y of up to `count` rows, evenly chosen, whatever part of them this process has."""
+        chosen = torch.from_numpy(evenly_spaced(self.rows, count))
         return self.x[chosen], self.y[chosen]
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-        """The batches of an epoch from the `start`-th on."""
+        """Iterate over the batches of an epoch from the `start`-th on."""
         order = self.rows
         if self.seed is not None:
-            order = shuffled(self.rows, self.labels, self.seed, epoch)
+            order = shuffle_rows(self.rows, self.labels, seed=self.seed, epoch=epoch)
         for begin, end in self.bounds[start:]:
-            ids = order[begin:end][self.part[0] :: self.part[1]]
+            ids = self.shard.take(order[begin:end])
             chosen = torch.from_numpy(ids)
             yield self.x[chosen], self.y[chosen], ids

@@ -5,7 +5,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy.stats import beta, kstest
 
 from skipway.data.images import augment_ops
-from skipway.data.images.augment_ops import CHANCES, DISTORTIONS, mixed
+from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_UNIFORM, mix_samples
 
 STRENGTH = 0.6
 
@@ -15,7 +15,7 @@ def pictures(count=5, size=16, channels=3, seed=0):
     return torch.randint(0, 256, (count, channels, size, size), generator=generator).float()
 
 
-def chances(count, columns=CHANCES, seed=0):
+def uniform(count, columns=NUM_UNIFORM, seed=0):
     return torch.rand(count, columns, generator=torch.Generator().manual_seed(seed))
 
 
@@ -32,13 +32,13 @@ def changed(number, x, signed):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", DISTORTIONS)
+@pytest.mark.parametrize("name", AUGMENT_OPS)
 def test_what_happens_to_a_picture_does_not_depend_on_the_others(name, channels):
-    x, c = pictures(40, channels=channels), chances(40)
-    whole = DISTORTIONS[name](x, c)
+    x, c = pictures(40, channels=channels), uniform(40)
+    whole = AUGMENT_OPS[name](x, c)
     assert whole.shape == x.shape and 0 <= whole.min() and whole.max() <= 255 and not torch.equal(whole, x)
     for rows in ([3], [39, 0, 17]):
-        assert torch.allclose(DISTORTIONS[name](x[rows], c[rows]), whole[rows], atol=1e-3)
+        assert torch.allclose(AUGMENT_OPS[name](x[rows], c[rows]), whole[rows], atol=1e-3)
 
 
 def test_affine_in_the_middle_of_its_range_only_enlarges():
@@ -60,7 +60,7 @@ def test_affine_turns_as_pillow_does():
 
 
 def test_a_quarter_of_each_change_is_not_made():
-    x, c = pictures(4000, size=4), chances(4000)
+    x, c = pictures(4000, size=4), uniform(4000)
     same = (augment_ops.color(x, c) == x).all(dim=(1, 2, 3)).double().mean()
     assert abs(same - 0.25**3) < 0.01
 
@@ -106,7 +106,7 @@ def test_geometry_keeps_the_middle(number):
 
 
 def test_every_change_of_trivialaugment_is_as_frequent_as_any_other():
-    x, c = pictures(2800, size=4), chances(2800, seed=3)
+    x, c = pictures(2800, size=4), uniform(2800, seed=3)
     choice = (c[:, 0] * len(augment_ops._TRIVIAL)).long()
     assert torch.bincount(choice, minlength=14).min() > 140
     untouched = (augment_ops.trivial(x, c) == x).all(dim=(1, 2, 3))
@@ -115,12 +115,12 @@ def test_every_change_of_trivialaugment_is_as_frequent_as_any_other():
 
 def test_a_picture_of_one_value_survives_everything():
     x = torch.full((200, 3, 8, 8), 77.0)
-    for name, change in DISTORTIONS.items():
-        assert torch.isfinite(change(x, chances(200))).all(), name
+    for name, change in AUGMENT_OPS.items():
+        assert torch.isfinite(change(x, uniform(200))).all(), name
 
 
 def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_pictures():
-    x, c = pictures(2000, size=20), chances(2000)
+    x, c = pictures(2000, size=20), uniform(2000)
     found = augment_ops.erase(x, c)
     touched = (found != x).any(1)
     shares = touched.double().mean((1, 2))
@@ -133,8 +133,8 @@ def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_pictures():
 
 
 def test_mixup_blends_each_picture_and_its_target_with_the_one_before():
-    x, y, c = pictures(64), torch.arange(64) % 4, chances(64, 4).double().numpy()
-    found, target = mixed(x, y, c, 4, 0.4, 0.0)
+    x, y, c = pictures(64), torch.arange(64) % 4, uniform(64, 4).double().numpy()
+    found, target = mix_samples(x, y, c, num_classes=4, mixup=0.4, cutmix=0.0)
     share = target.gather(1, y[:, None])[:, 0]
     own = y != y.roll(1)
     blend = share.view(-1, 1, 1, 1) * x + (1 - share).view(-1, 1, 1, 1) * x.roll(1, 0)
@@ -145,14 +145,16 @@ def test_mixup_blends_each_picture_and_its_target_with_the_one_before():
 def test_shares_of_mixup_are_beta_distributed():
     count = 4000
     y = torch.arange(count) % 2
-    _, target = mixed(torch.zeros(count, 1, 1, 1), y, chances(count, 4).double().numpy(), 2, 0.3, 0.0)
+    _, target = mix_samples(
+        torch.zeros(count, 1, 1, 1), y, uniform(count, 4).double().numpy(), num_classes=2, mixup=0.3, cutmix=0.0
+    )
     assert kstest(target.gather(1, y[:, None])[:, 0].numpy(), beta(0.3, 0.3).cdf).pvalue > 1e-3
 
 
 def test_cutmix_puts_a_square_of_the_other_picture_in_and_counts_it():
     x = torch.arange(32.0).view(-1, 1, 1, 1).expand(-1, 1, 20, 20).clone()
     y = torch.arange(32) % 4
-    found, target = mixed(x, y, chances(32, 4).double().numpy(), 4, 0.0, 1.0)
+    found, target = mix_samples(x, y, uniform(32, 4).double().numpy(), num_classes=4, mixup=0.0, cutmix=1.0)
     inside = found == x.roll(1, 0)
     assert (inside | (found == x)).all()
     assert torch.allclose(target.gather(1, y[:, None])[:, 0], 1 - inside.float().mean((1, 2, 3)), atol=1e-6)
@@ -160,6 +162,6 @@ def test_cutmix_puts_a_square_of_the_other_picture_in_and_counts_it():
 
 def test_where_both_are_asked_for_each_picture_has_one():
     x, y = pictures(400, size=12), torch.arange(400) % 3
-    found, target = mixed(x, y, chances(400, 4).double().numpy(), 3, 1.0, 1.0)
+    found, target = mix_samples(x, y, uniform(400, 4).double().numpy(), num_classes=3, mixup=1.0, cutmix=1.0)
     cut = ((found == x) | (found == x.roll(1, 0))).all(dim=(1, 2, 3))
     assert 0.4 < cut.double().mean() < 0.6 and target.shape == (400, 3)

@@ -3,8 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from skipway.data.images.augment_policy import augment_random_table as chances_of
-from skipway.data.images.augment_policy import augmented, centred, choose, describe, random_table, views
+from skipway.data.images.augment_policy import (
+    augment_pixels,
+    augment_random_table,
+    center_crop,
+    describe_policy,
+    random_table,
+    resolve_policy,
+    tta_views,
+)
 
 LEVELS = ["none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"]
 
@@ -60,24 +67,34 @@ def test_draws_are_splitmix64_in_plain_arithmetic():
 
 
 def test_auto_depends_on_the_room_to_crop_from_and_on_mirrors():
-    assert choose("auto", 147, 128, True) == "zoom+flip" and choose("auto", 147, 128, False) == "zoom"
-    assert choose("auto", 32, 32, True) == "shift+flip" and choose("auto", 8, 8, False) == "shift"
-    assert choose("none", 147, 128, True) == "none"
+    assert (
+        resolve_policy("auto", stored_size=147, size=128, mirrored=True) == "zoom+flip"
+        and resolve_policy("auto", stored_size=147, size=128, mirrored=False) == "zoom"
+    )
+    assert (
+        resolve_policy("auto", stored_size=32, size=32, mirrored=True) == "shift+flip"
+        and resolve_policy("auto", stored_size=8, size=8, mirrored=False) == "shift"
+    )
+    assert resolve_policy("none", stored_size=147, size=128, mirrored=True) == "none"
 
 
 def test_a_level_is_told_in_words_with_its_amounts():
-    assert describe("zoom+flip", 128) == "zoom to 35% to 100% of the area, flip"
-    assert describe("shift", 32) == "shift by up to 2 px" and describe("none", 32) == "none"
+    assert describe_policy("zoom+flip", 128) == "zoom to 35% to 100% of the area, flip"
+    assert describe_policy("shift", 32) == "shift by up to 2 px" and describe_policy("none", 32) == "none"
 
 
-def shifted(picture, chances, size, flip):
+def augmented(pixels, rows, parts, size, uniform):
+    return augment_pixels(pixels, rows, uniform, parts=parts, size=size)
+
+
+def shifted(picture, uniform, size, flip):
     """The oracle of a shift: pad by reflection, cut out, mirror."""
     reach, start = max(1, size // 16), round((picture.shape[0] - size) / 2)
     pad = [(reach, reach), (reach, reach), (0, 0)]
     padded = np.pad(picture, pad, mode="reflect" if len(picture) > 1 else "edge")
-    top, left = (start + int(c * (2 * reach + 1)) for c in chances[1:3])
+    top, left = (start + int(c * (2 * reach + 1)) for c in uniform[1:3])
     cut = padded[top : top + size, left : left + size]
-    return cut[:, ::-1] if flip and chances[0] < 0.5 else cut
+    return cut[:, ::-1] if flip and uniform[0] < 0.5 else cut
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -85,10 +102,10 @@ def shifted(picture, chances, size, flip):
 @pytest.mark.parametrize("flip", [False, True])
 def test_shift_is_reflecting_pad_then_crop_then_flip(channels, side, size, flip):
     pixels, rows = noise(20, side, channels), np.arange(20)
-    chances = random_table(0, 0, rows, 5)
-    x = augmented(pixels, rows, "shift+flip" if flip else "shift", size, chances)
+    uniform = random_table(0, 0, rows, 5)
+    x = augmented(pixels, rows, "shift+flip" if flip else "shift", size, uniform)
     for i in rows:
-        assert np.array_equal(as_pictures(x)[i], shifted(pixels[i], chances[i], size, flip))
+        assert np.array_equal(as_pictures(x)[i], shifted(pixels[i], uniform[i], size, flip))
 
 
 def test_every_shift_occurs_and_none_beyond_reach():
@@ -102,15 +119,15 @@ def test_every_shift_occurs_and_none_beyond_reach():
 @pytest.mark.parametrize("level", ["none", "flip"])
 def test_none_is_the_centre_and_flip_its_mirror_image(level):
     pixels, rows = noise(9, 14), np.arange(9)
-    chances = random_table(0, 0, rows, 5)
-    x, centre = augmented(pixels, rows, level, 10, chances), centred(pixels, rows, 10)
+    uniform = random_table(0, 0, rows, 5)
+    x, centre = augmented(pixels, rows, level, 10, uniform), center_crop(pixels, rows, 10)
     assert np.array_equal(as_pictures(centre), pixels[:, 2:12, 2:12])
-    flipped = (chances[:, 0] < 0.5) & (level == "flip")
+    flipped = (uniform[:, 0] < 0.5) & (level == "flip")
     assert flipped.any() == (level == "flip") and not flipped.all()
     assert torch.equal(x[~flipped], centre[~flipped]) and torch.equal(x[flipped], centre[flipped].flip(3))
 
 
-def zoom_chances(area, ratio, left, top, flip=False):
+def zoom_uniform(area, ratio, left, top, flip=False):
     """The draws that make this zoom: area in [0.35, 1], the stretch, the place in [0, 1)."""
     return np.array([[0.0 if flip else 0.9, (area - 0.35) / 0.65, np.log(ratio) / np.log(4 / 3) / 2 + 0.5, left, top]])
 
@@ -119,7 +136,7 @@ def zoom_chances(area, ratio, left, top, flip=False):
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_zoom_of_everything_gives_the_picture_back(channels, flip):
     pixels = noise(1, 16, channels)
-    x = augmented(pixels, np.array([0]), "zoom+flip", 16, zoom_chances(1, 1, 0.7, 0.2, flip))
+    x = augmented(pixels, np.array([0]), "zoom+flip", 16, zoom_uniform(1, 1, 0.7, 0.2, flip))
     assert np.array_equal(as_pictures(x)[0], pixels[0][:, ::-1] if flip else pixels[0])
 
 
@@ -148,7 +165,7 @@ def test_a_zoom_is_the_bilinear_look_up_of_its_box(area, ratio, left, top):
     pixels = noise(1, 20)
     wide, high = 20 * np.sqrt(area * ratio), 20 * np.sqrt(area / ratio)
     box = (left * (20 - wide), top * (20 - high), left * (20 - wide) + wide, top * (20 - high) + high)
-    x = augmented(pixels, np.array([0]), "zoom", 16, zoom_chances(area, ratio, left, top))
+    x = augmented(pixels, np.array([0]), "zoom", 16, zoom_uniform(area, ratio, left, top))
     assert np.abs(as_pictures(x)[0] - looked_up(pixels[0], box, 16)).max() <= 1.01, "rounded twice to whole numbers"
 
 
@@ -196,23 +213,23 @@ def test_the_user_s_pixels_are_never_changed():
     before = pixels.copy()
     for level in LEVELS:
         augmented(pixels, np.arange(6), level, 10, random_table(0, 0, np.arange(6), 5)).zero_()
-    centred(pixels, np.arange(6), 12).zero_()
+    center_crop(pixels, np.arange(6), 12).zero_()
     assert np.array_equal(pixels, before)
     assert Image.fromarray(pixels[0]).size == (12, 12)
 
 
 def test_flips_alternate_so_that_two_epochs_in_a_row_show_both_sides():
     ids = np.arange(2000)
-    flips = np.stack([chances_of(5, epoch, ids)[:, 0] < 0.5 for epoch in range(4)])
+    flips = np.stack([augment_random_table(5, epoch, ids)[:, 0] < 0.5 for epoch in range(4)])
     assert np.array_equal(flips[0], ~flips[1]) and np.array_equal(flips[0], flips[2])
     assert 0.45 < flips[0].mean() < 0.55
-    assert np.array_equal(chances_of(5, 3, ids)[:, 1:], random_table(5, 3, ids, 5)[:, 1:])
+    assert np.array_equal(augment_random_table(5, 3, ids)[:, 1:], random_table(5, 3, ids, 5)[:, 1:])
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_views_are_the_picture_its_shifts_and_their_mirror_images(mirrored):
     x = torch.randn(2, 3, 64, 64)
-    found = views(x, mirrored)
+    found = tta_views(x, mirrored)
     assert len(found) == (6 if mirrored else 3) and torch.equal(found[0], x)
     assert all(v.shape == x.shape for v in found)
     assert torch.equal(found[1][..., 2:, 2:], x[..., :-2, :-2]) and torch.equal(found[2][..., :-2, :-2], x[..., 2:, 2:])
@@ -221,7 +238,7 @@ def test_views_are_the_picture_its_shifts_and_their_mirror_images(mirrored):
 
 
 def test_a_picture_too_small_to_shift_is_seen_once():
-    assert len(views(torch.randn(1, 1, 2, 2), True)) == 1
+    assert len(tta_views(torch.randn(1, 1, 2, 2), True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -235,6 +252,6 @@ def test_a_picture_too_small_to_shift_is_seen_once():
     ],
 )
 def test_levels_are_parts(level, wanted):
-    assert choose(level, 40, 32, True) == wanted
-    assert choose("strong", 32, 32, False) == "shift+trivial+erase"
-    assert "TrivialAugment" in describe("shift+trivial", 32)
+    assert resolve_policy(level, stored_size=40, size=32, mirrored=True) == wanted
+    assert resolve_policy("strong", stored_size=32, size=32, mirrored=False) == "shift+trivial+erase"
+    assert "TrivialAugment" in describe_policy("shift+trivial", 32)

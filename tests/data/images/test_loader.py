@@ -6,14 +6,16 @@ from hypothesis import strategies as st
 from picture_folders import decoded_noise
 from PIL import Image
 
-from skipway.data.images.loader import Augmentation, ImageBatches, batch_bounds, mean_and_std
+from skipway.data.batching import batch_bounds
+from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.errors import InputError
 
-PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+GREY = {"mean": (0.0,), "std": (1.0,)}
 
 
 def training(packed, batch_size=4, level="shift+flip", seed=0):
-    return ImageBatches(packed, packed.splits["train"], batch_size, PLAIN, Augmentation(level, seed))
+    return ImageBatches(packed, packed.splits["train"], batch_size, **PLAIN, augmentation=Augmentation(level, seed))
 
 
 @given(count=st.integers(0, 500), batch_size=st.integers(2, 600))
@@ -39,18 +41,24 @@ def test_training_on_one_picture_is_refused_but_judging_it_is_not():
     packed = decoded_noise([0])
     with pytest.raises(InputError, match="there are 1 training pictures, but a batch norm needs at least 2; add more"):
         training(packed)
-    assert [len(x) for x, _, _ in ImageBatches(packed, np.arange(1), 4, PLAIN).epoch()] == [1]
+    assert [len(x) for x, _, _ in ImageBatches(packed, np.arange(1), 4, **PLAIN).epoch()] == [1]
 
 
 def test_every_epoch_has_an_order_of_its_own():
     packed = decoded_noise(np.arange(100) % 3, size=1, channels=1, splits={"train": np.arange(10, 90)})
-    feed = ImageBatches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), Augmentation("none", 5))
+    feed = ImageBatches(
+        packed, packed.splits["train"], 7, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 5)
+    )
     orders = [np.concatenate([ids for _, _, ids in feed.epoch(epoch)]) for epoch in range(4)]
     assert all(sorted(order) == list(range(10, 90)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 4
-    again = ImageBatches(packed, packed.splits["train"], 11, ((0.0,), (1.0,)), Augmentation("none", 5))
+    again = ImageBatches(
+        packed, packed.splits["train"], 11, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 5)
+    )
     assert np.array_equal(np.concatenate([ids for _, _, ids in again.epoch(2)]), orders[2]), "whatever the batch size"
-    other = ImageBatches(packed, packed.splits["train"], 7, ((0.0,), (1.0,)), Augmentation("none", 6))
+    other = ImageBatches(
+        packed, packed.splits["train"], 7, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 6)
+    )
     assert not np.array_equal(np.concatenate([ids for _, _, ids in other.epoch(2)]), orders[2])
 
 
@@ -88,7 +96,7 @@ def test_labels_belong_to_their_pictures():
 def test_validation_is_the_plain_centre_in_the_order_of_the_set():
     packed = decoded_noise(np.arange(9) % 2, size=6, room=3, splits={"train": np.arange(3), "val": np.arange(3, 9)})
     for epoch in (0, 5):
-        batches = list(ImageBatches(packed, packed.splits["val"], 4, PLAIN).epoch(epoch))
+        batches = list(ImageBatches(packed, packed.splits["val"], 4, **PLAIN).epoch(epoch))
         assert [ids.tolist() for _, _, ids in batches] == [[3, 4, 5, 6], [7, 8]]
         x = torch.cat([x for x, _, _ in batches]) * 255
         assert np.array_equal(x.round().permute(0, 2, 3, 1).numpy(), packed.pixels[3:, 2:8, 2:8])
@@ -97,13 +105,18 @@ def test_validation_is_the_plain_centre_in_the_order_of_the_set():
 def test_pictures_are_normalised_per_channel():
     packed = decoded_noise([0, 1] * 4)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
-    feed = ImageBatches(packed, packed.splits["train"], 8, (mean, std))
+    feed = ImageBatches(packed, packed.splits["train"], 8, mean=mean, std=std)
     wanted = (packed.pixels / 255 - np.array(mean)) / np.array(std)
     x = feed.pictures(np.arange(8))
     assert np.allclose(x.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
     grey = decoded_noise([0, 1], channels=1)
-    assert ImageBatches(grey, grey.splits["train"], 8, ((0.5,), (0.5,))).pictures(np.arange(2)).shape == (2, 1, 8, 8)
+    assert ImageBatches(grey, grey.splits["train"], 8, **GREY).pictures(np.arange(2)).shape == (
+        2,
+        1,
+        8,
+        8,
+    )
 
 
 def test_a_few_pictures_are_shown_as_they_are():
@@ -134,7 +147,7 @@ def test_a_channel_of_one_value_has_a_deviation_to_divide_by():
 @pytest.mark.parametrize("level", [None, "shift+flip", "zoom+flip"])
 def test_a_memory_map_gives_the_same_batches(tmp_path, level):
     packed = decoded_noise(np.arange(10) % 2, room=2)
-    feed = ImageBatches(packed, np.arange(10), 4, PLAIN, None if level is None else Augmentation(level))
+    feed = ImageBatches(packed, np.arange(10), 4, **PLAIN, augmentation=None if level is None else Augmentation(level))
     plain = list(feed.epoch())
     packed.pixels.tofile(tmp_path / "pixels")
     shape, packed.pixels = packed.pixels.shape, None
@@ -152,7 +165,7 @@ def noise(count=24, room=0):
 
 
 def feed_of(packed, batch_size=8, **values):
-    return ImageBatches(packed, packed.splits["train"], batch_size, PLAIN, Augmentation(**values))
+    return ImageBatches(packed, packed.splits["train"], batch_size, **PLAIN, augmentation=Augmentation(**values))
 
 
 @pytest.mark.parametrize("part", ["affine", "color", "trivial", "erase"])
@@ -191,7 +204,7 @@ def test_pictures_grow_over_two_thirds_of_the_epochs(parts, room):
     feed = feed_of(packed, parts=parts, first_size=16, epochs=6)
     sizes = [next(feed.epoch(e))[0].shape[-1] for e in range(6)]
     assert sizes == [16, 20, 24, 28, 32, 32]
-    plain = ImageBatches(packed, packed.splits["train"], 8, PLAIN)
+    plain = ImageBatches(packed, packed.splits["train"], 8, **PLAIN)
     assert next(plain.epoch())[0].shape[-1] == 32
 
 

@@ -1,10 +1,9 @@
-import subprocess
-import sys
 import threading
 import warnings
 
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
+from processes import HANG, run_python
 
 from skipway.data.sources.pillow_warnings import collect_warnings, number_in
 
@@ -17,16 +16,16 @@ def test_importing_leaves_pillow_as_it_is():
         "from PIL import Image, TiffImagePlugin\n"
         "assert Image.warnings is TiffImagePlugin.warnings is warnings"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_python(code).returncode == 0
 
 
 def test_pillow_is_as_before_once_the_last_of_several_threads_is_done():
-    both_inside, first_left = threading.Barrier(2, timeout=30), threading.Event()
+    both_inside, first_left = threading.Barrier(2, timeout=HANG), threading.Event()
 
     def leave_last():
         with collect_warnings(10):
             both_inside.wait()
-            assert first_left.wait(30)
+            assert first_left.wait(HANG)
 
     thread = threading.Thread(target=leave_last)
     thread.start()
@@ -34,7 +33,7 @@ def test_pillow_is_as_before_once_the_last_of_several_threads_is_done():
         both_inside.wait()
     assert all(module.warnings is not warnings for module in MODULES), "another thread still decodes"
     first_left.set()
-    thread.join(30)
+    thread.join(HANG)
     assert all(module.warnings is warnings for module in MODULES)
 
 
@@ -55,7 +54,7 @@ def test_only_the_thread_that_decodes_collects():
     with collect_warnings(10) as collected:
         thread = threading.Thread(target=warn_elsewhere)
         thread.start()
-        thread.join(30)
+        thread.join(HANG)
         assert messages == ["of another thread"] and not collected.any_damage
         TiffImagePlugin.warnings.warn("of this one")
         assert collected.any_damage

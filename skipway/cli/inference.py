@@ -1,4 +1,4 @@
-"""Commands for runs that have ended: grow them, use them, compare them."""
+"""Commands that use a trained network: predict, evaluate, export."""
 
 import sys
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from skipway.utils.console import Console
-from skipway.utils.terminal import STOP, print_error, print_result
+from skipway.utils import signals
+from skipway.utils.console import Console, print_error, print_result
 
-__all__ = ["compare", "evaluate", "export", "grow", "predict", "probe"]
+__all__ = ["evaluate", "export", "predict"]
 
-# What predict and evaluate are both told.
+# Options that predict and evaluate share.
 Views = Annotated[
     bool,
     Parameter(
@@ -28,39 +28,6 @@ Precision = Annotated[
         help="fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures."
     ),
 ]
-
-
-def grow(
-    run: Path,
-    /,
-    *,
-    to: str | None = None,
-    blocks: str | None = None,
-    widen: float | None = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    name: str | None = None,
-) -> None:
-    """Make a trained network deeper or wider without changing its outputs: a new run that trains on from there.
-
-    Parameters
-    ----------
-    run
-        A run folder; it stays as it is.
-    to
-        Name of a deeper or wider network of the same kind, such as resnet56 for a resnet20.
-    blocks
-        Or how many blocks some stages get, as stage2=4 or stage2=4,stage3=2.
-    widen
-        Or how many times as wide it becomes.
-    output
-        Folder for the new run; default: the old one's.
-    name
-        Name of the new run; default: data-network.
-    """
-    from skipway.runs.growth_phases import blocks_of, grow_run
-
-    told = None if blocks is None else blocks_of(blocks)
-    print_result(str(grow_run(run, to, blocks=told, factor=widen, output=output, name=name)))
 
 
 def predict(
@@ -92,7 +59,7 @@ def predict(
     from skipway.commands.predict import predict as predict_sources
     from skipway.commands.write_predictions import write_predictions
 
-    rows = predict_sources(
+    predictions = predict_sources(
         run,
         sources,
         top=top,
@@ -100,15 +67,15 @@ def predict(
         engine=engine,
         precision=precision,
         console=Console(stream=sys.stderr),
-        stop=STOP,
+        stop=signals.STOP,
     )
     if csv is not None:
-        write_predictions(csv, rows, top)
-    for row in rows:
-        print_result(str(row))
-    failed = sum(not row.usable for row in rows)
+        write_predictions(csv, predictions, top)
+    for prediction in predictions:
+        print_result(str(prediction))
+    failed = sum(not prediction.usable for prediction in predictions)
     if failed:
-        print_error(f"{failed:,} of {len(rows):,} {rows[0].noun}s could not be used")
+        print_error(f"{failed:,} of {len(predictions):,} {predictions[0].noun}s could not be used")
     if failed and strict:
         raise SystemExit(2)
 
@@ -136,7 +103,7 @@ def evaluate(
     """
     from skipway.commands.evaluate import evaluate as evaluate_run
 
-    found = evaluate_run(
+    evaluation = evaluate_run(
         run,
         data,
         split=split,
@@ -144,9 +111,9 @@ def evaluate(
         engine=engine,
         precision=precision,
         console=Console(stream=sys.stderr),
-        stop=STOP,
+        stop=signals.STOP,
     )
-    print_result(str(found))
+    print_result(str(evaluation))
 
 
 def export(
@@ -174,52 +141,3 @@ def export(
     from skipway.commands.export import export_run
 
     print_result(str(export_run(run, to, output, raw=raw)))
-
-
-def probe(
-    run: Path,
-    /,
-    *beside: Path,
-    only: str = "diagram,flow,lesion,landscape",
-    samples: int = 256,
-    points: int = 21,
-    data: str | None = None,
-) -> None:
-    """Look into a trained network: how signals flow, what each block is worth, how the loss lies around its weights.
-
-    Parameters
-    ----------
-    run
-        A run folder; the pictures go to its plots and its report, the values to its depth.json.
-    beside
-        Other runs on the same data, drawn side by side with it.
-    only
-        Which looks: some of diagram, flow, lesion and landscape, separated by commas.
-    samples
-        Validation samples to measure on.
-    points
-        Steps of the landscape's line.
-    data
-        Where the samples are, if they have moved.
-    """
-    from skipway.commands.probe import probe_run
-
-    looks = [look.strip() for look in only.split(",")]
-    told = Console(stream=sys.stderr)
-    found = probe_run(run, *beside, only=looks, samples=samples, points=points, data=data, console=told, stop=STOP)
-    print_result(str(found))
-
-
-def compare(*runs: Path, output: Annotated[Path, Parameter(alias="-o")] = Path("compare.png")) -> None:
-    """Two or more runs beside each other: figures, what their recipes differ in, and their curves in one picture.
-
-    Parameters
-    ----------
-    runs
-        Run folders.
-    output
-        Where to draw what was validated over epochs and over seconds.
-    """
-    from skipway.commands.compare import compare as compare_runs
-
-    print_result(str(compare_runs(runs, output)))

@@ -1,0 +1,158 @@
+"""The style that all figures share, and how they are saved: drawn without pyplot and so without global state.
+
+A light ground, thin grids, the colors of Okabe and Ito (which color-blind readers can distinguish), words next to the
+lines rather than legends.
+"""
+
+import functools
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+from skipway.errors import printable
+
+DPI = 144
+INK, MUTED, GRID, GROUND, EMPTY = "#1f2328", "#59626b", "#e3e6ea", "#ffffff", "#eceef0"
+BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+# DejaVu Sans comes with matplotlib; of these, what the machine has adds the scripts that it lacks.
+FALLBACKS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+)
+
+
+def shorten(text: object, width: int = 24) -> str:
+    """`text` on one line in at most `width` characters, its middle left out.
+
+    >>> shorten("a very long name of a class", 12)
+    'a very…class'
+    """
+    line = printable(text)
+    if len(line) <= width:
+        return line
+    return line[: width // 2].rstrip() + "…" + line[len(line) - (width - 1 - width // 2) :].lstrip()
+
+
+@functools.cache
+def _fonts() -> tuple[list[str], frozenset[int]]:
+    """The families to draw with, and every code point that one of them can show."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
+    code_points: set[int] = set()
+    for name in families:
+        code_points.update(map(int, FT2Font(font_manager.findfont(name)).get_charmap()))
+    return families, frozenset(code_points)
+
+
+def drawable_text(text: object, width: int = 24) -> str:
+    r"""Make `text` fit to be drawn: shortened, a box for what no font has, and `$` not the start of a formula.
+
+    Escaping each `$` leaves none bare, so matplotlib takes the text as plain and turns `\$` back into `$`.
+    """
+    code_points = _fonts()[1]
+    return "".join(c if ord(c) in code_points else "□" for c in shorten(text, width)).replace("$", r"\$")
+
+
+def unique_labels(names: Sequence[object], width: int = 24) -> list[str]:
+    """Make drawable names that still differ from each other: those made equal by shortening get their number."""
+    short = [drawable_text(name, width) for name in names]
+    counts = Counter(short)
+    return [f"{label} #{i}" if counts[label] > 1 else label for i, label in enumerate(short)]
+
+
+def finite_or_nan(value: Any) -> float:
+    """Return a finite float, or NaN for all else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
+
+
+def add_axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+    """Add axes in the style of all figures; `box` is left, bottom, width, height in inches."""
+    wide, high = figure.get_size_inches()
+    axes = figure.add_axes((box[0] / wide, box[1] / high, box[2] / wide, box[3] / high), facecolor=GROUND)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color="#b6bdc4", linewidth=0.8)
+    axes.tick_params(labelsize=9, colors=MUTED, width=0.8, length=3, labelfontfamily=_fonts()[0])
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def set_titles(axes: Axes, title: str, *, x: str = "", y: str = "") -> None:
+    """Set the title and the labels of the axes.
+
+    All three are words of skipway: titles are bold, and the bold font has fewer glyphs than `_fonts` promises.
+    """
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=22)
+    axes.set_xlabel(x, fontsize=9, color=MUTED, labelpad=6)
+    axes.set_ylabel(y, fontsize=9, color=MUTED, labelpad=6)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write the PNG beside `path`, then rename; no metadata, so equal figures are equal files."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        text.set_fontfamily(_fonts()[0])
+        text.set_usetex(False)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        figure.savefig(
+            aside,
+            format="png",
+            dpi=DPI,
+            facecolor=GROUND,
+            bbox_inches="tight",
+            pad_inches=0.12,
+            metadata={"Software": None},
+        )
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def save_note(text: str, path: str | Path) -> None:
+    """Save a figure that says why there is nothing to see."""
+    figure = Figure(figsize=(5, 1), dpi=DPI)
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_line(axes: Axes, epochs: np.ndarray, values: np.ndarray, *, color: str, width: float) -> None:
+    """Draw a line, with dots where few epochs or NaN neighbours would leave a value without one."""
+    finite = np.isfinite(values)
+    isolated = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
+    dots = np.flatnonzero(finite if len(epochs) <= 30 else isolated)
+    axes.plot(
+        epochs,
+        values,
+        color=color,
+        linewidth=width,
+        marker="o",
+        markersize=3.2 if len(epochs) > 1 else 6,
+        markevery=[int(i) for i in dots],
+        solid_joinstyle="round",
+    )

@@ -1,0 +1,57 @@
+"""The environment of a run, for env.json: versions, machine, and the command that repeats the run."""
+
+import platform
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipway.kernels.dispatch import kernel_status
+from skipway.runs.recipe import Recipe
+
+__all__ = ["describe_environment", "processor", "repeat_command"]
+
+
+def describe_environment(recipe: Recipe, device: str, precision: str, network: str) -> dict[str, Any]:
+    """Return the values of env.json.
+
+    Args:
+        recipe: recipe of the run.
+        device, precision: those it computes on and in.
+        network: its network as code.
+    """
+    return {
+        "skipway": version("skipway"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "precision": precision,
+        "kernels": kernel_status(),
+        "command": repeat_command(recipe),
+        "network": network,
+    }
+
+
+def processor() -> str:
+    """Return the processor's name as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def repeat_command(recipe: Recipe) -> str:
+    """Return the command line that trains the same again."""
+    words = ["skipway", "train", *([recipe.data] if recipe.data else [])]
+    for name, value in recipe.changed().items():
+        if name in ("data", "output", "name") or value is None:
+            continue
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)

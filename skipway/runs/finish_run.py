@@ -1,0 +1,116 @@
+"""The end of a run: its best weights are evaluated; metrics.json, tables, plots and the report are written."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipway.errors import Interrupted, printable
+from skipway.models.load_model import load
+from skipway.models.network import Network
+from skipway.models.prediction import average_views
+from skipway.report import html
+from skipway.runs.datamodule import DataModule
+from skipway.runs.environment import describe_environment
+from skipway.runs.run_messages import verdict
+from skipway.runs.signal_flow_callback import draw_signal_flow
+from skipway.training.metrics import compute_metrics, score
+from skipway.training.trainer import State, Trainer
+from skipway.utils.atomic_files import write_json
+from skipway.utils.console import Console
+from skipway.utils.run_schema import with_schema
+from skipway.utils.signals import StopFlag
+
+__all__ = ["finish_run"]
+
+
+def finish_run(
+    folder: Path, datamodule: DataModule, trainer: Trainer, *, facts: dict[str, Any], console: Console, stop: StopFlag
+) -> dict[str, Any]:
+    """Evaluate the best weights as `load` returns them, in full precision, and write what the run leaves.
+
+    Args:
+        folder: the run's.
+        datamodule, trainer: its data, and its training, which is over.
+        facts: what its checkpoints keep of the run.
+        console: where its result is printed.
+        stop: a flag that ends the evaluation when it is set.
+
+    Returns:
+        The values of metrics.json.
+
+    Raises:
+        Interrupted: `stop` was set; the training is saved.
+    """
+    best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
+        device=trainer.device, memory_format=torch.channels_last
+    )
+
+    def poll() -> None:
+        if stop.requested:
+            raise Interrupted(
+                f"stopped by {stop.name} while judging, the training is done and saved; get the report with "
+                f"--resume {printable(folder)}"
+            )
+
+    metrics = _evaluate(best, folder, datamodule, trainer, poll=poll)
+    metrics |= _describe_training(best, datamodule, trainer, facts)
+    write_json(folder / "metrics.json", with_schema(metrics))
+    if facts["grown"]:  # the network is another than at the beginning
+        settings = trainer.settings
+        values = describe_environment(datamodule.recipe, settings.device, settings.precision, repr(best))
+        write_json(folder / "env.json", with_schema(values))
+    draw_signal_flow(folder)
+    report = html.write(folder)
+    console.print(verdict(metrics, trainer.task.primary_metric, datamodule, folder=folder, report=report))
+    return metrics
+
+
+def _evaluate(
+    best: Network, folder: Path, datamodule: DataModule, trainer: Trainer, *, poll: Callable[[], None]
+) -> dict[str, Any]:
+    """Return the metrics of every split that is not trained on, and write the tables of the last one."""
+    model = average_views(best, best.require_image_spec()) if datamodule.recipe.tta else best
+    metrics: dict[str, Any] = {}
+    splits = [split for split in ("val", "test") if datamodule.count(split)]
+    for split in splits:
+        scores = score(
+            model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
+        )
+        metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
+    datamodule.write_evaluation(folder, scores, splits[-1])
+    return metrics
+
+
+def _describe_training(
+    best: Network, datamodule: DataModule, trainer: Trainer, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what metrics.json has of the training, its settings and its data."""
+    state = trainer.state
+    return {
+        "epochs": state.epoch,
+        "best_epoch": state.best["epoch"],
+        "seconds": round(state.total_seconds, 2),
+        "samples_per_second": _mean_speed(state),
+        "status": state.status,
+        "parameters": sum(p.numel() for p in best.parameters()),
+        **({"grown": facts["grown"]} if facts["grown"] else {}),
+        "augmentation": datamodule.describe_augmentation(),
+        "schedule": [[i / 100, *trainer.rates(i / 100)] for i in range(101)],
+        "resolved": {
+            "batch_size": facts["batch_size"],
+            **asdict(trainer.settings),
+            "model": best.plan["name"],
+        },
+        "data": datamodule.describe(),
+        **datamodule.extra_metrics(),
+    }
+
+
+def _mean_speed(state: State) -> float:
+    """Return the samples per second over all epochs."""
+    samples = sum(row["samples_per_second"] * row["seconds"] for row in state.history)
+    return round(samples / max(sum(row["seconds"] for row in state.history), 1e-9), 1)

@@ -1,0 +1,77 @@
+"""Lines that a run prints: what it trains on and how before the first epoch, and how it went after the last."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipway.models.network import Network
+from skipway.runs.datamodule import DataModule
+from skipway.training.lr_finder import RangeTest
+from skipway.training.trainer import Settings
+from skipway.utils.atomic_files import free_bytes
+from skipway.utils.console import duration
+
+__all__ = ["introduction", "range_test_line", "verdict"]
+
+
+def introduction(
+    datamodule: DataModule,
+    network: Network,
+    settings: Settings,
+    batch_size: int,
+    *,
+    folder: Path,
+    lr_is_open: bool,
+) -> list[str]:
+    """Return lines about the data, the network and the settings, and a warning if the disk is nearly full.
+
+    Args:
+        datamodule, network, settings, batch_size: those of the run.
+        folder: the run's, for the space that is free there.
+        lr_is_open: whether a range test is still to find the learning rate.
+    """
+    count = sum(p.numel() for p in network.parameters())
+    stem = f" ({network.plan['stem']} stem)" if "stem" in network.plan else ""
+    assert network.spec is not None
+    shape = "x".join(map(str, network.spec.input_shape))
+    highest_lr = "what a range test will find" if lr_is_open else f"{settings.lr:.4g}"
+    lines = [
+        *datamodule.summary_lines(),
+        f"network: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
+        f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest_lr} "
+        f"({settings.schedule}), augmentation: {datamodule.describe_augmentation()}, {settings.precision} on "
+        f"{settings.device} with {torch.get_num_threads()} threads",
+    ]
+    copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
+    needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept
+    if (free := free_bytes(folder)) < needed:
+        lines.append(f"  mind: {free:,} bytes are free in {folder}, checkpoints may need {needed:,}")
+    return lines
+
+
+def range_test_line(result: RangeTest) -> str:
+    """Return the line about a learning rate that a range test found."""
+    return (
+        f"  learning rate: {result.suggestion:.3g} by the range test, between its valley at {result.valley:.3g} and "
+        f"its steepest fall at {result.steepest:.3g}"
+    )
+
+
+def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, folder: Path, report: Path) -> str:
+    """Return the last lines of a run: its primary metric on each split, its speed, where its report is."""
+    test = f", test {_split_result(metrics, metric, datamodule, 'test')}" if f"test_{metric}" in metrics else ""
+    baseline = metrics.get("baseline", {})
+    compared = f" ({baseline['name']}: {baseline[f'val_{metric}']:.4g})" if f"val_{metric}" in baseline else ""
+    return (
+        f"{metrics['status']}: validation {_split_result(metrics, metric, datamodule, 'val')}{compared} "
+        f"(epoch {metrics['best_epoch']}){test}, {duration(metrics['seconds'])}, "
+        f"{metrics['samples_per_second']:,.0f} {datamodule.noun}/s\n"
+        f"report: {report}\nweights: {folder}/weights/best.safetensors"
+    )
+
+
+def _split_result(metrics: dict[str, Any], metric: str, datamodule: DataModule, split: str) -> str:
+    value = metrics[f"{split}_{metric}"]
+    number = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+    return f"{metric} {number} of {datamodule.count(split):,}"

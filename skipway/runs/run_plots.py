@@ -1,0 +1,68 @@
+"""Plots and images that a run writes into its folder `plots`; those of the report are drawn by `skipway.report`."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.loader import ImageBatches
+from skipway.report import classification_plots, learning_curves
+from skipway.runs.run_tables import prediction_cells, write_table
+from skipway.training.metrics import ClassScores
+from skipway.utils.atomic_files import make_folder, write_file, write_json
+from skipway.utils.run_schema import with_schema
+
+__all__ = ["draw_augmented", "write_range_test", "write_worst_images"]
+
+_NUM_WORST = 16
+_NUM_AUGMENTED = 24
+
+
+def draw_augmented(folder: Path, batches: ImageBatches) -> None:
+    """Draw the first images of the first epoch, as the network is given them, into plots/augmented.png."""
+    ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
+    x = (batches.pictures(ids) - batches.offset) / batches.factor
+    images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    names = batches.images.class_names
+    make_folder(folder / "plots")
+    captions = [names[batches.images.labels[i]] for i in ids]
+    classification_plots.plot_image_grid(
+        [_without_gray_axis(i) for i in images], captions, folder / "plots" / "augmented.png"
+    )
+
+
+def write_range_test(folder: Path, values: dict[str, Any]) -> None:
+    """Write find_lr.json, and draw it into plots/find_lr.png."""
+    make_folder(folder / "plots")
+    write_json(folder / "find_lr.json", with_schema(values))
+    learning_curves.plot_lr_range_test(values, folder / "plots" / "find_lr.png")
+
+
+def write_worst_images(folder: Path, packed: DecodedImages, scores: ClassScores) -> None:
+    """Write the images with the largest losses into plots/worst, and plots/worst.csv about them."""
+    worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_NUM_WORST]]
+    make_folder(folder / "plots")
+    make_folder(folder / "plots" / "worst")
+    for rank, i in enumerate(worst):
+        write_file(folder / "plots" / "worst" / f"{rank}.png", _png(packed.pixels[scores.ids[i]]))
+    cells = prediction_cells(packed.keys, packed.class_names, scores)
+    write_table(
+        folder / "plots" / "worst.csv",
+        ("picture", "file", "label", "predicted", "probability", "label_probability"),
+        ((f"worst/{rank}.png", *cells[i]) for rank, i in enumerate(worst)),
+    )
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(_without_gray_axis(pixels)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _without_gray_axis(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) as Pillow and matplotlib take it: (H, W) if there is one channel."""
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -1,0 +1,133 @@
+"""The CSV tables of a run folder, for other programs and spreadsheets.
+
+Text cells that a spreadsheet would take for a formula get an apostrophe before them.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skipway.data.images.decoded_cache import DecodedImages
+from skipway.errors import printable
+from skipway.training.metrics import ClassScores, per_class
+from skipway.utils.atomic_files import write_file
+
+__all__ = [
+    "RESULTS",
+    "escape_cell",
+    "prediction_cells",
+    "write_class_tables",
+    "write_image_splits",
+    "write_results",
+    "write_table",
+]
+
+RESULTS = (
+    "epoch",
+    "seconds",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "samples_per_second",
+    "data_time_fraction",
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file, whole or not at all, with hostile text made harmless."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([escape_cell(name) for name in columns])
+    writer.writerows([escape_cell(value) for value in row] for row in rows)
+    write_file(path, text.getvalue().encode("utf-8"))
+
+
+def escape_cell(value: Any) -> Any:
+    """Return a value as it is in a table: text on one line, and nothing that a spreadsheet would run."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Write results.csv: one row per epoch."""
+    columns = tuple(history[0]) if history else RESULTS  # a number has val_r2 where classes have val_accuracy
+    write_table(folder / "results.csv", columns, ([row[name] for name in columns] for row in history))
+
+
+def write_image_splits(folder: Path, packed: DecodedImages) -> None:
+    """Write splits.csv and skipped.csv of a run on images."""
+    write_table(folder / "splits.csv", ("file", "class", "split", "sha256"), _split_rows(packed))
+    write_table(
+        folder / "skipped.csv",
+        ("file", "split", "class", "reason"),
+        ((image.key, image.split, image.class_name, image.reason) for image in packed.skipped),
+    )
+
+
+def _split_rows(packed: DecodedImages) -> Iterator[tuple[str, str, str, str]]:
+    for split, indices in packed.splits.items():
+        for i in indices:
+            yield packed.keys[i], packed.class_names[packed.labels[i]], split, packed.digests[i]
+
+
+def write_class_tables(
+    folder: Path,
+    keys: Sequence[str],
+    names: tuple[str, ...],
+    scores: ClassScores,
+    *,
+    split: str,
+    key_column: str,
+) -> None:
+    """Write per_class.csv, confusion_matrix.csv and predictions.csv of the split that was evaluated.
+
+    Args:
+        folder: the run's.
+        keys: name of every sample of the data, by its id.
+        names: names of the classes.
+        scores: predictions for the samples of the split.
+        split: name of the split.
+        key_column: heading of the samples' names: file or row.
+    """
+    rows = per_class(scores, names)
+    write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
+    matrix = scores.confusion()
+    write_table(
+        folder / "confusion_matrix.csv",
+        ("true", *names),
+        ((name, *matrix[i].tolist()) for i, name in enumerate(names)),
+    )
+    cells = prediction_cells(keys, names, scores)
+    write_table(
+        folder / "predictions.csv",
+        (key_column, "split", "label", "predicted", "probability", "label_probability", "loss"),
+        ((key, split, *rest, round(float(scores.losses[i]), 6)) for i, (key, *rest) in enumerate(cells)),
+    )
+
+
+def prediction_cells(
+    keys: Sequence[str], names: tuple[str, ...], scores: ClassScores
+) -> list[tuple[str, str, str, float, float]]:
+    """Return (key, label, predicted class, its probability, the label's probability) of every evaluated sample."""
+    samples = np.arange(len(scores.predicted))
+    of_predicted = scores.probabilities[samples, scores.predicted]
+    of_label = scores.probabilities[samples, scores.labels]
+    return [
+        (
+            keys[scores.ids[i]],
+            names[scores.labels[i]],
+            names[scores.predicted[i]],
+            round(float(of_predicted[i]), 6),
+            round(float(of_label[i]), 6),
+        )
+        for i in samples
+    ]

@@ -1,0 +1,51 @@
+"""Evaluation of a trained network on labeled images."""
+
+import shutil
+
+import numpy as np
+import pytest
+from small_runs import pictures
+
+import skipway as sw
+from skipway.commands import evaluate as evaluate_command
+from skipway.commands.evaluate import evaluate
+from skipway.errors import InputError, Interrupted
+from skipway.utils.signals import StopFlag
+
+
+def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place, weights, tmp_path):
+    whole = evaluate(weights, place / "kinds")
+    assert whole.count == 36 and sum(r["count"] for r in whole.classes) == 36 and whole.split == "train"
+    files = sorted((place / "kinds").rglob("*.png"))
+    right = np.mean([a == f.parent.name for a, f in zip(sw.load(weights).predict(files), files, strict=True)])
+    assert whole.accuracy == right
+    some = shutil.copytree(place / "kinds", tmp_path / "some")
+    shutil.rmtree(some / "ant")
+    (some / "bee" / "bad.png").write_text("x")
+    part = evaluate(weights, some)
+    assert part.count == 24 and part.skipped == 1 and [r["count"] for r in part.classes] == [0, 12, 12]
+    for row, all_row in zip(part.classes[1:], whole.classes[1:], strict=True):
+        assert row["class"] == all_row["class"] and row["recall"] == all_row["recall"]
+    text = str(part)
+    assert text.startswith("train: accuracy ") and "(1 unreadable left out)" in text and len(text.splitlines()) == 6
+
+
+def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
+    other = pictures(tmp_path / "other", 2, kinds=("ant", "yak"))
+    with pytest.raises(InputError, match="has classes that the network does not know: yak; it knows ant, bee, cow"):
+        evaluate(weights, other)
+    with pytest.raises(InputError, match="has no test split; it has train"):
+        evaluate(weights, place / "kinds", split="test")
+    for kind in ("ant", "bee"):
+        (tmp_path / "torn" / kind).mkdir(parents=True)
+        (tmp_path / "torn" / kind / "a.png").write_text("x")
+    with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
+        evaluate(weights, tmp_path / "torn")
+    late = StopFlag()
+    decode_images = evaluate_command.decode_images
+    try:
+        evaluate_command.decode_images = lambda *a, **k: (decode_images(*a, **k), late.request("SIGTERM"))[0]
+        with pytest.raises(Interrupted, match="stopped by SIGTERM while evaluating"):
+            evaluate(weights, place / "kinds", stop=late)
+    finally:
+        evaluate_command.decode_images = decode_images

@@ -1,0 +1,211 @@
+"""`docs/run_folder.md` names every file and key that runs write, with its type, and nothing else."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+from small_runs import pictures, quick
+from table_files import homes, written
+
+from skipway.commands.export import export_run
+from skipway.commands.probe import probe_run
+from skipway.errors import SkipwayError
+from skipway.export.onnx_file import Exported
+from skipway.models.registry import FAMILIES
+from skipway.report import html
+from skipway.runs.train_run import train
+from skipway.utils.atomic_files import Lock
+
+PAGE = (Path(__file__).parents[2] / "docs" / "run_folder.md").read_text()
+ROW = re.compile(r"^\| (`[^|]+`) \| ([^|]+) \| .* \|$", re.M)
+KINDS = ("ant", "bee", "cow", "dog", "eel", "fly")
+TYPES = {
+    "integer": int,
+    "number": (int, float),
+    "text": str,
+    "boolean": bool,
+    "null": type(None),
+    "object": dict,
+    "list": list,
+}
+
+
+def headings(text):
+    """{heading: {key: type}} of the tables of the page."""
+    sections = {}
+    for part in re.split(r"^## ", text, flags=re.M)[1:]:
+        heading, _, body = part.partition("\n")
+        keys = {}
+        for names, kind in ROW.findall(body):
+            keys |= dict.fromkeys(re.findall(r"`([^`]+)`", names), kind)
+        sections[heading] = keys
+    return sections
+
+
+SECTIONS = headings(PAGE)
+LINKS = {re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-"): heading for heading in SECTIONS}
+
+
+def pattern(key):
+    """A regular expression for a key of the page, in which words in capitals stand for any name."""
+    parts = re.split(r"\b([A-Z][A-Z]+)\b", key)
+    return "".join("(?:.+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+
+
+class Checker:
+    """Compares written values with the page, and remembers which keys of it were met."""
+
+    def __init__(self):
+        self.met = set()
+        self.problems = []
+
+    def documented(self, section, key):
+        """The type of a key, exact names before those with words in capitals."""
+        keys = SECTIONS[section]
+        matches = [name for name in keys if name == key] or [n for n in keys if re.fullmatch(pattern(n), key)]
+        if not matches:
+            self.problems.append(f"{section}: {key} is not on the page")
+            return ""
+        self.met.add((section, matches[-1]))
+        return keys[matches[-1]]
+
+    def check(self, section, values, prefix="", known=()):
+        for name, value in values.items():
+            if name in known:
+                continue
+            key = f"{prefix}{name}"
+            kind = self.documented(section, key)
+            self.check_type(section, key, kind, value)
+            self.check_inside(section, key, kind, value)
+
+    def check_type(self, section, key, kind, value):
+        """The value has one of the types that "integer or null, seconds" names."""
+        if not kind:
+            return
+        plain = re.sub(r"\[[^]]+\]\(#[^)]+\)", "object", kind.partition(",")[0])
+        types = [TYPES[words.split()[0]] for words in plain.split(" or ") if words.split()[0] in TYPES]
+        is_flag = isinstance(value, bool) and bool not in types
+        if is_flag or not any(isinstance(value, each) for each in types):
+            self.problems.append(f"{section}: {key} is {kind}, not {value!r}")
+
+    def check_inside(self, section, key, kind, value):
+        rows = value if isinstance(value, list) else [value]
+        links = [LINKS[link] for link in re.findall(r"\(#([^)]+)\)", kind)]
+        for row in (row for row in rows if isinstance(row, dict)):
+            if len(links) > 1:
+                self.check(links["columns" in row], row)
+            elif links:
+                self.check(links[0], row)
+            else:
+                self.check(section, row, f"{key}{'[]' if isinstance(value, list) else ''}.")
+
+    def check_table(self, section, path):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                self.check(section, {name: self.parsed(section, name, cell) for name, cell in row.items()})
+
+    def parsed(self, section, name, cell):
+        """A cell as the number that its column is documented to have, if it is one."""
+        kind = self.documented(section, name)
+        try:
+            return {"integer": int, "number": float}.get(kind.partition(",")[0].split(" or ")[-1], str)(cell)
+        except ValueError:
+            return cell
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs that write all there is: on images and tables, watched, probed, exported, grown, and one that crashes."""
+    base = tmp_path_factory.mktemp("schema")
+    images = pictures(base / "kinds", 4, ("train", "val", "test"), kinds=KINDS)
+    (images / "train" / "ant" / "torn.png").write_bytes(b"torn")
+    table = base / "homes"
+    table.mkdir()
+    for i, split in enumerate(("train", "val", "test")):
+        frame = homes(40, i)
+        frame.loc[0, ["price", "dear"]] = None
+        written(table / f"{split}.csv", frame)
+    common = {"output": base, "epochs": 1, "max_unreadable": 0.1}
+    grown = {"grow": "resnet20:1,resnet32:1", "model": "auto", "epochs": 2, "balance": "weights"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "write", lambda folder: folder / "report.html")
+        quick(images, base, name="image", lr="auto", watch=True, max_unreadable=0.1)
+        quick(images, base, name="grown", max_unreadable=0.1, **grown)
+        train(table, target="dear", ignore="price", name="classes", **common)
+        patch.setattr(html, "write", lambda folder: {}["odd"])
+        with pytest.raises(SkipwayError, match="KeyError"):
+            train(table, target="price", ignore="dear", name="number", **common)
+        patch.setattr("skipway.commands.export.program", write_program)
+        export_run(base / "classes", "pt2")
+    probe_run(base / "image", samples=8, points=3)
+    return [base / name for name in ("image", "grown", "classes", "number")]
+
+
+def write_program(network, path, **options):
+    """Writes nothing but the file."""
+    path.write_bytes(b"")
+    return Exported(path, size=0, difference=0.0)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_file_of_a_run_is_on_the_page_and_the_reverse(runs):
+    with Lock(runs[0]):
+        names = {name for folder in runs for name in files(folder)}
+    documented = SECTIONS["Files"]
+    unknown = [name for name in names if not any(re.fullmatch(pattern(known), name) for known in documented)]
+    assert not unknown
+    unwritten = [known for known in documented if not any(re.fullmatch(pattern(known), name) for name in names)]
+    assert not unwritten
+
+
+def check_run(checker, folder):
+    """Compare every file of a run with its section."""
+    for path in sorted(folder.rglob("*.json")):
+        section = f"weights/last/{path.name}" if path.parent.name.startswith("step-") else path.name
+        values = json.loads(path.read_text())
+        if section == "metrics.json":
+            checker.check("Settings", values["resolved"], known=("batch_size", "model"))
+            values["resolved"] = {name: values["resolved"][name] for name in ("batch_size", "model")}
+        if section == "weights/last/state.json":
+            checker.check("config.yaml", values.pop("recipe"))
+            checker.check("Settings", values.pop("settings"))
+            checker.met |= {(section, "recipe"), (section, "settings")}
+        if section == "encoders.json":
+            checker.documented(section, "schema")
+            checker.check("Spec of a table", values, known=("schema",))
+            continue
+        checker.check(section, values)
+    for path in [*folder.glob("*.csv"), *folder.glob("plots/*.csv")]:
+        checker.check_table(str(path.relative_to(folder)), path)
+    checker.check("config.yaml", yaml.safe_load((folder / "config.yaml").read_text()))
+    with safe_open(folder / "weights" / "best.safetensors", "pt") as file:
+        header = dict(file.metadata())
+    for name in ("skipway", "written_by"):
+        header[name] = json.loads(header[name])
+    checker.check("weights/best.safetensors", header)
+
+
+def test_every_key_of_a_run_is_on_the_page_with_its_type_and_the_reverse(runs):
+    checker = Checker()
+    for folder in runs:
+        check_run(checker, folder)
+    for family, kinds in FAMILIES.items():
+        checker.check("Plan", {"name": family, "family": family, **kinds.plan().as_dict()})
+    assert not sorted(set(checker.problems))
+    keys = {(section, key) for section, keys in SECTIONS.items() if section != "Files" for key in keys}
+    assert not sorted(keys - checker.met), "keys that no run writes"
+
+
+def test_the_check_bites():
+    checker = Checker()
+    checker.check("env.json", {"schema": "1", "gpu": 3, "threads": True})
+    assert len(checker.problems) == 3
+    checker.check("Flow", {"blocks": [{"path": "stem", "speed": 1.0}]})
+    assert checker.problems[-1] == "Flow: blocks[].speed is not on the page"
