@@ -50,10 +50,10 @@ SECTIONS = headings(PAGE)
 LINKS = {re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-"): heading for heading in SECTIONS}
 
 
-def pattern(key):
-    """A regular expression for a key of the page, in which words in capitals stand for any name."""
-    parts = re.split(r"\b([A-Z][A-Z]+)\b", key)
-    return "".join("(?:.+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+def matches(documented, key):
+    """Whether a key of the page names `key`, a tuple of names; a word in capitals stands for any name."""
+    parts = documented.split(".")
+    return len(parts) == len(key) and all(a.isupper() or a == b for a, b in zip(parts, key, strict=True))
 
 
 class Checker:
@@ -66,21 +66,21 @@ class Checker:
     def documented(self, section, key):
         """The type of a key, exact names before those with words in capitals."""
         keys = SECTIONS[section]
-        matches = [name for name in keys if name == key] or [n for n in keys if re.fullmatch(pattern(n), key)]
-        if not matches:
-            self.problems.append(f"{section}: {key} is not on the page")
+        exact = ".".join(key)
+        known = exact if exact in keys else next((name for name in keys if matches(name, key)), None)
+        if known is None:
+            self.problems.append(f"{section}: {exact} is not on the page")
             return ""
-        self.met.add((section, matches[-1]))
-        return keys[matches[-1]]
+        self.met.add((section, known))
+        return keys[known]
 
-    def check(self, section, values, prefix="", known=()):
+    def check(self, section, values, above=(), known=()):
         for name, value in values.items():
-            if name in known:
-                continue
-            key = f"{prefix}{name}"
-            kind = self.documented(section, key)
-            self.check_type(section, key, kind, value)
-            self.check_inside(section, key, kind, value)
+            if name not in known:
+                key = (*above, name)
+                kind = self.documented(section, key)
+                self.check_type(section, key, kind, value)
+                self.check_inside(section, key, kind, value)
 
     def check_type(self, section, key, kind, value):
         """The value has one of the types that "integer or null, seconds" names."""
@@ -90,7 +90,7 @@ class Checker:
         types = [TYPES[words.split()[0]] for words in plain.split(" or ") if words.split()[0] in TYPES]
         is_flag = isinstance(value, bool) and bool not in types
         if is_flag or not any(isinstance(value, each) for each in types):
-            self.problems.append(f"{section}: {key} is {kind}, not {value!r}")
+            self.problems.append(f"{section}: {'.'.join(key)} is {kind}, not {value!r}")
 
     def check_inside(self, section, key, kind, value):
         rows = value if isinstance(value, list) else [value]
@@ -101,7 +101,7 @@ class Checker:
             elif links:
                 self.check(links[0], row)
             else:
-                self.check(section, row, f"{key}{'[]' if isinstance(value, list) else ''}.")
+                self.check(section, row, (*key[:-1], key[-1] + "[]") if isinstance(value, list) else key)
 
     def check_table(self, section, path):
         with path.open(newline="") as file:
@@ -110,7 +110,7 @@ class Checker:
 
     def parsed(self, section, name, cell):
         """A cell as the number that its column is documented to have, if it is one."""
-        kind = self.documented(section, name)
+        kind = self.documented(section, (name,))
         try:
             return {"integer": int, "number": float}.get(kind.partition(",")[0].split(" or ")[-1], str)(cell)
         except ValueError:
@@ -159,10 +159,10 @@ def test_every_file_of_a_run_is_on_the_page_and_the_reverse(runs):
     with Lock(runs[0]):
         names = {name for folder in runs for name in files(folder)}
     documented = SECTIONS["Files"]
-    unknown = [name for name in names if not any(re.fullmatch(pattern(known), name) for known in documented)]
-    assert not unknown
-    unwritten = [known for known in documented if not any(re.fullmatch(pattern(known), name) for name in names)]
-    assert not unwritten
+    patterns = {known: re.sub("RANK|STEP|NAME", ".+", re.escape(known)) for known in documented}
+    met = {name: [known for known, pattern in patterns.items() if re.fullmatch(pattern, name)] for name in names}
+    assert not [name for name, known in met.items() if not known]
+    assert not set(documented) - {known for known_names in met.values() for known in known_names}
 
 
 def check_run(checker, folder):
@@ -178,7 +178,7 @@ def check_run(checker, folder):
             checker.check("Settings", values.pop("settings"))
             checker.met |= {(section, "recipe"), (section, "settings")}
         if section == "encoders.json":
-            checker.documented(section, "schema")
+            checker.documented(section, ("schema",))
             checker.check("Spec of a table", values, known=("schema",))
             continue
         checker.check(section, values)
