@@ -32,7 +32,9 @@ class Comparison:
     plot: Path
 
     def __str__(self) -> str:
-        columns = list(dict.fromkeys(key for row in self.metrics for key in row))
+        columns: dict[str, None] = {}  # in order, each of them once
+        for row in self.metrics:
+            columns |= dict.fromkeys(row)
         rows = [["run", *(column.replace("_", " ") for column in columns)]]
         for name, metrics in zip(self.names, self.metrics, strict=True):
             rows.append([name, *(_metric_cell(metrics.get(column), column) for column in columns)])
@@ -57,13 +59,14 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     folders = [resolve_run_folder(Path(run)) for run in runs]
     names = unique_names(folders)
     histories = [_history(folder) for folder in folders]
+    metrics = [_metrics(folder, history) for folder, history in zip(folders, histories, strict=True)]
+    differences = _differences(folders)
     target = Path(output)
     try:
         compare_plot.plot_run_comparison(dict(zip(names, histories, strict=True)), target)
     except OSError as error:
         raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
-    metrics = [_metrics(folder, history) for folder, history in zip(folders, histories, strict=True)]
-    return Comparison(names=names, metrics=metrics, differences=_differences(folders), plot=target)
+    return Comparison(names=names, metrics=metrics, differences=differences, plot=target)
 
 
 def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:

@@ -115,7 +115,7 @@ def _packed_split(
         class_names=spec.class_names,
     )
     packing = DecodeSettings(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
-    return decode_images(source, packing, 1.0, console, stop, need_every_class=False)
+    return decode_images(source, packing, 1.0, console=console, stop=stop, need_every_class=False)
 
 
 def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
