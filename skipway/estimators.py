@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skipway.data.sources.read_table import Table, frame_table
-from skipway.data.tables.columns import fit_column, kind_of
+from skipway.data.tables.columns import fit_column, infer_kind
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
@@ -66,7 +66,7 @@ class _SkipEstimator(BaseEstimator):
 
     def _fit(self, spec: TableSpec, table: Table, y: np.ndarray) -> Self:
         """Train a network for `spec` on all rows of `table` with targets y (N,): classes, or scaled numbers."""
-        x, count = spec.encode_whole(table).x, len(table)
+        x, count = spec.encode_strict(table).x, len(table)
         seed = int(check_random_state(self.random_state).randint(2**31))
         batch_size = self.batch_size or table_batch_size(count)
         recipe = Recipe(
@@ -94,7 +94,7 @@ class _SkipEstimator(BaseEstimator):
             task: Task = Classification(settings.label_smoothing)
             if spec.task == "regression":
                 task = Regression(spec.target_mean, spec.target_std)
-            trainer = Trainer(network, settings, table.at, task)
+            trainer = Trainer(network, settings, table.row_name, task)
             rows = np.arange(count)
             train_network(
                 trainer,
@@ -127,7 +127,7 @@ class _SkipEstimator(BaseEstimator):
         """Return encoders of the table's columns; columns of numbers are used, whatever they look like."""
         columns = []
         for name, raw in table.columns.items():
-            kind = kind_of(name, table)[0] if raw.dtype == object else "number"
+            kind = infer_kind(name, table)[0] if raw.dtype == object else "number"
             if kind:
                 columns.append(fit_column(name, kind, raw)[0])
         if not columns:
@@ -137,7 +137,7 @@ class _SkipEstimator(BaseEstimator):
     def _outputs(self, X: Any) -> np.ndarray:
         """Return the outputs (N, K) of the network for X."""
         check_is_fitted(self)
-        x = torch.from_numpy(self.spec_.encode_whole(self._table(X, reset=False)).x).double()
+        x = torch.from_numpy(self.spec_.encode_strict(self._table(X, reset=False)).x).double()
         with torch.inference_mode():
             return torch.cat([self.network_(part) for part in x.split(_BATCH_SIZE)]).numpy()
 

@@ -7,7 +7,7 @@ from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, cho
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.columns import Column
-from skipway.data.tables.dataset import Tables, describe_table, open_tables, table_set
+from skipway.data.tables.dataset import TableSource, build_table_dataset, describe_table, open_table_source
 from skipway.errors import printable
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
@@ -31,7 +31,7 @@ def check(
 
     Of a table `target` is the column to predict.
     """
-    if (tables := open_tables(os.fspath(data), target)) is not None:
+    if (tables := open_table_source(os.fspath(data), target)) is not None:
         return _check_tables(tables, max_unreadable)
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
     packing = choose_decode_settings(source, None, "squash", Recipe.max_pixels)
@@ -75,9 +75,9 @@ def _note_lines(facts: dict[str, Any]) -> list[str]:
     return [f"{count:,} {note}" for note, count in facts["notes"].items()]
 
 
-def _check_tables(tables: Tables, max_unreadable: float) -> str:
+def _check_tables(tables: TableSource, max_unreadable: float) -> str:
     """Return a text report on a table: its rows, columns, target and missing values."""
-    rows = table_set(tables, 0.2, 0, max_unreadable)
+    rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.splits.items())
     target = f"{len(spec.class_names)} classes" if spec.class_names else "a number (regression)"

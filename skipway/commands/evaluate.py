@@ -14,7 +14,7 @@ from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, dec
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.base import Source
 from skipway.data.sources.choose_source import open_source
-from skipway.data.tables.dataset import labelled, open_tables
+from skipway.data.tables.dataset import encode_labeled, open_table_source
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
@@ -121,13 +121,13 @@ def _packed_split(
 def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
     """Return the metrics of `network` on a split of a table: test if there is one, else val, else all rows."""
     spec = network.require_table_spec()
-    tables = open_tables(data, spec.target)
+    tables = open_table_source(data, spec.target)
     if tables is None:
         raise InputError(
             f"{printable(data)} is no table, but the network was trained on one; give a .csv or .parquet file"
         )
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if name in tables.splits])
-    x, y, skipped = labelled(tables.splits[split], spec)
+    x, y, skipped = encode_labeled(tables.splits[split], spec)
     task: Task = Classification(samples="rows")
     if spec.task == "regression":
         task = Regression(spec.target_mean, spec.target_std)

@@ -153,9 +153,9 @@ def _predict_rows(network: Network, table: Table, top: int, console: Console) ->
     for i, output in enumerate(outputs):
         if i in problems:
             reason = f"column {printable(problems[i].column)!r}: {problems[i].why}"
-            yield Prediction(table.at(i), (), reason, noun="row")
+            yield Prediction(table.row_name(i), (), reason, noun="row")
         elif spec.class_names:
             classes = tuple((spec.class_names[k], float(output[k])) for k in order[i])
-            yield Prediction(table.at(i), classes, noun="row")
+            yield Prediction(table.row_name(i), classes, noun="row")
         else:
-            yield Prediction(table.at(i), (), value=float(f"{output[0]:.7g}"), noun="row")
+            yield Prediction(table.row_name(i), (), value=float(f"{output[0]:.7g}"), noun="row")

@@ -136,15 +136,15 @@ class _TableExport:
 
     def inputs(self, check: Any) -> list[np.ndarray]:
         """Return the first row by itself, seven rows, and all of them."""
-        x = self._random_rows() if check is None else self.spec.encode_whole(as_table(check)).x
+        x = self._random_rows() if check is None else self.spec.encode_strict(as_table(check)).x
         x = x if len(x) else self._random_rows()
         return [x[:1], x[np.arange(_BATCH_SIZE) % len(x)], x]
 
     def _random_rows(self) -> np.ndarray:
         generator, spec = np.random.default_rng(0), self.spec
-        numbers = generator.normal(size=(_RANDOM_ROWS, len(spec.numbers)))
-        indicators = generator.integers(0, 2, (_RANDOM_ROWS, len(spec.indicated)))
-        slots = generator.integers(0, spec.categories, (_RANDOM_ROWS, len(spec.sorts)))
+        numbers = generator.normal(size=(_RANDOM_ROWS, len(spec.number_columns)))
+        indicators = generator.integers(0, 2, (_RANDOM_ROWS, len(spec.indicator_columns)))
+        slots = generator.integers(0, spec.categories, (_RANDOM_ROWS, len(spec.category_columns)))
         return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
 
     def expected(self, x: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ class Network(Chain):
         Raises:
             InputError: a column is missing, or a cell cannot be used; names it.
         """
-        return self.row_outputs(self.require_table_spec().encode_whole(table).x)
+        return self.row_outputs(self.require_table_spec().encode_strict(table).x)
 
     def row_outputs(self, x: np.ndarray) -> np.ndarray:
         """As `table_outputs`, for encoded rows x (N, F)."""

@@ -78,7 +78,7 @@ def average_views(network: nn.Module, spec: Spec) -> Averaged:
 
 def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
     """Predict each row of a table: a list of class names, or an array (N,) of numbers."""
-    outputs = row_outputs(network, spec, spec.encode_whole(as_table(inputs)).x)
+    outputs = row_outputs(network, spec, spec.encode_strict(as_table(inputs)).x)
     if spec.class_names:
         return [spec.class_names[i] for i in outputs.argmax(axis=1)]
     return outputs[:, 0]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from skipway.data.tables.dataset import open_tables
+from skipway.data.tables.dataset import open_table_source
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.runs.image_datamodule import ImageDataModule
@@ -108,7 +108,7 @@ def open_datamodule(
         InputError: there is no such data, or an option does not fit it.
     """
     assert recipe.data is not None
-    tables = open_tables(recipe.data, recipe.target, recipe.task, recipe.ignore)
+    tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
     if tables is None:
         if recipe.target is not None:
             raise InputError(

@@ -9,7 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from skipway.data.batching import Shard
-from skipway.data.tables.dataset import Tables, TableSet, describe_table, fingerprint_table, table_set
+from skipway.data.tables.dataset import (
+    TableDataset,
+    TableSource,
+    build_table_dataset,
+    describe_table,
+    fingerprint_table,
+)
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.distributed import collectives
@@ -42,7 +48,7 @@ class TableDataModule:
 
     noun: Literal["pictures", "rows"] = "rows"
 
-    def __init__(self, tables: Tables, recipe: Recipe):
+    def __init__(self, tables: TableSource, recipe: Recipe):
         self.tables, self.recipe, self.name = tables, recipe, tables.name
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)
@@ -51,9 +57,11 @@ class TableDataModule:
         if self.rows.spec.task == "regression":
             _refuse_class_options(recipe, self.rows.spec.target)
 
-    def _read(self, spec: TableSpec | None) -> TableSet:
+    def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
-        return table_set(self.tables, recipe.val_fraction, recipe.seed, max_unreadable=recipe.max_unreadable, spec=spec)
+        return build_table_dataset(
+            self.tables, recipe.val_fraction, recipe.seed, max_unreadable=recipe.max_unreadable, spec=spec
+        )
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Do nothing: tables are read when they are opened."""
@@ -227,7 +235,7 @@ def _changed(recipe: Recipe, names: tuple[str, ...]) -> list[str]:
     return [name for name in names if name in changed]
 
 
-def baseline(rows: TableSet) -> dict[str, Any]:
+def baseline(rows: TableDataset) -> dict[str, Any]:
     """Train scikit-learn's histogram gradient boosting with default settings on the same rows; return its metrics."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -250,13 +258,13 @@ def baseline(rows: TableSet) -> dict[str, Any]:
     return {**metrics, "seconds": round(time.monotonic() - start, 2)}
 
 
-def _baseline_inputs(rows: TableSet) -> tuple[np.ndarray, list[bool]]:
+def _baseline_inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
     """Return the inputs (N, F) with NaN for missing numbers in place of indicators, and which are categories."""
     spec = rows.spec
-    numbers, indicated = len(spec.numbers), len(spec.indicated)
+    numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
     x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
-    position = {column.name: i for i, column in enumerate(spec.numbers)}
-    for i, column in enumerate(spec.indicated):  # the baseline has a rule of its own for missing values
+    position = {column.name: i for i, column in enumerate(spec.number_columns)}
+    for i, column in enumerate(spec.indicator_columns):  # the baseline has a rule of its own for missing values
         x[rows.x[:, numbers + i] > 0, position[column.name]] = np.nan
     few = [count <= _MAX_BASELINE_CATEGORIES for count in spec.categories]
     return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]

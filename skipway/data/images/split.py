@@ -11,9 +11,9 @@ from skipway.data.sources.base import SPLITS
 from skipway.errors import InputError, printable
 from skipway.utils.text import join_names
 
-__all__ = ["class_counts", "describe", "held_out", "hold_out", "refuse_leaks", "remarks", "duplicates"]
+__all__ = ["class_counts", "describe", "hold_out", "holdout_mask", "refuse_leaks", "class_warnings", "duplicates"]
 
-MOST_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
+MAX_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
 IMBALANCED = 5.0
 FEW = 20
 
@@ -37,7 +37,7 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
             f"{printable(images.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
             "few to train on some and validate on others; add at least one more, or a val folder"
         )
-    in_val = held_out(train, images.labels, images.digests, fraction, seed)
+    in_val = holdout_mask(train, images.labels, images.digests, fraction=fraction, seed=seed)
     images.splits = {
         "train": train[~in_val],
         "val": train[in_val],
@@ -45,15 +45,19 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     }
 
 
-def held_out(train: np.ndarray, labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int) -> np.ndarray:
-    """Which of the samples `train` are held out, as (len(train),) booleans: of every label its share, copies together.
+def holdout_mask(
+    train: np.ndarray, labels: np.ndarray, digests: Sequence[str], *, fraction: float, seed: int
+) -> np.ndarray:
+    """Choose which of the samples `train` are held out, as (len(train),) booleans.
+
+    Of every label its share is held out, copies together.
 
     Every label stands on both sides where two different samples have it.
     """
     first = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
     kinds = np.array(sorted(first.values()), dtype=np.int64)
     counts = np.bincount(labels[kinds])
-    shares = _shares(counts, min(round(len(kinds) * fraction), MOST_HELD_OUT))
+    shares = _shares(counts, min(round(len(kinds) * fraction), MAX_HELD_OUT))
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
     by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
     rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within its class
@@ -61,22 +65,22 @@ def held_out(train: np.ndarray, labels: np.ndarray, digests: Sequence[str], frac
     return np.array([digests[i] in held_digests for i in train])
 
 
-def _shares(counts: np.ndarray, wanted: int) -> np.ndarray:
-    """How many of each class to hold out: within one of its exact share, at least one, never all.
+def _shares(counts: np.ndarray, total: int) -> np.ndarray:
+    """Return how many of each class to hold out: within one of its exact share, at least one, never all.
 
     >>> _shares(np.array([70, 30, 2]), 10).tolist()
     [6, 3, 1]
     """
-    exact = counts * (wanted / counts.sum())
+    exact = counts * (total / counts.sum())
     shares = np.clip(np.floor(exact).astype(np.int64), 1, counts - 1)
     room = np.flatnonzero((shares < exact) & (shares < counts - 1))
     largest_first = room[np.argsort(shares[room] - exact[room], kind="stable")]
-    shares[largest_first[: max(0, wanted - int(shares.sum()))]] += 1
+    shares[largest_first[: max(0, total - int(shares.sum()))]] += 1
     return shares
 
 
 def duplicates(images: DecodedImages) -> list[list[int]]:
-    """Groups of pictures with the same content, byte for byte."""
+    """Return groups of pictures with the same content, byte for byte."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, digest in enumerate(images.digests):
         groups[digest].append(i)
@@ -85,24 +89,27 @@ def duplicates(images: DecodedImages) -> list[list[int]]:
 
 def refuse_leaks(images: DecodedImages, allow: bool) -> None:
     """Say which pictures stand twice; where copies stand in two splits, validation would be flattered: refuse."""
-    split_of = {int(i): split for split in SPLITS for i in images.splits.get(split, ())}
+    split_of: dict[int, str] = {}
+    for split in SPLITS:
+        split_of.update(dict.fromkeys(map(int, images.splits.get(split, ())), split))
     groups = duplicates(images)
     across = [g for g in groups if len({split_of[i] for i in g}) > 1]
     crossed = [g for g in groups if len({int(images.labels[i]) for i in g}) > 1]
     if across:
-        first = " and ".join(f"{printable(images.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
-        said = f"{len(across):,} pictures stand in more than one split, such as {first}"
+        example = " and ".join(f"{printable(images.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
+        message = f"{len(across):,} pictures stand in more than one split, such as {example}"
         if not allow:
             raise InputError(
-                f"{printable(images.name)}: {said}; remove the copies from one side, or go on with --allow-duplicates"
+                f"{printable(images.name)}: {message}; remove the copies from one side, or go on with "
+                "--allow-duplicates"
             )
-        images.warnings.append(f"{said}: accuracies are flattered by them")
+        images.warnings.append(f"{message}: accuracies are flattered by them")
     if crossed:
         names = {i: images.class_names[images.labels[i]] for i in crossed[0]}
         pair = _unlike(crossed[0], names)
-        first = " and ".join(f"{printable(images.keys[i])} ({printable(names[i])})" for i in pair)
+        example = " and ".join(f"{printable(images.keys[i])} ({printable(names[i])})" for i in pair)
         images.warnings.append(
-            f"{len(crossed):,} pictures stand under two classes, such as {first}: one label is wrong"
+            f"{len(crossed):,} pictures stand under two classes, such as {example}: one label is wrong"
         )
     copies = sum(len(g) - 1 for g in groups)
     if copies:
@@ -110,12 +117,12 @@ def refuse_leaks(images: DecodedImages, allow: bool) -> None:
 
 
 def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
-    """The first of a group and the first that is of another kind."""
+    """Return the first of a group and the first that is of another kind."""
     return group[0], next(i for i in group if kind[i] != kind[group[0]])
 
 
 def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
-    """{class: {split: pictures}}, classes in their order."""
+    """Return {class: {split: pictures}}, classes in their order."""
     table = {
         split: np.bincount(images.labels[indices], minlength=len(images.class_names))
         for split, indices in images.splits.items()
@@ -123,25 +130,25 @@ def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
     return {name: {split: int(n[i]) for split, n in table.items()} for i, name in enumerate(images.class_names)}
 
 
-def remarks(images: DecodedImages) -> list[str]:
-    """Advice on a set: imbalance, classes with few pictures, unreadable and converted files."""
+def class_warnings(images: DecodedImages) -> list[str]:
+    """Warn of what is odd in a set: imbalance, classes with few pictures, unreadable and converted files."""
     counts = {name: by_split.get("train", 0) for name, by_split in class_counts(images).items()}
-    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-    said = []
-    ratio = counts[most] / max(1, counts[least])
+    largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    warnings = []
+    ratio = counts[largest] / max(1, counts[smallest])
     if ratio >= IMBALANCED:
-        said.append(
-            f"classes are imbalanced 1:{ratio:.0f} ({printable(least)} {counts[least]:,}, {printable(most)} "
-            f"{counts[most]:,} training pictures): accuracy favours the large ones, read the per-class table"
+        warnings.append(
+            f"classes are imbalanced 1:{ratio:.0f} ({printable(smallest)} {counts[smallest]:,}, {printable(largest)} "
+            f"{counts[largest]:,} training pictures): accuracy favours the large ones, read the per-class table"
         )
     few = [name for name, count in counts.items() if count < FEW]
     if few:
         names = join_names(map(printable, few), limit=5)
-        said.append(f"fewer than {FEW} training pictures: {names}; expect weak results there")
+        warnings.append(f"fewer than {FEW} training pictures: {names}; expect weak results there")
     validation = len(images.splits.get("val", ()))
     if 0 < validation < 100:
-        said.append(f"{validation} validation pictures: one picture is {1 / validation:.1%} of accuracy")
-    return said
+        warnings.append(f"{validation} validation pictures: one picture is {1 / validation:.1%} of accuracy")
+    return warnings
 
 
 def describe(images: DecodedImages) -> dict[str, Any]:
@@ -152,6 +159,6 @@ def describe(images: DecodedImages) -> dict[str, Any]:
         "classes": class_counts(images),
         "skipped": len(images.skipped),
         "notes": dict(images.notes.most_common()),
-        "warnings": images.warnings + remarks(images),
+        "warnings": images.warnings + class_warnings(images),
         "sizes": images.sizes,
     }

@@ -16,7 +16,7 @@ from skipway.errors import InputError, MissingExtra, printable
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["opened", "parquet_files", "parquet_source"]
+__all__ = ["open_parquet", "parquet_files", "parquet_source"]
 
 _PICTURE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -94,7 +94,7 @@ def _by_split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_parquet(path: Path) -> Iterator[Any]:
     """The open parquet file; whatever it turns out to be broken by, now or while it is read, names it."""
     try:
         import pyarrow
@@ -110,7 +110,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def _columns(path: Path, where: str) -> tuple[str, str]:
-    with opened(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
     picture = next((n for n in _PICTURE_COLUMNS if n in schema.names), None)
     label = next((n for n in _LABEL_COLUMNS if n in schema.names), None)
@@ -140,13 +140,13 @@ def _declared_names(file: Any, label: str) -> list[str] | None:
 
 
 def _rows(path: Path) -> range:
-    with opened(path) as file:
+    with open_parquet(path) as file:
         return range(file.metadata.num_rows)
 
 
 def _labels(path: Path, label: str) -> list[Any]:
     """The labels of a file: class names where it declares them, else what stands in the column."""
-    with opened(path) as file:
+    with open_parquet(path) as file:
         if label not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {label!r} that the train file has; add it")
         values = file.read(columns=[label]).column(0).to_pylist()
@@ -161,7 +161,7 @@ def _class_names(
 ) -> tuple[str, ...]:
     """The training set's classes in the order in which the file declares them, else sorted."""
     where, label = at
-    with opened(path) as file:
+    with open_parquet(path) as file:
         declared = _declared_names(file, label)
     present = {v for v in column if v is not None}
     names = declared or [str(v) for v in sorted(present, key=lambda v: (isinstance(v, str), v))]
@@ -199,7 +199,7 @@ def _indices(split: str, column: list[Any], class_names: tuple[str, ...], at: tu
 
 
 def _pictures(path: Path, column: str) -> Iterator[Content]:
-    with opened(path) as file:
+    with open_parquet(path) as file:
         if column not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {column!r} that the train file has; add it")
         for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):

@@ -13,7 +13,7 @@ import numpy as np
 
 from skipway.data.sources.base import split_of
 from skipway.data.sources.csv_parser import check_names, read_text
-from skipway.data.sources.image_parquet import opened
+from skipway.data.sources.image_parquet import open_parquet
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.text import join_names
 
@@ -26,11 +26,11 @@ _TARGET = "target"  # what scikit-learn's bundled tables call theirs
 
 @dataclass
 class Table:
-    """`columns[name]` is (N,) float64 or text (object); `at(i)` says where row i stands, for errors and tables."""
+    """`columns[name]` is (N,) float64 or text (object); `row_name(i)` is where row i is, for errors and tables."""
 
     name: str
     columns: dict[str, np.ndarray]
-    at: Callable[[int], str]
+    row_name: Callable[[int], str]
     notes: list[str] = field(default_factory=list)
     thousands: bool = True  # whether 1,234 could mean 1234: it cannot where something else than commas parts columns
 
@@ -38,40 +38,40 @@ class Table:
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
     def column(self, name: str) -> np.ndarray:
-        """The column called `name`; refused with the nearest names where there is none."""
+        """Return the column called `name`; refused with the nearest names where there is none."""
         if name not in self.columns:
             raise InputError(
                 f"{printable(self.name)} has no column {printable(name)!r}{did_you_mean(name, self.columns)}; it has "
-                f"{listed(list(self.columns))}"
+                f"{join_quoted(list(self.columns))}"
             )
         return self.columns[name]
 
 
-def listed(names: list[str], most: int = 8) -> str:
-    """Some names in an error or a note."""
-    return join_names((repr(printable(name)) for name in names), limit=most)
+def join_quoted(names: list[str], limit: int = 8) -> str:
+    """Join some names for an error or a note."""
+    return join_names((repr(printable(name)) for name in names), limit=limit)
 
 
 def table_files(root: Path) -> dict[str, Path]:
-    """{split: file} of the tables that `root` is or holds: one file, or files named train, val and test."""
+    """Return {split: file} of the tables that `root` is or holds: one file, or files named train, val and test."""
     if root.is_file():
         return {"train": root} if root.suffix.lower() in SUFFIXES else {}
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
         split = split_of(path.stem)
         if split is None:
             continue
-        if split in found:
+        if split in files:
             raise InputError(
-                f"{printable(root)} has two {split} tables, {printable(found[split].name)} and {printable(path.name)}; "
+                f"{printable(root)} has two {split} tables, {printable(files[split].name)} and {printable(path.name)}; "
                 "keep one"
             )
-        found[split] = path
-    return found if "train" in found else {}
+        files[split] = path
+    return files if "train" in files else {}
 
 
 def read_table(path: Path) -> Table:
-    """The table of a .csv, .tsv or .parquet file.
+    """Read the table of a .csv, .tsv or .parquet file.
 
     Raises:
         InputError: the file is broken or no table; names the line where there is one.
@@ -80,21 +80,22 @@ def read_table(path: Path) -> Table:
         return _parquet_table(path)
     text = read_text(path)
     lines, name = text.lines, printable(path.name)
-    columns = {key: _stripped(column) for key, column in text.columns.items()}
-    return Table(str(path), columns, lambda i: f"{name}:{lines[i]}", text.notes, thousands=text.separator == ",")
+    columns = {key: _strip_texts(column) for key, column in text.columns.items()}
+    has_thousands = text.separator == ","
+    return Table(str(path), columns, lambda i: f"{name}:{lines[i]}", notes=text.notes, thousands=has_thousands)
 
 
 def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
-    """A pandas DataFrame as a Table; rows are called by their index."""
+    """Turn a pandas DataFrame into a Table; rows are called by their index."""
     names = [str(column) for column in frame.columns]
     check_names(names, name)
     index = frame.index
-    columns = {key: _plain(frame.iloc[:, i], f"{name}, column {printable(key)!r}") for i, key in enumerate(names)}
+    columns = {key: _to_column(frame.iloc[:, i], f"{name}, column {printable(key)!r}") for i, key in enumerate(names)}
     return Table(name, columns, lambda i: f"row {printable(index[i])}")
 
 
 def bundled_table(name: str) -> tuple[Table, str, str]:
-    """One of scikit-learn's bundled tables, its target's name, and the task: (Table, target, task)."""
+    """Return one of scikit-learn's bundled tables, its target's name, and the task: (Table, target, task)."""
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()
@@ -108,7 +109,7 @@ def bundled_table(name: str) -> tuple[Table, str, str]:
 
 def _parquet_table(path: Path) -> Table:
     where, name = printable(path), printable(path.name)
-    with opened(path) as file:
+    with open_parquet(path) as file:
         check_names(list(file.schema_arrow.names), where)
         if not file.metadata.num_rows:
             raise InputError(f"{where} holds the names of its columns but no rows; add a row for each sample")
@@ -116,20 +117,20 @@ def _parquet_table(path: Path) -> Table:
     for level in [n for n in frame.index.names if n is not None]:  # pandas keeps a frame's index as a column too
         if level not in frame.columns:
             frame = frame.reset_index(level)
-    columns = {str(key): _plain(frame[key], f"{where}, column {printable(key)!r}") for key in frame.columns}
+    columns = {str(key): _to_column(frame[key], f"{where}, column {printable(key)!r}") for key in frame.columns}
     return Table(str(path), columns, lambda i: f"{name}:{i + 1}")
 
 
-def _stripped(column: np.ndarray) -> np.ndarray:
-    """Without spaces around; the empty text stays one, and means a missing value."""
+def _strip_texts(column: np.ndarray) -> np.ndarray:
+    """Strip spaces; the empty text stays one, and means a missing value."""
     import pandas as pd
 
-    codes, different = pd.factorize(column)
-    return _texts([text.strip() for text in different])[codes]
+    codes, texts = pd.factorize(column)
+    return _texts([text.strip() for text in texts])[codes]
 
 
-def _plain(series: Any, where: str) -> np.ndarray:
-    """A pandas Series as float64, or as text with None for what is missing."""
+def _to_column(series: Any, where: str) -> np.ndarray:
+    """Turn a pandas Series into float64, or into text with None for what is missing."""
     import pandas as pd
 
     kind = series.dtype
@@ -142,15 +143,15 @@ def _plain(series: Any, where: str) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(kind):
         moments = pd.to_datetime(series, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         return _texts([None if np.isnat(m) else str(m) for m in moments])
-    codes, different = _factorized(series.astype(object), where)
-    if all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in different) and len(different):
-        return np.append(np.array([float(v) for v in different]), np.nan)[codes]
-    texts = [v.strip() if isinstance(v, str) else str(v) for v in different]
+    codes, values = _factorize(series.astype(object), where)
+    if values and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values):
+        return np.append(np.array([float(v) for v in values]), np.nan)[codes]
+    texts = [v.strip() if isinstance(v, str) else str(v) for v in values]
     return _texts([*texts, None])[codes]
 
 
-def _factorized(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
-    """(places, different values): NaN and None are at -1."""
+def _factorize(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
+    """Return (codes, distinct values): NaN and None have the code -1."""
     import pandas as pd
 
     for value in series:
@@ -158,8 +159,8 @@ def _factorized(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
             raise InputError(
                 f"{where} holds a {type(value).__name__}; a cell must be a string or a number: spread it over columns"
             )
-    codes, different = pd.factorize(series)
-    return np.asarray(codes), list(different)
+    codes, values = pd.factorize(series)
+    return np.asarray(codes), list(values)
 
 
 def _texts(values: list[Any]) -> np.ndarray:

@@ -5,19 +5,34 @@ Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from skipway.data.sources.read_table import Table
 from skipway.errors import InputError, printable
 
-__all__ = ["KINDS", "MOST_CATEGORIES", "Column", "Problem", "factor", "fit_column", "kind_of", "read_numbers", "words"]
+__all__ = [
+    "KINDS",
+    "MOST_CATEGORIES",
+    "Column",
+    "ColumnKind",
+    "Problem",
+    "as_texts",
+    "column_to_dict",
+    "describe_problems",
+    "factorize_texts",
+    "fit_column",
+    "infer_kind",
+    "read_numbers",
+]
 
-KINDS = ("number", "boolean", "date", "category")
+ColumnKind = Literal["number", "boolean", "date", "category"]
+KINDS: tuple[ColumnKind, ...] = get_args(ColumnKind)
 MOST_CATEGORIES = 1000  # of one column; rarer ones share the slot of those never seen
 UNSEEN, ABSENT, FIRST = 0, 1, 2  # slots of a category column: never seen, missing, the first category
 _CLIP = 3.0  # scaled values bend here and end at this
@@ -33,7 +48,7 @@ _GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.I)
 _DATE = re.compile(r"\d{4}([-/])\d\d\1\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII)
 _TRUTHS = ({"true": 1.0, "false": 0.0}, {"yes": 1.0, "no": 0.0}, {"t": 1.0, "f": 0.0}, {"y": 1.0, "n": 0.0})
-_TRUTH = {word: value for pair in _TRUTHS for word, value in pair.items()}
+_TRUTH = dict(ChainMap(*_TRUTHS))
 
 
 @dataclass(frozen=True)
@@ -55,190 +70,191 @@ class Column:
     """
 
     name: str
-    kind: str
+    kind: ColumnKind
     center: float = 0.0
     scale: float = 1.0
     indicator: bool = False
     categories: tuple[str, ...] = ()
 
     @property
-    def slots(self) -> int:
-        """How many indices a category column has."""
+    def num_slots(self) -> int:
+        """Return how many indices a category column has."""
         return FIRST + len(self.categories)
 
-    def numbers(self, raw: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
-        """(N,) the values, NaN where one is missing or cannot be used; and what cannot be used."""
+    def read_numbers(self, raw: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+        """Read (N,) values, NaN where one is missing or cannot be used; and what cannot be used."""
         return read_numbers(raw, self.kind, self.name)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """(N,) values as the network is given them, 0 for NaN."""
+        """Return (N,) values as the network gets them, 0 for NaN."""
         with np.errstate(over="ignore"):
             z = np.clip((values - self.center) / self.scale, -1e6, 1e6)
         return np.nan_to_num(z / np.sqrt(1 + (z / _CLIP) ** 2), nan=0.0).astype(np.float32)
 
-    def places(self, raw: np.ndarray) -> np.ndarray:
-        """(N,) slots of a category column."""
+    def slot_indices(self, raw: np.ndarray) -> np.ndarray:
+        """Return (N,) slots of a category column."""
         slot = {name: FIRST + i for i, name in enumerate(self.categories)}
-        codes, different = factor(words(raw))
-        return np.array([*(slot.get(text, UNSEEN) for text in different), ABSENT], np.int64)[codes]
+        codes, texts = factorize_texts(as_texts(raw))
+        return np.array([*(slot.get(text, UNSEEN) for text in texts), ABSENT], np.int64)[codes]
 
 
-def words(raw: np.ndarray) -> np.ndarray:
-    """A column as text, None where nothing stands; the number 1.0 is the word 1."""
+def as_texts(raw: np.ndarray) -> np.ndarray:
+    """Return a column as text, None where nothing stands; the number 1.0 is the text 1."""
     if raw.dtype == object:
         return raw
-    different, codes = np.unique(raw, return_inverse=True)
-    texts = np.empty(len(different), object)
-    texts[:] = [None if np.isnan(value) else _number_text(float(value)) for value in different]
+    values, codes = np.unique(raw, return_inverse=True)
+    texts = np.empty(len(values), object)
+    texts[:] = [None if np.isnan(value) else _number_as_text(float(value)) for value in values]
     return texts[codes]
 
 
-def _number_text(value: float) -> str:
+def _number_as_text(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def factor(texts: np.ndarray, missing: frozenset[str] = _MISSING) -> tuple[np.ndarray, list[str]]:
-    """(codes (N,), different texts): what means a missing value has the code -1."""
+def factorize_texts(texts: np.ndarray, missing: frozenset[str] = _MISSING) -> tuple[np.ndarray, list[str]]:
+    """Return (codes (N,), distinct texts): what means a missing value has the code -1."""
     import pandas as pd
 
-    codes, different = pd.factorize(texts)
-    there = np.array([text.casefold() not in missing for text in different], bool)
-    place = np.append(np.where(there, np.cumsum(there) - 1, -1), -1)
-    return place[codes], [text for text, keep in zip(different, there, strict=True) if keep]
+    codes, distinct = pd.factorize(texts)
+    present = np.array([text.casefold() not in missing for text in distinct], bool)
+    new_codes = np.append(np.where(present, np.cumsum(present) - 1, -1), -1)
+    return new_codes[codes], [text for text, is_present in zip(distinct, present, strict=True) if is_present]
 
 
-def read_numbers(raw: np.ndarray, kind: str, name: str) -> tuple[np.ndarray, list[Problem]]:
-    """(N,) a column's values as float64, NaN where one is missing or cannot be read; and what cannot be read."""
+def read_numbers(raw: np.ndarray, kind: ColumnKind, name: str) -> tuple[np.ndarray, list[Problem]]:
+    """Read (N,) a column's values as float64, NaN where one is missing or cannot be read; and what cannot be read."""
     if raw.dtype != object:
         bad = np.flatnonzero(np.abs(raw) > _LARGEST)
         values = raw.copy()
         values[bad] = np.nan
-        return values, [Problem(int(i), name, _why(str(raw[i]), "number")) for i in bad]
-    codes, different = factor(raw, _NO_NUMBER)
+        return values, [Problem(int(i), name, _describe_cell(str(raw[i]), "number")) for i in bad]
+    codes, texts = factorize_texts(raw, _NO_NUMBER)
     if kind == "number":
-        read = _parsed(different)
+        numbers = _parse_numbers(texts)
     else:
-        one = _day if kind == "date" else lambda text: _TRUTH.get(text.casefold(), _unit(text))
-        read = np.array([one(text) for text in different], np.float64)
-    values = np.append(read, np.nan)[codes]
-    wrong = np.append(np.isnan(read), False)[codes]
-    return values, [Problem(int(i), name, _why(different[codes[i]], kind)) for i in np.flatnonzero(wrong)]
+        parse = _parse_day if kind == "date" else _parse_boolean
+        numbers = np.array([parse(text) for text in texts], np.float64)
+    values = np.append(numbers, np.nan)[codes]
+    wrong = np.append(np.isnan(numbers), False)[codes]
+    return values, [Problem(int(i), name, _describe_cell(texts[codes[i]], kind)) for i in np.flatnonzero(wrong)]
 
 
-def kind_of(name: str, table: Table) -> tuple[str, str]:
-    """(kind, remark): a kind of KINDS, or "" where the column is left out; the remark says why, or what is odd."""
+def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
+    """Return (kind, remark): a kind of KINDS, or "" if the column is left out; the remark is why, or what is odd."""
     raw = table.columns[name]
     if raw.dtype != object:
-        there = raw[~np.isnan(raw)]
-        return _kind_of_numbers(there, len(raw))
-    codes, different = factor(raw)
-    counts = np.bincount(codes[codes >= 0], minlength=len(different))
+        return _infer_kind_of_numbers(raw[~np.isnan(raw)], len(raw))
+    codes, texts = factorize_texts(raw)
+    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
     present = int(counts.sum())
     if not present:
         return "", "empty"
-    if len(different) == 1 and present == len(raw):
+    if len(texts) == 1 and present == len(raw):
         return "", "constant"
-    folded = {text.casefold() for text in different}
+    folded = {text.casefold() for text in texts}
     if len(folded) == 2 and any(folded == set(pair) for pair in _TRUTHS):
         return "boolean", ""
-    number = np.array([text.casefold() in _NO_NUMBER or _numeric(text) for text in different], bool)
-    share = counts[number].sum() / present
+    numeric = np.array([text.casefold() in _NO_NUMBER or _is_numeric(text) for text in texts], bool)
+    share = counts[numeric].sum() / present
     if share >= _MOSTLY:
-        _refuse_ambiguous(different, codes, table, name)
+        _refuse_ambiguous(texts, codes, table=table, name=name)
         values, _ = read_numbers(raw, "number", name)
-        return _kind_of_numbers(values[~np.isnan(values)], len(raw))
-    if counts[[bool(_DATE.fullmatch(text)) for text in different]].sum() / present >= _MOSTLY:
+        return _infer_kind_of_numbers(values[~np.isnan(values)], len(raw))
+    if counts[[bool(_DATE.fullmatch(text)) for text in texts]].sum() / present >= _MOSTLY:
         return "date", ""
-    if len(different) == present and present >= _FEW:
+    if len(texts) == present and present >= _FEW:
         return "", "identifier: every value differs"
     if share >= 0.5:
-        odd = int(np.flatnonzero(codes == np.flatnonzero(~number)[0])[0])
+        row = int(np.flatnonzero(codes == np.flatnonzero(~numeric)[0])[0])
         return "category", (
-            f"{share:.0%} numbers, but {printable(different[codes[odd]])[:40]!r} ({table.at(odd)}) and others are "
+            f"{share:.0%} numbers, but {printable(texts[codes[row]])[:40]!r} ({table.row_name(row)}) and others are "
             "not: taken as categories"
         )
     return "category", ""
 
 
-def fit_column(name: str, kind: str, raw: np.ndarray) -> tuple[Column, dict[str, int]]:
-    """The column of this kind as the training rows `raw` have it, and how often something was noted of it."""
+def fit_column(name: str, kind: ColumnKind, raw: np.ndarray) -> tuple[Column, dict[str, int]]:
+    """Fit a column of this kind to the training rows `raw`; returns it, and how often something was noted of it."""
     if kind == "category":
-        codes, different = factor(words(raw))
-        counts = np.bincount(codes[codes >= 0], minlength=len(different))
-        order = sorted(range(len(different)), key=lambda i: (-counts[i], different[i]))
-        often = [different[i] for i in order if counts[i] > 1][:MOST_CATEGORIES]
-        rare = len(different) - len(often)
-        return Column(name, kind, categories=tuple(sorted(often))), {"rare": rare}
+        codes, texts = factorize_texts(as_texts(raw))
+        counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+        order = sorted(range(len(texts)), key=lambda i: (-counts[i], texts[i]))
+        frequent = [texts[i] for i in order if counts[i] > 1][:MOST_CATEGORIES]
+        rare = len(texts) - len(frequent)
+        return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
     values, _ = read_numbers(raw, kind, name)
-    there = values[~np.isnan(values)]
-    if not len(there):
+    present = values[~np.isnan(values)]
+    if not len(present):
         return Column(name, kind, indicator=True), {"missing": len(raw)}
-    low, center, high = np.quantile(there, (0.25, 0.5, 0.75))
+    low, center, high = np.quantile(present, (0.25, 0.5, 0.75))
     spread = (high - low) / 1.349  # of a normal distribution, its standard deviation
     if not spread > 0:  # one value dominates
-        spread = float(np.std(there / np.abs(there).max()) * np.abs(there).max()) if np.ptp(there) > 0 else 1.0
-    missing = len(values) - len(there)
-    return Column(name, kind, float(center), float(spread) or 1.0, missing > 0), {"missing": missing}
+        largest = np.abs(present).max()
+        spread = float(np.std(present / largest) * largest) if np.ptp(present) > 0 else 1.0
+    missing = len(values) - len(present)
+    column = Column(name, kind, center=float(center), scale=float(spread) or 1.0, indicator=missing > 0)
+    return column, {"missing": missing}
 
 
-def _kind_of_numbers(there: np.ndarray, count: int) -> tuple[str, str]:
-    if not len(there):
+def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind | Literal[""], str]:
+    if not len(present):
         return "", "empty"
-    if np.ptp(there) == 0 and len(there) == count:
+    if np.ptp(present) == 0 and len(present) == count:
         return "", "constant"
-    if count >= _FEW and len(there) == count and there[0] in (0, 1) and np.all(np.diff(there) == 1):
+    if count >= _FEW and len(present) == count and present[0] in (0, 1) and np.all(np.diff(present) == 1):
         return "", "a counter of the rows"
     return "number", ""
 
 
-def _numeric(text: str) -> bool:
+def _is_numeric(text: str) -> bool:
     return bool(
         _POINT.fullmatch(text) or _COMMA.fullmatch(text) or _INFINITE.fullmatch(text) or _GROUPS.fullmatch(text)
     )
 
 
-def _parsed(texts: list[str]) -> np.ndarray:
-    """Texts as numbers, NaN for what is none; decimal commas where no number of the column has a point."""
+def _parse_numbers(texts: list[str]) -> np.ndarray:
+    """Parse texts as numbers, NaN for what is none; decimal commas where no number of the column has a point."""
     if set("".join(texts)) <= _DIGITS:
         try:
-            return _kept(np.array(texts, dtype=np.float64))
+            return _without_largest(np.array(texts, dtype=np.float64))
         except ValueError:
             pass
     commas = any(_COMMA.fullmatch(t) for t in texts) and not any("." in t for t in texts if _POINT.fullmatch(t))
-    return _kept(np.array([_number(text, commas) for text in texts], dtype=np.float64))
+    return _without_largest(np.array([_parse_number(text, commas) for text in texts], dtype=np.float64))
 
 
-def _number(text: str, commas: bool) -> float:
-    """Return the number that `text` is, NaN if it is none; `commas` part decimals if it is set."""
+def _parse_number(text: str, commas: bool) -> float:
     if _POINT.fullmatch(text):
         return float(text)
     return float(text.replace(",", ".")) if commas and _COMMA.fullmatch(text) else np.nan
 
 
-def _kept(values: np.ndarray) -> np.ndarray:
+def _without_largest(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(values) <= _LARGEST, values, np.nan)
 
 
-def _refuse_ambiguous(different: list[str], codes: np.ndarray, table: Table, name: str) -> None:
-    """1,234 in a table that commas part may be 1234: refuse to guess."""
-    groups = [i for i, text in enumerate(different) if _GROUPS.fullmatch(text)]
-    plain = any(_COMMA.fullmatch(t) and not _GROUPS.fullmatch(t) for t in different)
-    if table.thousands and groups and not plain:
+def _refuse_ambiguous(texts: list[str], codes: np.ndarray, *, table: Table, name: str) -> None:
+    """Refuse to guess: 1,234 in a table that commas part may be 1234."""
+    groups = [i for i, text in enumerate(texts) if _GROUPS.fullmatch(text)]
+    has_decimal_commas = any(_COMMA.fullmatch(t) and not _GROUPS.fullmatch(t) for t in texts)
+    if table.thousands and groups and not has_decimal_commas:
         row = int(np.flatnonzero(codes == groups[0])[0])
-        text = printable(different[groups[0]])
+        text = printable(texts[groups[0]])
         raise InputError(
-            f"{table.at(row)}, column {printable(name)!r}: {text!r} may mean {text.replace(',', '')} or "
+            f"{table.row_name(row)}, column {printable(name)!r}: {text!r} may mean {text.replace(',', '')} or "
             f"{text.replace(',', '.')}; write numbers without thousands separators"
         )
 
 
-def _unit(text: str) -> float:
-    """1 or 0 for numbers that mean true or false."""
-    return {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}.get(text, np.nan)
+def _parse_boolean(text: str) -> float:
+    """Return 1 or 0 for a word or a number that means true or false; NaN for anything else."""
+    numbers = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+    return _TRUTH.get(text.casefold(), numbers.get(text, np.nan))
 
 
-def _day(text: str) -> float:
-    """Days since 1970 of an ISO date; NaN for anything else."""
+def _parse_day(text: str) -> float:
+    """Return the days since 1970 of an ISO date; NaN for anything else."""
     if not _DATE.fullmatch(text):
         return np.nan
     try:
@@ -248,8 +264,8 @@ def _day(text: str) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() / 86_400
 
 
-def _why(text: str, kind: str) -> str:
-    """What is wrong with a cell of a column of numbers, booleans or dates."""
+def _describe_cell(text: str, kind: ColumnKind) -> str:
+    """Describe what is wrong with a cell of a column of numbers, booleans or dates."""
     shown = repr(printable(text)[:60])
     if kind == "number" and (_COMMA.fullmatch(text) or _GROUPS.fullmatch(text)):
         return f"{shown} has a comma, which other numbers of the column do not: write {text.replace(',', '.', 1)}"
@@ -259,18 +275,18 @@ def _why(text: str, kind: str) -> str:
     return f"{shown} is not {noun}, unlike the rest of the column"
 
 
-def refusal(problems: Iterable[Problem], at: Callable[[int], str]) -> str:
-    """The text of an error about the first of some cells that cannot be used."""
-    first, *more = sorted(problems, key=lambda p: (p.row, p.column))
-    others = f" (and {len(more):,} more such cells)" if more else ""
+def describe_problems(problems: Iterable[Problem], row_name: Callable[[int], str]) -> str:
+    """Return the text of an error about the first of some cells that cannot be used."""
+    first, *rest = sorted(problems, key=lambda p: (p.row, p.column))
+    others = f" (and {len(rest):,} more such cells)" if rest else ""
     return (
-        f"{at(first.row)}, column {printable(first.column)!r}: {first.why}{others}; correct it, or leave the cell "
-        "empty where the value is missing"
+        f"{row_name(first.row)}, column {printable(first.column)!r}: {first.why}{others}; correct it, or leave the "
+        "cell empty where the value is missing"
     )
 
 
-def plain(column: Column) -> dict[str, Any]:
-    """A column as JSON values, without what its kind does not use."""
+def column_to_dict(column: Column) -> dict[str, Any]:
+    """Return a column as JSON values, without what its kind does not use."""
     if column.kind == "category":
         return {"name": column.name, "kind": column.kind, "categories": list(column.categories)}
     return {

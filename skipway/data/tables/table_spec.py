@@ -9,20 +9,30 @@ Shapes: F numbers and indicators, K category columns: x (N, F + K), whose last K
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from skipway.data.sources.csv_parser import MOST_COLUMNS
-from skipway.data.sources.read_table import Table, listed
-from skipway.data.tables.columns import ABSENT, KINDS, UNSEEN, Column, Problem, plain, refusal
+from skipway.data.sources.read_table import Table, join_quoted
+from skipway.data.tables.columns import (
+    ABSENT,
+    KINDS,
+    UNSEEN,
+    Column,
+    ColumnKind,
+    Problem,
+    column_to_dict,
+    describe_problems,
+)
 from skipway.errors import InputError, printable
 
-__all__ = ["TASKS", "Encoded", "TableSpec"]
+__all__ = ["TASKS", "Encoded", "TableSpec", "TableTask"]
 
-TASKS = ("classification", "regression")
-_MOST_NAMES = 100_000  # class names, and categories of all columns together: they stand in every file's header
-_MOST_BYTES = 1024  # of a name
+TableTask = Literal["classification", "regression"]
+TASKS: tuple[TableTask, ...] = get_args(TableTask)
+_MAX_NAMES = 100_000  # class names, and categories of all columns together: they stand in every file's header
+_MAX_NAME_BYTES = 1024  # of a name
 _FIELDS = {"columns", "target", "task", "class_names", "target_mean", "target_std"}
 
 
@@ -46,7 +56,7 @@ class TableSpec:
 
     columns: tuple[Column, ...]
     target: str
-    task: str
+    task: TableTask
     class_names: tuple[str, ...] = ()
     target_mean: float = 0.0
     target_std: float = 1.0
@@ -64,9 +74,9 @@ class TableSpec:
             if not (math.isfinite(column.center) and math.isfinite(column.scale) and column.scale > 0):
                 raise InputError("a TableSpec needs finite centres and positive scales")
             _check_names(column.categories)
-        if sum(len(c.categories) for c in self.columns) > _MOST_NAMES or len(self.class_names) > _MOST_NAMES:
+        if sum(len(c.categories) for c in self.columns) > _MAX_NAMES or len(self.class_names) > _MAX_NAMES:
             raise InputError(
-                f"a TableSpec holds at most {_MOST_NAMES:,} categories and class names; leave columns of many "
+                f"a TableSpec holds at most {_MAX_NAMES:,} categories and class names; leave columns of many "
                 "categories out with --ignore"
             )
         if (self.task == "classification") != bool(self.class_names):
@@ -77,36 +87,36 @@ class TableSpec:
 
     @property
     def num_classes(self) -> int:
-        """How many outputs there are: one for each class, or one number."""
+        """Return how many outputs there are: one for each class, or one number."""
         return len(self.class_names) or 1
 
     @property
-    def numbers(self) -> tuple[Column, ...]:
-        """The columns of numbers, in the order of their inputs."""
+    def number_columns(self) -> tuple[Column, ...]:
+        """Return the columns of numbers, in the order of their inputs."""
         return tuple(c for c in self.columns if c.kind != "category")
 
     @property
-    def indicated(self) -> tuple[Column, ...]:
-        """Those of `numbers` whose missing values have an input of their own, after all numbers."""
-        return tuple(c for c in self.numbers if c.indicator)
+    def indicator_columns(self) -> tuple[Column, ...]:
+        """Return those of `number_columns` whose missing values have an input of their own, after all numbers."""
+        return tuple(c for c in self.number_columns if c.indicator)
 
     @property
-    def sorts(self) -> tuple[Column, ...]:
-        """The columns of categories, whose slots stand last."""
+    def category_columns(self) -> tuple[Column, ...]:
+        """Return the columns of categories, whose slots stand last."""
         return tuple(c for c in self.columns if c.kind == "category")
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """(K,) how many slots each column of categories has."""
-        return tuple(c.slots for c in self.sorts)
+        """Return (K,) how many slots each column of categories has."""
+        return tuple(c.num_slots for c in self.category_columns)
 
     @property
     def input_shape(self) -> tuple[int]:
-        """(F + K,) of one row."""
-        return (len(self.numbers) + len(self.indicated) + len(self.sorts),)
+        """Return (F + K,) of one row."""
+        return (len(self.number_columns) + len(self.indicator_columns) + len(self.category_columns),)
 
     def encode(self, table: Table) -> Encoded:
-        """The rows of `table` as the network is given them; further columns are passed over.
+        """Encode the rows of `table` as the network gets them; further columns are passed over.
 
         Raises:
             InputError: the table lacks columns; names them.
@@ -115,42 +125,43 @@ class TableSpec:
         if lacking:
             raise InputError(
                 f"{printable(table.name)} lacks {len(lacking)} of the {len(self.columns)} columns that the network was "
-                f"trained with: {listed(lacking)}; add them (empty where nothing is known), or name them as in training"
+                f"trained with: {join_quoted(lacking)}; add them (empty where nothing is known), or name them as in "
+                "training"
             )
         x = np.empty((len(table), *self.input_shape), np.float32)
         problems: list[Problem] = []
         unseen, missing = Counter[str](), Counter[str]()
-        extra = len(self.numbers)
-        for i, column in enumerate(self.numbers):
-            values, bad = column.numbers(table.columns[column.name])
-            absent = np.isnan(values)
-            problems += bad
-            if absent.any() and (count := int(absent.sum()) - len(bad)):
+        indicator = len(self.number_columns)
+        for i, column in enumerate(self.number_columns):
+            values, unreadable = column.read_numbers(table.columns[column.name])
+            is_missing = np.isnan(values)
+            problems += unreadable
+            if is_missing.any() and (count := int(is_missing.sum()) - len(unreadable)):
                 missing[column.name] = count
             x[:, i] = column.scaled(values)
             if column.indicator:
-                x[:, extra] = absent
-                extra += 1
-        for i, column in enumerate(self.sorts, extra):
-            places = column.places(table.columns[column.name])
-            x[:, i] = places
-            if count := int((places == UNSEEN).sum()):
+                x[:, indicator] = is_missing
+                indicator += 1
+        for i, column in enumerate(self.category_columns, indicator):
+            slots = column.slot_indices(table.columns[column.name])
+            x[:, i] = slots
+            if count := int((slots == UNSEEN).sum()):
                 unseen[column.name] = count
-            if count := int((places == ABSENT).sum()):
+            if count := int((slots == ABSENT).sum()):
                 missing[column.name] = count
-        return Encoded(x, problems, unseen, missing)
+        return Encoded(x=x, problems=problems, unseen=unseen, missing=missing)
 
-    def encode_whole(self, table: Table) -> Encoded:
-        """As `encode`, where every cell must be fit for use: else the first that is not is named."""
+    def encode_strict(self, table: Table) -> Encoded:
+        """Encode as `encode` does, but refuse a table with cells that cannot be used, and name the first of them."""
         encoded = self.encode(table)
         if encoded.problems:
-            raise InputError(refusal(encoded.problems, table.at))
+            raise InputError(describe_problems(encoded.problems, table.row_name))
         return encoded
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Return plain values, fit for JSON."""
         return {
-            "columns": [plain(c) for c in self.columns],
+            "columns": [column_to_dict(c) for c in self.columns],
             "target": self.target,
             "task": self.task,
             "class_names": list(self.class_names),
@@ -160,18 +171,18 @@ class TableSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TableSpec":
-        """The TableSpec that `as_dict` wrote."""
+        """Rebuild the TableSpec that `as_dict` wrote."""
         if not isinstance(values, dict) or set(values) != _FIELDS:
             raise InputError(f"a TableSpec has the fields {', '.join(sorted(_FIELDS))}; the file's differ")
         try:
             columns = tuple(
                 Column(
-                    str(c["name"]),
-                    str(c["kind"]),
-                    float(c.get("center", 0)),
-                    float(c.get("scale", 1)),
-                    bool(c.get("indicator", False)),
-                    tuple(c.get("categories", ())),
+                    name=str(c["name"]),
+                    kind=cast(ColumnKind, str(c["kind"])),  # checked by the TableSpec
+                    center=float(c.get("center", 0)),
+                    scale=float(c.get("scale", 1)),
+                    indicator=bool(c.get("indicator", False)),
+                    categories=tuple(c.get("categories", ())),
                 )
                 for c in values["columns"]
             )
@@ -181,12 +192,21 @@ class TableSpec:
             raise InputError(
                 f"a TableSpec's columns and numbers are not as they should be: {printable(error)}"
             ) from None
-        return cls(columns, str(values["target"]), str(values["task"]), names, mean, std)
+        return cls(
+            columns=columns,
+            target=str(values["target"]),
+            task=cast(TableTask, str(values["task"])),
+            class_names=names,
+            target_mean=mean,
+            target_std=std,
+        )
 
 
 def _check_names(names: tuple[str, ...]) -> None:
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise InputError("a TableSpec's categories and class names are texts that differ from each other")
     for name in names:
-        if len(name.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
-            raise InputError(f"the category {printable(name[:40])}... is longer than {_MOST_BYTES} bytes; leave it out")
+        if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+            raise InputError(
+                f"the category {printable(name[:40])}... is longer than {_MAX_NAME_BYTES} bytes; leave it out"
+            )

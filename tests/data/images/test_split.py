@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from picture_folders import decoded_noise
 
 from skipway.data.images import split as module
-from skipway.data.images.split import class_counts, describe, duplicates, hold_out, refuse_leaks, remarks
+from skipway.data.images.split import class_counts, class_warnings, describe, duplicates, hold_out, refuse_leaks
 from skipway.errors import InputError
 
 
@@ -82,7 +82,7 @@ def test_the_smallest_set_gives_one_of_each_class(fraction):
 def test_no_more_than_are_needed_for_a_certain_accuracy_are_held_out():
     packed = decoded_noise([i % 10 for i in range(60_000)], size=1, channels=1)
     hold_out(packed, 0.2, 0)
-    assert len(packed.splits["val"]) == module.MOST_HELD_OUT == 5000
+    assert len(packed.splits["val"]) == module.MAX_HELD_OUT == 5000
     assert set(np.bincount(packed.labels[packed.splits["val"]])) == {500}
 
 
@@ -103,7 +103,7 @@ def test_holding_out_divides_fairly_whatever_the_set(counts, copies, fraction, s
     assert sorted(train + val) == list(range(len(labels))), "each picture stands on exactly one side"
     assert not {digests[i] for i in train} & {digests[i] for i in val}, "copies stay together"
     held = np.bincount(kinds[[int(d) for d in {digests[i] for i in val}]], minlength=len(counts))
-    wanted = min(round(len(kinds) * fraction), module.MOST_HELD_OUT)
+    wanted = min(round(len(kinds) * fraction), module.MAX_HELD_OUT)
     share = np.array(counts) * wanted / len(kinds)
     assert (np.abs(held - share) <= 1 + 1e-9).all() and (held >= 1).all() and (held < counts).all()
 
@@ -147,16 +147,16 @@ def test_hostile_names_are_spelt_out_in_errors():
 def test_advice_names_imbalance_few_pictures_and_a_small_validation_set():
     labels = [0] * 100 + [1] * 10 + [0] * 3 + [1]
     packed = decoded_noise(labels, splits={"train": np.arange(110), "val": np.arange(110, 114)})
-    assert remarks(packed) == [
+    assert class_warnings(packed) == [
         "classes are imbalanced 1:10 (class1 10, class0 100 training pictures): accuracy favours the large ones, read "
         "the per-class table",
         "fewer than 20 training pictures: class1; expect weak results there",
         "4 validation pictures: one picture is 25.0% of accuracy",
     ]
-    assert remarks(decoded_noise([0, 1] * 20)) == []
+    assert class_warnings(decoded_noise([0, 1] * 20)) == []
     many = decoded_noise(list(range(8)) * 2)
     few = "fewer than 20 training pictures: class0, class1, class2, class3, class4 and 3 more; expect weak results"
-    assert remarks(many) == [f"{few} there"]
+    assert class_warnings(many) == [f"{few} there"]
 
 
 def test_counts_are_told_by_class_and_split():
@@ -165,4 +165,4 @@ def test_counts_are_told_by_class_and_split():
     assert class_counts(packed) == {"class0": {"train": 1, "val": 1}, "class1": {"train": 2, "val": 0}}
     said = describe(packed)
     assert said["counts"] == {"train": 3, "val": 1} and said["notes"] == {"grey": 2} and said["skipped"] == 0
-    assert said["classes"] == class_counts(packed) and said["warnings"] == remarks(packed)
+    assert said["classes"] == class_counts(packed) and said["warnings"] == class_warnings(packed)

@@ -6,7 +6,7 @@ import pytest
 from table_files import homes, lines
 
 from skipway.data.sources.read_table import Table, bundled_table, frame_table, read_table
-from skipway.data.tables.columns import MOST_CATEGORIES, Column, factor, fit_column, kind_of, read_numbers
+from skipway.data.tables.columns import MOST_CATEGORIES, Column, factorize_texts, fit_column, infer_kind, read_numbers
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
 
@@ -40,13 +40,13 @@ def table(**columns):
     ],
 )
 def test_kinds_are_read_off_the_values(values, kind, remark):
-    assert kind_of("c", table(c=texts(*values))) == (kind, remark)
+    assert infer_kind("c", table(c=texts(*values))) == (kind, remark)
 
 
 def test_numbers_of_typed_sources_have_kinds_too():
-    assert kind_of("c", table(c=np.array([1.0, np.nan, 2.5]))) == ("number", "")
-    assert kind_of("c", table(c=np.array([np.nan, np.nan]))) == ("", "empty")
-    assert kind_of("c", table(c=np.arange(30.0))) == ("", "a counter of the rows")
+    assert infer_kind("c", table(c=np.array([1.0, np.nan, 2.5]))) == ("number", "")
+    assert infer_kind("c", table(c=np.array([np.nan, np.nan]))) == ("", "empty")
+    assert infer_kind("c", table(c=np.arange(30.0))) == ("", "a counter of the rows")
 
 
 @pytest.mark.parametrize(
@@ -80,19 +80,19 @@ def test_decimal_commas_large_integers_dates_and_truths_are_read():
 def test_a_thousands_separator_that_may_be_a_decimal_comma_is_refused(tmp_path):
     path = lines(tmp_path / "t.csv", "a,b", '"1,234",1', '"2,500",3')
     with pytest.raises(InputError, match="t.csv:2, column 'a': '1,234' may mean 1234 or 1.234; write numbers without"):
-        kind_of("a", read_table(path))
+        infer_kind("a", read_table(path))
     path = lines(tmp_path / "t.csv", "a;b", "1,234;1", "2,500;3")
-    assert kind_of("a", read_table(path)) == ("number", "")
+    assert infer_kind("a", read_table(path)) == ("number", "")
 
 
 def test_categories_have_slots_for_the_unseen_the_missing_and_each_that_is_seen_twice():
     column, said = fit_column("c", "category", texts("b", "a", "b", None, "a", "rare", "NA"))
-    assert column.categories == ("a", "b") and column.slots == 4 and said == {"rare": 1}
-    assert column.places(texts("a", "b", "rare", "zebra", None, "")).tolist() == [2, 3, 0, 0, 1, 1]
+    assert column.categories == ("a", "b") and column.num_slots == 4 and said == {"rare": 1}
+    assert column.slot_indices(texts("a", "b", "rare", "zebra", None, "")).tolist() == [2, 3, 0, 0, 1, 1]
     many = texts(*[f"c{i}" for i in range(MOST_CATEGORIES + 50)] * 2)
     assert len(fit_column("c", "category", many)[0].categories) == MOST_CATEGORIES
     numbers, _ = fit_column("c", "category", np.array([1.0, 2.5, 1.0, 2.5]))
-    assert numbers.categories == ("1", "2.5") and numbers.places(texts("1", "2.5")).tolist() == [2, 3]
+    assert numbers.categories == ("1", "2.5") and numbers.slot_indices(texts("1", "2.5")).tolist() == [2, 3]
 
 
 def test_numbers_are_centred_scaled_and_bent_and_holes_become_the_centre():
@@ -105,7 +105,7 @@ def test_numbers_are_centred_scaled_and_bent_and_holes_become_the_centre():
     assert fit_column("c", "number", np.array([0.0] * 9 + [1.0]))[0].scale > 0
     assert fit_column("c", "number", np.full(3, np.nan))[0].indicator
     assert np.isfinite(fit_column("c", "number", np.array([-1e300, 0, 1e300, 1e300]))[0].scale)
-    assert factor(texts("a", None, "NA", "a"))[0].tolist() == [0, -1, -1, 0]
+    assert factorize_texts(texts("a", None, "NA", "a"))[0].tolist() == [0, -1, -1, 0]
 
 
 def spec(**changes):
@@ -130,7 +130,7 @@ def test_a_spec_encodes_by_name_counts_what_it_fills_in_and_survives_json():
         spec().encode(frame_table(frame.drop(columns="city")))
     frame["size"] = ["x", "70"]
     with pytest.raises(InputError, match="row 0, column 'size': 'x' is not a number, .*; correct it, or leave the"):
-        spec().encode_whole(frame_table(frame))
+        spec().encode_strict(frame_table(frame))
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     frame.to_csv(tmp_path / "t.csv", index=False)
     one, two = read_table(tmp_path / "t.parquet"), read_table(tmp_path / "t.csv")
     for name in frame.columns:
-        kind, _ = kind_of(name, two)
-        assert kind_of(name, one)[0] == kind
+        kind, _ = infer_kind(name, two)
+        assert infer_kind(name, one)[0] == kind
         left, right = (fit_column(name, kind, t.columns[name])[0] for t in (one, two))
         assert left == right
     frame.head(0).to_parquet(tmp_path / "e.parquet")

@@ -8,12 +8,12 @@ from table_files import homes, lines, written
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.read_table import frame_table
 from skipway.data.tables.dataset import (
-    Tables,
+    TableSource,
+    build_table_dataset,
     describe_table,
+    encode_labeled,
     fingerprint_table,
-    labelled,
-    open_tables,
-    table_set,
+    open_table_source,
 )
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError
@@ -22,11 +22,11 @@ CITIES = ["Bonn", "Mars"]
 
 
 def tables(frame, target="price", **more):
-    return Tables("t", {"train": frame_table(frame)}, target, **more)
+    return TableSource("t", {"train": frame_table(frame)}, target, **more)
 
 
 def rows_of(frame, target="price", fraction=0.25, seed=0, max_unreadable=0.01, **more):
-    return table_set(tables(frame, target, **more), fraction, seed, max_unreadable)
+    return build_table_dataset(tables(frame, target, **more), fraction, seed, max_unreadable=max_unreadable)
 
 
 # What DATA is
@@ -34,34 +34,34 @@ def rows_of(frame, target="price", fraction=0.25, seed=0, max_unreadable=0.01, *
 
 def test_a_file_a_folder_and_a_bundled_name_are_tables(tmp_path):
     path = written(tmp_path / "homes.csv", homes())
-    assert open_tables(str(path), "price").name == "homes"
+    assert open_table_source(str(path), "price").name == "homes"
     folder = tmp_path / "split"
     folder.mkdir()
     for name, seed in (("train", 0), ("valid", 1), ("test", 2)):
         written(folder / f"{name}.csv", homes(40, seed))
-    found = open_tables(str(folder), "dear")
+    found = open_table_source(str(folder), "dear")
     assert list(found.splits) == ["train", "val", "test"]
-    rows = table_set(found, 0.2, 0)
+    rows = build_table_dataset(found, 0.2, 0)
     assert [len(rows.splits[s]) for s in ("train", "val", "test")] == [40, 40, 40]
-    wine = open_tables("wine", None)
+    wine = open_table_source("wine", None)
     assert wine.target == "target" and wine.task == "classification"
-    assert open_tables(str(tmp_path / "none"), "price") is None and open_tables("digits", None) is None
+    assert open_table_source(str(tmp_path / "none"), "price") is None and open_table_source("digits", None) is None
     written(folder / "validation.tsv", homes(9), sep="\t")
     with pytest.raises(InputError, match="has two val tables, .*valid.csv and validation.tsv; keep one"):
-        open_tables(str(folder), "dear")
+        open_table_source(str(folder), "dear")
 
 
 def test_target_and_ignored_columns_are_found_by_name(tmp_path):
     path = str(written(tmp_path / "homes.csv", homes()))
     with pytest.raises(InputError, match="homes.csv is a table: say which column to predict with --target, one of"):
-        open_tables(path, None)
+        open_table_source(path, None)
     with pytest.raises(InputError, match=r"has no column 'prise' \(did you mean price\?\); it has 'size', 'city'"):
-        open_tables(path, "prise")
+        open_table_source(path, "prise")
     with pytest.raises(InputError, match="has no column 'sizes'"):
-        open_tables(path, "price", ignore="sizes")
+        open_table_source(path, "price", ignore="sizes")
     with pytest.raises(InputError, match="the column 'price' is both --target and in --ignore"):
-        open_tables(path, "price", ignore="city,price")
-    rows = table_set(open_tables(path, "price", ignore='city, "dear"'), 0.2, 0)
+        open_table_source(path, "price", ignore="city,price")
+    rows = build_table_dataset(open_table_source(path, "price", ignore='city, "dear"'), 0.2, 0)
     assert [c.name for c in rows.spec.columns] == ["size", "garden", "built"]
     assert rows.left_out == {"city": "as asked", "dear": "as asked"}
     with pytest.raises(InputError, match="is a table, but pictures were expected; give a folder of class folders"):
@@ -114,7 +114,7 @@ def test_rows_without_a_target_are_named_counted_and_limited(tmp_path):
     frame = homes(200)
     frame.loc[7, "price"] = np.nan
     path = written(tmp_path / "homes.csv", frame)
-    rows = table_set(open_tables(str(path), "price"), 0.2, 0)
+    rows = build_table_dataset(open_table_source(str(path), "price"), 0.2, 0)
     assert [(s.key, s.reason) for s in rows.skipped] == [("homes.csv:9", "no value in the target 'price'")]
     assert len(rows.x) == 199 and describe_table(rows)["skipped"] == 1
     frame.loc[:9, "price"] = np.nan
@@ -135,7 +135,7 @@ def test_a_class_that_training_does_not_know_is_refused(tmp_path):
     frame = homes(40)
     both = {"train": frame_table(frame), "val": frame_table(frame.assign(dear=["dear"] * 39 + ["odd"]))}
     with pytest.raises(InputError, match="row 39, target 'dear': 'odd' is no class of training .*'cheap', 'dear'"):
-        table_set(Tables("t", both, "dear"), 0.2, 0)
+        build_table_dataset(TableSource("t", both, "dear"), 0.2, 0)
 
 
 # Statistics come from the training rows alone
@@ -211,7 +211,7 @@ def test_copies_are_counted_and_stay_on_one_side():
     side = {int(i): s for s, ids in rows.splits.items() for i in ids}
     assert all(side[i] == side[60 + i] for i in range(10))
     both = {"train": frame_table(homes(60)), "test": frame_table(homes(60).head(7))}
-    rows = table_set(Tables("t", both, "price"), 0.2, 0)
+    rows = build_table_dataset(TableSource("t", both, "price"), 0.2, 0)
     assert "7 rows stand in more than one split, target and all: figures are flattered by them" in rows.warnings
     few = pd.DataFrame({"x": ["a", "b"] * 20, "y": ["p", "q"] * 20})  # two different rows: copies must be parted
     assert set(rows_of(few, "y").y[rows_of(few, "y").splits["val"]]) == {0, 1}
@@ -236,17 +236,17 @@ def test_a_bad_cell_is_refused_with_line_column_and_value(tmp_path):
     path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i}" for i in range(30)], "abc,1", "inf,2")
     said = "t.csv:32, column 'a': 'abc' is not a number, unlike the rest of the column .and 1 more such cells."
     with pytest.raises(InputError, match=said):
-        table_set(open_tables(str(path), "y"), 0.2, 0)
+        build_table_dataset(open_table_source(str(path), "y"), 0.2, 0)
 
 
 def test_labelled_rows_of_another_table():
     rows = rows_of(homes(60), "dear")
     other = homes(20, seed=3)
     other.loc[4, "dear"] = None
-    x, y, skipped = labelled(frame_table(other), rows.spec)
+    x, y, skipped = encode_labeled(frame_table(other), rows.spec)
     assert x.shape == (19, rows.spec.input_shape[0]) and set(y) == {0, 1} and skipped == 1
     with pytest.raises(InputError, match="no row of the DataFrame has a value in the target 'dear'; add some"):
-        labelled(frame_table(other.assign(dear=None)), rows.spec)
+        encode_labeled(frame_table(other.assign(dear=None)), rows.spec)
 
 
 # Batches
