@@ -162,8 +162,8 @@ def test_a_folder_with_files_in_it_is_not_written_into(short):
     assert (short.parent / "mine" / "results.csv").read_text() == "kept"
 
 
-def test_a_run_of_the_default_network_and_optimizer_is_widened(tmp_path):
-    run = train("digits", output=tmp_path, epochs=1, threads=1)
+def test_a_run_of_the_default_network_and_optimizer_is_widened(data, tmp_path):
+    run = train(data, output=tmp_path, epochs=1, threads=1)
     assert run.metrics["resolved"]["optimizer"] == "muon"
     grown = grow_run(run.path, factor=2)
     assert len(train(resume=grown.path, epochs=2).history) == 2
