@@ -1,4 +1,4 @@
-"""SkipClassifier and SkipRegressor: residual networks for tables that stand wherever a scikit-learn estimator does.
+"""SkipClassifier and SkipRegressor: residual networks for tables as scikit-learn estimators.
 
 They train as `skipway train` does a table, with the same defaults, loop and encoders, but on all rows they are given
 and for all epochs: nothing is held out, no folder is written. Missing values are welcome; a DataFrame's columns of
@@ -31,12 +31,12 @@ from skipway.utils.signals import StopFlag
 
 __all__ = ["SkipClassifier", "SkipRegressor"]
 
-_WATCHED = 256  # rows that an epoch's figures are taken from; they decide nothing
-_ROWS = 4096  # predicted at a time
+_NUM_EVALUATED = 256  # rows that each epoch is evaluated on, which decides nothing
+_BATCH_SIZE = 4096  # rows that are predicted at a time
 
 
 class _SkipEstimator(BaseEstimator):
-    """What both share: how a table becomes inputs, how a network is trained on them, what it gives."""
+    """Base of both: a table becomes inputs, a network is trained on them, and computes outputs."""
 
     def __init__(
         self,
@@ -99,21 +99,21 @@ class _SkipEstimator(BaseEstimator):
             train_network(
                 trainer,
                 RowBatches(x, y, rows, batch_size, seed=seed),
-                RowBatches(x, y, rows[:_WATCHED], _ROWS),
+                RowBatches(x, y, rows[:_NUM_EVALUATED], _BATCH_SIZE),
                 None,
                 on_epoch=lambda state, weights: None,
                 facts={},
                 console=Console(quiet=True),
                 stop=StopFlag(),
             )
-        # In float64 a row's output does not depend on the rows beside it.
+        # In float64 a row's output does not depend on the other rows.
         self.network_: Network = network.double().eval()
         self.spec_ = spec
         self.n_iter_ = trainer.state.epoch
         return self
 
     def _table(self, X: Any, reset: bool) -> Table:
-        """X as a Table; what is not a DataFrame with other columns than numbers must be a matrix of numbers."""
+        """Return X as a Table: a DataFrame, or a matrix of numbers."""
         if hasattr(X, "columns") and hasattr(X, "iloc") and not _all_numbers(X):
             validate_data(self, X, skip_check_array=True, reset=reset)
             return frame_table(X)
@@ -124,33 +124,34 @@ class _SkipEstimator(BaseEstimator):
         return Table("X", dict(zip(names, np.ascontiguousarray(matrix.T), strict=True)), lambda i: f"row {i}")
 
     def _columns(self, table: Table) -> tuple[Any, ...]:
-        """Encoders of the table's columns; numbers stay in, whatever they look like."""
-        kinds = {
-            name: infer_kind(name, table)[0] if raw.dtype == object else "number" for name, raw in table.columns.items()
-        }
-        columns = tuple(fit_column(name, kind, table.columns[name])[0] for name, kind in kinds.items() if kind)
+        """Return encoders of the table's columns; columns of numbers are used, whatever they look like."""
+        columns = []
+        for name, raw in table.columns.items():
+            kind = infer_kind(name, table)[0] if raw.dtype == object else "number"
+            if kind:
+                columns.append(fit_column(name, kind, raw)[0])
         if not columns:
             raise InputError("X has no column to learn from; give columns that differ between rows")
-        return columns
+        return tuple(columns)
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """(N, K) what the network says of each row."""
+        """Return the outputs (N, K) of the network for X."""
         check_is_fitted(self)
         x = torch.from_numpy(self.spec_.encode_strict(self._table(X, reset=False)).x).double()
         with torch.inference_mode():
-            return torch.cat([self.network_(part) for part in x.split(_ROWS)]).numpy()
+            return torch.cat([self.network_(part) for part in x.split(_BATCH_SIZE)]).numpy()
 
 
 class SkipClassifier(ClassifierMixin, _SkipEstimator):
     """A residual network that classifies rows of a table.
 
     Args:
-        layers, width, dropout: residual blocks, numbers that travel around them, chance to drop a number inside.
+        layers, width, dropout: residual blocks, their width, dropout rate inside them.
         epochs, batch_size, lr, weight_decay: default: as `skipway train` has them for so many rows.
-        random_state: makes the initial weights, the order of the rows and the dropout.
+        random_state: seeds the initial weights, the order of the rows and the dropout.
 
     Attributes:
-        classes_: what is told apart. network_: the network, in float64, which `network_.save(path)` writes for
+        classes_: the classes. network_: the network, in float64, which `network_.save(path)` writes for
         `skipway.load`. spec_: the columns' encoders. n_iter_: epochs of training.
     """
 
@@ -168,15 +169,15 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         return self._fit(TableSpec(self._columns(table), "y", "classification", names), table, codes.astype(np.int64))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(N, K) probabilities, columns in the order of `classes_`."""
+        """Return probabilities (N, K), columns in the order of `classes_`."""
         outputs = self._outputs(X)
-        shares = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
+        exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
-        """(N,) the likeliest class of each row."""
-        places = self._outputs(X).argmax(axis=1)
-        return self.classes_[places]
+        """Return the most likely class (N,) of each row."""
+        indices = self._outputs(X).argmax(axis=1)
+        return self.classes_[indices]
 
 
 class SkipRegressor(RegressorMixin, _SkipEstimator):
@@ -190,11 +191,13 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
             mean, std = float(y.mean()), float(y.std())
         if not (np.isfinite(mean) and np.isfinite(std)):
             raise InputError("y holds numbers too large to be averaged; scale it first")
-        spec = TableSpec(self._columns(table), "y", "regression", (), mean, std or 1.0)
+        spec = TableSpec(
+            self._columns(table), "y", "regression", class_names=(), target_mean=mean, target_std=std or 1.0
+        )
         return self._fit(spec, table, ((y - mean) / spec.target_std).astype(np.float32))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(N,) numbers."""
+        """Return the predicted numbers (N,)."""
         return self._outputs(X)[:, 0] * self.spec_.target_std + self.spec_.target_mean
 
 
@@ -203,7 +206,7 @@ def _all_numbers(frame: Any) -> bool:
 
 
 def _target(y: Any, count: int, numeric: bool = False) -> np.ndarray:
-    """y as a plain array of as many values as X has rows."""
+    """Return y as a plain array of as many values as X has rows."""
     from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
     if y is None:

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -13,6 +12,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from fake_gpu import OUTSIDE, Copy, DeviceTensor, Sync, fake_gpu
+from processes import run
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -503,7 +503,7 @@ def test_a_process_that_knows_the_device_computes_as_one_that_does_not():
     code = "import torch\nfrom torch import nn\n" + inspect.getsource(trained_on_the_host)
     code += "print(hasattr(torch, 'fgpu'), *trained_on_the_host())"
     command = [sys.executable, "-W", "error", "-c", code]
-    registered, *weights = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    registered, *weights = run(*command, check=True).stdout.split()
     with fake_gpu():
         pass
     assert registered == "False" and hasattr(torch, "fgpu")

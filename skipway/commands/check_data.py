@@ -36,7 +36,12 @@ def check(
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
     packing = choose_decode_settings(source, None, "squash", Recipe.max_pixels)
     packed = decode_images(
-        source, packing, max_unreadable, console or Console(quiet=True), stop or StopFlag(), need_every_class=False
+        source,
+        packing,
+        max_unreadable,
+        console=console or Console(quiet=True),
+        stop=stop or StopFlag(),
+        need_every_class=False,
     )
     refuse_leaks(packed, allow=True)
     facts = describe(packed)

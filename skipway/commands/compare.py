@@ -32,7 +32,9 @@ class Comparison:
     plot: Path
 
     def __str__(self) -> str:
-        columns = list(dict.fromkeys(key for row in self.metrics for key in row))
+        columns: dict[str, None] = {}  # in order, each of them once
+        for row in self.metrics:
+            columns |= dict.fromkeys(row)
         rows = [["run", *(column.replace("_", " ") for column in columns)]]
         for name, metrics in zip(self.names, self.metrics, strict=True):
             rows.append([name, *(_metric_cell(metrics.get(column), column) for column in columns)])

@@ -78,7 +78,7 @@ def evaluate(
         average_views(network, network.require_image_spec()) if tta else network,
         next(network.parameters()).device,
     )
-    scores: ClassScores = score(model, batches, Classification(), nullcontext, device, poll)
+    scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
     return Evaluation(
         split=split,
         count=len(rows),
@@ -115,7 +115,7 @@ def _packed_split(
         class_names=spec.class_names,
     )
     packing = DecodeSettings(spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation)
-    return decode_images(source, packing, 1.0, console, stop, need_every_class=False)
+    return decode_images(source, packing, 1.0, console=console, stop=stop, need_every_class=False)
 
 
 def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
@@ -132,7 +132,7 @@ def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluatio
     if spec.task == "regression":
         task = Regression(spec.target_mean, spec.target_std)
     batches = RowBatches(x, y, np.arange(len(y)), _TABLE_BATCH_SIZE)
-    scores = score(network, batches, task, nullcontext, next(network.parameters()).device)
+    scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)
     metrics = compute_metrics(scores)
     if spec.task == "regression":
         return RegressionEvaluation(split=split, count=len(y), skipped=skipped, **metrics)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from skipway.errors import printable
 from skipway.runs.run_tables import write_table
@@ -21,7 +21,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     reason: str = ""
     value: float | None = None
-    noun: str = "picture"
+    noun: Literal["picture", "row"] = "picture"
 
     @property
     def usable(self) -> bool:
@@ -50,7 +50,7 @@ class Evaluation:
     classes: list[dict[str, Any]]
     skipped: int
     metrics: dict[str, float] = field(default_factory=dict)
-    noun: str = "pictures"
+    noun: Literal["pictures", "rows"] = "pictures"
 
     def __str__(self) -> str:
         unreadable = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.export.export_description import describe_export
 from skipway.export.fusion import Convolution, dequantize, fold, plan_quantized_outputs, run_fused
 from skipway.export.onnx_file import (
     Exported,
-    describe_export,
     file_metadata,
     onnx,
     quiet_exporters,

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError, MissingExtra, ShapeError, printable
-from skipway.export.onnx_file import plain_copy, quiet_exporters, trace_program
+from skipway.export.export_description import plain_copy
+from skipway.export.onnx_file import quiet_exporters, trace_program
 from skipway.export.quantization import PRECISIONS, Observer
 from skipway.kernels.dispatch import run_layers
 from skipway.models.network import Network

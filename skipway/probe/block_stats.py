@@ -148,14 +148,14 @@ def unrolled(network: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for module in network.modules():
             if isinstance(module, Reversible):
-                stack.enter_context(_set(module, "forward", partial(Chain.forward, module)))
+                stack.enter_context(_attribute_set(module, "forward", partial(Chain.forward, module)))
             if isinstance(module, Chain) and module.forward_impl is not None:
-                stack.enter_context(_set(module, "forward_impl", None))
+                stack.enter_context(_attribute_set(module, "forward_impl", None))
         yield
 
 
 @contextmanager
-def _set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+def _attribute_set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
     """An attribute of this one module, meanwhile."""
     own = vars(module)
     before = {name: own[name]} if name in own else {}
@@ -180,16 +180,16 @@ def natural_loss(outputs: Tensor, y: Tensor) -> Tensor:
     elif isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == y.shape:
         if y.numel() and 0 <= int(y.min()) and int(y.max()) < outputs.shape[1]:
             return F.cross_entropy(outputs, y.long())
-    given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     span = f" from {y.min():g} to {y.max():g}" if y.numel() else ""
     raise InputError(
-        f"y {tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}{span} does not fit outputs {given}: expected "
+        f"y {tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}{span} does not fit outputs {kind}: expected "
         "classes (B, *) from 0 to K - 1 beside (B, K, *), or real numbers of one shape; mend y, or give a loss"
     )
 
 
 def batches_loss(x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evaluation") -> Callable[[nn.Module], Any]:
-    """A function that judges a network on samples x (N, *) with targets y: its mean loss, and accuracy for classes.
+    """Return a function that computes a network's mean loss, and accuracy for classes, on samples x (N, *).
 
     It gives (loss, accuracy) for classes y (N,), and the loss alone for real numbers. The network is left as it was.
 
@@ -202,32 +202,32 @@ def batches_loss(x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evalu
     """
     _check_samples(x, y)
 
-    def judge(network: nn.Module) -> Any:
+    def evaluate(network: nn.Module) -> Any:
         device = next(network.parameters(), x).device
         loss = right = 0.0
         with untouched(network), torch.no_grad():
             in_mode(network, mode)
-            for some, targets in zip(x.split(batch_size), y.to(device).split(batch_size), strict=True):
-                outputs = network(some.to(device))
-                loss += float(natural_loss(outputs, targets)) * len(some)
+            for batch, targets in zip(x.split(batch_size), y.to(device).split(batch_size), strict=True):
+                outputs = network(batch.to(device))
+                loss += float(natural_loss(outputs, targets)) * len(batch)
                 if not y.is_floating_point():
-                    right += float((outputs.argmax(1) == targets).double().mean()) * len(some)
+                    right += float((outputs.argmax(1) == targets).double().mean()) * len(batch)
         return loss / len(x) if y.is_floating_point() else (loss / len(x), right / len(x))
 
-    return judge
+    return evaluate
 
 
 def batches_accuracy(
     x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evaluation"
 ) -> Callable[[nn.Module], float]:
     """As `batches_loss`, for the share of samples x (N, *) whose class y (N,) is found, alone."""
-    judge = batches_loss(x, y, batch_size, mode)
+    evaluate = batches_loss(x, y, batch_size, mode)
     if y.is_floating_point():
         raise InputError("accuracy takes classes (N,) as whole numbers, not real numbers; use batches_loss for those")
-    return lambda network: judge(network)[1]
+    return lambda network: evaluate(network)[1]
 
 
 def _check_samples(x: Any, y: Any) -> None:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not len(x) or len(x) != len(y):
-        given = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, y)]
-        raise InputError(f"x and y are tensors of as many samples, at least one, not {given[0]} and {given[1]}")
+        kinds = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, y)]
+        raise InputError(f"x and y are tensors of as many samples, at least one, not {kinds[0]} and {kinds[1]}")

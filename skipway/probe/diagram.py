@@ -26,17 +26,18 @@ from skipway.nn.shortcuts import Project
 from skipway.nn.skip import Dense, Parallel, Skip
 from skipway.probe.svg_layout import ROOM, Row, page, tint
 from skipway.probe.svg_symbols import around, count_of, join_of, kind_of, layer_of, open_sizes, way_of
-from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fitting, length
+from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fit_text, length
 
 __all__ = ["diagram"]
 
-_SMALL = "small", "whitening"  # stems of networks for small pictures
+_SMALL_STEMS = "small", "whitening"  # stems of networks for small pictures
 _IN_ORDER = nn.Sequential, nn.ModuleList, nn.ModuleDict, Dense
 _BLOCKS = Skip, Coupling, Parallel
-_WHOLE = SqueezeExcite, EfficientChannelAttention, Embed, Project, Gate  # one layer to whoever looks at a network
-_DRAWN = 3  # as many as look alike are drawn; of more, one less and a number
-_MOST_ROWS = 6  # as many may look alike; more are blocks of one row
-_LONGEST = 4  # layers in a pattern that may repeat
+# Modules of several layers that are drawn as one.
+_SINGLE_LAYERS = SqueezeExcite, EfficientChannelAttention, Embed, Project, Gate
+_MAX_DRAWN = 3  # as many as look alike are drawn; of more, one less and a number
+_MAX_ROWS = 6  # as many may look alike; more are blocks of one row
+_MAX_PERIOD = 4  # layers in a pattern that may repeat
 
 
 def diagram(
@@ -66,7 +67,7 @@ def diagram(
         raise InputError(
             f"a diagram is drawn of a network, a plan or a name of `skipway models`, not of {type(network).__name__}"
         )
-    shape = tuple(input_shape) if input_shape is not None else _usual_shape(network)
+    shape = tuple(input_shape) if input_shape is not None else _default_shape(network)
     reader = _Reader(network, shape, values or {})
     rows = list(reader.rows(network, ""))
     reader.check()
@@ -74,17 +75,17 @@ def diagram(
     facts = [_parameters(network) or "no parameters", f"{skips:,} shortcut{'' if skips == 1 else 's'}"]
     facts += [f"input {_sizes(shape)}"] if shape else []
     plan = network.plan if isinstance(network, Network) else {}
-    return page(fitting(plan.get("name") or type(network).__name__, 60), facts, rows, reader.scale)
+    return page(fit_text(plan.get("name") or type(network).__name__, 60), facts, rows, reader.scale)
 
 
-def _usual_shape(network: nn.Module) -> tuple[int, ...] | None:
+def _default_shape(network: nn.Module) -> tuple[int, ...] | None:
     if not isinstance(network, Network):
         return None
     if network.spec is not None:
         return 1, *network.spec.input_shape
     if not network.plan:
         return None
-    return shape_for(network.plan, 32 if network.plan.get("stem") in _SMALL else 224)
+    return shape_for(network.plan, 32 if network.plan.get("stem") in _SMALL_STEMS else 224)
 
 
 def _parameters(*modules: nn.Module) -> str:
@@ -103,7 +104,7 @@ def _counted(count: int, noun: str) -> str:
 
 def _sizes(shape: Sequence[Any]) -> str:
     """A shape without its batch."""
-    return fitting(" × ".join(map(str, shape[1:])) or "one number", 40)
+    return fit_text(" × ".join(map(str, shape[1:])) or "one number", 40)
 
 
 @dataclass(frozen=True)
@@ -117,18 +118,18 @@ class _Unit:
     @property
     def block(self) -> bool:
         """Whether it is a block: more than layers in a row."""
-        if not _holds(self.module):
+        if not _is_container(self.module):
             return isinstance(self.module, _BLOCKS)
-        return not isinstance(self.module, _IN_ORDER) or any(map(_stands_out, self.module.children()))
+        return not isinstance(self.module, _IN_ORDER) or any(map(_is_block_like, self.module.children()))
 
 
-def _holds(module: nn.Module) -> bool:
+def _is_container(module: nn.Module) -> bool:
     """Whether a module is drawn as the layers inside it."""
-    inside = any(True for _ in module.children()) and not isinstance(module, (*_BLOCKS, *_WHOLE))
+    inside = any(True for _ in module.children()) and not isinstance(module, (*_BLOCKS, *_SINGLE_LAYERS))
     return inside and (isinstance(module, _IN_ORDER) or not type(module).__module__.startswith("torch."))
 
 
-def _small(unit: _Unit) -> bool:
+def _fits_in_line(unit: _Unit) -> bool:
     """Whether it is drawn among other layers, with its frame if it has one, in place of a row of its own."""
     if isinstance(unit.module, Dense):
         return True
@@ -136,13 +137,13 @@ def _small(unit: _Unit) -> bool:
     return own and length(unit.pieces) < ROOM / 2
 
 
-def _stands_out(module: nn.Module) -> bool:
-    return isinstance(module, _BLOCKS) or (_holds(module) and not isinstance(module, Dense))
+def _is_block_like(module: nn.Module) -> bool:
+    return isinstance(module, _BLOCKS) or (_is_container(module) and not isinstance(module, Dense))
 
 
 def _holds_stages(module: nn.Module) -> bool:
     """Whether several of the layers inside are rows of blocks themselves."""
-    inside = [child for child in module.children() if _holds(child) and not isinstance(child, Reversible)]
+    inside = [child for child in module.children() if _is_container(child) and not isinstance(child, Reversible)]
     return any(sum(isinstance(block, _BLOCKS) for block in child.children()) > 1 for child in inside)
 
 
@@ -153,7 +154,7 @@ class _Reader:
         called = calls(network, shape) if shape else []
         self.shapes = {call.path: call.output for call in called}
         self.places = {call.path: place for place, call in reversed(list(enumerate(called)))}
-        self.values = {name: _finite(name, value) for name, value in values.items()}
+        self.values = {name: _finite_value(name, value) for name, value in values.items()}
         self.scale = (min(self.values.values()), max(self.values.values())) if values else None
         self.blocks: list[str] = []  # paths of all that could show a value
 
@@ -161,54 +162,55 @@ class _Reader:
         """A row for each child that holds layers, and one for the layers before, between and after these."""
         children = [self._unit(name, child) for name, child in self._children(module, path)]
         alike = Counter(child.pieces for child in children)
-        loose: list[_Unit] = []
+        ungrouped: list[_Unit] = []
         for child in children:
-            if not _holds(child.module) or _small(child) or alike[child.pieces] > _MOST_ROWS:
-                loose.append(child)
+            if not _is_container(child.module) or _fits_in_line(child) or alike[child.pieces] > _MAX_ROWS:
+                ungrouped.append(child)
                 continue
-            if loose:
-                yield self._row(loose)
-                loose = []
+            if ungrouped:
+                yield self._row(ungrouped)
+                ungrouped = []
             if _holds_stages(child.module):
                 yield from self.rows(child.module, child.path)
             else:
                 yield self._row(self._units(child.module, child.path), child)
-        if loose:
-            yield self._row(loose)
+        if ungrouped:
+            yield self._row(ungrouped)
 
-    def _row(self, units: list[_Unit], whole: _Unit | None = None) -> Row:
+    def _row(self, units: list[_Unit], container: _Unit | None = None) -> Row:
         """Units beside each other; `whole` holds them all."""
         self.blocks += [unit.path for unit in units if unit.block]
         first, last = units[0].path or "the network", units[-1].path
-        shape = self.shapes.get(whole.path if whole else last)
+        shape = self.shapes.get(container.path if container else last)
         blocks = sum(unit.block for unit in units)
-        facts = [kind_of(whole.module)] if whole and not isinstance(whole.module, _IN_ORDER) else []
+        facts = [kind_of(container.module)] if container and not isinstance(container.module, _IN_ORDER) else []
         facts += [_sizes(shape)] if shape else []
         facts += [_counted(blocks, "block")] if blocks else []
         facts += [count] if (count := _parameters(*(unit.module for unit in units))) else []
-        facts += ["reversible"] if whole and any(isinstance(m, Reversible) for m in whole.module.modules()) else []
-        if whole:
-            name = whole.path
+        if container and any(isinstance(m, Reversible) for m in container.module.modules()):
+            facts.append("reversible")
+        if container:
+            name = container.path
         else:
             name = first if len(units) == 1 else f"{first} to {last}"
-        return Row(fitting(name, 60), tuple(facts), tuple(self._cards(units)))
+        return Row(fit_text(name, 60), tuple(facts), tuple(self._cards(units)))
 
     def _cards(self, units: list[_Unit]) -> Iterator[Piece]:
         """What stands in a row: each block on a card."""
-        for some, more in _folded(units):
-            if more:
-                yield _chip(more, len(some), *self._value(more))
-            elif some[0].block:
-                for unit in some:
-                    yield Card(unit.pieces, *self._value([unit]), tip=fitting(unit.path, 200))
+        for shown, repeats in _fold_repeats(units):
+            if repeats:
+                yield _chip(repeats, len(shown), *self._value(repeats))
+            elif shown[0].block:
+                for unit in shown:
+                    yield Card(unit.pieces, *self._value([unit]), tip=fit_text(unit.path, 200))
             else:
-                for unit in some:
+                for unit in shown:
                     yield from unit.pieces
 
     def _value(self, units: list[_Unit]) -> tuple[str, str]:
         """The tint and the words for the values of some blocks."""
         paths = [unit.path for unit in units if unit.block]
-        numbers = [number for name, number in self.values.items() if any(_within(name, path) for path in paths)]
+        numbers = [number for name, number in self.values.items() if any(_is_within(name, path) for path in paths)]
         if not numbers or self.scale is None:
             return GROUND, ""
         low, high = self.scale
@@ -219,23 +221,23 @@ class _Reader:
     def check(self) -> None:
         """Every value is one of a block that is drawn."""
         for name in self.values:
-            if not any(_within(name, block) for block in self.blocks):
-                some = ", ".join(self.blocks[:3]) + (", ..." if len(self.blocks) > 3 else "")
+            if not any(_is_within(name, block) for block in self.blocks):
+                shown = ", ".join(self.blocks[:3]) + (", ..." if len(self.blocks) > 3 else "")
                 raise InputError(
                     f"no block stands at {printable(name)!r}{did_you_mean(name, self.blocks)}; values are for the "
-                    f"paths of blocks: {some or 'here are none'}"
+                    f"paths of blocks: {shown or 'here are none'}"
                 )
 
     def _children(self, module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
         """(path, layer) of what is inside, in the order of the calls as far as that is known."""
-        if not _holds(module):
+        if not _is_container(module):
             return [(path, module)]
         inside = [(f"{path}.{name}".lstrip("."), child) for name, child in module._modules.items() if child is not None]
         if isinstance(module, _IN_ORDER):
             return inside
 
         def first_call(child: tuple[str, nn.Module]) -> float:
-            return min((place for at, place in self.places.items() if _within(at, child[0])), default=math.inf)
+            return min((place for at, place in self.places.items() if _is_within(at, child[0])), default=math.inf)
 
         return sorted(inside, key=first_call)
 
@@ -256,30 +258,30 @@ class _Reader:
         if isinstance(module, Skip):
             body, after = self._pieces(module.body, f"{path}.body"), self._pieces(module.after, f"{path}.after")
             drop = f", drop path {module.drop_path:g}" if module.drop_path else ""
-            return (Skipped(body, way_of(module), join_of(module.join), after, fitting(f"{path}: Skip{drop}", 200)),)
+            return (Skipped(body, way_of(module), join_of(module.join), after, fit_text(f"{path}: Skip{drop}", 200)),)
         if isinstance(module, Parallel):
             inside = self._children(module.branches, f"{path}.branches")
             branches = tuple(() if isinstance(b, nn.Identity) else self._pieces(b, name) for name, b in inside)
-            return (Lanes(branches, join_of(module.join), fitting(f"{path}: Parallel", 200)),)
+            return (Lanes(branches, join_of(module.join), fit_text(f"{path}: Parallel", 200)),)
         if isinstance(module, Coupling):
             ways = [around(shortcut) for shortcut in module.shortcuts or (None, None)]
             f, g = self._pieces(module.f, f"{path}.f"), self._pieces(module.g, f"{path}.g")
-            return (Coupled(f, g, (ways[0], ways[1]), fitting(f"{path}: Coupling", 200)),)
-        if not _holds(module):
+            return (Coupled(f, g, (ways[0], ways[1]), fit_text(f"{path}: Coupling", 200)),)
+        if not _is_container(module):
             return (layer_of(module, self._tip(module, path)),)
         pieces: list[Piece] = []
-        for some, more in _folded(self._units(module, path)):
-            pieces += [_chip(more, len(some))] if more else chain.from_iterable(unit.pieces for unit in some)
+        for shown, repeats in _fold_repeats(self._units(module, path)):
+            pieces += [_chip(repeats, len(shown))] if repeats else chain.from_iterable(unit.pieces for unit in shown)
         return tuple(pieces) if isinstance(module, _IN_ORDER) else (Frame(kind_of(module), tuple(pieces)),)
 
     def _tip(self, module: nn.Module, path: str) -> str:
         count, shape = _parameters(module), self.shapes.get(path)
         facts = [f"{path or 'the network'}: {type(module).__name__}({module.extra_repr()})"]
         facts += [count] if count else []
-        return fitting(", ".join(facts + ([f"gives {' × '.join(map(str, shape[1:]))}"] if shape else [])), 300)
+        return fit_text(", ".join(facts + ([f"gives {' × '.join(map(str, shape[1:]))}"] if shape else [])), 300)
 
 
-def _finite(name: str, value: Any) -> float:
+def _finite_value(name: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -290,21 +292,21 @@ def _finite(name: str, value: Any) -> float:
     return number
 
 
-def _within(path: str, outer: str) -> bool:
+def _is_within(path: str, outer: str) -> bool:
     return path == outer or path.startswith(f"{outer}.")
 
 
-def _folded(units: list[_Unit]) -> Iterator[tuple[list[_Unit], list[_Unit]]]:
+def _fold_repeats(units: list[_Unit]) -> Iterator[tuple[list[_Unit], list[_Unit]]]:
     """(units to draw, none), or (a pattern, the units that repeat it beyond what has been drawn)."""
-    looks = [unit.pieces for unit in units]
+    appearances = [unit.pieces for unit in units]
     at = 0
     while at < len(units):
-        for period in range(1, _LONGEST + 1):
+        for period in range(1, _MAX_PERIOD + 1):
             end = at + period
-            while looks[end : end + period] == looks[at : at + period]:
+            while appearances[end : end + period] == appearances[at : at + period]:
                 end += period
-            if end - at > _DRAWN * period:
-                begin = at + (_DRAWN - 1) * period
+            if end - at > _MAX_DRAWN * period:
+                begin = at + (_MAX_DRAWN - 1) * period
                 for unit in units[at:begin]:
                     yield [unit], []
                 yield units[at : at + period], units[begin:end]
@@ -315,12 +317,12 @@ def _folded(units: list[_Unit]) -> Iterator[tuple[list[_Unit], list[_Unit]]]:
             at += 1
 
 
-def _chip(more: list[_Unit], period: int, ground: str = GROUND, caption: str = "") -> Chip:
-    count = len(more) // period
+def _chip(repeats: list[_Unit], period: int, ground: str = GROUND, caption: str = "") -> Chip:
+    count = len(repeats) // period
     if period > 1:
         words = [f"+ {count} ×", f"these {period}"]
     else:
-        same = len({count_of(unit.module) for unit in more}) == 1
-        words = [f"+ {count}", f"{'equal' if same else 'similar'} {'blocks' if more[0].block else 'layers'}"]
-    tip = fitting(f"{more[0].path} to {more[-1].path}", 200)
+        same = len({count_of(unit.module) for unit in repeats}) == 1
+        words = [f"+ {count}", f"{'equal' if same else 'similar'} {'blocks' if repeats[0].block else 'layers'}"]
+    tip = fit_text(f"{repeats[0].path} to {repeats[-1].path}", 200)
     return Chip(tuple(words + ([caption] if caption else [])), ground, tip)

@@ -23,33 +23,38 @@ from skipway.nn.shape_inference import Call, evaluation
 from skipway.nn.skip import Dense, Skip
 from skipway.utils.text import join_names
 
-__all__ = ["mistakes"]
+__all__ = ["find_mistakes"]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 _WEIGHTED = nn.Linear, nn.modules.conv._ConvNd, *_NORMS  # zeros come out of them where weight and bias are zero
 _OWN = set(vars(nn.Module()))  # what every module has, besides what its writer gave it
-_MENDS = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}
-_MOST_ITEMS = 1000
-_DEEPEST = 5
+_REPLACEMENTS = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}
+_MAX_ITEMS = 1000
+_MAX_DEPTH = 5
 _FOREIGN = ("torch", "skipway", "numpy", "builtins")  # nobody's layers hide in there
 
 
-def mistakes(network: nn.Module, calls: Sequence[Call], lone: Sequence[Call]) -> list[str]:
+def find_mistakes(network: nn.Module, calls: Sequence[Call], lone: Sequence[Call]) -> list[str]:
     """What is likely to be wrong with `network`, called with `calls`, and with `lone` where the batch is one sample."""
     with torch.no_grad():
-        return [*_repeated(network, calls), *_hidden(network), *_dead(network), *_single(calls, lone)]
+        return [
+            *_find_repeated(network, calls),
+            *_find_hidden(network),
+            *_find_dead(network),
+            *_find_single_values(calls, lone),
+        ]
 
 
-def _repeated(network: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
+def _find_repeated(network: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
     """Blocks that are called several times: one block, not several."""
     times = Counter(call.module for call in calls)
-    said: set[nn.Module] = set()
+    reported: set[nn.Module] = set()
     for module in network.modules():
         count = times[module]
-        if count < 2 or module in said or not any(True for _ in module.parameters()):
+        if count < 2 or module in reported or not any(True for _ in module.parameters()):
             continue
-        said.update(module.modules())
+        reported.update(module.modules())
         paths = dict.fromkeys(call.path for call in calls if call.module is module)
         norms = any(isinstance(m, _BATCH_NORM) for m in module.modules())
         yield (
@@ -62,56 +67,58 @@ def _repeated(network: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
 # Layers that the network does not know of
 
 
-def _hidden(network: nn.Module) -> Iterator[str]:
+def _find_hidden(network: nn.Module) -> Iterator[str]:
     """Layers in plain containers or captured by functions: nothing trains, moves or saves them."""
     known = {id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())}
     for path, module in network.named_modules():
         for name, value in vars(module).items():
-            found = [] if name in _OWN else list(_held(value, f"{path}.{name}".lstrip("."), known, 0))
-            if found:
-                kind, places = type(value).__name__, [f"{trail} ({type(layer).__name__})" for trail, layer in found]
-                count = sum(p.numel() for p in chain.from_iterable(_state(layer) for _, layer in found))
-                mend = _MENDS.get(kind, "Module of your own")
+            hidden = [] if name in _OWN else list(_layers_inside(value, f"{path}.{name}".lstrip("."), known, 0))
+            if hidden:
+                kind, places = type(value).__name__, [f"{trail} ({type(layer).__name__})" for trail, layer in hidden]
+                count = sum(p.numel() for p in chain.from_iterable(_tensors_of(layer) for _, layer in hidden))
+                replacement = _REPLACEMENTS.get(kind, "Module of your own")
                 yield (
                     f"{_join_paths(places)}: hidden in a {kind}, their {count:,} values are not trained, moved or "
-                    f"saved; use an nn.{mend}"
+                    f"saved; use an nn.{replacement}"
                 )
 
 
-def _state(layer: nn.Module | nn.Parameter) -> list[Tensor]:
+def _tensors_of(layer: nn.Module | nn.Parameter) -> list[Tensor]:
     return [*layer.parameters(), *layer.buffers()] if isinstance(layer, nn.Module) else [layer]
 
 
-def _held(value: Any, trail: str, known: set[int], depth: int) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+def _layers_inside(
+    value: Any, trail: str, known: set[int], depth: int
+) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     """(where, layer) of each layer with values in it that `value` leads to; what has been seen is added to `known`."""
-    if id(value) in known or depth > _DEEPEST:
+    if id(value) in known or depth > _MAX_DEPTH:
         return
     known.add(id(value))
     if isinstance(value, nn.Module | nn.Parameter):
         known.update(id(part) for part in (value.modules() if isinstance(value, nn.Module) else ()))
-        if _state(value):
+        if _tensors_of(value):
             yield trail, value
         return
-    for name, inner in _inside(value):
-        yield from _held(inner, f"{trail}{name}", known, depth + 1)
+    for name, inner in _items(value):
+        yield from _layers_inside(inner, f"{trail}{name}", known, depth + 1)
 
 
-def _inside(value: Any) -> Iterable[tuple[str, Any]]:
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
     """(name, value) of what a container, a function or a plain object of the user holds."""
     if isinstance(value, list | tuple | set | frozenset):
-        return ((f"[{i}]", item) for i, item in enumerate(islice(value, _MOST_ITEMS)))
+        return ((f"[{i}]", item) for i, item in enumerate(islice(value, _MAX_ITEMS)))
     if isinstance(value, dict):
-        return ((f"[{key!r}]", item) for key, item in islice(value.items(), _MOST_ITEMS))
+        return ((f"[{key!r}]", item) for key, item in islice(value.items(), _MAX_ITEMS))
     if isinstance(value, MethodType):
         return [(".__self__", value.__self__), ("", value.__func__)]
     if isinstance(value, partial):
         return [("", value.func), (".args", value.args), (".keywords", value.keywords)]
     if isinstance(value, type | ModuleType | Tensor) or str(value.__class__.__module__).split(".")[0] in _FOREIGN:
-        return _captured(value) if isinstance(value, FunctionType) else []
+        return _captured_values(value) if isinstance(value, FunctionType) else []
     return [(f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
 
 
-def _captured(function: FunctionType) -> list[tuple[str, Any]]:
+def _captured_values(function: FunctionType) -> list[tuple[str, Any]]:
     """What a function takes along: variables of the functions around it, globals that it names, its defaults."""
     if str(function.__module__).split(".")[0] in _FOREIGN:
         return []
@@ -127,12 +134,12 @@ def _captured(function: FunctionType) -> list[tuple[str, Any]]:
 # Layers that no gradient reaches
 
 
-def _dead(network: nn.Module) -> Iterator[str]:
+def _find_dead(network: nn.Module) -> Iterator[str]:
     """What begins at zero, followed by an activation without a slope there, or by a scale that is zero as well."""
     inner = set(chain.from_iterable(module.children() for module in network.modules() if _in_order(module)))
     for path, module in network.named_modules():
         if _in_order(module) and module not in inner:
-            dead, _ = _followed(module, path)
+            dead, _ = _trace_zeros(module, path)
             if dead:
                 zero, activation = dead
                 yield (
@@ -140,7 +147,7 @@ def _dead(network: nn.Module) -> Iterator[str]:
                     "gradient ever comes through; leave the activation out, or begin the weights or the bias elsewhere"
                 )
         if isinstance(module, Skip) and isinstance(module.join, Scale) and _all_zero(module.join.scale):
-            _, zero = _followed(module.body, f"{path}.body".lstrip("."))
+            _, zero = _trace_zeros(module.body, f"{path}.body".lstrip("."))
             if zero:
                 yield (
                     f"{path or 'the Skip'}: its scale and {zero}, the end of its body, are both zero at first, so that "
@@ -148,10 +155,10 @@ def _dead(network: nn.Module) -> Iterator[str]:
                 )
 
 
-def _followed(module: nn.Module, path: str) -> tuple[tuple[str, str] | None, str]:
+def _trace_zeros(module: nn.Module, path: str) -> tuple[tuple[str, str] | None, str]:
     """(the layer that gives zeros, the activation that lets no gradient through to it), what makes the output zero."""
     zero = ""
-    for place, layer in _flat(module, path):
+    for place, layer in _flat_layers(module, path):
         if _gives_zeros(layer):
             zero = place
         elif zero and not (isinstance(layer, _WEIGHTED) and _no_bias(layer)):
@@ -162,12 +169,12 @@ def _followed(module: nn.Module, path: str) -> tuple[tuple[str, str] | None, str
     return None, zero
 
 
-def _flat(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+def _flat_layers(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """(path, layer) in the order of calls, as far as containers tell it."""
     if _in_order(module):
         for name, child in module._modules.items():
             if child is not None:
-                yield from _flat(child, f"{path}.{name}".lstrip("."))
+                yield from _flat_layers(child, f"{path}.{name}".lstrip("."))
     else:
         yield path, module
 
@@ -208,7 +215,7 @@ def _at_zero(layer: nn.Module) -> tuple[bool, bool | None]:
 # Norms that have nothing to take a mean of
 
 
-def _single(calls: Sequence[Call], lone: Sequence[Call]) -> Iterator[str]:
+def _find_single_values(calls: Sequence[Call], lone: Sequence[Call]) -> Iterator[str]:
     """Norms that are given one value for each mean, in a batch of one sample or in any."""
     batch = [c.path for c in lone if isinstance(c.module, _BATCH_NORM) and prod(c.inputs[0]) == c.inputs[0][1]]
     any_batch = [

@@ -89,50 +89,59 @@ def landscape(
     half = points // 2
     steps = [span * i / half for i in range(-half, half + 1)]
     generator = torch.Generator().manual_seed(seed)
-    ways = [_direction(weights, generator) for _ in range(dims)]
-    found = []
+    directions = [_direction(weights, generator) for _ in range(dims)]
+    measured = []
     for place in np.ndindex(*[points] * dims):
-        with _moved(weights, ways, [steps[i] for i in place]), untouched(network):
-            found.append(_numbers(loss_of(network)))
+        with _moved_weights(weights, directions, [steps[i] for i in place]), untouched(network):
+            measured.append(_loss_and_accuracy(loss_of(network)))
     shape = [points] * dims
-    losses = np.array([loss for loss, _ in found]).reshape(shape)
-    known = all(accuracy is not None for _, accuracy in found)
-    accuracies = np.array([accuracy for _, accuracy in found]).reshape(shape).tolist() if known else None
-    return Landscape(seed, steps, losses.tolist(), accuracies, _curvature(losses, span / half), _nonconvex(losses))
+    losses = np.array([loss for loss, _ in measured]).reshape(shape)
+    known = all(accuracy is not None for _, accuracy in measured)
+    accuracies = np.array([accuracy for _, accuracy in measured]).reshape(shape).tolist() if known else None
+    return Landscape(
+        seed=seed,
+        steps=steps,
+        losses=losses.tolist(),
+        accuracies=accuracies,
+        curvature=_curvature(losses, span / half),
+        nonconvex=_nonconvex(losses),
+    )
 
 
 def _direction(weights: Sequence[nn.Parameter], generator: torch.Generator) -> list[Tensor]:
     """Normal numbers, each filter of them scaled to the norm of the weights' own."""
-    way = []
+    direction = []
     for weight in weights:
-        drawn = torch.randn(weight.shape, generator=generator).to(weight.device)  # the same on every device
-        sizes = [torch.linalg.vector_norm(v.detach().float().flatten(1), dim=1) for v in (weight, drawn)]
+        noise = torch.randn(weight.shape, generator=generator).to(weight.device)  # the same on every device
+        sizes = [torch.linalg.vector_norm(v.detach().float().flatten(1), dim=1) for v in (weight, noise)]
         scale = (sizes[0] / sizes[1]).view(-1, *[1] * (weight.dim() - 1))
-        way.append((drawn * scale).to(weight.dtype))
-    return way
+        direction.append((noise * scale).to(weight.dtype))
+    return direction
 
 
 @contextmanager
-def _moved(weights: Sequence[nn.Parameter], ways: Sequence[Sequence[Tensor]], steps: Sequence[float]) -> Iterator[None]:
-    """The weights so far along each way, meanwhile; theirs are put aside, not computed back."""
+def _moved_weights(
+    weights: Sequence[nn.Parameter], directions: Sequence[Sequence[Tensor]], steps: Sequence[float]
+) -> Iterator[None]:
+    """Move the weights along directions inside the context; their own are put aside, not computed back."""
     own = [weight.data for weight in weights]
     try:
         for i, weight in enumerate(weights):
-            for way, step in zip(ways, steps, strict=True):
-                weight.data = torch.add(weight.data, way[i], alpha=step)
+            for direction, step in zip(directions, steps, strict=True):
+                weight.data = torch.add(weight.data, direction[i], alpha=step)
         yield
     finally:
         for weight, data in zip(weights, own, strict=True):
             weight.data = data
 
 
-def _numbers(value: Any) -> tuple[float, float | None]:
+def _loss_and_accuracy(value: Any) -> tuple[float, float | None]:
     """(loss, accuracy or None)."""
     parts = list(value) if isinstance(value, tuple | list) and len(value) == 2 else [value]
     numbers = [v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in parts]
     if not all(isinstance(v, Real) for v in numbers):
-        given = ", ".join(type(v).__name__ for v in parts)
-        raise InputError(f"loss_of is to give a loss or (loss, accuracy) as numbers, not {given}; see batches_loss")
+        kinds = ", ".join(type(v).__name__ for v in parts)
+        raise InputError(f"loss_of is to give a loss or (loss, accuracy) as numbers, not {kinds}; see batches_loss")
     loss, accuracy = [*map(float, numbers), None][:2]
     assert loss is not None
     return loss, accuracy

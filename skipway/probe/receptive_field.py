@@ -38,7 +38,7 @@ class Span:
     dim: int | None = None
     inner: int = 1
 
-    def gone(self) -> "Span":
+    def collapsed(self) -> "Span":
         """All positions as one."""
         return Span(self.low.min(keepdims=True), self.high.max(keepdims=True), self.jump)
 
@@ -59,7 +59,7 @@ class Span:
 
 
 Axes = tuple[Span | None, ...]  # of a tensor, one for each axis of the input; None where it has no part in it
-Given = dict[str, Any]  # what an operation is given, by the names in its schema
+Arguments = dict[str, Any]  # of an operation, by the names in its schema
 
 
 class Fields(TorchDispatchMode):
@@ -82,38 +82,38 @@ class Fields(TorchDispatchMode):
 
     def of(self, value: Any) -> tuple[tuple[int, ...], bool]:
         """How many pixels along each axis a position of `value` sees; whether there is only the whole to be seen."""
-        found = [axes for t in tree_leaves(value) if isinstance(t, Tensor) and any(axes := self._get(t))]
-        spans = [[axes[i] for axes in found] for i in range(len(self.sizes) if found else 0)]
+        followed = [axes for t in tree_leaves(value) if isinstance(t, Tensor) and any(axes := self._get(t))]
+        spans = [[axes[i] for axes in followed] for i in range(len(self.sizes) if followed else 0)]
         pixels = tuple(
             max(span.pixels(size) if span else 0 for span in along)
             for along, size in zip(spans, self.sizes, strict=False)
         )
         placeless = all(span is None or span.dim is None for span in chain.from_iterable(spans))
-        return pixels, bool(found) and placeless and pixels == self.sizes
+        return pixels, bool(followed) and placeless and pixels == self.sizes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Computes as ever, and follows."""
         out = func(*args, **(kwargs or {}))
         if self.sizes:
-            self._follow(func, _by_name(func, args, kwargs or {}), out)
+            self._follow(func, _arguments_by_name(func, args, kwargs or {}), out)
         return out
 
-    def _follow(self, func: Any, given: Given, out: Any) -> None:
+    def _follow(self, func: Any, arguments: Arguments, out: Any) -> None:
         name = func._schema.name.removeprefix("aten::")
         in_place = name.endswith("_")
         name = name.removesuffix("_")
-        inputs = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
-        seen = [(t, self._get(t)) for t in (inputs[1:] if name == "copy" else inputs)]
-        if not any(any(axes) for _, axes in seen) or name.endswith("_like") or name.startswith("new_"):
+        inputs = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        sources = [(t, self._get(t)) for t in (inputs[1:] if name == "copy" else inputs)]
+        if not any(any(axes) for _, axes in sources) or name.endswith("_like") or name.startswith("new_"):
             return
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        rule = RULES.get(name, _kept if torch.Tag.pointwise in func.tags else _unknown)
+        rule = RULES.get(name, _unchanged if torch.Tag.pointwise in func.tags else _unknown)
         if outputs:
-            given = given | {"name": name, "out": outputs[0]}
-        moved = [tuple(a if a is None or a.dim is None else rule(a, t, given) for a in axes) for t, axes in seen]
-        together = tuple(_union([s for axes in moved if (s := axes[i])]) for i in range(len(self.sizes)))
+            arguments = arguments | {"name": name, "out": outputs[0]}
+        moved = [tuple(a if a is None or a.dim is None else rule(a, t, arguments) for a in axes) for t, axes in sources]
+        joined = tuple(_union([s for axes in moved if (s := axes[i])]) for i in range(len(self.sizes)))
         for tensor in outputs:
-            self._set(tensor, tuple(a and _fitted(a, tensor) for a in together), in_place)
+            self._set(tensor, tuple(a and _fit_to(a, tensor) for a in joined), in_place)
 
     def _get(self, tensor: Tensor) -> Axes:
         storage, key = _key(tensor)
@@ -123,8 +123,8 @@ class Fields(TorchDispatchMode):
         storage, key = _key(tensor)
         if in_place and storage.nbytes() != tensor.numel() * tensor.element_size():
             # A part of something larger; where in it, is not followed.
-            together = [axes, *(old for place, old in self._axes.items() if place[0] == storage._cdata)]
-            axes = tuple(_union([s.gone() for old in together if (s := old[i])]) for i in range(len(axes)))
+            overlapping = [axes, *(old for place, old in self._axes.items() if place[0] == storage._cdata)]
+            axes = tuple(_union([s.collapsed() for old in overlapping if (s := old[i])]) for i in range(len(axes)))
             self._axes = {place: old for place, old in self._axes.items() if place[0] != storage._cdata}
             key = (storage._cdata,)
         self._axes[key] = axes
@@ -138,20 +138,20 @@ def _key(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
 
 
 @cache
-def _parameters(func: Any) -> tuple[list[str], Given]:
+def _signature(func: Any) -> tuple[list[str], Arguments]:
     arguments = func._schema.arguments
     return [a.name for a in arguments], {a.name: a.default_value for a in arguments if a.has_default_value()}
 
 
-def _by_name(func: Any, args: Iterable[Any], kwargs: Given) -> Given:
-    names, defaults = _parameters(func)
+def _arguments_by_name(func: Any, args: Iterable[Any], kwargs: Arguments) -> Arguments:
+    names, defaults = _signature(func)
     return defaults | dict(zip(names, args, strict=False)) | kwargs
 
 
 def _union(spans: list[Span]) -> Span | None:
     """What an entry sees that is made of entries in the same place of several tensors."""
     if len({(span.dim, span.inner) for span in spans}) > 1:
-        spans = [span.gone() for span in spans]
+        spans = [span.collapsed() for span in spans]
     if len(spans) < 2:
         return spans[0] if spans else None
     low, high = spans[0].low, spans[0].high
@@ -160,47 +160,48 @@ def _union(spans: list[Span]) -> Span | None:
     return replace(spans[0], low=low, high=high, jump=max(span.jump for span in spans))
 
 
-def _fitted(span: Span, tensor: Tensor) -> Span:
+def _fit_to(span: Span, tensor: Tensor) -> Span:
     """The span where the tensor has such an axis; one position that stands for several is none."""
     count = len(span.low) * span.inner
     fits = span.dim is not None and -span.dim <= tensor.dim() and tensor.shape[span.dim] % count == 0
-    return span if fits and (len(span.low) > 1 or tensor.shape[span.dim] == count) else span.gone()  # type: ignore[index]
+    return span if fits and (len(span.low) > 1 or tensor.shape[span.dim] == count) else span.collapsed()  # type: ignore[index]
 
 
 # What operations make of the positions along one axis of what they are given: (span, tensor, arguments) -> span.
 
-Rule = Callable[[Span, Tensor, Given], Span]
+Rule = Callable[[Span, Tensor, Arguments], Span]
 
 
-def _kept(span: Span, x: Tensor, given: Given) -> Span:
+def _unchanged(span: Span, x: Tensor, arguments: Arguments) -> Span:
     return span
 
 
-def _unknown(span: Span, x: Tensor, given: Given) -> Span:
-    return span.gone()
+def _unknown(span: Span, x: Tensor, arguments: Arguments) -> Span:
+    return span.collapsed()
 
 
 def _whole_axis(rule: Rule) -> Rule:
     """For rules of positions that have an axis of the tensor to themselves."""
-    return lambda span, x, given: rule(span, x, given) if span.inner == 1 else span.gone()
+    return lambda span, x, arguments: rule(span, x, arguments) if span.inner == 1 else span.collapsed()
 
 
 @_whole_axis
-def _windows(span: Span, x: Tensor, given: Given) -> Span:
+def _windows(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """Convolutions and pools: windows of `kernel` positions, `dilation` apart, begin `stride` apart."""
-    convolution = "weight" in given
-    kernel = given["weight"].shape[2:] if convolution else given["kernel_size"]
+    convolution = "weight" in arguments
+    kernel = arguments["weight"].shape[2:] if convolution else arguments["kernel_size"]
     axis = _spatial(span, kernel)
-    if convolution and (axis == -1 or x is not given["input"]):  # all channels are mixed; so are a kernel's weights
-        return span.gone()
+    if convolution and (axis == -1 or x is not arguments["input"]):  # all channels are mixed; so are a kernel's weights
+        return span.collapsed()
     if axis < 0:
         return span
-    stride = given["stride"] or kernel
-    size, step, edge, gap = (_along(v, axis) for v in (kernel, stride, given["padding"], given.get("dilation", 1)))
+    stride = arguments["stride"] or kernel
+    windows = (kernel, stride, arguments["padding"], arguments.get("dilation", 1))
+    size, step, edge, gap = (_along_axis(values, axis) for values in windows)
     if (size, step, edge) == (1, 1, 0):
         return span
-    out, reach = np.arange(given["out"].shape[span.dim]), gap * (size - 1)
-    if given.get("transposed"):
+    out, reach = np.arange(arguments["out"].shape[span.dim]), gap * (size - 1)
+    if arguments.get("transposed"):
         last = (out + edge) // step
         first = np.minimum(-((reach - out - edge) // step), last)
         return span.at(*(np.minimum(first + k, last) for k in range(reach // step + 1)), jump=span.jump / step)
@@ -213,127 +214,127 @@ def _spatial(span: Span, sizes: Any) -> int:
     return span.dim + len(sizes)
 
 
-def _along(values: Any, axis: int) -> int:
+def _along_axis(values: Any, axis: int) -> int:
     if isinstance(values, int):
         return values
     return values[axis] if len(values) > 1 else values[0]
 
 
 @_whole_axis
-def _adaptive(span: Span, x: Tensor, given: Given) -> Span:
+def _adaptive(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """As many windows as are asked for, of whatever sizes that takes."""
-    if _spatial(span, given["output_size"]) < 0:
+    if _spatial(span, arguments["output_size"]) < 0:
         return span
-    count, wanted = len(span.low), given["out"].shape[span.dim]
-    first, end = np.arange(wanted) * count // wanted, -(-np.arange(1, wanted + 1) * count // wanted)
+    count, size_out = len(span.low), arguments["out"].shape[span.dim]
+    first, end = np.arange(size_out) * count // size_out, -(-np.arange(1, size_out + 1) * count // size_out)
     taps = (np.minimum(first + k, end - 1) for k in range(max(end - first)))
-    return span.at(*taps, jump=span.jump * count / wanted)
+    return span.at(*taps, jump=span.jump * count / size_out)
 
 
 @_whole_axis
-def _interpolated(span: Span, x: Tensor, given: Given) -> Span:
+def _interpolated(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """Each position takes the nearest one, or lies between two."""
-    axis = _spatial(span, given["output_size"])
+    axis = _spatial(span, arguments["output_size"])
     if axis < 0:
         return span
-    count, wanted = len(span.low), given["out"].shape[span.dim]
-    scale = [given[name] for name in ("scales", "scales_d", "scales_h", "scales_w") if name in given][axis]
-    ratio, out = 1 / scale if scale else count / wanted, np.arange(wanted)
-    if given.get("align_corners"):
-        place = out * (count - 1) / max(wanted - 1, 1)
-    elif "align_corners" in given:
+    count, size_out = len(span.low), arguments["out"].shape[span.dim]
+    scale = [arguments[name] for name in ("scales", "scales_d", "scales_h", "scales_w") if name in arguments][axis]
+    ratio, out = 1 / scale if scale else count / size_out, np.arange(size_out)
+    if arguments.get("align_corners"):
+        place = out * (count - 1) / max(size_out - 1, 1)
+    elif "align_corners" in arguments:
         place = np.maximum((out + 0.5) * ratio - 0.5, 0)
     else:
-        place = np.floor((out + 0.5) * ratio if "exact" in given["name"] else out * ratio)
+        place = np.floor((out + 0.5) * ratio if "exact" in arguments["name"] else out * ratio)
     taps = (np.clip(tap, 0, count - 1).astype(int) for tap in (np.floor(place), np.ceil(place)))
     return span.at(*taps, jump=span.jump * ratio)
 
 
 @_whole_axis
-def _shuffled(span: Span, x: Tensor, given: Given) -> Span:
+def _shuffled(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """Channels become positions, each of which sees what their one did; or positions channels."""
     if _spatial(span, (1, 1)) < 0:
-        return span.gone()
-    if "upscale_factor" in given:
-        factor = given["upscale_factor"]
+        return span.collapsed()
+    if "upscale_factor" in arguments:
+        factor = arguments["upscale_factor"]
         return span.at(np.arange(len(span.low) * factor) // factor, jump=span.jump / factor)
-    factor = given["downscale_factor"]
+    factor = arguments["downscale_factor"]
     starts = np.arange(0, len(span.low), factor)
     return span.at(*(starts + k for k in range(factor)), jump=span.jump * factor)
 
 
 @_whole_axis
-def _padded(span: Span, x: Tensor, given: Given) -> Span:
+def _padded(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """Zeros at the ends, or what is mirrored or repeated there; less than none cuts off."""
     assert span.dim is not None
-    edges = given["pad" if "pad" in given else "padding"]
+    edges = arguments["pad" if "pad" in arguments else "padding"]
     left, right = edges[-2 * span.dim - 2 :][:2] or (0, 0)
     count = len(span.low)
-    if given["name"] == "constant_pad_nd" or min(left, right) < 0:
+    if arguments["name"] == "constant_pad_nd" or min(left, right) < 0:
         return span.at(np.arange(-left, count + right), jump=span.jump)
-    mode: Any = "reflect" if given["name"].startswith("reflection") else "edge"
+    mode: Any = "reflect" if arguments["name"].startswith("reflection") else "edge"
     return span.at(np.pad(np.arange(count), (left, right), mode), jump=span.jump)
 
 
 @_whole_axis
-def _sliced(span: Span, x: Tensor, given: Given) -> Span:
-    if _from_end(given["dim"], x) != span.dim:
+def _sliced(span: Span, x: Tensor, arguments: Arguments) -> Span:
+    if _from_end(arguments["dim"], x) != span.dim:
         return span
-    some = np.arange(len(span.low))[given["start"] : given["end"] : given["step"]]
-    return span.at(some, jump=span.jump * given["step"]) if len(some) else span.gone()
+    indices = np.arange(len(span.low))[arguments["start"] : arguments["end"] : arguments["step"]]
+    return span.at(indices, jump=span.jump * arguments["step"]) if len(indices) else span.collapsed()
 
 
 def _from_end(dim: int, x: Tensor) -> int:
     return dim if dim < 0 else dim - x.dim()
 
 
-def _mixed_along(span: Span, x: Tensor, given: Given) -> Span:
-    return span.gone() if _from_end(given["dim"], x) == span.dim else span
+def _mixed_along_axis(span: Span, x: Tensor, arguments: Arguments) -> Span:
+    return span.collapsed() if _from_end(arguments["dim"], x) == span.dim else span
 
 
-def _reduced(span: Span, x: Tensor, given: Given) -> Span:
+def _reduced(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """Sums, means, largest values over some axes, or over all."""
-    dims = given.get("dim")
+    dims = arguments.get("dim")
     if dims is None or dims == []:
         dims = range(x.dim())
     elif isinstance(dims, int):
         dims = [dims]
     away = {_from_end(dim, x) for dim in dims}
     if span.dim is None or span.dim in away:
-        return span.gone()
-    return span if given.get("keepdim") else replace(span, dim=span.dim + sum(dim > span.dim for dim in away))
+        return span.collapsed()
+    return span if arguments.get("keepdim") else replace(span, dim=span.dim + sum(dim > span.dim for dim in away))
 
 
-def _viewed(span: Span, x: Tensor, given: Given) -> Span:
+def _viewed(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """The same entries in the same order under another shape: found again where one axis holds all the positions."""
     assert span.dim is not None
     apart = span.inner * prod(x.shape[x.dim() + span.dim + 1 :])  # entries from one position to the next
-    shape = given["out"].shape
+    shape = arguments["out"].shape
     for dim in range(-1, -len(shape) - 1, -1):
         step = prod(shape[len(shape) + dim + 1 :])
         inner, count = apart // step, len(span.low)
         if apart % step == 0 and shape[dim] % (inner * count) == 0 and (count > 1 or shape[dim] == 1):
             return replace(span, dim=dim, inner=inner)
-    return span.gone()
+    return span.collapsed()
 
 
-def _permuted(span: Span, x: Tensor, given: Given) -> Span:
+def _permuted(span: Span, x: Tensor, arguments: Arguments) -> Span:
     order = list(range(-x.dim(), 0))
-    if "dims" in given:
-        order = [_from_end(dim, x) for dim in given["dims"]]
+    if "dims" in arguments:
+        order = [_from_end(dim, x) for dim in arguments["dims"]]
     else:
-        first, second = (_from_end(given.get(name, i), x) for i, name in enumerate(("dim0", "dim1")))
+        first, second = (_from_end(arguments.get(name, i), x) for i, name in enumerate(("dim0", "dim1")))
         order[first], order[second] = order[second], order[first]
     assert span.dim is not None
     return replace(span, dim=order.index(span.dim) - x.dim())
 
 
-def _multiplied(span: Span, x: Tensor, given: Given) -> Span:
+def _multiplied(span: Span, x: Tensor, arguments: Arguments) -> Span:
     """Products of matrices: rows of the left, columns of the right; what is summed over is mixed."""
-    right = given["mat2" if "mat2" in given else "batch2"]
-    left = next(given[name] for name in ("mat1", "batch1", "self") if name in given)
+    right = arguments["mat2" if "mat2" in arguments else "batch2"]
+    left = next(arguments[name] for name in ("mat1", "batch1", "self") if name in arguments)
     mixed = (x is left and span.dim == -1) or (x is right and (span.dim == -2 or x is left))
-    return span.gone() if mixed else span
+    return span.collapsed() if mixed else span
 
 
 def _in_dims(name: str, *dims: int) -> list[str]:
@@ -354,9 +355,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_in_dims("replication_pad{}d", 1, 2, 3), _padded),
     "constant_pad_nd": _padded,
     "slice": _sliced,
-    **dict.fromkeys(
-        ("cat", "split", "split_with_sizes", "glu", "_softmax", "_log_softmax", "_safe_softmax", "cumsum"), _mixed_along
-    ),
+    **dict.fromkeys(("cat", "split", "split_with_sizes", "glu", "cumsum"), _mixed_along_axis),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), _mixed_along_axis),
     **dict.fromkeys(
         ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp"), _reduced
     ),
@@ -364,8 +364,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze"), _viewed),
     **dict.fromkeys(("permute", "transpose", "t"), _permuted),
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _multiplied),
-    **dict.fromkeys(("copy", "clone", "detach", "alias", "expand", "_to_copy", "lift_fresh"), _kept),
-    **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm"), _kept),
+    **dict.fromkeys(("copy", "clone", "detach", "alias", "expand", "_to_copy", "lift_fresh"), _unchanged),
+    **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm"), _unchanged),
     # Functions of each number alone that do not say so.
-    **dict.fromkeys(("hardswish", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward"), _kept),
+    **dict.fromkeys(("hardswish", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward"), _unchanged),
 }

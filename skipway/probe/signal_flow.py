@@ -8,19 +8,17 @@ shortcuts keep, De and Smith 2020, arXiv:2002.10444.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.nn.joins import Gate, Scale
 from skipway.nn.reversible import Coupling
 from skipway.nn.skip import Skip
-from skipway.probe.block_stats import Block, Plain, blocks_of, in_mode, natural_loss, unrolled, untouched
+from skipway.probe.block_stats import Plain, blocks_of, in_mode, natural_loss, unrolled, untouched
+from skipway.probe.flow_recorder import BlockCall, MeanSquare, norm_of, record_flow, weights_of
 
 __all__ = ["BlockFlow", "Flow", "Flows", "LayerFlow", "flow"]
 
@@ -126,7 +124,7 @@ def flow(
     with torch.inference_mode(False), torch.enable_grad(), untouched(network), unrolled(network):
         in_mode(network, mode)
         leaf = x.detach().to(device, copy=True).requires_grad_(x.is_floating_point())
-        with _recorded(network) as record:
+        with record_flow(network) as record:
             outputs = network(leaf.clone())  # so that a layer may change what it is given in place
             record.running = False
             value = _loss(outputs, y, loss, device)
@@ -134,7 +132,7 @@ def flow(
             sources = [leaf, *trained] if leaf.requires_grad else trained
             by_source = torch.autograd.grad(value, sources, allow_unused=True)
     gradients = dict(zip(trained, by_source[len(sources) - len(trained) :], strict=True))
-    blocks, layers = [call.as_flow() for call in record.calls], _layer_flows(network, record.outputs, gradients)
+    blocks, layers = [_block_flow(call) for call in record.calls], _layer_flows(network, record.outputs, gradients)
     notes = [*_growth_notes(blocks, layers, factor), *_call_notes(network, blocks)]
     return Flow(mode=mode, loss=float(value.detach()), blocks=blocks, layers=layers, notes=notes)
 
@@ -189,155 +187,40 @@ def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.devic
     return value.reshape(())
 
 
-class _MeanSquare:
-    """Root mean square of all the values that were added, of which there may be two halves."""
-
-    def __init__(self) -> None:
-        self.squares: list[Tensor] = []
-        self.count = 0
-
-    def add(self, value: Any) -> None:
-        """One tensor of real numbers; of anything else nothing is known."""
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            self.squares.append(_norm(value) ** 2)
-            self.count += value.numel()
-
-    def root(self) -> float | None:
-        """Return the root mean square; None if nothing was added."""
-        return math.sqrt(sum(float(s) for s in self.squares) / self.count) if self.squares else None
-
-
-def _norm(value: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(value.detach(), dtype=torch.float64)
-
-
-class _Call:
-    """One call of a block, while it is under way and after."""
-
-    def __init__(self, block: Block, x: Any):
-        self.block, self.open = block, True
-        self.into, self.body, self.shortcut, self.added, self.out = (_MeanSquare() for _ in range(5))
-        self.gradients: dict[str, Tensor] = {}
-        self.into.add(x)
-        self.follow("in", x)
-
-    def follow(self, side: str, value: Any) -> None:
-        """Remember the gradient by `value` once it comes."""
-        if isinstance(value, Tensor) and value.requires_grad:
-            value.register_hook(lambda gradient: self.gradients.__setitem__(side, _norm(gradient)))
-
-    def as_flow(self) -> BlockFlow:
-        """Return the measurements of the call as plain numbers."""
-        module = self.block.module
-        into, body, added = self.into.root(), self.body.root(), self.added.root()
-        plain_skip = isinstance(module, Skip) and module.shortcut is None
-        plain_coupling = isinstance(module, Coupling) and module.shortcuts is None
-        shortcut = into if plain_skip or plain_coupling else self.shortcut.root()
-        added = body if added is None else added
-        ratio = None if shortcut is None or added is None else _ratio(added, shortcut)
-        return BlockFlow(
-            path=self.block.path,
-            kind=self.block.kind,
-            into=into,
-            body=body,
-            shortcut=shortcut,
-            added=added,
-            out=self.out.root(),
-            ratio=ratio,
-            gradient_in=self._gradient("in"),
-            gradient_out=self._gradient("out"),
-        )
-
-    def _gradient(self, side: str) -> float | None:
-        return float(self.gradients[side]) if side in self.gradients else None
-
-
-class _Recorder:
-    """Hooks that record the calls of blocks in their order, and the outputs of layers."""
-
-    def __init__(self) -> None:
-        self.running = True  # the way back may call layers again
-        self.calls: list[_Call] = []
-        self.latest: dict[Block, _Call] = {}
-        self.outputs: dict[nn.Module, _MeanSquare] = {}
-
-    def enter(self, block: Block, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A block is called."""
-        if self.running:
-            self.latest[block] = _Call(block, inputs[0] if inputs else None)
-            self.calls.append(self.latest[block])
-
-    def leave(self, block: Block, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """A block has given `out`."""
-        if self.running:
-            call = self.latest[block]
-            call.out.add(out)
-            call.follow("out", out)
-            call.open = False
-
-    def part(self, block: Block, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """The "body" or the "shortcut" of a block has given `out`, or its join ("added")."""
-        if self.running and block in self.latest and self.latest[block].open:
-            getattr(self.latest[block], name).add(out.detach() - inputs[1] if name == "added" else out)
-
-    def layer(self, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """A layer has given `out`; of several calls the first counts."""
-        if self.running and module not in self.outputs:
-            self.outputs[module] = _MeanSquare()
-            self.outputs[module].add(out)
-
-
-@contextmanager
-def _recorded(network: nn.Module) -> Iterator[_Recorder]:
-    recorder, blocks, handles = _Recorder(), blocks_of(network), []
-    try:
-        for block in blocks:  # before the parts of any, so that a block that is a body is left when its body is noted
-            handles.append(block.module.register_forward_pre_hook(partial(recorder.enter, block)))
-            handles.append(block.module.register_forward_hook(partial(recorder.leave, block)))
-        for block in blocks:
-            for name, module in _parts(block):
-                handles.append(module.register_forward_hook(partial(recorder.part, block, name)))
-        for module in network.modules():
-            if _weights(module):
-                handles.append(module.register_forward_hook(recorder.layer))
-        yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _parts(block: Block) -> Iterator[tuple[str, nn.Module]]:
-    module = block.module
-    if isinstance(module, Skip):
-        yield "body", module.body
-        if module.shortcut is not None:
-            yield "shortcut", module.shortcut
-        if isinstance(module.join, Scale | Gate):
-            yield "added", module.join
-    elif isinstance(module, Coupling):
-        yield from (("body", module.f), ("body", module.g))
-        yield from (("shortcut", shortcut) for shortcut in module.shortcuts or ())
-    else:
-        body = getattr(module, "body", None)
-        if isinstance(body, nn.Module):
-            yield "body", body
-
-
-def _weights(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters(recurse=False) if p.dim() > 1]
+def _block_flow(call: BlockCall) -> BlockFlow:
+    """Return the measurements of one call of a block as plain numbers."""
+    module = call.block.module
+    into, body, added = call.into.root(), call.body.root(), call.added.root()
+    plain_skip = isinstance(module, Skip) and module.shortcut is None
+    plain_coupling = isinstance(module, Coupling) and module.shortcuts is None
+    shortcut = into if plain_skip or plain_coupling else call.shortcut.root()
+    added = body if added is None else added
+    ratio = None if shortcut is None or added is None else _ratio(added, shortcut)
+    return BlockFlow(
+        path=call.block.path,
+        kind=call.block.kind,
+        into=into,
+        body=body,
+        shortcut=shortcut,
+        added=added,
+        out=call.out.root(),
+        ratio=ratio,
+        gradient_in=call.gradient("in"),
+        gradient_out=call.gradient("out"),
+    )
 
 
 def _layer_flows(
-    network: nn.Module, outputs: dict[nn.Module, _MeanSquare], gradients: Mapping[nn.Parameter, Tensor | None]
+    network: nn.Module, outputs: dict[nn.Module, MeanSquare], gradients: Mapping[nn.Parameter, Tensor | None]
 ) -> list[LayerFlow]:
-    paths = {module: path for path, module in network.named_modules() if _weights(module)}
+    paths = {module: path for path, module in network.named_modules() if weights_of(module)}
     layers = []
     for module in [*outputs, *(m for m in paths if m not in outputs)]:  # the latter are used, but not called
-        weights = _weights(module)
+        weights = weights_of(module)
         count = sum(p.numel() for p in weights)
         of_weights = [g for p in weights if (g := gradients.get(p)) is not None]
-        norm = math.sqrt(sum(float(_norm(g)) ** 2 for g in of_weights)) if of_weights else None
-        size = math.sqrt(sum(float(_norm(p)) ** 2 for p in weights) / count)
+        norm = math.sqrt(sum(float(norm_of(g)) ** 2 for g in of_weights)) if of_weights else None
+        size = math.sqrt(sum(float(norm_of(p)) ** 2 for p in weights) / count)
         out = outputs[module].root() if module in outputs else None
         per_weight = None if norm is None else norm / math.sqrt(sum(g.numel() for g in of_weights))
         layers.append(

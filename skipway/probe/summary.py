@@ -19,7 +19,7 @@ from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on_meta
 from skipway.nn.skip import Parallel, Skip
-from skipway.probe.lint import mistakes
+from skipway.probe.lint import find_mistakes
 from skipway.probe.receptive_field import Fields
 
 __all__ = ["Row", "Summary", "summary"]
@@ -129,66 +129,78 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
         ShapeError: a layer cannot take what reaches it; names its path.
     """
     called = calls(network, input_shape)
-    passed, notes = _passed(network, input_shape, called)
-    working = list(_working(called))
-    ends = [number for number, *_ in working[1:]] + [len(called)]  # of what counts for each row
-    rows, seen, begin = [], set(), 0
-    for (number, call, own), end in zip(working, ends, strict=True):
-        new = [p for p in own if p not in seen]
-        seen.update(new)
+    records, notes = _record_pass(network, input_shape, called)
+    computing = list(_computing_calls(called))
+    ends = [number for number, *_ in computing[1:]] + [len(called)]  # of what counts for each row
+    rows, counted, begin = [], set(), 0
+    for (number, call, own), end in zip(computing, ends, strict=True):
+        new = [p for p in own if p not in counted]
+        counted.update(new)
         count, shared = sum(p.numel() for p in new), bool(own) and not new
-        memory, begin = sum(p.kept for p in passed[begin:end]), end
-        looks = passed[number].field if passed else ((), False)
-        rows.append(Row(call.path, type(call.module).__name__, call.output, count, _macs(call), shared, memory, *looks))
+        memory, begin = sum(p.kept_bytes for p in records[begin:end]), end
+        receptive_field, sees_all = records[number].field if records else ((), False)
+        rows.append(
+            Row(
+                path=call.path,
+                layer=type(call.module).__name__,
+                shape=call.output,
+                parameters=count,
+                macs=_macs(call),
+                shared=shared,
+                memory=memory,
+                receptive_field=receptive_field,
+                sees_all=sees_all,
+            )
+        )
     parameters = list(network.parameters())
     return Summary(
-        rows,
-        tuple(input_shape),
-        sum(p.numel() for p in parameters),
-        sum(p.numel() for p in parameters if p.requires_grad),
-        sum(isinstance(m, Skip) for m in network.modules()),
-        [*mistakes(network, called, _with_one_sample(network, called, input_shape)), *notes],
+        rows=rows,
+        input_shape=tuple(input_shape),
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        skips=sum(isinstance(m, Skip) for m in network.modules()),
+        notes=[*find_mistakes(network, called, _with_one_sample(network, called, input_shape)), *notes],
     )
 
 
 @dataclass
-class _Passed:
+class _CallRecord:
     """A call in a pass with gradients: the bytes that it keeps itself, and what a position of its output sees."""
 
     module: nn.Module
-    kept: int = 0
+    kept_bytes: int = 0
     field: tuple[tuple[int, ...], bool] = ((), False)
 
 
-def _passed(network: nn.Module, shape: tuple[int, ...], called: list[Call]) -> tuple[list[_Passed], list[str]]:
+def _record_pass(network: nn.Module, shape: tuple[int, ...], called: list[Call]) -> tuple[list[_CallRecord], list[str]]:
     """What each of the calls keeps and sees; or nothing, and a note that says why it is not known."""
     reason = ""
     for meta in (True, False):  # fast, and as it would be with data
-        watch = _Watch()
+        recorder = _PassRecorder()
         try:
-            watch.run(network, shape, meta)
+            recorder.run(network, shape, meta)
         except Exception as error:  # whatever a user's module does only here: its shapes are known all the same
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             continue
-        if [p.module for p in watch.ended] == [c.module for c in called]:
-            return watch.ended, []
+        if [p.module for p in recorder.ended] == [c.module for c in called]:
+            return recorder.ended, []
         reason = "with gradients other layers are called than without"
     return [], [f"memory and receptive fields are not known: {printable(reason)}"]
 
 
-class _Watch:
+class _PassRecorder:
     """Follows one pass with gradients over tensors without data; `ended` becomes its calls, as they end."""
 
     def __init__(self) -> None:
-        self.ended: list[_Passed] = []
-        self.running: list[_Passed] = []
+        self.ended: list[_CallRecord] = []
+        self.running: list[_CallRecord] = []
         self.fields = Fields()
         self.known: dict[int, Any] = {}  # storages that count no more; alive, so that none takes the address of another
 
     def run(self, network: nn.Module, shape: tuple[int, ...], meta: bool) -> None:
         """The pass, on the meta device or on tensors that only seem to have data; the network stays as it is."""
         parameters = dict(network.named_parameters(remove_duplicate=False))
-        wanted = {name: p.requires_grad for name, p in parameters.items()}
+        trainable = {name: p.requires_grad for name, p in parameters.items()}
         like = next((p for p in parameters.values() if p.is_floating_point()), torch.empty(0))
         with ExitStack() as stack:
             enter = stack.enter_context
@@ -201,7 +213,7 @@ class _Watch:
                 enter(on_meta(network))
                 enter(torch.device("meta"))
                 for name, twin in network.named_parameters(remove_duplicate=False):
-                    twin.requires_grad_(wanted[name])
+                    twin.requires_grad_(trainable[name])
             else:
                 enter(kept_buffers(network))
                 enter(FakeTensorMode(allow_non_fake_inputs=True))
@@ -217,21 +229,21 @@ class _Watch:
             network(x)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self.running.append(_Passed(module))
+        self.running.append(_CallRecord(module))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         while self.running[-1].module is not module:  # a call that failed, in a module that goes on without it
             self.running.pop()
-        one = self.running.pop()
-        one.field = self.fields.of(output)
+        record = self.running.pop()
+        record.field = self.fields.of(output)
         if isinstance(module, Reversible) and output.requires_grad:
-            one.kept = output.numel() * max(output.element_size(), 4)  # its halves, in float32 at least
-        self.ended.append(one)
+            record.kept_bytes = output.numel() * max(output.element_size(), 4)  # its halves, in float32 at least
+        self.ended.append(record)
 
     def _keep(self, tensor: Tensor) -> None:
-        reversible = any(isinstance(one.module, Reversible) for one in self.running)
+        reversible = any(isinstance(record.module, Reversible) for record in self.running)
         if self.running and not reversible:
-            self.running[-1].kept += self._count(tensor)
+            self.running[-1].kept_bytes += self._count(tensor)
 
     def _count(self, tensor: Tensor) -> int:
         """The bytes of the memory that a tensor lies in, the first time that it is seen."""
@@ -241,7 +253,7 @@ class _Watch:
         return storage.nbytes() if new else 0
 
 
-def _working(called: list[Call]) -> Iterator[tuple[int, Call, list[nn.Parameter]]]:
+def _computing_calls(called: list[Call]) -> Iterator[tuple[int, Call, list[nn.Parameter]]]:
     """The calls that compute something themselves, each with its number and the parameters that it uses.
 
     These are the innermost, and those around others that have parameters of their own.

@@ -11,7 +11,7 @@ from typing import Any
 from skipway.probe.svg_text import (
     ARCS,
     BAND,
-    COLOURS,
+    COLORS,
     FAINT,
     GROUND,
     HALF,
@@ -31,11 +31,11 @@ from skipway.probe.svg_text import (
     Sliver,
     Way,
     arrow,
-    drawn,
+    draw_pieces,
     extent,
     path,
     rectangle,
-    shortened,
+    shorten,
     text,
 )
 
@@ -84,12 +84,12 @@ class _Line:
 
     def places(self) -> list[float]:
         """Where each piece begins, and where the last one ends."""
-        x, found = LEFT + INDENT * self.depth, []
+        x, places = LEFT + INDENT * self.depth, []
         for before, piece in zip([None, *self.pieces], self.pieces, strict=False):
             x += _gap(before, piece)
-            found.append(x)
+            places.append(x)
             x += piece.size.width
-        return [*found, x]
+        return [*places, x]
 
     def reach(self) -> tuple[float, float]:
         """Above and below its middle."""
@@ -149,14 +149,14 @@ class _Flow:
         return len(self.lines) - 1
 
     def _open(self, piece: Skipped | Frame | Card | Lanes | Coupled, depth: int) -> None:
-        parts, rest = _opened(piece)
+        parts, rest = _open_piece(piece)
         for number, (inside, way, title) in enumerate(parts):
             first = self._begin(depth + 1)
             self.beside |= {first} if number and isinstance(piece, Lanes) else set()
             self._put(inside, depth + 1)
             last = self._begin(depth + 1) if way is not None else len(self.lines) - 1 - (not self.lines[-1].pieces)
             if way is not None or title:
-                self.brackets.append(_Bracket(first, last, depth, way, title))
+                self.brackets.append(_Bracket(first=first, last=last, depth=depth, way=way, title=title))
         if rest:
             self._begin(depth + 1)
             self._put(rest, depth + 1)
@@ -164,7 +164,7 @@ class _Flow:
             self._begin(depth)
 
 
-def _opened(
+def _open_piece(
     piece: Skipped | Frame | Card | Lanes | Coupled,
 ) -> tuple[list[tuple[tuple[Piece, ...], Way | None, str]], tuple[Piece, ...]]:
     """What is inside a piece, each part with its shortcut or its title, and what follows the last one."""
@@ -185,18 +185,18 @@ def page(title: str, facts: Sequence[str], rows: Sequence[Row], scale: tuple[flo
     ends = [line.places()[-1] for line in chain.from_iterable(flow.lines for flow in flows)]
     width = max(NARROWEST, *(end + EDGE + 12 for end in ends), extent(title, 19) + 2 * EDGE)
     body: list[str] = [
-        text(EDGE, 32, title, 19, INK, ' text-anchor="start" font-weight="bold"'),
-        text(EDGE, 53, " · ".join(facts), 13, MUTED, ' text-anchor="start"'),
+        text(EDGE, 32, title, size=19, color=INK, more=' text-anchor="start" font-weight="bold"'),
+        text(EDGE, 53, " · ".join(facts), size=13, color=MUTED, more=' text-anchor="start"'),
     ]
     y, before = 68.0, None
     for row, flow in zip(rows, flows, strict=True):
         height, middles = _heights(flow, len(row.facts))
-        body.append(rectangle(EDGE - 6, y, width - 2 * EDGE + 12, height, BAND, corner=9))
+        body.append(rectangle(EDGE - 6, y, width - 2 * EDGE + 12, height, fill=BAND, corner=9))
         body += _label(row, y)
         body += _lines(flow, [y + middle for middle in middles], before, y)
         before = flow.lines[-1].places()[-1], y + middles[-1]
         y += height + BETWEEN
-    legend, y = _legend(list(_shown(rows)), scale, y + 4, width)
+    legend, y = _legend(list(_drawn_items(rows)), scale, y + 4, width)
     described = "; ".join(f"{row.name}: {', '.join(row.facts)}" if row.facts else row.name for row in rows)
     return "\n".join(
         [
@@ -204,7 +204,7 @@ def page(title: str, facts: Sequence[str], rows: Sequence[Row], scale: tuple[flo
             f'viewBox="0 0 {width:.0f} {y:.0f}" role="img" font-family="{_FONT}">',
             f"<title>{title}</title>",
             f"<desc>{', '.join(facts)}. From the input on: {described}</desc>",
-            rectangle(0, 0, width, y, GROUND, corner=0),
+            rectangle(0, 0, width, y, fill=GROUND, corner=0),
             *body,
             *legend,
             "</svg>\n",
@@ -223,11 +223,11 @@ def _heights(flow: _Flow, facts: int) -> tuple[float, list[float]]:
 
 
 def _label(row: Row, y: float) -> Iterator[str]:
-    name = shortened(row.name, 18)
+    name = shorten(row.name, 18)
     yield f"<g><title>{row.name}</title>"
-    yield text(EDGE + 4, y + 22, name, 13.5, INK, ' text-anchor="start" font-weight="bold"') + "</g>"
+    yield text(EDGE + 4, y + 22, name, size=13.5, color=INK, more=' text-anchor="start" font-weight="bold"') + "</g>"
     for number, fact in enumerate(row.facts):
-        yield text(EDGE + 4, y + 40 + 16 * number, shortened(fact, 24), 12, MUTED, ' text-anchor="start"')
+        yield text(EDGE + 4, y + 40 + 16 * number, shorten(fact, 24), size=12, color=MUTED, more=' text-anchor="start"')
 
 
 def _lines(flow: _Flow, middles: list[float], before: tuple[float, float] | None, top: float) -> Iterator[str]:
@@ -237,17 +237,17 @@ def _lines(flow: _Flow, middles: list[float], before: tuple[float, float] | None
         *places, end = line.places()
         begin, gap = places[0], top - BETWEEN / 2 if number == 0 else y - line.reach()[0] - BETWEEN / 2
         if before is None or number in flow.beside:
-            yield path(f"M{begin - 16:.1f} {y:.1f}H{begin:.1f}", INK if before is None else FAINT)
+            yield path(f"M{begin - 16:.1f} {y:.1f}H{begin:.1f}", color=INK if before is None else FAINT)
         elif number in joined:
             yield path(f"M{before[0]:.1f} {before[1]:.1f}h9V{gap:.1f}H{begin + RADIUS:.1f}V{y - RADIUS - 4:.1f}")
             yield arrow(begin + RADIUS, y - RADIUS, 0, 1)
         else:
             yield path(f"M{before[0]:.1f} {before[1]:.1f}h9V{gap:.1f}H{begin - 16:.1f}V{y:.1f}H{begin - 4:.1f}")
         if number not in joined:
-            yield arrow(begin, y, 1, 0, INK if before is None else FAINT)
-        yield path(f"M{begin:.1f} {y:.1f}H{end:.1f}", INK)
+            yield arrow(begin, y, 1, 0, color=INK if before is None else FAINT)
+        yield path(f"M{begin:.1f} {y:.1f}H{end:.1f}", color=INK)
         for piece, x in zip(line.pieces, places, strict=True):
-            yield from drawn([piece], x, y)
+            yield from draw_pieces([piece], x, y)
         before = (end, y)
     for bracket in flow.brackets:
         yield from _bracket(bracket, flow, middles)
@@ -258,7 +258,7 @@ def _bracket(bracket: _Bracket, flow: _Flow, middles: list[float]) -> Iterator[s
     top, bottom = middles[bracket.first], middles[bracket.last]
     if bracket.way is None:
         above, below = flow.lines[bracket.first].reach()[0], flow.lines[bracket.last].reach()[1]
-        yield path(f"M{x:.1f} {top - above:.1f}V{bottom + below:.1f}", MUTED, 1, "2 3")
+        yield path(f"M{x:.1f} {top - above:.1f}V{bottom + below:.1f}", color=MUTED, width=1, dashes="2 3")
         color, word, middle = MUTED, bracket.title, (top - above + bottom + below) / 2
     else:
         color, dashes = ARCS[bracket.way.kind]
@@ -266,29 +266,29 @@ def _bracket(bracket: _Bracket, flow: _Flow, middles: list[float]) -> Iterator[s
         yield f'<circle cx="{fork:.1f}" cy="{top:.1f}" r="2.4" fill="{color}"/>'
         yield path(
             f"M{fork:.1f} {top:.1f}H{x + 12:.1f}q-12 0 -12 12V{bottom - 12:.1f}q0 12 12 12H{meet:.1f}",
-            color,
-            2,
-            dashes,
+            color=color,
+            width=2,
+            dashes=dashes,
         )
-        yield arrow(meet + 4, bottom, 1, 0, color)
+        yield arrow(meet + 4, bottom, 1, 0, color=color)
         word, middle = " ".join(w for w in (bracket.title, bracket.way.word) if w), (top + bottom) / 2
     if word:
         turned = f' transform="rotate(-90 {x - 5:.1f} {middle:.1f})"'
-        yield text(x - 5, middle, word, LETTERS, color, turned)
+        yield text(x - 5, middle, word, size=LETTERS, color=color, more=turned)
 
 
 # The legend
 
 
-def _shown(value: Any) -> Iterator[Any]:
+def _drawn_items(value: Any) -> Iterator[Any]:
     """All boxes, joins, shortcuts and whatever else is drawn."""
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _shown(item)
+            yield from _drawn_items(item)
     elif is_dataclass(value):
         yield value
         for part in fields(value):
-            yield from _shown(getattr(value, part.name))
+            yield from _drawn_items(getattr(value, part.name))
 
 
 def _legend(shown: list[Any], scale: tuple[float, float] | None, y: float, width: float) -> tuple[list[str], float]:
@@ -302,17 +302,17 @@ def _legend(shown: list[Any], scale: tuple[float, float] | None, y: float, width
         entries.append(("more", "so many more, drawn the same"))
     if scale is not None:
         entries.append(("tint", f"value of a block, from {scale[0]:.3g} to {scale[1]:.3g}"))
-    found: list[str] = []
+    parts: list[str] = []
     x, y = EDGE + 4, y + 14
     for kind, name in entries:
         space, sample = _sample(kind)
         wide = space + 8 + extent(name, 12)
         if x + wide > width - EDGE and x > EDGE + 4:
             x, y = EDGE + 4, y + 28
-        found += sample(x, y)
-        found.append(text(x + space + 8, y + 4, name, 12, MUTED, ' text-anchor="start"'))
+        parts += sample(x, y)
+        parts.append(text(x + space + 8, y + 4, name, size=12, color=MUTED, more=' text-anchor="start"'))
         x += wide + 22
-    return found, y + 28
+    return parts, y + 28
 
 
 def _sample(kind: str) -> tuple[float, Callable[[float, float], Iterator[str]]]:
@@ -322,21 +322,33 @@ def _sample(kind: str) -> tuple[float, Callable[[float, float], Iterator[str]]]:
     if kind == "more":
         return 28, _cards
     if kind == "tint":
-        return 48, lambda x, y: (rectangle(x + 8 * i, y - 8, 8, 16, tint(i / 5), "#dfe3e7", 0) for i in range(6))
+        return 48, lambda x, y: (
+            rectangle(x + 8 * i, y - 8, 8, 16, fill=tint(i / 5), edge="#dfe3e7", corner=0) for i in range(6)
+        )
     if kind in ("norm", "act", "drop"):
         return 6, Sliver(kind).draw
-    if kind in COLOURS:
-        return 28, lambda x, y: iter([rectangle(x, y - HALF / 2, 28, HALF, *COLOURS[kind])])
+    if kind in COLORS:
+        return 28, lambda x, y: _swatch(kind, x, y)
     return 2 * RADIUS, Join(kind).draw
+
+
+def _swatch(kind: str, x: float, y: float) -> Iterator[str]:
+    fill, edge = COLORS[kind]
+    yield rectangle(x, y - HALF / 2, 28, HALF, fill=fill, edge=edge)
 
 
 def _arc(kind: str, x: float, y: float) -> Iterator[str]:
     color, dashes = ARCS[kind]
-    yield path(f"M{x:.1f} {y + 8:.1f}V{y + 1:.1f}q0 -8 8 -8H{x + 24:.1f}q8 0 8 8V{y + 4:.1f}", color, 2, dashes)
-    yield arrow(x + 32, y + 8, 0, 1, color)
+    yield path(
+        f"M{x:.1f} {y + 8:.1f}V{y + 1:.1f}q0 -8 8 -8H{x + 24:.1f}q8 0 8 8V{y + 4:.1f}",
+        color=color,
+        width=2,
+        dashes=dashes,
+    )
+    yield arrow(x + 32, y + 8, 0, 1, color=color)
 
 
 def _cards(x: float, y: float) -> Iterator[str]:
     for back in (4, 2, 0):
-        yield rectangle(x + back, y - 7 - back + 2, 24, 15, GROUND, FAINT, 3)
-    yield text(x + 12, y + 6.5, "+ n", 11)
+        yield rectangle(x + back, y - 7 - back + 2, 24, 15, fill=GROUND, edge=FAINT, corner=3)
+    yield text(x + 12, y + 6.5, "+ n", size=11)

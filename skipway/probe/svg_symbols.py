@@ -10,7 +10,7 @@ from skipway.nn.chain import Function
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.shortcuts import Pad, Project
 from skipway.nn.skip import Skip
-from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fitting
+from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fit_text
 
 __all__ = ["around", "count_of", "join_of", "kind_of", "layer_of", "open_sizes", "way_of"]
 
@@ -32,13 +32,13 @@ def count_of(*modules: nn.Module) -> int:
 
 def kind_of(module: nn.Module) -> str:
     """The name of its class."""
-    return fitting(type(module).__name__, 18)
+    return fit_text(type(module).__name__, 18)
 
 
 def way_of(skip: Skip) -> Way:
     """What the arc of a Skip shows."""
     if skip.open_shortcut is not None:
-        return Way("projected", fitting(skip.open_shortcut))
+        return Way("projected", fit_text(skip.open_shortcut))
     way = around(skip.shortcut)
     return Way("dense") if way.kind == "identity" and skip.join in (concat, append) else way
 
@@ -61,7 +61,7 @@ def join_of(join: Any) -> Join:
     inner = join.function if isinstance(join, Function) else join
     sign = next((sign for known, sign in _SIGNS if inner is known or type(inner) is known), "f")
     name = type(inner).__name__ if isinstance(inner, nn.Module) else getattr(inner, "__name__", "a function")
-    return Join(sign, fitting(name))
+    return Join(sign, fit_text(name))
 
 
 def _is_pool(module: nn.Module) -> bool:
@@ -90,7 +90,7 @@ def layer_of(module: nn.Module, tip: str) -> Piece:
         return Box("pool", (kind, _pooled(module)), tip)
     if isinstance(module, SqueezeExcite | EfficientChannelAttention):
         return Box("attention", ("SE" if isinstance(module, SqueezeExcite) else "ECA",), tip)
-    return Box("other", (fitting(name, 16) if name else kind_of(module),), tip)
+    return Box("other", (fit_text(name, 16) if name else kind_of(module),), tip)
 
 
 def _groups(layer: nn.modules.conv._ConvNd) -> str:

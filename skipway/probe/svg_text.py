@@ -15,7 +15,7 @@ from skipway.errors import printable
 
 __all__ = [
     "ARCS",
-    "COLOURS",
+    "COLORS",
     "Box",
     "Card",
     "Chip",
@@ -27,18 +27,18 @@ __all__ = [
     "Skipped",
     "Sliver",
     "Way",
-    "drawn",
-    "fitting",
+    "draw_pieces",
+    "fit_text",
     "length",
     "path",
     "rectangle",
-    "shortened",
+    "shorten",
     "text",
 ]
 
 INK, MUTED, FAINT, GROUND, BAND = "#1f2328", "#59626b", "#9aa3ab", "#ffffff", "#f5f7f9"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"  # of Okabe and Ito
-COLOURS = {  # kind of layer -> ground, edge
+COLORS = {  # kind of layer -> ground, edge
     "weights": ("#dcebf6", "#86b6d8"),
     "pool": ("#f8e6ef", PURPLE),
     "attention": ("#fcf6c8", "#c9b93a"),
@@ -58,16 +58,16 @@ HALF, GAP, RADIUS = 17.0, 3.0, 8.0
 _LIFT = 13.0  # of an arc over what it leads around
 
 
-def fitting(value: object, most: int = 24) -> str:
-    """A text on one line in at most `most` characters, escaped, without what XML cannot hold."""
+def fit_text(value: object, limit: int = 24) -> str:
+    """A text on one line in at most `limit` characters, escaped, without what XML cannot hold."""
     shown = "".join(c if c.isprintable() else "\ufffd" for c in printable(value))
-    return shortened(html.escape(shown), most)
+    return shorten(html.escape(shown), limit)
 
 
-def shortened(escaped: str, most: int) -> str:
-    """An escaped text in at most `most` characters."""
+def shorten(escaped: str, limit: int) -> str:
+    """An escaped text in at most `limit` characters."""
     plain = html.unescape(escaped)
-    return escaped if len(plain) <= most else html.escape(plain[: most - 1]) + "…"
+    return escaped if len(plain) <= limit else html.escape(plain[: limit - 1]) + "…"
 
 
 def extent(escaped: str, size: float = LETTERS) -> float:
@@ -85,19 +85,19 @@ def _extent(character: str) -> float:
     return 0.68 if character.isupper() else 0.62
 
 
-def text(x: float, y: float, escaped: str, size: float = LETTERS, color: str = INK, more: str = "") -> str:
+def text(x: float, y: float, escaped: str, *, size: float = LETTERS, color: str = INK, more: str = "") -> str:
     """An escaped text in the middle of x; `more` attributes may say otherwise."""
     anchor = "" if "text-anchor" in more else ' text-anchor="middle"'
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{color}"{anchor}{more}>{escaped}</text>'
 
 
-def path(way: str, color: str = FAINT, width: float = 1.3, dashes: str = "") -> str:
+def path(way: str, *, color: str = FAINT, width: float = 1.3, dashes: str = "") -> str:
     """A line along an SVG path."""
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'<path d="{way}" fill="none" stroke="{color}" stroke-width="{width:g}"{dashed}/>'
 
 
-def arrow(x: float, y: float, dx: float, dy: float, color: str = FAINT) -> str:
+def arrow(x: float, y: float, dx: float, dy: float, *, color: str = FAINT) -> str:
     """The head of an arrow that ends at (x, y) after a step (dx, dy) of length 1."""
     back, aside = (x - 5.5 * dx, y - 5.5 * dy), (3 * dy, 3 * dx)
     corners = (x, y), (back[0] + aside[0], back[1] + aside[1]), (back[0] - aside[0], back[1] - aside[1])
@@ -105,7 +105,7 @@ def arrow(x: float, y: float, dx: float, dy: float, color: str = FAINT) -> str:
 
 
 def rectangle(
-    x: float, y: float, width: float, height: float, fill: str, edge: str = "none", corner: float = 4, more: str = ""
+    x: float, y: float, width: float, height: float, *, fill: str, edge: str = "none", corner: float = 4, more: str = ""
 ) -> str:
     """A rectangle with round corners."""
     return (
@@ -142,7 +142,7 @@ def length(pieces: Sequence[Piece]) -> float:
     return sum(piece.size.width for piece in pieces) + GAP * max(len(pieces) - 1, 0)
 
 
-def drawn(pieces: Sequence[Piece], x: float, y: float) -> Iterator[str]:
+def draw_pieces(pieces: Sequence[Piece], x: float, y: float) -> Iterator[str]:
     """Pieces one after the other, from x on along the line at y, which is there already."""
     for piece in pieces:
         yield f"<g><title>{piece.tip}</title>" if piece.tip else "<g>"
@@ -170,7 +170,8 @@ class Box(Piece):
 
     def draw(self, x: float, y: float) -> Iterator[str]:
         """A colored box."""
-        yield rectangle(x, y - HALF, self.size.width, 2 * HALF, *COLOURS[self.kind])
+        fill, edge = COLORS[self.kind]
+        yield rectangle(x, y - HALF, self.size.width, 2 * HALF, fill=fill, edge=edge)
         first = y + 4 if len(self.words) == 1 else y - 2.5
         for number, word in enumerate(self.words):
             yield text(x + self.size.width / 2, first + 13 * number, word)
@@ -186,7 +187,7 @@ class Sliver(Piece):
 
     def draw(self, x: float, y: float) -> Iterator[str]:
         """A narrow bar."""
-        yield rectangle(x, y - 14, self.size.width, 28, COLOURS[self.kind][0], corner=2)
+        yield rectangle(x, y - 14, self.size.width, 28, fill=COLORS[self.kind][0], corner=2)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Join(Piece):
     def draw(self, x: float, y: float) -> Iterator[str]:
         """A circle with the join's sign."""
         yield f'<circle cx="{x + RADIUS:.1f}" cy="{y:.1f}" r="{RADIUS:g}" fill="{GROUND}" stroke="{INK}"/>'
-        yield text(x + RADIUS, y + 4.2, self.sign, 12.5)
+        yield text(x + RADIUS, y + 4.2, self.sign, size=12.5)
 
 
 @dataclass(frozen=True)
@@ -238,16 +239,16 @@ class Skipped(Piece):
         yield path(
             f"M{start:.1f} {y:.1f}V{y - top + bend:.1f}q0 {-bend:g} {bend:g} {-bend:g}H{end - bend:.1f}"
             f"q{bend:g} 0 {bend:g} {bend:g}V{y - RADIUS - 4:.1f}",
-            color,
-            2,
-            dashes,
+            color=color,
+            width=2,
+            dashes=dashes,
         )
-        yield arrow(end, y - RADIUS, 0, 1, color)
+        yield arrow(end, y - RADIUS, 0, 1, color=color)
         yield f'<circle cx="{start:.1f}" cy="{y:.1f}" r="2.4" fill="{color}"/>'
         if self.way.word:
-            yield text((start + end) / 2, y - top - 4, self.way.word, LETTERS, color)
-        yield from drawn(self.body, x + 12, y)
-        yield from drawn((self.join, *self.after), meet, y)
+            yield text((start + end) / 2, y - top - 4, self.way.word, size=LETTERS, color=color)
+        yield from draw_pieces(self.body, x + 12, y)
+        yield from draw_pieces((self.join, *self.after), meet, y)
 
 
 @dataclass(frozen=True)
@@ -273,10 +274,11 @@ class Lanes(Piece):
             at += above
             bends = f"C{x + 10:.1f} {y:.1f} {x + 8:.1f} {at:.1f} {x + 18:.1f} {at:.1f}H{end - 18:.1f}"
             back = f"C{end - 8:.1f} {at:.1f} {end - 10:.1f} {y:.1f} {end:.1f} {y:.1f}"
-            yield path(f"M{x:.1f} {y:.1f}{bends}{back}", *((FAINT, 1.3) if branch else (BLUE, 2)))
-            yield from drawn(branch, x + 20, at)
+            color, width = (FAINT, 1.3) if branch else (BLUE, 2)
+            yield path(f"M{x:.1f} {y:.1f}{bends}{back}", color=color, width=width)
+            yield from draw_pieces(branch, x + 20, at)
             at += below + 8
-        yield from drawn((self.join,), end, y)
+        yield from draw_pieces((self.join,), end, y)
 
 
 @dataclass(frozen=True)
@@ -301,18 +303,18 @@ class Coupled(Piece):
         up, down = 13 - above, below - 13
         for way, side, lift in zip(self.ways, (y + up, y + down), (-5, 12), strict=True):
             color, dashes = ARCS[way.kind]
-            yield path(f"M{x:.1f} {y:.1f}L{left:.1f} {side:.1f}", INK)
-            yield path(f"M{left:.1f} {side:.1f}H{right:.1f}", color, 2, dashes)
-            yield path(f"M{right:.1f} {side:.1f}L{x + width:.1f} {y:.1f}", INK)
+            yield path(f"M{x:.1f} {y:.1f}L{left:.1f} {side:.1f}", color=INK)
+            yield path(f"M{left:.1f} {side:.1f}H{right:.1f}", color=color, width=2, dashes=dashes)
+            yield path(f"M{right:.1f} {side:.1f}L{x + width:.1f} {y:.1f}", color=INK)
             if way.word:
-                yield text(x + 0.28 * width, side + lift, way.word, LETTERS, color)
+                yield text(x + 0.28 * width, side + lift, way.word, size=LETTERS, color=color)
         second = left + length(self.first) + 32
-        for body, begin, taken, given in ((self.first, left + 4, down, up), (self.second, second, up, down)):
+        for body, begin, source, target in ((self.first, left + 4, down, up), (self.second, second, up, down)):
             end = begin + length(body) + 16
-            yield path(f"M{begin:.1f} {y + taken:.1f}V{y:.1f}H{end:.1f}V{y + given:.1f}", INK)
-            yield f'<circle cx="{begin:.1f}" cy="{y + taken:.1f}" r="2.4" fill="{INK}"/>'
-            yield from drawn(body, begin + 8, y)
-            yield from Join("+").draw(end - RADIUS, y + given)
+            yield path(f"M{begin:.1f} {y + source:.1f}V{y:.1f}H{end:.1f}V{y + target:.1f}", color=INK)
+            yield f'<circle cx="{begin:.1f}" cy="{y + source:.1f}" r="2.4" fill="{INK}"/>'
+            yield from draw_pieces(body, begin + 8, y)
+            yield from Join("+").draw(end - RADIUS, y + target)
 
 
 @dataclass(frozen=True)
@@ -332,9 +334,11 @@ class Frame(Piece):
     def draw(self, x: float, y: float) -> Iterator[str]:
         """A dashed frame."""
         width, above, below = self.size
-        yield rectangle(x, y - above, width, above + below, "none", FAINT, 6, ' stroke-dasharray="2 3"')
-        yield text(x + 7, y - above + 13, self.title, LETTERS, MUTED, ' text-anchor="start"')
-        yield from drawn(self.inside, x + 7, y)
+        yield rectangle(
+            x, y - above, width, above + below, fill="none", edge=FAINT, corner=6, more=' stroke-dasharray="2 3"'
+        )
+        yield text(x + 7, y - above + 13, self.title, size=LETTERS, color=MUTED, more=' text-anchor="start"')
+        yield from draw_pieces(self.inside, x + 7, y)
 
 
 @dataclass(frozen=True)
@@ -355,9 +359,9 @@ class Card(Piece):
     def draw(self, x: float, y: float) -> Iterator[str]:
         """The ground, then the block."""
         width, above, below = self.size
-        yield rectangle(x, y - above, width, above + below, self.tint, "#dfe3e7", 7)
-        yield path(f"M{x:.1f} {y:.1f}h{width:.1f}", INK)
-        yield from drawn(self.inside, x + 7, y)
+        yield rectangle(x, y - above, width, above + below, fill=self.tint, edge="#dfe3e7", corner=7)
+        yield path(f"M{x:.1f} {y:.1f}h{width:.1f}", color=INK)
+        yield from draw_pieces(self.inside, x + 7, y)
         if self.caption:
             yield text(x + width / 2, y + below - 6, self.caption)
 
@@ -380,7 +384,11 @@ class Chip(Piece):
         """Cards behind each other."""
         width, half, _ = self.size
         for back in (6, 3, 0):
-            yield rectangle(x + back, y - half + 6 - back, width - 6, 2 * half - 6, self.tint, FAINT, 6)
+            yield rectangle(
+                x + back, y - half + 6 - back, width - 6, 2 * half - 6, fill=self.tint, edge=FAINT, corner=6
+            )
         for number, word in enumerate(self.words):
             at = y + 6 - 7.5 * (len(self.words) - 1) + 15 * number + 1
-            yield text(x + width / 2 - 3, at, word, LETTERS, INK, ' font-weight="bold"' if number == 0 else "")
+            yield text(
+                x + width / 2 - 3, at, word, size=LETTERS, color=INK, more=' font-weight="bold"' if number == 0 else ""
+            )

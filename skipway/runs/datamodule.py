@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class DataModule(Protocol):
     """The data of one run. `prepare` comes first, then `spec` and `network`, then `setup`, then the batches."""
 
     recipe: Recipe
-    noun: str  # for its samples: pictures or rows
+    noun: Literal["pictures", "rows"]  # for its samples
     name: str
     fingerprint: str  # of samples, targets and splits
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options

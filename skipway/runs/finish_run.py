@@ -77,7 +77,9 @@ def _evaluate(
     metrics: dict[str, Any] = {}
     splits = [split for split in ("val", "test") if datamodule.count(split)]
     for split in splits:
-        scores = score(model, datamodule.batches(split), trainer.task, nullcontext, trainer.device, poll)
+        scores = score(
+            model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
+        )
         metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
     datamodule.write_evaluation(folder, scores, splits[-1])
     return metrics

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ _NUM_WHITENED = 5000  # training images that a whitening stem is fitted to
 class ImageDataModule:
     """One run's images: see `DataModule` for the methods."""
 
-    noun = "pictures"
+    noun: Literal["pictures", "rows"] = "pictures"
 
     def __init__(self, recipe: Recipe, new: bool, transform: Callable[[Tensor], Tensor] | None = None):
         assert recipe.data is not None
@@ -56,7 +56,7 @@ class ImageDataModule:
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Decode every image, refuse copies across splits, hold a part of the training images out."""
-        self.packed = decode_images(self.source, self.packing, self.recipe.max_unreadable, console, stop)
+        self.packed = decode_images(self.source, self.packing, self.recipe.max_unreadable, console=console, stop=stop)
         refuse_leaks(self.packed, self.recipe.allow_duplicates)
         hold_out(self.packed, self.recipe.val_fraction, self.recipe.seed)
         self.fingerprint = fingerprint(self.packed)

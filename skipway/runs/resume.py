@@ -76,7 +76,7 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     checkpoint = load_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:
         remark = "no checkpoint was saved yet: starting from the beginning"
-        return EarlierRun(folder, requested, recipe, None, (remark,), False)
+        return EarlierRun(folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False)
     _refuse_edited(requested, checkpoint, folder)
     recipe = _on_same_machine(recipe, checkpoint.state)
     state = checkpoint.state["state"]
@@ -95,7 +95,7 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
             f"it is {state['status']} after {state['epoch']} epochs: only judged and reported again; train on with "
             f"--epochs {state['epoch'] + 10}"
         )
-    return EarlierRun(folder, requested, recipe, checkpoint, tuple(remarks), reopened)
+    return EarlierRun(folder, requested, recipe, checkpoint=checkpoint, remarks=tuple(remarks), reopened=reopened)
 
 
 def _refuse_fixed_options(before: Recipe, options: dict[str, Any], folder: Path) -> None:

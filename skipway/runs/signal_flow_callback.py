@@ -28,7 +28,7 @@ class SignalFlowCallback:
     The weights become what they would without it, to the last bit. Its time counts as that of training does.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, datamodule: DataModule, batch_size: int, console: Console):
+    def __init__(self, recipe: Recipe, folder: Path, datamodule: DataModule, *, batch_size: int, console: Console):
         self.folder, self.console = folder, console
         self.enabled = recipe.watch and collectives.rank() == 0
         self.flows = _read_flows(folder)  # in any case, so that an unknown schema is refused before training

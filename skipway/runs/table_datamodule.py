@@ -4,7 +4,7 @@ import csv
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ _MAX_BASELINE_CATEGORIES = 255  # of a column, beyond which the baseline takes t
 class TableDataModule:
     """One run's table: see `DataModule` for the methods."""
 
-    noun = "rows"
+    noun: Literal["pictures", "rows"] = "rows"
 
     def __init__(self, tables: TableSource, recipe: Recipe):
         self.tables, self.recipe, self.name = tables, recipe, tables.name

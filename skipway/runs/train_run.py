@@ -149,7 +149,8 @@ def train(
             console.print(f"  {remark}")
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
-        return _PreparedRun(datamodule, folder, console, stop, earlier).run(allow_changed_data)
+        prepared = _PreparedRun(datamodule, folder, console=console, stop=stop, earlier=earlier)
+        return prepared.run(allow_changed_data)
 
 
 def _set_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +218,7 @@ class _PreparedRun:
         # From here on nothing is refused, so the folder may change.
         collectives.run_on_rank0(lambda: self._write_beginning(train_batches, settings, network))
         self._print_introduction(network, settings, batch_size)
-        watch = SignalFlowCallback(recipe, folder, datamodule, batch_size, self.console)
+        watch = SignalFlowCallback(recipe, folder, datamodule, batch_size=batch_size, console=self.console)
         watch.on_start(network, fresh=checkpoint is None)
         trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
         if checkpoint is not None:
@@ -306,7 +307,7 @@ class _PreparedRun:
             while True:
                 trainer.until, next_network = next_phase(recipe, network.plan)
                 train = partial(fit, trainer, train_batches, val_batches, last, **common)
-                retry_with_microbatches(train, trainer, last, facts["batch_size"], self.console)
+                retry_with_microbatches(train, trainer, last, batch_size=facts["batch_size"], console=self.console)
                 if not next_network or trainer.state.status != "running":
                     return trainer
                 trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)

@@ -254,7 +254,6 @@ CASES = [
 ]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_catalogue(case, tmp_path):
     root = tmp_path / "set"

@@ -12,7 +12,7 @@ from shrunken import SIZE
 import skipway as sw
 from skipway.errors import InputError, SkipwayError
 from skipway.export import export_model as home
-from skipway.export.onnx_file import _Pictures
+from skipway.export.export_description import _Pictures
 from skipway.models.network import build_network, read_spec
 from skipway.models.prediction import as_table
 

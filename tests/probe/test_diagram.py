@@ -20,7 +20,7 @@ from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.skip import Dense, Parallel, Skip, named_skips
 from skipway.probe.diagram import diagram
-from skipway.probe.svg_text import ARCS, BLUE, GREEN, VERMILION, fitting
+from skipway.probe.svg_text import ARCS, BLUE, GREEN, VERMILION, fit_text
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
@@ -276,7 +276,7 @@ def test_names_are_text_whatever_is_in_them():
     [("a<b", 9, "a&lt;b"), ("&&&&", 3, "&amp;&amp;…"), ("a\nb\x00", 20, "a\\x0ab\\x00"), ("\ufffe", 5, "\ufffd")],
 )
 def test_texts_are_cut_before_they_are_escaped(text, most, wanted):
-    assert fitting(text, most) == wanted
+    assert fit_text(text, most) == wanted
 
 
 # Values

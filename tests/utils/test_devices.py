@@ -1,11 +1,10 @@
 """The number of threads: each limit from fabricated files, and the measured choice on a busy machine."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import run_python
 
 from skipway.utils import devices
 from skipway.utils.devices import ThreadCount, available_cores, available_threads, fastest_threads, set_threads
@@ -73,7 +72,7 @@ def test_a_process_that_is_bound_to_one_core_computes_with_one_thread():
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from skipway.utils.devices import available_threads; print(available_threads().count)"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = run_python(code, check=True).stdout
     assert output == "1\n"
 
 
@@ -202,4 +201,4 @@ def test_threads_of_a_training_are_set_and_a_measured_choice_is_printed(one_thre
 
 def test_the_file_loads_no_torch():
     code = "import sys, skipway.utils.devices; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert run_python(code, check=True).stdout == "False\n"

@@ -244,7 +244,6 @@ def test_a_hostile_class_or_file_name_is_a_name(tmp_path, name):
     one_line(error)
 
 
-@pytest.mark.timeout(20)
 def test_what_is_no_regular_file_never_blocks(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     os.mkfifo(tmp_path / "a" / "pipe.jpg")

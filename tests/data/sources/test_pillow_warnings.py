@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
-from processes import run_python
+from processes import HANG, run_python
 
 from skipway.data.sources.pillow_warnings import collect_warnings, number_in
 
@@ -20,12 +20,12 @@ def test_importing_leaves_pillow_as_it_is():
 
 
 def test_pillow_is_as_before_once_the_last_of_several_threads_is_done():
-    both_inside, first_left = threading.Barrier(2, timeout=30), threading.Event()
+    both_inside, first_left = threading.Barrier(2, timeout=HANG), threading.Event()
 
     def leave_last():
         with collect_warnings(10):
             both_inside.wait()
-            assert first_left.wait(30)
+            assert first_left.wait(HANG)
 
     thread = threading.Thread(target=leave_last)
     thread.start()
@@ -33,7 +33,7 @@ def test_pillow_is_as_before_once_the_last_of_several_threads_is_done():
         both_inside.wait()
     assert all(module.warnings is not warnings for module in MODULES), "another thread still decodes"
     first_left.set()
-    thread.join(30)
+    thread.join(HANG)
     assert all(module.warnings is warnings for module in MODULES)
 
 
@@ -54,7 +54,7 @@ def test_only_the_thread_that_decodes_collects():
     with collect_warnings(10) as collected:
         thread = threading.Thread(target=warn_elsewhere)
         thread.start()
-        thread.join(30)
+        thread.join(HANG)
         assert messages == ["of another thread"] and not collected.any_damage
         TiffImagePlugin.warnings.warn("of this one")
         assert collected.any_damage

@@ -1,0 +1,205 @@
+"""How a network of pictures or of tables is exported: its inputs and outputs, what prepares them, what checks them.
+
+Shapes: N inputs, (H, W) pixels of a picture, (S, S) those that the network is given of it, C channels, K classes, F
+numbers of a row of a table.
+"""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skipway.data.image_spec import Spec
+from skipway.data.images.decoded_cache import fitted_array
+from skipway.data.sources.decode import decode, size_of
+from skipway.data.sources.read_bytes import read_picture_file
+from skipway.data.tables.table_spec import TableSpec
+from skipway.errors import InputError
+from skipway.export.fusion import Convolution
+from skipway.export.preprocessing import Preparation
+from skipway.models.network import Network
+from skipway.models.prediction import as_table, prepare_image
+from skipway.nn.chain import Chain
+
+__all__ = ["Description", "describe_export", "plain_copy"]
+
+_BATCH_SIZE = 7  # inputs at once
+_MAX_SIDE = 1024  # pixels: a batch of larger pictures would need gigabytes
+_RANDOM_ROWS = 64
+_RANDOM_SIZES = ((1, 1), (0.6, 0.9), (1.5, 1.1), (2.1, 5.2))  # of random pictures, in presizes
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """The network as it is written down: in float32 on the CPU, in evaluation mode, and run in the plain way.
+
+    Raises:
+        InputError: it is one that was made for predicting alone.
+    """
+    if any(isinstance(module, Convolution) for module in network.modules()):
+        raise InputError("a fused network cannot be exported; give the network that it was made from")
+    with torch.inference_mode(False):
+        twin = copy.deepcopy(network).cpu().float().eval()
+    for module in twin.modules():
+        if isinstance(module, Chain):
+            module.forward_impl = None
+    return twin
+
+
+class _Pictures(nn.Module):
+    """Pictures (N, H, W, C) uint8 -> probabilities (N, K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, spec: Spec):
+        super().__init__()
+        self.prepare, self.network = Preparation(spec), network
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(spec, name)).view(1, -1, 1, 1))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """(N, C, S, S) as the network takes them."""
+        return (self.prepare(x) / 255 - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `Network.probabilities` has it."""
+        return self.network(self.normalised(x)).softmax(1)
+
+
+class _Rows(nn.Module):
+    """Encoded rows (N, F) -> probabilities (N, K), or numbers (N, 1) in the target's own unit as float64."""
+
+    def __init__(self, network: nn.Module, spec: TableSpec):
+        super().__init__()
+        self.network, self.spec = network, spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `Network.row_outputs` has it."""
+        y, spec = self.network(x), self.spec
+        return y.softmax(1) if spec.class_names else y.double() * spec.target_std + spec.target_mean
+
+
+class _ImageExport:
+    """How a network of pictures is exported and checked; `dynamic` axes may have any size."""
+
+    classes, offset, unit = True, 0.0, 1.0
+
+    def __init__(self, network: Network, spec: Spec, raw: bool):
+        self.network, self.spec, self.raw, with_preparation = network, spec, raw, _Pictures(network, spec)
+        self.prepare, self.normalised = with_preparation.prepare, with_preparation.normalised
+        self.module: nn.Module = network if raw else with_preparation
+        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("pictures", "probabilities")
+        self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
+        # Several, and no two sizes alike: tracing takes a size of 1 for fixed, and equal ones for the same.
+        any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=torch.uint8)
+        self.example = torch.zeros(3, *spec.input_shape) if raw else any_size
+
+    def inputs(self, check: Any) -> list[np.ndarray]:
+        """Return each picture by itself, then seven that are made of the smallest."""
+        sources = [check] if isinstance(check, str | os.PathLike) else check
+        pictures = [_full_size_picture(source, self.spec) for source in sources or ()] or _random_pictures(self.spec)
+        smallest = min(pictures, key=lambda picture: picture.size)[:_MAX_SIDE, :_MAX_SIDE]
+        batches = [*(p[None] for p in pictures), np.stack([np.roll(smallest, 3 * i, 1) for i in range(_BATCH_SIZE)])]
+        return [self.normalised(torch.from_numpy(b)).numpy() for b in batches] if self.raw else batches
+
+    def expected(self, x: np.ndarray) -> np.ndarray:
+        """Return the outputs of the network itself."""
+        with torch.no_grad():
+            if self.raw:
+                return self.network(torch.from_numpy(x)).numpy()
+            return self.network.probabilities(list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()))
+
+    def levels(self, x: np.ndarray) -> float:
+        """Return the largest difference of prepared pixels of the first from those of `predict`, in grey levels."""
+        if self.raw:
+            return 0.0
+        pixels = self.prepare(torch.from_numpy(x[:1]))[0].permute(1, 2, 0).numpy()
+        return float(np.abs(pixels - prepare_image(x[0], self.spec)).max())
+
+
+class _TableExport:
+    """How a network of tables is exported and checked."""
+
+    def __init__(self, network: Network, spec: TableSpec, raw: bool):
+        self.network, self.spec, self.raw, self.classes = network, spec, raw, bool(spec.class_names)
+        self.module: nn.Module = network if raw else _Rows(network, spec)
+        output_name = "probabilities" if self.classes else "numbers"
+        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("rows", output_name)
+        self.offset, self.unit = (0.0, 1.0) if raw else (spec.target_mean, spec.target_std)
+        self.dynamic = {0: "N"}
+        self.example = torch.zeros(3, *spec.input_shape)
+
+    def inputs(self, check: Any) -> list[np.ndarray]:
+        """Return the first row by itself, seven rows, and all of them."""
+        x = self._random_rows() if check is None else self.spec.encode_strict(as_table(check)).x
+        x = x if len(x) else self._random_rows()
+        return [x[:1], x[np.arange(_BATCH_SIZE) % len(x)], x]
+
+    def _random_rows(self) -> np.ndarray:
+        generator, spec = np.random.default_rng(0), self.spec
+        numbers = generator.normal(size=(_RANDOM_ROWS, len(spec.number_columns)))
+        indicators = generator.integers(0, 2, (_RANDOM_ROWS, len(spec.indicator_columns)))
+        slots = generator.integers(0, spec.categories, (_RANDOM_ROWS, len(spec.category_columns)))
+        return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
+
+    def expected(self, x: np.ndarray) -> np.ndarray:
+        """Return the outputs of the network itself."""
+        if not self.raw:
+            return self.network.row_outputs(x)
+        with torch.no_grad():
+            return self.network(torch.from_numpy(x)).numpy()
+
+    def levels(self, x: np.ndarray) -> float:
+        """Return 0: rows have no pixels."""
+        return 0.0
+
+
+Description = _ImageExport | _TableExport
+
+
+def describe_export(network: Network, raw: bool) -> Description:
+    """Return how a copy of the network is exported and checked, as its Spec requires.
+
+    Raises:
+        InputError: it has none, or was made for predicting alone.
+    """
+    if not isinstance(network, Network) or network.spec is None:
+        raise InputError(
+            "only a Network that knows what its inputs and outputs mean can be exported; load it from a run or a file "
+            "of skipway, or set its .spec"
+        )
+    twin = plain_copy(network)
+    assert isinstance(twin, Network)
+    if isinstance(network.spec, TableSpec):
+        return _TableExport(twin, network.spec, raw)
+    return _ImageExport(twin, network.spec, raw)
+
+
+def _full_size_picture(source: Any, spec: Spec) -> np.ndarray:
+    """Return a picture at its own size, upright, as (H, W, C) uint8."""
+    prepare_image(source, spec)  # raises the error of a picture that cannot be used
+    if isinstance(source, np.ndarray):
+        height, width = source.shape[:2]
+        pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")
+    else:
+        data = read_picture_file(Path(source))
+        picture = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, resize_mode="pad")
+        height, width, pixels = picture.height, picture.width, picture.pixels
+    top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2  # without the bars
+    return pixels[top : top + height, left : left + width]
+
+
+def _random_pictures(spec: Spec) -> list[np.ndarray]:
+    """Return pictures of several sizes with soft parts and grain, like photographs."""
+    generator, pictures = np.random.default_rng(0), []
+    for down, across in _RANDOM_SIZES:
+        height, width = (max(1, round(share * spec.presize)) for share in (down, across))
+        coarse = torch.from_numpy(generator.uniform(0, 255, (1, spec.channels, height // 16 + 2, width // 16 + 2)))
+        soft = F.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0).numpy()
+        pictures.append(np.clip(soft + generator.normal(0, 8, soft.shape), 0, 255).astype(np.uint8))
+    return pictures
