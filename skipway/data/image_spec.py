@@ -92,11 +92,11 @@ class Spec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
         """The Spec that `as_dict` wrote."""
-        known = {f.name for f in fields(cls)}
+        names = {field.name for field in fields(cls)}
         older = {"interpolation": "bilinear", "mirrored": False}  # which files once lacked
         values = {**older, **values} if isinstance(values, dict) else {}
-        if set(values) != known:
-            raise InputError(f"a Spec has the fields {', '.join(sorted(known))}; the file's differ")
+        if set(values) != names:
+            raise InputError(f"a Spec has the fields {', '.join(sorted(names))}; the file's differ")
         try:
             plain = {name: int(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
