@@ -33,11 +33,11 @@ def pictures(folder, count, size):
     rows = packed.splits["train"], packed.splits["test"]
     order = torch.randperm(len(rows[0]), generator=torch.Generator().manual_seed(0))[:count]
     parts = []
-    for chosen in (rows[0][order.numpy()], rows[1]):
-        x = torch.from_numpy(packed.pixels[chosen]).permute(0, 3, 1, 2).float() / 255
+    for indices in (rows[0][order.numpy()], rows[1]):
+        x = torch.from_numpy(packed.pixels[indices]).permute(0, 3, 1, 2).float() / 255
         start = (x.shape[-1] - size) // 2
         x = x[:, :, start : start + size, start : start + size]
-        parts.append((x.contiguous(memory_format=torch.channels_last), torch.from_numpy(packed.labels[chosen]).long()))
+        parts.append((x.contiguous(memory_format=torch.channels_last), torch.from_numpy(packed.labels[indices]).long()))
     mean, std = (f(parts[0][0].transpose(0, 1).flatten(1), 1).view(1, 3, 1, 1) for f in (torch.mean, torch.std))
     return [((x - mean) / std, y) for x, y in parts]
 
@@ -45,27 +45,27 @@ def pictures(folder, count, size):
 def network(depth, kind, widths):
     """A CIFAR network of 6n + 2 layers; plain and residual ones begin with the same convolutions."""
     torch.manual_seed(0)
-    made = sw.create_model("resnet20", layers=[(depth - 2) // 6] * 3, shortcut=KINDS[kind], widths=widths)
-    for module in made.modules():  # a residual body begins as zeros in skipway, which a plain one cannot
+    model = sw.create_model("resnet20", layers=[(depth - 2) // 6] * 3, shortcut=KINDS[kind], widths=widths)
+    for module in model.modules():  # a residual body begins as zeros in skipway, which a plain one cannot
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    return made.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)
 
 
-def train(made, data, epochs, lr):
+def train(model, data, epochs, lr):
     """A row for each epoch: its seconds, the share that was right while training, and of the test pictures."""
     (x, y), (test_x, test_y) = data
-    optimizer = torch.optim.SGD(made.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     course = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=-(-len(y) // 128))
-    judge, rows = sw.probe.batches_accuracy(test_x, test_y), []
+    accuracy_of, rows = sw.probe.batches_accuracy(test_x, test_y), []
     for epoch in range(epochs):
         begin, right = time.perf_counter(), 0
-        made.train()
+        model.train()
         chance = torch.Generator().manual_seed(epoch)
         for batch in torch.randperm(len(y), generator=chance).split(128):
             mirrored = x[batch].flip(-1) if torch.rand((), generator=chance) < 0.5 else x[batch]
             with torch.autocast("cpu", torch.bfloat16):
-                outputs = made(mirrored).float()
+                outputs = model(mirrored).float()
             loss = nn.functional.cross_entropy(outputs, y[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -73,7 +73,7 @@ def train(made, data, epochs, lr):
             course.step()
             right += int((outputs.argmax(1) == y[batch]).sum())
         row = {"epoch": epoch + 1, "seconds": time.perf_counter() - begin, "train_accuracy": right / len(y)}
-        rows.append({**row, "val_accuracy": judge(made.eval())})
+        rows.append({**row, "val_accuracy": accuracy_of(model.eval())})
     return rows
 
 
@@ -113,29 +113,32 @@ def main():
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--points", type=int, default=21, help="of a line through the loss")
     parser.add_argument("--out", type=Path, default=Path("depth"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    data = pictures(given.data, given.count, given.size)
-    depths, widths = [int(d) for d in given.depths.split(",")], [int(w) for w in given.widths.split(",")]
-    some, few = (data[1][0][:128], data[1][1][:128]), (data[1][0][:256], data[1][1][:256])
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = pictures(options.data, options.count, options.size)
+    depths, widths = [int(d) for d in options.depths.split(",")], [int(w) for w in options.widths.split(",")]
+    batch, samples = (data[1][0][:128], data[1][1][:128]), (data[1][0][:256], data[1][1][:256])
     rows, courses, flows, lines, squares = [], {}, {}, {}, {}
     print(
         f"{'network':<14}{'parameters':>11}{'training':>10}{'test':>8}{'gradient':>10}{'curvature':>11}{'seconds':>9}"
     )
     for depth in depths:
         for kind in KINDS:
-            name, made = f"{kind}-{depth}", network(depth, kind, widths)
-            before = sw.probe.flow(made, *some)
-            courses[name] = train(made, data, given.epochs, given.lr)
-            lines[name] = sw.probe.landscape(made, sw.probe.batches_loss(*few), points=given.points).as_dict()
+            name, model = f"{kind}-{depth}", network(depth, kind, widths)
+            before = sw.probe.flow(model, *batch)
+            courses[name] = train(model, data, options.epochs, options.lr)
+            lines[name] = sw.probe.landscape(model, sw.probe.batches_loss(*samples), points=options.points).as_dict()
             if depth == depths[-1]:
-                flows |= {f"{name}, fresh": before.as_dict(), f"{name}, trained": sw.probe.flow(made, *some).as_dict()}
-                side = max(3, given.points * 3 // 5 // 2 * 2 + 1)
-                square = sw.probe.landscape(made, sw.probe.batches_loss(*few), points=side, dims=2)
+                flows |= {
+                    f"{name}, fresh": before.as_dict(),
+                    f"{name}, trained": sw.probe.flow(model, *batch).as_dict(),
+                }
+                side = max(3, options.points * 3 // 5 // 2 * 2 + 1)
+                square = sw.probe.landscape(model, sw.probe.batches_loss(*samples), points=side, dims=2)
                 squares[name] = square.as_dict()
             row = {
                 "network": name,
-                "parameters": sum(p.numel() for p in made.parameters()),
+                "parameters": sum(p.numel() for p in model.parameters()),
                 "train": courses[name][-1]["train_accuracy"],
                 "test": courses[name][-1]["val_accuracy"],
                 "gradient": before.layers[0].gradient_norm,
@@ -148,13 +151,13 @@ def main():
                 f"{row['curvature']:>11.2g}{row['seconds']:>9.0f}",
                 flush=True,
             )
-    (given.out / "depth.json").write_text(json.dumps({"rows": rows, "courses": courses}, indent=1))
-    compare_plot.plot_run_comparison(courses, given.out / "curves.png")
-    network_plots.plot_signal_flow(flows, given.out / "flow.png")
-    loss_landscape_plot.plot_loss_landscape(lines, given.out / "landscape.png")
-    loss_landscape_plot.plot_loss_landscape(squares, given.out / "square.png")
-    page(rows, given.out)
-    print(f"drawn: {given.out / 'index.html'}")
+    (options.out / "depth.json").write_text(json.dumps({"rows": rows, "courses": courses}, indent=1))
+    compare_plot.plot_run_comparison(courses, options.out / "curves.png")
+    network_plots.plot_signal_flow(flows, options.out / "flow.png")
+    loss_landscape_plot.plot_loss_landscape(lines, options.out / "landscape.png")
+    loss_landscape_plot.plot_loss_landscape(squares, options.out / "square.png")
+    page(rows, options.out)
+    print(f"drawn: {options.out / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def block(before, after, stride=1):
 
 def staged(stage, classes):
     """Five stages, each halving the picture, then the mean over what is left of it."""
-    stages = [layer for before, after in zip((3, *WIDTHS), WIDTHS, strict=False) for layer in stage(before, after)]
+    stages = []
+    for before, after in zip((3, *WIDTHS), WIDTHS, strict=False):
+        stages += stage(before, after)
     network = sw.Chain(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], classes))
     sw.output_shape(network, (1, 3, 128, 128))
     return network
@@ -73,7 +75,7 @@ def prepared(pictures):
 
 def train(network, data, epochs, lr=3e-3, batch=32):
     """(seconds, accuracy on the validation pictures), by AdamW along one cycle, half of the pictures flipped."""
-    (pictures, labels), (held_out, wanted), _ = data
+    (pictures, labels), (held_out, expected), _ = data
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
     steps = max(1, epochs * (len(labels) // batch))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
@@ -93,8 +95,8 @@ def train(network, data, epochs, lr=3e-3, batch=32):
             schedule.step()
     network.eval()
     with torch.no_grad(), mixed():
-        found = torch.cat([network(prepared(part)).argmax(1) for part in held_out.split(batch)])
-    return time.perf_counter() - begin, (found == wanted).double().mean().item()
+        predicted = torch.cat([network(prepared(part)).argmax(1) for part in held_out.split(batch)])
+    return time.perf_counter() - begin, (predicted == expected).double().mean().item()
 
 
 def main():
@@ -104,16 +106,16 @@ def main():
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", help="names of networks, with commas between them")
-    given = parser.parse_args()
-    data = photographs(given.data, given.size)
+    options = parser.parse_args()
+    data = photographs(options.data, options.size)
     print(f"{len(data[2])} classes, {len(data[0][1])} pictures to train on, {len(data[1][1])} to validate on")
     print(f"{'network':<12} {'parameters':>10} {'seconds':>8} {'validation':>10}")
     for name, build in NETWORKS.items():
-        if given.only and name not in given.only.split(","):
+        if options.only and name not in options.only.split(","):
             continue
         torch.manual_seed(0)
         network = build(len(data[2])).to(memory_format=torch.channels_last)
-        seconds, share = train(network, data, given.epochs, batch=given.batch)
+        seconds, share = train(network, data, options.epochs, batch=options.batch)
         count = sum(p.numel() for p in network.parameters())
         print(f"{name:<12} {count:>10,} {seconds:>8.0f} {share:>10.3f}", flush=True)
 

@@ -72,7 +72,7 @@ def residual(blocks, width=32):
 
 
 # name -> (network, learning rate, L2 penalty in the loss, weight decay of SGD)
-ROAD = {
+NETWORKS = {
     "Net": (net, 1e-2, 0.0, 0.0),
     "Net, L2 penalty": (net, 1e-2, 1e-3, 0.0),
     "Net, weight decay": (net, 1e-2, 0.0, 2e-3),
@@ -107,8 +107,8 @@ def accuracy(network, pictures, labels):
     """Share of the pictures that the network tells right, in evaluation mode."""
     network.eval()
     with torch.no_grad():
-        found = torch.cat([network(batch).argmax(1) for batch in pictures.split(500)])
-    return (found == labels).double().mean().item()
+        predicted = torch.cat([network(batch).argmax(1) for batch in pictures.split(500)])
+    return (predicted == labels).double().mean().item()
 
 
 def train(network, data, epochs, lr, penalty=0.0, weight_decay=0.0):
@@ -154,18 +154,18 @@ def main():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--only", help="names of networks, with commas between them")
     parser.add_argument("--out", default="notes.png")
-    given = parser.parse_args()
-    chosen = {n: row for n, row in ROAD.items() if not given.only or n in given.only.split(",")}
-    data, courses = birds_and_airplanes(given.data), {}
+    options = parser.parse_args()
+    networks = {n: row for n, row in NETWORKS.items() if not options.only or n in options.only.split(",")}
+    data, courses = birds_and_airplanes(options.data), {}
     print(f"{'network':<18} {'parameters':>10} {'seconds':>8} {'train':>6} {'validation':>10}")
-    for name, (build, lr, penalty, weight_decay) in chosen.items():
+    for name, (build, lr, penalty, weight_decay) in networks.items():
         torch.manual_seed(0)
         network = build()
-        seconds, courses[name] = train(network, data, given.epochs, lr, penalty, weight_decay)
+        seconds, courses[name] = train(network, data, options.epochs, lr, penalty=penalty, weight_decay=weight_decay)
         count, (seen, unseen) = sum(p.numel() for p in network.parameters()), courses[name][-1]
         print(f"{name:<18} {count:>10,} {seconds:>8.0f} {seen:>6.3f} {unseen:>10.3f}", flush=True)
-    draw(courses, given.out)
-    print(f"drawn: {given.out}")
+    draw(courses, options.out)
+    print(f"drawn: {options.out}")
 
 
 if __name__ == "__main__":

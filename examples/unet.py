@@ -16,10 +16,10 @@ import skipway as sw
 
 def convolutions(channels):
     """Two 3x3 convolutions with norms; how many channels come in is left to the shape pass."""
-    layers = (
-        [nn.LazyConv2d(channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()] for _ in range(2)
-    )
-    return [layer for pair in layers for layer in pair]
+    layers = []
+    for _ in range(2):
+        layers += [nn.LazyConv2d(channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+    return layers
 
 
 class AsLargeAs(nn.Module):
@@ -61,9 +61,9 @@ def scenes(count, size, seed):
     return pictures[:, None], classes
 
 
-def overlap(found, wanted):
+def overlap(predicted, expected):
     """Intersection over union of each class."""
-    both = [((found == c) & (wanted == c)).sum() / ((found == c) | (wanted == c)).sum() for c in range(3)]
+    both = [((predicted == c) & (expected == c)).sum() / ((predicted == c) | (expected == c)).sum() for c in range(3)]
     return [share.item() for share in both]
 
 
@@ -79,11 +79,11 @@ def train(steps, size=41, widths=(8, 16, 32)):
         optimizer.step()
     pictures, classes = scenes(64, size, seed=0)
     with torch.no_grad():
-        found = network.eval()(pictures).argmax(1)
-    return network, overlap(found, classes), (pictures, classes, found)
+        predicted = network.eval()(pictures).argmax(1)
+    return network, overlap(predicted, classes), (pictures, classes, predicted)
 
 
-def draw(pictures, classes, found, path):
+def draw(pictures, classes, predicted, path):
     """Six scenes: the picture, what is there, what was found."""
     import matplotlib
 
@@ -92,7 +92,7 @@ def draw(pictures, classes, found, path):
 
     figure, axes = pyplot.subplots(3, 6, figsize=(9, 4.6), constrained_layout=True)
     for column in range(6):
-        rows = (pictures[column, 0], classes[column], found[column])
+        rows = (pictures[column, 0], classes[column], predicted[column])
         for axis, image, name in zip(axes[:, column], rows, ("picture", "meant", "found"), strict=True):
             axis.imshow(image.numpy(), cmap="gray" if name == "picture" else "viridis")
             axis.set_xticks([])
@@ -107,13 +107,13 @@ def main():
     parser = argparse.ArgumentParser(description="Teach a U-Net of nested Skips to tell discs from squares.")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--out", default="unet.png")
-    given = parser.parse_args()
-    network, shares, shown = train(given.steps)
+    options = parser.parse_args()
+    network, shares, shown = train(options.steps)
     print(network)
     named = zip(("ground", "disc", "square"), shares, strict=True)
     print("intersection over union: " + ", ".join(f"{name} {share:.3f}" for name, share in named))
-    draw(*shown, given.out)
-    print(f"drawn: {given.out}")
+    draw(*shown, options.out)
+    print(f"drawn: {options.out}")
 
 
 if __name__ == "__main__":

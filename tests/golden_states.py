@@ -19,10 +19,10 @@ def value(key, shape, flax):
     leaf, drawn = key.replace("/", ".").rsplit(".", 1)[-1], draw(key, shape)
     if leaf in ("weight", "kernel", "scale"):
         fan_in = np.prod(shape[:-1] if flax else shape[1:])
-        made = drawn * np.sqrt(1 / fan_in) if len(shape) > 1 else 1 + 0.1 * drawn
+        scaled = drawn * np.sqrt(1 / fan_in) if len(shape) > 1 else 1 + 0.1 * drawn
     else:
-        made = 1 + 0.1 * abs(drawn) if leaf in ("var", "running_var") else 0.1 * drawn
-    return made.astype(np.float32)
+        scaled = 1 + 0.1 * abs(drawn) if leaf in ("var", "running_var") else 0.1 * drawn
+    return scaled.astype(np.float32)
 
 
 def golden(path):

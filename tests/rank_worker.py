@@ -127,8 +127,8 @@ def main(folder, only_scores=False):
         plain,
         Feed((collectives.rank(), collectives.world_size()), shuffle=False, count=17),
         Classification(),
-        torch.no_grad,
-        torch.device("cpu"),
+        autocast=torch.no_grad,
+        device=torch.device("cpu"),
     )
     out["ids"], out["seen"] = torch.from_numpy(seen.ids), torch.from_numpy(seen.probabilities)
     save_file({k: v.contiguous() for k, v in out.items()}, folder / f"{collectives.rank()}.safetensors")

@@ -18,8 +18,14 @@ from processes import HANG
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "__pycache__", "build", "dist", "runs", "*.egg-info", ".*_cache")
+LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
+NOT_SOURCE = {".git", ".venv", "build", "dist", "runs"}  # at the top: skipway/runs is a package
 FOR_DEVELOPERS = {"dev", "release"}  # extras of the Makefile's targets, which no code uses
+
+
+def _not_source(folder, names):
+    """Names in `folder` that working in the tree has left behind."""
+    return LEFT_BEHIND(folder, names) | (NOT_SOURCE & set(names) if Path(folder) == ROOT else set())
 
 
 def files_under(folder, root):
@@ -44,7 +50,7 @@ def run_python(*arguments, cwd, **environment):
 def source(tmp_path_factory):
     """A copy of the source tree, since building leaves files in it."""
     folder = tmp_path_factory.mktemp("source") / "skipway"
-    shutil.copytree(ROOT, folder, ignore=NOT_SOURCE)
+    shutil.copytree(ROOT, folder, ignore=_not_source)
     return folder
 
 

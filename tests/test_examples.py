@@ -55,7 +55,7 @@ def drawn(path):
     ],
 )
 def test_the_road_has_the_published_counts(name, parameters):
-    network = notes.ROAD[name][0]()
+    network = notes.NETWORKS[name][0]()
     assert count(network) == parameters and network(torch.randn(2, 3, 32, 32)).shape == (2, 2)
 
 

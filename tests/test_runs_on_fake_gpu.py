@@ -234,7 +234,7 @@ def test_probes(small, device, of_device):
 
 def test_probes_of_a_run(device, data, tmp_path):
     run = quick(data, tmp_path, **SHORT)
-    assert probe_run(run.path, only=("flow", "lesion"), samples=8).pictures
+    assert probe_run(run.path, only=("flow", "lesion"), samples=8).plots
 
 
 def test_predicting_and_evaluating(small, device, data):

@@ -68,7 +68,7 @@ def deepen(
     blocks: Mapping[str | int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     probe: Tensor | None = None,
-    interleave: bool = False,
+    spread: bool = False,
     seed: int = 0,
 ) -> Any:
     """A deeper network with the same outputs: its new blocks begin as identities, and learn from the first step on.
@@ -85,14 +85,14 @@ def deepen(
         optimizer: of `network`; it becomes that of the grown one, in place: old parameters keep their momentum and
             whatever else it knows of them, new ones are in the groups of the blocks that they are like.
         probe: a batch of inputs to compare outputs on; random ones by default, for a network that has a plan.
-        interleave: put new blocks between the old ones of their stage, not behind them.
+        spread: put new blocks between the old ones of their stage, not behind them.
         seed: draws the new weights.
 
     Raises:
         InputError: there is no such network or stage, new blocks cannot begin as identities there, or the outputs
             would not be equal; says why.
     """
-    growth = grow_deeper(network, to, blocks=blocks, probe=probe, interleave=interleave, seed=seed)
+    growth = grow_deeper(network, to, blocks=blocks, probe=probe, spread=spread, seed=seed)
     move_optimizer(optimizer, network, growth.network, growth.origins)
     return growth.network
 
@@ -148,7 +148,7 @@ def grow_deeper(
     *,
     blocks: Mapping[str | int, int] | None = None,
     probe: Tensor | None = None,
-    interleave: bool = False,
+    spread: bool = False,
     seed: int = 0,
 ) -> Growth:
     """Grow a network deeper, without its optimizer; see `deepen`."""
@@ -163,20 +163,20 @@ def grow_deeper(
             old, plan = plan, deeper_plan(plan, to) if to is not None else plan_with_blocks(plan, blocks or {})
             target = build_network(plan)
             blocks_added = insert_planned_blocks(
-                twin, target, before=blocks_by_stage(old), after=blocks_by_stage(plan), interleave=interleave
+                twin, target, before=blocks_by_stage(old), after=blocks_by_stage(plan), spread=spread
             )
         elif blocks is None:
             raise InputError("a network without a plan has no name to grow to; give blocks={path of a Chain: number}")
         else:
             homes = {str(path): check_block_count(path, count) for path, count in blocks.items()}
-            blocks_added = insert_repeated_blocks(twin, homes, interleave)
+            blocks_added = insert_repeated_blocks(twin, homes, spread)
         added = {path: module for path, module in twin.named_modules() if any(module is b for b in blocks_added)}
         for path, block in added.items():
             init_as_identity(path, block)
         origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters() if id(p) in names}
         appending = any(map(appends_channels, blocks_added))
-        if appending and interleave:
-            raise InputError("blocks that add channels go behind the others of their stage; leave interleave out")
+        if appending and spread:
+            raise InputError("blocks that add channels go behind the others of their stage; leave spread out")
         if appending:
             state = None if target is None else target.state_dict()
             widening = Widening(calls, _width_function(target, 1.0), new_state=state, added=added)

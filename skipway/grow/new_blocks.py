@@ -28,7 +28,7 @@ _HARMLESS = (EfficientChannelAttention, Shift, SqueezeExcite, nn.Identity, nn.mo
 
 
 def insert_planned_blocks(
-    network: nn.Module, target: Network, *, before: Mapping[str, int], after: Mapping[str, int], interleave: bool
+    network: nn.Module, target: Network, *, before: Mapping[str, int], after: Mapping[str, int], spread: bool
 ) -> list[nn.Module]:
     """Put into each stage of `network` the blocks that it lacks of `target`; return them.
 
@@ -40,7 +40,7 @@ def insert_planned_blocks(
             home = _block_container(network.get_submodule(stage))
             target_home = _block_container(target.get_submodule(stage))
             first = before[stage] - len(home)  # blocks in front of the home, since they change the shape
-            behind = [j * before[stage] // more - first if interleave else len(home) - 1 for j in range(more)]
+            behind = [j * before[stage] // more - first if spread else len(home) - 1 for j in range(more)]
             blocks = [target_home[place + 1 + j] for j, place in enumerate(behind)]
             _insert(home, behind, blocks)
             added += blocks
@@ -52,7 +52,7 @@ def insert_planned_blocks(
     return _match_network(network, added)
 
 
-def insert_repeated_blocks(network: nn.Module, homes: Mapping[str, int], interleave: bool) -> list[nn.Module]:
+def insert_repeated_blocks(network: nn.Module, homes: Mapping[str, int], spread: bool) -> list[nn.Module]:
     """Put blocks like the last that keeps its input's shape into the Chains at `homes`, so many each; gives them."""
     modules = dict(network.named_modules())
     added: list[nn.Module] = []
@@ -68,7 +68,7 @@ def insert_repeated_blocks(network: nn.Module, homes: Mapping[str, int], interle
                 f"the Chain at {path!r} has no block to make others like: a Skip without a shortcut of its own, or a "
                 "Coupling; put one there first"
             )
-        behind = [alike[j * len(alike) // count] if interleave else alike[-1] for j in range(count)]
+        behind = [alike[j * len(alike) // count] if spread else alike[-1] for j in range(count)]
         blocks = [reset_parameters(copy.deepcopy(home[place])) for place in behind]
         _insert(home, behind, blocks)
         added += blocks

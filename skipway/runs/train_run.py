@@ -307,7 +307,9 @@ class _PreparedRun:
             while True:
                 trainer.until, next_network = next_phase(recipe, network.plan)
                 train = partial(fit, trainer, train_batches, val_batches, last, **common)
-                retry_with_microbatches(train, trainer, last, batch_size=facts["batch_size"], console=self.console)
+                retry_with_microbatches(
+                    train, trainer, folder=last, batch_size=facts["batch_size"], console=self.console
+                )
                 if not next_network or trainer.state.status != "running":
                     return trainer
                 trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)

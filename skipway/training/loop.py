@@ -51,7 +51,7 @@ def fit(
         StorageError: a checkpoint could not be written.
     """
     settings, state, device = trainer.settings, trainer.state, trainer.device
-    writer = _CheckpointWriter(trainer, folder, facts, stop)
+    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop)
     writer.save()
     while state.epoch < trainer.until and state.status == "running":
         trainer.to_train()
@@ -86,9 +86,16 @@ def fit(
             asked = time.monotonic()
         bar.done()
         collectives.broadcast_buffers(trainer.eval_model)
-        scores = score(trainer.eval_model, validation, trainer.task, trainer.autocast, device, writer.save_if_asked)
+        scores = score(
+            trainer.eval_model,
+            validation,
+            trainer.task,
+            autocast=trainer.autocast,
+            device=device,
+            poll=writer.save_if_asked,
+        )
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
-        best = _close_epoch(state, scores, rate, settings, trainer.task.primary_metric)
+        best = _close_epoch(state, scores, lr=rate, settings=settings, metric=trainer.task.primary_metric)
         weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
         if collectives.rank() == 0:
             on_epoch(state, weights)
@@ -103,7 +110,7 @@ def fit(
 class _CheckpointWriter:
     """Saves the run when it is time, and when a signal asks for it."""
 
-    def __init__(self, trainer: Trainer, folder: Path | None, facts: dict[str, Any], stop: StopFlag):
+    def __init__(self, trainer: Trainer, folder: Path | None, *, facts: dict[str, Any], stop: StopFlag):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
@@ -152,7 +159,7 @@ class _CheckpointWriter:
             )
 
 
-def _close_epoch(state: State, scores: Scores, lr: float, settings: Settings, metric: str) -> bool:
+def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: str) -> bool:
     """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(

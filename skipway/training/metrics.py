@@ -118,6 +118,7 @@ def score(
     network: nn.Module,
     batches: Batches,
     task: Scorer,
+    *,
     autocast: Callable[[], AbstractContextManager[Any]],
     device: torch.device,
     poll: Callable[[], None] = lambda: None,

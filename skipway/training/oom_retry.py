@@ -16,7 +16,7 @@ __all__ = ["retry_with_microbatches"]
 
 
 def retry_with_microbatches(
-    fit: Callable[[], State], trainer: Trainer, folder: Path, batch_size: int, console: Console
+    fit: Callable[[], State], trainer: Trainer, *, folder: Path, batch_size: int, console: Console
 ) -> State:
     """What `fit` gives; where memory runs out, again from the newest checkpoint in `folder` with pieces half as large.
 

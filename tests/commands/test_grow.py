@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_run(short, monkeypatch):
     def full(*_, **__):
         raise StorageError("no space")
 
-    monkeypatch.setattr("skipway.commands.grow.save", full)
+    monkeypatch.setattr("skipway.commands.grow.save_checkpoint", full)
     with pytest.raises(StorageError, match="no space"):
         grow_run(short, "resnet32", name="bigger")
     left = [p.name for p in (short.parent / "bigger").iterdir()] if (short.parent / "bigger").exists() else []

@@ -65,7 +65,7 @@ def test_several_runs_are_drawn_side_by_side(run, runs):
     assert list(found.values["landscape"]["landscape"]) == [run.name, "resnet32"]
     assert [len(f["blocks"]) for f in found.values["flow"].values()] == [9, 9, 15, 15]
     again = probe_run(run, run, only=["diagram"])
-    assert again.found["diagram"]["plan"]["name"] == "resnet20"
+    assert again.values["diagram"]["plan"]["name"] == "resnet20"
 
 
 def test_a_run_on_a_table_is_looked_into_too(tmp_path):

@@ -122,7 +122,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_resuming_is_e
 def test_every_sample_is_judged_once_by_however_many_processes(count, pair, tmp_path):
     found = pair if count == 2 else together(count, tmp_path, "only-scores")
     torch.manual_seed(0)
-    alone = score(plain_network(), Feed(shuffle=False, count=17), Classification(), torch.no_grad, torch.device("cpu"))
+    feed, cpu = Feed(shuffle=False, count=17), torch.device("cpu")
+    alone = score(plain_network(), feed, Classification(), autocast=torch.no_grad, device=cpu)
     for process in found:
         order = process["ids"].argsort()
         assert process["ids"][order].tolist() == alone.ids.tolist()

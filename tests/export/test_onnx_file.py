@@ -65,7 +65,7 @@ def test_classes_of_a_table_and_numbers_in_their_own_unit(tmp_path):
         network = table_network(task)
         done = sw.export.onnx(network, tmp_path / "table.onnx", check=table)
         assert done.difference < 1e-5 and done.levels == 0
-        rows = network.spec.encode_whole(as_table(table)).x
+        rows = network.spec.encode_strict(as_table(table)).x
         (found,) = session(done.path).run([gives], {"rows": rows})
         expected = network.table_outputs(as_table(table))
         assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5

@@ -67,18 +67,18 @@ def more(network):
     }
 
 
-@pytest.mark.parametrize("interleave", [False, True])
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_deeper_network_gives_the_same_outputs_to_the_last_bit(kind, interleave):
+def test_a_deeper_network_gives_the_same_outputs_to_the_last_bit(kind, spread):
     network = lively(*NETWORKS[kind])
     before = copy.deepcopy(network.state_dict())
     x = inputs(network)
-    grown = deepen(network, blocks=more(network), interleave=interleave)
+    grown = deepen(network, blocks=more(network), spread=spread)
     assert grown(x).equal(network(x))
     assert all(v.equal(network.state_dict()[k]) for k, v in before.items()), "the network itself has changed"
     assert len(list(sw.named_skips(grown))) > len(list(sw.named_skips(network))) or "revnet" in network.plan["name"]
     assert grown.plan["layers"] != network.plan["layers"] and grown.spec == network.spec
-    again = deepen(network, blocks=more(network), interleave=interleave)
+    again = deepen(network, blocks=more(network), spread=spread)
     assert all(v.equal(again.state_dict()[k]) for k, v in grown.state_dict().items())
 
 
@@ -184,15 +184,15 @@ def filled(network, shape):
     return network.eval()
 
 
-@pytest.mark.parametrize("interleave", [False, True])
-def test_a_tree_of_ones_own_grows_by_blocks_like_those_it_has(interleave):
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_tree_of_ones_own_grows_by_blocks_like_those_it_has(spread):
     network, x = filled(tree(), (2, 3, 9, 9)), torch.randn(4, 3, 9, 9)
-    growth = grow_deeper(network, blocks={"trunk": 3}, probe=x, interleave=interleave)
+    growth = grow_deeper(network, blocks={"trunk": 3}, probe=x, spread=spread)
     assert growth.difference == 0 and growth.network(x).equal(network(x))
     assert len(list(sw.named_skips(growth.network))) == 6
     kinds = [type(layer).__name__ for layer in growth.network.trunk]
     assert kinds == ["Skip"] * 6 + ["AdaptiveAvgPool2d"]
-    assert isinstance(growth.network.trunk[3 if interleave else 4].body[0], nn.Conv2d)
+    assert isinstance(growth.network.trunk[3 if spread else 4].body[0], nn.Conv2d)
 
 
 def test_a_tree_of_ones_own_with_dense_joins_grows_too():
@@ -227,7 +227,7 @@ def test_a_tree_of_ones_own_with_dense_joins_grows_too():
         (("resnet20", SMALL | {"shortcut": "project"}), {"blocks": {1: 1}}, "its shortcut is not the identity"),
         (("resnet20", SMALL | {"join": "gate"}), {"blocks": {1: 1}}, "no body makes its join the identity"),
         (("resnet9", {}), {"blocks": {1: 1}}, "cannot be deepened: its bodies end"),
-        (APPENDING["dense"], {"blocks": {1: 1}, "interleave": True}, "go behind the others of their stage"),
+        (APPENDING["dense"], {"blocks": {1: 1}, "spread": True}, "go behind the others of their stage"),
     ],
 )
 def test_what_cannot_grow_deeper_is_refused_with_the_reason(network, options, words):

@@ -113,6 +113,7 @@ def test_the_recipe_the_network_and_the_commands_are_there(finished):
     folder, page = finished
     fields = {row[0]: row[1] for row in page.rows if len(row) == 2}
     recipe = yaml.safe_load((folder / "config.yaml").read_text())
+    assert recipe.pop("schema") == 1
     assert {k: fields[k] for k in recipe} == {k: "not set" if v is None else str(v) for k, v in recipe.items()}
     assert fields["torch"] == "2.13.0+cpu" and "command" not in fields
     assert page.text.count("(block") == 20 and "skipway train digits --seed 1" in page.text
@@ -222,6 +223,7 @@ def test_metrics_of_the_wrong_kind_do_not_stop_the_report(tmp_path):
     for metrics in (
         [1],
         {
+            "schema": 1,
             "val_accuracy": "high",
             "data": {"warnings": 3, "notes": [], "counts": 1},
             "seconds": None,

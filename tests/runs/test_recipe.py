@@ -74,7 +74,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_one():
 
 
 def test_a_config_sets_only_what_it_names_and_reads_numbers_as_people_write_them(tmp_path):
-    assert Recipe.read(written(tmp_path, "epochs: 3\nlr: 1e-3\nclip: 1\nname: 1e3x\nema: 5e-1")) == {
+    assert Recipe.read(written(tmp_path, "epochs: 3\nlr: 1e-3\nclip_grad: 1\nname: 1e3x\nema: 5e-1")) == {
         "epochs": 3,
         "lr": 1e-3,
         "clip_grad": 1,

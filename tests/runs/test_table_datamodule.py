@@ -12,11 +12,12 @@ from small_runs import Words, numbers, same_runs, table
 from table_files import homes, lines, written
 
 import skipway as sw
-from skipway.cli import app, run_commands
+from skipway.cli import app
 from skipway.commands.write_predictions import write_predictions
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
+from skipway.utils import signals
 from skipway.utils.run_schema import SCHEMA
 from skipway.utils.signals import StopFlag
 
@@ -272,8 +273,7 @@ def test_a_table_with_parts_of_its_own_uses_them(tmp_path):
 
 def test_the_command_line_takes_tables(home, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for module in (app, run_commands):
-        monkeypatch.setattr(module, "STOP", StopFlag())
+    monkeypatch.setattr(signals, "STOP", StopFlag())
 
     def skipway(*words):
         with pytest.raises(SystemExit) as ended:

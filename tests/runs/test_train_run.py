@@ -339,7 +339,7 @@ def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
 
 
 def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeypatch):
-    def lost(*_):
+    def lost(*_, **__):
         raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr("skipway.runs.train_run.retry_with_microbatches", lost)

@@ -59,7 +59,12 @@ def test_every_picture_is_scored_once_in_evaluation_mode_whatever_the_batch(size
     polled = []
     before = {k: v.clone() for k, v in network.state_dict().items()}
     found = score(
-        network, Feed(x, y, size), Classification(), nullcontext, torch.device("cpu"), lambda: polled.append(1)
+        network,
+        Feed(x, y, size),
+        Classification(),
+        autocast=nullcontext,
+        device=torch.device("cpu"),
+        poll=lambda: polled.append(1),
     )
     assert network.training and len(polled) == -(-8 // size) and found.ids.tolist() == list(range(8))
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
@@ -81,9 +86,9 @@ def test_the_mode_comes_back_after_an_error():
             network,
             Feed(torch.randn(8, 5), torch.zeros(8, dtype=torch.long), 2),
             Classification(),
-            nullcontext,
-            torch.device("cpu"),
-            stop,
+            autocast=nullcontext,
+            device=torch.device("cpu"),
+            poll=stop,
         )
     assert network.training
 

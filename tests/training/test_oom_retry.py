@@ -43,7 +43,7 @@ def halved(folder, room, said=None, **values):
             stop=StopFlag(),
         )
 
-    retry_with_microbatches(training, trainer, folder, 8, Words(quiet=True))
+    retry_with_microbatches(training, trainer, folder=folder, batch_size=8, console=Words(quiet=True))
     return trainer
 
 
@@ -86,7 +86,11 @@ def test_pieces_of_less_than_two_samples_are_refused(tmp_path):
 def test_another_error_is_not_taken_for_one_of_memory(tmp_path):
     with pytest.raises(RuntimeError, match="size mismatch"):
         retry_with_microbatches(
-            lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")), None, tmp_path, 8, Console(quiet=True)
+            lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")),
+            None,
+            folder=tmp_path,
+            batch_size=8,
+            console=Console(quiet=True),
         )
 
 

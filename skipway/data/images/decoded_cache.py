@@ -137,7 +137,7 @@ def decode_images(
 
     Raises:
         InputError: more than `max_unreadable` of the pictures are unreadable, or a class that needs one has none.
-        StorageError: the memory map does not resize_mode on the disk.
+        StorageError: the memory map does not fit on the disk.
         Interrupted: `stop` was set meanwhile.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()

@@ -142,7 +142,7 @@ def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
             raise BadPicture("broken: its header cannot be read") from error
         raise BadPicture("not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content") from error
     except MemoryError as error:
-        raise BadPicture("too large: it does not resize_mode in memory, or its header lies") from error
+        raise BadPicture("too large: it does not fit in memory, or its header lies") from error
     except Exception as error:
         text = printable(error)[:200] or type(error).__name__
         is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
