@@ -5,14 +5,16 @@ It travels with every file that leaves a run, so that a picture met years later 
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from skipway.errors import InputError, printable
 
-__all__ = ["RESIZE_MODES", "INTERPOLATIONS", "Spec"]
+__all__ = ["INTERPOLATIONS", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
 
-RESIZE_MODES = ("squash", "crop", "pad")
-INTERPOLATIONS = ("bilinear", "bicubic")
+ResizeMode = Literal["squash", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic"]
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _MAX_CLASSES = 100_000
 _MAX_NAME_BYTES = 1024
 
@@ -32,8 +34,8 @@ class Spec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
-    resize_mode: str = "squash"
-    interpolation: str = "bilinear"
+    resize_mode: ResizeMode = "squash"
+    interpolation: Interpolation = "bilinear"
     mirrored: bool = False
 
     def __post_init__(self) -> None:
@@ -92,11 +94,11 @@ class Spec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
         """The Spec that `as_dict` wrote."""
-        known = {f.name for f in fields(cls)}
+        names = {field.name for field in fields(cls)}
         older = {"interpolation": "bilinear", "mirrored": False}  # which files once lacked
         values = {**older, **values} if isinstance(values, dict) else {}
-        if set(values) != known:
-            raise InputError(f"a Spec has the fields {', '.join(sorted(known))}; the file's differ")
+        if set(values) != names:
+            raise InputError(f"a Spec has the fields {', '.join(sorted(names))}; the file's differ")
         try:
             plain = {name: int(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
@@ -107,7 +109,7 @@ class Spec:
             mean=means,
             std=stds,
             class_names=values["class_names"],
-            resize_mode=str(values["resize_mode"]),
-            interpolation=str(values["interpolation"]),
+            resize_mode=cast(ResizeMode, str(values["resize_mode"])),
+            interpolation=cast(Interpolation, str(values["interpolation"])),
             mirrored=values["mirrored"] is True,
         )

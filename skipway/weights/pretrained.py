@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.data.image_spec import Spec
+from skipway.data.image_spec import ResizeMode, Spec
 from skipway.data.sources.hub import NO_ROOM
 from skipway.errors import InputError, StorageError, printable
 from skipway.models import registry
@@ -67,7 +67,7 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "flax": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
-_RESIZE_MODE_OF = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
+_RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
 _FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
 _SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
 _MAX_HEADER = 16 * 2**20

@@ -97,10 +97,10 @@ def mix_samples(
     alpha = np.where(cuts, cutmix or 1.0, mixup or 1.0)
     share = torch.from_numpy(betaincinv(alpha, alpha, uniform[:, 0])).to(x.device, torch.float32)
     cut = torch.from_numpy(cuts).to(x.device)
-    places = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
+    corners = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
     size = x.shape[-1]
     side = (size * (1 - share).sqrt()).round()
-    inside = _boxes_inside(places[:, 0], places[:, 1], height=side, width=side, size=size) & cut.view(-1, 1, 1, 1)
+    inside = _boxes_inside(corners[:, 0], corners[:, 1], height=side, width=side, size=size) & cut.view(-1, 1, 1, 1)
     share = torch.where(cut, 1 - (side / size) ** 2, share)
     partner = x.roll(1, 0)
     blended = torch.where(cut.view(-1, 1, 1, 1), x, torch.lerp(partner, x, share.view(-1, 1, 1, 1)))

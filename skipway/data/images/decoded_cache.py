@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
+from skipway.data.image_spec import Interpolation, ResizeMode
 from skipway.data.sources.base import SPLITS, Content, Skipped, Source
 from skipway.data.sources.decode import BadPicture, decode, size_of
 from skipway.errors import InputError, Interrupted, StorageError, printable
@@ -47,9 +48,9 @@ class DecodeSettings:
     size: int
     stored_size: int
     channels: int
-    resize_mode: str = "squash"
+    resize_mode: ResizeMode = "squash"
     max_pixels: int = 50_000_000
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     @property
     def decode_options(self) -> dict[str, Any]:
@@ -105,18 +106,16 @@ def choose_decode_settings(source: Source, size: int | None, resize_mode: str, m
     natural = int(np.median(sides)) if sides else PHOTOGRAPH
     small = natural <= SMALL
     size = size or (natural if small else PHOTOGRAPH)
-    if resize_mode == "auto":
-        resize_mode = _resize_mode_for(ratios)
     return DecodeSettings(
         size=size,
         stored_size=size if natural <= size else min(natural, round(size * ROOM)),
         channels=1 if grey and sides else 3,
-        resize_mode=resize_mode,
+        resize_mode=_resize_mode_for(ratios) if resize_mode == "auto" else cast(ResizeMode, resize_mode),
         max_pixels=max_pixels,
     )
 
 
-def _resize_mode_for(ratios: list[float]) -> str:
+def _resize_mode_for(ratios: list[float]) -> ResizeMode:
     ratio = float(np.quantile(ratios, 0.9)) if ratios else 1.0
     if ratio <= _SQUASHED_RATIO:
         return "squash"

@@ -27,8 +27,8 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     if len(images.splits.get("val", ())):
         return
     train = images.splits["train"]
-    first = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
-    kinds = np.array(sorted(first.values()), dtype=np.int64)
+    first_of = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
+    kinds = np.array(sorted(first_of.values()), dtype=np.int64)
     labels = images.labels[kinds]
     counts = np.bincount(labels, minlength=len(images.class_names))
     single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
@@ -54,8 +54,8 @@ def holdout_mask(
 
     Every label stands on both sides where two different samples have it.
     """
-    first = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
-    kinds = np.array(sorted(first.values()), dtype=np.int64)
+    first_of = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
+    kinds = np.array(sorted(first_of.values()), dtype=np.int64)
     counts = np.bincount(labels[kinds])
     shares = _shares(counts, min(round(len(kinds) * fraction), MAX_HELD_OUT))
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))

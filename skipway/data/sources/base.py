@@ -53,17 +53,17 @@ class Source:
     warnings: list[str] = field(default_factory=list)
 
     def count(self, split: str) -> int:
-        """How many pictures the split has."""
+        """Return how many pictures the split has."""
         return len(self.keys.get(split, ()))
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder or file of this name holds: 'valid' -> 'val'; None where the name says nothing."""
+    """Return the split that a folder or file of this name holds: 'valid' -> 'val'; None where the name says nothing."""
     return _SPLIT_NAMES.get(name.lower())
 
 
 def class_order(names: list[str], where: str) -> tuple[str, ...]:
-    """At least two class names in their fixed order: by their characters, so '10' stands between '1' and '2'."""
+    """Put at least two class names in their fixed order: by their characters, so '10' stands between '1' and '2'."""
     refuse_near_equal(names, where)
     if len(names) < 2:
         only = f"only the class {printable(names[0])!r}" if names else "no class"
@@ -73,7 +73,7 @@ def class_order(names: list[str], where: str) -> tuple[str, ...]:
 
 def refuse_near_equal(names: list[str], where: str) -> None:
     """Refuse class names of which two are easily taken for one another, or one is no text at all."""
-    seen: dict[str, str] = {}
+    by_plain: dict[str, str] = {}
     for name in names:
         try:
             name.encode("utf-8")
@@ -82,9 +82,9 @@ def refuse_near_equal(names: list[str], where: str) -> None:
                 f"{where}: the class name {printable(name)} is not valid text; rename it with letters of UTF-8"
             ) from None
         plain = unicodedata.normalize("NFC", name).strip().casefold()
-        if plain in seen:
+        if plain in by_plain:
             raise InputError(
-                f"{where}: the classes {printable(seen[plain])!r} and {printable(name)!r} differ only in case, spaces "
-                "or accents' spelling; merge or rename one"
+                f"{where}: the classes {printable(by_plain[plain])!r} and {printable(name)!r} differ only in case, "
+                "spaces or accents' spelling; merge or rename one"
             )
-        seen[plain] = name
+        by_plain[plain] = name

@@ -15,11 +15,11 @@ from skipway.errors import InputError, did_you_mean, printable
 __all__ = ["BUILT_IN", "open_source"]
 
 BUILT_IN = ("digits", *BUILT_IN_TABLES)
-_WRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hub that a mirror would spoil
+_HANDWRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hub that a mirror would spoil
 
 
 def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
-    """The labelled pictures that `data` names; a folder or file that exists goes before a name of the Hub."""
+    """Open the labelled pictures that `data` names; a folder or file that exists goes before a name of the Hub."""
     if data == "digits":
         return digits()
     if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
@@ -33,13 +33,13 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
     if not exists and (data in HUB_NAMES or data.startswith("hf:")):
         source = parquet_source(hub_folder(data), allow_empty_classes)
         source.name = data.removeprefix("hf:").rpartition("/")[2]
-        source.mirrored = not _WRITTEN & set(data.lower().removeprefix("hf:").split("/"))
+        source.mirrored = not _HANDWRITTEN & set(data.lower().removeprefix("hf:").split("/"))
         return source
     if not exists:
-        known = (*BUILT_IN, *HUB_NAMES)
+        names = (*BUILT_IN, *HUB_NAMES)
         raise InputError(
-            f"there is no data at {printable(data)!r}{did_you_mean(data, known)}; give a folder with one sub-folder "
-            f"per class, parquet files, hf:org/name, or one of {', '.join(known)}"
+            f"there is no data at {printable(data)!r}{did_you_mean(data, names)}; give a folder with one sub-folder "
+            f"per class, parquet files, hf:org/name, or one of {', '.join(names)}"
         )
     if parquet_files(path):
         if path.is_dir() and picture_files(path):
@@ -63,7 +63,7 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
 
 
 def digits() -> Source:
-    """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (Alpaydin and Kaynak 1998)."""
+    """Open 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from skipway.data.image_spec import RESIZE_MODES
+from skipway.data.image_spec import RESIZE_MODES, Interpolation, ResizeMode
 from skipway.data.sources.pillow_warnings import CollectedWarnings, collect_warnings, number_in
 from skipway.errors import InputError, printable
 
@@ -80,10 +80,10 @@ def decode(
     *,
     size: int,
     channels: int = 3,
-    resize_mode: str = "squash",
+    resize_mode: ResizeMode = "squash",
     max_pixels: int = MAX_PIXELS,
     suffix: str = "",
-    interpolation: str = "bilinear",
+    interpolation: Interpolation = "bilinear",
     crop_size: int | None = None,
 ) -> Picture:
     """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
@@ -211,7 +211,7 @@ def _orientation(image: Image.Image, notes: list[str]) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _target_size(original_size: tuple[int, int], size: int, resize_mode: str) -> tuple[int, int]:
+def _target_size(original_size: tuple[int, int], size: int, resize_mode: ResizeMode) -> tuple[int, int]:
     if resize_mode != "pad":
         return size, size
     width, height = original_size
@@ -219,7 +219,7 @@ def _target_size(original_size: tuple[int, int], size: int, resize_mode: str) ->
     return max(1, round(width * size / longest)), max(1, round(height * size / longest))
 
 
-def _draft(image: Image.Image, size: int, resize_mode: str) -> float:
+def _draft(image: Image.Image, size: int, resize_mode: ResizeMode) -> float:
     """Ask libjpeg for 1/2, 1/4 or 1/8 of the picture, never less than the gap allows; returns the divisor."""
     target_width, target_height = _target_size(image.size, size, resize_mode)
     width = image.width
@@ -227,7 +227,7 @@ def _draft(image: Image.Image, size: int, resize_mode: str) -> float:
     return width / drafted[1][2] if drafted else 1.0
 
 
-def _load(data: bytes, image: Image.Image, size: int, resize_mode: str) -> Image.Image:
+def _load(data: bytes, image: Image.Image, size: int, resize_mode: ResizeMode) -> Image.Image:
     """`image` with its pixels, or a JPEG's that lacks nothing but its end marker.
 
     Pillow refuses both a JPEG cut off in its pixels and one that ends right behind them. They are told apart by going
@@ -330,7 +330,9 @@ class _ReducedImage:
     scale: float
 
 
-def _resize(reduced: _ReducedImage, *, size: int, resize_mode: str, interpolation: str, crop_size: int) -> Image.Image:
+def _resize(
+    reduced: _ReducedImage, *, size: int, resize_mode: ResizeMode, interpolation: Interpolation, crop_size: int
+) -> Image.Image:
     """Bring an image to size x size."""
     image, original_size = reduced.image, reduced.original_size
     target = _target_size(original_size, size, resize_mode)
@@ -353,7 +355,7 @@ def _resize(reduced: _ReducedImage, *, size: int, resize_mode: str, interpolatio
 
 
 def _source_span(
-    reduced: _ReducedImage, *, axis: int, size: int, resize_mode: str, crop_size: int
+    reduced: _ReducedImage, *, axis: int, size: int, resize_mode: ResizeMode, crop_size: int
 ) -> tuple[float, float]:
     """Return where, along one axis of the reduced image, the pixels of the square begin and end."""
     length = reduced.original_size[axis]

@@ -24,12 +24,14 @@ _PEEK = 200
 
 
 def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
-    """The pictures under `root`; class names come from the training set alone."""
+    """Open the pictures under `root`; class names come from the training set alone."""
     where = printable(root)
     splits = _split_folders(root, follow_links)
     warnings: list[str] = []
-    found = {split: _classes(folder, root, follow_links, warnings) for split, folder in splits.items()}
-    empty = sorted(name for name, files in found["train"].items() if not files)
+    classes_of = {
+        split: _classes(folder, root, follow_links=follow_links, warnings=warnings) for split, folder in splits.items()
+    }
+    empty = sorted(name for name, paths in classes_of["train"].items() if not paths)
     if empty and not allow_empty_classes:
         raise InputError(
             f"{where}: the class folder {printable(empty[0])!r} has no pictures"
@@ -38,25 +40,27 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
         )
     if empty:
         warnings.append(f"left out: class folders without pictures: {', '.join(map(printable, empty))}")
-    named = {name: files for name, files in found["train"].items() if files}
-    class_names = class_order(list(named), where)
+    class_names = class_order([name for name, paths in classes_of["train"].items() if paths], where)
     keys: dict[str, list[str]] = {}
     labels: dict[str, np.ndarray] = {}
     files: dict[str, list[Path]] = {}
-    for split, classes in found.items():
-        index = _indices(split, {k: v for k, v in classes.items() if v}, class_names, where, warnings)
-        there = [name for name in sorted(classes) if classes[name]]
-        files[split] = [path for name in there for path in classes[name]]
-        above = _key(splits[split], root)
-        keys[split] = ["/".join(filter(None, (above, name, path.name))) for name in there for path in classes[name]]
-        numbers = np.array([index[name] for name in there], np.int64)
-        labels[split] = np.repeat(numbers, [len(classes[name]) for name in there])
+    for split, all_classes in classes_of.items():
+        classes = {name: all_classes[name] for name in sorted(all_classes) if all_classes[name]}
+        index = _class_indices(split, list(classes), class_names=class_names, where=where, warnings=warnings)
+        split_key = _key(splits[split], root)
+        keys[split], files[split] = [], []
+        for name, paths in classes.items():
+            prefix = f"{split_key}/{name}" if split_key else name
+            keys[split] += [f"{prefix}/{path.name}" for path in paths]
+            files[split] += paths
+        indices = np.array([index[name] for name in classes], np.int64)
+        labels[split] = np.repeat(indices, [len(paths) for paths in classes.values()])
 
     inside: dict[str, bool] = {}
 
     def read(path: Path) -> Content:
         try:
-            return read_picture_file(path, root, follow_links, inside)
+            return read_picture_file(path, root, follow_links=follow_links, inside=inside)
         except BadPicture as error:
             return error
 
@@ -67,29 +71,37 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
         step = max(1, len(files["train"]) // _PEEK)
         return [read(path) for path in files["train"][::step][:_PEEK]]
 
-    return Source(root.resolve().name or "data", class_names, keys, labels, contents, peek, warnings=warnings)
+    return Source(
+        name=root.resolve().name or "data",
+        class_names=class_names,
+        keys=keys,
+        labels=labels,
+        contents=contents,
+        peek=peek,
+        warnings=warnings,
+    )
 
 
 def has_class_folders(root: Path) -> bool:
-    """Whether `root` holds folders at all (as opposed to parquet files or loose pictures)."""
+    """Return True if `root` holds folders at all (as opposed to parquet files or loose pictures)."""
     return any(_is_folder(entry) for entry in _entries(root))
 
 
 def picture_files(root: Path) -> list[Path]:
-    """Every file under `root`, at any depth, whose name says that it is a picture, in a fixed order."""
+    """List every file under `root`, at any depth, whose name says that it is a picture, in a fixed order."""
 
     def unreadable(error: OSError) -> None:
         raise _cannot_list(Path(error.filename), error) from None
 
-    found = []
+    pictures = []
     for folder, names, files in os.walk(root, onerror=unreadable):
         names[:] = sorted(n for n in names if not _is_junk(n))
-        found += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
-    return found
+        pictures += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
+    return pictures
 
 
 def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
-    """{'train': root} where there are only class folders, or the folder of each split."""
+    """Return {'train': root} where there are only class folders, or the folder of each split."""
     entries = [e for e in _entries(root) if _is_folder(e)]
     folders = [Path(e.path) for e in entries]
     by_split: dict[str, Path] = {}
@@ -119,8 +131,8 @@ def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
     return {split: by_split[split] for split in SPLITS if split in by_split}
 
 
-def _classes(folder: Path, root: Path, follow_links: bool, warnings: list[str]) -> dict[str, list[Path]]:
-    """{class name: its files in a fixed order} of one split."""
+def _classes(folder: Path, root: Path, *, follow_links: bool, warnings: list[str]) -> dict[str, list[Path]]:
+    """List {class name: its files in a fixed order} of one split."""
     classes: dict[str, list[Path]] = {}
     ignored: Counter[str] = Counter()
     for entry in _entries(folder):
@@ -138,9 +150,9 @@ def _classes(folder: Path, root: Path, follow_links: bool, warnings: list[str]) 
                 ignored[Path(inner.name).suffix.lower() or "no suffix"] += 1
         classes[entry.name] = files
     if ignored:
-        said = ", ".join(f"{count} {printable(suffix)}" for suffix, count in ignored.most_common(5))
+        counts = ", ".join(f"{count} {printable(suffix)}" for suffix, count in ignored.most_common(5))
         warnings.append(
-            f"ignored in {_key(folder, root) or 'the folder'}: files that are no pictures of a class ({said})"
+            f"ignored in {_key(folder, root) or 'the folder'}: files that are no pictures of a class ({counts})"
         )
     return classes
 
@@ -160,23 +172,23 @@ def _refuse_nested(class_folder: Path, inner: Path) -> None:
         )
 
 
-def _indices(
-    split: str, classes: dict[str, list[Path]], class_names: tuple[str, ...], where: str, warnings: list[str]
+def _class_indices(
+    split: str, folders: list[str], *, class_names: tuple[str, ...], where: str, warnings: list[str]
 ) -> dict[str, int]:
-    """{folder name: class index} of a split, by name and never by position."""
-    known = dict(zip(class_names, range(len(class_names)), strict=True))
-    by_name = {folder: unicodedata.normalize("NFC", folder) for folder in classes}
-    refuse_near_equal(list(classes), where)
-    extra = sorted(folder for folder, name in by_name.items() if name not in known)
+    """Return {folder name: class index} of a split, by name and never by position."""
+    index = dict(zip(class_names, range(len(class_names)), strict=True))
+    by_name = {folder: unicodedata.normalize("NFC", folder) for folder in folders}
+    refuse_near_equal(folders, where)
+    extra = sorted(folder for folder, name in by_name.items() if name not in index)
     if extra:
         raise InputError(
             f"{where}: the {split} set has classes that the training set lacks: "
             f"{', '.join(map(printable, extra[:5]))}; give them the names of the training folders, or remove them"
         )
-    missing = sorted(set(known) - set(by_name.values()))
+    missing = sorted(set(index) - set(by_name.values()))
     if missing:
         warnings.append(f"the {split} set has no pictures of: {', '.join(map(printable, missing[:20]))}")
-    return {folder: known[name] for folder, name in by_name.items()}
+    return {folder: index[name] for folder, name in by_name.items()}
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -4,6 +4,9 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,34 +28,38 @@ _PEEK = 200
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """The parquet files that `root` is or holds, in a fixed order."""
+    """List the parquet files that `root` is or holds, in a fixed order."""
     if root.is_file():
         return [root] if root.suffix == ".parquet" else []
-    found = (p for p in root.rglob("*.parquet") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    return sorted(p for p in found if p.is_file())
+    return sorted(path for path in root.rglob("*.parquet") if path.is_file() and not _is_hidden(path, root))
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def parquet_source(root: Path, allow_empty_classes: bool = False) -> Source:
-    """The pictures of one parquet file, or of a folder of them named by split ('train-00000-of-00002.parquet')."""
+    """Open the pictures of one parquet file, or of a folder of them named by split ('train-00000-of-00002.parquet')."""
     where = printable(root)
     files = _by_split(parquet_files(root), root)
     picture, label = _columns(files["train"][0], where)
-    columns = {split: [value for p in paths for value in _labels(p, label)] for split, paths in files.items()}
+    read_labels = partial(_labels, label=label)
+    columns = {split: list(chain.from_iterable(map(read_labels, paths))) for split, paths in files.items()}
     warnings: list[str] = []
     if columns.get("test") and set(columns["test"]) <= {None, -1}:
         warnings.append("left out: the test set, whose labels are withheld")
         del files["test"], columns["test"]
-    class_names = _class_names(files["train"][0], columns["train"], (where, label), allow_empty_classes, warnings)
-    labels = {split: _indices(split, column, class_names, (where, label)) for split, column in columns.items()}
+    with open_parquet(files["train"][0]) as file:
+        declared = _declared_names(file, label)
+    column = _LabelColumn(where, label)
+    class_names = column.class_names(columns["train"], declared, allow_empty=allow_empty_classes, warnings=warnings)
+    labels = {split: column.indices(split, values, class_names) for split, values in columns.items()}
     for split in set(labels) - {"train"}:
         absent = sorted(set(range(len(class_names))) - set(labels[split].tolist()))
         if absent:
             missing = ", ".join(printable(class_names[i]) for i in absent[:20])
             warnings.append(f"the {split} set has no pictures of: {missing}")
-    keys = {
-        split: [f"{p.relative_to(root).as_posix() if p != root else p.name}:{row}" for p in paths for row in _rows(p)]
-        for split, paths in files.items()
-    }
+    keys = {split: list(chain.from_iterable(_keys(path, root) for path in paths)) for split, paths in files.items()}
 
     def contents(split: str) -> Iterator[Content]:
         for path in files[split]:
@@ -62,12 +69,20 @@ def parquet_source(root: Path, allow_empty_classes: bool = False) -> Source:
         return [content for content, _ in zip(contents("train"), range(_PEEK), strict=False)]
 
     name = root.stem if root.is_file() else root.resolve().name
-    return Source(name or "data", class_names, keys, labels, contents, peek, warnings=warnings)
+    return Source(
+        name=name or "data",
+        class_names=class_names,
+        keys=keys,
+        labels=labels,
+        contents=contents,
+        peek=peek,
+        warnings=warnings,
+    )
 
 
 def _by_split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
-    """{split: its files}; a file is of the split that its own name or its folder's name begins with."""
-    found: dict[str, list[Path]] = {}
+    """Return {split: its files}; a file is of the split that its own name or its folder's name begins with."""
+    files: dict[str, list[Path]] = {}
     folders = set()
     for path in paths:
         parts = path.relative_to(root).parts if path != root else (path.name,)
@@ -80,7 +95,7 @@ def _by_split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
             raise InputError(
                 f"cannot tell which split {printable(path)} holds; begin its name with train, validation or test"
             )
-        found.setdefault(split, []).append(path)
+        files.setdefault(split, []).append(path)
         folders.add(parts[:-2] if len(parts) > 1 and split_of(parts[-2]) else parts[:-1])
     if len(folders) > 1:
         configurations = ", ".join(sorted(printable("/".join(f) or ".") for f in folders))
@@ -88,14 +103,14 @@ def _by_split(paths: list[Path], root: Path) -> dict[str, list[Path]]:
             f"{printable(root)} holds several data sets ({configurations}); name the folder of one of them, as in "
             f"{printable(root)}/{printable('/'.join(max(folders)))} or hf:org/name/folder"
         )
-    if "train" not in found:
+    if "train" not in files:
         raise InputError(f"{printable(root)}: no parquet file of a train split; begin one name with train")
-    return {split: found[split] for split in SPLITS if split in found}
+    return {split: files[split] for split in SPLITS if split in files}
 
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """The open parquet file; whatever it turns out to be broken by, now or while it is read, names it."""
+    """Open a parquet file; whatever it turns out to be broken by, now or while it is read, names it."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -130,7 +145,7 @@ def _columns(path: Path, where: str) -> tuple[str, str]:
 
 
 def _declared_names(file: Any, label: str) -> list[str] | None:
-    """Class names that the file's Hugging Face metadata gives its integer labels."""
+    """Return class names that the file's Hugging Face metadata gives its integer labels."""
     try:
         feature = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"][label]
         names = feature["names"] if feature.get("_type") == "ClassLabel" else None
@@ -139,13 +154,16 @@ def _declared_names(file: Any, label: str) -> list[str] | None:
     return [str(n) for n in names] if isinstance(names, list) and names else None
 
 
-def _rows(path: Path) -> range:
+def _keys(path: Path, root: Path) -> list[str]:
+    """Name every row of a file."""
     with open_parquet(path) as file:
-        return range(file.metadata.num_rows)
+        count = file.metadata.num_rows
+    name = path.relative_to(root).as_posix() if path != root else path.name
+    return [f"{name}:{row}" for row in range(count)]
 
 
 def _labels(path: Path, label: str) -> list[Any]:
-    """The labels of a file: class names where it declares them, else what stands in the column."""
+    """Read the labels of a file: class names where it declares them, else what stands in the column."""
     with open_parquet(path) as file:
         if label not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {label!r} that the train file has; add it")
@@ -156,46 +174,53 @@ def _labels(path: Path, label: str) -> list[Any]:
     return [declared[v] if isinstance(v, int) and 0 <= v < len(declared) else v for v in values]
 
 
-def _class_names(
-    path: Path, column: list[Any], at: tuple[str, str], allow_empty_classes: bool, warnings: list[str]
-) -> tuple[str, ...]:
-    """The training set's classes in the order in which the file declares them, else sorted."""
-    where, label = at
-    with open_parquet(path) as file:
-        declared = _declared_names(file, label)
-    present = {v for v in column if v is not None}
-    names = declared or [str(v) for v in sorted(present, key=lambda v: (isinstance(v, str), v))]
-    if len(set(names)) != len(names):
-        raise InputError(f"{where}: the class names of the column {label!r} repeat; each class needs a name of its own")
-    unused = [name for name in names if declared and name not in present]
-    if unused and not allow_empty_classes:
-        raise InputError(
-            f"{where}: the training set has no picture of the class {printable(unused[0])!r}"
-            + (f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else "")
-            + "; add some, or leave it out with --allow-empty-classes"
-        )
-    if unused:
-        warnings.append(f"left out: classes without training pictures: {', '.join(map(printable, unused[:20]))}")
-    names = [name for name in names if name not in set(unused)]
-    if len(names) < 2:
-        raise InputError(f"{where}: the column {label!r} has fewer than two classes; a classifier needs at least two")
-    return tuple(names)
+@dataclass(frozen=True)
+class _LabelColumn:
+    """The column of labels: where it is, for errors, and its name."""
 
+    where: str
+    name: str
 
-def _indices(split: str, column: list[Any], class_names: tuple[str, ...], at: tuple[str, str]) -> np.ndarray:
-    """The labels of a split as indices into the training set's names, matched by name."""
-    where, label = at
-    known = {name: i for i, name in enumerate(class_names)}
-    indices = np.empty(len(column), dtype=np.int64)
-    for row, value in enumerate(column):
-        if value is None or str(value) not in known:
-            said = "none" if value is None else printable(value)
+    def class_names(
+        self, values: list[Any], declared: list[str] | None, *, allow_empty: bool, warnings: list[str]
+    ) -> tuple[str, ...]:
+        """Return the training set's classes in the order in which the file declares them, else sorted."""
+        where, label = self.where, self.name
+        present = {value for value in values if value is not None}
+        names = declared or [str(v) for v in sorted(present, key=lambda v: (isinstance(v, str), v))]
+        if len(set(names)) != len(names):
             raise InputError(
-                f"{where}: row {row} of the {split} set has the label {said}, which is no class of the training set; "
-                f"correct the column {label!r} or leave the row out"
+                f"{where}: the class names of the column {label!r} repeat; each class needs a name of its own"
             )
-        indices[row] = known[str(value)]
-    return indices
+        unused = [name for name in names if declared and name not in present]
+        if unused and not allow_empty:
+            raise InputError(
+                f"{where}: the training set has no picture of the class {printable(unused[0])!r}"
+                + (f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else "")
+                + "; add some, or leave it out with --allow-empty-classes"
+            )
+        if unused:
+            warnings.append(f"left out: classes without training pictures: {', '.join(map(printable, unused[:20]))}")
+        names = [name for name in names if name not in set(unused)]
+        if len(names) < 2:
+            raise InputError(
+                f"{where}: the column {label!r} has fewer than two classes; a classifier needs at least two"
+            )
+        return tuple(names)
+
+    def indices(self, split: str, values: list[Any], class_names: tuple[str, ...]) -> np.ndarray:
+        """Return the labels of a split as indices into the training set's names, matched by name."""
+        index = {name: i for i, name in enumerate(class_names)}
+        indices = np.empty(len(values), dtype=np.int64)
+        for row, value in enumerate(values):
+            if value is None or str(value) not in index:
+                text = "none" if value is None else printable(value)
+                raise InputError(
+                    f"{self.where}: row {row} of the {split} set has the label {text}, which is no class of the "
+                    f"training set; correct the column {self.name!r} or leave the row out"
+                )
+            indices[row] = index[str(value)]
+        return indices
 
 
 def _pictures(path: Path, column: str) -> Iterator[Content]:

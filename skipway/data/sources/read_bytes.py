@@ -13,20 +13,20 @@ _MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a fi
 
 
 def read_picture_file(
-    path: Path, root: Path | None = None, follow_links: bool = False, inside: dict[str, bool] | None = None
+    path: Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
 ) -> bytes:
-    """The bytes of a regular file; anything else is refused and never blocks.
+    """Return the bytes of a regular file; anything else is refused and never blocks.
 
     With a `root`, a path that symbolic links lead out of it is refused unless `follow_links`. Who reads many files
     keeps `inside`, which says of folders whether they lie in it.
     """
     try:
         if root is not None and not follow_links:
-            known = {} if inside is None else inside
+            inside = {} if inside is None else inside
             folder = os.fspath(path) if os.path.islink(path) else os.path.dirname(path)
-            if folder not in known:
-                known[folder] = _lies_in(folder, root)
-            if not known[folder]:
+            if folder not in inside:
+                inside[folder] = _lies_in(folder, root)
+            if not inside[folder]:
                 raise BadPicture("a symbolic link leads out of the data folder (--follow-links allows it)")
         _refuse_special(os.stat(path))
         # Not blocking: between the look and the open, a FIFO may have taken the file's place.
@@ -35,7 +35,7 @@ def read_picture_file(
         try:
             status = os.fstat(file)
             _refuse_special(status)
-            data = _all_of(file, status.st_size)
+            data = _read_all(file, status.st_size)
         finally:
             os.close(file)
     except BadPicture:
@@ -47,8 +47,8 @@ def read_picture_file(
     return data
 
 
-def _all_of(file: int, size: int) -> bytes:
-    """The bytes of an open file, in one call where it has the `size` that it said."""
+def _read_all(file: int, size: int) -> bytes:
+    """Read an open file, in one call if it has the `size` of its status."""
     data = os.read(file, size + 1)
     while len(data) > size or 0 < len(data) < size:  # it grew meanwhile, or came in parts
         part = os.read(file, 2**20)
@@ -59,7 +59,7 @@ def _all_of(file: int, size: int) -> bytes:
 
 
 def _lies_in(path: str, root: Path) -> bool:
-    """Whether `path` is `root` or below it, once links are followed."""
+    """Return True if `path` is `root` or below it, once links are followed."""
     real, home = os.path.realpath(path), os.path.realpath(root)
     return os.path.commonpath([real, home]) == home
 

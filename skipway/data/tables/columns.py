@@ -18,7 +18,7 @@ from skipway.errors import InputError, printable
 
 __all__ = [
     "KINDS",
-    "MOST_CATEGORIES",
+    "MAX_CATEGORIES",
     "Column",
     "ColumnKind",
     "Problem",
@@ -33,7 +33,7 @@ __all__ = [
 
 ColumnKind = Literal["number", "boolean", "date", "category"]
 KINDS: tuple[ColumnKind, ...] = get_args(ColumnKind)
-MOST_CATEGORIES = 1000  # of one column; rarer ones share the slot of those never seen
+MAX_CATEGORIES = 1000  # of one column; rarer ones share the slot of those never seen
 UNSEEN, ABSENT, FIRST = 0, 1, 2  # slots of a category column: never seen, missing, the first category
 _CLIP = 3.0  # scaled values bend here and end at this
 _MOSTLY = 0.9  # share of values from which on the others are mistakes, not categories
@@ -180,7 +180,7 @@ def fit_column(name: str, kind: ColumnKind, raw: np.ndarray) -> tuple[Column, di
         codes, texts = factorize_texts(as_texts(raw))
         counts = np.bincount(codes[codes >= 0], minlength=len(texts))
         order = sorted(range(len(texts)), key=lambda i: (-counts[i], texts[i]))
-        frequent = [texts[i] for i in order if counts[i] > 1][:MOST_CATEGORIES]
+        frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
         return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
     values, _ = read_numbers(raw, kind, name)

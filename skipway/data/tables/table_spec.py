@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from skipway.data.sources.csv_parser import MOST_COLUMNS
+from skipway.data.sources.csv_parser import MAX_COLUMNS
 from skipway.data.sources.read_table import Table, join_quoted
 from skipway.data.tables.columns import (
     ABSENT,
@@ -66,8 +66,8 @@ class TableSpec:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.task not in TASKS:
             raise InputError(f"a TableSpec's task is one of {', '.join(TASKS)}, not {printable(self.task)!r}")
-        if not 1 <= len(self.columns) <= MOST_COLUMNS or len({c.name for c in self.columns}) != len(self.columns):
-            raise InputError(f"a TableSpec has 1 to {MOST_COLUMNS:,} columns of different names")
+        if not 1 <= len(self.columns) <= MAX_COLUMNS or len({c.name for c in self.columns}) != len(self.columns):
+            raise InputError(f"a TableSpec has 1 to {MAX_COLUMNS:,} columns of different names")
         for column in self.columns:
             if column.kind not in KINDS:
                 raise InputError(f"a TableSpec's columns are of the kinds {', '.join(KINDS)}, not {column.kind!r}")

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipway.data.sources.csv_parser import MOST_COLUMNS, read_text
+from skipway.data.sources.csv_parser import MAX_COLUMNS, read_text
 from skipway.errors import InputError
 
 
@@ -79,9 +79,9 @@ def test_what_is_broken_is_named_by_its_line(tmp_path, data, said):
 
 def test_too_many_columns_and_bytes_are_refused(tmp_path, monkeypatch):
     wide = ",".join(f"c{i}" for i in range(100_000)).encode()
-    with pytest.raises(InputError, match=f"has 100,000 columns, more than the {MOST_COLUMNS:,} that a network for"):
+    with pytest.raises(InputError, match=f"has 100,000 columns, more than the {MAX_COLUMNS:,} that a network for"):
         read(tmp_path, wide + b"\n")
-    monkeypatch.setattr("skipway.data.sources.csv_parser._MOST_BYTES", 5)
+    monkeypatch.setattr("skipway.data.sources.csv_parser._MAX_BYTES", 5)
     with pytest.raises(InputError, match="has 8 bytes, more than 5; split it, or save it as .parquet"):
         read(tmp_path, b"a,b\n1,2\n")
     with pytest.raises(InputError, match="is no plain file; give a .csv, .tsv or .parquet file"):

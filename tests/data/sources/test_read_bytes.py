@@ -52,7 +52,7 @@ def test_a_folder_is_looked_at_once_for_all_of_its_files(tmp_path, monkeypatch):
 def test_a_file_that_comes_in_parts_or_changes_meanwhile_is_read_to_its_end(parts, monkeypatch):
     coming = iter(parts)
     monkeypatch.setattr(read_bytes.os, "read", lambda file, count: next(coming))
-    assert read_bytes._all_of(0, 4) == b"".join(parts)
+    assert read_bytes._read_all(0, 4) == b"".join(parts)
 
 
 def test_the_root_itself_may_be_a_link(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from table_files import homes, lines
 
 from skipway.data.sources.read_table import Table, bundled_table, frame_table, read_table
-from skipway.data.tables.columns import MOST_CATEGORIES, Column, factorize_texts, fit_column, infer_kind, read_numbers
+from skipway.data.tables.columns import MAX_CATEGORIES, Column, factorize_texts, fit_column, infer_kind, read_numbers
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
 
@@ -89,8 +89,8 @@ def test_categories_have_slots_for_the_unseen_the_missing_and_each_that_is_seen_
     column, said = fit_column("c", "category", texts("b", "a", "b", None, "a", "rare", "NA"))
     assert column.categories == ("a", "b") and column.num_slots == 4 and said == {"rare": 1}
     assert column.slot_indices(texts("a", "b", "rare", "zebra", None, "")).tolist() == [2, 3, 0, 0, 1, 1]
-    many = texts(*[f"c{i}" for i in range(MOST_CATEGORIES + 50)] * 2)
-    assert len(fit_column("c", "category", many)[0].categories) == MOST_CATEGORIES
+    many = texts(*[f"c{i}" for i in range(MAX_CATEGORIES + 50)] * 2)
+    assert len(fit_column("c", "category", many)[0].categories) == MAX_CATEGORIES
     numbers, _ = fit_column("c", "category", np.array([1.0, 2.5, 1.0, 2.5]))
     assert numbers.categories == ("1", "2.5") and numbers.slot_indices(texts("1", "2.5")).tolist() == [2, 3]
 
