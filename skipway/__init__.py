@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from skipway.data.tables.table_spec import TableSpec
     from skipway.estimators import SkipClassifier, SkipRegressor
     from skipway.model_factory import create_model, list_models
-    from skipway.models.features import Features
+    from skipway.models.feature_extraction import Features
     from skipway.models.load_model import load
     from skipway.models.network import Network
     from skipway.nn.activation_checkpointing import recompute
@@ -38,7 +38,7 @@ _NAMES = {
     "skipway.commands.compare": ("compare",),
     "skipway.data.tables.table_spec": ("TableSpec",),
     "skipway.estimators": ("SkipClassifier", "SkipRegressor"),
-    "skipway.models.features": ("Features",),
+    "skipway.models.feature_extraction": ("Features",),
     "skipway.nn.joins": ("Gate", "Scale", "add", "concat", "multiply"),
     "skipway.probe.summary": ("summary",),
     "skipway.commands.find_lr": ("find_lr",),

@@ -1,6 +1,6 @@
 """`skipway` and `python -m skipway`: hears signals first, then loads the rest."""
 
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 
 def main() -> None:

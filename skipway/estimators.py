@@ -27,7 +27,7 @@ from skipway.training.loop import fit as train_network
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["SkipClassifier", "SkipRegressor"]
 

@@ -12,7 +12,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import SMALL
 from skipway.errors import InputError
 from skipway.models import registry
-from skipway.models.features import Features
+from skipway.models.feature_extraction import Features
 from skipway.models.network import Network, build_network
 from skipway.weights.pretrained import pretrained_network, refit
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from fake_gpu_backend import register
 from hypothesis import settings
+from matplotlib.figure import Figure
+from PIL import Image
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: no test reaches the Hub by accident
 
@@ -15,6 +17,24 @@ if not torch.cuda.is_available():
 # The same examples on every machine and in every run: a failure is one of the code, never of the draw.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+
+ABOUT_RUNS = ("runs", "commands", "test_runs_on_fake_gpu.py", "test_docs.py")
+
+
+def save_blank(figure, path, **_):
+    Image.new("RGB", (8, 8), "white").save(path, "PNG")
+
+
+@pytest.fixture(autouse=True)
+def unrendered_figures(request, monkeypatch):
+    """Save a blank PNG for each figure of a test that is about runs: rendering takes a tenth of a second, 500 times.
+
+    tests/report renders every kind of figure. Tests of the command line and those marked `rendered` render those of a run.
+    """
+    about_runs = request.path.parent.name in ABOUT_RUNS or request.path.name in ABOUT_RUNS
+    if about_runs and not request.node.get_closest_marker("rendered"):
+        monkeypatch.setattr(Figure, "savefig", save_blank)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings
-from skipway.data.sources.base import Source
+from skipway.data.sources.image_source import Source
 
 CLASSES = ("cat", "cow", "dog")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from small_runs import StopAt
 from tiny_training import network, plain_network
 
-from skipway.distributed import collectives
+from skipway.distributed import collectives, process_group
 from skipway.errors import Interrupted
 from skipway.training import checkpoint
 from skipway.training.loop import fit
@@ -21,7 +21,7 @@ from skipway.training.losses import Classification
 from skipway.training.metrics import score
 from skipway.training.trainer import Settings, Trainer
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 HOWS = {
     "plain": {},
@@ -119,7 +119,7 @@ def train_all(folder):
 
 def main(folder, only_scores=False):
     torch.set_num_threads(1)
-    collectives.join_group("cpu")
+    process_group.join_group("cpu")
     out = {} if only_scores else train_all(folder)
     torch.manual_seed(0)
     plain = plain_network()

@@ -10,7 +10,7 @@ from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_checkpoint, load_weights
 from skipway.utils.console import Console
 from skipway.utils.run_schema import SCHEMA
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 QUICK = {"model": "resnet20", "epochs": 2, "batch_size": 16, "threads": 1, "precision": "fp32"}
 KINDS = ("ant", "bee", "cow")

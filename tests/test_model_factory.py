@@ -14,7 +14,7 @@ from skipway.errors import InputError, ShapeError
 from skipway.model_factory import create_model, list_models
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.prediction import prepare_image
+from skipway.models.network_outputs import prepare_image
 from skipway.training.checkpoint import load_weights, save_weights
 
 GREY = Spec(1, 8, 10, (0.4,), (0.3,), ("no", "yes", "perhaps"))

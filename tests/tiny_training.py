@@ -9,7 +9,7 @@ from skipway.training import checkpoint
 from skipway.training.loop import fit
 from skipway.training.trainer import Settings, Trainer
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 TIMES = ("seconds", "samples_per_second", "data_time_fraction")
 

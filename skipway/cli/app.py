@@ -5,21 +5,20 @@ Nothing heavier than the flags is loaded before it is needed.
 
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import cyclopts
 
-from skipway.cli.analysis import compare, probe
-from skipway.cli.grow import grow
-from skipway.cli.inference import evaluate, export, predict
-from skipway.cli.information import check, env, models, summary
-from skipway.cli.train import COMMAND_LINE, find_lr, train
-from skipway.errors import SkipwayError, is_out_of_memory, out_of_memory
-from skipway.utils import signals
+from skipway.cli.check_summary_models_env_options import check, env, models, summary
+from skipway.cli.crash_traceback import write_crash_traceback
+from skipway.cli.grow_options import grow
+from skipway.cli.predict_evaluate_export_options import evaluate, export, predict
+from skipway.cli.probe_compare_options import compare, probe
+from skipway.cli.train_options import COMMAND_LINE, find_lr, train
+from skipway.errors import SkipwayError
+from skipway.utils import stop_signals
 from skipway.utils.console import print_error
 
 __all__ = ["app", "main"]
@@ -39,7 +38,7 @@ for _command in (train, find_lr, check, summary, models, env, compare, evaluate,
 
 def request_stop(name: str) -> None:
     """Count a signal that came before `main` could hear it."""
-    signals.STOP.request(name)
+    stop_signals.STOP.request(name)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -50,7 +49,7 @@ def main(words: list[str] | None = None) -> None:
     """
     COMMAND_LINE.owns_process = words is None
     COMMAND_LINE.words = sys.argv[1:] if words is None else words
-    with signals.STOP:
+    with stop_signals.STOP:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -79,7 +78,7 @@ def _run(command: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
-        return _report_fault(error)
+        return write_crash_traceback(error)
     return 0
 
 
@@ -87,20 +86,6 @@ def _code_of(error: SystemExit) -> int:
     if isinstance(error.code, int):
         return error.code
     return 1 if error.code else 0
-
-
-def _report_fault(error: Exception) -> int:
-    """Print the line of an unforeseen error, whose traceback goes to a file; return its exit code."""
-    if is_out_of_memory(error):
-        print_error(str(out_of_memory()))
-        return out_of_memory().exit_code
-    with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
-        traceback.print_exc(file=file)
-    print_error(
-        f"a fault of skipway's own ({type(error).__name__}: {error}); the details are in {file.name}, "
-        "please report them"
-    )
-    return 70
 
 
 def _silence(stream: Any) -> None:

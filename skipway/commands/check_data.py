@@ -11,7 +11,7 @@ from skipway.data.tables.dataset import TableSource, build_table_dataset, descri
 from skipway.errors import printable
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["check"]
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from skipway.kernels.dispatch import kernel_status
+from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.environment import processor
 from skipway.training.trainer import has_bf16
 from skipway.utils.devices import available_threads

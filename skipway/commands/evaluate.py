@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
-from skipway.commands.write_predictions import Evaluation, RegressionEvaluation
+from skipway.commands.prediction_output import Evaluation, RegressionEvaluation
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
-from skipway.data.sources.base import Source
 from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.image_source import Source
 from skipway.data.tables.dataset import encode_labeled, open_table_source
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.prediction import average_views
+from skipway.models.network_outputs import average_views
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["evaluate"]
 

@@ -17,7 +17,7 @@ from skipway.training.lr_finder import RangeTest, range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
 from skipway.utils.devices import set_threads
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["find_lr"]
 

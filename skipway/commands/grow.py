@@ -17,8 +17,8 @@ from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.runs.growth_phases import Grow, grow_tensors, growth_record, next_phase
 from skipway.runs.recipe import Recipe
+from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import new_folder, point_last, read_recipe, resolve_run_folder, write_recipe
-from skipway.runs.run_tables import write_results
 from skipway.training.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_file
 

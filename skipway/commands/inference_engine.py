@@ -17,7 +17,7 @@ from skipway.probe.summary import summary
 from skipway.runs.report_samples import samples_of
 from skipway.training.trainer import has_bf16
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["ENGINES", "with_fastest_engine"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from skipway.errors import InputError, printable
 from skipway.model_factory import list_models
 from skipway.models import registry
-from skipway.utils.text import join_sizes
+from skipway.utils.format_text import join_sizes
 
 __all__ = ["model_table"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
-from skipway.commands.write_predictions import Prediction
+from skipway.commands.prediction_output import Prediction
 from skipway.data.image_spec import Spec
 from skipway.data.sources.image_folder import picture_files
 from skipway.data.sources.read_table import Table
@@ -17,9 +17,9 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.prediction import as_table, prepare_image
+from skipway.models.network_outputs import as_table, prepare_image
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["predict"]
 

@@ -23,7 +23,7 @@ from skipway.runs.run_folder import read_recipe, resolve_run_folder, unique_name
 from skipway.utils.atomic_files import make_folder, write_file, write_json
 from skipway.utils.console import Console
 from skipway.utils.run_schema import with_schema
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["ANALYSES", "ProbeResult", "probe_run"]
 

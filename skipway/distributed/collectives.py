@@ -3,9 +3,7 @@
 torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun or `--nproc` starts it.
 """
 
-import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,17 +18,12 @@ __all__ = [
     "assert_same",
     "broadcast_buffers",
     "is_peer_lost",
-    "join_group",
-    "leave_group",
-    "local_device",
     "rank",
     "run_on_rank0",
     "world_size",
 ]
 
 R = TypeVar("R")
-_MEETING = timedelta(minutes=2)  # for all to come to the place where they meet
-_PATIENCE = timedelta(minutes=10)  # with a process that does not answer
 
 
 def rank() -> int:
@@ -41,35 +34,6 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def local_device(device: str) -> torch.device:
-    """Return the device that this process trains on: of a machine's GPUs, the one with its LOCAL_RANK."""
-    if device == "cuda" and world_size() > 1:
-        return torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(device)
-
-
-def join_group(device: str) -> None:
-    """Meet the other processes where torchrun or --nproc has started several.
-
-    Raises:
-        InputError: they are not where the environment says.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
-    except (RuntimeError, ValueError) as error:
-        address, port, number = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-        raise InputError(
-            f"process {printable(number)} cannot meet the others at {printable(address)}:{printable(port)} "
-            f"({printable(str(error).splitlines()[0])[:200]}); start with --nproc or torchrun, which choose a free port"
-        ) from None
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
 
 def assert_same(values: dict[str, Any]) -> None:
@@ -86,12 +50,6 @@ def assert_same(values: dict[str, Any]) -> None:
                 f"the processes of this training do not agree: {printable(differences)}; start all with one command, "
                 "on the same data"
             )
-
-
-def leave_group() -> None:
-    """Part from the others."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def all_reduce_sum(*values: float) -> list[float]:

@@ -23,7 +23,7 @@ from skipway.errors import InputError
 from skipway.export.fusion import Convolution
 from skipway.export.preprocessing import Preparation
 from skipway.models.network import Network
-from skipway.models.prediction import as_table, prepare_image
+from skipway.models.network_outputs import as_table, prepare_image
 from skipway.nn.chain import Chain
 
 __all__ = ["Description", "describe_export", "plain_copy"]

@@ -18,14 +18,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skipway.errors import InputError
 from skipway.export.quantization import Observer, QuantizationParams, QuantizedTensor, quantize
-from skipway.kernels.dispatch import run_layers
-from skipway.kernels.kernel import has_hooks
+from skipway.kernels.kernel_eligibility import has_hooks
+from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.blocks import SameConv2d, pair
 from skipway.nn.chain import Chain, is_plain_sequence
 from skipway.nn.joins import add
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import NamedErrors, named_errors
-from skipway.nn.shortcuts import Project
+from skipway.nn.shortcut_types import Project
 from skipway.nn.skip import Parallel, Skip
 
 __all__ = ["Convolution", "FusedSkip", "dequantize", "fold", "plan_quantized_outputs", "run_fused"]

@@ -21,7 +21,7 @@ from skipway.errors import InputError, MissingExtra, ShapeError, printable
 from skipway.export.export_description import plain_copy
 from skipway.export.onnx_file import quiet_exporters, trace_program
 from skipway.export.quantization import PRECISIONS, Observer
-from skipway.kernels.dispatch import run_layers
+from skipway.kernels.layer_dispatch import run_layers
 from skipway.models.network import Network
 from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16

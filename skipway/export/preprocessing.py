@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.augment_policy import crop_offset
+from skipway.data.images.crop_zoom_flip import crop_offset
 
 __all__ = ["Preparation"]
 

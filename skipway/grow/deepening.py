@@ -33,11 +33,11 @@ from skipway.grow.target_plans import (
     wider_plan,
     width_options,
 )
-from skipway.grow.verify import choose_probe, record_calls, verify_outputs
+from skipway.grow.verify_equal_outputs import choose_probe, record_calls, verify_outputs
 from skipway.grow.widening import Widening
 from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
-from skipway.nn.shortcuts import Pad
+from skipway.nn.shortcut_types import Pad
 from skipway.nn.skip import Parallel, Skip
 
 __all__ = ["Growth", "deepen", "grow_deeper", "grow_to", "widen", "grow_wider"]

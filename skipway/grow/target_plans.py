@@ -9,7 +9,7 @@ from typing import Any
 from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.network import build_meta_network
-from skipway.utils.text import join_sizes
+from skipway.utils.format_text import join_sizes
 
 __all__ = [
     "blocks_by_stage",

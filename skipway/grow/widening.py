@@ -25,7 +25,7 @@ from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import Call
-from skipway.nn.shortcuts import Pad, Project
+from skipway.nn.shortcut_types import Pad, Project
 from skipway.nn.skip import Dense, Parallel, Skip
 
 __all__ = ["Widening", "reset_parameters"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.kernels.build import library
-from skipway.kernels.kernel import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
+from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
 
 __all__ = ["BATCH_NORM", "fusable_norm", "has_norm_library"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.kernel import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
+from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
 
 __all__ = ["CONV"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from skipway.kernels.build import library
-from skipway.kernels.kernel import Kernel, kernels_enabled
+from skipway.kernels.kernel_eligibility import Kernel, kernels_enabled
 
 __all__ = ["NORMALIZE", "ZOOM"]
 

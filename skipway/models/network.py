@@ -19,7 +19,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.sources.read_table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
-from skipway.models import prediction, registry
+from skipway.models import network_outputs, registry
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.nn.chain import Chain
 from skipway.training.checkpoint import save_weights
@@ -48,7 +48,7 @@ class Network(Chain):
         or the path of a .csv, .tsv or .parquet file, whose columns are found by name.
         """
         if isinstance(self.spec, TableSpec):
-            return prediction.predict_table(self, self.spec, inputs)
+            return network_outputs.predict_table(self, self.spec, inputs)
         spec = self.require_image_spec()
         return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
 
@@ -61,12 +61,12 @@ class Network(Chain):
         if isinstance(self.spec, TableSpec):
             if not self.spec.class_names:
                 raise InputError("this network predicts a number, which has no probabilities; use predict")
-            return self.table_outputs(prediction.as_table(inputs))
-        return prediction.image_probabilities(self, self.require_image_spec(), inputs)
+            return self.table_outputs(network_outputs.as_table(inputs))
+        return network_outputs.image_probabilities(self, self.require_image_spec(), inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
         """(N, K) probabilities of prepared pictures, each (S, S, C) uint8; with `tta` the mean over several views."""
-        return prediction.pixel_probabilities(self, self.require_image_spec(), pixels, tta=tta)
+        return network_outputs.pixel_probabilities(self, self.require_image_spec(), pixels, tta=tta)
 
     def table_outputs(self, table: Table) -> np.ndarray:
         """(N, K) probabilities of each row's classes, or (N, 1) numbers in the target's own unit.
@@ -78,7 +78,7 @@ class Network(Chain):
 
     def row_outputs(self, x: np.ndarray) -> np.ndarray:
         """As `table_outputs`, for encoded rows x (N, F)."""
-        return prediction.row_outputs(self, self.require_table_spec(), x)
+        return network_outputs.row_outputs(self, self.require_table_spec(), x)
 
     def require_image_spec(self) -> Spec:
         """Return the Spec of an image network.

@@ -32,7 +32,7 @@ from skipway.nn.blocks import (
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.shortcuts import SHORTCUTS, make_shortcut
+from skipway.nn.shortcut_types import SHORTCUTS, make_shortcut
 from skipway.nn.skip import Skip
 from skipway.nn.stochastic_depth import DROP_MODES
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError
-from skipway.kernels.dispatch import call_layer, run_layers
+from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.rng_replay import RngSnapshot, rerun_backward

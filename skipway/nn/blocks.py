@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, make_join
-from skipway.nn.shortcuts import NORMS, make_norm
+from skipway.nn.shortcut_types import NORMS, make_norm
 from skipway.nn.skip import named_skips
 
 __all__ = [

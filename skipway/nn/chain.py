@@ -11,10 +11,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from skipway.errors import InputError, did_you_mean
-from skipway.kernels.dispatch import run_layers
+from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.code_repr import show
 from skipway.nn.shape_inference import NamedErrors, named_errors
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
 
 __all__ = ["Chain", "Function", "Layer", "as_module", "is_plain_sequence", "warn_shared_layers"]
 

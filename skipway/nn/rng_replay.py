@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.dispatch import call_layer, run_layers
+from skipway.kernels.layer_dispatch import call_layer, run_layers
 
 __all__ = ["GeneratorStates", "RngSnapshot", "rerun_backward"]
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.kernels.batchnorm import BATCH_NORM, fusable_norm
-from skipway.kernels.dispatch import run_layers
+from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.chain import Chain, Function, Layer, as_module, warn_shared_layers
 from skipway.nn.code_repr import show
 from skipway.nn.joins import Gate, add, append, concat, make_join, multiply
 from skipway.nn.shape_inference import NamedErrors, filling, named_errors, real_tensors
-from skipway.nn.shortcuts import SHORTCUTS, fitted_shortcut
+from skipway.nn.shortcut_types import SHORTCUTS, fitted_shortcut
 from skipway.nn.stochastic_depth import DROP_MODES, stochastic_depth
 
 __all__ = ["Dense", "Parallel", "Skip", "set_submodule", "named_skips"]

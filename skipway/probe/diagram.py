@@ -22,7 +22,7 @@ from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.nn.joins import Gate
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import calls
-from skipway.nn.shortcuts import Project
+from skipway.nn.shortcut_types import Project
 from skipway.nn.skip import Dense, Parallel, Skip
 from skipway.probe.svg_layout import ROOM, Row, page, tint
 from skipway.probe.svg_symbols import around, count_of, join_of, kind_of, layer_of, open_sizes, way_of

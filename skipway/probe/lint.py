@@ -21,7 +21,7 @@ from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.shape_inference import Call, evaluation
 from skipway.nn.skip import Dense, Skip
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
 
 __all__ = ["find_mistakes"]
 

@@ -18,7 +18,7 @@ from skipway.errors import InputError
 from skipway.nn.reversible import Coupling
 from skipway.nn.skip import Skip
 from skipway.probe.block_stats import Plain, blocks_of, in_mode, natural_loss, unrolled, untouched
-from skipway.probe.flow_recorder import BlockCall, MeanSquare, norm_of, record_flow, weights_of
+from skipway.probe.flow_hooks import BlockCall, MeanSquare, norm_of, record_flow, weights_of
 
 __all__ = ["BlockFlow", "Flow", "Flows", "LayerFlow", "flow"]
 

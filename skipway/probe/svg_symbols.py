@@ -8,7 +8,7 @@ from torch import nn
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.nn.chain import Function
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
-from skipway.nn.shortcuts import Pad, Project
+from skipway.nn.shortcut_types import Pad, Project
 from skipway.nn.skip import Skip
 from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fit_text
 

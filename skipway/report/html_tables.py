@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skipway.report.run_reader import number
-from skipway.utils.text import join_sizes
+from skipway.utils.format_text import join_sizes
 
-__all__ = ["growth_lines", "number_reading", "table_facts"]
+__all__ = ["growth_lines", "table_facts"]
 
 _SPLITS = {"val": "validation", "test": "test"}
 _WORST = 12
@@ -53,24 +53,6 @@ def growth_lines(metrics: Mapping[str, Any]) -> list[str]:
             f"blocks); its outputs moved by {moved:.2g}."
         )
     return lines
-
-
-def number_reading(history: Sequence[Mapping[str, float]], best: Mapping[str, float]) -> list[str]:
-    """What the figures of a regression say; at most three sentences, all of them counted."""
-    train, val = (number(best.get(f"{part}_r2")) for part in ("train", "val"))
-    sentences = []
-    if val <= 0:
-        sentences.append("This is no better than always answering the mean of the target.")
-    elif math.isfinite(val):
-        sentences.append(f"The columns explain {val:.0%} of how the target varies on the validation rows.")
-    if train - val > 0.2:
-        sentences.append(
-            f"It overfits: R2 is {train:.2f} on the training rows and {val:.2f} on the validation rows. More rows, "
-            "fewer epochs or a higher dropout narrow this gap."
-        )
-    if len(history) > 1 and best and best.get("epoch") == history[-1].get("epoch"):
-        sentences.append("The last epoch was the best one: the run may profit from more epochs.")
-    return sentences[:3] or ["One epoch shows no trend; more epochs will tell."]
 
 
 def _numbers(metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:

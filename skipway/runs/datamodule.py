@@ -17,7 +17,7 @@ from skipway.training.losses import Task
 from skipway.training.metrics import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["DataModule", "open_datamodule"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from skipway.kernels.dispatch import kernel_status
+from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.recipe import Recipe
 
 __all__ = ["describe_environment", "processor", "repeat_command"]

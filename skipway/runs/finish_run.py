@@ -11,18 +11,18 @@ import torch
 from skipway.errors import Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.prediction import average_views
+from skipway.models.network_outputs import average_views
 from skipway.report import html
+from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
-from skipway.runs.run_messages import verdict
 from skipway.runs.signal_flow_callback import draw_signal_flow
 from skipway.training.metrics import compute_metrics, score
 from skipway.training.trainer import State, Trainer
 from skipway.utils.atomic_files import write_json
 from skipway.utils.console import Console
 from skipway.utils.run_schema import with_schema
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["finish_run"]
 

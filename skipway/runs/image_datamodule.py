@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from skipway.data.batching import Shard
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.split import describe, hold_out, refuse_leaks
+from skipway.data.sample_order import Shard
 from skipway.data.sources.choose_source import open_source
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
@@ -22,14 +22,14 @@ from skipway.runs.defaults import batch_size_for
 from skipway.runs.initial_network import choose_model, initial_network
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
+from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
-from skipway.runs.run_tables import write_class_tables, write_image_splits
 from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["ImageDataModule"]
 

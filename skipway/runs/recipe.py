@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import yaml
 
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.utils.format_text import short_repr
 from skipway.utils.run_schema import refuse_unknown_schema, with_schema
-from skipway.utils.text import short_repr
 
 __all__ = ["Recipe"]
 

@@ -11,7 +11,7 @@ from skipway.runs.datamodule import open_datamodule
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["samples_of"]
 

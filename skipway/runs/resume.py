@@ -11,12 +11,12 @@ from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
-from skipway.kernels.dispatch import kernel_status
+from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.recipe import Recipe
+from skipway.runs.run_csv_tables import escape_cell
 from skipway.runs.run_folder import read_recipe
-from skipway.runs.run_tables import escape_cell
 from skipway.training.checkpoint import Checkpoint, load_checkpoint
-from skipway.training.differences import differences
+from skipway.training.settings_diff import differences
 
 __all__ = ["EarlierRun", "describe_changes", "find_data", "machine_facts", "read_earlier_run", "read_splits"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.images.loader import ImageBatches
 from skipway.report import classification_plots, learning_curves
-from skipway.runs.run_tables import prediction_cells, write_table
+from skipway.runs.run_csv_tables import prediction_cells, write_table
 from skipway.training.metrics import ClassScores
 from skipway.utils.atomic_files import make_folder, write_file, write_json
 from skipway.utils.run_schema import with_schema

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from skipway.data.batching import Shard
+from skipway.data.sample_order import Shard
 from skipway.data.tables.dataset import (
     TableDataset,
     TableSource,
@@ -26,14 +26,14 @@ from skipway.models.registry import plan_of
 from skipway.report.regression_plot import plot_predictions
 from skipway.runs.defaults import TABLE_NETWORK, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
-from skipway.runs.run_tables import write_class_tables, write_table
+from skipway.runs.run_csv_tables import write_class_tables, write_table
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, RegressionScores, Scores, compute_metrics
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
 from skipway.utils.run_schema import with_schema
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["BASELINE", "TableDataModule", "baseline"]
 

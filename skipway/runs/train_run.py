@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.distributed import collectives
+from skipway.distributed import collectives, process_group
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load, restore
 from skipway.models.network import Network
-from skipway.runs.crash_report import crash_report
+from skipway.runs.console_summary import introduction, range_test_line
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
 from skipway.runs.environment import describe_environment
@@ -25,10 +25,10 @@ from skipway.runs.finish_run import finish_run
 from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase, phases
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import EarlierRun, machine_facts, read_earlier_run
+from skipway.runs.run_crash_report import crash_report
+from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder, write_recipe
-from skipway.runs.run_messages import introduction, range_test_line
 from skipway.runs.run_plots import write_range_test
-from skipway.runs.run_tables import write_results
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit
@@ -39,7 +39,7 @@ from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_
 from skipway.utils.console import Console
 from skipway.utils.devices import set_threads
 from skipway.utils.run_schema import with_schema
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["Run", "train"]
 
@@ -120,8 +120,8 @@ def train(
         stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
-        stack.callback(collectives.leave_group)
-        collectives.join_group(device_for(str(options.get("device", "auto"))))
+        stack.callback(process_group.leave_group)
+        process_group.join_group(device_for(str(options.get("device", "auto"))))
         console = console if collectives.rank() == 0 else Console(quiet=True)
         earlier = None
         epochs_given = True
@@ -229,7 +229,7 @@ class _PreparedRun:
         facts = self._facts(network, trainer.settings, batch_size)
         trainer = self._fit(trainer, network, train_batches, val_batches, facts=facts, watch=watch)
         is_first = collectives.rank() == 0
-        collectives.leave_group()
+        process_group.leave_group()
         metrics: dict[str, Any] = {}
         if is_first:
             metrics = finish_run(folder, datamodule, trainer, facts=facts, console=self.console, stop=self.stop)

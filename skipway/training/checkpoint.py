@@ -26,8 +26,8 @@ from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
+from skipway.utils.format_text import join_names
 from skipway.utils.run_schema import SCHEMA, NewerSchema, refuse_unknown_schema
-from skipway.utils.text import join_names
 
 __all__ = [
     "Checkpoint",

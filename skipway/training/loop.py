@@ -23,7 +23,7 @@ from skipway.training.losses import Task
 from skipway.training.metrics import Batches, Scores, score
 from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.console import Console, duration
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["fit"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
-from skipway.distributed import collectives
+from skipway.distributed import collectives, process_group
 from skipway.distributed.fsdp import full_state_dict, full_tensor, shard_like, shard_model
 from skipway.nn.activation_checkpointing import recompute
 from skipway.training.losses import Classification, Task
@@ -99,7 +99,7 @@ class Trainer:
     def __init__(
         self, network: nn.Module, settings: Settings, name_of: Callable[[int], str] = str, task: Task | None = None
     ):
-        self.device = collectives.local_device(settings.device)
+        self.device = process_group.local_device(settings.device)
         self.settings, self.state, self.name_of = settings, State(), name_of
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":

@@ -7,28 +7,23 @@ The tables stand in `keymaps`; here is the proof that a state and a network fit:
 for and every shape is equal, or nothing is loaded.
 """
 
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipway.errors import InputError, ShapeError, did_you_mean, printable
+from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.models import registry
 from skipway.models.network import Network, build_meta_network
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
 from skipway.weights.key_maps import LIBRARIES, Library
+from skipway.weights.unwrap_state_dict import shown_key, unwrap_state_dict
 
 __all__ = ["adopt", "keys_shared", "release"]
 
-_WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # what training scripts put a state under
-_PREFIXES = r"((module|_orig_mod|model)\.)*"  # what DataParallel, torch.compile and others put before every key
 _COUNTER = "num_batches_tracked"
 _SHOWN = 6
-_LONGEST = 100  # letters of a key in a message
 
 
 def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | None = None, **options: Any) -> Network:
@@ -55,7 +50,7 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
     plan = registry.plan_of(own_name, **{**own_options, **options})
     if refusal := table.refusal(plan):
         raise InputError(f"{library} has no network like {name!r} with these options: {refusal}; give others")
-    flat = _flatten_state(state, table)
+    flat = unwrap_state_dict(state, table)
     sizes = _read_sizes(flat, plan, table)
     new_head = num_classes is not None and num_classes != sizes.get("num_classes")
     if new_head:
@@ -116,7 +111,7 @@ def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict
         plan = registry.plan_of(own_name, **{**own_options, **options})
         if table.refusal(plan):
             return 0
-        flat = _flatten_state(state, table)
+        flat = unwrap_state_dict(state, table)
     except InputError:
         return 0
     expected = build_meta_network(plan).state_dict()
@@ -129,58 +124,6 @@ def _library(library: str) -> Library:
             f"no library is called {library!r}{did_you_mean(str(library), LIBRARIES)}; there are {', '.join(LIBRARIES)}"
         )
     return LIBRARIES[library]
-
-
-def _flatten_state(state: Mapping[str, Any], table: Library) -> dict[str, Tensor]:
-    """The tensors of `state` under their plain names: wrappers, prefixes, older names and what is ignored taken off."""
-    for wrapper in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not state:
-        kind = type(state).__name__
-        raise InputError(f"a state is names with tensors or arrays, as state_dict() gives them, not an empty {kind}")
-    leaves = list(_leaves(state, ""))
-    prefix = re.match(_PREFIXES, os.path.commonprefix([key for key, _ in leaves]))
-    flat: dict[str, Tensor] = {}
-    for key, value in leaves:
-        plain = key[prefix.end() :] if prefix else key
-        for pattern, replacement in table.renamed:
-            plain = re.sub(f"^{pattern}$", replacement, plain)
-        if any(re.fullmatch(pattern, plain) for pattern in table.ignored):
-            continue
-        if plain in flat:
-            raise InputError(
-                f"the state holds {_shown_key(plain)} twice, under an older name or nested too; leave one out"
-            )
-        flat[plain] = _to_tensor(plain, value)
-    return flat
-
-
-def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{name}/")
-        else:
-            yield f"{above}{name}", value
-
-
-def _to_tensor(key: str, value: Any) -> Tensor:
-    """A tensor or an array as a plain tensor; without a copy where torch can use the array as it stands."""
-    kind = type(value).__name__
-    if isinstance(value, Tensor):
-        if value.layout == torch.strided and not value.is_meta:
-            return value.detach()
-        kind = "meta" if value.is_meta else str(value.layout)
-    else:
-        try:
-            array = np.asarray(value)
-            native = np.float32 if array.dtype.kind == "V" else array.dtype.newbyteorder("=")  # V: JAX's bfloat16
-            array = array.astype(native, copy=False)
-            as_it_stands = array.flags.writeable and min(array.strides, default=0) >= 0
-            return torch.from_numpy(array if as_it_stands else array.copy())
-        except (TypeError, ValueError):
-            pass
-    raise InputError(f"the state holds {_shown_key(key)}, which is no plain tensor but {kind}; leave it out")
 
 
 def _read_sizes(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> dict[str, Any]:
@@ -228,7 +171,7 @@ def _match_tensors(
         tensors[own] = torch.empty(like.shape, dtype=kind, device="cpu").copy_(value)
         if not _is_finite(tensors[own]):
             errors.append(f"{key} is not finite")
-    errors += [f"{_shown_key(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in used]
+    errors += [f"{shown_key(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in used]
     if errors:
         raise ShapeError(
             f"the state is not that of {source}: {join_names(errors, limit=_SHOWN, separator='; ')}; nothing was "
@@ -256,7 +199,3 @@ def _similar_libraries(flat: dict[str, Tensor], plan: dict[str, Any], table: Lib
     if not candidates or table.key(plan, "head.weight", 2) in flat:
         return ""
     return f" (its names look like those of {' or '.join(candidates)})"
-
-
-def _shown_key(key: str) -> str:
-    return printable(key[:_LONGEST])

@@ -24,9 +24,9 @@ from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
-from skipway.training.differences import differences
+from skipway.training.settings_diff import differences
+from skipway.utils.format_text import join_names
 from skipway.utils.quiet_loggers import quiet_loggers
-from skipway.utils.text import join_names
 from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.key_maps import LIBRARIES
 from skipway.weights.read_foreign_checkpoint import read_state

@@ -9,10 +9,10 @@ import pytest
 from processes import environment, run, run_python
 from small_runs import best, pictures, quick, same_tensors, table
 
-from skipway.cli import app, train
+from skipway.cli import app, train_options
 from skipway.report import html
-from skipway.utils import signals
-from skipway.utils.signals import StopFlag
+from skipway.utils import stop_signals
+from skipway.utils.stop_signals import StopFlag
 
 SKIPWAY = [sys.executable, "-m", "skipway"]
 TRAIN = ["train", "kinds", "-m", "resnet20", "-e", "1", "-b", "16", "--threads", "1", "--precision", "fp32"]
@@ -42,7 +42,7 @@ def place(base, tmp_path, monkeypatch):
 @pytest.fixture
 def call(place, monkeypatch, capfd):
     """Run a command in this process: (exit code, output, errors)."""
-    monkeypatch.setattr(signals, "STOP", StopFlag())
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
 
     def run(*words):
@@ -148,14 +148,14 @@ def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
 
 def test_a_training_that_recomputes_begins_anew_where_the_process_is_ours(call, place, monkeypatch):
     begun = []
-    monkeypatch.setattr(train, "restart_gathering", lambda: begun.append(1))
+    monkeypatch.setattr(train_options, "restart_gathering", lambda: begun.append(1))
     assert call(*TRAIN, "--recompute", "1", "--name", "thrifty")[0] == 0
     assert not begun  # main was given its words by a program that goes on
     (place / "thrifty.yaml").write_text("recompute: stages\n")
     for given, expected in (({}, False), ({"recompute": "none"}, False), ({"recompute": 2}, True)):
-        assert train._recomputes(given, None, None) is expected
-    assert train._recomputes({}, place / "thrifty.yaml", None)
-    assert not train._recomputes({}, place / "missing.yaml", place / "no_run")
+        assert train_options._recomputes(given, None, None) is expected
+    assert train_options._recomputes({}, place / "thrifty.yaml", None)
+    assert not train_options._recomputes({}, place / "missing.yaml", place / "no_run")
 
 
 def test_the_other_commands_answer(call):

@@ -23,6 +23,7 @@ def runs(tmp_path_factory):
     return one.path, two.path
 
 
+@pytest.mark.rendered
 def test_figures_and_differences_are_those_of_the_runs(runs, tmp_path):
     found = compare(runs, tmp_path / "both.png")
     assert found.names == ["one", "two"]

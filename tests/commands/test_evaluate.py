@@ -10,7 +10,7 @@ import skipway as sw
 from skipway.commands import evaluate as evaluate_command
 from skipway.commands.evaluate import evaluate
 from skipway.errors import InputError, Interrupted
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 
 def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place, weights, tmp_path):

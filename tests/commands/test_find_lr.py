@@ -4,7 +4,7 @@ from picture_folders import class_folders
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 SMALL = {"model": "resnet20", "batch_size": 8, "threads": 1}
 
@@ -16,6 +16,7 @@ def photos(tmp_path_factory):
     return root
 
 
+@pytest.mark.rendered
 def test_rates_are_found_drawn_and_the_same_again_and_nothing_else_is_left(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads, generator = torch.get_num_threads(), torch.get_rng_state()

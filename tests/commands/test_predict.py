@@ -8,7 +8,7 @@ import skipway as sw
 from skipway.commands.evaluate import evaluate
 from skipway.commands.predict import predict
 from skipway.errors import InputError, Interrupted
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 
 def test_there_is_one_row_per_input_in_order(place, weights, tmp_path):

@@ -12,7 +12,7 @@ from skipway.cli.app import app
 from skipway.commands.probe import probe_run
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def run(runs, tmp_path):
     shutil.rmtree(runs[0].parent / tmp_path.name)
 
 
+@pytest.mark.rendered
 def test_a_run_is_looked_into_and_its_report_shows_it(run):
     found = probe_run(run, samples=6, points=5)
     assert [p.name for p in found.plots] == [

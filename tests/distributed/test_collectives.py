@@ -9,7 +9,7 @@ from rank_worker import HOWS, SHARDED, Feed
 from safetensors.torch import load_file
 from tiny_training import network, plain_network
 
-from skipway.distributed import collectives
+from skipway.distributed import collectives, process_group
 from skipway.training import loop
 from skipway.training.losses import Classification
 from skipway.training.metrics import score
@@ -138,5 +138,5 @@ def test_one_process_has_nothing_to_tell():
         and collectives.run_on_rank0(lambda: 7) == 7
     )
     collectives.broadcast_buffers(network())
-    collectives.join_group("cpu")
+    process_group.join_group("cpu")
     assert not torch.distributed.is_initialized()

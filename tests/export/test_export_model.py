@@ -14,7 +14,7 @@ from skipway.errors import InputError, SkipwayError
 from skipway.export import export_model as home
 from skipway.export.export_description import _Pictures
 from skipway.models.network import build_network, read_spec
-from skipway.models.prediction import as_table
+from skipway.models.network_outputs import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,7 +20,7 @@ from skipway.data.image_spec import Spec
 from skipway.errors import InputError, MissingExtra, SkipwayError
 from skipway.export import onnx_file as home
 from skipway.models.network import Network, build_network, read_spec
-from skipway.models.prediction import as_table
+from skipway.models.network_outputs import as_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

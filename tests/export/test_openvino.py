@@ -17,7 +17,7 @@ import skipway as sw
 from skipway.errors import InputError, MissingExtra, ShapeError
 from skipway.export import openvino as home
 from skipway.export.openvino import engine, fastest
-from skipway.models.prediction import average_views
+from skipway.models.network_outputs import average_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from skipway.data.image_spec import RESIZE_MODES, Spec
 from skipway.export.preprocessing import Preparation
-from skipway.models.prediction import prepare_image
+from skipway.models.network_outputs import prepare_image
 
 SIZES = {
     "smaller": (20, 31),

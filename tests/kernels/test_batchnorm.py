@@ -11,7 +11,7 @@ from skipway.errors import InputError
 from skipway.kernels import batchnorm
 from skipway.kernels.batchnorm import BATCH_NORM as NORM
 from skipway.kernels.conv import CONV
-from skipway.kernels.dispatch import kernel_status
+from skipway.kernels.layer_dispatch import kernel_status
 
 needs_compiler = pytest.mark.skipif(kernel_status() != "on", reason=f"kernels are {kernel_status()}")
 

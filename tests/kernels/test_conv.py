@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from skipway.kernels.conv import CONV
-from skipway.kernels.dispatch import kernel_status
+from skipway.kernels.layer_dispatch import kernel_status
 
 needs_compiler = pytest.mark.skipif(kernel_status() != "on", reason=f"kernels are {kernel_status()}")
 

@@ -9,7 +9,7 @@ from skipway.errors import InputError, ShapeError
 from skipway.models import registry, resnet
 from skipway.models.resnet9 import whiten
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.shortcuts import Pad, Project
+from skipway.nn.shortcut_types import Pad, Project
 from skipway.nn.skip import named_skips
 
 # Parameters with 10 classes: option A as He et al. had them, option B.

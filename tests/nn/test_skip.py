@@ -15,7 +15,7 @@ from skipway.errors import InputError, ShapeError
 from skipway.nn.chain import Chain, Function
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.shortcuts import Pad, Project
+from skipway.nn.shortcut_types import Pad, Project
 from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
 
 NAMES = {

@@ -60,7 +60,7 @@ from skipway.nn.blocks import Layers, steps_of
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.shortcuts import Project, make_shortcut
+from skipway.nn.shortcut_types import Project, make_shortcut
 from skipway.nn.skip import Dense, Parallel, Skip
 from skipway.probe.summary import summary
 
@@ -159,8 +159,14 @@ def test_summary_says_how_many_shortcuts_there_are():
 @pytest.mark.parametrize(
     "ask, text",
     [
-        (lambda: registry.build("resnet20", in_chan=32), r"no option 'in_chan' \(did you mean in_chans\?\); it takes"),
-        (lambda: registry.build("resnet20", norm="bacth"), r"resnet has no norm 'bacth' \(did you mean batch\?\)"),
+        (
+            lambda: registry.build("resnet20", in_chan=32),
+            r"no option 'in_chan' \(did you mean in_chans\?\); it takes",
+        ),
+        (
+            lambda: registry.build("resnet20", norm="bacth"),
+            r"resnet has no norm 'bacth' \(did you mean batch\?\)",
+        ),
         (
             lambda: Chain(conv=nn.ReLU(), conv2_batchnorm=nn.ReLU())["conv_batchnorm"],
             r"this Chain has no layer 'conv_batchnorm' \(did you mean conv2_batchnorm\?\); it has conv, conv2_batch",

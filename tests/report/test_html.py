@@ -11,6 +11,7 @@ from PIL import Image
 
 from skipway.errors import InputError, StorageError, printable
 from skipway.report import html
+from skipway.report.verdicts import verdicts, wilson_interval
 
 CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -72,7 +73,7 @@ def test_the_headline_numbers_equal_those_of_metrics_json(finished):
     assert [float(v) for v in page.values[:2]] == [metrics["val_accuracy"], metrics["test_accuracy"]]
     for split in ("val", "test"):
         count = metrics["data"]["counts"][split]
-        low, high = html.wilson_interval(metrics[f"{split}_accuracy"], count)
+        low, high = wilson_interval(metrics[f"{split}_accuracy"], count)
         assert shown(metrics[f"{split}_accuracy"]) in page.text
         assert f"of {count:,} pictures · 95\xa0% interval {low * 100:.1f} to {shown(high)}" in page.text
     for text in ("39.0 s", "412 images/s", "272,474", "shift 4 px, flip", "75 x 56 to 4000 x 3000", "1:7"):
@@ -264,9 +265,9 @@ def test_a_report_that_cannot_be_written_is_a_storage_error_and_leaves_the_old_o
 
 
 def test_the_interval_is_wilsons():
-    assert html.wilson_interval(0.9, 100) == pytest.approx((0.82563, 0.94477), abs=1e-5)
-    assert html.wilson_interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
-    assert html.wilson_interval(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+    assert wilson_interval(0.9, 100) == pytest.approx((0.82563, 0.94477), abs=1e-5)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
 
 
 def says(rows, classes=None, count=1000):
@@ -275,7 +276,7 @@ def says(rows, classes=None, count=1000):
     best = max((r for r in history if math.isfinite(r["val_accuracy"])), key=lambda r: r["val_accuracy"], default={})
     even = {"a": {"train": 50}, "b": {"train": 50}}
     facts = {"history": history, "best": best, "classes": classes or even, "counts": {"val": count}}
-    return " ".join(html._reading(facts)).replace("\xa0", " ")
+    return " ".join(verdicts(facts)).replace("\xa0", " ")
 
 
 def test_the_sentence_is_derived_from_the_numbers():

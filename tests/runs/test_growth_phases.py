@@ -80,15 +80,11 @@ def test_a_grown_run_repeats_and_goes_on_from_its_config(straight, data, tmp_pat
     assert same_runs(straight, again.path)
 
 
-@pytest.mark.parametrize("at", [2, 6, 7, 12, 14])
+@pytest.mark.parametrize("at", [6, 7, 12])
 def test_stopped_anywhere_it_ends_in_the_weights_of_a_straight_run(straight, data, tmp_path, at):
     first = 1 + 60  # polls before the first step
-    try:
+    with pytest.raises(Interrupted):
         quick(data, tmp_path, name="cut", stop=StopAt(first + at), **GROWN, **dict(KEPT))
-        stopped = False
-    except Interrupted:
-        stopped = True
-    assert stopped or at > 12, "the run was over before it was stopped"
     run = train(resume=tmp_path / "cut")
     assert same_runs(straight, run.path)
     assert numbers(run.path)["grown"] == numbers(straight)["grown"]

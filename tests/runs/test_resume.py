@@ -304,7 +304,7 @@ def test_a_run_killed_at_a_random_moment_ends_in_the_same_bits(place):
         "-m",
         "resnet20",
         "--epochs",
-        "8",
+        "3",
         "-b",
         "16",
         "--threads",
@@ -321,7 +321,7 @@ def test_a_run_killed_at_a_random_moment_ends_in_the_same_bits(place):
     outputs_of(process)
     done = run(*command, "--resume", "runs/killed", cwd=place)
     assert done.returncode == 0, done.stderr
-    whole = quick(place / "kinds", place / "runs", name="unkilled", epochs=8)
+    whole = quick(place / "kinds", place / "runs", name="unkilled", epochs=3)
     assert same_runs(place / "runs" / "killed", whole.path)
     assert sw.load(place / "runs" / "killed").plan["name"] == "resnet20"
 

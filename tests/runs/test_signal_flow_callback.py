@@ -10,7 +10,7 @@ from small_runs import StopAt, Words, pictures, quick, same_runs
 
 import skipway as sw
 from skipway.commands.compare import compare
-from skipway.data.batching import Shard
+from skipway.data.sample_order import Shard
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train

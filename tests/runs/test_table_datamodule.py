@@ -13,13 +13,13 @@ from table_files import homes, lines, written
 
 import skipway as sw
 from skipway.cli import app
-from skipway.commands.write_predictions import write_predictions
+from skipway.commands.prediction_output import write_predictions
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
-from skipway.utils import signals
+from skipway.utils import stop_signals
 from skipway.utils.run_schema import SCHEMA
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 QUICK = {"epochs": 3, "batch_size": 16}
 
@@ -57,6 +57,7 @@ def dear(home):
     return quick(home, home.parent / "runs", target="dear", ignore="price", name="dear", epochs=25, lr=0.01)
 
 
+@pytest.mark.rendered
 def test_a_regression_leaves_its_figures_tables_and_pictures(price):
     found = numbers(price.path)
     assert found["val_r2"] > 0.5 and found["val_mae"] < found["val_rmse"] and "val_accuracy" not in found
@@ -273,7 +274,7 @@ def test_a_table_with_parts_of_its_own_uses_them(tmp_path):
 
 def test_the_command_line_takes_tables(home, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signals, "STOP", StopFlag())
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
 
     def skipway(*words):
         with pytest.raises(SystemExit) as ended:

@@ -12,12 +12,12 @@ from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, sam
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
 from skipway.report import html
-from skipway.runs.run_tables import escape_cell
+from skipway.runs.run_csv_tables import escape_cell
 from skipway.runs.train_run import train
 from skipway.training import loop
 from skipway.training.losses import Classification
 from skipway.utils import atomic_files
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 FILES = {
     "report.html",
@@ -254,7 +254,7 @@ def test_a_refused_run_leaves_no_folder(data, tmp_path):
 
 
 def test_low_space_is_said_before_the_first_epoch(data, tmp_path, monkeypatch, bare):
-    monkeypatch.setattr("skipway.runs.run_messages.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("skipway.runs.console_summary.free_bytes", lambda path: 1000)
     words = Words()
     quick(data, tmp_path, words)
     said = [i for i, line in enumerate(words.lines) if "mind: 1,000 bytes are free in" in line]
@@ -314,7 +314,7 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
         raise StorageError("full")
 
     def fault_on_a_full_disk(folder):
-        monkeypatch.setattr("skipway.runs.crash_report.write_file", full)
+        monkeypatch.setattr("skipway.runs.run_crash_report.write_file", full)
         raise KeyError("odd")
 
     monkeypatch.setattr(html, "write", fault_on_a_full_disk)

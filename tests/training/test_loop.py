@@ -17,7 +17,7 @@ from skipway.training.schedules import SCHEDULES
 from skipway.training.trainer import Trainer
 from skipway.utils import atomic_files
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

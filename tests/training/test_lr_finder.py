@@ -37,7 +37,7 @@ def test_everything_is_as_before(values):
 def test_a_run_after_the_test_has_the_bits_of_one_without(tmp_path):
     from skipway.training.loop import fit
     from skipway.utils.console import Console
-    from skipway.utils.signals import StopFlag
+    from skipway.utils.stop_signals import StopFlag
 
     found = []
     for tested in (False, True):

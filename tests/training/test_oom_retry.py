@@ -8,7 +8,7 @@ from skipway.training.losses import Classification
 from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.trainer import Trainer
 from skipway.utils.console import Console
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 
 class Small(Classification):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from skipway.distributed import collectives
+from skipway.distributed import process_group
 from skipway.model_factory import create_model
 from skipway.training.trainer import Settings, Trainer, has_bf16, preserve_global_state
 
@@ -77,8 +77,8 @@ def test_each_trainer_computes_in_its_own_precision_and_leaves_the_network_as_it
 )
 def test_each_process_has_the_gpu_of_its_local_rank(device, count, expected, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(collectives, "world_size", lambda: count)
-    assert collectives.local_device(device) == torch.device(expected)
+    monkeypatch.setattr(process_group, "world_size", lambda: count)
+    assert process_group.local_device(device) == torch.device(expected)
 
 
 @pytest.mark.parametrize("amx, avx, wanted", [(True, False, True), (False, True, True), (False, False, False)])

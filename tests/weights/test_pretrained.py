@@ -18,7 +18,7 @@ import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError, StorageError
 from skipway.models import registry
-from skipway.models.prediction import prepare_image
+from skipway.models.network_outputs import prepare_image
 from skipway.training.checkpoint import save_weights
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES

@@ -1,23 +1,21 @@
-"""Augmentations of whole batches, on whatever device they are on; what happens to a picture is a choice of its own.
+"""Affine, color, TrivialAugment and erasing operations on whole batches, on the device that the batch is on.
 
-Every function takes `uniform`: random numbers in [0, 1) for each picture (see `random_table`), so that nothing depends
-on the batch. Mixing alone takes a partner from it.
+Every function takes `uniform`: random numbers in [0, 1) for each image (see `random_table`), so that the result for an
+image does not depend on the rest of the batch.
 
-Shapes: x is (B, C, S, S) float in 0 to 255; uniform (B, n); y (B,) classes.
+Shapes: x is (B, C, S, S) float in 0 to 255; uniform (B, n).
 Sources: affine and color changes as fastai's defaults (2018); TrivialAugment, Müller and Hutter 2021,
-arXiv:2103.10158; random erasing, Zhong et al. 2017, arXiv:1708.04896; mixup, Zhang et al. 2017, arXiv:1710.09412;
-cutmix, Yun et al. 2019, arXiv:1905.04899.
+arXiv:2103.10158; random erasing, Zhong et al. 2017, arXiv:1708.04896.
 """
 
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["NUM_UNIFORM", "AUGMENT_OPS", "NUM_MIX_UNIFORM", "mix_samples"]
+__all__ = ["AUGMENT_OPS", "NUM_UNIFORM", "boxes_inside"]
 
 _SHARE = 0.75  # of pictures that each change of `affine` and `color` is made to
 _MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR = 10.0, 1.1, 0.1  # degrees; times; per pixel
@@ -67,7 +65,7 @@ def erase(x: Tensor, uniform: Tensor) -> Tensor:
     area = _AREA[0] + (_AREA[1] - _AREA[0]) * uniform[:, 1]
     ratio = torch.exp((2 * uniform[:, 2] - 1) * math.log(_RATIO) / 2)
     height, width = ((size * (area**0.5 * r)).round().clamp(1, size) for r in (ratio, 1 / ratio))
-    inside = _boxes_inside(uniform[:, 3], uniform[:, 4], height=height, width=width, size=size)
+    inside = boxes_inside(uniform[:, 3], uniform[:, 4], height=height, width=width, size=size)
     inside &= (uniform[:, 0] < _ERASED).view(-1, 1, 1, 1)
     return torch.where(inside, x.mean((2, 3), keepdim=True), x)
 
@@ -80,32 +78,6 @@ AUGMENT_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "trivial": trivial,
     "erase": erase,
 }
-NUM_MIX_UNIFORM = 4
-
-
-def mix_samples(
-    x: Tensor, y: Tensor, uniform: np.ndarray, *, num_classes: int, mixup: float, cutmix: float
-) -> tuple[Tensor, Tensor]:
-    """Mix each picture with the one before it in the batch: x as before, y (B, K) shares of classes.
-
-    `mixup` blends the two, `cutmix` puts a rectangle of the other in; where both are above 0, each picture has one of
-    them. How much is of the picture itself is Beta(a, a) distributed, where a is `mixup` or `cutmix`.
-    """
-    from scipy.special import betaincinv
-
-    cuts = uniform[:, 1] < 0.5 if mixup and cutmix else np.full(len(x), bool(cutmix))
-    alpha = np.where(cuts, cutmix or 1.0, mixup or 1.0)
-    share = torch.from_numpy(betaincinv(alpha, alpha, uniform[:, 0])).to(x.device, torch.float32)
-    cut = torch.from_numpy(cuts).to(x.device)
-    corners = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
-    size = x.shape[-1]
-    side = (size * (1 - share).sqrt()).round()
-    inside = _boxes_inside(corners[:, 0], corners[:, 1], height=side, width=side, size=size) & cut.view(-1, 1, 1, 1)
-    share = torch.where(cut, 1 - (side / size) ** 2, share)
-    partner = x.roll(1, 0)
-    blended = torch.where(cut.view(-1, 1, 1, 1), x, torch.lerp(partner, x, share.view(-1, 1, 1, 1)))
-    targets = F.one_hot(y, num_classes).float()
-    return torch.where(inside, partner, blended), torch.lerp(targets.roll(1, 0), targets, share.view(-1, 1))
 
 
 def _scale_uniform(uniform: Tensor, column: int, *, low: float, high: float) -> Tensor:
@@ -113,7 +85,7 @@ def _scale_uniform(uniform: Tensor, column: int, *, low: float, high: float) -> 
     return torch.where(uniform[:, column + 1] < _SHARE, low + (high - low) * uniform[:, column], 0.0)
 
 
-def _boxes_inside(down: Tensor, right: Tensor, *, height: Tensor, width: Tensor, size: int) -> Tensor:
+def boxes_inside(down: Tensor, right: Tensor, *, height: Tensor, width: Tensor, size: int) -> Tensor:
     """Return (B, 1, S, S): the inside of rectangles (B,), placed by `down` and `right` in [0, 1)."""
     line = torch.arange(size, device=down.device)
     top, left = (down * (size - height + 1)).floor(), (right * (size - width + 1)).floor()

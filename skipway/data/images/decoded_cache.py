@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 
 from skipway.data.image_spec import Interpolation, ResizeMode
-from skipway.data.sources.base import SPLITS, Content, Skipped, Source
 from skipway.data.sources.decode import BadPicture, decode, size_of
+from skipway.data.sources.image_source import SPLITS, Content, Skipped, Source
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.console import Console
 from skipway.utils.devices import available_cores, local_processes
-from skipway.utils.signals import StopFlag
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
+from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["DecodedImages", "DecodeSettings", "choose_decode_settings", "decode_images", "fingerprint", "fitted_array"]
 

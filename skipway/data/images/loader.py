@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.batching import Shard, batch_bounds, evenly_spaced, shuffle_rows
-from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_MIX_UNIFORM, NUM_UNIFORM, mix_samples
-from skipway.data.images.augment_policy import augment_pixels, augment_random_table, center_crop, random_table
+from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_UNIFORM
+from skipway.data.images.augment_policy import augment_random_table, random_table
+from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
 from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples
+from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALIZE
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from skipway.data.images.decoded_cache import DecodedImages
-from skipway.data.sources.base import SPLITS
+from skipway.data.sources.image_source import SPLITS
 from skipway.errors import InputError, printable
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
 
 __all__ = ["class_counts", "describe", "hold_out", "holdout_mask", "refuse_leaks", "class_warnings", "duplicates"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from skipway.data.sources.base import Content, Source
 from skipway.data.sources.hub import HUB_NAMES, hub_folder
 from skipway.data.sources.image_folder import folder_source, has_class_folders, picture_files
 from skipway.data.sources.image_parquet import parquet_files, parquet_source
+from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
 from skipway.errors import InputError, did_you_mean, printable
 

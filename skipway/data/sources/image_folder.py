@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from skipway.data.sources.base import SPLITS, Content, Source, class_order, refuse_near_equal, split_of
 from skipway.data.sources.decode import SUFFIXES, BadPicture
+from skipway.data.sources.image_source import SPLITS, Content, Source, class_order, refuse_near_equal, split_of
 from skipway.data.sources.read_bytes import read_picture_file
 from skipway.errors import InputError, printable
 

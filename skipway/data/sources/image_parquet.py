@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipway.data.sources.base import SPLITS, Content, Source, split_of
 from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.image_source import SPLITS, Content, Source, split_of
 from skipway.errors import InputError, MissingExtra, printable
 
 if TYPE_CHECKING:

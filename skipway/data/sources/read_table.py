@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.sources.base import split_of
 from skipway.data.sources.csv_parser import check_names, read_text
 from skipway.data.sources.image_parquet import open_parquet
+from skipway.data.sources.image_source import split_of
 from skipway.errors import InputError, did_you_mean, printable
-from skipway.utils.text import join_names
+from skipway.utils.format_text import join_names
 
 __all__ = ["BUILT_IN_TABLES", "SUFFIXES", "Table", "bundled_table", "frame_table", "read_table", "table_files"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from skipway.data.images.split import FEW, IMBALANCED, holdout_mask
-from skipway.data.sources.base import SPLITS, Skipped
+from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.read_table import BUILT_IN_TABLES, Table, bundled_table, join_quoted, read_table, table_files
 from skipway.data.tables.columns import (
     Column,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.batching import Shard, batch_bounds, evenly_spaced, shuffle_rows
+from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows
 from skipway.errors import InputError
 
 __all__ = ["RowBatches"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.sources.base import class_order
+from skipway.data.sources.image_source import class_order
 from skipway.data.sources.read_table import Table, join_quoted
 from skipway.data.tables.columns import as_texts, describe_problems, factorize_texts, infer_kind, read_numbers
 from skipway.data.tables.table_spec import TASKS, TableTask

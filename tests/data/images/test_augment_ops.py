@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from scipy.stats import beta, kstest
 
 from skipway.data.images import augment_ops
-from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_UNIFORM, mix_samples
+from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_UNIFORM
 
 STRENGTH = 0.6
 
@@ -130,38 +129,3 @@ def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_pictures():
         rows, columns = torch.where(touched[i])
         box = found[i, :, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert torch.allclose(box, x[i].mean((1, 2)).view(3, 1, 1).expand_as(box), atol=1e-3)
-
-
-def test_mixup_blends_each_picture_and_its_target_with_the_one_before():
-    x, y, c = pictures(64), torch.arange(64) % 4, uniform(64, 4).double().numpy()
-    found, target = mix_samples(x, y, c, num_classes=4, mixup=0.4, cutmix=0.0)
-    share = target.gather(1, y[:, None])[:, 0]
-    own = y != y.roll(1)
-    blend = share.view(-1, 1, 1, 1) * x + (1 - share).view(-1, 1, 1, 1) * x.roll(1, 0)
-    assert torch.allclose(found[own], blend[own], atol=1e-3) and torch.allclose(target.sum(1), torch.ones(64))
-    assert own.all()
-
-
-def test_shares_of_mixup_are_beta_distributed():
-    count = 4000
-    y = torch.arange(count) % 2
-    _, target = mix_samples(
-        torch.zeros(count, 1, 1, 1), y, uniform(count, 4).double().numpy(), num_classes=2, mixup=0.3, cutmix=0.0
-    )
-    assert kstest(target.gather(1, y[:, None])[:, 0].numpy(), beta(0.3, 0.3).cdf).pvalue > 1e-3
-
-
-def test_cutmix_puts_a_square_of_the_other_picture_in_and_counts_it():
-    x = torch.arange(32.0).view(-1, 1, 1, 1).expand(-1, 1, 20, 20).clone()
-    y = torch.arange(32) % 4
-    found, target = mix_samples(x, y, uniform(32, 4).double().numpy(), num_classes=4, mixup=0.0, cutmix=1.0)
-    inside = found == x.roll(1, 0)
-    assert (inside | (found == x)).all()
-    assert torch.allclose(target.gather(1, y[:, None])[:, 0], 1 - inside.float().mean((1, 2, 3)), atol=1e-6)
-
-
-def test_where_both_are_asked_for_each_picture_has_one():
-    x, y = pictures(400, size=12), torch.arange(400) % 3
-    found, target = mix_samples(x, y, uniform(400, 4).double().numpy(), num_classes=3, mixup=1.0, cutmix=1.0)
-    cut = ((found == x) | (found == x.roll(1, 0))).all(dim=(1, 2, 3))
-    assert 0.4 < cut.double().mean() < 0.6 and target.shape == (400, 3)

@@ -22,7 +22,7 @@ from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadPicture
 from skipway.errors import InputError, Interrupted, StorageError
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 PACKING = DecodeSettings(8, 8, 3)
 

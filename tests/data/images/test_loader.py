@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from picture_folders import decoded_noise
 from PIL import Image
 
-from skipway.data.batching import batch_bounds
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
+from skipway.data.sample_order import batch_bounds
 from skipway.errors import InputError
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

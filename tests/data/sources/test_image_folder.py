@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from picture_folders import class_folders, fill, picture, split_folders
 
-from skipway.data.sources.base import class_order, split_of
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadPicture
 from skipway.data.sources.image_folder import folder_source, has_class_folders, picture_files
+from skipway.data.sources.image_source import class_order, split_of
 from skipway.errors import InputError
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "=cmd()", "\x1b[2J", "a\nb", "x" * 255, "..", "../../x", "'", "%s%n", "‮txt"]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from skipway.utils import signals
+from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
 
 __all__ = ["evaluate", "export", "predict"]
@@ -57,7 +57,7 @@ def predict(
         End with exit code 2 where a picture could not be used.
     """
     from skipway.commands.predict import predict as predict_sources
-    from skipway.commands.write_predictions import write_predictions
+    from skipway.commands.prediction_output import write_predictions
 
     predictions = predict_sources(
         run,
@@ -67,7 +67,7 @@ def predict(
         engine=engine,
         precision=precision,
         console=Console(stream=sys.stderr),
-        stop=signals.STOP,
+        stop=stop_signals.STOP,
     )
     if csv is not None:
         write_predictions(csv, predictions, top)
@@ -111,7 +111,7 @@ def evaluate(
         engine=engine,
         precision=precision,
         console=Console(stream=sys.stderr),
-        stop=signals.STOP,
+        stop=stop_signals.STOP,
     )
     print_result(str(evaluation))
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from skipway.utils import signals
+from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 
 __all__ = ["check", "env", "models", "summary"]
@@ -40,7 +40,7 @@ def check(
         follow_links=follow_links,
         allow_empty_classes=allow_empty_classes,
         console=Console(stream=sys.stderr),
-        stop=signals.STOP,
+        stop=stop_signals.STOP,
         target=target,
     )
     print_result(report)

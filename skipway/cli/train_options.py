@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from skipway.errors import SkipwayError
 from skipway.runs.recipe import Recipe
-from skipway.utils import signals
+from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 from skipway.utils.malloc_settings import keep_freed_memory, restart_gathering
 
@@ -91,7 +91,7 @@ def train(
         Say nothing but errors.
     """
     options = _given(flags)
-    if COMMAND_LINE.owns_process and not signals.STOP.requested and _recomputes(options, config, resume):
+    if COMMAND_LINE.owns_process and not stop_signals.STOP.requested and _recomputes(options, config, resume):
         restart_gathering()
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
         from skipway.distributed.launch import launch
@@ -106,7 +106,7 @@ def train(
         resume=resume,
         allow_changed_data=allow_changed_data,
         console=Console(quiet),
-        stop=signals.STOP,
+        stop=stop_signals.STOP,
         **options,
     )
 
@@ -144,7 +144,7 @@ def find_lr(
 
     keep_freed_memory()
     console = Console(quiet, stream=sys.stderr)
-    result = run_range_test(data, output=output, console=console, stop=signals.STOP, **_given(flags))
+    result = run_range_test(data, output=output, console=console, stop=stop_signals.STOP, **_given(flags))
     print_result(
         f"steepest {result.steepest:.3g}, valley {result.valley:.3g}: try --lr {result.suggestion:.2g}\ndrawn: {output}"
     )

@@ -5,7 +5,7 @@ import threading
 import pytest
 from processes import run_python
 
-from skipway.utils.signals import StopFlag
+from skipway.utils.stop_signals import StopFlag
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
@@ -63,7 +63,7 @@ def test_handlers_come_back_after_an_error():
 @pytest.mark.parametrize("second, code", [("SIGINT", 130), ("SIGTERM", 7)])
 def test_a_second_interrupt_ends_the_process_at_once(second, code):
     said = (
-        "import os, signal; from skipway.utils.signals import StopFlag\n"
+        "import os, signal; from skipway.utils.stop_signals import StopFlag\n"
         "with StopFlag():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         f"    os.kill(os.getpid(), signal.{second})\n"

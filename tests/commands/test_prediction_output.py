@@ -5,7 +5,7 @@ import shutil
 from small_runs import table
 
 from skipway.commands.predict import predict
-from skipway.commands.write_predictions import write_predictions
+from skipway.commands.prediction_output import write_predictions
 
 
 def test_a_table_of_predictions_is_harmless_and_has_a_row_each(place, weights, tmp_path):

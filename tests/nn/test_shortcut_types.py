@@ -5,7 +5,7 @@ from torch import nn
 
 from skipway.errors import InputError, ShapeError
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.shortcuts import Pad, Project, fitted_shortcut, make_norm, make_shortcut
+from skipway.nn.shortcut_types import Pad, Project, fitted_shortcut, make_norm, make_shortcut
 from skipway.nn.skip import Skip
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

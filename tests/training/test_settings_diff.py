@@ -1,4 +1,4 @@
-from skipway.training.differences import differences
+from skipway.training.settings_diff import differences
 
 
 def test_differences_name_each_field_with_both_values():

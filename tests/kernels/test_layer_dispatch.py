@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from skipway.kernels import dispatch
-from skipway.kernels.dispatch import call_layer, run_layers
+from skipway.kernels import layer_dispatch
+from skipway.kernels.layer_dispatch import call_layer, run_layers
 
 
 def layers():
@@ -31,7 +31,7 @@ def test_a_norm_and_the_relu_after_it_are_one_kernel(monkeypatch):
         calls.append(after)
         return x if after is None else after(x)
 
-    monkeypatch.setattr(dispatch, "BATCH_NORM", recorded)
+    monkeypatch.setattr(layer_dispatch, "BATCH_NORM", recorded)
     row = layers()
     run_layers(row, torch.randn(3, 4, 5, 5))
     assert calls == [row[2], None]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.augment_policy import crop_offset, tta_views
+from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.decoded_cache import fitted_array
 from skipway.data.sources.decode import BadPicture, decode
 from skipway.data.sources.read_bytes import read_picture_file
@@ -71,7 +71,7 @@ def pixel_probabilities(
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
     """Wrap an image network so that it averages its probabilities over several views of each image.
 
-    See `augment_policy.tta_views`.
+    See `crop_zoom_flip.tta_views`.
     """
     return Averaged(network, partial(tta_views, mirrored=spec.mirrored))
 

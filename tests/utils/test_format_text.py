@@ -2,7 +2,7 @@
 
 import pytest
 
-from skipway.utils.text import join_names, join_sizes, short_repr
+from skipway.utils.format_text import join_names, join_sizes, short_repr
 
 
 @pytest.mark.parametrize(

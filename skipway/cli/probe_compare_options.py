@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from skipway.utils import signals
+from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 
 __all__ = ["compare", "probe"]
@@ -48,7 +48,7 @@ def probe(
         points=points,
         data=data,
         console=Console(stream=sys.stderr),
-        stop=signals.STOP,
+        stop=stop_signals.STOP,
     )
     print_result(str(result))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from skipway.errors import printable
-from skipway.runs.run_tables import write_table
+from skipway.runs.run_csv_tables import write_table
 
 __all__ = ["Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from skipway.kernels.batchnorm import BATCH_NORM, has_norm_library
 from skipway.kernels.conv import CONV
-from skipway.kernels.kernel import has_hooks, kernels_enabled
+from skipway.kernels.kernel_eligibility import has_hooks, kernels_enabled
 
 __all__ = ["call_layer", "call_with_kernels", "kernel_status", "run_layers"]
 

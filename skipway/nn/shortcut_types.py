@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
-from skipway.kernels.dispatch import run_layers
+from skipway.kernels.layer_dispatch import run_layers
 
 __all__ = ["NORMS", "SHORTCUTS", "Pad", "Project", "fitted_shortcut", "make_norm", "make_shortcut"]
 

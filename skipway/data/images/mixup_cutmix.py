@@ -1,0 +1,41 @@
+"""Mixup and CutMix: each image of a batch is mixed with the one before it, and so is its target.
+
+Shapes: x is (B, C, S, S) float in 0 to 255; uniform (B, 4) random numbers in [0, 1); y (B,) classes.
+Sources: mixup, Zhang et al. 2017, arXiv:1710.09412; CutMix, Yun et al. 2019, arXiv:1905.04899.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipway.data.images.augment_ops import boxes_inside
+
+__all__ = ["NUM_MIX_UNIFORM", "mix_samples"]
+
+NUM_MIX_UNIFORM = 4
+
+
+def mix_samples(
+    x: Tensor, y: Tensor, uniform: np.ndarray, *, num_classes: int, mixup: float, cutmix: float
+) -> tuple[Tensor, Tensor]:
+    """Mix each picture with the one before it in the batch: x as before, y (B, K) shares of classes.
+
+    `mixup` blends the two, `cutmix` puts a rectangle of the other in; where both are above 0, each picture has one of
+    them. How much is of the picture itself is Beta(a, a) distributed, where a is `mixup` or `cutmix`.
+    """
+    from scipy.special import betaincinv
+
+    cuts = uniform[:, 1] < 0.5 if mixup and cutmix else np.full(len(x), bool(cutmix))
+    alpha = np.where(cuts, cutmix or 1.0, mixup or 1.0)
+    share = torch.from_numpy(betaincinv(alpha, alpha, uniform[:, 0])).to(x.device, torch.float32)
+    cut = torch.from_numpy(cuts).to(x.device)
+    corners = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
+    size = x.shape[-1]
+    side = (size * (1 - share).sqrt()).round()
+    inside = boxes_inside(corners[:, 0], corners[:, 1], height=side, width=side, size=size) & cut.view(-1, 1, 1, 1)
+    share = torch.where(cut, 1 - (side / size) ** 2, share)
+    partner = x.roll(1, 0)
+    blended = torch.where(cut.view(-1, 1, 1, 1), x, torch.lerp(partner, x, share.view(-1, 1, 1, 1)))
+    targets = F.one_hot(y, num_classes).float()
+    return torch.where(inside, partner, blended), torch.lerp(targets.roll(1, 0), targets, share.view(-1, 1))
