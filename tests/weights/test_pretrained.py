@@ -244,8 +244,8 @@ def test_a_hub_that_is_not_reached_is_one_line_at_once(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         InputError,
-        match=r"could not be downloaded \(OfflineModeIsEnabled: is this machine offline\?\); try again, or run `skipway weights get "
-        r"resnet18 --tag tiny_test` on a machine that is online and give the file",
+        match=r"could not be downloaded \(OfflineModeIsEnabled: is this machine offline\?\); try again, or run "
+        r"`skipway weights get resnet18 --tag tiny_test` on a machine that is online and give the file",
     ):
         sw.create_model("resnet18", pretrained="tiny_test", **TINY)
     assert not slept
