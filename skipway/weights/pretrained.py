@@ -3,12 +3,9 @@
 Shapes: (B, C, H, W) -> (B, K).
 """
 
-import hashlib
 import json
-import logging
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import ResizeMode, Spec
-from skipway.data.sources.hub import NO_ROOM
-from skipway.errors import InputError, StorageError, printable
+from skipway.errors import InputError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.settings_diff import differences
 from skipway.utils.format_text import join_names
-from skipway.utils.quiet_loggers import quiet_loggers
 from skipway.weights.convert import adopt, keys_shared
+from skipway.weights.hub_download import download
 from skipway.weights.key_maps import LIBRARIES
 from skipway.weights.read_foreign_checkpoint import read_state
 
@@ -256,7 +252,7 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     repository = text.removeprefix("hf:")
     repository = repository if "/" in repository else f"timm/{name}.{repository}"
     where = printable(repository)
-    config = _read_config(where, _download(repository, "config.json"))
+    config = _read_config(where, download(repository, "config.json"))
     architecture = config.get("architecture", name)
     if architecture not in registry.ROWS:
         raise InputError(
@@ -266,7 +262,7 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     stored_plan = registry.plan_of(architecture, **common)
     _check_same_network(where, plan=registry.plan_of(name, **options), stored_plan=stored_plan, options=options)
     try:
-        network = adopt(read_state(_download(repository, "model.safetensors")), "timm", name, **options)
+        network = adopt(read_state(download(repository, "model.safetensors")), "timm", name, **options)
     except InputError as error:
         raise error.at(where) from None
     try:
@@ -314,62 +310,3 @@ def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
         interpolation=settings.get("interpolation") or "bicubic",
         mirrored=True,  # ImageNet's pictures
     )
-
-
-def _download(repository: str, file: str) -> Path:
-    """A file of the Hub, out of its cache where it is there; the errors as a line that says what to do."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    where = printable(repository)
-    try:
-        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
-            try:
-                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
-            except LocalEntryNotFoundError:
-                # Fails at once if the Hub is not reached.
-                metadata = get_hf_file_metadata(hf_hub_url(repository, file))
-                path = Path(hf_hub_download(repository, file))
-    except HFValidationError:
-        raise InputError(
-            f"pretrained={where!r} is neither a file or run that is here nor a repository of the Hub; write "
-            "timm/NAME.TAG"
-        ) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"the Hub has no repository {where} that you may read, nor is it a file or run here; check the tag, or log "
-            "in with `hf auth login`"
-        ) from None
-    except RemoteEntryNotFoundError:
-        raise InputError(f"{where} has no {file}; give a repository of timm's networks") from None
-    except Exception as error:  # what a connection can throw is as long a list as the library below has releases
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise StorageError(
-                f"{where} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder on another disk"
-            ) from None
-        raise InputError(
-            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?); "
-            "try again, or give a file or run that is here"
-        ) from None
-    _verify_checksum(path, f"{where}/{file}", metadata.etag or "")
-    return path
-
-
-def _verify_checksum(path: Path, where: str, etag: str) -> None:
-    """Refuse and remove a file that is not the one whose SHA-256 the Hub gives as its mark; small files have none."""
-    if not re.fullmatch(r"[0-9a-f]{64}", etag):
-        return
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != etag:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise InputError(
-            f"{where} has the checksum {digest[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
-            "again"
-        )
