@@ -42,9 +42,17 @@ _BY_TAG = {
     "gluon_in1k": "resnet50c resnet50s resnet101c resnet101s resnet152c resnet152s seresnext101_32x4d "
     "seresnext101_64x4d",
     "miil_in1k": "ecaresnet50d ecaresnet101d ecaresnetlight",
-    "ra_in1k": "densenet121",
-    "ra2_in1k": "ecaresnet26t ecaresnet50t ecaresnet269d resnet18d resnet26t resnet34d resnet50d resnet101d resnet152d "
-    "resnet200d seresnet152d",
+    "in1k": "tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2 tf_efficientnet_lite3 "
+    "tf_efficientnet_lite4",
+    "lamb_in1k": "mobilenetv2_050",
+    "ns_jft_in1k": "tf_efficientnet_b0 tf_efficientnet_b1 tf_efficientnet_b2 tf_efficientnet_b3 tf_efficientnet_b4 "
+    "tf_efficientnet_b5 tf_efficientnet_b6 tf_efficientnet_b7",
+    "ra_in1k": "densenet121 efficientnet_b0 efficientnet_b2 efficientnet_lite0 mobilenetv2_100 mobilenetv2_110d "
+    "mobilenetv2_120d mobilenetv2_140",
+    "ra2_in1k": "ecaresnet26t ecaresnet50t ecaresnet269d efficientnet_b3 efficientnet_b4 resnet18d "
+    "resnet26t resnet34d resnet50d resnet101d resnet152d resnet200d seresnet152d",
+    "ra4_e3600_r240_in1k": "efficientnet_b1",
+    "sw_in12k_ft_in1k": "efficientnet_b5",
     "ra4_e3600_r224_in1k": "resnetv2_18 resnetv2_18d resnetv2_34 resnetv2_34d",
     "racm_in1k": "seresnext50_32x4d wide_resnet50_2",
     "tf_in1k": "resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420",
@@ -55,12 +63,14 @@ for _tag, _names in _BY_TAG.items():
     TAGS.update(dict.fromkeys(_names.split(), _tag))
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # EfficientNet-Lite: inputs from -1 to 1
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # How images are prepared for the networks of a library's own files.
 _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "torchvision": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bilinear"},
     "timm": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "flax": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
+    "lukemelas": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
 _RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
@@ -225,14 +235,16 @@ def _load_file(name: str, path: Path, library: str | None, options: dict[str, An
         raise error.at(printable(path)) from None
     network.origin = f"{printable(path)} ({library})"
     if library in _USUAL_PREPARATION and network.plan.get("in_chans") == 3:
-        network.spec = _usual_spec(library, network.plan["num_classes"])
+        network.spec = _usual_spec(library, network.plan)
         network.origin += ", pictures prepared as is usual there"
     return network
 
 
-def _usual_spec(library: str, num_classes: int) -> Spec:
+def _usual_spec(library: str, plan: dict[str, Any]) -> Spec:
+    num_classes = plan["num_classes"]
     names = _CIFAR10 if library == "akamaster" and num_classes == 10 else tuple(map(str, range(num_classes)))
-    mean, std = _IMAGENET
+    is_lite = library == "lukemelas" and plan["attention"] == "none"
+    mean, std = _CENTERED if is_lite else _IMAGENET
     return Spec(channels=3, mean=mean, std=std, class_names=names, mirrored=True, **_USUAL_PREPARATION[library])
 
 
