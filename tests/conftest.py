@@ -30,7 +30,7 @@ def save_blank(figure, path, **_):
 def unrendered_figures(request, monkeypatch):
     """Save a blank PNG for each figure of a test that is about runs: rendering takes a tenth of a second, 500 times.
 
-    tests/report renders every kind of figure. Tests of the command line and those marked `rendered` render those of a run.
+    tests/report renders every kind of figure. Tests of the command line and those marked `rendered` render a run's.
     """
     about_runs = request.path.parent.name in ABOUT_RUNS or request.path.name in ABOUT_RUNS
     if about_runs and not request.node.get_closest_marker("rendered"):

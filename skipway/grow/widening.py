@@ -111,7 +111,7 @@ class Widening:
             return len(layer.normalized_shape) == 1 and len(self._input_shape(layer)) == 2
         if isinstance(layer, Function):
             return layer.function in _ELEMENTWISE
-        if type(layer) in (*_NORMS, *_OWN):
+        if type(layer) in (*_NORMS, *_OWN) or _is_depthwise(path, layer):
             return True
         if type(layer).__module__.removeprefix("torch.nn.modules.") not in _PLACES or isinstance(layer, _MIXING):
             return False
@@ -257,6 +257,10 @@ class Widening:
             self._widen_weights(_join_path(path, "excite"), layer.excite, squeezed, inputs)
         elif isinstance(layer, _NORMS):
             self._widen_norm(path, layer, inputs)
+        elif isinstance(layer, _CONVOLUTIONS):
+            layer.in_channels = layer.out_channels = layer.groups = len(inputs.source)
+            for name in ("weight", *(() if layer.bias is None else ("bias",))):
+                self._replace_tensor(path, layer, name, inputs)
         return inputs
 
     def _widen_norm(self, path: str, layer: Any, inputs: ChannelMap) -> None:
@@ -361,6 +365,12 @@ def reset_parameters(block: nn.Module) -> nn.Module:
 def _is_sequential(layer: nn.Module) -> bool:
     """Return whether the channels of `layer` pass through its layers one after the other."""
     return is_plain_sequence(layer) or isinstance(layer, Project | Reversible)
+
+
+def _is_depthwise(path: str, layer: nn.Module) -> bool:
+    """Return whether `layer` has one filter for each channel, by its name too: groups of one channel may also widen."""
+    is_named = path.rpartition(".")[2] == "depthwise"
+    return is_named and type(layer) in _CONVOLUTIONS and layer.in_channels == layer.out_channels == layer.groups
 
 
 def _children(layer: Any) -> list[tuple[str, nn.Module]]:

@@ -99,17 +99,19 @@ class Shift(nn.Module):
 class SqueezeExcite(nn.Module):
     """(B, C, H, W), kept: every channel times a number in (0, 1) that two small layers draw from all channels' means.
 
-    `width` channels stand between the two.
+    `width` channels stand between the two, behind `activation`: "relu", "relu6" or "silu".
     """
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, activation: str = "relu"):
         super().__init__()
         self.squeeze = nn.Conv2d(channels, width, 1)
         self.excite = nn.Conv2d(width, channels, 1)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        squeezed = getattr(F, self.activation)(self.squeeze(x.mean((2, 3), keepdim=True)))
+        return x * self.excite(squeezed).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):

@@ -32,6 +32,10 @@ class DataModule(Protocol):
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
 
     @property
+    def fits_time_limit(self) -> bool:
+        """Whether a time limit sets the epochs if the user did not: of tables, the rows do."""
+
+    @property
     def epochs(self) -> int:
         """Passes over the training samples by default."""
 
@@ -83,6 +87,9 @@ class DataModule(Protocol):
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
         """Write predictions.csv, and what else shows how the best weights did on a split."""
 
+    def size_growth(self, epochs: int) -> list[float]:
+        """Return for each of `epochs` how far samples have grown to their full size, from 0 to 1."""
+
     def describe_augmentation(self) -> str:
         """Return in words what is done to training samples."""
 
@@ -101,7 +108,7 @@ def open_datamodule(
     Args:
         recipe: options of the run.
         new: whether the run has no checkpoint yet, so that its network is still to be chosen.
-        epochs_given: whether the user chose the epochs; if not, a new run on a table gets those that suit the rows.
+        epochs_given: whether the user chose the epochs; if not, a new run gets those that suit the data.
         transform: applied to training images after the recipe's augmentation.
 
     Raises:
@@ -115,7 +122,10 @@ def open_datamodule(
                 f"--target is for tables, but {printable(recipe.data)} is none; give a .csv, .tsv or .parquet file, or "
                 "a folder with train.csv and val.csv"
             )
-        return ImageDataModule(recipe, new, transform)
+        images = ImageDataModule(recipe, new, transform)
+        if new and not epochs_given:
+            images.recipe = replace(images.recipe, epochs=images.epochs)
+        return images
     if transform is not None:
         raise InputError(f"a transform is for pictures, but {printable(recipe.data)} is a table; leave it out")
     datamodule = TableDataModule(tables, recipe)

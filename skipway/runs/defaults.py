@@ -46,6 +46,10 @@ FAMILY_DEFAULTS = {
     ("resnet", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("densenet", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
     ("densenet", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    # Depthwise filters have few weights and little to lose: weight decay as of MobileNetV2 (arXiv:1801.04381).
+    ("inverted_residual", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=4e-5),
+    ("inverted_residual", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("inverted_residual", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
     ("resmlp", "sgd"): FamilyDefaults(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
     ("resmlp", "adamw"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("resnet", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),

@@ -1,6 +1,7 @@
 """The images of a run: batches, Spec, network, fingerprint, and what is written and printed about them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,13 @@ from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
-from skipway.data.images.decoded_cache import choose_decode_settings, decode_images, fingerprint
+from skipway.data.images.decoded_cache import (
+    SMALL,
+    DecodeSettings,
+    choose_decode_settings,
+    decode_images,
+    fingerprint,
+)
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sample_order import Shard
@@ -18,12 +25,13 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import whiten
-from skipway.runs.defaults import batch_size_for
+from skipway.runs.defaults import batch_size_for, device_for
 from skipway.runs.initial_network import choose_model, initial_network
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
+from skipway.runs.time_budget import image_size_for, scratch_epochs, size_growth
 from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
@@ -47,14 +55,26 @@ class ImageDataModule:
             raise InputError(
                 f"a transform takes pictures (B, C, H, W) and gives as many, but {transform!r} takes nothing"
             )
-        self.recipe, self.transform = recipe, transform
+        self.transform = transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
-        self.decode_settings = choose_decode_settings(
-            self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels
-        )
+        self.decode_settings = self._decode_settings(recipe)
         count = self.source.count("train")
+        self.epochs = recipe.epochs
+        if new and self._follows_clock(recipe):
+            recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
+            self.decode_settings = self._decode_settings(recipe)
+            self.epochs = scratch_epochs(count)
+        self.recipe, self.fits_time_limit = recipe, recipe.time_limit is not None
         self.model = choose_model(recipe, self.decode_settings.size, count) if new else ("", {})
-        self.name, self.epochs = self.source.name, recipe.epochs
+        self.name = self.source.name
+
+    def _decode_settings(self, recipe: Recipe) -> DecodeSettings:
+        return choose_decode_settings(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
+
+    def _follows_clock(self, recipe: Recipe) -> bool:
+        """Whether photographs are trained on from scratch, with network and size left open."""
+        is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained == "none"
+        return is_open and self.decode_settings.size > SMALL
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Decode every image, refuse copies across splits, hold a part of the training images out."""
@@ -196,6 +216,10 @@ class ImageDataModule:
         images = self.images
         write_class_tables(folder, images.keys, images.class_names, scores, split=split, key_column="file")
         write_worst_images(folder, images, scores)
+
+    def size_growth(self, epochs: int) -> list[float]:
+        """Return how far images have grown in each of `epochs`, by area: 0 for their first size, 1 for the full one."""
+        return size_growth(self._augmentation(), self.decode_settings.size, epochs)
 
     def describe_augmentation(self) -> str:
         """Return in words what is done to training images."""

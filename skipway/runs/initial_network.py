@@ -15,6 +15,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
+from skipway.weights.hub_download import report_downloads
 from skipway.weights.pretrained import TAGS, is_ours
 
 __all__ = ["choose_model", "initial_network"]
@@ -62,7 +63,8 @@ def initial_network(
     for field in ("stem", "drop_path", "dropout"):
         if value := getattr(recipe, field):
             options[field] = value
-    network, message = _pretrained_network(recipe, name, options, spec)
+    with report_downloads(lambda line: console.print(f"  {line}")):
+        network, message = _pretrained_network(recipe, name, options, spec)
     if network is None:
         network = create_model(name, **options_for(name, spec, options))
         network.spec = spec

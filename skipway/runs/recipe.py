@@ -96,7 +96,9 @@ class Recipe:
     )
     grad_accum_steps: int = _option(1, "Batches whose gradients are summed into one step.", minimum=1, maximum=100_000)
     patience: int | None = _option(None, "Epochs without a better validation accuracy before stopping.", minimum=1)
-    time_limit: float | None = _option(None, "Seconds of training after which the run ends early, in order.", minimum=0)
+    time_limit: float | None = _option(
+        None, "Seconds for the whole run; on images it sets the epochs, unless --epochs does.", minimum=0
+    )
     seed: int = _option(0, "Makes the run: order, augmentation, initial weights.", minimum=0, maximum=2**32 - 1)
     img_size: int | str | None = _option(
         None,

@@ -30,10 +30,12 @@ from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder, write_recipe
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
+from skipway.runs.time_budget import FINISH_SECONDS, budget_line
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit
 from skipway.training.lr_finder import range_test
 from skipway.training.oom_retry import retry_with_microbatches
+from skipway.training.pace import epochs_within, measure_pace
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_json
 from skipway.utils.console import Console
@@ -112,6 +114,7 @@ def train(
         InputError: something given cannot be used. StorageError: the disk. NotFiniteError: the numbers.
         Interrupted: `stop` was set; the work was saved.
     """
+    began = time.monotonic()
     console = console or Console(quiet=True)
     options = _set_options({"data": data, "model": model, **options})
     if resume is not None and config is not None:
@@ -149,7 +152,8 @@ def train(
             console.print(f"  {remark}")
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
-        prepared = _PreparedRun(datamodule, folder, console=console, stop=stop, earlier=earlier)
+        prepared = _PreparedRun(datamodule, folder, console=console, stop=stop, earlier=earlier, began=began)
+        prepared.fits_time_limit = datamodule.fits_time_limit and new and not epochs_given
         return prepared.run(allow_changed_data)
 
 
@@ -198,6 +202,8 @@ class _PreparedRun:
     console: Console
     stop: StopFlag
     earlier: EarlierRun | None
+    began: float  # on the monotonic clock
+    fits_time_limit: bool = False  # the time limit sets the epochs
 
     def __post_init__(self) -> None:
         self.recipe = self.datamodule.recipe
@@ -224,8 +230,11 @@ class _PreparedRun:
         if checkpoint is not None:
             trainer.restore(checkpoint.tensors, checkpoint.state["state"])
             self._reopen(trainer.state)
-        elif recipe.lr == "auto":
-            self._find_lr(trainer, train_batches)
+        else:
+            if recipe.lr == "auto":
+                self._find_lr(trainer, train_batches)
+            if self.fits_time_limit:
+                train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
         facts = self._facts(network, trainer.settings, batch_size)
         trainer = self._fit(trainer, network, train_batches, val_batches, facts=facts, watch=watch)
         is_first = collectives.rank() == 0
@@ -351,6 +360,22 @@ class _PreparedRun:
         trainer.settings = replace(trainer.settings, lr=result.suggestion)
         collectives.run_on_rank0(lambda: write_range_test(self.folder, result.as_dict()))
         self.console.print(range_test_line(result))
+
+    def _fit_time_limit(self, trainer: Trainer, train_batches: Any, val_batches: Any) -> Any:
+        """Give the run the epochs that the time limit leaves room for; return its training batches."""
+        datamodule, limit = self.datamodule, self.recipe.time_limit
+        assert limit is not None
+        pace = measure_pace(trainer, train_batches, val_batches)
+        evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
+        left = limit - (time.monotonic() - self.began) - evaluations - FINISH_SECONDS
+        left = max(collectives.all_gather(left))
+        epochs = epochs_within(left, pace, train_batches.steps, datamodule.size_growth)
+        self.recipe, self.config = replace(self.recipe, epochs=epochs), replace(self.config, epochs=epochs)
+        datamodule.recipe = self.recipe
+        trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=max(left, 0.0)))
+        collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
+        self.console.print(budget_line(epochs, left, limit))
+        return datamodule.batches("train", train=True)
 
     def _refuse_changed_data(self, allow: bool) -> None:
         """Raise InputError if the data is not that of before, unless that is allowed."""

@@ -27,6 +27,7 @@ from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["fit"]
 
+_LATE = 0.02  # of the run that steps may be behind the time limit before the schedule follows the time
 _SUMS = ("loss", "metric_sum", "seen")  # of a State: what each process counts for itself
 
 
@@ -72,7 +73,8 @@ def fit(
                 state.metric_sum += trainer.task.metric_sum(outputs, y[piece])
             if boundary:
                 _require_finite(trainer.clip_gradients(), "gradient", trainer, ids)
-                trainer.set_rates(_position(settings, state.epoch, state.batch, train.steps))
+                position = _position(settings, state.epoch, state.batch, train.steps)
+                trainer.set_rates(writer.position_in_time(position))
                 trainer.optimizer.step()
                 trainer.optimizer.zero_grad(set_to_none=True)
                 trainer.update_average()
@@ -114,11 +116,19 @@ class _CheckpointWriter:
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
+        self.time_share = 0.0  # of the time limit that is used, the same in all processes
 
     @property
     def total_seconds(self) -> float:
         """Seconds of training, those before a resume included."""
         return self.earlier + time.monotonic() - self.begun
+
+    def position_in_time(self, position: float) -> float:
+        """Return the position in the schedule: that of the steps, or of the time if a time limit comes first.
+
+        So a machine that becomes slower on the way still ends with the learning rates of an end.
+        """
+        return self.time_share if self.time_share > position + _LATE else position
 
     def save(self) -> None:
         """The first of all processes writes, with the sums of all."""
@@ -136,7 +146,9 @@ class _CheckpointWriter:
         settings, first = self.trainer.settings, collectives.rank() == 0
         due = first and time.monotonic() - self.saved > settings.save_every
         over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
-        asked, due, over = map(bool, collectives.all_reduce_sum(self.stop.requested, due, over))
+        used = self.total_seconds / settings.time_limit if first and settings.time_limit else 0.0
+        *flags, self.time_share = collectives.all_reduce_sum(self.stop.requested, due, over, used)
+        asked, due, over = map(bool, flags)
         if asked:
             self._stop()
         if due:

@@ -5,6 +5,7 @@ Sources: Smith 2015, arXiv:1506.01186; the valley is that of fastai 2.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from typing import Any
@@ -19,7 +20,7 @@ from skipway.training.metrics import Batches
 from skipway.training.optimizers import set_rates
 from skipway.training.trainer import Trainer
 
-__all__ = ["RangeTest", "range_test"]
+__all__ = ["RangeTest", "range_test", "preserve_trainer", "train_step"]
 
 _WIDTH = 2.0  # steps, of the bell that smooths
 _DIVERGED = 4.0  # times the loss without any training: from there on it only gets worse
@@ -69,28 +70,21 @@ def range_test(
     Raises:
         NotFiniteError: the loss is not finite within the first ten steps.
     """
-    tensors = {name: tensor.clone() for name, tensor in trainer.parts().items()}
-    state, groups = asdict(trainer.state), [dict(group) for group in trainer.optimizer.param_groups]
     rates: list[float] = []
     losses: list[float] = []
-    try:
-        with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
-            trainer.to_train()
-            starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, batches, steps, poll)]
-            usual = sum(starts) / len(starts)
-            for k, batch in _batches(trainer, batches, steps, poll):
-                rate = lowest * (highest / lowest) ** (k / max(1, steps - 1))
-                loss = _step(trainer, *batch, k, rate)
-                if not math.isfinite(loss):
-                    break
-                rates.append(rate)
-                losses.append(loss - starts[k] + usual)
-                if k >= _MIN_STEPS and losses[-1] > _DIVERGED * usual:
-                    break
-    finally:
-        for group, before in zip(trainer.optimizer.param_groups, groups, strict=True):
-            group.update(before)
-        trainer.restore(tensors, state)
+    with preserve_trainer(trainer):
+        trainer.to_train()
+        starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, batches, steps, poll)]
+        usual = sum(starts) / len(starts)
+        for k, batch in _batches(trainer, batches, steps, poll):
+            rate = lowest * (highest / lowest) ** (k / max(1, steps - 1))
+            loss = train_step(trainer, *batch, k, rate)
+            if not math.isfinite(loss):
+                break
+            rates.append(rate)
+            losses.append(loss - starts[k] + usual)
+            if k >= _MIN_STEPS and losses[-1] > _DIVERGED * usual:
+                break
     if len(losses) < _MIN_STEPS:
         raise NotFiniteError(
             f"the loss is not finite after {len(losses)} steps of the range test, at learning rates up to "
@@ -116,7 +110,22 @@ def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
         return _mean_over_processes(_penalized_loss(trainer, x, y))
 
 
-def _step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
+@contextmanager
+def preserve_trainer(trainer: Trainer) -> Iterator[None]:
+    """Restore the trainer when the context ends: weights, buffers, optimizer, average, rates and random numbers."""
+    tensors = {name: tensor.clone() for name, tensor in trainer.parts().items()}
+    state, groups = asdict(trainer.state), [dict(group) for group in trainer.optimizer.param_groups]
+    try:
+        with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+            yield
+    finally:
+        for group, before in zip(trainer.optimizer.param_groups, groups, strict=True):
+            group.update(before)
+        trainer.restore(tensors, state)
+
+
+def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
+    """Take the k-th step, with the learning rate `rate`; return the loss before it, the mean over all processes."""
     torch.manual_seed(trainer.settings.seed + k)
     loss = _penalized_loss(trainer, x, y)
     if torch.isfinite(loss):

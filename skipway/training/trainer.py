@@ -119,9 +119,14 @@ class Trainer:
             layer_decay=settings.layer_decay,
         )
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
-        self.lr_schedule = make_schedule(settings.schedule, min(settings.freeze_epochs / settings.epochs, 0.99))
         self.model = self._wrap_replicas()
         self.frozen_params: set[nn.Parameter] = set()
+        self.set_ends(settings)
+
+    def set_ends(self, settings: Settings) -> None:
+        """Train by `settings`, of which only the epochs, frozen ones included, and the time limit may have changed."""
+        self.settings = settings
+        self.lr_schedule = make_schedule(settings.schedule, min(settings.freeze_epochs / settings.epochs, 0.99))
         self.until = settings.epochs  # where this network's part of the run ends
 
     def _to_device(self, network: nn.Module) -> nn.Module:

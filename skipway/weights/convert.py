@@ -32,7 +32,7 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
     Args:
         state: names and tensors or arrays as that library keeps them; nested ({"params": ...}) or flat with "/", under
             "state_dict", "model" and the like, and with "module." before every key, as files have it.
-        library: "torchvision", "timm", "fastai", "flax" or "akamaster".
+        library: "torchvision", "timm", "fastai", "flax", "akamaster" or "lukemelas".
         name: the library's name of the network ("resnet50", "ResNet50", "xresnet34").
         num_classes: outputs; where they are not the state's, the head is left fresh and all else adopted.
         options: values of the plan that differ from those of `name`, such as `layers` and `widths`.

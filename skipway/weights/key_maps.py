@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from skipway.nn.blocks import EXPANSION
+from skipway.weights import inverted_residual_keys
 
 __all__ = ["LIBRARIES", "Library"]
 
@@ -65,7 +66,9 @@ class Library:
 
 
 def kind_of(plan: Mapping[str, Any]) -> str:
-    """The family of a plan; networks that normalise first are a kind of their own."""
+    """Return the family of a plan, with networks that normalize first, and MobileNets, as kinds of their own."""
+    if plan["family"] == "inverted_residual":
+        return "mobilenet" if plan["attention"] == "none" else "efficientnet"
     return "preact" if str(plan.get("block", "")).startswith("preact") else str(plan["family"])
 
 
@@ -74,12 +77,16 @@ def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str,
     layers = plan["layers"]
     stage, block = numbers.get("stage", 1), numbers.get("block", 0)
     pooled = plan.get("shortcut") == "pool"
+    expanded = int("expansions" in plan and plan["expansions"][stage - 1] > 1)
     return {
         **numbers,
         "stages": len(layers),
+        "blocks": sum(layers),
         "index": sum(layers[: stage - 1]) + block,
         "pooled": int(pooled),  # a pool, or an identity in its place, stands before the projection
         "strided": int(pooled and stage > 1),  # a pool stands there only where there is a stride
+        "expanded": expanded,  # a 1x1 convolution, with its norm, is before the depthwise one
+        "project": "conv_pwl" if expanded else "conv_pw",
         "Block": "BottleneckResNetBlock" if plan.get("block") == "bottleneck" else "ResNetBlock",
     }
 
@@ -228,19 +235,38 @@ def _timm_name(name: str) -> tuple[str, dict[str, Any]]:
     return name.partition(".")[0], {}
 
 
+def _torchvision_name(name: str) -> tuple[str, dict[str, Any]]:
+    return inverted_residual_keys.own_name("torchvision", name)
+
+
+def _lukemelas_name(name: str) -> tuple[str, dict[str, Any]]:
+    return inverted_residual_keys.own_name("lukemelas", name)
+
+
 def _flax_name(name: str) -> tuple[str, dict[str, Any]]:
     return name.replace("ResNet", "resnet"), {"padding": "same"}
 
 
 LIBRARIES: dict[str, Library] = {
     "torchvision": Library(
-        rules={"resnet": _TORCHVISION_RESNET, "densenet": _DENSENET},
-        holds={"resnet": _V15, "densenet": _DENSE},
-        lacks={"densenet": _PLAIN_DENSE},
+        rules={
+            "resnet": _TORCHVISION_RESNET,
+            "densenet": _DENSENET,
+            "mobilenet": inverted_residual_keys.TORCHVISION_MOBILENET,
+            "efficientnet": inverted_residual_keys.TORCHVISION_EFFICIENTNET,
+        },
+        holds={"resnet": _V15, "densenet": _DENSE, **inverted_residual_keys.HOLDS["torchvision"]},
+        lacks={"densenet": _PLAIN_DENSE, **inverted_residual_keys.LACKS},
         renamed=_OLD_DENSE,
+        own_name=_torchvision_name,
     ),
     "timm": Library(
-        rules={"resnet": _TIMM_RESNET, "preact": _TIMM_PREACT, "densenet": _DENSENET},
+        rules={
+            "resnet": _TIMM_RESNET,
+            "preact": _TIMM_PREACT,
+            "densenet": _DENSENET,
+            **dict.fromkeys(("mobilenet", "efficientnet"), inverted_residual_keys.TIMM),
+        },
         holds={
             "resnet": {
                 **_PLAIN,
@@ -257,6 +283,7 @@ LIBRARIES: dict[str, Library] = {
                 "cardinality": (1,),
             },
             "densenet": _DENSE,
+            **inverted_residual_keys.HOLDS["timm"],
         },
         lacks={"resnet": _TIMM_LACKS, "preact": _TIMM_LACKS, "densenet": _PLAIN_DENSE},
         renamed=_OLD_DENSE,
@@ -278,5 +305,10 @@ LIBRARIES: dict[str, Library] = {
     "akamaster": Library(
         rules={"resnet": _AKAMASTER},
         holds={"resnet": {**_PLAIN, "block": ("basic",), "stem": ("small",), "shortcut": ("pad", "auto")}},
+    ),
+    "lukemelas": Library(
+        rules=dict.fromkeys(("mobilenet", "efficientnet"), inverted_residual_keys.LUKEMELAS),
+        holds=inverted_residual_keys.HOLDS["lukemelas"],
+        own_name=_lukemelas_name,
     ),
 }

@@ -15,11 +15,16 @@ from skipway.export.fused_convolution import Convolution, dequantize
 from skipway.export.fusion import FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
 from skipway.models.densenet import DenseNetPlan
+from skipway.models.inverted_residual import InvertedResidualPlan
 from skipway.models.network import build_network
 from skipway.models.resnet import ResNetPlan
 from skipway.nn.blocks import SameConv2d
 
 WIDTHS = {"layers": (2, 1), "widths": (8, 16), "stem": "small", "num_classes": 5}
+INVERTED = {
+    **{"layers": (2, 2), "widths": (8, 16), "kernels": (3, 5), "strides": (1, 2), "expansions": (1, 6)},
+    **{"stem_channels": 8, "final_channels": 24, "num_classes": 5},
+}
 PLANS = {
     "basic": ResNetPlan(**WIDTHS),
     "bottleneck": ResNetPlan(**WIDTHS, block="bottleneck"),
@@ -35,6 +40,9 @@ PLANS = {
     "group norm": ResNetPlan(**WIDTHS, norm="group"),
     "fixup": ResNetPlan(**WIDTHS, norm="fixup"),
     "reversible": ResNetPlan(**WIDTHS, block="preact_basic", reversible=True),
+    "mobilenet": InvertedResidualPlan(**INVERTED, activation="relu6"),
+    "lite": InvertedResidualPlan(**INVERTED, activation="relu6", padding="same", norm_eps=1e-3),
+    "efficientnet": InvertedResidualPlan(**INVERTED, attention="se", padding="same"),
     "dense": DenseNetPlan(layers=(2, 2), growth=4, stem="small", num_classes=5),
 }
 

@@ -16,10 +16,15 @@ TIMM = {
     "densenet121": [(64, 2), (256, 4), (512, 8), (1024, 16), (1024, 32)],
     "resnetrs50": [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)],
 }
+# timm leaves out stages that one of the same reduction follows; here every stage has its output.
+EVERY_STAGE = {
+    "efficientnet_lite0": [(32, 2), (16, 2), (24, 4), (40, 8), (80, 16), (112, 16), (192, 32), (320, 32)],
+}
 SMALL = {
     "resnet18": {"widths": [4] * 4},
     "resnet9": {"widths": [4] * 4},
     "densenet121": {"growth": 4},
+    "mobilenetv2_050": {},
     "resmlp": {},
     "resnet20": {},
     "resnetv2_18": {"widths": [4] * 4},
@@ -30,11 +35,11 @@ def info(features):
     return [(level["num_chs"], level["reduction"]) for level in features.feature_info]
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_channels_and_reductions_are_timm_s(name):
+@pytest.mark.parametrize("name, levels", [*TIMM.items(), *EVERY_STAGE.items()])
+def test_channels_and_reductions_are_timm_s(name, levels):
     with torch.device("meta"):
         network = sw.create_model(name)
-    assert info(sw.Features(network)) == TIMM[name]
+    assert info(sw.Features(network)) == levels
 
 
 @pytest.mark.parametrize("name", SMALL)

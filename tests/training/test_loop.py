@@ -267,3 +267,29 @@ def test_restoring_after_a_random_walk_of_stops_gives_the_same_bits(tmp_path):
         except Interrupted:
             resume = True
     assert same(whole.tensors(), trainer.tensors()) and timeless(whole.state) == timeless(trainer.state)
+
+
+class Clock:
+    """A monotonic clock that is `slow` times as fast from the 100th look on."""
+
+    def __init__(self, slow):
+        self.now, self.looks, self.slow = 0.0, 0, slow
+
+    def __call__(self):
+        self.looks += 1
+        self.now += 0.01 * (self.slow if self.looks > 100 else 1)
+        return self.now
+
+
+@pytest.mark.parametrize("slow", [1, 6])
+def test_the_schedule_ends_with_the_time_limit_on_a_machine_that_becomes_slower(tmp_path, monkeypatch, slow):
+    monkeypatch.setattr("skipway.training.loop.time.monotonic", Clock(slow))
+    epochs, limit = 20, 6.0
+    trainer, _ = run(tmp_path, {"epochs": epochs, "time_limit": limit, "schedule": "cosine"})
+    rates = [row["lr"] for row in trainer.state.history]
+    if slow == 1:
+        assert trainer.state.status == "finished"
+        assert rates == pytest.approx([0.05 * SCHEDULES["cosine"]((3 * e + 2) / 60) for e in range(epochs)])
+    else:
+        assert trainer.state.status == "stopped by the time limit" and trainer.state.epoch < epochs
+        assert trainer.optimizer.param_groups[0]["lr"] < 0.05 * 0.02

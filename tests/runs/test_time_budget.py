@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from small_runs import Words, pictures, same_runs
+
+from skipway.data.images.loader import Augmentation
+from skipway.runs.recipe import Recipe
+from skipway.runs.time_budget import image_size_for, scratch_epochs, size_growth
+from skipway.runs.train_run import train
+
+TINY = {"model": "resnet20", "batch_size": 16, "threads": 1, "pretrained": "none", "augment": "none"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two kinds of images of 120 px, larger than those that are trained on as they are."""
+    root = tmp_path_factory.mktemp("photographs")
+    for kind in range(2):
+        (root / f"kind{kind}").mkdir()
+        for i in range(12):
+            noise = np.random.default_rng(100 * kind + i).integers(0, 99, (120, 120, 3))
+            Image.fromarray((noise + 100 * kind).astype(np.uint8)).save(root / f"kind{kind}" / f"{i}.png")
+    return root
+
+
+def test_more_seconds_for_each_image_make_larger_images():
+    sizes = [image_size_for(3000, limit, "cpu") for limit in (1, 50, 100, 300, 3000)]
+    assert sizes == ["32:48", "32:48", "32:64", "32:64", "64:128"]
+    assert image_size_for(3000, 100, "cuda") == "64:128" and image_size_for(3000, None, "cpu") == "32:64"
+
+
+def test_fewer_images_are_looked_at_more_often():
+    epochs = [scratch_epochs(count) for count in (0, 10, 1000, 3000, 10_000, 1_000_000)]
+    assert epochs == sorted(epochs, reverse=True) and (epochs[0], epochs[3], epochs[-1]) == (60, 20, 3)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10])
+def test_the_growth_is_that_of_the_images(epochs):
+    augmentation = Augmentation(first_size=32, epochs=epochs)
+    growth = size_growth(augmentation, 64, epochs)
+    areas = [augmentation.size_at(epoch, 64) ** 2 for epoch in range(epochs)]
+    assert [32**2 + share * (64**2 - 32**2) for share in growth] == pytest.approx(areas)
+    assert size_growth(None, 64, epochs) == size_growth(Augmentation(), 64, epochs) == [1.0] * epochs
+
+
+def test_photographs_from_scratch_follow_the_clock_and_not_their_size(photographs, tmp_path):
+    run = train(photographs, output=tmp_path, pretrained="none", batch_size=16, threads=1, epochs=1)
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert config["img_size"] == "32:64" and run.network().plan["name"] == "resnet9"
+    assert run.network().spec.size == 64
+
+
+def test_what_is_asked_for_is_done(photographs, tmp_path):
+    run = train(photographs, model="resnet20", output=tmp_path, pretrained="none", batch_size=16, threads=1, epochs=1)
+    assert run.network().spec.size == 128 and run.network().plan["name"] == "resnet20"
+
+
+def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("skipway.training.loop._LATE", 9.0)  # the steps alone decide on the schedule
+    words = Words()
+    pictures(tmp_path / "kinds", count=10)
+    run = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=6.0, console=words, **TINY)
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert "time limit 6.0 s: " in words and config["time_limit"] == 6.0 and config["epochs"] != Recipe().epochs
+    assert len(run.history) <= config["epochs"]
+    if run.metrics["status"] == "finished":  # a machine that becomes slower ends before
+        assert len(run.history) == config["epochs"]
+        again = train(tmp_path / "kinds", output=tmp_path, name="untimed", epochs=config["epochs"], **TINY)
+        assert same_runs(run.path, again.path)
+
+
+def test_epochs_that_are_given_stay(tmp_path):
+    pictures(tmp_path / "kinds", count=10)
+    run = train(tmp_path / "kinds", output=tmp_path, epochs=1, time_limit=600.0, **TINY)
+    assert len(run.history) == 1 and run.metrics["status"] == "finished"
