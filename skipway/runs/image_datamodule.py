@@ -24,7 +24,7 @@ from skipway.data.sources.choose_source import open_source
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
-from skipway.models.resnet9 import whiten
+from skipway.models.resnet9 import Whitening, whiten
 from skipway.runs.defaults import batch_size_for, device_for, head_for
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.recipe import Recipe
@@ -220,7 +220,8 @@ class ImageDataModule:
 
     def fit_first_layer(self, network: Network, batches: ImageBatches) -> None:
         """Fit a whitening stem, which undoes the correlations of the training images."""
-        whiten(network, batches.some(_NUM_WHITENED)[0])
+        if any(isinstance(module, Whitening) for module in network.modules()):
+            whiten(network, batches.some(_NUM_WHITENED)[0])
 
     def task(self, settings: Settings) -> Task:
         """Return the task: images are classified."""

@@ -189,8 +189,9 @@ def test_the_folder_is_next_to_the_runs_or_where_the_variable_says(tmp_path, mon
 def test_openvino_computes_many_images_if_it_is_installed(images, network, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     trunk = frozen_layers(network)
-    assert choose_engine(trunk, 1_000) == "torch"  # of 16 pixels
+    assert choose_engine(trunk, 10_000) == "torch" and choose_engine(trunk, 10**7) == "openvino"  # of 16 pixels
     monkeypatch.setattr(feature_cache, "_WORTH_OPENVINO", 0)
+    monkeypatch.setattr(feature_cache, "_WORTH_OPENVINO_WITH_AMX", 0)
     assert choose_engine(trunk, COUNT) == "openvino"
     console, ids = Words(), np.arange(COUNT)
     features = cache(network, tmp_path, console=console).features(batches(images), ids)
