@@ -40,6 +40,7 @@ __all__ = [
     "join_of",
     "pair",
     "linear_rates",
+    "same_padding",
     "steps_of",
     "zero_last",
 ]
@@ -58,7 +59,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, self.kernel_size, self.stride)))
+        return super().forward(F.pad(x, same_padding(x, self.kernel_size, self.stride)))
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -66,7 +67,7 @@ class SameMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
+        return super().forward(F.pad(x, same_padding(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -74,8 +75,8 @@ def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
-    """Zeros to add at each edge, last axis first, as F.pad takes them."""
+def same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
+    """Return the zeros to add at each edge, last axis first, as F.pad takes them."""
     edges: list[int] = []
     for size, k, s in zip(reversed(x.shape[-2:]), reversed(kernel), reversed(stride), strict=True):
         short = max((-(-size // s) - 1) * s + k - size, 0)

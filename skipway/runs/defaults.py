@@ -19,7 +19,9 @@ __all__ = [
     "TABLE_NETWORK",
     "FamilyDefaults",
     "batch_size_for",
+    "class_weights_for",
     "device_for",
+    "head_for",
     "settings_for",
     "table_batch_size",
     "table_epochs",
@@ -70,6 +72,8 @@ _FAMILY_OPTIMIZERS = {"resnet9": "muon"}
 _PRETRAINED_LR_FACTOR = 0.1
 _PRETRAINED_LAYER_DECAY = 0.5
 _PRETRAINED_FREEZE_EPOCHS = 1
+_NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families
+_MOST_FOR_REGRESSION = 200_000  # training images: more features take minutes and gigabytes
 
 # Tables, which are small and noisy next to images: see benchmarks/tables.py.
 TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
@@ -128,6 +132,7 @@ def settings_for(
     device = device_for(recipe.device)
     if recipe.fsdp:
         _refuse_unshared(recipe)
+    head = head_for(recipe, plan, pretrained=pretrained, count=sum(class_counts))
     return Settings(
         epochs=recipe.epochs,
         lr=_learning_rate(recipe, defaults, batch_size, pretrained),
@@ -136,10 +141,11 @@ def settings_for(
         weight_decay=_value_or(recipe.weight_decay, defaults.weight_decay),
         bias_lr_mult=_value_or(recipe.bias_lr_mult, defaults.bias_lr_mult),
         schedule=recipe.schedule,
-        freeze_epochs=_freeze_epochs(recipe, pretrained),
+        head=head,
+        freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained else 1.0),
         label_smoothing=_value_or(recipe.label_smoothing, defaults.label_smoothing),
-        class_weights=_class_weights(class_counts) if recipe.balance == "weights" else None,
+        class_weights=class_weights_for(class_counts) if recipe.balance == "weights" else None,
         l1=recipe.l1,
         l2=recipe.l2,
         ema=recipe.ema,
@@ -174,6 +180,31 @@ def _freeze_epochs(recipe: Recipe, pretrained: bool) -> int:
     return _PRETRAINED_FREEZE_EPOCHS if pretrained and recipe.epochs > 2 else 0
 
 
+def head_for(recipe: Recipe, plan: dict[str, Any], *, pretrained: bool, count: int) -> str:
+    """Return how the head is fitted in the first epoch: "regression" or "train".
+
+    Raises:
+        InputError: regression is asked for with what it excludes.
+    """
+    if recipe.head == "train":
+        return "train"
+    obstacles = {
+        f"a {plan['family']} network": plan["family"] in _NO_LINEAR_HEAD,
+        f"{collectives.world_size()} processes": collectives.world_size() > 1,
+        "--grow": recipe.grow is not None,
+        "--freeze-epochs": recipe.freeze_epochs is not None,
+    }
+    present = [name for name, is_there in obstacles.items() if is_there]
+    if recipe.head == "regression":
+        if present:
+            raise InputError(
+                f"cannot fit the head by regression: expected a network of images with a linear head in one process, "
+                f"got {' and '.join(present)}. Use --head train."
+            )
+        return "regression"
+    return "regression" if pretrained and not present and count <= _MOST_FOR_REGRESSION else "train"
+
+
 def _precision(recipe: Recipe, device: str, is_table: bool) -> str:
     if recipe.precision != "auto":
         return recipe.precision
@@ -182,7 +213,7 @@ def _precision(recipe: Recipe, device: str, is_table: bool) -> str:
     return "bf16" if has_bf16(device) else "fp32"
 
 
-def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+def class_weights_for(counts: Sequence[int]) -> tuple[float, ...]:
     """Return the weight of a sample of each class, so that all classes count alike and a sample 1 on average."""
     total, classes = sum(counts), sum(1 for count in counts if count)
     return tuple(total / (classes * count) if count else 0.0 for count in counts)

@@ -10,13 +10,15 @@ from torch import nn
 import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
-from skipway.export import fusion as home
-from skipway.export.fusion import Convolution, FusedSkip, fold, run_fused
+from skipway.export import fused_convolution as home
+from skipway.export.fused_convolution import Convolution, dequantize
+from skipway.export.fusion import FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
 from skipway.models.densenet import DenseNetPlan
 from skipway.models.inverted_residual import InvertedResidualPlan
 from skipway.models.network import build_network
 from skipway.models.resnet import ResNetPlan
+from skipway.nn.blocks import SameConv2d
 
 WIDTHS = {"layers": (2, 1), "widths": (8, 16), "stem": "small", "num_classes": 5}
 INVERTED = {
@@ -91,6 +93,30 @@ def test_norms_relus_and_joins_are_gone_where_convolutions_do_them():
     found = kinds(sw.export.fuse(made(PLANS["bottleneck"]), "fp32"))
     assert not {"BatchNorm2d", "ReLU", "Skip", "Conv2d", "Project"} & set(found)
     assert (found.count("FusedSkip"), found.count("Convolution")) == (3, 1 + 3 * 3 + 2)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (31, 30)])
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 4e-2), ("int8", 0.15)])
+def test_relu6_and_same_padding_are_done_by_depthwise_convolutions(size, kernel, stride, precision, bound):
+    network = sw.Chain(
+        nn.Conv2d(3, 16, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        SameConv2d(16, 16, kernel, stride, groups=16, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU6(),
+        SameConv2d(16, 8, kernel, stride),
+    )
+    network, x = lived(network), 6 * torch.randn(4, 3, *size)
+    fused = sw.export.fuse(network, precision, x if precision == "int8" else ())
+    assert kinds(fused) == ["Chain"] + ["Convolution"] * 3
+    assert apart(network, fused, x) < bound
+    assert apart(network, fused, x[:, :, :-1, :-2]) < 2 * bound  # another odd size than it was packed for
+    hidden, layers = x, list(fused)
+    assert layers[1].output_shape((4, 16, *size)) == tuple(fused[:2](x).shape)
+    highest = dequantize(layers[0](hidden)).max()
+    assert float(highest) == pytest.approx(6, abs=0.05)
 
 
 def test_int8_travels_as_codes_between_convolutions_and_pools():
