@@ -13,6 +13,7 @@ from skipway.errors import InputError, ShapeError
 from skipway.export import fusion as home
 from skipway.export.fusion import Convolution, FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
+from skipway.models.convnext import ConvNeXtPlan
 from skipway.models.densenet import DenseNetPlan
 from skipway.models.inverted_residual import InvertedResidualPlan
 from skipway.models.network import build_network
@@ -41,6 +42,7 @@ PLANS = {
     "mobilenet": InvertedResidualPlan(**INVERTED, activation="relu6"),
     "lite": InvertedResidualPlan(**INVERTED, activation="relu6", padding="same", norm_eps=1e-3),
     "efficientnet": InvertedResidualPlan(**INVERTED, attention="se", padding="same"),
+    "convnext": ConvNeXtPlan(layers=(2, 1), widths=(8, 16), stem="small", layer_scale=0.5, num_classes=5),
     "dense": DenseNetPlan(layers=(2, 2), growth=4, stem="small", num_classes=5),
 }
 
