@@ -16,6 +16,7 @@ from skipway.report import html
 from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
+from skipway.runs.headline import uncertainty_metrics
 from skipway.runs.signal_flow_callback import draw_signal_flow
 from skipway.training.metrics import compute_metrics, score
 from skipway.training.trainer import State, Trainer
@@ -58,6 +59,7 @@ def finish_run(
 
     metrics = _evaluate(best, folder, datamodule, trainer, poll=poll)
     metrics |= _describe_training(best, datamodule, trainer, facts)
+    metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
     if facts["grown"]:  # the network is another than at the beginning
         settings = trainer.settings
