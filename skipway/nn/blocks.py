@@ -41,6 +41,7 @@ __all__ = [
     "join_of",
     "pair",
     "linear_rates",
+    "same_padding",
     "steps_of",
     "zero_last",
 ]
@@ -59,7 +60,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, self.kernel_size, self.stride)))
+        return super().forward(F.pad(x, same_padding(x, self.kernel_size, self.stride)))
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -67,7 +68,7 @@ class SameMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
+        return super().forward(F.pad(x, same_padding(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
+def same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
     """Zeros to add at each edge, last axis first, as F.pad takes them."""
     edges: list[int] = []
     for size, k, s in zip(reversed(x.shape[-2:]), reversed(kernel), reversed(stride), strict=True):
