@@ -26,6 +26,8 @@ def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str,
     if not best:
         return True
     window = _WINDOW if count < FEW_SAMPLES else 1
+    if history[0].get("lr") == 0:  # a head that was fitted and not trained: no luck of one epoch among several
+        return _improves(history, best - 1, metric, window)
     index, last = best - 1, len(history) - 1
     if index + 1 < min(window, len(history)):  # luck of a single epoch is no mean: the first ones never stay
         return True
@@ -36,6 +38,19 @@ def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str,
         return False
     held = curve[index - window + 1]
     return held < floor or _smooth(history, last, "val_loss", window) < _smooth(history, index, "val_loss", window)
+
+
+def _improves(history: Sequence[Mapping[str, Any]], best: int, metric: str, window: int) -> bool:
+    """Return whether the last row is better than row `best`, if the first row is that of a fitted head.
+
+    That row counts as it is, and those of fine-tuning as the mean over up to `window` of them.
+    """
+
+    def quality(index: int) -> tuple[float, float]:
+        size = min(window, max(index, 1))
+        return _smooth(history, index, f"val_{metric}", size), -_smooth(history, index, "val_loss", size)
+
+    return quality(len(history) - 1) > quality(best)
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], metric: str, count: int) -> int:

@@ -49,3 +49,18 @@ def test_the_choice_at_an_epoch_needs_no_more_than_the_rows_and_the_choice_befor
         assert best_epoch(history[:end], "accuracy", 4) in (best, end)
         best = end if is_best_so_far(history[:end], best, "accuracy", 4) else best
     assert best == 6
+
+
+@pytest.mark.parametrize(
+    "pairs, expected",
+    [
+        ([(0.9, 0.5), (0.9, 0.6)], 1),
+        ([(0.9, 0.5), (0.85, 0.4), (0.9, 0.6), (0.9, 0.55)], 1),
+        ([(0.9, 0.5), (0.9, 0.4)], 2),
+        ([(0.9, 0.5), (0.94, 0.5), (0.8, 0.7), (0.8, 0.7)], 2),
+        ([(0.9, 0.5), (0.8, 0.7), (0.99, 0.5), (0.99, 0.5)], 4),  # 0.8 and 0.99: 0.895 on average
+    ],
+)
+def test_a_fitted_head_stays_until_fine_tuning_is_better(pairs, expected):
+    history = [{**row, "lr": 0.0 if row["epoch"] == 1 else 0.1} for row in rows(pairs)]
+    assert best_epoch(history, "accuracy", 50) == expected
