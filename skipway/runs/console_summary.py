@@ -9,6 +9,7 @@ from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
 from skipway.runs.headline import describe_precision, describe_uncertainty
+from skipway.runs.small_sets import few_steps_line
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
@@ -45,6 +46,8 @@ def introduction(
         f"({settings.schedule}), augmentation: {datamodule.describe_augmentation()}, {settings.precision} on "
         f"{settings.device} with {torch.get_num_threads()} threads",
     ]
+    if line := few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps):
+        lines.append(line)
     copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
     needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept
     if (free := free_bytes(folder)) < needed:
