@@ -56,16 +56,17 @@ def create_model(
         num_classes: outputs; the default is that of the network's paper (1000, or 10 for the CIFAR networks).
         in_chans: channels of the pictures, 3 by default; `resmlp` has in_features instead.
         stem: "large", "small", "deep" and others; the default is the network's own.
-        pretrained: True (timm's choice for `name` on the Hub), a tag ("a1_in1k"), a repository
-            ("timm/resnet50.a1_in1k"), a run, or a file: ours, or one of torchvision, timm, fastai, Flax or akamaster's
-            CIFAR networks. The stem is fitted to other `in_chans`; the head is new for other classes. Such a network
-            is in evaluation mode, and `.origin` says what was kept.
+        pretrained: True (weights of an installed pip package, else timm's choice for `name` on the Hub), "package" (the
+            former alone), a tag ("a1_in1k"), a repository ("timm/resnet50.a1_in1k"), a run, or a file: ours, or one of
+            torchvision, timm, fastai, Flax, lukemelas or akamaster's CIFAR networks. The stem is fitted to other
+            `in_chans`; the head is new for other classes. The network is in evaluation mode, and `.origin` says what
+            was kept.
         class_names: what the outputs mean. Of a pretrained head that knows its classes, those of the same name stay;
             a network that has no Spec takes only their number.
         features_only: give the outputs of the stem and the stages in place of the head's: see `Features`.
         out_indices: which of these outputs; None for all.
         options: any other value of the family's plan, such as `layers`, `widths`, `block`, `shortcut`, `drop_path`:
-            see `ResNetPlan`, `ResNet9Plan`, `DenseNetPlan` and `ResMLPPlan` in `skipway.models`.
+            see `ResNetPlan`, `InvertedResidualPlan`, `DenseNetPlan` and the other plans in `skipway.models`.
 
     >>> create_model("resnet18", num_classes=10).plan["layers"]
     [2, 2, 2, 2]

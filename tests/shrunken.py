@@ -28,6 +28,9 @@ def shrunken_plan(name):
         cut["layers"] = CUT["layers"][0]
     if "widths" in plan:  # one for each stage, and one more where the stem has its own
         cut["widths"] = CUT["widths"][: len(cut["layers"]) + len(plan["widths"]) - len(plan["layers"])]
+    if plan["family"] == "inverted_residual":  # the last two stages, so that Skips have the expansion of most blocks
+        cut |= {"layers": (2, 2), "widths": CUT["widths"][:2], "strides": (1, 2), "final_channels": 24}
+        cut |= {option: plan[option][-2:] for option in ("kernels", "expansions")}
     if plan.get("stem_channels"):
         cut["stem_channels"] = CUT["stem_channels"]
     if "in_features" in plan:

@@ -58,6 +58,40 @@ OPTIONS = {
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5]),
     ],
+    "convnext": [
+        ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
+        ({}, "widths", [[8, 16], [8, 8], [4, 16]]),
+        ({}, "kernel", [7, 3, 5]),
+        ({}, "expansion", [4, 2]),
+        ({}, "stem", ["large", "small"]),
+        ({}, "join", ["layerscale", "add", "scale"]),
+        ({}, "layer_scale", [1e-6, 0.1]),
+        ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "drop_path", [0.0, 0.1, 0.2]),
+        ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "in_chans", [3, 1]),
+        ({}, "num_classes", [3, 5]),
+    ],
+    "inverted_residual": [
+        ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
+        ({}, "widths", [[8, 16], [8, 8], [4, 16]]),
+        ({}, "kernels", [[3, 5], [5, 3], [3, 3]]),
+        ({}, "strides", [[1, 2], [2, 1], [1, 1]]),
+        ({}, "expansions", [[1, 6], [6, 6], [2, 3]]),
+        ({}, "stem", ["large", "small"]),
+        ({}, "stem_channels", [16, 8]),
+        ({}, "final_channels", [24, 32]),
+        ({}, "activation", ["silu", "relu", "relu6"]),
+        ({}, "attention", ["none", "se"]),
+        ({"attention": "se"}, "attention_ratio", [0.25, 0.5]),
+        ({}, "norm_eps", [1e-5, 1e-3]),
+        ({}, "padding", ["torch", "same"]),
+        ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "drop_path", [0.0, 0.1, 0.2]),
+        ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "in_chans", [3, 1]),
+        ({}, "num_classes", [3, 5]),
+    ],
     "resmlp": [
         ({}, "layers", [2, 3]),
         ({}, "width", [8, 16]),
@@ -84,6 +118,14 @@ OPTIONS = {
 ROWS = {
     "resnet": ("resnet18", {"layers": [2, 1], "widths": [8, 16]}),
     "densenet": ("densenet121", {"layers": [2, 1], "growth": 4}),
+    "convnext": ("convnext_atto", {"layers": [2, 1], "widths": [8, 16]}),
+    "inverted_residual": (
+        "efficientnet_b0",
+        {
+            **{"layers": [2, 1], "widths": [8, 16], "kernels": [3, 5], "strides": [1, 2], "expansions": [1, 6]},
+            **{"stem_channels": 16, "final_channels": 24},
+        },
+    ),
     "resmlp": ("resmlp", {"layers": 2, "width": 8}),
     "resnet9": ("resnet9", {"widths": [8, 16, 16], "layers": [2, 0]}),
 }
@@ -132,9 +174,14 @@ def test_the_golden_file_has_no_line_too_many():
 def test_the_page_about_networks_has_these_counts_and_no_name_that_is_none():
     page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
     counts = re.findall(r"`(\w+)` \| ([\d,]+) \|", page)
-    assert len(counts) == 30 and [(n, c) for n, c in counts if GOLDEN[n][0] != int(c.replace(",", ""))] == []
-    named = set(re.findall(r"`((?:x|wide_|se|eca)?res(?:net|next)\w*\d\w*|densenet\w+)`", page))
-    assert named <= set(GOLDEN) and len(named) > 40
+    assert len(counts) == 36 and [(n, c) for n, c in counts if GOLDEN[n][0] != int(c.replace(",", ""))] == []
+    named = set(
+        re.findall(
+            r"`((?:x|wide_|se|eca)?res(?:net|next)\w*\d\w*|densenet\w+|\w*net_(?:b|lite)\d|mobilenet\w+|convnext_\w+)`",
+            page,
+        )
+    )
+    assert named <= set(GOLDEN) and len(named) > 50
 
 
 @pytest.mark.parametrize("name", kinds())

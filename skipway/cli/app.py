@@ -17,6 +17,7 @@ from skipway.cli.grow_options import grow
 from skipway.cli.predict_evaluate_export_options import evaluate, export, predict
 from skipway.cli.probe_compare_options import compare, probe
 from skipway.cli.train_options import COMMAND_LINE, find_lr, train
+from skipway.cli.weights_options import weights
 from skipway.errors import SkipwayError
 from skipway.utils import stop_signals
 from skipway.utils.console import print_error
@@ -34,6 +35,7 @@ app = cyclopts.App(
 
 for _command in (train, find_lr, check, summary, models, env, compare, evaluate, export, grow, predict, probe):
     app.command(_command)
+app.command(weights)
 
 
 def request_stop(name: str) -> None:

@@ -21,6 +21,7 @@ from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
 from skipway.utils.atomic_files import make_folder, write_file
 from skipway.weights.convert import release
+from skipway.weights.key_maps import LIBRARIES
 
 __all__ = ["FORMATS", "ExportedFiles", "export_run"]
 
@@ -30,15 +31,19 @@ _TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("densenet121", "densenet161", "densenet169", "densenet201"),
+    *(f"efficientnet_b{i}" for i in range(8)),
+    *("mobilenetv2_100", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
 )
 _STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}  # with other layers
 # Fields of a plan that are not arguments of a library's function: written elsewhere, or for training alone.
-_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode")
+_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode", "layer_scale")
 # Arguments of a library's functions for each kind of network, by the plan's fields.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
         "resnet": {"layers": "layers", "widths": "channels", "in_chans": "in_chans"},
         "preact": {"layers": "layers", "in_chans": "in_chans"},
+        "convnext": {"layers": "depths", "widths": "dims", "kernel": "kernel_sizes", "in_chans": "in_chans"},
+        "inverted_residual": {"norm_eps": "bn_eps", "in_chans": "in_chans"},
         "densenet": {"layers": "block_config", "growth": "growth_rate", "in_chans": "in_chans"},
     },
     "torchvision": {},
@@ -137,9 +142,11 @@ def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, 
     """Return (a name that `library` has, the arguments that differ from its defaults), in the library's own words."""
     plan = network.plan
     name = _STAND_INS.get(plan["name"], re.sub(r"^xresnet(\d+)$", r"resnet\1d", plan["name"]))
+    if library == "timm" and plan.get("padding") == "same" and f"tf_{name}" in registry.ROWS:
+        name = f"tf_{name}"  # the weights were trained with TensorFlow's padding
     if library == "torchvision" and name not in _TORCHVISION:
         raise InputError(f"torchvision has no network called {name}; export it to onnx or timm")
-    usual = registry.plan_of(name)
+    usual = registry.plan_of(name, **(LIBRARIES[library].own_name(name)[1]))
     kind = "preact" if str(plan.get("block")).startswith("preact") else plan["family"]
     words = _ARGUMENTS[library].get(kind, {})
     unusual = {k: v for k, v in plan.items() if k in usual and k not in _NOT_ARGUMENTS and v != usual[k]}
@@ -172,7 +179,7 @@ def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
     """Return the call that makes the network in torchvision, and how its images are prepared."""
     name, _ = _name_and_arguments(network, "torchvision")
     return {
-        "model": name,
+        "model": {"mobilenetv2_100": "mobilenet_v2"}.get(name, name),
         "arguments": {"num_classes": spec.num_classes},
         "class_names": list(spec.class_names),
         "input_size": [spec.channels, spec.size, spec.size],

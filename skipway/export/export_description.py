@@ -20,7 +20,7 @@ from skipway.data.sources.decode import decode, size_of
 from skipway.data.sources.read_bytes import read_picture_file
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
-from skipway.export.fusion import Convolution
+from skipway.export.fused_convolution import Convolution
 from skipway.export.preprocessing import Preparation
 from skipway.models.network import Network
 from skipway.models.network_outputs import as_table, prepare_image

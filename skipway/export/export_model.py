@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.export.export_description import describe_export
-from skipway.export.fusion import Convolution, dequantize, fold, plan_quantized_outputs, run_fused
+from skipway.export.fused_convolution import Convolution, dequantize
+from skipway.export.fusion import fold, plan_quantized_outputs, run_fused
 from skipway.export.onnx_file import (
     Exported,
     file_metadata,

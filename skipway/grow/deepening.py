@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.export.fusion import Convolution
+from skipway.export.fused_convolution import Convolution
 from skipway.grow.channel_map import Origin
 from skipway.grow.new_blocks import appends_channels, init_as_identity, insert_planned_blocks, insert_repeated_blocks
 from skipway.grow.optimizer_state import move_optimizer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.grow.channel_map import NEW, ChannelMap, Origin, concat_maps, copy_shares, select_channels
 from skipway.models.resnet9 import Scaled
-from skipway.nn.blocks import SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
+from skipway.nn.blocks import LayerNorm2d, SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.reversible import Coupling, Reversible
@@ -108,10 +108,11 @@ class Widening:
         if isinstance(layer, nn.Flatten):
             return layer.start_dim == 1 and layer.end_dim == -1
         if isinstance(layer, nn.LayerNorm):
-            return len(layer.normalized_shape) == 1 and len(self._input_shape(layer)) == 2
+            dims = 4 if isinstance(layer, LayerNorm2d) else 2
+            return len(layer.normalized_shape) == 1 and len(self._input_shape(layer)) == dims
         if isinstance(layer, Function):
             return layer.function in _ELEMENTWISE
-        if type(layer) in (*_NORMS, *_OWN):
+        if type(layer) in (*_NORMS, *_OWN) or _is_depthwise(path, layer):
             return True
         if type(layer).__module__.removeprefix("torch.nn.modules.") not in _PLACES or isinstance(layer, _MIXING):
             return False
@@ -257,6 +258,10 @@ class Widening:
             self._widen_weights(_join_path(path, "excite"), layer.excite, squeezed, inputs)
         elif isinstance(layer, _NORMS):
             self._widen_norm(path, layer, inputs)
+        elif isinstance(layer, _CONVOLUTIONS):
+            layer.in_channels = layer.out_channels = layer.groups = len(inputs.source)
+            for name in ("weight", *(() if layer.bias is None else ("bias",))):
+                self._replace_tensor(path, layer, name, inputs)
         return inputs
 
     def _widen_norm(self, path: str, layer: Any, inputs: ChannelMap) -> None:
@@ -361,6 +366,12 @@ def reset_parameters(block: nn.Module) -> nn.Module:
 def _is_sequential(layer: nn.Module) -> bool:
     """Return whether the channels of `layer` pass through its layers one after the other."""
     return is_plain_sequence(layer) or isinstance(layer, Project | Reversible)
+
+
+def _is_depthwise(path: str, layer: nn.Module) -> bool:
+    """Return whether `layer` has one filter for each channel, by its name too: groups of one channel may also widen."""
+    is_named = path.rpartition(".")[2] == "depthwise"
+    return is_named and type(layer) in _CONVOLUTIONS and layer.in_channels == layer.out_channels == layer.groups
 
 
 def _children(layer: Any) -> list[tuple[str, nn.Module]]:

@@ -29,6 +29,7 @@ __all__ = [
     "KINDS",
     "PADDINGS",
     "EfficientChannelAttention",
+    "LayerNorm2d",
     "Layers",
     "SameConv2d",
     "SameMaxPool2d",
@@ -40,6 +41,7 @@ __all__ = [
     "join_of",
     "pair",
     "linear_rates",
+    "same_padding",
     "steps_of",
     "zero_last",
 ]
@@ -58,7 +60,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, self.kernel_size, self.stride)))
+        return super().forward(F.pad(x, same_padding(x, self.kernel_size, self.stride)))
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -66,7 +68,7 @@ class SameMaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, _same(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
+        return super().forward(F.pad(x, same_padding(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -74,8 +76,8 @@ def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
-    """Zeros to add at each edge, last axis first, as F.pad takes them."""
+def same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
+    """Return the zeros to add at each edge, last axis first, as F.pad takes them."""
     edges: list[int] = []
     for size, k, s in zip(reversed(x.shape[-2:]), reversed(kernel), reversed(stride), strict=True):
         short = max((-(-size // s) - 1) * s + k - size, 0)
@@ -98,17 +100,19 @@ class Shift(nn.Module):
 class SqueezeExcite(nn.Module):
     """(B, C, H, W), kept: every channel times a number in (0, 1) that two small layers draw from all channels' means.
 
-    `width` channels stand between the two.
+    `width` channels stand between the two, behind `activation`: "relu", "relu6" or "silu".
     """
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, activation: str = "relu"):
         super().__init__()
         self.squeeze = nn.Conv2d(channels, width, 1)
         self.excite = nn.Conv2d(width, channels, 1)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        squeezed = getattr(F, self.activation)(self.squeeze(x.mean((2, 3), keepdim=True)))
+        return x * self.excite(squeezed).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):
@@ -127,6 +131,14 @@ class EfficientChannelAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         weights = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
         return x * weights.transpose(1, 2).unsqueeze(-1)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """(B, C, H, W), kept: a layer norm over the channels of each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), in channels_last memory."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

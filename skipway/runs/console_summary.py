@@ -15,6 +15,8 @@ from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
 from skipway.utils.console import duration
 
+_HEAD = "the head by regression on the outputs of the frozen layers"
+
 __all__ = ["introduction", "range_test_line", "verdict"]
 
 
@@ -42,11 +44,25 @@ def introduction(
     lines = [
         *datamodule.summary_lines(),
         f"network: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
-        f"training: {settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest_lr} "
-        f"({settings.schedule}), augmentation: {datamodule.describe_augmentation()}, {settings.precision} on "
-        f"{settings.device} with {torch.get_num_threads()} threads",
     ]
-    if line := few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps):
+    where = f"{settings.precision} on {settings.device} with {torch.get_num_threads()} threads"
+    steps = (
+        f"{settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest_lr} "
+        f"({settings.schedule}), augmentation: {datamodule.describe_augmentation()}, {where}"
+    )
+    if settings.head != "regression":
+        lines.append(f"training: {steps}")
+    elif settings.epochs > 1:
+        lines.append(f"training: {_HEAD} in place of the first epoch, fine-tuning after it; {steps}")
+    elif settings.time_limit is not None:
+        lines.append(f"training: {_HEAD}, fine-tuning if the time limit leaves room for it, {where}")
+    else:
+        lines.append(
+            f"training: {_HEAD} alone, the quickest way to good results, {where}; to fine-tune as well use --epochs 5 "
+            "or --time-limit 600"
+        )
+    line = few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps)
+    if line and settings.head != "regression":
         lines.append(line)
     copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
     needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept

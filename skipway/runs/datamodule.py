@@ -101,7 +101,12 @@ class DataModule(Protocol):
 
 
 def open_datamodule(
-    recipe: Recipe, *, new: bool, epochs_given: bool, transform: Callable[[Tensor], Tensor] | None = None
+    recipe: Recipe,
+    *,
+    new: bool,
+    epochs_given: bool,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    earlier_spec: dict[str, Any] | None = None,
 ) -> DataModule:
     """Return the data that `recipe.data` names.
 
@@ -110,6 +115,7 @@ def open_datamodule(
         new: whether the run has no checkpoint yet, so that its network is still to be chosen.
         epochs_given: whether the user chose the epochs; if not, a new run gets those that suit the data.
         transform: applied to training images after the recipe's augmentation.
+        earlier_spec: the Spec of the run to resume or to read again, by which its images were decoded.
 
     Raises:
         InputError: there is no such data, or an option does not fit it.
@@ -122,7 +128,7 @@ def open_datamodule(
                 f"--target is for tables, but {printable(recipe.data)} is none; give a .csv, .tsv or .parquet file, or "
                 "a folder with train.csv and val.csv"
             )
-        images = ImageDataModule(recipe, new, transform)
+        images = ImageDataModule(recipe, new, transform, earlier_spec)
         if new and not epochs_given:
             images.recipe = replace(images.recipe, epochs=images.epochs)
         return images

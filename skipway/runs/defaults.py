@@ -20,7 +20,9 @@ __all__ = [
     "TABLE_NETWORK",
     "FamilyDefaults",
     "batch_size_for",
+    "class_weights_for",
     "device_for",
+    "head_for",
     "settings_for",
     "table_batch_size",
     "table_epochs",
@@ -47,6 +49,13 @@ FAMILY_DEFAULTS = {
     ("resnet", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("densenet", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=5e-4),
     ("densenet", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("convnext", "sgd"): FamilyDefaults(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
+    ("convnext", "adamw"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("convnext", "muon"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
+    # Depthwise filters have few weights and little to lose: weight decay as of MobileNetV2 (arXiv:1801.04381).
+    ("inverted_residual", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=4e-5),
+    ("inverted_residual", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
+    ("inverted_residual", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
     ("resmlp", "sgd"): FamilyDefaults(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
     ("resmlp", "adamw"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("resnet", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
@@ -60,13 +69,15 @@ FAMILY_DEFAULTS = {
     ("resnet9", "adamw"): FamilyDefaults(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
 }
 # sgd for the other families; in few epochs muon is ahead of it by a point or two, at a tenth more time.
-_FAMILY_OPTIMIZERS = {"resnet9": "muon"}
+_FAMILY_OPTIMIZERS = {"resnet9": "muon", "convnext": "adamw"}
 
 # Weights that are trained already: the head learns alone for an epoch, then all with rates that fall towards the stem
 # (Howard and Ruder 2018, arXiv:1801.06146).
 _PRETRAINED_LR_FACTOR = 0.1
 _PRETRAINED_LAYER_DECAY = 0.5
 _PRETRAINED_FREEZE_EPOCHS = 1
+_NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families
+_MOST_FOR_REGRESSION = 200_000  # training images: more features take minutes and gigabytes
 
 # Tables, which are small and noisy next to images: see benchmarks/tables.py.
 TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
@@ -127,6 +138,7 @@ def settings_for(
     device = device_for(recipe.device)
     if recipe.fsdp:
         _refuse_unshared(recipe)
+    head = head_for(recipe, plan, pretrained=pretrained, count=sum(class_counts))
     return Settings(
         epochs=recipe.epochs,
         lr=_learning_rate(recipe, defaults, batch_size, pretrained),
@@ -135,10 +147,11 @@ def settings_for(
         weight_decay=_value_or(recipe.weight_decay, defaults.weight_decay),
         bias_lr_mult=_value_or(recipe.bias_lr_mult, defaults.bias_lr_mult),
         schedule=recipe.schedule,
-        freeze_epochs=_freeze_epochs(recipe, pretrained),
+        head=head,
+        freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained else 1.0),
         label_smoothing=_value_or(recipe.label_smoothing, defaults.label_smoothing),
-        class_weights=_class_weights(class_counts) if recipe.balance == "weights" else None,
+        class_weights=class_weights_for(class_counts) if recipe.balance == "weights" else None,
         l1=recipe.l1,
         l2=recipe.l2,
         ema=recipe.ema,
@@ -173,6 +186,31 @@ def _freeze_epochs(recipe: Recipe, pretrained: bool) -> int:
     return _PRETRAINED_FREEZE_EPOCHS if pretrained and recipe.epochs > 2 else 0
 
 
+def head_for(recipe: Recipe, plan: dict[str, Any], *, pretrained: bool, count: int) -> str:
+    """Return how the head is fitted in the first epoch: "regression" or "train".
+
+    Raises:
+        InputError: regression is asked for with what it excludes.
+    """
+    if recipe.head == "train":
+        return "train"
+    obstacles = {
+        f"a {plan['family']} network": plan["family"] in _NO_LINEAR_HEAD,
+        f"{collectives.world_size()} processes": collectives.world_size() > 1,
+        "--grow": recipe.grow is not None,
+        "--freeze-epochs": recipe.freeze_epochs is not None,
+    }
+    present = [name for name, is_there in obstacles.items() if is_there]
+    if recipe.head == "regression":
+        if present:
+            raise InputError(
+                f"cannot fit the head by regression: expected a network of images with a linear head in one process, "
+                f"got {' and '.join(present)}. Use --head train."
+            )
+        return "regression"
+    return "regression" if pretrained and not present and count <= _MOST_FOR_REGRESSION else "train"
+
+
 def _precision(recipe: Recipe, device: str, is_table: bool) -> str:
     if recipe.precision != "auto":
         return recipe.precision
@@ -181,7 +219,7 @@ def _precision(recipe: Recipe, device: str, is_table: bool) -> str:
     return "bf16" if has_bf16(device) else "fp32"
 
 
-def _class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+def class_weights_for(counts: Sequence[int]) -> tuple[float, ...]:
     """Return the weight of a sample of each class, so that all classes count alike and a sample 1 on average."""
     total, classes = sum(counts), sum(1 for count in counts if count)
     return tuple(total / (classes * count) if count else 0.0 for count in counts)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,7 +16,9 @@ from skipway.report import html
 from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
+from skipway.runs.head_phase import HeadFeatures, head_features, head_scores
 from skipway.runs.headline import uncertainty_metrics
+from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.signal_flow_callback import draw_signal_flow
 from skipway.training.metrics import compute_metrics, score
 from skipway.training.trainer import State, Trainer
@@ -57,7 +59,12 @@ def finish_run(
                 f"--resume {printable(folder)}"
             )
 
-    metrics = _evaluate(best, folder, datamodule, trainer, poll=poll)
+    features = None
+    if trainer.settings.head == "regression" and trainer.state.best["epoch"] == 1 and not datamodule.recipe.tta:
+        quiet = Console(quiet=True)
+        images = cast(ImageDataModule, datamodule)
+        features = head_features(best, images, trainer.settings.precision, folder, console=quiet, stop=stop)
+    metrics = _evaluate(best, folder, datamodule, trainer, features=features, poll=poll)
     metrics |= _describe_training(best, datamodule, trainer, facts)
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
@@ -72,16 +79,29 @@ def finish_run(
 
 
 def _evaluate(
-    best: Network, folder: Path, datamodule: DataModule, trainer: Trainer, *, poll: Callable[[], None]
+    best: Network,
+    folder: Path,
+    datamodule: DataModule,
+    trainer: Trainer,
+    *,
+    features: HeadFeatures | None,
+    poll: Callable[[], None],
 ) -> dict[str, Any]:
-    """Return the metrics of every split that is not trained on, and write the tables of the last one."""
+    """Return the metrics of every split that is not trained on, and write the tables of the last one.
+
+    With the `features` of the images only the head of `best` is left to compute.
+    """
     model = average_views(best, best.require_image_spec()) if datamodule.recipe.tta else best
     metrics: dict[str, Any] = {}
     splits = [split for split in ("val", "test") if datamodule.count(split)]
     for split in splits:
-        scores = score(
-            model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
-        )
+        if features is not None:
+            ids = cast(ImageDataModule, datamodule).images.splits[split]
+            scores = head_scores(trainer, features, ids, best.get_submodule("head"))
+        else:
+            scores = score(
+                model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
+            )
         metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
     datamodule.write_evaluation(folder, scores, splits[-1])
     return metrics

@@ -25,9 +25,9 @@ from skipway.data.sources.choose_source import open_source
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
-from skipway.models.resnet9 import whiten
-from skipway.runs.defaults import batch_size_for, device_for
-from skipway.runs.initial_network import choose_model, initial_network
+from skipway.models.resnet9 import Whitening, whiten
+from skipway.runs.defaults import batch_size_for, device_for, head_for
+from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
@@ -51,7 +51,13 @@ class ImageDataModule:
 
     noun: Literal["pictures", "rows"] = "pictures"
 
-    def __init__(self, recipe: Recipe, new: bool, transform: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        new: bool,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        earlier_spec: dict[str, Any] | None = None,
+    ):
         assert recipe.data is not None
         if transform is not None and not callable(transform):
             raise InputError(
@@ -62,23 +68,53 @@ class ImageDataModule:
         self.decode_settings = self._decode_settings(recipe)
         count = self.source.count("train")
         self.epochs = recipe.epochs
-        if new and self._follows_clock(recipe):
+        self.weights = TrainedWeights(None, ())
+        if new:
+            self.weights = self._trained_weights(recipe)
+        known = self.weights.network.spec if self.weights.network is not None else None
+        if earlier_spec is not None:
+            known = Spec.from_dict(earlier_spec)
+            self.decode_settings = replace(_settings_as(self.decode_settings, known), channels=known.channels)
+        elif self.weights.network is not None:
+            if isinstance(known, Spec):
+                self._prepare_as(known, recipe)
+            if head_for(recipe, self.weights.network.plan, pretrained=True, count=count) == "regression":
+                self.epochs = 1  # which fits the head; fine-tuning is for those who ask for epochs or set a time limit
+        elif new and self._follows_clock(recipe):
             recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
             self.decode_settings = self._decode_settings(recipe)
             self.epochs = scratch_epochs(count)
-        trained = held_out_count(count, recipe.val_fraction, bool(self.source.count("val")))
-        batch_size = batch_size_for(recipe, trained)
-        self.epochs = epochs_for_steps(self.epochs, trained, batch_size, recipe.grad_accum_steps)
+        if new and self.weights.network is None:  # trained weights have had their steps
+            trained = held_out_count(count, recipe.val_fraction, bool(self.source.count("val")))
+            batch_size = batch_size_for(recipe, trained)
+            self.epochs = epochs_for_steps(self.epochs, trained, batch_size, recipe.grad_accum_steps)
         self.recipe, self.fits_time_limit = recipe, recipe.time_limit is not None
         self.model = choose_model(recipe, self.decode_settings.size, count) if new else ("", {})
+        if self.weights.network is not None:
+            self.model = str(self.weights.network.plan["name"]), self.model[1]
         self.name = self.source.name
 
     def _decode_settings(self, recipe: Recipe) -> DecodeSettings:
         return choose_decode_settings(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
 
+    def _trained_weights(self, recipe: Recipe) -> TrainedWeights:
+        """Return the weights that a new run begins with, if the recipe and the images ask for any."""
+        size, channels = self.decode_settings.size, self.decode_settings.channels
+        model = choose_model(recipe, size, self.source.count("train"))
+        return trained_weights(recipe, model, self.source.class_names, size=size, channels=channels)
+
+    def _prepare_as(self, known: Spec, recipe: Recipe) -> None:
+        """Decode images as the weights expect them, as far as the recipe leaves it open."""
+        settings = replace(self.decode_settings, interpolation=known.interpolation)
+        if recipe.img_size is None and settings.size > SMALL:
+            settings = replace(settings, size=known.size, stored_size=known.presize)
+            if recipe.resize_mode == "auto":
+                settings = replace(settings, resize_mode=known.resize_mode)
+        self.decode_settings = settings
+
     def _follows_clock(self, recipe: Recipe) -> bool:
         """Whether photographs are trained on from scratch, with network and size left open."""
-        is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained == "none"
+        is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained in ("auto", "none")
         return is_open and self.decode_settings.size > SMALL
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
@@ -123,7 +159,11 @@ class ImageDataModule:
                     f"the run knows the classes {known}, but the data has {present}; start a new run for other classes"
                 )
             return spec
-        mean, std = mean_and_std(images.pixels, images.splits["train"])
+        weights = self.weights.network
+        if weights is not None and isinstance(weights.spec, Spec):
+            mean, std = weights.spec.mean, weights.spec.std
+        else:
+            mean, std = mean_and_std(images.pixels, images.splits["train"])
         return Spec(
             channels=decode_settings.channels,
             size=decode_settings.size,
@@ -138,7 +178,7 @@ class ImageDataModule:
 
     def network(self, console: Console) -> tuple[Network, bool]:
         """Return the network that a new run begins with, and whether it was trained already."""
-        return initial_network(self.recipe, self.model, self.spec(None), console)
+        return initial_network(self.recipe, self.model, self.spec(None), console, self.weights)
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """Set what batches are made with from here on."""
@@ -189,7 +229,8 @@ class ImageDataModule:
 
     def fit_first_layer(self, network: Network, batches: ImageBatches) -> None:
         """Fit a whitening stem, which undoes the correlations of the training images."""
-        whiten(network, batches.some(_NUM_WHITENED)[0])
+        if any(isinstance(module, Whitening) for module in network.modules()):
+            whiten(network, batches.some(_NUM_WHITENED)[0])
 
     def task(self, settings: Settings) -> Task:
         """Return the task: images are classified."""
@@ -254,6 +295,17 @@ def _name(transform: Callable[[Tensor], Tensor] | None) -> str:
     if isinstance(transform, nn.Module):
         return " ".join(repr(transform).split())
     return getattr(transform, "__qualname__", type(transform).__qualname__)
+
+
+def _settings_as(settings: DecodeSettings, spec: Spec) -> DecodeSettings:
+    """Return the settings with which images are decoded as a Spec says."""
+    return replace(
+        settings,
+        size=spec.size,
+        stored_size=spec.presize,
+        resize_mode=spec.resize_mode,
+        interpolation=spec.interpolation,
+    )
 
 
 def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:

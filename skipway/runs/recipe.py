@@ -60,6 +60,9 @@ class Recipe:
     pretrained: str = _option(
         "auto", "Weights to begin with: a tag of the Hub, a run, a file; auto: for photographs, where at hand; none."
     )
+    head: str = _option(
+        "auto", "How a pretrained network begins: regression (of its features), train, or auto: regression if it can."
+    )
     freeze_epochs: int | None = _option(
         None,
         "Epochs in which the head of a pretrained network learns alone; default: decided.",
@@ -224,6 +227,7 @@ _KIND_WORDS = {int: "whole number", str: "text", bool: "yes or no (true, false)"
 CHOICES: dict[str, tuple[Any, ...]] = {
     "task": ("auto", "classification", "regression"),
     "optimizer": ("auto", "sgd", "adamw", "muon"),
+    "head": ("auto", "regression", "train"),
     "schedule": ("one-cycle", "cosine", "steps", "flat-cosine", "constant"),
     "balance": ("none", "weights", "sampling"),
     "resize_mode": ("auto", "squash", "crop", "pad"),

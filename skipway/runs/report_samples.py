@@ -39,7 +39,8 @@ def samples_of(
     """
     recipe = read_recipe(folder)
     source = data if data is not None else find_data(recipe.data, folder)
-    datamodule = open_datamodule(replace(recipe, data=source), new=False, epochs_given=True)
+    spec = network.spec.as_dict() if network.spec is not None else None
+    datamodule = open_datamodule(replace(recipe, data=source), new=False, epochs_given=True, earlier_spec=spec)
     datamodule.prepare(console or Console(quiet=True), stop or StopFlag())
     assert network.spec is not None
     datamodule.spec(network.spec.as_dict())

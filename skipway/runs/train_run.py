@@ -7,22 +7,25 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from skipway.distributed import collectives, process_group
 from skipway.errors import InputError, Interrupted, printable
-from skipway.models.load_model import load, restore
+from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.runs.console_summary import introduction, range_test_line
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
 from skipway.runs.environment import describe_environment
 from skipway.runs.finish_run import finish_run
+from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase, phases
+from skipway.runs.head_phase import HeadFit, fit_head
+from skipway.runs.image_datamodule import ImageDataModule
+from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import EarlierRun, machine_facts, read_earlier_run
 from skipway.runs.run_crash_report import crash_report
@@ -32,13 +35,13 @@ from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
 from skipway.training.checkpoint import save_weights
-from skipway.training.loop import fit
+from skipway.training.loop import fit, record_epoch
 from skipway.training.lr_finder import range_test
 from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.pace import epochs_within, measure_pace
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_json
-from skipway.utils.console import Console
+from skipway.utils.console import Console, duration
 from skipway.utils.devices import set_threads
 from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
@@ -54,32 +57,10 @@ _KEPT_SETTINGS = (
     "bias_lr_mult",
     "label_smoothing",
     "freeze_epochs",
+    "head",
     "layer_decay",
     "class_weights",
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, the values of its metrics.json, and a row of results.csv per epoch."""
-
-    path: Path
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best epoch, which `skipway.load` reads."""
-        return self.path / "weights" / "best.safetensors"
-
-    @property
-    def report(self) -> Path:
-        """The report, one HTML file."""
-        return self.path / "report.html"
-
-    def network(self) -> Network:
-        """Return the trained network."""
-        return load(self.best)
 
 
 def train(
@@ -116,7 +97,7 @@ def train(
     """
     began = time.monotonic()
     console = console or Console(quiet=True)
-    options = _set_options({"data": data, "model": model, **options})
+    options = plain_options({"data": data, "model": model, **options})
     if resume is not None and config is not None:
         raise InputError("give --resume or --config, not both: a run goes on with its own config.yaml")
     with preserve_global_state(), ExitStack() as stack:
@@ -141,7 +122,13 @@ def train(
         collectives.assert_same({**recipe.as_dict(), "torch": torch.__version__})
         _refuse_unusable(recipe)
         new = earlier is None or earlier.checkpoint is None
-        datamodule = open_datamodule(recipe, new=new, epochs_given=epochs_given, transform=transform)
+        datamodule = open_datamodule(
+            recipe,
+            new=new,
+            epochs_given=epochs_given,
+            transform=transform,
+            earlier_spec=earlier.checkpoint.state["spec"] if earlier and earlier.checkpoint else None,
+        )
         recipe = datamodule.recipe
         set_threads(recipe.threads, table=datamodule.noun == "rows", say=console.print)
         if earlier is None:
@@ -155,18 +142,6 @@ def train(
         prepared = _PreparedRun(datamodule, folder, console=console, stop=stop, earlier=earlier, began=began)
         prepared.fits_time_limit = datamodule.fits_time_limit and new and not epochs_given
         return prepared.run(allow_changed_data)
-
-
-def _set_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were set, as plain values: a path as text, a number of NumPy as Python's."""
-    plain = {name: _plain(value) for name, value in options.items()}
-    return {name: value for name, value in plain.items() if (name, value) not in (("data", None), ("model", "auto"))}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
@@ -204,6 +179,7 @@ class _PreparedRun:
     earlier: EarlierRun | None
     began: float  # on the monotonic clock
     fits_time_limit: bool = False  # the time limit sets the epochs
+    head: HeadFit | None = None  # of the first epoch of a network with trained weights
 
     def __post_init__(self) -> None:
         self.recipe = self.datamodule.recipe
@@ -226,6 +202,8 @@ class _PreparedRun:
         self._print_introduction(network, settings, batch_size)
         watch = SignalFlowCallback(recipe, folder, datamodule, batch_size=batch_size, console=self.console)
         watch.on_start(network, fresh=checkpoint is None)
+        if checkpoint is None and settings.head == "regression":
+            self.head = self._fit_head(network, settings)
         trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
         if checkpoint is not None:
             trainer.restore(checkpoint.tensors, checkpoint.state["state"])
@@ -312,6 +290,9 @@ class _PreparedRun:
             watch.on_epoch(network, state.epoch)
 
         common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": self.console, "stop": self.stop}
+        if self.head is not None:
+            scores = self.head.record(trainer, cast(ImageDataModule, self.datamodule))
+            record_epoch(trainer, scores, last, **common)
         try:
             while True:
                 trainer.until, next_network = next_phase(recipe, network.plan)
@@ -361,15 +342,27 @@ class _PreparedRun:
         collectives.run_on_rank0(lambda: write_range_test(self.folder, result.as_dict()))
         self.console.print(range_test_line(result))
 
+    def _fit_head(self, network: Network, settings: Settings) -> HeadFit:
+        datamodule = cast(ImageDataModule, self.datamodule)
+        return fit_head(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
+
     def _fit_time_limit(self, trainer: Trainer, train_batches: Any, val_batches: Any) -> Any:
         """Give the run the epochs that the time limit leaves room for; return its training batches."""
         datamodule, limit = self.datamodule, self.recipe.time_limit
         assert limit is not None
+        if self.head is not None and self.head.leaves_no_time(limit - (time.monotonic() - self.began)):
+            self.console.print(f"  time limit {duration(limit)}: no time for fine-tuning")
+            return train_batches
+        trainer.state.epoch = int(self.head is not None)  # so that the pace is that of an epoch that trains all layers
         pace = measure_pace(trainer, train_batches, val_batches)
+        trainer.state.epoch = 0
         evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
         left = limit - (time.monotonic() - self.began) - evaluations - FINISH_SECONDS
         left = max(collectives.all_gather(left))
         epochs = epochs_within(left, pace, train_batches.steps, datamodule.size_growth)
+        if self.head is not None:  # its epoch comes before these
+            epochs = 1 + epochs * (pace.seconds(datamodule.size_growth(1)) <= left)
+            left += self.head.seconds
         self.recipe, self.config = replace(self.recipe, epochs=epochs), replace(self.config, epochs=epochs)
         datamodule.recipe = self.recipe
         trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=max(left, 0.0)))

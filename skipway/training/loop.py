@@ -26,7 +26,7 @@ from skipway.utils.best_epoch import is_best_so_far
 from skipway.utils.console import Console, duration
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["fit"]
+__all__ = ["fit", "record_epoch"]
 
 _LATE = 0.02  # of the run that steps may be behind the time limit before the schedule follows the time
 _SUMS = ("loss", "metric_sum", "seen")  # of a State: what each process counts for itself
@@ -98,16 +98,52 @@ def fit(
             poll=writer.save_if_asked,
         )
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
-        best = _close_epoch(state, scores, lr=rate, settings=settings, metric=trainer.task.primary_metric)
-        weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
-        if collectives.rank() == 0:
-            on_epoch(state, weights)
-        if state.epoch == settings.epochs and state.status == "running":
-            state.status = "finished"
-        writer.save()
-        console.print(_format_epoch(state, settings.epochs, trainer.task))
-        writer.save_if_asked()
+        _end_epoch(trainer, scores, writer, lr=rate, on_epoch=on_epoch, console=console)
     return state
+
+
+def record_epoch(
+    trainer: Trainer,
+    scores: Scores,
+    folder: Path | None,
+    *,
+    on_epoch: Callable[[State, dict[str, Tensor] | None], None],
+    facts: dict[str, Any],
+    console: Console,
+    stop: StopFlag,
+) -> None:
+    """Record an epoch that took no steps of `fit`, with its learning rate 0, and save a checkpoint.
+
+    Args:
+        trainer: its state has the sums of loss and metric over the training samples, their number and the seconds.
+        scores: those on the validation samples.
+        folder, on_epoch, facts, console, stop: as for `fit`.
+    """
+    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop)
+    writer.earlier += trainer.state.seconds
+    _end_epoch(trainer, scores, writer, lr=0.0, on_epoch=on_epoch, console=console)
+
+
+def _end_epoch(
+    trainer: Trainer,
+    scores: Scores,
+    writer: "_CheckpointWriter",
+    *,
+    lr: float,
+    on_epoch: Callable[[State, dict[str, Tensor] | None], None],
+    console: Console,
+) -> None:
+    """Close an epoch: its row, the best weights so far, a checkpoint and its line."""
+    settings, state = trainer.settings, trainer.state
+    best = _close_epoch(state, scores, lr=lr, settings=settings, metric=trainer.task.primary_metric)
+    weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
+    if collectives.rank() == 0:
+        on_epoch(state, weights)
+    if state.epoch == settings.epochs and state.status == "running":
+        state.status = "finished"
+    writer.save()
+    console.print(_format_epoch(state, settings.epochs, trainer.task))
+    writer.save_if_asked()
 
 
 class _CheckpointWriter:
@@ -193,7 +229,8 @@ def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings,
         "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    best = is_best_so_far(state.history, state.best.get("epoch", 0), metric, len(scores.ids))
+    before, smooth = state.best.get("epoch", 0), settings.head != "regression"
+    best = is_best_so_far(state.history, before, metric, len(scores.ids), smooth=smooth)
     if best:
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
@@ -248,7 +285,7 @@ def _format_epoch(state: State, epochs: int, task: Task) -> str:
         f"{_format_metric(task, row[f'val_{metric}'], 2)}{best}; "
         f"{row['samples_per_second']:,.0f} {task.samples}/s, "
         f"{row['data_time_fraction']:.0%} waiting for data, {duration(row['seconds'])}"
-        + (f", about {duration(seconds_left)} left" if seconds_left and state.status == "running" else "")
+        + (f", about {duration(seconds_left)} left" if seconds_left and row["lr"] and state.status == "running" else "")
     )
 
 

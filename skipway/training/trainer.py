@@ -34,6 +34,7 @@ class Settings:
     weight_decay: float = 5e-4
     bias_lr_mult: float = 1.0
     schedule: str = "one-cycle"
+    head: str = "train"  # how the first epoch fits the head: by gradient steps, or by "regression"
     freeze_epochs: int = 0  # epochs in which only the head learns
     layer_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
     label_smoothing: float = 0.1

@@ -14,7 +14,9 @@ FEW_SAMPLES = 200  # from here on the standard error of an accuracy of 90% is be
 _WINDOW = 3  # epochs
 
 
-def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str, count: int) -> bool:
+def is_best_so_far(
+    history: Sequence[Mapping[str, Any]], best: int, metric: str, count: int, *, smooth: bool = True
+) -> bool:
     """Return whether the last row of `history` is a better choice than the epoch `best`.
 
     Args:
@@ -22,10 +24,12 @@ def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str,
         best: number of the epoch that was the best before, from 1 on; 0 if there is none.
         metric: name of the metric that is the higher the better.
         count: validation samples.
+        smooth: whether few samples smooth the curve; not if the first epoch fits a head by regression, whose
+            result is no luck of a single epoch.
     """
     if not best:
         return True
-    window = _WINDOW if count < FEW_SAMPLES else 1
+    window = _WINDOW if count < FEW_SAMPLES and smooth else 1
     index, last = best - 1, len(history) - 1
     if index + 1 < min(window, len(history)):  # luck of a single epoch is no mean: the first ones never stay
         return True

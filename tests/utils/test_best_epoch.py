@@ -49,3 +49,8 @@ def test_the_choice_at_an_epoch_needs_no_more_than_the_rows_and_the_choice_befor
         assert best_epoch(history[:end], "accuracy", 4) in (best, end)
         best = end if is_best_so_far(history[:end], best, "accuracy", 4) else best
     assert best == 6
+
+
+def test_a_head_that_was_fitted_first_is_kept_if_fine_tuning_is_no_better():
+    history = rows([(0.95, 0.2), (0.9, 0.3), (0.92, 0.25)])
+    assert is_best_so_far(history, 1, "accuracy", 100) and not is_best_so_far(history, 1, "accuracy", 100, smooth=False)

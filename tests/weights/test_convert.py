@@ -39,6 +39,19 @@ LIKE = {  # what a library's networks of each kind are made of
     },
     ("akamaster", "resnet"): {"stem": ["small"], "shortcut": ["pad", "auto"], "block": ["basic"]},
     ("torchvision", "densenet"): {"growth": [4, 8], "bottleneck": [2, 4], "stem_channels": [None, 8]},
+    ("torchvision", "mobilenet"): {"activation": ["relu6"], "attention": ["none"]},
+    ("torchvision", "efficientnet"): {"attention": ["se"], "norm_eps": [1e-5, 1e-3]},
+    ("timm", "mobilenet"): {"activation": ["relu6", "silu"], "attention": ["none"], "padding": ["torch", "same"]},
+    ("timm", "efficientnet"): {"attention": ["se"], "padding": ["torch", "same"]},
+    ("lukemelas", "mobilenet"): {
+        "activation": ["relu6"],
+        "attention": ["none"],
+        "padding": ["same"],
+        "norm_eps": [1e-3],
+    },
+    ("lukemelas", "efficientnet"): {"attention": ["se"], "padding": ["same"], "norm_eps": [1e-3]},
+    ("timm", "convnext"): {"join": ["layerscale", "add"], "kernel": [3, 7]},
+    ("torchvision", "convnext"): {"layer_scale": [1e-6, 0.1]},
     ("timm", "densenet"): {"growth": [4, 8], "bottleneck": [1, 4]},
 }
 
@@ -57,12 +70,18 @@ def scrambled(network):
 def held(draw, pair):
     """Options of a small network that the library can hold."""
     options = {name: draw(st.sampled_from(values)) for name, values in LIKE[pair].items()}
-    count = draw(st.integers(1, 4 if pair[0] == "timm" else 6))
+    count = 4 if pair == ("timm", "convnext") else draw(st.integers(1, 4 if pair[0] == "timm" else 6))
     options["layers"] = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
-    if pair[1] != "densenet":
+    if pair[1] in ("mobilenet", "efficientnet"):
+        kernels = [3] if pair == ("torchvision", "mobilenet") else [3, 5]
+        choices = {"widths": [8, 16], "kernels": kernels, "strides": [1, 2], "expansions": [1, 2, 6]}
+        for name, values in choices.items():
+            options[name] = draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))
+        options |= {"stem_channels": 8, "final_channels": 12}
+    elif pair[1] != "densenet":
         drawn = draw(st.lists(st.sampled_from([8, 16, 24]), min_size=count, max_size=count))
-        options["widths"] = sorted(drawn) if options["shortcut"] == "pad" else drawn
-        if pair[0] == "timm":  # it projects where the channels stay, which is refused
+        options["widths"] = sorted(drawn) if options.get("shortcut") == "pad" else drawn
+        if pair[0] == "timm" and pair[1] != "convnext":  # it projects where the channels stay, which is refused
             options["widths"] = [8 * 2**i for i in range(count)]
     return options | {"num_classes": draw(st.integers(1, 12)), "in_chans": draw(st.integers(1, 4))}
 
@@ -98,7 +117,13 @@ def test_the_outputs_and_what_is_released_are_those_of_the_library_itself(path):
 def test_release_then_adopt_is_the_identity(pair, data):
     library, kind = pair
     options = data.draw(held(pair))
-    name = {"densenet": "densenet121", "preact": "resnetv2_18"}.get(kind, "resnet18")
+    names = {
+        "densenet": "densenet121",
+        "preact": "resnetv2_18",
+        "mobilenet": "mobilenetv2_100",
+        "convnext": "convnext_tiny",
+    }
+    name = {**names, "efficientnet": "efficientnet_b0"}.get(kind, "resnet18")
     network = scrambled(build_network(registry.plan_of(name, **options)))
     given_options = {k: v for k, v in options.items() if k not in ("num_classes", "in_chans")}
     again = adopt(release(network, library), library, name, **given_options)
@@ -133,10 +158,19 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
         ("akamaster", "resnet110", "resnet110"),
         ("fastai", "xresnet34", "xresnet34"),
         ("timm", "resnet50.a1_in1k", "resnet50"),
+        ("timm", "tf_efficientnet_lite0.in1k", "tf_efficientnet_lite0"),
+        ("timm", "convnext_atto.d2_in1k", "convnext_atto"),
+        ("torchvision", "convnext_small", "convnext_small"),
+        ("torchvision", "mobilenet_v2", "mobilenetv2_100"),
+        ("torchvision", "efficientnet_b5", "efficientnet_b5"),
+        ("lukemelas", "efficientnet-b0", "efficientnet_b0"),
+        ("lukemelas", "efficientnet-lite0", "efficientnet_lite0"),
+        ("lukemelas", "tf_efficientnet_lite0", "tf_efficientnet_lite0"),
     ],
 )
 def test_a_library_s_name_stands_for_ours(library, name, own):
-    network = build_meta_network(registry.plan_of(own, **({"padding": "same"} if library == "flax" else {})))
+    _, own_options = LIBRARIES[library].own_name(name)
+    network = build_meta_network(registry.plan_of(own, **own_options))
     narrow = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in release(network, library).items()}
     adopted = adopt(narrow, library, name)
     assert adopted.plan["name"] == own and adopted.spec is None

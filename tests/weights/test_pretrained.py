@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 import skipway as sw
+from skipway.cli.app import main
+from skipway.commands.weights_get import get_weights
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError, StorageError
 from skipway.models import registry
@@ -242,7 +244,8 @@ def test_a_hub_that_is_not_reached_is_one_line_at_once(hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         InputError,
-        match=r"could not be downloaded \(OfflineModeIsEnabled: is this machine offline\?\); try again, or give a file",
+        match=r"could not be downloaded \(OfflineModeIsEnabled: is this machine offline\?\); try again, or run "
+        r"`skipway weights get resnet18 --tag tiny_test` on a machine that is online and give the file",
     ):
         sw.create_model("resnet18", pretrained="tiny_test", **TINY)
     assert not slept
@@ -286,7 +289,7 @@ def test_a_full_disk_is_a_matter_of_storage(hub, monkeypatch):
 
 
 def test_every_tag_is_for_a_network_of_timm_s_that_can_hold_its_weights():
-    assert len(TAGS) == 64 and all(not LIBRARIES["timm"].refusal(registry.plan_of(name)) for name in TAGS)
+    assert len(TAGS) == 97 and all(not LIBRARIES["timm"].refusal(registry.plan_of(name)) for name in TAGS)
 
 
 # Files and runs
@@ -544,3 +547,53 @@ def test_a_set_is_evaluated_on_the_same_pixels_as_single_pictures(tmp_path):
     assert seen[0].shape == seen[1].shape == (4, 3, 24, 24)
     distance = (seen[0][:, None] - seen[1]).abs().amax((2, 3, 4))  # whatever the order of the set
     assert distance.min(1).values.max() < 1e-5
+
+
+# Weights for another machine
+
+
+def test_a_download_is_reported_before_it_begins_and_once(hub, capfd):
+    sw.create_model("resnet18", pretrained="tiny_test", **TINY)
+    size = len(hub.files["timm/resnet18.tiny_test", "model.safetensors"]) / 1e6
+    reported = capfd.readouterr().err.splitlines()
+    assert reported[1] == (f"downloading timm/resnet18.tiny_test/model.safetensors, {size:,.1f} MB, to {hub.cache}")
+    assert len(reported) == 2, "config.json and the weights"
+    sw.create_model("resnet18", pretrained="tiny_test", **TINY)
+    assert not capfd.readouterr().err
+
+
+@pytest.fixture
+def whole_hub(hub, monkeypatch):
+    """The Hub with weights of the whole network, as timm has them."""
+    network = sw.create_model("resnet10t", num_classes=3)
+    weights = safetensors.torch.save({k: v.contiguous() for k, v in release(network, "timm").items()})
+    config = {**CONFIG, "architecture": "resnet10t"}
+    hub.files["timm/resnet10t.c3_in1k", "config.json"] = json.dumps(config).encode()
+    hub.files["timm/resnet10t.c3_in1k", "model.safetensors"] = weights
+    hub.network = network
+    return hub
+
+
+@pytest.mark.parametrize("tag, name", [(None, "resnet10t.safetensors"), ("c3_in1k", "resnet10t.c3_in1k.safetensors")])
+def test_weights_are_fetched_into_a_file_that_trains_without_a_connection(whole_hub, tmp_path, monkeypatch, tag, name):
+    monkeypatch.chdir(tmp_path)
+    path = get_weights("resnet10t", tag)
+    assert str(path) == name and same(sw.load(path), whole_hub.network)
+    point_to(monkeypatch, "http://127.0.0.1:9")
+    assert same(sw.create_model("resnet10t", pretrained=path), whole_hub.network)
+    with pytest.raises(InputError, match="exists already; remove it, or give another file with -o"):
+        get_weights("resnet10t", tag)
+
+
+def test_weights_are_written_to_a_safetensors_file_only(tmp_path):
+    with pytest.raises(InputError, match=r"written to a .safetensors file, not to .*weights.pth; give one with -o"):
+        get_weights("resnet10t", output=tmp_path / "weights.pth")
+
+
+def test_the_command_line_says_what_it_fetches_and_how_to_use_it(whole_hub, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["weights", "get", "resnet10t", "-o", "mine.safetensors"])
+    said = capfd.readouterr()
+    assert end.value.code == 0 and "downloading timm/resnet10t.c3_in1k/model.safetensors, " in said.err
+    assert said.out == "mine.safetensors\ntrain with it: skipway train DATA --pretrained mine.safetensors\n"

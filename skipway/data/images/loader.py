@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_UNIFORM
 from skipway.data.images.augment_policy import augment_random_table, random_table
+from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples

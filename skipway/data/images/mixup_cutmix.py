@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.images.augment_ops import boxes_inside
+from skipway.data.images.color_affine_erase import boxes_inside
 
 __all__ = ["NUM_MIX_UNIFORM", "mix_samples"]
 

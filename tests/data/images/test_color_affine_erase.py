@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from skipway.data.images import augment_ops
-from skipway.data.images.augment_ops import AUGMENT_OPS, NUM_UNIFORM
+from skipway.data.images import color_affine_erase
+from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 
 STRENGTH = 0.6
 
@@ -27,7 +27,7 @@ def pixels(picture):
 
 
 def changed(number, x, signed):
-    return augment_ops._TRIVIAL[number](x, torch.full((len(x),), signed)).clamp(0, 255)
+    return color_affine_erase._TRIVIAL[number](x, torch.full((len(x),), signed)).clamp(0, 255)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -43,9 +43,9 @@ def test_what_happens_to_a_picture_does_not_depend_on_the_others(name, channels)
 def test_affine_in_the_middle_of_its_range_only_enlarges():
     x = pictures(1, size=33)
     c = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.5, 0.0]])  # no turn, no enlarging, no shear
-    assert torch.allclose(augment_ops.affine(x, c), x, atol=1e-2)
+    assert torch.allclose(color_affine_erase.affine(x, c), x, atol=1e-2)
     c[0, 2] = 1.0
-    enlarged = augment_ops.affine(x, c)
+    enlarged = color_affine_erase.affine(x, c)
     assert torch.allclose(enlarged[..., 16, 16], x[..., 16, 16], atol=1e-2) and not torch.allclose(enlarged, x)
 
 
@@ -55,12 +55,12 @@ def test_affine_turns_as_pillow_does():
     c = torch.tensor([[1.0, 0.0, 0.0, 0.9, 0.5, 0.9]])
     wanted = pixels(image(x[0]).rotate(10, Image.Resampling.BILINEAR))
     inner = slice(8, 24)
-    assert (augment_ops.affine(x, c)[0] - wanted)[:, inner, inner].abs().mean() < 1.5
+    assert (color_affine_erase.affine(x, c)[0] - wanted)[:, inner, inner].abs().mean() < 1.5
 
 
 def test_a_quarter_of_each_change_is_not_made():
     x, c = pictures(4000, size=4), uniform(4000)
-    same = (augment_ops.color(x, c) == x).all(dim=(1, 2, 3)).double().mean()
+    same = (color_affine_erase.color(x, c) == x).all(dim=(1, 2, 3)).double().mean()
     assert abs(same - 0.25**3) < 0.01
 
 
@@ -106,9 +106,9 @@ def test_geometry_keeps_the_middle(number):
 
 def test_every_change_of_trivialaugment_is_as_frequent_as_any_other():
     x, c = pictures(2800, size=4), uniform(2800, seed=3)
-    choice = (c[:, 0] * len(augment_ops._TRIVIAL)).long()
+    choice = (c[:, 0] * len(color_affine_erase._TRIVIAL)).long()
     assert torch.bincount(choice, minlength=14).min() > 140
-    untouched = (augment_ops.trivial(x, c) == x).all(dim=(1, 2, 3))
+    untouched = (color_affine_erase.trivial(x, c) == x).all(dim=(1, 2, 3))
     assert untouched[choice == 0].all() and untouched[choice == 5].double().mean() < 0.2
 
 
@@ -120,7 +120,7 @@ def test_a_picture_of_one_value_survives_everything():
 
 def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_pictures():
     x, c = pictures(2000, size=20), uniform(2000)
-    found = augment_ops.erase(x, c)
+    found = color_affine_erase.erase(x, c)
     touched = (found != x).any(1)
     shares = touched.double().mean((1, 2))
     assert abs((shares > 0).double().mean() - 0.25) < 0.03

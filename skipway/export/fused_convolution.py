@@ -1,0 +1,228 @@
+"""The convolution of a fused network, with the norm, the activation and the addition of a join in the same step.
+
+Shapes: (B, C, H, W) -> (B, C', H', W').
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.export.quantization import Observer, QuantizationParams, QuantizedTensor, quantize
+from skipway.nn.blocks import SameConv2d, same_padding
+
+__all__ = ["ACTIVATIONS", "Convolution", "dequantize", "values_of"]
+
+# oneDNN's name for each activation that a convolution can end with, and its bounds.
+ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+    "silu": ("swish", []),
+}
+_ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": lambda y: y.relu_(),
+    "relu6": lambda y: y.clamp_(0, 6),
+    "silu": F.silu,
+}
+
+
+class Convolution(nn.Module):
+    """activation(conv2d(x) + shortcut): a convolution with what follows it, in float32, bfloat16 or int8.
+
+    Its weights stay in float32; they are packed for the processor when it is first used. A `SameConv2d` pads by the
+    input's size: an additional zero at the end is an additional zero in front of the kernel, which spares a copy.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        bias = torch.zeros(conv.out_channels, device=conv.weight.device) if conv.bias is None else conv.bias
+        self.weight = nn.Parameter(conv.weight.detach().float(), requires_grad=False)
+        self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+        assert not isinstance(conv.padding, str)
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.groups, self.activation, self.dtype = conv.groups, "none", torch.float32
+        self.is_same = isinstance(conv, SameConv2d)
+        self.quantizes_output = False
+        # The observers of the input and of the output during calibration, and their parameters in int8.
+        self.observers: tuple[Observer, Observer] | None = None
+        self.quantization: tuple[QuantizationParams, QuantizationParams] | None = None
+        self._packed: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def forward(
+        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None = None, reuse: bool = False
+    ) -> Tensor | QuantizedTensor:
+        """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
+
+        With `reuse` nothing else needs `shortcut`: the output may take its memory.
+        """
+        if self.quantization is not None and type(values_of(x)) is Tensor and not values_of(x).is_meta:
+            return self._int8_forward(x, shortcut, reuse)
+        x, shortcut = dequantize(x).to(self.dtype), None if shortcut is None else dequantize(shortcut).to(self.dtype)
+        assert isinstance(x, Tensor) and not isinstance(shortcut, QuantizedTensor)
+        y = self._onednn_forward(x, shortcut, reuse) if _has_onednn(x) else self._torch_forward(x, shortcut)
+        if self.observers is not None:
+            self.observers[0].observe(x)
+            self.observers[1].observe(y)
+        return y
+
+    def with_activation(self, name: str) -> "Convolution":
+        """Return another one with the same weights, and an activation of `ACTIVATIONS` at the end."""
+        twin = copy.copy(self)
+        twin.activation = name
+        return twin
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(*, C, H, W) -> (*, C', H', W')."""
+        if self.is_same:
+            return *shape[:-3], len(self.weight), *(-(-n // s) for n, s in zip(shape[-2:], self.stride, strict=True))
+        kernel = self.weight.shape[2:]
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        sizes = zip(shape[-2:], reach, self.padding, self.stride, strict=True)
+        return *shape[:-3], len(self.weight), *((size + 2 * p - r) // s + 1 for size, r, p, s in sizes)
+
+    def start_calibration(self, batches: int) -> None:
+        """Observe inputs and outputs from now on, for this many batches."""
+        self.observers = Observer(batches), Observer(batches)
+
+    def finish_calibration(self) -> None:
+        """Compute in int8 from now on, if any input was observed."""
+        if self.observers is not None and self.observers[0].sample:
+            self.quantization = self.observers[0].choose_params(), self.observers[1].choose_params()
+        self.observers = None
+
+    def extra_repr(self) -> str:
+        """Its sizes, and how it computes."""
+        out_channels, in_channels, *kernel = self.weight.shape
+        kind = "int8" if self.quantization is not None else str(self.dtype).removeprefix("torch.")
+        sizes = f"{in_channels * self.groups}, {out_channels}, {'x'.join(map(str, kernel))}"
+        return ", ".join([sizes, kind, *([] if self.activation == "none" else [self.activation])])
+
+    def __getstate__(self) -> dict[str, Any]:  # what is packed cannot be copied, and is soon made again
+        return self.__dict__ | {"_packed": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Convolution":
+        self._packed = None  # it would stay where the weights no longer are
+        return super()._apply(fn, recurse)
+
+    def _pack(self, kind: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return what `make` makes of the weights; it is called again if they have changed."""
+        tensors = self.weight, self.bias
+        if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.is_inference() for t in tensors):
+            return make()  # these change in ways that cannot be seen, or have no numbers
+        state = kind, *((id(t), t._version) for t in tensors)
+        if self._packed is None or self._packed[0] != state:
+            self._packed = state, make(), tensors  # a reference to them, so that their ids are not used again
+        return self._packed[1]
+
+    def _place(self, x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the zeros on both sides of each axis of x, and those to put in front of the kernel."""
+        if not self.is_same:
+            return (int(self.padding[0]), int(self.padding[1])), (0, 0)
+        kernel = self.weight.shape[2:]
+        left, right, top, bottom = same_padding(x, tuple(kernel), self.stride)
+        return (bottom, right), (bottom - top, right - left)
+
+    def _kernel(self, front: tuple[int, int]) -> Tensor:
+        return F.pad(self.weight, (front[1], 0, front[0], 0)) if any(front) else self.weight
+
+    def _torch_forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        padding, front = self._place(x)
+
+        def cast() -> list[Tensor]:
+            return [self._kernel(front).to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
+
+        weight, bias = cast() if torch.compiler.is_compiling() else self._pack(f"plain {front}", cast)
+        y = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        y = y if shortcut is None else y + shortcut
+        return _ACTIVATE[self.activation](y)
+
+    def _onednn_forward(self, x: Tensor, shortcut: Tensor | None, reuse: bool) -> Tensor:
+        padding, front = self._place(x)
+        geometry = padding, self.stride, self.dilation, self.groups
+
+        def reordered() -> list[Tensor]:
+            weight = self._kernel(front).to(x.dtype, memory_format=torch.channels_last)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
+            return [packed, self.bias.to(x.dtype)]
+
+        convolution = *self._pack(f"onednn {front}", reordered), *geometry
+        name, bounds = ACTIVATIONS[self.activation]
+        if shortcut is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, *convolution, name, bounds, "")
+        join: tuple[Any, ...] = ("add", 1.0, None if name == "none" else name, bounds, "")
+        if reuse and shortcut.is_contiguous(memory_format=torch.channels_last):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *convolution, *join)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *convolution, *join)
+
+    def _int8_forward(
+        self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None, reuse: bool
+    ) -> Tensor | QuantizedTensor:
+        assert self.quantization is not None
+        _need_pictures_on_a_cpu(values_of(x))
+        x = x if isinstance(x, QuantizedTensor) else quantize(x, self.quantization[0])
+        padding, front = self._place(values_of(x))
+        weight, scales, zeros = self._pack(f"int8 {front}", partial(self._int8_weights, x))
+        ops, (name, bounds) = torch.ops.onednn, ACTIVATIONS[self.activation]
+        inputs = x.values, x.scale, x.zero_point, weight, scales, zeros
+        geometry = self.bias, self.stride, padding, self.dilation, self.groups
+        # The codes of a shortcut in float would have another scale: then the output is quantized afterwards.
+        fused = self.quantizes_output and not isinstance(shortcut, Tensor)
+        params, dtype = (self.quantization[1], torch.uint8) if fused else (QuantizationParams(1.0, 0), self.dtype)
+        if shortcut is None:
+            y = ops.qconv2d_pointwise(*inputs, *geometry, *params, dtype, name, bounds, "")
+        else:
+            other = shortcut if isinstance(shortcut, QuantizedTensor) else QuantizedTensor(shortcut, 1.0, 0)
+            values = other.values.to(dtype, copy=not reuse, memory_format=torch.channels_last)  # becomes the output
+            operands = *inputs, values, *geometry, *params, dtype, other.scale, other.zero_point
+            y = ops.qconv2d_pointwise.binary(*operands, "sum", 1.0, name, bounds, "")
+        if self.quantizes_output:
+            return QuantizedTensor(y, *params) if fused else quantize(y, self.quantization[1])
+        return y
+
+    def _int8_weights(self, x: QuantizedTensor) -> list[Tensor]:
+        """Return the weights as integers, the scale of each output channel, and zeros.
+
+        From -64 to 64: processors without VNNI add products in pairs of 16 bits, which twice 255 * 127 would exceed.
+        """
+        padding, front = self._place(x.values)
+        weight = self._kernel(front)
+        scales = weight.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 64
+        whole = (weight / scales.view(-1, 1, 1, 1)).round_().to(torch.int8)
+        geometry = list(self.stride), list(padding), list(self.dilation), self.groups
+        packed = torch.ops.onednn.qconv_prepack(whole, scales, x.scale, x.zero_point, *geometry, list(x.values.shape))
+        return [packed, scales, torch.zeros(len(whole), dtype=torch.int64)]
+
+
+def dequantize(x: Any) -> Any:
+    """Return the numbers of a QuantizedTensor, and anything else as it is."""
+    return x.dequantize() if isinstance(x, QuantizedTensor) else x
+
+
+def values_of(x: Tensor | QuantizedTensor) -> Tensor:
+    """Return the codes of a QuantizedTensor, and a tensor as it is."""
+    return x.values if isinstance(x, QuantizedTensor) else x
+
+
+def _need_pictures_on_a_cpu(x: Tensor) -> None:
+    if x.device.type != "cpu" or x.dim() != 4:
+        raise InputError(
+            f'a network that is fused to "int8" computes with (B, C, H, W) on a CPU, not with {tuple(x.shape)} on '
+            f'{x.device.type}; fuse it to "bf16" for other places and shapes'
+        )
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Return whether oneDNN's convolutions can run on x; what is traced keeps to operations of every backend."""
+    available = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not available or not plain or traced or torch.is_grad_enabled():
+        return False
+    return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,0 +1,143 @@
+"""The first epoch of a network with trained weights: its head is fitted to features that are computed once.
+
+The layers before the head stay as they are, so the head has a convex problem of its own, which is solved instead of
+trained: see `skipway.training.linear_head`. Epochs of fine-tuning follow, and only weights that are better on the
+validation images replace those of this epoch.
+
+Shapes: N images, D features.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skipway.models.network import Network
+from skipway.runs.defaults import class_weights_for
+from skipway.runs.feature_cache import FeatureCache, cache_folder
+from skipway.runs.image_datamodule import ImageDataModule
+from skipway.training.linear_head import fit_linear_head
+from skipway.training.metrics import Scores
+from skipway.training.trainer import Settings, Trainer
+from skipway.utils.console import Console
+from skipway.utils.stop_signals import StopFlag
+
+__all__ = ["HeadFeatures", "HeadFit", "fit_head", "head_features", "head_scores"]
+
+
+_TRAINING_COST = 4  # of an epoch of fine-tuning over a pass for features, at least
+
+
+@dataclass(frozen=True)
+class HeadFeatures:
+    """What reaches the head of a network, for every image of a run, by image."""
+
+    features: Tensor
+    labels: Tensor
+
+    def of(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return features (N, D) and labels (N,) of some images."""
+        return self.features[ids], self.labels[ids]
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """A head that was fitted: what it was fitted to, and the seconds that features and fit took."""
+
+    features: HeadFeatures
+    seconds: float
+
+    def leaves_no_time(self, seconds: float) -> bool:
+        """Return whether an epoch of fine-tuning cannot fit into so many seconds, by what the features took."""
+        return seconds < _TRAINING_COST * self.seconds
+
+    def record(self, trainer: Trainer, datamodule: ImageDataModule) -> Scores:
+        """Write the training metrics of the head into the trainer's state; return its validation scores."""
+        train_ids = datamodule.images.splits["train"]
+        x, y = self.features.of(train_ids)
+        state, task = trainer.state, trainer.task
+        with torch.inference_mode():
+            outputs = head_outputs(trainer, x).cpu()
+            state.loss = float(task.loss(outputs, y)) * len(y)
+            state.metric_sum = task.metric_sum(outputs, y)
+        state.seen, state.seconds = len(y), self.seconds
+        return head_scores(trainer, self.features, datamodule.images.splits["val"])
+
+
+def head_features(
+    network: Network,
+    datamodule: ImageDataModule,
+    precision: str,
+    folder: Path,
+    *,
+    console: Console,
+    stop: StopFlag,
+) -> HeadFeatures:
+    """Return the features of all images of a run as evaluation has them, from the cache if they are there.
+
+    Args:
+        network: its layers before the head compute them.
+        datamodule: prepared and set up.
+        precision: "bf16" or "fp32".
+        folder: the run's.
+        console, stop: for progress, and to end early.
+    """
+    images = datamodule.images
+    cache = FeatureCache(
+        network,
+        precision,
+        cache_folder(folder),
+        datamodule.fingerprint,
+        len(images.labels),
+        console,
+        stop,
+    )
+    features = cache.features(datamodule.batches("val"), np.arange(len(images.labels)))
+    return HeadFeatures(features, torch.from_numpy(images.labels))
+
+
+def fit_head(
+    network: Network,
+    datamodule: ImageDataModule,
+    settings: Settings,
+    folder: Path,
+    *,
+    console: Console,
+    stop: StopFlag,
+) -> HeadFit:
+    """Fit the head of `network` to the training images without a gradient step; the other layers stay as they are."""
+    begin = time.monotonic()
+    network.to(settings.device)
+    features = head_features(network, datamodule, settings.precision, folder, console=console, stop=stop)
+    x, y = features.of(datamodule.images.splits["train"])
+    head = cast(nn.Linear, network.get_submodule("head"))
+    weights = class_weights_for(datamodule.class_counts()) if datamodule.recipe.balance != "none" else None
+    fitted = fit_linear_head(x, y, head.out_features, class_weights=weights, seed=settings.seed)
+    with torch.no_grad():
+        head.weight.copy_(fitted.weight)
+        if head.bias is not None:
+            head.bias.copy_(fitted.bias)
+    console.print(
+        f"  head: logistic regression, penalty {fitted.penalty:.3g} by held-out folds of the training images, accuracy "
+        f"{fitted.accuracy:.1%} there"
+    )
+    return HeadFit(features, time.monotonic() - begin)
+
+
+def head_outputs(trainer: Trainer, x: Tensor, head: nn.Module | None = None) -> Tensor:
+    """Return the outputs of a head, by default the trainer's, in the precision of the training."""
+    head = head or trainer.eval_model.get_submodule("head")
+    with torch.no_grad(), trainer.autocast():
+        outputs: Tensor = head(x.to(trainer.device)).float()
+    return outputs
+
+
+def head_scores(trainer: Trainer, features: HeadFeatures, ids: np.ndarray, head: nn.Module | None = None) -> Scores:
+    """Return the scores of a head, by default the trainer's, on some images."""
+    x, y = features.of(ids)
+    with torch.inference_mode():
+        return trainer.task.scores(head_outputs(trainer, x, head).cpu(), y, ids)

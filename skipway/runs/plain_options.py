@@ -1,0 +1,20 @@
+"""The options of a call as plain values, as YAML and the command line have them."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+__all__ = ["plain_options"]
+
+
+def plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were set, as plain values: a path as text, a number of NumPy as Python's."""
+    plain = {name: _plain(value) for name, value in options.items()}
+    return {name: value for name, value in plain.items() if (name, value) not in (("data", None), ("model", "auto"))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,221 @@
+"""A linear classifier on fixed features, in closed form as far as there is one: multinomial logistic regression.
+
+    sum over samples of weight * cross-entropy + penalty / 2 * (squared norm of the weights of standardized features)
+
+The strength of the penalty is the one with the least loss on held-out folds. It is a sum over samples, so that a
+strength chosen on a part of the samples suits all of them.
+
+Shapes: N samples, D features, K classes.
+Sources: L-BFGS, Liu and Nocedal 1989; the bound on the curvature of the multinomial likelihood by which the problem is
+rescaled, Boehning 1992.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipway.errors import NotFiniteError
+
+__all__ = ["PENALTIES", "LinearHead", "fit_linear_head", "held_out_folds"]
+
+PENALTIES = tuple(10.0**exponent for exponent in (4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5, 0, -0.5, -1, -2))
+_FOLDS = 5
+_MAX_CHOOSING = 4_000  # samples by which the penalty is chosen
+_CHOOSING_STEPS, _FINAL_STEPS = 30, 200  # L-BFGS stops earlier if the gradient vanishes
+_TOLERANCE = 1e-5  # of the gradient of the mean loss
+_WORSE = 2  # penalties in a row with a larger held-out loss, after which no weaker ones are tried
+_CURVATURE = 0.5  # of the cross-entropy in the logits, at most
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The weight (K, D) and the bias (K,) of a linear layer that takes the features as they are.
+
+    Attributes:
+        penalty: strength of the penalty.
+        accuracy: share of the held-out samples that are classified correctly; NaN if the penalty was not chosen.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+    accuracy: float
+
+
+def fit_linear_head(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    class_weights: Sequence[float] | None = None,
+    penalty: float | None = None,
+    seed: int = 0,
+    groups: Tensor | None = None,
+) -> LinearHead:
+    """Fit a linear classifier to features (N, D) and labels (N,); the same inputs give the same classifier.
+
+    Args:
+        features: in float32, or in float64 for a solution of higher precision.
+        labels: class of each sample.
+        num_classes: columns of the logits; classes without a sample are possible.
+        class_weights: weight of the samples of each class.
+        penalty: strength of the penalty; None to choose it from PENALTIES by held-out folds.
+        seed: draws the folds.
+        groups: (N,) samples of the same group, such as views of one image, are held out together; default: each is one.
+
+    Raises:
+        NotFiniteError: a feature is NaN or infinite.
+    """
+    if not features.isfinite().all():
+        raise NotFiniteError(
+            "cannot fit a linear head: expected finite features, got NaN or infinity. Check the pretrained weights, or "
+            "train in --precision fp32."
+        )
+    sample_weights = torch.ones(len(labels), dtype=features.dtype)
+    if class_weights is not None:
+        sample_weights = torch.tensor(class_weights, dtype=features.dtype)[labels]
+    mean, scale = features.mean(0), _positive(features.std(0, correction=0))
+    standardized = (features - mean) / scale
+    basis, curvature = _principal_axes(standardized)
+    problem = _Problem(standardized @ basis, labels, curvature, num_classes)
+    accuracy, start = math.nan, None
+    if penalty is None:
+        penalty, accuracy, start = _choose_penalty(problem, sample_weights, seed, groups)
+    solution = problem.solve(sample_weights[:, None], penalty, start, _FINAL_STEPS)[:, 0]
+    weight = (basis @ solution[:-1]).T / scale
+    bias = solution[-1] - weight @ mean
+    return LinearHead(weight, bias - bias.mean(), penalty, accuracy)
+
+
+def held_out_folds(labels: Tensor, seed: int, groups: Tensor | None = None, folds: int = _FOLDS) -> Tensor:
+    """Return the fold (N,) of each sample: every class is spread evenly, and samples of one group stay together."""
+    if groups is None:
+        groups = torch.arange(len(labels))
+    _, index = torch.unique(groups, return_inverse=True)
+    count = int(index.max()) + 1
+    label_of = torch.empty(count, dtype=torch.long).scatter_(0, index, labels)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    by_class = order[torch.argsort(label_of[order], stable=True)]
+    fold = torch.empty(count, dtype=torch.long)
+    fold[by_class] = torch.arange(count) % min(folds, count)
+    return fold[index]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Features on their principal axes and what they are fitted to.
+
+    Several classifiers are fitted at once, each to its own weights of the samples: those of the F folds, which leave
+    some samples out, or F = 1 for all samples. Solutions are (D + 1, F, K), the bias last.
+    """
+
+    features: Tensor
+    labels: Tensor
+    curvature: Tensor  # (D,) mean square of the features along each axis
+    num_classes: int
+
+    def solve(self, weights: Tensor, penalty: float, start: Tensor | None, steps: int) -> Tensor:
+        """Return the solutions for the weights (N, F) of the samples.
+
+        Each axis is rescaled by its curvature, which makes all directions alike: a few dozen steps are enough.
+        """
+        count, dim = self.features.shape
+        shape = (dim + 1, weights.shape[1], self.num_classes)
+        rescale = (_CURVATURE * self.curvature + penalty / count).rsqrt()[:, None]
+        rescaled, exact = self.features * rescale.T, self.features.dtype == torch.float64
+        if start is None:
+            start = torch.zeros(shape, dtype=rescaled.dtype)
+        start = start.flatten(1)
+        variables = torch.cat([start[:-1] / rescale, start[-1:]]).requires_grad_()
+        share = (weights / count)[:, :, None]
+        decay = penalty / count * rescale.square()
+        target = F.one_hot(self.labels, self.num_classes).to(rescaled.dtype)[:, None] * share
+        optimizer = torch.optim.LBFGS(
+            [variables],
+            max_iter=steps,
+            history_size=20,
+            tolerance_grad=1e-10 if exact else _TOLERANCE,
+            tolerance_change=1e-15 if exact else 1e-9,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            with torch.no_grad():
+                weight, bias = variables[:-1], variables[-1]
+                log_shares = torch.addmm(bias, rescaled, weight).unflatten(1, shape[1:]).log_softmax(2)
+                loss = -(log_shares * target).sum() + 0.5 * (decay * weight.square()).sum()
+                slope = (log_shares.exp_() * share - target).flatten(1)
+                variables.grad = torch.cat([rescaled.T @ slope + decay * weight, slope.sum(0, keepdim=True)])
+            return loss
+
+        optimizer.step(closure)
+        solved = variables.detach()
+        return torch.cat([solved[:-1] * rescale, solved[-1:]]).unflatten(1, shape[1:])
+
+    def evaluate(self, solution: Tensor, weights: Tensor) -> tuple[float, float]:
+        """Return the summed loss of solutions on samples with weights (N, F), and the weight of the correct ones."""
+        logits = torch.addmm(solution[-1].flatten(), self.features, solution[:-1].flatten(1))
+        log_shares = logits.unflatten(1, solution.shape[1:]).log_softmax(2)
+        losses = -log_shares.gather(2, self.labels[:, None, None].expand(*weights.shape, 1))[..., 0]
+        correct = log_shares.argmax(2) == self.labels[:, None]
+        return float((losses * weights).sum()), float((correct * weights).sum())
+
+
+def _choose_penalty(
+    problem: _Problem, sample_weights: Tensor, seed: int, groups: Tensor | None
+) -> tuple[float, float, Tensor | None]:
+    """Return the penalty with the least loss on held-out folds, the accuracy there, and the mean of the solutions.
+
+    Strong penalties come first; each solution is where the next search starts.
+    """
+    chosen = _subset(problem.labels, seed, groups)
+    fold = held_out_folds(problem.labels[chosen], seed, None if groups is None else groups[chosen])
+    part = replace(problem, features=problem.features[chosen], labels=problem.labels[chosen])
+    held_out = F.one_hot(fold).to(sample_weights.dtype)
+    fitted_weights = (1 - held_out) * sample_weights[chosen, None]
+    held_out_weights = held_out * sample_weights[chosen, None]
+    best, worse, solution, mean_solution = (math.inf, PENALTIES[0], 0.0), 0, None, None
+    for penalty in PENALTIES:
+        solution = part.solve(fitted_weights, penalty, solution, _CHOOSING_STEPS)
+        loss, correct = part.evaluate(solution, held_out_weights)
+        worse += 1
+        if loss < best[0]:
+            best, worse, mean_solution = (loss, penalty, correct), 0, solution.mean(1, keepdim=True)
+        if worse == _WORSE:
+            break
+    return best[1], best[2] / float(held_out_weights.sum()), mean_solution
+
+
+def _subset(labels: Tensor, seed: int, groups: Tensor | None) -> Tensor:
+    """Return the indices of the samples by which the penalty is chosen: whole groups, every class in its share."""
+    if len(labels) <= _MAX_CHOOSING:
+        return torch.arange(len(labels))
+    parts = -(-len(labels) // _MAX_CHOOSING)
+    return (held_out_folds(labels, seed, groups, folds=parts) == 0).nonzero()[:, 0]
+
+
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an orthonormal basis (D, R) of what the features span, and their mean square along each axis.
+
+    Nothing is lost without the directions in which no sample has a component: the penalty keeps weights there at zero.
+    """
+    count, dim = features.shape
+    if count < dim:
+        gram = (features @ features.T).double()
+        values, vectors = torch.linalg.eigh(gram)
+        used = values > values[-1].clamp(min=1e-30) * 1e-10
+        basis = features.T.double() @ vectors[:, used] * values[used].rsqrt()
+    else:
+        values, basis = torch.linalg.eigh((features.T @ features).double())
+        used = values > values[-1].clamp(min=1e-30) * 1e-10
+        basis = basis[:, used]
+    return basis.to(features.dtype), (values[used] / count).to(features.dtype)
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """Return the scale of each feature, 1 for those that never change."""
+    return torch.where(scale > 1e-6 * scale.max().clamp(min=1e-30), scale, torch.ones_like(scale))
