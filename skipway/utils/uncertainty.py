@@ -50,7 +50,7 @@ def r2_interval(r2: float, count: int) -> tuple[float, float]:
     negative bound means that the correlation may be zero or negative. With less than 5 samples everything is possible.
 
     >>> [round(bound, 3) for bound in r2_interval(0.5, 88)]
-    [0.336, 0.639]
+    [0.341, 0.637]
     """
     if count < 5:
         return -1.0, 1.0
