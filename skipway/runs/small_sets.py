@@ -11,8 +11,8 @@ Measured on digits, 500 of them to validate on (ResNet-9, Muon, last epoch; 20 i
 | 160, 32 | | 97.4% | | 97.8% | 98.0% |
 
 So 200 steps are nearly enough for small batches too, and less than 50 are too few. A step of a larger batch teaches
-more, but an epoch has fewer of them, and costs a validation and a checkpoint. After equal epochs both are alike: 91.8 and
-92.4% on 60 images after 25. On 20 images 200 steps took 11 s with batch 8 and 48 s with batch 20 (one thread of a busy
+more, but an epoch has fewer of them, and costs a validation and a checkpoint. After 25 epochs on 60 images both are
+alike: 91.8 and 92.4%. On 20 images 200 steps took 11 s with batch 8 and 48 s with batch 20 (one thread of a busy
 machine).
 """
 
