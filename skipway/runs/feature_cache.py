@@ -183,7 +183,8 @@ class FeatureCache:
             source = f"{len(missing) / max(seconds, 1e-9):,.0f} images/s by {self.engine}"
         self.console.print(
             f"  features: {len(ids):,} images x {self.dim:,} in {self.precision}, {source}, "
-            f"{path.stat().st_size / 1e6:,.1f} MB in {printable(self.folder)}"
+            f"{path.stat().st_size / 1e6:,.1f} MB in {printable(self.folder)}, {4 * len(ids) * self.dim / 1e6:,.1f} MB of "
+            "memory"
         )
         values = rows["values"]
         if self.precision == "bf16":
