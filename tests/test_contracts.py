@@ -58,6 +58,20 @@ OPTIONS = {
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5]),
     ],
+    "convnext": [
+        ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
+        ({}, "widths", [[8, 16], [8, 8], [4, 16]]),
+        ({}, "kernel", [7, 3, 5]),
+        ({}, "expansion", [4, 2]),
+        ({}, "stem", ["large", "small"]),
+        ({}, "join", ["layerscale", "add", "scale"]),
+        ({}, "layer_scale", [1e-6, 0.1]),
+        ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "drop_path", [0.0, 0.1, 0.2]),
+        ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "in_chans", [3, 1]),
+        ({}, "num_classes", [3, 5]),
+    ],
     "inverted_residual": [
         ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
         ({}, "widths", [[8, 16], [8, 8], [4, 16]]),
@@ -104,6 +118,7 @@ OPTIONS = {
 ROWS = {
     "resnet": ("resnet18", {"layers": [2, 1], "widths": [8, 16]}),
     "densenet": ("densenet121", {"layers": [2, 1], "growth": 4}),
+    "convnext": ("convnext_atto", {"layers": [2, 1], "widths": [8, 16]}),
     "inverted_residual": (
         "efficientnet_b0",
         {
@@ -159,9 +174,12 @@ def test_the_golden_file_has_no_line_too_many():
 def test_the_page_about_networks_has_these_counts_and_no_name_that_is_none():
     page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
     counts = re.findall(r"`(\w+)` \| ([\d,]+) \|", page)
-    assert len(counts) == 34 and [(n, c) for n, c in counts if GOLDEN[n][0] != int(c.replace(",", ""))] == []
+    assert len(counts) == 36 and [(n, c) for n, c in counts if GOLDEN[n][0] != int(c.replace(",", ""))] == []
     named = set(
-        re.findall(r"`((?:x|wide_|se|eca)?res(?:net|next)\w*\d\w*|densenet\w+|\w*net_(?:b|lite)\d|mobilenet\w+)`", page)
+        re.findall(
+            r"`((?:x|wide_|se|eca)?res(?:net|next)\w*\d\w*|densenet\w+|\w*net_(?:b|lite)\d|mobilenet\w+|convnext_\w+)`",
+            page,
+        )
     )
     assert named <= set(GOLDEN) and len(named) > 50
 

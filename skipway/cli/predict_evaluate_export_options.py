@@ -87,8 +87,8 @@ def evaluate(
     *,
     split: str | None = None,
     tta: Views = False,
-    engine: Engine = "auto",
-    precision: Precision = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
 ) -> None:
     """Measure a trained network on DATA: accuracy, loss and a table per class.
 
@@ -100,6 +100,10 @@ def evaluate(
         As for train; classes are matched by name.
     split
         train, val or test; default: test where there is one, else val, else everything.
+    engine
+        torch, openvino, or auto: as at the end of the run, unless precision is set.
+    precision
+        fp32, bf16, int8, or auto: fp32, as at the end of the run.
     """
     from skipway.commands.evaluate import evaluate as evaluate_run
 

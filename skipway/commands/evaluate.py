@@ -46,7 +46,8 @@ def evaluate(
     """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
 
     `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
-    With `tta` the mean over several views of each picture counts; `engine` and `precision` are those of `predict`.
+    With `tta` the mean over several views of each picture counts. By default the network is computed as at the end of
+    its run, by torch in float32, so that the run's own metrics come out. `engine` and `precision` choose another way.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network = run if isinstance(run, Network) else load(run)
@@ -65,15 +66,16 @@ def evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    network = with_fastest_engine(
-        network,
-        engine,
-        precision,
-        inputs=len(rows),
-        run=None if isinstance(run, Network) else Path(run),
-        console=console,
-        stop=stop,
-    )
+    if (engine, precision) != ("auto", "auto"):
+        network = with_fastest_engine(
+            network,
+            engine,
+            precision,
+            inputs=len(rows),
+            run=None if isinstance(run, Network) else Path(run),
+            console=console,
+            stop=stop,
+        )
     model = average_views(network, network.require_image_spec()) if tta else network
     device = next(network.parameters()).device
     scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)

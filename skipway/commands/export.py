@@ -32,16 +32,17 @@ _TORCHVISION = (
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("densenet121", "densenet161", "densenet169", "densenet201"),
     *(f"efficientnet_b{i}" for i in range(8)),
-    "mobilenetv2_100",
+    *("mobilenetv2_100", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
 )
 _STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}  # with other layers
 # Fields of a plan that are not arguments of a library's function: written elsewhere, or for training alone.
-_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode")
+_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode", "layer_scale")
 # Arguments of a library's functions for each kind of network, by the plan's fields.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
         "resnet": {"layers": "layers", "widths": "channels", "in_chans": "in_chans"},
         "preact": {"layers": "layers", "in_chans": "in_chans"},
+        "convnext": {"layers": "depths", "widths": "dims", "kernel": "kernel_sizes", "in_chans": "in_chans"},
         "inverted_residual": {"norm_eps": "bn_eps", "in_chans": "in_chans"},
         "densenet": {"layers": "block_config", "growth": "growth_rate", "in_chans": "in_chans"},
     },

@@ -1,4 +1,4 @@
-"""A convolution of a network that only predicts, with the ReLU and the addition after it, in float32, bfloat16 or int8.
+"""The convolution of a fused network, with the norm, the activation and the addition of a join in the same step.
 
 Shapes: (B, C, H, W) -> (B, C', H', W').
 """
@@ -14,16 +14,30 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.export.quantization import Observer, QuantizationParams, QuantizedTensor, quantize
-from skipway.nn.blocks import SameConv2d, pair, same_padding
+from skipway.nn.blocks import SameConv2d, same_padding
 
-__all__ = ["Convolution", "dequantize", "values_of"]
+__all__ = ["ACTIVATIONS", "Convolution", "dequantize", "values_of"]
+
+# oneDNN's name for each activation that a convolution can end with, and its bounds.
+ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+    "silu": ("swish", []),
+}
+_ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "relu": lambda y: y.relu_(),
+    "relu6": lambda y: y.clamp_(0, 6),
+    "silu": F.silu,
+}
 
 
 class Convolution(nn.Module):
-    """relu(conv2d(x) + shortcut): a convolution with what follows it, in float32, bfloat16 or int8.
+    """activation(conv2d(x) + shortcut): a convolution with what follows it, in float32, bfloat16 or int8.
 
-    With a `ceiling` the ReLU is clamped to it, as ReLU6 is to 6; with `same` zeros are added as by SameConv2d.
-    Its weights stay in float32; they are packed for the processor when it is first used.
+    Its weights stay in float32; they are packed for the processor when it is first used. A `SameConv2d` pads by the
+    input's size: an additional zero at the end is an additional zero in front of the kernel, which spares a copy.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -33,9 +47,8 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
         assert not isinstance(conv.padding, str)
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
-        self.groups, self.relu, self.dtype = conv.groups, False, torch.float32
-        self.ceiling: float | None = None
-        self.same = isinstance(conv, SameConv2d)
+        self.groups, self.activation, self.dtype = conv.groups, "none", torch.float32
+        self.is_same = isinstance(conv, SameConv2d)
         self.quantizes_output = False
         # The observers of the input and of the output during calibration, and their parameters in int8.
         self.observers: tuple[Observer, Observer] | None = None
@@ -59,21 +72,20 @@ class Convolution(nn.Module):
             self.observers[1].observe(y)
         return y
 
-    def with_relu(self, ceiling: float | None = None) -> "Convolution":
-        """Return another one with the same weights, and a ReLU at the end."""
+    def with_activation(self, name: str) -> "Convolution":
+        """Return another one with the same weights, and an activation of `ACTIVATIONS` at the end."""
         twin = copy.copy(self)
-        twin.relu, twin.ceiling = True, ceiling
+        twin.activation = name
         return twin
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(*, C, H, W) -> (*, C', H', W')."""
+        if self.is_same:
+            return *shape[:-3], len(self.weight), *(-(-n // s) for n, s in zip(shape[-2:], self.stride, strict=True))
         kernel = self.weight.shape[2:]
-        if self.same:
-            sizes = zip(shape[-2:], self.stride, strict=True)
-            return *shape[:-3], len(self.weight), *(-(-size // stride) for size, stride in sizes)
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, self.dilation, strict=True)]
-        axes = zip(shape[-2:], reach, self.padding, self.stride, strict=True)
-        return *shape[:-3], len(self.weight), *((size + 2 * p - r) // s + 1 for size, r, p, s in axes)
+        sizes = zip(shape[-2:], reach, self.padding, self.stride, strict=True)
+        return *shape[:-3], len(self.weight), *((size + 2 * p - r) // s + 1 for size, r, p, s in sizes)
 
     def start_calibration(self, batches: int) -> None:
         """Observe inputs and outputs from now on, for this many batches."""
@@ -90,7 +102,7 @@ class Convolution(nn.Module):
         out_channels, in_channels, *kernel = self.weight.shape
         kind = "int8" if self.quantization is not None else str(self.dtype).removeprefix("torch.")
         sizes = f"{in_channels * self.groups}, {out_channels}, {'x'.join(map(str, kernel))}"
-        return f"{sizes}, {kind}{', relu' * self.relu}"
+        return ", ".join([sizes, kind, *([] if self.activation == "none" else [self.activation])])
 
     def __getstate__(self) -> dict[str, Any]:  # what is packed cannot be copied, and is soon made again
         return self.__dict__ | {"_packed": None}
@@ -109,50 +121,42 @@ class Convolution(nn.Module):
             self._packed = state, make(), tensors  # a reference to them, so that their ids are not used again
         return self._packed[1]
 
-    @property
-    def _activation(self) -> tuple[str, list[float]]:
-        """Return oneDNN's name of what follows the convolution, and its numbers."""
-        if self.ceiling is not None:
-            return "hardtanh", [0.0, self.ceiling]
-        return ("relu" if self.relu else "none"), []
+    def _place(self, x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the zeros on both sides of each axis of x, and those to put in front of the kernel."""
+        if not self.is_same:
+            return (int(self.padding[0]), int(self.padding[1])), (0, 0)
+        kernel = self.weight.shape[2:]
+        left, right, top, bottom = same_padding(x, tuple(kernel), self.stride)
+        return (bottom, right), (bottom - top, right - left)
 
-    def _symmetric(self, x: Tensor) -> tuple[list[int], tuple[int, ...]]:
-        """Return the zeros on both sides of each axis of inputs such as x, and those to add to the kernel.
-
-        An odd zero at the end of an axis is one on both sides and one at the beginning of the kernel.
-        """
-        if not self.same:
-            return list(self.padding), ()
-        left, right, top, bottom = same_padding(x, tuple(self.weight.shape[2:]), pair(self.stride))
-        return [bottom, right], (right - left, 0, bottom - top, 0)
-
-    def _kernel(self, extra: tuple[int, ...]) -> Tensor:
-        return F.pad(self.weight, extra) if any(extra) else self.weight
+    def _kernel(self, front: tuple[int, int]) -> Tensor:
+        return F.pad(self.weight, (front[1], 0, front[0], 0)) if any(front) else self.weight
 
     def _torch_forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        padding, extra = self._symmetric(x)
+        padding, front = self._place(x)
 
         def cast() -> list[Tensor]:
-            return [self._kernel(extra).to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
+            return [self._kernel(front).to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
 
-        kernel, bias = cast() if torch.compiler.is_compiling() else self._pack(f"plain {padding} {extra}", cast)
-        y = F.conv2d(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+        weight, bias = cast() if torch.compiler.is_compiling() else self._pack(f"plain {front}", cast)
+        y = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
         y = y if shortcut is None else y + shortcut
-        return y.clamp_(0, self.ceiling) if self.relu else y
+        return _ACTIVATE[self.activation](y)
 
     def _onednn_forward(self, x: Tensor, shortcut: Tensor | None, reuse: bool) -> Tensor:
-        padding, extra = self._symmetric(x)
+        padding, front = self._place(x)
         geometry = padding, self.stride, self.dilation, self.groups
 
         def reordered() -> list[Tensor]:
-            kernel = self._kernel(extra).to(x.dtype, memory_format=torch.channels_last)
-            packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry, list(x.shape))
+            weight = self._kernel(front).to(x.dtype, memory_format=torch.channels_last)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
             return [packed, self.bias.to(x.dtype)]
 
-        convolution = *self._pack(f"onednn {padding} {extra}", reordered), *geometry
+        convolution = *self._pack(f"onednn {front}", reordered), *geometry
+        name, bounds = ACTIVATIONS[self.activation]
         if shortcut is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, *convolution, *self._activation, "")
-        join: tuple[Any, ...] = ("add", 1.0, "relu" if self.relu else None, [], "")
+            return torch.ops.mkldnn._convolution_pointwise(x, *convolution, name, bounds, "")
+        join: tuple[Any, ...] = ("add", 1.0, None if name == "none" else name, bounds, "")
         if reuse and shortcut.is_contiguous(memory_format=torch.channels_last):
             return torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, x, *convolution, *join)
         return torch.ops.mkldnn._convolution_pointwise.binary(x, shortcut, *convolution, *join)
@@ -163,34 +167,35 @@ class Convolution(nn.Module):
         assert self.quantization is not None
         _need_pictures_on_a_cpu(values_of(x))
         x = x if isinstance(x, QuantizedTensor) else quantize(x, self.quantization[0])
-        padding, extra = self._symmetric(x.values)
-        pack = partial(self._int8_weights, x, self._kernel(extra), padding)
-        weight, scales, zeros = self._pack(f"int8 {padding} {extra}", pack)
-        ops, activation = torch.ops.onednn, self._activation
+        padding, front = self._place(values_of(x))
+        weight, scales, zeros = self._pack(f"int8 {front}", partial(self._int8_weights, x))
+        ops, (name, bounds) = torch.ops.onednn, ACTIVATIONS[self.activation]
         inputs = x.values, x.scale, x.zero_point, weight, scales, zeros
         geometry = self.bias, self.stride, padding, self.dilation, self.groups
         # The codes of a shortcut in float would have another scale: then the output is quantized afterwards.
         fused = self.quantizes_output and not isinstance(shortcut, Tensor)
         params, dtype = (self.quantization[1], torch.uint8) if fused else (QuantizationParams(1.0, 0), self.dtype)
         if shortcut is None:
-            y = ops.qconv2d_pointwise(*inputs, *geometry, *params, dtype, *activation, "")
+            y = ops.qconv2d_pointwise(*inputs, *geometry, *params, dtype, name, bounds, "")
         else:
             other = shortcut if isinstance(shortcut, QuantizedTensor) else QuantizedTensor(shortcut, 1.0, 0)
             values = other.values.to(dtype, copy=not reuse, memory_format=torch.channels_last)  # becomes the output
             operands = *inputs, values, *geometry, *params, dtype, other.scale, other.zero_point
-            y = ops.qconv2d_pointwise.binary(*operands, "sum", 1.0, *activation, "")
+            y = ops.qconv2d_pointwise.binary(*operands, "sum", 1.0, name, bounds, "")
         if self.quantizes_output:
             return QuantizedTensor(y, *params) if fused else quantize(y, self.quantization[1])
         return y
 
-    def _int8_weights(self, x: QuantizedTensor, kernel: Tensor, padding: list[int]) -> list[Tensor]:
+    def _int8_weights(self, x: QuantizedTensor) -> list[Tensor]:
         """Return the weights as integers, the scale of each output channel, and zeros.
 
         From -64 to 64: processors without VNNI add products in pairs of 16 bits, which twice 255 * 127 would exceed.
         """
-        scales = kernel.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 64
-        whole = (kernel / scales.view(-1, 1, 1, 1)).round_().to(torch.int8)
-        geometry = list(self.stride), padding, list(self.dilation), self.groups
+        padding, front = self._place(x.values)
+        weight = self._kernel(front)
+        scales = weight.abs().amax((1, 2, 3)).clamp_(min=1e-12) / 64
+        whole = (weight / scales.view(-1, 1, 1, 1)).round_().to(torch.int8)
+        geometry = list(self.stride), list(padding), list(self.dilation), self.groups
         packed = torch.ops.onednn.qconv_prepack(whole, scales, x.scale, x.zero_point, *geometry, list(x.values.shape))
         return [packed, scales, torch.zeros(len(whole), dtype=torch.int64)]
 
@@ -201,7 +206,7 @@ def dequantize(x: Any) -> Any:
 
 
 def values_of(x: Tensor | QuantizedTensor) -> Tensor:
-    """Return the tensor of numbers or of codes."""
+    """Return the codes of a QuantizedTensor, and a tensor as it is."""
     return x.values if isinstance(x, QuantizedTensor) else x
 
 

@@ -29,6 +29,7 @@ from skipway.nn.skip import Parallel, Skip
 __all__ = ["FusedSkip", "fold", "plan_quantized_outputs", "run_fused"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+_ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
 
 
@@ -88,7 +89,7 @@ def fold(root: nn.Module) -> nn.Module:
         return _fold_skip(root)
     if type(root) is Parallel:
         return _with_children(root, {**root._modules, "branches": _fold_children(root.branches)})
-    if type(root) in (nn.Conv2d, SameConv2d) and root.padding_mode == "zeros" and not isinstance(root.padding, str):
+    if _is_foldable(root):
         return Convolution(cast(nn.Conv2d, root))
     return _fold_children(root) if isinstance(root, Reversible | Coupling) else root
 
@@ -100,11 +101,11 @@ def _fold_skip(skip: Skip) -> nn.Module:
     relu = type(after) is nn.ReLU and not has_hooks(after)
     if skip.join is not add or skip.open_shortcut is not None or not (relu or after is None):
         return _with_children(skip, parts)
-    if not isinstance(last, Convolution) or last.relu:
+    if not isinstance(last, Convolution) or last.activation != "none":
         return _with_children(skip, parts)
     body = _with_children(Chain(), layers)
     body.forward_impl = run_fused
-    return FusedSkip(body, last.with_relu() if relu else last, parts["shortcut"])
+    return FusedSkip(body, last.with_activation("relu") if relu else last, parts["shortcut"])
 
 
 def _merge_layers(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
@@ -130,11 +131,18 @@ def _merge_pair(layer: nn.Module, following: nn.Module) -> nn.Module | None:
     if type(following) is nn.BatchNorm2d and following.running_mean is not None:
         foldable = type(layer) in (nn.Conv2d, SameConv2d)
         return fuse_conv_bn_eval(cast(nn.Conv2d, layer), following) if foldable else None
-    if type(following) in (nn.ReLU, nn.ReLU6):
+    if type(following) in _ACTIVATIONS:
         folded = fold(layer)
-        ceiling = 6.0 if type(following) is nn.ReLU6 else None
-        return folded.with_relu(ceiling) if isinstance(folded, Convolution) and not folded.relu else None
+        if isinstance(folded, Convolution) and folded.activation == "none":
+            return folded.with_activation(_ACTIVATIONS[type(following)])
     return None
+
+
+def _is_foldable(layer: nn.Module) -> bool:
+    """Return whether a `Convolution` can do what `layer` does."""
+    if type(layer) is SameConv2d:
+        return layer.padding_mode == "zeros" and layer.padding == (0, 0) and layer.dilation == (1, 1)
+    return type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _named_layers(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:

@@ -26,6 +26,7 @@ __all__ = [
 _WIDTHS = {
     "resnet": ("widths", "stem_channels"),
     "densenet": ("growth", "stem_channels"),
+    "convnext": ("widths",),
     "inverted_residual": ("widths", "stem_channels", "final_channels"),
     "resmlp": ("width", "growth"),
     "resnet9": ("widths",),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.grow.channel_map import NEW, ChannelMap, Origin, concat_maps, copy_shares, select_channels
 from skipway.models.resnet9 import Scaled
-from skipway.nn.blocks import SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
+from skipway.nn.blocks import LayerNorm2d, SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
 from skipway.nn.reversible import Coupling, Reversible
@@ -108,7 +108,8 @@ class Widening:
         if isinstance(layer, nn.Flatten):
             return layer.start_dim == 1 and layer.end_dim == -1
         if isinstance(layer, nn.LayerNorm):
-            return len(layer.normalized_shape) == 1 and len(self._input_shape(layer)) == 2
+            dims = 4 if isinstance(layer, LayerNorm2d) else 2
+            return len(layer.normalized_shape) == 1 and len(self._input_shape(layer)) == dims
         if isinstance(layer, Function):
             return layer.function in _ELEMENTWISE
         if type(layer) in (*_NORMS, *_OWN) or _is_depthwise(path, layer):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from skipway.errors import InputError, did_you_mean
-from skipway.models import densenet, inverted_residual, mlp, resnet, resnet9
+from skipway.models import convnext, densenet, inverted_residual, mlp, resnet, resnet9
 from skipway.models.architecture_plan import Plan
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
@@ -36,6 +36,7 @@ FAMILIES: dict[str, Family] = {
             inverted_residual.NETWORKS,
             repeats=True,
         ),
+        Family(convnext.ConvNeXtPlan, convnext.convnext, convnext.NETWORKS, repeats=True),
         Family(densenet.DenseNetPlan, densenet.densenet, densenet.NETWORKS),
         Family(mlp.ResMLPPlan, mlp.resmlp, mlp.NETWORKS),
         Family(resnet9.ResNet9Plan, resnet9.resnet9, resnet9.NETWORKS),

@@ -29,6 +29,7 @@ __all__ = [
     "KINDS",
     "PADDINGS",
     "EfficientChannelAttention",
+    "LayerNorm2d",
     "Layers",
     "SameConv2d",
     "SameMaxPool2d",
@@ -130,6 +131,14 @@ class EfficientChannelAttention(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         weights = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
         return x * weights.transpose(1, 2).unsqueeze(-1)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """(B, C, H, W), kept: a layer norm over the channels of each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), in channels_last memory."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

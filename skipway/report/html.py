@@ -20,7 +20,9 @@ from skipway.report import classification_plots, learning_curves, plot_style
 from skipway.report.embed_images import embed_image, embed_plots
 from skipway.report.html_tables import growth_lines, table_facts
 from skipway.report.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
-from skipway.report.verdicts import percent, verdicts, wilson_interval
+from skipway.report.verdicts import percent, verdicts
+from skipway.utils.best_epoch import FEW_SAMPLES, best_epoch
+from skipway.utils.uncertainty import wilson_interval
 
 __all__ = ["write"]
 
@@ -97,7 +99,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     names, matrix = reader.matrix("confusion_matrix.csv")
     first_prediction = reader.table("predictions.csv", limit=1)
     skipped = reader.table("skipped.csv")
-    best = _best(history, metrics)
+    counts = _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits))
+    best = _best(history, metrics, counts.get("val", 0))
     facts = {
         "folder": folder.resolve().name,
         "missing": reader.missing,
@@ -116,7 +119,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "skipped": skipped[:SKIPPED],
         "num_skipped": len(skipped),
         "classes": class_counts or {name: dict(row) for name, row in by_class.items() if name},
-        "counts": _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits)),
+        "counts": counts,
         "notes": _counts(data.get("notes")),
         "sizes": data.get("sizes"),
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
@@ -141,11 +144,16 @@ def _split_of(predictions: list[dict[str, str]]) -> str:
     return SPLITS.get(split, split)
 
 
-def _best(history: list[dict[str, float]], metrics: dict[str, Any]) -> dict[str, float]:
-    """The row of the best epoch: the one the run named, else the first with the highest validation accuracy."""
+def _best(history: list[dict[str, float]], metrics: dict[str, Any], count: int) -> dict[str, float]:
+    """Return the row of the best epoch: the one that the run named, else the one that its rule chooses."""
     named = [row for row in history if row["epoch"] == number(metrics.get("best_epoch"))]
-    validated = [row for row in history if math.isfinite(row.get("val_accuracy", math.nan))]
-    return named[0] if named else max(validated, key=lambda row: row["val_accuracy"], default={})
+    metric = "r2" if any("val_r2" in row for row in history) else "accuracy"
+    needed = ("val_loss", f"val_{metric}")
+    validated = [row for row in history if all(math.isfinite(row.get(key, math.nan)) for key in needed)]
+    if named or not validated:
+        return named[0] if named else {}
+    rows = [{**row, "epoch": i + 1} for i, row in enumerate(validated)]
+    return validated[best_epoch(rows, metric, count or FEW_SAMPLES) - 1]
 
 
 def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dict[str, float]]) -> list[Any]:

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
+from skipway.runs.headline import describe_precision, describe_uncertainty
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
@@ -78,15 +80,17 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
     test = f", test {_split_result(metrics, metric, datamodule, 'test')}" if f"test_{metric}" in metrics else ""
     baseline = metrics.get("baseline", {})
     compared = f" ({baseline['name']}: {baseline[f'val_{metric}']:.4g})" if f"val_{metric}" in baseline else ""
+    differences = describe_precision(metrics["resolved"]["precision"], datamodule.recipe.tta)
     return (
         f"{metrics['status']}: validation {_split_result(metrics, metric, datamodule, 'val')}{compared} "
         f"(epoch {metrics['best_epoch']}){test}, {duration(metrics['seconds'])}, "
         f"{metrics['samples_per_second']:,.0f} {datamodule.noun}/s\n"
-        f"report: {report}\nweights: {folder}/weights/best.safetensors"
+        f"{differences}report: {report}\nweights: {folder}/weights/best.safetensors"
     )
 
 
 def _split_result(metrics: dict[str, Any], metric: str, datamodule: DataModule, split: str) -> str:
     value = metrics[f"{split}_{metric}"]
     number = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
-    return f"{metric} {number} of {datamodule.count(split):,}"
+    count = datamodule.count(split)
+    return f"{metric} {number} of {count:,}{printable(describe_uncertainty(metrics, metric, split, count))}"

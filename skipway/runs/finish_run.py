@@ -17,6 +17,7 @@ from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
 from skipway.runs.head_phase import HeadFeatures, head_features, head_scores
+from skipway.runs.headline import uncertainty_metrics
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.signal_flow_callback import draw_signal_flow
 from skipway.training.metrics import compute_metrics, score
@@ -65,6 +66,7 @@ def finish_run(
         features = head_features(best, images, trainer.settings.precision, folder, console=quiet, stop=stop)
     metrics = _evaluate(best, folder, datamodule, trainer, features=features, poll=poll)
     metrics |= _describe_training(best, datamodule, trainer, facts)
+    metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
     if facts["grown"]:  # the network is another than at the beginning
         settings = trainer.settings

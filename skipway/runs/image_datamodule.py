@@ -18,6 +18,7 @@ from skipway.data.images.decoded_cache import (
     fingerprint,
 )
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
+from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sample_order import Shard
 from skipway.data.sources.choose_source import open_source
@@ -133,6 +134,9 @@ class ImageDataModule:
         )
         refuse_leaks(self.images, self.recipe.allow_duplicates)
         hold_out(self.images, self.recipe.val_fraction, self.recipe.seed)
+        if self.images.mirrored and self.recipe.augment != "none":
+            problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
+            apply_mirror_problem(self.images, problem, self.recipe.augment)
         self.fingerprint = fingerprint(self.images)
 
     def default_batch_size(self) -> int:

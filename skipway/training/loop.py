@@ -22,6 +22,7 @@ from skipway.training import checkpoint
 from skipway.training.losses import Task
 from skipway.training.metrics import Batches, Scores, score
 from skipway.training.trainer import Settings, State, Trainer
+from skipway.utils.best_epoch import is_best_so_far
 from skipway.utils.console import Console, duration
 from skipway.utils.stop_signals import StopFlag
 
@@ -228,17 +229,13 @@ def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings,
         "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    best = not state.best or _quality(row, metric) > _quality(state.best, metric)
+    best = is_best_so_far(state.history, state.best.get("epoch", 0), metric, len(scores.ids))
     if best:
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
         state.status = "stopped by patience"
     state.batch, state.loss, state.metric_sum, state.seen, state.seconds, state.data_seconds = 0, 0.0, 0.0, 0, 0.0, 0.0
     return best
-
-
-def _quality(row: dict[str, Any], metric: str) -> tuple[float, float]:
-    return row[f"val_{metric}"], -row["val_loss"]
 
 
 def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float:

@@ -64,7 +64,7 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
     for own in head:
         flat.pop(keys[own] or "", None)
         del expected[own]
-    state_dict = _match_tensors(flat, expected, keys=keys, table=table, source=source)
+    state_dict = _match_tensors(flat, expected, keys=keys, table=table, plan=plan, source=source)
     if head:
         old_head = network.head
         assert isinstance(old_head, nn.Linear)
@@ -99,7 +99,7 @@ def release(network: Network, library: str) -> dict[str, Tensor]:
         key = table.key(plan, own, value.dim())
         assert key is not None or own.endswith(_COUNTER), own
         if key is not None:
-            released[key] = table.values(key, value, True).contiguous()
+            released[key] = table.values(plan, key, value, True).contiguous()
     return released
 
 
@@ -135,7 +135,7 @@ def _read_sizes(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -
     ):
         for path in candidates:
             key = table.key(plan, f"{path}.weight", dims)
-            shape = table.values(key, flat[key], False).shape if key in flat else ()
+            shape = table.values(plan, key, flat[key], False).shape if key in flat else ()
             if len(shape) == dims:
                 sizes[option] = shape[axis]
     return sizes
@@ -147,6 +147,7 @@ def _match_tensors(
     *,
     keys: dict[str, str | None],
     table: Library,
+    plan: dict[str, Any],
     source: str,
 ) -> dict[str, Tensor]:
     """Our tensors, filled from `flat`: all of them, with all of it, or the differences as an error."""
@@ -163,7 +164,7 @@ def _match_tensors(
                 errors.append(f"{key or own} is missing")
             continue
         used.add(key)
-        value = table.values(key, flat[key], False)
+        value = table.values(plan, key, flat[key], False)
         if mismatch := _tensor_mismatch(value, like):
             errors.append(f"{key} {mismatch}")
             continue

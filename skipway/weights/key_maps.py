@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from skipway.nn.blocks import EXPANSION
-from skipway.weights import inverted_residual_keys
+from skipway.weights import convnext_keys, inverted_residual_keys
 
 __all__ = ["LIBRARIES", "Library"]
 
@@ -41,7 +41,9 @@ class Library:
     renamed: tuple[tuple[str, str], ...] = ()
     own_name: Callable[[str], tuple[str, dict[str, Any]]] = field(default=lambda name: (name, {}))
     leaf: Callable[[str, str, int], str | None] = field(default=lambda path, leaf, dims: f"{path}.{leaf}")
-    values: Callable[[str, Tensor, bool], Tensor] = field(default=lambda key, value, outward: value)
+    values: Callable[[Mapping[str, Any], str, Tensor, bool], Tensor] = field(
+        default=lambda plan, key, value, outward: value
+    )
 
     def key(self, plan: Mapping[str, Any], own: str, dims: int) -> str | None:
         """The library's key of our tensor `own` with `dims` axes, or None where it has no place for it."""
@@ -82,6 +84,7 @@ def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str,
         **numbers,
         "stages": len(layers),
         "blocks": sum(layers),
+        "twice": 2 * stage,
         "index": sum(layers[: stage - 1]) + block,
         "pooled": int(pooled),  # a pool, or an identity in its place, stands before the projection
         "strided": int(pooled and stage > 1),  # a pool stands there only where there is a stride
@@ -214,15 +217,17 @@ def _flax_leaf(path: str, leaf: str, dims: int) -> str | None:
     return f"params/{path}/{names.get(leaf, leaf)}"
 
 
-def _flax_value(key: str, value: Tensor, outward: bool) -> Tensor:
+def _flax_value(plan: Mapping[str, Any], key: str, value: Tensor, outward: bool) -> Tensor:
     """Kernels are (H, W, in, out) and (in, out) there, (out, in, H, W) and (out, in) here."""
     if value.dim() == 4:
         return value.permute(2, 3, 1, 0) if outward else value.permute(3, 2, 0, 1)
     return value.T if value.dim() == 2 else value
 
 
-def _timm_value(key: str, value: Tensor, outward: bool) -> Tensor:
-    """The head of timm's networks that normalise first is a 1x1 convolution."""
+def _timm_value(plan: Mapping[str, Any], key: str, value: Tensor, outward: bool) -> Tensor:
+    """The head of timm's networks that normalize first is a 1x1 convolution."""
+    if plan["family"] == "convnext":
+        return convnext_keys.timm_value(plan, key, value, outward)
     if key != "head.fc.weight":
         return value
     if outward:
@@ -254,17 +259,26 @@ LIBRARIES: dict[str, Library] = {
             "densenet": _DENSENET,
             "mobilenet": inverted_residual_keys.TORCHVISION_MOBILENET,
             "efficientnet": inverted_residual_keys.TORCHVISION_EFFICIENTNET,
+            "convnext": convnext_keys.TORCHVISION,
         },
-        holds={"resnet": _V15, "densenet": _DENSE, **inverted_residual_keys.HOLDS["torchvision"]},
+        holds={
+            "resnet": _V15,
+            "densenet": _DENSE,
+            "convnext": convnext_keys.HOLDS["torchvision"],
+            **inverted_residual_keys.HOLDS["torchvision"],
+        },
         lacks={"densenet": _PLAIN_DENSE, **inverted_residual_keys.LACKS},
         renamed=_OLD_DENSE,
         own_name=_torchvision_name,
+        leaf=convnext_keys.torchvision_leaf,
+        values=convnext_keys.torchvision_value,
     ),
     "timm": Library(
         rules={
             "resnet": _TIMM_RESNET,
             "preact": _TIMM_PREACT,
             "densenet": _DENSENET,
+            "convnext": convnext_keys.TIMM,
             **dict.fromkeys(("mobilenet", "efficientnet"), inverted_residual_keys.TIMM),
         },
         holds={
@@ -283,11 +297,18 @@ LIBRARIES: dict[str, Library] = {
                 "cardinality": (1,),
             },
             "densenet": _DENSE,
+            "convnext": convnext_keys.HOLDS["timm"],
             **inverted_residual_keys.HOLDS["timm"],
         },
-        lacks={"resnet": _TIMM_LACKS, "preact": _TIMM_LACKS, "densenet": _PLAIN_DENSE},
+        lacks={
+            "resnet": _TIMM_LACKS,
+            "preact": _TIMM_LACKS,
+            "densenet": _PLAIN_DENSE,
+            "convnext": convnext_keys.LACKS,
+        },
         renamed=_OLD_DENSE,
         own_name=_timm_name,
+        leaf=convnext_keys.timm_leaf,
         values=_timm_value,
     ),
     "fastai": Library(

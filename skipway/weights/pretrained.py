@@ -38,6 +38,10 @@ _BY_TAG = {
     "bt_in1k": "resnet26 resnet26d resnext50d_32x4d seresnext26d_32x4d seresnext26t_32x4d",
     "c1_in1k": "resnext101_64x4d",
     "c3_in1k": "resnet10t resnet14t",
+    "d1_in1k": "convnext_femto convnext_pico",
+    "d2_in1k": "convnext_atto",
+    "fb_in22k_ft_in1k": "convnext_base convnext_large",
+    "in12k_ft_in1k": "convnext_nano convnext_tiny convnext_small",
     "fb_ssl_yfcc100m_ft_in1k": "resnext101_32x4d",
     "fb_wsl_ig1b_ft_in1k": "resnext101_32x16d resnext101_32x32d",
     "gluon_in1k": "resnet50c resnet50s resnet101c resnet101s resnet152c resnet152s seresnext101_32x4d "

@@ -124,10 +124,13 @@ def test_torchvision_gets_what_its_own_functions_make(tmp_path):
         ("timm", "efficientnet_lite0", {}, ("efficientnet_lite0", {})),
         ("timm", "mobilenetv2_050", {"norm_eps": 1e-3}, ("mobilenetv2_050", {"bn_eps": 1e-3})),
         ("torchvision", "mobilenetv2_100", {}, ("mobilenet_v2", None)),
+        ("timm", "convnext_atto", {"layers": [1] * 4, "layer_scale": 0.1}, ("convnext_atto", {"depths": [1] * 4})),
         ("torchvision", "efficientnet_b5", {"norm_eps": 1e-3}, ("efficientnet_b5", None)),
     ],
 )
-def test_inverted_residual_networks_are_exported_under_the_library_s_name(tmp_path, library, name, options, expected):
+def test_families_with_depthwise_convolutions_are_exported_under_the_library_s_name(
+    tmp_path, library, name, options, expected
+):
     spec = sw.Spec(3, 32, 36, (0.5,) * 3, (0.5,) * 3, ("ant", "bee"))
     network = sw.create_model(name, num_classes=2, **options)
     network.spec = spec

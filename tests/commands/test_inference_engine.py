@@ -52,7 +52,7 @@ def test_the_fastest_is_taken_where_nobody_says_which(run, monkeypatch):
     macs = sw.summary(sw.load(run), (1, 1, 8, 8)).macs
     fits = ("openvino", "torch"), ("torch",)
     monkeypatch.setattr(inference_engine, "fastest", lambda work=math.inf: fits[work <= 50 * macs])
-    evaluate(run, run.parent.parent / "kinds")
+    evaluate(run, run.parent.parent / "kinds", precision="bf16")
     predict(run, np.zeros((8, 8), np.uint8))
     monkeypatch.setattr(inference_engine, "has_bf16", lambda device: False)
     predict(run, np.zeros((8, 8), np.uint8), engine="openvino")

@@ -11,9 +11,10 @@ import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
 from skipway.export import fused_convolution as home
-from skipway.export.fused_convolution import Convolution, dequantize
+from skipway.export.fused_convolution import Convolution
 from skipway.export.fusion import FusedSkip, fold, run_fused
 from skipway.export.quantization import Observer, QuantizedTensor
+from skipway.models.convnext import ConvNeXtPlan
 from skipway.models.densenet import DenseNetPlan
 from skipway.models.inverted_residual import InvertedResidualPlan
 from skipway.models.network import build_network
@@ -43,6 +44,7 @@ PLANS = {
     "mobilenet": InvertedResidualPlan(**INVERTED, activation="relu6"),
     "lite": InvertedResidualPlan(**INVERTED, activation="relu6", padding="same", norm_eps=1e-3),
     "efficientnet": InvertedResidualPlan(**INVERTED, attention="se", padding="same"),
+    "convnext": ConvNeXtPlan(layers=(2, 1), widths=(8, 16), stem="small", layer_scale=0.5, num_classes=5),
     "dense": DenseNetPlan(layers=(2, 2), growth=4, stem="small", num_classes=5),
 }
 
@@ -93,30 +95,6 @@ def test_norms_relus_and_joins_are_gone_where_convolutions_do_them():
     found = kinds(sw.export.fuse(made(PLANS["bottleneck"]), "fp32"))
     assert not {"BatchNorm2d", "ReLU", "Skip", "Conv2d", "Project"} & set(found)
     assert (found.count("FusedSkip"), found.count("Convolution")) == (3, 1 + 3 * 3 + 2)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (31, 30)])
-@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 4e-2), ("int8", 0.15)])
-def test_relu6_and_same_padding_are_done_by_depthwise_convolutions(size, kernel, stride, precision, bound):
-    network = sw.Chain(
-        nn.Conv2d(3, 16, 1),
-        nn.BatchNorm2d(16),
-        nn.ReLU6(),
-        SameConv2d(16, 16, kernel, stride, groups=16, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU6(),
-        SameConv2d(16, 8, kernel, stride),
-    )
-    network, x = lived(network), 6 * torch.randn(4, 3, *size)
-    fused = sw.export.fuse(network, precision, x if precision == "int8" else ())
-    assert kinds(fused) == ["Chain"] + ["Convolution"] * 3
-    assert apart(network, fused, x) < bound
-    assert apart(network, fused, x[:, :, :-1, :-2]) < 2 * bound  # another odd size than it was packed for
-    hidden, layers = x, list(fused)
-    assert layers[1].output_shape((4, 16, *size)) == tuple(fused[:2](x).shape)
-    highest = dequantize(layers[0](hidden)).max()
-    assert float(highest) == pytest.approx(6, abs=0.05)
 
 
 def test_int8_travels_as_codes_between_convolutions_and_pools():
@@ -246,7 +224,7 @@ def test_a_convolution_in_codes_is_the_one_in_numbers_to_half_a_code(relu):
     torch.manual_seed(0)
     conv, x, shortcut = nn.Conv2d(5, 7, 3, padding=1), torch.randn(3, 5, 9, 9), torch.randn(3, 7, 9, 9)
     layer = Convolution(conv)
-    layer.relu = relu
+    layer.activation = "relu" if relu else "none"
     layer.start_calibration(1)
     with torch.no_grad():
         layer(x, shortcut)
@@ -467,3 +445,35 @@ def test_whatever_is_fused_gives_float32_without_gradients():
     for network in (sw.Reversible(sw.Coupling(body(), body())), sw.Skip([nn.Conv2d(4, 4, 1)]), nn.Conv2d(4, 4, 1)):
         out = sw.export.fuse(network, "bf16")(torch.randn(2, 4, 3, 3))
         assert out.dtype == torch.float32 and not out.requires_grad
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("size", [(16, 16), (17, 16), (15, 19)])
+@pytest.mark.parametrize("activation", ["relu6", "silu"])
+def test_tensorflow_s_padding_and_bounded_activations_are_done_by_the_convolution(
+    activation, size, onednn, monkeypatch
+):
+    if not onednn:
+        monkeypatch.setattr(home, "_has_onednn", lambda x: False)
+    plan = InvertedResidualPlan(**INVERTED, activation=activation, padding="same")
+    network = lived(made(plan))
+    fused = sw.export.fuse(network, "fp32")
+    assert not {"SameConv2d", "BatchNorm2d", "ReLU6", "SiLU"} & set(kinds(fused))
+    x = 3 * torch.randn(2, 3, *size)
+    assert apart(network, fused, x) < 1e-5
+    assert fused.stem[0].output_shape((2, 3, *size)) == tuple(fused.stem(x).shape)
+    assert apart(network, sw.export.fuse(network, "bf16"), x) < 0.05
+    assert f"fp32, {activation}" in repr(fused).replace("float32", "fp32")
+
+
+def test_same_padding_that_a_convolution_cannot_place_stays_as_it_is():
+    layer = SameConv2d(3, 4, 3, 2, dilation=2)
+    assert fold(layer) is layer
+
+
+def test_relu6_is_bounded_in_int8():
+    network = lived(made(InvertedResidualPlan(**INVERTED, activation="relu6", padding="same")))
+    x = 3 * torch.randn(8, 3, 16, 16)
+    fused = sw.export.fuse(network, "int8", calibration=x)
+    assert apart(network, fused, x) < 0.2
+    assert {m.activation for m in fused.modules() if isinstance(m, Convolution)} == {"none", "relu6"}

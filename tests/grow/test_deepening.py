@@ -37,6 +37,7 @@ NETWORKS = {  # what can be made deeper by identities
             **{"stem_channels": 8, "final_channels": 16},
         },
     ),
+    "convnext": ("convnext_atto", {"layers": [1, 2], "widths": [8, 16]}),
     "reversible": ("revnet38", {"layers": [2, 2], "widths": [8, 16]}),
     "reversible, one block": ("revnet38", {"layers": [1, 1], "widths": [8, 16]}),
     "mlp": ("resmlp", {"layers": 2, "width": 8, "in_features": 6}),
@@ -336,7 +337,7 @@ WIDE = (
         "same padding": ("resnet18", {"layers": [1, 1], "widths": [8, 16], "padding": "same"}),
     }
 )
-WHOLE = ("group norm", "mlp with layer norm")  # whose groups and means bear whole factors alone
+WHOLE = ("group norm", "mlp with layer norm", "convnext")  # whose groups and means bear whole factors alone
 
 
 @pytest.mark.parametrize("seed", [0, None])

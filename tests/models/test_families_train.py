@@ -13,6 +13,7 @@ SMALLEST = {
     "resnet": "resnet20",
     "resnet9": "resnet9",
     "densenet": "densenet40_12",
+    "convnext": "convnext_atto",
     "inverted_residual": "mobilenetv2_050",
     "resmlp": "resmlp",
 }

@@ -14,6 +14,7 @@ TIMM = {
     "resnet18d": [(64, 2), (64, 4), (128, 8), (256, 16), (512, 32)],
     "resnetv2_50": [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)],
     "densenet121": [(64, 2), (256, 4), (512, 8), (1024, 16), (1024, 32)],
+    "convnext_atto": [(40, 4), (40, 4), (80, 8), (160, 16), (320, 32)],  # timm's begin behind the stem
     "resnetrs50": [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)],
 }
 # timm leaves out stages that one of the same reduction follows; here every stage has its output.
@@ -25,6 +26,7 @@ SMALL = {
     "resnet9": {"widths": [4] * 4},
     "densenet121": {"growth": 4},
     "mobilenetv2_050": {},
+    "convnext_atto": {},
     "resmlp": {},
     "resnet20": {},
     "resnetv2_18": {"widths": [4] * 4},

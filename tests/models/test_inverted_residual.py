@@ -132,7 +132,7 @@ def test_drop_path_rises_over_the_depth():
         ({**{k: () for k in ("layers", "widths", "kernels", "strides", "expansions")}}, "got 0 layers"),
         ({"kernels": (3, 4)}, r"expected odd kernels and strides of 1 or 2, got \[3, 4\] and \[1, 2\]"),
         ({"strides": (1, 3)}, r"expected odd kernels and strides of 1 or 2, got \[3, 5\] and \[1, 3\]"),
-        ({"layers": (900, 200)}, "expected at most 1000 blocks, got 1100. Reduce layers."),
+        ({"layers": (900, 200)}, "inverted_residual: expected at most 1000 blocks, got 1100. Reduce layers."),
         ({"norm_eps": 0}, "expected norm_eps between 0 and 1, got 0. Use 1e-5 or 1e-3."),
         ({"activation": "swish"}, "inverted_residual has no activation 'swish'"),
         ({"expansions": (0, 6)}, "needs whole numbers of at least 1 for expansions"),

@@ -1,6 +1,5 @@
 import csv
 import json
-import math
 import re
 import shutil
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from skipway.errors import InputError, StorageError, printable
 from skipway.report import html
-from skipway.report.verdicts import verdicts, wilson_interval
+from skipway.utils.uncertainty import wilson_interval
 
 CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -262,43 +261,3 @@ def test_a_report_that_cannot_be_written_is_a_storage_error_and_leaves_the_old_o
     ):
         html.write(folder)
     assert not list(folder.glob(".report*"))
-
-
-def test_the_interval_is_wilsons():
-    assert wilson_interval(0.9, 100) == pytest.approx((0.82563, 0.94477), abs=1e-5)
-    assert wilson_interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
-    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
-
-
-def says(rows, classes=None, count=1000):
-    columns = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
-    history = [{"epoch": i + 1.0, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows)]
-    best = max((r for r in history if math.isfinite(r["val_accuracy"])), key=lambda r: r["val_accuracy"], default={})
-    even = {"a": {"train": 50}, "b": {"train": 50}}
-    facts = {"history": history, "best": best, "classes": classes or even, "counts": {"val": count}}
-    return " ".join(verdicts(facts)).replace("\xa0", " ")
-
-
-def test_the_sentence_is_derived_from_the_numbers():
-    flat = [(0.5, 0.5, 1.0, 1.0), (0.9, 0.9, 0.3, 0.3), (0.9, 0.895, 0.3, 0.31)]
-    assert says(flat) == (
-        "Training and validation accuracy are 0.0 points apart: no overfitting; "
-        "the 1 epochs after epoch 2 brought nothing more."
-    )
-    assert "It overfits: in its best epoch it was right on 99.0 % of the training pictures and on 80.0 %" in says(
-        [(0.5, 0.5, 1, 1), (0.99, 0.8, 0.1, 0.7), (0.99, 0.79, 0.1, 0.7)]
-    )
-    assert "The last epoch, 2, was the best one and the last fifth still brought 20.0 points" in says(
-        [(0.6, 0.6, 1, 1), (0.8, 0.8, 0.5, 0.5)]
-    )
-    assert "but the last fifth brought 0.1 points: more epochs would bring little" in says(
-        [(0.95, 0.95, 1, 1)] * 4 + [(0.951, 0.951, 0.5, 0.5)]
-    )
-    assert "The validation loss rose from 0.4 (epoch 2) to 0.9 while the training loss fell" in says(
-        [(0.6, 0.6, 1, 1), (0.9, 0.9, 0.4, 0.4), (0.95, 0.89, 0.1, 0.9)]
-    )
-    assert "not finite in epoch 2" in says([(0.6, 0.6, 1, 1), (0.5, 0.5, math.nan, math.nan)])
-    assert "not clearly better than always answering the largest class (90.0 % of all)" in says(
-        [(0.9, 0.9, 1, 1)], classes={"a": {"train": 90}, "b": {"train": 10}}
-    )
-    assert says([(0.9, 0.9, 1, 1)]) == "One epoch shows no trend; more epochs will tell."

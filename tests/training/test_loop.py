@@ -13,6 +13,7 @@ from torch import nn
 from skipway.errors import Interrupted, NotFiniteError, StorageError
 from skipway.training import checkpoint, loop
 from skipway.training.loop import fit
+from skipway.training.metrics import ClassScores
 from skipway.training.schedules import SCHEDULES
 from skipway.training.trainer import Trainer
 from skipway.utils import atomic_files
@@ -148,6 +149,33 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     trainer, _ = run(tmp_path, {"epochs": 50, "lr": 1e-9, "patience": 2})
     state = trainer.state
     assert state.status == "stopped by patience" and state.epoch - state.best["epoch"] == 2
+
+
+def test_a_lucky_first_epoch_on_four_samples_is_not_kept(tmp_path, monkeypatch):
+    losses = iter([0.69, 0.68, 0.6, 0.5, 0.4, 0.45])
+    accuracies = iter([4, 2, 3, 3, 3, 3])
+
+    def scores(*_, **__):
+        right, loss = next(accuracies), next(losses)
+        shares = np.array([[0.9, 0.1]] * right + [[0.1, 0.9]] * (4 - right))
+        return ClassScores(np.arange(4), np.full(4, loss), shares, np.zeros(4, np.int64))
+
+    monkeypatch.setattr(loop, "score", scores)
+    kept = []
+    trainer = Trainer(network(), settings(epochs=6))
+    fit(
+        trainer,
+        Feed(),
+        Feed(4, 4),
+        tmp_path,
+        on_epoch=lambda state, weights: kept.append(weights is not None),
+        facts={},
+        console=Console(quiet=True),
+        stop=StopFlag(),
+    )
+    assert trainer.state.history[0]["val_accuracy"] == 1.0
+    assert trainer.state.best["epoch"] == 6 and trainer.state.best["val_accuracy"] == 0.75
+    assert kept == [True] * 6  # weights were written in the epoch that was the best when it ended
 
 
 def test_a_time_limit_ends_a_run_in_good_order(tmp_path):

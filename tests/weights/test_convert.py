@@ -50,6 +50,8 @@ LIKE = {  # what a library's networks of each kind are made of
         "norm_eps": [1e-3],
     },
     ("lukemelas", "efficientnet"): {"attention": ["se"], "padding": ["same"], "norm_eps": [1e-3]},
+    ("timm", "convnext"): {"join": ["layerscale", "add"], "kernel": [3, 7]},
+    ("torchvision", "convnext"): {"layer_scale": [1e-6, 0.1]},
     ("timm", "densenet"): {"growth": [4, 8], "bottleneck": [1, 4]},
 }
 
@@ -68,7 +70,7 @@ def scrambled(network):
 def held(draw, pair):
     """Options of a small network that the library can hold."""
     options = {name: draw(st.sampled_from(values)) for name, values in LIKE[pair].items()}
-    count = draw(st.integers(1, 4 if pair[0] == "timm" else 6))
+    count = 4 if pair == ("timm", "convnext") else draw(st.integers(1, 4 if pair[0] == "timm" else 6))
     options["layers"] = draw(st.lists(st.integers(1, 3), min_size=count, max_size=count))
     if pair[1] in ("mobilenet", "efficientnet"):
         kernels = [3] if pair == ("torchvision", "mobilenet") else [3, 5]
@@ -78,8 +80,8 @@ def held(draw, pair):
         options |= {"stem_channels": 8, "final_channels": 12}
     elif pair[1] != "densenet":
         drawn = draw(st.lists(st.sampled_from([8, 16, 24]), min_size=count, max_size=count))
-        options["widths"] = sorted(drawn) if options["shortcut"] == "pad" else drawn
-        if pair[0] == "timm":  # it projects where the channels stay, which is refused
+        options["widths"] = sorted(drawn) if options.get("shortcut") == "pad" else drawn
+        if pair[0] == "timm" and pair[1] != "convnext":  # it projects where the channels stay, which is refused
             options["widths"] = [8 * 2**i for i in range(count)]
     return options | {"num_classes": draw(st.integers(1, 12)), "in_chans": draw(st.integers(1, 4))}
 
@@ -115,7 +117,12 @@ def test_the_outputs_and_what_is_released_are_those_of_the_library_itself(path):
 def test_release_then_adopt_is_the_identity(pair, data):
     library, kind = pair
     options = data.draw(held(pair))
-    names = {"densenet": "densenet121", "preact": "resnetv2_18", "mobilenet": "mobilenetv2_100"}
+    names = {
+        "densenet": "densenet121",
+        "preact": "resnetv2_18",
+        "mobilenet": "mobilenetv2_100",
+        "convnext": "convnext_tiny",
+    }
     name = {**names, "efficientnet": "efficientnet_b0"}.get(kind, "resnet18")
     network = scrambled(build_network(registry.plan_of(name, **options)))
     given_options = {k: v for k, v in options.items() if k not in ("num_classes", "in_chans")}
@@ -152,6 +159,8 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
         ("fastai", "xresnet34", "xresnet34"),
         ("timm", "resnet50.a1_in1k", "resnet50"),
         ("timm", "tf_efficientnet_lite0.in1k", "tf_efficientnet_lite0"),
+        ("timm", "convnext_atto.d2_in1k", "convnext_atto"),
+        ("torchvision", "convnext_small", "convnext_small"),
         ("torchvision", "mobilenet_v2", "mobilenetv2_100"),
         ("torchvision", "efficientnet_b5", "efficientnet_b5"),
         ("lukemelas", "efficientnet-b0", "efficientnet_b0"),

@@ -1,0 +1,154 @@
+"""ConvNeXt: residual networks for images whose blocks are built like those of transformers.
+
+A body is a depthwise convolution, a layer norm over the channels, and two 1x1 convolutions with a GELU between them.
+The join scales each channel of the body (LayerScale). Between stages a norm and a strided convolution halve the image.
+
+Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 4 behind the large stem, and 2 to the power of the
+transitions times that.
+Sources: Liu et al. 2022, arXiv:2201.03545 (tiny to large); LayerScale, Touvron et al. 2021, arXiv:2103.17239; atto to
+nano, timm.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from skipway.errors import InputError
+from skipway.models.architecture_plan import Plan
+from skipway.nn.blocks import LayerNorm2d, linear_rates, zero_last
+from skipway.nn.chain import Chain
+from skipway.nn.joins import Scale
+from skipway.nn.skip import Skip
+from skipway.nn.stochastic_depth import DROP_MODES
+
+__all__ = ["JOINS", "NETWORKS", "STEMS", "ConvNeXtPlan", "convnext"]
+
+STEMS = ("large", "small")
+JOINS = ("layerscale", "add", "scale")
+_EPS = 1e-6
+_MAX_BLOCKS = 1000  # a file's plan must not be able to fill the memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNeXtPlan(Plan):
+    """Values that define one ConvNeXt.
+
+    layers: blocks in each stage.
+    widths: channels of each stage; every stage after the first halves the image.
+    kernel: size of the depthwise convolutions, an odd number.
+    expansion: channels between the two 1x1 convolutions over those of the block.
+    stem: "large" (4x4, stride 4) or "small" (3x3, keeps the size).
+    join: "layerscale", "add" or "scale" (ReZero).
+    layer_scale: first value of every LayerScale.
+    dropout: dropout rate before the head.
+    drop_path: stochastic-depth rate of the last block; it rises evenly from 0 over the depth.
+    drop_mode: "row" or "batch": see `Skip`.
+    in_chans, num_classes: channels of the images, outputs.
+    """
+
+    FAMILY: ClassVar[str] = "convnext"
+
+    layers: tuple[int, ...] = (3, 3, 9, 3)
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    kernel: int = 7
+    expansion: int = 4
+    stem: str = "large"
+    join: str = "layerscale"
+    layer_scale: float = 1e-6
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    drop_mode: str = "row"
+    in_chans: int = 3
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        self._check_choices(stem=STEMS, join=JOINS, drop_mode=DROP_MODES)
+        self._check_whole_numbers("layers", "widths", "kernel", "expansion", "in_chans", "num_classes")
+        self._check_shares("dropout", "drop_path")
+        if not self.layers or len(self.layers) != len(self.widths):
+            raise InputError(
+                f"convnext: expected one width for each stage, got {list(self.widths)} for layers "
+                f"{list(self.layers)}. Make the lists equally long."
+            )
+        if sum(self.layers) > _MAX_BLOCKS:
+            raise InputError(f"convnext: expected at most {_MAX_BLOCKS} blocks, got {sum(self.layers)}. Reduce layers.")
+        if self.kernel % 2 == 0:
+            raise InputError(f"convnext: expected an odd kernel, got {self.kernel}. Use {self.kernel + 1}.")
+        if not isinstance(self.layer_scale, int | float) or not 0 < self.layer_scale <= 1:
+            raise InputError(
+                f"convnext: expected layer_scale above 0 and up to 1, got {self.layer_scale}. Use 1e-6, or join "
+                '"scale" to begin at 0.'
+            )
+        object.__setattr__(self, "layer_scale", float(self.layer_scale))
+
+
+def convnext(plan: ConvNeXtPlan) -> Chain:
+    """Build the ConvNeXt of `plan` with fresh weights."""
+    first, last = plan.widths[0], plan.widths[-1]
+    patches = (
+        nn.Conv2d(plan.in_chans, first, 4, 4) if plan.stem == "large" else nn.Conv2d(plan.in_chans, first, 3, 1, 1)
+    )
+    parts: dict[str, nn.Module] = {"stem": Chain(conv=patches, norm=LayerNorm2d(first, _EPS))}
+    rates = linear_rates(plan.drop_path, sum(plan.layers))
+    before = first
+    for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True), 1):
+        if stage > 1:
+            halving = nn.Conv2d(before, width, 2, 2)
+            parts[f"transition{stage - 1}"] = Chain(norm=LayerNorm2d(before, _EPS), conv=halving)
+        parts[f"stage{stage}"] = Chain(*[_block(plan, width, next(rates)) for _ in range(count)])
+        before = width
+    network = Chain(
+        **parts,
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        norm=nn.LayerNorm(last, _EPS),
+        **({"dropout": nn.Dropout(plan.dropout)} if plan.dropout else {}),
+        head=nn.Linear(last, plan.num_classes),
+    )
+    _initialize(network, plan)
+    return network
+
+
+def _block(plan: ConvNeXtPlan, width: int, drop_path: float) -> Skip:
+    body = Chain(
+        depthwise=nn.Conv2d(width, width, plan.kernel, padding=plan.kernel // 2, groups=width),
+        norm=LayerNorm2d(width, _EPS),
+        expand=nn.Conv2d(width, plan.expansion * width, 1),
+        act=nn.GELU(),
+        project=nn.Conv2d(plan.expansion * width, width, 1),
+    )
+    join = Scale(width, init=plan.layer_scale) if plan.join == "layerscale" else plan.join
+    return Skip(body, join=join, drop_path=drop_path, drop_mode=plan.drop_mode)
+
+
+def _initialize(network: Chain, plan: ConvNeXtPlan) -> None:
+    """Draw weights from a truncated normal of 0.02; without a scale in the join every body starts at zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if plan.join == "add" and isinstance(module, Skip) and isinstance(module.body, Chain):
+            zero_last(module.body)
+
+
+# The tables: a network is its row.
+
+
+def _row(blocks: int, width: int, depth: int = 2) -> dict[str, Any]:
+    """Return the row with `blocks` blocks in the third stage, `depth` in the others, and widths that double."""
+    return {"layers": (depth, depth, blocks, depth), "widths": tuple(width * 2**stage for stage in range(4))}
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "convnext_atto": _row(6, 40),
+    "convnext_femto": _row(6, 48),
+    "convnext_pico": _row(6, 64),
+    "convnext_nano": _row(8, 80),
+    "convnext_tiny": _row(9, 96, depth=3),
+    "convnext_small": _row(27, 96, depth=3),
+    "convnext_base": _row(27, 128, depth=3),
+    "convnext_large": _row(27, 192, depth=3),
+}
