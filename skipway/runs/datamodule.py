@@ -128,7 +128,7 @@ def open_datamodule(
                 f"--target is for tables, but {printable(recipe.data)} is none; give a .csv, .tsv or .parquet file, or "
                 "a folder with train.csv and val.csv"
             )
-        images = ImageDataModule(recipe, new, transform, earlier_spec)
+        images = ImageDataModule(recipe, new, transform, earlier_spec, epochs_given)
         if new and not epochs_given:
             images.recipe = replace(images.recipe, epochs=images.epochs)
         return images

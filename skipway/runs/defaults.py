@@ -23,6 +23,7 @@ __all__ = [
     "class_weights_for",
     "device_for",
     "head_for",
+    "precision_for",
     "settings_for",
     "table_batch_size",
     "table_epochs",
@@ -76,7 +77,7 @@ _FAMILY_OPTIMIZERS = {"resnet9": "muon", "convnext": "adamw"}
 _PRETRAINED_LR_FACTOR = 0.1
 _PRETRAINED_LAYER_DECAY = 0.5
 _PRETRAINED_FREEZE_EPOCHS = 1
-_NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families
+_NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families whose head is not a linear layer of images alone
 _MOST_FOR_REGRESSION = 200_000  # training images: more features take minutes and gigabytes
 
 # Tables, which are small and noisy next to images: see benchmarks/tables.py.
@@ -160,7 +161,7 @@ def settings_for(
         patience=recipe.patience,
         time_limit=recipe.time_limit,
         seed=recipe.seed,
-        precision=_precision(recipe, device, is_table),
+        precision=precision_for(recipe, device, is_table),
         device=device,
         save_every=recipe.save_every,
         fsdp=recipe.fsdp,
@@ -211,7 +212,8 @@ def head_for(recipe: Recipe, plan: dict[str, Any], *, pretrained: bool, count: i
     return "regression" if pretrained and not present and count <= _MOST_FOR_REGRESSION else "train"
 
 
-def _precision(recipe: Recipe, device: str, is_table: bool) -> str:
+def precision_for(recipe: Recipe, device: str, is_table: bool) -> str:
+    """Return the precision of a run on `device`: "bf16" or "fp32"."""
     if recipe.precision != "auto":
         return recipe.precision
     if is_table:  # small layers gain nothing, and measured numbers lose their digits

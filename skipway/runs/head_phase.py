@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from skipway.models.network import Network
 from skipway.runs.defaults import class_weights_for
-from skipway.runs.feature_cache import FeatureCache, cache_folder
+from skipway.runs.feature_cache import FeatureCache, cache_folder, seconds_per_image
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.linear_head import fit_linear_head
 from skipway.training.metrics import Scores
@@ -29,7 +29,8 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["HeadFeatures", "HeadFit", "fit_head", "head_features", "head_scores"]
 
 
-_TRAINING_COST = 4  # of an epoch of fine-tuning over a pass for features, at least
+_TRAINING_COST = 12  # of a training step over the features of the same images, about
+_MEASURED = 600  # images that measuring the pace of training takes
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,13 @@ class HeadFit:
     features: HeadFeatures
     seconds: float
 
-    def leaves_no_time(self, seconds: float) -> bool:
-        """Return whether an epoch of fine-tuning cannot fit into so many seconds, by what the features took."""
-        return seconds < _TRAINING_COST * self.seconds
+    def leaves_no_time(self, network: Network, precision: str, seconds: float) -> bool:
+        """Return whether an epoch of fine-tuning cannot fit into so many seconds, by the pace of features.
+
+        Steps of training tell it better, but measuring them takes longer than all the rest of a small run.
+        """
+        images = len(self.features.labels) + _MEASURED
+        return seconds < _TRAINING_COST * seconds_per_image(network, precision) * images
 
     def record(self, trainer: Trainer, datamodule: ImageDataModule) -> Scores:
         """Write the training metrics of the head into the trainer's state; return its validation scores."""

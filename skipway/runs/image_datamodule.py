@@ -22,11 +22,13 @@ from skipway.data.images.mirror_check import apply_mirror_problem, mirror_proble
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sample_order import Shard
 from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.image_source import SPLITS
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import Whitening, whiten
-from skipway.runs.defaults import batch_size_for, device_for, head_for
+from skipway.runs.defaults import batch_size_for, device_for, head_for, precision_for
+from skipway.runs.feature_cache import feature_size
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
@@ -57,6 +59,7 @@ class ImageDataModule:
         new: bool,
         transform: Callable[[Tensor], Tensor] | None = None,
         earlier_spec: dict[str, Any] | None = None,
+        epochs_given: bool = True,
     ):
         assert recipe.data is not None
         if transform is not None and not callable(transform):
@@ -71,14 +74,14 @@ class ImageDataModule:
         self.weights = TrainedWeights(None, ())
         if new:
             self.weights = self._trained_weights(recipe)
-        known = self.weights.network.spec if self.weights.network is not None else None
         if earlier_spec is not None:
             known = Spec.from_dict(earlier_spec)
             self.decode_settings = replace(_settings_as(self.decode_settings, known), channels=known.channels)
         elif self.weights.network is not None:
-            if isinstance(known, Spec):
-                self._prepare_as(known, recipe)
-            if head_for(recipe, self.weights.network.plan, pretrained=True, count=count) == "regression":
+            network = self.weights.network
+            head = head_for(recipe, network.plan, pretrained=True, count=count)
+            self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
+            if head == "regression":
                 self.epochs = 1  # which fits the head; fine-tuning is for those who ask for epochs or set a time limit
         elif new and self._follows_clock(recipe):
             recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
@@ -103,11 +106,23 @@ class ImageDataModule:
         model = choose_model(recipe, size, self.source.count("train"))
         return trained_weights(recipe, model, self.source.class_names, size=size, channels=channels)
 
-    def _prepare_as(self, known: Spec, recipe: Recipe) -> None:
-        """Decode images as the weights expect them, as far as the recipe leaves it open."""
+    def _prepare_as(self, network: Network, recipe: Recipe, head_alone: bool) -> None:
+        """Decode images as the weights expect them, as far as the recipe leaves it open.
+
+        If the head alone is fitted to their features, the time sets their size.
+        """
+        known = network.spec
+        if not isinstance(known, Spec):
+            return
         settings = replace(self.decode_settings, interpolation=known.interpolation)
         if recipe.img_size is None and settings.size > SMALL:
-            settings = replace(settings, size=known.size, stored_size=known.presize)
+            size = known.size
+            if head_alone:
+                device = device_for(recipe.device)
+                count = sum(self.source.count(split) for split in SPLITS)
+                precision = precision_for(recipe, device, is_table=False)
+                size = feature_size(network.to(device), precision, count=count, time_limit=recipe.time_limit)
+            settings = replace(settings, size=size, stored_size=round(known.presize * size / known.size))
             if recipe.resize_mode == "auto":
                 settings = replace(settings, resize_mode=known.resize_mode)
         self.decode_settings = settings

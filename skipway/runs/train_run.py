@@ -209,10 +209,12 @@ class _PreparedRun:
             trainer.restore(checkpoint.tensors, checkpoint.state["state"])
             self._reopen(trainer.state)
         else:
+            trainer.state.epoch = int(self.head is not None)  # what is measured are steps that train all layers
             if recipe.lr == "auto":
                 self._find_lr(trainer, train_batches)
             if self.fits_time_limit:
                 train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
+            trainer.state.epoch = 0
         facts = self._facts(network, trainer.settings, batch_size)
         trainer = self._fit(trainer, network, train_batches, val_batches, facts=facts, watch=watch)
         is_first = collectives.rank() == 0
@@ -350,12 +352,12 @@ class _PreparedRun:
         """Give the run the epochs that the time limit leaves room for; return its training batches."""
         datamodule, limit = self.datamodule, self.recipe.time_limit
         assert limit is not None
-        if self.head is not None and self.head.leaves_no_time(limit - (time.monotonic() - self.began)):
+        network, precision = cast(Network, trainer.eval_model), trainer.settings.precision
+        remaining = limit - (time.monotonic() - self.began)
+        if self.head is not None and self.head.leaves_no_time(network, precision, remaining):
             self.console.print(f"  time limit {duration(limit)}: no time for fine-tuning")
             return train_batches
-        trainer.state.epoch = int(self.head is not None)  # so that the pace is that of an epoch that trains all layers
         pace = measure_pace(trainer, train_batches, val_batches)
-        trainer.state.epoch = 0
         evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
         left = limit - (time.monotonic() - self.began) - evaluations - FINISH_SECONDS
         left = max(collectives.all_gather(left))
@@ -367,7 +369,7 @@ class _PreparedRun:
         datamodule.recipe = self.recipe
         trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=max(left, 0.0)))
         collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
-        self.console.print(budget_line(epochs, left, limit))
+        self.console.print(budget_line(epochs, max(left, 0.0), limit))
         return datamodule.batches("train", train=True)
 
     def _refuse_changed_data(self, allow: bool) -> None:
