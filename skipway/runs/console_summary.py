@@ -84,7 +84,8 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
     test = f", test {_split_result(metrics, metric, datamodule, 'test')}" if f"test_{metric}" in metrics else ""
     baseline = metrics.get("baseline", {})
     compared = f" ({baseline['name']}: {baseline[f'val_{metric}']:.4g})" if f"val_{metric}" in baseline else ""
-    differences = describe_precision(metrics["resolved"]["precision"], datamodule.recipe.tta)
+    evaluated = metrics["evaluated_by"]["precision"]
+    differences = describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta)
     return (
         f"{metrics['status']}: validation {_split_result(metrics, metric, datamodule, 'val')}{compared} "
         f"(epoch {metrics['best_epoch']}){test}, {duration(metrics['seconds'])}, "
