@@ -117,6 +117,7 @@ class ImageDataModule:
                 count = sum(self.source.count(split) for split in SPLITS)
                 precision = precision_for(recipe, device, is_table=False)
                 size = feature_size(network.to(device), precision, count=count, time_limit=recipe.time_limit)
+                network.cpu()
             settings = replace(settings, size=size, stored_size=round(known.presize * size / known.size))
             if recipe.resize_mode == "auto":
                 settings = replace(settings, resize_mode=known.resize_mode)
