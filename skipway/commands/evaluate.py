@@ -1,5 +1,6 @@
 """Evaluate a trained network on labeled images or on a labeled table."""
 
+import json
 import os
 from contextlib import nullcontext
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from skipway.commands.inference_engine import with_fastest_engine
+from skipway.commands.inference_engine import ENGINES, with_fastest_engine
 from skipway.commands.prediction_output import Evaluation, RegressionEvaluation
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
@@ -47,7 +48,8 @@ def evaluate(
 
     `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
     With `tta` the mean over several views of each picture counts. By default the network is computed as at the end of
-    its run, by torch in float32, so that the run's own metrics come out. `engine` and `precision` choose another way.
+    its run, so that the run's own metrics come out: by torch in float32, or as metrics.json says. `engine` and
+    `precision` choose another way.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network = run if isinstance(run, Network) else load(run)
@@ -66,7 +68,11 @@ def evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    if (engine, precision) != ("auto", "auto"):
+    is_plain = False
+    if (engine, precision) == ("auto", "auto"):
+        engine, precision = ("torch", "fp32") if isinstance(run, Network) else _evaluated_by(Path(run))
+        is_plain = (engine, precision) == ("torch", "fp32")
+    if not is_plain:
         network = with_fastest_engine(
             network,
             engine,
@@ -88,6 +94,17 @@ def evaluate(
         skipped=len(images.skipped),
         metrics=compute_metrics(scores),
     )
+
+
+def _evaluated_by(run: Path) -> tuple[str, str]:
+    """Return the engine and the precision that evaluated a run at its end; ("torch", "fp32") if that is unknown."""
+    folder = run if run.is_dir() else run.parent.parent  # of RUN/weights/best.safetensors
+    try:
+        values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["evaluated_by"]
+        known = values["engine"] in ENGINES and values["precision"] in ("fp32", "bf16")
+        return (values["engine"], values["precision"]) if known else ("torch", "fp32")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "torch", "fp32"
 
 
 def _chosen_split(data: object, split: str | None, available: list[str]) -> str:

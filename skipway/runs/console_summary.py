@@ -9,6 +9,7 @@ from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
 from skipway.runs.headline import describe_precision, describe_uncertainty
+from skipway.runs.small_sets import few_steps_line
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
@@ -60,6 +61,9 @@ def introduction(
             f"training: {_HEAD} alone, the quickest way to good results, {where}; to fine-tune as well use --epochs 5 "
             "or --time-limit 600"
         )
+    line = few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps)
+    if line and settings.head != "regression":
+        lines.append(line)
     copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
     needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept
     if (free := free_bytes(folder)) < needed:
@@ -80,7 +84,8 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
     test = f", test {_split_result(metrics, metric, datamodule, 'test')}" if f"test_{metric}" in metrics else ""
     baseline = metrics.get("baseline", {})
     compared = f" ({baseline['name']}: {baseline[f'val_{metric}']:.4g})" if f"val_{metric}" in baseline else ""
-    differences = describe_precision(metrics["resolved"]["precision"], datamodule.recipe.tta)
+    evaluated = metrics["evaluated_by"]["precision"]
+    differences = describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta)
     return (
         f"{metrics['status']}: validation {_split_result(metrics, metric, datamodule, 'val')}{compared} "
         f"(epoch {metrics['best_epoch']}){test}, {duration(metrics['seconds'])}, "

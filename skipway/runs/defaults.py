@@ -12,6 +12,7 @@ import torch
 from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
+from skipway.runs.small_sets import FEW_IMAGES, small_batch_size
 from skipway.training.trainer import Settings, has_bf16
 
 __all__ = [
@@ -102,6 +103,8 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
     """Return the recipe's batch size, or one that gives `count` training images steps enough to learn from."""
     if recipe.batch_size:
         return recipe.batch_size
+    if count < FEW_IMAGES:
+        return small_batch_size(count)
     if count < _SMALL_SET:
         return 32
     return 128 if count < 20_000 else 256

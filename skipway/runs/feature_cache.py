@@ -181,10 +181,10 @@ class FeatureCache:
         source = "found"
         if len(missing):
             source = f"{len(missing) / max(seconds, 1e-9):,.0f} images/s by {self.engine}"
-        memory = 4 * len(ids) * self.dim / 1e6
+        disk, memory = path.stat().st_size / 1e6, 4 * len(ids) * self.dim / 1e6
         self.console.print(
-            f"  features: {len(ids):,} images x {self.dim:,} in {self.precision}, {source}, "
-            f"{path.stat().st_size / 1e6:,.1f} MB in {printable(self.folder)}, {memory:,.1f} MB of memory"
+            f"  features: {len(ids):,} images x {self.dim:,} in {self.precision}, {source}, {disk:,.1f} MB in "
+            f"{printable(self.folder)}, {memory:,.1f} MB of memory"
         )
         values = rows["values"]
         if self.precision == "bf16":

@@ -66,6 +66,8 @@ def finish_run(
         features = head_features(best, images, trainer.settings.precision, folder, console=quiet, stop=stop)
     metrics = _evaluate(best, folder, datamodule, trainer, features=features, poll=poll)
     metrics |= _describe_training(best, datamodule, trainer, facts)
+    computed = (features.engine, trainer.settings.precision) if features is not None else ("torch", "fp32")
+    metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
     if facts["grown"]:  # the network is another than at the beginning

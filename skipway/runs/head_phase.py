@@ -35,10 +35,11 @@ _MEASURED = 600  # images that measuring the pace of training takes
 
 @dataclass(frozen=True)
 class HeadFeatures:
-    """What reaches the head of a network, for every image of a run, by image."""
+    """What reaches the head of a network, for every image of a run, by image, and the engine that computed it."""
 
     features: Tensor
     labels: Tensor
+    engine: str
 
     def of(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return features (N, D) and labels (N,) of some images."""
@@ -102,7 +103,7 @@ def head_features(
         stop,
     )
     features = cache.features(datamodule.batches("val"), np.arange(len(images.labels)))
-    return HeadFeatures(features, torch.from_numpy(images.labels))
+    return HeadFeatures(features, torch.from_numpy(images.labels), cache.engine)
 
 
 def fit_head(

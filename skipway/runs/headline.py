@@ -51,7 +51,13 @@ def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, co
     return f" ({interval}; not distinguishable from always answering {answer}, which has {constant[metric]:{form}})"
 
 
-def describe_precision(precision: str, views: bool) -> str:
-    """Return how the last lines of a run were computed, if it differs from the lines of its epochs."""
-    differences = [f"in {precision}"] * (precision != "fp32") + ["without averaged views"] * views
-    return f"evaluated in fp32, the epoch lines {' and '.join(differences)}\n" if differences else ""
+def describe_precision(precision: str, evaluated: str, *, views: bool) -> str:
+    """Return how the last lines of a run were computed, if it differs from the lines of its epochs.
+
+    Args:
+        precision: that of the epoch lines.
+        evaluated: that of the last lines.
+        views: whether the last lines are of averaged views.
+    """
+    differences = [f"in {precision}"] * (precision != evaluated) + ["without averaged views"] * views
+    return f"evaluated in {evaluated}, the epoch lines {' and '.join(differences)}\n" if differences else ""

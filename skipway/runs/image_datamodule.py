@@ -34,6 +34,7 @@ from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
+from skipway.runs.small_sets import epochs_for_steps, held_out_count
 from skipway.runs.time_budget import image_size_for, scratch_epochs, size_growth
 from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
@@ -86,6 +87,10 @@ class ImageDataModule:
             recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
             self.decode_settings = self._decode_settings(recipe)
             self.epochs = scratch_epochs(count)
+        if new and self.weights.network is None:  # trained weights have had their steps
+            trained = held_out_count(count, recipe.val_fraction, bool(self.source.count("val")))
+            batch_size = batch_size_for(recipe, trained)
+            self.epochs = epochs_for_steps(self.epochs, trained, batch_size, recipe.grad_accum_steps)
         self.recipe, self.fits_time_limit = recipe, recipe.time_limit is not None
         self.model = choose_model(recipe, self.decode_settings.size, count) if new else ("", {})
         if self.weights.network is not None:

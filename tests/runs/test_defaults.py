@@ -28,7 +28,7 @@ def test_the_learning_rate_goes_with_the_root_of_the_pictures_in_a_step():
 
 
 def test_the_batch_size_grows_with_the_set():
-    assert [batch_size_for(Recipe(), n) for n in (100, 10_000, 50_000)] == [32, 128, 256]
+    assert [batch_size_for(Recipe(), n) for n in (16, 100, 200, 10_000, 50_000)] == [8, 16, 32, 128, 256]
     assert batch_size_for(Recipe(batch_size=7), 100) == 7
 
 

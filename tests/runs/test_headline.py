@@ -49,9 +49,12 @@ def test_a_number_is_compared_with_the_mean():
 
 
 def test_a_precision_that_differs_is_named():
-    assert describe_precision("fp32", False) == ""
-    assert describe_precision("bf16", False) == "evaluated in fp32, the epoch lines in bf16\n"
-    assert describe_precision("bf16", True) == "evaluated in fp32, the epoch lines in bf16 and without averaged views\n"
+    assert describe_precision("fp32", "fp32", views=False) == ""
+    assert describe_precision("bf16", "fp32", views=False) == "evaluated in fp32, the epoch lines in bf16\n"
+    assert describe_precision("bf16", "fp32", views=True) == (
+        "evaluated in fp32, the epoch lines in bf16 and without averaged views\n"
+    )
+    assert describe_precision("bf16", "bf16", views=False) == ""
 
 
 def test_the_last_lines_and_the_metrics_of_a_run_have_the_interval(tmp_path, monkeypatch):
