@@ -80,7 +80,7 @@ class ImageDataModule:
         elif self.weights.network is not None:
             network = self.weights.network
             head = head_for(recipe, network.plan, pretrained=True, count=count)
-            self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
+            recipe = self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
             if head == "regression":
                 self.epochs = 1  # which fits the head; fine-tuning is for those who ask for epochs or set a time limit
         elif new and self._follows_clock(recipe):
@@ -106,26 +106,30 @@ class ImageDataModule:
         model = choose_model(recipe, size, self.source.count("train"))
         return trained_weights(recipe, model, self.source.class_names, size=size, channels=channels)
 
-    def _prepare_as(self, network: Network, recipe: Recipe, head_alone: bool) -> None:
+    def _prepare_as(self, network: Network, recipe: Recipe, head_alone: bool) -> Recipe:
         """Decode images as the weights expect them, as far as the recipe leaves it open.
 
-        If the head alone is fitted to their features, the time sets their size.
+        If the head alone is fitted to their features, the time sets their size, which becomes part of the recipe: the
+        same recipe does the same again.
         """
         known = network.spec
         if not isinstance(known, Spec):
-            return
+            return recipe
         settings = replace(self.decode_settings, interpolation=known.interpolation)
-        if recipe.img_size is None and settings.size > SMALL:
-            size = known.size
-            if head_alone:
+        if settings.size > SMALL:
+            size = _sizes(recipe)[1] or known.size
+            if head_alone and recipe.img_size is None:
                 device = device_for(recipe.device)
                 count = sum(self.source.count(split) for split in SPLITS)
                 precision = precision_for(recipe, device, is_table=False)
                 size = feature_size(network.to(device), precision, count=count, time_limit=recipe.time_limit)
+                network.cpu()
+                recipe = replace(recipe, img_size=size)
             settings = replace(settings, size=size, stored_size=round(known.presize * size / known.size))
             if recipe.resize_mode == "auto":
                 settings = replace(settings, resize_mode=known.resize_mode)
         self.decode_settings = settings
+        return recipe
 
     def _follows_clock(self, recipe: Recipe) -> bool:
         """Whether photographs are trained on from scratch, with network and size left open."""

@@ -131,6 +131,31 @@ def test_images_are_prepared_as_the_weights_expect(tmp_path, bare):
     assert smaller.network().spec.size == 100 and smaller.network().spec.mean == before.mean
 
 
+def test_a_config_and_a_resumed_run_have_the_size_that_was_chosen(tmp_path, monkeypatch, bare):
+    old = quick(pictures(tmp_path / "old", 6, side=200), tmp_path / "runs", epochs=1, img_size=192, resize_mode="pad")
+    data = pictures(tmp_path / "new", 30, side=150, kinds=("cat", "dog"))
+    plain = {name: value for name, value in options(old, tmp_path / "out").items() if name != "epochs"}
+    whole = train(data, **plain)
+    spec = whole.network().spec
+    assert spec.size == 256 and spec.resize_mode == "pad"
+    again = train(config=whole.path / "config.yaml")
+    assert again.network().spec == spec and same_runs(whole.path, again.path)
+    with pytest.raises(Interrupted, match="while computing features"):
+        _stop_in_the_feature_pass(monkeypatch, data, plain)
+    monkeypatch.undo()
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+    train(resume=tmp_path / "out" / "part")
+    assert same_runs(whole.path, tmp_path / "out" / "part")
+
+
+def _stop_in_the_feature_pass(monkeypatch, data, plain):
+    def stop(self, *_, **__):
+        raise Interrupted("stopped by SIGTERM while computing features")
+
+    monkeypatch.setattr(FeatureCache, "features", stop)
+    train(data, **plain, name="part")
+
+
 def _resume_remarks(folder):
     words = Words()
     train(resume=folder, console=words)
