@@ -178,7 +178,7 @@ def shell(place, text, **variables):
     return run("bash", "-c", text.replace("skipway", " ".join(SKIPWAY)), cwd=place, env=environment(**variables))
 
 
-@pytest.mark.parametrize("end", ["| head -1", "> /dev/full", "2>&- >&-"], ids=lambda e: e)
+@pytest.mark.parametrize("end", ["2> /dev/full | head -1", "> /dev/full 2>&-"], ids=lambda e: e)
 def test_nobody_listening_leaves_training_as_it_is(place, end):
     done = shell(place, f"set -o pipefail; skipway {' '.join(TRAIN)} --name unheard {end}")
     assert done.returncode == 0 and done.stderr == ""

@@ -210,12 +210,14 @@ def test_the_average_of_the_weights_begins_with_the_fitted_head(data, old, tmp_p
     assert torch.allclose(tensors["average.module.head.weight"], tensors["network.head.weight"], atol=1e-5)
 
 
-def test_a_time_limit_that_leaves_no_time_fits_the_head_alone(data, old, tmp_path, bare):
+def test_a_time_limit_that_leaves_no_time_fits_the_head_alone(data, old, tmp_path, bare, monkeypatch):
+    monkeypatch.setattr("skipway.training.pace._MOST_EPOCHS", 2)
+    monkeypatch.setattr("skipway.training.pace._MOST_STEPS", 1)
     words = Words()
     plain = {name: value for name, value in options(old, tmp_path).items() if name != "epochs"}
     run = train(data, **plain, time_limit=0.001, console=words)
     assert run.metrics["epochs"] == 1 and "no time for fine-tuning" in words
-    longer = train(data, **plain, time_limit=20.0, console=words)
+    longer = train(data, **plain, time_limit=600.0, console=words)
     assert longer.metrics["epochs"] > 1 and longer.metrics["status"] in ("finished", "stopped by the time limit")
     config = (longer.path / "config.yaml").read_text()
     assert f"epochs: {longer.metrics['resolved']['epochs']}\n" in config

@@ -5,7 +5,6 @@ from PIL import Image
 from small_runs import Words, pictures, same_runs
 
 from skipway.data.images.loader import Augmentation
-from skipway.runs.recipe import Recipe
 from skipway.runs.time_budget import image_size_for, scratch_epochs, size_growth
 from skipway.runs.train_run import train
 
@@ -57,17 +56,16 @@ def test_what_is_asked_for_is_done(photographs, tmp_path):
 
 
 def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkeypatch):
-    monkeypatch.setattr("skipway.training.loop._LATE", 9.0)  # the steps alone decide on the schedule
+    monkeypatch.setattr("skipway.training.pace._MOST_EPOCHS", 4)  # in place of all that ten minutes leave room for
+    monkeypatch.setattr("skipway.training.pace._MOST_STEPS", 1)
     words = Words()
     pictures(tmp_path / "kinds", count=10)
-    run = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=6.0, console=words, **TINY)
+    run = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=600.0, console=words, **TINY)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert "time limit 6.0 s: " in words and config["time_limit"] == 6.0 and config["epochs"] != Recipe().epochs
-    assert len(run.history) <= config["epochs"]
-    if run.metrics["status"] == "finished":  # a machine that becomes slower ends before
-        assert len(run.history) == config["epochs"]
-        again = train(tmp_path / "kinds", output=tmp_path, name="untimed", epochs=config["epochs"], **TINY)
-        assert same_runs(run.path, again.path)
+    assert "4 epochs in the " in words and config["time_limit"] == 600.0 and config["epochs"] == 4
+    assert len(run.history) == 4 and run.metrics["status"] == "finished"
+    again = train(tmp_path / "kinds", output=tmp_path, name="untimed", epochs=4, **TINY)
+    assert same_runs(run.path, again.path)
 
 
 def test_epochs_that_are_given_stay(tmp_path):
