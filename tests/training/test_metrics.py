@@ -108,6 +108,16 @@ def test_figures_are_those_of_scikit_learn():
     assert found["accuracy"] == scores.accuracy and found["loss"] == scores.loss
 
 
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_the_ranking_is_that_of_scikit_learn_with_ties_too(decimals):
+    generator = np.random.default_rng(decimals)
+    shares = generator.dirichlet(np.ones(3), 200).round(decimals)
+    labels = generator.integers(0, 3, 200)
+    found = compute_metrics(ClassScores(np.arange(200), np.zeros(200), shares, labels))
+    wanted = np.mean([roc_auc_score(labels == c, shares[:, c]) for c in range(3)])
+    assert found["auroc"] == pytest.approx(wanted, abs=1e-12)
+
+
 def test_calibration_is_nothing_for_honest_probabilities_and_large_for_boasts():
     generator = np.random.default_rng(1)
     sure = generator.uniform(0.5, 1, 20_000)
