@@ -129,3 +129,12 @@ def test_the_constant_answer_is_evaluated_on_the_split():
     assert majority(classes) == ("a", 0.25)
     assert majority(classes, "test") == ("a", pytest.approx(10 / 18))
     assert majority({"a": {"train": 9}, "b": {"train": 1}}) == ("a", 0.9) and majority({}) == ("", 0.0)
+
+
+def test_a_head_that_was_fitted_alone_is_no_training_to_go_on_with():
+    row = {"epoch": 1.0, "lr": 0.0, "train_accuracy": 0.95, "val_accuracy": 0.94, "train_loss": 0.2, "val_loss": 0.2}
+    classes = {"ant": {"train": 400, "val": 50}, "bee": {"train": 400, "val": 50}}
+    facts = {"history": [row], "best": row, "classes": classes, "counts": {"train": 800, "val": 100}}
+    assert verdicts(facts) == [
+        "Only the head was fitted, to the outputs of the layers before it. --time-limit 600 fine-tunes them as well."
+    ]
