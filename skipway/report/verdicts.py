@@ -140,7 +140,8 @@ def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], me
     """Say whether the metric still rose when training ended, if its best epoch is among the last fifth."""
     if len(history) == 1 and history[0].get("lr") == 0:
         return [
-            "Only the head was fitted, to the outputs of the layers before it. --time-limit 600 fine-tunes them as well."
+            "Only the head was fitted, to the outputs of the layers before it. --time-limit 600 fine-tunes them as "
+            "well."
         ]
     if len(history) == 1:
         return ["One epoch shows no trend; more epochs will tell."]
