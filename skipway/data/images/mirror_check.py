@@ -21,7 +21,7 @@ from skipway.errors import printable
 
 __all__ = ["apply_mirror_problem", "flip_harm", "mirror_problem", "sided_names"]
 
-# (left, right) in English, German, French, Spanish, Italian, Portuguese and Dutch, and turns.
+# (left, right) in English, German and Dutch, French, Spanish, Italian and Portuguese, and turns.
 _SIDES = (
     ({"left", "lefthand", "leftward", "leftwards", "lh"}, {"right", "righthand", "rightward", "rightwards", "rh"}),
     ({"links", "linke", "linker", "linkes"}, {"rechts", "rechte", "rechter", "rechtes"}),
@@ -29,7 +29,6 @@ _SIDES = (
     ({"izquierda", "izquierdo", "izq"}, {"derecha", "derecho", "der"}),
     ({"sinistra", "sinistro"}, {"destra", "destro"}),
     ({"esquerda", "esquerdo"}, {"direita", "direito"}),
-    ({"links", "linker"}, {"rechts", "rechter"}),
     ({"clockwise", "cw"}, {"counterclockwise", "anticlockwise", "ccw"}),
     ({"b"}, {"d"}),
     ({"p"}, {"q"}),
