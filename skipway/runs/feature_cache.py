@@ -28,7 +28,7 @@ from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.export.export_model import fuse
 from skipway.export.openvino import engine as openvino_engine
 from skipway.models.network import Network
-from skipway.utils.atomic_files import free_bytes, make_folder, storing
+from skipway.utils.atomic_files import allocate, free_bytes, make_folder, storing
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
@@ -207,11 +207,7 @@ class FeatureCache:
                         f"got {free:,}. Set SKIPWAY_CACHE to a folder on a larger disk, or use --head train."
                     )
                 with open(path, "wb") as file:
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(
-                            file.fileno(), 0, needed
-                        )  # a disk that fills up later would kill the process
-                    file.truncate(needed)
+                    allocate(file, needed)
             os.utime(path)
             _remove_oldest(self.folder, path)
             return np.memmap(path, row, "r+", shape=(len(ids),)), path

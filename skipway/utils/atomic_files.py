@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 
@@ -27,6 +27,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "Lock",
+    "allocate",
     "check_writable",
     "discard",
     "free_bytes",
@@ -83,6 +84,13 @@ def storing(path: Path, needed: int) -> Iterator[None]:
             f"{printable(path)}: cannot be written: {printable(error.strerror or error)}; {needed} bytes needed, "
             f"{free_bytes(path)} bytes free on that disk; {fix}, {_ELSEWHERE}"
         ) from error
+
+
+def allocate(file: IO[bytes], size: int) -> None:
+    """Give an open file `size` bytes of the disk: one that fills up later would kill a process that has it mapped."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    file.truncate(size)
 
 
 def sync_folder(folder: Path) -> None:

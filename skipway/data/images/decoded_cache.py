@@ -24,6 +24,7 @@ from skipway.data.image_spec import Interpolation, ResizeMode
 from skipway.data.sources.decode import BadPicture, decode, size_of
 from skipway.data.sources.image_source import SPLITS, Content, Skipped, Source
 from skipway.errors import InputError, Interrupted, StorageError, printable
+from skipway.utils.atomic_files import allocate
 from skipway.utils.console import Console
 from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.format_text import join_names
@@ -300,9 +301,7 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
                 "SKIPWAY_CACHE to a folder on a larger disk, or give a smaller --img-size"
             )
         with tempfile.TemporaryFile(dir=folder, prefix="skipway-") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, needed)  # a disk that fills up later would kill the process
-            file.truncate(needed)
+            allocate(file, needed)
             return np.memmap(file, np.uint8, "r+", shape=shape)
     except StorageError:
         raise
