@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from skipway.distributed import collectives
 from skipway.training.lr_finder import preserve_trainer, train_step
@@ -14,7 +15,7 @@ from skipway.training.trainer import Trainer
 
 __all__ = ["Pace", "epochs_within", "measure_pace"]
 
-_WARM_UP, _MEASURED = 2, 3  # steps: the first ones allocate memory and choose kernels
+_WARM_UP, _MEASURED = 2, 3  # batches: the first ones allocate memory and choose kernels
 _LATEST = 10**9  # an epoch by which images have grown to their full size
 _MOST_EPOCHS, _MOST_STEPS = 60, 5000  # a longer run brings little: whichever of the two is more
 _MARGIN = 0.95  # share of the time that is planned for: a few steps tell the pace no better
@@ -71,23 +72,33 @@ def epochs_within(seconds: float, pace: Pace, steps: int, growth: Callable[[int]
 
 def _training_seconds(trainer: Trainer, batches: Batches, epoch: int) -> float:
     """Return the seconds of an epoch, by a few steps of it: the median, so that one interruption does not count."""
-    seconds = []
-    begin = time.monotonic()
-    for k, (x, y, _) in enumerate(islice(batches.epoch(epoch), _WARM_UP + _MEASURED)):
-        train_step(trainer, x.to(trainer.device), y.to(trainer.device), k, rate=0.0)
-        seconds.append(time.monotonic() - begin)
-        begin = time.monotonic()
+
+    def step(k: int, x: Tensor, y: Tensor) -> None:
+        train_step(trainer, x, y, k, rate=0.0)
+
+    seconds = _batch_seconds(trainer, batches, epoch, count=_WARM_UP + _MEASURED, compute=step)
     measured = sorted(seconds[_WARM_UP:] or seconds[-1:])
     return measured[len(measured) // 2] * batches.steps
 
 
 def _validation_seconds(trainer: Trainer, batches: Batches) -> float:
     model = trainer.eval_model.eval()
+
+    def evaluate(k: int, x: Tensor, y: Tensor) -> None:
+        with torch.inference_mode(), trainer.autocast():
+            model(x).sum().item()
+
+    return min(_batch_seconds(trainer, batches, 0, count=_MEASURED, compute=evaluate)) * batches.steps
+
+
+def _batch_seconds(
+    trainer: Trainer, batches: Batches, epoch: int, *, count: int, compute: Callable[[int, Tensor, Tensor], None]
+) -> list[float]:
+    """Return the seconds of each of the first `count` batches of an epoch: to make it, and to compute with it."""
     seconds = []
     begin = time.monotonic()
-    for x, _, _ in islice(batches.epoch(), 3):
-        with torch.inference_mode(), trainer.autocast():
-            model(x.to(trainer.device)).sum().item()
+    for k, (x, y, _) in enumerate(islice(batches.epoch(epoch), count)):
+        compute(k, x.to(trainer.device), y.to(trainer.device))
         seconds.append(time.monotonic() - begin)
         begin = time.monotonic()
-    return min(seconds) * batches.steps
+    return seconds
