@@ -68,20 +68,12 @@ def evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    is_plain = False
-    if (engine, precision) == ("auto", "auto"):
-        engine, precision = ("torch", "fp32") if isinstance(run, Network) else _evaluated_by(Path(run))
-        is_plain = (engine, precision) == ("torch", "fp32")
-    if not is_plain:
-        network = with_fastest_engine(
-            network,
-            engine,
-            precision,
-            inputs=len(rows),
-            run=None if isinstance(run, Network) else Path(run),
-            console=console,
-            stop=stop,
-        )
+    run_path = None if isinstance(run, Network) else Path(run)
+    is_open = (engine, precision) == ("auto", "auto")
+    chosen = _evaluated_by(run_path) if is_open else (engine, precision)
+    if chosen is not None:
+        inputs = len(rows)
+        network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)
     model = average_views(network, network.require_image_spec()) if tta else network
     device = next(network.parameters()).device
     scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
@@ -96,15 +88,18 @@ def evaluate(
     )
 
 
-def _evaluated_by(run: Path) -> tuple[str, str]:
-    """Return the engine and the precision that evaluated a run at its end; ("torch", "fp32") if that is unknown."""
+def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
+    """Return the engine and the precision that evaluated a run at its end; None for plain torch, or if unknown."""
+    if run is None:
+        return None
     folder = run if run.is_dir() else run.parent.parent  # of RUN/weights/best.safetensors
     try:
         values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["evaluated_by"]
-        known = values["engine"] in ENGINES and values["precision"] in ("fp32", "bf16")
-        return (values["engine"], values["precision"]) if known else ("torch", "fp32")
+        chosen = values["engine"], values["precision"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "torch", "fp32"
+        return None
+    is_known = chosen[0] in ENGINES and chosen[1] in ("fp32", "bf16")
+    return chosen if is_known and chosen != ("torch", "fp32") else None
 
 
 def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
