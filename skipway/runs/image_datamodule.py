@@ -71,14 +71,18 @@ class ImageDataModule:
         self.decode_settings = self._decode_settings(recipe)
         count = self.source.count("train")
         self.epochs = recipe.epochs
+        self.model: tuple[str, dict[str, Any]] = ("", {})
         self.weights = TrainedWeights(None, ())
         if new:
-            self.weights = self._trained_weights(recipe)
+            size, channels = self.decode_settings.size, self.decode_settings.channels
+            self.model = choose_model(recipe, size, count)
+            self.weights = trained_weights(recipe, self.model, self.source.class_names, size=size, channels=channels)
         if earlier_spec is not None:
             known = Spec.from_dict(earlier_spec)
             self.decode_settings = replace(_settings_as(self.decode_settings, known), channels=known.channels)
         elif self.weights.network is not None:
             network = self.weights.network
+            self.model = str(network.plan["name"]), self.model[1]
             head = head_for(recipe, network.plan, pretrained=True, count=count)
             recipe = self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
             if head == "regression":
@@ -86,25 +90,17 @@ class ImageDataModule:
         elif new and self._follows_clock(recipe):
             recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
             self.decode_settings = self._decode_settings(recipe)
+            self.model = choose_model(recipe, self.decode_settings.size, count)
             self.epochs = scratch_epochs(count)
         if new and self.weights.network is None:  # trained weights have had their steps
             trained = held_out_count(count, recipe.val_fraction, bool(self.source.count("val")))
             batch_size = batch_size_for(recipe, trained)
             self.epochs = epochs_for_steps(self.epochs, trained, batch_size, recipe.grad_accum_steps)
         self.recipe, self.fits_time_limit = recipe, recipe.time_limit is not None
-        self.model = choose_model(recipe, self.decode_settings.size, count) if new else ("", {})
-        if self.weights.network is not None:
-            self.model = str(self.weights.network.plan["name"]), self.model[1]
         self.name = self.source.name
 
     def _decode_settings(self, recipe: Recipe) -> DecodeSettings:
         return choose_decode_settings(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
-
-    def _trained_weights(self, recipe: Recipe) -> TrainedWeights:
-        """Return the weights that a new run begins with, if the recipe and the images ask for any."""
-        size, channels = self.decode_settings.size, self.decode_settings.channels
-        model = choose_model(recipe, size, self.source.count("train"))
-        return trained_weights(recipe, model, self.source.class_names, size=size, channels=channels)
 
     def _prepare_as(self, network: Network, recipe: Recipe, head_alone: bool) -> Recipe:
         """Decode images as the weights expect them, as far as the recipe leaves it open.

@@ -139,8 +139,15 @@ def train(
             console.print(f"  {remark}")
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
-        prepared = _PreparedRun(datamodule, folder, console=console, stop=stop, earlier=earlier, began=began)
-        prepared.fits_time_limit = datamodule.fits_time_limit and new and not epochs_given
+        prepared = _PreparedRun(
+            datamodule,
+            folder,
+            console=console,
+            stop=stop,
+            earlier=earlier,
+            began=began,
+            fits_time_limit=datamodule.fits_time_limit and new and not epochs_given,
+        )
         return prepared.run(allow_changed_data)
 
 
@@ -178,7 +185,7 @@ class _PreparedRun:
     stop: StopFlag
     earlier: EarlierRun | None
     began: float  # on the monotonic clock
-    fits_time_limit: bool = False  # the time limit sets the epochs
+    fits_time_limit: bool  # the time limit sets the epochs
     head: HeadFit | None = None  # of the first epoch of a network with trained weights
 
     def __post_init__(self) -> None:
