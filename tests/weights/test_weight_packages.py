@@ -39,7 +39,7 @@ def lite1(tmp_path, monkeypatch):
     package = PACKAGES["efficientnet_lite1"]
     file = tmp_path / package.file
     file.parent.mkdir(parents=True)
-    torch.save(release(network, "lukemelas"), file)
+    torch.save(release(network, "lukemelas"), file, _use_new_zipfile_serialization=False)
     (file.parent.parent / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
