@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,15 @@ from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.format_text import join_names
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["DecodedImages", "DecodeSettings", "choose_decode_settings", "decode_images", "fingerprint", "fitted_array"]
+__all__ = [
+    "DecodedImages",
+    "DecodeSettings",
+    "choose_decode_settings",
+    "decode_images",
+    "decoding_seconds",
+    "fingerprint",
+    "fitted_array",
+]
 
 RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
 SMALL = 96  # pictures up to this size are trained on as they are
@@ -39,6 +48,7 @@ ROOM = 1.15  # larger ones are stored with this much room to crop from
 _SQUASHED_RATIO = 1.1  # longest side over the shortest up to which pictures are squashed
 _CROPPED_RATIO = 2.0  # and up to which they are cropped
 _THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
+_TIMED = 16  # images by which the pace of decoding is measured
 _SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
 
 
@@ -187,6 +197,16 @@ def decode_images(
     if need_every_class:
         _refuse_lost_classes(images)
     return images
+
+
+def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
+    """Return the seconds that decoding an image takes, by a few of them: the threads that decode share the work."""
+    seconds = []
+    for content in source.peek()[:_TIMED]:
+        begin = time.monotonic()
+        _decode_content(content, "", settings)
+        seconds.append(time.monotonic() - begin)
+    return float(np.mean(seconds)) / max(available_cores().count // local_processes(), 1) if seconds else 0.0
 
 
 def fingerprint(images: DecodedImages) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from skipway.data.images.decoded_cache import (
     DecodeSettings,
     choose_decode_settings,
     decode_images,
+    decoding_seconds,
     fingerprint,
     fitted_array,
 )
@@ -219,6 +221,16 @@ def test_fitted_pixels_equal_those_of_a_lossless_file(channels):
     Image.fromarray(pixels).save(file, "PNG")
     wanted = module.decode(file.getvalue(), size=7, channels=channels, resize_mode="crop").pixels
     assert np.array_equal(fitted_array(pixels, size=7, channels=channels, resize_mode="crop"), wanted)
+
+
+def test_the_pace_of_decoding_is_that_of_a_few_pictures_on_all_cores(monkeypatch):
+    source = noise_source(40, count=5)
+    clock = iter(range(100))  # a second between two looks
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "available_cores", lambda: SimpleNamespace(count=4))
+    assert decoding_seconds(source, choose_decode_settings(source, None, "auto", 10**6)) == 0.25
+    monkeypatch.setattr(source, "peek", list)
+    assert decoding_seconds(source, choose_decode_settings(source, None, "auto", 10**6)) == 0
 
 
 def noise_source(side, mode="RGB", count=4):
