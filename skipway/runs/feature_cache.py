@@ -1,14 +1,15 @@
 """Outputs of the frozen layers of a network, computed once for each image and kept in a file.
 
-The layers before the head do not change while they are frozen, so their outputs for an image, its features, are
-computed once by the quickest engine. Each row of the file has a checksum: whatever stops the process, the rows that are
-whole are used by the next run with the same layers and images.
+Layers do not change while they are frozen, so their outputs for an image, its features, are computed once by the
+quickest engine: those of all layers before the head, or of fewer. Each row of the file has a checksum: whatever stops
+the process, the rows that are whole are used by the next run with the same layers and images.
 
-Shapes: N images, D features.
+Shapes: N images; the features of one are (D,), or (C, H, W) of a layer that has positions.
 """
 
 import copy
 import hashlib
+import math
 import os
 import time
 import zlib
@@ -33,9 +34,11 @@ from skipway.utils.stop_signals import StopFlag
 
 __all__ = [
     "FeatureCache",
+    "FeatureFile",
     "cache_folder",
     "choose_engine",
     "frozen_layers",
+    "output_shape",
 ]
 
 _BATCH_SIZE = 64
@@ -53,20 +56,28 @@ def cache_folder(run_folder: Path) -> Path:
     return Path(folder) / "features" if folder else run_folder.parent / ".cache"
 
 
-def frozen_layers(network: Network) -> Network:
-    """Return the layers of `network` before its head, which must be a linear layer at its end.
+def frozen_layers(network: Network, last: str | None = None) -> Network:
+    """Return the first layers of `network`, which are the same modules.
+
+    Args:
+        network: it stays as it is.
+        last: the last of them; None for all before the head, which must be a linear layer at the end.
 
     Raises:
-        InputError: the network has another head.
+        InputError: the network has no such layer, or another head.
     """
     names = list(network._modules)
-    if not names or names[-1] != "head" or type(network.get_submodule("head")) is not nn.Linear:
-        raise InputError(
-            f"cannot compute the features of {network.plan.get('name', 'this network')}: expected a linear layer "
-            '"head" at its end. Use --head train.'
-        )
+    if last is None:
+        if not names or names[-1] != "head" or type(network.get_submodule("head")) is not nn.Linear:
+            raise InputError(
+                f"cannot compute the features of {network.plan.get('name', 'this network')}: expected a linear layer "
+                '"head" at its end. Use --head train.'
+            )
+        last = names[-2]
+    count = names.index(last) + 1
     trunk = copy.copy(network)
-    trunk._modules = {name: layer for name, layer in network._modules.items() if name != "head"}
+    trunk._modules = {name: network._modules[name] for name in names[:count]}
+    trunk.forward_impl = None
     return trunk
 
 
@@ -80,7 +91,7 @@ def choose_engine(trunk: Network, count: int) -> str:
 
 @dataclass
 class FeatureCache:
-    """Features of the images of a run by the layers of `network` before its head.
+    """Outputs of the first layers of `network` for the images of a run.
 
     Attributes:
         network: it stays as it is.
@@ -88,6 +99,7 @@ class FeatureCache:
         folder: where files are kept.
         fingerprint: of the decoded images and their splits.
         count: images of the run, by which the engine is chosen.
+        last: the last of the layers; None for all before the head.
     """
 
     network: Network
@@ -97,16 +109,17 @@ class FeatureCache:
     count: int
     console: Console
     stop: StopFlag
+    last: str | None = None
 
     def __post_init__(self) -> None:
-        self.trunk = frozen_layers(self.network)
-        self.dim = cast(nn.Linear, self.network.head).in_features
+        self.trunk = frozen_layers(self.network, self.last)
+        self.shape = output_shape(self.trunk)
         self.digest = _digest(self.trunk)
         self.engine = choose_engine(self.trunk, self.count)
         self.model: nn.Module | None = None
 
     def features(self, batches: ImageBatches, ids: np.ndarray, view: int = 0) -> Tensor:
-        """Return the features (N, D) of the images `ids` in float32; those that are not in the file are computed.
+        """Return the features (N, *shape) of the images `ids` in float32; those that are not in the file are computed.
 
         Args:
             batches: makes the inputs: as evaluation has them, or augmented.
@@ -117,29 +130,31 @@ class FeatureCache:
             StorageError: the file does not fit on the disk.
             Interrupted: `stop` was set; the rows that are computed are kept.
         """
-        rows, path = self._open(batches, ids, view)
-        missing = _invalid_rows(rows)
         begin = time.monotonic()
-        if len(missing):
-            self._compute(batches, ids, view, rows=rows, missing=missing)
-        seconds = time.monotonic() - begin
+        file, computed = self.stored(batches, ids, view)
         source = "found"
-        if len(missing):
-            source = f"{len(missing) / max(seconds, 1e-9):,.0f} images/s by {self.engine}"
-        disk, memory = path.stat().st_size / 1e6, 4 * len(ids) * self.dim / 1e6
+        if computed:
+            seconds = time.monotonic() - begin
+            source = f"{computed / max(seconds, 1e-9):,.0f} images/s by {self.engine}"
+        disk, memory = file.nbytes / 1e6, 4 * len(ids) * math.prod(self.shape) / 1e6
         self.console.print(
-            f"  features: {len(ids):,} images x {self.dim:,} in {self.precision}, {source}, {disk:,.1f} MB in "
+            f"  features: {len(ids):,} images x {_times(self.shape)} in {self.precision}, {source}, {disk:,.1f} MB in "
             f"{printable(self.folder)}, {memory:,.1f} MB of memory"
         )
-        values = rows["values"]
-        if self.precision == "bf16":
-            return torch.from_numpy(np.array(values).view(np.int16)).view(torch.bfloat16).float()
-        return torch.from_numpy(np.array(values, np.float32))
+        return file.take(np.arange(len(ids))).float()
 
-    def _open(self, batches: ImageBatches, ids: np.ndarray, view: int) -> tuple[np.ndarray, Path]:
-        """Return the rows of the file, and its path; a new file has room for all rows."""
+    def stored(self, batches: ImageBatches, ids: np.ndarray, view: int = 0) -> tuple["FeatureFile", int]:
+        """Return the features as they are kept, and how many had to be computed; arguments as for `features`."""
+        rows = self._open(batches, ids, view)
+        missing = _invalid_rows(rows)
+        if len(missing):
+            self._compute(batches, ids, view, rows=rows, missing=missing)
+        return FeatureFile(rows, self.shape, _STORED[self.precision][1]), len(missing)
+
+    def _open(self, batches: ImageBatches, ids: np.ndarray, view: int) -> np.ndarray:
+        """Return the rows of the file; a new one has room for all of them."""
         stored, _ = _STORED[self.precision]
-        row = np.dtype([("checksum", "<u4"), ("values", stored, (self.dim,))])
+        row = np.dtype([("checksum", "<u4"), ("values", stored, (math.prod(self.shape),))])
         path = self.folder / f"{self._key(batches, ids, view)}{_SUFFIX}"
         needed = row.itemsize * len(ids)
         with storing(path, needed):
@@ -155,7 +170,7 @@ class FeatureCache:
                     allocate(file, needed)
             os.utime(path)
             _remove_oldest(self.folder, path)
-            return np.memmap(path, row, "r+", shape=(len(ids),)), path
+            return np.memmap(path, row, "r+", shape=(len(ids),))
 
     def _key(self, batches: ImageBatches, ids: np.ndarray, view: int) -> str:
         """Return the name of what the features depend on."""
@@ -203,6 +218,45 @@ class FeatureCache:
                 bar.at(begin + len(batch))
         bar.done()
         cast(np.memmap[Any, Any], rows).flush()
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of images in a file that is mapped into memory.
+
+    Attributes:
+        rows: (N,) each with a checksum and its values as plain integers.
+        shape: of the features of an image.
+        dtype: of the values.
+    """
+
+    rows: np.ndarray
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return self.rows.nbytes
+
+    def take(self, indices: np.ndarray) -> Tensor:
+        """Return a copy of some rows (n, *shape)."""
+        values = np.ascontiguousarray(self.rows["values"][indices])
+        if self.dtype == torch.bfloat16:
+            values = values.view(np.int16)
+        return torch.from_numpy(values).view(self.dtype).unflatten(1, self.shape)
+
+
+def output_shape(trunk: Network) -> tuple[int, ...]:
+    """Return the shape of what layers make of one image, without computing it."""
+    twin = copy.deepcopy(trunk).to("meta").eval()
+    with torch.no_grad():
+        outputs: Tensor = twin(torch.zeros(1, *trunk.require_image_spec().input_shape, device="meta"))
+    return tuple(outputs.shape[1:])
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(f"{size:,}" for size in shape)
 
 
 def _digest(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from skipway.errors import Interrupted, printable
+from skipway.export.export_model import fuse
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views
@@ -33,7 +34,9 @@ __all__ = ["finish_run"]
 def finish_run(
     folder: Path, datamodule: DataModule, trainer: Trainer, *, facts: dict[str, Any], console: Console, stop: StopFlag
 ) -> dict[str, Any]:
-    """Evaluate the best weights as `load` returns them, in full precision, and write what the run leaves.
+    """Evaluate the best weights as `load` returns them, and write what the run leaves.
+
+    That is done in full precision; or if the head was fitted to features, in their precision.
 
     Args:
         folder: the run's.
@@ -59,14 +62,16 @@ def finish_run(
                 f"--resume {printable(folder)}"
             )
 
-    features = None
-    if trainer.settings.head == "regression" and trainer.state.best["epoch"] == 1 and not datamodule.recipe.tta:
-        quiet = Console(quiet=True)
-        images = cast(ImageDataModule, datamodule)
-        features = head_features(best, images, trainer.settings.precision, folder, console=quiet, stop=stop)
-    metrics = _evaluate(best, folder, datamodule, trainer, features=features, poll=poll)
+    features, model, computed = None, best, ("torch", "fp32")
+    if trainer.settings.head == "regression" and not datamodule.recipe.tta:
+        precision, images = trainer.settings.precision, cast(ImageDataModule, datamodule)
+        if trainer.state.best["epoch"] == 1:
+            features = head_features(best, images, precision, folder, console=Console(quiet=True), stop=stop)
+        else:  # in full precision it would take as long as training the last layers did
+            model = fuse(best, precision)
+        computed = (features.engine if features is not None else "torch", precision)
+    metrics = _evaluate(model, folder, datamodule, trainer, features=features, poll=poll)
     metrics |= _describe_training(best, datamodule, trainer, facts)
-    computed = (features.engine, trainer.settings.precision) if features is not None else ("torch", "fp32")
     metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
@@ -81,7 +86,7 @@ def finish_run(
 
 
 def _evaluate(
-    best: Network,
+    network: Network,
     folder: Path,
     datamodule: DataModule,
     trainer: Trainer,
@@ -91,15 +96,15 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Return the metrics of every split that is not trained on, and write the tables of the last one.
 
-    With the `features` of the images only the head of `best` is left to compute.
+    With the `features` of the images only the head of `network` is left to compute.
     """
-    model = average_views(best, best.require_image_spec()) if datamodule.recipe.tta else best
+    model = average_views(network, network.require_image_spec()) if datamodule.recipe.tta else network
     metrics: dict[str, Any] = {}
     splits = [split for split in ("val", "test") if datamodule.count(split)]
     for split in splits:
         if features is not None:
             ids = cast(ImageDataModule, datamodule).images.splits[split]
-            scores = head_scores(trainer, features, ids, best.get_submodule("head"))
+            scores = head_scores(trainer, features, ids, network.get_submodule("head"))
         else:
             scores = score(
                 model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll

@@ -25,6 +25,7 @@ from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase, phases
 from skipway.runs.head_phase import HeadFit, fit_head
 from skipway.runs.image_datamodule import ImageDataModule
+from skipway.runs.last_layers import frozen_batches, last_layers_line, layers_after, refuse_unfreezable
 from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import EarlierRun, machine_facts, read_earlier_run
@@ -34,11 +35,11 @@ from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, r
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
+from skipway.runs.time_plan import DEFAULT_SECONDS, last_layers_in_time, scheduled_epochs
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit, record_epoch
 from skipway.training.lr_finder import range_test
 from skipway.training.oom_retry import retry_with_microbatches
-from skipway.training.pace import epochs_within, measure_pace
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_json
 from skipway.utils.console import Console, duration
@@ -146,7 +147,8 @@ def train(
             stop=stop,
             earlier=earlier,
             began=began,
-            fits_time_limit=datamodule.fits_time_limit and new and not epochs_given,
+            has_transform=transform is not None,
+            epochs_are_open=new and not epochs_given,
         )
         return prepared.run(allow_changed_data)
 
@@ -185,7 +187,8 @@ class _PreparedRun:
     stop: StopFlag
     earlier: EarlierRun | None
     began: float  # on the monotonic clock
-    fits_time_limit: bool  # the time limit sets the epochs
+    has_transform: bool
+    epochs_are_open: bool  # the time sets them
     head: HeadFit | None = None  # of the first epoch of a network with trained weights
 
     def __post_init__(self) -> None:
@@ -200,6 +203,8 @@ class _PreparedRun:
         self._refuse_changed_data(allow_changed_data)
         network, pretrained = self._network()
         settings, batch_size = self._settings(network, pretrained)
+        if recipe.freeze is not None:
+            refuse_unfreezable(network, recipe, settings.head, has_transform=self.has_transform)
         datamodule.setup(network, batch_size, settings.device, checkpoint.state if checkpoint else None)
         train_batches, val_batches = datamodule.batches("train", train=True), datamodule.batches("val")
         if checkpoint is None:
@@ -211,6 +216,9 @@ class _PreparedRun:
         watch.on_start(network, fresh=checkpoint is None)
         if checkpoint is None and settings.head == "regression":
             self.head = self._fit_head(network, settings)
+            settings = self._plan_last_layers(network, settings)
+        if settings.freeze is not None:
+            train_batches, val_batches, settings = self._frozen_batches(network, settings)
         trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
         if checkpoint is not None:
             trainer.restore(checkpoint.tensors, checkpoint.state["state"])
@@ -219,11 +227,12 @@ class _PreparedRun:
             trainer.state.epoch = int(self.head is not None)  # what is measured are steps that train all layers
             if recipe.lr == "auto":
                 self._find_lr(trainer, train_batches)
-            if self.fits_time_limit:
+            if self.epochs_are_open and self.recipe.time_limit is not None and datamodule.fits_time_limit:
                 train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
             trainer.state.epoch = 0
         facts = self._facts(network, trainer.settings, batch_size)
         trainer = self._fit(trainer, network, train_batches, val_batches, facts=facts, watch=watch)
+        network.forward_impl = None
         is_first = collectives.rank() == 0
         process_group.leave_group()
         metrics: dict[str, Any] = {}
@@ -355,29 +364,57 @@ class _PreparedRun:
         datamodule = cast(ImageDataModule, self.datamodule)
         return fit_head(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
 
+    def _seconds_left(self) -> float:
+        """Return what is left of the time limit, or of the time that a run takes by default."""
+        return (self.recipe.time_limit or DEFAULT_SECONDS) - (time.monotonic() - self.began)
+
+    def _change_recipe(self, **changes: Any) -> None:
+        self.recipe, self.config = replace(self.recipe, **changes), replace(self.config, **changes)
+        self.datamodule.recipe = self.recipe
+        collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
+
+    def _plan_last_layers(self, network: Network, settings: Settings) -> Settings:
+        """Let the last layers be trained if nothing else was asked for and the time leaves room for it."""
+        if not self.epochs_are_open or self.recipe.freeze is not None:
+            return settings
+        plan = last_layers_in_time(network, settings, self.datamodule, self._seconds_left())
+        if plan is None:
+            return settings
+        self._change_recipe(freeze=plan.freeze, views=plan.views, epochs=1 + plan.epochs)
+        self.epochs_are_open = False
+        self.console.print(last_layers_line(plan, self.recipe.time_limit))
+        return self._settings(network, pretrained=True)[0]
+
+    def _frozen_batches(self, network: Network, settings: Settings) -> tuple[Any, Any, Settings]:
+        """Return batches of outputs of the frozen layers, and the settings with what is left of the time limit."""
+        datamodule = cast(ImageDataModule, self.datamodule)
+        batches = frozen_batches(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
+        if self.recipe.time_limit is not None and self.head is not None:
+            left = max(self._seconds_left() - FINISH_SECONDS, 0.0) + self.head.seconds
+            settings = replace(settings, time_limit=left)
+        network.forward_impl = layers_after(network, cast(str, settings.freeze))
+        return *batches, settings
+
     def _fit_time_limit(self, trainer: Trainer, train_batches: Any, val_batches: Any) -> Any:
         """Give the run the epochs that the time limit leaves room for; return its training batches."""
-        datamodule, limit = self.datamodule, self.recipe.time_limit
-        assert limit is not None
-        network, precision = cast(Network, trainer.eval_model), trainer.settings.precision
-        remaining = limit - (time.monotonic() - self.began)
-        if self.head is not None and self.head.leaves_no_time(network, precision, remaining):
+        limit, network = cast(float, self.recipe.time_limit), cast(Network, trainer.eval_model)
+        if self.head is not None and self.head.leaves_no_time(
+            network, trainer.settings.precision, self._seconds_left()
+        ):
             self.console.print(f"  time limit {duration(limit)}: no time for fine-tuning")
             return train_batches
-        pace = measure_pace(trainer, train_batches, val_batches)
-        evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
-        left = limit - (time.monotonic() - self.began) - evaluations - FINISH_SECONDS
-        left = max(collectives.all_gather(left))
-        epochs = epochs_within(left, pace, train_batches.steps, datamodule.size_growth)
-        if self.head is not None:  # its epoch comes before these
-            epochs = 1 + epochs * (pace.seconds(datamodule.size_growth(1)) <= left)
-            left += self.head.seconds
-        self.recipe, self.config = replace(self.recipe, epochs=epochs), replace(self.config, epochs=epochs)
-        datamodule.recipe = self.recipe
-        trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=max(left, 0.0)))
-        collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
-        self.console.print(budget_line(epochs, max(left, 0.0), limit))
-        return datamodule.batches("train", train=True)
+        epochs, left = scheduled_epochs(
+            trainer,
+            train_batches,
+            val_batches,
+            self.datamodule,
+            head=self.head,
+            seconds_left=self._seconds_left,
+        )
+        self._change_recipe(epochs=epochs)
+        trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=left))
+        self.console.print(budget_line(epochs, left, limit))
+        return self.datamodule.batches("train", train=True)
 
     def _refuse_changed_data(self, allow: bool) -> None:
         """Raise InputError if the data is not that of before, unless that is allowed."""

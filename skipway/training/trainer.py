@@ -36,6 +36,7 @@ class Settings:
     schedule: str = "one-cycle"
     head: str = "train"  # how the first epoch fits the head: by gradient steps, or by "regression"
     freeze_epochs: int = 0  # epochs in which only the head learns
+    freeze: str | None = None  # the layer up to which none ever learns; then norms keep their statistics everywhere
     layer_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
     label_smoothing: float = 0.1
     class_weights: tuple[float, ...] | None = None
@@ -148,16 +149,17 @@ class Trainer:
         return self.network if self.average is None else self.average.module
 
     def to_train(self) -> None:
-        """Training mode as the epoch has it: while the trunk is frozen, its norms keep their statistics too."""
-        frozen = self.state.epoch < self.settings.freeze_epochs
+        """Training mode as the epoch has it: norms of layers that are frozen keep their statistics too."""
         self.network.train()
-        trunk = list(self.network.children())
-        while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
-            pass
+        frozen = self._frozen_layers()
         previously_frozen = self.frozen_params
-        self.frozen_params = set(nn.ModuleList(trunk).parameters()) if frozen else set()
-        for part in trunk if frozen else ():
-            part.eval()
+        self.frozen_params = set(nn.ModuleList(frozen).parameters())
+        for layer in frozen:
+            layer.eval()
+        if self.settings.freeze is not None:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
         if not self.settings.fsdp:  # FSDP settles which parameters have gradients when it shards the model
             for p in self.trainable_params:
                 p.requires_grad_(p not in self.frozen_params)
@@ -165,6 +167,18 @@ class Trainer:
             self.model = (
                 self._wrap_replicas()
             )  # DistributedDataParallel expects gradients of what learns now, no others
+
+    def _frozen_layers(self) -> list[nn.Module]:
+        """Return the layers that do not learn in this epoch: those before the head, fewer, or none."""
+        layers = dict(self.network.named_children())
+        if self.state.epoch < self.settings.freeze_epochs:
+            trunk = list(layers.values())
+            while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
+                pass
+            return trunk
+        if self.settings.freeze is None:
+            return []
+        return list(layers.values())[: list(layers).index(self.settings.freeze) + 1]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast if the precision is lower than fp32."""

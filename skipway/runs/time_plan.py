@@ -1,0 +1,56 @@
+"""What a run does in the time that it has: which layers it trains, on how many views, for how many epochs.
+
+The weights' own layers are trained in this order: the head, which takes seconds; the last stage on outputs of the
+frozen layers; all layers, if epochs are asked for or the network has no stages.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from skipway.distributed import collectives
+from skipway.models.network import Network
+from skipway.runs.datamodule import DataModule
+from skipway.runs.head_phase import HeadFit
+from skipway.runs.last_layers import LastLayersPlan, plan_last_layers
+from skipway.runs.time_budget import FINISH_SECONDS
+from skipway.training.pace import epochs_within, measure_pace
+from skipway.training.trainer import Settings, Trainer
+
+__all__ = ["DEFAULT_SECONDS", "last_layers_in_time", "scheduled_epochs"]
+
+DEFAULT_SECONDS = 120.0  # of a run with pretrained weights and without --epochs or --time-limit
+
+
+def last_layers_in_time(
+    network: Network, settings: Settings, datamodule: DataModule, seconds: float
+) -> LastLayersPlan | None:
+    """Return how the last layers are trained in the seconds that are left, or None if there is no room for it."""
+    counts = {split: datamodule.count(split) for split in ("train", "val", "test")}
+    return plan_last_layers(network, settings.precision, counts, seconds - FINISH_SECONDS)
+
+
+def scheduled_epochs(
+    trainer: Trainer,
+    train_batches: Any,
+    val_batches: Any,
+    datamodule: DataModule,
+    *,
+    head: HeadFit | None,
+    seconds_left: Callable[[], float],
+) -> tuple[int, float]:
+    """Return the epochs of all layers that fit into the time, with that of the head, and the seconds for them.
+
+    Args:
+        trainer: of the first step.
+        train_batches, val_batches, datamodule: of the run.
+        head: the head's fit, which was epoch 1, or None.
+        seconds_left: returns what is left of the time limit.
+    """
+    pace = measure_pace(trainer, train_batches, val_batches)
+    evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
+    left = max(collectives.all_gather(seconds_left() - evaluations - FINISH_SECONDS))
+    epochs = epochs_within(left, pace, train_batches.steps, datamodule.size_growth)
+    if head is not None:  # its epoch comes before these
+        epochs = 1 + epochs * (pace.seconds(datamodule.size_growth(1)) <= left)
+        left += head.seconds
+    return epochs, max(left, 0.0)
