@@ -91,7 +91,8 @@ def cross_validate(
         stack.enter_context(Lock(folder))
         if resume is None:
             write_file(folder / "config.yaml", yaml.safe_dump(with_schema(requested), sort_keys=False).encode())
-        given = options if resume is None else {**options, "data": requested["data"]}
+        given = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
+        given["data"] = requested["data"]
         stack.enter_context(share_decoded())
         try:
             return _Folds(train, requested, given, folder=folder, pool=pool, console=console, stop=stop).run()
@@ -149,7 +150,7 @@ class _Folds:
 
     train: Callable[..., Run]
     requested: dict[str, Any]  # the options of the cross-validation
-    given: dict[str, Any]  # those that may go before a fold's own
+    given: dict[str, Any]  # those for a fold that is resumed
     folder: Path
     pool: _Pool
     console: Console

@@ -171,12 +171,23 @@ def stop_in_fold(data, output, number, monkeypatch):
         quick(data, output, folds=3, name="part", stop=stop)
 
 
-def test_options_that_belong_to_all_folds_stay_when_resuming(crossed):
+def test_a_cross_validation_is_no_model(crossed):
+    with pytest.raises(
+        InputError, match="expected the folder of one model, got a cross-validation. Train without --fo"
+    ):
+        sw.load(crossed[0].path)
+
+
+def test_options_that_belong_to_all_folds_stay_when_resuming(crossed, bare):
     result, _ = crossed
     message = "cannot change epochs, seed of a cross-validation: expected the options of .*config.yaml for all folds"
     with pytest.raises(InputError, match=message):
         train(resume=result.path, epochs=3, seed=1)
-    train(resume=result.path, epochs=2, threads=1)
+    shutil.rmtree(result.path / "fold-3" / "plots")
+    (result.path / "fold-3" / "report.html").unlink()  # as if it had been stopped at its end
+    words = Words()
+    train(resume=result.path, epochs=2, threads=1, folds=3, output=result.path.parent, console=words)
+    assert "it is finished after 2 epochs: only judged and reported again" in words
     kept = yaml.safe_load((result.path / "config.yaml").read_text())
     assert kept["folds"] == 3 and kept["schema"] == SCHEMA and "patience" not in kept
 
