@@ -5,7 +5,6 @@ computed once by the quickest engine. Each row of the file has a checksum: whate
 whole are used by the next run with the same layers and images.
 
 Shapes: N images, D features.
-Source: larger images in tests than in training, Touvron et al. 2019, arXiv:1906.06423.
 """
 
 import copy
@@ -36,22 +35,13 @@ __all__ = [
     "FeatureCache",
     "cache_folder",
     "choose_engine",
-    "feature_size",
     "frozen_layers",
-    "seconds_per_image",
-    "size_within",
 ]
 
 _BATCH_SIZE = 64
 # Images of 224 pixels that make up for the seconds that OpenVINO takes to begin: with AMX torch is nearly as fast.
 _WORTH_OPENVINO, _WORTH_OPENVINO_WITH_AMX = 2_000, 12_000
 _OPENVINO_SIZE = 224
-_TIMED = 16  # images by which the pace is measured
-_FIXED_SECONDS, _OTHER_SECONDS = 8.0, 0.004  # of a run without its features; of decoding an image and fitting to it
-_MARGIN = 0.9  # share of the time limit that is planned for
-_SMALLEST, _SIZE_STEP = 128, 32
-_ENLARGED, _ENLARGED_FROM = 9 / 7, 192  # over the size of the weights; smaller ones are not of photographs
-_MOST_ENLARGED = 10_000  # images
 _MAX_BYTES = 4 << 30  # of all files in the folder: older ones are removed
 _SUFFIX = ".features"
 _STORED = {"bf16": ("<u2", torch.bfloat16), "fp32": ("<f4", torch.float32)}
@@ -90,51 +80,6 @@ def choose_engine(trunk: Network, count: int) -> str:
     enough = _WORTH_OPENVINO_WITH_AMX if torch.cpu._is_amx_tile_supported() else _WORTH_OPENVINO
     is_worth = on_cpu and count * (size / _OPENVINO_SIZE) ** 2 >= enough
     return "openvino" if is_worth and find_spec("openvino") is not None else "torch"
-
-
-def feature_size(network: Network, precision: str, *, count: int, time_limit: float | None) -> int:
-    """Return the image size at which features are computed for a head alone.
-
-    Images larger than those that the weights were trained on give better features, since objects in random crops look
-    larger than in whole images (FixRes). At 288 px instead of 224 EfficientNet-Lite0's are right on 96.1% instead of
-    94.8% of ants_bees, and on 89.6% instead of 87.5% of clothing-dataset-small, in 1.65 times the time.
-
-    Args:
-        network: a network with trained weights and a Spec.
-        precision: of the features.
-        count: images of the run.
-        time_limit: seconds for the whole run; None for a size that goes by the number of images alone.
-    """
-    size = network.require_image_spec().size
-    if size < _ENLARGED_FROM:
-        return size
-    largest = round(size * _ENLARGED / _SIZE_STEP) * _SIZE_STEP
-    if time_limit is not None:
-        return size_within(network, precision, largest=largest, count=count, seconds=time_limit)
-    return largest if count <= _MOST_ENLARGED else size
-
-
-def size_within(network: Network, precision: str, *, largest: int, count: int, seconds: float) -> int:
-    """Return the largest image size, at most `largest`, at which a run ends after so many seconds.
-
-    A few images tell how long the features of one take. The time of a smaller one goes with its area.
-    """
-    full, per_image = network.require_image_spec().size, seconds_per_image(network, precision)
-    left = _MARGIN * seconds - _FIXED_SECONDS - count * _OTHER_SECONDS
-    sizes = range(largest, _SMALLEST - 1, -_SIZE_STEP)
-    return next((size for size in sizes if count * per_image * (size / full) ** 2 <= left), sizes[-1])
-
-
-def seconds_per_image(network: Network, precision: str) -> float:
-    """Return the seconds that the features of one image take, by a few images."""
-    trunk = frozen_layers(network)
-    model, x = fuse(trunk, precision), torch.zeros(_TIMED, *trunk.require_image_spec().input_shape)
-    x = x.to(next(trunk.parameters()).device)
-    with torch.inference_mode():
-        model(x)  # weights are packed
-        begin = time.monotonic()
-        model(x).sum().item()
-    return (time.monotonic() - begin) / _TIMED
 
 
 @dataclass

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from skipway.data.images.decoded_cache import pixels_fingerprint
 from skipway.models.network import Network
 from skipway.runs.defaults import class_weights_for
-from skipway.runs.feature_cache import FeatureCache, cache_folder, seconds_per_image
+from skipway.runs.feature_cache import FeatureCache, cache_folder
+from skipway.runs.feature_size import seconds_per_image
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.linear_head import fit_linear_head
 from skipway.training.metrics import Scores

@@ -16,6 +16,7 @@ from skipway.data.images.decoded_cache import (
     DecodeSettings,
     choose_decode_settings,
     decode_images,
+    decoding_seconds,
     fingerprint,
 )
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
@@ -29,7 +30,7 @@ from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import Whitening, whiten
 from skipway.runs.defaults import batch_size_for, device_for, head_for, precision_for
-from skipway.runs.feature_cache import feature_size
+from skipway.runs.feature_size import feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
@@ -122,7 +123,11 @@ class ImageDataModule:
                 device = device_for(recipe.device)
                 count = sum(self.source.count(split) for split in SPLITS)
                 precision = precision_for(recipe, device, is_table=False)
-                size = feature_size(network.to(device), precision, count=count, time_limit=recipe.time_limit)
+                seconds = None
+                if recipe.time_limit is not None:
+                    decoding = decoding_seconds(self.source, settings)
+                    seconds = seconds_for_features(recipe.time_limit, count, decoding)
+                size = feature_size(network.to(device), precision, count=count, seconds=seconds)
                 network.cpu()
                 recipe = replace(recipe, img_size=size)
             settings = replace(settings, size=size, stored_size=round(known.presize * size / known.size))

@@ -10,7 +10,7 @@ from skipway.data.images.loader import Augmentation, ImageBatches
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.model_factory import create_model
 from skipway.runs import feature_cache
-from skipway.runs.feature_cache import FeatureCache, cache_folder, choose_engine, feature_size, frozen_layers
+from skipway.runs.feature_cache import FeatureCache, cache_folder, choose_engine, frozen_layers
 from skipway.training.linear_head import fit_linear_head
 from skipway.utils.stop_signals import StopFlag
 
@@ -197,24 +197,3 @@ def test_openvino_computes_many_images_if_it_is_installed(images, network, tmp_p
     features = cache(network, tmp_path, console=console).features(batches(images), ids)
     expected = plain_features(network, batches(images).pictures(ids))
     assert (features - expected).abs().max() <= 1e-4 * expected.abs().max() and "images/s by openvino" in console
-
-
-def large_network():
-    network = create_model("resnet20", num_classes=3, layers=[1], widths=[8])
-    network.spec = Spec(3, 224, 256, **STATISTICS, class_names=("a", "b", "c"))
-    return network
-
-
-@pytest.mark.parametrize("seconds, size", [(600.0, 288), (25.0, 224), (19.0, 160), (1.0, 128)])
-def test_the_size_goes_down_until_a_run_fits_into_its_time(monkeypatch, seconds, size):
-    clock = iter([0.0, 0.16])  # 10 ms for an image
-    monkeypatch.setattr(feature_cache.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(feature_cache, "_OTHER_SECONDS", 0.0039)
-    # 0.9 * 19 s leave 5.2 s for features after 8 s and 3.9 ms for each of 1,000 images: at 160 pixels they take 5.1 s.
-    assert feature_size(large_network(), "fp32", count=1_000, time_limit=seconds) == size
-
-
-def test_few_images_are_larger_than_those_of_the_weights(network):
-    assert feature_size(large_network(), "fp32", count=10_000, time_limit=None) == 288
-    assert feature_size(large_network(), "fp32", count=10_001, time_limit=None) == 224
-    assert feature_size(network, "fp32", count=10, time_limit=1.0) == SIZE

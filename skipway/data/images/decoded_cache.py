@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ __all__ = [
     "DecodeSettings",
     "choose_decode_settings",
     "decode_images",
+    "decoding_seconds",
     "fingerprint",
     "fitted_array",
     "pixels_fingerprint",
@@ -50,6 +52,7 @@ ROOM = 1.15  # larger ones are stored with this much room to crop from
 _SQUASHED_RATIO = 1.1  # longest side over the shortest up to which pictures are squashed
 _CROPPED_RATIO = 2.0  # and up to which they are cropped
 _THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
+_TIMED = 16  # images by which the pace of decoding is measured
 _SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
 
 
@@ -221,6 +224,16 @@ def share_decoded() -> Iterator[None]:
 def _copy_of(images: DecodedImages) -> DecodedImages:
     """Return the same images to be split and described in another way."""
     return replace(images, splits=dict(images.splits), notes=Counter(images.notes), warnings=list(images.warnings))
+
+
+def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
+    """Return the seconds that decoding an image takes, by a few of them: the threads that decode share the work."""
+    seconds = []
+    for content in source.peek()[:_TIMED]:
+        begin = time.monotonic()
+        _decode_content(content, "", settings)
+        seconds.append(time.monotonic() - begin)
+    return float(np.mean(seconds)) / max(available_cores().count // local_processes(), 1) if seconds else 0.0
 
 
 def fingerprint(images: DecodedImages) -> str:

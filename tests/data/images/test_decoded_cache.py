@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from skipway.data.images.decoded_cache import (
     DecodeSettings,
     choose_decode_settings,
     decode_images,
+    decoding_seconds,
     fingerprint,
     fitted_array,
+    pixels_fingerprint,
+    share_decoded,
 )
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
@@ -221,6 +225,16 @@ def test_fitted_pixels_equal_those_of_a_lossless_file(channels):
     assert np.array_equal(fitted_array(pixels, size=7, channels=channels, resize_mode="crop"), wanted)
 
 
+def test_the_pace_of_decoding_is_that_of_a_few_pictures_on_all_cores(monkeypatch):
+    source = noise_source(40, count=5)
+    clock = iter(range(100))  # a second between two looks
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "available_cores", lambda: SimpleNamespace(count=4))
+    assert decoding_seconds(source, choose_decode_settings(source, None, "auto", 10**6)) == 0.25
+    monkeypatch.setattr(source, "peek", list)
+    assert decoding_seconds(source, choose_decode_settings(source, None, "auto", 10**6)) == 0
+
+
 def noise_source(side, mode="RGB", count=4):
     form, image = "PNG", Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
     if mode == "I;16":
@@ -299,3 +313,22 @@ def test_a_copy_of_the_folder_elsewhere_has_the_same_fingerprint(tmp_path):
         hold_out(packed, 0.2, 0)
         marks.add(fingerprint(packed))
     assert len(marks) == 1
+
+
+def test_a_source_is_decoded_once_where_that_is_shared(tmp_path, monkeypatch):
+    source = open_source(str(class_folders(tmp_path / "set", count=5)))
+    passes = []
+    decode_split = module._decode_split
+    monkeypatch.setattr(module, "_decode_split", lambda *args: passes.append(args[1]) or decode_split(*args))
+    with share_decoded():
+        first = decode_images(source, PACKING)
+        hold_out(first, 0.2, 0)
+        first.warnings.append("odd")
+        second = decode_images(open_source(str(tmp_path / "set")), PACKING)
+        assert list(second.splits) == ["train"] and not second.warnings and second.pixels is first.pixels
+        assert pixels_fingerprint(first) == pixels_fingerprint(second) and fingerprint(first) != fingerprint(second)
+        assert passes == ["train"]
+        decode_images(source, replace(PACKING, stored_size=9))
+        assert len(passes) == 2
+    decode_images(source, PACKING)
+    assert len(passes) == 3
