@@ -12,7 +12,10 @@ from table_files import homes, written
 import skipway as sw
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
-from skipway.runs.finished_run import CrossValidation
+from skipway.runs import train_run
+from skipway.runs.cross_validation import cross_validate
+from skipway.runs.feature_cache import FeatureCache
+from skipway.runs.finished_run import CrossValidation, Run
 from skipway.runs.headline import offer_folds
 from skipway.runs.train_run import train
 from skipway.utils.run_schema import SCHEMA
@@ -157,8 +160,6 @@ def test_a_stopped_cross_validation_resumes_exactly(crossed, data, tmp_path, bar
 def stop_in_fold(data, output, number, monkeypatch):
     """Run until the first epoch of a fold is saved."""
     stop = StopAt(10**9)
-    from skipway.runs import train_run
-
     write = train_run.write_results
 
     def write_and_stop(folder, history):
@@ -251,8 +252,6 @@ def test_a_name_that_is_taken_is_refused_also_if_its_folds_are_not_done(crossed,
 
 def test_all_folds_share_the_features_of_trained_weights(crossed, data, place, tmp_path, bare, monkeypatch):
     computed = []
-    from skipway.runs.feature_cache import FeatureCache
-
     compute = FeatureCache._compute
 
     def counting(self, batches, ids, view, **rows):
@@ -268,13 +267,33 @@ def test_all_folds_share_the_features_of_trained_weights(crossed, data, place, t
     assert result.metrics["accuracy"] > 0.8
 
 
-def test_a_time_limit_is_shared_out_and_later_folds_have_the_size_of_the_first(data, tmp_path, bare):
-    words = Words()
-    options = {**QUICK, "time_limit": 600.0, "output": tmp_path, "console": words}
-    result = train(data, folds=2, **options)
+def test_a_time_limit_is_shared_out(data, tmp_path, bare):
+    result = train(data, folds=2, output=tmp_path, time_limit=600.0, **QUICK)
     recipes = [yaml.safe_load((run.path / "config.yaml").read_text()) for run in result.runs]
     assert [recipe["time_limit"] for recipe in recipes] == [300.0, 300.0]
-    assert [recipe["fold"] for recipe in recipes] == [1, 2] and recipes[1]["threads"] == 1
+    assert [recipe["fold"] for recipe in recipes] == [1, 2]
+
+
+def test_later_folds_take_over_what_the_first_one_has_measured(data, tmp_path):
+    asked = []
+
+    def record(**options):
+        asked.append(options)
+        folder = tmp_path / "runs" / "kinds-2-folds" / options["name"]
+        (folder / "weights").mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"schema": SCHEMA, "img_size": 64}))
+        (folder / "env.json").write_text(json.dumps({"schema": SCHEMA, "threads": 7}))
+        if len(asked) == 2:
+            raise RuntimeError
+        facts = {"data": {"counts": {"train": 2, "val": 1}}, "resolved": {"model": "net"}}
+        metrics = dict.fromkeys(("val_accuracy", "val_loss", "epochs", "best_epoch", "seconds"), 1)
+        return Run(folder, metrics | facts, [])
+
+    options = {"data": str(data), "folds": 2, "output": str(tmp_path / "runs"), "time_limit": 60.0}
+    with pytest.raises(RuntimeError):
+        cross_validate(record, options, console=Words())
+    assert [call.get("img_size") for call in asked] == [None, 64]
+    assert [call.get("threads") for call in asked] == [None, 7]
 
 
 @pytest.mark.parametrize("target, metric", [("price", "r2"), ("dear", "accuracy")])
