@@ -51,7 +51,9 @@ def _recipe_flags(*excluded: str) -> type:
 
 RecipeFlags = _recipe_flags()
 _NO_FLAGS = RecipeFlags()
-RangeTestFlags = _recipe_flags("output", "name")  # find-lr leaves no run folder: its output is the plot
+RangeTestFlags = _recipe_flags(
+    "output", "name", "folds", "fold"
+)  # find-lr leaves no run folder: its output is the plot
 _NO_RANGE_TEST_FLAGS = RangeTestFlags()
 
 

@@ -45,6 +45,11 @@ def weights_file(path: Path) -> Path:
     """The file of weights that a run folder or a file's path stands for."""
     if path.is_dir():
         best = path / "weights" / "best.safetensors"
+        if (path / "fold-1").is_dir():
+            raise InputError(
+                f"cannot load {printable(path)}: expected the folder of one model, got a cross-validation. Train "
+                "without --folds for a model to use, or give the folder of a fold, such as fold-1."
+            )
         if not best.is_file():
             raise InputError(
                 f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or this is "

@@ -8,7 +8,7 @@ import torch
 from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
-from skipway.runs.headline import describe_precision, describe_uncertainty
+from skipway.runs.headline import describe_precision, describe_uncertainty, offer_folds
 from skipway.runs.small_sets import few_steps_line
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
@@ -86,11 +86,13 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
     compared = f" ({baseline['name']}: {baseline[f'val_{metric}']:.4g})" if f"val_{metric}" in baseline else ""
     evaluated = metrics["evaluated_by"]["precision"]
     differences = describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta)
+    is_fold, noun = datamodule.recipe.fold is not None, "rows" if datamodule.noun == "rows" else "images"
+    offer = "" if is_fold else offer_folds(metrics["data"], noun)
     return (
         f"{metrics['status']}: validation {_split_result(metrics, metric, datamodule, 'val')}{compared} "
         f"(epoch {metrics['best_epoch']}){test}, {duration(metrics['seconds'])}, "
         f"{metrics['samples_per_second']:,.0f} {datamodule.noun}/s\n"
-        f"{differences}report: {report}\nweights: {folder}/weights/best.safetensors"
+        f"{differences}report: {report}\nweights: {folder}/weights/best.safetensors{offer}"
     )
 
 

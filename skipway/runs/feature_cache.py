@@ -53,7 +53,11 @@ _STORED = {"bf16": ("<u2", torch.bfloat16), "fp32": ("<f4", torch.float32)}
 def cache_folder(run_folder: Path) -> Path:
     """Return where features are kept: in SKIPWAY_CACHE, or else next to the run folders."""
     folder = os.environ.get("SKIPWAY_CACHE")
-    return Path(folder) / "features" if folder else run_folder.parent / ".cache"
+    if folder:
+        return Path(folder) / "features"
+    parent = run_folder.parent
+    is_fold = (parent / "config.yaml").is_file()  # of a cross-validation, whose folder is next to those of other runs
+    return (parent.parent if is_fold else parent) / ".cache"
 
 
 def frozen_layers(network: Network, last: str | None = None) -> Network:
@@ -97,7 +101,7 @@ class FeatureCache:
         network: it stays as it is.
         precision: "bf16" or "fp32", in which features are computed and kept.
         folder: where files are kept.
-        fingerprint: of the decoded images and their splits.
+        fingerprint: of the decoded images in their order.
         count: images of the run, by which the engine is chosen.
         last: the last of the layers; None for all before the head.
     """

@@ -1,4 +1,4 @@
-"""Run: what a training returns."""
+"""Run: what a training returns, and CrossValidation: what the training of all folds returns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from skipway.models.load_model import load
 from skipway.models.network import Network
 
-__all__ = ["Run"]
+__all__ = ["CrossValidation", "Run"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,13 @@ class Run:
     def network(self) -> Network:
         """Return the trained network."""
         return load(self.best)
+
+
+@dataclass(frozen=True)
+class CrossValidation(Run):
+    """A finished cross-validation: its folder, the values of its folds.json, a row of folds.csv per fold, its runs.
+
+    It has no weights of its own: those of each fold are in `runs`.
+    """
+
+    runs: tuple[Run, ...]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skipway.data.images.decoded_cache import pixels_fingerprint
 from skipway.models.network import Network
 from skipway.runs.defaults import class_weights_for
 from skipway.runs.feature_cache import FeatureCache, cache_folder
@@ -98,7 +99,7 @@ def head_features(
         network,
         precision,
         cache_folder(folder),
-        datamodule.fingerprint,
+        pixels_fingerprint(images),  # runs with other splits have the same features
         len(images.labels),
         console,
         stop,

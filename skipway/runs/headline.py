@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipway.report.verdicts import majority
+from skipway.runs.small_sets import FEW_IMAGES
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
-__all__ = ["describe_precision", "describe_uncertainty", "uncertainty_metrics"]
+__all__ = ["describe_precision", "describe_uncertainty", "offer_folds", "uncertainty_metrics"]
 
+_FOLDS = 5  # of the cross-validation that is offered
 _CERTAIN = 1000  # samples, from which on the interval of an accuracy is at most 3.1 points to each side
 
 
@@ -49,6 +51,24 @@ def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, co
         return f" ({interval})"
     answer = constant["answer"] if metric == "r2" else f"{constant['answer']!r}"
     return f" ({interval}; not distinguishable from always answering {answer}, which has {constant[metric]:{form}})"
+
+
+def offer_folds(data: Mapping[str, Any], noun: str) -> str:
+    """Return a line that offers cross-validation to a small set, or nothing.
+
+    Args:
+        data: description of the data, with its counts.
+        noun: "images" or "rows".
+    """
+    val, total = data["counts"]["val"], data["counts"]["train"] + data["counts"]["val"]
+    sizes = [counts.get("train", 0) + counts.get("val", 0) for counts in data.get("classes", {}).values()]
+    folds = min([_FOLDS, total, *sizes])
+    if total >= FEW_IMAGES or folds < 2:
+        return ""
+    return (
+        f"\nthe validation result is of {val} {noun}: --folds {folds} evaluates all {total}, each by a model that was "
+        "not trained on it"
+    )
 
 
 def describe_precision(precision: str, evaluated: str, *, views: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from skipway.data.folds import Fold, pool_images, split_fold
 from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import (
@@ -69,6 +70,8 @@ class ImageDataModule:
             )
         self.transform = transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
+        if recipe.fold is not None:
+            self.source = pool_images(self.source)
         self.decode_settings = self._decode_settings(recipe)
         count = self.source.count("train")
         self.epochs = recipe.epochs
@@ -94,7 +97,8 @@ class ImageDataModule:
             self.model = choose_model(recipe, self.decode_settings.size, count)
             self.epochs = scratch_epochs(count)
         if new and self.weights.network is None:  # trained weights have had their steps
-            trained = held_out_count(count, recipe.val_fraction, bool(self.source.count("val")))
+            fraction = 1 / recipe.folds if recipe.folds is not None else recipe.val_fraction
+            trained = held_out_count(count, fraction, bool(self.source.count("val")))
             batch_size = batch_size_for(recipe, trained)
             self.epochs = epochs_for_steps(self.epochs, trained, batch_size, recipe.grad_accum_steps)
         self.recipe, self.fits_time_limit = recipe, recipe.time_limit is not None
@@ -143,7 +147,10 @@ class ImageDataModule:
             self.source, self.decode_settings, self.recipe.max_unreadable, console=console, stop=stop
         )
         refuse_leaks(self.images, self.recipe.allow_duplicates)
-        hold_out(self.images, self.recipe.val_fraction, self.recipe.seed)
+        if self.recipe.fold is not None and self.recipe.folds is not None:
+            split_fold(self.images, Fold(self.recipe.fold, self.recipe.folds), self.recipe.seed)
+        else:
+            hold_out(self.images, self.recipe.val_fraction, self.recipe.seed)
         if self.images.mirrored and self.recipe.augment != "none":
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)

@@ -133,6 +133,13 @@ class Recipe:
         minimum=0.001,
         maximum=0.9,
     )
+    folds: int | None = _option(
+        None,
+        "Cross-validate: networks to train, each validated on another fold; each has its share of --time-limit.",
+        minimum=2,
+        maximum=1000,
+    )
+    fold: int | None = _option(None, "Train on one of --folds alone, from 1 on.", minimum=1, maximum=1000)
     precision: str = _option("auto", "bf16, fp32, or auto: bf16 where the hardware has it.")
     device: str = _option("auto", "cpu, cuda, or auto.")
     fsdp: bool = _option(False, "Split weights and optimiser over several processes (FSDP), where one is too small.")
@@ -156,7 +163,7 @@ class Recipe:
     name: str | None = _option(None, "Name of the run folder; default: data-model, numbered where taken.")
 
     def __post_init__(self) -> None:
-        problems = [*self._field_problems(), *self._text_problems()]
+        problems = [*self._field_problems(), *self._text_problems(), *self._fold_problems()]
         if problems:
             raise InputError("the recipe does not work: " + "; ".join(problems))
 
@@ -181,6 +188,15 @@ class Recipe:
             for name, value in values.items()
             if isinstance(value, str) and not re.fullmatch(TEXTS[name].pattern, value)
         ]
+
+    def _fold_problems(self) -> list[str]:
+        """Return which fields of cross-validation do not fit to one another."""
+        problems = []
+        if isinstance(self.fold, int) and isinstance(self.folds, int) and self.fold > self.folds:
+            problems.append(f"fold is from 1 to {self.folds}, the number of folds, not {self.fold}")
+        if self.folds is not None and "val_fraction" in self.changed():
+            problems.append("folds and val_fraction exclude each other, since folds hold their own share out")
+        return problems
 
     @classmethod
     def names(cls) -> list[str]:

@@ -18,7 +18,17 @@ from skipway.runs.run_folder import read_recipe
 from skipway.training.checkpoint import Checkpoint, load_checkpoint
 from skipway.training.settings_diff import differences
 
-__all__ = ["EarlierRun", "describe_changes", "find_data", "machine_facts", "read_earlier_run", "read_splits"]
+__all__ = [
+    "ENDS",
+    "KEPT_SETTINGS",
+    "MAY_CHANGE",
+    "EarlierRun",
+    "describe_changes",
+    "find_data",
+    "machine_facts",
+    "read_earlier_run",
+    "read_splits",
+]
 
 # Options that may change when a run is resumed; everything else belongs to the run itself.
 MAY_CHANGE = {
@@ -39,7 +49,20 @@ MAY_CHANGE = {
     "recompute",
     "watch",
 }
-_ENDS = ("epochs", "patience", "time_limit")  # options that decide where a run ends
+ENDS = ("epochs", "patience", "time_limit")  # options that decide where a run ends
+# Settings that a resumed run keeps as they were resolved when it began.
+KEPT_SETTINGS = (
+    "lr",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "bias_lr_mult",
+    "label_smoothing",
+    "freeze_epochs",
+    "head",
+    "layer_decay",
+    "class_weights",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,7 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
             "give more, or load its weights as they are"
         )
     ended = state["status"] != "running"
-    end_moved = any(getattr(requested, name) != checkpoint.state["recipe"][name] for name in _ENDS)
+    end_moved = any(getattr(requested, name) != checkpoint.state["recipe"][name] for name in ENDS)
     reopened = ended and end_moved and requested.epochs > state["epoch"]
     remarks = [f"passed over: {reason}" for reason in checkpoint.refused]
     remarks += _inexact_reasons(checkpoint.state, recipe)
@@ -168,7 +191,8 @@ def find_data(data: str | None, folder: Path) -> str | None:
     """Return the data as seen from here or from the run folder, which may both have moved."""
     if data is None or data in BUILT_IN or Path(data).expanduser().exists():
         return data
-    candidates = [folder / ".." / data, folder / ".." / ".." / data]  # an absolute path stays itself
+    above = (folder / "..", folder / ".." / "..", folder / ".." / ".." / "..")  # of a fold there is one folder more
+    candidates = [place / data for place in above]  # an absolute path stays itself
     return next((str(path) for path in candidates if path.exists()), data)
 
 

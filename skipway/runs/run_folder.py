@@ -52,12 +52,17 @@ def _named_folder(output: Path, name: str) -> Path:
             "the folder above it is --output"
         )
     folder = output / name
-    if (folder / "weights").exists():  # a run that never came to train may be started again
+    if _has_begun(folder):  # a run that never came to train may be started again
         raise InputError(
             f"{printable(folder)} holds a run already; go on with it by --resume {printable(folder)}, or take "
             "another --name"
         )
     return folder
+
+
+def _has_begun(folder: Path) -> bool:
+    """Return whether a run, or a fold of a cross-validation, has something to keep."""
+    return (folder / "weights").exists() or any(folder.glob("fold-*/weights"))
 
 
 @contextlib.contextmanager
@@ -66,7 +71,7 @@ def remove_if_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except (InputError, StorageError):
-        if not (folder / "weights").exists():
+        if not _has_begun(folder):
             with contextlib.suppress(OSError):
                 (folder / "config.yaml").unlink(missing_ok=True)
                 folder.rmdir()  # only if nothing else is in it

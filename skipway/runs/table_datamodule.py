@@ -3,11 +3,13 @@
 import csv
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from skipway.data.folds import Fold, pool_tables
 from skipway.data.sample_order import Shard
 from skipway.data.tables.dataset import (
     TableDataset,
@@ -50,7 +52,11 @@ class TableDataModule:
     fits_time_limit = False
 
     def __init__(self, tables: TableSource, recipe: Recipe):
-        self.tables, self.recipe, self.name = tables, recipe, tables.name
+        self.recipe, self.name, self.fold = recipe, tables.name, None
+        if recipe.fold is not None and recipe.folds is not None:
+            self.fold = Fold(recipe.fold, recipe.folds)
+            tables = replace(tables, splits=pool_tables(tables.splits, tables.ignored))
+        self.tables = tables
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)
         self.rows = self._read(None)
@@ -61,7 +67,12 @@ class TableDataModule:
     def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
         return build_table_dataset(
-            self.tables, recipe.val_fraction, recipe.seed, max_unreadable=recipe.max_unreadable, spec=spec
+            self.tables,
+            recipe.val_fraction,
+            recipe.seed,
+            max_unreadable=recipe.max_unreadable,
+            spec=spec,
+            fold=self.fold,
         )
 
     def prepare(self, console: Console, stop: StopFlag) -> None:

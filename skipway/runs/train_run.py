@@ -17,6 +17,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.runs.console_summary import introduction, range_test_line
+from skipway.runs.cross_validation import cross_validate, is_cross_validation
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for, settings_for
 from skipway.runs.environment import describe_environment
@@ -28,7 +29,7 @@ from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.last_layers import frozen_batches, last_layers_line, layers_after, refuse_unfreezable
 from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
-from skipway.runs.resume import EarlierRun, machine_facts, read_earlier_run
+from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts, read_earlier_run
 from skipway.runs.run_crash_report import crash_report
 from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder, write_recipe
@@ -48,20 +49,6 @@ from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["Run", "train"]
-
-# Settings that a resumed run keeps as they were resolved when it began.
-_KEPT_SETTINGS = (
-    "lr",
-    "optimizer",
-    "momentum",
-    "weight_decay",
-    "bias_lr_mult",
-    "label_smoothing",
-    "freeze_epochs",
-    "head",
-    "layer_decay",
-    "class_weights",
-)
 
 
 def train(
@@ -92,6 +79,9 @@ def train(
             resuming.
         options: fields of `skipway.Recipe`: epochs, batch_size, lr, seed, ...
 
+    Returns:
+        The run; with `folds` a CrossValidation, whose `runs` are those of the folds.
+
     Raises:
         InputError: something given cannot be used. StorageError: the disk. NotFiniteError: the numbers.
         Interrupted: `stop` was set; the work was saved.
@@ -101,6 +91,9 @@ def train(
     options = plain_options({"data": data, "model": model, **options})
     if resume is not None and config is not None:
         raise InputError("give --resume or --config, not both: a run goes on with its own config.yaml")
+    if is_cross_validation(options, config, resume):
+        fold = partial(train, allow_changed_data=allow_changed_data, transform=transform)
+        return cross_validate(fold, options, config=config, resume=resume, console=console, stop=stop)
     with preserve_global_state(), ExitStack() as stack:
         stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
@@ -159,6 +152,8 @@ def _refuse_unusable(recipe: Recipe) -> None:
         raise InputError(
             "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
         )
+    if recipe.fold is not None and recipe.folds is None:
+        raise InputError("cannot train one fold: expected the number of folds, got none. Add --folds 5.")
     phases(recipe)
     refuse_unwatchable(recipe)
 
@@ -268,7 +263,7 @@ class _PreparedRun:
         if checkpoint is None:
             return settings, batch_size
         saved = checkpoint.state["settings"]
-        return replace(settings, **{name: saved[name] for name in _KEPT_SETTINGS}), checkpoint.state["batch_size"]
+        return replace(settings, **{name: saved[name] for name in KEPT_SETTINGS}), checkpoint.state["batch_size"]
 
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
         """Return what checkpoints keep of the run next to the trainer's tensors and state."""

@@ -14,6 +14,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -39,6 +41,8 @@ __all__ = [
     "decoding_seconds",
     "fingerprint",
     "fitted_array",
+    "pixels_fingerprint",
+    "share_decoded",
 ]
 
 RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
@@ -150,6 +154,9 @@ def decode_images(
         StorageError: the memory map does not fit on the disk.
         Interrupted: `stop` was set meanwhile.
     """
+    shared, request = _SHARED.get(), (source.name, source.keys, settings, max_unreadable, need_every_class)
+    if shared is not None and shared.get("request") == request:
+        return _copy_of(shared["images"])
     console, stop = console or Console(quiet=True), stop or StopFlag()
     splits = [split for split in SPLITS if source.count(split)]
     total = sum(source.count(split) for split in splits)
@@ -196,7 +203,27 @@ def decode_images(
     _refuse_too_many_unreadable(images, total, max_unreadable)
     if need_every_class:
         _refuse_lost_classes(images)
+    if shared is not None:
+        shared.update(request=request, images=_copy_of(images))
     return images
+
+
+_SHARED: ContextVar[dict[str, Any] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def share_decoded() -> Iterator[None]:
+    """Decode the images of a source once in this context: the folds of a cross-validation are of the same ones."""
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def _copy_of(images: DecodedImages) -> DecodedImages:
+    """Return the same images to be split and described in another way."""
+    return replace(images, splits=dict(images.splits), notes=Counter(images.notes), warnings=list(images.warnings))
 
 
 def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
@@ -221,6 +248,12 @@ def fingerprint(images: DecodedImages) -> str:
             line = f"{split}\0{images.keys[i]}\0{images.labels[i]}\0{images.digests[i]}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))  # names need not be UTF-8
     return digest.hexdigest()
+
+
+def pixels_fingerprint(images: DecodedImages) -> str:
+    """SHA-256 over the content of all images in their order, and how they are decoded, whatever their splits are."""
+    settings = astuple(replace(images.settings, max_pixels=0))
+    return hashlib.sha256(repr((settings, images.digests)).encode()).hexdigest()
 
 
 def _mute_libtiff() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.images.split import FEW, IMBALANCED, holdout_mask
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.read_table import BUILT_IN_TABLES, Table, bundled_table, join_quoted, read_table, table_files
@@ -119,11 +120,18 @@ def open_table_source(
 
 
 def build_table_dataset(
-    source: TableSource, fraction: float, seed: int, *, max_unreadable: float = 0.01, spec: TableSpec | None = None
+    source: TableSource,
+    fraction: float,
+    seed: int,
+    *,
+    max_unreadable: float = 0.01,
+    spec: TableSpec | None = None,
+    fold: Fold | None = None,
 ) -> TableDataset:
     """Encode the rows of all splits, with a part of the training rows held out if there is no validation table.
 
-    `spec` is that of a trained network, to continue with; else it is made from the training rows alone.
+    `spec` is that of a trained network, to continue with; else it is made from the training rows alone. With a `fold`
+    of cross-validation, that is held out.
 
     Raises:
         InputError: a cell, a column or the target cannot be used; names line and column.
@@ -145,7 +153,10 @@ def build_table_dataset(
     used = [column.name for column in spec.columns] if spec else list(choice.kinds)
     digests = _digest_rows(list(tables.values()), used, target.values)
     warnings = choice.warnings + warn_of_copies(digests, splits)
-    if "val" not in splits:
+    if fold is not None:
+        labels = target.values if target.task == "classification" else np.zeros(len(digests), np.int64)
+        splits = split_rows(labels, digests, target.class_names, fold=fold, seed=seed, name=source.name)
+    elif "val" not in splits:
         splits = _hold_out(splits, target, digests, fraction=fraction, seed=seed)
     if spec is None:
         rows = splits["train"]  # the training table comes first, so these are its own rows too
@@ -325,10 +336,7 @@ def _hold_out(
             + (f" (and {len(single) - 1} other classes too)" if len(single) > 1 else "")
             + ", too few to train on some and validate on others; add at least one more, or a val table"
         )
-    # Copies stay together, unless so few rows differ that a class would lie on one side.
-    distinct = [len({digests[i] for i in train[labels[train] == label]}) for label in np.unique(labels[train])]
-    separate = 2 * sum(distinct) < len(train) or min(distinct) < 2
-    groups = [str(i) for i in range(len(digests))] if separate else digests
+    groups = groups_of_copies(train, labels, digests, least=2)
     in_val = holdout_mask(train, labels, groups, fraction=fraction, seed=seed)
     return {"train": train[~in_val], "val": train[in_val], **{k: v for k, v in splits.items() if k == "test"}}
 

@@ -19,6 +19,8 @@ from skipway.data.images.decoded_cache import (
     decoding_seconds,
     fingerprint,
     fitted_array,
+    pixels_fingerprint,
+    share_decoded,
 )
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
@@ -311,3 +313,22 @@ def test_a_copy_of_the_folder_elsewhere_has_the_same_fingerprint(tmp_path):
         hold_out(packed, 0.2, 0)
         marks.add(fingerprint(packed))
     assert len(marks) == 1
+
+
+def test_a_source_is_decoded_once_where_that_is_shared(tmp_path, monkeypatch):
+    source = open_source(str(class_folders(tmp_path / "set", count=5)))
+    passes = []
+    decode_split = module._decode_split
+    monkeypatch.setattr(module, "_decode_split", lambda *args: passes.append(args[1]) or decode_split(*args))
+    with share_decoded():
+        first = decode_images(source, PACKING)
+        hold_out(first, 0.2, 0)
+        first.warnings.append("odd")
+        second = decode_images(open_source(str(tmp_path / "set")), PACKING)
+        assert list(second.splits) == ["train"] and not second.warnings and second.pixels is first.pixels
+        assert pixels_fingerprint(first) == pixels_fingerprint(second) and fingerprint(first) != fingerprint(second)
+        assert passes == ["train"]
+        decode_images(source, replace(PACKING, stored_size=9))
+        assert len(passes) == 2
+    decode_images(source, PACKING)
+    assert len(passes) == 3

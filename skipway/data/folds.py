@@ -1,0 +1,185 @@
+"""Folds of cross-validation: each sample is validated on once, and trained on in every other fold."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+
+from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.sources.image_source import Content, Source
+from skipway.data.sources.read_table import Table
+from skipway.data.tables.columns import as_texts
+from skipway.errors import InputError, printable
+
+__all__ = [
+    "Fold",
+    "describe_pool",
+    "fold_numbers",
+    "groups_of_copies",
+    "pool_images",
+    "pool_tables",
+    "refuse_too_many_folds",
+    "split_fold",
+    "split_rows",
+]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of several: its number, from 1 on, and how many there are."""
+
+    number: int
+    count: int
+
+
+def fold_numbers(labels: np.ndarray, groups: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """Return the fold of each sample, from 1 to `count`, as (N,) integers.
+
+    Each class has its share in every fold, within one, and all folds are equally large, within one. Samples of equal
+    group are in one fold, and count once.
+
+    Args:
+        labels: (N,) class of each sample, or zeros for a target of numbers.
+        groups: N names of the samples' contents.
+        count: number of folds.
+        seed: of the order in which samples are dealt out.
+    """
+    first_of: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        first_of.setdefault(group, i)
+    kinds = np.array(list(first_of.values()), np.int64)
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
+    by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
+    numbers = np.empty(len(kinds), np.int64)
+    numbers[by_class] = 1 + np.arange(len(kinds)) % count
+    number_of = dict(zip(first_of, numbers.tolist(), strict=True))
+    return np.array([number_of[group] for group in groups])
+
+
+def refuse_too_many_folds(
+    labels: np.ndarray, groups: Sequence[str], class_names: Sequence[str], *, count: int, name: str, noun: str
+) -> None:
+    """Raise InputError unless every class has a sample for each fold, copies not counted.
+
+    Args:
+        labels, groups: those of `fold_numbers`.
+        class_names: names of the classes; nothing for a target of numbers.
+        count: number of folds.
+        name: that of the data.
+        noun: "images" or "rows".
+    """
+    first_of = {group: i for i, group in reversed(list(enumerate(groups)))}
+    counts = np.bincount(labels[list(first_of.values())], minlength=max(len(class_names), 1))
+    fewest = int(counts.min())
+    if fewest >= count:
+        return
+    of_class = f" of {printable(class_names[int(counts.argmin())])!r}" if len(class_names) else ""
+    fix = f"Use --folds {fewest}, or add {noun}" if fewest > 1 else f"Add {noun}"
+    raise InputError(
+        f"cannot make {count} folds of {printable(name)}: expected at least {count} different {noun}"
+        f"{' of each class' if of_class else ''}, got {fewest}{of_class}. {fix}."
+    )
+
+
+def split_fold(images: DecodedImages, fold: Fold, seed: int) -> None:
+    """Give the images of one fold to validation and those of all others to training; copies stay together.
+
+    Raises:
+        InputError: a class has fewer images than there are folds.
+    """
+    pooled = images.splits["train"]
+    labels, digests = images.labels[pooled], [images.digests[i] for i in pooled]
+    refuse_too_many_folds(labels, digests, images.class_names, count=fold.count, name=images.name, noun="images")
+    in_val = fold_numbers(labels, digests, fold.count, seed) == fold.number
+    images.splits = {"train": pooled[~in_val], "val": pooled[in_val]}
+
+
+def split_rows(
+    labels: np.ndarray, digests: list[str], class_names: Sequence[str], *, fold: Fold, seed: int, name: str
+) -> dict[str, np.ndarray]:
+    """Return the rows of one fold of a table for validation, and those of all others for training.
+
+    Args:
+        labels: (N,) class of each row, or zeros for a target of numbers.
+        digests: of the rows' contents.
+        class_names: names of the classes; nothing for a target of numbers.
+        fold: the fold.
+        seed: of the order in which rows are dealt out.
+        name: that of the table.
+
+    Raises:
+        InputError: a class has fewer rows than there are folds.
+    """
+    rows = np.arange(len(digests))
+    groups = groups_of_copies(rows, labels, digests, least=fold.count)
+    refuse_too_many_folds(labels, groups, class_names, count=fold.count, name=name, noun="rows")
+    in_val = fold_numbers(labels, groups, fold.count, seed) == fold.number
+    return {"train": rows[~in_val], "val": rows[in_val]}
+
+
+def groups_of_copies(rows: np.ndarray, labels: np.ndarray, digests: list[str], *, least: int) -> list[str]:
+    """Return a name of each row's content, by which copies stay together; of each row alone if too few differ.
+
+    Too few are less than half of all `rows`, or less than `least` of a class.
+    """
+    distinct = [len({digests[i] for i in rows[labels[rows] == label]}) for label in np.unique(labels[rows])]
+    separate = 2 * sum(distinct) < len(rows) or min(distinct) < least
+    return [str(i) for i in range(len(digests))] if separate else digests
+
+
+def describe_pool(counts: Mapping[str, int], noun: str) -> str:
+    """Return what becomes of the splits that data has already, or nothing if it has none.
+
+    >>> describe_pool({"train": 80, "val": 20, "test": 10}, "images")
+    'the 80 train and 20 val images are pooled, the 10 test images are left out'
+    """
+    parts = []
+    if counts.get("val"):
+        parts.append(f"the {counts['train']:,} train and {counts['val']:,} val {noun} are pooled")
+    if counts.get("test"):
+        parts.append(f"the {counts['test']:,} test {noun} are left out")
+    return ", ".join(parts)
+
+
+def pool_images(source: Source) -> Source:
+    """Return a source whose training images are those for training and validation, without test images."""
+    splits = [split for split in ("train", "val") if source.count(split)]
+
+    def contents(split: str) -> Iterator[Content]:
+        return chain.from_iterable(map(source.contents, splits if split == "train" else ()))
+
+    return replace(
+        source,
+        keys={"train": list(chain.from_iterable(source.keys[split] for split in splits))},
+        labels={"train": np.concatenate([source.labels[split] for split in splits])},
+        contents=contents,
+    )
+
+
+def pool_tables(splits: Mapping[str, Table], ignored: Sequence[str]) -> dict[str, Table]:
+    """Return one training table of the rows for training and validation, without test rows.
+
+    Raises:
+        InputError: the validation table lacks a column.
+    """
+    train = splits["train"]
+    if "val" not in splits:
+        return {"train": train}
+    val = splits["val"]
+    columns = {
+        name: _join_columns(column, val.column(name)) for name, column in train.columns.items() if name not in ignored
+    }
+    thousands = train.thousands and val.thousands
+    row_name, notes = _row_names(train, val), [*train.notes, *val.notes]
+    return {"train": replace(train, columns=columns, row_name=row_name, notes=notes, thousands=thousands)}
+
+
+def _join_columns(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    if first.dtype != second.dtype:
+        first, second = as_texts(first), as_texts(second)
+    return np.concatenate([first, second])
+
+
+def _row_names(first: Table, second: Table) -> Callable[[int], str]:
+    return lambda i: first.row_name(i) if i < len(first) else second.row_name(i - len(first))

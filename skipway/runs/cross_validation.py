@@ -1,0 +1,221 @@
+"""Cross-validation: one run per fold, so that a model that was not trained on it evaluates each sample once."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skipway.data.folds import describe_pool
+from skipway.data.images.decoded_cache import share_decoded
+from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.image_source import SPLITS
+from skipway.data.tables.dataset import open_table_source
+from skipway.errors import InputError, Interrupted, printable
+from skipway.report.run_reader import Reader, history_of
+from skipway.runs.finished_run import CrossValidation, Run
+from skipway.runs.fold_results import describe_fold, describe_folds, fold_row, samples_of_run, write_folds
+from skipway.runs.recipe import Recipe
+from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
+from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder
+from skipway.utils.atomic_files import Lock, check_writable, write_file
+from skipway.utils.console import Console, duration
+from skipway.utils.run_schema import with_schema
+from skipway.utils.stop_signals import StopFlag
+
+__all__ = ["cross_validate", "is_cross_validation"]
+
+
+class _BarsOnly(Console):
+    """The console of one fold: its progress bars, but not its lines."""
+
+    def print(self, text: str) -> None:
+        """Print nothing."""
+
+
+def is_cross_validation(options: Mapping[str, Any], config: Any, resume: Any) -> bool:
+    """Return whether a call of `train` asks for all folds of a cross-validation.
+
+    Args:
+        options: plain values of the call.
+        config, resume: its YAML file and its folder, if given.
+    """
+    if resume is not None:
+        requested = Recipe.read(resolve_run_folder(Path(resume)) / "config.yaml")
+    else:
+        requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
+    return requested.get("folds") is not None and requested.get("fold") is None
+
+
+def cross_validate(
+    train: Callable[..., Run],
+    options: dict[str, Any],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    console: Console,
+    stop: StopFlag | None = None,
+) -> CrossValidation:
+    """Train and evaluate every fold that is not done yet, and write what all of them tell together.
+
+    Args:
+        train: trains one fold; takes options, `resume`, `console` and `stop`.
+        options: plain values of the call.
+        config, resume: a YAML file of options, or the folder of a cross-validation to go on with.
+        console, stop: for progress, and to end early.
+
+    Raises:
+        InputError: an option cannot be used. Interrupted: `stop` was set; the folds that are done are kept.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(
+            f"cannot train all folds: expected one process, got {processes}. Leave --nproc out, or "
+            "train each fold with --fold."
+        )
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopFlag())
+        if resume is None:
+            requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
+            pool = _open_pool(Recipe.of(requested))
+            folder = new_folder(Recipe.of(requested), pool.name, f"{requested['folds']}-folds")
+            stack.enter_context(remove_if_refused(folder))
+        else:
+            folder = resolve_run_folder(Path(resume))
+            requested = _resumed_options(folder, options)
+            pool = _open_pool(Recipe.of(requested))
+        check_writable(folder)
+        stack.enter_context(Lock(folder))
+        if resume is None:
+            write_file(folder / "config.yaml", yaml.safe_dump(with_schema(requested), sort_keys=False).encode())
+        given = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
+        given["data"] = requested["data"]
+        stack.enter_context(share_decoded())
+        try:
+            return _Folds(train, requested, given, folder=folder, pool=pool, console=console, stop=stop).run()
+        finally:
+            if any(folder.glob("fold-*/weights")):
+                point_last(folder)
+
+
+def _resumed_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a cross-validation with those of this call.
+
+    Raises:
+        InputError: an option cannot change.
+    """
+    before = Recipe.read(folder / "config.yaml", need_schema=True)
+    known = Recipe.of(before).as_dict()
+    fixed = [k for k, v in options.items() if (k not in MAY_CHANGE or k in ENDS) and k in known and v != known[k]]
+    if fixed:
+        raise InputError(
+            f"cannot change {', '.join(sorted(fixed))} of a cross-validation: expected the options of "
+            f"{printable(folder / 'config.yaml')} for all folds. Leave that out, or start a new one."
+        )
+    requested = {**before, **options}
+    return {**requested, "data": find_data(requested.get("data"), folder)}
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The data to cross-validate on: its name, its noun, the samples of each split, and whether it is a table."""
+
+    name: str
+    noun: str
+    counts: dict[str, int]
+
+    def describe(self, folds: int) -> str:
+        """Return the first line of a cross-validation."""
+        total = self.counts["train"] + self.counts.get("val", 0)
+        pooled = describe_pool(self.counts, self.noun)
+        return f"data: {self.name}, {folds} folds of {total:,} {self.noun}{f' ({pooled})' if pooled else ''}"
+
+
+def _open_pool(recipe: Recipe) -> _Pool:
+    if recipe.data is None:
+        raise InputError("cannot cross-validate: expected DATA, got none. Give a folder, a table or a built-in name.")
+    tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
+    if tables is not None:
+        return _Pool(tables.name, "rows", {split: len(table) for split, table in tables.splits.items()})
+    source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
+    return _Pool(source.name, "images", {split: n for split in SPLITS if (n := source.count(split))})
+
+
+@dataclass
+class _Folds:
+    """One call of `cross_validate` from its folder on."""
+
+    train: Callable[..., Run]
+    requested: dict[str, Any]  # the options of the cross-validation
+    given: dict[str, Any]  # those for a fold that is resumed
+    folder: Path
+    pool: _Pool
+    console: Console
+    stop: StopFlag
+
+    def __post_init__(self) -> None:
+        self.count: int = self.requested["folds"]
+
+    def run(self) -> CrossValidation:
+        """Train the folds that are missing, and return what all of them tell."""
+        self.console.print(f"cross-validation {self.folder}\n{self.pool.describe(self.count)}")
+        runs: list[Run] = []
+        for number in range(1, self.count + 1):
+            begin, is_found = time.monotonic(), (run := self._finished(number)) is not None
+            run = run or self._train(number)
+            runs.append(run)
+            self._refuse_other_samples(runs[0], run)
+            took = "found" if is_found else duration(time.monotonic() - begin)
+            self.console.print(f"fold {number} of {self.count}: {describe_fold(run)}, {took}")
+        values = write_folds(self.folder, runs, data=self.pool.name, counts=self.pool.counts)
+        self.console.print(describe_folds(values, self.pool.noun, self.folder))
+        return CrossValidation(self.folder, values, [fold_row(run) for run in runs], runs=tuple(runs))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"fold-{number}"
+
+    def _finished(self, number: int) -> Run | None:
+        """Return the run of a fold if it is done, report and all."""
+        folder = self._path(number)
+        if not (folder / "report.html").is_file():
+            return None
+        reader = Reader(folder)
+        metrics, rows = reader.json("metrics.json"), reader.table("results.csv")
+        return Run(folder, metrics, history_of(rows)) if metrics and rows else None
+
+    def _train(self, number: int) -> Run:
+        folder, bars = self._path(number), _BarsOnly(self.console.quiet, self.console.stream)
+        try:
+            if (folder / "weights").exists():
+                return self.train(**self.given, resume=folder, console=self.console, stop=self.stop)
+            return self.train(**self._options(number), console=bars, stop=self.stop)
+        except Interrupted:
+            raise Interrupted(
+                f"stopped by {self.stop.name} in fold {number} of {self.count}; what is done is kept, go on with "
+                f"--resume {printable(self.folder)}"
+            ) from None
+
+    def _options(self, number: int) -> dict[str, Any]:
+        """Return the options of a new fold: those of all, and what the first one has measured."""
+        options = {**self.requested, "fold": number, "output": str(self.folder), "name": f"fold-{number}"}
+        limit = self.requested.get("time_limit")
+        if limit is not None:
+            options["time_limit"] = limit / self.count
+        if number > 1:
+            first = Reader(self._path(1))
+            options["threads"] = first.json("env.json").get("threads")
+            if limit is not None:
+                options["img_size"] = first.yaml("config.yaml").get("img_size")
+        return options
+
+    def _refuse_other_samples(self, first: Run, run: Run) -> None:
+        """Raise InputError if a fold was made of other samples than the first one."""
+        if samples_of_run(first.path) != samples_of_run(run.path):
+            raise InputError(
+                f"the folds of {printable(self.folder)} differ: expected the {self.pool.noun} of fold-1 in "
+                f"{run.path.name}, got others. Put them back and remove {run.path.name}, or start a new "
+                "cross-validation."
+            )

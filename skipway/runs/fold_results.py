@@ -1,0 +1,186 @@
+"""Results of cross-validation: the metric of all samples by models that were not trained on them, and of each fold.
+
+Source: Stone, Cross-validatory choice and assessment of statistical predictions, 1974. The interval of the pooled
+accuracy takes answers as independent, which those of one model are not quite: Bengio and Grandvalet, No unbiased
+estimator of the variance of k-fold cross-validation, 2004.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from skipway.errors import InputError, printable
+from skipway.report.run_reader import UNREADABLE, rows_of
+from skipway.runs.finished_run import Run
+from skipway.runs.headline import describe_uncertainty, uncertainty_metrics
+from skipway.runs.run_csv_tables import write_table
+from skipway.training.metrics import RegressionScores
+from skipway.utils.atomic_files import write_json
+from skipway.utils.run_schema import with_schema
+
+__all__ = ["describe_fold", "describe_folds", "fold_row", "samples_of_run", "write_folds"]
+
+
+def write_folds(folder: Path, runs: Sequence[Run], *, data: str, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Write folds.json, folds.csv and predictions.csv; return the values of folds.json.
+
+    Args:
+        folder: that of the cross-validation.
+        runs: those of the folds, in their order.
+        data: name of the data.
+        counts: samples of each split that the data came with.
+
+    Raises:
+        InputError: a fold's predictions.csv is damaged.
+    """
+    rows = _pooled_predictions(runs)
+    write_table(folder / "predictions.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
+    folds = [fold_row(run) for run in runs]
+    write_table(folder / "folds.csv", tuple(folds[0]), (tuple(row.values()) for row in folds))
+    metric = _metric_of(runs[0])
+    values = [fold[metric] for fold in folds]
+    facts = {
+        "data": data,
+        "counts": dict(counts),
+        "count": len(rows),
+        **(_class_metrics(rows) if metric == "accuracy" else _number_metrics(rows)),
+        "mean": mean(values),
+        "standard_deviation": stdev(values),
+        "seconds": round(sum(fold["seconds"] for fold in folds), 2),
+        "folds": folds,
+    }
+    write_json(folder / "folds.json", with_schema(facts))
+    return facts
+
+
+def _metric_of(run: Run) -> str:
+    return "accuracy" if "val_accuracy" in run.metrics else "r2"
+
+
+def fold_row(run: Run) -> dict[str, Any]:
+    """Return the row of a fold in folds.csv."""
+    metrics = run.metrics
+    names = ("accuracy", "loss") if _metric_of(run) == "accuracy" else ("r2", "rmse", "mae")
+    return {
+        "fold": int(run.path.name.rpartition("-")[2]),
+        "folder": run.path.name,
+        "train": metrics["data"]["counts"]["train"],
+        "val": metrics["data"]["counts"]["val"],
+        **{name: metrics[f"val_{name}"] for name in names},
+        "epochs": metrics["epochs"],
+        "best_epoch": metrics["best_epoch"],
+        "seconds": metrics["seconds"],
+    }
+
+
+def samples_of_run(folder: Path) -> dict[str, str]:
+    """Return {name: fingerprint} of the samples in the splits.csv of a run, or nothing if it is damaged."""
+    try:
+        with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
+            return {row[0]: row[-1] for row in csv.reader(file) if row}
+    except UNREADABLE:
+        return {}
+
+
+def _pooled_predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the rows of the folds' predictions.csv with their fold, by name.
+
+    Raises:
+        InputError: a table is damaged, so that not every sample is there once.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        number = int(run.path.name.rpartition("-")[2])
+        try:
+            rows += [{**_with_numbers(row), "fold": number} for row in rows_of(run.path / "predictions.csv")]
+        except (*UNREADABLE, KeyError) as error:
+            raise _damaged(run.path) from error
+        if len(rows) != sum(r.metrics["data"]["counts"]["val"] for r in runs[:number]):
+            raise _damaged(run.path)
+    return sorted(rows, key=lambda row: _natural(next(iter(row.values()))))
+
+
+def _with_numbers(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row of predictions.csv with numbers in the columns that have them."""
+    names = ("target", "predicted", "error") if "target" in row else ("probability", "label_probability", "loss")
+    return {**row, **{name: float(row[name]) for name in names}}
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(
+        f"{printable(folder)}: predictions.csv cannot be used: expected one row for each validation sample. Remove "
+        "that folder, and resume the cross-validation."
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts numbers in names by their value.
+
+    >>> sorted(["b:10", "b:9", "a"], key=_natural)
+    ['a', 'b:9', 'b:10']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+
+def _class_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return accuracy and loss of all samples, the interval, and the constant answer to compare with."""
+    accuracy = float(np.mean([row["predicted"] == row["label"] for row in rows]))
+    counts = Counter(row["label"] for row in rows)
+    classes = {name: {"train": n, "val": n} for name, n in sorted(counts.items())}
+    values = {"accuracy": accuracy, "loss": float(np.mean([row["loss"] for row in rows]))}
+    return {**values, **_uncertainty(values, "accuracy", {"counts": {"val": len(rows)}, "classes": classes})}
+
+
+def _number_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return R2 and errors of all rows, the interval, and the constant answer to compare with."""
+    targets, predicted = (np.array([row[name] for row in rows]) for name in ("target", "predicted"))
+    scores = RegressionScores(np.arange(len(rows)), np.square(predicted - targets), predicted, targets)
+    values = {"r2": scores.r2, "rmse": scores.rmse, "mae": scores.mae}
+    return {**values, **_uncertainty(values, "r2", {"counts": {"val": len(rows)}})}
+
+
+def _uncertainty(values: Mapping[str, float], metric: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    found = uncertainty_metrics({f"val_{metric}": values[metric]}, metric, data)
+    return {name.removeprefix("val_"): value for name, value in found.items()}
+
+
+def describe_fold(run: Run) -> str:
+    """Return the metric of a fold, its model and its epoch in words."""
+    row, metric = fold_row(run), _metric_of(run)
+    model = run.metrics["resolved"]["model"]
+    epochs = f"epoch {row['best_epoch']} of {row['epochs']}"
+    return f"{metric} {_number(row[metric], metric)} of {row['val']:,}, {model}, {epochs}"
+
+
+def _number(value: float, metric: str) -> str:
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+
+
+def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:
+    """Return the last lines of a cross-validation: the metric of all samples, and what it is of."""
+    metric = "accuracy" if "accuracy" in values else "r2"
+    named = {f"val_{name}": value for name, value in values.items()}
+    interval = printable(describe_uncertainty(named, metric, "val", values["count"]))
+    rmse = f", RMSE {values['rmse']:.4g}" if metric == "r2" else ""
+    folds, count = values["folds"], len(values["folds"])
+    spread = values["standard_deviation"]
+    deviation = f"{100 * spread:.2f} points" if metric == "accuracy" else f"{spread:.4f}"
+    lines = [
+        f"cross-validated: {metric} {_number(values[metric], metric)} of {values['count']:,}{interval}{rmse}, folds "
+        f"{_number(values['mean'], metric)} on average, standard deviation {deviation}",
+        f"  This is the result of {count} models, each trained on {(count - 1) / count:.0%} of the {noun} and "
+        "evaluated on the rest. A model for use is trained by the same command without --folds.",
+    ]
+    if any(fold["epochs"] > 1 for fold in folds):
+        lines.append(
+            f"  The best epoch of each model was chosen on the {noun} that it was evaluated on, so the result is "
+            "slightly optimistic."
+        )
+    return "\n".join([*lines, f"folds: {folder}/folds.csv\npredictions: {folder}/predictions.csv"])
