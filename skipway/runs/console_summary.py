@@ -28,6 +28,7 @@ def introduction(
     *,
     folder: Path,
     lr_is_open: bool,
+    epochs_are_open: bool,
 ) -> list[str]:
     """Return lines about the data, the network and the settings, and a warning if the disk is nearly full.
 
@@ -35,6 +36,7 @@ def introduction(
         datamodule, network, settings, batch_size: those of the run.
         folder: the run's, for the space that is free there.
         lr_is_open: whether a range test is still to find the learning rate.
+        epochs_are_open: whether the time is still to set the epochs.
     """
     count = sum(p.numel() for p in network.parameters())
     stem = f" ({network.plan['stem']} stem)" if "stem" in network.plan else ""
@@ -53,14 +55,14 @@ def introduction(
     if settings.head != "regression":
         lines.append(f"training: {steps}")
     elif settings.epochs > 1:
-        lines.append(f"training: {_HEAD} in place of the first epoch, fine-tuning after it; {steps}")
-    elif settings.time_limit is not None:
-        lines.append(f"training: {_HEAD}, fine-tuning if the time limit leaves room for it, {where}")
+        learning = "all layers learn"
+        if settings.freeze is not None:
+            learning = f"the layers after {settings.freeze} learn from {datamodule.recipe.views} views of each image"
+        lines.append(f"training: {_HEAD} in place of the first epoch, after it {learning}; {steps}")
+    elif epochs_are_open and settings.time_limit is not None:
+        lines.append(f"training: {_HEAD}, then all layers if the time limit leaves room for it, {where}")
     else:
-        lines.append(
-            f"training: {_HEAD} alone, the quickest way to good results, {where}; to fine-tune as well use --epochs 5 "
-            "or --time-limit 600"
-        )
+        lines.append(f"training: {_HEAD} alone, {where}; more layers learn with --time-limit 600 or --epochs 5")
     line = few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps)
     if line and settings.head != "regression":
         lines.append(line)

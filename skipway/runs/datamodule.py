@@ -13,13 +13,14 @@ from skipway.models.network import Network
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.recipe import Recipe
 from skipway.runs.table_datamodule import TableDataModule
+from skipway.training.checkpoint import Checkpoint
 from skipway.training.losses import Task
 from skipway.training.metrics import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["DataModule", "open_datamodule"]
+__all__ = ["DataModule", "open_datamodule", "refuse_changed_data"]
 
 
 class DataModule(Protocol):
@@ -138,3 +139,26 @@ def open_datamodule(
     if new and not epochs_given:
         datamodule.recipe = replace(recipe, epochs=datamodule.epochs)
     return datamodule
+
+
+def refuse_changed_data(
+    datamodule: DataModule, checkpoint: Checkpoint | None, folder: Path, *, allow: bool, console: Console
+) -> None:
+    """Raise InputError if the data is not that of the checkpoint, unless that is allowed.
+
+    Args:
+        datamodule: prepared.
+        checkpoint: of the run to resume, or None.
+        folder: the run's.
+        allow: to go on with changed data, which is printed.
+    """
+    noun = datamodule.noun
+    if checkpoint is None or checkpoint.state["fingerprint"] == datamodule.fingerprint:
+        return
+    changes = datamodule.describe_changes(folder)
+    if not allow:
+        raise InputError(
+            f"the {noun} of {printable(datamodule.recipe.data)} are not those of before ({changes}); put them back, or "
+            "go on with --allow-changed-data, no longer exactly"
+        )
+    console.print(f"  the {noun} have changed ({changes}): no longer to the bit as without a stop")

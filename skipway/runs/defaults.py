@@ -120,6 +120,7 @@ def settings_for(
     pretrained: bool = False,
     class_counts: Sequence[int] = (),
     is_table: bool = False,
+    freeze: str | None = None,
 ) -> Settings:
     """Return the settings of `fit` for the network of `plan`, with nothing left open.
 
@@ -130,6 +131,7 @@ def settings_for(
         pretrained: whether its weights are trained already, so that they are only to be fitted.
         class_counts: training samples of each class.
         is_table: whether the samples are rows of a table.
+        freeze: layer up to which the network stays as it is.
 
     Raises:
         InputError: the recipe asks for a device that is missing, or for FSDP with what it excludes.
@@ -138,8 +140,8 @@ def settings_for(
     if recipe.fsdp:
         _refuse_unshared(recipe)
     head = head_for(recipe, plan, pretrained=pretrained, count=sum(class_counts))
-    is_later_part = recipe.freeze is not None
-    optimizer, defaults = _optimizer_and_defaults(recipe, plan["family"], is_table=is_table)
+    is_later_part = freeze is not None
+    optimizer, defaults = _optimizer_and_defaults(recipe, plan["family"], is_table, is_later_part)
     return Settings(
         epochs=recipe.epochs,
         lr=_learning_rate(recipe, defaults, batch_size, pretrained and not is_later_part),
@@ -150,7 +152,7 @@ def settings_for(
         schedule=recipe.schedule,
         head=head,
         freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
-        freeze=recipe.freeze,
+        freeze=freeze,
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained and not is_later_part else 1.0),
         label_smoothing=_value_or(recipe.label_smoothing, defaults.label_smoothing),
         class_weights=class_weights_for(class_counts) if recipe.balance == "weights" else None,
@@ -170,15 +172,16 @@ def settings_for(
     )
 
 
-def _optimizer_and_defaults(recipe: Recipe, family: str, *, is_table: bool) -> tuple[str, FamilyDefaults]:
+def _optimizer_and_defaults(
+    recipe: Recipe, family: str, is_table: bool, is_later_part: bool
+) -> tuple[str, FamilyDefaults]:
     """Return the recipe's optimizer, or the family's, and its hyperparameters."""
     optimizer = recipe.optimizer
     if optimizer == "auto":
-        is_adamw = is_table or recipe.freeze is not None
-        optimizer = "adamw" if is_adamw else _FAMILY_OPTIMIZERS.get(family, "sgd")
+        optimizer = "adamw" if is_table or is_later_part else _FAMILY_OPTIMIZERS.get(family, "sgd")
     if optimizer == "adamw" and is_table:
         return optimizer, TABLE_DEFAULTS
-    if optimizer == "adamw" and recipe.freeze is not None:
+    if optimizer == "adamw" and is_later_part:
         return optimizer, _LAST_LAYERS
     return optimizer, FAMILY_DEFAULTS[family, optimizer]
 

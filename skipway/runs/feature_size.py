@@ -11,11 +11,11 @@ from skipway.export.export_model import fuse
 from skipway.models.network import Network
 from skipway.runs.feature_cache import frozen_layers
 
-__all__ = ["feature_size", "seconds_for_features", "seconds_per_image"]
+__all__ = ["FIT_SECONDS", "feature_size", "seconds_for_features", "seconds_per_image"]
 
 _TIMED = 16  # images by which the pace is measured
 _START_AND_END_SECONDS = 4.0  # of a run: loading torch, plots and report
-_FIT_SECONDS = 0.0012  # of fitting the head, for each image
+FIT_SECONDS = 0.0012  # of fitting the head, for each image
 _MARGIN = 0.95  # share of the time limit that is planned for
 _SMALLEST, _SIZE_STEP = 128, 16
 _ENLARGED, _ENLARGED_FROM, _ENLARGED_STEP = 9 / 7, 192, 32  # over the size of the weights; smaller: no photographs
@@ -54,7 +54,7 @@ def seconds_for_features(time_limit: float, count: int, decoding: float) -> floa
         count: images of the run.
         decoding: seconds that decoding an image takes.
     """
-    return _MARGIN * time_limit - _START_AND_END_SECONDS - count * (decoding + _FIT_SECONDS)
+    return _MARGIN * time_limit - _START_AND_END_SECONDS - count * (decoding + FIT_SECONDS)
 
 
 def seconds_per_image(network: Network, precision: str) -> float:

@@ -19,16 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skipway.data.image_spec import Spec
+from skipway.data.images.decoded_cache import SMALL, pixels_fingerprint
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.kernels.layer_dispatch import run_layers
 from skipway.models.network import Network
 from skipway.runs.feature_cache import FeatureCache, FeatureFile, cache_folder, frozen_layers, output_shape
-from skipway.runs.feature_size import seconds_per_image
+from skipway.runs.feature_size import FIT_SECONDS, seconds_per_image
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.recipe import Recipe
 from skipway.training.trainer import Settings
-from skipway.utils.console import Console, duration
+from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = [
@@ -36,10 +38,9 @@ __all__ = [
     "LastLayersPlan",
     "default_frozen_layer",
     "frozen_batches",
-    "last_layers_line",
     "layers_after",
     "plan_last_layers",
-    "refuse_unfreezable",
+    "frozen_layer_for",
 ]
 
 _PLANS = ((4, 8), (4, 4), (2, 4), (2, 2))  # (views, epochs), the best first
@@ -86,28 +87,29 @@ class FrozenOutputs(ImageBatches):
 
 
 def default_frozen_layer(network: Network) -> str | None:
-    """Return the name of the layer before the last stage of `network`, or None if it has no stages."""
+    """Return the name of the layer before the last stage of a network of photographs, or None if it has no stages.
+
+    On small images a step of the whole network costs little, and the features of the layers before are others'.
+    """
+    if not isinstance(network.spec, Spec) or network.spec.size <= SMALL:
+        return None
     names = list(network._modules)
     stages = [name for name in names if name.startswith("stage")]
     return names[names.index(stages[-1]) - 1] if len(stages) > 1 else None
 
 
-def refuse_unfreezable(network: Network, recipe: Recipe, head: str, has_transform: bool) -> None:
-    """Raise InputError if the outputs of the recipe's frozen layers cannot be computed once.
+def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform: bool) -> str | None:
+    """Return the layer up to which the network stays as it is, or None if all layers are trained.
 
     Args:
         network: the run's.
-        recipe: with `freeze`.
+        recipe: `freeze` is a layer, none, or auto: the layer before the last stage if images are large.
         head: how the head is fitted in the first epoch.
         has_transform: whether the images of a batch go through a function of the user's.
+
+    Raises:
+        InputError: there is no such layer, or its outputs cannot be computed once.
     """
-    layers = [name for name in network._modules if name != "head"]
-    if recipe.freeze not in layers:
-        hint = did_you_mean(str(recipe.freeze), layers)
-        raise InputError(
-            f"cannot freeze {printable(recipe.freeze)}: expected a layer of {network.plan['name']} before its head, "
-            f"one of {', '.join(layers)}{hint}"
-        )
     obstacles = {
         "weights that are not pretrained, or a head that is not fitted by regression": head != "regression",
         "--mixup": recipe.mixup > 0,
@@ -118,33 +120,44 @@ def refuse_unfreezable(network: Network, recipe: Recipe, head: str, has_transfor
         "a transform": has_transform,
     }
     present = [name for name, is_there in obstacles.items() if is_there]
+    if recipe.freeze == "none" or (recipe.freeze == "auto" and (present or recipe.epochs == 1)):
+        return None
+    if recipe.freeze == "auto":
+        return default_frozen_layer(network)
+    layers = [name for name in network._modules if name != "head"]
+    if recipe.freeze not in layers:
+        raise InputError(
+            f"cannot freeze {printable(recipe.freeze)}: expected a layer of {network.plan['name']} before its head, "
+            f"one of {', '.join(layers)}{did_you_mean(recipe.freeze, layers)}"
+        )
     if present:
         raise InputError(
             f"cannot compute the outputs of {recipe.freeze} once: expected a pretrained network and images that are "
             f"augmented alone, got {' and '.join(present)}. Leave --freeze out, or that."
         )
+    return recipe.freeze
 
 
 def plan_last_layers(
-    network: Network, precision: str, counts: Mapping[str, int], seconds: float
+    network: Network, freeze: str, precision: str, counts: Mapping[str, int], seconds: float
 ) -> LastLayersPlan | None:
-    """Return how the last stage is trained in a time, or None if the time or the network does not allow it.
+    """Return how the layers after `freeze` are trained after the head in a time, or None if there is no time.
 
     Args:
         network: with trained weights and a Spec.
+        freeze: the last layer that stays as it is.
         precision: of the run.
         counts: images of train, val and test.
-        seconds: for computing the views, training, and evaluating.
+        seconds: from decoding on: for features and the head, the views, training, and evaluating.
     """
-    freeze = default_frozen_layer(network)
-    if freeze is None:
-        return None
     shape = output_shape(frozen_layers(network, freeze))
-    train, val = counts["train"], counts["val"]
+    train, val, total = counts["train"], counts["val"], sum(counts.values())
     num_bytes = train * math.prod(shape) * (2 if precision == "bf16" else 4)
     for_output, for_step = seconds_per_image(network, precision), _step_seconds(network, precision, freeze, shape)
+    of_head = total * (for_output + FIT_SECONDS)
     for views, epochs in _PLANS:
-        needed = (views * train + 2 * val + counts["test"]) * for_output + epochs * (train + val) * for_step
+        of_views = (views * train + val) * for_output
+        needed = of_head + of_views + epochs * (train + val) * for_step + (total - train) * for_output
         if needed <= seconds and views * num_bytes <= _MAX_BYTES:
             return LastLayersPlan(freeze, views, epochs)
     return None
@@ -171,7 +184,7 @@ def frozen_batches(
         network,
         settings.precision,
         cache_folder(folder),
-        datamodule.fingerprint,
+        pixels_fingerprint(images),
         len(images.labels),
         console,
         stop,
@@ -180,6 +193,8 @@ def frozen_batches(
     begin = time.monotonic()
     train, val = datamodule.batches("train", train=True), datamodule.batches("val")
     train_ids, val_ids = images.splits["train"], images.splits["val"]
+    if datamodule.recipe.fold is not None:  # other folds need the views of all images
+        train_ids = val_ids = np.sort(np.concatenate([train_ids, val_ids]))
     stored = [cache.stored(train, train_ids, view) for view in range(1, views + 1)]
     stored.append(cache.stored(val, val_ids))
     files, computed = [file for file, _ in stored], sum(count for _, count in stored)
@@ -187,18 +202,10 @@ def frozen_batches(
     if computed:
         source = f"{computed / max(time.monotonic() - begin, 1e-9):,.0f} images/s by {cache.engine}"
     console.print(
-        f"  outputs of {settings.freeze}: {views} views of {len(train_ids):,} images and {len(val_ids):,} to validate, "
+        f"  outputs of {settings.freeze}: {views} views of {len(train_ids):,} images and {len(val_ids):,} as they are, "
         f"{source}, {sum(file.nbytes for file in files) / 1e6:,.1f} MB in {printable(cache.folder)}"
     )
     return FrozenOutputs(train, files[:-1], train_ids), FrozenOutputs(val, files[-1:], val_ids)
-
-
-def last_layers_line(plan: LastLayersPlan, time_limit: float | None) -> str:
-    """Return the line about what is trained after the head."""
-    room = "by default" if time_limit is None else f"time limit {duration(time_limit)}"
-    return (
-        f"  {room}: the layers after {plan.freeze} learn for {plan.epochs} epochs from {plan.views} views of each image"
-    )
 
 
 def layers_after(network: Network, last: str) -> Callable[[Sequence[nn.Module], Any], Any]:

@@ -59,6 +59,7 @@ KEPT_SETTINGS = (
     "bias_lr_mult",
     "label_smoothing",
     "freeze_epochs",
+    "freeze",
     "head",
     "layer_decay",
     "class_weights",

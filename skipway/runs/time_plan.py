@@ -22,11 +22,13 @@ DEFAULT_SECONDS = 120.0  # of a run with pretrained weights and without --epochs
 
 
 def last_layers_in_time(
-    network: Network, settings: Settings, datamodule: DataModule, seconds: float
+    network: Network, freeze: str | None, settings: Settings, datamodule: DataModule, *, seconds: float
 ) -> LastLayersPlan | None:
-    """Return how the last layers are trained in the seconds that are left, or None if there is no room for it."""
+    """Return how the layers after `freeze` are trained in the seconds that are left, or None if they are not."""
+    if freeze is None:
+        return None
     counts = {split: datamodule.count(split) for split in ("train", "val", "test")}
-    return plan_last_layers(network, settings.precision, counts, seconds - FINISH_SECONDS)
+    return plan_last_layers(network, freeze, settings.precision, counts, seconds - FINISH_SECONDS)
 
 
 def scheduled_epochs(

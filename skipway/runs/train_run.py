@@ -18,29 +18,26 @@ from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.runs.console_summary import introduction, range_test_line
 from skipway.runs.cross_validation import cross_validate, is_cross_validation
-from skipway.runs.datamodule import DataModule, open_datamodule
-from skipway.runs.defaults import device_for, settings_for
+from skipway.runs.datamodule import DataModule, open_datamodule, refuse_changed_data
+from skipway.runs.defaults import device_for, head_for, settings_for
 from skipway.runs.environment import describe_environment
 from skipway.runs.finish_run import finish_run
 from skipway.runs.finished_run import Run
-from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase, phases
+from skipway.runs.growth_phases import phases
 from skipway.runs.head_phase import HeadFit, fit_head
 from skipway.runs.image_datamodule import ImageDataModule
-from skipway.runs.last_layers import frozen_batches, last_layers_line, layers_after, refuse_unfreezable
+from skipway.runs.last_layers import frozen_batches, frozen_layer_for, layers_after
 from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts, read_earlier_run
 from skipway.runs.run_crash_report import crash_report
-from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder, write_recipe
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
 from skipway.runs.time_plan import DEFAULT_SECONDS, last_layers_in_time, scheduled_epochs
-from skipway.training.checkpoint import save_weights
-from skipway.training.loop import fit, record_epoch
+from skipway.runs.train_phases import RunContext, train_phases
 from skipway.training.lr_finder import range_test
-from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_json
 from skipway.utils.console import Console, duration
@@ -195,11 +192,12 @@ class _PreparedRun:
     def run(self, allow_changed_data: bool) -> Run:
         """Train from the beginning or from the checkpoint to the end, and write the results."""
         datamodule, recipe, folder, checkpoint = self.datamodule, self.recipe, self.folder, self.checkpoint
-        self._refuse_changed_data(allow_changed_data)
+        refuse_changed_data(datamodule, checkpoint, folder, allow=allow_changed_data, console=self.console)
         network, pretrained = self._network()
         settings, batch_size = self._settings(network, pretrained)
-        if recipe.freeze is not None:
-            refuse_unfreezable(network, recipe, settings.head, has_transform=self.has_transform)
+        if checkpoint is None and settings.head == "regression":
+            settings = self._plan_last_layers(network, settings)
+            recipe = self.recipe
         datamodule.setup(network, batch_size, settings.device, checkpoint.state if checkpoint else None)
         train_batches, val_batches = datamodule.batches("train", train=True), datamodule.batches("val")
         if checkpoint is None:
@@ -211,7 +209,6 @@ class _PreparedRun:
         watch.on_start(network, fresh=checkpoint is None)
         if checkpoint is None and settings.head == "regression":
             self.head = self._fit_head(network, settings)
-            settings = self._plan_last_layers(network, settings)
         if settings.freeze is not None:
             train_batches, val_batches, settings = self._frozen_batches(network, settings)
         trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
@@ -222,11 +219,20 @@ class _PreparedRun:
             trainer.state.epoch = int(self.head is not None)  # what is measured are steps that train all layers
             if recipe.lr == "auto":
                 self._find_lr(trainer, train_batches)
-            if self.epochs_are_open and self.recipe.time_limit is not None and datamodule.fits_time_limit:
+            if self.epochs_are_open and datamodule.fits_time_limit:
                 train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
             trainer.state.epoch = 0
         facts = self._facts(network, trainer.settings, batch_size)
-        trainer = self._fit(trainer, network, train_batches, val_batches, facts=facts, watch=watch)
+        trainer = train_phases(
+            trainer,
+            network,
+            train_batches,
+            val_batches,
+            context=RunContext(folder, datamodule, self.console, self.stop),
+            head=self.head,
+            facts=facts,
+            watch=watch,
+        )
         network.forward_impl = None
         is_first = collectives.rank() == 0
         process_group.leave_group()
@@ -252,13 +258,18 @@ class _PreparedRun:
         """Return the settings and the batch size; what was left open stays as it was resolved when the run began."""
         datamodule, checkpoint = self.datamodule, self.checkpoint
         batch_size = datamodule.default_batch_size()
+        recipe, class_counts, freeze = self.recipe, datamodule.class_counts(), None
+        if checkpoint is None:
+            head = head_for(recipe, network.plan, pretrained=pretrained, count=sum(class_counts))
+            freeze = frozen_layer_for(network, recipe, head, has_transform=self.has_transform)
         settings = settings_for(
-            self.recipe,
+            recipe,
             network.plan,
             batch_size,
             pretrained=pretrained,
-            class_counts=datamodule.class_counts(),
+            class_counts=class_counts,
             is_table=datamodule.noun == "rows",
+            freeze=freeze,
         )
         if checkpoint is None:
             return settings, batch_size
@@ -280,53 +291,6 @@ class _PreparedRun:
             **machine_facts(settings.device, settings.precision),
         }
 
-    def _fit(
-        self,
-        trainer: Trainer,
-        network: Network,
-        train_batches: Any,
-        val_batches: Any,
-        *,
-        facts: dict[str, Any],
-        watch: SignalFlowCallback,
-    ) -> Trainer:
-        """Train to the end of the run, growing on the way if the recipe says so; return the last trainer."""
-        folder, recipe = self.folder, self.recipe
-        last = folder / "weights" / "last"
-
-        def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:
-            if weights is not None:
-                names = {"plan": facts["plan"], "spec": facts["spec"]}
-                header = {**names, "metrics": state.best, "data": self.datamodule.name}
-                save_weights(folder / "weights" / "best.safetensors", weights, header)
-            write_results(folder, state.history)
-            watch.on_epoch(network, state.epoch)
-
-        common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": self.console, "stop": self.stop}
-        if self.head is not None:
-            scores = self.head.record(trainer, cast(ImageDataModule, self.datamodule))
-            record_epoch(trainer, scores, last, **common)
-        try:
-            while True:
-                trainer.until, next_network = next_phase(recipe, network.plan)
-                train = partial(fit, trainer, train_batches, val_batches, last, **common)
-                retry_with_microbatches(
-                    train, trainer, folder=last, batch_size=facts["batch_size"], console=self.console
-                )
-                if not next_network or trainer.state.status != "running":
-                    return trainer
-                trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)
-                facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], record]}
-                self.console.print(f"  {growth_line(network, record)}")
-        except RuntimeError as error:
-            if not collectives.is_peer_lost(error):
-                raise
-            time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
-            raise Interrupted(
-                "another process of this training is gone; what is saved is whole: go on with --resume "
-                f"{printable(folder)}"
-            ) from None
-
     def _write_beginning(self, train_batches: Any, settings: Settings, network: Network) -> None:
         """Write what is known of the run before its first step."""
         folder = self.folder
@@ -339,7 +303,15 @@ class _PreparedRun:
 
     def _print_introduction(self, network: Network, settings: Settings, batch_size: int) -> None:
         lr_is_open = self.recipe.lr == "auto" and self.earlier is None
-        lines = introduction(self.datamodule, network, settings, batch_size, folder=self.folder, lr_is_open=lr_is_open)
+        lines = introduction(
+            self.datamodule,
+            network,
+            settings,
+            batch_size,
+            folder=self.folder,
+            lr_is_open=lr_is_open,
+            epochs_are_open=self.epochs_are_open,
+        )
         for line in lines:
             self.console.print(line)
 
@@ -369,15 +341,21 @@ class _PreparedRun:
         collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
 
     def _plan_last_layers(self, network: Network, settings: Settings) -> Settings:
-        """Let the last layers be trained if nothing else was asked for and the time leaves room for it."""
-        if not self.epochs_are_open or self.recipe.freeze is not None:
+        """Let the last layers be trained if nothing else was asked for and the time leaves room for it.
+
+        That is decided before anything else, so that a run which is stopped early goes on with the same epochs.
+        """
+        if not self.epochs_are_open or self.recipe.freeze != "auto":
             return settings
-        plan = last_layers_in_time(network, settings, self.datamodule, self._seconds_left())
+        freeze = frozen_layer_for(
+            network, replace(self.recipe, epochs=2), settings.head, has_transform=self.has_transform
+        )
+        network.to(settings.device)
+        plan = last_layers_in_time(network, freeze, settings, self.datamodule, seconds=self._seconds_left())
         if plan is None:
             return settings
         self._change_recipe(freeze=plan.freeze, views=plan.views, epochs=1 + plan.epochs)
         self.epochs_are_open = False
-        self.console.print(last_layers_line(plan, self.recipe.time_limit))
         return self._settings(network, pretrained=True)[0]
 
     def _frozen_batches(self, network: Network, settings: Settings) -> tuple[Any, Any, Settings]:
@@ -410,19 +388,6 @@ class _PreparedRun:
         trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=left))
         self.console.print(budget_line(epochs, left, limit))
         return self.datamodule.batches("train", train=True)
-
-    def _refuse_changed_data(self, allow: bool) -> None:
-        """Raise InputError if the data is not that of before, unless that is allowed."""
-        checkpoint, noun = self.checkpoint, self.datamodule.noun
-        if checkpoint is None or checkpoint.state["fingerprint"] == self.datamodule.fingerprint:
-            return
-        changes = self.datamodule.describe_changes(self.folder)
-        if not allow:
-            raise InputError(
-                f"the {noun} of {printable(self.recipe.data)} are not those of before ({changes}); put them back, "
-                "or go on with --allow-changed-data, no longer exactly"
-            )
-        self.console.print(f"  the {noun} have changed ({changes}): no longer to the bit as without a stop")
 
     def _reopen(self, state: State) -> None:
         """Let a run that had ended train on if another end is asked for."""

@@ -116,7 +116,7 @@ def test_numbers_that_are_not_finite_are_exit_code_3(call):
 
 
 def test_a_fault_of_ours_is_exit_code_70_and_a_file(call, place, monkeypatch):
-    monkeypatch.setattr("skipway.runs.train_run.fit", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *a, **k: 1 / 0)
     code, _, err = call(*TRAIN, "--name", "crash")
     assert code == 70 and len(err.splitlines()) == 1 and "the details are in runs/crash/crash.txt" in err
     assert "ZeroDivisionError" in (place / "runs" / "crash" / "crash.txt").read_text()

@@ -12,7 +12,7 @@ from table_files import homes, written
 import skipway as sw
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
-from skipway.runs import train_run
+from skipway.runs import train_phases
 from skipway.runs.cross_validation import cross_validate
 from skipway.runs.feature_cache import FeatureCache
 from skipway.runs.finished_run import CrossValidation, Run
@@ -160,7 +160,7 @@ def test_a_stopped_cross_validation_resumes_exactly(crossed, data, tmp_path, bar
 def stop_in_fold(data, output, number, monkeypatch):
     """Run until the first epoch of a fold is saved."""
     stop = StopAt(10**9)
-    write = train_run.write_results
+    write = train_phases.write_results
 
     def write_and_stop(folder, history):
         write(folder, history)
@@ -168,7 +168,7 @@ def stop_in_fold(data, output, number, monkeypatch):
             stop.at = 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_run, "write_results", write_and_stop)
+        patch.setattr(train_phases, "write_results", write_and_stop)
         quick(data, output, folds=3, name="part", stop=stop)
 
 
@@ -259,10 +259,11 @@ def test_all_folds_share_the_features_of_trained_weights(crossed, data, place, t
         compute(self, batches, ids, view, **rows)
 
     monkeypatch.setattr(FeatureCache, "_compute", counting)
-    options = {name: value for name, value in QUICK.items() if name not in ("epochs", "model")}
-    options |= {"pretrained": str(crossed[0].runs[0].path), "output": tmp_path}
-    result = train(data, folds=3, **options)
+    options = {**QUICK, "model": "auto", "pretrained": str(crossed[0].runs[0].path), "output": tmp_path}
+    result = train(data, folds=3, **{**options, "epochs": 1})
     assert computed == [31] and {run.metrics["epochs"] for run in result.runs} == {1}
+    train(data, folds=3, **{**options, "epochs": 2, "freeze": "stage1", "views": 2})
+    assert computed == [31] * 4  # two views and the images as they are
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".cache"]
     assert result.metrics["accuracy"] > 0.8
 

@@ -32,9 +32,9 @@ def data(place):
 
 @pytest.fixture(scope="module")
 def head_only(data, old, place):
-    """The default run with trained weights, and what it printed."""
+    """A run of one epoch with trained weights, and what it printed."""
     words = Words()
-    options = {name: value for name, value in QUICK.items() if name not in ("epochs", "model")}
+    options = {**QUICK, "epochs": 1, "model": "auto"}
     return train(data, pretrained=str(old.path), output=place / "new_runs", console=words, **options), words
 
 
@@ -47,7 +47,7 @@ def options(old, tmp_path, **more):
     return {**QUICK, "pretrained": str(old.path), "output": tmp_path, **more}
 
 
-def test_trained_weights_get_a_head_by_regression_and_nothing_else_by_default(head_only, old):
+def test_trained_weights_get_a_head_by_regression_and_nothing_else_in_one_epoch(head_only, old):
     run, words = head_only
     assert run.metrics["resolved"]["head"] == "regression" and run.metrics["epochs"] == 1
     assert [row["lr"] for row in run.history] == [0.0] and run.metrics["status"] == "finished"

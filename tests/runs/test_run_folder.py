@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_schema_is_refused_by_resume_and_grow(run, call)
 
 def test_a_flow_of_another_schema_is_refused_before_training(run, monkeypatch):
     renumber(run / "flow.json", 7)
-    monkeypatch.setattr("skipway.runs.train_run.fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *_, **__: pytest.fail("trained"))
     assert refusal(lambda: train(resume=run, epochs=2)).startswith(f"{run / 'flow.json'}: expected schema 1, got 7")
 
 

@@ -195,7 +195,7 @@ def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monke
         quick(data, tmp_path, stop=stop)
     assert not list(tmp_path.iterdir())
     late = StopFlag()
-    monkeypatch.setattr("skipway.runs.train_run.fit", lambda *a, **k: (loop.fit(*a, **k), late.request("SIGTERM")))
+    monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *a, **k: (loop.fit(*a, **k), late.request("SIGTERM")))
     with pytest.raises(Interrupted, match="stopped by SIGTERM while judging, the training is done and saved; get the"):
         quick(data, tmp_path, stop=late)
     monkeypatch.undo()
@@ -342,8 +342,8 @@ def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeyp
     def lost(*_, **__):
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr("skipway.runs.train_run.retry_with_microbatches", lost)
-    monkeypatch.setattr("skipway.runs.train_run.collectives.is_peer_lost", lambda error: "peer" in str(error))
+    monkeypatch.setattr("skipway.runs.train_phases.retry_with_microbatches", lost)
+    monkeypatch.setattr("skipway.runs.train_phases.collectives.is_peer_lost", lambda error: "peer" in str(error))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(Interrupted, match="another process of this training is gone; what is saved is whole: go on"):
         quick(data, tmp_path)

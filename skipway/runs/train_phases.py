@@ -1,0 +1,92 @@
+"""The epochs of a run: that of a head, then those of each network that it grows through."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from skipway.distributed import collectives
+from skipway.errors import Interrupted, printable
+from skipway.models.network import Network
+from skipway.runs.datamodule import DataModule
+from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase
+from skipway.runs.head_phase import HeadFit
+from skipway.runs.image_datamodule import ImageDataModule
+from skipway.runs.run_csv_tables import write_results
+from skipway.runs.signal_flow_callback import SignalFlowCallback
+from skipway.training.checkpoint import save_weights
+from skipway.training.loop import fit, record_epoch
+from skipway.training.oom_retry import retry_with_microbatches
+from skipway.training.trainer import State, Trainer
+from skipway.utils.console import Console
+from skipway.utils.stop_signals import StopFlag
+
+__all__ = ["RunContext", "train_phases"]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run is kept, its data, and how it talks with the user."""
+
+    folder: Path
+    datamodule: DataModule
+    console: Console
+    stop: StopFlag
+
+
+def train_phases(
+    trainer: Trainer,
+    network: Network,
+    train_batches: Any,
+    val_batches: Any,
+    *,
+    context: RunContext,
+    head: HeadFit | None,
+    facts: dict[str, Any],
+    watch: SignalFlowCallback,
+) -> Trainer:
+    """Train to the end of the run, growing on the way if the recipe says so; return the last trainer.
+
+    Args:
+        trainer, network: at the beginning, or as they were restored.
+        train_batches, val_batches: the data.
+        context: of the run; weights, checkpoints and results go to its folder.
+        head: the fit of the head, which is epoch 1, or None.
+        facts: what checkpoints keep of the run; those of a grown network are written into it.
+        watch: measures how signals flow after an epoch.
+    """
+    folder, datamodule, console = context.folder, context.datamodule, context.console
+    last, recipe = folder / "weights" / "last", datamodule.recipe
+
+    def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:
+        if weights is not None:
+            names = {"plan": facts["plan"], "spec": facts["spec"]}
+            header = {**names, "metrics": state.best, "data": datamodule.name}
+            save_weights(folder / "weights" / "best.safetensors", weights, header)
+        write_results(folder, state.history)
+        watch.on_epoch(network, state.epoch)
+
+    common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": console, "stop": context.stop}
+    if head is not None:
+        scores = head.record(trainer, cast(ImageDataModule, datamodule))
+        record_epoch(trainer, scores, last, **common)
+    try:
+        while True:
+            trainer.until, next_network = next_phase(recipe, network.plan)
+            train = partial(fit, trainer, train_batches, val_batches, last, **common)
+            retry_with_microbatches(train, trainer, folder=last, batch_size=facts["batch_size"], console=console)
+            if not next_network or trainer.state.status != "running":
+                return trainer
+            trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)
+            facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], record]}
+            console.print(f"  {growth_line(network, record)}")
+    except RuntimeError as error:
+        if not collectives.is_peer_lost(error):
+            raise
+        time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
+        raise Interrupted(
+            f"another process of this training is gone; what is saved is whole: go on with --resume {printable(folder)}"
+        ) from None

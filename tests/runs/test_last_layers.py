@@ -1,0 +1,224 @@
+"""The last layers of a network with trained weights, trained on outputs of the frozen ones that are computed once."""
+
+import numpy as np
+import pytest
+import torch
+from small_runs import QUICK, StopAt, Words, best, pictures, quick, same_runs
+from torch import nn
+
+import skipway as sw
+from skipway.data.image_spec import Spec
+from skipway.errors import InputError, Interrupted
+from skipway.export.export_model import fuse
+from skipway.model_factory import create_model
+from skipway.report import html
+from skipway.runs import last_layers
+from skipway.runs.feature_cache import FeatureCache, frozen_layers
+from skipway.runs.last_layers import FrozenOutputs, LastLayersPlan, default_frozen_layer, plan_last_layers
+from skipway.runs.train_run import train
+from skipway.training.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("last_layers")
+
+
+@pytest.fixture(scope="module")
+def old(place):
+    return quick(pictures(place / "old"), place / "runs", epochs=1)
+
+
+@pytest.fixture(scope="module")
+def data(place):
+    return pictures(place / "new", 12, ("train", "val", "test"), kinds=("cat", "dog", "elk"))
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+
+
+def options(old, tmp_path, **more):
+    return {**QUICK, "pretrained": str(old.path), "output": tmp_path, "augment": "light", **more}
+
+
+def open_options(old, tmp_path, **more):
+    """Options that leave the epochs to the time."""
+    return {name: value for name, value in options(old, tmp_path, **more).items() if name != "epochs"}
+
+
+def named(network, last):
+    names = list(network._modules)
+    return {n for n in network.state_dict() if names.index(n.split(".")[0]) <= names.index(last)}
+
+
+@pytest.fixture
+def like_photographs(monkeypatch):
+    monkeypatch.setattr(last_layers, "SMALL", 7)
+
+
+def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
+    data, old, tmp_path, like_photographs, bare
+):
+    words = Words()
+    run = train(data, **open_options(old, tmp_path), console=words)
+    network = run.network()
+    last = default_frozen_layer(network)
+    before, after = old.network().state_dict(), network.state_dict()
+    assert (
+        f"in place of the first epoch, after it the layers after {last} learn from 4 views of each image; 9 ep" in words
+    )
+    assert run.metrics["epochs"] == 9 and run.metrics["resolved"]["freeze"] == last
+    assert run.metrics["resolved"]["optimizer"] == "adamw" and run.history[1]["lr"] > 0
+    assert all(after[name].equal(before[name]) for name in named(network, last))
+    weights = load_last(run)
+    statistics = [name for name in weights if "running_" in name]
+    assert statistics and all(weights[name].equal(before[name.removeprefix("network.")]) for name in statistics)
+    changed = {name for name in after if not weights[f"network.{name}"].equal(before[name])}
+    assert any(not name.startswith("head") for name in changed) and not changed & named(network, last)
+
+
+def load_last(run):
+    return load_checkpoint(run.path / "weights" / "last").tensors
+
+
+def test_the_same_config_does_the_same_again_and_evaluate_gives_its_figures(data, old, tmp_path, bare):
+    run = train(data, **options(old, tmp_path, epochs=4, freeze="stage1", views=2))
+    again = train(config=run.path / "config.yaml")
+    assert same_runs(run.path, again.path)
+    for split in ("val", "test"):
+        evaluation = sw.evaluate(run.path, data, split=split)
+        assert evaluation.accuracy == run.metrics[f"{split}_accuracy"]
+        assert evaluation.loss == pytest.approx(run.metrics[f"{split}_loss"], abs=1e-6)
+    chosen = next(row for row in run.history if row["epoch"] == run.metrics["best_epoch"])
+    assert chosen["val_accuracy"] == run.metrics["val_accuracy"]
+
+
+def test_numbers_are_those_without_a_cache(data, old, tmp_path, monkeypatch, bare):
+    kept = train(data, **options(old, tmp_path, epochs=3, freeze="stage1", views=2))
+    trunk = fuse(frozen_layers(old.network(), "stage1"), "fp32")
+
+    def computed_now(self, ids, epoch=0):
+        if self.augmentation is None:
+            images = super(FrozenOutputs, self).pictures(ids)
+        else:
+            views = 1 + (self.first_view[ids] + epoch) % len(self.files)
+            parts = [super(FrozenOutputs, self).pictures(ids[i : i + 1], view) for i, view in enumerate(views)]
+            images = torch.cat(parts)
+        with torch.inference_mode():
+            outputs = trunk(images)
+        return outputs.clone()
+
+    monkeypatch.setattr(FrozenOutputs, "pictures", computed_now)
+    live = train(data, **options(old, tmp_path, epochs=3, freeze="stage1", views=2))
+    kept_weights, live_weights = best(kept.path), best(live.path)
+    assert kept.metrics["best_epoch"] == live.metrics["best_epoch"]
+    assert all(torch.allclose(kept_weights[name], live_weights[name], atol=2e-4) for name in kept_weights)
+    rows = zip(kept.history, live.history, strict=True)
+    assert all(a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4) for a, b in rows)
+
+
+def test_every_image_has_all_of_its_views_in_turn(data, old, tmp_path, monkeypatch, bare):
+    batches = []
+    make = last_layers.frozen_batches
+    monkeypatch.setattr(
+        "skipway.runs.train_run.frozen_batches", lambda *a, **k: batches.append(make(*a, **k)) or batches[-1]
+    )
+    train(data, **options(old, tmp_path, epochs=2, freeze="stage1", views=3))
+    feed = batches[0][0]
+    ids = feed.rows[:20]
+    views = [feed.pictures(ids, epoch) for epoch in range(4)]
+    assert views[0].equal(views[3]) and not views[0].equal(views[1]) and not views[1].equal(views[2])
+    orders = [np.concatenate([batch_ids for _, _, batch_ids in feed.epoch(epoch)]) for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(feed.rows) and list(orders[0]) != list(orders[1])
+    assert list(feed.epoch(0, start=feed.steps - 1))[0][0].equal(list(feed.epoch(0))[-1][0])
+
+
+def test_a_second_run_finds_the_outputs_and_a_stopped_one_resumes_exactly(data, old, tmp_path, monkeypatch, bare):
+    chosen = {"epochs": 3, "freeze": "stage1", "views": 2}
+    whole = train(data, **options(old, tmp_path, name="whole", **chosen))
+
+    def refuse(*_):
+        pytest.fail("outputs are computed again")
+
+    monkeypatch.setattr(FeatureCache, "_model", refuse)
+    words = Words()
+    again = train(data, **options(old, tmp_path, name="again", **chosen), console=words)
+    assert same_runs(whole.path, again.path)
+    assert "outputs of stage1: 2 views of 36 images and 36 as they are, found, " in words
+    assert "in place of the first epoch, after it the layers after stage1 learn from 2 views" in words
+    polls = StopAt(10**6)
+    train(data, **options(old, tmp_path, name="count", **chosen), stop=polls)
+    for at in (polls.polls // 2, polls.polls - 6):
+        with pytest.raises(Interrupted):
+            train(data, **options(old, tmp_path, name=f"part{at}", **chosen), stop=StopAt(at))
+        train(resume=tmp_path / f"part{at}")
+        assert same_runs(whole.path, tmp_path / f"part{at}")
+
+
+def test_an_average_of_the_weights_runs_on_the_outputs_too(data, old, tmp_path, bare):
+    run = train(data, **options(old, tmp_path, epochs=2, freeze="stage1", views=1, ema=0.5))
+    assert run.metrics["val_accuracy"] == sw.evaluate(run.path, data, split="val").accuracy
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ({"freeze": "stage9"}, r"cannot freeze stage9: expected a layer of \S+ before its head, one of stem, stage1, "),
+        ({"freeze": "head"}, "cannot freeze head: expected a layer of"),
+        ({"freeze": "stage1", "mixup": 0.2}, "cannot compute the outputs of stage1 once: .* got --mixup. Leave --fr"),
+        ({"freeze": "stage1", "cutmix": 1.0, "watch": True}, "augmented alone, got --cutmix and --watch. Leave"),
+        ({"freeze": "stage1", "img_size": "8:16"}, "got images that grow. Leave --freeze out, or that."),
+        ({"freeze": "stage1", "head": "train"}, "got weights that are not pretrained, or a head that is not fitted by"),
+        ({"freeze": "stage1", "transform": nn.Identity()}, "got a transform. Leave --freeze out"),
+        ({"freeze": "stage1", "recompute": 1}, "got --recompute. Leave --freeze out"),
+    ],
+)
+def test_what_cannot_be_computed_once_is_refused_and_leaves_nothing(data, old, tmp_path, given, text):
+    with pytest.raises(InputError, match=text):
+        train(data, **options(old, tmp_path, **given))
+    assert not [path for path in tmp_path.iterdir() if path.name != ".cache"]
+
+
+def test_what_a_recipe_freezes(data, old, tmp_path, like_photographs, bare):
+    chosen = {"augment": "none", "views": 1}
+    assert train(data, **options(old, tmp_path, epochs=2, **chosen)).metrics["resolved"]["freeze"] == "stage2"
+    for given in ({"freeze": "none"}, {"mixup": 0.2}, {"head": "train"}, {"transform": nn.Identity()}):
+        run = train(data, **options(old, tmp_path, epochs=2, **chosen, **given))
+        assert run.metrics["resolved"]["freeze"] is None and run.metrics["resolved"]["optimizer"] == "sgd"
+    for given in ({"freeze": "none"}, {"cutmix": 1.0}):
+        assert train(data, **open_options(old, tmp_path, **given)).metrics["epochs"] == 1
+    assert train(data, **open_options(old, tmp_path, freeze="stage1", views=1)).metrics["epochs"] == 5
+
+
+@pytest.mark.parametrize(
+    "name, size, layer",
+    [
+        ("efficientnet_lite0", 224, "stage6"),
+        ("densenet121", 224, "transition3"),
+        ("resnet18", 128, "stage3"),
+        ("resnet18", 96, None),
+        ("resmlp", 224, None),
+    ],
+)
+def test_the_layer_before_the_last_stage_is_the_default_for_photographs(name, size, layer):
+    network = create_model(name, 2) if name != "resmlp" else create_model("resmlp", 2, in_features=4)
+    network.spec = Spec(3, size, size, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
+    assert default_frozen_layer(network) == layer
+
+
+@pytest.mark.parametrize(
+    "seconds, plan", [(38.7, (4, 8)), (38.5, (4, 4)), (27.9, (2, 4)), (26.5, (2, 2)), (26.3, None)]
+)
+def test_views_and_epochs_are_what_fits_into_the_time(monkeypatch, seconds, plan):
+    monkeypatch.setattr(last_layers, "seconds_per_image", lambda *_: 0.01)
+    monkeypatch.setattr(last_layers, "FIT_SECONDS", 0.0)
+    monkeypatch.setattr(last_layers, "_step_seconds", lambda *_: 0.001)
+    network = create_model("resnet20", 2, layers=[1, 1], widths=[8, 8])
+    network.spec = Spec(3, 128, 128, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
+    found = plan_last_layers(network, "stage1", "fp32", {"train": 400, "val": 300, "test": 200}, seconds)
+    # (900 for the head, views x 400 + 300, 500 at the end) x 10 ms and epochs x 700 x 1 ms
+    assert found == (None if plan is None else LastLayersPlan("stage1", *plan))
