@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import subprocess
@@ -17,6 +18,15 @@ if not torch.cuda.is_available():
 # The same examples on every machine and in every run: a failure is one of the code, never of the draw.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+
+# Python looks for cycles after every 700 new objects, and among them all after some more: a sixth of the suite's time.
+gc.set_threshold(10_000)
+
+
+def pytest_collection_finish():
+    """Leave what is imported by now, which stays to the end, out of every search for cycles."""
+    gc.freeze()
 
 
 ABOUT_RUNS = ("runs", "commands", "test_runs_on_fake_gpu.py", "test_docs.py")

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
+from skipway.utils.malloc_settings import paused_collection
 
 __all__ = ["evaluate", "export", "predict"]
 
@@ -56,8 +57,9 @@ def predict(
     strict
         End with exit code 2 where a picture could not be used.
     """
-    from skipway.commands.predict import predict as predict_sources
-    from skipway.commands.prediction_output import write_predictions
+    with paused_collection():
+        from skipway.commands.predict import predict as predict_sources
+        from skipway.commands.prediction_output import write_predictions
 
     predictions = predict_sources(
         run,
@@ -105,7 +107,8 @@ def evaluate(
     precision
         fp32, bf16, int8, or auto: fp32, as at the end of the run.
     """
-    from skipway.commands.evaluate import evaluate as evaluate_run
+    with paused_collection():
+        from skipway.commands.evaluate import evaluate as evaluate_run
 
     evaluation = evaluate_run(
         run,

@@ -14,7 +14,7 @@ from skipway.errors import SkipwayError
 from skipway.runs.recipe import Recipe
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
-from skipway.utils.malloc_settings import keep_freed_memory, restart_gathering
+from skipway.utils.malloc_settings import keep_freed_memory, paused_collection, restart_gathering
 
 __all__ = ["COMMAND_LINE", "RecipeFlags", "find_lr", "train"]
 
@@ -99,7 +99,8 @@ def train(
         from skipway.distributed.launch import launch
 
         return launch(nproc, COMMAND_LINE.words)
-    from skipway.runs.train_run import train as train_run
+    with paused_collection():
+        from skipway.runs.train_run import train as train_run
 
     keep_freed_memory()
     train_run(
@@ -142,7 +143,8 @@ def find_lr(
     quiet
         Say nothing but the result and errors.
     """
-    from skipway.commands.find_lr import find_lr as run_range_test
+    with paused_collection():
+        from skipway.commands.find_lr import find_lr as run_range_test
 
     keep_freed_memory()
     console = Console(quiet, stream=sys.stderr)

@@ -37,8 +37,19 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
     if mismatch := plan_mismatch(plan, spec, network.state_dict(), tensors):
         raise ShapeError(f"{where} {mismatch}; write it again")
     all_double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
-    network.to(torch.float64 if all_double else torch.float32).to_empty(device="cpu").load_state_dict(tensors)
+    _fill(network.to(torch.float64 if all_double else torch.float32), tensors)
     return network.eval()
+
+
+def _fill(network: Network, tensors: dict[str, Tensor]) -> None:
+    """Copy `tensors` into a network on the meta device, in its own dtypes.
+
+    Not by `to_empty`, which imports sympy in a quarter of a second to find the strides of a tensor.
+    """
+    values = {}
+    for key, like in network.state_dict().items():
+        values[key] = torch.empty(like.shape, dtype=like.dtype).copy_(tensors[key])
+    network.load_state_dict(values, assign=True)
 
 
 def weights_file(path: Path) -> Path:

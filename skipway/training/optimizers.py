@@ -5,6 +5,7 @@ rates of AdamW by Liu et al. 2025, arXiv:2502.16982; rates that fall with depth,
 arXiv:1801.06146.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -15,7 +16,31 @@ __all__ = ["OPTIMIZERS", "Muon", "make_optimizer", "set_rates"]
 OPTIMIZERS = ("sgd", "adamw", "muon")
 
 
-class Muon(torch.optim.Optimizer):
+class _Eager(torch.optim.Optimizer):
+    """The methods of torch's optimizers without their guards against torch.compile.
+
+    The guards import torch._dynamo at the first call, which takes most of a second, and change nothing in eager mode.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _SGD(_Eager, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(_Eager, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class _MatrixMuon(_Eager, torch.optim.Muon):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Muon.step))
+
+
+class Muon(_Eager):
     """torch's Muon for the groups with `matrix`, its AdamW for the others.
 
     Muon makes the update of a matrix orthogonal, of a size that lets AdamW's learning rates serve both. A kernel
@@ -26,7 +51,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float):
         super().__init__(groups, {"lr": lr, "betas": (momentum, 0.99), "weight_decay": 0.0, "matrix": False})
         rest = [group for group in self.param_groups if not group["matrix"]]
-        self.rest = torch.optim.AdamW(rest) if rest else None
+        self.rest = _AdamW(rest) if rest else None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -46,7 +71,7 @@ class Muon(torch.optim.Optimizer):
             views[-1][1].grad = _matrix(p.grad, p)
         if not views:
             return
-        muon = torch.optim.Muon(
+        muon = _MatrixMuon(
             [view for _, view in views],
             lr=group["lr"],
             momentum=group["betas"][0],
@@ -116,8 +141,8 @@ def make_optimizer(
     if name == "muon":
         return Muon(list(groups.values()), lr, momentum)
     if name == "adamw":
-        return torch.optim.AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99))
-    return torch.optim.SGD(list(groups.values()), lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return _AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99))
+    return _SGD(list(groups.values()), lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:

@@ -197,9 +197,12 @@ def test_an_answer_that_is_lost_is_said_but_a_closed_pipe_is_not(place):
 
 
 def test_a_terminal_that_knows_no_letters_beyond_english_is_served(place):
-    done = shell(place, f"skipway {' '.join(TRAIN)} -o рабо --name é", LC_ALL="C", PYTHONIOENCODING="ascii")
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONPROFILEIMPORTTIME": "1"}
+    done = shell(place, f"skipway {' '.join(TRAIN)} -o рабо --name é", **plain)
     assert done.returncode == 0 and done.stdout.startswith("run \\u0440\\u0430\\u0431\\u043e/\\xe9\n")
     assert (place / "рабо" / "é" / "report.html").exists()
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in imported and not imported & {"torch._dynamo", "sympy", "sklearn", "pandas"}  # a second and more
 
 
 def test_a_signal_while_torch_is_loading_ends_with_75(place):

@@ -51,7 +51,7 @@ def test_parameters_that_do_not_learn_are_left_out(name):
 )
 def test_the_optimiser_is_the_one_by_name(name, momentum, kind, wanted):
     optimizer = make_optimizer(network(), name, lr=0.1, momentum=momentum, weight_decay=0.0)
-    assert type(optimizer) is kind and wanted.items() <= optimizer.param_groups[0].items()
+    assert isinstance(optimizer, kind) and wanted.items() <= optimizer.param_groups[0].items()
 
 
 def test_rates_fall_with_depth():
@@ -63,6 +63,30 @@ def test_rates_fall_with_depth():
         for p in getattr(net, part).parameters():
             assert found[id(p)] == 0.5**place * (1.0 if p.dim() > 1 else 3.0)
     assert {g["momentum"] for g in optimizer.param_groups} == {0.7}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_and_states_are_those_of_torch_s_own_class(name):
+    mine, theirs = network(), network()
+    optimizer = make_optimizer(mine, name, **RATES)
+    groups = [
+        {"params": [q for p in group["params"] for k, q in theirs.named_parameters() if p is mine.get_parameter(k)]}
+        | {"weight_decay": group["weight_decay"]}
+        for group in optimizer.param_groups
+    ]
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"betas": (0.9, 0.99)}
+    wanted = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name](groups, lr=0.1, **options)
+    for k in range(4):
+        for net, steps in ((mine, optimizer), (theirs, wanted)):
+            backward(net, k)
+            steps.step()
+        if k == 1:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in mine.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True))
+    states = [list(o.state_dict()["state"].values()) for o in (optimizer, wanted)]
+    assert all(v.equal(b[k]) for a, b in zip(*states, strict=True) for k, v in a.items())
 
 
 def reference(net, steps, lr, momentum):

@@ -1,3 +1,4 @@
+import gc
 import os
 import platform
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 from processes import environment, run_python
 
-from skipway.utils.malloc_settings import restart_gathering
+from skipway.utils.malloc_settings import paused_collection, restart_gathering
 
 PROBE = """
 import resource
@@ -34,7 +35,7 @@ def test_kept_memory_is_not_fetched_from_the_system_again():
 
 RESTARTED = """
 import os, sys
-from skipway.utils.malloc_settings import restart_gathering
+from skipway.utils.malloc_settings import paused_collection, restart_gathering
 restart_gathering()
 print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 """
@@ -59,3 +60,20 @@ def test_without_glibc_it_goes_on(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("restarted"))
     restart_gathering()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_cycles_are_searched_again_after_imports_that_fail_too(enabled, monkeypatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with paused_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled and frozen == [False]
+        with pytest.raises(ImportError), paused_collection():
+            raise ImportError
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
