@@ -56,8 +56,9 @@ def introduction(
         lines.append(f"training: {steps}")
     elif settings.epochs > 1:
         learning = "all layers learn"
-        if settings.freeze is not None:
-            learning = f"the layers after {settings.freeze} learn from {datamodule.recipe.views} views of each image"
+        if settings.freeze_until is not None:
+            views = datamodule.recipe.views
+            learning = f"the layers after {settings.freeze_until} learn from {views} views of each image"
         lines.append(f"training: {_HEAD} in place of the first epoch, after it {learning}; {steps}")
     elif epochs_are_open and settings.time_limit is not None:
         lines.append(f"training: {_HEAD}, then all layers if the time limit leaves room for it, {where}")

@@ -120,7 +120,7 @@ def settings_for(
     pretrained: bool = False,
     class_counts: Sequence[int] = (),
     is_table: bool = False,
-    freeze: str | None = None,
+    freeze_until: str | None = None,
 ) -> Settings:
     """Return the settings of `fit` for the network of `plan`, with nothing left open.
 
@@ -131,7 +131,7 @@ def settings_for(
         pretrained: whether its weights are trained already, so that they are only to be fitted.
         class_counts: training samples of each class.
         is_table: whether the samples are rows of a table.
-        freeze: layer up to which the network stays as it is.
+        freeze_until: layer up to which the network stays as it is.
 
     Raises:
         InputError: the recipe asks for a device that is missing, or for FSDP with what it excludes.
@@ -140,7 +140,7 @@ def settings_for(
     if recipe.fsdp:
         _refuse_unshared(recipe)
     head = head_for(recipe, plan, pretrained=pretrained, count=sum(class_counts))
-    is_later_part = freeze is not None
+    is_later_part = freeze_until is not None
     optimizer, defaults = _optimizer_and_defaults(recipe, plan["family"], is_table, is_later_part)
     return Settings(
         epochs=recipe.epochs,
@@ -152,7 +152,7 @@ def settings_for(
         schedule=recipe.schedule,
         head=head,
         freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
-        freeze=freeze,
+        freeze_until=freeze_until,
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained and not is_later_part else 1.0),
         label_smoothing=_value_or(recipe.label_smoothing, defaults.label_smoothing),
         class_weights=class_weights_for(class_counts) if recipe.balance == "weights" else None,

@@ -90,7 +90,7 @@ class ImageDataModule:
             head = head_for(recipe, network.plan, pretrained=True, count=count)
             recipe = self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
             if head == "regression":
-                self.epochs = 1 if recipe.freeze in ("auto", "none") else 5  # the first fits the head
+                self.epochs = 1 if recipe.freeze_until in ("auto", "none") else 5  # the first fits the head
         elif new and self._follows_clock(recipe):
             recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
             self.decode_settings = self._decode_settings(recipe)

@@ -52,7 +52,7 @@ _TIMED_BATCH, _TIMED_STEPS = 32, 3
 class LastLayersPlan:
     """What a time leaves room for: the last layer that stays frozen, the views of each image, and the epochs."""
 
-    freeze: str
+    freeze_until: str
     views: int
     epochs: int
 
@@ -103,7 +103,7 @@ def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform:
 
     Args:
         network: the run's.
-        recipe: `freeze` is a layer, none, or auto: the layer before the last stage if images are large.
+        recipe: `freeze_until` is a layer, none, or auto: the layer before the last stage if images are large.
         head: how the head is fitted in the first epoch.
         has_transform: whether the images of a batch go through a function of the user's.
 
@@ -120,46 +120,46 @@ def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform:
         "a transform": has_transform,
     }
     present = [name for name, is_there in obstacles.items() if is_there]
-    if recipe.freeze == "none" or (recipe.freeze == "auto" and (present or recipe.epochs == 1)):
+    if recipe.freeze_until == "none" or (recipe.freeze_until == "auto" and (present or recipe.epochs == 1)):
         return None
-    if recipe.freeze == "auto":
+    if recipe.freeze_until == "auto":
         return default_frozen_layer(network)
     layers = [name for name in network._modules if name != "head"]
-    if recipe.freeze not in layers:
+    if recipe.freeze_until not in layers:
         raise InputError(
-            f"cannot freeze {printable(recipe.freeze)}: expected a layer of {network.plan['name']} before its head, "
-            f"one of {', '.join(layers)}{did_you_mean(recipe.freeze, layers)}"
+            f"cannot freeze {printable(recipe.freeze_until)}: expected a layer of {network.plan['name']} before its "
+            f"head, one of {', '.join(layers)}{did_you_mean(recipe.freeze_until, layers)}"
         )
     if present:
         raise InputError(
-            f"cannot compute the outputs of {recipe.freeze} once: expected a pretrained network and images that are "
-            f"augmented alone, got {' and '.join(present)}. Leave --freeze out, or that."
+            f"cannot compute the outputs of {recipe.freeze_until} once: expected a pretrained network and images that "
+            f"are augmented alone, got {' and '.join(present)}. Leave --freeze-until out, or that."
         )
-    return recipe.freeze
+    return recipe.freeze_until
 
 
 def plan_last_layers(
-    network: Network, freeze: str, precision: str, counts: Mapping[str, int], seconds: float
+    network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], seconds: float
 ) -> LastLayersPlan | None:
-    """Return how the layers after `freeze` are trained after the head in a time, or None if there is no time.
+    """Return how the layers after `freeze_until` are trained after the head in a time, or None if there is no time.
 
     Args:
         network: with trained weights and a Spec.
-        freeze: the last layer that stays as it is.
+        freeze_until: the last layer that stays as it is.
         precision: of the run.
         counts: images of train, val and test.
         seconds: from decoding on: for features and the head, the views, training, and evaluating.
     """
-    shape = output_shape(frozen_layers(network, freeze))
+    shape = output_shape(frozen_layers(network, freeze_until))
     train, val, total = counts["train"], counts["val"], sum(counts.values())
     num_bytes = train * math.prod(shape) * (2 if precision == "bf16" else 4)
-    for_output, for_step = seconds_per_image(network, precision), _step_seconds(network, precision, freeze, shape)
+    for_output, for_step = seconds_per_image(network, precision), _step_seconds(network, precision, freeze_until, shape)
     of_head = total * (for_output + FIT_SECONDS)
     for views, epochs in _PLANS:
         of_views = (views * train + val) * for_output
         needed = of_head + of_views + epochs * (train + val) * for_step + (total - train) * for_output
         if needed <= seconds and views * num_bytes <= _MAX_BYTES:
-            return LastLayersPlan(freeze, views, epochs)
+            return LastLayersPlan(freeze_until, views, epochs)
     return None
 
 
@@ -172,7 +172,7 @@ def frozen_batches(
     console: Console,
     stop: StopFlag,
 ) -> tuple[FrozenOutputs, FrozenOutputs]:
-    """Return the batches of training and of validation of the layers after `settings.freeze`.
+    """Return the batches of training and of validation of the layers after `settings.freeze_until`.
 
     Args:
         network: its frozen layers compute what is not in the cache.
@@ -188,7 +188,7 @@ def frozen_batches(
         len(images.labels),
         console,
         stop,
-        last=settings.freeze,
+        last=settings.freeze_until,
     )
     begin = time.monotonic()
     train, val = datamodule.batches("train", train=True), datamodule.batches("val")
@@ -202,8 +202,8 @@ def frozen_batches(
     if computed:
         source = f"{computed / max(time.monotonic() - begin, 1e-9):,.0f} images/s by {cache.engine}"
     console.print(
-        f"  outputs of {settings.freeze}: {views} views of {len(train_ids):,} images and {len(val_ids):,} as they are, "
-        f"{source}, {sum(file.nbytes for file in files) / 1e6:,.1f} MB in {printable(cache.folder)}"
+        f"  outputs of {settings.freeze_until}: {views} views of {len(train_ids):,} images and {len(val_ids):,} as "
+        f"they are, {source}, {sum(file.nbytes for file in files) / 1e6:,.1f} MB in {printable(cache.folder)}"
     )
     return FrozenOutputs(train, files[:-1], train_ids), FrozenOutputs(val, files[-1:], val_ids)
 
@@ -217,9 +217,9 @@ def _run_from(layers: Sequence[nn.Module], x: Any, first: int) -> Any:
     return run_layers(layers[first:], x)
 
 
-def _step_seconds(network: Network, precision: str, freeze: str, shape: tuple[int, ...]) -> float:
-    """Return the seconds that training the layers after `freeze` takes for an image, by a few steps on zeros."""
-    layers = list(network)[list(network._modules).index(freeze) + 1 :]
+def _step_seconds(network: Network, precision: str, freeze_until: str, shape: tuple[int, ...]) -> float:
+    """Return the seconds that training the layers after `freeze_until` takes for an image, by a few steps on zeros."""
+    layers = list(network)[list(network._modules).index(freeze_until) + 1 :]
     device, was_training = next(network.parameters()).device, network.training
     x = torch.zeros(_TIMED_BATCH, *shape, device=device)
     seconds = []

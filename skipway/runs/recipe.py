@@ -69,12 +69,12 @@ class Recipe:
         minimum=0,
         maximum=100_000,
     )
-    freeze: str = _option(
+    freeze_until: str = _option(
         "auto",
         "Layer up to which a pretrained network stays as it is, such as stage6: its outputs are computed once for each "
         "of --views; none; auto: for photographs all but the last stage.",
     )
-    views: int = _option(4, "Augmented views of each training image, for --freeze.", minimum=1, maximum=1000)
+    views: int = _option(4, "Augmented views of each training image, for --freeze-until.", minimum=1, maximum=1000)
     layer_decay: float | None = _option(
         None,
         "Learning rate of each stage over that of the next; default: below 1 for pretrained ones.",

@@ -59,7 +59,7 @@ KEPT_SETTINGS = (
     "bias_lr_mult",
     "label_smoothing",
     "freeze_epochs",
-    "freeze",
+    "freeze_until",
     "head",
     "layer_decay",
     "class_weights",

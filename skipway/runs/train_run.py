@@ -35,7 +35,7 @@ from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, r
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
-from skipway.runs.time_plan import DEFAULT_SECONDS, last_layers_in_time, scheduled_epochs
+from skipway.runs.time_plan import DEFAULT_SECONDS, FEWEST_IMAGES, last_layers_in_time, scheduled_epochs
 from skipway.runs.train_phases import RunContext, train_phases
 from skipway.training.lr_finder import range_test
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
@@ -209,7 +209,7 @@ class _PreparedRun:
         watch.on_start(network, fresh=checkpoint is None)
         if checkpoint is None and settings.head == "regression":
             self.head = self._fit_head(network, settings)
-        if settings.freeze is not None:
+        if settings.freeze_until is not None:
             train_batches, val_batches, settings = self._frozen_batches(network, settings)
         trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
         if checkpoint is not None:
@@ -258,10 +258,10 @@ class _PreparedRun:
         """Return the settings and the batch size; what was left open stays as it was resolved when the run began."""
         datamodule, checkpoint = self.datamodule, self.checkpoint
         batch_size = datamodule.default_batch_size()
-        recipe, class_counts, freeze = self.recipe, datamodule.class_counts(), None
+        recipe, class_counts, freeze_until = self.recipe, datamodule.class_counts(), None
         if checkpoint is None:
             head = head_for(recipe, network.plan, pretrained=pretrained, count=sum(class_counts))
-            freeze = frozen_layer_for(network, recipe, head, has_transform=self.has_transform)
+            freeze_until = frozen_layer_for(network, recipe, head, has_transform=self.has_transform)
         settings = settings_for(
             recipe,
             network.plan,
@@ -269,7 +269,7 @@ class _PreparedRun:
             pretrained=pretrained,
             class_counts=class_counts,
             is_table=datamodule.noun == "rows",
-            freeze=freeze,
+            freeze_until=freeze_until,
         )
         if checkpoint is None:
             return settings, batch_size
@@ -345,16 +345,17 @@ class _PreparedRun:
 
         That is decided before anything else, so that a run which is stopped early goes on with the same epochs.
         """
-        if not self.epochs_are_open or self.recipe.freeze != "auto":
+        is_for_all = self.recipe.time_limit is not None or self.datamodule.count("train") >= FEWEST_IMAGES
+        if not self.epochs_are_open or self.recipe.freeze_until != "auto" or not is_for_all:
             return settings
-        freeze = frozen_layer_for(
+        freeze_until = frozen_layer_for(
             network, replace(self.recipe, epochs=2), settings.head, has_transform=self.has_transform
         )
         network.to(settings.device)
-        plan = last_layers_in_time(network, freeze, settings, self.datamodule, seconds=self._seconds_left())
+        plan = last_layers_in_time(network, freeze_until, settings, self.datamodule, seconds=self._seconds_left())
         if plan is None:
             return settings
-        self._change_recipe(freeze=plan.freeze, views=plan.views, epochs=1 + plan.epochs)
+        self._change_recipe(freeze_until=plan.freeze_until, views=plan.views, epochs=1 + plan.epochs)
         self.epochs_are_open = False
         return self._settings(network, pretrained=True)[0]
 
@@ -365,7 +366,7 @@ class _PreparedRun:
         if self.recipe.time_limit is not None and self.head is not None:
             left = max(self._seconds_left() - FINISH_SECONDS, 0.0) + self.head.seconds
             settings = replace(settings, time_limit=left)
-        network.forward_impl = layers_after(network, cast(str, settings.freeze))
+        network.forward_impl = layers_after(network, cast(str, settings.freeze_until))
         return *batches, settings
 
     def _fit_time_limit(self, trainer: Trainer, train_batches: Any, val_batches: Any) -> Any:

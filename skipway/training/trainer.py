@@ -36,7 +36,7 @@ class Settings:
     schedule: str = "one-cycle"
     head: str = "train"  # how the first epoch fits the head: by gradient steps, or by "regression"
     freeze_epochs: int = 0  # epochs in which only the head learns
-    freeze: str | None = None  # the layer up to which none ever learns; then norms keep their statistics everywhere
+    freeze_until: str | None = None  # layer up to which none learns; then the norms of all keep their statistics
     layer_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
     label_smoothing: float = 0.1
     class_weights: tuple[float, ...] | None = None
@@ -156,7 +156,7 @@ class Trainer:
         self.frozen_params = set(nn.ModuleList(frozen).parameters())
         for layer in frozen:
             layer.eval()
-        if self.settings.freeze is not None:
+        if self.settings.freeze_until is not None:
             for layer in self.network.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
@@ -176,9 +176,9 @@ class Trainer:
             while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
                 pass
             return trunk
-        if self.settings.freeze is None:
+        if self.settings.freeze_until is None:
             return []
-        return list(layers.values())[: list(layers).index(self.settings.freeze) + 1]
+        return list(layers.values())[: list(layers).index(self.settings.freeze_until) + 1]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast if the precision is lower than fp32."""

@@ -6,7 +6,7 @@ from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, sam
 import skipway as sw
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
-from skipway.runs import feature_cache, head_phase
+from skipway.runs import feature_size, head_phase
 from skipway.runs.feature_cache import FeatureCache
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_checkpoint
@@ -132,7 +132,7 @@ def test_images_are_prepared_as_the_weights_expect(tmp_path, bare):
 
 
 def test_a_config_and_a_resumed_run_have_the_size_that_was_chosen(tmp_path, monkeypatch, bare):
-    monkeypatch.setattr(feature_cache, "_ENLARGED_FROM", 96)
+    monkeypatch.setattr(feature_size, "_ENLARGED_FROM", 96)
     old = quick(pictures(tmp_path / "old", 6, side=100), tmp_path / "runs", epochs=1, img_size=96, resize_mode="pad")
     data = pictures(tmp_path / "new", 30, side=150, kinds=("cat", "dog"))
     plain = {name: value for name, value in options(old, tmp_path / "out").items() if name != "epochs"}

@@ -12,7 +12,7 @@ from skipway.errors import InputError, Interrupted
 from skipway.export.export_model import fuse
 from skipway.model_factory import create_model
 from skipway.report import html
-from skipway.runs import last_layers
+from skipway.runs import last_layers, train_run
 from skipway.runs.feature_cache import FeatureCache, frozen_layers
 from skipway.runs.last_layers import FrozenOutputs, LastLayersPlan, default_frozen_layer, plan_last_layers
 from skipway.runs.train_run import train
@@ -61,9 +61,11 @@ def like_photographs(monkeypatch):
 
 
 def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
-    data, old, tmp_path, like_photographs, bare
+    data, old, tmp_path, like_photographs, monkeypatch, bare
 ):
     words = Words()
+    assert train(data, **open_options(old, tmp_path)).metrics["epochs"] == 1  # few images: the head alone
+    monkeypatch.setattr(train_run, "FEWEST_IMAGES", 36)
     run = train(data, **open_options(old, tmp_path), console=words)
     network = run.network()
     last = default_frozen_layer(network)
@@ -71,7 +73,7 @@ def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
     assert (
         f"in place of the first epoch, after it the layers after {last} learn from 4 views of each image; 9 ep" in words
     )
-    assert run.metrics["epochs"] == 9 and run.metrics["resolved"]["freeze"] == last
+    assert run.metrics["epochs"] == 9 and run.metrics["resolved"]["freeze_until"] == last
     assert run.metrics["resolved"]["optimizer"] == "adamw" and run.history[1]["lr"] > 0
     assert all(after[name].equal(before[name]) for name in named(network, last))
     weights = load_last(run)
@@ -86,7 +88,7 @@ def load_last(run):
 
 
 def test_the_same_config_does_the_same_again_and_evaluate_gives_its_figures(data, old, tmp_path, bare):
-    run = train(data, **options(old, tmp_path, epochs=4, freeze="stage1", views=2))
+    run = train(data, **options(old, tmp_path, epochs=4, freeze_until="stage1", views=2))
     again = train(config=run.path / "config.yaml")
     assert same_runs(run.path, again.path)
     for split in ("val", "test"):
@@ -98,7 +100,7 @@ def test_the_same_config_does_the_same_again_and_evaluate_gives_its_figures(data
 
 
 def test_numbers_are_those_without_a_cache(data, old, tmp_path, monkeypatch, bare):
-    kept = train(data, **options(old, tmp_path, epochs=3, freeze="stage1", views=2))
+    kept = train(data, **options(old, tmp_path, epochs=3, freeze_until="stage1", views=2))
     trunk = fuse(frozen_layers(old.network(), "stage1"), "fp32")
 
     def computed_now(self, ids, epoch=0):
@@ -113,7 +115,7 @@ def test_numbers_are_those_without_a_cache(data, old, tmp_path, monkeypatch, bar
         return outputs.clone()
 
     monkeypatch.setattr(FrozenOutputs, "pictures", computed_now)
-    live = train(data, **options(old, tmp_path, epochs=3, freeze="stage1", views=2))
+    live = train(data, **options(old, tmp_path, epochs=3, freeze_until="stage1", views=2))
     kept_weights, live_weights = best(kept.path), best(live.path)
     assert kept.metrics["best_epoch"] == live.metrics["best_epoch"]
     assert all(torch.allclose(kept_weights[name], live_weights[name], atol=2e-4) for name in kept_weights)
@@ -127,7 +129,7 @@ def test_every_image_has_all_of_its_views_in_turn(data, old, tmp_path, monkeypat
     monkeypatch.setattr(
         "skipway.runs.train_run.frozen_batches", lambda *a, **k: batches.append(make(*a, **k)) or batches[-1]
     )
-    train(data, **options(old, tmp_path, epochs=2, freeze="stage1", views=3))
+    train(data, **options(old, tmp_path, epochs=2, freeze_until="stage1", views=3))
     feed = batches[0][0]
     ids = feed.rows[:20]
     views = [feed.pictures(ids, epoch) for epoch in range(4)]
@@ -138,7 +140,7 @@ def test_every_image_has_all_of_its_views_in_turn(data, old, tmp_path, monkeypat
 
 
 def test_a_second_run_finds_the_outputs_and_a_stopped_one_resumes_exactly(data, old, tmp_path, monkeypatch, bare):
-    chosen = {"epochs": 3, "freeze": "stage1", "views": 2}
+    chosen = {"epochs": 3, "freeze_until": "stage1", "views": 2}
     whole = train(data, **options(old, tmp_path, name="whole", **chosen))
 
     def refuse(*_):
@@ -160,21 +162,30 @@ def test_a_second_run_finds_the_outputs_and_a_stopped_one_resumes_exactly(data, 
 
 
 def test_an_average_of_the_weights_runs_on_the_outputs_too(data, old, tmp_path, bare):
-    run = train(data, **options(old, tmp_path, epochs=2, freeze="stage1", views=1, ema=0.5))
+    run = train(data, **options(old, tmp_path, epochs=2, freeze_until="stage1", views=1, ema=0.5))
     assert run.metrics["val_accuracy"] == sw.evaluate(run.path, data, split="val").accuracy
 
 
 @pytest.mark.parametrize(
     "given, text",
     [
-        ({"freeze": "stage9"}, r"cannot freeze stage9: expected a layer of \S+ before its head, one of stem, stage1, "),
-        ({"freeze": "head"}, "cannot freeze head: expected a layer of"),
-        ({"freeze": "stage1", "mixup": 0.2}, "cannot compute the outputs of stage1 once: .* got --mixup. Leave --fr"),
-        ({"freeze": "stage1", "cutmix": 1.0, "watch": True}, "augmented alone, got --cutmix and --watch. Leave"),
-        ({"freeze": "stage1", "img_size": "8:16"}, "got images that grow. Leave --freeze out, or that."),
-        ({"freeze": "stage1", "head": "train"}, "got weights that are not pretrained, or a head that is not fitted by"),
-        ({"freeze": "stage1", "transform": nn.Identity()}, "got a transform. Leave --freeze out"),
-        ({"freeze": "stage1", "recompute": 1}, "got --recompute. Leave --freeze out"),
+        (
+            {"freeze_until": "stage9"},
+            r"cannot freeze stage9: expected a layer of \S+ before its head, one of stem, stage1, ",
+        ),
+        ({"freeze_until": "head"}, "cannot freeze head: expected a layer of"),
+        (
+            {"freeze_until": "stage1", "mixup": 0.2},
+            "cannot compute the outputs of stage1 once: .* got --mixup. Leave --fr",
+        ),
+        ({"freeze_until": "stage1", "cutmix": 1.0, "watch": True}, "augmented alone, got --cutmix and --watch. Leave"),
+        ({"freeze_until": "stage1", "img_size": "8:16"}, "got images that grow. Leave --freeze-until out, or that."),
+        (
+            {"freeze_until": "stage1", "head": "train"},
+            "got weights that are not pretrained, or a head that is not fitted by",
+        ),
+        ({"freeze_until": "stage1", "transform": nn.Identity()}, "got a transform. Leave --freeze-until out"),
+        ({"freeze_until": "stage1", "recompute": 1}, "got --recompute. Leave --freeze-until out"),
     ],
 )
 def test_what_cannot_be_computed_once_is_refused_and_leaves_nothing(data, old, tmp_path, given, text):
@@ -185,13 +196,13 @@ def test_what_cannot_be_computed_once_is_refused_and_leaves_nothing(data, old, t
 
 def test_what_a_recipe_freezes(data, old, tmp_path, like_photographs, bare):
     chosen = {"augment": "none", "views": 1}
-    assert train(data, **options(old, tmp_path, epochs=2, **chosen)).metrics["resolved"]["freeze"] == "stage2"
-    for given in ({"freeze": "none"}, {"mixup": 0.2}, {"head": "train"}, {"transform": nn.Identity()}):
+    assert train(data, **options(old, tmp_path, epochs=2, **chosen)).metrics["resolved"]["freeze_until"] == "stage2"
+    for given in ({"freeze_until": "none"}, {"mixup": 0.2}, {"head": "train"}, {"transform": nn.Identity()}):
         run = train(data, **options(old, tmp_path, epochs=2, **chosen, **given))
-        assert run.metrics["resolved"]["freeze"] is None and run.metrics["resolved"]["optimizer"] == "sgd"
-    for given in ({"freeze": "none"}, {"cutmix": 1.0}):
+        assert run.metrics["resolved"]["freeze_until"] is None and run.metrics["resolved"]["optimizer"] == "sgd"
+    for given in ({"freeze_until": "none"}, {"cutmix": 1.0}):
         assert train(data, **open_options(old, tmp_path, **given)).metrics["epochs"] == 1
-    assert train(data, **open_options(old, tmp_path, freeze="stage1", views=1)).metrics["epochs"] == 5
+    assert train(data, **open_options(old, tmp_path, freeze_until="stage1", views=1)).metrics["epochs"] == 5
 
 
 @pytest.mark.parametrize(

