@@ -2,13 +2,14 @@
 
 import importlib.util
 import inspect
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from picture_folders import parquet
+from picture_folders import parquet, split_folders
 from PIL import Image
 from processes import run
 from torch import nn
@@ -177,6 +178,21 @@ def test_photographs_train_in_a_table(tmp_path):
     network = sw.Chain(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3, 2))
     seconds, share = fastbook.train(network, data, epochs=8, lr=0.3)
     assert share == 1 and seconds > 0
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_photographs_are_copied_once_and_trained_on_offline(is_archive, tmp_path, monkeypatch, capsys):
+    ants_bees = example("ants_bees")
+    source = split_folders(tmp_path / "hymenoptera", ("ants", "bees"), count=6)
+    if is_archive:
+        source = shutil.make_archive(tmp_path / "data", "zip", tmp_path, "hymenoptera")
+    words = ["--source", str(source), "--data", str(tmp_path / "copy"), "--output", str(tmp_path / "runs")]
+    monkeypatch.setattr(ants_bees, "download", None)
+    run = ants_bees.main(words)
+    assert sorted(path.name for path in (tmp_path / "copy").rglob("*s")) == ["ants", "ants", "bees", "bees"]
+    assert run.metrics["resolved"]["model"] and "of the validation images in" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "hymenoptera")
+    ants_bees.copy_photographs("nowhere", tmp_path / "copy")  # it is there
 
 
 def test_a_u_net_learns_its_scenes_and_draws_them(tmp_path):
