@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from picture_folders import parquet, split_folders
 from PIL import Image
 from processes import run
+from small_runs import QUICK
 from torch import nn
 
 import skipway as sw
@@ -180,18 +182,18 @@ def test_photographs_train_in_a_table(tmp_path):
     assert share == 1 and seconds > 0
 
 
-@pytest.mark.parametrize("is_archive", [True, False])
-def test_photographs_are_copied_once_and_trained_on_offline(is_archive, tmp_path, monkeypatch, capsys):
-    ants_bees = example("ants_bees")
+def test_photographs_are_copied_once_and_trained_on_offline(tmp_path, monkeypatch, capsys):
+    ants_bees, quick = example("ants_bees"), partial(sw.train, **QUICK)
     source = split_folders(tmp_path / "hymenoptera", ("ants", "bees"), count=6)
-    if is_archive:
-        source = shutil.make_archive(tmp_path / "data", "zip", tmp_path, "hymenoptera")
-    words = ["--source", str(source), "--data", str(tmp_path / "copy"), "--output", str(tmp_path / "runs")]
+    archive = shutil.make_archive(tmp_path / "data", "zip", tmp_path, "hymenoptera")
+    ants_bees.copy_photographs(source, tmp_path / "of_folder")
     monkeypatch.setattr(ants_bees, "download", None)
-    run = ants_bees.main(words)
-    assert sorted(path.name for path in (tmp_path / "copy").rglob("*s")) == ["ants", "ants", "bees", "bees"]
-    assert run.metrics["resolved"]["model"] and "of the validation images in" in capsys.readouterr().out
-    shutil.rmtree(tmp_path / "hymenoptera")
+    monkeypatch.setattr(ants_bees.sw, "train", quick)
+    run = ants_bees.main(["--source", archive, "--data", str(tmp_path / "copy"), "--output", str(tmp_path / "runs")])
+    for copy in ("copy", "of_folder"):
+        folders = {str(path.relative_to(tmp_path / copy)) for path in (tmp_path / copy).rglob("*s")}
+        assert folders == {"train/ants", "train/bees", "val/ants", "val/bees"}
+    assert run.metrics["epochs"] and "of the validation images in" in capsys.readouterr().out
     ants_bees.copy_photographs("nowhere", tmp_path / "copy")  # it is there
 
 
