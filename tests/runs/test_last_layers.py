@@ -15,6 +15,7 @@ from skipway.report import html
 from skipway.runs import last_layers, train_run
 from skipway.runs.feature_cache import FeatureCache, frozen_layers
 from skipway.runs.last_layers import FrozenOutputs, LastLayersPlan, default_frozen_layer, plan_last_layers
+from skipway.runs.recipe import Recipe
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_checkpoint
 
@@ -194,15 +195,22 @@ def test_what_cannot_be_computed_once_is_refused_and_leaves_nothing(data, old, t
     assert not [path for path in tmp_path.iterdir() if path.name != ".cache"]
 
 
-def test_what_a_recipe_freezes(data, old, tmp_path, like_photographs, bare):
-    chosen = {"augment": "none", "views": 1}
-    assert train(data, **options(old, tmp_path, epochs=2, **chosen)).metrics["resolved"]["freeze_until"] == "stage2"
-    for given in ({"freeze_until": "none"}, {"mixup": 0.2}, {"head": "train"}, {"transform": nn.Identity()}):
-        run = train(data, **options(old, tmp_path, epochs=2, **chosen, **given))
-        assert run.metrics["resolved"]["freeze_until"] is None and run.metrics["resolved"]["optimizer"] == "sgd"
-    for given in ({"freeze_until": "none"}, {"cutmix": 1.0}):
-        assert train(data, **open_options(old, tmp_path, **given)).metrics["epochs"] == 1
-    assert train(data, **open_options(old, tmp_path, freeze_until="stage1", views=1)).metrics["epochs"] == 5
+def test_what_a_recipe_freezes():
+    network = create_model("resnet18", 2)
+    network.spec = Spec(3, 128, 128, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
+
+    def frozen(head="regression", has_transform=False, **given):
+        return last_layers.frozen_layer_for(network, Recipe.of({"epochs": 2, **given}), head, has_transform)
+
+    assert frozen() == "stage3" and frozen(freeze_until="stem") == "stem" and frozen(epochs=1) is None
+    assert frozen(head="train") is None and frozen(has_transform=True) is None
+    for given in ({"freeze_until": "none"}, {"mixup": 0.2}, {"cutmix": 1.0}, {"watch": True}, {"recompute": 1}):
+        assert frozen(**given) is None
+
+
+def test_epochs_are_those_of_the_layers_that_are_trained(data, old, tmp_path, like_photographs, bare):
+    for given, epochs in (({"cutmix": 1.0}, 1), ({"freeze_until": "none"}, 1), ({"freeze_until": "stage1"}, 5)):
+        assert train(data, **open_options(old, tmp_path, views=1, **given)).metrics["epochs"] == epochs
 
 
 @pytest.mark.parametrize(
