@@ -139,7 +139,7 @@ def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform:
 
 
 def plan_last_layers(
-    network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], seconds: float
+    network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], *, seconds: float, room: int
 ) -> LastLayersPlan | None:
     """Return how the layers after `freeze_until` are trained after the head in a time, or None if there is no time.
 
@@ -149,6 +149,7 @@ def plan_last_layers(
         precision: of the run.
         counts: images of train, val and test.
         seconds: from decoding on: for features and the head, the views, training, and evaluating.
+        room: bytes that the outputs may take.
     """
     shape = output_shape(frozen_layers(network, freeze_until))
     train, val, total = counts["train"], counts["val"], sum(counts.values())
@@ -158,7 +159,7 @@ def plan_last_layers(
     for views, epochs in _PLANS:
         of_views = (views * train + val) * for_output
         needed = of_head + of_views + epochs * (train + val) * for_step + (total - train) * for_output
-        if needed <= seconds and views * num_bytes <= _MAX_BYTES:
+        if needed <= seconds and views * num_bytes <= min(room, _MAX_BYTES):
             return LastLayersPlan(freeze_until, views, epochs)
     return None
 

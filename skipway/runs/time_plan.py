@@ -5,16 +5,19 @@ frozen layers; all layers, if epochs are asked for or the network has no stages.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from skipway.distributed import collectives
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
+from skipway.runs.feature_cache import cache_folder
 from skipway.runs.head_phase import HeadFit
 from skipway.runs.last_layers import LastLayersPlan, plan_last_layers
 from skipway.runs.time_budget import FINISH_SECONDS
 from skipway.training.pace import epochs_within, measure_pace
 from skipway.training.trainer import Settings, Trainer
+from skipway.utils.atomic_files import free_bytes, make_folder, storing
 
 __all__ = ["DEFAULT_SECONDS", "FEWEST_IMAGES", "last_layers_in_time", "scheduled_epochs"]
 
@@ -25,13 +28,22 @@ FEWEST_IMAGES = 1_000
 
 
 def last_layers_in_time(
-    network: Network, freeze_until: str | None, settings: Settings, datamodule: DataModule, *, seconds: float
+    network: Network, freeze_until: str, settings: Settings, datamodule: DataModule, *, seconds: float, folder: Path
 ) -> LastLayersPlan | None:
-    """Return how the layers after `freeze_until` are trained in the seconds that are left, or None if they are not."""
-    if freeze_until is None:
-        return None
+    """Return how the layers after `freeze_until` are trained, or None if time or disk leave no room for it.
+
+    Args:
+        network, settings, datamodule, folder: those of the run.
+        freeze_until: the last layer that stays as it is.
+        seconds: that are left.
+    """
+    cache = cache_folder(folder)
+    with storing(cache, 0):
+        make_folder(cache)
+        room = free_bytes(cache) // 2
     counts = {split: datamodule.count(split) for split in ("train", "val", "test")}
-    return plan_last_layers(network, freeze_until, settings.precision, counts, seconds - FINISH_SECONDS)
+    seconds -= FINISH_SECONDS
+    return plan_last_layers(network, freeze_until, settings.precision, counts, seconds=seconds, room=room)
 
 
 def scheduled_epochs(

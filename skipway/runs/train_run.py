@@ -274,7 +274,8 @@ class _PreparedRun:
         if checkpoint is None:
             return settings, batch_size
         saved = checkpoint.state["settings"]
-        return replace(settings, **{name: saved[name] for name in KEPT_SETTINGS}), checkpoint.state["batch_size"]
+        kept = {name: saved[name] for name in KEPT_SETTINGS if name in saved}
+        return replace(settings, **kept), checkpoint.state["batch_size"]
 
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
         """Return what checkpoints keep of the run next to the trainer's tensors and state."""
@@ -345,17 +346,17 @@ class _PreparedRun:
 
         That is decided before anything else, so that a run which is stopped early goes on with the same epochs.
         """
-        is_for_all = self.recipe.time_limit is not None or self.datamodule.count("train") >= FEWEST_IMAGES
-        if not self.epochs_are_open or self.recipe.freeze_until != "auto" or not is_for_all:
+        recipe, datamodule = self.recipe, self.datamodule
+        is_large = recipe.time_limit is not None or datamodule.count("train") >= FEWEST_IMAGES
+        if not self.epochs_are_open or recipe.freeze_until != "auto" or not is_large:
             return settings
-        freeze_until = frozen_layer_for(
-            network, replace(self.recipe, epochs=2), settings.head, has_transform=self.has_transform
-        )
+        last = frozen_layer_for(network, replace(recipe, epochs=2), settings.head, self.has_transform)
         network.to(settings.device)
-        plan = last_layers_in_time(network, freeze_until, settings, self.datamodule, seconds=self._seconds_left())
-        if plan is None:
+        left = self._seconds_left()
+        plan = last and last_layers_in_time(network, last, settings, datamodule, seconds=left, folder=self.folder)
+        if not plan:
             return settings
-        self._change_recipe(freeze_until=plan.freeze_until, views=plan.views, epochs=1 + plan.epochs)
+        self._change_recipe(freeze_until=last, views=plan.views, epochs=1 + plan.epochs)
         self.epochs_are_open = False
         return self._settings(network, pretrained=True)[0]
 
