@@ -37,12 +37,14 @@ def verdicts(facts: dict[str, Any]) -> list[str]:
     regression = bool(facts.get("regression"))
     metric = "r2" if regression else "accuracy"
     count = int(number(facts["counts"].get("val")) if facts["counts"].get("val") else 0)
+    # A head that was fitted first has another loss, without label smoothing, and is no point of the curve after it.
+    trained = history[1:] if len(history) > 1 and history[0].get("lr") == 0 else history
     sentences = [
         *_not_finite(history),
         *(_no_better_than_the_mean(best, count) if regression else _chance_level(facts, best, count)),
         *_overfitting(facts, best, metric, count),
-        *([] if regression else _rising_loss(history, count)),
-        *_trend(history, best, metric, count),
+        *([] if regression else _rising_loss(trained, count)),
+        *_trend(trained, best, metric, count),
         *_waiting(history),
     ]
     return (sentences or _nothing_notable(history, best, metric, count))[:_MAX_SENTENCES]
@@ -140,8 +142,8 @@ def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], me
     """Say whether the metric still rose when training ended, if its best epoch is among the last fifth."""
     if len(history) == 1 and history[0].get("lr") == 0:
         return [
-            "Only the head was fitted, to the outputs of the layers before it. --time-limit 600 fine-tunes them as "
-            "well."
+            "Only the head was fitted, to the outputs of the layers before it. With --time-limit 600 more layers are "
+            "trained."
         ]
     if len(history) == 1:
         return ["One epoch shows no trend; more epochs will tell."]

@@ -136,5 +136,26 @@ def test_a_head_that_was_fitted_alone_is_no_training_to_go_on_with():
     classes = {"ant": {"train": 400, "val": 50}, "bee": {"train": 400, "val": 50}}
     facts = {"history": [row], "best": row, "classes": classes, "counts": {"train": 800, "val": 100}}
     assert verdicts(facts) == [
-        "Only the head was fitted, to the outputs of the layers before it. --time-limit 600 fine-tunes them as well."
+        "Only the head was fitted, to the outputs of the layers before it. With --time-limit 600 more layers are "
+        "trained."
     ]
+
+
+def test_a_head_that_was_fitted_first_is_no_point_of_the_curve():
+    """Its loss has no label smoothing: the epochs after it have another one, whatever they bring."""
+    head = {"epoch": 1.0, "lr": 0.0, "train_accuracy": 1.0, "val_accuracy": 0.931, "train_loss": 0.66, "val_loss": 0.2}
+    losses, accuracies = (0.32, 0.28, 0.28, 0.29, 0.26, 0.26, 0.255, 0.255), np.linspace(0.914, 0.955, 8)
+    rows = [
+        {
+            "epoch": e + 2,
+            "lr": 1e-3,
+            "train_accuracy": 0.99,
+            "val_accuracy": a,
+            "train_loss": 0.6 - e / 50,
+            "val_loss": v,
+        }
+        for e, (v, a) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    facts = {"best": rows[-1], "classes": {}, "counts": {"train": 2567, "val": 550}}
+    found = verdicts({**facts, "history": [head, *rows]})
+    assert found == verdicts({**facts, "history": rows}) and SURE not in " ".join(found)
