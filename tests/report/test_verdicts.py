@@ -144,17 +144,11 @@ def test_a_head_that_was_fitted_alone_is_no_training_to_go_on_with():
 def test_a_head_that_was_fitted_first_is_no_point_of_the_curve():
     """Its loss has no label smoothing: the epochs after it have another one, whatever they bring."""
     head = {"epoch": 1.0, "lr": 0.0, "train_accuracy": 1.0, "val_accuracy": 0.931, "train_loss": 0.66, "val_loss": 0.2}
+    common = {"lr": 1e-3, "train_accuracy": 0.99}
     losses, accuracies = (0.32, 0.28, 0.28, 0.29, 0.26, 0.26, 0.255, 0.255), np.linspace(0.914, 0.955, 8)
     rows = [
-        {
-            "epoch": e + 2,
-            "lr": 1e-3,
-            "train_accuracy": 0.99,
-            "val_accuracy": a,
-            "train_loss": 0.6 - e / 50,
-            "val_loss": v,
-        }
-        for e, (v, a) in enumerate(zip(losses, accuracies, strict=True))
+        {"epoch": e + 2, "val_accuracy": accuracy, "train_loss": 0.6 - e / 50, "val_loss": loss, **common}
+        for e, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
     ]
     facts = {"best": rows[-1], "classes": {}, "counts": {"train": 2567, "val": 550}}
     found = verdicts({**facts, "history": [head, *rows]})
