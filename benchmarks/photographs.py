@@ -28,6 +28,7 @@ from skipway.weights.legacy_torch_file import read_legacy_file
 from skipway.weights.weight_packages import find_weights
 
 MODEL = "tf_efficientnet_lite0"
+TICKS = (15, 30, 60, 120, 300, 600)
 FASTAI = """
 import sys, timm, torch
 from fastai.vision.all import *
@@ -97,6 +98,8 @@ def draw(points, name, path):
         of_way = sorted((p["seconds"], p["accuracy"]) for p in points if p["way"] == way)
         axes.plot(*zip(*of_way, strict=True), marker="o", label=way)
     axes.set(xscale="log", xlabel="seconds of the whole command", ylabel="validation accuracy", title=name)
+    axes.set_xticks(TICKS, labels=map(str, TICKS))
+    axes.set_xticks([], minor=True)
     axes.legend()
     figure.savefig(path, metadata={"Date": None})
 
