@@ -11,7 +11,7 @@ from skipway.export.export_model import fuse
 from skipway.models.network import Network
 from skipway.runs.feature_cache import frozen_layers
 
-__all__ = ["FIT_SECONDS", "feature_size", "seconds_for_features", "seconds_per_image"]
+__all__ = ["FIT_SECONDS", "feature_size", "largest_size", "seconds_for_features", "seconds_per_image"]
 
 _TIMED = 16  # images by which the pace is measured
 _START_AND_END_SECONDS = 4.0  # of a run: loading torch, plots and report
@@ -36,14 +36,21 @@ def feature_size(network: Network, precision: str, *, count: int, seconds: float
         seconds: that the features may take; None for a size that goes by the number of images alone.
     """
     size = network.require_image_spec().size
+    largest = largest_size(size)
     if size < _ENLARGED_FROM:
         return size
-    largest = round(size * _ENLARGED / _ENLARGED_STEP) * _ENLARGED_STEP
     if seconds is None:
         return largest if count <= _MOST_ENLARGED else size
     per_image = seconds_per_image(network, precision)
     sizes = range(largest, _SMALLEST - 1, -_SIZE_STEP)  # the time goes with the area
     return next((smaller for smaller in sizes if count * per_image * (smaller / size) ** 2 <= seconds), sizes[-1])
+
+
+def largest_size(size: int) -> int:
+    """Return the largest size of images for weights that were trained on `size`."""
+    if size < _ENLARGED_FROM:
+        return size
+    return round(size * _ENLARGED / _ENLARGED_STEP) * _ENLARGED_STEP
 
 
 def seconds_for_features(time_limit: float, count: int, decoding: float) -> float:

@@ -30,8 +30,9 @@ from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import Whitening, whiten
 from skipway.runs.defaults import batch_size_for, device_for, head_for, precision_for
-from skipway.runs.feature_size import feature_size, seconds_for_features
+from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
+from skipway.runs.last_layers_plan import frozen_layer_for, size_for_last_layers
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
@@ -127,7 +128,9 @@ class ImageDataModule:
                 if recipe.time_limit is not None:
                     decoding = decoding_seconds(self.source, settings)
                     seconds = seconds_for_features(recipe.time_limit, count, decoding)
-                size = feature_size(network.to(device), precision, count=count, seconds=seconds)
+                network.to(device)
+                smaller = self._size_for_last_layers(network, recipe, precision, seconds)
+                size = smaller or feature_size(network, precision, count=count, seconds=seconds)
                 network.cpu()
                 recipe = replace(recipe, img_size=size)
             settings = replace(settings, size=size, stored_size=round(known.presize * size / known.size))
@@ -135,6 +138,20 @@ class ImageDataModule:
                 settings = replace(settings, resize_mode=known.resize_mode)
         self.decode_settings = settings
         return recipe
+
+    def _size_for_last_layers(
+        self, network: Network, recipe: Recipe, precision: str, seconds: float | None
+    ) -> int | None:
+        """Return the size at which the last layers can be trained within the time limit, or None."""
+        counts = {split: self.source.count(split) for split in SPLITS}
+        if not counts["val"]:
+            counts["val"] = round(counts["train"] * recipe.val_fraction)
+            counts["train"] -= counts["val"]
+        last = frozen_layer_for(network, replace(recipe, epochs=2), "regression", self.transform is not None)
+        if seconds is None or last is None:
+            return None
+        seconds += sum(counts.values()) * FIT_SECONDS
+        return size_for_last_layers(network, last, precision, counts, seconds=seconds)
 
     def _follows_clock(self, recipe: Recipe) -> bool:
         """Whether photographs are trained on from scratch, with network and size left open."""

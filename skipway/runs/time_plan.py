@@ -13,7 +13,7 @@ from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
 from skipway.runs.feature_cache import cache_folder
 from skipway.runs.head_phase import HeadFit
-from skipway.runs.last_layers import LastLayersPlan, plan_last_layers
+from skipway.runs.last_layers_plan import LastLayersPlan, plan_last_layers
 from skipway.runs.time_budget import FINISH_SECONDS
 from skipway.training.pace import epochs_within, measure_pace
 from skipway.training.trainer import Settings, Trainer

@@ -26,7 +26,8 @@ from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import phases
 from skipway.runs.head_phase import HeadFit, fit_head
 from skipway.runs.image_datamodule import ImageDataModule
-from skipway.runs.last_layers import frozen_batches, frozen_layer_for, layers_after
+from skipway.runs.last_layers import frozen_batches, layers_after
+from skipway.runs.last_layers_plan import frozen_layer_for
 from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts, read_earlier_run

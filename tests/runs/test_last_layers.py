@@ -12,9 +12,10 @@ from skipway.errors import InputError, Interrupted
 from skipway.export.export_model import fuse
 from skipway.model_factory import create_model
 from skipway.report import html
-from skipway.runs import last_layers, train_run
+from skipway.runs import last_layers, last_layers_plan, train_run
 from skipway.runs.feature_cache import FeatureCache, frozen_layers
-from skipway.runs.last_layers import FrozenOutputs, LastLayersPlan, default_frozen_layer, plan_last_layers
+from skipway.runs.last_layers import FrozenOutputs
+from skipway.runs.last_layers_plan import LastLayersPlan, default_frozen_layer, plan_last_layers, size_for_last_layers
 from skipway.runs.recipe import Recipe
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_checkpoint
@@ -58,7 +59,7 @@ def named(network, last):
 
 @pytest.fixture
 def like_photographs(monkeypatch):
-    monkeypatch.setattr(last_layers, "SMALL", 7)
+    monkeypatch.setattr(last_layers_plan, "SMALL", 7)
 
 
 def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
@@ -200,7 +201,7 @@ def test_what_a_recipe_freezes():
     network.spec = Spec(3, 128, 128, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
 
     def frozen(head="regression", has_transform=False, **given):
-        return last_layers.frozen_layer_for(network, Recipe.of({"epochs": 2, **given}), head, has_transform)
+        return last_layers_plan.frozen_layer_for(network, Recipe.of({"epochs": 2, **given}), head, has_transform)
 
     assert frozen() == "stage3" and frozen(freeze_until="stem") == "stem" and frozen(epochs=1) is None
     assert frozen(head="train") is None and frozen(has_transform=True) is None
@@ -231,9 +232,9 @@ def test_the_layer_before_the_last_stage_is_the_default_for_photographs(name, si
 
 @pytest.mark.parametrize("seconds, plan", [(38.7, (4, 8)), (38.5, (4, 4)), (27.9, (2, 4)), (27.7, None)])
 def test_views_and_epochs_are_what_fits_into_the_time(monkeypatch, seconds, plan):
-    monkeypatch.setattr(last_layers, "seconds_per_image", lambda *_: 0.01)
-    monkeypatch.setattr(last_layers, "FIT_SECONDS", 0.0)
-    monkeypatch.setattr(last_layers, "_step_seconds", lambda *_: 0.001)
+    monkeypatch.setattr(last_layers_plan, "seconds_per_image", lambda *_: 0.01)
+    monkeypatch.setattr(last_layers_plan, "FIT_SECONDS", 0.0)
+    monkeypatch.setattr(last_layers_plan, "_step_seconds", lambda *_: 0.001)
     network = create_model("resnet20", 2, layers=[1, 1], widths=[8, 8])
     network.spec = Spec(3, 128, 128, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
     counts, room = {"train": 400, "val": 300, "test": 200}, 4 * 400 * 8 * 128**2 * 4  # 4 views in float32
@@ -242,3 +243,15 @@ def test_views_and_epochs_are_what_fits_into_the_time(monkeypatch, seconds, plan
     assert found == (None if plan is None else LastLayersPlan("stage1", *plan))
     smaller = plan_last_layers(network, "stage1", "fp32", counts, seconds=seconds, room=room - 1)
     assert smaller is None if plan is None else smaller == LastLayersPlan("stage1", 2, 4)
+
+
+# 2 views and 4 epochs take 27.8 s at 224 px, 1.31 times as long at 256 px and 1.65 times at 288 px.
+@pytest.mark.parametrize("seconds, size", [(46.2, 288), (45.8, 256), (36.5, 256), (36.2, None)])
+def test_the_size_goes_a_step_down_for_the_last_layers(monkeypatch, seconds, size):
+    monkeypatch.setattr(last_layers_plan, "seconds_per_image", lambda *_: 0.01)
+    monkeypatch.setattr(last_layers_plan, "FIT_SECONDS", 0.0)
+    monkeypatch.setattr(last_layers_plan, "_step_seconds", lambda *_: 0.001)
+    network = create_model("resnet20", 2, layers=[1, 1], widths=[8, 8])
+    network.spec = Spec(3, 224, 224, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
+    counts = {"train": 400, "val": 300, "test": 200}
+    assert size_for_last_layers(network, "stem", "fp32", counts, seconds=seconds) == size
