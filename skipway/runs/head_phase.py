@@ -28,7 +28,7 @@ from skipway.training.trainer import Settings, Trainer
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["HeadFeatures", "HeadFit", "fit_head", "head_features", "head_scores"]
+__all__ = ["HeadFeatures", "HeadFit", "feature_cache", "fit_head", "head_features", "head_scores"]
 
 
 _TRAINING_COST = 12  # of a training step over the features of the same images, about
@@ -76,6 +76,23 @@ class HeadFit:
         return head_scores(trainer, self.features, datamodule.images.splits["val"])
 
 
+def feature_cache(
+    network: Network,
+    datamodule: ImageDataModule,
+    precision: str,
+    folder: Path,
+    *,
+    console: Console,
+    stop: StopFlag,
+    last: str | None = None,
+) -> FeatureCache:
+    """Return the cache of a run for the outputs of its layers up to `last`, by default all before the head."""
+    images = datamodule.images
+    fingerprint = pixels_fingerprint(images)  # runs with other splits have the same features
+    where = cache_folder(folder)
+    return FeatureCache(network, precision, where, fingerprint, len(images.labels), console, stop, last)
+
+
 def head_features(
     network: Network,
     datamodule: ImageDataModule,
@@ -95,15 +112,7 @@ def head_features(
         console, stop: for progress, and to end early.
     """
     images = datamodule.images
-    cache = FeatureCache(
-        network,
-        precision,
-        cache_folder(folder),
-        pixels_fingerprint(images),  # runs with other splits have the same features
-        len(images.labels),
-        console,
-        stop,
-    )
+    cache = feature_cache(network, datamodule, precision, folder, console=console, stop=stop)
     features = cache.features(datamodule.batches("val"), np.arange(len(images.labels)))
     return HeadFeatures(features, torch.from_numpy(images.labels), cache.engine)
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipway.data.images.decoded_cache import pixels_fingerprint
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import printable
 from skipway.kernels.layer_dispatch import run_layers
 from skipway.models.network import Network
-from skipway.runs.feature_cache import FeatureCache, FeatureFile, cache_folder
+from skipway.runs.feature_cache import FeatureFile
+from skipway.runs.head_phase import feature_cache
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
@@ -77,15 +77,8 @@ def frozen_batches(
         settings, folder, console, stop: those of the run.
     """
     images, views = datamodule.images, datamodule.recipe.views
-    cache = FeatureCache(
-        network,
-        settings.precision,
-        cache_folder(folder),
-        pixels_fingerprint(images),
-        len(images.labels),
-        console,
-        stop,
-        last=settings.freeze_until,
+    cache = feature_cache(
+        network, datamodule, settings.precision, folder, console=console, stop=stop, last=settings.freeze_until
     )
     begin = time.monotonic()
     train, val = datamodule.batches("train", train=True), datamodule.batches("val")
