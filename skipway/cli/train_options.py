@@ -51,9 +51,8 @@ def _recipe_flags(*excluded: str) -> type:
 
 RecipeFlags = _recipe_flags()
 _NO_FLAGS = RecipeFlags()
-RangeTestFlags = _recipe_flags(
-    "output", "name", "folds", "fold"
-)  # find-lr leaves no run folder: its output is the plot
+# find-lr leaves no run folder, its output is the plot, and it trains no folds.
+RangeTestFlags = _recipe_flags("output", "name", "folds", "fold")
 _NO_RANGE_TEST_FLAGS = RangeTestFlags()
 
 

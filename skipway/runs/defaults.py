@@ -77,7 +77,7 @@ _FAMILY_OPTIMIZERS = {"resnet9": "muon", "convnext": "adamw"}
 _PRETRAINED_LR_FACTOR = 0.1
 _PRETRAINED_LAYER_DECAY = 0.5
 _PRETRAINED_FREEZE_EPOCHS = 1
-# Layers after frozen ones, of 3,000 photographs: 4 epochs at 3e-4 to 1e-3 were alike, SGD at 0.02 was behind.
+# Layers after frozen ones, of 3,000 photographs: 4 epochs at 3e-4 to 1e-3 were alike, SGD at 0.02 diverged.
 _LAST_LAYERS = FamilyDefaults(lr=1e-3, batch=64, momentum=0.9, weight_decay=0.05)
 _NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families whose head is not a linear layer of images alone
 _MOST_FOR_REGRESSION = 200_000  # training images: more features take minutes and gigabytes
