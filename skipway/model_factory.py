@@ -121,6 +121,8 @@ def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:
         return "resnet20", {"layers": [2, 2], "widths": [32, 64]}
     if size <= 16:
         return "resnet9", {"stem": "small", "widths": [32, 64, 128], "layers": [1, 1]}
-    if size <= SMALL:
+    if size <= 64:
         return "resnet9", {"stem": "whitening", "widths": [24, 48, 128, 256], "layers": [1, 1, 1]}
+    if size <= 128:
+        return "resnet9", {"stem": "whitening", "widths": [24, 48, 96, 192, 256], "layers": [1, 1, 1, 1]}
     return ("resnet18", {}) if count >= 2000 else ("resnet10", {})

@@ -38,7 +38,13 @@ from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
 from skipway.runs.small_sets import epochs_for_steps, held_out_count
-from skipway.runs.time_budget import image_size_for, scratch_epochs, size_growth
+from skipway.runs.time_budget import (
+    FINISH_SECONDS,
+    image_size_for,
+    quick_step_seconds,
+    scratch_epochs,
+    size_growth,
+)
 from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
@@ -93,7 +99,7 @@ class ImageDataModule:
             if head == "regression":
                 self.epochs = 1 if recipe.freeze_until in ("auto", "none") else 5  # the first fits the head
         elif new and self._follows_clock(recipe):
-            recipe = replace(recipe, img_size=image_size_for(count, recipe.time_limit, device_for(recipe.device)))
+            recipe = replace(recipe, img_size=self._size_from_scratch(recipe, count))
             self.decode_settings = self._decode_settings(recipe)
             self.model = choose_model(recipe, self.decode_settings.size, count)
             self.epochs = scratch_epochs(count)
@@ -152,6 +158,16 @@ class ImageDataModule:
             return None
         seconds += sum(counts.values()) * FIT_SECONDS
         return size_for_last_layers(network, last, precision, counts, seconds=seconds)
+
+    def _size_from_scratch(self, recipe: Recipe, count: int) -> str:
+        """Return the image sizes, first and full, at which photographs teach most in the time that there is."""
+        if recipe.time_limit is None:
+            return image_size_for(count, None, 0.0)
+        decoding = count * decoding_seconds(self.source, self.decode_settings)
+        seconds = recipe.time_limit - max(collectives.all_gather(decoding)) - FINISH_SECONDS
+        device = device_for(recipe.device)
+        per_image = quick_step_seconds(device, precision_for(recipe, device, is_table=False))
+        return image_size_for(count, seconds, per_image)
 
     def _follows_clock(self, recipe: Recipe) -> bool:
         """Whether photographs are trained on from scratch, with network and size left open."""

@@ -1,7 +1,6 @@
 """Which layers of a network with trained weights are trained after its head, on how many views, for how many epochs."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,18 +9,18 @@ import torch
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import SMALL
 from skipway.errors import InputError, did_you_mean, printable
-from skipway.kernels.layer_dispatch import run_layers
 from skipway.models.network import Network
 from skipway.runs.feature_cache import frozen_layers, output_shape
 from skipway.runs.feature_size import FIT_SECONDS, largest_size, seconds_per_image
 from skipway.runs.recipe import Recipe
+from skipway.training.pace import step_seconds
 
 __all__ = ["LastLayersPlan", "default_frozen_layer", "frozen_layer_for", "plan_last_layers", "size_for_last_layers"]
 
 _PLANS = ((4, 8), (4, 4), (2, 4))  # (views, epochs), the best first; 2 epochs were hardly better than the head
 _STEP_DOWN = 32  # pixels
 _MAX_BYTES = 2 << 30  # of the outputs for all views
-_TIMED_BATCH, _TIMED_STEPS = 32, 3
+_TIMED_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -134,17 +133,12 @@ def size_for_last_layers(
 
 
 def _step_seconds(network: Network, precision: str, freeze_until: str, shape: tuple[int, ...]) -> float:
-    """Return the seconds that training the layers after `freeze_until` takes for an image, by a few steps on zeros."""
+    """Return the seconds that training the layers after `freeze_until` takes for an image."""
     layers = list(network)[list(network._modules).index(freeze_until) + 1 :]
-    device, was_training = next(network.parameters()).device, network.training
-    x = torch.zeros(_TIMED_BATCH, *shape, device=device)
-    seconds = []
+    was_training = network.training
     network.eval()
-    for _ in range(_TIMED_STEPS):
-        begin = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            run_layers(layers, x).float().sum().backward()
-        seconds.append(time.monotonic() - begin)
+    x = torch.zeros(_TIMED_BATCH, *shape, device=next(network.parameters()).device)
+    seconds = step_seconds(layers, x, precision)
     network.train(was_training)
     network.zero_grad(set_to_none=True)
-    return min(seconds) / _TIMED_BATCH
+    return seconds

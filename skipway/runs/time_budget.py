@@ -1,40 +1,57 @@
 """Time budget: image size and epochs of a run from scratch on photographs, by rows and time and not by size of files.
 
-Measured on 2,934 flower photographs (whole commands, two cores of an EPYC without AMX): ResNet-9 with Muon
-reaches 75.5% in 46 s at 64 px, 80.7% in 49 s at 48 px, 83.3% in 65 s growing from 32 to 64 px and 88.2% in 347 s at
-64 px; ResNet-18 at 128 px 76.6% in 344 s.
+The unit of time is a training step of the quick network at 64 px, so that the rule holds on any machine; its table is
+benchmarks/results/2026-11-29-from-scratch.md.
 """
 
+import torch
+
 from skipway.data.images.loader import Augmentation
+from skipway.distributed import collectives
+from skipway.model_factory import auto_model, create_model
+from skipway.training.pace import step_seconds
 from skipway.utils.console import duration
 
-__all__ = ["FINISH_SECONDS", "budget_line", "image_size_for", "scratch_epochs", "size_growth"]
+__all__ = ["FINISH_SECONDS", "budget_line", "image_size_for", "quick_step_seconds", "scratch_epochs", "size_growth"]
 
-_IMAGES = 60_000  # that a run looks at by default: some minutes on two cores
+# Images that a run looks at by default, which takes some minutes on two cores: small ones, or larger ones for sets on
+# which that makes enough epochs, and which are no smaller than those that larger images were seen to help.
+_IMAGES, _LARGER_IMAGES = 60_000, 36_000
+_LARGER_FROM, _LARGER_TO = 1_000, 4_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
-# Seconds per training image that a size needs, on two cores with bfloat16; a GPU is taken to be 30 times as fast.
-_SIZES = ((0.0, "32:48"), (0.025, "32:64"), (0.4, "64:128"))
-_GPU_FACTOR = 30.0
+_UNIT_SIZE, _UNIT_BATCH = 64, 32
+# Epochs of the quick network at 64 px that a time leaves room for, from which on a size teaches more.
+_SIZES = ((0.0, "32:48"), (4.0, "32:64"), (14.0, "48:96"))
 FINISH_SECONDS = 3.0  # for tables, plots and the report
 
 
-def image_size_for(count: int, time_limit: float | None, device: str) -> str:
+def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
     """Return the image sizes, first and full, at which `count` training photographs teach most in a time.
 
     Args:
         count: training images.
-        time_limit: seconds, or None for the default number of epochs.
-        device: "cpu" or "cuda".
+        seconds: for training, or None for the default number of epochs.
+        per_image: what `quick_step_seconds` measured.
     """
-    if time_limit is None:
-        return "32:64"
-    seconds = time_limit / max(count, 1) * (_GPU_FACTOR if device == "cuda" else 1)
-    return [size for least, size in _SIZES if seconds >= least][-1]
+    if seconds is None:
+        return "48:96" if _LARGER_FROM <= count <= _LARGER_TO else "32:64"
+    room = seconds / (max(count, 1) * per_image)
+    return [size for least, size in _SIZES if room >= least][-1]
+
+
+def quick_step_seconds(device: str, precision: str) -> float:
+    """Return the seconds that a training step of the quick network takes for an image of 64 px on this machine."""
+    name, options = auto_model(_UNIT_SIZE, 1)
+    with torch.random.fork_rng(devices=[]):  # what is measured must not change what is drawn
+        network = create_model(name, **options).to(device)
+    x = torch.zeros(_UNIT_BATCH, 3, _UNIT_SIZE, _UNIT_SIZE, device=device).to(memory_format=torch.channels_last)
+    return max(collectives.all_gather(step_seconds(list(network), x, precision)))
 
 
 def scratch_epochs(count: int) -> int:
     """Return the default number of epochs on `count` training photographs."""
-    return min(max(round(_IMAGES / max(count, 1)), _FEWEST_EPOCHS), _MOST_EPOCHS)
+    images = _LARGER_IMAGES if _LARGER_FROM <= count <= _LARGER_TO else _IMAGES
+    return min(max(round(images / max(count, 1)), _FEWEST_EPOCHS), _MOST_EPOCHS)
 
 
 def size_growth(augmentation: Augmentation | None, size: int, epochs: int) -> list[float]:

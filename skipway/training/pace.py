@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipway.distributed import collectives
+from skipway.kernels.layer_dispatch import run_layers
 from skipway.training.lr_finder import preserve_trainer, train_step
 from skipway.training.metrics import Batches
 from skipway.training.trainer import Trainer
 
-__all__ = ["Pace", "epochs_within", "measure_pace"]
+__all__ = ["Pace", "epochs_within", "measure_pace", "step_seconds"]
 
 _WARM_UP, _MEASURED = 2, 3  # batches: the first ones allocate memory and choose kernels
 _LATEST = 10**9  # an epoch by which images have grown to their full size
@@ -68,6 +69,23 @@ def epochs_within(seconds: float, pace: Pace, steps: int, growth: Callable[[int]
         else:
             high = middle - 1
     return low
+
+
+def step_seconds(layers: Sequence[nn.Module], x: Tensor, precision: str) -> float:
+    """Return the seconds that a forward and a backward pass take for one sample of a batch: the best of a few.
+
+    Args:
+        layers: in their order; their gradients are overwritten.
+        x: (B, ...), what the first one takes.
+        precision: "bf16" or "fp32".
+    """
+    seconds = []
+    for _ in range(_MEASURED):
+        begin = time.monotonic()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            run_layers(layers, x).float().sum().backward()
+        seconds.append(time.monotonic() - begin)
+    return min(seconds) / len(x)
 
 
 def _training_seconds(trainer: Trainer, batches: Batches, epoch: int) -> float:

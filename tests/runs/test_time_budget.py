@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from small_runs import Words, pictures, same_runs
 
 from skipway.data.images.loader import Augmentation
-from skipway.runs.time_budget import image_size_for, scratch_epochs, size_growth
+from skipway.runs.time_budget import image_size_for, quick_step_seconds, scratch_epochs, size_growth
 from skipway.runs.train_run import train
 
 TINY = {"model": "resnet20", "batch_size": 16, "threads": 1, "pretrained": "none", "augment": "none"}
@@ -23,15 +24,32 @@ def photographs(tmp_path_factory):
     return root
 
 
-def test_more_seconds_for_each_image_make_larger_images():
-    sizes = [image_size_for(3000, limit, "cpu") for limit in (1, 50, 100, 300, 3000)]
-    assert sizes == ["32:48", "32:48", "32:64", "32:64", "64:128"]
-    assert image_size_for(3000, 100, "cuda") == "64:128" and image_size_for(3000, None, "cpu") == "32:64"
+@pytest.mark.parametrize("per_image", [1e-4, 2e-3])  # a GPU, two cores
+def test_more_steps_for_each_image_make_larger_images(per_image):
+    """The pace of the machine alone makes seconds of steps."""
+    seconds = [epochs * 3000 * per_image for epochs in (0, 3, 5, 13, 15, 100)]
+    sizes = [image_size_for(3000, limit, per_image) for limit in seconds]
+    assert sizes == ["32:48", "32:48", "32:64", "32:64", "48:96", "48:96"]
+
+
+def test_a_set_of_some_thousands_is_trained_at_larger_sizes_for_fewer_epochs():
+    by_count = {count: (image_size_for(count, None, 1.0), scratch_epochs(count)) for count in (245, 2567, 10_000)}
+    assert by_count == {245: ("32:64", 60), 2567: ("48:96", 14), 10_000: ("32:64", 6)}
 
 
 def test_fewer_images_are_looked_at_more_often():
-    epochs = [scratch_epochs(count) for count in (0, 10, 1000, 3000, 10_000, 1_000_000)]
-    assert epochs == sorted(epochs, reverse=True) and (epochs[0], epochs[3], epochs[-1]) == (60, 20, 3)
+    for counts in ((0, 10, 999), (1000, 3000, 4000), (4001, 10_000, 1_000_000)):
+        epochs = [scratch_epochs(count) for count in counts]
+        assert epochs == sorted(epochs, reverse=True)
+    assert (scratch_epochs(0), scratch_epochs(1_000_000)) == (60, 3)
+
+
+def test_the_pace_of_a_machine_changes_nothing_that_is_drawn():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    assert quick_step_seconds("cpu", "fp32") > 0
+    assert torch.equal(torch.rand(2), expected)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10])
