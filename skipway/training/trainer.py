@@ -83,13 +83,18 @@ def has_bf16(device: str) -> bool:
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """Restore the caller's thread count and random number generators, of which each process has one."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """Restore the caller's thread count and random number generators, of which each process has one.
+
+    CUDA is left alone if the process has not used it: in a forked worker it cannot be. It is seeded as before then.
+    """
+    threads, seed, has_cuda = torch.get_num_threads(), torch.initial_seed(), torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if has_cuda else []):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+            if not has_cuda and not torch.cuda._is_in_bad_fork():
+                torch.cuda.manual_seed_all(seed)
 
 
 class Trainer:

@@ -97,6 +97,26 @@ def test_what_is_one_per_process_is_as_before():
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), wanted)
 
 
+def test_a_gpu_that_the_process_has_not_used_stays_unused(monkeypatch):
+    """In a forked worker it cannot be used, on a machine with several it costs seconds and memory."""
+
+    def forbidden(*_, **__):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", forbidden)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(11)
+    with preserve_global_state():
+        torch.manual_seed(5)
+    assert seeds == [11, 5, 11]  # as its generators will have it, should it be used later
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with preserve_global_state():
+        torch.manual_seed(6)
+    assert seeds == [11, 5, 11]
+
+
 def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
     trainer = Trainer(network(), settings(epochs=2, freeze_epochs=1, weight_decay=0.1, optimizer="adamw"))
     fixed = next(p for n, p in trainer.network.named_parameters() if n.startswith("stage1"))
