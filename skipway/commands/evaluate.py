@@ -21,7 +21,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import average_views
+from skipway.models.network_outputs import average_views, batch_size_for
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -62,7 +62,7 @@ def evaluate(
     rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    batches = ImageBatches(images, rows, _BATCH_SIZE, mean=spec.mean, std=spec.std)
+    batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), mean=spec.mean, std=spec.std)
 
     def poll() -> None:
         if stop.requested:
@@ -77,6 +77,7 @@ def evaluate(
     model = average_views(network, network.require_image_spec()) if tta else network
     device = next(network.parameters()).device
     scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
+    metrics = compute_metrics(scores)
     return Evaluation(
         split=split,
         count=len(rows),
@@ -84,7 +85,7 @@ def evaluate(
         loss=scores.loss,
         classes=per_class(scores, spec.class_names),
         skipped=len(images.skipped),
-        metrics=compute_metrics(scores),
+        metrics=metrics,
     )
 
 

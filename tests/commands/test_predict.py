@@ -1,5 +1,7 @@
 """Predictions for images: one row per input in order, equal to the network's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ import skipway as sw
 from skipway.commands.evaluate import evaluate
 from skipway.commands.predict import predict
 from skipway.errors import InputError, Interrupted
+from skipway.models import network_outputs
 from skipway.utils.stop_signals import StopFlag
 
 
@@ -54,6 +57,19 @@ def test_more_than_one_batch_keeps_its_order(place, weights):
     alone = predict(weights, [arrays[149]])[0].top
     assert [name for name, _ in rows[149].top] == [name for name, _ in alone]
     assert [p for _, p in rows[149].top] == pytest.approx([p for _, p in alone], abs=0.02)
+
+
+def test_batches_of_large_images_are_small(weights, monkeypatch):
+    network = sw.load(weights)
+    assert network_outputs.batch_size_for(network.spec, 64) == 64
+    assert network_outputs.batch_size_for(replace(network.spec, size=4096, presize=4096), 64) == 8  # of one channel
+    arrays, sizes, forward = [np.full((8, 8), 40 * v, np.uint8) for v in range(5)], [], network_outputs.softmax
+    expected = network.predict_proba(arrays)
+    monkeypatch.setattr(network_outputs, "_BATCH_BYTES", 2 * 4 * 8 * 8)
+    monkeypatch.setattr(network_outputs, "softmax", lambda outputs: (sizes.append(len(outputs)), forward(outputs))[1])
+    assert np.allclose(network.predict_proba(arrays), expected, atol=1e-6) and sizes == [2, 2, 1]
+    rows = predict(network, arrays, precision="fp32")
+    assert sizes == [2, 2, 1] * 2 and [r.top[0][1] for r in rows] == pytest.approx(expected.max(1).tolist(), abs=1e-5)
 
 
 def test_one_input_need_not_be_a_list(place, weights):
