@@ -14,6 +14,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.decode import NEARLY_BLACK
 from skipway.data.sources.image_source import Source
 from skipway.data.tables.dataset import encode_labeled, open_table_source
 from skipway.data.tables.loader import RowBatches
@@ -59,6 +60,8 @@ def evaluate(
     source = open_source(os.fspath(data))
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
+    if images.notes[NEARLY_BLACK]:
+        console.print(f"warning: {images.notes[NEARLY_BLACK]:,} images are {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")

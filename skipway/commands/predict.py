@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.image_spec import Spec
+from skipway.data.sources.decode import NEARLY_BLACK
 from skipway.data.sources.image_folder import picture_files
 from skipway.data.sources.read_table import Table
 from skipway.data.tables.columns import Problem
@@ -70,14 +72,17 @@ def predict(
         stop=stop,
     )
     predictions: list[Prediction] = []
+    black: list[str] = []
     bar = console.bar("predicting", len(inputs))
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
     for start in range(0, len(inputs), batch_size):
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} after {start:,} of {len(inputs):,} pictures")
-        predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta)
+        predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, black=black)
         bar.at(len(predictions))
     bar.done()
+    if black:
+        console.print(f"warning: {len(black):,} of {len(inputs):,} images, first {printable(black[0])}: {NEARLY_BLACK}")
     return predictions
 
 
@@ -96,10 +101,12 @@ def _images(sources: Any) -> list[Any]:
     return inputs
 
 
-def _predict_batch(network: Network, inputs: list[Any], top: int, tta: bool) -> Iterator[Prediction]:
-    """Yield the predictions for a batch of images, in order."""
+def _predict_batch(
+    network: Network, inputs: list[Any], top: int, tta: bool, *, black: list[str]
+) -> Iterator[Prediction]:
+    """Yield the predictions for a batch of images, in order; those that became nearly black are added to `black`."""
     spec = network.require_image_spec()
-    prepared = [_prepared(image, spec) for image in inputs]
+    prepared = [_prepared(image, spec, black) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
     probabilities = iter(pixel_probabilities(network, spec, usable, tta=tta) if usable else ())
     for image, pixels in zip(inputs, prepared, strict=True):
@@ -115,12 +122,12 @@ def _predict_batch(network: Network, inputs: list[Any], top: int, tta: bool) -> 
         yield Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order))
 
 
-def _prepared(image: Any, spec: Spec) -> np.ndarray | InputError:
+def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputError:
     """Return the pixels of one input, or why there are none."""
     try:
         if not isinstance(image, np.ndarray) and image.is_dir():
             raise InputError(f"{printable(image)} holds no picture; give pictures, or a folder that has some")
-        return prepare_image(image, spec)
+        return prepare_image(image, spec, on_black=partial(black.append, str(image)))
     except InputError as error:
         return error
 

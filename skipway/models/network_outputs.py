@@ -6,7 +6,8 @@ rows of a table.
 
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.decoded_cache import fitted_array
-from skipway.data.sources.decode import BadPicture, decode
+from skipway.data.sources.decode import NEARLY_BLACK, BadPicture, decode
 from skipway.data.sources.read_bytes import read_picture_file
 from skipway.data.sources.read_table import Table, frame_table, read_table
 from skipway.data.tables.table_spec import TableSpec
@@ -140,15 +141,29 @@ def as_table(inputs: Any) -> Table:
     )
 
 
-def prepare_image(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
-    """Read one image, a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` expects."""
+def prepare_image(
+    source: Any, spec: Spec, root: Path | None = None, on_black: Callable[[], None] | None = None
+) -> np.ndarray:
+    """Read one image, a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` expects.
+
+    Args:
+        source, spec: the image and how it becomes pixels.
+        root: the folder that it must not lead out of by links.
+        on_black: called for an image of 16 bits that is nearly black in 8; a warning by default.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     name = "an array" if isinstance(source, np.ndarray) else printable(source)
     try:
         if isinstance(source, np.ndarray):
             pixels = _checked_array(source, spec)
         else:
             data = read_picture_file(Path(source), root)
-            pixels = decode(data, **spec.decode_options).pixels
+            picture = decode(data, **spec.decode_options)
+            pixels = picture.pixels
+            if NEARLY_BLACK in picture.notes:
+                (on_black or partial(warnings.warn, f"{name} is {NEARLY_BLACK}", stacklevel=2))()
     except BadPicture as error:
         raise InputError(f"{name} cannot be used: {error}") from None
     start = crop_offset(spec.presize, spec.size)

@@ -1,16 +1,20 @@
 """Predictions for images: one row per input in order, equal to the network's own."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from small_runs import pictures
 
 import skipway as sw
 from skipway.commands.evaluate import evaluate
 from skipway.commands.predict import predict
 from skipway.errors import InputError, Interrupted
 from skipway.models import network_outputs
+from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
 
@@ -104,3 +108,15 @@ def test_average_views_are_what_is_counted_where_they_are_asked_for(place, weigh
         np.mean([n == f.parent.name for n, f in zip(names, files, strict=True)])
     )
     assert "auroc" in evaluation.metrics and "auroc" in str(evaluation)
+
+
+def test_images_of_16_bits_that_became_black_are_named(weights, tmp_path, capsys):
+    folder = pictures(tmp_path / "data", 2)
+    Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(folder / "ant" / "dark.png")
+    network, console = sw.load(weights), Console()
+    assert [row.usable for row in predict(network, [folder / "ant"], console=console)] == [True] * 3
+    assert re.search(r"warning: 1 of 3 images, first .*dark.png: nearly black: 16-bit values", capsys.readouterr().out)
+    evaluate(network, folder, console=console)
+    assert "warning: 1 images are nearly black: 16-bit values" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="dark.png is nearly black: 16-bit values that use the lowest bits alone"):
+        network.predict([folder / "ant" / "dark.png"])
