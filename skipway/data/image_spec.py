@@ -4,6 +4,7 @@ It travels with every file that leaves a run, so that a picture met years later 
 """
 
 import math
+import operator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast, get_args
 
@@ -107,7 +108,7 @@ class Spec:
         if set(values) != names:
             raise InputError(f"a Spec has the fields {', '.join(sorted(names))}; the file's differ")
         try:
-            plain = {name: int(values[name]) for name in ("channels", "size", "presize")}
+            plain = {name: operator.index(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"a Spec's sizes, means and deviations are numbers: {printable(error)}") from None

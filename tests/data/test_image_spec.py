@@ -97,6 +97,8 @@ def test_a_file_with_other_fields_is_refused(values):
     [
         {"channels": "one"},
         {"size": None},
+        {"size": 27.9},
+        {"size": "28"},
         {"size": math.inf},
         {"presize": []},
         {"mean": ["x"]},

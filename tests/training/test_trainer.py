@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from skipway.distributed import process_group
+from skipway.errors import InputError
 from skipway.model_factory import create_model
 from skipway.training.trainer import Settings, Trainer, has_bf16, preserve_global_state
 
@@ -115,6 +116,16 @@ def test_a_gpu_that_the_process_has_not_used_stays_unused(monkeypatch):
     with preserve_global_state():
         torch.manual_seed(6)
     assert seeds == [11, 5, 11]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_tensors_of_another_dtype_are_not_restored(ema):
+    trainer = Trainer(network(), settings(ema=ema))
+    tensors = trainer.tensors()
+    name = next(name for name in tensors if name.startswith("average." if ema else "network.") and "weight" in name)
+    tensors[name] = tensors[name].bfloat16()
+    with pytest.raises(InputError, match=r"cannot restore .*weight: expected torch.float32, got torch.bfloat16. Start"):
+        trainer.restore(tensors, {})
 
 
 def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():
