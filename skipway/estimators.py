@@ -21,6 +21,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
 from skipway.model_factory import create_model
 from skipway.models.network import Network
+from skipway.models.network_outputs import require_finite
 from skipway.runs.defaults import TABLE_NETWORK, settings_for, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.training.loop import fit as train_network
@@ -139,7 +140,7 @@ class _SkipEstimator(BaseEstimator):
         check_is_fitted(self)
         x = torch.from_numpy(self.spec_.encode_strict(self._table(X, reset=False)).x).double()
         with torch.inference_mode():
-            return torch.cat([self.network_(part) for part in x.split(_BATCH_SIZE)]).numpy()
+            return require_finite(torch.cat([self.network_(part) for part in x.split(_BATCH_SIZE)]).numpy())
 
 
 class SkipClassifier(ClassifierMixin, _SkipEstimator):
@@ -198,7 +199,8 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the predicted numbers (N,)."""
-        return self._outputs(X)[:, 0] * self.spec_.target_std + self.spec_.target_mean
+        with np.errstate(over="ignore"):
+            return require_finite(self._outputs(X) * self.spec_.target_std + self.spec_.target_mean)[:, 0]
 
 
 def _all_numbers(frame: Any) -> bool:

@@ -57,7 +57,9 @@ def parquet(path, labels, names=None, column="image", seed=0, rows=None, struct=
     struct = struct or pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     images = [None if data is None else {"bytes": data, "path": None} for data in rows]
     texts = any(isinstance(value, str) for value in labels)
-    labelled = pyarrow.array(labels, pyarrow.string() if texts else pyarrow.int64())
+    labelled = labels  # an array of pyarrow keeps its type
+    if not isinstance(labels, pyarrow.Array):
+        labelled = pyarrow.array(labels, pyarrow.string() if texts else pyarrow.int64())
     table = pyarrow.table({column: pyarrow.array(images, struct), "label": labelled})
     if names is not None:
         info = {"info": {"features": {"label": {"names": list(names), "_type": "ClassLabel"}}}}

@@ -226,6 +226,17 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
         ({"spec": {}}, "a Spec has the fields"),
         ({"spec": {**GREY.as_dict(), "size": "x"}}, "a Spec's sizes, means and deviations are numbers"),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [10**12]}}, "header|does not fit"),
+        ({"plan": {"family": "resnet", "layers": [1], "widths": [10**30]}}, "header|does not fit"),
+        (
+            {"plan": {"family": "resnet9", "layers": [10**9], "widths": [1, 1]}},
+            "resnet9: expected at most 1000 convolu",
+        ),
+        ({"plan": {"family": "resnet9", "layers": [0] * 1001, "widths": [1] * 1002}}, "got 1001 in its blocks and"),
+        (
+            {"plan": {"family": "resmlp", "in_features": 10**6, "categories": [1] * 20_000}},
+            "resmlp: expected at most 10,000 numbers for categories, got 20,000. Make categories shorter",
+        ),
+        ({"spec": {**GREY.as_dict(), "size": 50_000, "presize": 50_000}}, "cannot use a Spec of these sizes: expected"),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}}, "drop_path is a chance from"),
     ],
 )

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from fake_gpu import fake_gpu
+from picture_folders import decoded_noise
+from PIL import Image
 from shrunken import SIZE, kinds, shrunken
 from small_runs import QUICK, StopAt, numbers, pictures, quick, same_runs, same_tensors, train
 from table_files import homes, written
@@ -20,9 +22,11 @@ from torch import nn
 import skipway as sw
 from skipway.commands.find_lr import find_lr
 from skipway.commands.probe import probe_run
+from skipway.data.images.loader import Augmentation, ImageBatches
 from skipway.errors import Interrupted
 from skipway.export import fuse, program
 from skipway.probe import batches_accuracy, batches_loss, flow, landscape, lesion
+from skipway.runs.run_plots import draw_augmented
 from skipway.training.lr_finder import range_test
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -268,3 +272,17 @@ def test_an_exported_program_moves_to_the_device(small, device, tmp_path, resize
     pixels = torch.randint(256, (2, 12, 13, 1), dtype=torch.uint8)
     expected = module(pixels)
     assert torch.allclose(module.to(device)(pixels.to(device)).cpu(), expected, atol=1e-5)
+
+
+def test_augmented_images_are_drawn_from_the_device(device, tmp_path):
+    images = decoded_noise([0, 1, 0, 1])
+    for name, place in (("host", "cpu"), ("device", device)):
+        augmentation = Augmentation("shift+color", transform=lambda x: x.flip(-1))
+        draw_augmented(
+            tmp_path / name,
+            ImageBatches(
+                images, np.arange(4), 2, mean=(0.4,) * 3, std=(0.2,) * 3, augmentation=augmentation, device=place
+            ),
+        )
+    host, drawn = (np.asarray(Image.open(tmp_path / n / "plots" / "augmented.png")) for n in ("host", "device"))
+    assert np.abs(host.astype(int) - drawn).max() <= 2

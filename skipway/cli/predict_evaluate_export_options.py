@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from skipway.errors import InputError, NotFiniteError
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
 from skipway.utils.malloc_settings import paused_collection
@@ -59,7 +60,7 @@ def predict(
     """
     with paused_collection():
         from skipway.commands.predict import predict as predict_sources
-        from skipway.commands.prediction_output import write_predictions
+        from skipway.commands.prediction_output import NOT_FINITE, write_predictions
 
     predictions = predict_sources(
         run,
@@ -78,8 +79,10 @@ def predict(
     failed = sum(not prediction.usable for prediction in predictions)
     if failed:
         print_error(f"{failed:,} of {len(predictions):,} {predictions[0].noun}s could not be used")
+    if failed == len(predictions) and any(prediction.reason == NOT_FINITE for prediction in predictions):
+        raise SystemExit(NotFiniteError.exit_code)
     if failed and strict:
-        raise SystemExit(2)
+        raise SystemExit(InputError.exit_code)
 
 
 def evaluate(

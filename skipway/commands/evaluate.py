@@ -14,6 +14,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.decode import NEARLY_BLACK
 from skipway.data.sources.image_source import Source
 from skipway.data.tables.dataset import encode_labeled, open_table_source
 from skipway.data.tables.loader import RowBatches
@@ -21,7 +22,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import average_views
+from skipway.models.network_outputs import average_views, batch_size_for
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -59,10 +60,12 @@ def evaluate(
     source = open_source(os.fspath(data))
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
+    if images.notes[NEARLY_BLACK]:
+        console.print(f"warning: {images.notes[NEARLY_BLACK]:,} images are {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
-    batches = ImageBatches(images, rows, _BATCH_SIZE, mean=spec.mean, std=spec.std)
+    batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), mean=spec.mean, std=spec.std)
 
     def poll() -> None:
         if stop.requested:
@@ -77,6 +80,7 @@ def evaluate(
     model = average_views(network, network.require_image_spec()) if tta else network
     device = next(network.parameters()).device
     scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
+    metrics = compute_metrics(scores)
     return Evaluation(
         split=split,
         count=len(rows),
@@ -84,7 +88,7 @@ def evaluate(
         loss=scores.loss,
         classes=per_class(scores, spec.class_names),
         skipped=len(images.skipped),
-        metrics=compute_metrics(scores),
+        metrics=metrics,
     )
 
 

@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
-from skipway.commands.prediction_output import Prediction
+from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.image_spec import Spec
+from skipway.data.sources.decode import NEARLY_BLACK
 from skipway.data.sources.image_folder import picture_files
 from skipway.data.sources.read_table import Table
 from skipway.data.tables.columns import Problem
@@ -17,7 +19,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, prepare_image
+from skipway.models.network_outputs import as_table, batch_size_for, pixel_probabilities, prepare_image, row_outputs
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
@@ -41,8 +43,9 @@ def predict(
 
     For a network of tables they are table files or DataFrames.
 
-    A folder stands for its pictures at any depth. What cannot be used has a reason in place of classes, and the others
-    still get theirs. With `tta` the mean over several views of each picture counts.
+    A folder stands for its pictures at any depth. An input that cannot be used, or for which the outputs of the model
+    are not finite, has a reason in place of classes, and the others still get theirs. With `tta` the mean over several
+    views of each picture counts.
 
     Networks of pictures are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
     whichever of those that are installed is done first with so many pictures. `precision` is "bf16"
@@ -69,13 +72,17 @@ def predict(
         stop=stop,
     )
     predictions: list[Prediction] = []
+    black: list[str] = []
     bar = console.bar("predicting", len(inputs))
-    for start in range(0, len(inputs), _BATCH_SIZE):
+    batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
+    for start in range(0, len(inputs), batch_size):
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} after {start:,} of {len(inputs):,} pictures")
-        predictions += _predict_batch(network, inputs[start : start + _BATCH_SIZE], top, tta)
+        predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, black=black)
         bar.at(len(predictions))
     bar.done()
+    if black:
+        console.print(f"warning: {len(black):,} of {len(inputs):,} images, first {printable(black[0])}: {NEARLY_BLACK}")
     return predictions
 
 
@@ -94,28 +101,33 @@ def _images(sources: Any) -> list[Any]:
     return inputs
 
 
-def _predict_batch(network: Network, inputs: list[Any], top: int, tta: bool) -> Iterator[Prediction]:
-    """Yield the predictions for a batch of images, in order."""
+def _predict_batch(
+    network: Network, inputs: list[Any], top: int, tta: bool, *, black: list[str]
+) -> Iterator[Prediction]:
+    """Yield the predictions for a batch of images, in order; those that became nearly black are added to `black`."""
     spec = network.require_image_spec()
-    prepared = [_prepared(image, spec) for image in inputs]
+    prepared = [_prepared(image, spec, black) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
-    probabilities = iter(network.probabilities(usable, tta) if usable else ())
+    probabilities = iter(pixel_probabilities(network, spec, usable, tta=tta) if usable else ())
     for image, pixels in zip(inputs, prepared, strict=True):
         name = "array" if isinstance(image, np.ndarray) else str(image)
         if isinstance(pixels, InputError):
             yield Prediction(name, (), printable(pixels))
             continue
         shares = next(probabilities)
+        if not np.isfinite(shares).all():
+            yield Prediction(name, (), NOT_FINITE)
+            continue
         order = np.argsort(-shares, kind="stable")[:top]
         yield Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order))
 
 
-def _prepared(image: Any, spec: Spec) -> np.ndarray | InputError:
+def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputError:
     """Return the pixels of one input, or why there are none."""
     try:
         if not isinstance(image, np.ndarray) and image.is_dir():
             raise InputError(f"{printable(image)} holds no picture; give pictures, or a folder that has some")
-        return prepare_image(image, spec)
+        return prepare_image(image, spec, on_black=partial(black.append, str(image)))
     except InputError as error:
         return error
 
@@ -148,12 +160,14 @@ def _predict_rows(network: Network, table: Table, top: int, console: Console) ->
     problems: dict[int, Problem] = {}
     for problem in sorted(encoded.problems, key=lambda problem: problem.row):
         problems.setdefault(problem.row, problem)
-    outputs = network.row_outputs(encoded.x)
+    outputs = row_outputs(network, spec, encoded.x)
     order = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
     for i, output in enumerate(outputs):
         if i in problems:
             reason = f"column {printable(problems[i].column)!r}: {problems[i].why}"
             yield Prediction(table.row_name(i), (), reason, noun="row")
+        elif not np.isfinite(output).all():
+            yield Prediction(table.row_name(i), (), NOT_FINITE, noun="row")
         elif spec.class_names:
             classes = tuple((spec.class_names[k], float(output[k])) for k in order[i])
             yield Prediction(table.row_name(i), classes, noun="row")

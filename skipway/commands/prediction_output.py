@@ -8,7 +8,9 @@ from typing import Any, Literal
 from skipway.errors import printable
 from skipway.runs.run_csv_tables import write_table
 
-__all__ = ["Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
+__all__ = ["NOT_FINITE", "Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
+
+NOT_FINITE = "the outputs of the model are not finite (NaN or infinity)"  # the reason of a Prediction
 
 _IN_FIRST_LINE = ("accuracy", "loss")
 

@@ -4,17 +4,20 @@ It travels with every file that leaves a run, so that a picture met years later 
 """
 
 import math
+import operator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast, get_args
 
 from skipway.errors import InputError, printable
 
-__all__ = ["INTERPOLATIONS", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
+__all__ = ["INTERPOLATIONS", "MAX_PRESIZE", "MAX_SIZE", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+MAX_SIZE = 4096  # pixels of a side, of what is trained and of what a file may ask for: memory goes with its square
+MAX_PRESIZE = 4710  # the same with the room to crop from that training stores
 _MAX_CLASSES = 100_000
 _MAX_NAME_BYTES = 1024
 
@@ -48,6 +51,11 @@ class Spec:
             raise InputError(f"a Spec has 1 or 3 channels, not {self.channels}")
         if not 1 <= self.size <= self.presize:
             raise InputError(f"a Spec needs 1 <= size <= presize, not size {self.size} and presize {self.presize}")
+        if self.size > MAX_SIZE or self.presize > MAX_PRESIZE:
+            raise InputError(
+                f"cannot use a Spec of these sizes: expected size up to {MAX_SIZE} and presize up to {MAX_PRESIZE}, "
+                f"got {self.size} and {self.presize}. Train on smaller images."
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise InputError(f"a Spec with {self.channels} channels needs as many means and standard deviations")
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
@@ -100,7 +108,7 @@ class Spec:
         if set(values) != names:
             raise InputError(f"a Spec has the fields {', '.join(sorted(names))}; the file's differ")
         try:
-            plain = {name: int(values[name]) for name in ("channels", "size", "presize")}
+            plain = {name: operator.index(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"a Spec's sizes, means and deviations are numbers: {printable(error)}") from None

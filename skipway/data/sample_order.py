@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Shard", "batch_bounds", "evenly_spaced", "shuffle_rows"]
+from skipway.errors import InputError
+
+__all__ = ["Shard", "batch_bounds", "evenly_spaced", "shuffle_rows", "training_bounds"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,24 @@ def batch_bounds(count: int, batch_size: int, min_size: int = 2) -> list[tuple[i
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < min_size:  # a batch norm has no spread over one
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds
+
+
+def training_bounds(count: int, batch_size: int, shard: Shard, noun: str) -> list[tuple[int, int]]:
+    """Return (begin, end) of each training batch over `count` samples, with two or more for every process.
+
+    Raises:
+        InputError: there are too few samples for that, or the batches are too small; `noun` is what samples are called.
+    """
+    smallest = 2 * shard.world_size
+    where = f" in each of {shard.world_size} processes" if shard.world_size > 1 else ""
+    if count < smallest:
+        raise InputError(f"there are {count} training {noun}, but a batch norm needs at least 2{where}; add more")
+    if batch_size < smallest:
+        raise InputError(
+            f"cannot share out batches of {batch_size}: expected at least 2 {noun}{where}, got too few. Use "
+            f"--batch-size {smallest} or more, or fewer processes."
+        )
+    return batch_bounds(count, batch_size, smallest)
 
 
 def shuffle_rows(rows: np.ndarray, labels: np.ndarray | None, *, seed: int, epoch: int) -> np.ndarray:

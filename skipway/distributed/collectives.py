@@ -3,6 +3,7 @@
 torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun or `--nproc` starts it.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,12 +19,20 @@ __all__ = [
     "assert_same",
     "broadcast_buffers",
     "is_peer_lost",
+    "is_peer_silent",
     "rank",
     "run_on_rank0",
     "world_size",
 ]
 
 R = TypeVar("R")
+# What gloo, NCCL and torch's store say. Their names alone say nothing: they also report tensors of unequal shapes.
+_BROKEN = re.compile(
+    r"connection (?:was likely )?closed|connection reset|connection refused|broken pipe|socket closed|failed to connect"
+    r"|remote ?error|remote process exit|communicator was aborted",
+    re.IGNORECASE,
+)
+_TIMEOUT = re.compile(r"(?:gloo|nccl|store|socket|recv).*(?:timed out|timeout)", re.IGNORECASE | re.DOTALL)
 
 
 def rank() -> int:
@@ -88,9 +97,13 @@ def run_on_rank0(make: Callable[[], R]) -> R:
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Whether an error is that another process of the training is gone."""
-    text = str(error).lower()
-    return world_size() > 1 and any(word in text for word in ("connection", "gloo", "nccl", "peer", "socket"))
+    """Whether an error is that the connection to another process of the training broke, as it does when that ends."""
+    return world_size() > 1 and _BROKEN.search(str(error)) is not None
+
+
+def is_peer_silent(error: Exception) -> bool:
+    """Whether an error is that another process of the training did not answer in time."""
+    return world_size() > 1 and not is_peer_lost(error) and _TIMEOUT.search(str(error)) is not None
 
 
 def broadcast_buffers(network: nn.Module) -> None:

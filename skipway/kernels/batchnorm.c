@@ -3,13 +3,13 @@ positions) by `channels`. Without ReLU and without a join too.
 
     y = max(0, (x - mean) * scale + bias + shortcut)      scale = weight / sqrt(variance + eps)
 
-Sums are taken in float over blocks of rows and in double over the blocks. The file includes itself once for each type
-of element. */
+Sums are taken in float over blocks of rows and in double over the blocks. Rows are shared out in as many parts as
+threads were asked for, and a thread takes any number of parts: the runtime may start fewer threads. The file includes
+itself once for each type of element. */
 
 #ifndef ELEMENT
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,14 +39,14 @@ static inline float of_float(float value) { return value; }
 
 typedef struct {
     int64_t rows, width; /* several rows of few channels count as one, so that loops over channels are wide */
-    int tile, threads;
+    int tile, parts;
 } Shape;
 
 static Shape shape_of(int64_t rows, int64_t channels, int64_t threads) {
     Shape s = {rows, channels, 1, 1};
     while (s.width < WIDE && s.rows % 2 == 0) s.rows /= 2, s.width *= 2, s.tile *= 2;
     int64_t worth = rows * channels / WORTH + 1;
-    s.threads = (int)(worth < threads ? worth : threads);
+    s.parts = (int)(worth < threads ? worth : threads);
     return s;
 }
 
@@ -61,7 +61,7 @@ static float *tiled(const float *values, int64_t channels, int tile) {
 static void gathered(const double *parts, Shape s, int64_t channels, double *first, double *second) {
     memset(first, 0, sizeof(double) * channels);
     memset(second, 0, sizeof(double) * channels);
-    for (int t = 0; t < s.threads; t++)
+    for (int t = 0; t < s.parts; t++)
         for (int64_t i = 0; i < s.width; i++) {
             first[i % channels] += parts[2 * s.width * t + i];
             second[i % channels] += parts[2 * s.width * t + s.width + i];
@@ -93,14 +93,13 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
                    float *stats) {
     Shape s = shape_of(rows, channels, threads);
     int64_t width = s.width;
-    double *parts = calloc((size_t)s.threads * 2 * width, sizeof(double));
+    double *parts = calloc((size_t)s.parts * 2 * width, sizeof(double));
     double *sum = malloc(2 * channels * sizeof(double)), *squares = sum + channels;
     float *first = malloc(width * sizeof(float)); /* taken from every number, so that squares do not swamp the spread */
     for (int64_t i = 0; i < width; i++) first[i] = LOAD(x[i % channels]);
-#pragma omp parallel num_threads(s.threads)
-    {
-        int t = omp_get_thread_num();
-        int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+#pragma omp parallel for num_threads(s.parts) schedule(static, 1)
+    for (int t = 0; t < s.parts; t++) {
+        int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
         double *total = parts + 2 * width * t;
         float *block = malloc(2 * width * sizeof(float)), *square = block + width;
         for (int64_t r = begin; r < end; r += BLOCK) {
@@ -132,10 +131,9 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
     for (int64_t c = 0; c < channels; c++) shift[c] = (float)sum[c];
     float *wide_scale = tiled(scale, channels, s.tile), *wide_shift = tiled(shift, channels, s.tile);
     float floor = relu ? 0.0f : -INFINITY;
-#pragma omp parallel num_threads(s.threads)
-    {
-        int t = omp_get_thread_num();
-        int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+#pragma omp parallel for num_threads(s.parts) schedule(static, 1)
+    for (int t = 0; t < s.parts; t++) {
+        int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
         for (int64_t i = begin; i < end; i++) {
             const ELEMENT *row = x + i * width, *k = shortcut + i * width;
             ELEMENT *out = y + i * width;
@@ -162,17 +160,16 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
                     float *dweight, float *dbias) {
     Shape s = shape_of(rows, channels, threads);
     int64_t width = s.width;
-    double *parts = calloc((size_t)s.threads * 2 * width, sizeof(double));
+    double *parts = calloc((size_t)s.parts * 2 * width, sizeof(double));
     double *sum = malloc(2 * channels * sizeof(double)), *products = sum + channels;
     float *turn = malloc(2 * channels * sizeof(float)), *constant = turn + channels;
     const float *scales = stats + SCALE * channels, *means = stats + MEAN * channels;
     for (int64_t c = 0; c < channels; c++) turn[c] = bias ? bias[c] : 0;
     float *mean = tiled(means, channels, s.tile), *scale = tiled(scales, channels, s.tile);
     float *offset = tiled(turn, channels, s.tile);
-#pragma omp parallel num_threads(s.threads)
-    {
-        int t = omp_get_thread_num();
-        int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+#pragma omp parallel for num_threads(s.parts) schedule(static, 1)
+    for (int t = 0; t < s.parts; t++) {
+        int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
         double *total = parts + 2 * width * t;
         float *block = malloc(2 * width * sizeof(float)), *product = block + width;
         for (int64_t r = begin; r < end; r += BLOCK) {
@@ -218,10 +215,9 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
         float *wide_turn = tiled(turn, channels, s.tile), *wide_constant = tiled(constant, channels, s.tile);
         const ELEMENT *given = relu && dshortcut ? dshortcut : dy;
         int masked = relu && !dshortcut;
-#pragma omp parallel num_threads(s.threads)
-        {
-            int t = omp_get_thread_num();
-            int64_t begin = s.rows * t / s.threads, end = s.rows * (t + 1) / s.threads;
+#pragma omp parallel for num_threads(s.parts) schedule(static, 1)
+        for (int t = 0; t < s.parts; t++) {
+            int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
             for (int64_t i = begin; i < end; i++) {
                 const ELEMENT *d = given + i * width, *row = x + i * width;
                 ELEMENT *out = dx + i * width;

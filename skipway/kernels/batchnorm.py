@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.build import library
+from skipway.kernels.build import library, missing_reason
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
 
-__all__ = ["BATCH_NORM", "fusable_norm", "has_norm_library"]
+__all__ = ["BATCH_NORM", "fusable_norm", "has_norm_library", "missing_norm_reason"]
 
+_SOURCE = Path(__file__).with_name("batchnorm.c")
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "float"}
 _DTYPES = (torch.bfloat16,)  # float32 gains nothing that could be measured, and needs a fifth more memory
 
@@ -36,9 +37,14 @@ def has_norm_library() -> bool:
     return _norm_library() is not None
 
 
+def missing_norm_reason() -> str:
+    """Return why there is no C library; "" if it is there, or if there is no C compiler."""
+    return missing_reason(_SOURCE)
+
+
 @cache
 def _norm_library() -> ctypes.CDLL | None:
-    functions = library(Path(__file__).with_name("batchnorm.c"))
+    functions = library(_SOURCE)
     if functions is not None:
         number, pointer = ctypes.c_int64, ctypes.c_void_p
         for suffix in _SUFFIX.values():

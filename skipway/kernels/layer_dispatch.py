@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skipway.kernels.batchnorm import BATCH_NORM, has_norm_library
+from skipway.kernels.batchnorm import BATCH_NORM, has_norm_library, missing_norm_reason
 from skipway.kernels.conv import CONV
 from skipway.kernels.kernel_eligibility import has_hooks, kernels_enabled
 
@@ -57,8 +57,17 @@ def call_with_kernels(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[
     return BATCH_NORM(layer, x, None, None), index
 
 
-def kernel_status() -> str:
-    """Return what the numbers of a run depend on: "on", "off", or "on, without a C compiler" (torch's own norm)."""
+def kernel_status(*, with_reason: bool = True) -> str:
+    """Return what the numbers of a run depend on: "on", "off", or why torch's own norm is used although they are on.
+
+    Args:
+        with_reason: name the reason, which the numbers do not depend on.
+    """
     if not kernels_enabled():
         return "off"
-    return "on" if has_norm_library() else "on, without a C compiler"
+    if has_norm_library():
+        return "on"
+    if not with_reason:
+        return "on, without C code"
+    reason = missing_norm_reason()
+    return f"on, without C code: {reason}" if reason else "on, without a C compiler"

@@ -10,6 +10,10 @@ from skipway.errors import InputError, did_you_mean
 
 __all__ = ["Plan"]
 
+# Numbers in a sequence, as many as a table may have columns. Layers are made, without weights, before they are compared
+# with those of a file: its plan must not be able to fill the memory.
+_MAX_COUNT = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -36,7 +40,7 @@ class Plan:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
 
     def _check_whole_numbers(self, *names: str, minimum: int = 1) -> None:
-        """Check that values are whole numbers of at least `minimum`, or sequences of them if their default is one."""
+        """Check that values are whole numbers from `minimum` on, or sequences of them if their default is one."""
         several = {f.name: isinstance(f.default, tuple) for f in fields(self)}
         for name in names:
             value = getattr(self, name)
@@ -47,6 +51,11 @@ class Plan:
             if min(numbers, default=minimum) < minimum:
                 shown = list(value) if isinstance(value, tuple) else value
                 raise InputError(f"{self.FAMILY} needs whole numbers of at least {minimum} for {name}, not {shown}")
+            if len(numbers) > _MAX_COUNT:
+                raise InputError(
+                    f"{self.FAMILY}: expected at most {_MAX_COUNT:,} numbers for {name}, got {len(numbers):,}. Make "
+                    f"{name} shorter."
+                )
             object.__setattr__(self, name, numbers if several[name] else numbers[0])
 
     def _check_shares(self, *names: str) -> None:

@@ -30,7 +30,9 @@ def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> N
             network = build_network(plan, spec)
     except InputError as error:
         raise error.at(where) from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a plan from elsewhere can fail anywhere in the layers that it asks for
         raise InputError(
             f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
         ) from None

@@ -46,6 +46,10 @@ class Network(Chain):
 
         Inputs are paths of pictures or uint8 arrays (H, W) or (H, W, C); for a network of tables they are a DataFrame,
         or the path of a .csv, .tsv or .parquet file, whose columns are found by name.
+
+        Raises:
+            InputError: an input cannot be read; names it. `skipway predict` returns a row for each instead.
+            NotFiniteError: the outputs for an input are NaN or infinite.
         """
         if isinstance(self.spec, TableSpec):
             return network_outputs.predict_table(self, self.spec, inputs)
@@ -57,6 +61,7 @@ class Network(Chain):
 
         Raises:
             InputError: an input cannot be read; names it. `skipway predict` gives a row for each instead.
+            NotFiniteError: the outputs for an input are NaN or infinite.
         """
         if isinstance(self.spec, TableSpec):
             if not self.spec.class_names:
@@ -65,20 +70,26 @@ class Network(Chain):
         return network_outputs.image_probabilities(self, self.require_image_spec(), inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
-        """(N, K) probabilities of prepared pictures, each (S, S, C) uint8; with `tta` the mean over several views."""
-        return network_outputs.pixel_probabilities(self, self.require_image_spec(), pixels, tta=tta)
+        """(N, K) probabilities of prepared pictures, each (S, S, C) uint8; with `tta` the mean over several views.
+
+        Raises:
+            NotFiniteError: the outputs for one are NaN or infinite.
+        """
+        spec = self.require_image_spec()
+        return network_outputs.require_finite(network_outputs.pixel_probabilities(self, spec, pixels, tta=tta))
 
     def table_outputs(self, table: Table) -> np.ndarray:
         """(N, K) probabilities of each row's classes, or (N, 1) numbers in the target's own unit.
 
         Raises:
             InputError: a column is missing, or a cell cannot be used; names it.
+            NotFiniteError: the outputs for a row are NaN or infinite.
         """
         return self.row_outputs(self.require_table_spec().encode_strict(table).x)
 
     def row_outputs(self, x: np.ndarray) -> np.ndarray:
         """As `table_outputs`, for encoded rows x (N, F)."""
-        return network_outputs.row_outputs(self, self.require_table_spec(), x)
+        return network_outputs.require_finite(network_outputs.row_outputs(self, self.require_table_spec(), x))
 
     def require_image_spec(self) -> Spec:
         """Return the Spec of an image network.

@@ -4,8 +4,10 @@ Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; (B, F) ->
 rows of a table.
 """
 
+import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,28 @@ from torch import nn
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.decoded_cache import fitted_array
-from skipway.data.sources.decode import BadPicture, decode
+from skipway.data.sources.decode import NEARLY_BLACK, BadPicture, decode
 from skipway.data.sources.read_bytes import read_picture_file
 from skipway.data.sources.read_table import Table, frame_table, read_table
 from skipway.data.tables.table_spec import TableSpec
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, NotFiniteError, printable
 from skipway.nn.shape_inference import evaluation
-from skipway.training.metrics import Averaged
+from skipway.training.metrics import Averaged, softmax
 
 __all__ = [
     "as_table",
+    "batch_size_for",
     "average_views",
     "image_probabilities",
     "pixel_probabilities",
     "predict_table",
     "prepare_image",
+    "require_finite",
     "row_outputs",
 ]
 
 _BATCH = 64
+_BATCH_BYTES = 1 << 29  # of inputs in float32: images may be large
 _ROWS = 4096  # of a table, at a time
 
 
@@ -44,28 +49,53 @@ def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarr
 
     Raises:
         InputError: `inputs` is a single image, or one of them cannot be read.
+        NotFiniteError: the outputs for one of them are NaN or infinite.
     """
     if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
         raise InputError("predict takes a list of pictures, not a single one; write it in brackets: [picture]")
     images = list(inputs)
-    parts = []
-    for begin in range(0, len(images), _BATCH):
-        pixels = [prepare_image(image, spec) for image in images[begin : begin + _BATCH]]
+    parts, batch_size = [], batch_size_for(spec, _BATCH)
+    for begin in range(0, len(images), batch_size):
+        pixels = [prepare_image(image, spec) for image in images[begin : begin + batch_size]]
         parts.append(pixel_probabilities(network, spec, pixels))
-    return np.concatenate(parts) if parts else np.empty((0, spec.num_classes), np.float32)
+    return require_finite(np.concatenate(parts) if parts else np.empty((0, spec.num_classes), np.float32))
+
+
+def require_finite(outputs: np.ndarray) -> np.ndarray:
+    """Return outputs (N, K), none of which may be NaN or infinite: such a number is no answer.
+
+    Raises:
+        NotFiniteError: one is; names the first input.
+    """
+    bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    if len(bad):
+        raise NotFiniteError(
+            f"cannot predict: expected finite outputs of the model, got NaN or infinity for {len(bad):,} of "
+            f"{len(outputs):,} inputs, first for number {bad[0] + 1:,}. Use precision fp32, or train the model again "
+            "with a lower --lr."
+        )
+    return outputs
 
 
 def pixel_probabilities(
     network: nn.Module, spec: Spec, pixels: Sequence[np.ndarray], *, tta: bool = False
 ) -> np.ndarray:
-    """Compute (N, K) probabilities of prepared images, each (S, S, C) uint8; with `tta` the mean over several views."""
+    """Compute (N, K) probabilities of prepared images, each (S, S, C) uint8; with `tta` the mean over several views.
+
+    They are NaN for an image for which the outputs are not finite.
+    """
     parameter = next(network.parameters())
     device = parameter.device
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float()
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     model = average_views(network, spec) if tta else network
     with evaluation(network), torch.inference_mode():
-        return model(((x / 255 - mean) / std).to(parameter.dtype)).float().softmax(1).cpu().numpy()
+        return softmax(model(((x / 255 - mean) / std).to(parameter.dtype)).float()).cpu().numpy()
+
+
+def batch_size_for(spec: Spec, most: int) -> int:
+    """Return how many images of `spec` to predict at a time: up to `most`, fewer if they are large."""
+    return max(1, min(most, _BATCH_BYTES // (4 * math.prod(spec.input_shape))))
 
 
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
@@ -78,19 +108,22 @@ def average_views(network: nn.Module, spec: Spec) -> Averaged:
 
 def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
     """Predict each row of a table: a list of class names, or an array (N,) of numbers."""
-    outputs = row_outputs(network, spec, spec.encode_strict(as_table(inputs)).x)
+    outputs = require_finite(row_outputs(network, spec, spec.encode_strict(as_table(inputs)).x))
     if spec.class_names:
         return [spec.class_names[i] for i in outputs.argmax(axis=1)]
     return outputs[:, 0]
 
 
 def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarray:
-    """Compute (N, K) probabilities or (N, 1) numbers in the target's own unit, for encoded rows x (N, F)."""
+    """Compute (N, K) probabilities or (N, 1) numbers in the target's own unit, for encoded rows x (N, F).
+
+    They are not finite for a row for which the outputs are not.
+    """
     parameter = next(network.parameters())
     with evaluation(network), torch.inference_mode():
         parts = [network(part.to(parameter.device, parameter.dtype)) for part in torch.from_numpy(x).split(_ROWS)]
         outputs = torch.cat(parts).double() if parts else torch.empty(0, spec.num_classes)
-        outputs = outputs.softmax(1) if spec.class_names else outputs * spec.target_std + spec.target_mean
+        outputs = softmax(outputs) if spec.class_names else outputs * spec.target_std + spec.target_mean
         return outputs.cpu().numpy()
 
 
@@ -108,15 +141,29 @@ def as_table(inputs: Any) -> Table:
     )
 
 
-def prepare_image(source: Any, spec: Spec, root: Path | None = None) -> np.ndarray:
-    """Read one image, a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` expects."""
+def prepare_image(
+    source: Any, spec: Spec, root: Path | None = None, on_black: Callable[[], None] | None = None
+) -> np.ndarray:
+    """Read one image, a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` expects.
+
+    Args:
+        source, spec: the image and how it becomes pixels.
+        root: the folder that it must not lead out of by links.
+        on_black: called for an image of 16 bits that is nearly black in 8; a warning by default.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     name = "an array" if isinstance(source, np.ndarray) else printable(source)
     try:
         if isinstance(source, np.ndarray):
             pixels = _checked_array(source, spec)
         else:
             data = read_picture_file(Path(source), root)
-            pixels = decode(data, **spec.decode_options).pixels
+            picture = decode(data, **spec.decode_options)
+            pixels = picture.pixels
+            if NEARLY_BLACK in picture.notes:
+                (on_black or partial(warnings.warn, f"{name} is {NEARLY_BLACK}", stacklevel=2))()
     except BadPicture as error:
         raise InputError(f"{name} cannot be used: {error}") from None
     start = crop_offset(spec.presize, spec.size)

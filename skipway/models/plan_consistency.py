@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skipway.data.image_spec import Spec
@@ -45,13 +46,25 @@ def plan_mismatch(
 
 
 def _state_differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     differences = []
     for name, value in expected.items():
         if name not in tensors:
             differences.append(f"{name} is missing, expected {tuple(value.shape)}")
         elif tensors[name].shape != value.shape:
             differences.append(f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
+        elif tensors[name].dtype != (expected_dtype := _expected_dtype(value, floats)):
+            differences.append(f"{name} is {_dtype(tensors[name].dtype)}, expected {_dtype(expected_dtype)}")
     return differences + [f"{name} has no place" for name in tensors if name not in expected]
+
+
+def _expected_dtype(value: Tensor, floats: set[torch.dtype]) -> torch.dtype:
+    """Return the dtype of `value`; networks may be stored in float64 as a whole, as estimators have them."""
+    return torch.float64 if value.is_floating_point() and floats == {torch.float64} else value.dtype
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _inputs_of_plan(plan: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet9m": {"widths": (24, 64, 256, 256), "layers": (1, 1, 1), "stem": "whitening", "num_classes": 10},
 }
 STEMS = ("small", "whitening")
+_MAX_CONVOLUTIONS = 1000  # a file's plan must not be able to fill the memory
 _SMALLEST_SPREAD = 5e-4  # keeps directions that hold nothing but noise from being blown up
 _BATCH = 256  # pictures whose patches fit a processor's caches better than those of all
 _LOGIT_SCALE = 1 / 9  # the largest of a map's values, not their mean, reaches the head: its logits begin too sure
@@ -105,6 +106,11 @@ class ResNet9Plan(Plan):
             raise InputError(
                 f"resnet9 needs one width more than layers, for the stem, not {list(self.widths)} and "
                 f"{list(self.layers)}"
+            )
+        if sum(self.layers) + len(self.layers) > _MAX_CONVOLUTIONS:
+            raise InputError(
+                f"resnet9: expected at most {_MAX_CONVOLUTIONS} convolutions, got {sum(self.layers) + len(self.layers)}"
+                " in its blocks and between them. Reduce layers."
             )
         self._check_choices(stem=STEMS)
 

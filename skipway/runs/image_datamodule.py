@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from skipway.data.folds import Fold, pool_images, split_fold
-from skipway.data.image_spec import Spec
+from skipway.data.image_spec import MAX_PRESIZE, Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import (
     SMALL,
@@ -139,7 +139,8 @@ class ImageDataModule:
                 size = smaller or feature_size(network, precision, count=count, seconds=seconds)
                 network.cpu()
                 recipe = replace(recipe, img_size=size)
-            settings = replace(settings, size=size, stored_size=round(known.presize * size / known.size))
+            stored_size = min(MAX_PRESIZE, round(known.presize * size / known.size))
+            settings = replace(settings, size=size, stored_size=stored_size)
             if recipe.resize_mode == "auto":
                 settings = replace(settings, resize_mode=known.resize_mode)
         self.decode_settings = settings

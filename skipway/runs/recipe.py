@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import yaml
 
+from skipway.data.image_spec import MAX_SIZE
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.format_text import short_repr
 from skipway.utils.run_schema import refuse_unknown_schema, with_schema
@@ -113,7 +114,7 @@ class Recipe:
         None,
         "Height and width the network is given, or 128:224 to grow on the way; default: picked by the data.",
         minimum=1,
-        maximum=4096,
+        maximum=MAX_SIZE,
     )
     resize_mode: str = _option(
         "auto", "How a picture becomes square: squash, crop or pad; auto: by the shapes of the data."
@@ -163,7 +164,7 @@ class Recipe:
     name: str | None = _option(None, "Name of the run folder; default: data-model, numbered where taken.")
 
     def __post_init__(self) -> None:
-        problems = [*self._field_problems(), *self._text_problems(), *self._fold_problems()]
+        problems = [*self._field_problems(), *self._text_problems(), *self._size_problems(), *self._fold_problems()]
         if problems:
             raise InputError("the recipe does not work: " + "; ".join(problems))
 
@@ -188,6 +189,14 @@ class Recipe:
             for name, value in values.items()
             if isinstance(value, str) and not re.fullmatch(TEXTS[name].pattern, value)
         ]
+
+    def _size_problems(self) -> list[str]:
+        """Return which of two image sizes is too large; a single one is a number with a range."""
+        if not isinstance(self.img_size, str) or not re.fullmatch(TEXTS["img_size"].pattern, self.img_size):
+            return []
+        if max(map(int, self.img_size.split(":"))) <= MAX_SIZE:
+            return []
+        return [f"img_size must be from 1 to {MAX_SIZE:,} in both numbers, not {self.img_size}"]
 
     def _fold_problems(self) -> list[str]:
         """Return which fields of cross-validation do not fit to one another."""

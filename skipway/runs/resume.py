@@ -147,7 +147,7 @@ def machine_facts(device: str, precision: str) -> dict[str, Any]:
         "processes": collectives.world_size(),
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "kernels": kernel_status(),
+        "kernels": kernel_status(with_reason=False),
     }
 
 

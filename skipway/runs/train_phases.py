@@ -84,9 +84,11 @@ def train_phases(
             facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], record]}
             console.print(f"  {growth_line(network, record)}")
     except RuntimeError as error:
-        if not collectives.is_peer_lost(error):
+        if collectives.is_peer_silent(error):
+            reason = "another process of this training does not answer"
+        elif collectives.is_peer_lost(error):
+            time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
+            reason = "another process of this training is gone"
+        else:
             raise
-        time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
-        raise Interrupted(
-            f"another process of this training is gone; what is saved is whole: go on with --resume {printable(folder)}"
-        ) from None
+        raise Interrupted(f"{reason}; what is saved is whole: go on with --resume {printable(folder)}") from None

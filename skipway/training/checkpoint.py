@@ -209,6 +209,8 @@ def _read_step(path: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]
     contents = {name: _read_file(path, name, manifest) for name in (_TENSORS, _STATE)}
     try:
         state, flat = atomic_files.from_json(contents[_STATE]), safetensors.torch.load(contents[_TENSORS])
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors.torch raises what it likes
         raise InputError(f"{where}: cannot be parsed, yet its checksums match: {printable(error)}") from error
     del contents  # from here on each tensor stands in memory once
@@ -319,6 +321,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {error.strerror}; check its disk and your rights") from error
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors.torch raises what it likes
         raise InputError(f"{where}: is damaged: {printable(error)}; copy it again or train anew") from error
     if fault := _describe_nonfinite(tensors):

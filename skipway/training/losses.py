@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.training.metrics import ClassScores, RegressionScores, Scores
+from skipway.training.metrics import ClassScores, RegressionScores, Scores, softmax
 
 __all__ = ["Classification", "Regression", "Task"]
 
@@ -67,7 +67,7 @@ class Classification:
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> ClassScores:
         """Probabilities and plain cross-entropies, neither smoothed nor weighted."""
         losses = F.cross_entropy(outputs, y, reduction="none")
-        return ClassScores(ids, losses.numpy(), outputs.softmax(1).numpy(), y.numpy())
+        return ClassScores(ids, losses.numpy(), softmax(outputs).numpy(), y.numpy())
 
 
 @dataclass(frozen=True)

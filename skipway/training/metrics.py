@@ -15,8 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from skipway.distributed import collectives
+from skipway.errors import NotFiniteError
 
-__all__ = ["Averaged", "ClassScores", "Batches", "RegressionScores", "Scores", "compute_metrics", "per_class", "score"]
+__all__ = [
+    "Averaged",
+    "ClassScores",
+    "Batches",
+    "RegressionScores",
+    "Scores",
+    "compute_metrics",
+    "per_class",
+    "score",
+    "softmax",
+]
 
 _BINS = 15  # of probability, over which calibration is measured
 
@@ -53,6 +64,10 @@ class Scores:
         """What the task's figure is for the whole set."""
         raise NotImplementedError
 
+    def finite(self) -> np.ndarray:
+        """Return (N,) whether the outputs for each sample are numbers that metrics can be computed of."""
+        return np.isfinite(self.losses)
+
 
 @dataclass(frozen=True)
 class ClassScores(Scores):
@@ -72,6 +87,10 @@ class ClassScores(Scores):
         return float((self.predicted == self.labels).mean())
 
     primary_metric = accuracy
+
+    def finite(self) -> np.ndarray:
+        """Return (N,) whether the outputs for each sample are finite."""
+        return super().finite() & np.isfinite(self.probabilities).all(axis=1)
 
     def confusion(self) -> np.ndarray:
         """(K, K) counts: rows true, columns predicted."""
@@ -95,6 +114,10 @@ class RegressionScores(Scores):
         return 1 - residual / total if total > 0 else float(residual == 0)
 
     primary_metric = r2
+
+    def finite(self) -> np.ndarray:
+        """Return (N,) whether the predicted number for each sample is finite."""
+        return super().finite() & np.isfinite(self.predicted)
 
     @property
     def mae(self) -> float:
@@ -144,6 +167,11 @@ def score(
         return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
 
 
+def softmax(outputs: Tensor) -> Tensor:
+    """Return the probabilities (N, K) of outputs (N, K): NaN for a sample whose outputs are not all finite."""
+    return outputs.softmax(1).masked_fill(~outputs.isfinite().all(1, keepdim=True), math.nan)
+
+
 class Averaged(nn.Module):
     """What a network makes of several views of each input: the logarithm of their mean probabilities (B, K)."""
 
@@ -164,7 +192,15 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
     there; macro_f1, over the same; auroc, one class against the rest, the mean of them (Hanley and McNeil 1982);
     ece, how far probabilities are from shares, over 15 bins (Guo et al. 2017, arXiv:1706.04599).
     Of numbers: r2; mae and rmse in the target's own unit; loss.
+
+    Raises:
+        NotFiniteError: the outputs for a sample are NaN or infinite.
     """
+    if bad := int((~scores.finite()).sum()):
+        raise NotFiniteError(
+            f"cannot compute metrics: expected finite outputs, got NaN or infinity for {bad:,} of {len(scores.ids):,} "
+            "samples. Use precision fp32, or train the model again with a lower --lr."
+        )
     if isinstance(scores, RegressionScores):
         return {"r2": scores.r2, "mae": scores.mae, "rmse": scores.rmse, "loss": scores.loss}
     assert isinstance(scores, ClassScores)

@@ -41,7 +41,7 @@ def retry_with_microbatches(
             )
         trainer.optimizer.zero_grad(set_to_none=True)
         gc.collect()
-        if torch.cuda.is_available():
+        if trainer.device.type == "cuda":
             torch.cuda.empty_cache()
         newest = checkpoint.load_checkpoint(folder)
         trainer.restore(newest.tensors, newest.state["state"])

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 
 from skipway.distributed import collectives, process_group
 from skipway.distributed.fsdp import full_state_dict, full_tensor, shard_like, shard_model
+from skipway.errors import InputError, printable
 from skipway.nn.activation_checkpointing import recompute
 from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates
@@ -83,13 +84,18 @@ def has_bf16(device: str) -> bool:
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """Restore the caller's thread count and random number generators, of which each process has one."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """Restore the caller's thread count and random number generators, of which each process has one.
+
+    CUDA is left alone if the process has not used it: in a forked worker it cannot be. It is seeded as before then.
+    """
+    threads, seed, has_cuda = torch.get_num_threads(), torch.initial_seed(), torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if has_cuda else []):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
+            if not has_cuda and not torch.cuda._is_in_bad_fork():
+                torch.cuda.manual_seed_all(seed)
 
 
 class Trainer:
@@ -260,6 +266,11 @@ def _make_average(network: nn.Module, settings: Settings) -> AveragedModel | Non
 
 def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = module.state_dict()
+    for name, tensor in tensors.items():
+        if name in own and tensor.dtype != own[name].dtype:
+            raise InputError(
+                f"cannot restore {printable(name)}: expected {own[name].dtype}, got {tensor.dtype}. Start a new run."
+            )
     module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in tensors.items()})
 
 

@@ -1,13 +1,20 @@
 """Predictions for images: one row per input in order, equal to the network's own."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from small_runs import pictures
 
 import skipway as sw
 from skipway.commands.evaluate import evaluate
 from skipway.commands.predict import predict
 from skipway.errors import InputError, Interrupted
+from skipway.models import network_outputs
+from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
 
@@ -56,6 +63,19 @@ def test_more_than_one_batch_keeps_its_order(place, weights):
     assert [p for _, p in rows[149].top] == pytest.approx([p for _, p in alone], abs=0.02)
 
 
+def test_batches_of_large_images_are_small(weights, monkeypatch):
+    network = sw.load(weights)
+    assert network_outputs.batch_size_for(network.spec, 64) == 64
+    assert network_outputs.batch_size_for(replace(network.spec, size=4096, presize=4096), 64) == 8  # of one channel
+    arrays, sizes, forward = [np.full((8, 8), 40 * v, np.uint8) for v in range(5)], [], network_outputs.softmax
+    expected = network.predict_proba(arrays)
+    monkeypatch.setattr(network_outputs, "_BATCH_BYTES", 2 * 4 * 8 * 8)
+    monkeypatch.setattr(network_outputs, "softmax", lambda outputs: (sizes.append(len(outputs)), forward(outputs))[1])
+    assert np.allclose(network.predict_proba(arrays), expected, atol=1e-6) and sizes == [2, 2, 1]
+    rows = predict(network, arrays, precision="fp32")
+    assert sizes == [2, 2, 1] * 2 and [r.top[0][1] for r in rows] == pytest.approx(expected.max(1).tolist(), abs=1e-5)
+
+
 def test_one_input_need_not_be_a_list(place, weights):
     file = place / "kinds" / "ant" / "00.png"
     for source in (file, str(file), np.zeros((8, 8), np.uint8)):
@@ -88,3 +108,15 @@ def test_average_views_are_what_is_counted_where_they_are_asked_for(place, weigh
         np.mean([n == f.parent.name for n, f in zip(names, files, strict=True)])
     )
     assert "auroc" in evaluation.metrics and "auroc" in str(evaluation)
+
+
+def test_images_of_16_bits_that_became_black_are_named(weights, tmp_path, capsys):
+    folder = pictures(tmp_path / "data", 2)
+    Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(folder / "ant" / "dark.png")
+    network, console = sw.load(weights), Console()
+    assert [row.usable for row in predict(network, [folder / "ant"], console=console)] == [True] * 3
+    assert re.search(r"warning: 1 of 3 images, first .*dark.png: nearly black: 16-bit values", capsys.readouterr().out)
+    evaluate(network, folder, console=console)
+    assert "warning: 1 images are nearly black: 16-bit values" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="dark.png is nearly black: 16-bit values that use the lowest bits alone"):
+        network.predict([folder / "ant" / "dark.png"])

@@ -1,13 +1,15 @@
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipway.data.image_spec import INTERPOLATIONS, RESIZE_MODES, Spec
+from skipway.data.image_spec import INTERPOLATIONS, MAX_PRESIZE, MAX_SIZE, RESIZE_MODES, Spec
+from skipway.data.images.decoded_cache import ROOM
 from skipway.errors import InputError
+from skipway.runs.recipe import Recipe
 
 GREY = Spec(1, 28, 28, (0.5,), (0.25,), ("a", "b"))
 COLOUR = Spec(3, 24, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("cat", "dog", "ß"), "crop")
@@ -95,6 +97,8 @@ def test_a_file_with_other_fields_is_refused(values):
     [
         {"channels": "one"},
         {"size": None},
+        {"size": 27.9},
+        {"size": "28"},
         {"size": math.inf},
         {"presize": []},
         {"mean": ["x"]},
@@ -111,3 +115,17 @@ def test_a_file_with_values_of_another_kind_is_refused(change):
 def test_a_file_whose_class_names_are_no_list_is_refused(names):
     with pytest.raises(InputError, match="class names are a list of texts"):
         Spec.from_dict({**GREY.as_dict(), "class_names": names})
+
+
+@pytest.mark.parametrize("size, presize", [(MAX_SIZE + 1, MAX_SIZE + 1), (28, MAX_PRESIZE + 1), (10**9, 10**9)])
+def test_a_file_cannot_ask_for_memory(size, presize):
+    text = f"expected size up to 4096 and presize up to 4710, got {size} and {presize}. Train on smaller images"
+    with pytest.raises(InputError, match=text):
+        Spec.from_dict({**GREY.as_dict(), "size": size, "presize": presize})
+
+
+def test_whatever_a_recipe_trains_on_can_be_read():
+    (field,) = [field for field in fields(Recipe) if field.name == "img_size"]
+    assert field.metadata["maximum"] == MAX_SIZE and round(MAX_SIZE * ROOM) == MAX_PRESIZE
+    spec = replace(GREY, size=MAX_SIZE, presize=MAX_PRESIZE)
+    assert Spec.from_dict(spec.as_dict()) == spec

@@ -140,3 +140,33 @@ def test_one_process_has_nothing_to_tell():
     collectives.broadcast_buffers(network())
     process_group.join_group("cpu")
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "message, lost, silent",
+    [
+        (
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5",
+            True,
+            False,
+        ),
+        ("[gloo/transport/tcp/pair.cc:412] writev [127.0.0.1]:5: Broken pipe", True, False),
+        ("failed to recv, got 0 bytes. Connection was likely closed. Did the remote server crash?", True, False),
+        (
+            "NCCL error: ncclRemoteError: A call failed possibly due to a remote process exiting prematurely",
+            True,
+            False,
+        ),
+        ("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation", False, True),
+        ("[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 40 vs 20", False, False),
+        ("NCCL error: ncclInvalidUsage: invalid usage", False, False),
+        ("peer access is not supported between these two devices", False, False),
+        ("the transform has no connection to its server", False, False),
+        ("the connection layer takes 3 channels, not 1: a socket of size 4", False, False),
+    ],
+)
+def test_a_process_is_gone_only_if_the_connection_to_it_broke(monkeypatch, message, lost, silent):
+    assert not collectives.is_peer_lost(RuntimeError(message)) and not collectives.is_peer_silent(RuntimeError(message))
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    error = RuntimeError(message)
+    assert (collectives.is_peer_lost(error), collectives.is_peer_silent(error)) == (lost, silent)

@@ -3,6 +3,7 @@ import itertools
 
 import pytest
 import torch
+from processes import environment, run_python
 from torch import nn
 from torch.autograd import forward_ad
 
@@ -171,6 +172,9 @@ def test_without_a_compiler_only_what_torch_has_is_used(monkeypatch):
     monkeypatch.delenv("SKIPWAY_KERNELS", raising=False)
     monkeypatch.setattr(batchnorm, "_norm_library", lambda: None)
     assert kernel_status() == "on, without a C compiler" and not NORM.fits(norm_of(), picture(), None, None)
+    monkeypatch.setattr("skipway.kernels.layer_dispatch.missing_norm_reason", lambda: "the disk is full")
+    assert kernel_status() == "on, without C code: the disk is full"
+    assert kernel_status(with_reason=False) == "on, without C code"  # what the bits of a run depend on
     convolution = nn.Conv2d(512, 8, 3, 2, 1, bias=False).to(torch.bfloat16, memory_format=torch.channels_last)
     assert CONV.fits(convolution, picture((2, 512, 4, 4), torch.bfloat16))
     block = sw.Skip([nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)], after=nn.ReLU())
@@ -223,3 +227,43 @@ def test_hooks_inside_a_block_see_what_they_would_see():
     assert seen == ["Conv2d", "BatchNorm2d", "Chain", "ReLU", "Skip"]
     for handle in handles:
         handle.remove()
+
+
+_FEWER_THREADS = """
+import torch, torch.nn.functional as F, skipway.kernels.batchnorm as batchnorm
+from torch import nn
+from skipway.kernels.image_ops import NORMALIZE, ZOOM
+import numpy as np
+
+torch.set_num_threads(4)
+torch.manual_seed(0)
+batchnorm._DTYPES = (torch.float32,)
+norm, relu = nn.BatchNorm2d(16), nn.ReLU()
+x = torch.randn(32, 16, 16, 16).contiguous(memory_format=torch.channels_last)
+shortcut = torch.randn_like(x)
+assert batchnorm.BATCH_NORM.fits(norm, x, shortcut, relu)
+results = []
+for layer in (batchnorm.BATCH_NORM.fast, batchnorm.BATCH_NORM.plain):
+    for join in (None, shortcut):
+        leaf = x.clone().requires_grad_()
+        y = layer(norm, leaf, join, relu)
+        y.backward(torch.ones_like(y))
+        results += [y.detach(), leaf.grad]
+for fast, plain in zip(results[:4], results[4:]):
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+pixels = np.random.default_rng(0).integers(0, 256, (9, 40, 40, 3), np.uint8)
+boxes = np.tile(np.float32([2, 3, 37, 39]), (9, 1))
+arguments = pixels, np.arange(9), boxes, np.zeros(9, bool), 32
+assert (ZOOM.fast(*arguments) == ZOOM.plain(*arguments)).all()
+batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+factor, offset = torch.rand(1, 3, 1, 1), torch.rand(1, 3, 1, 1)
+assert torch.equal(NORMALIZE.fast(batch, factor, offset), NORMALIZE.plain(batch, factor, offset))
+print("equal")
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "3"}, {"OMP_DYNAMIC": "true"}])
+def test_kernels_are_right_with_fewer_threads_than_they_ask_for(limit):
+    done = run_python(_FEWER_THREADS, env=environment(**limit))
+    assert done.stdout == "equal\n", done.stderr

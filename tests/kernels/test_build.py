@@ -1,8 +1,10 @@
 import ctypes
+import os
+import re
 import shutil
 
 import pytest
-from processes import run_python
+from processes import environment, run_python
 
 from skipway.kernels import build
 
@@ -20,7 +22,13 @@ def source(tmp_path, monkeypatch):
 
 
 def kept(source):
-    return sorted((source.parent / "cache" / "skipway").iterdir())
+    return sorted((source.parent / "cache" / "skipway").glob("*.so"))
+
+
+def library_again(source):
+    """What a process that starts later loads."""
+    build.library.cache_clear()
+    return build.library(source)
 
 
 @needs_compiler
@@ -53,10 +61,22 @@ def test_threads_are_those_of_torch(source):
     assert done.stdout.strip() == "3", done.stderr
 
 
+@needs_compiler
 @pytest.mark.parametrize(
-    "broken", ["no compiler", "bad source", "bad library", "open folder", "closed folder", "elsewhere"]
+    "broken, reason",
+    [
+        ("no compiler", ""),
+        ("bad source", "the C compiler failed: .*answer.c:1:.* error: "),
+        ("bad library", "undefined symbol"),
+        ("open folder", "cache/skipway can be written to by others"),
+        ("closed folder", "File exists: .*cache"),
+        ("another owner", "cache/skipway belongs to another user"),
+        ("linked folder", "cache/skipway is a link"),
+        ("bad command", "CC in the environment is no command: No closing quotation"),
+        ("elsewhere", "no C kernels on darwin"),
+    ],
 )
-def test_without_a_library_there_is_none(source, monkeypatch, broken):
+def test_without_a_library_there_is_none_and_the_reason_is_the_true_one(source, monkeypatch, broken, reason):
     folder = source.parent / "cache" / "skipway"
     if broken == "no compiler":
         monkeypatch.setenv("PATH", str(source.parent))
@@ -70,9 +90,19 @@ def test_without_a_library_there_is_none(source, monkeypatch, broken):
         folder.chmod(0o777)
     elif broken == "closed folder":
         (source.parent / "cache").write_text("a file where the folder should be")
+    elif broken == "another owner":
+        monkeypatch.setattr(build.os, "geteuid", lambda: os.getuid() + 1)
+    elif broken == "linked folder":
+        elsewhere = source.parent / "elsewhere"
+        elsewhere.mkdir()
+        (source.parent / "cache").mkdir()
+        folder.symlink_to(elsewhere)
+    elif broken == "bad command":
+        monkeypatch.setenv("CC", "gcc '-DX=1")
     else:
         monkeypatch.setattr(build.sys, "platform", "darwin")
     assert build.library(source) is None
+    assert re.search(reason, build.missing_reason(source)) and bool(reason) == bool(build.missing_reason(source))
 
 
 @needs_compiler
@@ -80,3 +110,94 @@ def test_the_compiler_can_be_chosen(source, monkeypatch):
     monkeypatch.setenv("CC", "gcc -DANSWER=7" if shutil.which("gcc") else "cc -DANSWER=7")
     source.write_text("int answer(void) { return ANSWER; }\n")
     assert build.library(source).answer() == 7
+
+
+def truncate(library):
+    os.truncate(library, library.stat().st_size // 2)
+
+
+def put_other_code_there(library):
+    other = library.with_name("other.c")
+    other.write_text("int answer(void) { return 666; }\n")
+    build.subprocess.run([*build._compiler(), "-shared", "-fPIC", str(other), "-o", str(library)], check=True)
+
+
+def leave_a_pipe(library):
+    library.unlink()
+    os.mkfifo(library)
+
+
+def leave_a_link(library):
+    library.rename(library.with_name("elsewhere.so"))
+    library.symlink_to("elsewhere.so")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        truncate,
+        put_other_code_there,
+        leave_a_pipe,
+        leave_a_link,
+        lambda library: library.write_bytes(b""),
+        lambda library: library.chmod(0o666),
+        lambda library: library.with_name(library.name + ".sha256").unlink(),
+        lambda library: library.with_name(library.name + ".sha256").write_bytes(b"\xff" * 64),
+    ],
+)
+def test_a_library_that_is_not_as_it_was_written_is_compiled_again(source, spoil):
+    build.library(source)
+    (made,) = kept(source)
+    whole = made.read_bytes()
+    spoil(made)
+    assert library_again(source).answer() == 42 and build.missing_reason(source) == ""
+    assert made.read_bytes() == whole and not made.is_symlink() and made.stat().st_mode & 0o077 == 0
+    assert library_again(source).answer() == 42
+
+
+@needs_compiler
+def test_a_truncated_library_does_not_kill_the_next_process(source):
+    code = (
+        "import sys, pathlib, skipway.kernels.build as build; source = pathlib.Path(sys.argv[1]); "
+        "print(build.library(source).answer())"
+    )
+    assert run_python(code, source, env=environment()).stdout == "42\n"
+    (made,) = kept(source)
+    os.truncate(made, 4096)
+    done = run_python(code, source, env=environment())
+    assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
+@needs_compiler
+def test_two_libraries_of_a_process_are_two(source):
+    other = source.with_name("other.c")
+    other.write_text("int other(void) { return 7; }\n")
+    for _ in range(2):
+        build.library.cache_clear()
+        first, second = build.library(source), build.library(other)
+        assert (first.answer(), second.other()) == (42, 7)
+        with pytest.raises(AttributeError):
+            first.other  # noqa: B018
+
+
+@needs_compiler
+def test_an_upgraded_compiler_is_another_one(source, tmp_path, monkeypatch):
+    compiler, command = tmp_path / "cc", build._compiler()[0]
+    compiler.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    build.library(source)
+    compiler.write_text(f'#!/bin/sh\n\nexec {command} "$@"\n')
+    assert library_again(source).answer() == 42 and len(kept(source)) == 2
+
+
+@needs_compiler
+def test_a_write_that_fails_leaves_nothing_behind(source, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build.os, "replace", full)
+    assert build.library(source) is None
+    assert "No space left" in build.missing_reason(source)
+    assert list((source.parent / "cache" / "skipway").iterdir()) == []

@@ -48,6 +48,12 @@ def test_a_learning_rate_that_cannot_train_is_refused(value):
     assert "lr must be from 1e-09 to 10,000.0, not " in refused({"lr": value})
 
 
+@pytest.mark.parametrize("sizes", ["128:4097", "9999:224"])
+def test_both_sizes_of_images_that_grow_have_the_limit_of_one(sizes):
+    assert f"img_size must be from 1 to 4,096 in both numbers, not {sizes}" in refused({"img_size": sizes})
+    assert Recipe.of({"img_size": "128:4096"}).img_size == "128:4096"
+
+
 @pytest.mark.parametrize("name", sorted(CHOICES))
 def test_a_choice_that_is_not_there_is_refused_with_those_that_are(name):
     known = [k for k in CHOICES[name] if k]

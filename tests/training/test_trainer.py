@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from skipway.distributed import process_group
+from skipway.errors import InputError
 from skipway.model_factory import create_model
 from skipway.training.trainer import Settings, Trainer, has_bf16, preserve_global_state
 
@@ -95,6 +96,36 @@ def test_what_is_one_per_process_is_as_before():
         torch.manual_seed(5)
         raise KeyError
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), wanted)
+
+
+def test_a_gpu_that_the_process_has_not_used_stays_unused(monkeypatch):
+    """In a forked worker it cannot be used, on a machine with several it costs seconds and memory."""
+
+    def forbidden(*_, **__):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", forbidden)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(11)
+    with preserve_global_state():
+        torch.manual_seed(5)
+    assert seeds == [11, 5, 11]  # as its generators will have it, should it be used later
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with preserve_global_state():
+        torch.manual_seed(6)
+    assert seeds == [11, 5, 11]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_tensors_of_another_dtype_are_not_restored(ema):
+    trainer = Trainer(network(), settings(ema=ema))
+    tensors = trainer.tensors()
+    name = next(name for name in tensors if name.startswith("average." if ema else "network.") and "weight" in name)
+    tensors[name] = tensors[name].bfloat16()
+    with pytest.raises(InputError, match=r"cannot restore .*weight: expected torch.float32, got torch.bfloat16. Start"):
+        trainer.restore(tensors, {})
 
 
 def test_while_the_trunk_is_frozen_only_the_head_changes_and_no_statistics():

@@ -19,7 +19,7 @@ from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples
-from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows
+from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALIZE
 
@@ -105,14 +105,10 @@ class ImageBatches:
         shard: Shard | None = None,
     ):
         self.shard = shard or Shard()
-        min_size = 2 * self.shard.world_size if augmentation is not None else 1
-        if augmentation is not None and len(rows) < min_size:
-            where = f" in each of {self.shard.world_size} processes" if self.shard.world_size > 1 else ""
-            raise InputError(
-                f"there are {len(rows)} training pictures, but a batch norm needs at least 2{where}; add more"
-            )
         self.images, self.rows, self.augmentation, self.device = images, rows, augmentation, device
-        self.bounds = batch_bounds(len(rows), batch_size, max(2, min_size))
+        self.bounds = batch_bounds(len(rows), batch_size)
+        if augmentation is not None:
+            self.bounds = training_bounds(len(rows), batch_size, self.shard, "pictures")
         # x / 255, minus mean, over std, as one multiplication and one addition.
         per_channel = partial(torch.tensor, dtype=torch.float32, device=device)
         mean_tensor, std_tensor = per_channel(mean).view(1, -1, 1, 1), per_channel(std).view(1, -1, 1, 1)

@@ -19,7 +19,7 @@ from skipway.data.image_spec import RESIZE_MODES, Interpolation, ResizeMode
 from skipway.data.sources.pillow_warnings import CollectedWarnings, collect_warnings, number_in
 from skipway.errors import InputError, printable
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
+__all__ = ["FORMATS", "MAX_PIXELS", "NEARLY_BLACK", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _FORMAT_OF = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
@@ -43,6 +43,8 @@ _TURNS = {
     8: (Image.Transpose.ROTATE_90, False, True),
 }
 _CONVERSIONS = {"1": "bilevel converted to grey", "P": "palette converted to RGB", "PA": "palette converted to RGB"}
+NEARLY_BLACK = "nearly black: 16-bit values that use the lowest bits alone (rescale them to 0 to 65535)"
+_BLACK = 16  # of 256 levels: 12-bit values in a file of 16 bits stay below it
 _REDUCING_GAP = 2.0  # cheap whole-number reductions leave this many times the target's size to the antialiased filter
 _PAD_GREY = 128  # black or white bars would be the picture's strongest edge; the middle of the range is the weakest
 
@@ -109,6 +111,7 @@ def decode(
         scale = _draft(opened, size, resize_mode) if reduces else 1.0
         image = _load(data, opened, size=size, resize_mode=resize_mode)
         orientation = _orientation(opened, notes)
+        notes += _deep_color_notes(data, image, str(file_format))
         image = _to_grey_or_rgb(image, notes)
         corner = (0.0, 0.0)
         if orientation in _TURNS:
@@ -133,7 +136,7 @@ def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
     try:
         with collect_warnings(max_pixels) as collected:
             yield collected
-    except BadPicture:
+    except (BadPicture, MemoryError):  # the pixels are known to be few enough: it is the machine that has no memory
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
@@ -141,8 +144,6 @@ def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
         if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP":
             raise BadPicture("broken: its header cannot be read") from error
         raise BadPicture("not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content") from error
-    except MemoryError as error:
-        raise BadPicture("too large: it does not fit in memory, or its header lies") from error
     except Exception as error:
         text = printable(error)[:200] or type(error).__name__
         is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
@@ -192,6 +193,17 @@ def _png_oddities(data: bytes) -> list[str]:
     elif data[position:].strip(b"\0"):
         notes.append("bytes after the end")
     return notes
+
+
+def _deep_color_notes(data: bytes, image: Image.Image, file_format: str) -> list[str]:
+    """Notes on color of 16 bits, of which Pillow keeps the upper 8; deep grey comes with all its bits."""
+    if image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
+        return []
+    bits = data[24] if file_format == "PNG" else max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
+    if bits != 16:
+        return []
+    brightest = max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band not in "AX")
+    return ["16-bit color cut to 8 bits", *([NEARLY_BLACK] if brightest < _BLACK else [])]
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:
@@ -301,6 +313,8 @@ def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
         deep = (deep << 4) | (deep >> 8)
     # Rounded; all values from 65407 on become 255, and the sum must stay within 16 bits.
     narrow = ((np.minimum(deep, 65407) + 128) // 257).astype(np.uint8)
+    if high > 0 and narrow.max() < _BLACK:
+        notes.append(NEARLY_BLACK)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         notes.append("transparency laid over white")

@@ -119,6 +119,8 @@ def open_parquet(path: Path) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             yield file
+    except MemoryError:  # pyarrow's is one of its other errors too
+        raise
     except (OSError, pyarrow.ArrowException) as error:
         reason = printable((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(f"{printable(path)} is not a whole parquet file: {reason}; download it again") from None
@@ -167,11 +169,26 @@ def _labels(path: Path, label: str) -> list[Any]:
     with open_parquet(path) as file:
         if label not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {label!r} that the train file has; add it")
-        values = file.read(columns=[label]).column(0).to_pylist()
+        column = file.read(columns=[label]).column(0)
+        _refuse_nested(column.type, f"{printable(path)}: the column {label!r}")
+        values = [None if value != value else value for value in column.to_pylist()]  # NaN is no class
         declared = _declared_names(file, label)
     if declared is None:
         return values
     return [declared[v] if isinstance(v, int) and 0 <= v < len(declared) else v for v in values]
+
+
+def _refuse_nested(kind: Any, where: str) -> None:
+    """Raise InputError if the values of a column are lists, structs or maps, themselves or behind a dictionary."""
+    from pyarrow import types
+
+    inner = getattr(kind, "storage_type", kind)
+    inner = inner.value_type if types.is_dictionary(inner) else inner
+    if types.is_nested(inner):
+        raise InputError(
+            f"{where}: expected texts or whole numbers as labels, got {printable(kind)[:80]}. Give each "
+            "picture one class."
+        )
 
 
 @dataclass(frozen=True)

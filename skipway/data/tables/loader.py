@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows
-from skipway.errors import InputError
+from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
 
 __all__ = ["RowBatches"]
 
@@ -33,13 +32,11 @@ class RowBatches:
         shard: Shard | None = None,
     ):
         self.shard = shard or Shard()
-        min_size = 2 * self.shard.world_size if seed is not None else 1
-        if len(rows) < min_size:
-            where = f" in each of {self.shard.world_size} processes" if self.shard.world_size > 1 else ""
-            raise InputError(f"there are {len(rows)} training rows, but a batch norm needs at least 2{where}; add more")
         self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
         self.labels = y if balanced else None
-        self.bounds = batch_bounds(len(rows), batch_size, max(2, min_size))
+        self.bounds = batch_bounds(len(rows), batch_size)
+        if seed is not None:
+            self.bounds = training_bounds(len(rows), batch_size, self.shard, "rows")
 
     @property
     def steps(self) -> int:

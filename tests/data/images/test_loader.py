@@ -7,7 +7,8 @@ from picture_folders import decoded_noise
 from PIL import Image
 
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
-from skipway.data.sample_order import batch_bounds
+from skipway.data.sample_order import Shard, batch_bounds
+from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -42,6 +43,19 @@ def test_training_on_one_picture_is_refused_but_judging_it_is_not():
     with pytest.raises(InputError, match="there are 1 training pictures, but a batch norm needs at least 2; add more"):
         training(packed)
     assert [len(x) for x, _, _ in ImageBatches(packed, np.arange(1), 4, **PLAIN).epoch()] == [1]
+
+
+@pytest.mark.parametrize("batch_size, processes", [(2, 2), (3, 2), (2, 8), (15, 8)])
+def test_batches_too_small_for_the_processes_are_refused(batch_size, processes):
+    packed, shard = decoded_noise([i % 2 for i in range(40)]), Shard(processes - 1, processes)
+    text = f"cannot share out batches of {batch_size}: expected at least 2 {{}} in each of {processes} processes, got"
+    with pytest.raises(InputError, match=text.format("pictures") + f" too few. Use --batch-size {2 * processes} or"):
+        ImageBatches(packed, np.arange(40), batch_size, **PLAIN, augmentation=Augmentation("none"), shard=shard)
+    with pytest.raises(InputError, match=text.format("rows")):
+        RowBatches(np.zeros((40, 2), np.float32), packed.labels, np.arange(40), batch_size, seed=0, shard=shard)
+    feed = ImageBatches(packed, np.arange(40), 2 * processes, **PLAIN, augmentation=Augmentation("none"), shard=shard)
+    assert min(len(ids) for _, _, ids in feed.epoch()) >= 2
+    ImageBatches(packed, np.arange(40), batch_size, **PLAIN, shard=shard)  # evaluation takes what there is
 
 
 def test_every_epoch_has_an_order_of_its_own():

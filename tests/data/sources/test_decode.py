@@ -5,9 +5,21 @@ import zlib
 
 import numpy as np
 import pytest
+from picture_folders import class_folders
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from skipway.data.sources.decode import FORMATS, MAX_PIXELS, SUFFIXES, BadPicture, Picture, decode, size_of
+from skipway.data.images.decoded_cache import DecodeSettings, decode_images
+from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.decode import (
+    FORMATS,
+    MAX_PIXELS,
+    NEARLY_BLACK,
+    SUFFIXES,
+    BadPicture,
+    Picture,
+    decode,
+    size_of,
+)
 from skipway.errors import InputError
 
 RESIZE_MODES = ("squash", "crop", "pad")
@@ -525,13 +537,61 @@ def test_png_text_and_profile_bombs_do_not_grow():
             assert "too large" in str(error)
 
 
-def test_running_out_of_memory_is_a_reason(monkeypatch):
+def test_a_machine_without_memory_is_not_taken_for_a_broken_image(monkeypatch, tmp_path):
+    """Or a run would leave out good images, in silence up to --max-unreadable."""
+    class_folders(tmp_path)
+
     def full(*_):
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, "convert", full)
-    with pytest.raises(BadPicture, match="too large: it does not fit in memory, or its header lies"):
+    with pytest.raises(MemoryError):
         decode(encoded(noise(4, 4)), size=4, channels=1)
+    with pytest.raises(MemoryError):
+        decode_images(open_source(str(tmp_path)), DecodeSettings(8, 8, 1), max_unreadable=1)
+
+
+def tiff_of_16_bit_color(values):
+    """An uncompressed RGB TIFF of 16 bits by hand, which Pillow cannot write."""
+    height, width, _ = values.shape
+    body = values.astype("<u2").tobytes()
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 8 + 2 + 10 * 12 + 4), (259, 3, 1, 1), (262, 3, 1, 2)]
+    start = 8 + 2 + 10 * 12 + 4 + 6
+    tags += [(273, 4, 1, start), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(body)), (284, 3, 1, 1)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4 + struct.pack("<HHH", 16, 16, 16) + body
+
+
+def png_of_16_bit_color(values):
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(width, height, chunk(b"IDAT", zlib.compress(rows)), depth=16, color={2: 4, 3: 2, 4: 6}[channels])
+
+
+DEEP = {
+    "grey PNG": lambda values: encoded(values[:, :, 0]),
+    "grey TIFF": lambda values: encoded(values[:, :, 0], "TIFF"),
+    "color PNG": lambda values: png_of_16_bit_color(values[:, :, :3]),
+    "color TIFF": lambda values: tiff_of_16_bit_color(values[:, :, :3]),
+    "color PNG with alpha": png_of_16_bit_color,
+    "grey PNG with alpha": lambda values: png_of_16_bit_color(values[:, :, [0, 3]]),
+}
+
+
+@pytest.mark.parametrize("form", DEEP)
+def test_images_of_16_bits_become_black_never_in_silence(form):
+    values = np.random.default_rng(0).integers(1000, 4096, (6, 6, 4)).astype(np.uint16)  # as a camera of 12 bits has it
+    values[:, :, 3] = 65535
+    dark = decode(DEEP[form](values), size=6)
+    assert dark.pixels.max() < 16 and NEARLY_BLACK in dark.notes
+    values[0, 0, :3] = 60_000
+    bright = decode(DEEP[form](values), size=6)
+    assert bright.pixels.max() > 200 and NEARLY_BLACK not in bright.notes
+    assert any(note.startswith("16-bit") for note in bright.notes)
+
+
+def test_a_grey_image_that_is_black_is_just_that():
+    assert NEARLY_BLACK not in decode(encoded(np.zeros((4, 4), np.uint16)), size=4).notes
 
 
 # -- the header alone, and bytes gone wrong

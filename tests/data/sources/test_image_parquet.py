@@ -1,3 +1,4 @@
+import re
 import sys
 import tracemalloc
 
@@ -265,3 +266,43 @@ def test_rows_and_labels_stay_aligned_over_many_batches(tmp_path):
     for i, content in enumerate(source.contents("train")):
         assert isinstance(content, BadPicture) if i % 37 == 0 else content == b"%d" % i
     assert np.array_equal(source.labels["train"], np.arange(700) % 3)
+
+
+@pytest.mark.parametrize(
+    "labels, kind",
+    [
+        (pyarrow.array([[0], [1, 2]]), "list<"),
+        (pyarrow.array([{"name": "cat"}, {"name": "dog"}]), "struct<name: string>"),
+        (
+            pyarrow.array([[("cat", 1)], [("dog", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+            "map<string, int64",
+        ),
+        (pyarrow.array([[0, 1], [1, 2]], pyarrow.list_(pyarrow.int64(), 2)), "fixed_size_list<"),
+    ],
+)
+def test_labels_that_are_lists_or_structs_are_refused_in_every_split(tmp_path, labels, kind):
+    parquet(tmp_path / "train.parquet", labels)
+    text = f"train.parquet: the column 'label': expected texts or whole numbers as labels, got {kind}"
+    with pytest.raises(InputError, match=f"{re.escape(text)}.*Give each picture one class"):
+        open_source(str(tmp_path))
+    parquet(tmp_path / "train.parquet", ["cat", "dog"])
+    parquet(tmp_path / "test.parquet", labels)
+    with pytest.raises(InputError, match="test.parquet: the column 'label': expected texts or whole numbers"):
+        open_source(str(tmp_path))
+
+
+def test_a_label_that_is_nan_is_no_class(tmp_path):
+    parquet(tmp_path / "train.parquet", pyarrow.array([1.0, 2.0, float("nan")]))
+    with pytest.raises(InputError, match="row 2 of the train set has the label none, which is no class"):
+        open_source(str(tmp_path))
+
+
+def test_a_file_that_does_not_fit_in_memory_is_not_called_broken(tmp_path, monkeypatch):
+    parquet(tmp_path / "train.parquet", ["cat", "dog"])
+
+    def full(*_, **__):
+        raise pyarrow.ArrowMemoryError("malloc of size 99 failed")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", full)
+    with pytest.raises(MemoryError):
+        open_source(str(tmp_path))
