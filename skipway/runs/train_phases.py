@@ -69,6 +69,7 @@ def train_phases(
         write_results(folder, state.history)
         watch.on_epoch(network, state.epoch)
 
+    context.stop.defer()  # from here on there is work to save
     common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": console, "stop": context.stop}
     if head is not None:
         scores = head.record(trainer, cast(ImageDataModule, datamodule))

@@ -135,6 +135,61 @@ def test_an_interrupt_from_elsewhere_is_exit_code_130(call, monkeypatch):
     assert call("models")[0] == 130
 
 
+STOPPED = {
+    ("export", "runs/run"): "commands.export.load",
+    ("compare", "runs/run", "runs/run"): "commands.compare.read_recipe",
+    ("grow", "runs/run", "--to", "resnet32"): "commands.grow.grow_tensors",
+    ("probe", "runs/run", "--only", "diagram"): "commands.probe.diagram",
+    ("summary", "runs/run"): "commands.summary.load",
+    ("find-lr", "kinds"): "commands.find_lr.range_test",
+    ("predict", "runs/run", "kinds"): "commands.predict.load",
+    ("evaluate", "runs/run", "kinds"): "commands.evaluate.load",
+    ("check", "kinds"): "commands.check_data.describe",
+    ("models",): "commands.models.model_table",
+    ("env",): "commands.env.environment_table",
+    ("weights", "get", "resnet18"): "commands.weights_get.create_model",
+    tuple(TRAIN): "runs.train_run.describe_environment",
+}
+
+
+@pytest.mark.parametrize("words", STOPPED, ids=lambda words: words[0])
+def test_every_command_ends_at_a_signal_within_its_work(call, place, monkeypatch, words):
+    def signalled(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("the signal was not heard")
+
+    monkeypatch.setattr(f"skipway.{STOPPED[words]}", signalled)
+    code, out, err = call(*words)
+    assert code == 75 and err.splitlines()[-1] == "skipway: stopped by SIGTERM before anything was done; start again"
+    assert not out or words[0] == "train"
+    assert sorted(p.name for p in place.iterdir()) == ["kinds", "runs"]
+    assert words[0] == "train" or sorted(p.name for p in (place / "runs").iterdir()) == ["last", "run"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ImportError])  # a library may turn the one into the other
+def test_an_interrupt_in_an_import_is_no_fault_of_ours(error, monkeypatch, capsys):
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
+    stop_signals.STOP.interrupts = True
+    stop_signals.STOP.request("SIGINT")
+
+    def command():
+        raise error
+
+    assert app._run(command) == 75 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_signal_after_the_work_is_done_changes_nothing(place):
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from skipway.__main__ import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.argv = ['skipway', '--version']\n"
+        "main()"
+    )
+    done = run_python(script, cwd=place)
+    assert done.returncode == 0 and done.stdout.startswith("skipway 0") and not done.stderr
+
+
 def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
     (place / "bad\n.png").write_text("x")
     code, out, err = call("predict", "runs/run", "kinds/ant", "bad\n.png", "--top", "2", "--csv", "p.csv")
