@@ -1,3 +1,4 @@
+import errno
 import os
 import pty
 import shutil
@@ -10,8 +11,10 @@ from processes import environment, run, run_python
 from small_runs import best, pictures, quick, same_tensors, table
 
 from skipway.cli import app, train_options
+from skipway.errors import InputError
 from skipway.report import html
 from skipway.utils import stop_signals
+from skipway.utils.atomic_files import write_file
 from skipway.utils.stop_signals import StopFlag
 
 SKIPWAY = [sys.executable, "-m", "skipway"]
@@ -308,3 +311,57 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "skipway: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
     ]
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 4),
+        (OSError(errno.EACCES, "Permission denied", "x.png"), 4),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 4),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 4),
+        (ValueError("ours"), 70),
+    ],
+)
+def test_the_exit_code_says_whose_fault_it_is(error, code, capsys, monkeypatch, tmp_path):
+    def command():
+        raise error
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))  # where no traceback can be written
+    assert app._run(command) == code
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    if "space" in str(error):
+        assert "x.png: cannot be used: No space left on device; free some space there, or write elsewhere" in line
+    if code == 2:
+        assert "...: expected a shorter path, got a name that is too long. Shorten it." in line
+
+
+def test_a_file_whose_name_is_too_long_is_a_mistake_of_the_user(tmp_path):
+    with pytest.raises(InputError, match="...: cannot be written: the name is too long. Take a shorter one."):
+        write_file(tmp_path / ("n" * 300), b"")
+
+
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        (("train", "kinds", "--name", "n" * 300), 2),
+        (("predict", "runs/" + "n" * 300, "kinds"), 2),
+        (("summary", "n" * 300), 2),
+        (("export", "runs/run", "-o", "file/below/x.onnx"), 4),
+        (("find-lr", "kinds", "-m", "resnet20", "-b", "16", "-o", "file/below.png"), 4),
+        (("compare", "runs/run", "runs/run", "-o", "file/below.png"), 4),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_names_and_places_that_cannot_be_are_no_faults_of_ours(call, place, words, code):
+    (place / "file").write_text("")
+    ended, _, err = call(*words)
+    assert ended == code and err.splitlines()[-1].startswith("skipway: ")
+
+
+def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(call, place):
+    (place / "kinds" / "ant" / "notes.txt").write_text("x")
+    code, out, err = call("predict", "runs/run", "kinds/ant")
+    assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: 1 files without an image's suffix" in err
