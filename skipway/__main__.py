@@ -1,16 +1,21 @@
 """`skipway` and `python -m skipway`: hears signals first, then loads the rest."""
 
-from skipway.utils.stop_signals import StopFlag
+import os
+
+from skipway.utils.stop_signals import STOP, STOPPED
 
 
 def main() -> None:
-    """Run the command line; a signal that comes while it loads counts as one that comes right after."""
-    with StopFlag() as early:
-        from skipway.cli import app
+    """Run the command line; a signal that comes while it loads ends it at once."""
+    STOP.interrupts = True
+    with STOP:
+        try:
+            from skipway.cli import app
 
-        if early.requested:
-            app.request_stop(early.name)
-        app.main()
+            app.main()
+        except KeyboardInterrupt:  # while the rest was loaded
+            os.write(2, f"skipway: stopped by {STOP.name} before anything was done; start again\n".encode())
+            os._exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Nothing heavier than the flags is loaded before it is needed.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -30,17 +31,13 @@ app = cyclopts.App(
     help_format="plaintext",
     version_flags=["--version"],
     version=lambda: f"skipway {_version()}",
+    suppress_keyboard_interrupt=False,
 )
 
 
 for _command in (train, find_lr, check, summary, models, env, compare, evaluate, export, grow, predict, probe):
     app.command(_command)
 app.command(weights)
-
-
-def request_stop(name: str) -> None:
-    """Count a signal that came before `main` could hear it."""
-    stop_signals.STOP.request(name)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -51,16 +48,28 @@ def main(words: list[str] | None = None) -> None:
     """
     COMMAND_LINE.owns_process = words is None
     COMMAND_LINE.words = sys.argv[1:] if words is None else words
+    stop_signals.STOP.interrupts = True
     with stop_signals.STOP:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):  # closed or full: Python would say so once more as it ends
-            _silence(stream)
-    if "WORLD_SIZE" in os.environ:  # the threads of torch's process group may abort an interpreter that ends
-        os._exit(code)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):  # closed or full: Python would say so once more as it ends
+                _silence(stream)
+        if words is None:
+            _end(code)
     sys.exit(code)
+
+
+def _end(code: int) -> None:
+    """End the process with `code`, whatever signal comes now.
+
+    Not by the interpreter's own end, in which a signal counts again and threads of torch may abort.
+    """
+    stop_signals.STOP.finish(code)
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def _run(command: Callable[[], Any]) -> int:
@@ -78,10 +87,17 @@ def _run(command: Callable[[], Any]) -> int:
     except BrokenPipeError:  # nobody reads on: not an error of ours
         return 0
     except KeyboardInterrupt:
-        return 130
+        return _stopped() if stop_signals.STOP.requested else 130
     except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
+        if stop_signals.STOP.requested and stop_signals.STOP.interrupts:  # a library made it of KeyboardInterrupt
+            return _stopped()
         return write_crash_traceback(error)
     return 0
+
+
+def _stopped() -> int:
+    print_error(f"stopped by {stop_signals.STOP.name} before anything was done; start again")
+    return stop_signals.STOPPED
 
 
 def _code_of(error: SystemExit) -> int:

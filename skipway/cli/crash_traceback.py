@@ -1,23 +1,47 @@
 """Crash of a command: its traceback goes to a temporary file, one line to the user."""
 
+import errno
 import tempfile
 import traceback
 
-from skipway.errors import is_out_of_memory, out_of_memory
+from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
 from skipway.utils.console import print_error
 
 __all__ = ["write_crash_traceback"]
 
+_STORAGE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+}
+_NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # of the loader of shared libraries
+
 
 def write_crash_traceback(error: Exception) -> int:
     """Print the line of an unforeseen error, whose traceback goes to a file; return its exit code."""
-    if is_out_of_memory(error):
-        print_error(str(out_of_memory()))
-        return out_of_memory().exit_code
-    with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
-        traceback.print_exc(file=file)
-    print_error(
-        f"a fault of skipway's own ({type(error).__name__}: {error}); the details are in {file.name}, "
-        "please report them"
-    )
+    if cause := _cause_outside(error):
+        print_error(str(cause))
+        return cause.exit_code
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        where = f"the details are in {file.name}"
+    except OSError:
+        where = f"no file could take the details; they end with {traceback.extract_tb(error.__traceback__)[-1:]}"
+    print_error(f"a fault of skipway's own ({type(error).__name__}: {error}); {where}, please report them")
     return 70
+
+
+def _cause_outside(error: Exception) -> SkipwayError | None:
+    """Return the error of the machine or of the user that a library's error stands for, if it is one."""
+    text = str(error).lower()
+    is_loader = isinstance(error, ImportError | OSError) and any(words in text for words in _NO_MEMORY)
+    if is_loader or is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return out_of_memory()
+    if not isinstance(error, OSError):
+        return None
+    place = printable(error.filename)[:200] if error.filename is not None else "a file"
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"cannot use {place}...: expected a shorter path, got a name that is too long. Shorten it.")
+    if error.errno in _STORAGE:
+        return StorageError(f"{place}: cannot be used: {error.strerror}; free some space there, or write elsewhere")
+    return None

@@ -97,6 +97,7 @@ def train(
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
         from skipway.distributed.launch import launch
 
+        stop_signals.STOP.defer()  # each process saves for itself
         return launch(nproc, COMMAND_LINE.words)
     with paused_collection():
         from skipway.runs.train_run import train as train_run

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
+from skipway.runs.resume import read_splits
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -89,14 +91,28 @@ def evaluate(
         classes=per_class(scores, spec.class_names),
         skipped=len(images.skipped),
         metrics=metrics,
+        trained_on=_count_trained_on(run_path, images.digests),
     )
+
+
+def _run_folder(run: Path) -> Path:
+    """Return the folder of a run, or of RUN/weights/best.safetensors."""
+    return run if run.is_dir() else run.absolute().parent.parent
+
+
+def _count_trained_on(run: Path | None, digests: Sequence[str]) -> int:
+    """Return how many files are equal to one that the run was trained on, as far as its splits.csv is at hand."""
+    if run is None:
+        return 0
+    trained = {digest for _, split, digest in read_splits(_run_folder(run)).values() if split == "train"}
+    return sum(digest in trained for digest in digests)
 
 
 def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
     """Return the engine and the precision that evaluated a run at its end; None for plain torch, or if unknown."""
     if run is None:
         return None
-    folder = run if run.is_dir() else run.parent.parent  # of RUN/weights/best.safetensors
+    folder = _run_folder(run)
     try:
         values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["evaluated_by"]
         chosen = values["engine"], values["precision"]

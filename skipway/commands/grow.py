@@ -15,11 +15,12 @@ from skipway.errors import InputError, printable
 from skipway.grow.deepening import Growth, grow_deeper, grow_to, grow_wider
 from skipway.models.load_model import restore
 from skipway.models.network import Network
+from skipway.runs.checkpoint_state import config_facts, read_checkpoint
 from skipway.runs.growth_phases import Grow, grow_tensors, growth_record, next_phase
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import new_folder, point_last, read_recipe, resolve_run_folder, write_recipe
-from skipway.training.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint, save_weights
+from skipway.training.checkpoint import Checkpoint, load_weights, save_checkpoint, save_weights
 from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_file
 
 __all__ = ["GrownRun", "grow_run", "parse_blocks"]
@@ -85,7 +86,7 @@ def grow_run(
         raise InputError(f"{printable(folder)} holds no checkpoint to grow yet; train it first, or give another run")
     if sum(option is not None for option in (to, blocks, factor)) != 1:
         raise InputError("grow takes one of --to NAME, --blocks stage2=4 and --widen 2")
-    checkpoint = load_checkpoint(last)
+    checkpoint = read_checkpoint(last)
     recipe = read_recipe(folder)
     if next_phase(recipe, checkpoint.state["plan"])[1]:
         raise InputError(
@@ -151,7 +152,7 @@ def _write_grown_run(
             best_header = {**header, "plan": best_network.plan}
             save_weights(target / "weights" / "best.safetensors", best_network.state_dict(), best_header)
         records = [*state.get("grown", []), growth_record(state["state"], state["plan"], growth)]
-        new_state = {**state, "plan": plan, "recipe": recipe.as_dict(), "grown": records}
+        new_state = {**state, "plan": plan, **config_facts(recipe), "grown": records}
         save_checkpoint(target / "weights" / "last", checkpoint.step, tensors, new_state)
         write_recipe(target, recipe)  # which makes it a run
     point_last(target)

@@ -59,7 +59,7 @@ def predict(
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
     network.require_image_spec()
-    inputs = _images(sources)
+    inputs = _images(sources, console)
     if not inputs:
         raise InputError("predict needs at least one picture or a folder that holds some")
     network = with_fastest_engine(
@@ -86,8 +86,8 @@ def predict(
     return predictions
 
 
-def _images(sources: Any) -> list[Any]:
-    """Return the arrays and files that `sources` are or hold, in order."""
+def _images(sources: Any, console: Console) -> list[Any]:
+    """Return the arrays and files that `sources` are or hold, in order; print how many files are left out."""
     if isinstance(sources, str | os.PathLike | np.ndarray):
         sources = [sources]
     inputs: list[Any] = []
@@ -98,6 +98,9 @@ def _images(sources: Any) -> list[Any]:
         path = Path(source)
         files = picture_files(path) if path.is_dir() else []
         inputs += files or [path]
+        others = sum(len(names) for _, _, names in os.walk(path)) - len(files)
+        if files and others:
+            console.print(f"{printable(path)}: {others:,} files without an image's suffix are left out")
     return inputs
 
 

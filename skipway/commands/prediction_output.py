@@ -53,6 +53,7 @@ class Evaluation:
     skipped: int
     metrics: dict[str, float] = field(default_factory=dict)
     noun: Literal["pictures", "rows"] = "pictures"
+    trained_on: int = 0  # of the count: the run has them among its training samples
 
     def __str__(self) -> str:
         unreadable = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
@@ -61,6 +62,8 @@ class Evaluation:
         others = {name: value for name, value in self.metrics.items() if name not in _IN_FIRST_LINE}
         if others:
             lines.append(", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()))
+        if self.trained_on and self.split != "train":
+            lines.append(f"warning: the run was trained on {self.trained_on:,} of them, so the result is optimistic")
         return "\n".join([*lines, *self._class_lines()])
 
     def _class_lines(self) -> list[str]:

@@ -94,6 +94,7 @@ def cross_validate(
         given = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
         given["data"] = requested["data"]
         stack.enter_context(share_decoded())
+        stop.defer()
         try:
             return _Folds(train, requested, given, folder=folder, pool=pool, console=console, stop=stop).run()
         finally:

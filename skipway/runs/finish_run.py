@@ -14,6 +14,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views
 from skipway.report import html
+from skipway.runs.checkpoint_state import refuse_other_weights
 from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
@@ -51,6 +52,7 @@ def finish_run(
     Raises:
         Interrupted: `stop` was set; the training is saved.
     """
+    refuse_other_weights(folder, asdict(trainer.state))
     best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
         device=trainer.device, memory_format=torch.channels_last
     )

@@ -12,10 +12,11 @@ from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.kernels.layer_dispatch import kernel_status
+from skipway.runs.checkpoint_state import describe_edits, forget_other_weights, read_checkpoint
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import escape_cell
 from skipway.runs.run_folder import read_recipe
-from skipway.training.checkpoint import Checkpoint, load_checkpoint
+from skipway.training.checkpoint import Checkpoint
 from skipway.training.settings_diff import differences
 
 __all__ = [
@@ -97,7 +98,7 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     requested = Recipe.of(before.as_dict() | options)
     recipe = replace(requested, data=find_data(requested.data, folder))
     last = folder / "weights" / "last"
-    checkpoint = load_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
+    checkpoint = read_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:
         remark = "no checkpoint was saved yet: starting from the beginning"
         return EarlierRun(folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False)
@@ -113,6 +114,9 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     end_moved = any(getattr(requested, name) != checkpoint.state["recipe"][name] for name in ENDS)
     reopened = ended and end_moved and requested.epochs > state["epoch"]
     remarks = [f"passed over: {reason}" for reason in checkpoint.refused]
+    if reopened or not ended:
+        remarks += forget_other_weights(folder, state)
+    remarks += describe_edits(folder, before, checkpoint)
     remarks += _inexact_reasons(checkpoint.state, recipe)
     if ended and not reopened:
         remarks.append(

@@ -11,6 +11,7 @@ from torch import Tensor
 from skipway.distributed import collectives
 from skipway.errors import Interrupted, printable
 from skipway.models.network import Network
+from skipway.runs.checkpoint_state import repeatable_metrics
 from skipway.runs.datamodule import DataModule
 from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase
 from skipway.runs.head_phase import HeadFit
@@ -63,12 +64,13 @@ def train_phases(
 
     def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:
         if weights is not None:
-            names = {"plan": facts["plan"], "spec": facts["spec"]}
-            header = {**names, "metrics": state.best, "data": datamodule.name}
+            header = {name: facts[name] for name in ("plan", "spec")}
+            header |= {"metrics": repeatable_metrics(state.best), "data": datamodule.name}
             save_weights(folder / "weights" / "best.safetensors", weights, header)
         write_results(folder, state.history)
         watch.on_epoch(network, state.epoch)
 
+    context.stop.defer()  # from here on there is work to save
     common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": console, "stop": context.stop}
     if head is not None:
         scores = head.record(trainer, cast(ImageDataModule, datamodule))

@@ -16,6 +16,7 @@ from skipway.distributed import collectives, process_group
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import restore
 from skipway.models.network import Network
+from skipway.runs.checkpoint_state import config_facts
 from skipway.runs.console_summary import introduction, range_test_line
 from skipway.runs.cross_validation import cross_validate, is_cross_validation
 from skipway.runs.datamodule import DataModule, open_datamodule, refuse_changed_data
@@ -274,8 +275,7 @@ class _PreparedRun:
         )
         if checkpoint is None:
             return settings, batch_size
-        saved = checkpoint.state["settings"]
-        kept = {name: saved[name] for name in KEPT_SETTINGS if name in saved}
+        kept = {name: value for name, value in checkpoint.state["settings"].items() if name in KEPT_SETTINGS}
         return replace(settings, **kept), checkpoint.state["batch_size"]
 
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
@@ -285,10 +285,10 @@ class _PreparedRun:
             "fingerprint": self.datamodule.fingerprint,
             "plan": dict(network.plan),
             "spec": network.spec.as_dict(),
-            "recipe": self.config.as_dict(),
+            **config_facts(self.config),
             "settings": asdict(settings),
             "batch_size": batch_size,
-            "grown": self.checkpoint.state.get("grown", []) if self.checkpoint else [],
+            "grown": self.checkpoint.state["grown"] if self.checkpoint else [],
             **self.datamodule.checkpoint_facts(),
             **machine_facts(settings.device, settings.precision),
         }

@@ -261,7 +261,7 @@ def _encode(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> 
             flat[name] = plain.clone() if place in seen else plain  # safetensors wants memory that is not shared
             seen.add(place)
         sealed = None if notes is None else {**notes, "sha256": _seal(notes, flat)}
-        data = safetensors.torch.save(flat, sealed)
+        data = _with_sorted_notes(safetensors.torch.save(flat, sealed))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the tensors do not fit into safetensors: {printable(error)}; give dense tensors of torch's plain dtypes"
@@ -271,6 +271,21 @@ def _encode(tensors: dict[str, Tensor], notes: dict[str, str] | None = None) -> 
             f"weights hold {fault}; nothing was saved: go on from the last checkpoint with a lower learning rate (--lr)"
         )
     return data
+
+
+def _with_sorted_notes(data: bytes) -> bytes:
+    """Return a safetensors file with its metadata in one order, so that equal contents are equal in bytes.
+
+    safetensors writes it in the order of a hash table, another one in every process.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if "__metadata__" not in header:
+        return data
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _seal(notes: Mapping[str, str], tensors: dict[str, Tensor]) -> str:

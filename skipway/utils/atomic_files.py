@@ -79,6 +79,10 @@ def storing(path: Path, needed: int) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{printable(path)[:200]}...: cannot be written: the name is too long. Take a shorter one."
+            ) from error
         fix = _FIXES.get(error.errno or 0, "check that disk")
         raise StorageError(
             f"{printable(path)}: cannot be written: {printable(error.strerror or error)}; {needed} bytes needed, "

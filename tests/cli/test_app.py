@@ -1,3 +1,4 @@
+import errno
 import os
 import pty
 import shutil
@@ -10,8 +11,10 @@ from processes import environment, run, run_python
 from small_runs import best, pictures, quick, same_tensors, table
 
 from skipway.cli import app, train_options
+from skipway.errors import InputError
 from skipway.report import html
 from skipway.utils import stop_signals
+from skipway.utils.atomic_files import write_file
 from skipway.utils.stop_signals import StopFlag
 
 SKIPWAY = [sys.executable, "-m", "skipway"]
@@ -135,6 +138,61 @@ def test_an_interrupt_from_elsewhere_is_exit_code_130(call, monkeypatch):
     assert call("models")[0] == 130
 
 
+STOPPED = {
+    ("export", "runs/run"): "commands.export.load",
+    ("compare", "runs/run", "runs/run"): "commands.compare.read_recipe",
+    ("grow", "runs/run", "--to", "resnet32"): "commands.grow.grow_tensors",
+    ("probe", "runs/run", "--only", "diagram"): "commands.probe.diagram",
+    ("summary", "runs/run"): "commands.summary.load",
+    ("find-lr", "kinds"): "commands.find_lr.range_test",
+    ("predict", "runs/run", "kinds"): "commands.predict.load",
+    ("evaluate", "runs/run", "kinds"): "commands.evaluate.load",
+    ("check", "kinds"): "commands.check_data.describe",
+    ("models",): "commands.models.model_table",
+    ("env",): "commands.env.environment_table",
+    ("weights", "get", "resnet18"): "commands.weights_get.create_model",
+    tuple(TRAIN): "runs.train_run.describe_environment",
+}
+
+
+@pytest.mark.parametrize("words", STOPPED, ids=lambda words: words[0])
+def test_every_command_ends_at_a_signal_within_its_work(call, place, monkeypatch, words):
+    def signalled(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("the signal was not heard")
+
+    monkeypatch.setattr(f"skipway.{STOPPED[words]}", signalled)
+    code, out, err = call(*words)
+    assert code == 75 and err.splitlines()[-1] == "skipway: stopped by SIGTERM before anything was done; start again"
+    assert not out or words[0] == "train"
+    assert sorted(p.name for p in place.iterdir()) == ["kinds", "runs"]
+    assert words[0] == "train" or sorted(p.name for p in (place / "runs").iterdir()) == ["last", "run"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ImportError])  # a library may turn the one into the other
+def test_an_interrupt_in_an_import_is_no_fault_of_ours(error, monkeypatch, capsys):
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
+    stop_signals.STOP.interrupts = True
+    stop_signals.STOP.request("SIGINT")
+
+    def command():
+        raise error
+
+    assert app._run(command) == 75 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_signal_after_the_work_is_done_changes_nothing(place):
+    script = (
+        "import atexit, os, signal, sys\n"
+        "from skipway.__main__ import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.argv = ['skipway', '--version']\n"
+        "main()"
+    )
+    done = run_python(script, cwd=place)
+    assert done.returncode == 0 and done.stdout.startswith("skipway 0") and not done.stderr
+
+
 def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
     (place / "bad\n.png").write_text("x")
     code, out, err = call("predict", "runs/run", "kinds/ant", "bad\n.png", "--top", "2", "--csv", "p.csv")
@@ -253,3 +311,57 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "skipway: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
     ]
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 4),
+        (OSError(errno.EACCES, "Permission denied", "x.png"), 4),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 4),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 4),
+        (ValueError("ours"), 70),
+    ],
+)
+def test_the_exit_code_says_whose_fault_it_is(error, code, capsys, monkeypatch, tmp_path):
+    def command():
+        raise error
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))  # where no traceback can be written
+    assert app._run(command) == code
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    if "space" in str(error):
+        assert "x.png: cannot be used: No space left on device; free some space there, or write elsewhere" in line
+    if code == 2:
+        assert "...: expected a shorter path, got a name that is too long. Shorten it." in line
+
+
+def test_a_file_whose_name_is_too_long_is_a_mistake_of_the_user(tmp_path):
+    with pytest.raises(InputError, match="...: cannot be written: the name is too long. Take a shorter one."):
+        write_file(tmp_path / ("n" * 300), b"")
+
+
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        (("train", "kinds", "--name", "n" * 300), 2),
+        (("predict", "runs/" + "n" * 300, "kinds"), 2),
+        (("summary", "n" * 300), 2),
+        (("export", "runs/run", "-o", "file/below/x.onnx"), 4),
+        (("find-lr", "kinds", "-m", "resnet20", "-b", "16", "-o", "file/below.png"), 4),
+        (("compare", "runs/run", "runs/run", "-o", "file/below.png"), 4),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_names_and_places_that_cannot_be_are_no_faults_of_ours(call, place, words, code):
+    (place / "file").write_text("")
+    ended, _, err = call(*words)
+    assert ended == code and err.splitlines()[-1].startswith("skipway: ")
+
+
+def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(call, place):
+    (place / "kinds" / "ant" / "notes.txt").write_text("x")
+    code, out, err = call("predict", "runs/run", "kinds/ant")
+    assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: 1 files without an image's suffix" in err

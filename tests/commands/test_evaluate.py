@@ -49,3 +49,16 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
             evaluate(weights, place / "kinds", stop=late)
     finally:
         evaluate_command.decode_images = decode_images
+
+
+def test_images_that_the_run_was_trained_on_are_counted(place, tmp_path):
+    run = place / "runs" / "run"
+    evaluation = evaluate(run, place / "kinds", split="train")
+    trained = evaluation.trained_on
+    assert 0 < trained < evaluation.count and "trained on" not in str(evaluation)  # a share was held out
+    for kind in ("ant", "bee", "cow"):
+        shutil.copytree(place / "kinds" / kind, tmp_path / "test" / kind)
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        shutil.copy(place / "kinds" / kind / "00.png", tmp_path / "train" / kind)
+    evaluation = evaluate(run / "weights" / "best.safetensors", tmp_path)
+    assert evaluation.trained_on == trained and f"the run was trained on {trained} of them" in str(evaluation)

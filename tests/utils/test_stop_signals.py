@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 from processes import run_python
@@ -60,7 +61,7 @@ def test_handlers_come_back_after_an_error():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("second, code", [("SIGINT", 130), ("SIGTERM", 7)])
+@pytest.mark.parametrize("second, code", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_second_interrupt_ends_the_process_at_once(second, code):
     said = (
         "import os, signal; from skipway.utils.stop_signals import StopFlag\n"
@@ -70,6 +71,55 @@ def test_a_second_interrupt_ends_the_process_at_once(second, code):
         "    os._exit(7)"
     )
     assert run_python(said).returncode == code
+
+
+def test_one_signal_that_comes_twice_at_once_is_one_request():  # as from timeout(1)
+    code = (
+        "import os, signal; from skipway.utils.stop_signals import StopFlag\n"
+        "with StopFlag() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os._exit(7 if stop.name == 'SIGTERM' else 1)"
+    )
+    assert run_python(code).returncode == 7
+
+
+HANGING = """
+import ctypes, os, signal, sys, threading, time
+from skipway.utils.stop_signals import StopFlag
+def send(*numbers):
+    for number in numbers:
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+stop = StopFlag()
+stop.interrupts = True
+with stop:
+    threading.Thread(target=send, args=[getattr(signal, name) for name in sys.argv[2:]], daemon=True).start()
+    if sys.argv[1] == "deferred":
+        stop.defer()
+    if sys.argv[1] == "done":
+        stop.finish(0)
+    mutex = ctypes.create_string_buffer(128)  # a signal ends a sleep, but no wait for a lock
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize(
+    "state, names, code",
+    [
+        ("working", ["SIGTERM"], 75),
+        ("working", ["SIGTERM", "SIGTERM"], 143),
+        ("deferred", ["SIGINT", "SIGTERM"], 143),
+        ("done", ["SIGTERM"], 0),
+    ],
+)
+def test_native_code_that_hangs_swallows_no_signal(state, names, code):
+    begun = time.monotonic()
+    done = run_python(HANGING, state, *names)
+    assert done.returncode == code and time.monotonic() - begun < 50
+    assert done.stderr.count("\n") == int(code == 75) and "Traceback" not in done.stderr
 
 
 def test_a_signal_before_the_command_line_is_loaded_counts(tmp_path):
