@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
 from skipway.utils.malloc_settings import paused_collection
+from skipway.utils.output_files import refuse_output
 
 __all__ = ["evaluate", "export", "predict"]
 
@@ -61,6 +62,8 @@ def predict(
         from skipway.commands.predict import predict as predict_sources
         from skipway.commands.prediction_output import write_predictions
 
+    if csv is not None:
+        refuse_output(csv, (run, *sources))
     predictions = predict_sources(
         run,
         sources,
