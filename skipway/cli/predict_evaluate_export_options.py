@@ -10,6 +10,7 @@ from skipway.errors import InputError, NotFiniteError
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
 from skipway.utils.malloc_settings import paused_collection
+from skipway.utils.output_files import refuse_output
 
 __all__ = ["evaluate", "export", "predict"]
 
@@ -62,6 +63,8 @@ def predict(
         from skipway.commands.predict import predict as predict_sources
         from skipway.commands.prediction_output import NOT_FINITE, write_predictions
 
+    if csv is not None:
+        refuse_output(csv, (run, *sources))
     predictions = predict_sources(
         run,
         sources,

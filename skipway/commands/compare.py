@@ -13,6 +13,7 @@ from skipway.report.run_reader import Reader, history_of, mapping
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import read_recipe, resolve_run_folder, unique_names
 from skipway.utils.console import duration
+from skipway.utils.output_files import refuse_output
 
 __all__ = ["Comparison", "compare"]
 
@@ -54,6 +55,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     Raises:
         InputError: fewer than two runs were given, or one of them is no run folder. StorageError: the disk.
     """
+    refuse_output(output, runs)
     if len(runs) < 2:
         raise InputError("compare takes two or more run folders; give another one")
     folders = [resolve_run_folder(Path(run)) for run in runs]
@@ -65,7 +67,7 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     try:
         compare_plot.plot_run_comparison(dict(zip(names, histories, strict=True)), target)
     except OSError as error:
-        raise StorageError(f"{printable(target)}: cannot be drawn: {error.strerror}; give another --output") from error
+        raise StorageError(f"{printable(target)}: cannot be drawn: {error}; give another --output") from error
     return Comparison(names=names, metrics=metrics, differences=differences, plot=target)
 
 

@@ -20,6 +20,7 @@ from skipway.models.network import Network
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
 from skipway.utils.atomic_files import make_folder, write_file
+from skipway.utils.output_files import refuse_output
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES
 
@@ -100,8 +101,11 @@ def export_run(
     if to in ("timm", "torchvision"):
         if raw:
             raise InputError(f"--raw is for onnx and pt2; weights for {to} are always those of the network alone")
-        return _export_to_library(network, to, Path(output) if output is not None else parent / to)
+        return _export_to_library(network, to, source, Path(output) if output is not None else parent / to)
     target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
+    refuse_output(target, [source])
+    if output is None and source.is_file() and target.exists():  # its name comes from the file
+        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Give -o.")
     images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program
@@ -124,15 +128,22 @@ def _images_of_run(run: Path) -> list[Path]:
     return (images or sorted((run / "plots" / "worst").glob("*.png")))[:_NUM_CHECKED]
 
 
-def _export_to_library(network: Network, library: str, folder: Path) -> ExportedFiles:
+def _export_to_library(network: Network, library: str, source: Path, folder: Path) -> ExportedFiles:
     """Write a folder that the library's users know how to open."""
     spec = network.spec
     if not isinstance(spec, Spec):
         raise InputError(f"{library} has networks of pictures alone; export this one to onnx")
+    paths = [folder / "model.safetensors", folder / "config.json"]
+    for path in paths:
+        refuse_output(path, [source])
+    if paths[0].exists() != paths[1].exists():
+        raise InputError(
+            f"cannot export to {printable(folder)}: expected a new folder or an earlier export, got one with other "
+            "files of these names. Give another -o."
+        )
     config = (_timm_config if library == "timm" else _torchvision_config)(network, spec)
     state = {key: value.contiguous() for key, value in release(network, library).items()}
     make_folder(folder)
-    paths = [folder / "model.safetensors", folder / "config.json"]
     write_file(paths[0], safetensors.torch.save(state, {"format": "pt"}))
     write_file(paths[1], json.dumps(config, indent=2).encode())
     return ExportedFiles(paths)

@@ -17,6 +17,7 @@ from skipway.training.lr_finder import RangeTest, range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
 from skipway.utils.devices import set_threads
+from skipway.utils.output_files import refuse_output
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["find_lr"]
@@ -46,6 +47,8 @@ def find_lr(
         Interrupted: `stop` was set.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
+    if output is not None:
+        refuse_output(output, [data])
     recipe = Recipe.of({"data": os.fspath(data), "model": model, **options})
 
     def poll() -> None:

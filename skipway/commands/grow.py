@@ -19,9 +19,9 @@ from skipway.runs.checkpoint_state import config_facts, read_checkpoint
 from skipway.runs.growth_phases import Grow, grow_tensors, growth_record, next_phase
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_results
-from skipway.runs.run_folder import new_folder, point_last, read_recipe, resolve_run_folder, write_recipe
+from skipway.runs.run_folder import new_run_folder, point_last, read_recipe, resolve_run_folder, write_recipe
 from skipway.training.checkpoint import Checkpoint, load_weights, save_checkpoint, save_weights
-from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_file
+from skipway.utils.atomic_files import make_folder, write_file
 
 __all__ = ["GrownRun", "grow_run", "parse_blocks"]
 
@@ -136,11 +136,7 @@ def _write_grown_run(
     if best.is_file():
         weights, header = load_weights(best)
     plan: dict[str, Any] = growth.network.plan  # type: ignore[assignment]
-    target = new_folder(recipe, header["data"], plan["name"])
-    if target.is_dir() and any(target.iterdir()):
-        raise InputError(f"{printable(target)} holds files already; give another --name")
-    check_writable(target)
-    with Lock(target), _remove_if_incomplete(target):
+    with new_run_folder(recipe, header["data"], plan["name"]) as target, _remove_if_incomplete(target):
         make_folder(target / "weights")
         for file in ("splits.csv", "skipped.csv"):
             if (folder / file).is_file():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from skipway.errors import InputError, did_you_mean
+from skipway.errors import InputError, did_you_mean, printable
 from skipway.models import convnext, densenet, inverted_residual, mlp, resnet, resnet9
 from skipway.models.architecture_plan import Plan
 from skipway.nn.chain import Chain
@@ -47,6 +47,9 @@ for _kind, _family in FAMILIES.items():
     ROWS.update({name: (_kind, row) for name, row in _family.rows.items()})
 
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes part of the names of files
+
+
 def names(pattern: str = "*") -> list[str]:
     """The registered names that match a shell pattern, shallow before deep."""
     return sorted(fnmatch.filter(ROWS, pattern), key=_natural)
@@ -75,7 +78,12 @@ def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:
 def rebuild(plan: dict[str, Any]) -> Chain:
     """The network that a plan describes, with fresh weights."""
     values = dict(plan)
-    values.pop("name", None)
+    name = values.pop("name", None)
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise InputError(
+            f"the plan's name is {printable(repr(name)[:100])}: expected up to 100 letters, digits, '_', '-' and '.'. "
+            "Write the file again."
+        )
     family = values.pop("family", None)
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(

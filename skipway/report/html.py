@@ -5,7 +5,6 @@ until proven otherwise: autoescaped, its control characters spelt out, and paths
 """
 
 import math
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -21,6 +20,7 @@ from skipway.report.embed_images import embed_image, embed_plots
 from skipway.report.html_tables import growth_lines, table_facts
 from skipway.report.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
 from skipway.report.verdicts import percent, verdicts
+from skipway.utils.atomic_files import write_file
 from skipway.utils.best_epoch import FEW_SAMPLES, best_epoch
 from skipway.utils.uncertainty import wilson_interval
 
@@ -46,16 +46,13 @@ def write(folder: Path) -> Path:
     history = _history(folder)
     facts = _gather(folder, history)
     target = folder / "report.html"
-    aside = folder / f".report.html.{os.getpid()}"
     try:
         _draw(folder, history, facts)
         facts["views"] = embed_plots(folder)
         page = _environment().get_template("report.html").render(facts)
-        try:
-            aside.write_text(page, encoding="utf-8", errors="backslashreplace")
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_file(target, page.encode("utf-8", "backslashreplace"))
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(
             f"the report could not be written to {printable(target)}: {error.strerror or error}; "

@@ -5,8 +5,8 @@ lines rather than legends.
 """
 
 import functools
+import io
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 from skipway.errors import printable
+from skipway.utils.atomic_files import make_folder, storing, write_file
 
 DPI = 144
 INK, MUTED, GRID, GROUND, EMPTY = "#1f2328", "#59626b", "#e3e6ea", "#ffffff", "#eceef0"
@@ -112,26 +113,23 @@ def set_titles(axes: Axes, title: str, *, x: str = "", y: str = "") -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the PNG beside `path`, then rename; no metadata, so equal figures are equal files."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG, whole or not at all; without metadata, so that equal figures are equal files."""
+    path, file = Path(path), io.BytesIO()
     for text in figure.findobj(Text):
         text.set_fontfamily(_fonts()[0])
         text.set_usetex(False)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(
-            aside,
-            format="png",
-            dpi=DPI,
-            facecolor=GROUND,
-            bbox_inches="tight",
-            pad_inches=0.12,
-            metadata={"Software": None},
-        )
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    figure.savefig(
+        file,
+        format="png",
+        dpi=DPI,
+        facecolor=GROUND,
+        bbox_inches="tight",
+        pad_inches=0.12,
+        metadata={"Software": None},
+    )
+    with storing(path, file.tell()):
+        make_folder(path.parent)
+    write_file(path, file.getvalue())
 
 
 def save_note(text: str, path: str | Path) -> None:

@@ -21,8 +21,8 @@ from skipway.runs.finished_run import CrossValidation, Run
 from skipway.runs.fold_results import describe_fold, describe_folds, fold_row, samples_of_run, write_folds
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
-from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder
-from skipway.utils.atomic_files import Lock, check_writable, write_file
+from skipway.runs.run_folder import is_run_folder, new_run_folder, point_last, resolve_run_folder
+from skipway.utils.atomic_files import Lock, check_writable, discard, write_file
 from skipway.utils.console import Console, duration
 from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
@@ -81,16 +81,15 @@ def cross_validate(
         if resume is None:
             requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
             pool = _open_pool(Recipe.of(requested))
-            folder = new_folder(Recipe.of(requested), pool.name, f"{requested['folds']}-folds")
-            stack.enter_context(remove_if_refused(folder))
+            name = f"{requested['folds']}-folds"
+            folder = stack.enter_context(new_run_folder(Recipe.of(requested), pool.name, name))
+            write_file(folder / "config.yaml", yaml.safe_dump(with_schema(requested), sort_keys=False).encode())
         else:
             folder = resolve_run_folder(Path(resume))
             requested = _resumed_options(folder, options)
             pool = _open_pool(Recipe.of(requested))
-        check_writable(folder)
-        stack.enter_context(Lock(folder))
-        if resume is None:
-            write_file(folder / "config.yaml", yaml.safe_dump(with_schema(requested), sort_keys=False).encode())
+            check_writable(folder)
+            stack.enter_context(Lock(folder))
         given = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
         given["data"] = requested["data"]
         stack.enter_context(share_decoded())
@@ -192,6 +191,7 @@ class _Folds:
         try:
             if (folder / "weights").exists():
                 return self.train(**self.given, resume=folder, console=self.console, stop=self.stop)
+            _discard_unbegun(folder)
             return self.train(**self._options(number), console=bars, stop=self.stop)
         except Interrupted:
             raise Interrupted(
@@ -220,3 +220,11 @@ class _Folds:
                 f"{run.path.name}, got others. Put them back and remove {run.path.name}, or start a new "
                 "cross-validation."
             )
+
+
+def _discard_unbegun(folder: Path) -> None:
+    """Remove what a fold left that was killed before it had weights: it is trained again from the beginning."""
+    if is_run_folder(folder):
+        with Lock(folder):
+            pass  # no other process trains this fold
+        discard(folder)

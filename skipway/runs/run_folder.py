@@ -5,59 +5,118 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from skipway.errors import InputError, StorageError, printable
+from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.runs.recipe import Recipe
-from skipway.utils.atomic_files import write_file
+from skipway.utils.atomic_files import Lock, check_writable, discard, make_folder, storing, temporary_path, write_file
 
 __all__ = [
-    "new_folder",
+    "is_run_folder",
+    "new_run_folder",
     "point_last",
     "read_recipe",
-    "remove_if_refused",
     "resolve_run_folder",
     "unique_names",
     "write_recipe",
 ]
 
+_MAX_NAME = 200  # bytes: file systems allow 255, and names of temporary files are longer
+# Files of a run that has no weights yet.
+_FIRST_FILES = ("config.yaml", "env.json", "splits.csv", "skipped.csv", "encoders.json")
 
-def new_folder(recipe: Recipe, data: str, model: str) -> Path:
-    """Return RUNS/NAME, or RUNS/data-model, numbered from 2 if a run of that name exists.
+
+@contextlib.contextmanager
+def new_run_folder(recipe: Recipe, data: str, model: str) -> Iterator[Path]:
+    """Hold the folder of a new run: RUNS/NAME, or RUNS/data-model, numbered from 2 if that exists.
+
+    Nothing is written into a folder that holds files already. Without weights, a run that is refused or stopped takes
+    back what it wrote, while it still holds the lock; the folder itself goes only if this call made it.
 
     Raises:
-        InputError: the recipe's name cannot be that of a folder, or a run has it already.
+        InputError: the recipe's name cannot be that of a folder, or the folder is in use. StorageError: the disk.
     """
+    folder, is_made = _claim_folder(recipe, data, model)
+    try:
+        check_writable(folder)
+        with Lock(folder):
+            _refuse_used(folder)  # now that nobody else writes there
+            try:
+                yield folder
+            except (InputError, StorageError, Interrupted):
+                if not _has_begun(folder):
+                    _take_back(folder)
+                raise
+    except BaseException:
+        if is_made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if nothing is in it
+        raise
+
+
+def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
+    """Return the folder of a new run, and whether this call made it."""
     output = Path(recipe.output)
     if recipe.name is not None:
-        return _named_folder(output, recipe.name)
-    stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{data}-{model}")[:100].lstrip(".") or "run"
+        folder = output / _plain_name(recipe.name)
+        _refuse_used(folder)
+        return folder, _make(folder)
+    stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in f"{data}-{model}")[:60].lstrip(".") or "run"
     number = 1
     while True:
         folder = output / (stem if number == 1 else f"{stem}-{number}")
+        if _make(folder):  # whoever makes it first has it, also among processes that start together
+            return folder, True
+        number += 1
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder and those above it; return False if it was there."""
+    if folder.parent.is_file():
+        raise InputError(f"{printable(folder.parent)} is a file; give another folder with --output")
+    with storing(folder, 0):
+        make_folder(folder.parent)
         try:
-            output.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()  # whoever makes it first has it, also among processes that start together
-            return folder
+            folder.mkdir()
         except FileExistsError:
-            if not output.is_dir():
-                raise InputError(f"{printable(output)} is a file; give another folder with --output") from None
-            number += 1
-        except OSError:
-            return folder  # what is wrong with the place is said when it is tried for writing
+            return False
+    return True
 
 
-def _named_folder(output: Path, name: str) -> Path:
-    if not name or Path(name).name != name or name in (".", "..", "last"):
+def _plain_name(name: str) -> str:
+    if not name or Path(name).name != name or name in (".", "..", "last") or "\0" in name:
         raise InputError(
             f"a run cannot be called {printable(name)!r}: a plain folder name was expected; "
             "the folder above it is --output"
         )
-    folder = output / name
-    if _has_begun(folder):  # a run that never came to train may be started again
+    if (size := len(os.fsencode(name))) > _MAX_NAME:
         raise InputError(
-            f"{printable(folder)} holds a run already; go on with it by --resume {printable(folder)}, or take "
-            "another --name"
+            f"cannot name the run {printable(name[:20])}...: expected at most {_MAX_NAME} bytes, got {size}. "
+            "Shorten --name."
         )
-    return folder
+    return name
+
+
+def _refuse_used(folder: Path) -> None:
+    """Raise InputError if a folder holds anything but the traces of a start."""
+    with storing(folder, 0):
+        if not folder.is_dir():
+            return
+        entries = sorted(name for name in os.listdir(folder) if name != ".lock" and not name.startswith(".tmp-"))
+    if not entries:
+        return
+    where = printable(folder)
+    if is_run_folder(folder):
+        raise InputError(f"{where} holds a run already; go on with it by --resume {where}, or take another --name")
+    raise InputError(
+        f"cannot start a run in {where}: expected a new or empty folder, got one with {printable(entries[0])} in it. "
+        "Take another --name or --output."
+    )
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Return whether a folder is that of a run, or of a cross-validation."""
+    with contextlib.suppress(OSError, InputError):
+        return bool(Recipe.read(folder / "config.yaml", need_schema=True))
+    return False
 
 
 def _has_begun(folder: Path) -> bool:
@@ -65,17 +124,11 @@ def _has_begun(folder: Path) -> bool:
     return (folder / "weights").exists() or any(folder.glob("fold-*/weights"))
 
 
-@contextlib.contextmanager
-def remove_if_refused(folder: Path) -> Iterator[None]:
-    """Remove the folder of a new run again if the run is refused before it has anything to keep."""
-    try:
-        yield
-    except (InputError, StorageError):
-        if not _has_begun(folder):
-            with contextlib.suppress(OSError):
-                (folder / "config.yaml").unlink(missing_ok=True)
-                folder.rmdir()  # only if nothing else is in it
-        raise
+def _take_back(folder: Path) -> None:
+    """Remove what a run writes before it has weights; the folder was empty when the run began."""
+    for name in (*_FIRST_FILES, "plots"):
+        with contextlib.suppress(OSError):
+            discard(folder / name)
 
 
 def point_last(folder: Path) -> None:
@@ -83,8 +136,7 @@ def point_last(folder: Path) -> None:
     link = folder.parent / "last"
     try:
         if link.is_symlink() or not link.exists():
-            temporary = folder.parent / f".last-{os.getpid()}"
-            temporary.unlink(missing_ok=True)
+            temporary = temporary_path(link)
             temporary.symlink_to(folder.name, target_is_directory=True)
             os.replace(temporary, link)
     except OSError:

@@ -33,7 +33,7 @@ from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts, read_earlier_run
 from skipway.runs.run_crash_report import crash_report
-from skipway.runs.run_folder import new_folder, point_last, remove_if_refused, resolve_run_folder, write_recipe
+from skipway.runs.run_folder import new_run_folder, point_last, resolve_run_folder, write_recipe
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
@@ -159,9 +159,7 @@ def _refuse_unusable(recipe: Recipe) -> None:
 
 def _begin_folder(recipe: Recipe, datamodule: DataModule, stack: ExitStack) -> Path:
     """Return the folder of a new run, locked by this process, with its recipe in it."""
-    folder = new_folder(recipe, datamodule.name, datamodule.model[0])
-    stack.enter_context(remove_if_refused(folder))
-    stack.enter_context(_lock(folder))
+    folder = stack.enter_context(new_run_folder(recipe, datamodule.name, datamodule.model[0]))
     write_recipe(folder, recipe)
     return folder
 

@@ -64,12 +64,12 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     final = folder / f"step-{step:08d}"
     files = {_TENSORS: _encode(tensors), _STATE: atomic_files.to_json(state, f"the state at step {step}")}
     files[_MANIFEST] = _make_manifest(step, tensors, files)
-    temporary = folder / f".tmp-{step}-{os.getpid()}"
+    temporary = atomic_files.temporary_path(final)
     with atomic_files.storing(final, sum(len(data) for data in files.values())):
         try:
             atomic_files.make_folder(folder)
             atomic_files.sweep(folder, ".tmp-")
-            atomic_files.make_folder(temporary)
+            os.mkdir(temporary)
             for name, data in files.items():
                 atomic_files.write_new(temporary / name, data)
             atomic_files.sync_folder(temporary)

@@ -39,12 +39,14 @@ __all__ = [
     "storing",
     "sweep",
     "sync_folder",
+    "temporary_path",
     "to_json",
     "write_file",
     "write_json",
     "write_new",
 ]
 
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 _ELSEWHERE = "or write to another folder with -o"
 _FIXES = {
     errno.ENOSPC: "free some space there",
@@ -130,9 +132,18 @@ def rename(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return a name next to `path` that nobody can guess; `sweep` removes it after this process."""
+    return path.with_name(f"{_temporary_stem(path)}{secrets.token_hex(8)}-{os.getpid()}")
+
+
+def _temporary_stem(path: Path) -> str:
+    return f".tmp-{path.name[:40]}-"
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that is not there yet and flush it; its name is flushed by whoever renames it."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:
         rest = memoryview(data)
@@ -146,8 +157,7 @@ def write_new(path: Path, data: bytes) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Put `data` at `path`: after a crash at any moment the old file is there, or the new one, whole."""
     path = Path(path)
-    stem = f".{path.name[:40]}.tmp-"
-    temporary = path.with_name(f"{stem}{secrets.token_hex(4)}-{os.getpid()}")
+    temporary = temporary_path(path)
     with storing(path, len(data)):
         try:
             write_new(temporary, data)
@@ -156,7 +166,7 @@ def write_file(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         sync_folder(path.parent)
-    sweep(path.parent, stem)
+    sweep(path.parent, _temporary_stem(path))
 
 
 def to_json(values: Any, what: str, indent: int | None = 1) -> bytes:
@@ -240,7 +250,7 @@ def looks_like(file: BinaryIO) -> str:
 
 def discard(path: Path) -> None:
     """Remove a file or folder so that it is wholly there or gone: it loses its name first, then its content."""
-    doomed = path.with_name(f".tmp-{secrets.token_hex(4)}-{os.getpid()}")
+    doomed = temporary_path(path)
     os.rename(path, doomed)
     try:
         sync_folder(path.parent)
@@ -284,7 +294,7 @@ def _alive(pid: int) -> bool:
 def check_writable(folder: Path) -> None:
     """Prove before the first step that files can be kept in `folder`: create it, write one, flush it, remove it."""
     folder = Path(folder)
-    probe = folder / f".tmp-{secrets.token_hex(4)}-{os.getpid()}"
+    probe = temporary_path(folder / "probe")
     with storing(folder, len(_PROBE)):
         make_folder(folder)
         try:

@@ -163,3 +163,19 @@ def test_a_table_is_exported_but_not_to_libraries_of_pictures(tmp_path):
     assert export_run(run.path, "pt2").check.difference <= 1e-4
     with pytest.raises(InputError, match="has networks of pictures alone"):
         export_run(run.path, "timm")
+
+
+def test_an_export_never_overwrites_what_is_not_an_export(weights, place, tmp_path):
+    run = place / "runs" / "run"
+    for output in (run / "weights" / "best.safetensors", run / "config.yaml"):
+        before = output.read_bytes()
+        with pytest.raises(InputError, match="got one of the run in|got an input"):
+            export_run(run, "pt2", output)
+        assert output.read_bytes() == before
+    (tmp_path / "resnet20.pt2").write_text("mine")
+    with pytest.raises(InputError, match="cannot export to .*: expected a new file, got one that exists. Give -o"):
+        export_run(weights, "pt2")
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(InputError, match="cannot export to .*: expected a new folder or an earlier export"):
+        export_run(weights, "timm", tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"

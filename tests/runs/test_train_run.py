@@ -12,11 +12,14 @@ from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, sam
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
 from skipway.report import html
+from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import escape_cell
+from skipway.runs.run_folder import new_run_folder, read_recipe, write_recipe
 from skipway.runs.train_run import train
 from skipway.training import loop
 from skipway.training.losses import Classification
 from skipway.utils import atomic_files
+from skipway.utils.atomic_files import Lock
 from skipway.utils.stop_signals import StopFlag
 
 FILES = {
@@ -98,6 +101,54 @@ def test_a_folder_called_last_is_left_alone(data, tmp_path, bare):
 def test_a_name_that_is_taken_is_refused(data, first, place):
     with pytest.raises(InputError, match="holds a run already; go on with it by --resume .* or take another --name"):
         quick(data, place / "runs", name=first.path.name)
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.json", "notes.txt"])
+@pytest.mark.parametrize("source", ["kinds", "nowhere"])
+def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(place, tmp_path, file, source):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file).write_text("mine: 1\n")
+    with pytest.raises(InputError):
+        quick(place / source, tmp_path, name="mine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", file]
+    assert (tmp_path / "mine" / file).read_text() == "mine: 1\n"
+
+
+def test_a_refused_run_takes_back_only_the_folder_that_it_made(tmp_path):
+    (tmp_path / "mine").mkdir()
+    broken = pictures(tmp_path / "broken", 4)
+    for path in broken.rglob("*.png"):
+        path.write_text("no image")
+    for name in ("mine", "other"):
+        with pytest.raises(InputError, match="unreadable|could not be"):
+            quick(broken, tmp_path, name=name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "mine"]
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_second_start_takes_nothing_from_the_running_run(data, tmp_path):
+    with new_run_folder(Recipe(output=str(tmp_path), name="run"), "data", "model") as folder:
+        write_recipe(folder, Recipe(data=str(data)))
+        for _ in range(2):
+            with pytest.raises(InputError, match="holds a run already"):
+                quick(data, tmp_path, name="run")
+        assert read_recipe(folder).data == str(data)
+
+
+def test_a_start_that_is_late_for_the_lock_takes_nothing_back(tmp_path):
+    recipe = Recipe(output=str(tmp_path), name="run")
+    (tmp_path / "run").mkdir()
+    with Lock(tmp_path / "run"):  # of a process that is about to write its config.yaml
+        with pytest.raises(InputError, match="another run is writing there"):
+            with new_run_folder(recipe, "data", "model"):
+                pytest.fail("two runs in one folder")
+        assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+def test_a_name_that_is_too_long_is_refused(data, tmp_path):
+    with pytest.raises(InputError, match="cannot name the run aaa.*expected at most 200 bytes, got 300"):
+        quick(data, tmp_path, name="a" * 300)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "last", "a/b", "/x", "../x", "a/"])
@@ -265,7 +316,7 @@ def test_a_disk_that_fills_while_training_ends_with_storage_and_a_whole_checkpoi
     write = atomic_files.write_new
 
     def filling(path, data):
-        if "step" in str(path) or ".tmp-3" in str(path.parent):
+        if "step" in str(path) or ".tmp-step-00000003" in str(path.parent):
             raise OSError(28, "No space left on device")
         write(path, data)
 

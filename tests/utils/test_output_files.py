@@ -1,0 +1,41 @@
+import os
+
+import pytest
+
+from skipway.errors import InputError
+from skipway.models import registry
+from skipway.utils.output_files import refuse_output
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("schema: 1\n")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["in.csv", "./in.csv", "link.csv", "folder/a.png"])
+def test_an_output_that_is_an_input_is_refused(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    for file in ("in.csv", "folder/a.png"):
+        (tmp_path / file).write_text("mine")
+    os.symlink("in.csv", tmp_path / "link.csv")
+    with pytest.raises(InputError, match="cannot write to .*, got an input of this command. Give another path"):
+        refuse_output(tmp_path / name, [tmp_path / "in.csv", tmp_path / "folder"])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "weights/best.safetensors", "plots/x.png", "metrics.json"])
+def test_an_output_that_belongs_to_a_run_is_refused(run, name):
+    with pytest.raises(InputError, match="cannot write to .*, got one of the run in"):
+        refuse_output(run / name)
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "export/model.onnx", "../other.csv", "../plots/x.png"])
+def test_other_outputs_are_free(run, name):
+    refuse_output(run / name, [run, run.parent / "missing.csv"])
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../../x", "a/b", "a\\b", "", ".x", "a\n", "x" * 101, 3])
+def test_a_plan_whose_name_could_be_a_path_is_refused(name):
+    with pytest.raises(InputError, match="the plan's name is .*: expected up to 100 letters"):
+        registry.rebuild({**registry.plan_of("resnet20"), "name": name})
