@@ -21,6 +21,7 @@ from skipway.runs.environment import describe_environment
 from skipway.runs.head_phase import HeadFeatures, head_features, head_scores
 from skipway.runs.headline import uncertainty_metrics
 from skipway.runs.image_datamodule import ImageDataModule
+from skipway.runs.run_folder import require_run_folder
 from skipway.runs.signal_flow_callback import draw_signal_flow
 from skipway.training.metrics import compute_metrics, score
 from skipway.training.trainer import State, Trainer
@@ -50,8 +51,9 @@ def finish_run(
         The values of metrics.json.
 
     Raises:
-        Interrupted: `stop` was set; the training is saved.
+        Interrupted: `stop` was set; the training is saved. StorageError: the folder is gone.
     """
+    require_run_folder(folder)
     refuse_other_weights(folder, asdict(trainer.state))
     best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
         device=trainer.device, memory_format=torch.channels_last
@@ -83,6 +85,7 @@ def finish_run(
         write_json(folder / "env.json", with_schema(values))
     draw_signal_flow(folder)
     report = html.write(folder)
+    require_run_folder(folder)
     console.print(verdict(metrics, trainer.task.primary_metric, datamodule, folder=folder, report=report))
     return metrics
 

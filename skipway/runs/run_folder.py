@@ -14,6 +14,7 @@ __all__ = [
     "new_run_folder",
     "point_last",
     "read_recipe",
+    "require_run_folder",
     "resolve_run_folder",
     "unique_names",
     "write_recipe",
@@ -141,6 +142,15 @@ def point_last(folder: Path) -> None:
             os.replace(temporary, link)
     except OSError:
         return
+
+
+def require_run_folder(folder: Path) -> None:
+    """Raise StorageError if the folder of a run is no longer where the run began: it was moved or removed."""
+    if not (folder / "config.yaml").is_file():
+        raise StorageError(
+            f"cannot write to the run {printable(folder)}: expected its config.yaml, got none: the folder was moved or "
+            "removed. What it holds is whole as of its last checkpoint; go on with --resume where it is now."
+        )
 
 
 def resolve_run_folder(path: Path) -> Path:

@@ -17,6 +17,7 @@ from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase
 from skipway.runs.head_phase import HeadFit
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.run_csv_tables import write_results
+from skipway.runs.run_folder import require_run_folder
 from skipway.runs.signal_flow_callback import SignalFlowCallback
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit, record_epoch
@@ -63,6 +64,7 @@ def train_phases(
     last, recipe = folder / "weights" / "last", datamodule.recipe
 
     def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:
+        require_run_folder(folder)
         if weights is not None:
             header = {name: facts[name] for name in ("plan", "spec")}
             header |= {"metrics": repeatable_metrics(state.best), "data": datamodule.name}

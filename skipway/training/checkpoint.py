@@ -65,6 +65,11 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     files = {_TENSORS: _encode(tensors), _STATE: atomic_files.to_json(state, f"the state at step {step}")}
     files[_MANIFEST] = _make_manifest(step, tensors, files)
     temporary = atomic_files.temporary_path(final)
+    if not folder.parent.is_dir():  # making it again would leave a run folder that cannot be resumed
+        raise StorageError(
+            f"cannot save step {step}: expected the folder {printable(folder.parent)}, got none: it was removed or "
+            "moved. What was trained since the last checkpoint is lost; resume the moved folder, or start a new run."
+        )
     with atomic_files.storing(final, sum(len(data) for data in files.values())):
         try:
             atomic_files.make_folder(folder)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -254,6 +255,27 @@ def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monke
     words = Words()
     run = train(resume=tmp_path / "last", console=words)
     assert "only judged and reported again" in words and run.metrics["epochs"] == 2
+
+
+@pytest.mark.parametrize("action", ["remove", "move"])
+def test_a_run_whose_folder_is_gone_ends_with_a_storage_error(action, data, tmp_path, monkeypatch, bare):
+    speed = loop._format_speed
+
+    def after_a_step(*args):
+        if (run := tmp_path / "run").is_dir():
+            shutil.rmtree(run) if action == "remove" else run.rename(tmp_path / "moved")
+        return speed(*args)
+
+    monkeypatch.setattr(loop, "_format_speed", after_a_step)
+    with pytest.raises(StorageError, match="cannot (write to the run|save step) .*run.*: expected .*, got none"):
+        quick(data, tmp_path, name="run")
+    assert not (tmp_path / "run" / "weights").exists(), "a folder that looks like a run, but cannot go on"
+
+
+def test_a_run_whose_folder_goes_while_it_is_judged_ends_with_a_storage_error(data, tmp_path, monkeypatch, bare):
+    monkeypatch.setattr(html, "write", lambda folder: (folder / "config.yaml").unlink())
+    with pytest.raises(StorageError, match="cannot write to the run .*: expected its config.yaml, got none"):
+        quick(data, tmp_path)
 
 
 def test_paths_and_numbers_of_numpy_are_taken_as_they_are(data, tmp_path, bare):

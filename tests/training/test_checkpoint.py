@@ -88,6 +88,7 @@ def put(path, name, data):
 
 
 def test_a_step_comes_back_as_it_was_saved(tmp_path):
+    (tmp_path / "weights").mkdir()
     path = save(tmp_path / "weights" / "last", 123)
     assert path == tmp_path / "weights" / "last" / "step-00000123" and sorted(os.listdir(path)) == sorted(FILES)
     loaded = checkpoint.load_checkpoint(tmp_path / "weights" / "last")
@@ -859,3 +860,9 @@ def test_whatever_happens_the_newest_whole_step_is_the_one_that_loads(tmp_path, 
             assert is_step(loaded, max(good)), (action, good, loaded.refused)
             assert good <= here(), "rotation took a good one"
     assert min(done.values()) > 5, done
+
+
+def test_a_run_folder_that_is_gone_is_not_made_again(tmp_path):
+    with pytest.raises(StorageError, match="cannot save step 1: expected the folder .*weights, got none"):
+        checkpoint.save_checkpoint(tmp_path / "run" / "weights" / "last", 1, {}, {})
+    assert not list(tmp_path.iterdir())
