@@ -33,8 +33,8 @@ class DataModule(Protocol):
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
 
     @property
-    def fits_time_limit(self) -> bool:
-        """Whether a time limit sets the epochs if the user did not: of tables, the rows do."""
+    def time_sets_epochs(self) -> bool:
+        """Whether the time, or its limit, sets the epochs if the user did not: of tables, the rows do."""
 
     @property
     def epochs(self) -> int:

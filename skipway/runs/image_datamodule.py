@@ -108,7 +108,8 @@ class ImageDataModule:
             trained = held_out_count(count, fraction, bool(self.source.count("val")))
             batch_size = batch_size_for(recipe, trained)
             self.epochs = epochs_for_steps(self.epochs, trained, batch_size, recipe.grad_accum_steps)
-        self.recipe, self.fits_time_limit = recipe, recipe.time_limit is not None
+        self.recipe = recipe
+        self.time_sets_epochs = recipe.time_limit is not None or self.weights.network is not None
         self.name = self.source.name
 
     def _decode_settings(self, recipe: Recipe) -> DecodeSettings:

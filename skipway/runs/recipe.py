@@ -244,9 +244,10 @@ class Recipe:
         """Return every field with its value, defaults too."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def as_yaml(self) -> str:
-        """Return every field as YAML, after the schema number, fit for `read`."""
-        return yaml.safe_dump(with_schema(self.as_dict()), sort_keys=False, allow_unicode=True)
+    def as_yaml(self, *, epochs_are_open: bool = False) -> str:
+        """Return every field as YAML, after the schema number, fit for `read`; without epochs that are still open."""
+        values = {name: value for name, value in self.as_dict().items() if name != "epochs" or not epochs_are_open}
+        return yaml.safe_dump(with_schema(values), sort_keys=False, allow_unicode=True)
 
     def changed(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults."""

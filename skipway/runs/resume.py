@@ -77,6 +77,7 @@ class EarlierRun:
         checkpoint: its newest whole checkpoint, if any.
         remarks: what the user should know of it, a line each.
         reopened: whether a run that had ended trains on, since another end is asked for.
+        epochs_given: whether its epochs are known; without a checkpoint the time may still have to set them.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class EarlierRun:
     checkpoint: Checkpoint | None
     remarks: tuple[str, ...]
     reopened: bool
+    epochs_given: bool = True
 
 
 def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
@@ -101,7 +103,10 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     checkpoint = read_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:
         remark = "no checkpoint was saved yet: starting from the beginning"
-        return EarlierRun(folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False)
+        given = "epochs" in options or "epochs" in Recipe.read(folder / "config.yaml")
+        return EarlierRun(
+            folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False, epochs_given=given
+        )
     _refuse_edited(requested, checkpoint, folder)
     recipe = _on_same_machine(recipe, checkpoint.state)
     state = checkpoint.state["state"]

@@ -11,6 +11,7 @@ from skipway.utils.atomic_files import Lock, check_writable, discard, make_folde
 
 __all__ = [
     "is_run_folder",
+    "lock_run",
     "new_run_folder",
     "point_last",
     "read_recipe",
@@ -37,8 +38,7 @@ def new_run_folder(recipe: Recipe, data: str, model: str) -> Iterator[Path]:
     """
     folder, is_made = _claim_folder(recipe, data, model)
     try:
-        check_writable(folder)
-        with Lock(folder):
+        with lock_run(folder):
             _refuse_used(folder)  # now that nobody else writes there
             try:
                 yield folder
@@ -51,6 +51,16 @@ def new_run_folder(recipe: Recipe, data: str, model: str) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if nothing is in it
         raise
+
+
+def lock_run(folder: Path) -> Lock:
+    """Return the lock of a run's folder, to be held while the run is written to.
+
+    Raises:
+        InputError: another process holds it. StorageError: the folder cannot be written to.
+    """
+    check_writable(folder)
+    return Lock(folder)
 
 
 def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
@@ -176,9 +186,9 @@ def read_recipe(folder: Path) -> Recipe:
     return Recipe.of(Recipe.read(folder / "config.yaml", need_schema=True))
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the config.yaml of a run."""
-    write_file(folder / "config.yaml", recipe.as_yaml().encode())
+def write_recipe(folder: Path, recipe: Recipe, *, epochs_are_open: bool = False) -> None:
+    """Write the config.yaml of a run; without the epochs while the time is still to set them."""
+    write_file(folder / "config.yaml", recipe.as_yaml(epochs_are_open=epochs_are_open).encode())
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:

@@ -49,7 +49,7 @@ class TableDataModule:
     """One run's table: see `DataModule` for the methods."""
 
     noun: Literal["pictures", "rows"] = "rows"
-    fits_time_limit = False
+    time_sets_epochs = False
 
     def __init__(self, tables: TableSource, recipe: Recipe):
         self.recipe, self.name, self.fold = recipe, tables.name, None

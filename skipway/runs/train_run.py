@@ -33,7 +33,7 @@ from skipway.runs.plain_options import plain_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts, read_earlier_run
 from skipway.runs.run_crash_report import crash_report
-from skipway.runs.run_folder import new_run_folder, point_last, resolve_run_folder, write_recipe
+from skipway.runs.run_folder import lock_run, new_run_folder, point_last, resolve_run_folder, write_recipe
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
@@ -41,7 +41,7 @@ from skipway.runs.time_plan import DEFAULT_SECONDS, FEWEST_IMAGES, last_layers_i
 from skipway.runs.train_phases import RunContext, train_phases
 from skipway.training.lr_finder import range_test
 from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
-from skipway.utils.atomic_files import Lock, check_writable, make_folder, write_json
+from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console, duration
 from skipway.utils.devices import set_threads
 from skipway.utils.run_schema import with_schema
@@ -109,9 +109,9 @@ def train(
         else:
             folder = resolve_run_folder(Path(resume))
             # Before reading where it stands, which another run may be changing.
-            collectives.run_on_rank0(lambda: stack.enter_context(_lock(folder)) and None)
+            collectives.run_on_rank0(lambda: stack.enter_context(lock_run(folder)) and None)
             earlier = read_earlier_run(folder, options)
-            recipe = earlier.recipe
+            recipe, epochs_given = earlier.recipe, earlier.epochs_given
         collectives.assert_same({**recipe.as_dict(), "torch": torch.__version__})
         _refuse_unusable(recipe)
         new = earlier is None or earlier.checkpoint is None
@@ -125,7 +125,8 @@ def train(
         recipe = datamodule.recipe
         set_threads(recipe.threads, table=datamodule.noun == "rows", say=console.print)
         if earlier is None:
-            folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack))
+            is_open = not epochs_given and datamodule.time_sets_epochs
+            folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack, is_open))
         stack.enter_context(crash_report(folder))
         console.print(f"{'going on with' if earlier else 'run'} {folder}")
         for remark in earlier.remarks if earlier else ():
@@ -157,16 +158,11 @@ def _refuse_unusable(recipe: Recipe) -> None:
     refuse_unwatchable(recipe)
 
 
-def _begin_folder(recipe: Recipe, datamodule: DataModule, stack: ExitStack) -> Path:
+def _begin_folder(recipe: Recipe, datamodule: DataModule, stack: ExitStack, epochs_are_open: bool) -> Path:
     """Return the folder of a new run, locked by this process, with its recipe in it."""
     folder = stack.enter_context(new_run_folder(recipe, datamodule.name, datamodule.model[0]))
-    write_recipe(folder, recipe)
+    write_recipe(folder, recipe, epochs_are_open=epochs_are_open)
     return folder
-
-
-def _lock(folder: Path) -> Lock:
-    check_writable(folder)
-    return Lock(folder)
 
 
 @dataclass
@@ -219,7 +215,7 @@ class _PreparedRun:
             trainer.state.epoch = int(self.head is not None)  # what is measured are steps that train all layers
             if recipe.lr == "auto":
                 self._find_lr(trainer, train_batches)
-            if self.epochs_are_open and datamodule.fits_time_limit:
+            if self._is_time_to_fit:
                 train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
             trainer.state.epoch = 0
         facts = self._facts(network, trainer.settings, batch_size)
@@ -294,7 +290,7 @@ class _PreparedRun:
     def _write_beginning(self, train_batches: Any, settings: Settings, network: Network) -> None:
         """Write what is known of the run before its first step."""
         folder = self.folder
-        write_recipe(folder, self.config)
+        write_recipe(folder, self.config, epochs_are_open=self._is_time_to_fit)
         point_last(folder)
         self.datamodule.write_data(folder, train_batches)
         values = describe_environment(self.recipe, settings.device, settings.precision, repr(network))
@@ -330,6 +326,11 @@ class _PreparedRun:
     def _fit_head(self, network: Network, settings: Settings) -> HeadFit:
         datamodule = cast(ImageDataModule, self.datamodule)
         return fit_head(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
+
+    @property
+    def _is_time_to_fit(self) -> bool:
+        """Whether the time limit is still to set the epochs."""
+        return self.epochs_are_open and self.recipe.time_limit is not None and self.datamodule.time_sets_epochs
 
     def _seconds_left(self) -> float:
         """Return what is left of the time limit, or of the time that a run takes by default."""
@@ -375,6 +376,7 @@ class _PreparedRun:
         if self.head is not None and self.head.leaves_no_time(
             network, trainer.settings.precision, self._seconds_left()
         ):
+            self._change_recipe()  # its epochs are open no more
             self.console.print(f"  time limit {duration(limit)}: no time for fine-tuning")
             return train_batches
         epochs, left = scheduled_epochs(

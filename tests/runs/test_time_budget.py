@@ -90,3 +90,20 @@ def test_epochs_that_are_given_stay(tmp_path):
     pictures(tmp_path / "kinds", count=10)
     run = train(tmp_path / "kinds", output=tmp_path, epochs=1, time_limit=600.0, **TINY)
     assert len(run.history) == 1 and run.metrics["status"] == "finished"
+
+
+def test_a_run_that_was_killed_before_the_time_set_its_epochs_still_lets_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("skipway.training.pace._MOST_EPOCHS", 2)
+    monkeypatch.setattr("skipway.training.pace._MOST_STEPS", 1)
+    pictures(tmp_path / "kinds", count=10)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("skipway.runs.train_run.scheduled_epochs", killed)
+        train(tmp_path / "kinds", output=tmp_path, name="killed", time_limit=600.0, **TINY)
+    assert "epochs" not in yaml.safe_load((tmp_path / "killed" / "config.yaml").read_text())
+    run = train(resume=tmp_path / "killed")
+    assert len(run.history) == 2
+    assert yaml.safe_load((tmp_path / "killed" / "config.yaml").read_text())["epochs"] == 2
