@@ -114,7 +114,8 @@ def trained_weights(
     if weights == "none" or (weights == "auto" and (size <= SMALL or channels != 3)):
         return TrainedWeights(None, ())
     if weights == "auto":
-        name = _network_for_photographs() if recipe.model == "auto" else name
+        if recipe.model == "auto":  # the options of the network without weights are not those of this one
+            name, options = _network_for_photographs(), _options(recipe, ("", {}))
         if not _has_weights(name) or set(options) - {"drop_path", "dropout"}:
             line = f"from scratch: no weights are known for {name} as it is asked for"
             return TrainedWeights(None, (line,))

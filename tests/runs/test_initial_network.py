@@ -7,7 +7,7 @@ from small_runs import Words
 import skipway as sw
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError
-from skipway.runs.initial_network import choose_model, initial_network
+from skipway.runs.initial_network import choose_model, initial_network, trained_weights
 from skipway.runs.recipe import Recipe
 
 QUICK = {"threads": 1, "batch_size": 8, "val_fraction": 0.3, "epochs": 1, "head": "train"}
@@ -32,6 +32,16 @@ def new(place):
 
 def spec(size=128, channels=3, names=("a", "b")):
     return Spec(channels, size, size, (0.5,) * channels, (0.25,) * channels, names)
+
+
+@pytest.mark.parametrize("size", [97, 128, 224])
+def test_photographs_of_every_size_get_the_installed_weights(size):
+    """The network without weights has options of its own, which are not those of the one with weights."""
+    recipe = Recipe.of({"data": "photographs", "dropout": 0.1})
+    names = ("ant", "bee")
+    weights = trained_weights(recipe, choose_model(recipe, size, 245), names, size=size, channels=3)
+    assert weights.network is not None and weights.network.plan["name"] == "efficientnet_lite0"
+    assert weights.network.plan["dropout"] == 0.1
 
 
 def test_a_run_gives_its_network_its_preparation_and_the_classes_of_the_same_name(old, new, tmp_path):
