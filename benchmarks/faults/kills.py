@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faults.counting import Count, Settings, finish, run, start
-
 from skipway.training import checkpoint
 
 KILLS = 60  # of each kind of run
