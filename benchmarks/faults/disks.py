@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from faults.counting import Count, Settings
+from skipway.cli import crash_traceback
 from skipway.errors import SkipwayError
 from skipway.report import html
 from skipway.runs.train_run import train
@@ -107,10 +108,9 @@ def injected(work: Callable[[], object], fault: str) -> tuple[int, bool]:
         code = 0
         try:
             work()
-        except SkipwayError as error:
-            code = error.exit_code
-        except BaseException:
-            code = 70
+        except Exception as error:  # as the command line ends
+            cause = error if isinstance(error, SkipwayError) else crash_traceback._cause_outside(error)
+            code = cause.exit_code if cause else 70
         os._exit(code)
     os.close(ready)
     with tempfile.NamedTemporaryFile("r", suffix=".log") as log:
