@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types kills dist clean
+.PHONY: demo test lint types faults dist clean
 
 demo: .venv/installed
 	$(BIN)/skipway train digits
@@ -17,9 +17,9 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy
 
-# Kill a run 20 times at random moments; each must resume to bit-identical weights.
-kills: .venv/installed
-	$(BIN)/python benchmarks/kills.py
+# Count faults: kills, damaged files, failing disks, races, limits; hours (--quick: minutes).
+faults: .venv/installed
+	$(BIN)/python benchmarks/faults.py
 
 # Build the sdist, build the wheel from it, and check both.
 dist: .venv/release

@@ -119,9 +119,9 @@ def open_parquet(path: Path) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             yield file
-    except MemoryError:  # pyarrow's is one of its other errors too
+    except (InputError, MemoryError):  # pyarrow's own is one of its other errors too
         raise
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # names that are not UTF-8 are a ValueError
         reason = printable((str(error).splitlines() or [type(error).__name__])[0])
         raise InputError(f"{printable(path)} is not a whole parquet file: {reason}; download it again") from None
 

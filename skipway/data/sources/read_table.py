@@ -4,6 +4,7 @@ Two forms of column are enough for all: float64 with NaN where a number is missi
 stands. Booleans and dates of typed sources become text, so that one rule reads them wherever they come from.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["BUILT_IN_TABLES", "SUFFIXES", "Table", "bundled_table", "frame_table
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # a column that pandas makes of an index without a name
 _TARGET = "target"  # what scikit-learn's bundled tables call theirs
 
 
@@ -113,11 +115,10 @@ def _parquet_table(path: Path) -> Table:
         check_names(list(file.schema_arrow.names), where)
         if not file.metadata.num_rows:
             raise InputError(f"{where} holds the names of its columns but no rows; add a row for each sample")
-        frame = file.read().to_pandas()
-    for level in [n for n in frame.index.names if n is not None]:  # pandas keeps a frame's index as a column too
-        if level not in frame.columns:
-            frame = frame.reset_index(level)
-    columns = {str(key): _to_column(frame[key], f"{where}, column {printable(key)!r}") for key in frame.columns}
+        # What pandas notes in a file of its own may be damaged too, and says no more of the values than their columns.
+        frame = file.read().replace_schema_metadata(None).to_pandas()
+        names = [name for name in frame.columns if not _UNNAMED_INDEX.fullmatch(name)]
+        columns = {name: _to_column(frame[name], f"{where}, column {printable(name)!r}") for name in names}
     return Table(str(path), columns, lambda i: f"{name}:{i + 1}")
 
 

@@ -2,7 +2,9 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
+from pyarrow import parquet
 from table_files import homes, lines
 
 from skipway.data.sources.read_table import Table, bundled_table, frame_table, read_table
@@ -192,6 +194,36 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     frame.head(0).to_parquet(tmp_path / "e.parquet")
     with pytest.raises(InputError, match="e.parquet holds the names of its columns but no rows; add a row"):
         read_table(tmp_path / "e.parquet")
+
+
+def write_parquet(path, names=("a", "kind"), metadata=None, texts=b"xyz"):
+    offsets = pyarrow.py_buffer(np.arange(4, dtype=np.int32).tobytes())
+    kinds = pyarrow.Array.from_buffers(pyarrow.utf8(), 3, [None, offsets, pyarrow.py_buffer(texts)])
+    table = pyarrow.table([pyarrow.array([1.0, 2.0, 3.0]), kinds], names=list(names))
+    parquet.write_table(table.replace_schema_metadata(metadata), path, compression="none")
+    return path
+
+
+@pytest.mark.parametrize("note", [b"{", b"[]", b"\xff", b'{"index_columns": ["b"], "columns": 3}'])
+def test_damaged_notes_of_pandas_do_not_matter(tmp_path, note):
+    found = read_table(write_parquet(tmp_path / "t.parquet", metadata={b"pandas": note}))
+    assert list(found.columns) == ["a", "kind"] and found.columns["kind"].tolist() == ["x", "y", "z"]
+
+
+def test_an_index_without_a_name_is_no_column_and_one_with_a_name_is(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0]}, index=[5, 9])
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.rename_axis("day").to_parquet(tmp_path / "named.parquet")
+    assert list(read_table(tmp_path / "t.parquet").columns) == ["a"]
+    assert read_table(tmp_path / "named.parquet").columns["day"].tolist() == [5, 9]
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "names.parquet", metadata={b"k": b"v"})
+    path.write_bytes(path.read_bytes().replace(b"kind", b"\xff\xffnd"))
+    for file in (path, write_parquet(tmp_path / "values.parquet", texts=b"x\xffz")):
+        with pytest.raises(InputError, match=f"{file.name} is not a whole parquet file: .*; download it again"):
+            read_table(file)
 
 
 @pytest.mark.parametrize("name, rows", [("wine", 178), ("breast_cancer", 569), ("diabetes", 442)])

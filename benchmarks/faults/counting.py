@@ -1,0 +1,144 @@
+"""The counter and the process runner that all parts of the faults share."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+HEADER = ["tried", "planned", "done", "lost", "wrong", "executed", "broken", "peak MB", "slowest s", "seconds"]
+SHOWN = 20  # faults of a row that are kept in words
+HANG = 300  # seconds after which a command of the package counts as one that hangs
+
+
+@dataclass
+class Count:
+    """One row of the table: trials of one kind and what became of them.
+
+    Attributes:
+        lost: work or files that were there before and are not there after.
+        wrong: results that differ from those of an undisturbed run, loaded or written without an error.
+        executed: trials in which something from a file was run.
+        broken: crashes, hangs, tracebacks, and exceptions or exit codes that are not documented.
+    """
+
+    what: str
+    planned: int
+    minutes: float = 1e9
+    seed: int = 0
+    done: int = 0
+    lost: int = 0
+    wrong: int = 0
+    executed: int = 0
+    broken: int = 0
+    peak: float = 0
+    slowest: float = 0
+    seconds: float = 0
+    faults: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the trials, as long as there is time."""
+        begun = time.monotonic()
+        for number in range(self.planned):
+            start = time.monotonic()
+            if start - begun > 60 * self.minutes:
+                break
+            yield number
+            self.done += 1
+            self.slowest = max(self.slowest, time.monotonic() - start)
+            self.seconds = time.monotonic() - begun
+        self.peak = max(self.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+    def fault(self, kind: str, text: str) -> None:
+        """Count a fault of the kind lost, wrong, executed or broken, and keep the first ones in words."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        line = " ".join(f"{self.what}, trial {self.done}: {kind}: {text}".split())[:300]
+        print(line, flush=True)
+        if len(self.faults) < SHOWN:
+            self.faults.append(line)
+
+    @property
+    def has_faults(self) -> bool:
+        return bool(self.lost or self.wrong or self.executed or self.broken)
+
+    def row(self) -> list[str]:
+        """Return the cells of the row, in the order of HEADER."""
+        cells = [self.planned, self.done, self.lost, self.wrong, self.executed, self.broken]
+        figures = [f"{self.peak:.0f}", f"{self.slowest:.1f}", f"{self.seconds:.0f}"]
+        return [self.what, *(f"{cell:,}" for cell in cells), *figures]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of each part is tried."""
+
+    share: float = 1.0
+    seed: int = 0
+    minutes: float = 1e9  # for each row
+
+    def count(self, what: str, planned: int) -> Count:
+        """Return the counter of a row of `planned` trials in a full run."""
+        return Count(what, max(1, round(planned * self.share)), self.minutes, self.seed)
+
+
+def isolated(work: Callable[..., Count], count: Count, *arguments: object) -> Count:
+    """Run `work(count, ...)` in a process of its own, so that a crash is one fault and the peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(work, count, *arguments).result()
+        except BrokenProcessPool:
+            count.fault("broken", "the process that reads the files died")
+            return count
+
+
+def start(words: list[str], folder: Path, **options: object) -> subprocess.Popen:
+    """Start `skipway WORDS` in `folder`, in a group of its own, with its errors in a pipe."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("variables", {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", "skipway", *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None, str]:
+    """Wait for a command and its group; return its exit code and what it printed, None for the code if it hangs."""
+    try:
+        errors = process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return None, process.communicate()[1]
+    deadline = time.monotonic() + seconds
+    while alive(process.pid):
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None, errors + "its children were still running"
+        time.sleep(0.02)
+    return process.returncode, errors
+
+
+def alive(group: int) -> bool:
+    """Return whether a process of a group still runs."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def run(words: list[str], folder: Path, **options: object) -> tuple[int | None, str]:
+    """Run a command to its end; return its exit code and what it printed to standard error."""
+    return finish(start(words, folder, **options))

@@ -1,0 +1,122 @@
+"""Kill trainings at random moments; each must end with the bits of one that was never killed.
+
+Every kind of run has its own run that is never disturbed. Others get SIGKILL, SIGTERM or SIGINT at moments spread over
+a run's life (start-up, decoding, training, saving, evaluation, report) and are started again, with --resume as soon as
+there is something to resume. Compared are all tensors of weights/best.safetensors and weights/last.
+"""
+
+import hashlib
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from faults.counting import Count, Settings, finish, run, start
+from skipway.training import checkpoint
+
+KILLS = 60  # of each kind of run
+KILLS_A_RUN = 5
+_DIGITS = ["digits", "-m", "resnet20", "--epochs", "2", "--ema", "0.9", "--drop-path", "0.1"]
+KINDS = {
+    "images": _DIGITS,
+    "images, saved within epochs": [*_DIGITS, "--grad-accum-steps", "2", "--save-every", "0"],
+    "tables": ["wine", "--epochs", "12", "--save-every", "0"],
+    "growth": ["digits", "--grow", "resnet20:1,resnet32:1", "--save-every", "0"],
+    "two processes": ["digits", "-m", "resnet20", "--epochs", "1", "--save-every", "0", "--nproc", "2"],
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+STOPPED = (0, 75, 130)  # exit codes after a signal that can be heard
+TEMPORARIES = (".tmp-*", ".*.tmp-*")
+
+
+def parts(settings: Settings) -> Iterator[Count]:
+    """Kill runs of every kind."""
+    for kind, words in KINDS.items():
+        count = settings.count(f"kills: {kind}", KILLS)
+        with tempfile.TemporaryDirectory(prefix="skipway-kills-") as folder:
+            kill_runs(count, words, Path(folder))
+        yield count
+
+
+def kill_runs(count: Count, words: list[str], place: Path) -> None:
+    """Spend the kills of one row on runs of one kind, KILLS_A_RUN on each."""
+    draw = random.Random(count.seed)
+    begun = time.monotonic()
+    code, errors = run(command(place, "whole", words), place)
+    life = time.monotonic() - begun
+    if code:
+        count.fault("broken", f"the undisturbed run ended with {code}: {errors}")
+        return
+    expected = digest(place / "runs" / "whole")
+    name, spent = "killed-0", 0
+    for number in count:
+        hit = False
+        while not hit:
+            hit = killed(count, command(place, name, words), place, draw.uniform(0.05, life), draw)
+            if not hit:
+                life = max(0.9 * life, 2.0)  # the machine is quicker now, or the run is nearly over
+                judge(count, place, name, words, expected, max(spent, 1))
+                name, spent = f"killed-{number}-{draw.randrange(10**9)}", 0
+        spent += 1
+        if spent == KILLS_A_RUN:
+            judge(count, place, name, words, expected, spent)
+            name, spent = f"killed-{number}-{draw.randrange(10**9)}", 0
+    if spent:
+        judge(count, place, name, words, expected, spent)
+
+
+def command(place: Path, name: str, words: list[str]) -> list[str]:
+    """Return the same command again, or --resume as soon as there is something to resume."""
+    if (place / "runs" / name / "weights" / "last").exists():
+        return ["train", "--resume", f"runs/{name}", *(["--nproc", "2"] if "--nproc" in words else [])]
+    return ["train", *words, "--threads", "1", "-o", "runs", "--name", name]
+
+
+def killed(count: Count, words: list[str], place: Path, moment: float, draw: random.Random) -> bool:
+    """Start or resume a run and send it a signal after `moment` seconds; return False if it was over before."""
+    process = start(words, place)
+    number = draw.choice(SIGNALS)
+    deadline = time.monotonic() + moment
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            code, errors = finish(process)
+            if code:
+                count.fault("broken", f"undisturbed, it ended with {code}: {errors}")
+            return False
+        time.sleep(0.01)
+    if number == signal.SIGKILL and draw.random() < 0.5:
+        os.killpg(process.pid, number)  # as a machine that is switched off
+    else:
+        os.kill(process.pid, number)
+    code, errors = finish(process, 60)
+    if code != -number and code not in STOPPED:
+        count.fault("broken", f"{number.name} after {moment:.1f} s: exit code {code}: {errors[-200:]}")
+    return True
+
+
+def judge(count: Count, place: Path, name: str, words: list[str], expected: str, spent: int) -> None:
+    """Finish a run and compare it with the one that was never killed; each of its kills counts as a fault if not."""
+    code, errors = run(command(place, name, words), place)
+    folder = place / "runs" / name
+    leftovers = [path.name for mark in TEMPORARIES for path in folder.rglob(mark)]
+    if code or leftovers:
+        for _ in range(spent):
+            count.fault("lost", f"{name} ended with {code} and {leftovers}: {errors}")
+    elif digest(folder) != expected:
+        for _ in range(spent):
+            count.fault("wrong", f"{name} differs from the run that was never killed")
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 over the name, type, shape and bytes of every tensor of best and last."""
+    last = checkpoint.load_checkpoint(folder / "weights" / "last")
+    both = {"best": checkpoint.load_weights(folder / "weights" / "best.safetensors")[0], "last": last.tensors}
+    whole = hashlib.sha256(str(last.step).encode())
+    for kind, tensors in both.items():
+        for name, tensor in sorted(tensors.items()):
+            whole.update(f"{kind} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            whole.update(tensor.contiguous().numpy().tobytes())
+    return whole.hexdigest()

@@ -1,0 +1,232 @@
+"""Limits of the machine: stopped and continued, few files, little memory, small files, clocks that jump, power cuts.
+
+A power cut is computed, not made: the calls of a save are recorded, and after each of them the worst disk that the
+rules allow is written out: content without fsync is gone, and names that no fsync of their folder has made durable are
+there in one disk and are missing in the other. From both, the old or the new checkpoint must load.
+"""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from faults.counting import Count, Settings, finish, run, start
+from faults.kills import digest
+from skipway.errors import InputError
+from skipway.training import checkpoint
+from skipway.utils import atomic_files
+
+_TRAIN = ["train", "wine", "--epochs", "30", "--threads", "1", "--save-every", "0"]
+_MB = 2**20
+_LIMITS = (
+    *((resource.RLIMIT_AS, size * _MB) for size in (300, 600, 900, 1200, 1600, 2400)),
+    *((resource.RLIMIT_NOFILE, count) for count in (6, 9, 12, 16, 24, 40)),
+    *((resource.RLIMIT_FSIZE, size) for size in (0, 100, 1000, 5000, 20_000, 100_000)),
+)
+_DOCUMENTED = (0, 2, 3, 4, 75)
+_JUMPS = "import random, time\nreal = time.time\ntime.time = lambda: real() + random.choice((-1e5, 0, 1e5, 1e9))\n"
+
+
+def parts(settings: Settings) -> Iterator[Count]:
+    """Try every limit."""
+    with tempfile.TemporaryDirectory(prefix="skipway-limits-") as name:
+        place = Path(name)
+        run([*_TRAIN, "-o", str(place), "--name", "whole"], place)
+        expected = digest(place / "whole")
+        draw = random.Random(settings.seed)
+        for work in (stopped, limited, clock_jumps):
+            yield work(settings, place, expected, draw)
+        yield power_cuts(settings.count("limits: power cuts at every call of a save", 10**6))
+        yield long_run(settings.count("limits: epochs without growth", 5000), place)
+
+
+def stopped(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
+    """SIGSTOP and SIGCONT at random moments."""
+    count = settings.count("limits: SIGSTOP and SIGCONT", 20)
+    for number in count:
+        process = start([*_TRAIN, "-o", ".", "--name", f"stopped-{number}"], place)
+        for _ in range(3):
+            time.sleep(draw.uniform(0.2, 2))
+            for sent in (signal.SIGSTOP, signal.SIGCONT):
+                if process.poll() is None:
+                    os.kill(process.pid, sent)
+                    time.sleep(draw.uniform(0, 0.5))
+        judge(count, place / f"stopped-{number}", finish(process), expected, (0,))
+    return count
+
+
+def limited(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
+    """Little memory, few open files, small files."""
+    count = settings.count("limits: ulimit -v, -n, -f", len(_LIMITS))
+    for number in count:
+        kind, value = _LIMITS[(number * 7) % len(_LIMITS)]
+        limits = {"preexec_fn": lambda kind=kind, value=value: resource.setrlimit(kind, (value, value))}
+        result = run([*_TRAIN, "-o", ".", "--name", f"limited-{number}"], place, **limits)
+        judge(count, place / f"limited-{number}", result, expected, _DOCUMENTED)
+    return count
+
+
+def clock_jumps(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
+    """A clock of the wall that jumps by a day and by years, between any two calls."""
+    count = settings.count("limits: clock jumps", 10)
+    (place / "sitecustomize.py").write_text(_JUMPS)
+    for number in count:
+        words = [*_TRAIN, "-o", ".", "--name", f"jumps-{number}"]
+        paths = f"{place}{os.pathsep}{Path(checkpoint.__file__).parents[2]}"
+        result = run(words, place, variables={"PYTHONPATH": paths})
+        judge(count, place / f"jumps-{number}", result, expected, (0,))
+    return count
+
+
+def judge(count: Count, folder: Path, result: tuple[int | None, str], expected: str, codes: tuple[int, ...]) -> None:
+    """Count a fault if a command ended in an undocumented way, or well and with other weights."""
+    code, errors = result
+    if code not in codes or "Traceback" in errors:
+        count.fault("broken", f"{folder.name} ended with {code}: {errors[-200:]}")
+    elif code == 0 and digest(folder) != expected:
+        count.fault("wrong", f"{folder.name} has other weights")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class RecordingOs:
+    """`os` that remembers the calls that change a disk."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+        self._paths: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    def open(self, path: str, flags: int, *mode: int) -> int:
+        descriptor = os.open(path, flags, *mode)
+        self._paths[descriptor] = str(path)
+        if flags & os.O_CREAT:
+            self.calls.append(("create", str(path)))
+        return descriptor
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        count = os.write(descriptor, data)
+        self.calls.append(("write", self._paths[descriptor], bytes(data[:count])))
+        return count
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+        self.calls.append(("fsync", self._paths[descriptor]))
+
+    def mkdir(self, path: str, *mode: int) -> None:
+        os.mkdir(path, *mode)
+        self.calls.append(("mkdir", str(path)))
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+        self.calls.append(("rename", str(source), str(target)))
+
+    def replace(self, source: str, target: str) -> None:
+        os.replace(source, target)
+        self.calls.append(("rename", str(source), str(target)))
+
+
+def power_cuts(count: Count) -> Count:
+    """Cut the power after every call of a first, a second and a repeated save."""
+    tensors = {"a": torch.arange(3000.0)}
+    cuts = []
+    for steps in ((1, 2), (1, 1), (1, 2, 3)):
+        folder = Path(tempfile.mkdtemp(prefix="skipway-power-"))
+        for step in steps[:-1]:
+            checkpoint.save_checkpoint(folder, step, tensors, {"x": step})
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        atomic_files.os = recorder = RecordingOs()
+        try:
+            checkpoint.save_checkpoint(folder, steps[-1], tensors, {"x": steps[-1]})
+        finally:
+            atomic_files.os = os
+        shutil.rmtree(folder)
+        for number in range(len(recorder.calls) + 1):
+            cuts += [(folder, before, recorder.calls, number, eager, steps) for eager in (True, False)]
+    count.planned = min(count.planned, len(cuts))
+    for number in count:
+        folder, before, calls, done, eager, steps = cuts[number]
+        write_disk(before, calls[:done], eager)
+        allowed = steps[-2:] if done < len(calls) else steps[-1:]
+        try:
+            if checkpoint.load_checkpoint(folder).step not in allowed:
+                count.fault("lost", f"{steps}: an old step after {done} of {len(calls)} calls")
+        except InputError as error:
+            count.fault("lost", f"{steps}: after {done} of {len(calls)} calls ({eager=}): {error}")
+        shutil.rmtree(folder, ignore_errors=True)
+    return count
+
+
+def write_disk(before: dict[Path, bytes], calls: list[tuple], eager: bool) -> None:
+    """Write out what a power cut leaves: the content that was synced, with all names (eager) or the durable ones."""
+    contents = {str(path): data for path, data in before.items()}
+    pending: list[tuple] = []
+    files = dict(contents)  # the durable names
+    written: dict[str, bytes] = {}
+    for call, path, *rest in calls:
+        if call == "write":
+            written[path] = written.get(path, b"") + rest[0]
+        elif call == "fsync" and path in written:
+            contents[path] = written[path]  # the content is of the file, wherever its name is then
+            files = {name: contents[path] if name == path else data for name, data in files.items()}
+        elif call == "fsync":
+            for change in [c for c in pending if os.path.dirname(c[1]) == path]:
+                _apply(files, change, contents)
+                pending.remove(change)
+        else:
+            pending.append((call, path, *rest))
+    for change in pending if eager else ():
+        _apply(files, change, contents)
+    for path, data in files.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(data)
+
+
+def _apply(files: dict[str, bytes], change: tuple, contents: dict[str, bytes]) -> None:
+    call, path, *rest = change
+    if call == "create":
+        files[path] = contents.get(path, b"")
+    elif call == "rename":
+        for name in [name for name in files if name == path or name.startswith(f"{path}/")]:
+            files[rest[0] + name.removeprefix(path)] = files.pop(name)
+
+
+def long_run(count: Count, place: Path) -> Count:
+    """Thousands of epochs: files, handles and memory of the process stay what they were after the first ones."""
+    words = ["train", "wine", "--epochs", str(count.planned), "--threads", "1", "--save-every", "0", "-o", "."]
+    planned, begun = count.planned, time.monotonic()
+    process = start([*words, "--patience", str(planned), "--name", "long"], place)
+    results = place / "long" / "results.csv"
+    first = None
+    while process.poll() is None and time.monotonic() - begun < 60 * count.minutes:
+        time.sleep(0.5)
+        try:
+            epochs = results.read_text().count("\n") - 1
+            state = Path(f"/proc/{process.pid}")
+            pages = int((state / "statm").read_text().split()[1])
+            sample = (len(os.listdir(state / "fd")), pages * 4096 / _MB, sum(1 for _ in (place / "long").rglob("*")))
+        except (OSError, ValueError, IndexError):
+            continue
+        if epochs > max(20, planned // 20) and first is None:
+            first = sample
+        if first:
+            count.done, count.peak = epochs, sample[1]
+            grown = [now - then for now, then in zip(sample, first, strict=True)]
+    process.terminate()
+    code, errors = finish(process)
+    count.seconds = time.monotonic() - begun
+    if code not in (0, 75):
+        count.fault("broken", f"exit code {code}: {errors[-200:]}")
+    if first is None:
+        count.fault("broken", "no sample was taken")
+    elif grown[0] > 2 or grown[1] > 30 or grown[2] > 8:
+        count.fault("broken", f"grew by {grown[0]} handles, {grown[1]:.0f} MB, {grown[2]} files from {first}")
+    return count
