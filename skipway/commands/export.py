@@ -121,8 +121,9 @@ def _images_of_run(run: Path) -> list[Path]:
     images: list[Path] = []
     try:
         with open(run / "splits.csv", encoding="utf-8", newline="") as file:
-            files = [Path(data or "") / row["file"] for row in csv.DictReader(file) if row["split"] == "val"]
-        images = [path for path in files[:: max(1, len(files) // _NUM_CHECKED)] if path.is_file()]
+            names = [Path(row["file"]) for row in csv.DictReader(file) if row["split"] == "val"]
+        inside = [Path(data or "") / name for name in names if not name.is_absolute() and ".." not in name.parts]
+        images = [path for path in inside[:: max(1, len(inside) // _NUM_CHECKED)] if path.is_file()]
     except (OSError, KeyError, ValueError, csv.Error):
         pass
     return (images or sorted((run / "plots" / "worst").glob("*.png")))[:_NUM_CHECKED]

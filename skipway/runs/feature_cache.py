@@ -163,6 +163,8 @@ class FeatureCache:
         needed = row.itemsize * len(ids)
         with storing(path, needed):
             make_folder(self.folder)
+            if path.is_symlink():  # what it leads to is not ours to write to
+                path.unlink()
             present = path.stat().st_size if path.is_file() else 0
             if present != needed:
                 if (free := free_bytes(self.folder)) < needed:

@@ -11,7 +11,7 @@ from small_runs import pictures, quick
 
 import skipway as sw
 from skipway.cli.app import app
-from skipway.commands.export import export_run
+from skipway.commands.export import _images_of_run, export_run
 from skipway.errors import InputError, SkipwayError
 
 SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 16, 24, 32]}
@@ -66,6 +66,14 @@ def test_without_its_data_a_run_is_checked_on_the_pictures_of_its_report(run, tm
     shutil.rmtree(tmp_path / "run" / "plots")
     found = export_run(tmp_path / "run", "pt2")
     assert found.num_images == 0 and "checked on made-up inputs" in str(found)
+
+
+def test_no_image_outside_the_data_is_read(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (outside,) = sorted((run / "plots" / "worst").glob("*.png"))[:1]
+    rows = [f"{name},a,val," for name in (outside, f"a/../../../{outside.name}")]
+    (tmp_path / "run" / "splits.csv").write_text("\n".join(["file,class,split,sha256", *rows]))
+    assert outside not in _images_of_run(tmp_path / "run")
 
 
 def test_a_file_of_weights_is_exported_beside_it(tmp_path):

@@ -154,6 +154,17 @@ def test_a_damaged_row_is_computed_again(images, network, tmp_path):
     assert whole.allclose(cache(network, tmp_path).features(batches(images), ids), atol=1e-6)
 
 
+def test_what_a_link_in_the_cache_leads_to_stays_as_it_is(images, network, tmp_path):
+    ids = np.arange(30)
+    whole = cache(network, tmp_path / "cache").features(batches(images), ids)
+    (path,) = (tmp_path / "cache").iterdir()
+    mine = path.rename(tmp_path / "mine")
+    mine.write_bytes(before := bytes(mine.stat().st_size))
+    path.symlink_to(mine)
+    assert whole.equal(cache(network, tmp_path / "cache").features(batches(images), ids))
+    assert mine.read_bytes() == before and not path.is_symlink()
+
+
 def test_files_that_were_not_used_for_long_are_removed(images, network, tmp_path, monkeypatch):
     ids = np.arange(30)
     for index, name in enumerate("abc"):
