@@ -4,10 +4,12 @@ Every message is one line: what happened and where, what was expected, how to me
 """
 
 import difflib
+import errno
 import unicodedata
 from collections.abc import Iterable
 
 __all__ = [
+    "STORAGE_ERRNOS",
     "InputError",
     "Interrupted",
     "MissingExtra",
@@ -20,6 +22,14 @@ __all__ = [
     "out_of_memory",
     "printable",
 ]
+
+
+# What the system reports where a disk, a right or a number of open files is the cause, also through a library.
+STORAGE_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+}
+_NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # of the loader of shared libraries
 
 
 class SkipwayError(Exception):
@@ -69,7 +79,10 @@ class Interrupted(SkipwayError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python or torch says that there is no more memory."""
+    """Whether an error of Python, torch, the system or its loader of libraries says that there is no more memory."""
+    if isinstance(error, ImportError | OSError):
+        no_memory = any(words in str(error).lower() for words in _NO_MEMORY)
+        return no_memory or getattr(error, "errno", None) == errno.ENOMEM
     message = str(error).lower() if isinstance(error, RuntimeError) else ""
     return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
 

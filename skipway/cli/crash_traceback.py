@@ -4,16 +4,18 @@ import errno
 import tempfile
 import traceback
 
-from skipway.errors import InputError, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
+from skipway.errors import (
+    STORAGE_ERRNOS,
+    InputError,
+    SkipwayError,
+    StorageError,
+    is_out_of_memory,
+    out_of_memory,
+    printable,
+)
 from skipway.utils.console import print_error
 
 __all__ = ["write_crash_traceback"]
-
-_STORAGE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
-}
-_NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # of the loader of shared libraries
 
 
 def write_crash_traceback(error: Exception) -> int:
@@ -33,15 +35,13 @@ def write_crash_traceback(error: Exception) -> int:
 
 def _cause_outside(error: Exception) -> SkipwayError | None:
     """Return the error of the machine or of the user that a library's error stands for, if it is one."""
-    text = str(error).lower()
-    is_loader = isinstance(error, ImportError | OSError) and any(words in text for words in _NO_MEMORY)
-    if is_loader or is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if is_out_of_memory(error):
         return out_of_memory()
     if not isinstance(error, OSError):
         return None
     place = printable(error.filename)[:200] if error.filename is not None else "a file"
     if error.errno == errno.ENAMETOOLONG:
         return InputError(f"cannot use {place}...: expected a shorter path, got a name that is too long. Shorten it.")
-    if error.errno in _STORAGE:
+    if error.errno in STORAGE_ERRNOS:
         return StorageError(f"{place}: cannot be used: {error.strerror}; free some space there, or write elsewhere")
     return None

@@ -1,17 +1,14 @@
 """Crash handling of a run: an unforeseen error becomes crash.txt in its folder and one line for the user."""
 
 import contextlib
-import errno
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from skipway.errors import SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
+from skipway.errors import STORAGE_ERRNOS, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
 from skipway.utils.atomic_files import write_file
 
 __all__ = ["crash_report"]
-
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 @contextlib.contextmanager
@@ -27,7 +24,7 @@ def crash_report(folder: Path) -> Iterator[None]:
     except SkipwayError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _STORAGE:  # from a library that writes by itself
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:  # from a library that writes by itself
             raise StorageError(
                 f"{printable(folder)}: cannot be written: {error.strerror}; what is saved is whole: mend that disk and "
                 f"go on with --resume {printable(folder)}"

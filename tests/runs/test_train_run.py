@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import threading
@@ -361,9 +362,17 @@ def test_a_library_that_finds_the_disk_full_is_a_matter_of_storage(data, tmp_pat
         quick(data, tmp_path, epochs=1)
 
 
-def test_a_lack_of_memory_outside_training_is_no_fault_of_ours(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("_backend_agg.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_lack_of_memory_outside_training_is_no_fault_of_ours(data, tmp_path, monkeypatch, error):
     def starved(folder):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(html, "write", starved)
     with pytest.raises(StorageError, match="memory ran out; take a smaller network") as e:
