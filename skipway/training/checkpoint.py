@@ -74,7 +74,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         try:
             atomic_files.make_folder(folder)
             atomic_files.sweep(folder, ".tmp-")
-            os.mkdir(temporary)
+            atomic_files.make_new_folder(temporary)
             for name, data in files.items():
                 atomic_files.write_new(temporary / name, data)
             atomic_files.sync_folder(temporary)

@@ -22,6 +22,7 @@ from skipway.training import checkpoint
 from skipway.training.losses import Task
 from skipway.training.metrics import Batches, Scores, score
 from skipway.training.trainer import Settings, State, Trainer
+from skipway.utils.atomic_files import make_folder, storing
 from skipway.utils.best_epoch import is_best_so_far
 from skipway.utils.console import Console, duration
 from skipway.utils.stop_signals import StopFlag
@@ -151,6 +152,9 @@ class _CheckpointWriter:
 
     def __init__(self, trainer: Trainer, folder: Path | None, *, facts: dict[str, Any], stop: StopFlag):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
+        if folder is not None and collectives.rank() == 0:
+            with storing(folder, 0):
+                make_folder(folder.parent)
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
         self.time_share = 0.0  # of the time limit that is used, the same in all processes

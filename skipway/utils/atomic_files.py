@@ -34,6 +34,7 @@ __all__ = [
     "from_json",
     "looks_like",
     "make_folder",
+    "make_new_folder",
     "rename",
     "sha256",
     "storing",
@@ -135,6 +136,11 @@ def rename(source: Path, target: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """Return a name next to `path` that nobody can guess; `sweep` removes it after this process."""
     return path.with_name(f"{_temporary_stem(path)}{secrets.token_hex(8)}-{os.getpid()}")
+
+
+def make_new_folder(folder: Path) -> None:
+    """Create a folder that is not there yet; its name is flushed by whoever renames it."""
+    os.mkdir(folder)
 
 
 def _temporary_stem(path: Path) -> str:

@@ -156,7 +156,7 @@ def test_a_second_run_finds_the_outputs_and_a_stopped_one_resumes_exactly(data, 
     assert "in place of the first epoch, after it the layers after stage1 learn from 2 views" in words
     polls = StopAt(10**6)
     train(data, **options(old, tmp_path, name="count", **chosen), stop=polls)
-    for at in (polls.polls // 2, polls.polls - 6):
+    for at in (polls.polls - 12, polls.polls - 6):
         with pytest.raises(Interrupted):
             train(data, **options(old, tmp_path, name=f"part{at}", **chosen), stop=StopAt(at))
         train(resume=tmp_path / f"part{at}")
