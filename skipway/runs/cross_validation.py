@@ -21,8 +21,8 @@ from skipway.runs.finished_run import CrossValidation, Run
 from skipway.runs.fold_results import describe_fold, describe_folds, fold_row, samples_of_run, write_folds
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
-from skipway.runs.run_folder import is_run_folder, new_run_folder, point_last, resolve_run_folder
-from skipway.utils.atomic_files import Lock, check_writable, discard, write_file
+from skipway.runs.run_folder import is_run_folder, lock_run, new_run_folder, point_last, resolve_run_folder
+from skipway.utils.atomic_files import discard, write_file
 from skipway.utils.console import Console, duration
 from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
@@ -88,8 +88,7 @@ def cross_validate(
             folder = resolve_run_folder(Path(resume))
             requested = _resumed_options(folder, options)
             pool = _open_pool(Recipe.of(requested))
-            check_writable(folder)
-            stack.enter_context(Lock(folder))
+            stack.enter_context(lock_run(folder))
         given = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
         given["data"] = requested["data"]
         stack.enter_context(share_decoded())
@@ -225,6 +224,6 @@ class _Folds:
 def _discard_unbegun(folder: Path) -> None:
     """Remove what a fold left that was killed before it had weights: it is trained again from the beginning."""
     if is_run_folder(folder):
-        with Lock(folder):
+        with lock_run(folder):
             pass  # no other process trains this fold
         discard(folder)
