@@ -2,11 +2,17 @@
 
 import os
 
+from skipway.errors import InputError
 from skipway.utils.stop_signals import STOP, STOPPED
 
 
 def main() -> None:
     """Run the command line; a signal that comes while it loads ends it at once."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # the libraries of torch end the process without a word of ours
+        os.write(2, b"skipway: cannot start: expected a working folder, got one that was removed. Change to another.\n")
+        os._exit(InputError.exit_code)
     STOP.interrupts = True
     with STOP:
         try:

@@ -4,6 +4,7 @@ Nothing heavier than the flags is loaded before it is needed.
 """
 
 import atexit
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def main(words: list[str] | None = None) -> None:
     COMMAND_LINE.owns_process = words is None
     COMMAND_LINE.words = sys.argv[1:] if words is None else words
     stop_signals.STOP.interrupts = True
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports a home folder that cannot be written to
     with stop_signals.STOP:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
         for stream in (sys.stdout, sys.stderr):

@@ -365,3 +365,21 @@ def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(call, place):
     (place / "kinds" / "ant" / "notes.txt").write_text("x")
     code, out, err = call("predict", "runs/run", "kinds/ant")
     assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: 1 files without an image's suffix" in err
+
+
+def test_a_working_folder_that_was_removed_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    script = "import os, skipway.__main__\nos.rmdir(os.getcwd())\nskipway.__main__.main()"
+    done = run_python(script, cwd=tmp_path / "gone")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "cannot start: expected a working folder, got one that was removed. Change to another." in done.stderr
+
+
+def test_a_home_folder_that_cannot_be_written_to_is_not_reported(tmp_path):
+    script = "from skipway.cli.app import main\ntry:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+    script += "import matplotlib.font_manager"
+    variables = {
+        name: value for name, value in environment().items() if name not in ("MPLCONFIGDIR", "XDG_CONFIG_HOME")
+    }
+    done = run_python(script, env={**variables, "HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null"})
+    assert done.returncode == 0 and done.stderr == ""
