@@ -21,7 +21,7 @@ _LARGER_FROM, _LARGER_TO = 1_000, 4_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
 _UNIT_SIZE, _UNIT_BATCH = 64, 32
 # Epochs of the quick network at 64 px that a time leaves room for, from which on a size teaches more.
-_SIZES = ((0.0, "32:48"), (4.0, "32:64"), (14.0, "48:96"), (40.0, "64:128"))
+_SIZES = ((0.0, "32:48"), (2.5, "32:64"), (14.0, "48:96"), (40.0, "64:128"))
 FINISH_SECONDS = 3.0  # for tables, plots and the report
 
 
