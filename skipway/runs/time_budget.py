@@ -34,7 +34,7 @@ def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
         per_image: what `quick_step_seconds` measured.
     """
     if seconds is None:
-        return "48:96" if _LARGER_FROM <= count <= _LARGER_TO else "32:64"
+        return "48:96" if _gains_from_larger(count) else "32:64"
     room = seconds / (max(count, 1) * per_image)
     return [size for least, size in _SIZES if room >= least][-1]
 
@@ -48,9 +48,13 @@ def quick_step_seconds(device: str, precision: str) -> float:
     return max(collectives.all_gather(step_seconds(list(network), x, precision)))
 
 
+def _gains_from_larger(count: int) -> bool:
+    return _LARGER_FROM <= count <= _LARGER_TO
+
+
 def scratch_epochs(count: int) -> int:
     """Return the default number of epochs on `count` training photographs."""
-    images = _LARGER_IMAGES if _LARGER_FROM <= count <= _LARGER_TO else _IMAGES
+    images = _LARGER_IMAGES if _gains_from_larger(count) else _IMAGES
     return min(max(round(images / max(count, 1)), _FEWEST_EPOCHS), _MOST_EPOCHS)
 
 

@@ -106,8 +106,9 @@ class ImageBatches:
     ):
         self.shard = shard or Shard()
         self.images, self.rows, self.augmentation, self.device = images, rows, augmentation, device
-        self.bounds = batch_bounds(len(rows), batch_size)
-        if augmentation is not None:
+        if augmentation is None:
+            self.bounds = batch_bounds(len(rows), batch_size)
+        else:
             self.bounds = training_bounds(len(rows), batch_size, self.shard, "pictures")
         # x / 255, minus mean, over std, as one multiplication and one addition.
         per_channel = partial(torch.tensor, dtype=torch.float32, device=device)

@@ -34,8 +34,9 @@ class RowBatches:
         self.shard = shard or Shard()
         self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
         self.labels = y if balanced else None
-        self.bounds = batch_bounds(len(rows), batch_size)
-        if seed is not None:
+        if seed is None:
+            self.bounds = batch_bounds(len(rows), batch_size)
+        else:
             self.bounds = training_bounds(len(rows), batch_size, self.shard, "rows")
 
     @property
