@@ -16,7 +16,9 @@ from skipway.models.feature_extraction import Features
 from skipway.models.network import Network, build_network
 from skipway.weights.pretrained import pretrained_network, refit
 
-__all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for"]
+__all__ = ["SMALL_STEMS", "auto_model", "create_model", "input_shape", "list_models", "options_for"]
+
+SMALL_STEMS = "small", "whitening"  # stems of networks for small images: they keep their size
 
 
 @overload
@@ -106,7 +108,8 @@ def options_for(name: str, spec: Spec, options: dict[str, Any]) -> dict[str, Any
     plan = registry.plan_of(name)
     if "in_features" in plan:
         return {"num_classes": spec.num_classes, "in_features": math.prod(spec.input_shape), **options}
-    stem = {"stem": "small"} if "stem" in plan and spec.size <= SMALL else {}
+    too_large = spec.size <= SMALL and plan.get("stem", SMALL_STEMS[0]) not in SMALL_STEMS
+    stem = {"stem": "small"} if too_large else {}
     return {"num_classes": spec.num_classes, "in_chans": spec.channels, **stem, **options}
 
 

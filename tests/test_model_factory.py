@@ -11,7 +11,7 @@ from torch import nn
 from skipway import model_factory
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError
-from skipway.model_factory import create_model, list_models
+from skipway.model_factory import create_model, list_models, options_for
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import prepare_image
@@ -74,6 +74,22 @@ def test_auto_picks_a_network_that_can_be_built():
     for size, count in ((8, 100), (32, 50_000), (128, 100), (224, 10_000)):
         name, options = model_factory.auto_model(size, count)
         assert create_model(name, 10, **options).plan["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem"),
+    [
+        ("resnet9m", 32, {}),
+        ("resnet9", 32, {}),
+        ("resnet18", 32, {"stem": "small"}),
+        ("resnet18", 224, {}),
+        ("resnet9m", 224, {}),
+    ],
+)
+def test_small_images_get_a_small_stem_and_a_network_that_has_one_keeps_its_own(name, size, stem):
+    spec = Spec(channels=3, size=size, presize=size, mean=(0.5,) * 3, std=(0.2,) * 3, class_names=("a", "b"))
+
+    assert options_for(name, spec, {}) == {"num_classes": 2, "in_chans": 3, **stem}
 
 
 # predict

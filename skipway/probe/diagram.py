@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.model_factory import SMALL_STEMS
 from skipway.model_factory import input_shape as shape_for
 from skipway.models import registry
 from skipway.models.mlp import Embed
@@ -30,7 +31,6 @@ from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Pi
 
 __all__ = ["diagram"]
 
-_SMALL_STEMS = "small", "whitening"  # stems of networks for small pictures
 _IN_ORDER = nn.Sequential, nn.ModuleList, nn.ModuleDict, Dense
 _BLOCKS = Skip, Coupling, Parallel
 # Modules of several layers that are drawn as one.
@@ -85,7 +85,7 @@ def _default_shape(network: nn.Module) -> tuple[int, ...] | None:
         return 1, *network.spec.input_shape
     if not network.plan:
         return None
-    return shape_for(network.plan, 32 if network.plan.get("stem") in _SMALL_STEMS else 224)
+    return shape_for(network.plan, 32 if network.plan.get("stem") in SMALL_STEMS else 224)
 
 
 def _parameters(*modules: nn.Module) -> str:
