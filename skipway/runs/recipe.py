@@ -121,8 +121,8 @@ class Recipe:
     )
     augment: str = _option(
         "auto",
-        "Changes to training pictures: none, light, medium, strong, or parts of flip, shift, zoom, affine, color, "
-        "trivial, erase joined by +.",
+        "Changes to training images: none, light, light+erase, medium, strong, or parts of flip, shift, zoom, affine, "
+        "color, trivial, erase joined by +.",
     )
     stem: str | None = _option(
         None, "First layers of the network: large, small, deep, tiered, deep_conv, whitening; default: by picture size."
@@ -286,9 +286,9 @@ TEXTS = {
     "recompute": TextForm("auto|stages|none", "a whole number, auto, stages or none"),
     "img_size": TextForm(r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two of them as 128:224"),
     "augment": TextForm(
-        rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
-        "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and erase joined "
-        "by +, each once",
+        rf"auto|none|light(?:\+erase)?|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
+        "auto, none, light, light+erase, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and "
+        "erase joined by +, each once",
     ),
 }
 
