@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None
     try:
         errors = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_all(process.pid)
         return None, process.communicate()[1]
     deadline = time.monotonic() + seconds
     while alive(process.pid):
@@ -128,6 +129,25 @@ def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None
             return None, errors + "its children were still running"
         time.sleep(0.02)
     return process.returncode, errors
+
+
+def processes_of(command: int) -> list[int]:
+    """Return the number of a command and of all processes below it; those of --nproc are in groups of their own."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    numbers = [command]
+    for number in numbers:
+        numbers += [child for child, parent in parents.items() if parent == number]
+    return numbers
+
+
+def kill_all(command: int) -> None:
+    """Kill a command and all processes below it at once, as a machine that is switched off does."""
+    for number in processes_of(command):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def alive(group: int) -> bool:
