@@ -35,7 +35,8 @@ def main() -> int:
             has_faults = has_faults or count.has_faults
             notes = "\n".join(f"- {line}" for line in faults) or "No faults."
             title = f"Faults: {part}{' (quick)' if request.quick else ''}, seed {request.seed}"
-            side_by_side.write(f"faults-{part}", title, HEADER, rows, notes)
+            name = f"faults-{part}{'-quick' if request.quick else ''}"
+            side_by_side.write(name, title, HEADER, rows, notes)
     return 1 if has_faults else 0
 
 

@@ -69,8 +69,8 @@ def kill_runs(count: Count, words: list[str], place: Path) -> None:
 
 
 def command(place: Path, name: str, words: list[str]) -> list[str]:
-    """Return the same command again, or --resume as soon as there is something to resume."""
-    if (place / "runs" / name / "weights" / "last").exists():
+    """Return the same command again, or --resume as soon as the folder holds a run."""
+    if (place / "runs" / name / "config.yaml").exists():
         return ["train", "--resume", f"runs/{name}", *(["--nproc", "2"] if "--nproc" in words else [])]
     return ["train", *words, "--threads", "1", "-o", "runs", "--name", name]
 
