@@ -4,26 +4,46 @@ torchrun or `--nproc` starts the processes; gloo connects them on CPUs, NCCL on 
 they meet: without it they would wait for minutes, and train on with nobody to stop them.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from skipway.distributed.collectives import world_size
+from skipway.distributed.collectives import explain_peer, world_size
 from skipway.errors import InputError, Interrupted, printable
 from skipway.utils.stop_signals import STOP
 
-__all__ = ["LAUNCHER", "join_group", "leave_group", "local_device"]
+__all__ = ["LAUNCHER", "join_group", "joined_group", "leave_group", "local_device"]
 
 LAUNCHER = "SKIPWAY_LAUNCHER"  # environment variable with the process number of `--nproc`'s launcher
 _GLANCE = 0.5  # seconds between two looks at the launcher
 _left = threading.Event()  # of the group that was joined last
 _MEETING = timedelta(minutes=2)  # for all to come to the place where they meet
 _PATIENCE = timedelta(minutes=10)  # with a process that does not answer
+
+
+@contextlib.contextmanager
+def joined_group(device: str) -> Iterator[None]:
+    """Within it this process is one of the group that `join_group` joins.
+
+    Raises:
+        Interrupted: another process ended or does not answer.
+    """
+    try:
+        join_group(device)
+        yield
+    except RuntimeError as error:
+        if interrupted := explain_peer(error):
+            raise interrupted from None
+        raise
+    finally:
+        leave_group()
 
 
 def join_group(device: str) -> None:
