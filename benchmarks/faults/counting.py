@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 HEADER = ["tried", "planned", "done", "lost", "wrong", "executed", "broken", "peak MB", "slowest s", "seconds"]
+SKIPWAY = (sys.executable, "-m", "skipway")
 SHOWN = 20  # faults of a row that are kept in words
 HANG = 300  # seconds after which a command of the package counts as one that hangs
 
@@ -100,11 +101,11 @@ def isolated(work: Callable[..., Count], count: Count, *arguments: object) -> Co
             return count
 
 
-def start(words: list[str], folder: Path, **options: object) -> subprocess.Popen:
-    """Start `skipway WORDS` in `folder`, in a group of its own, with its errors in a pipe."""
+def start(words: list[str], folder: Path, program: tuple[str, ...] = SKIPWAY, **options: object) -> subprocess.Popen:
+    """Start `skipway WORDS`, or another program, in `folder`, in a group of its own, with its errors in a pipe."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("variables", {})}
     return subprocess.Popen(
-        [sys.executable, "-m", "skipway", *words],
+        [*program, *words],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -155,6 +155,41 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
+FREEZES = """
+import datetime, os, signal
+from skipway.distributed import collectives, process_group
+from skipway.errors import Interrupted
+
+process_group._PATIENCE = datetime.timedelta(seconds=3)
+try:
+    with process_group.joined_group("cpu"):
+        collectives.all_gather("both are here")
+        if collectives.rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        collectives.all_gather("one is frozen")
+except Interrupted as error:
+    print(error, flush=True)
+    os._exit(error.exit_code)
+"""
+
+
+@needs_processes
+def test_a_frozen_process_ends_the_others_after_the_timeout():
+    port = free_port()
+    waiting, frozen = (start(sys.executable, "-c", FREEZES, env=rank_environment(k, 2, port)) for k in (0, 1))
+    try:
+        ((output, errors),) = outputs_of(waiting)
+        assert waiting.returncode == 75, errors
+        assert (
+            output
+            == "another process of this training does not answer; what is saved is whole: go on with --resume RUN\n"
+        )
+        assert frozen.poll() is None
+    finally:
+        frozen.kill()
+        frozen.communicate()
+
+
 def launched_in_vain(monkeypatch, error):
     """What `launch` raises when torch's launcher raises `error`."""
 
