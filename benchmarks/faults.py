@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--only PART ...] [--quick] [--seed N] [--minutes M]
 
 Each part writes its table to benchmarks/results/ as soon as it is done. --quick tries a small share of everything and
-writes tables of its own; --minutes ends each row of a table after so many minutes, and the table says how much was done.
+writes tables of its own; --minutes ends each row after so many minutes, and the table says how much was done.
 """
 
 import argparse
