@@ -30,7 +30,7 @@ from skipway.errors import InputError
 from skipway.training import checkpoint
 from skipway.utils import atomic_files
 
-_TRAIN = ["train", "wine", "--epochs", "30", "--threads", "1", "--save-every", "0"]
+_TRAIN = ["train", "wine", "--epochs", "12", "--threads", "1", "--save-every", "0"]
 _MB = 2**20
 _LIMITS = (
     *((resource.RLIMIT_AS, size * _MB) for size in (300, 600, 900, 1200, 1600, 2400)),

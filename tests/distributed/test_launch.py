@@ -196,7 +196,8 @@ def launched_in_vain(monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL", process_group.LAUNCHER):
+        monkeypatch.setenv(name, "1")  # which launch sets, too: here until the end of the test
     monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: None)
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fail)
     with pytest.raises(SkipwayError) as caught:
