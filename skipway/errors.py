@@ -28,6 +28,7 @@ __all__ = [
 STORAGE_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
+    *(errno.ESTALE, errno.EBUSY, errno.ENODEV, errno.ENXIO),  # of network disks, and of disks that were taken away
 }
 _NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # of the loader of shared libraries
 

@@ -13,12 +13,12 @@ class FaultyOs:
 
     COUNTED = ("open", "write", "fsync", "close", "replace", "rename", "mkdir")
 
-    def __init__(self, when, fault):
-        self.when, self.fault, self.log = when, fault, []
+    def __init__(self, when, fault, counted=COUNTED):
+        self.when, self.fault, self.counted, self.log = when, fault, counted, []
 
     def __getattr__(self, name):
         real = getattr(os, name)
-        if name not in self.COUNTED:
+        if name not in self.counted:
             return real
 
         def call(*arguments):
@@ -34,6 +34,16 @@ def failing(code):
             real(*arguments)
         if name == "write":  # a disk fills in the middle of a write, not before it
             real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+        raise OSError(code, os.strerror(code))
+
+    return fault
+
+
+def failing_after(code):
+    """Report an error for what took place, as a network disk does whose first answer was lost."""
+
+    def fault(name, real, arguments):
+        real(*arguments)
         raise OSError(code, os.strerror(code))
 
     return fault
@@ -60,10 +70,10 @@ def forked(work):
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def each_fault(monkeypatch, code, work, check):
+def each_fault(monkeypatch, fault, work, check, counted=FaultyOs.COUNTED):
     """The anomaly loop: fail the 1st call, the 2nd, ... until the work completes untouched; how many there were."""
     for when in range(1, 1000):
-        faulty = FaultyOs(when, failing(code))
+        faulty = FaultyOs(when, fault, counted)
         with monkeypatch.context() as patch:
             patch.setattr(atomic_files, "os", faulty)
             if len(faulty.log) < when:

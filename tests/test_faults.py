@@ -3,9 +3,14 @@
 import random
 import re
 import sys
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
+import torch
+from small_runs import pictures, quick
+from torch.utils.data import DataLoader
 
 from skipway.errors import SkipwayError
 from skipway.utils import atomic_files
@@ -22,16 +27,12 @@ CASES = re.findall(r"^\| ([A-Z]\d+) \|.*\|.*\| (.*) \|$", PAGE, re.M)
 def test_the_catalogue_has_every_case_and_its_tests_exist():
     counts = {"C": 18, "I": 25, "T": 9, "N": 8, "P": 11, "M": 9}
     assert [case for case, _ in CASES] == [f"{kind}{i + 1}" for kind, count in counts.items() for i in range(count)]
+    assert all("`tests/" in cell for _, cell in CASES)
     names = [name for _, cell in CASES for name in re.findall(r"`([^`]+)`", cell)]
     assert len(names) >= 80
     for name in names:
         path, _, function = name.partition("::")
         assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.M), name
-
-
-def test_a_case_without_a_test_says_why():
-    bare = re.findall(r"^\| ([A-Z]\d+) \|.*\| - \|$", PAGE, re.M)
-    assert bare == ["P3", "P4", "P6"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in formats.ATTEMPTS if "pickles" not in kind])
@@ -52,6 +53,31 @@ def test_damage_is_damage():
     assert sum(mutations.damage(draw, data) == data for _ in range(200)) < 20
     assert sum(mutations.restructure(draw, values) == values for _ in range(200)) < 40
     assert values == {"a": [1, 2], "b": {"c": "d"}}
+
+
+def test_a_run_has_no_worker_processes_and_no_shared_memory(tmp_path, monkeypatch):
+    class Refused(Exception):
+        pass
+
+    def refuse(*_, **__):
+        raise Refused
+
+    monkeypatch.setattr(BaseProcess, "start", refuse)
+    monkeypatch.setattr(SharedMemory, "__init__", refuse)
+    for name in ("_new_using_fd_cpu", "_new_using_filename_cpu", "_share_fd_cpu_", "_share_filename_cpu_"):
+        monkeypatch.setattr(torch.UntypedStorage, name, refuse)
+    for work in (lambda: list(DataLoader([1], num_workers=1)), torch.zeros(1).share_memory_):
+        with pytest.raises(Refused):
+            work()
+    run = quick(pictures(tmp_path / "kinds"), tmp_path / "runs")
+    assert len(run.history) == 2
+
+
+def test_no_clock_of_the_wall_is_read():
+    clocks = re.compile(r"\btime\.(time|time_ns|localtime|gmtime|strftime)\(|\b(datetime|date)\.(now|utcnow|today)\(")
+    assert clocks.search("then = time.time()") and clocks.search("datetime.now()")
+    readers = [path for path in (ROOT / "skipway").rglob("*.py") if clocks.search(path.read_text(encoding="utf-8"))]
+    assert readers == []
 
 
 def test_a_power_cut_at_any_call_of_a_save_leaves_the_old_step_or_the_new_one():

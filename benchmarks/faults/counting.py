@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 HEADER = ["tried", "planned", "done", "lost", "wrong", "executed", "broken", "peak MB", "slowest s", "seconds"]
+SKIPWAY = (sys.executable, "-m", "skipway")
 SHOWN = 20  # faults of a row that are kept in words
 HANG = 300  # seconds after which a command of the package counts as one that hangs
 
@@ -99,11 +101,11 @@ def isolated(work: Callable[..., Count], count: Count, *arguments: object) -> Co
             return count
 
 
-def start(words: list[str], folder: Path, **options: object) -> subprocess.Popen:
-    """Start `skipway WORDS` in `folder`, in a group of its own, with its errors in a pipe."""
+def start(words: list[str], folder: Path, program: tuple[str, ...] = SKIPWAY, **options: object) -> subprocess.Popen:
+    """Start `skipway WORDS`, or another program, in `folder`, in a group of its own, with its errors in a pipe."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("variables", {})}
     return subprocess.Popen(
-        [sys.executable, "-m", "skipway", *words],
+        [*program, *words],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -119,7 +121,7 @@ def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None
     try:
         errors = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_all(process.pid)
         return None, process.communicate()[1]
     deadline = time.monotonic() + seconds
     while alive(process.pid):
@@ -128,6 +130,25 @@ def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None
             return None, errors + "its children were still running"
         time.sleep(0.02)
     return process.returncode, errors
+
+
+def processes_of(command: int) -> list[int]:
+    """Return the number of a command and of all processes below it; those of --nproc are in groups of their own."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    numbers = [command]
+    for number in numbers:
+        numbers += [child for child, parent in parents.items() if parent == number]
+    return numbers
+
+
+def kill_all(command: int) -> None:
+    """Kill a command and all processes below it at once, as a machine that is switched off does."""
+    for number in processes_of(command):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def alive(group: int) -> bool:

@@ -1,30 +1,64 @@
-"""Let every call of one save and of one report fail: ENOSPC, EIO, and writes that take less than they get.
+"""Let every call of one save and of one report fail: full, broken and network disks, and short writes.
 
 The errors are the kernel's own: strace attaches to a process that is about to save, and lets the k-th call of a name
-fail, k = 1, 2, 3, ... until the work is done before its turn comes. After each, the old or the new file is whole.
+fail, k = 1, 2, 3, ... until the work is done before its turn comes. After each, the old or the new file is whole. Two
+faults are made within Python: writes that take less than they get, and renames that fail after they took place, as on
+a network disk whose first answer was lost.
 """
 
+import errno
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from faults.counting import Count, Settings
 from skipway.cli import crash_traceback
-from skipway.errors import SkipwayError
+from skipway.errors import SkipwayError, StorageError
 from skipway.report import html
 from skipway.runs.train_run import train
 from skipway.training import checkpoint
 from skipway.utils import atomic_files
 
 _CALLS = ("openat", "write", "fsync", "rename", "mkdir", "fallocate", "ftruncate")
+_FAULTS = {
+    "ENOSPC": _CALLS,
+    "EIO": _CALLS,
+    "a network disk: EIO": ("close",),
+    "a network disk: EDQUOT": ("write", "close"),
+    "a network disk: ESTALE": ("openat", "rename", "fsync"),
+    "a network disk: EBUSY": ("rename",),
+    "a network disk: EINVAL": ("fsync",),
+    "a network disk: EOPNOTSUPP": ("fsync",),
+}
+_OF_QUICK_REPORTS = ("EIO", "a network disk: ESTALE")
 _DOCUMENTED = (0, 2, 4)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What writes files: how its folder is prepared, how it runs, and whether the old or the new file is whole then."""
+
+    what: str
+    prepare: Callable[[Path], object]
+    run: Callable[[Path], object]
+    check: Callable[[Path], bool]
+
+    def is_whole(self, folder: Path) -> bool:
+        """Return whether the check passes, without an error."""
+        try:
+            return self.check(folder)
+        except (SkipwayError, OSError, UnicodeDecodeError):
+            return False
 
 
 def parts(settings: Settings) -> Iterator[Count]:
@@ -34,68 +68,84 @@ def parts(settings: Settings) -> Iterator[Count]:
         place = Path(name)
         train("wine", output=place, name="run", epochs=1, threads=1, console=None)
         tensors = {"a": torch.arange(5000.0), "b": torch.zeros(3)}
-
-        def save(folder: Path) -> None:
-            checkpoint.save_checkpoint(folder / "last", 2, tensors, {"x": 2})
-
-        def prepare_save(folder: Path) -> None:
-            checkpoint.save_checkpoint(folder / "last", 1, tensors, {"x": 1})
-
-        def check_save(folder: Path) -> bool:
-            return checkpoint.load_checkpoint(folder / "last").step in (1, 2)
-
-        works = {
-            "a save": (prepare_save, save, check_save),
-            "a report": (
-                lambda folder: shutil.copytree(place / "run", folder, dirs_exist_ok=True),
-                html.write,
-                lambda folder: (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>"),
-            ),
-        }
-        for (what, (prepare, work, check)), error in itertools.product(works.items(), ("ENOSPC", "EIO")):
-            count = settings.count(f"disks: {error} at every call of {what}", 10**6)
-            fail_each_call(count, error, prepare, work, check)
-            yield count
-        count = settings.count("disks: short writes in a save", 100)
-        for number in count:
-            folder = Path(tempfile.mkdtemp(dir=place))
-            prepare_save(folder)
-            write_in_pieces(number + 1, lambda folder=folder: save(folder))
-            if checkpoint.load_checkpoint(folder / "last").step != 2:
-                count.fault("lost", f"pieces of {number + 1} calls")
-        yield count
+        save = Work(
+            "a save",
+            lambda folder: checkpoint.save_checkpoint(folder / "last", 1, tensors, {"x": 1}),
+            lambda folder: checkpoint.save_checkpoint(folder / "last", 2, tensors, {"x": 2}, keep=1),
+            lambda folder: checkpoint.load_checkpoint(folder / "last").step in (1, 2),
+        )
+        report = Work(
+            "a report",
+            lambda folder: shutil.copytree(place / "run", folder, dirs_exist_ok=True),
+            html.write,
+            lambda folder: (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>"),
+        )
+        for work, fault in itertools.product((save, report), _FAULTS):
+            if work is save or settings.share == 1 or fault in _OF_QUICK_REPORTS:
+                yield fail_each_call(settings, work, fault)
+        for work in (save, report):
+            yield mislead(settings, work)
+        yield shorten(settings, save)
 
 
-def fail_each_call(
-    count: Count,
-    error: str,
-    prepare: Callable[[Path], object],
-    work: Callable[[Path], object],
-    check: Callable[[Path], bool],
-) -> None:
-    """Run `work` once for each of its calls, with that one failing."""
-    plan = ((call, when) for call in _CALLS for when in range(1, 2000))
+def fail_each_call(settings: Settings, work: Work, fault: str) -> Count:
+    """Run the work once for each of its calls of some names, with that one failing; with a share of 0.1 each tenth."""
+    calls, error = _FAULTS[fault], fault.rpartition(" ")[2]
+    names = "call" if calls == _CALLS else " and ".join(calls)
+    count = Count(f"disks: {fault} at every {names} of {work.what}", 10**6, settings.minutes)
+    plan = ((call, when) for call in calls for when in range(1, 2000, round(1 / settings.share)))
     skipped = ""
     for _ in count:
         call, when = next(((c, w) for c, w in plan if c != skipped), ("", 0))
         if not call:
-            count.done -= 1
             count.planned = count.done
             break
         with tempfile.TemporaryDirectory(prefix="skipway-disk-") as name:
             folder = Path(name)
-            prepare(folder)
-            code, was_injected = injected(lambda folder=folder: work(folder), f"{call}:error={error}:when={when}")
+            work.prepare(folder)
+            code, was_injected = injected(partial(work.run, folder), f"{call}:error={error}:when={when}")
             if not was_injected:
                 skipped = call  # the work has fewer calls of this name
+                count.done -= 1
             if code not in _DOCUMENTED:
                 count.fault("broken", f"{call} {when}: exit code {code}")
-            try:
-                is_whole = check(folder)
-            except (SkipwayError, OSError, UnicodeDecodeError):
-                is_whole = False
-            if not is_whole:
+            if not work.is_whole(folder):
                 count.fault("lost", f"{call} {when}: neither the old nor the new one is whole")
+    return count
+
+
+def mislead(settings: Settings, work: Work) -> Count:
+    """Run the work once for each of its renames, with that one reported as failed although it took place."""
+    count = Count(f"disks: a network disk: every rename of {work.what} is reported as failed", 10**6, settings.minutes)
+    for number in count:
+        with tempfile.TemporaryDirectory(prefix="skipway-disk-") as name:
+            folder = Path(name)
+            work.prepare(folder)
+            try:
+                took_place = with_fault(("rename", "replace"), number + 1, fail_after, partial(work.run, folder))
+            except StorageError:
+                took_place = True
+            if not work.is_whole(folder):
+                count.fault("lost", f"rename {number + 1}: neither the old nor the new one is whole")
+        if not took_place:
+            count.planned = number
+            break
+    return count
+
+
+def shorten(settings: Settings, save: Work) -> Count:
+    """Let each of the three writes of a save take less than it gets: from a hundredth on."""
+    count = settings.count("disks: short writes in a save", 100)
+    for number in count:
+        with tempfile.TemporaryDirectory(prefix="skipway-disk-") as name:
+            folder = Path(name)
+            save.prepare(folder)
+            took_place = with_fault(
+                ("write",), number % 3 + 1, partial(write_part, number % 100), partial(save.run, folder)
+            )
+            if not took_place or checkpoint.load_checkpoint(folder / "last").step != 2:
+                count.fault("lost", f"{number % 100}% of write {number % 3 + 1}")
+    return count
 
 
 def injected(work: Callable[[], object], fault: str) -> tuple[int, bool]:
@@ -117,35 +167,55 @@ def injected(work: Callable[[], object], fault: str) -> tuple[int, bool]:
         tracer = subprocess.Popen(
             ["strace", "-f", "-o", log.name, "-e", f"trace={fault.split(':')[0]}", "-e", f"inject={fault}"]
             + ["-p", str(child)],
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        while tracer.poll() is None and "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
+        while "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
+            if tracer.poll() is not None:
+                os.kill(child, signal.SIGKILL)
+                raise RuntimeError(f"strace ended: {tracer.stderr.read()}")
             time.sleep(0.005)
         os.write(go, b"x")
         os.close(go)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        tracer.wait()
+        tracer.communicate()
         return code, "INJECTED" in log.read()
 
 
-class PiecewiseOs:
-    """`os` whose n-th write takes half of what it gets."""
+class FaultyOs:
+    """`os` whose n-th call of some names is `fault(call, *arguments)`."""
 
-    def __init__(self, when: int) -> None:
-        self.when = when
+    def __init__(self, names: tuple[str, ...], when: int, fault: Callable[..., object]) -> None:
+        self.names, self.when, self.fault = names, when, fault
 
     def __getattr__(self, name: str) -> object:
-        return self._write if name == "write" else getattr(os, name)
+        call = getattr(os, name)
+        if name not in self.names:
+            return call
 
-    def _write(self, descriptor: int, data: bytes) -> int:
-        self.when -= 1
-        return os.write(descriptor, data[: max(1, len(data) // 2)] if self.when == 0 else data)
+        def counted(*arguments: object) -> object:
+            self.when -= 1
+            return self.fault(call, *arguments) if self.when == 0 else call(*arguments)
+
+        return counted
 
 
-def write_in_pieces(when: int, work: Callable[[], object]) -> None:
-    """Run `work` with a disk whose n-th write is short."""
-    atomic_files.os = PiecewiseOs(when)
+def write_part(percent: int, write: Callable[[int, bytes], int], descriptor: int, data: bytes) -> int:
+    """Write as a disk does that takes some percent of what it gets, at least a byte."""
+    return write(descriptor, data[: max(1, len(data) * percent // 100)])
+
+
+def fail_after(call: Callable[..., object], *arguments: object) -> None:
+    """Do what is asked and report that it failed."""
+    call(*arguments)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def with_fault(names: tuple[str, ...], when: int, fault: Callable[..., object], work: Callable[[], object]) -> bool:
+    """Run `work` on a disk whose n-th call of some names is `fault`; return whether it came to that."""
+    atomic_files.os = faulty = FaultyOs(names, when, fault)
     try:
         work()
     finally:
         atomic_files.os = os
+    return faulty.when <= 0

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from faults.counting import Count, Settings, finish, run, start
+from faults.counting import Count, Settings, finish, kill_all, run, start
 from skipway.training import checkpoint
 
 KILLS = 60  # of each kind of run
@@ -69,8 +69,8 @@ def kill_runs(count: Count, words: list[str], place: Path) -> None:
 
 
 def command(place: Path, name: str, words: list[str]) -> list[str]:
-    """Return the same command again, or --resume as soon as there is something to resume."""
-    if (place / "runs" / name / "weights" / "last").exists():
+    """Return the same command again, or --resume as soon as the folder holds a run."""
+    if (place / "runs" / name / "config.yaml").exists():
         return ["train", "--resume", f"runs/{name}", *(["--nproc", "2"] if "--nproc" in words else [])]
     return ["train", *words, "--threads", "1", "-o", "runs", "--name", name]
 
@@ -88,7 +88,7 @@ def killed(count: Count, words: list[str], place: Path, moment: float, draw: ran
             return False
         time.sleep(0.01)
     if number == signal.SIGKILL and draw.random() < 0.5:
-        os.killpg(process.pid, number)  # as a machine that is switched off
+        kill_all(process.pid)
     else:
         os.kill(process.pid, number)
     code, errors = finish(process, 60)

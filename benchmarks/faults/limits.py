@@ -1,5 +1,9 @@
 """Limits of the machine: stopped and continued, few files, little memory, small files, clocks that jump, power cuts.
 
+Whatever ended a run, the same command or --resume without the limit must end in the bits of one that met none. The
+kernel's OOM killer sends SIGKILL at a size of memory; here the benchmark sends it, for that needs no rights over groups
+of processes.
+
 A power cut is computed, not made: the calls of a save are recorded, and after each of them the worst disk that the
 rules allow is written out: content without fsync is gone, and names that no fsync of their folder has made durable are
 there in one disk and are missing in the other. From both, the old or the new checkpoint must load.
@@ -8,8 +12,11 @@ there in one disk and are missing in the other. From both, the old or the new ch
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,13 +30,14 @@ from skipway.errors import InputError
 from skipway.training import checkpoint
 from skipway.utils import atomic_files
 
-_TRAIN = ["train", "wine", "--epochs", "30", "--threads", "1", "--save-every", "0"]
+_TRAIN = ["train", "wine", "--epochs", "12", "--threads", "1", "--save-every", "0"]
 _MB = 2**20
 _LIMITS = (
     *((resource.RLIMIT_AS, size * _MB) for size in (300, 600, 900, 1200, 1600, 2400)),
     *((resource.RLIMIT_NOFILE, count) for count in (6, 9, 12, 16, 24, 40)),
     *((resource.RLIMIT_FSIZE, size) for size in (0, 100, 1000, 5000, 20_000, 100_000)),
 )
+_QUICK_EPOCHS = 100  # of the long run
 _DOCUMENTED = (0, 2, 3, 4, 75)
 _JUMPS = "import random, time\nreal = time.time\ntime.time = lambda: real() + random.choice((-1e5, 0, 1e5, 1e9))\n"
 
@@ -41,10 +49,11 @@ def parts(settings: Settings) -> Iterator[Count]:
         run([*_TRAIN, "-o", str(place), "--name", "whole"], place)
         expected = digest(place / "whole")
         draw = random.Random(settings.seed)
-        for work in (stopped, limited, clock_jumps):
+        for work in (stopped, limited, killed_by_size, without_shared_memory, clock_jumps):
             yield work(settings, place, expected, draw)
         yield power_cuts(settings.count("limits: power cuts at every call of a save", 10**6))
-        yield long_run(settings.count("limits: epochs without growth", 5000), place)
+        epochs = 5000 if settings.share == 1 else _QUICK_EPOCHS
+        yield long_run(Count("limits: epochs without growth", epochs, settings.minutes), place)
 
 
 def stopped(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
@@ -63,14 +72,63 @@ def stopped(settings: Settings, place: Path, expected: str, draw: random.Random)
 
 
 def limited(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
-    """Little memory, few open files, small files."""
+    """Little memory, few open files, small files; then the same without the limit."""
     count = settings.count("limits: ulimit -v, -n, -f", len(_LIMITS))
     for number in count:
         kind, value = _LIMITS[(number * 7) % len(_LIMITS)]
         limits = {"preexec_fn": lambda kind=kind, value=value: resource.setrlimit(kind, (value, value))}
-        result = run([*_TRAIN, "-o", ".", "--name", f"limited-{number}"], place, **limits)
-        judge(count, place / f"limited-{number}", result, expected, _DOCUMENTED)
+        name = f"limited-{number}"
+        code, errors = run(command(place, name), place, **limits)
+        if code not in _DOCUMENTED or "Traceback" in errors:
+            count.fault("broken", f"{name} ended with {code}: {errors[-200:]}")
+        judge(count, place / name, run(command(place, name), place) if code else (code, errors), expected, (0,))
     return count
+
+
+def killed_by_size(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
+    """SIGKILL at a size of memory, up to the peak of an undisturbed run; then the same without it."""
+    count = settings.count("limits: SIGKILL at a size of memory", 20)
+    peak = _kill_at(start(command(place, "peak"), place), 1e9)
+    for number in count:
+        name = f"size-{number}"
+        _kill_at(start(command(place, name), place), draw.uniform(0.3, 1) * peak)
+        judge(count, place / name, run(command(place, name), place), expected, (0,))
+    return count
+
+
+def _kill_at(process: subprocess.Popen, megabytes: float) -> float:
+    """Kill a command as soon as it has so much memory; return the most that it had."""
+    peak = 0.0
+    while process.poll() is None:
+        pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+        peak = max(peak, int(pages) * 4096 / _MB)
+        if peak > megabytes:
+            process.kill()
+            break
+        time.sleep(0.01)
+    finish(process)
+    return peak
+
+
+def without_shared_memory(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
+    """A /dev/shm of 64 KB, for one process and for two; needs root, without which nothing is done."""
+    count = settings.count("limits: a /dev/shm of 64 KB", 2)
+    if os.geteuid():
+        count.planned = 0
+    for number in count:
+        name = f"shared-{number}"
+        words = [sys.executable, "-m", "skipway", *command(place, name), *(["--nproc", "2"] if number else [])]
+        script = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {shlex.join(words)}"
+        result = finish(start(["-c", script], place, program=("unshare", "-m", "sh")))
+        judge(count, place / name, result, "" if number else expected, (0,))
+    return count
+
+
+def command(place: Path, name: str) -> list[str]:
+    """Return the command that starts a run, or resumes it as soon as the folder holds one."""
+    if (place / name / "config.yaml").exists():
+        return ["train", "--resume", name]
+    return [*_TRAIN, "-o", ".", "--name", name]
 
 
 def clock_jumps(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
@@ -86,11 +144,11 @@ def clock_jumps(settings: Settings, place: Path, expected: str, draw: random.Ran
 
 
 def judge(count: Count, folder: Path, result: tuple[int | None, str], expected: str, codes: tuple[int, ...]) -> None:
-    """Count a fault if a command ended in an undocumented way, or well and with other weights."""
+    """Count a fault if a command ended in an undocumented way, or well and with other weights than the expected."""
     code, errors = result
     if code not in codes or "Traceback" in errors:
         count.fault("broken", f"{folder.name} ended with {code}: {errors[-200:]}")
-    elif code == 0 and digest(folder) != expected:
+    elif code == 0 and expected and digest(folder) != expected:
         count.fault("wrong", f"{folder.name} has other weights")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -210,6 +268,8 @@ def long_run(count: Count, place: Path) -> Count:
         time.sleep(0.5)
         try:
             epochs = results.read_text().count("\n") - 1
+            if epochs >= planned:
+                continue  # it evaluates and writes its report
             state = Path(f"/proc/{process.pid}")
             pages = int((state / "statm").read_text().split()[1])
             sample = (len(os.listdir(state / "fd")), pages * 4096 / _MB, sum(1 for _ in (place / "long").rglob("*")))
@@ -223,6 +283,8 @@ def long_run(count: Count, place: Path) -> Count:
     process.terminate()
     code, errors = finish(process)
     count.seconds = time.monotonic() - begun
+    if code == 0:
+        count.done = planned
     if code not in (0, 75):
         count.fault("broken", f"exit code {code}: {errors[-200:]}")
     if first is None:

@@ -4,6 +4,7 @@ torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun or `--np
 """
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,13 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, Interrupted, printable
 
 __all__ = [
     "all_gather",
     "all_reduce_sum",
     "assert_same",
     "broadcast_buffers",
+    "explain_peer",
     "is_peer_lost",
     "is_peer_silent",
     "rank",
@@ -104,6 +106,22 @@ def is_peer_lost(error: Exception) -> bool:
 def is_peer_silent(error: Exception) -> bool:
     """Whether an error is that another process of the training did not answer in time."""
     return world_size() > 1 and not is_peer_lost(error) and _TIMEOUT.search(str(error)) is not None
+
+
+def explain_peer(error: Exception, run: str = "RUN") -> Interrupted | None:
+    """Return the error for the user if `error` is that another process of the training ended or does not answer.
+
+    Args:
+        run: the folder to resume.
+    """
+    if is_peer_silent(error):
+        reason = "another process of this training does not answer"
+    elif is_peer_lost(error):
+        time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
+        reason = "another process of this training is gone"
+    else:
+        return None
+    return Interrupted(f"{reason}; what is saved is whole: go on with --resume {run}")
 
 
 def broadcast_buffers(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import uuid
 
+from skipway.distributed import process_group
 from skipway.errors import Interrupted, SkipwayError
 from skipway.utils.devices import available_threads
 
@@ -19,6 +20,8 @@ def launch(count: int, words: list[str]) -> None:
         Interrupted: they were stopped, or one of them was killed; names it.
         SkipwayError: one of them failed and has said why; has its exit code.
     """
+    os.environ[process_group.LAUNCHER] = str(os.getpid())
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost process are pages of C++ frames
     os.environ.setdefault("OMP_NUM_THREADS", str(available_threads(count).count))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

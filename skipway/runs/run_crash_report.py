@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from skipway.distributed.collectives import explain_peer
 from skipway.errors import STORAGE_ERRNOS, SkipwayError, StorageError, is_out_of_memory, out_of_memory, printable
 from skipway.utils.atomic_files import write_file
 
@@ -16,6 +17,7 @@ def crash_report(folder: Path) -> Iterator[None]:
     """Write the traceback of an unforeseen error to crash.txt in `folder`, and raise one line that names the file.
 
     Raises:
+        Interrupted: another process of the training ended or does not answer.
         StorageError: a library met a full or broken disk, or memory ran out.
         SkipwayError: anything else that is no SkipwayError already.
     """
@@ -24,6 +26,8 @@ def crash_report(folder: Path) -> Iterator[None]:
     except SkipwayError:
         raise
     except Exception as error:
+        if interrupted := explain_peer(error, printable(folder)):
+            raise interrupted from None
         if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:  # from a library that writes by itself
             raise StorageError(
                 f"{printable(folder)}: cannot be written: {error.strerror}; what is saved is whole: mend that disk and "

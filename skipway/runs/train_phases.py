@@ -1,6 +1,5 @@
 """The epochs of a run: that of a head, then those of each network that it grows through."""
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from skipway.distributed import collectives
-from skipway.errors import Interrupted, printable
 from skipway.models.network import Network
 from skipway.runs.checkpoint_state import repeatable_metrics
 from skipway.runs.datamodule import DataModule
@@ -77,22 +74,12 @@ def train_phases(
     if head is not None:
         scores = head.record(trainer, cast(ImageDataModule, datamodule))
         record_epoch(trainer, scores, last, **common)
-    try:
-        while True:
-            trainer.until, next_network = next_phase(recipe, network.plan)
-            train = partial(fit, trainer, train_batches, val_batches, last, **common)
-            retry_with_microbatches(train, trainer, folder=last, batch_size=facts["batch_size"], console=console)
-            if not next_network or trainer.state.status != "running":
-                return trainer
-            trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)
-            facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], record]}
-            console.print(f"  {growth_line(network, record)}")
-    except RuntimeError as error:
-        if collectives.is_peer_silent(error):
-            reason = "another process of this training does not answer"
-        elif collectives.is_peer_lost(error):
-            time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
-            reason = "another process of this training is gone"
-        else:
-            raise
-        raise Interrupted(f"{reason}; what is saved is whole: go on with --resume {printable(folder)}") from None
+    while True:
+        trainer.until, next_network = next_phase(recipe, network.plan)
+        train = partial(fit, trainer, train_batches, val_batches, last, **common)
+        retry_with_microbatches(train, trainer, folder=last, batch_size=facts["batch_size"], console=console)
+        if not next_network or trainer.state.status != "running":
+            return trainer
+        trainer, network, record = grow_trainer(trainer, network, next_network, recipe.seed)
+        facts |= {"plan": dict(network.plan), "grown": [*facts["grown"], record]}
+        console.print(f"  {growth_line(network, record)}")

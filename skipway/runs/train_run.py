@@ -97,8 +97,7 @@ def train(
         stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
-        stack.callback(process_group.leave_group)
-        process_group.join_group(device_for(str(options.get("device", "auto"))))
+        stack.enter_context(process_group.joined_group(device_for(str(options.get("device", "auto")))))
         console = console if collectives.rank() == 0 else Console(quiet=True)
         earlier = None
         epochs_given = True

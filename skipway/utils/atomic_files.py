@@ -56,9 +56,11 @@ _FIXES = {
     errno.EACCES: "make it writable for this user",
     errno.EPERM: "make it writable for this user",
     errno.EROFS: "mount that disk writable",
+    errno.ESTALE: "mount that network disk again",
     errno.EEXIST: "move away the file that stands where a folder is needed",
     errno.ENOTDIR: "move away the file that stands where a folder is needed",
 }
+_NO_SUCH_CALL = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def sha256(data: bytes) -> str:
@@ -108,7 +110,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such call for folders
+        if error.errno not in _NO_SUCH_CALL:  # some network file systems flush files alone
             raise
     finally:
         os.close(descriptor)

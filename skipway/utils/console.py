@@ -109,7 +109,8 @@ def print_error(text: str) -> None:
     with suppress(AttributeError, OSError, ValueError):
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may be there, cut short by the error
         rank = int(os.environ.get("RANK", "0"))  # of several processes that train together
-        print(f"{clear}skipway: {f'process {rank}: ' if rank else ''}{printable(text)}", file=sys.stderr)
+        line = f"{clear}skipway: {f'process {rank}: ' if rank else ''}{printable(text)}\n"
+        sys.stderr.write(line)  # at once: print writes the line's end by itself, and two processes would share a line
 
 
 def duration(seconds: float) -> str:

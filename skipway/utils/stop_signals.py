@@ -109,7 +109,7 @@ class StopFlag:
             if not select.select([reader], [], [], wait)[0]:
                 wait = None
                 if first is not None and self._is_ours(first[0]) and (self.interrupts or self._first is None):
-                    _end_stuck(first[0])
+                    _end_stuck(self.name or signal.Signals(first[0]).name)
                 continue
             numbers = os.read(reader, 64)
             if not numbers:
@@ -127,8 +127,8 @@ class StopFlag:
         return signal.getsignal(number) == self._handle  # a launcher of several processes has its own
 
 
-def _end_stuck(number: int) -> None:
-    line = f"skipway: stopped by {signal.Signals(number).name} within a long computation; what is saved is whole\n"
+def _end_stuck(name: str) -> None:
+    line = f"skipway: stopped by {name} within a long computation; what is saved is whole\n"
     with suppress(OSError):
         os.write(2, line.encode())
     os._exit(STOPPED)

@@ -318,6 +318,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
     [
         (OSError(errno.ENOSPC, "No space left on device", "x.png"), 4),
         (OSError(errno.EACCES, "Permission denied", "x.png"), 4),
+        (OSError(errno.ESTALE, "Stale file handle", "x.png"), 4),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 4),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 4),

@@ -1,7 +1,10 @@
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -9,8 +12,10 @@ from processes import environment, free_port, outputs_of, rank_environment, star
 from safetensors.torch import load_file
 from small_runs import pictures
 
+from skipway.distributed import process_group
 from skipway.distributed.launch import launch
-from skipway.errors import Interrupted, SkipwayError
+from skipway.errors import InputError, Interrupted, SkipwayError
+from skipway.utils.stop_signals import STOP, StopFlag
 
 WORDS = ["--epochs", "2", "-b", "16", "--save-every", "0", "--threads", "1", "-m", "resnet20"]
 needs_processes = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without processes")
@@ -101,13 +106,98 @@ def test_a_process_that_cannot_meet_the_others_says_where(tmp_path):
     assert f"process 0 cannot meet the others at 127.0.0.1:{port} (" in text and "which choose a free port" in text
 
 
+ORPHAN = {"TORCHELASTIC_RUN_ID": "gone", "TORCHELASTIC_USE_AGENT_STORE": "True", process_group.LAUNCHER: "-1"}
+
+
+@needs_processes
+def test_a_process_whose_launcher_is_gone_waits_for_nobody(tmp_path):
+    environment = {**rank_environment(1, 2, free_port()), **ORPHAN}  # nobody listens there, as after the launcher's end
+    words = ["-m", "skipway", "train", "digits", *WORDS]
+    process = start(sys.executable, *words, cwd=tmp_path, env=environment)
+    ((output, errors),) = outputs_of(process)
+    assert process.returncode == 75 and not output
+    assert "process 1: stopped by the end of its launcher (process -1)" in errors and errors.count("\n") == 1
+
+
+@needs_processes
+def test_a_connection_that_breaks_with_the_launcher_is_no_fault(monkeypatch):
+    def broken(*_, **__):
+        raise torch.distributed.DistNetworkError("Broken pipe")
+
+    for name, value in {**rank_environment(1, 2, 1), **ORPHAN}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(process_group, "_watch_launcher", lambda launcher: None)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(None, 1, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", broken)
+    with pytest.raises(Interrupted, match="stopped by the end of its launcher .process -1. before anything was done"):
+        process_group.join_group("cpu")
+    monkeypatch.setenv(process_group.LAUNCHER, str(os.getppid()))
+    with pytest.raises(InputError, match="process 1 cannot meet the others .*Broken pipe"):
+        process_group.join_group("cpu")
+
+
+def test_the_end_of_the_launcher_stops_a_training_as_a_signal_does(monkeypatch):
+    monkeypatch.setattr(STOP, "name", "")
+    with StopFlag() as stop:
+        process_group._watch_launcher(os.getppid())
+        process_group.leave_group()
+        wait_for(lambda: "skipway-launcher" not in [thread.name for thread in threading.enumerate()])
+        assert not stop.requested
+        process_group._watch_launcher(-1)
+        wait_for(lambda: stop.requested)
+    assert STOP.name == "the end of its launcher (process -1)"
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+FREEZES = """
+import datetime, os, signal
+from skipway.distributed import collectives, process_group
+from skipway.errors import Interrupted
+
+process_group._PATIENCE = datetime.timedelta(seconds=3)
+try:
+    with process_group.joined_group("cpu"):
+        collectives.all_gather("both are here")
+        if collectives.rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        collectives.all_gather("one is frozen")
+except Interrupted as error:
+    print(error, flush=True)
+    os._exit(error.exit_code)
+"""
+
+
+@needs_processes
+def test_a_frozen_process_ends_the_others_after_the_timeout():
+    port = free_port()
+    waiting, frozen = (start(sys.executable, "-c", FREEZES, env=rank_environment(k, 2, port)) for k in (0, 1))
+    try:
+        ((output, errors),) = outputs_of(waiting)
+        assert waiting.returncode == 75, errors
+        assert (
+            output
+            == "another process of this training does not answer; what is saved is whole: go on with --resume RUN\n"
+        )
+        assert frozen.poll() is None
+    finally:
+        frozen.kill()
+        frozen.communicate()
+
+
 def launched_in_vain(monkeypatch, error):
     """What `launch` raises when torch's launcher raises `error`."""
 
     def fail(*_):
         raise error
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL", process_group.LAUNCHER):
+        monkeypatch.setenv(name, "1")  # which launch sets, too: here until the end of the test
     monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: None)
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fail)
     with pytest.raises(SkipwayError) as caught:

@@ -421,6 +421,9 @@ def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "where", ["train_phases.retry_with_microbatches", "train_run._refuse_unusable", "train_run.machine_facts"]
+)
+@pytest.mark.parametrize(
     "message, error, text",
     [
         (
@@ -429,18 +432,19 @@ def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
             "training is gone; what is saved is whole: go on with --resume",
         ),
         ("gloo: Timed out waiting 1 ms", Interrupted, "training does not answer; what is saved is whole: go on with"),
-        ("NCCL error: invalid usage", SkipwayError, "NCCL error: invalid usage"),
+        ("NCCL error: invalid usage", (RuntimeError, SkipwayError), "NCCL error: invalid usage"),
     ],
 )
-def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeypatch, message, error, text):
+def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeypatch, where, message, error, text):
     def lost(*_, **__):
         monkeypatch.setattr("skipway.distributed.collectives.world_size", lambda: 2)
         raise RuntimeError(message)
 
-    monkeypatch.setattr("skipway.runs.train_phases.retry_with_microbatches", lost)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(f"skipway.runs.{where}", lost)
     with pytest.raises(error, match=text):
         quick(data, tmp_path)
+    assert not list(tmp_path.rglob("crash.txt")) or error is not Interrupted
 
 
 def test_a_loss_that_is_not_finite_names_the_pictures(data, tmp_path, monkeypatch, bare):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from faulty_disk import FaultyOs, each_fault, each_kill, failing, forked, killing, temporaries
+from faulty_disk import FaultyOs, each_fault, each_kill, failing, failing_after, forked, killing, temporaries
 
 from skipway.errors import InputError, NotFiniteError, StorageError
 from skipway.training import checkpoint
@@ -663,7 +663,7 @@ def test_more_than_is_read_is_not_written(tmp_path):
 # Faults while saving.
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_failure_at_any_call_of_a_save_is_a_storage_error_and_the_old_step_loads(tmp_path, monkeypatch, code, again):
     new = 2 if again else 3
@@ -689,9 +689,31 @@ def test_a_failure_at_any_call_of_a_save_is_a_storage_error_and_the_old_step_loa
 
     outcomes = set()
     fresh()
-    points = each_fault(monkeypatch, code, work, check)
+    points = each_fault(monkeypatch, failing(code), work, check)
     assert points > 20 and outcomes == {2, 3}
     print(f"{points} points")
+
+
+@pytest.mark.parametrize(("new", "renames"), [(3, 2), (2, 3)])
+def test_a_rename_of_a_save_that_fails_after_it_took_place_loses_no_step(tmp_path, monkeypatch, new, renames):
+    def fresh():
+        shutil.rmtree(tmp_path / "last", ignore_errors=True)
+        for step in (1, 2):
+            save(tmp_path / "last", step)
+
+    def work(when):
+        checkpoint.save_checkpoint(tmp_path / "last", new, tensors_of(3), state_of(3))
+
+    def check(when, raised, log):
+        assert raised and "No such file or directory" in raised and "step-0000000" in raised and "\n" not in raised
+        loaded = checkpoint.load_checkpoint(tmp_path / "last")
+        assert loaded.refused == () and loaded.state == state_of(3) and same(loaded.tensors, tensors_of(3))
+        save(tmp_path / "last", 4)
+        assert is_step(checkpoint.load_checkpoint(tmp_path / "last"), 4) and temporaries(tmp_path) == []
+        fresh()
+
+    fresh()
+    assert each_fault(monkeypatch, failing_after(errno.ENOENT), work, check, ("rename", "replace")) == renames
 
 
 @pytest.mark.parametrize("again", [False, True])

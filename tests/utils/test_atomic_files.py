@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -9,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from faulty_disk import FaultyOs, each_fault, each_kill, failing, forked, temporaries
+from faulty_disk import FaultyOs, each_fault, each_kill, failing, failing_after, forked, temporaries
 from processes import run_python
 
 from skipway.errors import InputError, NotFiniteError, StorageError
@@ -43,7 +44,7 @@ def test_a_write_that_takes_one_byte_at_a_time_still_writes_all(tmp_path, monkey
     assert (tmp_path / "a.bin").read_bytes() == b"0123456789"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EBUSY])
 def test_a_failure_at_any_call_of_a_write_is_a_storage_error_and_leaves_no_temporary_file(tmp_path, monkeypatch, code):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
@@ -56,7 +57,7 @@ def test_a_failure_at_any_call_of_a_write_is_a_storage_error_and_leaves_no_tempo
         assert temporaries(tmp_path) == []
         path.write_bytes(b"old")
 
-    assert each_fault(monkeypatch, code, lambda _: atomic_files.write_file(path, b"new"), check) == 8
+    assert each_fault(monkeypatch, failing(code), lambda _: atomic_files.write_file(path, b"new"), check) == 8
 
 
 def test_a_kill_at_any_call_of_a_write_leaves_the_old_file_or_the_new_one(tmp_path):
@@ -170,12 +171,32 @@ def test_every_call_of_the_check_may_fail_and_leaves_nothing(tmp_path, monkeypat
         assert temporaries(tmp_path) == []
         shutil.rmtree(tmp_path / "a", ignore_errors=True)
 
-    assert each_fault(monkeypatch, errno.EIO, lambda _: atomic_files.check_writable(tmp_path / "a" / "b"), check) == 12
+    def work(when):
+        atomic_files.check_writable(tmp_path / "a" / "b")
+
+    assert each_fault(monkeypatch, failing(errno.EIO), work, check) == 12
 
 
-def test_a_file_system_that_cannot_flush_folders_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_files, "os", FaultyOs(2, failing(errno.EINVAL)))
-    atomic_files.sync_folder(tmp_path)
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS])
+def test_a_file_system_that_flushes_no_folders_is_no_error_and_one_that_flushes_no_files_is(
+    tmp_path, monkeypatch, code
+):
+    path = tmp_path / "a.bin"
+    monkeypatch.setattr(atomic_files, "os", FaultyOs(2, failing(code), counted=("fsync",)))
+    atomic_files.write_file(path, b"old")
+    monkeypatch.setattr(atomic_files, "os", FaultyOs(1, failing(code), counted=("fsync",)))
+    with pytest.raises(StorageError, match=re.escape(f"a.bin: cannot be written: {os.strerror(code)}; ")):
+        atomic_files.write_file(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_rename_that_fails_after_it_took_place_leaves_the_new_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(atomic_files, "os", FaultyOs(1, failing_after(errno.ENOENT), counted=("replace",)))
+    with pytest.raises(StorageError, match="a.bin: cannot be written: No such file or directory; 3 bytes needed"):
+        atomic_files.write_file(path, b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_the_room_on_a_disk_is_known_for_paths_that_are_not_there_yet(tmp_path, monkeypatch):
@@ -325,9 +346,7 @@ def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(tmp_path
         with atomic_files.Lock(tmp_path):
             pass
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FaultyOs, "COUNTED", ("open", "write"))
-        assert each_fault(monkeypatch, errno.ENOSPC, work, check) == 2
+    assert each_fault(monkeypatch, failing(errno.ENOSPC), work, check, ("open", "write")) == 2
 
     def unsupported(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
