@@ -161,11 +161,7 @@ def _predict_rows(network: Network, table: Table, top: int, console: Console) ->
     """Yield the predictions for the rows of one table; print what is odd about its values."""
     spec = network.require_table_spec()
     encoded = spec.encode(table)
-    remarks = [
-        f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in encoded.unseen.items()
-    ]
-    remarks += [f"{n:,} values of {printable(c)!r} are missing" for c, n in encoded.missing.items()]
-    for line in [*table.notes, *remarks]:
+    for line in [*table.notes, *encoded.remarks()]:
         console.print(f"{printable(table.name)}: {line}")
     problems: dict[int, Problem] = {}
     for problem in sorted(encoded.problems, key=lambda problem: problem.row):

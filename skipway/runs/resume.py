@@ -29,6 +29,7 @@ __all__ = [
     "machine_facts",
     "read_earlier_run",
     "read_splits",
+    "training_digests",
 ]
 
 # Options that may change when a run is resumed; everything else belongs to the run itself.
@@ -167,6 +168,16 @@ def read_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
             return {row["file"]: (row["class"], row["split"], row["sha256"]) for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):
         return {}
+
+
+def training_digests(folder: Path) -> set[str]:
+    """Return the digests of the training samples in splits.csv, images or rows; nothing if it is damaged."""
+    try:
+        with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+        return {row["sha256"] if "sha256" in row else row["digest"] for row in rows}
+    except (OSError, KeyError, ValueError, csv.Error):
+        return set()
 
 
 def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedImages) -> str:
