@@ -26,6 +26,7 @@ from skipway.runs.run_folder import (
     run_folder_aside,
     write_recipe,
 )
+from skipway.training.best_weights import refuse_other_weights
 from skipway.training.checkpoint import Checkpoint, load_weights, save_checkpoint, save_weights
 from skipway.utils.atomic_files import from_json, make_folder, to_json, write_file
 from skipway.utils.stop_signals import StopFlag
@@ -164,6 +165,7 @@ def _write_grown_run(folder: Path, recipe: Recipe, checkpoint: Checkpoint, *, gr
     header: dict[str, Any] = {"data": Path(recipe.data or "run").stem}
     if best.is_file():
         weights, header = load_weights(best)
+        refuse_other_weights(best, header, checkpoint.state["state"])
     with run_folder_aside(Path(recipe.output)) as aside:
         make_folder(aside / "weights")
         for file in ("splits.csv", "skipped.csv"):
