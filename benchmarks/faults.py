@@ -13,7 +13,7 @@ from importlib import import_module
 import side_by_side
 from faults.counting import HEADER, Settings
 
-PARTS = ("kills", "files", "disks", "races", "limits")
+PARTS = ("kills", "files", "run_folders", "disks", "races", "limits")
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     request = parser.parse_args()
     has_faults = False
     for part in request.only:
-        share = 0.01 if request.quick and part == "files" else 0.1
+        share = 0.01 if request.quick and part in ("files", "run_folders") else 0.1
         settings = Settings(share if request.quick else 1.0, request.seed, request.minutes)
         rows, faults = [], []
         for count in import_module(f"faults.{part}").parts(settings):
