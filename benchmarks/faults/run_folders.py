@@ -167,9 +167,10 @@ def _restructure(draw: random.Random, path: Path, data: bytes) -> bool:
     elif path.suffix == ".yaml":
         path.write_bytes(as_json(restructure(draw, yaml.safe_load(data))))
     elif path.suffix == ".csv":
-        rows = [line.split(",") for line in data.decode().splitlines()]
-        rows = [row if isinstance(row, list) else [row] for row in restructure(draw, rows) or []]
-        path.write_text("\n".join(",".join(map(str, row)) for row in rows), encoding="utf-8", errors="replace")
+        rows: Any = restructure(draw, [line.split(",") for line in data.decode().splitlines()])
+        rows = rows if isinstance(rows, list | dict) else [rows]
+        lines = [",".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows or ()]
+        path.write_text("\n".join(lines), encoding="utf-8", errors="replace")
     else:
         return False
     return True
