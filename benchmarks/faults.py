@@ -13,7 +13,8 @@ from importlib import import_module
 import side_by_side
 from faults.counting import HEADER, Settings
 
-_QUICK = {"kills": 0.05, "files": 0.01, "disks": 0.1, "races": 0.05, "limits": 0.1}  # the share that --quick tries
+# The share that --quick tries.
+_QUICK = {"kills": 0.05, "files": 0.01, "run_folders": 0.01, "disks": 0.1, "races": 0.05, "limits": 0.1}
 
 
 def main() -> int:

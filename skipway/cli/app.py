@@ -98,7 +98,7 @@ def _run(command: Callable[[], Any]) -> int:
 
 
 def _stopped() -> int:
-    print_error(f"stopped by {stop_signals.STOP.name} before anything was done; start again")
+    print_error(f"stopped by {stop_signals.STOP.name}: every file that was written is whole; start again")
     return stop_signals.STOPPED
 
 

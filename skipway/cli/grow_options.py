@@ -5,6 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from skipway.utils import stop_signals
 from skipway.utils.console import print_result
 
 __all__ = ["grow"]
@@ -40,4 +41,5 @@ def grow(
     from skipway.commands.grow import grow_run, parse_blocks
 
     new_blocks = None if blocks is None else parse_blocks(blocks)
-    print_result(str(grow_run(run, to, blocks=new_blocks, factor=widen, output=output, name=name)))
+    grown = grow_run(run, to, blocks=new_blocks, factor=widen, output=output, name=name, stop=stop_signals.STOP)
+    print_result(str(grown))

@@ -57,7 +57,7 @@ def predict(
     csv
         Write the rows to this file as well.
     strict
-        End with exit code 2 where a picture could not be used.
+        End with exit code 2 if any input could not be used, not only if none could.
     """
     with paused_collection():
         from skipway.commands.predict import predict as predict_sources
@@ -82,9 +82,10 @@ def predict(
     failed = sum(not prediction.usable for prediction in predictions)
     if failed:
         print_error(f"{failed:,} of {len(predictions):,} {predictions[0].noun}s could not be used")
-    if failed == len(predictions) and any(prediction.reason == NOT_FINITE for prediction in predictions):
+    has_answers = failed < len(predictions)
+    if not has_answers and any(prediction.reason == NOT_FINITE for prediction in predictions):
         raise SystemExit(NotFiniteError.exit_code)
-    if failed and strict:
+    if failed and (strict or not has_answers):
         raise SystemExit(InputError.exit_code)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
-from skipway.runs.resume import read_splits
+from skipway.runs.resume import training_digests
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
@@ -55,11 +56,11 @@ def evaluate(
     `precision` choose another way.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
-    network = run if isinstance(run, Network) else load(run)
+    network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
     if isinstance(network.spec, TableSpec):
-        return _evaluate_table(network, os.fspath(data), split)
+        return _evaluate_table(network, os.fspath(data), split, run=run_path, console=console)
     spec = network.require_image_spec()
-    source = open_source(os.fspath(data))
+    source, is_asked = open_source(os.fspath(data)), split is not None
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
     if images.notes[NEARLY_BLACK]:
@@ -73,7 +74,6 @@ def evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating")
 
-    run_path = None if isinstance(run, Network) else Path(run)
     is_open = (engine, precision) == ("auto", "auto")
     chosen = _evaluated_by(run_path) if is_open else (engine, precision)
     if chosen is not None:
@@ -92,6 +92,7 @@ def evaluate(
         skipped=len(images.skipped),
         metrics=metrics,
         trained_on=_count_trained_on(run_path, images.digests),
+        is_asked=is_asked,
     )
 
 
@@ -101,10 +102,8 @@ def _run_folder(run: Path) -> Path:
 
 
 def _count_trained_on(run: Path | None, digests: Sequence[str]) -> int:
-    """Return how many files are equal to one that the run was trained on, as far as its splits.csv is at hand."""
-    if run is None:
-        return 0
-    trained = {digest for _, split, digest in read_splits(_run_folder(run)).values() if split == "train"}
+    """Return how many samples are equal to one that the run was trained on, as far as its splits.csv is at hand."""
+    trained = set() if run is None else training_digests(_run_folder(run))
     return sum(digest in trained for digest in digests)
 
 
@@ -152,7 +151,9 @@ def _decoded_split(
     return decode_images(source, decode_settings, 1.0, console=console, stop=stop, need_every_class=False)
 
 
-def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluation | RegressionEvaluation:
+def _evaluate_table(
+    network: Network, data: str, split: str | None, *, run: Path | None, console: Console
+) -> Evaluation | RegressionEvaluation:
     """Return the metrics of `network` on a split of a table: test if there is one, else val, else all rows."""
     spec = network.require_table_spec()
     tables = open_table_source(data, spec.target)
@@ -160,23 +161,28 @@ def _evaluate_table(network: Network, data: str, split: str | None) -> Evaluatio
         raise InputError(
             f"{printable(data)} is no table, but the network was trained on one; give a .csv or .parquet file"
         )
+    is_asked = split is not None
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if name in tables.splits])
-    x, y, skipped = encode_labeled(tables.splits[split], spec)
+    table = tables.splits[split]
+    rows = encode_labeled(table, spec)
+    for line in [*table.notes, *rows.encoded.remarks()]:
+        console.print(f"{printable(table.name)}: {line}")
+    facts: dict[str, Any] = {"split": split, "count": len(rows.y), "skipped": rows.skipped, "is_asked": is_asked}
+    facts["trained_on"] = _count_trained_on(run, rows.digests)
     task: Task = Classification(samples="rows")
     if spec.task == "regression":
         task = Regression(spec.target_mean, spec.target_std)
-    batches = RowBatches(x, y, np.arange(len(y)), _TABLE_BATCH_SIZE)
+    batches = RowBatches(rows.x, rows.y, np.arange(len(rows.y)), _TABLE_BATCH_SIZE)
     scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)
     metrics = compute_metrics(scores)
     if spec.task == "regression":
-        return RegressionEvaluation(split=split, count=len(y), skipped=skipped, **metrics)
+        facts |= {name: metrics[name] for name in ("r2", "mae", "rmse", "loss")}
+        return RegressionEvaluation(**facts)
     return Evaluation(
-        split=split,
-        count=len(y),
+        **facts,
         accuracy=metrics["accuracy"],
         loss=metrics["loss"],
         classes=per_class(scores, spec.class_names),
-        skipped=skipped,
         metrics=metrics,
         noun="rows",
     )

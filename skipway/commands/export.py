@@ -19,7 +19,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
-from skipway.utils.atomic_files import make_folder, write_file
+from skipway.utils.atomic_files import from_json, make_folder, storing, write_file
 from skipway.utils.output_files import refuse_output
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES
@@ -137,17 +137,30 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     paths = [folder / "model.safetensors", folder / "config.json"]
     for path in paths:
         refuse_output(path, [source])
-    if paths[0].exists() != paths[1].exists():
+    config = (_timm_config if library == "timm" else _torchvision_config)(network, spec)
+    state = {key: value.contiguous() for key, value in release(network, library).items()}
+    earlier = _config_of_export(paths[1]) if paths[1].exists() or paths[0].exists() else config
+    if earlier.keys() != config.keys():
         raise InputError(
             f"cannot export to {printable(folder)}: expected a new folder or an earlier export, got one with other "
             "files of these names. Give another -o."
         )
-    config = (_timm_config if library == "timm" else _torchvision_config)(network, spec)
-    state = {key: value.contiguous() for key, value in release(network, library).items()}
+    if earlier != config:  # never the weights of one network with the config of another, whenever it is killed
+        with storing(folder, 0):
+            paths[0].unlink(missing_ok=True)
     make_folder(folder)
-    write_file(paths[0], safetensors.torch.save(state, {"format": "pt"}))
     write_file(paths[1], json.dumps(config, indent=2).encode())
+    write_file(paths[0], safetensors.torch.save(state, {"format": "pt"}))
     return ExportedFiles(paths)
+
+
+def _config_of_export(path: Path) -> dict[str, Any]:
+    """Return the values of a config.json; nothing if it is not there or holds something else."""
+    try:
+        config = from_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, Any]]:

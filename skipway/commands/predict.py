@@ -12,7 +12,7 @@ from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.image_spec import Spec
 from skipway.data.sources.decode import NEARLY_BLACK
-from skipway.data.sources.image_folder import picture_files
+from skipway.data.sources.image_folder import describe_other_files, picture_files
 from skipway.data.sources.read_table import Table
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
@@ -62,6 +62,8 @@ def predict(
     inputs = _images(sources, console)
     if not inputs:
         raise InputError("predict needs at least one picture or a folder that holds some")
+    if all(isinstance(image, Path) and image.is_dir() for image in inputs):
+        raise _no_images(inputs[0])
     network = with_fastest_engine(
         network,
         engine,
@@ -125,11 +127,16 @@ def _predict_batch(
         yield Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order))
 
 
+def _no_images(folder: Path) -> InputError:
+    others = describe_other_files(folder)
+    return InputError(f"{printable(folder)} holds no picture{others}; give pictures, or a folder that has some")
+
+
 def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputError:
     """Return the pixels of one input, or why there are none."""
     try:
         if not isinstance(image, np.ndarray) and image.is_dir():
-            raise InputError(f"{printable(image)} holds no picture; give pictures, or a folder that has some")
+            raise _no_images(image)
         return prepare_image(image, spec, on_black=partial(black.append, str(image)))
     except InputError as error:
         return error
@@ -154,11 +161,7 @@ def _predict_rows(network: Network, table: Table, top: int, console: Console) ->
     """Yield the predictions for the rows of one table; print what is odd about its values."""
     spec = network.require_table_spec()
     encoded = spec.encode(table)
-    remarks = [
-        f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in encoded.unseen.items()
-    ]
-    remarks += [f"{n:,} values of {printable(c)!r} are missing" for c, n in encoded.missing.items()]
-    for line in [*table.notes, *remarks]:
+    for line in [*table.notes, *encoded.remarks()]:
         console.print(f"{printable(table.name)}: {line}")
     problems: dict[int, Problem] = {}
     for problem in sorted(encoded.problems, key=lambda problem: problem.row):

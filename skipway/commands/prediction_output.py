@@ -54,17 +54,17 @@ class Evaluation:
     metrics: dict[str, float] = field(default_factory=dict)
     noun: Literal["pictures", "rows"] = "pictures"
     trained_on: int = 0  # of the count: the run has them among its training samples
+    is_asked: bool = False  # whether the caller named the split
 
     def __str__(self) -> str:
-        unreadable = f" ({self.skipped:,} unreadable left out)" if self.skipped else ""
+        reason = "unreadable" if self.noun == "pictures" else "without a target"
+        unreadable = f" ({self.skipped:,} {reason} left out)" if self.skipped else ""
         total = f"{self.count:,} {self.noun}{unreadable}"
         lines = [f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {total}"]
         others = {name: value for name, value in self.metrics.items() if name not in _IN_FIRST_LINE}
         if others:
             lines.append(", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in others.items()))
-        if self.trained_on and self.split != "train":
-            lines.append(f"warning: the run was trained on {self.trained_on:,} of them, so the result is optimistic")
-        return "\n".join([*lines, *self._class_lines()])
+        return "\n".join([*lines, *_trained_on_lines(self), *self._class_lines()])
 
     def _class_lines(self) -> list[str]:
         """Return the rows of the classes, with aligned columns."""
@@ -91,13 +91,23 @@ class RegressionEvaluation:
     rmse: float
     loss: float
     skipped: int
+    trained_on: int = 0  # of the count: the run has them among its training samples
+    is_asked: bool = False  # whether the caller named the split
 
     def __str__(self) -> str:
         unlabeled = f" ({self.skipped:,} without a target left out)" if self.skipped else ""
-        return (
+        line = (
             f"{self.split}: R2 {self.r2:.4f}, mean absolute error {self.mae:.6g}, root mean squared error "
             f"{self.rmse:.6g} on {self.count:,} rows{unlabeled}"
         )
+        return "\n".join([line, *_trained_on_lines(self)])
+
+
+def _trained_on_lines(evaluation: Evaluation | RegressionEvaluation) -> list[str]:
+    """Return a warning if samples are among those that the run was trained on, unless that split was asked for."""
+    if not evaluation.trained_on or (evaluation.is_asked and evaluation.split == "train"):
+        return []
+    return [f"warning: the run was trained on {evaluation.trained_on:,} of them, so the result is optimistic"]
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction], top: int) -> None:

@@ -10,15 +10,22 @@ from torch import Tensor
 from skipway.errors import InputError, ShapeError, printable
 from skipway.models.network import Network, build_network, read_spec
 from skipway.models.plan_consistency import plan_mismatch
+from skipway.training.best_weights import read_progress, refuse_other_weights
 from skipway.training.checkpoint import load_weights
 
 __all__ = ["load", "restore", "weights_file"]
 
 
 def load(run_or_file: str | os.PathLike[str]) -> Network:
-    """The trained network of a run folder or of a file that skipway wrote; needs no code of the user and no pickle."""
+    """Return the trained network of a run folder or of a file that skipway wrote, without the user's code and pickle.
+
+    Raises:
+        InputError: the file cannot be used, or lies in a run and is not that of the run's best epoch.
+    """
     path = weights_file(Path(run_or_file))
     tensors, header = load_weights(path)
+    if (progress := read_progress(path)) is not None:
+        refuse_other_weights(path, header, progress)
     return restore(tensors, header, printable(path))
 
 

@@ -1,4 +1,4 @@
-"""What a run's checkpoint says, checked when it is read; and whether the files next to it belong to it.
+"""What a run's checkpoint says, checked when it is read; and whether the config.yaml next to it belongs to it.
 
 The seal of a checkpoint proves that it is whole, not that skipway wrote it.
 """
@@ -12,23 +12,16 @@ from typing import Any
 from skipway.errors import InputError, SkipwayError, printable
 from skipway.models.network import read_spec
 from skipway.runs.recipe import Recipe
-from skipway.training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from skipway.training.checkpoint import Checkpoint, load_checkpoint
 from skipway.training.settings_diff import differences
 from skipway.training.trainer import State
 from skipway.utils.atomic_files import sha256
 from skipway.utils.format_text import short_repr
 
-__all__ = [
-    "config_facts",
-    "describe_edits",
-    "forget_other_weights",
-    "read_checkpoint",
-    "refuse_other_weights",
-    "repeatable_metrics",
-]
+__all__ = ["config_facts", "describe_edits", "read_checkpoint"]
 
-_TIMES = ("seconds", "samples_per_second", "data_time_fraction")  # of a row of results.csv
-_COLUMNS = {"epoch", "lr", "train_loss", "val_loss", *_TIMES}
+_TIMES = ("seconds", "samples_per_second", "data_time_fraction")
+_COLUMNS = {"epoch", "lr", "train_loss", "val_loss", *_TIMES}  # of a row of results.csv
 _KINDS = {
     **{"fingerprint": str, "plan": dict, "spec": dict, "recipe": dict, "settings": dict, "state": dict},
     **{"batch_size": int, "threads": int, "precision": str, "device": str},
@@ -117,49 +110,3 @@ def describe_edits(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> list
         return []
     edits = differences({k: v for k, v in recipe.as_dict().items() if k in saved}, saved)
     return [f"config.yaml was edited since the checkpoint: {'; '.join(edits) or 'no option differs'}"]
-
-
-def repeatable_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of an epoch without its times, so that equal runs have equal ones."""
-    return {name: value for name, value in row.items() if name not in _TIMES}
-
-
-def refuse_other_weights(folder: Path, state: Mapping[str, Any]) -> None:
-    """Refuse a weights/best.safetensors that is not that of the run's best epoch.
-
-    Args:
-        folder: the run's.
-        state: its best: the row of its best epoch.
-
-    Raises:
-        InputError: the file is missing, or it is of another epoch or another run.
-    """
-    path, epoch = folder / "weights" / "best.safetensors", state["best"]["epoch"]
-    found = _metrics_of_weights(path)
-    if found != repeatable_metrics(state["best"]):
-        other = found.get("epoch")
-        which = "of the same epoch of another run" if other == epoch else f"of epoch {short_repr(other)}"
-        raise InputError(
-            f"{printable(path)}: expected the weights of epoch {epoch}, the run's best one, got those {which}. Put the "
-            "run's own file back, or start a new run."
-        )
-
-
-def forget_other_weights(folder: Path, state: dict[str, Any]) -> list[str]:
-    """Let the next epoch be the best of a run that trains on, if its best weights are not there; return a line.
-
-    There is no line if they are of that next epoch: the run was killed between saving them and its checkpoint.
-    """
-    path, best = folder / "weights" / "best.safetensors", state["best"]
-    found = _metrics_of_weights(path) if best else {}
-    if found == repeatable_metrics(best):
-        return []
-    state["best"] = {}
-    if found.get("epoch") == state["epoch"] + 1:
-        return []
-    return [f"{path.name} is not that of epoch {best['epoch']}, the best one: only epochs from here on can be the best"]
-
-
-def _metrics_of_weights(path: Path) -> dict[str, Any]:
-    metrics = load_weights(path)[1].get("metrics")
-    return repeatable_metrics(metrics) if isinstance(metrics, dict) else {}

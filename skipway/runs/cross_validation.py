@@ -18,7 +18,14 @@ from skipway.data.tables.dataset import open_table_source
 from skipway.errors import InputError, Interrupted, printable
 from skipway.report.run_reader import Reader, history_of
 from skipway.runs.finished_run import CrossValidation, Run
-from skipway.runs.fold_results import describe_fold, describe_folds, fold_row, samples_of_run, write_folds
+from skipway.runs.fold_results import (
+    describe_fold,
+    describe_folds,
+    fold_row,
+    is_evaluated,
+    samples_of_run,
+    write_folds,
+)
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
 from skipway.runs.run_folder import is_run_folder, lock_run, new_run_folder, point_last, resolve_run_folder
@@ -182,8 +189,8 @@ class _Folds:
         if not (folder / "report.html").is_file():
             return None
         reader = Reader(folder)
-        metrics, rows = reader.json("metrics.json"), reader.table("results.csv")
-        return Run(folder, metrics, history_of(rows)) if metrics and rows else None
+        run = Run(folder, reader.json("metrics.json"), history_of(reader.table("results.csv")))
+        return run if run.history and is_evaluated(run) else None
 
     def _train(self, number: int) -> Run:
         folder, bars = self._path(number), _BarsOnly(self.console.quiet, self.console.stream)

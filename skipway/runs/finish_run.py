@@ -10,11 +10,10 @@ import torch
 
 from skipway.errors import Interrupted, printable
 from skipway.export.export_model import fuse
-from skipway.models.load_model import load
+from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views
 from skipway.report import html
-from skipway.runs.checkpoint_state import refuse_other_weights
 from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
@@ -23,6 +22,8 @@ from skipway.runs.headline import uncertainty_metrics
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.run_folder import require_run_folder
 from skipway.runs.signal_flow_callback import draw_signal_flow
+from skipway.training.best_weights import refuse_other_weights
+from skipway.training.checkpoint import load_weights
 from skipway.training.metrics import compute_metrics, score
 from skipway.training.trainer import State, Trainer
 from skipway.utils.atomic_files import write_json
@@ -54,8 +55,10 @@ def finish_run(
         Interrupted: `stop` was set; the training is saved. StorageError: the folder is gone.
     """
     require_run_folder(folder)
-    refuse_other_weights(folder, asdict(trainer.state))
-    best = load(folder / "weights" / "best.safetensors").to(  # type: ignore[call-overload]
+    path = folder / "weights" / "best.safetensors"
+    tensors, header = load_weights(path)
+    refuse_other_weights(path, header, asdict(trainer.state))
+    best = restore(tensors, header, printable(path)).to(  # type: ignore[call-overload]
         device=trainer.device, memory_format=torch.channels_last
     )
 

@@ -6,6 +6,7 @@ estimator of the variance of k-fold cross-validation, 2004.
 """
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from skipway.training.metrics import RegressionScores
 from skipway.utils.atomic_files import write_json
 from skipway.utils.run_schema import with_schema
 
-__all__ = ["describe_fold", "describe_folds", "fold_row", "samples_of_run", "write_folds"]
+__all__ = ["describe_fold", "describe_folds", "fold_row", "is_evaluated", "samples_of_run", "write_folds"]
 
 
 def write_folds(folder: Path, runs: Sequence[Run], *, data: str, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -79,6 +80,17 @@ def fold_row(run: Run) -> dict[str, Any]:
     }
 
 
+def is_evaluated(run: Run) -> bool:
+    """Return whether the metrics of a fold are there and can be used; those of a damaged metrics.json cannot."""
+    try:
+        row = {**fold_row(run), "folder": 0}
+        return isinstance(run.metrics["resolved"]["model"], str) and all(
+            type(value) in (int, float) and math.isfinite(value) for value in row.values()
+        )
+    except (LookupError, TypeError):
+        return False
+
+
 def samples_of_run(folder: Path) -> dict[str, str]:
     """Return {name: fingerprint} of the samples in the splits.csv of a run, or nothing if it is damaged."""
     try:
@@ -107,9 +119,17 @@ def _pooled_predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _with_numbers(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row of predictions.csv with numbers in the columns that have them."""
-    names = ("target", "predicted", "error") if "target" in row else ("probability", "label_probability", "loss")
-    return {**row, **{name: float(row[name]) for name in names}}
+    """Return a row of predictions.csv with numbers in the columns that have them.
+
+    Raises:
+        KeyError, ValueError: the row lacks a column, or a number is none.
+    """
+    is_number = "target" in row
+    names = ("target", "predicted", "error") if is_number else ("probability", "label_probability", "loss")
+    numbers = {name: float(row[name]) for name in names}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("a number is not finite")
+    return {**row, **numbers} if is_number else {**row, **numbers, "label": row["label"], "predicted": row["predicted"]}
 
 
 def _damaged(folder: Path) -> InputError:

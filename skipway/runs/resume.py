@@ -12,10 +12,11 @@ from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.kernels.layer_dispatch import kernel_status
-from skipway.runs.checkpoint_state import describe_edits, forget_other_weights, read_checkpoint
+from skipway.runs.checkpoint_state import describe_edits, read_checkpoint
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import escape_cell
 from skipway.runs.run_folder import read_recipe
+from skipway.training.best_weights import forget_other_weights
 from skipway.training.checkpoint import Checkpoint
 from skipway.training.settings_diff import differences
 
@@ -29,6 +30,7 @@ __all__ = [
     "machine_facts",
     "read_earlier_run",
     "read_splits",
+    "training_digests",
 ]
 
 # Options that may change when a run is resumed; everything else belongs to the run itself.
@@ -120,7 +122,7 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     reopened = ended and end_moved and requested.epochs > state["epoch"]
     remarks = [f"passed over: {reason}" for reason in checkpoint.refused]
     if reopened or not ended:
-        remarks += forget_other_weights(folder, state)
+        remarks += forget_other_weights(folder / "weights" / "best.safetensors", state)
     remarks += describe_edits(folder, before, checkpoint)
     remarks += _inexact_reasons(checkpoint.state, recipe)
     if ended and not reopened:
@@ -167,6 +169,16 @@ def read_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
             return {row["file"]: (row["class"], row["split"], row["sha256"]) for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error):
         return {}
+
+
+def training_digests(folder: Path) -> set[str]:
+    """Return the digests of the training samples in splits.csv, images or rows; nothing if it is damaged."""
+    try:
+        with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+        return {row["sha256"] if "sha256" in row else row["digest"] for row in rows}
+    except (OSError, KeyError, ValueError, csv.Error):
+        return set()
 
 
 def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedImages) -> str:

@@ -2,21 +2,35 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.runs.recipe import Recipe
-from skipway.utils.atomic_files import Lock, check_writable, discard, make_folder, storing, temporary_path, write_file
+from skipway.utils.atomic_files import (
+    Lock,
+    check_writable,
+    discard,
+    make_folder,
+    make_new_folder,
+    rename,
+    storing,
+    sweep,
+    temporary_path,
+    write_file,
+)
 
 __all__ = [
     "is_run_folder",
     "lock_run",
     "new_run_folder",
+    "place_run_folder",
     "point_last",
     "read_recipe",
     "require_run_folder",
     "resolve_run_folder",
+    "run_folder_aside",
     "unique_names",
     "write_recipe",
 ]
@@ -51,6 +65,38 @@ def new_run_folder(recipe: Recipe, data: str, model: str) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only if nothing is in it
         raise
+
+
+@contextlib.contextmanager
+def run_folder_aside(output: Path) -> Iterator[Path]:
+    """Yield a new folder in `output` for a run that `place_run_folder` puts in its place once it is whole.
+
+    It is removed if it does not get there; what a killed process left of one is removed first.
+    """
+    aside = temporary_path(output / "run")
+    with storing(output, 0):
+        make_folder(output)
+        sweep(output, ".tmp-run-")
+        make_new_folder(aside)
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def place_run_folder(aside: Path, recipe: Recipe, data: str) -> Path:
+    """Rename a whole run to the place of a new one, so that it is there whole or not at all; return its folder.
+
+    Raises:
+        InputError: the recipe's name cannot be that of a folder, or the folder is in use. StorageError: the disk.
+    """
+    with new_run_folder(recipe, data, recipe.model) as folder:
+        pass  # it is empty, and nobody holds it
+    with storing(folder, 0):
+        sweep(folder, ".tmp-")
+        folder.rmdir()
+        rename(aside, folder)
+    return folder
 
 
 def lock_run(folder: Path) -> Lock:

@@ -8,7 +8,6 @@ from typing import Any, cast
 from torch import Tensor
 
 from skipway.models.network import Network
-from skipway.runs.checkpoint_state import repeatable_metrics
 from skipway.runs.datamodule import DataModule
 from skipway.runs.growth_phases import grow_trainer, growth_line, next_phase
 from skipway.runs.head_phase import HeadFit
@@ -16,6 +15,7 @@ from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.run_csv_tables import write_results
 from skipway.runs.run_folder import require_run_folder
 from skipway.runs.signal_flow_callback import SignalFlowCallback
+from skipway.training.best_weights import repeatable_metrics
 from skipway.training.checkpoint import save_weights
 from skipway.training.loop import fit, record_epoch
 from skipway.training.oom_retry import retry_with_microbatches

@@ -8,6 +8,7 @@ manifest's own "sha256" (over its other fields as compact JSON in their order) s
 a damaged manifest is never taken for one of a newer schema.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,12 +31,8 @@ from skipway.utils.format_text import join_names
 from skipway.utils.run_schema import SCHEMA, NewerSchema, refuse_unknown_schema
 
 __all__ = [
-    "Checkpoint",
-    "load_checkpoint",
-    "load_weights",
-    "check_header_size",
-    "save_checkpoint",
-    "save_weights",
+    *("Checkpoint", "load_checkpoint", "load_state", "load_weights"),
+    *("check_header_size", "save_checkpoint", "save_weights"),
 ]
 
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "MANIFEST.json"
@@ -117,6 +114,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             refused.append(str(error))
     reasons = "; ".join(refused) if refused else "it holds no step"
     raise InputError(f"{printable(folder)}: no checkpoint there can be used: {reasons}; start the run anew")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return the state of the newest step whose state is whole, without reading its tensors; empty if there is none."""
+    for step, _, path in _list_steps(folder):
+        with contextlib.suppress(InputError, ValueError):
+            state = atomic_files.from_json(_read_file(path, _STATE, _read_manifest(path, step)))
+            return state if isinstance(state, dict) else {}
+    return {}
 
 
 def _list_steps(folder: Path) -> list[tuple[int, int, Path]]:

@@ -163,7 +163,10 @@ def test_every_command_ends_at_a_signal_within_its_work(call, place, monkeypatch
 
     monkeypatch.setattr(f"skipway.{STOPPED[words]}", signalled)
     code, out, err = call(*words)
-    assert code == 75 and err.splitlines()[-1] == "skipway: stopped by SIGTERM before anything was done; start again"
+    assert (
+        code == 75
+        and err.splitlines()[-1] == "skipway: stopped by SIGTERM: every file that was written is whole; start again"
+    )
     assert not out or words[0] == "train"
     assert sorted(p.name for p in place.iterdir()) == ["kinds", "runs"]
     assert words[0] == "train" or sorted(p.name for p in (place / "runs").iterdir()) == ["last", "run"]
@@ -275,7 +278,7 @@ def test_a_signal_while_torch_is_loading_ends_with_75(place):
     )
     done = run_python(script, cwd=place)
     assert done.returncode == 75 and done.stderr.count("\n") == 1, done.stderr
-    assert "stopped by SIGUSR1 before anything was done; start again" in done.stderr
+    assert "stopped by SIGUSR1: every file that was written is whole; start again" in done.stderr
 
 
 def test_a_terminal_sees_one_live_line(call, monkeypatch):

@@ -1,53 +1,42 @@
+"""A short form of benchmarks/faults/run_folders.py: a damaged file under every command, for every kind of run."""
+
+import os
 import random
-import shutil
+import sys
+from pathlib import Path
 
 import pytest
-from small_runs import pictures, quick
 
-from skipway.cli import app
 from skipway.report import html
 from skipway.utils import stop_signals
-from skipway.utils.stop_signals import StopFlag
 
-COMMANDS = (
-    ["compare", "damaged", "runs/run", "-o", "c.png"],
-    ["summary", "damaged"],
-    ["train", "--resume", "damaged", "--quiet"],
-    ["evaluate", "damaged", "kinds"],
-)
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
+from faults import run_folders  # noqa: E402
+from faults.mutations import CANARY  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("damaged")
-    pictures(place / "kinds", 6)
-    quick(place / "kinds", place / "runs", name="run", epochs=1)
-    return place
+@pytest.fixture(scope="module", params=run_folders.KINDS)
+def place(tmp_path_factory, request):
+    before = Path.cwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "write", lambda folder: folder / "report.html")
+        yield run_folders.Place(tmp_path_factory.mktemp("damaged"), request.param)
+    os.chdir(before)
 
 
-def damaged(draw, data):
-    """The bytes of a file: cut, with some of them changed, or with more behind them."""
-    kind, at = draw.randrange(3), draw.randrange(len(data) + 1)
-    if kind == 0:
-        return data[:at]
-    if kind == 1:
-        return data[:at] + draw.randbytes(draw.choice([1, 8])) + data[at + 1 :]
-    return data + draw.choice([b"\0", b"\xff\xfe", data])
+def test_a_damaged_file_of_a_run_is_one_line_and_no_fault_of_ours(place, monkeypatch):
+    monkeypatch.setattr(stop_signals, "STOP", stop_signals.STOP)  # each command has its own
+    draw = random.Random(len(place.kind.commands) + len(place.files))
+    for number, words in enumerate(place.kind.commands):
+        if words[0] not in ("export", "grow"):  # which take seconds, and read what others read
+            assert place.attempt(draw, number) == ""
+    assert not any(place.folder.rglob(CANARY))
 
 
-@pytest.mark.parametrize("seed", range(16))
-def test_a_damaged_file_of_a_run_is_one_line_and_no_fault_of_ours(place, monkeypatch, capfd, seed):
-    draw = random.Random(seed)
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
-    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
-    shutil.rmtree("damaged", ignore_errors=True)
-    folder = shutil.copytree("runs/run", place / "damaged")
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".csv", ".yaml", ".safetensors"))
-    file = draw.choice(files)
-    file.write_bytes(damaged(draw, file.read_bytes()))
-    with pytest.raises(SystemExit) as ended:
-        app.main(list(COMMANDS[seed % len(COMMANDS)]))
-    err = capfd.readouterr().err
-    assert ended.value.code in (0, 2, 3, 4) and "Traceback" not in err, (file, err)
-    assert sum(line.startswith("skipway: ") for line in err.splitlines()) == (ended.value.code != 0)
+def test_what_is_looked_for_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(stop_signals, "STOP", stop_signals.STOP)
+    monkeypatch.chdir(tmp_path)
+    assert run_folders.run_here(["summary", "nothing"])[0] == 2
+    monkeypatch.setattr("skipway.commands.summary.summarize", lambda *_, **__: {}["a"])
+    code, errors = run_folders.run_here(["summary", "nothing"])
+    assert code == 70 and code not in run_folders.CODES and errors.startswith("skipway: a fault of skipway's own")

@@ -4,12 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
-from small_runs import pictures
+from small_runs import Words, pictures, table
+from table_files import homes, written
 
 import skipway as sw
 from skipway.commands import evaluate as evaluate_command
 from skipway.commands.evaluate import evaluate
 from skipway.errors import InputError, Interrupted
+from skipway.runs.train_run import train
 from skipway.utils.stop_signals import StopFlag
 
 
@@ -53,6 +55,7 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
 
 def test_images_that_the_run_was_trained_on_are_counted(place, tmp_path):
     run = place / "runs" / "run"
+    assert "the run was trained on" in str(evaluate(run, place / "kinds"))  # a folder without splits counts as train
     evaluation = evaluate(run, place / "kinds", split="train")
     trained = evaluation.trained_on
     assert 0 < trained < evaluation.count and "trained on" not in str(evaluation)  # a share was held out
@@ -62,3 +65,28 @@ def test_images_that_the_run_was_trained_on_are_counted(place, tmp_path):
         shutil.copy(place / "kinds" / kind / "00.png", tmp_path / "train" / kind)
     evaluation = evaluate(run / "weights" / "best.safetensors", tmp_path)
     assert evaluation.trained_on == trained and f"the run was trained on {trained} of them" in str(evaluation)
+
+
+@pytest.mark.parametrize("target", ["price", "dear"])
+def test_rows_that_the_run_was_trained_on_and_rows_left_out_are_counted(tmp_path, target):
+    frame = homes(60)
+    home = written(tmp_path / "homes.csv", frame)
+    run = train(
+        home, output=tmp_path, name="run", target=target, ignore="dear" if target == "price" else "price", epochs=1
+    )
+    trained = sum(row["split"] == "train" for row in table(run.path / "splits.csv"))
+    words, evaluation = Words(), evaluate(run.path, home)
+    assert 0 < trained == evaluation.trained_on < evaluation.count == 60
+    assert f"warning: the run was trained on {trained} of them" in str(evaluation)
+    assert "warning" not in str(evaluate(run.path, home, split="train"))
+    others = homes(30, seed=5).astype({target: object})
+    others.loc[:3, target] = [None, "", "NaN", "null"]
+    evaluation = evaluate(run.path, written(tmp_path / "others.csv", others), console=words)
+    assert (evaluation.count, evaluation.skipped, evaluation.trained_on) == (26, 4, 0)
+    assert "on 26 rows (4 without a target left out)" in str(evaluation) and "warning" not in str(evaluation)
+    assert f"{others['size'][4:].isna().sum()} values of 'size' are missing" in words
+    for column, cell in (("size", "inf"), ("size", "-1e999"), (target, "inf")):
+        odd = others.astype(object)
+        odd.loc[9, column] = cell
+        with pytest.raises(InputError, match=f"odd.csv:11, (column|target) '{column}': '{cell}' is no"):
+            evaluate(run.path, written(tmp_path / "odd.csv", odd))

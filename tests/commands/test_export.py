@@ -13,6 +13,7 @@ import skipway as sw
 from skipway.cli.app import app
 from skipway.commands.export import _images_of_run, export_run
 from skipway.errors import InputError, SkipwayError
+from skipway.utils.atomic_files import write_file
 
 SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 16, 24, 32]}
 
@@ -185,5 +186,33 @@ def test_an_export_never_overwrites_what_is_not_an_export(weights, place, tmp_pa
         export_run(weights, "pt2")
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(InputError, match="cannot export to .*: expected a new folder or an earlier export"):
-        export_run(weights, "timm", tmp_path)
+        export_run(saved(tmp_path)[0], "timm", tmp_path)
     assert (tmp_path / "config.json").read_text() == "mine"
+
+
+def test_an_export_to_a_library_that_is_killed_is_never_of_two_networks_and_is_done_again(tmp_path, monkeypatch):
+    files = []
+    for widths in ([8, 16, 24, 32], [8, 8, 8, 8]):
+        (tmp_path / str(len(files))).mkdir()
+        files.append(saved(tmp_path / str(len(files)), layers=[1, 1, 1, 1], widths=widths)[0])
+    folder, calls = tmp_path / "timm", []
+
+    def export(file, allowed=2):
+        calls[:] = [True] * allowed
+        return [path.read_bytes() for path in export_run(file, "timm", folder).paths]
+
+    def write(path, data):
+        if not calls:
+            raise KeyboardInterrupt
+        write_file(path, data)
+        calls.pop()
+
+    monkeypatch.setattr("skipway.commands.export.write_file", write)
+    whole = [export(file) for file in files]
+    assert whole[0] != whole[1]
+    for number, allowed in ((0, 0), (0, 1), (1, 1), (1, 0)):
+        with pytest.raises(KeyboardInterrupt):
+            export(files[number], allowed)
+        paths = [folder / "model.safetensors", folder / "config.json"]
+        assert not paths[0].exists() or [path.read_bytes() for path in paths] in whole
+    assert export(files[0]) == whole[0]

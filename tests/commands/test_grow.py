@@ -1,6 +1,7 @@
 """Runs that are grown from their folders into runs of their own, which train on."""
 
 import shutil
+import signal
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from small_runs import StopAt, best, pictures, quick, same_runs
 
 import skipway as sw
 from skipway.cli.app import app
+from skipway.commands import grow as grow_module
 from skipway.commands.grow import grow_run, parse_blocks
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.report import html
 from skipway.runs.train_run import train
 from skipway.training import checkpoint
+from skipway.utils.stop_signals import StopFlag
 
 GROWN = {"grow": "resnet20:1,resnet32:1,resnet44:1", "model": "auto", "epochs": 3}
 KEPT = ("ema", 0.9), ("optimizer", "adamw")
@@ -148,9 +151,11 @@ def test_the_best_weights_of_a_smaller_network_grow_by_as_much(data, tmp_path):
 
 
 def shallow_best(path, data, tmp_path):
-    """The run with the best weights of its first epoch, from before it grew."""
+    """The run with the best weights of its first network, from before it grew."""
     first = quick(data, tmp_path, name="first", epochs=1).path / "weights" / "best.safetensors"
-    shutil.copy(first, path / "weights" / "best.safetensors")
+    tensors, header = checkpoint.load_weights(first)
+    own = path / "weights" / "best.safetensors"
+    checkpoint.save_weights(own, tensors, {**header, "metrics": checkpoint.load_weights(own)[1]["metrics"]})
     return path
 
 
@@ -181,18 +186,70 @@ def test_a_run_stopped_by_the_clock_says_what_it_needs(short):
     assert "which needs another --time-limit or --patience" in str(grow_run(short, "resnet32"))
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_run(short, monkeypatch):
-    def full(*_, **__):
-        raise StorageError("no space")
+class Killed(BaseException):
+    """As far as files go, the death of the process: nothing is tidied up."""
 
-    monkeypatch.setattr("skipway.commands.grow.save_checkpoint", full)
-    with pytest.raises(StorageError, match="no space"):
+
+STEPS = ("write_file", "write_results", "save_weights", "save_checkpoint", "write_recipe", "place_run_folder")
+
+
+@pytest.mark.parametrize(
+    "step, fault",
+    [*((step, Killed()) for step in STEPS), (STEPS[3], StorageError("no space")), (STEPS[2], KeyboardInterrupt())],
+)
+def test_a_grow_that_fails_or_is_killed_leaves_no_half_of_a_run(short, monkeypatch, step, fault):
+    def fail(*_, **__):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"skipway.commands.grow.{step}", fail)
+        if isinstance(fault, Killed):
+            patch.setattr("skipway.runs.run_folder.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(type(fault)):
+            grow_run(short, "resnet32", name="bigger")
+    left = [p.name for p in short.parent.iterdir() if p != short]
+    assert len(left) == isinstance(fault, Killed) and all(name.startswith(".tmp-") for name in left)
+    grown = grow_run(short, "resnet32", name="bigger")
+    assert not grown.is_found and sorted(p.name for p in short.parent.iterdir()) == ["bigger", "last", "short"]
+
+
+def test_a_grow_that_was_killed_when_it_was_done_is_complete_and_says_so(short, monkeypatch):
+    def fail(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("skipway.commands.grow.point_last", fail)
+        with pytest.raises(Killed):
+            grow_run(short, "resnet32", name="bigger")
+    before = {p: p.read_bytes() for p in (short.parent / "bigger").rglob("*") if p.is_file()}
+    found = grow_run(short, "resnet32", name="bigger")
+    assert found.is_found and "bigger after 2 epochs, complete since an earlier start; train on with" in str(found)
+    assert before == {p: p.read_bytes() for p in found.path.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="holds a run already"):
+        grow_run(short, "resnet44", name="bigger")
+    assert len(train(resume=found.path, epochs=3).history) == 3
+    with pytest.raises(InputError, match="holds a run already"):
         grow_run(short, "resnet32", name="bigger")
-    left = [p.name for p in (short.parent / "bigger").iterdir()] if (short.parent / "bigger").exists() else []
-    assert set(left) <= {".lock"}
-    monkeypatch.undo()
-    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
-    assert len(train(resume=grow_run(short, "resnet32", name="bigger").path, epochs=3).history) == 3
+
+
+def test_a_signal_after_the_grown_run_is_written_comes_too_late(short, monkeypatch):
+    stop = StopFlag()
+    stop.interrupts = True
+    placed = grow_module.place_run_folder
+    monkeypatch.setattr(
+        grow_module, "place_run_folder", lambda *a: [signal.raise_signal(signal.SIGTERM), placed(*a)][1]
+    )
+    with stop:
+        grown = grow_run(short, "resnet32", name="bigger", stop=stop)
+    assert stop.requested and (grown.path / "config.yaml").is_file()
+
+
+def test_a_grown_run_takes_the_place_of_what_a_killed_start_left(short):
+    folder = short.parent / "bigger"
+    folder.mkdir()
+    (folder / ".lock").write_text("")
+    (folder / ".tmp-probe-0123456789abcdef-999999999").write_text("")
+    assert sorted(p.name for p in grow_run(short, "resnet32", name="bigger").path.iterdir())[0] == "config.yaml"
 
 
 def test_another_network_is_offered_growth_or_a_beginning_with_these_weights(short):

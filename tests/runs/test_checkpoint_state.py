@@ -6,7 +6,11 @@ import pytest
 from processes import run_python
 from small_runs import Words, pictures, quick
 
+import skipway as sw
+from skipway.commands.export import export_run
 from skipway.commands.grow import grow_run
+from skipway.commands.probe import probe_run
+from skipway.commands.summary import summarize
 from skipway.errors import InputError
 from skipway.runs.checkpoint_state import read_checkpoint
 from skipway.runs.train_run import train
@@ -111,6 +115,58 @@ def test_weights_of_another_epoch_or_run_are_refused(run, base):
     best.unlink()
     with pytest.raises(InputError, match=r"best.safetensors: is not there"):
         train(resume=run)
+
+
+USES = {
+    "load": lambda run, base: sw.load(run),
+    "file": lambda run, base: sw.load(run / "weights" / "best.safetensors"),
+    "predict": lambda run, base: sw.predict(run, base / "kinds" / "ant"),
+    "evaluate": lambda run, base: sw.evaluate(run, base / "kinds"),
+    "export": lambda run, base: export_run(run, "pt2"),
+    "probe": lambda run, base: probe_run(base / "runs" / "run", run, only=["lesion"]),
+    "summary": lambda run, base: summarize(str(run)),
+    "grow": lambda run, base: grow_run(run, "resnet32"),
+    "pretrained": lambda run, base: quick(base / "kinds", run.parent / "out", pretrained=str(run)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_use_of_a_run_refuses_weights_that_are_not_its_best(run, base, use):
+    best, expected = run / "weights" / "best.safetensors", "expected the weights of epoch ., the run's best one, got "
+    tensors, header = load_weights(best)
+    foreign = base / "runs" / "other" / "weights" / "best.safetensors"
+    shutil.copy(foreign, best)
+    with pytest.raises(InputError, match=f"{expected}those of (the same epoch of another run|epoch .)"):
+        USES[use](run, base)
+    if use in ("load", "file"):
+        save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": 0}})
+        with pytest.raises(InputError, match=f"{expected}those of epoch 0. Put the run's own file back, or move this"):
+            USES[use](run, base)
+        sw.load(foreign).save(best)
+        with pytest.raises(InputError, match=f"{expected}those of no run"):
+            USES[use](run, base)
+        shutil.rmtree(run / "weights" / "last")  # without a history there is nothing to compare with
+        assert USES[use](run, base).plan == sw.load(foreign).plan
+
+
+def test_weights_of_the_epoch_that_is_just_over_belong_to_a_run_that_trains(run):
+    best, last = run / "weights" / "best.safetensors", run / "weights" / "last"
+    tensors, header = load_weights(best)
+    checkpoint = load_checkpoint(last)
+    save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": 3}})
+    with pytest.raises(InputError, match="got those of epoch 3"):
+        sw.load(run)
+    state = changed(checkpoint.state, ("state", "status"), "running")
+    save_checkpoint(last, checkpoint.step + 1, checkpoint.tensors, state)
+    assert sw.load(run).plan == header["plan"]
+    for path, odd in (
+        (("state", "best"), []),
+        (("state", "best"), {"a": 1}),
+        (("state",), 3),
+        (("state", "epoch"), "x"),
+    ):
+        save_checkpoint(last, checkpoint.step + 2, {}, changed(checkpoint.state, path, odd))
+        assert sw.load(run).plan == header["plan"]  # a checkpoint that cannot be used refuses nothing else
 
 
 def test_an_edit_of_config_yaml_is_reported(run):

@@ -217,6 +217,15 @@ def test_a_damaged_table_of_predictions_is_named(crossed, tmp_path):
         train(resume=folder)
 
 
+@pytest.mark.parametrize("odd", [{"data": None}, {"val_accuracy": None}, {"val_loss": float("nan")}, {"resolved": []}])
+def test_a_fold_with_damaged_metrics_is_evaluated_again(crossed, data, tmp_path, bare, odd):
+    whole, _ = crossed
+    folder = shutil.copytree(whole.path, tmp_path / whole.path.name)
+    file = folder / "fold-1" / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | odd))
+    assert train(data, resume=folder).metrics["accuracy"] == whole.metrics["accuracy"]
+
+
 def test_too_many_folds_are_refused_and_leave_no_folder(data, tmp_path):
     message = "cannot make 11 folds of kinds: expected at least 11 different images of each class, got 10 of 'ant'"
     with pytest.raises(InputError, match=message):

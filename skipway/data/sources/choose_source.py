@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from skipway.data.sources.hub import HUB_NAMES, hub_folder
-from skipway.data.sources.image_folder import folder_source, has_class_folders, picture_files
+from skipway.data.sources.image_folder import describe_other_files, folder_source, has_class_folders, picture_files
 from skipway.data.sources.image_parquet import parquet_files, parquet_source
 from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
@@ -54,9 +54,10 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
             "folder with one sub-folder per class, or as .parquet, and tables as .csv or .parquet"
         )
     if not has_class_folders(path):
-        loose = len(picture_files(path))
+        loose, others = len(picture_files(path)), describe_other_files(path)
+        contents = f"no pictures and no class folders{others}" if others else "nothing but no class folders"
         raise InputError(
-            f"{printable(data)} holds {f'{loose} pictures' if loose else 'nothing'} but no class folders; put the "
+            f"{printable(data)} holds {f'{loose} pictures but no class folders' if loose else contents}; put the "
             "pictures of each class into a folder of its own, named as the class"
         )
     return folder_source(path, follow_links, allow_empty_classes)

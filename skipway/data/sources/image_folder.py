@@ -17,7 +17,7 @@ from skipway.data.sources.image_source import SPLITS, Content, Source, class_ord
 from skipway.data.sources.read_bytes import read_picture_file
 from skipway.errors import InputError, printable
 
-__all__ = ["folder_source", "has_class_folders", "picture_files"]
+__all__ = ["describe_other_files", "folder_source", "has_class_folders", "picture_files"]
 
 _JUNK = {"__macosx", "thumbs.db", "desktop.ini", "icon\r"}
 _PEEK = 200
@@ -35,12 +35,14 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
     if empty and not allow_empty_classes:
         raise InputError(
             f"{where}: the class folder {printable(empty[0])!r} has no pictures"
+            + describe_other_files(splits["train"] / empty[0])
             + (f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else "")
             + "; add some, remove it, or leave it out with --allow-empty-classes"
         )
     if empty:
         warnings.append(f"left out: class folders without pictures: {', '.join(map(printable, empty))}")
-    class_names = class_order([name for name, paths in classes_of["train"].items() if paths], where)
+    named = [name for name, paths in classes_of["train"].items() if paths]
+    class_names = class_order(named, printable(splits["train"]))
     keys: dict[str, list[str]] = {}
     labels: dict[str, np.ndarray] = {}
     files: dict[str, list[Path]] = {}
@@ -98,6 +100,17 @@ def picture_files(root: Path) -> list[Path]:
         names[:] = sorted(n for n in names if not _is_junk(n))
         pictures += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
     return pictures
+
+
+def describe_other_files(root: Path) -> str:
+    """Return which files a folder without pictures holds at any depth, and what pictures are called; "" if none."""
+    suffixes: Counter[str] = Counter()
+    for _, _, files in os.walk(root):
+        suffixes.update(Path(name).suffix.lower() or "no suffix" for name in files if not _is_junk(name))
+    if not suffixes:
+        return ""
+    counts = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in suffixes.most_common(5))
+    return f", only other files ({counts}; the suffixes of pictures are {', '.join(sorted(SUFFIXES))})"
 
 
 def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:

@@ -7,7 +7,6 @@ values never seen in training are counted, and columns that tell the target by t
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -22,13 +21,12 @@ from skipway.data.sources.read_table import BUILT_IN_TABLES, Table, bundled_tabl
 from skipway.data.tables.columns import (
     Column,
     ColumnKind,
-    as_texts,
-    factorize_texts,
     fit_column,
     infer_kind,
 )
 from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks
-from skipway.data.tables.table_spec import TableSpec, TableTask
+from skipway.data.tables.row_digests import digest_rows
+from skipway.data.tables.table_spec import Encoded, TableSpec, TableTask
 from skipway.data.tables.target import infer_task, missing_rows, read_targets
 from skipway.errors import InputError, printable
 
@@ -151,7 +149,7 @@ def build_table_dataset(
     splits = {split: np.arange(begin, end) for split, begin, end in zip(tables, bounds[:-1], bounds[1:], strict=True)}
     choice = _choose_columns(source) if spec is None else _ColumnChoice({}, {}, [])
     used = [column.name for column in spec.columns] if spec else list(choice.kinds)
-    digests = _digest_rows(list(tables.values()), used, target.values)
+    digests = digest_rows(list(tables.values()), used, target.values)
     warnings = choice.warnings + warn_of_copies(digests, splits)
     if fold is not None:
         labels = target.values if target.task == "classification" else np.zeros(len(digests), np.int64)
@@ -181,8 +179,30 @@ def build_table_dataset(
     )
 
 
-def encode_labeled(table: Table, spec: TableSpec) -> tuple[np.ndarray, np.ndarray, int]:
-    """Encode a table for a trained network: (x, y, the number of rows left out, which have no target)."""
+@dataclass(frozen=True)
+class LabeledRows:
+    """Rows of one table as a trained network takes them, as in a TableDataset.
+
+    Attributes:
+        x, y: inputs and targets.
+        digests: those of splits.csv.
+        skipped: the number of rows left out, which have no target.
+        encoded: what was odd about their values.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    digests: list[str]
+    skipped: int
+    encoded: Encoded
+
+
+def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
+    """Encode a table for a trained network, without the rows that have no target.
+
+    Raises:
+        InputError: no row has one, or a cell cannot be used; names line and column.
+    """
     missing = missing_rows(table.column(spec.target))
     rows = _select_rows(table, np.setdiff1d(np.arange(len(table)), missing))
     if not len(rows):
@@ -190,7 +210,8 @@ def encode_labeled(table: Table, spec: TableSpec) -> tuple[np.ndarray, np.ndarra
             f"no row of {printable(table.name)} has a value in the target {printable(spec.target)!r}; add some"
         )
     y = read_targets(rows, spec.target, task=spec.task, names=spec.class_names)
-    return spec.encode_strict(rows).x, _scale_target(y, spec), len(missing)
+    encoded, digests = spec.encode_strict(rows), digest_rows([rows], [column.name for column in spec.columns], y)
+    return LabeledRows(encoded.x, _scale_target(y, spec), digests, len(missing), encoded)
 
 
 def fingerprint_table(rows: TableDataset) -> str:
@@ -303,23 +324,6 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
             + "; add columns that differ between rows"
         )
     return _ColumnChoice(kinds, left_out, warnings)
-
-
-def _digest_rows(tables: Sequence[Table], names: list[str], y: np.ndarray) -> list[str]:
-    """Return a digest of each row's used cells and target, whatever the order of the columns."""
-    parts = []
-    for table in tables:
-        columns = [_digest_cells(table.columns[name]) for name in sorted(names) if name in table.columns]
-        parts.append(np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), np.uint64))
-    cells = np.concatenate([np.concatenate(parts), y.astype(np.float64).view(np.uint64)[:, None]], axis=1)
-    return [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in np.ascontiguousarray(cells)]
-
-
-def _digest_cells(raw: np.ndarray) -> np.ndarray:
-    """Return (N,) digests of a column's cells, 0 for missing values."""
-    codes, values = factorize_texts(as_texts(raw))
-    digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in values]
-    return np.array([*(int.from_bytes(digest, "little") for digest in digests), 0], np.uint64)[codes]
 
 
 def _hold_out(

@@ -45,6 +45,13 @@ class Encoded:
     unseen: Counter[str]
     missing: Counter[str]
 
+    def remarks(self) -> list[str]:
+        """Return a line for each column with values that were not seen in training, or are missing."""
+        unseen = [
+            f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in self.unseen.items()
+        ]
+        return unseen + [f"{n:,} values of {printable(c)!r} are missing" for c, n in self.missing.items()]
+
 
 @dataclass(frozen=True)
 class TableSpec:

@@ -243,8 +243,11 @@ def test_labelled_rows_of_another_table():
     rows = rows_of(homes(60), "dear")
     other = homes(20, seed=3)
     other.loc[4, "dear"] = None
-    x, y, skipped = encode_labeled(frame_table(other), rows.spec)
-    assert x.shape == (19, rows.spec.input_shape[0]) and set(y) == {0, 1} and skipped == 1
+    found = encode_labeled(frame_table(other), rows.spec)
+    assert found.x.shape == (19, rows.spec.input_shape[0]) and set(found.y) == {0, 1} and found.skipped == 1
+    assert len(found.digests) == 19 and not set(found.digests) & set(rows.digests)
+    again = encode_labeled(frame_table(homes(60)), rows.spec)
+    assert again.digests == rows.digests
     with pytest.raises(InputError, match="no row of the DataFrame has a value in the target 'dear'; add some"):
         encode_labeled(frame_table(other.assign(dear=None)), rows.spec)
 
