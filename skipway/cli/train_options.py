@@ -58,7 +58,9 @@ def _recipe_flags(*excluded: str) -> type:
 
 
 def _shown(default: object) -> str:
-    return "off" if default is False else f"{default:,}" if isinstance(default, int) else str(default)
+    if default is False:
+        return "off"
+    return f"{default:,}" if isinstance(default, int) else str(default)
 
 
 RecipeFlags = _recipe_flags()

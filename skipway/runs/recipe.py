@@ -93,7 +93,7 @@ class Recipe:
     val_fraction: float = _option(
         "Data",
         0.2,
-        "Share of training samples held out without a validation split, at most 5,000.",
+        "Validation share without a validation split, at most 5,000 samples.",
         minimum=0.001,
         maximum=0.9,
     )
@@ -192,7 +192,7 @@ class Recipe:
     time_limit: float | None = _option(
         "Optimization",
         None,
-        "Seconds for the whole run; sets the epochs of image runs without --epochs.",
+        "Seconds for the whole run; sets epochs of images unless passed.",
         effective="none",
         minimum=0,
     )
