@@ -15,6 +15,7 @@ import cyclopts
 
 from skipway.cli.check_summary_models_env_options import check, env, models, summary
 from skipway.cli.crash_traceback import write_crash_traceback
+from skipway.cli.examples_of_use import examples
 from skipway.cli.grow_options import grow
 from skipway.cli.predict_evaluate_export_options import evaluate, export, predict
 from skipway.cli.probe_compare_options import compare, probe
@@ -28,17 +29,35 @@ __all__ = ["app", "main"]
 
 app = cyclopts.App(
     name="skipway",
-    help="Networks with shortcut connections: train them on your own pictures and tables, and use what they learned.",
+    help="Train networks with shortcut connections on images and tables, and use the trained models.",
+    help_epilogue=examples("skipway train photos/", "skipway predict runs/last new/", "skipway train --help"),
     help_format="plaintext",
     version_flags=["--version"],
     version=lambda: f"skipway {_version()}",
     suppress_keyboard_interrupt=False,
 )
-
-
-for _command in (train, find_lr, check, summary, models, env, compare, evaluate, export, grow, predict, probe):
-    app.command(_command)
+EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
+    train: (
+        "skipway train photos/ --time-limit 600",
+        "skipway train homes.csv --target price",
+        "skipway train --resume runs/last --epochs 40",
+    ),
+    find_lr: ("skipway find-lr photos/ --model resnet50", "skipway find-lr homes.csv --target price -o lr.png"),
+    check: ("skipway check photos/", "skipway check homes.csv --target price"),
+    summary: ("skipway summary resnet50 --size 160", "skipway summary runs/last", "skipway summary resnet20 --code"),
+    models: ("skipway models", 'skipway models "resnet1*"'),
+    env: ("skipway env",),
+    compare: ("skipway compare runs/a runs/b", "skipway compare runs/a runs/b runs/c -o curves.png"),
+    evaluate: ("skipway evaluate runs/last photos/ --split val", "skipway evaluate runs/last photos/ --tta"),
+    export: ("skipway export runs/last", "skipway export runs/last --to timm -o exported/"),
+    grow: ("skipway grow runs/last --to resnet56", "skipway grow runs/last --widen 2 --name wider"),
+    predict: ("skipway predict runs/last new/*.jpg", "skipway predict runs/last new/ --csv predictions.csv"),
+    probe: ("skipway probe runs/last", "skipway probe runs/last runs/other --only flow,landscape"),
+}
+for _command, _lines in EXAMPLES.items():
+    app.command(_command, help_epilogue=examples(*_lines))
 app.command(weights)
+app.register_install_completion_command(add_to_startup=False)
 
 
 def main(words: list[str] | None = None) -> None:

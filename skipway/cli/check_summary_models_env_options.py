@@ -1,11 +1,17 @@
 """Commands that only print: check, summary, models, env."""
 
 import sys
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 
 __all__ = ["check", "env", "models", "summary"]
+
+Switch = Annotated[bool, Parameter(negative="")]
+Optional = Annotated[int | None, Parameter(show_default=False)]
 
 
 def check(
@@ -14,23 +20,23 @@ def check(
     *,
     target: str | None = None,
     max_unreadable: float = 1.0,
-    follow_links: bool = False,
-    allow_empty_classes: bool = False,
+    follow_links: Switch = False,
+    allow_empty_classes: Switch = False,
 ) -> None:
-    """Look DATA over before training: counts, sizes, imbalance, unreadable files, copies inside and across splits.
+    """Check DATA before training: counts, sizes, imbalance, unreadable files, duplicates within and across splits.
 
     Parameters
     ----------
     data
-        As for train.
+        Dataset, as for `skipway train`.
     target
-        The column of a table that is to be predicted.
+        Table column to predict.
     max_unreadable
-        Share of unreadable pictures beyond which to end with an error.
+        Maximum share of unreadable images.
     follow_links
-        Read pictures behind links that lead out of the folder.
+        Read images behind symbolic links that leave the folder.
     allow_empty_classes
-        Leave class folders without pictures out instead of refusing.
+        Skip class folders without images.
     """
     from skipway.commands.check_data import check as check_data
 
@@ -46,19 +52,19 @@ def check(
     print_result(report)
 
 
-def summary(model: str, /, *, size: int | None = None, num_classes: int | None = None, code: bool = False) -> None:
-    """Layers of a network: output shapes, parameters, multiply-adds, memory in training, receptive fields.
+def summary(model: str, /, *, size: Optional = None, num_classes: Optional = None, code: Switch = False) -> None:
+    """Summarize a network: output shapes, parameters, MACs, training memory and receptive fields of its layers.
 
     Parameters
     ----------
     model
-        A name of `skipway models`, a run folder or a .safetensors file.
+        Architecture from `skipway models`, run folder or .safetensors file.
     size
-        Height and width of the input; default: the network's own, or 224 (32 for small stems).
+        Input height and width. [default: the model's input size, else 224, or 32 for small stems]
     num_classes
-        Outputs of a network by name.
+        Number of classes of a named architecture. [default: that of its paper]
     code
-        Print the network as the code that builds it instead.
+        Print the Python code that builds the network.
     """
     from skipway.commands.summary import summarize
 
@@ -66,12 +72,12 @@ def summary(model: str, /, *, size: int | None = None, num_classes: int | None =
 
 
 def models(pattern: str = "*", /) -> None:
-    """Names of the networks that `train --model` and `summary` know, with their parameters.
+    """List the architectures for --model with their parameter counts.
 
     Parameters
     ----------
     pattern
-        A shell pattern, such as "resnet1*".
+        Shell pattern, as "resnet1*".
     """
     from skipway.commands.models import model_table
 
@@ -80,7 +86,7 @@ def models(pattern: str = "*", /) -> None:
 
 
 def env() -> None:
-    """What skipway runs on here: versions, processor, cores, precision, extras."""
+    """Print versions, processor, cores, precision and installed extras."""
     from skipway.commands.env import environment_table
 
     print_result(environment_table())

@@ -10,33 +10,35 @@ from skipway.utils.console import print_result
 
 __all__ = ["grow"]
 
+Optional = Annotated[str | None, Parameter(show_default=False)]
+
 
 def grow(
     run: Path,
     /,
     *,
-    to: str | None = None,
-    blocks: str | None = None,
-    widen: float | None = None,
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
-    name: str | None = None,
+    to: Optional = None,
+    blocks: Optional = None,
+    widen: Annotated[float | None, Parameter(show_default=False)] = None,
+    output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
+    name: Optional = None,
 ) -> None:
-    """Make a trained network deeper or wider without changing its outputs: a new run that trains on from there.
+    """Make a trained model deeper or wider without changing its outputs, as a new run to resume.
 
     Parameters
     ----------
     run
-        A run folder; it stays as it is.
+        Run folder; it is not changed.
     to
-        Name of a deeper or wider network of the same kind, such as resnet56 for a resnet20.
+        Deeper or wider architecture of the same family, as resnet56 for a resnet20.
     blocks
-        Or how many blocks some stages get, as stage2=4 or stage2=4,stage3=2.
+        Blocks per stage instead, as stage2=4,stage3=2.
     widen
-        Or how many times as wide it becomes.
+        Width factor instead.
     output
-        Folder for the new run; default: the old one's.
+        Parent folder of the new run. [default: that of RUN]
     name
-        Name of the new run; default: data-network.
+        Name of the new run. [default: DATA-MODEL]
     """
     from skipway.commands.grow import grow_run, parse_blocks
 

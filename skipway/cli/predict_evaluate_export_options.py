@@ -1,8 +1,8 @@
-"""Commands that use a trained network: predict, evaluate, export."""
+"""Commands that use a trained model: predict, evaluate, export."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,20 +16,14 @@ __all__ = ["evaluate", "export", "predict"]
 
 # Options that predict and evaluate share.
 Views = Annotated[
-    bool,
-    Parameter(
-        negative="",
-        help="Take the mean over several views of each picture: shifted, and mirrored where that is harmless.",
-    ),
+    bool, Parameter(negative="", help="Test-time augmentation: mean over shifted and, if harmless, mirrored views.")
 ]
 Engine = Annotated[
-    str, Parameter(help="What computes pictures: openvino, torch, or auto: the fastest that is installed.")
+    Literal["auto", "torch", "openvino"], Parameter(help="Inference engine; auto selects the fastest installed one.")
 ]
 Precision = Annotated[
-    str,
-    Parameter(
-        help="fp32, bf16, auto (bf16 where the hardware has it), or int8, calibrated on the run's training pictures."
-    ),
+    Literal["auto", "fp32", "bf16", "int8"],
+    Parameter(help="Inference precision; int8 is calibrated on the run's training images."),
 ]
 
 
@@ -44,20 +38,20 @@ def predict(
     engine: Engine = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Say what is on pictures, or what rows of tables mean: one row per input, in order, with the likeliest classes.
+    """Predict the classes or values of images or table rows: one line per input, in order.
 
     Parameters
     ----------
     run
-        A run folder or a .safetensors file of skipway; nothing else is needed.
+        Run folder or .safetensors file of skipway.
     sources
-        Pictures, or folders whose pictures are taken at any depth; for a run on a table: .csv, .tsv, .parquet files.
+        Images, or folders that are searched recursively; table files for a run on a table.
     top
-        How many classes to name.
+        Number of most likely classes per input.
     csv
-        Write the rows to this file as well.
+        File for the predictions, in addition to standard output.
     strict
-        End with exit code 2 if any input could not be used, not only if none could.
+        Exit with code 2 if any input could not be predicted, not only if none could.
     """
     with paused_collection():
         from skipway.commands.predict import predict as predict_sources
@@ -94,25 +88,27 @@ def evaluate(
     data: str,
     /,
     *,
-    split: str | None = None,
+    split: Annotated[Literal["train", "val", "test"] | None, Parameter(show_default=False)] = None,
     tta: Views = False,
-    engine: str = "auto",
-    precision: str = "auto",
+    engine: Annotated[
+        Literal["auto", "torch", "openvino"],
+        Parameter(help="Inference engine; auto evaluates as the end of the run did."),
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "int8"],
+        Parameter(help="Inference precision; auto evaluates as the end of the run did."),
+    ] = "auto",
 ) -> None:
-    """Measure a trained network on DATA: accuracy, loss and a table per class.
+    """Evaluate a trained model on DATA: accuracy, loss and per-class metrics.
 
     Parameters
     ----------
     run
-        A run folder or a .safetensors file of skipway.
+        Run folder or .safetensors file of skipway.
     data
-        As for train; classes are matched by name.
+        Dataset, as for `skipway train`; classes are matched by name.
     split
-        train, val or test; default: test where there is one, else val, else everything.
-    engine
-        torch, openvino, or auto: as at the end of the run, unless precision is set.
-    precision
-        fp32, bf16, int8, or auto: fp32, as at the end of the run.
+        Split to evaluate. [default: test, else val, else all samples]
     """
     with paused_collection():
         from skipway.commands.evaluate import evaluate as evaluate_run
@@ -134,23 +130,22 @@ def export(
     run: Path,
     /,
     *,
-    to: str = "onnx",
-    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    to: Literal["onnx", "pt2", "timm", "torchvision"] = "onnx",
+    output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
     raw: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Write a trained network for use elsewhere, checked against what torch computes on the run's own pictures.
+    """Export a trained model, verified against PyTorch on the run's images.
 
     Parameters
     ----------
     run
-        A run folder or a .safetensors file of skipway.
+        Run folder or .safetensors file of skipway.
     to
-        onnx: pictures of any size in, probabilities out; pt2: the same as a program of torch; timm, torchvision:
-        weights under their names, with a config.json.
+        Format: ONNX, torch.export program, or weights with timm's or torchvision's names.
     output
-        The file, or the folder for timm and torchvision; default: in the run's folder export.
+        File, or folder for timm and torchvision. [default: RUN/export]
     raw
-        The network alone, without how pictures are prepared.
+        Model without preprocessing in the graph.
     """
     from skipway.commands.export import export_run
 

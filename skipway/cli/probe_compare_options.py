@@ -1,4 +1,4 @@
-"""Commands that look into runs: probe, compare."""
+"""Commands that analyze runs: probe, compare."""
 
 import sys
 from pathlib import Path
@@ -19,24 +19,24 @@ def probe(
     only: str = "diagram,flow,lesion,landscape",
     samples: int = 256,
     points: int = 21,
-    data: str | None = None,
+    data: Annotated[str | None, Parameter(show_default=False)] = None,
 ) -> None:
-    """Look into a trained network: how signals flow, what each block is worth, how the loss lies around its weights.
+    """Analyze a trained model: block diagram, signal flow, ablation of blocks and loss landscape.
 
     Parameters
     ----------
     run
-        A run folder; the pictures go to its plots and its report, the values to its depth.json.
+        Run folder; plots are added to its report, values to its depth.json.
     compared
-        Other runs on the same data, drawn side by side with it.
+        Other runs on the same data, plotted next to it.
     only
-        Which looks: some of diagram, flow, lesion and landscape, separated by commas.
+        Analyses to run, separated by commas.
     samples
         Validation samples to measure on.
     points
-        Steps of the landscape's line.
+        Points of the loss landscape per axis.
     data
-        Where the samples are, if they have moved.
+        Dataset of the run, if it was moved. [default: the run's]
     """
     from skipway.commands.probe import probe_run
 
@@ -54,14 +54,14 @@ def probe(
 
 
 def compare(*runs: Path, output: Annotated[Path, Parameter(alias="-o")] = Path("compare.png")) -> None:
-    """Two or more runs beside each other: figures, what their recipes differ in, and their curves in one picture.
+    """Compare runs: metrics, differing options, and validation curves in one plot.
 
     Parameters
     ----------
     runs
-        Run folders.
+        Two or more run folders.
     output
-        Where to draw what was validated over epochs and over seconds.
+        Plot of validation against epochs and seconds.
     """
     from skipway.commands.compare import compare as compare_runs
 

@@ -1,4 +1,4 @@
-"""Commands that train by a recipe: train, find-lr. Every field of a Recipe is a flag of theirs."""
+"""Commands that train: train, find-lr. The fields of a Recipe are their flags."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from skipway.errors import SkipwayError
-from skipway.runs.recipe import Recipe
+from skipway.runs.recipe import GROUPS, UNUSED_BY_FIND_LR, Recipe
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 from skipway.utils.malloc_settings import keep_freed_memory, paused_collection, restart_gathering
@@ -21,7 +21,7 @@ __all__ = ["COMMAND_LINE", "RecipeFlags", "find_lr", "train"]
 
 @dataclass
 class CommandLine:
-    """The words of the command that runs, and whether the process was begun with them."""
+    """The words of the running command, and whether the process was started with them."""
 
     words: list[str] = field(default_factory=list)
     owns_process: bool = False
@@ -30,29 +30,42 @@ class CommandLine:
 COMMAND_LINE = CommandLine()
 
 
+HELP_GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS)}
+Quiet = Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Output"], help="Print errors only.")]
+
+
 def _recipe_flags(*excluded: str) -> type:
     """Return a class with the fields of a Recipe as flags.
 
-    A flag that was not given is None, so that a config or a run goes before the default.
+    A flag that was not passed is None, so that a config or a run takes precedence over the default.
     """
     hints = get_type_hints(Recipe)
     attributes = []
     for option in fields(Recipe):
         if option.name in ("data", *excluded):
             continue
-        default = "" if option.default is None else f" [default: {option.default}]"
-        alias, help_text = option.metadata["alias"] or None, option.metadata["help"] + default
-        flag = Parameter(alias=alias, help=help_text, show_default=False)
+        flag = Parameter(
+            alias=option.metadata["alias"] or None,
+            group=HELP_GROUPS[option.metadata["group"]],
+            help=f"{option.metadata['help']} [default: {option.metadata['effective'] or _shown(option.default)}]",
+            negative="" if option.default is False else None,
+            show_default=False,
+        )
         attributes.append((option.name, Annotated[hints[option.name] | None, flag], None))
     flags = make_dataclass("Flags", attributes, frozen=True, kw_only=True)
     flags.__module__ = __name__  # Python 3.11 says "types", which cyclopts takes for a plain value
     return flags
 
 
+def _shown(default: object) -> str:
+    if default is False:
+        return "off"
+    return f"{default:,}" if isinstance(default, int) else str(default)
+
+
 RecipeFlags = _recipe_flags()
 _NO_FLAGS = RecipeFlags()
-# find-lr leaves no run folder, its output is the plot, and it trains no folds.
-RangeTestFlags = _recipe_flags("output", "name", "folds", "fold")
+RangeTestFlags = _recipe_flags(*UNUSED_BY_FIND_LR)
 _NO_RANGE_TEST_FLAGS = RangeTestFlags()
 
 
@@ -64,32 +77,29 @@ def _given(flags: Any) -> dict[str, Any]:
 def train(
     data: str | None = None,
     *,
-    config: Path | None = None,
-    resume: Path | None = None,
-    allow_changed_data: bool = False,
-    nproc: int = 1,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    config: Annotated[Path | None, Parameter(group=HELP_GROUPS["Data"])] = None,
+    resume: Annotated[Path | None, Parameter(group=HELP_GROUPS["Output"])] = None,
+    allow_changed_data: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Safety"])] = False,
+    nproc: Annotated[int, Parameter(group=HELP_GROUPS["Hardware"])] = 1,
+    quiet: Quiet = False,
     flags: Annotated[RecipeFlags, Parameter(name="*")] = _NO_FLAGS,  # type: ignore[valid-type]
 ) -> None:
-    """Train a network on DATA and leave a run folder with its weights, tables and a report.
+    """Train a network on DATA and write a run folder with its weights, tables and a report.
 
     Parameters
     ----------
     data
-        digits; a folder with one sub-folder per class, with or without train, val and test above them; Hugging Face
-        parquet files; cifar10, mnist, imagenette or hf:org/name[/folder] by download. Tables: wine, breast_cancer,
-        diabetes; a .csv, .tsv or .parquet file, or a folder with train, val and test, with --target. May be left out
-        when resuming.
+        Image folder with one sub-folder per class, Parquet files, a table (.csv, .tsv, .parquet) with --target, a
+        built-in dataset (digits, wine, breast_cancer, diabetes) or a download (cifar10, mnist, imagenette,
+        hf:org/name). Not needed with --resume.
     config
-        A YAML file of the options below, such as the config.yaml of a run; options given here go before it.
+        YAML file of options, such as the config.yaml of a run; options on the command line take precedence.
     resume
-        A run folder to go on with exactly; --epochs N goes on for longer.
+        Run folder to resume exactly; pass more --epochs to train for longer.
     allow_changed_data
-        Resume although pictures were added, removed or edited.
+        Resume although images were added, removed or edited.
     nproc
-        Processes on this machine that train together, each with its part of every batch.
-    quiet
-        Say nothing but errors.
+        Processes on this machine; they share every batch.
     """
     options = _given(flags)
     if COMMAND_LINE.owns_process and not stop_signals.STOP.requested and _recomputes(options, config, resume):
@@ -115,7 +125,7 @@ def train(
 
 
 def _recomputes(options: Mapping[str, Any], config: Path | None, resume: Path | None) -> bool:
-    """Whether the training is one with --recompute; a config that cannot be read is refused later."""
+    """Return whether the run uses activation checkpointing; an unreadable config is refused later."""
     if "recompute" in options:
         return bool(options["recompute"] != "none")
     for file in (config, resume / "config.yaml" if resume else None):
@@ -128,20 +138,18 @@ def _recomputes(options: Mapping[str, Any], config: Path | None, resume: Path | 
 def find_lr(
     data: str,
     *,
-    output: Annotated[Path, Parameter(alias="-o")] = Path("find_lr.png"),
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    output: Annotated[Path, Parameter(alias="-o", group=HELP_GROUPS["Output"])] = Path("find_lr.png"),
+    quiet: Quiet = False,
     flags: Annotated[RangeTestFlags, Parameter(name="*")] = _NO_RANGE_TEST_FLAGS,  # type: ignore[valid-type]
 ) -> None:
-    """Which learning rates suit a network on DATA: a hundred steps with rates that rise, drawn and read.
+    """Suggest a learning rate for a network on DATA by an LR range test of 100 steps.
 
     Parameters
     ----------
     data
-        As for train.
+        Dataset, as for `skipway train`.
     output
-        Where to draw the loss over the rates.
-    quiet
-        Say nothing but the result and errors.
+        Plot of the loss against the learning rate.
     """
     with paused_collection():
         from skipway.commands.find_lr import find_lr as run_range_test
@@ -149,6 +157,5 @@ def find_lr(
     keep_freed_memory()
     console = Console(quiet, stream=sys.stderr)
     result = run_range_test(data, output=output, console=console, stop=stop_signals.STOP, **_given(flags))
-    print_result(
-        f"steepest {result.steepest:.3g}, valley {result.valley:.3g}: try --lr {result.suggestion:.2g}\ndrawn: {output}"
-    )
+    rates = f"steepest {result.steepest:.3g}, valley {result.valley:.3g}"
+    print_result(f"suggested: --lr {result.suggestion:.2g} ({rates})\nplot: {output}")

@@ -9,21 +9,27 @@ from cyclopts import Parameter
 
 __all__ = ["weights"]
 
-weights = cyclopts.App(name="weights", help="Fetch pretrained weights.", help_format="plaintext")
+weights = cyclopts.App(name="weights", help="Download pretrained weights.", help_format="plaintext")
 
 
 @weights.command
-def get(model: str, /, *, tag: str | None = None, output: Annotated[Path | None, Parameter(alias="-o")] = None) -> None:
-    """Download the pretrained weights of a network into one file, for a machine that is offline.
+def get(
+    model: str,
+    /,
+    *,
+    tag: Annotated[str | None, Parameter(show_default=False)] = None,
+    output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
+) -> None:
+    """Download pretrained weights into one file, for an offline machine.
 
     Parameters
     ----------
     model
-        A name from `skipway models`.
+        Architecture from `skipway models`.
     tag
-        Which of timm's weights, such as a1_in1k; default: timm's own choice.
+        Tag of timm's weights, as a1_in1k. [default: timm's default tag]
     output
-        The file to write; default: MODEL.safetensors.
+        File to write. [default: MODEL.safetensors]
     """
     from skipway.commands.weights_get import get_weights
     from skipway.utils.console import Console, print_result

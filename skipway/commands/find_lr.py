@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipway.errors import Interrupted
+from skipway.errors import InputError, Interrupted
 from skipway.report import learning_curves
 from skipway.runs.datamodule import open_datamodule
 from skipway.runs.defaults import settings_for
-from skipway.runs.recipe import Recipe
+from skipway.runs.recipe import UNUSED_BY_FIND_LR, Recipe
 from skipway.training.lr_finder import RangeTest, range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
@@ -33,22 +33,28 @@ def find_lr(
     transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> RangeTest:
-    """Which learning rates suit a network on `data`: a hundred steps with rates that rise, and what the loss says.
+    """Suggest a learning rate for a network on `data` by an LR range test of 100 steps.
 
     Args:
         data, model, transform: as for `train`.
-        output: where to draw the loss over the rates, a .png file.
-        console: where progress is said; default: nowhere.
+        output: .png file for the plot of the loss against the learning rate.
+        console: prints progress; default: nothing is printed.
         stop: a flag that ends the test when it is set.
         options: fields of `skipway.Recipe`, such as batch_size, optimizer, img_size, seed.
 
+    Returns:
+        The rates and losses of the test with its suggestion.
+
     Raises:
-        InputError: something given cannot be used. NotFiniteError: no loss was finite.
+        InputError: an argument cannot be used. NotFiniteError: no loss was finite.
         Interrupted: `stop` was set.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if output is not None:
         refuse_output(output, [data])
+    unused = sorted(UNUSED_BY_FIND_LR.intersection(options))
+    if unused:
+        raise InputError(f"find_lr does not use {' and '.join(unused)}. Leave it out.")
     recipe = Recipe.of({"data": os.fspath(data), "model": model, **options})
 
     def poll() -> None:

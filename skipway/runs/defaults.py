@@ -1,6 +1,6 @@
 """Defaults for what a recipe leaves open: batch size, optimizer, learning rate, precision, device.
 
-The rules are tables; `--help` says "the network's own" where they hold.
+The rules are tables; `--help` sums them up.
 """
 
 from collections.abc import Sequence
@@ -176,7 +176,7 @@ def _optimizer_and_defaults(
     recipe: Recipe, family: str, is_table: bool, is_later_part: bool
 ) -> tuple[str, FamilyDefaults]:
     """Return the recipe's optimizer, or the family's, and its hyperparameters."""
-    optimizer = recipe.optimizer
+    optimizer: str = recipe.optimizer
     if optimizer == "auto":
         optimizer = "adamw" if is_table or is_later_part else _FAMILY_OPTIMIZERS.get(family, "sgd")
     if optimizer == "adamw" and is_table:

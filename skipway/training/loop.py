@@ -19,12 +19,12 @@ from skipway.distributed import collectives
 from skipway.distributed.fsdp import full_state_dict
 from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.training import checkpoint
-from skipway.training.losses import Task
+from skipway.training.epoch_table import format_header, format_row, format_speed
 from skipway.training.metrics import Batches, Scores, score
 from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.atomic_files import make_folder, storing
 from skipway.utils.best_epoch import is_best_so_far
-from skipway.utils.console import Console, duration
+from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["fit", "record_epoch"]
@@ -83,7 +83,7 @@ def fit(
                 state.step += 1
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
             state.seconds += time.monotonic() - asked
-            bar.at(state.batch, _format_speed(state, trainer.task))
+            bar.at(state.batch, format_speed(state, trainer.task))
             if boundary and writer.save_if_due():
                 state.status = "stopped by the time limit"
                 break
@@ -143,7 +143,7 @@ def _end_epoch(
     if state.epoch == settings.epochs and state.status == "running":
         state.status = "finished"
     writer.save()
-    console.print(_format_epoch(state, settings.epochs, trainer.task))
+    console.print_under(format_header(trainer.task), format_row(state, settings.epochs, trainer.task))
     writer.save_if_asked()
 
 
@@ -267,34 +267,6 @@ def _microbatches(
 def _step_seed(seed: int, step: int) -> int:
     """What dropout and stochastic depth draw from in a step: something else in every process."""
     return seed * 1_000_003 + step + collectives.rank() * 2**40
-
-
-def _format_speed(state: State, task: Task) -> str:
-    seconds = max(state.seconds, 1e-9)
-    metric = _format_metric(task, state.metric_sum / state.seen, 1)
-    return (  # in this order, since a terminal may cut it off
-        f"{state.seen / seconds:,.0f} {task.samples}/s, {state.data_seconds / seconds:.0%} waiting, "
-        f"loss {state.loss / state.seen:.3f}, {task.primary_metric} {metric}"
-    )
-
-
-def _format_epoch(state: State, epochs: int, task: Task) -> str:
-    row, metric = state.history[-1], task.primary_metric
-    seconds_left = row["seconds"] * (epochs - state.epoch)
-    best = " (best)" if row["epoch"] == state.best["epoch"] else ""
-    return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.3f}, {metric} "
-        f"{_format_metric(task, row[f'train_{metric}'], 1)}; validation loss {row['val_loss']:.3f}, {metric} "
-        f"{_format_metric(task, row[f'val_{metric}'], 2)}{best}; "
-        f"{row['samples_per_second']:,.0f} {task.samples}/s, "
-        f"{row['data_time_fraction']:.0%} waiting for data, {duration(row['seconds'])}"
-        + (f", about {duration(seconds_left)} left" if seconds_left and row["lr"] and state.status == "running" else "")
-    )
-
-
-def _format_metric(task: Task, value: float, digits: int) -> str:
-    """A figure as it is said: shares of samples in percent."""
-    return f"{value:.{digits}%}" if task.primary_metric == "accuracy" else f"{value:.{digits + 2}f}"
 
 
 def _require_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:

@@ -22,10 +22,18 @@ class Console:
     def __init__(self, quiet: bool = False, stream: TextIO | None = None):
         self.stream = sys.stdout if stream is None else stream
         self.quiet = quiet or self.stream is None  # Python has no standard output if it was closed at the start
+        self._header = ""  # of the table whose rows were printed last
 
     def print(self, text: str) -> None:
         """Print lines, whatever is in them."""
         self.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
+
+    def print_under(self, header: str, row: str) -> None:
+        """Print a row of a table, after its header if that was not printed before the last row."""
+        if header != self._header:
+            self.print(header)
+            self._header = header
+        self.print(row)
 
     def bar(self, label: str, total: int) -> "ProgressBar":
         """Return a progress bar over `total` things."""

@@ -68,7 +68,7 @@ def test_fsdp_is_an_option_too(tmp_path):
 
 def test_former_names_are_gone(capsys):
     for name, value in FORMER.items():
-        with pytest.raises(InputError, match=f"a recipe has no field '{name}'"):
+        with pytest.raises(InputError, match=f"unknown option '{name}'"):
             Recipe.of({name: value})
         with pytest.raises(SystemExit):
             app(["train", "wine", *words_of({name: value})], result_action="return_value")

@@ -1,3 +1,6 @@
+from itertools import product
+from typing import get_type_hints
+
 import pytest
 import torch
 
@@ -5,11 +8,13 @@ from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.models.registry import FAMILIES
 from skipway.runs.defaults import FAMILY_DEFAULTS, batch_size_for, settings_for
-from skipway.runs.recipe import CHOICES, Recipe
+from skipway.runs.option_values import choices
+from skipway.runs.recipe import Recipe
 
 
 def test_every_family_has_its_own_training_for_every_optimiser():
-    assert set(FAMILY_DEFAULTS) == {(f, o) for f in FAMILIES for o in CHOICES["optimizer"] if o != "auto"}
+    optimizers = [name for name in choices(get_type_hints(Recipe)["optimizer"]) if name != "auto"]
+    assert set(FAMILY_DEFAULTS) == set(product(FAMILIES, optimizers))
 
 
 def test_what_the_recipe_says_goes_before_what_the_family_would_do():

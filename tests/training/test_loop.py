@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import random
 from contextlib import suppress
@@ -264,15 +265,14 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert same(run(tmp_path / "whole", {})[0].tensors(), trainer.tensors())
 
 
-def test_every_epoch_is_said_on_one_line(tmp_path):
-    import io
-
+def test_every_epoch_is_a_row_of_one_table(tmp_path):
     out = io.StringIO()
     run(tmp_path, {}, console=Console(stream=out))
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 2 and lines[0].startswith("epoch 1/2: loss ")
-    assert " pictures/s, " in lines[0] and "% waiting for data, " in lines[0] and " left" in lines[0]
-    assert " left" not in lines[1]
+    header, first, second = out.getvalue().splitlines()
+    assert header.split("  ")[-1] == "    ETA" or header.endswith("ETA")
+    assert first.split()[0] == "1/2" and second.split()[0] == "2/2" and "*" in first
+    assert all(len(line) <= 100 for line in (header, first, second))
+    assert len(first.split()) == len(second.split()) + 1 + ("*" not in second)  # the last epoch has no ETA
 
 
 def test_a_checkpoint_says_where_the_run_is_in_plain_json(tmp_path):

@@ -1,0 +1,97 @@
+"""Option values: which values an option accepts, and how they are read from YAML."""
+
+import math
+from dataclasses import Field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+
+from skipway.errors import InputError, did_you_mean, printable
+from skipway.utils.format_text import short_repr
+
+__all__ = ["STAGE", "TEXTS", "choices", "option_problem", "read_yaml"]
+
+_MAX_CHARACTERS = 100_000  # of a config; all fields take two thousand
+_KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
+STAGE = r"[\w.-]+:[1-9]\d{0,4}"
+_PART = "(?:flip|shift|zoom|affine|color|trivial|erase)"
+
+
+class TextForm(NamedTuple):
+    """The form of a text in a field: a regular expression, and words for an error."""
+
+    pattern: str
+    words: str
+
+
+TEXTS = {
+    "grow": TextForm(
+        rf"{STAGE}(?:,{STAGE})+", "two or more networks with the epochs of each, as resnet20:4,resnet56:8"
+    ),
+    "img_size": TextForm(r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two as 128:224"),
+    "augment": TextForm(
+        rf"auto|none|light(?:\+erase)?|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
+        "auto, none, light, light+erase, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and "
+        "erase joined by +, each once",
+    ),
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file maps."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise ValueError(f"it is longer than {_MAX_CHARACTERS:,} characters")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"cannot read the config {printable(path)}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise InputError(f"the config {printable(path)} is not plain YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"the config {printable(path)} must hold `field: value` lines, such as `epochs: 20`")
+    return values
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """Return the texts that a field of type `hint` accepts, or none if it is not limited to some.
+
+    >>> choices(int | Literal["auto", "none"])
+    ('auto', 'none')
+    """
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for part in get_args(hint) for choice in choices(part))
+
+
+def option_problem(f: Field[Any], value: Any, hint: Any) -> str:
+    """Return the problem with the type, the choice or the range of one field's value, or nothing."""
+    known = choices(hint)
+    if value is None and NoneType in get_args(hint) or isinstance(value, str) and value in known:
+        return ""
+    kinds = [kind for kind in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)) if kind in _KINDS]
+    hint_text = did_you_mean(value, known) if isinstance(value, str) else ""
+    accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
+    if type(value) not in kinds and not accepts_int:
+        return f"{f.name}: expected {_expected(f, kinds, known)}, got {short_repr(value)}{hint_text}"
+    minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
+    if minimum is None or isinstance(value, str):
+        return ""
+    bound = math.inf if maximum is None else maximum
+    if minimum <= value <= bound and value < math.inf:
+        return ""
+    return f"{f.name}: expected {_expected(f, kinds, known)}, got {short_repr(value)}"
+
+
+def _expected(f: Field[Any], kinds: list[type], known: tuple[str, ...]) -> str:
+    """Return the words for the values that a field accepts."""
+    minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
+    bounds = ""
+    if minimum is not None:
+        bounds = f" of at least {minimum:,}" if maximum is None else f" from {minimum:,} to {maximum:,}"
+    words = [_KINDS[kind] + (bounds if kind in (int, float) else "") for kind in kinds]
+    return " or ".join([*words, *([f"one of {', '.join(known)}"] if known else [])])
