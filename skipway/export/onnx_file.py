@@ -24,6 +24,7 @@ from skipway.errors import InputError, MissingExtra, SkipwayError, printable
 from skipway.export.export_description import Description, describe_export
 from skipway.models.network import Network
 from skipway.utils.atomic_files import from_json, to_json, write_file
+from skipway.utils.output_files import refuse_output
 from skipway.utils.quiet_loggers import quiet_loggers
 
 __all__ = [
@@ -137,8 +138,10 @@ def write_verified(
 
     Raises:
         SkipwayError: the outputs differ.
+        InputError: a link, a folder or a file of a run is at `path`.
         StorageError: the file cannot be written.
     """
+    refuse_output(path)
     difference, levels, misclassified, count = 0.0, 0.0, 0, 0
     for x in inputs:
         expected, outputs = description.expected(x), function(x)

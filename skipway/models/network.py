@@ -23,6 +23,7 @@ from skipway.models import network_outputs, registry
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.nn.chain import Chain
 from skipway.training.checkpoint import save_weights
+from skipway.utils.output_files import refuse_output
 
 __all__ = ["Network", "build_meta_network", "build_network", "read_spec"]
 
@@ -121,10 +122,11 @@ class Network(Chain):
 
         Raises:
             InputError: the network lacks the plan or the Spec that a file needs to explain itself, or is not as they
-                say.
+                say; or a link, a folder or a file of a run is at `path`.
         """
         if not self.plan:
             raise InputError("a network without a plan cannot be saved: nothing would rebuild it; use create_model")
+        refuse_output(path)
         spec, state = self.spec or self.require_image_spec(), self.state_dict()
         expected = build_meta_network(self.plan, spec).state_dict()
         if mismatch := plan_mismatch(self.plan, spec, expected, state):

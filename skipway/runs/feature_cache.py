@@ -28,7 +28,7 @@ from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.export.export_model import fuse
 from skipway.export.openvino import engine as openvino_engine
 from skipway.models.network import Network
-from skipway.utils.atomic_files import allocate, free_bytes, make_folder, storing
+from skipway.utils.atomic_files import allocate, free_bytes, make_folder, storing, sweep, temporary_path
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
@@ -163,17 +163,21 @@ class FeatureCache:
         needed = row.itemsize * len(ids)
         with storing(path, needed):
             make_folder(self.folder)
-            if path.is_symlink():  # what it leads to is not ours to write to
-                path.unlink()
-            present = path.stat().st_size if path.is_file() else 0
-            if present != needed:
+            is_plain = path.is_file() and not path.is_symlink()  # what a link leads to is not ours to write to
+            if not is_plain or path.stat().st_size != needed:
                 if (free := free_bytes(self.folder)) < needed:
                     raise StorageError(
                         f"cannot keep features in {printable(self.folder)}: expected {needed:,} bytes of free space, "
                         f"got {free:,}. Set SKIPWAY_CACHE to a folder on a larger disk, or use --head train."
                     )
-                with open(path, "wb") as file:
-                    allocate(file, needed)
+                new_path = temporary_path(path)
+                try:
+                    with open(new_path, "xb") as file:
+                        allocate(file, needed)
+                    os.replace(new_path, path)  # a file that another process has mapped is never cut
+                finally:
+                    new_path.unlink(missing_ok=True)
+                sweep(self.folder, f".tmp-{path.name[:40]}-")
             os.utime(path)
             _remove_oldest(self.folder, path)
             return np.memmap(path, row, "r+", shape=(len(ids),))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 from skipway.utils import atomic_files
+from skipway.utils.file_formats import looks_like
 from skipway.utils.format_text import join_names
 from skipway.utils.run_schema import SCHEMA, NewerSchema, refuse_unknown_schema
 
@@ -371,7 +372,7 @@ def _read_notes(file: BinaryIO, where: str) -> dict[str, str]:
         raise InputError(f"{where}: is truncated after {size} bytes, within its header; copy it again")
     if start[8:] != b"{":
         raise InputError(
-            f"{where}: {atomic_files.looks_like(file)}; only skipway's own .safetensors files are read here: give the "
+            f"{where}: {looks_like(file)}; only skipway's own .safetensors files are read here: give the "
             "weights/best.safetensors of a run, or another tool's file to create_model(name, pretrained=...)"
         )
     file.seek(8)

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
 
@@ -32,7 +32,6 @@ __all__ = [
     "discard",
     "free_bytes",
     "from_json",
-    "looks_like",
     "make_folder",
     "make_new_folder",
     "rename",
@@ -57,6 +56,8 @@ _FIXES = {
     errno.EPERM: "make it writable for this user",
     errno.EROFS: "mount that disk writable",
     errno.ESTALE: "mount that network disk again",
+    errno.ENOENT: "create the folder first",
+    errno.ENXIO: "move it away",
     errno.EEXIST: "move away the file that stands where a folder is needed",
     errno.ENOTDIR: "move away the file that stands where a folder is needed",
 }
@@ -165,8 +166,9 @@ def write_new(path: Path, data: bytes) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Put `data` at `path`: after a crash at any moment the old file is there, or the new one, whole."""
     path = Path(path)
-    temporary = temporary_path(path)
     with storing(path, len(data)):
+        _refuse_special(path)
+        temporary = temporary_path(path)
         try:
             write_new(temporary, data)
             os.replace(temporary, path)
@@ -175,6 +177,14 @@ def write_file(path: Path, data: bytes) -> None:
                 os.unlink(temporary)
         sync_folder(path.parent)
     sweep(path.parent, _temporary_stem(path))
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise OSError if a folder or a device is at `path`, or behind a link there: root's rename would replace it."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.ENXIO, "expected a plain file, got a device, pipe or socket")
 
 
 def to_json(values: Any, what: str, indent: int | None = 1) -> bytes:
@@ -223,37 +233,6 @@ def _parse_finite(text: str) -> float:
 def write_json(path: Path, values: Any) -> None:
     """`values` as strict, readable JSON at `path`, as durable as `write_file` makes it."""
     write_file(path, to_json(values, printable(path)))
-
-
-UNKNOWN = "is not a safetensors file"
-_STARTS = [
-    (b"\x89HDF\r\n", "is an HDF5 file, as Keras writes it (.h5)"),
-    (b"GGUF", "is a GGUF file"),
-    (b"\x93NUMPY", "is a NumPy array"),
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself"),
-    (b"\x80", "is a pickle, as old versions of PyTorch write it"),
-    (b"<", "is a web page or XML"),
-]
-_MEMBERS = [
-    (b"model.weights.h5", "is a Keras file (.keras)"),
-    (b"archive_format", "is an exported PyTorch program (.pt2)"),
-    (b"/code/", "is a TorchScript file"),
-    (b"data.pkl", "is a PyTorch file that holds a pickle"),
-]
-
-
-def looks_like(file: BinaryIO) -> str:
-    """What a foreign file is, by its first and last MiB; for the error that refuses it."""
-    file.seek(0)
-    start = file.read(2**20)
-    if start.startswith(b"PK"):  # the directory of a zip stands at its end
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 2**20))
-        both = start + file.read()
-        return next((name for mark, name in _MEMBERS if mark in both), "is a zip file")
-    if start[:1] == b"\x08" and start[2:3] in (b"\x12", b":", b"B"):  # ir_version, then producer, graph or opset
-        return "looks like an ONNX model"
-    known = next((name for mark, name in _STARTS if start.startswith(mark)), UNKNOWN)
-    return known if start else "is an empty file"
 
 
 def discard(path: Path) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from skipway.errors import InputError, printable
 from skipway.training.checkpoint import check_header_size
-from skipway.utils.atomic_files import UNKNOWN, from_json, looks_like
+from skipway.utils.atomic_files import from_json
+from skipway.utils.file_formats import UNKNOWN, looks_like
 from skipway.weights import unpickle_worker
 
 __all__ = ["read_state"]

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +165,16 @@ def test_what_a_link_in_the_cache_leads_to_stays_as_it_is(images, network, tmp_p
     path.symlink_to(mine)
     assert whole.equal(cache(network, tmp_path / "cache").features(batches(images), ids))
     assert mine.read_bytes() == before and not path.is_symlink()
+
+
+def test_a_file_of_the_cache_that_another_name_or_process_has_is_never_cut(images, network, tmp_path):
+    ids = np.arange(30)
+    whole = cache(network, tmp_path / "cache").features(batches(images), ids)
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(b"mine")
+    os.link(path, tmp_path / "mine")
+    assert whole.equal(cache(network, tmp_path / "cache").features(batches(images), ids))
+    assert (tmp_path / "mine").read_bytes() == b"mine" and list((tmp_path / "cache").iterdir()) == [path]
 
 
 def test_files_that_were_not_used_for_long_are_removed(images, network, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -27,6 +28,18 @@ def test_a_file_is_written_and_replaced_whole(tmp_path):
     atomic_files.write_file(path, b"new" * 1000)
     assert path.read_bytes() == b"new" * 1000
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("pipe", "expected a plain file, got a device"), ("", "Is a directory")])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_never_takes_the_place_of_a_device_or_a_folder(tmp_path, monkeypatch, name, reason, is_link):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=f"cannot be written: {reason}"):
+        atomic_files.write_file(Path("link" if is_link else name), b"new")
+    assert sorted(os.listdir()) == ["link", "pipe"] and stat.S_ISFIFO(os.stat("pipe").st_mode)
+    assert os.path.islink("link")
 
 
 def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):

@@ -35,6 +35,20 @@ def test_other_outputs_are_free(run, name):
     refuse_output(run / name, [run, run.parent / "missing.csv"])
 
 
+@pytest.mark.parametrize(("name", "kind"), [(".", "folder"), ("pipe", "device, pipe"), ("last", "symbolic link")])
+def test_an_output_that_is_no_plain_file_is_refused(tmp_path, name, kind):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "last").symlink_to("nothing")
+    with pytest.raises(InputError, match=f"cannot write to .*: expected a new or a plain file, got a {kind}"):
+        refuse_output(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["RESULTS.csv", "Weights/x"])
+def test_files_of_a_run_are_found_without_case(run, name):
+    with pytest.raises(InputError, match="got one of the run in"):
+        refuse_output(run / name)
+
+
 @pytest.mark.parametrize("name", ["/tmp/x", "../../x", "a/b", "a\\b", "", ".x", "a\n", "x" * 101, 3])
 def test_a_plan_whose_name_could_be_a_path_is_refused(name):
     with pytest.raises(InputError, match="the plan's name is .*: expected up to 100 letters"):
