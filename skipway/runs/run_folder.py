@@ -112,6 +112,7 @@ def lock_run(folder: Path) -> Lock:
 def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
     """Return the folder of a new run, and whether this call made it."""
     output = Path(recipe.output)
+    _refuse_within_data(output, recipe)
     if recipe.name is not None:
         folder = output / _plain_name(recipe.name)
         _refuse_used(folder)
@@ -123,6 +124,16 @@ def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
         if _make(folder):  # whoever makes it first has it, also among processes that start together
             return folder, True
         number += 1
+
+
+def _refuse_within_data(output: Path, recipe: Recipe) -> None:
+    """Raise InputError if a run would be among the images that it is trained on, where it looks like a class."""
+    data = Path(os.path.realpath(os.path.expanduser(recipe.data or os.devnull)))
+    if recipe.target is None and data.is_dir() and Path(os.path.realpath(output)).is_relative_to(data):
+        raise InputError(
+            f"cannot start a run in {printable(output)}: expected a folder outside of the dataset, got one within "
+            f"{printable(recipe.data)}. Give another --output."
+        )
 
 
 def _make(folder: Path) -> bool:

@@ -116,6 +116,17 @@ def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(place, tmp
     assert (tmp_path / "mine" / file).read_text() == "mine: 1\n"
 
 
+@pytest.mark.parametrize("output", ["runs", ".", "ant", "link"])
+def test_a_run_among_its_own_images_is_refused(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(pictures(tmp_path / "images", 4))
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    before = sorted(tmp_path.rglob("*"))
+    for data in (".", tmp_path / "link"):
+        with pytest.raises(InputError, match="expected a folder outside of the dataset, got one within"):
+            quick(data, tmp_path / "link" if output == "link" else output)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_refused_run_takes_back_only_the_folder_that_it_made(tmp_path):
     (tmp_path / "mine").mkdir()
     broken = pictures(tmp_path / "broken", 4)
