@@ -1,8 +1,11 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from skipway.errors import InputError
+from skipway.export.onnx_file import write_verified
+from skipway.model_factory import create_model
 from skipway.models import registry
 from skipway.utils.output_files import refuse_output
 
@@ -53,3 +56,13 @@ def test_files_of_a_run_are_found_without_case(run, name):
 def test_a_plan_whose_name_could_be_a_path_is_refused(name):
     with pytest.raises(InputError, match="the plan's name is .*: expected up to 100 letters"):
         registry.rebuild({**registry.plan_of("resnet20"), "name": name})
+
+
+def test_a_network_and_its_export_are_never_saved_over_a_file_of_a_run(run):
+    network = create_model("resnet20", num_classes=2)
+    with pytest.raises(InputError, match="got one of the run in"):
+        network.save(run / "weights" / "best.safetensors")
+    description = SimpleNamespace()  # the path is refused before anything is compared
+    with pytest.raises(InputError, match="got one of the run in"):
+        write_verified(run / "report.html", b"", function=len, description=description, inputs=[])
+    assert not list((run / "weights").iterdir()) and not (run / "report.html").exists()
