@@ -11,7 +11,10 @@ def main() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:  # the libraries of torch end the process without a word of ours
-        os.write(2, b"skipway: cannot start: expected a working folder, got one that was removed. Change to another.\n")
+        os.write(
+            2,
+            b"skipway: error: cannot start: expected a working folder, got a removed one. Change to another.\n",
+        )
         os._exit(InputError.exit_code)
     STOP.interrupts = True
     with STOP:

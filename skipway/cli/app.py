@@ -21,7 +21,7 @@ from skipway.cli.predict_evaluate_export_options import evaluate, export, predic
 from skipway.cli.probe_compare_options import compare, probe
 from skipway.cli.train_options import COMMAND_LINE, find_lr, train
 from skipway.cli.weights_options import weights
-from skipway.errors import SkipwayError
+from skipway.errors import Interrupted, SkipwayError
 from skipway.utils import stop_signals
 from skipway.utils.console import print_error
 
@@ -100,10 +100,10 @@ def _run(command: Callable[[], Any]) -> int:
     except SystemExit as error:
         return _code_of(error)
     except cyclopts.CycloptsError as error:
-        print_error(" ".join(str(error).split()) + "; see --help")
+        print_error(f"{' '.join(str(error).split()).removesuffix('.')}. See --help.")
         return 2
     except SkipwayError as error:
-        print_error(str(error))
+        print_error(str(error), "" if isinstance(error, Interrupted) else "error")
         return error.exit_code
     except BrokenPipeError:  # nobody reads on: not an error of ours
         return 0
@@ -117,7 +117,7 @@ def _run(command: Callable[[], Any]) -> int:
 
 
 def _stopped() -> int:
-    print_error(f"stopped by {stop_signals.STOP.name}: every file that was written is whole; start again")
+    print_error(f"stopped by {stop_signals.STOP.name}: every file that was written is whole; start again", "")
     return stop_signals.STOPPED
 
 

@@ -75,7 +75,7 @@ def predict(
         print_result(str(prediction))
     failed = sum(not prediction.usable for prediction in predictions)
     if failed:
-        print_error(f"{failed:,} of {len(predictions):,} {predictions[0].noun}s could not be used")
+        print_error(f"{failed:,} of {len(predictions):,} {predictions[0].noun}s could not be used", "warning")
     has_answers = failed < len(predictions)
     if not has_answers and any(prediction.reason == NOT_FINITE for prediction in predictions):
         raise SystemExit(NotFiniteError.exit_code)

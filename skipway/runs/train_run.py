@@ -127,9 +127,6 @@ def train(
             is_open = not epochs_given and datamodule.time_sets_epochs
             folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack, is_open))
         stack.enter_context(crash_report(folder))
-        console.print(f"{'going on with' if earlier else 'run'} {folder}")
-        for remark in earlier.remarks if earlier else ():
-            console.print(f"  {remark}")
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
         prepared = _PreparedRun(
@@ -307,7 +304,9 @@ class _PreparedRun:
             lr_is_open=lr_is_open,
             epochs_are_open=self.epochs_are_open,
         )
-        for line in lines:
+        beginning = f"{'resuming' if self.earlier else 'run'} {self.folder}"
+        remarks = [f"  {remark}" for remark in self.earlier.remarks] if self.earlier else []
+        for line in (beginning, *remarks, *lines):
             self.console.print(line)
 
     def _find_lr(self, trainer: Trainer, train_batches: Any) -> None:

@@ -112,12 +112,13 @@ def print_result(text: str) -> None:
         ) from None
 
 
-def print_error(text: str) -> None:
-    """Print what went wrong on one line of standard error."""
+def print_error(text: str, label: str = "error") -> None:
+    """Print one line on standard error, after the program's name and `label`, such as "warning"."""
     with suppress(AttributeError, OSError, ValueError):
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may be there, cut short by the error
         rank = int(os.environ.get("RANK", "0"))  # of several processes that train together
-        line = f"{clear}skipway: {f'process {rank}: ' if rank else ''}{printable(text)}\n"
+        parts = ["skipway", label, f"process {rank}" if rank else "", printable(text)]
+        line = clear + ": ".join(part for part in parts if part) + "\n"
         sys.stderr.write(line)  # at once: print writes the line's end by itself, and two processes would share a line
 
 

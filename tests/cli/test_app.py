@@ -70,7 +70,7 @@ def test_training_on_the_command_line_is_training_in_python(call, place):
 
 def test_a_run_goes_on_from_the_command_line(call):
     code, out, err = call("train", "--resume", "runs/run", "--epochs", "2")
-    assert code == 0 and "going on with runs/run" in out and "epochs were 1 and are 2" in out and not err
+    assert code == 0 and "resuming runs/run" in out and "epochs were 1 and are 2" in out and not err
     code, out, err = call("train", "--config", "runs/run/config.yaml", "-o", "again", "--seed", "3")
     assert code == 0 and "run again/run" in out
 
@@ -109,7 +109,7 @@ BAD = {
 @pytest.mark.parametrize("words", BAD, ids=" ".join)
 def test_every_mistake_is_one_line_with_exit_code_2(call, words):
     code, out, err = call(*words)
-    assert code == 2 and len(err.splitlines()) == 1 and err.startswith("skipway: ") and BAD[words] in err, err
+    assert code == 2 and len(err.splitlines()) == 1 and err.startswith("skipway: error: ") and BAD[words] in err, err
     assert "run " not in out
 
 
@@ -256,7 +256,7 @@ def test_nobody_listening_leaves_training_as_it_is(place, end):
 def test_an_answer_that_is_lost_is_said_but_a_closed_pipe_is_not(place):
     done = shell(place, "skipway models > /dev/full")
     assert done.returncode == 4 and done.stderr == (
-        "skipway: standard output cannot be written: No space left on device; free some space there or send it "
+        "skipway: error: standard output cannot be written: No space left on device; free some space there or send it "
         "elsewhere\n"
     )
     done = shell(place, "set -o pipefail; skipway models | true")
@@ -318,7 +318,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
 
     assert app._run(command) == 4
     assert capsys.readouterr().err.splitlines() == [
-        "skipway: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
+        "skipway: error: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
     ]
 
 
@@ -382,7 +382,7 @@ def test_a_working_folder_that_was_removed_is_one_line(tmp_path):
     script = "import os, skipway.__main__\nos.rmdir(os.getcwd())\nskipway.__main__.main()"
     done = run_python(script, cwd=tmp_path / "gone")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "cannot start: expected a working folder, got one that was removed. Change to another." in done.stderr
+    assert "cannot start: expected a working folder, got a removed one. Change to another." in done.stderr
 
 
 def test_a_home_folder_that_cannot_be_written_to_is_not_reported(tmp_path):

@@ -231,15 +231,15 @@ def test_too_many_folds_are_refused_and_leave_no_folder(data, tmp_path):
     with pytest.raises(InputError, match=message):
         quick(data, tmp_path / "runs", folds=11)
     assert list((tmp_path / "runs").iterdir()) == []
-    with pytest.raises(InputError, match="folds must be from 2 to 1,000, not 1"):
+    with pytest.raises(InputError, match="folds: expected a whole number from 2 to 1,000, got 1"):
         quick(data, tmp_path, folds=1)
-    with pytest.raises(InputError, match="fold is from 1 to 3, the number of folds, not 4"):
+    with pytest.raises(InputError, match="fold: expected a number from 1 to 3, the number of folds, got 4"):
         quick(data, tmp_path, folds=3, fold=4)
     with pytest.raises(
         InputError, match="cannot train one fold: expected the number of folds, got none. Add --folds 5"
     ):
         quick(data, tmp_path, fold=1)
-    with pytest.raises(InputError, match="folds and val_fraction exclude each other"):
+    with pytest.raises(InputError, match="val_fraction: expected no value with folds"):
         quick(data, tmp_path, folds=3, val_fraction=0.3)
     with pytest.raises(InputError, match="cannot cross-validate: expected DATA, got none"):
         train(folds=3)

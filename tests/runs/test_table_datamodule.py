@@ -254,7 +254,7 @@ def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_pa
         quick(home, tmp_path, target="price", balance="sampling", label_smoothing=0.1)
     with pytest.raises(InputError, match="--target is for tables, but digits is none; give a .csv, .tsv or .parquet"):
         quick("digits", tmp_path, target="price")
-    with pytest.raises(InputError, match="task is one of auto, classification, regression, not 'guess'"):
+    with pytest.raises(InputError, match="task: expected one of auto, classification, regression, got 'guess'"):
         quick(home, tmp_path, target="price", task="guess")
     picture = sw.create_model("resnet20", 2)
     with pytest.raises(InputError, match="this network was not trained on a table; give it pictures"):
