@@ -40,12 +40,10 @@ from skipway.runs.run_plots import draw_augmented, write_worst_images
 from skipway.runs.small_sets import epochs_for_steps, held_out_count
 from skipway.runs.time_budget import (
     FINISH_SECONDS,
-    UNIT_SIZE,
     image_size_for,
     quick_step_seconds,
     scratch_epochs,
     size_growth,
-    small_image_network,
 )
 from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
@@ -101,7 +99,10 @@ class ImageDataModule:
             if head == "regression":
                 self.epochs = 1 if recipe.freeze_until in ("auto", "none") else 5  # the first fits the head
         elif new and self._follows_clock(recipe):
-            recipe = self._from_scratch(recipe, count, epochs_given)
+            recipe = replace(recipe, img_size=self._size_from_scratch(recipe, count))
+            self.decode_settings = self._decode_settings(recipe)
+            self.model = choose_model(recipe, self.decode_settings.size, count)
+            self.epochs = scratch_epochs(count)
         if new and self.weights.network is None:  # trained weights have had their steps
             fraction = 1 / recipe.folds if recipe.folds is not None else recipe.val_fraction
             trained = held_out_count(count, fraction, bool(self.source.count("val")))
@@ -160,34 +161,20 @@ class ImageDataModule:
         seconds += sum(counts.values()) * FIT_SECONDS
         return size_for_last_layers(network, last, precision, counts, seconds=seconds)
 
+    def _size_from_scratch(self, recipe: Recipe, count: int) -> str:
+        """Return the image sizes, first and full, at which photographs teach most in the time that there is."""
+        if recipe.time_limit is None:
+            return image_size_for(count, None, 0.0)
+        decoding = count * decoding_seconds(self.source, self.decode_settings)
+        seconds = recipe.time_limit - max(collectives.all_gather(decoding)) - FINISH_SECONDS
+        device = device_for(recipe.device)
+        per_image = quick_step_seconds(device, precision_for(recipe, device, is_table=False))
+        return image_size_for(count, seconds, per_image)
+
     def _follows_clock(self, recipe: Recipe) -> bool:
-        """Whether images are trained on from scratch, with network and size left open."""
-        return recipe.model == "auto" and recipe.img_size is None and recipe.pretrained in ("auto", "none")
-
-    def _from_scratch(self, recipe: Recipe, count: int, epochs_given: bool) -> Recipe:
-        """Choose the network and what images are trained at as teaches most in the time that there is.
-
-        Photographs get their size, small images a wider network if there is room for it.
-        """
-        size, seconds, per_image = self.decode_settings.size, None, 0.0
-        if recipe.time_limit is not None:
-            decoding = count * decoding_seconds(self.source, self.decode_settings)
-            seconds = recipe.time_limit - max(collectives.all_gather(decoding)) - FINISH_SECONDS
-            device = device_for(recipe.device)
-            precision = precision_for(recipe, device, is_table=False)
-            per_image = quick_step_seconds(device, precision, min(size, UNIT_SIZE))
-        if size > SMALL:
-            recipe = replace(recipe, img_size=image_size_for(count, seconds, per_image))
-            self.decode_settings = self._decode_settings(recipe)
-            self.model = choose_model(recipe, self.decode_settings.size, count)
-            self.epochs = scratch_epochs(count)
-        elif seconds is not None and not epochs_given:
-            wide = small_image_network(size, count, seconds, per_image)
-            if wide is not None:
-                name, augment = wide
-                recipe = replace(recipe, model=name, augment=augment if recipe.augment == "auto" else recipe.augment)
-                self.model = choose_model(recipe, size, count)
-        return recipe
+        """Whether photographs are trained on from scratch, with network and size left open."""
+        is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained in ("auto", "none")
+        return is_open and self.decode_settings.size > SMALL
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Decode every image, refuse copies across splits, hold a part of the training images out."""

@@ -32,8 +32,8 @@ TEXTS = {
     ),
     "img_size": TextForm(r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two as 128:224"),
     "augment": TextForm(
-        rf"auto|none|light(?:\+erase)?|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
-        "auto, none, light, light+erase, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and "
+        rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
+        "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and "
         "erase joined by +, each once",
     ),
 }

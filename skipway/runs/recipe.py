@@ -206,7 +206,7 @@ class Recipe:
     augment: str = _option(
         "Augmentation",
         "auto",
-        "none, light, light+erase, medium, strong, or operations joined by +, as flip+color.",
+        "none, light, medium, strong, or operations joined by +, as flip+color.",
     )
     mixup: float = _option(
         "Augmentation", 0.0, "MixUp alpha (arXiv:1710.09412); 0.2 is common.", minimum=0, maximum=100

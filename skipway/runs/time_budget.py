@@ -1,7 +1,7 @@
-"""Time budget: image size, network and epochs of a run from scratch, by rows and time and not by size of files.
+"""Time budget: image size and epochs of a run from scratch on photographs, by rows and time and not by size of files.
 
-The unit of time is a training step of the quick network (at 64 px for photographs), so that the rule holds on any
-machine; its table is benchmarks/results/2026-11-29-from-scratch.md.
+The unit of time is a training step of the quick network at 64 px, so that the rule holds on any machine; its table is
+benchmarks/results/2026-11-29-from-scratch.md.
 """
 
 import torch
@@ -12,31 +12,16 @@ from skipway.model_factory import auto_model, create_model
 from skipway.training.pace import step_seconds
 from skipway.utils.console import duration
 
-__all__ = [
-    "FINISH_SECONDS",
-    "UNIT_SIZE",
-    "budget_line",
-    "image_size_for",
-    "quick_step_seconds",
-    "scratch_epochs",
-    "size_growth",
-    "small_image_network",
-]
+__all__ = ["FINISH_SECONDS", "budget_line", "image_size_for", "quick_step_seconds", "scratch_epochs", "size_growth"]
 
 # Images that a run looks at by default, which takes some minutes on two cores: small ones, or larger ones for sets on
 # which that makes enough epochs, and which are no smaller than those that larger images were seen to help.
 _IMAGES, _LARGER_IMAGES = 60_000, 36_000
 _LARGER_FROM, _LARGER_TO = 1_000, 4_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
-UNIT_SIZE = 64
-_UNIT_BATCH = 32
+_UNIT_SIZE, _UNIT_BATCH = 64, 32
 # Epochs of the quick network at 64 px that a time leaves room for, from which on a size teaches more.
 _SIZES = ((0.0, "32:48"), (2.5, "32:64"), (14.0, "48:96"), (40.0, "64:128"))
-# Small images: epochs of the quick network from which on the wide one, at about half its pace, teaches more. It takes
-# erased rectangles as well, since many epochs of small images are learned by heart.
-_WIDE_FROM = 20.0
-_WIDE_SIZES = range(17, 65)
-_WIDE = "resnet9m", "light+erase"
 FINISH_SECONDS = 3.0  # for tables, plots and the report
 
 
@@ -54,25 +39,12 @@ def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
     return [size for least, size in _SIZES if room >= least][-1]
 
 
-def small_image_network(size: int, count: int, seconds: float, per_image: float) -> tuple[str, str] | None:
-    """Return the name of the wide network and its augmentation if the time has room for it, else None.
-
-    Args:
-        size: of the images, in pixels.
-        count: training images.
-        seconds: for training.
-        per_image: what `quick_step_seconds` measured at that size.
-    """
-    has_room = size in _WIDE_SIZES and seconds >= _WIDE_FROM * max(count, 1) * per_image
-    return _WIDE if has_room else None
-
-
-def quick_step_seconds(device: str, precision: str, size: int) -> float:
-    """Return the seconds that a training step of the quick network takes for an image of `size` on this machine."""
-    name, options = auto_model(size, 1)
+def quick_step_seconds(device: str, precision: str) -> float:
+    """Return the seconds that a training step of the quick network takes for an image of 64 px on this machine."""
+    name, options = auto_model(_UNIT_SIZE, 1)
     with torch.random.fork_rng(devices=[]):  # what is measured must not change what is drawn
         network = create_model(name, **options).to(device)
-    x = torch.zeros(_UNIT_BATCH, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    x = torch.zeros(_UNIT_BATCH, 3, _UNIT_SIZE, _UNIT_SIZE, device=device).to(memory_format=torch.channels_last)
     return max(collectives.all_gather(step_seconds(list(network), x, precision)))
 
 

@@ -330,7 +330,7 @@ def test_a_signal_while_training_ends_with_75_and_one_line(place):
     command = [sys.executable, "-m", "skipway", "train"]
     words = ["kinds", "-m", "resnet20", "--epochs", "2000", "-b", "16", "--threads", "1", "--name", "sig"]
     process = start(*command, *words, cwd=place)
-    while not process.stdout.readline().startswith("epoch "):
+    while "1/2000" not in process.stdout.readline():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=HANG)

@@ -37,7 +37,7 @@ class After(Words):
 
     def print(self, text):
         super().print(text)
-        self.left -= text.startswith("epoch ")
+        self.left -= re.match(r" +\d+/\d+ ", text) is not None
         if not self.left:
             self.stop.request("SIGTERM")
 

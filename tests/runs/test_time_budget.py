@@ -6,14 +6,7 @@ from PIL import Image
 from small_runs import Words, pictures, same_runs
 
 from skipway.data.images.loader import Augmentation
-from skipway.models.load_model import load
-from skipway.runs.time_budget import (
-    image_size_for,
-    quick_step_seconds,
-    scratch_epochs,
-    size_growth,
-    small_image_network,
-)
+from skipway.runs.time_budget import image_size_for, quick_step_seconds, scratch_epochs, size_growth
 from skipway.runs.train_run import train
 
 TINY = {"model": "resnet20", "batch_size": 16, "threads": 1, "pretrained": "none", "augment": "none"}
@@ -44,15 +37,6 @@ def test_a_set_of_some_thousands_is_trained_at_larger_sizes_for_fewer_epochs():
     assert by_count == {245: ("32:64", 60), 2567: ("48:96", 14), 10_000: ("32:64", 6)}
 
 
-def test_small_images_get_the_wide_network_if_many_epochs_fit():
-    def chosen(size, epochs):
-        return small_image_network(size, 45_000, epochs * 45_000 * 5e-4, 5e-4)
-
-    wide = ("resnet9m", "light+erase")
-    assert [chosen(32, epochs) for epochs in (0, 19, 21, 60)] == [None, None, wide, wide]
-    assert [chosen(size, 60) for size in (8, 16, 28, 64, 96)] == [None, None, wide, wide, None]
-
-
 def test_fewer_images_are_looked_at_more_often():
     for counts in ((0, 10, 999), (1000, 3000, 4000), (4001, 10_000, 1_000_000)):
         epochs = [scratch_epochs(count) for count in counts]
@@ -64,7 +48,7 @@ def test_the_pace_of_a_machine_changes_nothing_that_is_drawn():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    assert quick_step_seconds("cpu", "fp32", 32) > 0
+    assert quick_step_seconds("cpu", "fp32") > 0
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -100,20 +84,6 @@ def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkey
     assert len(run.history) == 4 and run.metrics["status"] == "finished"
     again = train(tmp_path / "kinds", output=tmp_path, name="untimed", epochs=4, **TINY)
     assert same_runs(run.path, again.path)
-
-
-def test_a_time_limit_with_much_room_takes_the_wide_network_and_writes_it_down(tmp_path, monkeypatch):
-    monkeypatch.setattr("skipway.training.pace._MOST_EPOCHS", 1)
-    monkeypatch.setattr("skipway.training.pace._MOST_STEPS", 1)
-    pictures(tmp_path / "kinds", count=10, side=20)
-    open_values = {key: value for key, value in TINY.items() if key not in ("model", "augment")}
-    timed = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=600.0, **open_values)
-    again = train(config=timed.path / "config.yaml", output=tmp_path, name="again")
-    given = train(tmp_path / "kinds", output=tmp_path, name="given", time_limit=600.0, epochs=1, **open_values)
-    config = yaml.safe_load((timed.path / "config.yaml").read_text())
-    assert (config["model"], config["augment"]) == ("resnet9m", "light+erase")
-    assert same_runs(timed.path, again.path)
-    assert load(given.path).plan["name"] == "resnet9"
 
 
 def test_epochs_that_are_given_stay(tmp_path):

@@ -17,7 +17,6 @@ _LEVELS = {
     "auto": "{moved}",
     "none": "none",
     "light": "{moved}",
-    "light+erase": "{moved}+erase",
     "medium": "{moved}+affine+color",
     "strong": "{moved}+trivial+erase",
 }

@@ -79,7 +79,6 @@ def test_flips_alternate_so_that_two_epochs_in_a_row_show_both_sides():
     "level, wanted",
     [
         ("light", "zoom+flip"),
-        ("light+erase", "zoom+flip+erase"),
         ("medium", "zoom+flip+affine+color"),
         ("strong", "zoom+flip+trivial+erase"),
         ("none", "none"),
