@@ -15,7 +15,6 @@ import cyclopts
 
 from skipway.cli.check_summary_models_env_options import check, env, models, summary
 from skipway.cli.crash_traceback import write_crash_traceback
-from skipway.cli.examples_of_use import examples
 from skipway.cli.grow_options import grow
 from skipway.cli.predict_evaluate_export_options import evaluate, export, predict
 from skipway.cli.probe_compare_options import compare, probe
@@ -27,10 +26,16 @@ from skipway.utils.console import print_error
 
 __all__ = ["app", "main"]
 
+
+def _examples(*lines: str) -> str:
+    """Return lines of examples for the end of a help text."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
 app = cyclopts.App(
     name="skipway",
     help="Train networks with shortcut connections on images and tables, and use the trained models.",
-    help_epilogue=examples("skipway train photos/", "skipway predict runs/last new/", "skipway train --help"),
+    help_epilogue=_examples("skipway train photos/", "skipway predict runs/last new/", "skipway train --help"),
     help_format="plaintext",
     version_flags=["--version"],
     version=lambda: f"skipway {_version()}",
@@ -55,7 +60,7 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     probe: ("skipway probe runs/last", "skipway probe runs/last runs/other --only flow,landscape"),
 }
 for _command, _lines in EXAMPLES.items():
-    app.command(_command, help_epilogue=examples(*_lines))
+    app.command(_command, help_epilogue=_examples(*_lines))
 app.command(weights)
 app.register_install_completion_command(add_to_startup=False)
 

@@ -3,19 +3,19 @@
 import math
 from dataclasses import Field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
 
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.format_text import short_repr
 
-__all__ = ["STAGE", "TEXTS", "choices", "option_problem", "read_yaml"]
+__all__ = ["TEXTS", "choices", "option_problem", "read_yaml"]
 
 _MAX_CHARACTERS = 100_000  # of a config; all fields take two thousand
 _KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-STAGE = r"[\w.-]+:[1-9]\d{0,4}"
+_STAGE = r"[\w.-]+:[1-9]\d{0,4}"
 _PART = "(?:flip|shift|zoom|affine|color|trivial|erase)"
 
 
@@ -28,7 +28,7 @@ class TextForm(NamedTuple):
 
 TEXTS = {
     "grow": TextForm(
-        rf"{STAGE}(?:,{STAGE})+", "two or more networks with the epochs of each, as resnet20:4,resnet56:8"
+        rf"{_STAGE}(?:,{_STAGE})+", "two or more networks with the epochs of each, as resnet20:4,resnet56:8"
     ),
     "img_size": TextForm(r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two as 128:224"),
     "augment": TextForm(
@@ -73,18 +73,15 @@ def option_problem(f: Field[Any], value: Any, hint: Any) -> str:
     known = choices(hint)
     if value is None and NoneType in get_args(hint) or isinstance(value, str) and value in known:
         return ""
-    kinds = [kind for kind in (get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)) if kind in _KINDS]
-    hint_text = did_you_mean(value, known) if isinstance(value, str) else ""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in _KINDS]
     accepts_int = float in kinds and isinstance(value, int) and not isinstance(value, bool)
-    if type(value) not in kinds and not accepts_int:
-        return f"{f.name}: expected {_expected(f, kinds, known)}, got {short_repr(value)}{hint_text}"
     minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
-    if minimum is None or isinstance(value, str):
-        return ""
-    bound = math.inf if maximum is None else maximum
-    if minimum <= value <= bound and value < math.inf:
-        return ""
-    return f"{f.name}: expected {_expected(f, kinds, known)}, got {short_repr(value)}"
+    if type(value) in kinds or accepts_int:
+        bound = math.inf if maximum is None else maximum
+        if minimum is None or isinstance(value, str) or (minimum <= value <= bound and value < math.inf):
+            return ""
+    suggestion = did_you_mean(value, known) if isinstance(value, str) else ""
+    return f"{f.name}: expected {_expected(f, kinds, known)}, got {short_repr(value)}{suggestion}"
 
 
 def _expected(f: Field[Any], kinds: list[type], known: tuple[str, ...]) -> str:

@@ -663,15 +663,16 @@ def test_more_than_is_read_is_not_written(tmp_path):
 # Faults while saving.
 
 
+def save_two_steps(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    for step in (1, 2):
+        save(folder, step)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_failure_at_any_call_of_a_save_is_a_storage_error_and_the_old_step_loads(tmp_path, monkeypatch, code, again):
     new = 2 if again else 3
-
-    def fresh():
-        shutil.rmtree(tmp_path / "last", ignore_errors=True)
-        for step in (1, 2):
-            save(tmp_path / "last", step)
 
     def work(when):
         checkpoint.save_checkpoint(tmp_path / "last", new, tensors_of(3), state_of(3))
@@ -685,10 +686,10 @@ def test_a_failure_at_any_call_of_a_save_is_a_storage_error_and_the_old_step_loa
         assert loaded.refused == ()
         assert loaded.state in (state_of(2), state_of(3)) and same(loaded.tensors, tensors_of(loaded.state["epoch"]))
         outcomes.add(loaded.state["epoch"])
-        fresh()
+        save_two_steps(tmp_path / "last")
 
     outcomes = set()
-    fresh()
+    save_two_steps(tmp_path / "last")
     points = each_fault(monkeypatch, failing(code), work, check)
     assert points > 20 and outcomes == {2, 3}
     print(f"{points} points")
@@ -696,11 +697,6 @@ def test_a_failure_at_any_call_of_a_save_is_a_storage_error_and_the_old_step_loa
 
 @pytest.mark.parametrize(("new", "renames"), [(3, 2), (2, 3)])
 def test_a_rename_of_a_save_that_fails_after_it_took_place_loses_no_step(tmp_path, monkeypatch, new, renames):
-    def fresh():
-        shutil.rmtree(tmp_path / "last", ignore_errors=True)
-        for step in (1, 2):
-            save(tmp_path / "last", step)
-
     def work(when):
         checkpoint.save_checkpoint(tmp_path / "last", new, tensors_of(3), state_of(3))
 
@@ -710,20 +706,15 @@ def test_a_rename_of_a_save_that_fails_after_it_took_place_loses_no_step(tmp_pat
         assert loaded.refused == () and loaded.state == state_of(3) and same(loaded.tensors, tensors_of(3))
         save(tmp_path / "last", 4)
         assert is_step(checkpoint.load_checkpoint(tmp_path / "last"), 4) and temporaries(tmp_path) == []
-        fresh()
+        save_two_steps(tmp_path / "last")
 
-    fresh()
+    save_two_steps(tmp_path / "last")
     assert each_fault(monkeypatch, failing_after(errno.ENOENT), work, check, ("rename", "replace")) == renames
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_kill_at_any_call_of_a_save_leaves_the_old_step_or_the_new_one(tmp_path, again):
     new = 2 if again else 3
-
-    def fresh():
-        shutil.rmtree(tmp_path / "last", ignore_errors=True)
-        for step in (1, 2):
-            save(tmp_path / "last", step)
 
     def check(when):
         loaded = checkpoint.load_checkpoint(tmp_path / "last")
@@ -732,10 +723,10 @@ def test_a_kill_at_any_call_of_a_save_leaves_the_old_step_or_the_new_one(tmp_pat
         outcomes.add(loaded.state["epoch"])
         save(tmp_path / "last", 4)
         assert is_step(checkpoint.load_checkpoint(tmp_path / "last"), 4) and temporaries(tmp_path) == []
-        fresh()
+        save_two_steps(tmp_path / "last")
 
     outcomes = set()
-    fresh()
+    save_two_steps(tmp_path / "last")
     points = each_kill(lambda _: checkpoint.save_checkpoint(tmp_path / "last", new, tensors_of(3), state_of(3)), check)
     assert points > 20 and outcomes == {2, 3}
     print(f"{points} points")
