@@ -1,9 +1,9 @@
-"""How long from the command to the first training step: `skipway train` on small pictures, as parquet or as a folder.
+"""How long from the command to the first training step: `skipway train` on small images, as parquet or as a folder.
 
     python benchmarks/first_step.py cifar10/
 
 Every run is a process of its own, timed from its start by the system's clock; it is ended at its first step. The folder
-is made of the parquet files, a file for each picture, in a temporary place.
+is made of the parquet files, a file for each image, in a temporary place.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def worker(data, model):
 
 
 def unpacked(data, folder):
-    """A folder with a sub-folder for each split and class, of the pictures of parquet files; how many they are."""
+    """A folder with a sub-folder for each split and class, of the images of parquet files; how many they are."""
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(data)
@@ -62,7 +62,7 @@ def unpacked(data, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="parquet files of small pictures")
+    parser.add_argument("data", help="parquet files of small images")
     parser.add_argument("--model", help="the network; the default is that of the command")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
@@ -77,7 +77,7 @@ def main():
     rows = [[way, spread(found, "seconds")] for way, found in figures.items()]
     write(
         "first-step",
-        f"Command to first step, {count:,} pictures, n = {asked.rounds}",
+        f"Command to first step, {count:,} images, n = {asked.rounds}",
         ["data", "seconds (range)"],
         rows,
     )

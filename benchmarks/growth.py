@@ -4,9 +4,9 @@
 
 Each row of `WAYS` is one `skipway train` for each seed, in a process of its own, in a folder of OUT; what has finished
 there is not done again. Compute is counted as 6 operations for each multiply-add of the network's forward pass and
-picture (two forward, four back). Seconds are those that its epochs would have taken at the pace of the quickest epoch
+image (two forward, four back). Seconds are those that its epochs would have taken at the pace of the quickest epoch
 of the same network in any run, for other work on the machine slows some runs more than others. The table has medians
-over the seeds, on the test set; the pictures have the validation accuracy over compute.
+over the seeds, on the test set; the plots have the validation accuracy over compute.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def run(way, seed, data, out, threads):
 
 @cache
 def operations(name):
-    """Of a step for one picture: forward, and twice as many back."""
+    """Of a step for one image: forward, and twice as many back."""
     return 6 * sw.summary(sw.create_model(name, 10), (1, 3, SIZE, SIZE)).macs
 
 
@@ -70,12 +70,12 @@ def epochs_of(folder, way):
         return list(zip(networks, csv.DictReader(file), strict=True))
 
 
-def course(epochs, pictures, pace):
-    """(operations so far, seconds so far, validation accuracy) after each epoch; `pace` is pictures a second."""
+def course(epochs, images, pace):
+    """(operations so far, seconds so far, validation accuracy) after each epoch; `pace` is images a second."""
     points, spent, seconds = [], 0.0, 0.0
     for name, row in epochs:
-        spent += operations(name) * pictures
-        seconds += pictures / pace[name]
+        spent += operations(name) * images
+        seconds += images / pace[name]
         points.append((spent, seconds, float(row["val_accuracy"])))
     return points
 

@@ -4,7 +4,7 @@
 
 Every way runs in a process of its own. "bf16" and "int8" are `skipway.export.fuse` of our network, in the precision of
 that name, "openvino-bf16" and "openvino-int8" the engine of that name (extra `openvino`), all with freed memory kept as
-the command line does; int8 is calibrated on other random pictures. `--profile`
+the command line does; int8 is calibrated on other random images. `--profile`
 adds the operators that take the most time.
 """
 
@@ -15,7 +15,7 @@ import torch
 from reference import WAYS, prepared
 from side_by_side import alternating, over_plain, speed, write
 
-BATCHES = {1: 20, 16: 7}  # pictures at once: how often
+BATCHES = {1: 20, 16: 7}  # images at once: how often
 SIZE, CLASSES = 224, 1000
 
 
@@ -26,8 +26,8 @@ def ours(way):
 
     keep_freed_memory()
     network, (name, _, precision) = sw.create_model("resnet50", CLASSES), way.rpartition("-")
-    pictures = torch.randn(16, 3, SIZE, SIZE)
-    return (engine if name else sw.export.fuse)(network, precision, pictures)
+    images = torch.randn(16, 3, SIZE, SIZE)
+    return (engine if name else sw.export.fuse)(network, precision, images)
 
 
 def worker(way, batch, profiled):
@@ -59,8 +59,8 @@ def main():
         return worker(asked.one, asked.batch, asked.profile)
     words = [__file__, "--batch", str(asked.batch), *(["--profile"] if asked.profile else []), "--one"]
     figures = alternating({way: [*words, way] for way in asked.ways}, asked.rounds)
-    title = f"Predicting with ResNet-50 at 224 px, batch {asked.batch}, pictures a second, n = {asked.rounds}"
-    write(f"inference-{asked.batch}", title, *over_plain(figures, "pictures_per_second"))
+    title = f"Predicting with ResNet-50 at 224 px, batch {asked.batch}, images a second, n = {asked.rounds}"
+    write(f"inference-{asked.batch}", title, *over_plain(figures, "images_per_second"))
 
 
 if __name__ == "__main__":

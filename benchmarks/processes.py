@@ -2,7 +2,7 @@
 
     python benchmarks/processes.py [--model resnet20] [--rounds 3] [--batch 128] [--network 10]
 
-Each round trains on the same 2,000 random pictures of 32 x 32 in every way in turn (A B C D A B C D ...), each for
+Each round trains on the same 2,000 random images of 32 x 32 in every way in turn (A B C D A B C D ...), each for
 three epochs, of which the last two count. For more processes the step is worked out: what one process computes for its
 own batch of the same size, then a ring of all-reduces that passes 2 (n - 1) / n times the gradients through a network
 of that many gigabits a second, nothing of it hidden behind the backward pass.
@@ -33,7 +33,7 @@ WAYS = {
 }
 
 
-def made_pictures(folder, count=2000):
+def made_images(folder, count=2000):
     random = np.random.default_rng(0)
     for i in range(count):
         place = folder / "train" / f"kind{i % 4}"
@@ -47,7 +47,7 @@ def made_pictures(folder, count=2000):
 
 
 def trained(data, asked, words):
-    """Pictures a second over the last two epochs."""
+    """Images a second over the last two epochs."""
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "skipway", "train", str(data), "-m", asked.model, "--epochs", "3"]
         command += ["--batch-size", str(asked.batch), "-o", output, "--name", "run", *words]
@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--network", type=float, default=10.0, help="gigabits a second between machines")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        data = made_pictures(Path(place))
+        data = made_images(Path(place))
         speeds = {way: [] for way in WAYS}
         for _ in range(asked.rounds):
             for way, words in WAYS.items():
@@ -75,7 +75,7 @@ def main():
     print(f"{processor()}, {available_cores().count} cores, torch {torch.__version__}")
     for way, found in speeds.items():
         middle = statistics.median(found)
-        print(f"{way:>30}  {middle:7.0f} pictures/s ({min(found):.0f} to {max(found):.0f})  {middle / first:.2f}")
+        print(f"{way:>30}  {middle:7.0f} images/s ({min(found):.0f} to {max(found):.0f})  {middle / first:.2f}")
     numbers = sum(p.numel() for p in sw.create_model(asked.model).parameters())
     step, size = asked.batch / first, 4 * numbers
     print(f"worked out: {size / 1e6:.1f} MB of gradients, {step:.3f} s a step of {asked.batch} in each process")

@@ -75,7 +75,7 @@ class PreactBottleneck(nn.Module):
         return self.conv3(self.relu(self.bn3(out))) + kept
 
 
-NETWORKS = {  # name: (block, blocks in each stage, widths, whether the stem is that for small pictures)
+NETWORKS = {  # name: (block, blocks in each stage, widths, whether the stem is that for small images)
     "resnet18": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), False),
     "resnet18 (small stem)": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), True),
     "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), False),
@@ -118,7 +118,7 @@ def prepared(name, way, num_classes=10):
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Training pictures of a folder with train/ and one sub-folder per class: opened, cropped, resized and mirrored
+    """Training images of a folder with train/ and one sub-folder per class: opened, cropped, resized and mirrored
     one by one with Pillow, as torchvision's random resized crop and flip do."""
 
     def __init__(self, folder, size):
@@ -133,13 +133,13 @@ class Photographs(torch.utils.data.Dataset):
     def __getitem__(self, index):
         path, label = self.files[index]
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-        width, height = picture.size
+            image = opened.convert("RGB")
+        width, height = image.size
         area = width * height * random.uniform(0.35, 1.0)
         ratio = math.exp(random.uniform(-math.log(4 / 3), math.log(4 / 3)))
         w, h = min(width, round((area * ratio) ** 0.5)), min(height, round((area / ratio) ** 0.5))
         left, top = random.randint(0, width - w), random.randint(0, height - h)
-        picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
-        x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, (left, top, left + w, top + h))
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
         x = x.sub_(self.mean).div_(self.std)
         return x.flip(-1) if random.random() < 0.5 else x, label

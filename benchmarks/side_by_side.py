@@ -66,14 +66,14 @@ def over_plain(figures: dict[str, list[dict]], name: str) -> tuple[list[str], li
     return ["way", "median (range)", "over plain"], rows, "\n\n".join(notes)
 
 
-def speed(work: Callable[[], object], pictures: int, times: int, profiled: bool) -> dict[str, object]:
-    """The figures of `work` on so many pictures, done so many times after three that do not count."""
+def speed(work: Callable[[], object], images: int, times: int, profiled: bool) -> dict[str, object]:
+    """The figures of `work` on so many images, done so many times after three that do not count."""
     seconds = []
     for _ in range(times + 3):
         begin = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - begin)
-    figures = {"pictures_per_second": pictures / statistics.median(seconds[3:])}
+    figures = {"images_per_second": images / statistics.median(seconds[3:])}
     return figures | {"profile": operators(work)} if profiled else figures
 
 

@@ -36,7 +36,7 @@ def ours(data, epochs):
         return json.loads(Path(runs, "run", "metrics.json").read_text())["test_accuracy"]
 
 
-def pictures(folder):
+def images(folder):
     """(N, 3, H, W) in 0 to 1 and (N,) of a folder with one sub-folder per class."""
     names = sorted(path for path in Path(folder).iterdir() if path.is_dir())
     files = [(file, label) for label, name in enumerate(names) for file in sorted(name.iterdir())]
@@ -45,7 +45,7 @@ def pictures(folder):
 
 
 def moved(x):
-    """Each picture shifted by up to 4 pixels and mirrored or not."""
+    """Each image shifted by up to 4 pixels and mirrored or not."""
     size, padded = x.shape[-1], F.pad(x, (4,) * 4, mode="reflect")
     out = torch.empty_like(x)
     for i, (down, right, mirror) in enumerate(torch.randint(0, 9, (len(x), 3)).tolist()):
@@ -56,7 +56,7 @@ def moved(x):
 
 def reference(way, folder, epochs, target):
     torch.manual_seed(0)
-    (x, y), (test_x, test_y) = pictures(Path(folder, "train")), pictures(Path(folder, "test"))
+    (x, y), (test_x, test_y) = images(Path(folder, "train")), images(Path(folder, "test"))
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
     x, test_x = (x - mean) / std, (test_x - mean) / std
     network, layout, context = prepared("resnet20", way, int(y.max()) + 1)

@@ -75,8 +75,8 @@ def main():
         return worker(asked.case, asked.one, asked.profile)
     words = [__file__, "--case", asked.case, *(["--profile"] if asked.profile else []), "--one"]
     figures = alternating({way: [*words, way] for way in asked.ways}, asked.rounds)
-    title = f"Training step, {asked.case}, pictures a second, n = {asked.rounds}"
-    write(f"training-step-{asked.case}", title, *over_plain(figures, "pictures_per_second"))
+    title = f"Training step, {asked.case}, images a second, n = {asked.rounds}"
+    write(f"training-step-{asked.case}", title, *over_plain(figures, "images_per_second"))
 
 
 if __name__ == "__main__":

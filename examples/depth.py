@@ -4,7 +4,7 @@
 
 CIFAR10 is a folder of Hugging Face parquet files. The networks of He et al. 2015 (arXiv:1512.03385, figure 6) train
 with and without shortcuts, which add no parameters (option A), alike in all else: the same convolutions at the
-beginning, the same order of the same pictures. OUT becomes a folder with a table, pictures and a page, index.html.
+beginning, the same order of the same images. OUT becomes a folder with a table, images and a page, index.html.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from skipway.report import compare_plot, loss_landscape_plot, network_plots
 KINDS = {"plain": "none", "residual": "pad"}
 
 
-def pictures(folder, count, size):
-    """((pictures, labels) to train on, (pictures, labels) to test on): (N, 3, size, size), normalised."""
+def images(folder, count, size):
+    """((images, labels) to train on, (images, labels) to test on): (N, 3, size, size), normalised."""
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
@@ -53,7 +53,7 @@ def network(depth, kind, widths):
 
 
 def train(model, data, epochs, lr):
-    """A row for each epoch: its seconds, the share that was right while training, and of the test pictures."""
+    """A row for each epoch: its seconds, the share that was right while training, and of the test images."""
     (x, y), (test_x, test_y) = data
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     course = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=-(-len(y) // 128))
@@ -78,7 +78,7 @@ def train(model, data, epochs, lr):
 
 
 def page(rows, folder):
-    """index.html: the table and the pictures, in one file."""
+    """index.html: the table and the images, in one file."""
     table = "".join(
         f"<tr><td>{r['network']}</td><td>{r['parameters']:,}</td><td>{r['train']:.1%}</td><td>{r['test']:.1%}</td>"
         f"<td>{r['gradient']:.2g}</td><td>{r['curvature']:.2g}</td></tr>"
@@ -87,7 +87,7 @@ def page(rows, folder):
     figures = "".join(
         f"<h2>{html.escape(title)}</h2><img src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
         for title, file in (
-            ("Accuracy on pictures not trained on", folder / "curves.png"),
+            ("Accuracy on images not trained on", folder / "curves.png"),
             ("The deepest networks at the beginning and at the end: activations and gradients", folder / "flow.png"),
             ("The loss around the weights, along one direction", folder / "landscape.png"),
             ("The loss around the weights of the deepest networks", folder / "square.png"),
@@ -107,7 +107,7 @@ def main():
     parser.add_argument("data", metavar="CIFAR10", help="a folder of Hugging Face parquet files")
     parser.add_argument("--depths", default="20,32,44,56", help="layers of the networks: 6n + 2")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--count", type=int, default=20_000, help="pictures to train on")
+    parser.add_argument("--count", type=int, default=20_000, help="images to train on")
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--widths", default="16,32,64")
     parser.add_argument("--lr", type=float, default=0.1)
@@ -115,7 +115,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("depth"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    data = pictures(options.data, options.count, options.size)
+    data = images(options.data, options.count, options.size)
     depths, widths = [int(d) for d in options.depths.split(",")], [int(w) for w in options.widths.split(",")]
     batch, samples = (data[1][0][:128], data[1][1][:128]), (data[1][0][:256], data[1][1][:256])
     rows, courses, flows, lines, squares = [], {}, {}, {}, {}

@@ -1,8 +1,8 @@
 """Five networks for photographs, from plain convolutions to bottlenecks: what each idea of a residual network adds.
 
-    python examples/fastbook.py PICTURES [--epochs 5] [--size 128] [--batch 32] [--only ...]
+    python examples/fastbook.py IMAGES [--epochs 5] [--size 128] [--batch 32] [--only ...]
 
-PICTURES is what `skipway train` takes, with a part to train on and one to validate or test on. The first three are
+IMAGES is what `skipway train` takes, with a part to train on and one to validate or test on. The first three are
 built here from Skips; the last two are rows of the table: xresnet18 and xresnet50.
 """
 
@@ -32,7 +32,7 @@ def block(before, after, stride=1):
 
 
 def staged(stage, classes):
-    """Five stages, each halving the picture, then the mean over what is left of it."""
+    """Five stages, each halving the image, then the mean over what is left of it."""
     stages = []
     for before, after in zip((3, *WIDTHS), WIDTHS, strict=False):
         stages += stage(before, after)
@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def photographs(folder, size):
-    """((pictures, labels), (pictures, labels), class names): uint8 (N, 3, size, size), train and validation."""
+    """((images, labels), (images, labels), class names): uint8 (N, 3, size, size), train and validation."""
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
@@ -68,14 +68,14 @@ def photographs(folder, size):
     return *((pixels[rows], torch.from_numpy(packed.labels[rows]).long()) for rows in parts), packed.class_names
 
 
-def prepared(pictures):
+def prepared(images):
     """uint8 to numbers around zero."""
-    return (pictures.float() / 64 - 2).to(memory_format=torch.channels_last)
+    return (images.float() / 64 - 2).to(memory_format=torch.channels_last)
 
 
 def train(network, data, epochs, lr=3e-3, batch=32):
-    """(seconds, accuracy on the validation pictures), by AdamW along one cycle, half of the pictures flipped."""
-    (pictures, labels), (held_out, expected), _ = data
+    """(seconds, accuracy on the validation images), by AdamW along one cycle, half of the images flipped."""
+    (images, labels), (held_out, expected), _ = data
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
     steps = max(1, epochs * (len(labels) // batch))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
@@ -85,7 +85,7 @@ def train(network, data, epochs, lr=3e-3, batch=32):
         for rows in torch.randperm(len(labels)).split(batch):
             if len(rows) < batch:  # a norm wants more than a rest
                 continue
-            x = prepared(pictures[rows])
+            x = prepared(images[rows])
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
             optimizer.zero_grad()
             with mixed():
@@ -101,14 +101,14 @@ def train(network, data, epochs, lr=3e-3, batch=32):
 
 def main():
     parser = argparse.ArgumentParser(description="Five networks for photographs.")
-    parser.add_argument("data", metavar="PICTURES")
+    parser.add_argument("data", metavar="IMAGES")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", help="names of networks, with commas between them")
     options = parser.parse_args()
     data = photographs(options.data, options.size)
-    print(f"{len(data[2])} classes, {len(data[0][1])} pictures to train on, {len(data[1][1])} to validate on")
+    print(f"{len(data[2])} classes, {len(data[0][1])} images to train on, {len(data[1][1])} to validate on")
     print(f"{'network':<12} {'parameters':>10} {'seconds':>8} {'validation':>10}")
     for name, build in NETWORKS.items():
         if options.only and name not in options.only.split(","):

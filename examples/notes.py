@@ -5,7 +5,7 @@
 CIFAR10 is a folder of Hugging Face parquet files. Each network is the one before with one thing changed: width,
 dropout, batch norm, a layer more, a shortcut around it, ten blocks with shortcuts, a hundred. Net also trains with an
 L2 penalty in its loss and with SGD's weight decay, which for plain SGD are the same at twice the factor. A table and a
-picture of the accuracies tell what each change brought.
+image of the accuracies tell what each change brought.
 """
 
 import argparse
@@ -87,7 +87,7 @@ NETWORKS = {
 
 
 def birds_and_airplanes(folder):
-    """(pictures, labels) to train on and to validate on: (N, 3, 32, 32) normalised, 0 for airplanes."""
+    """(images, labels) to train on and to validate on: (N, 3, 32, 32) normalised, 0 for airplanes."""
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
@@ -97,35 +97,35 @@ def birds_and_airplanes(folder):
     for split in ("train", "test"):
         rows = packed.splits[split]
         rows = rows[(packed.labels[rows] == AIRPLANE) | (packed.labels[rows] == BIRD)]
-        pictures = torch.from_numpy(packed.pixels[rows]).permute(0, 3, 1, 2).float() / 255
-        parts.append((pictures, torch.from_numpy(packed.labels[rows] == BIRD).long()))
+        images = torch.from_numpy(packed.pixels[rows]).permute(0, 3, 1, 2).float() / 255
+        parts.append((images, torch.from_numpy(packed.labels[rows] == BIRD).long()))
     mean, std = (f(parts[0][0].transpose(0, 1).flatten(1), 1).view(1, 3, 1, 1) for f in (torch.mean, torch.std))
-    return [((pictures - mean) / std, labels) for pictures, labels in parts]
+    return [((images - mean) / std, labels) for images, labels in parts]
 
 
-def accuracy(network, pictures, labels):
-    """Share of the pictures that the network tells right, in evaluation mode."""
+def accuracy(network, images, labels):
+    """Share of the images that the network tells right, in evaluation mode."""
     network.eval()
     with torch.no_grad():
-        predicted = torch.cat([network(batch).argmax(1) for batch in pictures.split(500)])
+        predicted = torch.cat([network(batch).argmax(1) for batch in images.split(500)])
     return (predicted == labels).double().mean().item()
 
 
 def train(network, data, epochs, lr, penalty=0.0, weight_decay=0.0):
     """(seconds, [(accuracy on what was trained on, on what was not) after each epoch])."""
-    (pictures, labels), held_out = data
+    (images, labels), held_out = data
     optimizer = torch.optim.SGD(network.parameters(), lr, weight_decay=weight_decay)
     begin, course = time.perf_counter(), []
     for epoch in range(epochs):
         network.train()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         for batch in order.split(64):
-            loss = nn.functional.cross_entropy(network(pictures[batch]), labels[batch])
+            loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
             loss = loss + penalty * sum(p.square().sum() for p in network.parameters()) if penalty else loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        course.append((accuracy(network, pictures[:2000], labels[:2000]), accuracy(network, *held_out)))
+        course.append((accuracy(network, images[:2000], labels[:2000]), accuracy(network, *held_out)))
     return time.perf_counter() - begin, course
 
 

@@ -36,7 +36,7 @@ def skipping(layers):
 
 
 def digits_network():
-    """28 x 28 pictures of digits -> 10: convolutions, then one residual dense layer."""
+    """28 x 28 images of digits -> 10: convolutions, then one residual dense layer."""
     return sw.Chain(
         nn.Conv2d(1, 32, 2),
         nn.ReLU(),

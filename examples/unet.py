@@ -2,7 +2,7 @@
 
     python examples/unet.py [--steps 120] [--out unet.png]
 
-It learns to tell discs from squares, field by field, in pictures that it draws itself.
+It learns to tell discs from squares, field by field, in images that it draws itself.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def unet(channels, classes, widths=(8, 16, 32)):
 
 
 def scenes(count, size, seed):
-    """Pictures (count, 1, size, size) of a disc (class 1) and a square (class 2) on noise, and their classes."""
+    """Images (count, 1, size, size) of a disc (class 1) and a square (class 2) on noise, and their classes."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     middle = torch.randint(size // 5, 4 * size // 5, (count, 4), generator=draw)
@@ -57,8 +57,8 @@ def scenes(count, size, seed):
     square = ((y - middle[:, 2, None, None]).abs() < radius) & ((x - middle[:, 3, None, None]).abs() < radius)
     classes = torch.where(square, 2, disc.long())
     shade = torch.rand(count, 1, 1, generator=draw) * 0.6 + 0.4
-    pictures = (classes > 0) * shade + 0.2 * torch.randn(count, size, size, generator=draw)
-    return pictures[:, None], classes
+    images = (classes > 0) * shade + 0.2 * torch.randn(count, size, size, generator=draw)
+    return images[:, None], classes
 
 
 def overlap(predicted, expected):
@@ -73,18 +73,18 @@ def train(steps, size=41, widths=(8, 16, 32)):
     network = unet(1, 3, widths)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     for step in range(steps):
-        pictures, classes = scenes(16, size, seed=step + 1)
+        images, classes = scenes(16, size, seed=step + 1)
         optimizer.zero_grad()
-        F.cross_entropy(network(pictures), classes).backward()
+        F.cross_entropy(network(images), classes).backward()
         optimizer.step()
-    pictures, classes = scenes(64, size, seed=0)
+    images, classes = scenes(64, size, seed=0)
     with torch.no_grad():
-        predicted = network.eval()(pictures).argmax(1)
-    return network, overlap(predicted, classes), (pictures, classes, predicted)
+        predicted = network.eval()(images).argmax(1)
+    return network, overlap(predicted, classes), (images, classes, predicted)
 
 
-def draw(pictures, classes, predicted, path):
-    """Six scenes: the picture, what is there, what was found."""
+def draw(images, classes, predicted, path):
+    """Six scenes: the image, what is there, what was found."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,9 +92,9 @@ def draw(pictures, classes, predicted, path):
 
     figure, axes = pyplot.subplots(3, 6, figsize=(9, 4.6), constrained_layout=True)
     for column in range(6):
-        rows = (pictures[column, 0], classes[column], predicted[column])
-        for axis, image, name in zip(axes[:, column], rows, ("picture", "meant", "found"), strict=True):
-            axis.imshow(image.numpy(), cmap="gray" if name == "picture" else "viridis")
+        rows = (images[column, 0], classes[column], predicted[column])
+        for axis, image, name in zip(axes[:, column], rows, ("image", "meant", "found"), strict=True):
+            axis.imshow(image.numpy(), cmap="gray" if name == "image" else "viridis")
             axis.set_xticks([])
             axis.set_yticks([])
             if column == 0:

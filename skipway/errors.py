@@ -90,7 +90,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory() -> StorageError:
     """The error that such a one becomes where nothing can be done about it."""
-    return StorageError("memory ran out; take a smaller network, smaller pictures, or a machine with more memory")
+    return StorageError("memory ran out; take a smaller network, smaller images, or a machine with more memory")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

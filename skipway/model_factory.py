@@ -1,6 +1,6 @@
 """The zoo: a name, a file or a run becomes a network that carries its plan and its Spec.
 
-Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes.
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes.
 """
 
 import math
@@ -56,7 +56,7 @@ def create_model(
     Args:
         name: one of `list_models()`.
         num_classes: outputs; the default is that of the network's paper (1000, or 10 for the CIFAR networks).
-        in_chans: channels of the pictures, 3 by default; `resmlp` has in_features instead.
+        in_chans: channels of the images, 3 by default; `resmlp` has in_features instead.
         stem: "large", "small", "deep" and others; the default is the network's own.
         pretrained: True (weights of an installed pip package, else timm's choice for `name` on the Hub), "package" (the
             former alone), a tag ("a1_in1k"), a repository ("timm/resnet50.a1_in1k"), a run, or a file: ours, or one of
@@ -114,12 +114,12 @@ def options_for(name: str, spec: Spec, options: dict[str, Any]) -> dict[str, Any
 
 
 def input_shape(plan: dict[str, Any], size: int) -> tuple[int, ...]:
-    """One input of the network of `plan`, with its batch, at pictures of `size`."""
+    """One input of the network of `plan`, with its batch, at images of `size`."""
     return (1, plan["in_features"]) if "in_features" in plan else (1, plan["in_chans"], size, size)
 
 
 def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:
-    """What `--model auto` picks for `count` training pictures of `size` pixels: (name, options)."""
+    """What `--model auto` picks for `count` training images of `size` pixels: (name, options)."""
     if size < 4:
         return "resnet20", {"layers": [2, 2], "widths": [32, 64]}
     if size <= 16:

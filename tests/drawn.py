@@ -1,4 +1,4 @@
-"""Looks at pictures that were drawn into files."""
+"""Looks at plots that were drawn into files."""
 
 import numpy as np
 from PIL import Image

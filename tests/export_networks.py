@@ -51,7 +51,7 @@ def table_network(task="classification"):
     return network
 
 
-def pictures(count, height, width):
+def random_images(count, height, width):
     coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 7, 3), np.uint8)
     resized = [Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC) for c in coarse]
     return np.stack([np.asarray(r) for r in resized])

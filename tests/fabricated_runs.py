@@ -138,7 +138,7 @@ def run_folder(
         "network": "\n".join(f"  (block{i}): Skip(body=Chain({LAYER}, ReLU(), {LAYER}), join=add)" for i in range(20)),
     }
     (folder / "env.json").write_text(json.dumps(env))
-    worst_pictures(folder, names, rng, side, hostile)
+    worst_images(folder, names, rng, side, hostile)
     if metrics:
         counts = {s: sum(row[s] for row in per.values()) for s in next(iter(per.values()))}
         best = max(history, key=lambda row: row["val_accuracy"])
@@ -170,7 +170,7 @@ def run_folder(
     return folder
 
 
-def worst_pictures(folder, names, rng, side, hostile):
+def worst_images(folder, names, rng, side, hostile):
     (folder / "plots" / "worst").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(12):
@@ -178,11 +178,11 @@ def worst_pictures(folder, names, rng, side, hostile):
         y, x = np.mgrid[:high, :wide] / side
         waves = [np.sin(x * rng.uniform(3, 16) + y * rng.uniform(3, 16) + rng.uniform(0, 6)) for _ in range(3)]
         pixels = np.stack(waves, -1) * 110 + 128 + rng.normal(0, 4, (high, wide, 3))
-        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        (picture.convert("L") if i % 2 else picture).save(folder / "plots" / "worst" / f"{i}.png")
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        (image.convert("L") if i % 2 else image).save(folder / "plots" / "worst" / f"{i}.png")
         file = HOSTILE[i % len(HOSTILE)] if hostile else f"val/{names[i % len(names)]}/ILSVRC2012_val_0000{i:04d}.JPEG"
         rows.append([f"{i}.png", file, names[i % len(names)], names[-1 - i % len(names)], 0.97 - i / 50, 0.004])
-    columns = ["picture", "file", "label", "predicted", "probability", "label_probability"]
+    columns = ["image", "file", "label", "predicted", "probability", "label_probability"]
     table(folder / "plots" / "worst.csv", rows, columns)
 
 

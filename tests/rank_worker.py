@@ -37,7 +37,7 @@ SHARDED = {
 
 
 class Feed:
-    """Twenty-seven noisy pictures of three kinds in batches of 8, 8 and 11, of which every process has its part."""
+    """Twenty-seven noisy images of three kinds in batches of 8, 8 and 11, of which every process has its part."""
 
     def __init__(self, part=(0, 1), shuffle=True, count=27):
         generator = torch.Generator().manual_seed(3)

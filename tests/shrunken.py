@@ -12,7 +12,7 @@ from torch import nn
 from skipway.models import registry
 from skipway.models.network import build_network
 
-SIZE = 16  # of the pictures
+SIZE = 16  # of the images
 CLASSES = 3
 # A block whose shape stays, one after it, and one that halves and widens.
 CUT = {"layers": (2, 1), "widths": (8, 16, 16), "stem_channels": 12, "growth": 4, "width": 8}
@@ -97,6 +97,6 @@ def settle(network: nn.Module) -> None:
             value.normal_(float(key.endswith("weight")), 0.2)
 
 
-def pictures(count=4):
+def random_images(count=4):
     """(count, 3, SIZE, SIZE)."""
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))

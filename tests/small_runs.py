@@ -1,4 +1,4 @@
-"""Small runs for tests: sixty tiny pictures of three kinds, a network of three thousand weights, one thread."""
+"""Small runs for tests: sixty tiny images of three kinds, a network of three thousand weights, one thread."""
 
 import csv
 import json
@@ -16,8 +16,8 @@ QUICK = {"model": "resnet20", "epochs": 2, "batch_size": 16, "threads": 1, "prec
 KINDS = ("ant", "bee", "cow")
 
 
-def pictures(root, count=20, splits=("",), side=8, kinds=KINDS):
-    """Class folders of grey pictures whose brightness tells the kind; no two are equal."""
+def image_folder(root, count=20, splits=("",), side=8, kinds=KINDS):
+    """Class folders of grey images whose brightness tells the kind; no two are equal."""
     for s, split in enumerate(splits):
         for k, kind in enumerate(kinds):
             folder = root / split / kind

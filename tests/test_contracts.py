@@ -7,7 +7,7 @@ from pathlib import Path
 import contracts
 import pytest
 import torch
-from shrunken import covering, kinds, pictures, settled, shrunken
+from shrunken import covering, kinds, random_images, settled, shrunken
 
 from skipway.models import registry
 
@@ -187,25 +187,25 @@ def test_the_page_about_networks_has_these_counts_and_no_name_that_is_none():
 @pytest.mark.parametrize("name", kinds())
 @pytest.mark.parametrize("check", COMPUTED)
 def test_every_network_computes_as_agreed(name, check):
-    contracts.CHECKERS[check](settled(name), pictures())
+    contracts.CHECKERS[check](settled(name), random_images())
 
 
 @pytest.mark.parametrize("name", kinds())
 @pytest.mark.parametrize("check", FRESH)
 def test_every_fresh_network_can_learn(name, check):
-    contracts.CHECKERS[check](shrunken(name), pictures(6))
+    contracts.CHECKERS[check](shrunken(name), random_images(6))
 
 
 @pytest.mark.parametrize("name", kinds())
 def test_every_network_comes_back_from_its_plan_and_from_its_file(name, tmp_path):
     contracts.check_plan(shrunken(name))
-    contracts.check_saving(settled(name), pictures(), tmp_path)
+    contracts.check_saving(settled(name), random_images(), tmp_path)
 
 
 @pytest.mark.parametrize("name", covering())
 def test_every_network_is_exported_and_compiled(name):
-    contracts.check_export(settled(name), pictures())
-    contracts.check_compile(settled(name), pictures())
+    contracts.check_export(settled(name), random_images())
+    contracts.check_compile(settled(name), random_images())
 
 
 @pytest.mark.parametrize(

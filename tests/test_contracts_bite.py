@@ -9,7 +9,7 @@ from pathlib import Path
 import contracts
 import pytest
 import torch
-from shrunken import pictures, settled, shrunken
+from shrunken import random_images, settled, shrunken
 from torch import nn
 from torch.nn import functional as F
 
@@ -89,12 +89,12 @@ class Counting(nn.Module):
 
 @bite("check_output_shape", r"the plan means \(4, 3\), but there came \{'forward': \(4, 5\)")
 def a_head_of_other_classes():
-    return network(head=nn.Linear(16, 5)), pictures()
+    return network(head=nn.Linear(16, 5)), random_images()
 
 
 @bite("check_output_shape", r"there came \{('output_shape': \(4, 2\), )?'meta': \(4, 2\)\}")
 def another_shape_where_there_is_no_data():
-    return network(more=lambda x: x[:, :2] if x.device.type == "meta" else x), pictures()
+    return network(more=lambda x: x[:, :2] if x.device.type == "meta" else x), random_images()
 
 
 @bite("check_fingerprint", "the golden file has")
@@ -118,35 +118,35 @@ def another_name():
 
 @bite("check_registration", r"the state does not hold \['more.numbers'\]")
 def a_buffer_that_is_not_saved():
-    return network(more=Numbers("buffer")), pictures()
+    return network(more=Numbers("buffer")), random_images()
 
 
 @bite("check_registration", "parameters stand in two places")
 def a_block_used_twice():
     made = network()
     made.stage1[1] = made.stage1[0]
-    return made, pictures()
+    return made, random_images()
 
 
 @bite("check_registration", r"more keeps \['kept'\] where torch does not see it")
 def numbers_in_a_plain_list():
-    return network(more=Numbers("list")), pictures()
+    return network(more=Numbers("list")), random_images()
 
 
 @bite("check_registration", r"these did not become float64: \['more.numbers'\]")
 def numbers_that_do_not_move():
-    return network(more=Numbers("immovable")), pictures()
+    return network(more=Numbers("immovable")), random_images()
 
 
 @bite("check_registration", "numbers stayed behind in float32")
 def numbers_in_a_closure():
     weight = torch.eye(3)
-    return network(more=lambda x: x @ weight), pictures()
+    return network(more=lambda x: x @ weight), random_images()
 
 
 @bite("check_registration", "float64 goes in, torch.float32 comes out")
 def an_output_of_one_kind():
-    return network(more=lambda x: x.float()), pictures()
+    return network(more=lambda x: x.float()), random_images()
 
 
 # Plans
@@ -220,17 +220,17 @@ def an_option_that_the_network_does_not_heed():
 
 @bite("check_determinism", "evaluation is not deterministic")
 def dropout_that_never_ends():
-    return network(more=lambda x: F.dropout(x, 0.5, training=True)), pictures()
+    return network(more=lambda x: F.dropout(x, 0.5, training=True)), random_images()
 
 
 @bite("check_determinism", r"evaluation changes \['more.calls'\]")
 def a_count_that_goes_on():
-    return network(more=Counting()), pictures()
+    return network(more=Counting()), random_images()
 
 
 @bite("check_rows", "a row depends on its batch")
 def a_mean_over_the_batch():
-    return network(more=lambda x: x - x.mean(0)), pictures()
+    return network(more=lambda x: x - x.mean(0)), random_images()
 
 
 def fresh(**layers):
@@ -244,17 +244,17 @@ def fresh(**layers):
 def a_gradient_that_is_cut():
     made = fresh()
     made.stem = Chain(made.stem, lambda x: x.detach())
-    return made, pictures(6)
+    return made, random_images(6)
 
 
 @bite("check_gradients", r"the gradient is not finite at \['stem")
 def a_root_of_zero():
-    return fresh(pool=lambda x: (x.mean((2, 3)) * 0).sqrt() + x.mean((2, 3))), pictures(6)
+    return fresh(pool=lambda x: (x.mean((2, 3)) * 0).sqrt() + x.mean((2, 3))), random_images(6)
 
 
 @bite("check_gradients", r"the gradient stays zero at \['more.numbers'\]")
 def numbers_that_nothing_heeds():
-    return fresh(more=Numbers("unheard")), pictures(6)
+    return fresh(more=Numbers("unheard")), random_images(6)
 
 
 # Copies
@@ -262,19 +262,19 @@ def numbers_that_nothing_heeds():
 
 @bite("check_deepcopy", "the copy shares memory with the network")
 def a_layer_that_is_not_copied():
-    return network(more=Numbers("one")), pictures()
+    return network(more=Numbers("one")), random_images()
 
 
 @bite("check_deepcopy", "the copy gives other outputs")
 def a_layer_that_forgets():
     more = Numbers("forgetful")
     nn.init.ones_(more.numbers)
-    return network(more=more), pictures()
+    return network(more=more), random_images()
 
 
 @bite("check_saving", "the file brings back another plan or Spec")
 def a_plan_that_a_file_changes():
-    return planned(layers=(2, 1)), pictures()
+    return planned(layers=(2, 1)), random_images()
 
 
 @bite("check_saving", "the file brings back another state")
@@ -282,27 +282,27 @@ def keys_in_another_order():
     made = network()
     inner = made.stage2[0]._modules
     inner["body"] = inner.pop("body")
-    return made, pictures()
+    return made, random_images()
 
 
 @bite("check_saving", "the loaded network gives other outputs")
 def a_layer_that_the_plan_does_not_know():
-    return network(more=torch.sin), pictures()
+    return network(more=torch.sin), random_images()
 
 
 @bite("check_export", "the exported program gives other outputs")
 def another_computation_where_it_is_exported():
-    return network(more=lambda x: 2 * x if torch.compiler.is_exporting() else x), pictures()
+    return network(more=lambda x: 2 * x if torch.compiler.is_exporting() else x), random_images()
 
 
 @bite("check_compile", "the compiled network gives other outputs")
 def another_computation_where_it_is_compiled():
-    return network(more=lambda x: 2 * x if torch.compiler.is_compiling() else x), pictures()
+    return network(more=lambda x: 2 * x if torch.compiler.is_compiling() else x), random_images()
 
 
 @bite("check_compile", "the network is more than one graph")
 def a_break_in_the_graph():
-    return network(more=lambda x: (torch._dynamo.graph_break(), x)[1]), pictures()
+    return network(more=lambda x: (torch._dynamo.graph_break(), x)[1]), random_images()
 
 
 # The laws of Skip
@@ -334,39 +334,39 @@ class Halving(Skip):
 
 @bite("check_drop_path", "drop path drops at evaluation")
 def drop_path_at_evaluation():
-    return with_first_skip(Dropping), pictures()
+    return with_first_skip(Dropping), random_images()
 
 
 @bite("check_zero_bodies", "stage1.0 is not its shortcut where its body gives zeros")
 def a_shortcut_that_is_halved():
-    return with_first_skip(Halving), pictures()
+    return with_first_skip(Halving), random_images()
 
 
 @bite("check_zero_beginnings", r"these begin at zero and get no gradient: \['stage1.0.body.0.norm2.weight'\]")
 def an_activation_after_a_zeroed_norm():
-    return with_first_skip(made=fresh(), body=lambda body: Chain(body, nn.ReLU())), pictures(6)
+    return with_first_skip(made=fresh(), body=lambda body: Chain(body, nn.ReLU())), random_images(6)
 
 
 @bite("check_in_place", "stage1.0 changes its input in place")
 def a_body_that_changes_its_input():
-    return with_first_skip(body=lambda body: Chain(lambda x: x.relu_(), body)), pictures()
+    return with_first_skip(body=lambda body: Chain(lambda x: x.relu_(), body)), random_images()
 
 
 @bite("check_in_place", "the network changes its input in place")
-def a_stem_that_changes_the_pictures():
+def a_stem_that_changes_the_images():
     made = network()
     made.stem = Chain(lambda x: x.mul_(2), made.stem)
-    return made, pictures()
+    return made, random_images()
 
 
 @bite("check_shortcuts", "stage1.0: 64 parameters too many")
 def a_projection_between_equal_shapes():
-    return with_first_skip(shortcut=nn.Conv2d(8, 8, 1, bias=False)), pictures()
+    return with_first_skip(shortcut=nn.Conv2d(8, 8, 1, bias=False)), random_images()
 
 
 @bite("check_shortcuts", "stage1.0: something in the shortcut is not affine")
 def a_shortcut_with_an_activation():
-    return with_first_skip(shortcut=nn.Tanh()), pictures()
+    return with_first_skip(shortcut=nn.Tanh()), random_images()
 
 
 def refusal(check, make, folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from picture_folders import parquet, split_folders
+from image_folders import parquet, split_folders
 from PIL import Image
 from processes import run
 from small_runs import QUICK
@@ -37,8 +37,8 @@ def count(network):
 
 
 def drawn(path):
-    with Image.open(path) as picture:
-        return picture.size
+    with Image.open(path) as image:
+        return image.size
 
 
 # Counts
@@ -146,7 +146,7 @@ def cifar(tmp_path_factory):
     return folder
 
 
-def test_the_road_ends_in_a_table_and_a_picture(cifar, tmp_path):
+def test_the_road_ends_in_a_table_and_a_image(cifar, tmp_path):
     pytest.importorskip("pyarrow")
     command = [sys.executable, FOLDER / "notes.py", cifar, "--epochs", "1", "--only", "Net,NetRes", "--out", "road.png"]
     done = run(*command, cwd=tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 from torch.utils.data import DataLoader
 
 from skipway.errors import SkipwayError
@@ -69,7 +69,7 @@ def test_a_run_has_no_worker_processes_and_no_shared_memory(tmp_path, monkeypatc
     for work in (lambda: list(DataLoader([1], num_workers=1)), torch.zeros(1).share_memory_):
         with pytest.raises(Refused):
             work()
-    run = quick(pictures(tmp_path / "kinds"), tmp_path / "runs")
+    run = quick(image_folder(tmp_path / "kinds"), tmp_path / "runs")
     assert len(run.history) == 2
 
 

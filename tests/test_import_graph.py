@@ -1,4 +1,4 @@
-"""The picture of the packages shows all of them, the lowest at the bottom."""
+"""The graph of the packages shows all of them, the lowest at the bottom."""
 
 import re
 import runpy
@@ -22,6 +22,6 @@ def test_the_graph_has_a_row_for_every_package_and_arcs_that_point_down():
     assert place["nn"] > place["models"] > place["runs"] > place["cli"]  # SVG counts from the top
 
 
-def test_the_committed_picture_knows_every_package():
+def test_the_committed_image_knows_every_package():
     folders = {path.name for path in (ROOT / "skipway").iterdir() if (path / "__init__.py").exists()}
     assert folders <= set(rows((ROOT / "docs" / "import_graph.svg").read_text()))

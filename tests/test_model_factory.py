@@ -36,7 +36,7 @@ def save(network, path, **changes):
     return path
 
 
-def picture(height, width, channels=None):
+def noise(height, width, channels=None):
     shape = (height, width) if channels is None else (height, width, channels)
     return np.random.default_rng(height).integers(0, 256, shape, dtype=np.uint8)
 
@@ -96,11 +96,17 @@ def test_small_images_get_a_small_stem_and_a_network_that_has_one_keeps_its_own(
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR])
-def test_pictures_of_every_kind_are_predicted_together(spec, tmp_path):
-    Image.fromarray(picture(30, 20, 3)).save(tmp_path / "color.png")
-    Image.fromarray(picture(9, 14)).save(tmp_path / "grey.jpg")
+def test_images_of_every_kind_are_predicted_together(spec, tmp_path):
+    Image.fromarray(noise(30, 20, 3)).save(tmp_path / "color.png")
+    Image.fromarray(noise(9, 14)).save(tmp_path / "grey.jpg")
     files = [tmp_path / "color.png", str(tmp_path / "grey.jpg")]
-    arrays = [picture(8, 8), picture(10, 10), picture(5, 7, 1), picture(40, 8, 3), picture(10, 10, 3)]
+    arrays = [
+        noise(8, 8),
+        noise(10, 10),
+        noise(5, 7, 1),
+        noise(40, 8, 3),
+        noise(10, 10, 3),
+    ]
     network = network_for(spec).eval()
     found = network.predict_proba([*files, *arrays])
     assert found.shape == (7, 3) and found.dtype == np.float32 and np.allclose(found.sum(1), 1, atol=1e-6)
@@ -109,9 +115,9 @@ def test_pictures_of_every_kind_are_predicted_together(spec, tmp_path):
     assert network.predict([*files, *arrays]) == [spec.class_names[i] for i in found.argmax(1)]
 
 
-def test_a_picture_is_prepared_as_the_spec_says():
+def test_a_image_is_prepared_as_the_spec_says():
     network = network_for(GREY).eval()
-    x = picture(10, 10)
+    x = noise(10, 10)
     pixels = prepare_image(x, GREY)
     assert pixels.shape == (8, 8, 1) and np.array_equal(pixels[:, :, 0], x[1:9, 1:9])
     wanted = network((torch.tensor(x[1:9, 1:9]).float()[None, None] / 255 - 0.4) / 0.3).softmax(1)
@@ -119,7 +125,7 @@ def test_a_picture_is_prepared_as_the_spec_says():
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 130])
-def test_any_number_of_pictures_is_predicted(count):
+def test_any_number_of_images_is_predicted(count):
     network = network_for(GREY).eval()
     arrays = np.random.default_rng(0).integers(0, 256, (count, 10, 10), dtype=np.uint8)
     found = network.predict_proba(arrays)
@@ -129,22 +135,29 @@ def test_any_number_of_pictures_is_predicted(count):
     assert np.array_equal(found, network.predict_proba(iter(arrays)))
 
 
-@pytest.mark.parametrize("single", ["photo.png", Path("photo.png"), picture(8, 8), picture(8, 8, 3), picture(8, 8, 1)])
-def test_a_single_picture_is_not_taken_for_many(single):
-    with pytest.raises(InputError, match=r"predict takes a list of pictures, not a single one; .*\[picture\]"):
+@pytest.mark.parametrize("single", ["photo.png", Path("photo.png"), noise(8, 8), noise(8, 8, 3), noise(8, 8, 1)])
+def test_a_single_image_is_not_taken_for_many(single):
+    with pytest.raises(InputError, match=r"predict takes a list of images, not a single one; .*\[image\]"):
         network_for(GREY).predict(single)
 
 
 @pytest.mark.parametrize(
-    "array", [picture(8, 8) / 255, picture(8, 8, 4), picture(8, 0), np.zeros((2, 8, 8, 3), np.uint8), np.uint8(3)]
+    "array",
+    [
+        noise(8, 8) / 255,
+        noise(8, 8, 4),
+        noise(8, 0),
+        np.zeros((2, 8, 8, 3), np.uint8),
+        np.uint8(3),
+    ],
 )
-def test_an_array_that_is_no_picture_is_refused(array):
-    with pytest.raises(InputError, match=r"a picture as an array is uint8 of shape \(H, W\), .* convert it first"):
-        network_for(GREY).predict([picture(8, 8), np.asarray(array)])
+def test_an_array_that_is_no_image_is_refused(array):
+    with pytest.raises(InputError, match=r"an image as an array is uint8 of shape \(H, W\), .* convert it first"):
+        network_for(GREY).predict([noise(8, 8), np.asarray(array)])
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path):
-    (tmp_path / "a\nb.png").write_bytes(b"no picture")
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / "a\nb.png").write_bytes(b"no image")
     for path in (tmp_path / "a\nb.png", tmp_path / "missing.png"):
         with pytest.raises(InputError, match=r"(a\\x0ab|missing)\.png cannot be used: ") as refused:
             network_for(GREY).predict([path])
@@ -153,14 +166,14 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
 
 def test_a_network_without_a_spec_does_not_predict():
     with pytest.raises(InputError, match="this network does not know what its inputs and outputs mean; load it from"):
-        create_model("resnet20").predict([picture(8, 8)])
+        create_model("resnet20").predict([noise(8, 8)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_of_another_dtype_predicts_too(dtype):
     network = network_for(GREY).eval()
-    wanted = network.predict_proba([picture(8, 8)])
-    found = network.to(dtype).predict_proba([picture(8, 8)])
+    wanted = network.predict_proba([noise(8, 8)])
+    found = network.to(dtype).predict_proba([noise(8, 8)])
     assert found.dtype == np.float32 and np.allclose(found, wanted, atol=0.1)
 
 
@@ -169,7 +182,7 @@ def test_predicting_leaves_each_layer_s_mode_and_statistics_as_they_were():
     network.stage1.eval()
     state = {k: v.clone() for k, v in network.state_dict().items()}
     modes = [m.training for m in network.modules()]
-    network.predict([picture(8, 8)])
+    network.predict([noise(8, 8)])
     assert [m.training for m in network.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
 
@@ -178,7 +191,7 @@ def test_a_network_is_copied_with_plan_and_spec_and_sliced_without():
     network = network_for(GREY).eval()
     twin = copy.deepcopy(network)
     assert twin.plan == network.plan and twin.plan is not network.plan and twin.spec == network.spec
-    assert np.array_equal(twin.predict_proba([picture(8, 8)]), network.predict_proba([picture(8, 8)]))
+    assert np.array_equal(twin.predict_proba([noise(8, 8)]), network.predict_proba([noise(8, 8)]))
     part = network[:2]
     assert isinstance(part, Network) and part.plan == {} and part.spec is None
     assert part(torch.ones(1, 1, 8, 8)).shape == (1, 4, 8, 8) and part.stem is network.stem

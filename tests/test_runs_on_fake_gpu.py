@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from fake_gpu import fake_gpu
-from picture_folders import decoded_noise
+from image_folders import decoded_noise
 from PIL import Image
 from shrunken import SIZE, kinds, shrunken
-from small_runs import QUICK, StopAt, numbers, pictures, quick, same_runs, same_tensors, train
+from small_runs import QUICK, StopAt, image_folder, numbers, quick, same_runs, same_tensors, train
 from table_files import homes, written
 from torch import nn
 
@@ -58,7 +58,7 @@ def fake():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return pictures(tmp_path_factory.mktemp("gpu") / "data", count=10)
+    return image_folder(tmp_path_factory.mktemp("gpu") / "data", count=10)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ TIMES = ("seconds", "samples_per_second", "data_time_fraction")
 
 
 class Feed:
-    """Twenty-six noisy pictures of three kinds in batches of 8, 8 and 10, in an order of the epoch's own."""
+    """Twenty-six noisy images of three kinds in batches of 8, 8 and 10, in an order of the epoch's own."""
 
     def __init__(self, count=26, size=8, shuffle=True):
         generator = torch.Generator().manual_seed(3)

@@ -27,7 +27,7 @@ def check(
     stop: StopFlag | None = None,
     target: str | None = None,
 ) -> str:
-    """What a careful eye sees in `data` before training, as text; every picture is decoded once.
+    """What a careful eye sees in `data` before training, as text; every image is decoded once.
 
     Of a table `target` is the column to predict.
     """
@@ -62,7 +62,7 @@ def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: 
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
     color = "grey" if decode_settings.channels == 1 else "color"
     lines = [
-        f"{printable(images.name)}: {len(images.class_names)} classes, {counts} pictures",
+        f"{printable(images.name)}: {len(images.class_names)} classes, {counts} images",
         f"sizes: {images.sizes}; {color}; trained at {decode_settings.size} px",
     ]
     width = max(len(printable(name)) for name in images.class_names)

@@ -50,8 +50,8 @@ def evaluate(
 ) -> Evaluation | RegressionEvaluation:
     """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
 
-    `split` is "train", "val" or "test"; by default test where there is one, else val, else all pictures.
-    With `tta` the mean over several views of each picture counts. By default the network is computed as at the end of
+    `split` is "train", "val" or "test"; by default test where there is one, else val, else all images.
+    With `tta` the mean over several views of each image counts. By default the network is computed as at the end of
     its run, so that the run's own metrics come out: by torch in float32, or as metrics.json says. `engine` and
     `precision` choose another way.
     """
@@ -67,7 +67,7 @@ def evaluate(
         console.print(f"warning: {images.notes[NEARLY_BLACK]:,} images are {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
-        raise InputError(f"no picture of {printable(data)} can be read; `skipway check` names what is wrong with each")
+        raise InputError(f"no image of {printable(data)} can be read; `skipway check` names what is wrong with each")
     batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), mean=spec.mean, std=spec.std)
 
     def poll() -> None:

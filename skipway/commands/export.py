@@ -68,7 +68,7 @@ class ExportedFiles:
     def __str__(self) -> str:
         lines = [f"written: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
         if self.check is not None:
-            inputs = f"{self.num_images} pictures of the run" if self.num_images else "made-up inputs"
+            inputs = f"{self.num_images} images of the run" if self.num_images else "made-up inputs"
             lines.append(f"checked on {inputs}: outputs differ from torch's by {self.check.difference:.2g} at most")
         return "\n".join(lines)
 
@@ -133,7 +133,7 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     """Write a folder that the library's users know how to open."""
     spec = network.spec
     if not isinstance(spec, Spec):
-        raise InputError(f"{library} has networks of pictures alone; export this one to onnx")
+        raise InputError(f"{library} has networks of images alone; export this one to onnx")
     paths = [folder / "model.safetensors", folder / "config.json"]
     for path in paths:
         refuse_output(path, [source])

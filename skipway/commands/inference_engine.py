@@ -65,7 +65,7 @@ def with_fastest_engine(
         if engine != "openvino" and precision in ("auto", "fp32"):
             return network
         raise InputError(
-            f"engine {engine!r} with precision {precision!r} is for a network of pictures on a CPU that is computed "
+            f"engine {engine!r} with precision {precision!r} is for a network of images on a CPU that is computed "
             'plainly; leave both at "auto"'
         )
     console = console or Console(quiet=True)
@@ -139,7 +139,7 @@ def _convert(
     accuracy = batches_accuracy(*samples["val"], batch_size=64)
     before, after = accuracy(network), accuracy(converted)
     console.print(
-        f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(samples['val'][1]):,} validation pictures"
+        f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(samples['val'][1]):,} validation images"
     )
     if before - after > _MAX_LOSS:
         raise InputError(

@@ -12,7 +12,7 @@ from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.image_spec import Spec
 from skipway.data.sources.decode import NEARLY_BLACK
-from skipway.data.sources.image_folder import describe_other_files, picture_files
+from skipway.data.sources.image_folder import describe_other_files, image_files
 from skipway.data.sources.read_table import Table
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
@@ -39,17 +39,17 @@ def predict(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
-    """One Prediction per picture or row, in order: `sources` are paths or uint8 arrays, one or several.
+    """One Prediction per image or row, in order: `sources` are paths or uint8 arrays, one or several.
 
     For a network of tables they are table files or DataFrames.
 
-    A folder stands for its pictures at any depth. An input that cannot be used, or for which the outputs of the model
+    A folder stands for its images at any depth. An input that cannot be used, or for which the outputs of the model
     are not finite, has a reason in place of classes, and the others still get theirs. With `tta` the mean over several
-    views of each picture counts.
+    views of each image counts.
 
-    Networks of pictures are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
-    whichever of those that are installed is done first with so many pictures. `precision` is "bf16"
-    where the hardware has it, else "fp32"; "int8" is calibrated on the run's own training pictures. Probabilities
+    Networks of images are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
+    whichever of those that are installed is done first with so many images. `precision` is "bf16"
+    where the hardware has it, else "fp32"; "int8" is calibrated on the run's own training images. Probabilities
     differ by about 1e-6 in fp32, and by some 1e-3 in bf16.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
@@ -61,7 +61,7 @@ def predict(
     network.require_image_spec()
     inputs = _images(sources, console)
     if not inputs:
-        raise InputError("predict needs at least one picture or a folder that holds some")
+        raise InputError("predict needs at least one image or a folder that holds some")
     if all(isinstance(image, Path) and image.is_dir() for image in inputs):
         raise _no_images(inputs[0])
     network = with_fastest_engine(
@@ -79,7 +79,7 @@ def predict(
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
     for start in range(0, len(inputs), batch_size):
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} after {start:,} of {len(inputs):,} pictures")
+            raise Interrupted(f"stopped by {stop.name} after {start:,} of {len(inputs):,} images")
         predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, black=black)
         bar.at(len(predictions))
     bar.done()
@@ -98,7 +98,7 @@ def _images(sources: Any, console: Console) -> list[Any]:
             inputs.append(source)
             continue
         path = Path(source)
-        files = picture_files(path) if path.is_dir() else []
+        files = image_files(path) if path.is_dir() else []
         inputs += files or [path]
         others = sum(len(names) for _, _, names in os.walk(path)) - len(files)
         if files and others:
@@ -129,7 +129,7 @@ def _predict_batch(
 
 def _no_images(folder: Path) -> InputError:
     others = describe_other_files(folder)
-    return InputError(f"{printable(folder)} holds no picture{others}; give pictures, or a folder that has some")
+    return InputError(f"{printable(folder)} holds no image{others}; give images, or a folder that has some")
 
 
 def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputError:

@@ -23,7 +23,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     reason: str = ""
     value: float | None = None
-    noun: Literal["picture", "row"] = "picture"
+    noun: Literal["image", "row"] = "image"
 
     @property
     def usable(self) -> bool:
@@ -52,12 +52,12 @@ class Evaluation:
     classes: list[dict[str, Any]]
     skipped: int
     metrics: dict[str, float] = field(default_factory=dict)
-    noun: Literal["pictures", "rows"] = "pictures"
+    noun: Literal["images", "rows"] = "images"
     trained_on: int = 0  # of the count: the run has them among its training samples
     is_asked: bool = False  # whether the caller named the split
 
     def __str__(self) -> str:
-        reason = "unreadable" if self.noun == "pictures" else "without a target"
+        reason = "unreadable" if self.noun == "images" else "without a target"
         unreadable = f" ({self.skipped:,} {reason} left out)" if self.skipped else ""
         total = f"{self.count:,} {self.noun}{unreadable}"
         lines = [f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {total}"]

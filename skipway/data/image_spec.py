@@ -1,6 +1,6 @@
 """Spec: what a network expects to be given and what its outputs mean.
 
-It travels with every file that leaves a run, so that a picture met years later is prepared as in training.
+It travels with every file that leaves a run, so that an image met years later is prepared as in training.
 """
 
 import math
@@ -24,11 +24,11 @@ _MAX_NAME_BYTES = 1024
 
 @dataclass(frozen=True)
 class Spec:
-    """Inputs (B, channels, size, size) made from pictures, and the meaning of the (B, len(class_names)) outputs.
+    """Inputs (B, channels, size, size) made from images, and the meaning of the (B, len(class_names)) outputs.
 
-    A picture is brought to `presize` x `presize` by `resize_mode` and `interpolation` (antialiased), its centre
+    An image is brought to `presize` x `presize` by `resize_mode` and `interpolation` (antialiased), its centre
     `size` x `size` is cut out, divided by 255, and normalised with `mean` and `std` per channel. `mirrored` says that
-    a picture seen in a mirror is still of its class, so that a prediction may look at both.
+    an image seen in a mirror is still of its class, so that a prediction may look at both.
     """
 
     channels: int
@@ -81,7 +81,7 @@ class Spec:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one prepared picture."""
+        """(C, H, W) of one prepared image."""
         return (self.channels, self.size, self.size)
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Spec:
 
     @property
     def decode_options(self) -> dict[str, Any]:
-        """Return how a picture becomes pixels of `presize`, as the arguments of `decode`."""
+        """Return how an image becomes pixels of `presize`, as the arguments of `decode`."""
         return {
             "size": self.presize,
             "crop_size": self.size,

@@ -1,6 +1,6 @@
-"""How a network of pictures or of tables is exported: its inputs and outputs, what prepares them, what checks them.
+"""How a network of images or of tables is exported: its inputs and outputs, what prepares them, what checks them.
 
-Shapes: N inputs, (H, W) pixels of a picture, (S, S) those that the network is given of it, C channels, K classes, F
+Shapes: N inputs, (H, W) pixels of an image, (S, S) those that the network is given of it, C channels, K classes, F
 numbers of a row of a table.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import fitted_array
 from skipway.data.sources.decode import decode, size_of
-from skipway.data.sources.read_bytes import read_picture_file
+from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
 from skipway.export.fused_convolution import Convolution
@@ -29,9 +29,9 @@ from skipway.nn.chain import Chain
 __all__ = ["Description", "describe_export", "plain_copy"]
 
 _BATCH_SIZE = 7  # inputs at once
-_MAX_SIDE = 1024  # pixels: a batch of larger pictures would need gigabytes
+_MAX_SIDE = 1024  # pixels: a batch of larger images would need gigabytes
 _RANDOM_ROWS = 64
-_RANDOM_SIZES = ((1, 1), (0.6, 0.9), (1.5, 1.1), (2.1, 5.2))  # of random pictures, in presizes
+_RANDOM_SIZES = ((1, 1), (0.6, 0.9), (1.5, 1.1), (2.1, 5.2))  # of random images, in presizes
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
@@ -50,8 +50,8 @@ def plain_copy(network: nn.Module) -> nn.Module:
     return twin
 
 
-class _Pictures(nn.Module):
-    """Pictures (N, H, W, C) uint8 -> probabilities (N, K)."""
+class _Images(nn.Module):
+    """Images (N, H, W, C) uint8 -> probabilities (N, K)."""
 
     mean: Tensor
     std: Tensor
@@ -85,26 +85,26 @@ class _Rows(nn.Module):
 
 
 class _ImageExport:
-    """How a network of pictures is exported and checked; `dynamic` axes may have any size."""
+    """How a network of images is exported and checked; `dynamic` axes may have any size."""
 
     classes, offset, unit = True, 0.0, 1.0
 
     def __init__(self, network: Network, spec: Spec, raw: bool):
-        self.network, self.spec, self.raw, with_preparation = network, spec, raw, _Pictures(network, spec)
+        self.network, self.spec, self.raw, with_preparation = network, spec, raw, _Images(network, spec)
         self.prepare, self.normalised = with_preparation.prepare, with_preparation.normalised
         self.module: nn.Module = network if raw else with_preparation
-        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("pictures", "probabilities")
+        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", "probabilities")
         self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
         # Several, and no two sizes alike: tracing takes a size of 1 for fixed, and equal ones for the same.
         any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=torch.uint8)
         self.example = torch.zeros(3, *spec.input_shape) if raw else any_size
 
     def inputs(self, check: Any) -> list[np.ndarray]:
-        """Return each picture by itself, then seven that are made of the smallest."""
+        """Return each image by itself, then seven that are made of the smallest."""
         sources = [check] if isinstance(check, str | os.PathLike) else check
-        pictures = [_full_size_picture(source, self.spec) for source in sources or ()] or _random_pictures(self.spec)
-        smallest = min(pictures, key=lambda picture: picture.size)[:_MAX_SIDE, :_MAX_SIDE]
-        batches = [*(p[None] for p in pictures), np.stack([np.roll(smallest, 3 * i, 1) for i in range(_BATCH_SIZE)])]
+        images = [_full_size_image(source, self.spec) for source in sources or ()] or _random_images(self.spec)
+        smallest = min(images, key=lambda image: image.size)[:_MAX_SIDE, :_MAX_SIDE]
+        batches = [*(p[None] for p in images), np.stack([np.roll(smallest, 3 * i, 1) for i in range(_BATCH_SIZE)])]
         return [self.normalised(torch.from_numpy(b)).numpy() for b in batches] if self.raw else batches
 
     def expected(self, x: np.ndarray) -> np.ndarray:
@@ -180,26 +180,26 @@ def describe_export(network: Network, raw: bool) -> Description:
     return _ImageExport(twin, network.spec, raw)
 
 
-def _full_size_picture(source: Any, spec: Spec) -> np.ndarray:
-    """Return a picture at its own size, upright, as (H, W, C) uint8."""
-    prepare_image(source, spec)  # raises the error of a picture that cannot be used
+def _full_size_image(source: Any, spec: Spec) -> np.ndarray:
+    """Return an image at its own size, upright, as (H, W, C) uint8."""
+    prepare_image(source, spec)  # raises the error of an image that cannot be used
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
         pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")
     else:
-        data = read_picture_file(Path(source))
-        picture = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, resize_mode="pad")
-        height, width, pixels = picture.height, picture.width, picture.pixels
+        data = read_image_file(Path(source))
+        image = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, resize_mode="pad")
+        height, width, pixels = image.height, image.width, image.pixels
     top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2  # without the bars
     return pixels[top : top + height, left : left + width]
 
 
-def _random_pictures(spec: Spec) -> list[np.ndarray]:
-    """Return pictures of several sizes with soft parts and grain, like photographs."""
-    generator, pictures = np.random.default_rng(0), []
+def _random_images(spec: Spec) -> list[np.ndarray]:
+    """Return images of several sizes with soft parts and grain, like photographs."""
+    generator, images = np.random.default_rng(0), []
     for down, across in _RANDOM_SIZES:
         height, width = (max(1, round(share * spec.presize)) for share in (down, across))
         coarse = torch.from_numpy(generator.uniform(0, 255, (1, spec.channels, height // 16 + 2, width // 16 + 2)))
         soft = F.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0).numpy()
-        pictures.append(np.clip(soft + generator.normal(0, 8, soft.shape), 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(soft + generator.normal(0, 8, soft.shape), 0, 255).astype(np.uint8))
+    return images

@@ -45,7 +45,7 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
             convolutions compute with 8-bit integers, on a CPU.
         calibration: inputs (B, C, H, W) as the network takes them, for int8: a tensor or several. What the network
             makes of them chooses the range that its integers stand for, so they should be like what is to come; a
-            hundred training pictures are enough.
+            hundred training images are enough.
 
     Outputs differ from those in float32 by rounding alone: about 1e-6 of the largest in fp32, 1e-2 in bf16; in int8
     by more, so measure what it costs (`skipway.evaluate` takes the fused network).
@@ -99,7 +99,7 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
 def _to_int8(
     network: Chain, convolutions: list[Convolution], *, device: str, calibration: Tensor | Iterable[Tensor]
 ) -> None:
-    """Run the calibration pictures in float32, and let the convolutions compute in int8 from then on."""
+    """Run the calibration images in float32, and let the convolutions compute in int8 from then on."""
     if device != "cpu" or not convolutions:
         unfit = f"one on {device}" if device != "cpu" else "one without convolutions that it knows"
         raise InputError(
@@ -110,7 +110,7 @@ def _to_int8(
     batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
     if not batches or not all(map(_is_calibration_batch, batches)):
         raise InputError(
-            'fuse to "int8" chooses its ranges by pictures; give calibration=x, a tensor (B, C, H, W) of finite inputs '
+            'fuse to "int8" chooses its ranges by images; give calibration=x, a tensor (B, C, H, W) of finite inputs '
             "as the network takes them, or several"
         )
     for convolution in convolutions:
@@ -128,7 +128,7 @@ def _to_int8(
 
 
 def _is_calibration_batch(batch: Any) -> bool:
-    """Return whether ranges can be chosen by `batch`: finite pictures."""
+    """Return whether ranges can be chosen by `batch`: finite images."""
     if not isinstance(batch, Tensor) or batch.dim() != 4 or not len(batch) or not batch.is_floating_point():
         return False
     return bool(batch.isfinite().all())
@@ -137,7 +137,7 @@ def _is_calibration_batch(batch: Any) -> bool:
 def _run_inference(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
     """Run `layers` one after the other without gradients, in bfloat16 or float32."""
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
-        raise InputError("a fused network takes normalised numbers, not bytes; use predict for pictures")
+        raise InputError("a fused network takes normalised numbers, not bytes; use predict for images")
     if isinstance(x, Tensor) and x.is_floating_point():
         layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
         x = x.to(torch.bfloat16 if narrow else torch.float32, memory_format=layout)

@@ -165,7 +165,7 @@ class Convolution(nn.Module):
         self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None, reuse: bool
     ) -> Tensor | QuantizedTensor:
         assert self.quantization is not None
-        _need_pictures_on_a_cpu(values_of(x))
+        _need_images_on_a_cpu(values_of(x))
         x = x if isinstance(x, QuantizedTensor) else quantize(x, self.quantization[0])
         padding, front = self._place(values_of(x))
         weight, scales, zeros = self._pack(f"int8 {front}", partial(self._int8_weights, x))
@@ -210,7 +210,7 @@ def values_of(x: Tensor | QuantizedTensor) -> Tensor:
     return x.values if isinstance(x, QuantizedTensor) else x
 
 
-def _need_pictures_on_a_cpu(x: Tensor) -> None:
+def _need_images_on_a_cpu(x: Tensor) -> None:
     if x.device.type != "cpu" or x.dim() != 4:
         raise InputError(
             f'a network that is fused to "int8" computes with (B, C, H, W) on a CPU, not with {tuple(x.shape)} on '

@@ -1,7 +1,7 @@
 """Layers of a network that only predicts: fewer, wider steps, with the same outputs up to the rounding of their type.
 
 A batch norm is a convolution's scale and bias once its statistics stand; ReLU and the addition of a join are done
-while the convolution's output is at hand; in int8 pictures travel between convolutions as uint8 codes.
+while the convolution's output is at hand; in int8 images travel between convolutions as uint8 codes.
 
 Shapes: those of the layers that are replaced.
 """

@@ -1,6 +1,6 @@
-"""A trained network as a program for other places: how a picture is prepared is part of it, and it is checked.
+"""A trained network as a program for other places: how an image is prepared is part of it, and it is checked.
 
-Shapes: N inputs, (H, W) pixels of a picture, (S, S) those that the network is given of it, C channels, K classes, F
+Shapes: N inputs, (H, W) pixels of an image, (S, S) those that the network is given of it, C channels, K classes, F
 numbers of a row of a table.
 """
 
@@ -59,12 +59,12 @@ class Exported:
 def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
     """Write an ONNX file that needs nothing else: how inputs are prepared, the network, and what its outputs mean.
 
-    A network of pictures takes `pictures` (N, H, W, C) uint8 of any size and number, and gives `probabilities` (N, K).
+    A network of images takes `images` (N, H, W, C) uint8 of any size and number, and gives `probabilities` (N, K).
     One of tables takes `rows` (N, F) float32, encoded as `TableSpec.encode` does, and gives `probabilities` (N, K), or
     `numbers` (N, 1) float64 in the target's own unit. The metadata hold `class_names`, `spec` and `plan` as JSON in
     ASCII, and `skipway_version`.
 
-    Pictures are resized as by `predict` for arrays, but not rounded to whole grey levels: pixels differ by 0.3 of 256
+    Images are resized as by `predict` for arrays, but not rounded to whole grey levels: pixels differ by 0.3 of 256
     levels in the mean, and in photographs by at most 1.5 (bilinear) or 4 (bicubic). Resizing is two matrix products,
     whose time goes with the pixels given: those of many megapixels are better made smaller before.
 
@@ -72,7 +72,7 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
         network: with its Spec.
         path: where to; a file that is there is replaced once the new one has passed.
         raw: the network alone: `inputs` (N, C, S, S), normalised, or (N, F) -> `outputs` (N, K), both float32.
-        check: pictures (paths, uint8 arrays) or a table to check the file with; made-up ones where there are none.
+        check: images (paths, uint8 arrays) or a table to check the file with; made-up ones where there are none.
 
     Raises:
         InputError: this network cannot be exported; the extra 'export' is missing.

@@ -31,14 +31,14 @@ __all__ = ["engine", "fastest"]
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # what computes in int8
 _LEVELS = 256
 _TELEMETRY = "openvino_telemetry"
-_WORTHWHILE = 4e12  # multiply-adds: ResNet-50 takes five seconds to be made, and saves them on a thousand pictures
+_WORTHWHILE = 4e12  # multiply-adds: ResNet-50 takes five seconds to be made, and saves them on a thousand images
 _BUILD_LOCK = RLock()  # torch's tracing, and OpenVINO's import, are for one thread at a time
 
 
 def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
     """The network for predicting alone, computed by OpenVINO: like `fuse`, and faster once it is made.
 
-    ResNet-50 for pictures of 224 pixels on two cores of a Zen 4: 46 of them a second in bf16 and 78 in int8, where
+    ResNet-50 for images of 224 pixels on two cores of a Zen 4: 46 of them a second in bf16 and 78 in int8, where
     `fuse` makes it 39 and 72, and the plain network 10; one at a time 45 and 76, for 32, 54 and 8.
 
     A Network stays one: `predict` and `predict_proba` do what they did. It takes what `network` takes and gives
@@ -49,7 +49,7 @@ def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | It
         network: on a CPU; the size of its inputs is that of its Spec, or of `calibration` where it has none.
         precision: "fp32"; "bf16"; "auto", which is bf16 where the hardware has it, else fp32; "int8".
         calibration: inputs as the network takes them, for int8: a tensor or several. What the network makes of them
-            chooses the range that its integers stand for, as with `fuse`; a hundred training pictures are enough.
+            chooses the range that its integers stand for, as with `fuse`; a hundred training images are enough.
 
     Outputs differ from those in float32 by about 1e-6 of the largest in fp32, 1e-2 in bf16; in int8 by more, so
     measure what it costs (`skipway.evaluate` takes the engine).

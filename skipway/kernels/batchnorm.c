@@ -1,4 +1,4 @@
-/* Batch norm, the join of a shortcut and ReLU in one go each way, for channels_last tensors: `rows` (pictures times
+/* Batch norm, the join of a shortcut and ReLU in one go each way, for channels_last tensors: `rows` (images times
 positions) by `channels`. Without ReLU and without a join too.
 
     y = max(0, (x - mean) * scale + bias + shortcut)      scale = weight / sqrt(variance + eps)

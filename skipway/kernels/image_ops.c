@@ -1,4 +1,4 @@
-/* Parts of pictures brought to one size by Pillow's antialiased bilinear resampling, to the last bit of each pixel; and
+/* Parts of images brought to one size by Pillow's antialiased bilinear resampling, to the last bit of each pixel; and
 bytes as normalised numbers, to the last bit of torch's.
 
 A part is resampled along its rows into bytes, then along its columns. What a pixel is made of are some pixels from a
@@ -76,14 +76,14 @@ static inline void along(const Four *row, const Filter *filter, int taps, int ch
     }
 }
 
-static void zoom(const uint8_t *picture, int in, int channels, const float *box, int mirrored, int out, Filter *across,
+static void zoom(const uint8_t *image, int in, int channels, const float *box, int mirrored, int out, Filter *across,
                  Filter *down, Four *wide, uint8_t *between, int32_t *sums, uint8_t *result) {
     int width = out * channels;
     aim(across, in, box[0], box[2], out);
     aim(down, in, box[1], box[3], out);
     int top = down->first[0], bottom = down->first[out - 1] + down->taps;
     for (int y = top; y < bottom; y++) {
-        const uint8_t *row = picture + (int64_t)y * in * channels;
+        const uint8_t *row = image + (int64_t)y * in * channels;
         uint8_t *to = between + (int64_t)y * width;
         for (int x = 0; x < in; x++)
             for (int c = 0; c < channels; c++) wide[x][c] = row[x * channels + c];
@@ -103,7 +103,7 @@ static void zoom(const uint8_t *picture, int in, int channels, const float *box,
     }
 }
 
-/* `count` pictures, the rows[i]-th of `pixels` (*, in, in, channels), the part boxes[i] (left, top, right, bottom) of
+/* `count` images, the rows[i]-th of `pixels` (*, in, in, channels), the part boxes[i] (left, top, right, bottom) of
 each, mirrored where flips[i] -> result (count, out, out, channels). Whether there was memory enough. */
 int zoomed(const uint8_t *pixels, int64_t in, int64_t channels, const int64_t *rows, const float *boxes,
            const uint8_t *flips, int64_t count, int64_t out, int64_t threads, uint8_t *result) {

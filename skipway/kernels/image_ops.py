@@ -1,6 +1,6 @@
 """What is done to the pixels of every batch, by C where there is a compiler, by Pillow and torch elsewhere.
 
-Both give the same, to the last bit. Shapes: N packed pictures of P x P x C bytes, B of them in a batch, S x S.
+Both give the same, to the last bit. Shapes: N packed images of P x P x C bytes, B of them in a batch, S x S.
 """
 
 import ctypes
@@ -20,12 +20,12 @@ __all__ = ["NORMALIZE", "ZOOM"]
 
 
 def _plain_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
-    """The parts `boxes` (B, 4), left, top, right, bottom, of pictures `rows`, mirrored where `flips` says so, as
+    """The parts `boxes` (B, 4), left, top, right, bottom, of images `rows`, mirrored where `flips` says so, as
     (B, S, S, C) bytes by antialiased bilinear resampling."""
     zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
     for i, box in enumerate(boxes.tolist()):
-        picture = pixels[rows[i]]
-        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+        array = pixels[rows[i]]
+        image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
         small = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)).reshape(zoomed.shape[1:])
         zoomed[i] = small[:, ::-1] if flips[i] else small
     return zoomed
@@ -37,7 +37,7 @@ def _fast_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: n
     flips = np.ascontiguousarray(flips)
     inputs = pixels.ctypes.data, *pixels.shape[2:], *(array.ctypes.data for array in (rows, boxes, flips))
     if not _library().zoomed(*inputs, len(rows), size, torch.get_num_threads(), zoomed.ctypes.data):
-        raise MemoryError("zooming needs memory for a picture, and there is none")
+        raise MemoryError("zooming needs memory for an image, and there is none")
     return zoomed
 
 

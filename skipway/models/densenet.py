@@ -1,4 +1,4 @@
-"""Densely connected networks for pictures: every layer is given all that the layers before it in its block have made.
+"""Densely connected networks for images: every layer is given all that the layers before it in its block have made.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 2 to the power of the transitions, and 4 times that
 behind the large stem.
@@ -26,14 +26,14 @@ _MAX_LAYERS = 1000  # a file's plan must not be able to fill the memory
 class DenseNetPlan(Plan):
     """What one dense network is made of.
 
-    layers: dense layers in each block; between blocks a transition halves the picture.
+    layers: dense layers in each block; between blocks a transition halves the image.
     growth: channels that each layer adds.
     stem: "large" (7x7, stride 2, max pool) or "small" (3x3, keeps the size).
     stem_channels: channels that the stem gives; None is twice `growth`.
     bottleneck: a 1x1 convolution to this many times `growth` before each 3x3; 0 for none (the plain DenseNet).
     compression: share of the channels that a transition keeps.
     dropout: chance to drop a value that a layer adds.
-    in_chans, num_classes: channels of the pictures, outputs.
+    in_chans, num_classes: channels of the images, outputs.
     """
 
     FAMILY: ClassVar[str] = "densenet"

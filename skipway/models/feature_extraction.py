@@ -23,7 +23,7 @@ _PROBE = 224  # any size that every network halves exactly
 class Features(nn.Module):
     """The outputs of the stem (index 0, before its pool) and of each stage (1, 2, ...), without the head.
 
-    `feature_info` says of each output: "num_chs" channels, at a "reduction"-th of the picture, made by the layer at
+    `feature_info` says of each output: "num_chs" channels, at a "reduction"-th of the image, made by the layer at
     "module". The layers are the network's own: training one trains the other.
 
     Args:

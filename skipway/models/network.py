@@ -1,6 +1,6 @@
-"""Network: a tree of layers that carries its plan and its Spec, and predicts from pictures or from tables.
+"""Network: a tree of layers that carries its plan and its Spec, and predicts from images or from tables.
 
-Shapes: (B, C, H, W) -> (B, K) for pictures of C channels and K classes; (B, F) -> (B, K), or (B, 1) for a number, for
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; (B, F) -> (B, K), or (B, 1) for a number, for
 rows of a table.
 """
 
@@ -45,7 +45,7 @@ class Network(Chain):
     def predict(self, inputs: Any) -> Any:
         """The likeliest class of each input, as a list of names; for regression an array (N,) of numbers.
 
-        Inputs are paths of pictures or uint8 arrays (H, W) or (H, W, C); for a network of tables they are a DataFrame,
+        Inputs are paths of images or uint8 arrays (H, W) or (H, W, C); for a network of tables they are a DataFrame,
         or the path of a .csv, .tsv or .parquet file, whose columns are found by name.
 
         Raises:
@@ -71,7 +71,7 @@ class Network(Chain):
         return network_outputs.image_probabilities(self, self.require_image_spec(), inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
-        """(N, K) probabilities of prepared pictures, each (S, S, C) uint8; with `tta` the mean over several views.
+        """(N, K) probabilities of prepared images, each (S, S, C) uint8; with `tta` the mean over several views.
 
         Raises:
             NotFiniteError: the outputs for one are NaN or infinite.
@@ -104,7 +104,7 @@ class Network(Chain):
                 "or set its .spec to a skipway.Spec"
             )
         if isinstance(self.spec, TableSpec):
-            raise InputError("this network was trained on a table; give it a DataFrame or a table file, not pictures")
+            raise InputError("this network was trained on a table; give it a DataFrame or a table file, not images")
         return self.spec
 
     def require_table_spec(self) -> TableSpec:
@@ -114,7 +114,7 @@ class Network(Chain):
             InputError: the network was not trained on a table.
         """
         if not isinstance(self.spec, TableSpec):
-            raise InputError("this network was not trained on a table; give it pictures, or load one of a table's run")
+            raise InputError("this network was not trained on a table; give it images, or load one of a table's run")
         return self.spec
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -19,8 +19,8 @@ from torch import nn
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.decoded_cache import fitted_array
-from skipway.data.sources.decode import NEARLY_BLACK, BadPicture, decode
-from skipway.data.sources.read_bytes import read_picture_file
+from skipway.data.sources.decode import NEARLY_BLACK, BadImage, decode
+from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import Table, frame_table, read_table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, NotFiniteError, printable
@@ -52,7 +52,7 @@ def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarr
         NotFiniteError: the outputs for one of them are NaN or infinite.
     """
     if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
-        raise InputError("predict takes a list of pictures, not a single one; write it in brackets: [picture]")
+        raise InputError("predict takes a list of images, not a single one; write it in brackets: [image]")
     images = list(inputs)
     parts, batch_size = [], batch_size_for(spec, _BATCH)
     for begin in range(0, len(images), batch_size):
@@ -159,12 +159,12 @@ def prepare_image(
         if isinstance(source, np.ndarray):
             pixels = _checked_array(source, spec)
         else:
-            data = read_picture_file(Path(source), root)
-            picture = decode(data, **spec.decode_options)
-            pixels = picture.pixels
-            if NEARLY_BLACK in picture.notes:
+            data = read_image_file(Path(source), root)
+            decoded = decode(data, **spec.decode_options)
+            pixels = decoded.pixels
+            if NEARLY_BLACK in decoded.notes:
                 (on_black or partial(warnings.warn, f"{name} is {NEARLY_BLACK}", stacklevel=2))()
-    except BadPicture as error:
+    except BadImage as error:
         raise InputError(f"{name} cannot be used: {error}") from None
     start = crop_offset(spec.presize, spec.size)
     return pixels[start : start + spec.size, start : start + spec.size]
@@ -179,7 +179,7 @@ def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
     array = source[:, :, None] if source.ndim == 2 else source
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise InputError(
-            f"a picture as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
+            f"an image as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
             f"{source.shape}; convert it first"
         )
     return fitted_array(array, **spec.decode_options)

@@ -1,4 +1,4 @@
-"""Residual networks for pictures, from one block up: the tables of the ImageNet and CIFAR families and their one rule.
+"""Residual networks for images, from one block up: the tables of the ImageNet and CIFAR families and their one rule.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), any H and W.
 Sources: He et al. 2015, arXiv:1512.03385 (18 to 152 and CIFAR's 20 to 1202; options A and B); norm and activation
@@ -51,7 +51,7 @@ class ResNetPlan(Plan):
 
     block: "basic" (two 3x3), "bottleneck" (1x1, 3x3 with the stride, 1x1), "bottleneck_v1" (the stride on the first
         1x1), "preact_basic" and "preact_bottleneck" (norm and activation first).
-    layers: blocks in each stage; every stage after the first halves the picture.
+    layers: blocks in each stage; every stage after the first halves the image.
     widths: channels in each stage (times 4 behind a bottleneck).
     stem: "large" (7x7, stride 2, max pool), "small" (3x3, keeps the size), "deep" (three 3x3, stride 2, max pool),
         "tiered" (deep, the first convolution narrower), "deep_conv" (deep, a convolution instead of the pool).
@@ -69,7 +69,7 @@ class ResNetPlan(Plan):
     drop_mode: "row" or "batch": see `Skip`.
     reversible: whether blocks are Couplings of two bodies on half of the channels each, whose memory in training does
         not grow with depth; those that change the shape keep theirs.
-    in_chans, num_classes: channels of the pictures, outputs.
+    in_chans, num_classes: channels of the images, outputs.
     """
 
     FAMILY: ClassVar[str] = "resnet"

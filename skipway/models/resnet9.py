@@ -1,4 +1,4 @@
-"""ResNet-9 for small pictures: the residual network that two cores train in minutes.
+"""ResNet-9 for small images: the residual network that two cores train in minutes.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 2 to the power of the stages, and one more behind
 a whitening stem.
@@ -27,7 +27,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 STEMS = ("small", "whitening")
 _MAX_CONVOLUTIONS = 1000  # a file's plan must not be able to fill the memory
 _SMALLEST_SPREAD = 5e-4  # keeps directions that hold nothing but noise from being blown up
-_BATCH = 256  # pictures whose patches fit a processor's caches better than those of all
+_BATCH = 256  # images whose patches fit a processor's caches better than those of all
 _LOGIT_SCALE = 1 / 9  # the largest of a map's values, not their mean, reaches the head: its logits begin too sure
 
 
@@ -46,7 +46,7 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set the filters from pictures x (B, C, H, W) as the network is given them."""
+        """Set the filters from images x (B, C, H, W) as the network is given them."""
         products, count = torch.zeros(4 * x.shape[1], 4 * x.shape[1], dtype=torch.float64, device=x.device), 0
         for part in x.split(_BATCH):
             patches = part.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, len(products)).double()
@@ -58,7 +58,7 @@ class Whitening(nn.Conv2d):
 
 
 def whiten(network: nn.Module, x: Tensor) -> None:
-    """Fit every whitening stem in `network` to pictures x (B, C, H, W)."""
+    """Fit every whitening stem in `network` to images x (B, C, H, W)."""
     for module in network.modules():
         if isinstance(module, Whitening):
             module.fit(x)
@@ -84,11 +84,11 @@ class Scaled(nn.Module):
 class ResNet9Plan(Plan):
     """What one ResNet-9 is made of.
 
-    widths: channels of the stem and of each stage; every stage halves the picture.
+    widths: channels of the stem and of each stage; every stage halves the image.
     layers: convolutions in the body of each stage's Skip; 0 for a stage without one.
     stem: "small" (3x3 convolution), or "whitening" (fixed 2x2 filters that take the correlations out of the training
-        pictures; `widths[0]` does not count there).
-    in_chans, num_classes: channels of the pictures, outputs.
+        images; `widths[0]` does not count there).
+    in_chans, num_classes: channels of the images, outputs.
     """
 
     FAMILY: ClassVar[str] = "resnet9"

@@ -141,7 +141,7 @@ class Flows:
     """Flows of one batch taken on the way: at the beginning, after an epoch, of several networks.
 
     `take` measures and remembers under a name; `by_name` has them all, and `as_dict` as the plain values that one
-    picture shows side by side. Arguments are those of `flow`.
+    plot shows side by side. Arguments are those of `flow`.
     """
 
     def __init__(

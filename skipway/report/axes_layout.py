@@ -1,4 +1,4 @@
-"""Panels: what the pictures of depth share: places side by side, words beside lines and above axes, plain values.
+"""Panels: what the plots over depth share: places side by side, words beside lines and above axes, plain values.
 
 Numbers that are missing or not finite become NaN, which is drawn as a gap.
 """

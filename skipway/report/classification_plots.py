@@ -99,7 +99,7 @@ def _draw_color_key(figure: Figure, *, left: float, side: float) -> None:
 
 
 def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
-    """Plot pictures per class, one bar each, in parts per split; the largest 40 where there are more."""
+    """Plot images per class, one bar each, in parts per split; the largest 40 where there are more."""
     if not counts:
         return save_note("no classes were recorded", path)
     table = {name: {split: _count(n) for split, n in row.items()} for name, row in counts.items()}
@@ -127,7 +127,7 @@ def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: str | Path)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     selection = f", the {BARS} largest of {len(order)} classes" if len(order) > BARS else ""
-    set_titles(axes, "Pictures per class" + selection, x="number of pictures")
+    set_titles(axes, "Images per class" + selection, x="number of images")
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
@@ -148,23 +148,23 @@ def _count(value: object) -> float:
 
 
 def plot_image_grid(
-    pictures: Sequence[np.ndarray], captions: Sequence[object], path: str | Path, columns: int = 8
+    images: Sequence[np.ndarray], captions: Sequence[object], path: str | Path, columns: int = 8
 ) -> None:
-    """Draw a contact sheet of uint8 pictures (H, W), (H, W, 1) or (H, W, 3).
+    """Draw a contact sheet of uint8 images (H, W), (H, W, 1) or (H, W, 3).
 
     Each is whole in a square, with its caption below.
     """
-    if not pictures:
-        return save_note("there are no pictures to show", path)
-    columns = max(1, min(columns, len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
+    if not images:
+        return save_note("there are no images to show", path)
+    columns = max(1, min(columns, len(images)))
+    rows = math.ceil(len(images) / columns)
     cell, below = 1.25, 0.28
     figure = Figure(figsize=(columns * cell, rows * (cell + below)), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + below), 0))
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        array = np.asarray(picture, dtype=np.uint8)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        array = np.asarray(image, dtype=np.uint8)
         array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
         high, wide = array.shape[:2]
         left, top = index % columns * cell, index // columns * (cell + below)

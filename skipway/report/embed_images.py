@@ -1,4 +1,4 @@
-"""Pictures of a run folder as data: URIs with the sizes that they are shown at, for its report."""
+"""Images of a run folder as data: URIs with the sizes that they are shown at, for its report."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def embed_image(path: Path, side: int) -> dict[str, Any] | None:
-    """Return a picture as a data: URI of at most `side` pixels, with the size it is shown at.
+    """Return an image as a data: URI of at most `side` pixels, with the size it is shown at.
 
     None if it cannot be read.
     """

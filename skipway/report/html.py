@@ -1,4 +1,4 @@
-"""A run folder becomes one HTML file that stands alone: no scripts, nothing loaded from elsewhere, pictures inside.
+"""A run folder becomes one HTML file that stands alone: no scripts, nothing loaded from elsewhere, images inside.
 
 What a run lacks (it was interrupted, it has no test set) is said in its place. Every text from the folder is hostile
 until proven otherwise: autoescaped, its control characters spelt out, and paths in it are never followed.
@@ -27,7 +27,7 @@ from skipway.utils.uncertainty import wilson_interval
 __all__ = ["write"]
 
 PREDICTIONS = 100_000  # looked through for the rows that are farthest from the truth
-WORST, WORST_SIDE = 24, 256  # pictures; pixels of a side
+WORST, WORST_SIDE = 24, 256  # images; pixels of a side
 ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 # Figures of metrics.json that stand beside the accuracy, and their words.
@@ -163,7 +163,7 @@ def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dic
 
 
 def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy on validation and test pictures, each with its interval where the number of pictures is known."""
+    """Accuracy on validation and test images, each with its interval where the number of images is known."""
     results = []
     for split in ("val", "test"):
         accuracy = number(facts["metrics"].get(f"{split}_accuracy"))
@@ -204,12 +204,12 @@ def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
 
 
 def _worst(folder: Path) -> list[dict[str, Any]]:
-    """The pictures of plots/worst.csv that lie in plots/worst, made small."""
+    """The images of plots/worst.csv that lie in plots/worst, made small."""
     try:
         rows = list(islice(rows_of(folder / "plots" / "worst.csv"), WORST))
     except UNREADABLE:
         return []
-    images = [embed_image(folder / "plots" / "worst" / Path(row.get("picture", "")).name, WORST_SIDE) for row in rows]
+    images = [embed_image(folder / "plots" / "worst" / Path(row.get("image", "")).name, WORST_SIDE) for row in rows]
     return [{**row, **image} for row, image in zip(rows, images, strict=True) if image]
 
 

@@ -27,8 +27,8 @@ def table_facts(
     columns = data.get("columns") if isinstance(data.get("columns"), dict) else {}
     regression = any("val_r2" in row for row in history)
     return {
-        "noun": "rows" if table else "pictures",
-        "one": "row" if table else "picture",
+        "noun": "rows" if table else "images",
+        "one": "row" if table else "image",
         "regression": regression,
         "target": str(data.get("target", "")),
         "columns": {str(kind): number(count) for kind, count in (columns or {}).items()},

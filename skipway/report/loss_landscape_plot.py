@@ -58,7 +58,7 @@ def plot_loss_landscape(landscapes: Mapping[str, Mapping[str, Any]], path: str |
         return save_note("there is no landscape to show", path)
     are_squares = {isinstance(landscape["losses"][0], list) for landscape in landscapes.values()}
     if len(are_squares) > 1:
-        raise InputError("landscapes of one and of two directions do not fit one picture; draw them apart")
+        raise InputError("landscapes of one and of two directions do not fit one plot; draw them apart")
     (_draw_squares if are_squares.pop() else _draw_slices)(landscapes, path)
 
 

@@ -62,7 +62,7 @@ REMAINDERS = {  # what is left in the place of a block
     "shortcut": ("dropped, its projection stays", VERMILION),
     "nothing": ("taken out, nothing goes around", PURPLE),
 }
-ROWS = (  # of the picture of flows: title, what is laid along the depth, unit, lines with their key and color
+ROWS = (  # of the signal-flow plot: title, what is laid along the depth, unit, lines with their key and color
     (
         "Activations",
         "blocks",

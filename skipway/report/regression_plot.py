@@ -1,4 +1,4 @@
-"""The picture of a regression: predicted over true numbers."""
+"""Plot a regression: predicted over true numbers."""
 
 from pathlib import Path
 

@@ -111,8 +111,8 @@ def _overfitting(facts: Mapping[str, Any], best: Mapping[str, float], metric: st
             f"It overfits: R2 is {train:.2f} on the training rows and {val:.2f} on the validation rows. More rows, "
             "fewer epochs or a higher dropout narrow this gap."
         ]
-    noun = facts.get("noun", "pictures")
-    remedy = "augmentation" if noun == "pictures" else "dropout"
+    noun = facts.get("noun", "images")
+    remedy = "augmentation" if noun == "images" else "dropout"
     return [
         f"It overfits: in its best epoch it was right on {percent(train)} of the training {noun} and on "
         f"{percent(val)} of the validation {noun}. More {noun} or stronger {remedy} narrow this gap."

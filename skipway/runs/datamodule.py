@@ -27,7 +27,7 @@ class DataModule(Protocol):
     """The data of one run. `prepare` comes first, then `spec` and `network`, then `setup`, then the batches."""
 
     recipe: Recipe
-    noun: Literal["pictures", "rows"]  # for its samples
+    noun: Literal["images", "rows"]  # for its samples
     name: str
     fingerprint: str  # of samples, targets and splits
     model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
@@ -134,7 +134,7 @@ def open_datamodule(
             images.recipe = replace(images.recipe, epochs=images.epochs)
         return images
     if transform is not None:
-        raise InputError(f"a transform is for pictures, but {printable(recipe.data)} is a table; leave it out")
+        raise InputError(f"a transform is for images, but {printable(recipe.data)} is a table; leave it out")
     datamodule = TableDataModule(tables, recipe)
     if new and not epochs_given:
         datamodule.recipe = replace(recipe, epochs=datamodule.epochs)

@@ -223,7 +223,7 @@ class FeatureCache:
                         "kept; continue with --resume."
                     )
                 batch = missing[begin : begin + _BATCH_SIZE]
-                outputs = model(batches.pictures(ids[batch], view)).flatten(1)
+                outputs = model(batches.inputs(ids[batch], view)).flatten(1)
                 _write_rows(rows, batch, outputs.to(_STORED[self.precision][1]).cpu())
                 bar.at(begin + len(batch))
         bar.done()

@@ -60,7 +60,7 @@ _NUM_WHITENED = 5000  # training images that a whitening stem is fitted to
 class ImageDataModule:
     """One run's images: see `DataModule` for the methods."""
 
-    noun: Literal["pictures", "rows"] = "pictures"
+    noun: Literal["images", "rows"] = "images"
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class ImageDataModule:
         assert recipe.data is not None
         if transform is not None and not callable(transform):
             raise InputError(
-                f"a transform takes pictures (B, C, H, W) and gives as many, but {transform!r} takes nothing"
+                f"a transform takes images (B, C, H, W) and gives as many, but {transform!r} takes nothing"
             )
         self.transform = transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
@@ -310,9 +310,9 @@ class ImageDataModule:
         """Return the lines about the data that are printed before training."""
         images = self.images
         counts = ", ".join(f"{len(i):,} {split}" for split, i in images.splits.items())
-        lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts} pictures, {images.sizes}"]
+        lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts} images, {images.sizes}"]
         if images.skipped:
-            lines.append(f"  {len(images.skipped):,} pictures could not be read and are left out: see skipped.csv")
+            lines.append(f"  {len(images.skipped):,} images could not be read and are left out: see skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in images.notes.most_common()]
         return lines + [f"  mind: {warning}" for warning in describe(images)["warnings"]]
 

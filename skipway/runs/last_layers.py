@@ -49,7 +49,7 @@ class FrozenOutputs(ImageBatches):
         seed = batches.augmentation.seed if batches.augmentation is not None else 0
         self.first_view = np.random.default_rng(seed).integers(len(files), size=len(self.row_of))
 
-    def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
+    def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """Return what the frozen layers made of the images: of another view in each epoch, in turn."""
         view, rows = (self.first_view[ids] + epoch) % len(self.files), self.row_of[ids]
         outputs = torch.empty(len(ids), *self.files[0].shape)

@@ -25,7 +25,7 @@ _NUM_AUGMENTED = 24
 def draw_augmented(folder: Path, batches: ImageBatches) -> None:
     """Draw the first images of the first epoch, as the network is given them, into plots/augmented.png."""
     ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
-    x = (batches.pictures(ids) - batches.offset) / batches.factor
+    x = (batches.inputs(ids) - batches.offset) / batches.factor
     images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     names = batches.images.class_names
     make_folder(folder / "plots")
@@ -52,7 +52,7 @@ def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores)
     cells = prediction_cells(images.keys, images.class_names, scores)
     write_table(
         folder / "plots" / "worst.csv",
-        ("picture", "file", "label", "predicted", "probability", "label_probability"),
+        ("image", "file", "label", "predicted", "probability", "label_probability"),
         ((f"worst/{rank}.png", *cells[i]) for rank, i in enumerate(worst)),
     )
 

@@ -48,7 +48,7 @@ _MAX_BASELINE_CATEGORIES = 255  # of a column, beyond which the baseline takes t
 class TableDataModule:
     """One run's table: see `DataModule` for the methods."""
 
-    noun: Literal["pictures", "rows"] = "rows"
+    noun: Literal["images", "rows"] = "rows"
     time_sets_epochs = False
 
     def __init__(self, tables: TableSource, recipe: Recipe):
@@ -229,11 +229,11 @@ def _refuse_image_options(recipe: Recipe) -> None:
     """Raise InputError for a network that takes no rows, and for options that only images have."""
     if recipe.model != "auto" and "in_features" not in plan_of(recipe.model):
         raise InputError(
-            f"{printable(recipe.model)} is a network for pictures, but {printable(recipe.data)} is a table; give "
+            f"{printable(recipe.model)} is a network for images, but {printable(recipe.data)} is a table; give "
             "--model resmlp, or leave --model out"
         )
     if names := _changed(recipe, _IMAGE_OPTIONS):
-        raise InputError(f"{', '.join(names)}: for pictures, but {printable(recipe.data)} is a table; leave that out")
+        raise InputError(f"{', '.join(names)}: for images, but {printable(recipe.data)} is a table; leave that out")
 
 
 def _refuse_class_options(recipe: Recipe, target: str) -> None:

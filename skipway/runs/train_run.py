@@ -70,10 +70,10 @@ def train(
         model: a name of `list_models()`, or "auto".
         config: a YAML file of recipe fields, which `options` go before.
         resume: a run folder to go on with, exactly as if it had never stopped; more `epochs` go on for longer.
-        allow_changed_data: resume although the pictures are not those of before.
+        allow_changed_data: resume although the images are not those of before.
         console: where progress is said; default: nowhere.
         stop: a flag that ends the run in good order when it is set; default: SIGINT, SIGTERM and SIGUSR1 set one.
-        transform: what training pictures (B, C, H, W) in 0 to 1 go through beside the recipe's augmentation, such as a
+        transform: what training images (B, C, H, W) in 0 to 1 go through beside the recipe's augmentation, such as a
             module of kornia's; draws from torch's generator, which is seeded for each batch. To be given again when
             resuming.
         options: fields of `skipway.Recipe`: epochs, batch_size, lr, seed, ...

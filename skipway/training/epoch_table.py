@@ -9,7 +9,7 @@ __all__ = ["format_header", "format_row", "format_speed"]
 def format_header(task: Task) -> str:
     """Return the line above the rows."""
     metric = {"accuracy": "acc"}.get(task.primary_metric, task.primary_metric)
-    speed = f"{'img' if task.samples == 'pictures' else task.samples}/s"
+    speed = f"{'img' if task.samples == 'images' else task.samples}/s"
     return (
         f"{'epoch':>9}  {f'train loss/{metric}':>15}  {f'val loss/{metric}':>15}  {speed:>7}  {'data wait':>9}  "
         f"{'time':>7}  {'ETA':>7}"

@@ -1,7 +1,7 @@
 """The training loop, on one screen, in the order things happen; what it needs stands below it.
 
 Resuming is exact because nothing depends on a generator's state: order and augmentation are functions of (seed, epoch,
-picture), dropout of (seed, step).
+image), dropout of (seed, step).
 """
 
 import math

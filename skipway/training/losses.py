@@ -48,7 +48,7 @@ class Classification:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     primary_metric: str = "accuracy"
-    samples: str = "pictures"
+    samples: str = "images"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The mean cross-entropy, to smoothed labels, of samples weighted by class."""

@@ -1,6 +1,6 @@
-"""What a network makes of a set of pictures, and the figures that follow from it.
+"""What a network makes of a set of images, and the figures that follow from it.
 
-Shapes: N pictures, K classes.
+Shapes: N images, K classes.
 """
 
 import math
@@ -37,7 +37,7 @@ class Batches(Protocol):
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
-        """(begin, end) of each batch of an epoch, counted in pictures."""
+        """(begin, end) of each batch of an epoch, counted in images."""
 
     @property
     def steps(self) -> int:
@@ -78,12 +78,12 @@ class ClassScores(Scores):
 
     @property
     def predicted(self) -> np.ndarray:
-        """(N,) the likeliest class of each picture."""
+        """(N,) the likeliest class of each image."""
         return self.probabilities.argmax(axis=1)
 
     @property
     def accuracy(self) -> float:
-        """Share of pictures whose likeliest class is the true one."""
+        """Share of images whose likeliest class is the true one."""
         return float((self.predicted == self.labels).mean())
 
     primary_metric = accuracy

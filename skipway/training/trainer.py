@@ -101,7 +101,7 @@ def preserve_global_state() -> Iterator[None]:
 class Trainer:
     """What one run of `fit` holds: network, optimiser, average, device, and where it is.
 
-    `name_of(id)` is what errors call a picture.
+    `name_of(id)` is what errors call an image.
     """
 
     def __init__(

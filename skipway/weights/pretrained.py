@@ -172,7 +172,7 @@ def _fit_stem(network: Network, in_chans: int) -> str:
     old_chans = first.in_channels
     if isinstance(first, Whitening):
         raise InputError(
-            f"the whitening stem of {network.plan['name']} undoes the correlations of pictures of {old_chans} channels "
+            f"the whitening stem of {network.plan['name']} undoes the correlations of images of {old_chans} channels "
             f"and cannot be fitted to {in_chans}; train it anew"
         )
     first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
@@ -193,7 +193,7 @@ def _fitted_kernel(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
-    """The Spec for so many channels, or None: pictures have one or three."""
+    """The Spec for so many channels, or None: images have one or three."""
     if channels not in (1, 3):
         return None
     if channels == 1:
@@ -261,7 +261,7 @@ def _load_file(name: str, path: Path, library: str | None, options: dict[str, An
     network.origin = f"{printable(path)} ({library})"
     if library in _USUAL_PREPARATION and network.plan.get("in_chans") == 3:
         network.spec = _usual_spec(library, network.plan)
-        network.origin += ", pictures prepared as is usual there"
+        network.origin += ", images prepared as is usual there"
     return network
 
 
@@ -294,7 +294,7 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
         network.spec = _spec_from_config(config, network.plan)
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(
-            f"{where} has a config.json that does not tell how its pictures are prepared ({printable(error)[:200]}); "
+            f"{where} has a config.json that does not tell how its images are prepared ({printable(error)[:200]}); "
             "give a repository of timm's networks"
         ) from None
     network.origin = where
@@ -333,5 +333,5 @@ def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
         class_names=tuple(map(str, names)),
         resize_mode=_RESIZE_MODE_OF[settings.get("crop_mode") or "center"],
         interpolation=settings.get("interpolation") or "bicubic",
-        mirrored=True,  # ImageNet's pictures
+        mirrored=True,  # ImageNet's images
     )

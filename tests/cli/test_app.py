@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from processes import environment, run, run_python
-from small_runs import best, pictures, quick, same_tensors, table
+from small_runs import best, image_folder, quick, same_tensors, table
 
 from skipway.cli import app, train_options
 from skipway.errors import InputError
@@ -28,7 +28,7 @@ def epochs(count):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     base = tmp_path_factory.mktemp("cli")
-    pictures(base / "kinds", 12)
+    image_folder(base / "kinds", 12)
     write, html.write = html.write, lambda folder: folder / "report.html"
     quick(base / "kinds", base / "runs", name="run", epochs=1)
     html.write = write
@@ -95,7 +95,7 @@ BAD = {
     ("train", "--resume", "kinds"): "is no run folder",
     ("train", "kinds", "--name", "../x"): "cannot be called",
     ("predict",): "RUN requires an argument",
-    ("predict", "runs/run"): "predict needs at least one picture",
+    ("predict", "runs/run"): "predict needs at least one image",
     ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
     ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
     ("evaluate", "runs/run", "absent"): "there is no data",
@@ -207,7 +207,7 @@ def test_predict_writes_names_to_the_console_and_to_a_table(call, place):
     code, out, err = call("predict", "runs/run", "kinds/ant", "bad\n.png", "--top", "2", "--csv", "p.csv")
     lines = out.splitlines()
     assert code == 0 and len(lines) == 13 and lines[0].startswith("kinds/ant/00.png: ") and lines[0].count("%") == 2
-    assert lines[-1].startswith("bad\\x0a.png: error: ") and "1 of 13 pictures could not be used" in err
+    assert lines[-1].startswith("bad\\x0a.png: error: ") and "1 of 13 images could not be used" in err
     assert len(table(place / "p.csv")) == 13
     assert call("predict", "runs/run", "kinds/ant", "bad\n.png", "--strict")[0] == 2
     assert call("predict", "runs/run", "kinds/ant", "--strict")[0] == 0
@@ -298,7 +298,7 @@ def test_a_terminal_sees_one_live_line(call, monkeypatch):
     reader.join()
     text = b"".join(seen).decode()
     live = [part for part in text.split("\r\x1b[K") if "% waiting" in part and "\n" not in part]
-    assert live and all("pictures/s, " in part and "%" in part for part in live)
+    assert live and all("images/s, " in part and "%" in part for part in live)
     assert any(" left)" in part for part in live) and "Traceback" not in text
 
 
@@ -318,7 +318,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
 
     assert app._run(command) == 4
     assert capsys.readouterr().err.splitlines() == [
-        "skipway: error: memory ran out; take a smaller network, smaller pictures, or a machine with more memory"
+        "skipway: error: memory ran out; take a smaller network, smaller images, or a machine with more memory"
     ]
 
 

@@ -1,7 +1,7 @@
 """Folders in which there is nothing to learn from or to predict: one line and exit code 2, in every command."""
 
 import pytest
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 
 from skipway.cli import app
 from skipway.report import html
@@ -20,19 +20,19 @@ COMMANDS = {
 # Files of each folder, and what the error says besides its name.
 FOLDERS = {
     "empty": ((), ("holds no", "holds nothing")),
-    "text": (("a.txt", "b.md"), ("1 .md, 1 .txt; the suffixes of pictures are .bmp",)),
+    "text": (("a.txt", "b.md"), ("1 .md, 1 .txt; the suffixes of images are .bmp",)),
     "heic": (("ant/a.heic", "bee/b.heic"), ("(1 .heic; the suffixes of", "(2 .heic; the suffixes of")),
-    "classes": (("ant/", "bee/"), ("the class folder 'ant' has no pictures", "holds no picture")),
-    "splits": (("train/", "val/"), ("splits/train: there is no class", "holds no picture")),
-    "broken": (("ant/1.png", "ant/2.png", "bee/3.png"), ("3 of 3 pictures", "no picture of broken can be read")),
-    "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("holds pictures in a folder of its own", "2 of 2 pictures")),
+    "classes": (("ant/", "bee/"), ("the class folder 'ant' has no images", "holds no image")),
+    "splits": (("train/", "val/"), ("splits/train: there is no class", "holds no image")),
+    "broken": (("ant/1.png", "ant/2.png", "bee/3.png"), ("3 of 3 images", "no image of broken can be read")),
+    "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("holds images in a folder of its own", "2 of 2 images")),
 }
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("without")
-    pictures(place / "kinds", 6)
+    image_folder(place / "kinds", 6)
     quick(place / "kinds", place / "runs", name="run", epochs=1)
     for folder, (names, _) in FOLDERS.items():
         (place / folder).mkdir()
@@ -68,4 +68,4 @@ def test_one_input_that_can_be_used_is_an_answer(place, monkeypatch, capfd):
         monkeypatch.setattr(stop_signals, "STOP", StopFlag())
         with pytest.raises(SystemExit) as ended:
             app.main([*words, *more])
-        assert ended.value.code == code and "4 of 10 pictures could not be used" in capfd.readouterr().err
+        assert ended.value.code == code and "4 of 10 images could not be used" in capfd.readouterr().err

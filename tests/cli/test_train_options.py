@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import QUICK, best, pictures, quick, same_tensors
+from small_runs import QUICK, best, image_folder, quick, same_tensors
 
 from skipway.cli.app import app
 from skipway.errors import InputError
@@ -51,7 +51,7 @@ def words_of(options):
 def test_every_option_has_one_name_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
     monkeypatch.chdir(tmp_path)
-    pictures(tmp_path / "kinds", 8)
+    image_folder(tmp_path / "kinds", 8)
     (tmp_path / "kinds" / "none").mkdir()
     run = quick("kinds", "python", name="run", **OPTIONS).path
     app(["train", "kinds", *words_of(QUICK | OPTIONS), "-o", "shell", "--name", "run"], result_action="return_value")

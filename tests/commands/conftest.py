@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 
 from skipway.report import html
 
@@ -11,7 +11,7 @@ from skipway.report import html
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("use")
-    pictures(place / "kinds", 12)
+    image_folder(place / "kinds", 12)
     write, html.write = html.write, lambda folder: folder / "report.html"
     quick(place / "kinds", place / "runs", name="run", epochs=6)
     html.write = write

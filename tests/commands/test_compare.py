@@ -1,10 +1,10 @@
-"""Runs beside each other: figures and differences as they stand in the folders, curves in one picture."""
+"""Runs beside each other: figures and differences as they stand in the folders, curves in one plot."""
 
 import json
 
 import pytest
 from PIL import Image
-from small_runs import numbers, pictures, quick, table
+from small_runs import image_folder, numbers, quick, table
 
 import skipway as sw
 from skipway.cli.app import app
@@ -15,7 +15,7 @@ from skipway.errors import InputError, StorageError
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("compared")
-    pictures(base / "kinds")
+    image_folder(base / "kinds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("skipway.report.html.write", lambda folder: folder / "report.html")
         one = quick(base / "kinds", base / "runs", name="one")

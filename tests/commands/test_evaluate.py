@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from small_runs import Words, pictures, table
+from small_runs import Words, image_folder, table
 from table_files import homes, written
 
 import skipway as sw
@@ -15,7 +15,7 @@ from skipway.runs.train_run import train
 from skipway.utils.stop_signals import StopFlag
 
 
-def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place, weights, tmp_path):
+def test_evaluation_counts_every_image_once_and_matches_classes_by_name(place, weights, tmp_path):
     whole = evaluate(weights, place / "kinds")
     assert whole.count == 36 and sum(r["count"] for r in whole.classes) == 36 and whole.split == "train"
     files = sorted((place / "kinds").rglob("*.png"))
@@ -33,7 +33,7 @@ def test_evaluation_counts_every_picture_once_and_matches_classes_by_name(place,
 
 
 def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
-    other = pictures(tmp_path / "other", 2, kinds=("ant", "yak"))
+    other = image_folder(tmp_path / "other", 2, kinds=("ant", "yak"))
     with pytest.raises(InputError, match="has classes that the network does not know: yak; it knows ant, bee, cow"):
         evaluate(weights, other)
     with pytest.raises(InputError, match="has no test split; it has train"):
@@ -41,7 +41,7 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
     for kind in ("ant", "bee"):
         (tmp_path / "torn" / kind).mkdir(parents=True)
         (tmp_path / "torn" / kind / "a.png").write_text("x")
-    with pytest.raises(InputError, match="no picture of .* can be read; `skipway check` names what is wrong with each"):
+    with pytest.raises(InputError, match="no image of .* can be read; `skipway check` names what is wrong with each"):
         evaluate(weights, tmp_path / "torn")
     late = StopFlag()
     decode_images = evaluate_command.decode_images

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 
 import skipway as sw
 from skipway.commands.evaluate import evaluate
@@ -27,14 +27,14 @@ def assert_equal_metrics(evaluation, metrics, names):
 def test_images_have_the_metrics_of_their_run(tmp_path, monkeypatch, options):
     # Also on hardware on which `predict` computes in bfloat16 by default.
     monkeypatch.setattr("skipway.commands.inference_engine.has_bf16", lambda device: True)
-    data = pictures(tmp_path / "d", 16, ("train", "val"))
+    data = image_folder(tmp_path / "d", 16, ("train", "val"))
     run = quick(data, tmp_path / "runs", **options)
     assert_equal_metrics(evaluate(run.path, data, tta=options.get("tta", False)), run.metrics, METRICS)
     assert_equal_metrics(sw.evaluate(run.network(), data, tta=options.get("tta", False)), run.metrics, METRICS)
 
 
 def test_another_precision_is_used_if_it_is_asked_for(tmp_path):
-    data = pictures(tmp_path / "d", 16, ("train", "val"))
+    data = image_folder(tmp_path / "d", 16, ("train", "val"))
     run = quick(data, tmp_path / "runs")
     lines = []
     console = Console(quiet=True)

@@ -1,4 +1,4 @@
-"""Runs taken elsewhere: files checked on the run's own pictures, other libraries' weights with their config."""
+"""Runs taken elsewhere: files checked on the run's own images, other libraries' weights with their config."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 
 import skipway as sw
 from skipway.cli.app import app
@@ -21,7 +21,7 @@ SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 16, 24, 32]}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     base = tmp_path_factory.mktemp("exported")
-    pictures(base / "kinds")
+    image_folder(base / "kinds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("skipway.report.html.write", lambda folder: folder / "report.html")
         return quick(base / "kinds", base / "runs", name="run", epochs=1).path
@@ -38,11 +38,11 @@ def saved(folder, name="resnet18", channels=3, **options):
 
 
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
-def test_a_run_is_exported_and_checked_on_its_own_pictures(run, tmp_path, to):
+def test_a_run_is_exported_and_checked_on_its_own_images(run, tmp_path, to):
     written = export_run(run, to, tmp_path / f"model.{to}")
     assert written.paths == [tmp_path / f"model.{to}"] and written.num_images == 12
     assert written.check.difference <= 1e-4
-    assert "checked on 12 pictures of the run: outputs differ from torch's by" in str(written)
+    assert "checked on 12 images of the run: outputs differ from torch's by" in str(written)
 
 
 def test_an_onnx_file_of_a_run_gives_the_probabilities_of_predict(run, tmp_path):
@@ -50,7 +50,7 @@ def test_an_onnx_file_of_a_run_gives_the_probabilities_of_predict(run, tmp_path)
     path = export_run(run, output=tmp_path / "m.onnx").paths[0]
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     array = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 1)).astype(np.uint8)
-    (found,) = session.run(None, {"pictures": array})
+    (found,) = session.run(None, {"images": array})
     np.testing.assert_allclose(found, sw.load(run).predict_proba(list(array)), atol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_the_command_line_writes_into_the_runs_folder(run, tmp_path, capsys):
     assert f"written: {tmp_path / 'run' / 'export' / 'resnet20.pt2'}" in capsys.readouterr().out
 
 
-def test_without_its_data_a_run_is_checked_on_the_pictures_of_its_report(run, tmp_path):
+def test_without_its_data_a_run_is_checked_on_the_images_of_its_report(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "splits.csv").unlink()
     assert export_run(tmp_path / "run", "pt2").num_images == 12
@@ -167,10 +167,10 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch):
     assert not (tmp_path / "resnet26.pt2").exists()
 
 
-def test_a_table_is_exported_but_not_to_libraries_of_pictures(tmp_path):
+def test_a_table_is_exported_but_not_to_libraries_of_images(tmp_path):
     run = sw.train("wine", output=tmp_path, epochs=1, threads=1)
     assert export_run(run.path, "pt2").check.difference <= 1e-4
-    with pytest.raises(InputError, match="has networks of pictures alone"):
+    with pytest.raises(InputError, match="has networks of images alone"):
         export_run(run.path, "timm")
 
 

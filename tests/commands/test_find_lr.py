@@ -1,6 +1,6 @@
 import pytest
 import torch
-from picture_folders import class_folders
+from image_folders import class_folders
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted
@@ -46,7 +46,7 @@ def test_a_stop_and_a_wrong_option_are_one_line(photos):
 
 
 class Late(StopFlag):
-    """Asks for a stop once the pictures are decoded."""
+    """Asks for a stop once the images are decoded."""
 
     def __init__(self, _):
         super().__init__()

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from small_runs import StopAt, best, pictures, quick, same_runs
+from small_runs import StopAt, best, image_folder, quick, same_runs
 
 import skipway as sw
 from skipway.cli.app import app
@@ -28,7 +28,7 @@ def bare(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return pictures(tmp_path_factory.mktemp("grown") / "kinds")
+    return image_folder(tmp_path_factory.mktemp("grown") / "kinds")
 
 
 @pytest.fixture(scope="module")

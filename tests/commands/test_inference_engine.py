@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_runs import Words, pictures, quick
+from small_runs import Words, image_folder, quick
 
 import skipway as sw
 from skipway.commands import inference_engine
@@ -18,7 +18,7 @@ from skipway.errors import InputError
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     base = tmp_path_factory.mktemp("engines")
-    pictures(base / "kinds")
+    image_folder(base / "kinds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("skipway.report.html.write", lambda folder: folder / "report.html")
         return quick(base / "kinds", base / "runs", name="run", epochs=3).path
@@ -65,7 +65,7 @@ def test_what_is_computed_in_another_way_already_stays_as_it_is(run):
     table = sw.create_model("resmlp", in_features=4)
     assert with_fastest_engine(table, inputs=10**6) is table
     for network in (fused, table):
-        with pytest.raises(InputError, match="for a network of pictures on a CPU that is computed plainly"):
+        with pytest.raises(InputError, match="for a network of images on a CPU that is computed plainly"):
             with_fastest_engine(network, "openvino")
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from export_networks import network_of, pictures, table_network
-from small_runs import pictures as class_folders
+from export_networks import network_of, random_images, table_network
+from small_runs import image_folder
 from torch import nn
 
 import skipway as sw
@@ -64,7 +64,7 @@ def test_images_without_finite_outputs_have_a_reason(engine, precision, tta):
     if engine == "openvino":
         pytest.importorskip("openvino")
     rows = predict(
-        overflowing(network_of("resnet20")), list(pictures(2, 30, 40)), engine=engine, precision=precision, tta=tta
+        overflowing(network_of("resnet20")), list(random_images(2, 30, 40)), engine=engine, precision=precision, tta=tta
     )
     assert [(r.usable, r.top, r.reason) for r in rows] == [(False, (), NOT_FINITE)] * 2
     assert str(rows[0]) == f"array: error: {NOT_FINITE}"
@@ -84,7 +84,7 @@ def test_rows_of_a_table_without_finite_outputs_have_a_reason(task):
 
 def test_where_there_is_no_row_for_a_reason_it_is_an_error():
     images = overflowing(network_of("resnet20"))
-    arrays = list(pictures(3, 30, 40))
+    arrays = list(random_images(3, 30, 40))
     prepared = [np.zeros((images.spec.size, images.spec.size, 3), np.uint8)]
     message = "cannot predict: expected finite outputs of the model, got NaN or infinity for {} of {} inputs, first for"
     for call in (images.predict, images.predict_proba, sw.export.fuse(images).predict):
@@ -137,11 +137,11 @@ def test_metrics_of_outputs_that_are_not_finite_are_no_metrics(value):
 
 
 def test_the_command_line_ends_with_3_if_nothing_has_an_answer(tmp_path, ended):
-    folder = class_folders(tmp_path / "data", 2, kinds=("ant", "bee", "wasp"))
+    folder = image_folder(tmp_path / "data", 2, kinds=("ant", "bee", "wasp"))
     overflowing(network_of("resnet20")).save(tmp_path / "bad.safetensors")
     code, out, err = ended("predict", tmp_path / "bad.safetensors", folder, "--csv", tmp_path / "p.csv")
     assert code == 3 and "nan" not in out and out.count(f"error: {NOT_FINITE}") == 6
-    assert "6 of 6 pictures could not be used" in err
+    assert "6 of 6 images could not be used" in err
     with open(tmp_path / "p.csv", newline="") as file:
         assert {(row["status"], row["label"], row["reason"]) for row in csv.DictReader(file)} == {
             ("error", "", NOT_FINITE)
@@ -181,6 +181,6 @@ def test_weights_of_another_dtype_than_the_plan_s_are_refused(tmp_path, dtype):
 
 
 def test_evaluate_names_how_many_have_no_finite_output(tmp_path):
-    folder = class_folders(tmp_path / "data", 4, kinds=("ant", "bee", "wasp"))
+    folder = image_folder(tmp_path / "data", 4, kinds=("ant", "bee", "wasp"))
     with pytest.raises(NotFiniteError, match=r"got NaN or infinity for \d+ of 12 samples"):
         evaluate(bright_ones_overflow(network_of("resnet20")), folder)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import pictures
+from small_runs import image_folder
 
 import skipway as sw
 from skipway.commands.evaluate import evaluate
@@ -19,7 +19,7 @@ from skipway.utils.stop_signals import StopFlag
 
 
 def test_there_is_one_row_per_input_in_order(place, weights, tmp_path):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     (tmp_path / "empty").mkdir()
     sources = [place / "kinds" / "cow", "bad.png", "absent.png", place / "kinds" / "ant" / "00.png", "empty"]
     rows = predict(weights, sources)
@@ -28,7 +28,7 @@ def test_there_is_one_row_per_input_in_order(place, weights, tmp_path):
     assert all(r.top and not r.reason for r in rows if r.source.startswith(str(place)))
     reasons = {r.source: r.reason for r in rows if not r.top}
     assert set(reasons) == {"bad.png", "absent.png", "empty"} and all(reasons.values())
-    assert "holds no picture; give pictures, or a folder that has some" in reasons["empty"]
+    assert "holds no image; give images, or a folder that has some" in reasons["empty"]
     for row in rows:
         shares = [share for _, share in row.top]
         assert shares == sorted(shares, reverse=True) and len(shares) in (0, 3)
@@ -83,7 +83,7 @@ def test_one_input_need_not_be_a_list(place, weights):
 
 
 def test_nothing_to_predict_and_nothing_to_name_are_refused(weights):
-    with pytest.raises(InputError, match="predict needs at least one picture or a folder that holds some"):
+    with pytest.raises(InputError, match="predict needs at least one image or a folder that holds some"):
         predict(weights, [])
     with pytest.raises(InputError, match="top must be at least 1, not 0"):
         predict(weights, ["x"], top=0)
@@ -92,7 +92,7 @@ def test_nothing_to_predict_and_nothing_to_name_are_refused(weights):
 def test_a_stop_is_said(place, weights):
     stop = StopFlag()
     stop.request("SIGTERM")
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after 0 of 12 pictures"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after 0 of 12 images"):
         predict(weights, place / "kinds" / "ant", stop=stop)
 
 
@@ -111,7 +111,7 @@ def test_average_views_are_what_is_counted_where_they_are_asked_for(place, weigh
 
 
 def test_images_of_16_bits_that_became_black_are_named(weights, tmp_path, capsys):
-    folder = pictures(tmp_path / "data", 2)
+    folder = image_folder(tmp_path / "data", 2)
     Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(folder / "ant" / "dark.png")
     network, console = sw.load(weights), Console()
     assert [row.usable for row in predict(network, [folder / "ant"], console=console)] == [True] * 3

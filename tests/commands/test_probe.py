@@ -1,11 +1,11 @@
-"""A run looked into: values and pictures into its folder, several runs side by side, its report with all of them."""
+"""A run looked into: values and plots into its folder, several runs side by side, its report with all of them."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 
 import skipway as sw
 from skipway.cli.app import app
@@ -19,7 +19,7 @@ from skipway.utils.stop_signals import StopFlag
 def runs(tmp_path_factory):
     """Two runs on one set: twenty layers and thirty-two, of an epoch each."""
     base = tmp_path_factory.mktemp("probed")
-    pictures(base / "kinds")
+    image_folder(base / "kinds")
     return [quick(base / "kinds", base / "runs", name=n, model=n, epochs=1).path for n in ("resnet20", "resnet32")]
 
 
@@ -52,7 +52,7 @@ def test_a_run_is_looked_into_and_its_report_shows_it(run):
     assert all(f"<h3>{name}</h3>" in page for name in ("Flow", "Lesion", "Diagram"))
 
 
-def test_what_is_measured_is_the_network_of_the_run_on_its_validation_pictures(run):
+def test_what_is_measured_is_the_network_of_the_run_on_its_validation_images(run):
     found = probe_run(run, only=["lesion"], samples=1000)
     network = sw.load(run)
     rows = [r for r in (run / "splits.csv").read_text().splitlines()[1:] if ",val," in r]
@@ -104,7 +104,7 @@ def test_what_cannot_be_looked_into_is_refused(run, runs, tmp_path):
         probe_run(run, samples=1)
     with pytest.raises(InputError, match="is no run folder"):
         probe_run(tmp_path)
-    other = quick(pictures(tmp_path / "others", kinds=("cat", "dog")), tmp_path, epochs=1)
+    other = quick(image_folder(tmp_path / "others", kinds=("cat", "dog")), tmp_path, epochs=1)
     with pytest.raises(InputError, match="were not trained on the same data"):
         probe_run(run, other.path)
     stop = StopFlag()

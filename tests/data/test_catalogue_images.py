@@ -1,4 +1,4 @@
-"""The catalogue of bad picture sets, each through the public path: found, packed, divided, checked for copies.
+"""The catalogue of bad image sets, each through the public path: found, packed, divided, checked for copies.
 
 Every case says what must come out: an error's text, or what the summary counts. The set on disk is never changed.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_folders import class_folders, fill, picture, split_folders, tree
+from image_folders import class_folders, fill, image_bytes, split_folders, tree
 from PIL import Image
 
 from skipway.data.images.decoded_cache import DecodedImages, choose_decode_settings, decode_images
@@ -59,7 +59,7 @@ def many_bad(root):
 
 
 def bad_in_validation(root):
-    bad(split_folders(root, ("a", "b"), 5, ("train", "val", "test")) / "val" / "a" / "0.png", picture(1)[:-60])
+    bad(split_folders(root, ("a", "b"), 5, ("train", "val", "test")) / "val" / "a" / "0.png", image_bytes(1)[:-60])
     bad(root / "test" / "b" / "4.png", b"")
 
 
@@ -90,7 +90,7 @@ def outside(root):
 
 def file_outside(root):
     class_folders(root, ("a", "b"), 4)
-    bad(root.parent / "secret.png", picture(77))
+    bad(root.parent / "secret.png", image_bytes(77))
     (root / "a" / "link.png").symlink_to(root.parent / "secret.png")
 
 
@@ -131,7 +131,7 @@ HOSTILE = ("<img src=x onerror=alert(1)>", "=cmd()", "\x1b[2J", "new\nline", "y"
 def hostile_names(root):
     class_folders(root, HOSTILE, 4)
     for i, name in enumerate(HOSTILE):
-        bad(root / HOSTILE[0] / f"{name[:200]}.png", picture(5000 + i))
+        bad(root / HOSTILE[0] / f"{name[:200]}.png", image_bytes(5000 + i))
 
 
 def bytes_in_a_class_name(root):
@@ -170,17 +170,17 @@ CASES = [
         "I4",
         "one bad file in eighty needs more than the default",
         bad_in_training,
-        "1 of 80 pictures .* --max-unreadable",
+        "1 of 80 images .* --max-unreadable",
     ),
     Case(
         "I4",
         "and is left out where that is allowed",
         bad_in_training,
-        told=("1 left out", "not a picture"),
+        told=("1 left out", "not an image"),
         train=59,
         options=(("max_unreadable", 0.02),),
     ),
-    Case("I4", "three bad files are all named", many_bad, r"3 of 80 .*b/0.png: not a picture.*b/1.png: empty file"),
+    Case("I4", "three bad files are all named", many_bad, r"3 of 80 .*b/0.png: not an image.*b/1.png: empty file"),
     Case(
         "I5",
         "bad files of validation and test are left out",
@@ -212,12 +212,12 @@ CASES = [
     Case("I16", "a class outside of the folder", outside, "is a link that leads out of the folder; give"),
     Case("I16", "a class outside that may be read", outside, train=6, options=(("follow_links", True),)),
     Case("I16", "a file outside of the folder", file_outside, r"1 of 9 .*symbolic link leads out of the data folder"),
-    Case("I17", "an empty class", empty_class, "the class folder 'c' has no pictures"),
+    Case("I17", "an empty class", empty_class, "the class folder 'c' has no images"),
     Case(
         "I17",
         "an empty class that may be",
         empty_class,
-        told=("left out: class folders without pictures: c",),
+        told=("left out: class folders without images: c",),
         train=6,
         options=(("allow_empty_classes", True),),
     ),
@@ -225,29 +225,29 @@ CASES = [
         "I17",
         "only bad files in a class",
         only_bad,
-        "no training picture of the class 'c'",
+        "no training image of the class 'c'",
         options=(("max_unreadable", 0.5),),
     ),
     Case("I18", "one class", lambda root: class_folders(root, ("a",), 4), "there is only the class 'a'"),
-    Case("I18", "one picture of each class", lambda root: class_folders(root, ("a", "b"), 1), "has one picture"),
-    Case("I18", "few pictures", lambda root: class_folders(root, ("a", "b"), 2), told=("fewer than 20",), train=2),
-    Case("I19", "a class missing from validation", missing_in_validation, told=("no pictures of: cat",), train=12),
+    Case("I18", "one image of each class", lambda root: class_folders(root, ("a", "b"), 1), "has one image"),
+    Case("I18", "few images", lambda root: class_folders(root, ("a", "b"), 2), told=("fewer than 20",), train=2),
+    Case("I19", "a class missing from validation", missing_in_validation, told=("no images of: cat",), train=12),
     Case("I19", "a class that only validation has", extra_in_validation, "val set has classes that the training set"),
     Case("I20", "numbers in a fixed order, junk ignored", junk, train=12, told=("classes 0, 1, 10, 2",)),
     Case("I20", "names that differ in case", near("cat", "Cat"), "differ only in case, spaces or accents"),
     Case("I20", "names that differ in a space", near("cat", "cat "), "differ only in case, spaces or accents"),
     Case("I20", "names that differ in spelling", near("\u00e9", "e\u0301"), "differ only in case, spaces or accents"),
-    Case("I21", "a class within a class", nested, "holds pictures in a folder of its own"),
+    Case("I21", "a class within a class", nested, "holds images in a folder of its own"),
     Case("I22", "hostile names", hostile_names, train=23),
     Case("I22", "a class name that is no text", bytes_in_a_class_name, r"the class name \\udcff\\udcfe is not valid"),
-    Case("I22", "a bad file whose name is no text", bytes_in_a_file_name, r"a/caf\\udce9.png: not a picture"),
-    Case("I23", "the same file in two splits", same_in_both, "1 pictures stand in more than one split, such"),
+    Case("I22", "a bad file whose name is no text", bytes_in_a_file_name, r"a/caf\\udce9.png: not an image"),
+    Case("I23", "the same file in two splits", same_in_both, "1 images stand in more than one split, such"),
     Case(
         "I23",
         "where that is allowed",
         same_in_both,
         train=8,
-        told=("flattered by them", "1 pictures are exact copies"),
+        told=("flattered by them", "1 images are exact copies"),
         options=(("allow_duplicates", True),),
     ),
     Case("I23", "the same file under two classes", two_classes, told=("stand under two classes, such as a/0.png (a)",)),
@@ -285,7 +285,7 @@ def summary(packed):
 
 
 def check_whole(packed, root):
-    """Each picture stands in one split under the class of its own folder, and nothing that was left out stands in."""
+    """Each image stands in one split under the class of its own folder, and nothing that was left out stands in."""
     rows = np.concatenate(list(packed.splits.values()))
     assert sorted(rows) == list(range(len(packed.keys))) and len(packed.pixels) == len(packed.keys)
     assert not {s.key for s in packed.skipped} & set(packed.keys)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from picture_folders import decoded_noise
+from image_folders import decoded_noise
 
 from skipway.data.folds import (
     Fold,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from processes import environment, free_port, outputs_of, rank_environment, start
 from safetensors.torch import load_file
-from small_runs import pictures
+from small_runs import image_folder
 
 from skipway.distributed import process_group
 from skipway.distributed.launch import launch
@@ -43,7 +43,7 @@ def launched(folder, *words, **variables):
 
 @needs_processes
 def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_to_the_same_bits(tmp_path):
-    pictures(tmp_path / "kinds")
+    image_folder(tmp_path / "kinds")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     code, text = launched(tmp_path, *torchrun, "skipway", "train", "kinds", *WORDS, "--name", "whole")
     assert code == 0 and text.count("finished: validation accuracy") == 1, text
@@ -85,11 +85,11 @@ def test_processes_that_were_told_different_things_do_not_train(tmp_path):
 @needs_processes
 def test_processes_that_see_different_data_do_not_train(tmp_path):
     for k in (0, 1):
-        pictures(tmp_path / str(k) / "kinds", count=4 + k)
+        image_folder(tmp_path / str(k) / "kinds", count=4 + k)
     words = ["train", "kinds", *WORDS, "-o", tmp_path / "runs"]
     for code, text in ranks([tmp_path / "0", tmp_path / "1"], words, words):
         assert code == 2 and "Traceback" not in text
-        assert "do not agree: the fingerprint of the pictures is " in text
+        assert "do not agree: the fingerprint of the images is " in text
 
 
 @needs_processes

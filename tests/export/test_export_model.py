@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from export_networks import NAMES, SPEC, network_of, pictures, table_network
+from export_networks import NAMES, SPEC, network_of, random_images, table_network
 from shrunken import SIZE
 
 import skipway as sw
 from skipway.errors import InputError, SkipwayError
 from skipway.export import export_model as home
-from skipway.export.export_description import _Pictures
+from skipway.export.export_description import _Images
 from skipway.models.network import build_network, read_spec
 from skipway.models.network_outputs import as_table
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", ["resnet9m", "revnet38", "densenet121"])
-def test_a_program_predicts_pictures_of_any_size_as_the_network_does(name, tmp_path):
+def test_a_program_predicts_images_of_any_size_as_the_network_does(name, tmp_path):
     network = network_of(name)
     done = sw.export.program(network, tmp_path / "network.pt2")
     assert done.difference < 1e-5 and 0 < done.levels < 1.6 and done.size == done.path.stat().st_size
     loaded = torch.export.load(done.path).module()
     for size in ((1, SIZE, SIZE), (5, 60, 33)):
-        given = pictures(*size)
+        given = random_images(*size)
         found = loaded(torch.from_numpy(given)).detach().numpy()
         assert np.abs(found - network.predict_proba(list(given))).max() < 5e-3
 
@@ -57,7 +57,7 @@ def test_a_program_that_gives_something_else_is_no_file(tmp_path, monkeypatch):
     network, other = network_of("resnet18"), network_of("resnet18")
     other.head.weight.data.neg_()
     right = home.trace_program
-    wrong = _Pictures(other.eval(), SPEC)
+    wrong = _Images(other.eval(), SPEC)
     monkeypatch.setattr(home, "trace_program", lambda module, *rest: right(wrong, *rest))
     with pytest.raises(SkipwayError, match="what was exported gives other outputs than torch"):
         sw.export.program(network, tmp_path / "network.pt2")

@@ -128,11 +128,11 @@ def test_the_network_itself_is_as_it_was_and_shares_nothing():
     assert not own & {p.data_ptr() for p in fused.parameters()}
 
 
-def test_a_network_of_pictures_predicts_as_before_but_cannot_be_saved(tmp_path):
+def test_a_network_of_images_predicts_as_before_but_cannot_be_saved(tmp_path):
     network = lived(made(PLANS["basic"]))
     network.spec = Spec(3, 32, 32, (0.5,) * 3, (0.25,) * 3, tuple("abcde"))
-    fused, pictures = sw.export.fuse(network), list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
-    assert np.abs(fused.predict_proba(pictures) - network.predict_proba(pictures)).max() < 0.02
+    fused, images = sw.export.fuse(network), list(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
+    assert np.abs(fused.predict_proba(images) - network.predict_proba(images)).max() < 0.02
     with pytest.raises(ShapeError, match="it is not saved, for it could not be loaded"):
         fused.save(tmp_path / "fused.safetensors")
 
@@ -272,8 +272,8 @@ def test_codes_are_pooled_as_numbers_are(kernel, stride, padding, size):
     ("change", "text"),
     [
         ({"precision": "fp8"}, "fuse has the precisions auto, fp32, bf16, int8, not 'fp8'"),
-        ({"precision": "int8"}, "chooses its ranges by pictures; give calibration=x"),
-        ({"precision": "int8", "calibration": [torch.empty(0, 3, 4, 4)]}, "chooses its ranges by pictures"),
+        ({"precision": "int8"}, "chooses its ranges by images; give calibration=x"),
+        ({"precision": "int8", "calibration": [torch.empty(0, 3, 4, 4)]}, "chooses its ranges by images"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(change, text):
@@ -288,7 +288,7 @@ def test_int8_needs_convolutions_and_one_place():
         sw.export.fuse(sw.Chain(nn.Linear(3, 3), nn.Linear(3, 3, device="meta")))
 
 
-def test_a_layer_that_pictures_never_reached_stays_in_numbers():
+def test_a_layer_that_images_never_reached_stays_in_numbers():
     network = sw.Chain(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     fused = fold(network)
     first, last = fused
@@ -336,7 +336,7 @@ def test_int8_elsewhere_than_on_a_cpu_is_refused(monkeypatch):
     ):
         fused(x[0])
     with pytest.raises(InputError, match="on meta; fuse it to"):
-        home._need_pictures_on_a_cpu(x.to("meta"))
+        home._need_images_on_a_cpu(x.to("meta"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(InputError, match="needs oneDNN, which this torch is built without"):
         sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", x)
@@ -428,7 +428,7 @@ def test_a_network_of_another_type_is_fused_to_float32():
 @pytest.mark.parametrize(
     "wrong", [torch.randn(3, 4, 4), torch.full((1, 3, 4, 4), torch.nan), torch.ones(1, 3, 4, 4, dtype=torch.uint8)]
 )
-def test_pictures_that_no_range_can_be_chosen_by_are_refused(wrong):
+def test_images_that_no_range_can_be_chosen_by_are_refused(wrong):
     with pytest.raises(InputError, match="a tensor .B, C, H, W. of finite inputs as the network takes them"):
         sw.export.fuse(sw.Chain(nn.Conv2d(3, 3, 1)), "int8", [torch.randn(1, 3, 4, 4), wrong])
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from export_networks import SPEC, network_of, pictures, table_network
+from export_networks import SPEC, network_of, random_images, table_network
 from PIL import Image
 from shrunken import SIZE
 from torch import nn
@@ -46,15 +46,15 @@ def test_every_family_gives_what_torch_gives(name, tmp_path):
     assert done.difference < 1e-5 and done.size == done.path.stat().st_size
 
 
-def test_pictures_of_any_size_and_number_are_predicted_as_by_the_network(tmp_path):
+def test_images_of_any_size_and_number_are_predicted_as_by_the_network(tmp_path):
     network = network_of("resnet18")
     done = sw.export.onnx(network, tmp_path / "network.onnx")
     assert done.difference < 1e-5 and 0 < done.levels < 1.6
     onnx.checker.check_model(str(done.path), full_check=True)
     there = session(done.path)
     for size in ((1, SIZE, SIZE), (5, 60, 33), (2, 7, 90)):
-        given = pictures(*size)
-        (found,) = there.run(["probabilities"], {"pictures": given})
+        given = random_images(*size)
+        (found,) = there.run(["probabilities"], {"images": given})
         assert found.dtype == np.float32 and np.abs(found - network.predict_proba(list(given))).max() < 5e-3
     assert [d.dim_param or d.dim_value for d in onnx.load(done.path).graph.input[0].type.tensor_type.shape.dim] == [
         "N",
@@ -63,7 +63,7 @@ def test_pictures_of_any_size_and_number_are_predicted_as_by_the_network(tmp_pat
         3,
     ]
     with pytest.raises(Exception, match="Unexpected input data type"):
-        there.run(None, {"pictures": given.astype(np.float32)})
+        there.run(None, {"images": given.astype(np.float32)})
 
 
 def test_classes_of_a_table_and_numbers_in_their_own_unit(tmp_path):
@@ -157,20 +157,20 @@ def test_one_wrong_input_is_enough(given, tmp_path, monkeypatch, export_once):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_checked_by_the_pictures_that_are_given(tmp_path, monkeypatch):
-    Image.fromarray(pictures(1, 50, 70)[0]).save(tmp_path / "a.png")
+def test_it_is_checked_by_the_images_that_are_given(tmp_path, monkeypatch):
+    Image.fromarray(random_images(1, 50, 70)[0]).save(tmp_path / "a.png")
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.fromarray(pictures(1, 30, 90)[0]).save(tmp_path / "b.jpg", exif=turned)
-    (tmp_path / "c.jpg").write_text("no picture")
+    Image.fromarray(random_images(1, 30, 90)[0]).save(tmp_path / "b.jpg", exif=turned)
+    (tmp_path / "c.jpg").write_text("no image")
     seen, as_it_is = [], home._onnxruntime_function
     monkeypatch.setattr(home, "_onnxruntime_function", lambda *a: lambda x: (seen.append(x), as_it_is(*a)(x))[1])
     network, path = network_of("resnet9"), tmp_path / "network.onnx"
-    grey = pictures(1, 9, 9)[0, :, :, 0]
+    grey = random_images(1, 9, 9)[0, :, :, 0]
     sw.export.onnx(network, path, check=[tmp_path / "a.png", tmp_path / "b.jpg", grey])
     assert [x.shape for x in seen] == [(1, 50, 70, 3), (1, 90, 30, 3), (1, 9, 9, 3), (7, 9, 9, 3)]
-    assert np.array_equal(seen[0], pictures(1, 50, 70)) and np.array_equal(seen[2][0, :, :, 1], grey)
-    with pytest.raises(InputError, match="c.jpg cannot be used: not a picture"):
+    assert np.array_equal(seen[0], random_images(1, 50, 70)) and np.array_equal(seen[2][0, :, :, 1], grey)
+    with pytest.raises(InputError, match="c.jpg cannot be used: not an image"):
         sw.export.onnx(network, path, check=tmp_path / "c.jpg")
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from export_networks import SPEC, network_of, pictures, table_network
+from export_networks import SPEC, network_of, random_images, table_network
 from processes import run_python
 from shrunken import SIZE
 from torch import nn
@@ -64,7 +64,7 @@ def test_int8_is_computed_by_integers_between_all_convolutions():
 
 def test_a_network_stays_one_that_predicts(tmp_path):
     network = network_of("resnet18")
-    made, given = engine(network, "fp32"), list(pictures(5, 30, 40))
+    made, given = engine(network, "fp32"), list(random_images(5, 30, 40))
     assert np.abs(made.predict_proba(given) - network.predict_proba(given)).max() < 1e-5
     assert made.predict(given) == network.predict(given)
     views = np.stack(given)[:, :SIZE, :SIZE]

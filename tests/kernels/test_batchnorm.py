@@ -23,7 +23,7 @@ def also_in_float32(monkeypatch):
     monkeypatch.setattr(batchnorm, "_DTYPES", (torch.bfloat16, torch.float32))
 
 
-def picture(shape=(4, 6, 5, 3), dtype=torch.float32):
+def random_image(shape=(4, 6, 5, 3), dtype=torch.float32):
     torch.manual_seed(1)
     return (3 + 2 * torch.randn(shape)).to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -57,8 +57,8 @@ def worked(way, norm, x, shortcut, relu, threads=2):
 @pytest.mark.parametrize("relu, joined", list(itertools.product([False, True], repeat=2)))
 @pytest.mark.parametrize("shape", [(4, 6, 5, 3), (2, 1, 4, 4), (8, 16, 8, 8), (3, 130, 7, 1), (32, 64, 16, 16)])
 def test_outputs_gradients_and_statistics_are_those_of_float64(shape, relu, joined, dtype):
-    x, norm = picture(shape, dtype), norm_of(shape[1])
-    shortcut = -picture(shape, dtype) if joined else None
+    x, norm = random_image(shape, dtype), norm_of(shape[1])
+    shortcut = -random_image(shape, dtype) if joined else None
     assert NORM.fits(norm, x, shortcut, nn.ReLU())
     fast = worked(NORM.fast, norm, x, shortcut, relu)
     plain = worked(NORM.plain, norm, x, shortcut, relu)
@@ -74,7 +74,7 @@ def test_outputs_gradients_and_statistics_are_those_of_float64(shape, relu, join
 @needs_compiler
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
 def test_norms_of_every_kind_are_borne(options):
-    norm, x = norm_of(**options), picture()
+    norm, x = norm_of(**options), random_image()
     for _ in range(2):
         fast, plain = (worked(way, norm, x, None, True) for way in (NORM.fast, NORM.plain))
         for name, expected in plain.items():
@@ -85,7 +85,7 @@ def test_norms_of_every_kind_are_borne(options):
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_same_threads_give_the_same_bits(threads):
-    x, norm = picture((16, 24, 16, 16)), norm_of(24)
+    x, norm = random_image((16, 24, 16, 16)), norm_of(24)
     first, second = (worked(NORM.fast, norm, x, x, True, threads) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -93,7 +93,7 @@ def test_the_same_threads_give_the_same_bits(threads):
 @needs_compiler
 def test_it_can_be_differentiated_twice():
     def twice(way):
-        norm, x, shortcut = norm_of(), picture().requires_grad_(), picture().requires_grad_()
+        norm, x, shortcut = norm_of(), random_image().requires_grad_(), random_image().requires_grad_()
         (gradient,) = torch.autograd.grad(way(norm, x, shortcut, nn.ReLU()).square().sum(), x, create_graph=True)
         gradient.square().sum().backward()
         return x.grad, shortcut.grad, norm.weight.grad
@@ -104,22 +104,22 @@ def test_it_can_be_differentiated_twice():
 
 @needs_compiler
 def test_gradients_that_are_not_asked_for_are_not_given():
-    x, norm = picture(), norm_of().requires_grad_(False)
-    shortcut = picture().requires_grad_()
+    x, norm = random_image(), norm_of().requires_grad_(False)
+    shortcut = random_image().requires_grad_()
     NORM.fast(norm, x, shortcut, None).sum().backward()  # a gradient that is one number, expanded
     assert x.grad is None and norm.weight.grad is None and torch.equal(shortcut.grad, torch.ones_like(shortcut))
 
 
 @needs_compiler
 def test_what_is_not_a_number_stays_visible():
-    x = picture()
+    x = random_image()
     x[1, 2, 0, 0] = float("nan")
     y = NORM.fast(norm_of(), x, None, nn.ReLU())
     assert y[:, 2].isnan().all() and not y[:, [0, 1, 3, 4, 5]].isnan().any()
 
 
 def refused():
-    x, norm = picture(), norm_of()
+    x, norm = random_image(), norm_of()
     hooked = norm_of()
     hooked.register_forward_hook(lambda *_: None)
     yield "evaluation", norm_of().eval(), x, None
@@ -130,7 +130,7 @@ def refused():
     yield "half weights", norm_of().bfloat16(), x.bfloat16(), None
     yield "hooks", hooked, x, None
     yield "meta", norm_of().to("meta"), x.to("meta"), None
-    yield "one value", norm_of(), picture((1, 6, 1, 1)), None
+    yield "one value", norm_of(), random_image((1, 6, 1, 1)), None
     yield "channels", norm_of(5), x, None
 
 
@@ -141,7 +141,7 @@ def test_anything_unusual_takes_the_plain_way(norm, x, shortcut):
 
 @needs_compiler
 def test_transforms_of_functions_take_the_plain_way():
-    norm, x = norm_of(track_running_stats=False), picture()
+    norm, x = norm_of(track_running_stats=False), random_image()
 
     def loss(x):
         return NORM(norm, x, None, nn.ReLU()).square().sum()
@@ -156,13 +156,13 @@ def test_transforms_of_functions_take_the_plain_way():
 @needs_compiler
 def test_float32_is_left_to_torch_unless_asked_for(monkeypatch):
     monkeypatch.undo()
-    assert not NORM.fits(norm_of(), picture(), None, None)
-    assert NORM.fits(norm_of(), picture(dtype=torch.bfloat16), None, None)
+    assert not NORM.fits(norm_of(), random_image(), None, None)
+    assert NORM.fits(norm_of(), random_image(dtype=torch.bfloat16), None, None)
 
 
 def test_it_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("SKIPWAY_KERNELS", "off")
-    assert kernel_status() == "off" and not NORM.fits(norm_of(), picture(), None, None)
+    assert kernel_status() == "off" and not NORM.fits(norm_of(), random_image(), None, None)
     monkeypatch.setenv("SKIPWAY_KERNELS", "fast")
     with pytest.raises(InputError, match="SKIPWAY_KERNELS is on or off, not 'fast'"):
         kernel_status()
@@ -171,14 +171,14 @@ def test_it_can_be_turned_off(monkeypatch):
 def test_without_a_compiler_only_what_torch_has_is_used(monkeypatch):
     monkeypatch.delenv("SKIPWAY_KERNELS", raising=False)
     monkeypatch.setattr(batchnorm, "_norm_library", lambda: None)
-    assert kernel_status() == "on, without a C compiler" and not NORM.fits(norm_of(), picture(), None, None)
+    assert kernel_status() == "on, without a C compiler" and not NORM.fits(norm_of(), random_image(), None, None)
     monkeypatch.setattr("skipway.kernels.layer_dispatch.missing_norm_reason", lambda: "the disk is full")
     assert kernel_status() == "on, without C code: the disk is full"
     assert kernel_status(with_reason=False) == "on, without C code"  # what the bits of a run depend on
     convolution = nn.Conv2d(512, 8, 3, 2, 1, bias=False).to(torch.bfloat16, memory_format=torch.channels_last)
-    assert CONV.fits(convolution, picture((2, 512, 4, 4), torch.bfloat16))
+    assert CONV.fits(convolution, random_image((2, 512, 4, 4), torch.bfloat16))
     block = sw.Skip([nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)], after=nn.ReLU())
-    assert block(picture()).shape == (4, 6, 5, 3)
+    assert block(random_image()).shape == (4, 6, 5, 3)
 
 
 NETWORKS = {
@@ -199,7 +199,7 @@ def test_a_network_learns_the_same_with_them_and_without(name, monkeypatch):
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad:
             nn.init.uniform_(module.weight, 0.5, 1.5)  # no body that begins as zero
-    x, calls = picture((6, 3, 12, 12)), []
+    x, calls = random_image((6, 3, 12, 12)), []
     monkeypatch.setattr(batchnorm, "_call", lambda *a, true=batchnorm._call: calls.append(a[0]) or true(*a))
     outcomes = []
     for wish in ("on", "off"):
@@ -220,7 +220,7 @@ def test_a_network_learns_the_same_with_them_and_without(name, monkeypatch):
 @needs_compiler
 def test_hooks_inside_a_block_see_what_they_would_see():
     block = sw.Skip([nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)], after=nn.ReLU())
-    x, seen = picture((2, 4, 3, 3)), []
+    x, seen = random_image((2, 4, 3, 3)), []
     block(x)
     handles = [m.register_forward_hook(lambda m, i, o: seen.append(type(m).__name__)) for m in block.modules()]
     block(x)

@@ -10,7 +10,7 @@ from skipway.kernels.layer_dispatch import kernel_status
 needs_compiler = pytest.mark.skipif(kernel_status() != "on", reason=f"kernels are {kernel_status()}")
 
 
-def picture(shape, dtype=torch.float32):
+def random_image(shape, dtype=torch.float32):
     torch.manual_seed(1)
     return (3 + 2 * torch.randn(shape)).to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -34,7 +34,7 @@ def learnt(way, layer, x, dtype):
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
 @pytest.mark.parametrize("kernel, stride, size", [(1, 1, 5), (3, 2, 7), (3, 2, 8), (3, 1, 4), (5, 1, 3)])
 def test_a_convolution_learns_what_it_would_learn(kernel, stride, size, precision):
-    layer, x = convolution(kernel, stride), picture((3, 512, size, size))
+    layer, x = convolution(kernel, stride), random_image((3, 512, size, size))
     exact = learnt(CONV.plain, copy.deepcopy(layer).double(), x.double(), torch.float64)
     if precision == "bfloat16":
         layer, x = layer.bfloat16(), x.bfloat16()
@@ -50,7 +50,7 @@ def test_a_convolution_learns_what_it_would_learn(kernel, stride, size, precisio
 @needs_compiler
 def test_a_convolution_can_be_differentiated_twice():
     def twice(way):
-        layer, x = convolution(3, 2).bfloat16(), picture((1, 512, 4, 4), torch.bfloat16).requires_grad_()
+        layer, x = convolution(3, 2).bfloat16(), random_image((1, 512, 4, 4), torch.bfloat16).requires_grad_()
         (gradient,) = torch.autograd.grad(way(layer, x).square().sum(), x, create_graph=True)
         gradient.float().square().sum().backward()
         return x.grad.float(), layer.weight.grad.float()
@@ -61,18 +61,18 @@ def test_a_convolution_can_be_differentiated_twice():
 
 @needs_compiler
 def test_the_first_convolution_of_frozen_input_learns():
-    layer, x = convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16)
+    layer, x = convolution(3, 2).bfloat16(), random_image((2, 512, 4, 4), torch.bfloat16)
     CONV.fast(layer, x).float().sum().backward()
     assert layer.weight.grad.isfinite().all() and x.grad is None
 
 
 def large():
-    yield "float32", convolution(3, 2), picture((2, 512, 4, 4))
-    yield "bias", convolution(3, 2, bias=True).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16)
-    yield "large picture", convolution(3, 2).bfloat16(), picture((1, 512, 32, 32), torch.bfloat16)
-    yield "few channels", convolution(3, 1, (8, 8)).bfloat16(), picture((2, 8, 4, 4), torch.bfloat16)
-    yield "layout", convolution(3, 2).bfloat16(), picture((2, 512, 4, 4), torch.bfloat16).contiguous()
-    yield "frozen", convolution(3, 2).bfloat16().requires_grad_(False), picture((2, 512, 4, 4), torch.bfloat16)
+    yield "float32", convolution(3, 2), random_image((2, 512, 4, 4))
+    yield "bias", convolution(3, 2, bias=True).bfloat16(), random_image((2, 512, 4, 4), torch.bfloat16)
+    yield "large image", convolution(3, 2).bfloat16(), random_image((1, 512, 32, 32), torch.bfloat16)
+    yield "few channels", convolution(3, 1, (8, 8)).bfloat16(), random_image((2, 8, 4, 4), torch.bfloat16)
+    yield "layout", convolution(3, 2).bfloat16(), random_image((2, 512, 4, 4), torch.bfloat16).contiguous()
+    yield "frozen", convolution(3, 2).bfloat16().requires_grad_(False), random_image((2, 512, 4, 4), torch.bfloat16)
 
 
 @pytest.mark.parametrize("layer, x", [pytest.param(*row[1:], id=row[0]) for row in large()])

@@ -51,12 +51,12 @@ def test_what_c_does_not_take_goes_to_pillow(monkeypatch):
 
 
 @needs_compiler
-def test_no_memory_is_an_error_and_not_a_picture(monkeypatch):
+def test_no_memory_is_an_error_and_not_a_image(monkeypatch):
     class Full:
         zoomed = staticmethod(lambda *_: 0)
 
     monkeypatch.setattr(home, "_library", Full)
-    with pytest.raises(MemoryError, match="zooming needs memory for a picture"):
+    with pytest.raises(MemoryError, match="zooming needs memory for an image"):
         ZOOM.fast(np.zeros((1, 4, 4, 3), np.uint8), np.array([0]), np.zeros((1, 4), np.float32), np.array([False]), 2)
 
 

@@ -76,10 +76,10 @@ def test_no_residual_network_begins_where_nothing_can_learn(join, norm, block, d
             convolutional(block=block, join=join, norm=norm)
     else:
         network = convolutional(block=block, join=join, norm=norm, layers=[2, 1], widths=[16, 32])
-        assert still(network, pictures(digits[0][:50]), digits[1][:50]) == []
+        assert still(network, random_images(digits[0][:50]), digits[1][:50]) == []
 
 
-def pictures(rows):
+def random_images(rows):
     """(B, 64) -> (B, 1, 8, 8), spread by about one."""
     return 3 * rows.view(-1, 1, 8, 8)
 
@@ -106,7 +106,7 @@ def test_thirty_convolutions_without_norms_learn_around_shortcuts_and_not_in_a_p
 ):
     x, y = digits
     network = convolutional(norm="none", **options)
-    assert least <= learned(network, (pictures(x), y), rate=4e-3, size=32) <= most
+    assert least <= learned(network, (random_images(x), y), rate=4e-3, size=32) <= most
 
 
 def test_gates_begin_the_more_closed_the_deeper_the_network():

@@ -60,7 +60,7 @@ def test_every_layer_is_given_all_that_came_before_it_in_that_order():
 
 
 @pytest.mark.parametrize("compression, kept", [(1.0, 16), (0.5, 8), (0.3, 4), (0.01, 1)])
-def test_a_transition_keeps_its_share_of_the_channels_and_halves_the_picture(compression, kept):
+def test_a_transition_keeps_its_share_of_the_channels_and_halves_the_image(compression, kept):
     network = tiny(compression=compression)  # 8 channels of the stem and 2 x 4 of its layers
     assert output_shape(network.transition1, (1, 16, 8, 8)) == (1, kept, 4, 4)
 
@@ -98,7 +98,7 @@ def test_any_layers_from_one_up_are_a_network(layers, in_chans, num_classes):
     assert repr(again) == repr(network)
 
 
-def test_a_picture_that_is_too_small_is_named_with_its_place():
+def test_a_image_that_is_too_small_is_named_with_its_place():
     with pytest.raises(ShapeError, match=r"AvgPool2d at transition1.pool cannot take \(1, 8, 1, 1\)"):
         output_shape(tiny(), (1, 3, 1, 1))
 

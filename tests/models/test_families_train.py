@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_runs import numbers, pictures, quick
+from small_runs import image_folder, numbers, quick
 
 from skipway.errors import InputError
 from skipway.models.load_model import load
@@ -22,7 +22,7 @@ SMALLEST = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_resumes_and_predicts(family, tmp_path):
     name = SMALLEST[family]
-    data = pictures(tmp_path / "data", count=6)
+    data = image_folder(tmp_path / "data", count=6)
     quick(str(data), str(tmp_path / "runs"), model=name, epochs=1)
     resumed = train(resume=str(tmp_path / "runs" / "last"), epochs=2)
     network = load(resumed.path)
@@ -31,6 +31,6 @@ def test_every_family_trains_resumes_and_predicts(family, tmp_path):
 
 
 def test_an_option_that_the_family_does_not_have_is_refused(tmp_path):
-    data = pictures(tmp_path / "data", count=6)
+    data = image_folder(tmp_path / "data", count=6)
     with pytest.raises(InputError, match="densenet40_12 has no option 'drop_path'"):
         quick(str(data), str(tmp_path / "runs"), model="densenet40_12", drop_path=0.2)

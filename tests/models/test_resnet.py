@@ -241,7 +241,7 @@ def test_the_first_stage_of_bottlenecks_widens_without_a_stride():
 
 @pytest.mark.parametrize("stem", resnet.STEMS)
 @pytest.mark.parametrize("size", [1, 7, 8, 28, 32, 33, 224])
-def test_pictures_of_any_size_pass_through_every_stem(stem, size):
+def test_images_of_any_size_pass_through_every_stem(stem, size):
     network = tiny(stem=stem).eval()
     x = torch.randn(1, 3, size, size)
     y = network(x)
@@ -389,7 +389,7 @@ def test_a_plan_of_a_newer_skipway_is_refused():
 
 @pytest.mark.parametrize("size", [8, 9, 32])
 @pytest.mark.parametrize("stem", ["small", "whitening"])
-def test_resnet9_takes_small_pictures(stem, size):
+def test_resnet9_takes_small_images(stem, size):
     network, _ = registry.build("resnet9", widths=[4] * 4, stem=stem, num_classes=5, in_chans=1)
     x = torch.randn(2, 1, size + 1, size + 1)
     whiten(network, x)

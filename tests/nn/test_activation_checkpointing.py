@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from small_runs import pictures, quick, same_runs
+from small_runs import image_folder, quick, same_runs
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,7 +104,7 @@ def test_names_and_shapes_are_as_before():
 
 
 def test_a_run_is_the_same_with_it_and_without_it(tmp_path):
-    data = pictures(tmp_path / "data")
+    data = image_folder(tmp_path / "data")
     plain = quick(data, tmp_path, name="plain")
     assert same_runs(plain.path, quick(data, tmp_path, name="same", recompute=2).path)
 

@@ -11,7 +11,7 @@ Tests without a file in front stand below.
 | a misspelt method in a forward | a_misspelt_method_is_named_with_its_layer |
 | a norm of the wrong name in a forward | a_misspelt_word_is_answered_with_the_nearest |
 | the sum in an L2 penalty that is never called | half_the_penalty_is_the_weight_decay_to_the_last_bit |
-| a loop that never sets its running loss | test_loop: a_step_is_the_mean_over_its_pictures_... |
+| a loop that never sets its running loss | test_loop: a_step_is_the_mean_over_its_images_... |
 | a norm weight of .5 taken for a variance of .5 | a_norm_s_weight_is_the_spread_it_gives_and_not_the_variance |
 | "deep plain chains vanish": this one explodes | gradients_of_the_plain_network_explode_and_those_of_the_skips_do_not |
 | evaluation in training mode, training in evaluation mode | evaluation_leaves_the_norms_..., both_modes_... |
@@ -79,7 +79,7 @@ def count(network):
 
 
 def road(width, *middle, width2=None):
-    """Two convolutions with pools, whatever is in the middle, two linear layers: pictures of 32 pixels, two classes."""
+    """Two convolutions with pools, whatever is in the middle, two linear layers: images of 32 pixels, two classes."""
     last = width2 or width // 2
     return Chain(
         nn.Conv2d(3, width, 3, padding=1),

@@ -70,7 +70,7 @@ def test_class_bars_bear_odd_counts(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8), (32, 20, 3), (400, 700, 3), (1, 90, 3)])
-def test_a_sheet_shows_pictures_of_every_size(tmp_path, shape):
+def test_a_sheet_shows_images_of_every_size(tmp_path, shape):
     rng = np.random.default_rng(0)
     classification_plots.plot_image_grid(
         [rng.integers(0, 255, shape, dtype=np.uint8)] * 11, [f"no {i}" for i in range(11)], tmp_path / "s.png", 4
@@ -78,7 +78,7 @@ def test_a_sheet_shows_pictures_of_every_size(tmp_path, shape):
     looks_drawn(tmp_path / "s.png", 700, 600)
 
 
-def test_a_small_picture_is_enlarged_without_blur(tmp_path):
+def test_a_small_image_is_enlarged_without_blur(tmp_path):
     board = (np.indices((4, 4)).sum(0) % 2 * 255).astype(np.uint8)
     classification_plots.plot_image_grid([board], [""], tmp_path / "s.png")
     found = pixels(tmp_path / "s.png")[20:150, 20:150]

@@ -45,7 +45,7 @@ def test_the_report_stands_beside_the_results_and_nothing_is_left_aside(finished
     assert not [p for p in folder.rglob(".*")]
 
 
-def test_the_page_forbids_all_but_inline_pictures_and_styles(finished, hostile):
+def test_the_page_forbids_all_but_inline_images_and_styles(finished, hostile):
     for folder, page in (finished, hostile):
         policies = [m for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
         assert [m["content"] for m in policies] == [CSP]
@@ -58,7 +58,7 @@ def test_the_page_forbids_all_but_inline_pictures_and_styles(finished, hostile):
         assert not re.search(r"https?://|url\(|@import", source)
 
 
-def test_the_page_has_one_heading_a_language_and_a_text_for_every_picture(finished):
+def test_the_page_has_one_heading_a_language_and_a_text_for_every_image(finished):
     _, page = finished
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == 1 and len(page.all("h2")) >= 7
@@ -74,7 +74,7 @@ def test_the_headline_numbers_equal_those_of_metrics_json(finished):
         count = metrics["data"]["counts"][split]
         low, high = wilson_interval(metrics[f"{split}_accuracy"], count)
         assert shown(metrics[f"{split}_accuracy"]) in page.text
-        assert f"of {count:,} pictures · 95\xa0% interval {low * 100:.1f} to {shown(high)}" in page.text
+        assert f"of {count:,} images · 95\xa0% interval {low * 100:.1f} to {shown(high)}" in page.text
     for text in ("39.0 s", "412 images/s", "272,474", "shift 4 px, flip", "75 x 56 to 4000 x 3000", "1:7"):
         assert text in page.text
 
@@ -136,7 +136,7 @@ def test_a_typical_report_stays_small(finished, hostile):
     assert (hostile[0] / "report.html").stat().st_size < 1_500_000
 
 
-def test_large_pictures_are_made_small_and_small_ones_keep_their_pixels(tmp_path):
+def test_large_images_are_made_small_and_small_ones_keep_their_pixels(tmp_path):
     folder = run_folder(tmp_path / "run", num_classes=2, side=300)
     Image.new("L", (8, 8), 90).save(folder / "plots" / "worst" / "0.png")
     images = [i for i in Page(html.write(folder)).all("img") if "predicted" in i["alt"]]
@@ -145,14 +145,14 @@ def test_large_pictures_are_made_small_and_small_ones_keep_their_pixels(tmp_path
     assert max(int(i["width"]) for i in images) == 256
 
 
-def test_a_picture_outside_the_folder_of_worst_pictures_is_not_embedded(tmp_path):
+def test_a_image_outside_the_folder_of_worst_images_is_not_embedded(tmp_path):
     folder = run_folder(tmp_path / "run", num_classes=2)
     Image.new("L", (8, 8)).save(tmp_path / "secret.png")
     rows = [[name, "a.png", "cat", "dog", 0.9, 0.1] for name in ("../../../secret.png", "..", "a\0b", "", "1.png")]
     table(
         folder / "plots" / "worst.csv",
         rows,
-        ["picture", "file", "label", "predicted", "probability", "label_probability"],
+        ["image", "file", "label", "predicted", "probability", "label_probability"],
     )
     images = [i for i in Page(html.write(folder)).all("img") if "predicted" in i["alt"]]
     assert [i["width"] for i in images] == ["32"]
@@ -162,7 +162,7 @@ def test_figures_of_other_parts_are_shown_too(tmp_path):
     folder = run_folder(tmp_path / "run", num_classes=2)
     Image.new("RGB", (3000, 600)).save(folder / "plots" / "depth_profile.png")
     Image.new("RGB", (300, 200)).save(folder / "plots" / "augmented.png")
-    (folder / "plots" / "broken.png").write_bytes(b"not a picture")
+    (folder / "plots" / "broken.png").write_bytes(b"not an image")
     page = Page(html.write(folder))
     assert "Depth profile" in page.text and "Broken" not in page.text and "What the network saw" in page.text
     assert [i["width"] for i in page.all("img") if i["alt"] == "depth_profile"] == ["1600"]
@@ -198,7 +198,7 @@ def test_an_interrupted_run_says_so_and_reports_its_best_epoch(tmp_path):
         file.write("5,3.2")  # torn by the interruption
     page = Page(html.write(folder))
     assert "It was interrupted or has not ended" in page.text and "Validation accuracy so far" in page.text
-    assert "The counts below come from splits.csv." in page.text and "no pictures in plots/worst" in page.text
+    assert "The counts below come from splits.csv." in page.text and "no images in plots/worst" in page.text
     with (folder / "results.csv").open() as file:
         best = max(float(row["val_accuracy"]) for row in csv.DictReader(file) if row["val_accuracy"])
     assert float(page.values[0]) == best

@@ -1,4 +1,4 @@
-"""Pictures of landscapes: drawn whole, with what matters in them, whatever the values."""
+"""Plots of landscapes: drawn whole, with what matters in them, whatever the values."""
 
 import copy
 import math
@@ -28,11 +28,11 @@ def landscape_of(dims=1, points=21, sharp=1.0, accuracies=True):
 
 @pytest.mark.parametrize("accuracies", [True, False])
 @pytest.mark.parametrize("sharp", [1.0, 1e6])
-def test_slices_of_several_networks_lie_in_one_picture(tmp_path, accuracies, sharp):
+def test_slices_of_several_networks_lie_in_one_image(tmp_path, accuracies, sharp):
     found = {"residual": landscape_of(accuracies=accuracies), "plain": landscape_of(sharp=sharp, accuracies=accuracies)}
     loss_landscape_plot.plot_loss_landscape(found, tmp_path / "l.png")
-    picture = looks_drawn(tmp_path / "l.png", 1200, 450)
-    assert min(has(picture, plot_style.BLUE), has(picture, plot_style.VERMILION)) > 400
+    image = looks_drawn(tmp_path / "l.png", 1200, 450)
+    assert min(has(image, plot_style.BLUE), has(image, plot_style.VERMILION)) > 400
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -70,11 +70,11 @@ def test_a_landscape_bears_gaps_and_extremes(tmp_path, dims, value):
 
 
 def test_lines_and_squares_are_not_mixed(tmp_path):
-    with pytest.raises(InputError, match="landscapes of one and of two directions do not fit one picture"):
+    with pytest.raises(InputError, match="landscapes of one and of two directions do not fit one image"):
         loss_landscape_plot.plot_loss_landscape({"a": landscape_of(1), "b": landscape_of(2)}, tmp_path / "l.png")
 
 
-def test_a_picture_without_data_says_so(tmp_path):
+def test_a_image_without_data_says_so(tmp_path):
     loss_landscape_plot.plot_loss_landscape({}, tmp_path / "d.png")
     empty = {**landscape_of(2, 3), "losses": [[None] * 3] * 3}
     loss_landscape_plot.plot_loss_landscape({"n": empty}, tmp_path / "e.png")

@@ -1,4 +1,4 @@
-"""Pictures of flow and lesion: drawn whole, with what matters in them, whatever the values."""
+"""Plots of flow and lesion: drawn whole, with what matters in them, whatever the values."""
 
 import math
 
@@ -155,7 +155,7 @@ def test_accuracy_over_compute_has_a_thick_median_and_a_thin_line_a_seed(tmp_pat
     looks_drawn(tmp_path / "a.png", 1000)
 
 
-def test_a_picture_without_data_says_so(tmp_path):
+def test_a_image_without_data_says_so(tmp_path):
     nothing = {"dropped": [], "shuffled": [], "several": [], "swapped": [], "score": 0.9, "measure": "accuracy"}
     network_plots.plot_signal_flow({}, tmp_path / "a.png")
     network_plots.plot_signal_flow({"n": {"blocks": [], "layers": []}}, tmp_path / "b.png")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from processes import run_python
-from small_runs import Words, pictures, quick
+from small_runs import Words, image_folder, quick
 
 import skipway as sw
 from skipway.commands.export import export_run
@@ -20,7 +20,7 @@ from skipway.training.checkpoint import load_checkpoint, load_weights, save_chec
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     base = tmp_path_factory.mktemp("states")
-    pictures(base / "kinds", 12)
+    image_folder(base / "kinds", 12)
     quick(base / "kinds", base / "runs", name="run", epochs=2)
     quick(base / "kinds", base / "runs", name="other", epochs=2, seed=7)
     return base

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import yaml
-from picture_folders import picture
-from small_runs import QUICK, StopAt, Words, numbers, pictures, quick, same_runs, table
+from image_folders import image_bytes
+from small_runs import QUICK, StopAt, Words, image_folder, numbers, quick, same_runs, table
 from table_files import homes, written
 
 import skipway as sw
@@ -30,7 +30,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(place):
     """Images with a validation and a test split, and a copy in the validation split of a training image."""
-    root = pictures(place / "kinds", 5, ("train", "val", "test"))
+    root = image_folder(place / "kinds", 5, ("train", "val", "test"))
     shutil.copy(root / "train" / "ant" / "00.png", root / "val" / "ant" / "copy.png")
     return root
 
@@ -198,7 +198,7 @@ def test_images_that_changed_between_folds_are_refused(data, tmp_path, bare, mon
     with pytest.raises(Interrupted, match="in fold 1 of 3"):
         stop_in_fold(copy, tmp_path, 1, monkeypatch)
     train(resume=tmp_path / "part" / "fold-1")
-    (copy / "train" / "bee" / "new.png").write_bytes(picture(7, 8, 1))
+    (copy / "train" / "bee" / "new.png").write_bytes(image_bytes(7, 8, 1))
     message = "the folds of .* differ: expected the images of fold-1 in fold-2, got others. Put them back and remove fo"
     with pytest.raises(InputError, match=message):
         train(resume=tmp_path / "part")

@@ -26,7 +26,7 @@ def test_what_the_recipe_says_goes_before_what_the_family_would_do():
     assert told == (0.3, 0.5, 0.0, 0.0, 2.0)
 
 
-def test_the_learning_rate_goes_with_the_root_of_the_pictures_in_a_step():
+def test_the_learning_rate_goes_with_the_root_of_the_images_in_a_step():
     one = settings_for(Recipe(), {"family": "resnet"}, 128).lr
     assert settings_for(Recipe(), {"family": "resnet"}, 512).lr == pytest.approx(2 * one)
     assert settings_for(Recipe(grad_accum_steps=4), {"family": "resnet"}, 128).lr == pytest.approx(2 * one)

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from picture_folders import decoded_noise
+from image_folders import decoded_noise
 from small_runs import StopAt, Words
 from torch import nn
 
@@ -77,7 +77,7 @@ def test_features_are_those_of_the_plain_network_and_give_the_same_classes(
     before = {name: value.clone() for name, value in network.state_dict().items()}
     ids = np.arange(COUNT)
     features = cache(network, tmp_path, precision).features(batches(images), ids)
-    expected = plain_features(network, batches(images).pictures(ids))
+    expected = plain_features(network, batches(images).inputs(ids))
     assert (features - expected).abs().max() <= tolerance * expected.abs().max()
     assert all(value.equal(before[name]) for name, value in network.state_dict().items()) and network.training
     labels = torch.from_numpy(images.labels)
@@ -91,7 +91,7 @@ def test_an_augmented_view_is_a_function_of_seed_view_and_image(images, network,
     ids = np.arange(40, 90)
     first = cache(network, tmp_path).features(feed, ids, view=1)
     second = cache(network, tmp_path).features(feed, ids, view=2)
-    expected = plain_features(network, feed.pictures(ids, 2))
+    expected = plain_features(network, feed.inputs(ids, 2))
     assert torch.allclose(second, expected, atol=1e-4) and not torch.allclose(first, second, atol=1e-2)
 
 
@@ -218,5 +218,5 @@ def test_openvino_computes_many_images_if_it_is_installed(images, network, tmp_p
     assert choose_engine(trunk, COUNT) == "openvino"
     console, ids = Words(), np.arange(COUNT)
     features = cache(network, tmp_path, console=console).features(batches(images), ids)
-    expected = plain_features(network, batches(images).pictures(ids))
+    expected = plain_features(network, batches(images).inputs(ids))
     assert (features - expected).abs().max() <= 1e-4 * expected.abs().max() and "images/s by openvino" in console

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from small_runs import StopAt, Words, numbers, pictures, quick, same_runs, table
+from small_runs import StopAt, Words, image_folder, numbers, quick, same_runs, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted
@@ -25,7 +25,7 @@ def bare(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return pictures(tmp_path_factory.mktemp("grown") / "kinds")
+    return image_folder(tmp_path_factory.mktemp("grown") / "kinds")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, same_runs, table
+from small_runs import QUICK, StopAt, Words, best, image_folder, numbers, quick, same_runs, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted
@@ -22,12 +22,12 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def old(place):
     """A run whose weights others begin with."""
-    return quick(pictures(place / "old"), place / "runs", epochs=1)
+    return quick(image_folder(place / "old"), place / "runs", epochs=1)
 
 
 @pytest.fixture(scope="module")
 def data(place):
-    return pictures(place / "new", 12, WITH_TEST, kinds=("cat", "dog", "elk"))
+    return image_folder(place / "new", 12, WITH_TEST, kinds=("cat", "dog", "elk"))
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_a_run_that_is_stopped_in_the_feature_pass_begins_again_from_the_cache(d
 
 
 def test_images_are_prepared_as_the_weights_expect(tmp_path, bare):
-    old = quick(pictures(tmp_path / "old", 6, side=130), tmp_path / "runs", epochs=1, img_size=112, resize_mode="pad")
-    data = pictures(tmp_path / "new", 6, side=150, kinds=("cat", "dog"))
+    old = quick(image_folder(tmp_path / "a", 6, side=130), tmp_path / "runs", epochs=1, img_size=112, resize_mode="pad")
+    data = image_folder(tmp_path / "new", 6, side=150, kinds=("cat", "dog"))
     run = train(data, **options(old, tmp_path / "out", epochs=1))
     before, after = old.network().spec, run.network().spec
     names = ("size", "presize", "resize_mode", "interpolation", "mean", "std")
@@ -133,8 +133,8 @@ def test_images_are_prepared_as_the_weights_expect(tmp_path, bare):
 
 def test_a_config_and_a_resumed_run_have_the_size_that_was_chosen(tmp_path, monkeypatch, bare):
     monkeypatch.setattr(feature_size, "_ENLARGED_FROM", 96)
-    old = quick(pictures(tmp_path / "old", 6, side=100), tmp_path / "runs", epochs=1, img_size=96, resize_mode="pad")
-    data = pictures(tmp_path / "new", 30, side=150, kinds=("cat", "dog"))
+    old = quick(image_folder(tmp_path / "a", 6, side=100), tmp_path / "runs", epochs=1, img_size=96, resize_mode="pad")
+    data = image_folder(tmp_path / "new", 30, side=150, kinds=("cat", "dog"))
     plain = {name: value for name, value in options(old, tmp_path / "out").items() if name != "epochs"}
     whole = train(data, **plain)
     spec = whole.network().spec

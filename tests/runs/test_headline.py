@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from small_runs import Words, numbers, pictures, quick
+from small_runs import Words, image_folder, numbers, quick
 
 from skipway.report import html
 from skipway.runs.headline import describe_precision, describe_uncertainty, uncertainty_metrics
@@ -60,7 +60,7 @@ def test_a_precision_that_differs_is_named():
 def test_the_last_lines_and_the_metrics_of_a_run_have_the_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
     words = Words()
-    run = quick(pictures(tmp_path / "d", 10), tmp_path / "runs", words, precision="bf16")
+    run = quick(image_folder(tmp_path / "d", 10), tmp_path / "runs", words, precision="bf16")
     metrics = numbers(run.path)
     low, high = wilson_interval(metrics["val_accuracy"], 6)
     assert metrics["val_accuracy_interval"] == [low, high]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from picture_folders import class_folders
+from image_folders import class_folders
 from small_runs import Words
 
 import skipway as sw
@@ -68,9 +68,9 @@ def test_a_longer_run_freezes_the_trunk_for_an_epoch_unless_told_otherwise(old, 
 def test_fine_tuning_starts_from_what_was_learnt(old, place, tmp_path):
     again = sw.train(place / "old", pretrained=str(old.path), output=tmp_path, lr=1e-9, weight_decay=0.0, **QUICK)
     found, wanted = again.network(), old.network()
-    pictures = [np.random.default_rng(k).integers(0, 256, (8, 8, 3), np.uint8) for k in range(4)]
+    images = [np.random.default_rng(k).integers(0, 256, (8, 8, 3), np.uint8) for k in range(4)]
     assert torch.allclose(found.head.weight, wanted.head.weight, atol=1e-6)
-    assert np.abs(found.predict_proba(pictures) - wanted.predict_proba(pictures)).max() < 0.2
+    assert np.abs(found.predict_proba(images) - wanted.predict_proba(images)).max() < 0.2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import QUICK, StopAt, Words, best, pictures, quick, same_runs
+from small_runs import QUICK, StopAt, Words, best, image_folder, quick, same_runs
 from torch import nn
 
 import skipway as sw
@@ -30,12 +30,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def old(place):
-    return quick(pictures(place / "old"), place / "runs", epochs=1)
+    return quick(image_folder(place / "old"), place / "runs", epochs=1)
 
 
 @pytest.fixture(scope="module")
 def data(place):
-    return pictures(place / "new", 12, ("train", "val", "test"), kinds=("cat", "dog", "elk"))
+    return image_folder(place / "new", 12, ("train", "val", "test"), kinds=("cat", "dog", "elk"))
 
 
 @pytest.fixture
@@ -107,16 +107,16 @@ def test_numbers_are_those_without_a_cache(data, old, tmp_path, monkeypatch, bar
 
     def computed_now(self, ids, epoch=0):
         if self.augmentation is None:
-            images = super(FrozenOutputs, self).pictures(ids)
+            images = super(FrozenOutputs, self).inputs(ids)
         else:
             views = 1 + (self.first_view[ids] + epoch) % len(self.files)
-            parts = [super(FrozenOutputs, self).pictures(ids[i : i + 1], view) for i, view in enumerate(views)]
+            parts = [super(FrozenOutputs, self).inputs(ids[i : i + 1], view) for i, view in enumerate(views)]
             images = torch.cat(parts)
         with torch.inference_mode():
             outputs = trunk(images)
         return outputs.clone()
 
-    monkeypatch.setattr(FrozenOutputs, "pictures", computed_now)
+    monkeypatch.setattr(FrozenOutputs, "inputs", computed_now)
     live = train(data, **options(old, tmp_path, epochs=3, freeze_until="stage1", views=2))
     kept_weights, live_weights = best(kept.path), best(live.path)
     assert kept.metrics["best_epoch"] == live.metrics["best_epoch"]
@@ -134,7 +134,7 @@ def test_every_image_has_all_of_its_views_in_turn(data, old, tmp_path, monkeypat
     train(data, **options(old, tmp_path, epochs=2, freeze_until="stage1", views=3))
     feed = batches[0][0]
     ids = feed.rows[:20]
-    views = [feed.pictures(ids, epoch) for epoch in range(4)]
+    views = [feed.inputs(ids, epoch) for epoch in range(4)]
     assert views[0].equal(views[3]) and not views[0].equal(views[1]) and not views[1].equal(views[2])
     orders = [np.concatenate([batch_ids for _, _, batch_ids in feed.epoch(epoch)]) for epoch in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(feed.rows) and list(orders[0]) != list(orders[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import HANG, outputs_of, run, start
-from small_runs import QUICK, StopAt, Words, numbers, pictures, quick, same_runs, table
+from small_runs import QUICK, StopAt, Words, image_folder, numbers, quick, same_runs, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted
@@ -20,7 +20,7 @@ from skipway.utils import devices
 from skipway.utils.atomic_files import Lock
 
 RICH = {"ema": 0.9, "grad_accum_steps": 2, "optimizer": "adamw", "drop_path": 0.2}
-DECODED = 1 + 60  # polls before the first step: one at the start, one a picture
+DECODED = 1 + 60  # polls before the first step: one at the start, one an image
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def bare(monkeypatch):
 def base(tmp_path_factory):
     """A place with data, a whole run, and one that was stopped in its second epoch."""
     base = tmp_path_factory.mktemp("base")
-    pictures(base / "kinds")
+    image_folder(base / "kinds")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(base)
         patch.setattr(html, "write", lambda folder: folder / "report.html")
@@ -109,9 +109,9 @@ def test_a_transform_of_the_users_own_is_asked_for_again_and_resumes_exactly(pla
 
 
 def test_a_transform_that_cannot_be_one_is_refused(place):
-    with pytest.raises(InputError, match=r"a transform takes pictures \(B, C, H, W\) and gives as many, but 3 takes"):
+    with pytest.raises(InputError, match=r"a transform takes images \(B, C, H, W\) and gives as many, but 3 takes"):
         quick(place / "kinds", place / "runs", transform=3)
-    with pytest.raises(InputError, match="a transform is for pictures, but wine is a table; leave it out"):
+    with pytest.raises(InputError, match="a transform is for images, but wine is a table; leave it out"):
         quick("wine", place / "runs", model="auto", transform=Speckle(0.1))
 
 
@@ -176,7 +176,7 @@ def test_a_config_that_was_edited_is_refused_with_the_fields(place):
         train(resume=place / "runs" / "half")
 
 
-def test_changed_pictures_are_refused_with_the_list(place):
+def test_changed_images_are_refused_with_the_list(place):
     half, ants = place / "runs" / "half", place / "kinds" / "ant"
     config = (half / "config.yaml").read_bytes()
     edits = {
@@ -201,7 +201,7 @@ def test_changed_pictures_are_refused_with_the_list(place):
     (ants / "02.png").write_bytes(other)
     words = Words()
     run = train(resume=half, allow_changed_data=True, console=words)
-    assert "the pictures have changed (1 edited: ant/02.png" in words and run.metrics["epochs"] == 2
+    assert "the images have changed (1 edited: ant/02.png" in words and run.metrics["epochs"] == 2
 
 
 def test_other_classes_are_refused(place):

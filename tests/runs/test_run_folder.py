@@ -7,7 +7,7 @@ import shutil
 import pytest
 import safetensors.torch
 from safetensors import safe_open
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 
 import skipway as sw
 from skipway.commands.compare import compare
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("schema")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(html, "write", lambda folder: folder / "report.html")
-        return quick(pictures(base / "kinds"), base, name="run", epochs=1, watch=True).path
+        return quick(image_folder(base / "kinds"), base, name="run", epochs=1, watch=True).path
 
 
 @pytest.fixture

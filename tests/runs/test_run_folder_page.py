@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors import safe_open
-from small_runs import pictures, quick
+from small_runs import image_folder, quick
 from table_files import homes, written
 
 from skipway.commands.export import export_run
@@ -123,7 +123,7 @@ class Checker:
 def runs(tmp_path_factory):
     """Runs that write all there is: on images and tables, watched, probed, exported, grown, and one that crashes."""
     base = tmp_path_factory.mktemp("schema")
-    images = pictures(base / "kinds", 4, ("train", "val", "test"), kinds=KINDS)
+    images = image_folder(base / "kinds", 4, ("train", "val", "test"), kinds=KINDS)
     (images / "train" / "ant" / "torn.png").write_bytes(b"torn")
     table = base / "homes"
     table.mkdir()

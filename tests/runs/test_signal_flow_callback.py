@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_runs import StopAt, Words, pictures, quick, same_runs
+from small_runs import StopAt, Words, image_folder, quick, same_runs
 
 import skipway as sw
 from skipway.commands.compare import compare
@@ -19,7 +19,7 @@ from skipway.runs.train_run import train
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     base = tmp_path_factory.mktemp("watched")
-    return quick(pictures(base / "kinds"), base / "runs", name="plain", optimizer="adamw", drop_path=0.2).path
+    return quick(image_folder(base / "kinds"), base / "runs", name="plain", optimizer="adamw", drop_path=0.2).path
 
 
 @pytest.fixture

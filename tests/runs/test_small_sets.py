@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from small_runs import QUICK, Words, pictures, quick
+from small_runs import QUICK, Words, image_folder, quick
 
 from skipway.data.sample_order import batch_bounds
 from skipway.report import html
@@ -47,7 +47,7 @@ def test_few_steps_are_warned_of():
 
 def test_sixteen_training_images_are_trained_for_the_least_number_of_steps(tmp_path, bare, monkeypatch):
     monkeypatch.setattr("skipway.runs.small_sets.MIN_STEPS", FEW_STEPS + 2)  # fewer, for a quick test
-    data = pictures(tmp_path / "d", 10, kinds=("ant", "bee"))
+    data = image_folder(tmp_path / "d", 10, kinds=("ant", "bee"))
     words = Words()
     options = {key: QUICK[key] for key in ("model", "threads", "precision")}
     run = train(data, output=tmp_path / "runs", console=words, **options)
@@ -59,5 +59,5 @@ def test_sixteen_training_images_are_trained_for_the_least_number_of_steps(tmp_p
 
 def test_epochs_that_are_given_are_done_with_a_warning(tmp_path, bare):
     words = Words()
-    run = quick(pictures(tmp_path / "d", 10), tmp_path / "runs", words, epochs=2)
+    run = quick(image_folder(tmp_path / "d", 10), tmp_path / "runs", words, epochs=2)
     assert len(run.history) == 2 and "warning: 4 optimizer steps in all, too few to learn from" in words

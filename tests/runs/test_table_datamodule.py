@@ -58,7 +58,7 @@ def dear(home):
 
 
 @pytest.mark.rendered
-def test_a_regression_leaves_its_figures_tables_and_pictures(price):
+def test_a_regression_leaves_its_figures_tables_and_images(price):
     found = numbers(price.path)
     assert found["val_r2"] > 0.5 and found["val_mae"] < found["val_rmse"] and "val_accuracy" not in found
     assert found["baseline"]["name"] == "gradient boosting" and found["baseline"]["val_r2"] > 0
@@ -81,7 +81,7 @@ def test_a_regression_leaves_its_figures_tables_and_pictures(price):
     )
 
 
-def test_a_classification_leaves_what_one_of_pictures_does(dear):
+def test_a_classification_leaves_what_one_of_images_does(dear):
     found = numbers(dear.path)
     assert found["val_accuracy"] > 0.7 and 0.4 < found["baseline"]["val_accuracy"] <= 1
     assert found["data"]["classes"].keys() == {"cheap", "dear"}
@@ -101,7 +101,7 @@ def test_the_report_speaks_of_rows_and_numbers(price, dear):
     assert "Beside it, on the same rows: scikit-learn" in page and "rows/s" in page
     page = text_of(dear.report.read_text())
     assert "Validation accuracy" in page and "validation rows. Each row is a true class" in page
-    assert "Worst pictures" not in page and "gradient boosting with default settings reaches" in page
+    assert "Worst images" not in page and "gradient boosting with default settings reaches" in page
 
 
 def test_the_header_of_the_weights_is_all_that_is_needed(price, home):
@@ -176,9 +176,9 @@ def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
     assert judged.accuracy > 0.7 and "rows" in str(judged).splitlines()[0]
     with pytest.raises(InputError, match="has no test split; it has train"):
         sw.evaluate(dear.path, home, split="test")
-    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="is no table, but the network was trained on one; give a .csv or .parquet"):
-        sw.evaluate(dear.path, tmp_path / "pictures")
+        sw.evaluate(dear.path, tmp_path / "images")
 
 
 def test_check_and_summary_tell_of_tables(home, price):
@@ -245,10 +245,10 @@ def test_epochs_precision_and_threads_suit_tables_unless_told(home, tmp_path):
     assert quick(home, tmp_path, target="price", model="resmlp").network().plan["width"] == 128
 
 
-def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_path):
-    with pytest.raises(InputError, match="resnet18 is a network for pictures, but .*homes.csv is a table; give"):
+def test_what_is_for_images_is_refused_for_tables_and_the_reverse(home, tmp_path):
+    with pytest.raises(InputError, match="resnet18 is a network for images, but .*homes.csv is a table; give"):
         quick(home, tmp_path, target="price", model="resnet18")
-    with pytest.raises(InputError, match="augment, mixup: for pictures, but .*homes.csv is a table; leave that out"):
+    with pytest.raises(InputError, match="augment, mixup: for images, but .*homes.csv is a table; leave that out"):
         quick(home, tmp_path, target="price", augment="light", mixup=0.2)
     with pytest.raises(InputError, match="balance, label_smoothing: for classes, but the target 'price' is a number"):
         quick(home, tmp_path, target="price", balance="sampling", label_smoothing=0.1)
@@ -256,9 +256,9 @@ def test_what_is_for_pictures_is_refused_for_tables_and_the_reverse(home, tmp_pa
         quick("digits", tmp_path, target="price")
     with pytest.raises(InputError, match="task: expected one of auto, classification, regression, got 'guess'"):
         quick(home, tmp_path, target="price", task="guess")
-    picture = sw.create_model("resnet20", 2)
-    with pytest.raises(InputError, match="this network was not trained on a table; give it pictures"):
-        picture.require_table_spec()
+    image = sw.create_model("resnet20", 2)
+    with pytest.raises(InputError, match="this network was not trained on a table; give it images"):
+        image.require_table_spec()
     assert not list(tmp_path.iterdir())
 
 

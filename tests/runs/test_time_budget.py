@@ -3,7 +3,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small_runs import Words, pictures, same_runs
+from small_runs import Words, image_folder, same_runs
 
 from skipway.data.images.loader import Augmentation
 from skipway.runs.time_budget import image_size_for, quick_step_seconds, scratch_epochs, size_growth
@@ -77,7 +77,7 @@ def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkey
     monkeypatch.setattr("skipway.training.pace._MOST_EPOCHS", 4)  # in place of all that ten minutes leave room for
     monkeypatch.setattr("skipway.training.pace._MOST_STEPS", 1)
     words = Words()
-    pictures(tmp_path / "kinds", count=10)
+    image_folder(tmp_path / "kinds", count=10)
     run = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=600.0, console=words, **TINY)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert "4 epochs in the " in words and config["time_limit"] == 600.0 and config["epochs"] == 4
@@ -87,7 +87,7 @@ def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkey
 
 
 def test_epochs_that_are_given_stay(tmp_path):
-    pictures(tmp_path / "kinds", count=10)
+    image_folder(tmp_path / "kinds", count=10)
     run = train(tmp_path / "kinds", output=tmp_path, epochs=1, time_limit=600.0, **TINY)
     assert len(run.history) == 1 and run.metrics["status"] == "finished"
 
@@ -95,7 +95,7 @@ def test_epochs_that_are_given_stay(tmp_path):
 def test_a_run_that_was_killed_before_the_time_set_its_epochs_still_lets_it(tmp_path, monkeypatch):
     monkeypatch.setattr("skipway.training.pace._MOST_EPOCHS", 2)
     monkeypatch.setattr("skipway.training.pace._MOST_STEPS", 1)
-    pictures(tmp_path / "kinds", count=10)
+    image_folder(tmp_path / "kinds", count=10)
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from sklearn.metrics import precision_recall_fscore_support
-from small_runs import QUICK, StopAt, Words, best, numbers, pictures, quick, same_tensors, table
+from small_runs import QUICK, StopAt, Words, best, image_folder, numbers, quick, same_tensors, table
 
 import skipway as sw
 from skipway.errors import InputError, Interrupted, NotFiniteError, SkipwayError, StorageError
@@ -48,7 +48,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(place):
-    return pictures(place / "kinds")
+    return image_folder(place / "kinds")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_folder_with_files_of_the_user_is_refused_and_left_as_it_is(place, tmp
 
 @pytest.mark.parametrize("output", ["runs", ".", "ant", "link"])
 def test_a_run_among_its_own_images_is_refused(tmp_path, monkeypatch, output):
-    monkeypatch.chdir(pictures(tmp_path / "images", 4))
+    monkeypatch.chdir(image_folder(tmp_path / "images", 4))
     (tmp_path / "link").symlink_to(tmp_path / "images")
     before = sorted(tmp_path.rglob("*"))
     for data in (".", tmp_path / "link"):
@@ -129,7 +129,7 @@ def test_a_run_among_its_own_images_is_refused(tmp_path, monkeypatch, output):
 
 def test_a_refused_run_takes_back_only_the_folder_that_it_made(tmp_path):
     (tmp_path / "mine").mkdir()
-    broken = pictures(tmp_path / "broken", 4)
+    broken = image_folder(tmp_path / "broken", 4)
     for path in broken.rglob("*.png"):
         path.write_text("no image")
     for name in ("mine", "other"):
@@ -195,7 +195,7 @@ def test_predictions_are_those_of_the_loaded_network(first, data):
 
 
 def test_a_test_set_is_what_is_judged(tmp_path, bare):
-    data = pictures(tmp_path / "d", 6, ("train", "valid", "test"))
+    data = image_folder(tmp_path / "d", 6, ("train", "valid", "test"))
     run = quick(data, tmp_path / "runs")
     rows = table(run.path / "predictions.csv")
     assert {r["split"] for r in rows} == {"test"} and len(rows) == 18
@@ -415,7 +415,7 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
         quick(data, tmp_path, epochs=1)
 
 
-def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, monkeypatch):
+def test_where_memory_does_not_hold_two_images_that_is_said(data, tmp_path, monkeypatch):
     def loss(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes")
 
@@ -428,7 +428,7 @@ def test_where_memory_does_not_hold_two_pictures_that_is_said(data, tmp_path, mo
 
 def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
     with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step; start again"):
-        quick(data, tmp_path, lr="auto", stop=StopAt(1 + 60 + 5))  # polls: at the start, for each picture, for rates
+        quick(data, tmp_path, lr="auto", stop=StopAt(1 + 60 + 5))  # polls: at the start, for each image, for rates
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_a_process_whose_peer_is_gone_says_how_to_resume(data, tmp_path, monkeyp
     assert not list(tmp_path.rglob("crash.txt")) or error is not Interrupted
 
 
-def test_a_loss_that_is_not_finite_names_the_pictures(data, tmp_path, monkeypatch, bare):
+def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path, monkeypatch, bare):
     loss = Classification.loss
     calls = []
 
@@ -467,7 +467,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures(data, tmp_path, monkeypatc
         return loss(*a, **k) * (float("nan") if len(calls) == 3 else 1)
 
     monkeypatch.setattr(Classification, "loss", third_is_nan)
-    with pytest.raises(NotFiniteError, match=r"in step 3, epoch 1, with the pictures (ant|bee|cow)/\d\d\.png, "):
+    with pytest.raises(NotFiniteError, match=r"in step 3, epoch 1, with the images (ant|bee|cow)/\d\d\.png, "):
         quick(data, tmp_path, name="nan", save_every=0)
     monkeypatch.undo()
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
@@ -502,7 +502,7 @@ def test_the_trained_file_is_plain(data, tmp_path, bare):
 
 
 def test_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path, bare):
-    data = pictures(tmp_path / "d", 6, kinds=("=cmd()", "@x", "\x1b[2J"))
+    data = image_folder(tmp_path / "d", 6, kinds=("=cmd()", "@x", "\x1b[2J"))
     (data / "=cmd()" / "00.png").rename(data / "=cmd()" / "-1\n.png")
     words = Words()
     run = quick(data, tmp_path / "runs", words, epochs=1)

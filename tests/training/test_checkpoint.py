@@ -100,11 +100,11 @@ def test_a_step_comes_back_as_it_was_saved(tmp_path):
 
 
 def layouts():
-    picture = torch.randn(4, 3, 5, 6)
+    image = torch.randn(4, 3, 5, 6)
     shared = torch.randn(8)
     return {
-        "plain": picture,
-        "channels_last": picture.to(memory_format=torch.channels_last),
+        "plain": image,
+        "channels_last": image.to(memory_format=torch.channels_last),
         "channels_last of one channel": torch.randn(4, 1, 3, 3).to(memory_format=torch.channels_last),
         "channels_last_3d": torch.randn(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d),
         "turned": torch.randn(3, 4).t(),

@@ -81,7 +81,7 @@ def test_training_learns_what_can_be_learnt(tmp_path):
     assert set(best) == set(trainer.network.state_dict())
 
 
-def test_a_step_is_the_mean_over_its_pictures_however_they_are_split(tmp_path):
+def test_a_step_is_the_mean_over_its_images_however_they_are_split(tmp_path):
     how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "lr": 0.5}
     whole = Feed(size=24)
     assert whole.bounds == [(0, 26)]
@@ -194,15 +194,13 @@ def test_checkpoints_come_as_often_as_they_are_asked_for(tmp_path, monkeypatch, 
     assert least <= len(saves) <= most
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_pictures(tmp_path):
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_images(tmp_path):
     feed = Feed()
     feed.x[11] = float("nan")
     net = network()
-    with pytest.raises(
-        NotFiniteError, match=r"the loss is not finite in step \d, epoch 1, with the pictures "
-    ) as caught:
+    with pytest.raises(NotFiniteError, match=r"the loss is not finite in step \d, epoch 1, with the images ") as caught:
         run(tmp_path, {"save_every": 0.0}, feed=feed, net=net)
-    said = str(caught.value).split("pictures ")[1].split(";")[0].removesuffix(" ...").split(", ")
+    said = str(caught.value).split("images ")[1].split(";")[0].removesuffix(" ...").split(", ")
     order = np.random.default_rng(0).permutation(26)
     bad = next(k for k, (b, e) in enumerate(feed.bounds) if 11 in order[b:e])
     assert said == [str(i) for i in order[slice(*feed.bounds[bad])][:8]] and caught.value.exit_code == 3

@@ -53,7 +53,7 @@ def test_figures_equal_those_of_scikit_learn(scores):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_every_picture_is_scored_once_in_evaluation_mode_whatever_the_batch(size):
+def test_every_image_is_scored_once_in_evaluation_mode_whatever_the_batch(size):
     network = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     x, y = torch.randn(8, 5), torch.from_numpy(LABELS)
     polled = []

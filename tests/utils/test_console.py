@@ -33,11 +33,11 @@ def test_a_log_has_plain_lines_now_and_then(clock):
     bar = Console(stream=out).bar("epoch 1/2", 100)
     for done in range(1, 101):
         clock[0] += 1.0
-        bar.at(done, "400 pictures/s, 3% waiting for data")
+        bar.at(done, "400 images/s, 3% waiting for data")
     bar.done()
     lines = out.getvalue().splitlines()
     assert len(lines) == 3 and "\r" not in out.getvalue() and "\x1b" not in out.getvalue()
-    assert lines[0] == "epoch 1/2 30/100 (30%, 72 s left) 400 pictures/s, 3% waiting for data"
+    assert lines[0] == "epoch 1/2 30/100 (30%, 72 s left) 400 images/s, 3% waiting for data"
 
 
 def test_a_terminal_has_one_line_that_is_drawn_over_and_cleared(clock):
@@ -120,8 +120,8 @@ def test_a_real_terminal_is_taken_for_one():
         assert console.live
         bar = ProgressBar(console, "epoch 1/1", 4)
         bar.last_print = -1e9
-        bar.at(2, "9 pictures/s")
-        assert b"\r\x1b[Kepoch 1/1 2/4 (50%) 9 pictures/s" in os.read(main, 1000)
+        bar.at(2, "9 images/s")
+        assert b"\r\x1b[Kepoch 1/1 2/4 (50%) 9 images/s" in os.read(main, 1000)
     os.close(main)
 
 

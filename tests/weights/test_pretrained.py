@@ -196,18 +196,18 @@ def test_a_second_call_does_not_ask_the_hub(hub, monkeypatch):
         ("list", r"timm/resnet18.list has no config.json as timm writes it \(it holds no names\); give a repository"),
         (
             "bare",
-            r"timm/resnet18.bare has a config.json that does not tell how its pictures are prepared \('input_size'",
+            r"timm/resnet18.bare has a config.json that does not tell how its images are prepared \('input_size'",
         ),
         ("a//b", "pretrained='a//b' is neither a file or run that is here nor a repository of the Hub; write timm/NAM"),
         ("oblong", r"prepared \(input_size 3 x 32 x 64 is no square of 3 channels\); give a repository of timm's"),
         ("grey", r"prepared \(input_size 1 x 32 x 32 is no square of 3 channels\)"),
-        ("border", r"resnet18.border has a config.json that does not tell how its pictures are prepared \('border'\)"),
+        ("border", r"resnet18.border has a config.json that does not tell how its images are prepared \('border'\)"),
         ("lanczos", "prepared .a Spec's interpolation is one of bilinear, bicubic, not 'lanczos'"),
         (
             "tight",
-            r"resnet18.tight has a config.json that does not tell how its pictures are prepared \(cannot convert",
+            r"resnet18.tight has a config.json that does not tell how its images are prepared \(cannot convert",
         ),
-        ("meanless", r"resnet18.meanless has a config.json that does not tell how its pictures are prepared"),
+        ("meanless", r"resnet18.meanless has a config.json that does not tell how its images are prepared"),
         ("deeper", r"resnet18.deeper holds a network other than resnet18: layers: .* here, .*; ask for resnet34, or"),
         (
             "wider",
@@ -304,7 +304,7 @@ def test_a_foreign_file_is_recognised_or_told(library, said, tmp_path):
     source = f"{library}:{tmp_path / 'w.bin'}" if said else tmp_path / "w.bin"
     again = sw.create_model("resnet18", pretrained=source, **TINY, **options)
     assert same(again, network)
-    assert again.origin == f"{tmp_path / 'w.bin'} ({library}), pictures prepared as is usual there"
+    assert again.origin == f"{tmp_path / 'w.bin'} ({library}), images prepared as is usual there"
     assert again.spec.resize_mode == "crop" and again.spec.size == 224 and again.spec.class_names == ("0", "1", "2")
 
 
@@ -458,7 +458,7 @@ def test_a_stem_that_is_made_for_its_channels_is_not_fitted(tmp_path):
     network = sw.create_model("resnet9", 3, stem="whitening", widths=[4] * 4)
     path = ours(tmp_path / "a.safetensors", network)
     with pytest.raises(
-        InputError, match="the whitening stem of resnet9 undoes the correlations of pictures of 3 channels and"
+        InputError, match="the whitening stem of resnet9 undoes the correlations of images of 3 channels and"
     ):
         sw.create_model("resnet9", in_chans=1, pretrained=path, stem="whitening", widths=[4] * 4)
 
@@ -508,11 +508,11 @@ def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path):
 # What such a network is given
 
 
-def as_timm_evaluates(picture, size, crop, interpolation):
+def as_timm_evaluates(image, size, crop, interpolation):
     """The shorter side to floor(size / crop), the other in proportion, the centre cut out to the whole pixel."""
-    short, (width, height) = int(size / crop), picture.size
+    short, (width, height) = int(size / crop), image.size
     wide, high = (short, short * height // width) if width <= height else (short * width // height, short)
-    resized = picture.resize((wide, high), Image.Resampling[interpolation.upper()])
+    resized = image.resize((wide, high), Image.Resampling[interpolation.upper()])
     left, top = round((wide - size) / 2), round((high - size) / 2)
     return np.asarray(resized.crop((left, top, left + size, top + size))).astype(int)
 
@@ -520,18 +520,18 @@ def as_timm_evaluates(picture, size, crop, interpolation):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size, crop", [(24, 0.8), (24, 0.95), (24, 0.9), (25, 0.875), (24, 1.0)])
 @pytest.mark.parametrize("shape", [(60, 100), (45, 33), (31, 50), (32, 32), (25, 26), (24, 90), (51, 50)])
-def test_a_picture_is_prepared_as_timm_evaluates(shape, size, crop, interpolation, tmp_path):
+def test_a_image_is_prepared_as_timm_evaluates(shape, size, crop, interpolation, tmp_path):
     # No black or white, where the order of Pillow's two passes, which it chooses by the sizes, would show.
     pixels = np.random.default_rng(0).integers(64, 192, (*shape, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.save(tmp_path / "a.png")
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
     spec = Spec(3, size, int(size / crop), (0.5,) * 3, (0.5,) * 3, ("a", "b"), "crop", interpolation)
-    wanted = as_timm_evaluates(picture, size, crop, interpolation)
+    wanted = as_timm_evaluates(image, size, crop, interpolation)
     for source in (pixels, tmp_path / "a.png"):
         assert np.abs(prepare_image(source, spec) - wanted).max() <= 1
 
 
-def test_a_set_is_evaluated_on_the_same_pixels_as_single_pictures(tmp_path):
+def test_a_set_is_evaluated_on_the_same_pixels_as_single_images(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         for i in range(2):

@@ -38,8 +38,8 @@ def random_table(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarr
 def augment_random_table(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
     """Return (len(ids), 5) numbers that `augment_pixels` takes; the first decides on the flip.
 
-    Whether a picture is flipped alternates from epoch to epoch, so that any two epochs in a row show both sides of
-    every picture.
+    Whether an image is flipped alternates from epoch to epoch, so that any two epochs in a row show both sides of
+    every image.
     """
     table = random_table(seed, epoch, ids, count=5)
     flip = random_table(seed, 0, ids, count=1)[:, 0]
@@ -76,6 +76,6 @@ def describe_policy(level: str, size: int) -> str:
         "affine": "turn, enlarge and shear a little",
         "color": "brightness, contrast and saturation",
         "trivial": "TrivialAugment",
-        "erase": "erase a rectangle of a quarter of the pictures",
+        "erase": "erase a rectangle of a quarter of the images",
     }
     return ", ".join(descriptions[part] for part in level.split("+"))

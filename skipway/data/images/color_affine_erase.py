@@ -17,10 +17,10 @@ from torch import Tensor
 
 __all__ = ["AUGMENT_OPS", "NUM_UNIFORM", "boxes_inside"]
 
-_SHARE = 0.75  # of pictures that each change of `affine` and `color` is made to
+_SHARE = 0.75  # of images that each change of `affine` and `color` is made to
 _MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR = 10.0, 1.1, 0.1  # degrees; times; per pixel
 _LIGHT = 1.25  # most that brightness, contrast and saturation are multiplied or divided by
-_ERASED, _AREA, _RATIO = 0.25, (0.02, 0.33), 3.3  # share of pictures; of a picture; longest side over the shortest
+_ERASED, _AREA, _RATIO = 0.25, (0.02, 0.33), 3.3  # share of images; of an image; longest side over the shortest
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -48,7 +48,7 @@ def color(x: Tensor, uniform: Tensor) -> Tensor:
 
 
 def trivial(x: Tensor, uniform: Tensor) -> Tensor:
-    """One of fourteen changes to each picture, of any strength: TrivialAugment's wide space."""
+    """One of fourteen changes to each image, of any strength: TrivialAugment's wide space."""
     choice = (uniform[:, 0] * len(_TRIVIAL)).long()
     signed = 2 * uniform[:, 1] - 1
     out = x.clone()
@@ -60,7 +60,7 @@ def trivial(x: Tensor, uniform: Tensor) -> Tensor:
 
 
 def erase(x: Tensor, uniform: Tensor) -> Tensor:
-    """A rectangle of a quarter of the pictures gives way to the picture's mean."""
+    """A rectangle of a quarter of the images gives way to the image's mean."""
     size = x.shape[-1]
     area = _AREA[0] + (_AREA[1] - _AREA[0]) * uniform[:, 1]
     ratio = torch.exp((2 * uniform[:, 2] - 1) * math.log(_RATIO) / 2)
@@ -70,7 +70,7 @@ def erase(x: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(inside, x.mean((2, 3), keepdim=True), x)
 
 
-# name -> operation; each takes the next NUM_UNIFORM columns of a picture's random numbers.
+# name -> operation; each takes the next NUM_UNIFORM columns of an image's random numbers.
 NUM_UNIFORM = 6
 AUGMENT_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "affine": affine,
@@ -100,7 +100,7 @@ def _coordinate_maps(x_row: list[Tensor], y_row: list[Tensor]) -> Tensor:
 
 
 def _resample(x: Tensor, maps: Tensor) -> Tensor:
-    """Resample each picture through its map of coordinates, mirrored at the edges."""
+    """Resample each image through its map of coordinates, mirrored at the edges."""
     grid = F.affine_grid(maps.to(x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
@@ -128,7 +128,7 @@ def _shear(x: Tensor, signed: Tensor, across: bool) -> Tensor:
 
 def _shift(x: Tensor, signed: Tensor, across: bool) -> Tensor:
     ones, zeros = torch.ones_like(signed), torch.zeros_like(signed)
-    amount = 2 * signed * min(32 / x.shape[-1], 0.25)  # a picture is 2 wide in the grid's measure
+    amount = 2 * signed * min(32 / x.shape[-1], 0.25)  # an image is 2 wide in the grid's measure
     x_row, y_row = [ones, zeros, amount if across else zeros], [zeros, ones, zeros if across else amount]
     return _resample(x, _coordinate_maps(x_row, y_row))
 

@@ -18,7 +18,7 @@ _RATIO = 4 / 3  # most that a zoom stretches one side against the other
 
 
 def augment_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *, parts: str, size: int) -> Tensor:
-    """Move and flip pictures `rows` of `pixels` (N, P, P, C), by the random numbers `uniform` (B, 5).
+    """Move and flip images `rows` of `pixels` (N, P, P, C), by the random numbers `uniform` (B, 5).
 
     Returns:
         (B, C, S, S) uint8.
@@ -39,7 +39,7 @@ def augment_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *,
 
 
 def center_crop(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
-    """Cut the centre out of pictures `rows`, as evaluation sees it: (B, C, S, S) uint8."""
+    """Cut the centre out of images `rows`, as evaluation sees it: (B, C, S, S) uint8."""
     start = crop_offset(pixels.shape[1], size)
     return _tensor(pixels[rows, start : start + size, start : start + size])
 
@@ -85,7 +85,7 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 
 def _zoom_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *, flip: np.ndarray, size: int) -> Tensor:
-    """Bring a part of each picture, of random area, shape and place, to `size` by antialiased bilinear resampling."""
+    """Bring a part of each image, of random area, shape and place, to `size` by antialiased bilinear resampling."""
     area = ZOOM_AREA[0] + (ZOOM_AREA[1] - ZOOM_AREA[0]) * uniform[:, 1]
     ratio = np.exp((2 * uniform[:, 2] - 1) * np.log(_RATIO))
     sides = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], axis=1)), 1.0) * pixels.shape[1]

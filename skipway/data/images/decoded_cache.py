@@ -1,6 +1,6 @@
-"""The decoded set: every picture decoded once, before the first step, into one uint8 array in memory or on disk.
+"""The decoded set: every image decoded once, before the first step, into one uint8 array in memory or on disk.
 
-Shapes: N pictures, P the stored size; `pixels` is (N, P, P, C).
+Shapes: N images, P the stored size; `pixels` is (N, P, P, C).
 """
 
 import ctypes
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from skipway.data.image_spec import Interpolation, ResizeMode
-from skipway.data.sources.decode import BadPicture, decode, size_of
+from skipway.data.sources.decode import BadImage, decode, size_of
 from skipway.data.sources.image_source import SPLITS, Content, Skipped, Source
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.atomic_files import allocate
@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
-SMALL = 96  # pictures up to this size are trained on as they are
+SMALL = 96  # images up to this size are trained on as they are
 PHOTOGRAPH = 128  # the size that larger ones are trained at
 ROOM = 1.15  # larger ones are stored with this much room to crop from
-_SQUASHED_RATIO = 1.1  # longest side over the shortest up to which pictures are squashed
+_SQUASHED_RATIO = 1.1  # longest side over the shortest up to which images are squashed
 _CROPPED_RATIO = 2.0  # and up to which they are cropped
 _THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
 _TIMED = 16  # images by which the pace of decoding is measured
@@ -58,7 +58,7 @@ _SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which on
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How pictures become (stored_size, stored_size, channels) pixels, of which a network is given (size, size)."""
+    """How images become (stored_size, stored_size, channels) pixels, of which a network is given (size, size)."""
 
     size: int
     stored_size: int
@@ -69,7 +69,7 @@ class DecodeSettings:
 
     @property
     def decode_options(self) -> dict[str, Any]:
-        """Return how a picture becomes pixels, as the arguments of `decode`."""
+        """Return how an image becomes pixels, as the arguments of `decode`."""
         return {
             "size": self.stored_size,
             "crop_size": self.size,
@@ -81,7 +81,7 @@ class DecodeSettings:
 
 @dataclass
 class DecodedImages:
-    """Decoded pictures of all splits, one after the other, with what there is to say about them."""
+    """Decoded images of all splits, one after the other, with what there is to say about them."""
 
     name: str
     class_names: tuple[str, ...]
@@ -89,7 +89,7 @@ class DecodedImages:
     pixels: np.ndarray
     labels: np.ndarray
     keys: list[str]
-    digests: list[str]  # SHA-256 of each picture's file
+    digests: list[str]  # SHA-256 of each image's file
     splits: dict[str, np.ndarray]  # indices of each split
     skipped: list[Skipped]
     notes: Counter[str]
@@ -99,10 +99,10 @@ class DecodedImages:
 
 
 def choose_decode_settings(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> DecodeSettings:
-    """Choose the sizes and channels that suit the pictures.
+    """Choose the sizes and channels that suit the images.
 
     Small ones are stored as they are, photographs at 128 with room to crop. With `resize_mode` "auto" nine of ten
-    pictures decide: near squares are squashed, up to 2:1 they are cropped, beyond padded.
+    images decide: near squares are squashed, up to 2:1 they are cropped, beyond padded.
     """
     sides, ratios, grey = [], [], True
     for content in source.peek():
@@ -113,7 +113,7 @@ def choose_decode_settings(source: Source, size: int | None, resize_mode: str, m
         elif isinstance(content, bytes):
             try:
                 width, height, mode = size_of(content, max_pixels)
-            except BadPicture:
+            except BadImage:
                 continue
             sides.append(max(width, height))
             ratios.append(max(width, height) / min(width, height))
@@ -147,10 +147,10 @@ def decode_images(
     need_every_class: bool = True,
     ram_limit: int = RAM_LIMIT,
 ) -> DecodedImages:
-    """Decode every picture of `source`; unreadable ones are left out, named and counted, never replaced.
+    """Decode every image of `source`; unreadable ones are left out, named and counted, never replaced.
 
     Raises:
-        InputError: more than `max_unreadable` of the pictures are unreadable, or a class that needs one has none.
+        InputError: more than `max_unreadable` of the images are unreadable, or a class that needs one has none.
         StorageError: the memory map does not fit on the disk.
         Interrupted: `stop` was set meanwhile.
     """
@@ -237,7 +237,7 @@ def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
 
 
 def fingerprint(images: DecodedImages) -> str:
-    """SHA-256 over every picture's name, class, split and content, and over what is made of them.
+    """SHA-256 over every image's name, class, split and content, and over what is made of them.
 
     Equal sets have equal ones; a limit on what may be read is no part of that.
     """
@@ -272,7 +272,7 @@ _mute_libtiff()
 
 @dataclass(frozen=True)
 class _DecodedImage:
-    """The pixels (P, P, C) of one picture, the SHA-256 of its content, and its original's notes and size."""
+    """The pixels (P, P, C) of one image, the SHA-256 of its content, and its original's notes and size."""
 
     pixels: np.ndarray
     digest: str
@@ -285,7 +285,7 @@ _Outcome = _DecodedImage | InputError
 
 
 def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Iterator[tuple[str, int, _Outcome]]:
-    """Decode every picture of a split in order, in threads that stay a little ahead; small files need none."""
+    """Decode every image of a split in order, in threads that stay a little ahead; small files need none."""
     waiting: deque[tuple[str, int, Callable[[], _Outcome]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -299,7 +299,7 @@ def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Itera
         while waiting:
             first_key, first_label, result = waiting.popleft()
             yield first_key, first_label, result()
-    finally:  # whoever stops listening does not wait for pictures that nobody will see
+    finally:  # whoever stops listening does not wait for images that nobody will see
         pool.shutdown(cancel_futures=True)
 
 
@@ -314,20 +314,20 @@ def _decode_content(content: Content, key: str, settings: DecodeSettings) -> _Ou
         return _DecodedImage(pixels=fitted, digest=digest, notes=(), width=width, height=height)
     suffix = os.path.splitext(key)[1].lower()
     try:
-        picture = decode(
+        image = decode(
             content,
             **settings.decode_options,
             max_pixels=settings.max_pixels,
             suffix="" if suffix.startswith(".parquet") else suffix,
         )
-    except BadPicture as error:
+    except BadImage as error:
         return error
     return _DecodedImage(
-        pixels=picture.pixels,
+        pixels=image.pixels,
         digest=hashlib.sha256(content).hexdigest(),
-        notes=picture.notes,
-        width=picture.width,
-        height=picture.height,
+        notes=image.notes,
+        width=image.width,
+        height=image.height,
     )
 
 
@@ -350,7 +350,7 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         free = shutil.disk_usage(folder).free
         if free < needed * 1.05:
             raise StorageError(
-                f"the packed pictures need {needed:,} bytes, but {printable(folder)} has {free:,} free; set "
+                f"the packed images need {needed:,} bytes, but {printable(folder)} has {free:,} free; set "
                 "SKIPWAY_CACHE to a folder on a larger disk, or give a smaller --img-size"
             )
         with tempfile.TemporaryFile(dir=folder, prefix="skipway-") as file:
@@ -360,7 +360,7 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         raise
     except OSError as error:
         raise StorageError(
-            f"cannot pack the pictures into {printable(folder)}: {error.strerror}; set SKIPWAY_CACHE to a folder that "
+            f"cannot pack the images into {printable(folder)}: {error.strerror}; set SKIPWAY_CACHE to a folder that "
             "can be written"
         ) from None
 
@@ -370,7 +370,7 @@ def _refuse_too_many_unreadable(images: DecodedImages, total: int, max_unreadabl
     if bad and len(bad) > max_unreadable * total:
         reasons = join_names((f"{printable(s.key)}: {s.reason}" for s in bad), limit=5, separator="; ")
         raise InputError(
-            f"{len(bad):,} of {total:,} pictures of {printable(images.name)} cannot be read ({reasons}); mend or "
+            f"{len(bad):,} of {total:,} images of {printable(images.name)} cannot be read ({reasons}); mend or "
             f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-unreadable"
         )
 
@@ -380,14 +380,14 @@ def _refuse_lost_classes(images: DecodedImages) -> None:
     lost = [name for name, count in zip(images.class_names, counts, strict=True) if not count]
     if lost:
         raise InputError(
-            f"no training picture of the class {printable(lost[0])!r} of {printable(images.name)} can be read; mend "
+            f"no training image of the class {printable(lost[0])!r} of {printable(images.name)} can be read; mend "
             "or remove them"
         )
 
 
 def _describe_sizes(sizes: list[tuple[int, int]]) -> str:
     if not sizes:
-        return "no picture"
+        return "no image"
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     smallest, middle, largest = by_area[0], by_area[len(by_area) // 2], by_area[-1]
     if smallest == largest:

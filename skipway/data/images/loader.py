@@ -1,7 +1,7 @@
 """Batches of a decoded set, in an order that is a function of (seed, epoch).
 
 Shapes: a batch is x (B, C, S, S) float, normalised, channels_last; y (B,) int64; ids (B,), indices of
-pictures.
+images.
 """
 
 import math
@@ -25,16 +25,16 @@ from skipway.kernels.image_ops import NORMALIZE
 
 __all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 
-# Columns of a picture's random numbers: first those of moving it, then of each operation, then of mixing.
+# Columns of an image's random numbers: first those of moving it, then of each operation, then of mixing.
 _OPS_START = 5
 _MIX_START = _OPS_START + NUM_UNIFORM * len(AUGMENT_OPS)
 Batch = tuple[Tensor, Tensor, np.ndarray]
 
 
 def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of pictures `rows`, in units of 255.
+    """Return mean and standard deviation per channel of images `rows`, in units of 255.
 
-    Both are exact, however many pictures there are.
+    Both are exact, however many images there are.
     """
     counts = np.zeros((pixels.shape[3], 256), np.int64)
     for begin in range(0, len(rows), 256):
@@ -50,14 +50,14 @@ def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training pictures go through before the network is given them.
+    """What training images go through before the network is given them.
 
     parts: as `resolve_policy` returns them, such as "shift+flip".
-    seed: with epoch and picture, what everything random is a function of.
-    mixup, cutmix: how evenly pictures are mixed (the Beta distribution's parameter); 0 for not at all.
+    seed: with epoch and image, what everything random is a function of.
+    mixup, cutmix: how evenly images are mixed (the Beta distribution's parameter); 0 for not at all.
     first_size, epochs: the size in the first epoch, which grows to the full one over two thirds of the epochs; 0 for
         the full one throughout.
-    balanced: every class as often as any other, by repeating or leaving out pictures in each epoch anew.
+    balanced: every class as often as any other, by repeating or leaving out images in each epoch anew.
     transform: what is done to a batch (B, C, S, S) in 0 to 1 on top of it all, on the device; its random numbers are
         torch's, seeded for each batch.
     """
@@ -80,12 +80,12 @@ class Augmentation:
 
 
 class ImageBatches:
-    """The pictures `rows` of a decoded set in batches; with an `augmentation`, shuffled and changed as it says.
+    """The images `rows` of a decoded set in batches; with an `augmentation`, shuffled and changed as it says.
 
     Args:
         images: the decoded set.
-        rows: the pictures to take from it, such as those of a split.
-        batch_size: pictures in a batch of all processes together.
+        rows: the images to take from it, such as those of a split.
+        batch_size: images in a batch of all processes together.
         mean, std: per channel, in units of 255, to normalise with.
         augmentation: for training; None for evaluation, in the order of `rows`.
         device: where the batches go.
@@ -109,7 +109,7 @@ class ImageBatches:
         if augmentation is None:
             self.bounds = batch_bounds(len(rows), batch_size)
         else:
-            self.bounds = training_bounds(len(rows), batch_size, self.shard, "pictures")
+            self.bounds = training_bounds(len(rows), batch_size, self.shard, "images")
         # x / 255, minus mean, over std, as one multiplication and one addition.
         per_channel = partial(torch.tensor, dtype=torch.float32, device=device)
         mean_tensor, std_tensor = per_channel(mean).view(1, -1, 1, 1), per_channel(std).view(1, -1, 1, 1)
@@ -122,7 +122,7 @@ class ImageBatches:
 
     @property
     def count(self) -> int:
-        """Pictures in an epoch."""
+        """Images in an epoch."""
         return len(self.rows)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -133,7 +133,7 @@ class ImageBatches:
             order = shuffle_rows(self.rows, labels, seed=augmentation.seed, epoch=epoch)
         for begin, end in self.bounds[start:]:
             ids = self.shard.take(order[begin:end])
-            x, y = self.pictures(ids, epoch), torch.from_numpy(self.images.labels[ids]).to(self.device)
+            x, y = self.inputs(ids, epoch), torch.from_numpy(self.images.labels[ids]).to(self.device)
             if augmentation is not None and (augmentation.mixup or augmentation.cutmix):
                 count = _MIX_START + NUM_MIX_UNIFORM
                 uniform = random_table(augmentation.seed, epoch, ids, count=count)[:, _MIX_START:]
@@ -148,7 +148,7 @@ class ImageBatches:
             yield x, y, ids
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """x (N, C, S, S) and y (N,) of up to `count` pictures, without augmentation and whatever part this process has.
+        """x (N, C, S, S) and y (N,) of up to `count` images, without augmentation and whatever part this process has.
 
         They are evenly chosen.
         """
@@ -156,8 +156,8 @@ class ImageBatches:
         x = self._normalize(center_crop(self.images.pixels, ids, self.images.settings.size))
         return x, torch.from_numpy(self.images.labels[ids]).to(self.device)
 
-    def pictures(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
-        """Return the pictures `ids` as the network gets them in that epoch, before any are mixed."""
+    def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
+        """Return the images `ids` as the network gets them in that epoch, before any are mixed."""
         size, augmentation = self.images.settings.size, self.augmentation
         if augmentation is None:
             return self._normalize(center_crop(self.images.pixels, ids, size))
@@ -192,7 +192,7 @@ class ImageBatches:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
                 f"the transform made {shape} of a batch {tuple(x.shape)}; it takes and gives (B, C, H, W) of the "
-                "same pictures and channels"
+                "same images and channels"
             )
         return output * 255
 

@@ -19,10 +19,10 @@ NUM_MIX_UNIFORM = 4
 def mix_samples(
     x: Tensor, y: Tensor, uniform: np.ndarray, *, num_classes: int, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Mix each picture with the one before it in the batch: x as before, y (B, K) shares of classes.
+    """Mix each image with the one before it in the batch: x as before, y (B, K) shares of classes.
 
-    `mixup` blends the two, `cutmix` puts a rectangle of the other in; where both are above 0, each picture has one of
-    them. How much is of the picture itself is Beta(a, a) distributed, where a is `mixup` or `cutmix`.
+    `mixup` blends the two, `cutmix` puts a rectangle of the other in; where both are above 0, each image has one of
+    them. How much is of the image itself is Beta(a, a) distributed, where a is `mixup` or `cutmix`.
     """
     from scipy.special import betaincinv
 

@@ -1,4 +1,4 @@
-"""Which pictures are for training, validation and test; what stands twice; what a careful eye says of a set."""
+"""Which images are for training, validation and test; what stands twice; what a careful eye says of a set."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,28 +13,28 @@ from skipway.utils.format_text import join_names
 
 __all__ = ["class_counts", "describe", "hold_out", "holdout_mask", "refuse_leaks", "class_warnings", "duplicates"]
 
-MAX_HELD_OUT = 5000  # more pictures than that make a validation accuracy no more certain than half a point
+MAX_HELD_OUT = 5000  # more images than that make a validation accuracy no more certain than half a point
 IMBALANCED = 5.0
 FEW = 20
 
 
 def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
-    """Give a set without validation pictures some of its training pictures for that, of every class its share.
+    """Give a set without validation images some of its training images for that, of every class its share.
 
-    Pictures with the same content stay on the same side; every class stands on both sides. Which ones are held out is
+    Images with the same content stay on the same side; every class stands on both sides. Which ones are held out is
     a function of (set, fraction, seed).
     """
     if len(images.splits.get("val", ())):
         return
     train = images.splits["train"]
-    first_of = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first picture
+    first_of = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first image
     kinds = np.array(sorted(first_of.values()), dtype=np.int64)
     labels = images.labels[kinds]
     counts = np.bincount(labels, minlength=len(images.class_names))
     single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
     if single:
         raise InputError(
-            f"{printable(images.name)}: the class {printable(single[0])!r} has one picture (copies not counted), too "
+            f"{printable(images.name)}: the class {printable(single[0])!r} has one image (copies not counted), too "
             "few to train on some and validate on others; add at least one more, or a val folder"
         )
     in_val = holdout_mask(train, images.labels, images.digests, fraction=fraction, seed=seed)
@@ -80,7 +80,7 @@ def _shares(counts: np.ndarray, total: int) -> np.ndarray:
 
 
 def duplicates(images: DecodedImages) -> list[list[int]]:
-    """Return groups of pictures with the same content, byte for byte."""
+    """Return groups of images with the same content, byte for byte."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, digest in enumerate(images.digests):
         groups[digest].append(i)
@@ -88,7 +88,7 @@ def duplicates(images: DecodedImages) -> list[list[int]]:
 
 
 def refuse_leaks(images: DecodedImages, allow: bool) -> None:
-    """Say which pictures stand twice; where copies stand in two splits, validation would be flattered: refuse."""
+    """Say which images stand twice; where copies stand in two splits, validation would be flattered: refuse."""
     split_of: dict[int, str] = {}
     for split in SPLITS:
         split_of.update(dict.fromkeys(map(int, images.splits.get(split, ())), split))
@@ -97,7 +97,7 @@ def refuse_leaks(images: DecodedImages, allow: bool) -> None:
     crossed = [g for g in groups if len({int(images.labels[i]) for i in g}) > 1]
     if across:
         example = " and ".join(f"{printable(images.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
-        message = f"{len(across):,} pictures stand in more than one split, such as {example}"
+        message = f"{len(across):,} images stand in more than one split, such as {example}"
         if not allow:
             raise InputError(
                 f"{printable(images.name)}: {message}; remove the copies from one side, or go on with "
@@ -109,11 +109,11 @@ def refuse_leaks(images: DecodedImages, allow: bool) -> None:
         pair = _unlike(crossed[0], names)
         example = " and ".join(f"{printable(images.keys[i])} ({printable(names[i])})" for i in pair)
         images.warnings.append(
-            f"{len(crossed):,} pictures stand under two classes, such as {example}: one label is wrong"
+            f"{len(crossed):,} images stand under two classes, such as {example}: one label is wrong"
         )
     copies = sum(len(g) - 1 for g in groups)
     if copies:
-        images.warnings.append(f"{copies:,} pictures are exact copies of others")
+        images.warnings.append(f"{copies:,} images are exact copies of others")
 
 
 def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
@@ -122,7 +122,7 @@ def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
 
 
 def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
-    """Return {class: {split: pictures}}, classes in their order."""
+    """Return {class: {split: images}}, classes in their order."""
     table = {
         split: np.bincount(images.labels[indices], minlength=len(images.class_names))
         for split, indices in images.splits.items()
@@ -131,7 +131,7 @@ def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
 
 
 def class_warnings(images: DecodedImages) -> list[str]:
-    """Warn of what is odd in a set: imbalance, classes with few pictures, unreadable and converted files."""
+    """Warn of what is odd in a set: imbalance, classes with few images, unreadable and converted files."""
     counts = {name: by_split.get("train", 0) for name, by_split in class_counts(images).items()}
     largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     warnings = []
@@ -139,15 +139,15 @@ def class_warnings(images: DecodedImages) -> list[str]:
     if ratio >= IMBALANCED:
         warnings.append(
             f"classes are imbalanced 1:{ratio:.0f} ({printable(smallest)} {counts[smallest]:,}, {printable(largest)} "
-            f"{counts[largest]:,} training pictures): accuracy favours the large ones, read the per-class table"
+            f"{counts[largest]:,} training images): accuracy favours the large ones, read the per-class table"
         )
     few = [name for name, count in counts.items() if count < FEW]
     if few:
         names = join_names(map(printable, few), limit=5)
-        warnings.append(f"fewer than {FEW} training pictures: {names}; expect weak results there")
+        warnings.append(f"fewer than {FEW} training images: {names}; expect weak results there")
     validation = len(images.splits.get("val", ()))
     if 0 < validation < 100:
-        warnings.append(f"{validation} validation pictures: one picture is {1 / validation:.1%} of accuracy")
+        warnings.append(f"{validation} validation images: one image is {1 / validation:.1%} of accuracy")
     return warnings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from skipway.data.sources.hub import HUB_NAMES, hub_folder
-from skipway.data.sources.image_folder import describe_other_files, folder_source, has_class_folders, picture_files
+from skipway.data.sources.image_folder import describe_other_files, folder_source, has_class_folders, image_files
 from skipway.data.sources.image_parquet import parquet_files, parquet_source
 from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
@@ -19,11 +19,11 @@ _HANDWRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hu
 
 
 def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
-    """Open the labelled pictures that `data` names; a folder or file that exists goes before a name of the Hub."""
+    """Open the labelled images that `data` names; a folder or file that exists goes before a name of the Hub."""
     if data == "digits":
         return digits()
     if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
-        raise InputError(f"{printable(data)} is a table, but pictures were expected; give a folder of class folders")
+        raise InputError(f"{printable(data)} is a table, but images were expected; give a folder of class folders")
     path = Path(data)
     try:
         path = path.expanduser()
@@ -42,23 +42,23 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
             f"per class, parquet files, hf:org/name, or one of {', '.join(names)}"
         )
     if parquet_files(path):
-        if path.is_dir() and picture_files(path):
+        if path.is_dir() and image_files(path):
             raise InputError(
-                f"{printable(data)} holds both pictures and parquet files; keep the pictures or the parquet files in a "
+                f"{printable(data)} holds both images and parquet files; keep the images or the parquet files in a "
                 "folder of their own, and name that"
             )
         return parquet_source(path, allow_empty_classes)
     if path.is_file():
         raise InputError(
-            f"{printable(data)} is a {printable(path.suffix) or 'nameless'} file; pictures to learn from come as a "
+            f"{printable(data)} is a {printable(path.suffix) or 'nameless'} file; images to learn from come as a "
             "folder with one sub-folder per class, or as .parquet, and tables as .csv or .parquet"
         )
     if not has_class_folders(path):
-        loose, others = len(picture_files(path)), describe_other_files(path)
-        contents = f"no pictures and no class folders{others}" if others else "nothing but no class folders"
+        loose, others = len(image_files(path)), describe_other_files(path)
+        contents = f"no images and no class folders{others}" if others else "nothing but no class folders"
         raise InputError(
-            f"{printable(data)} holds {f'{loose} pictures but no class folders' if loose else contents}; put the "
-            "pictures of each class into a folder of its own, named as the class"
+            f"{printable(data)} holds {f'{loose} images but no class folders' if loose else contents}; put the "
+            "images of each class into a folder of its own, named as the class"
         )
     return folder_source(path, follow_links, allow_empty_classes)
 

@@ -1,6 +1,6 @@
-"""Images: the bytes of one picture file become one uint8 array, or a named reason why not.
+"""Images: the bytes of one image file become one uint8 array, or a named reason why not.
 
-Shapes: H height, W width of the original after EXIF turning; a decoded picture is (size, size, channels).
+Shapes: H height, W width of the original after EXIF turning; a decoded image is (size, size, channels).
 Every departure from "the pixels as they are stored" is a note, a fixed phrase, so that a run can count and report it.
 """
 
@@ -19,7 +19,7 @@ from skipway.data.image_spec import RESIZE_MODES, Interpolation, ResizeMode
 from skipway.data.sources.pillow_warnings import CollectedWarnings, collect_warnings, number_in
 from skipway.errors import InputError, printable
 
-__all__ = ["FORMATS", "MAX_PIXELS", "NEARLY_BLACK", "SUFFIXES", "BadPicture", "Picture", "decode", "size_of"]
+__all__ = ["FORMATS", "MAX_PIXELS", "NEARLY_BLACK", "SUFFIXES", "BadImage", "DecodedImage", "decode", "size_of"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _FORMAT_OF = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
@@ -31,7 +31,7 @@ _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
 _EXIF_CARRIERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
-# EXIF orientation -> the operation that turns the picture upright, and whether the stored left or top edge ends up
+# EXIF orientation -> the operation that turns the image upright, and whether the stored left or top edge ends up
 # as the right or bottom one: there the half-filled last pixels of a reduced JPEG come to lie at the beginning.
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, True, False),
@@ -46,16 +46,16 @@ _CONVERSIONS = {"1": "bilevel converted to grey", "P": "palette converted to RGB
 NEARLY_BLACK = "nearly black: 16-bit values that use the lowest bits alone (rescale them to 0 to 65535)"
 _BLACK = 16  # of 256 levels: 12-bit values in a file of 16 bits stay below it
 _REDUCING_GAP = 2.0  # cheap whole-number reductions leave this many times the target's size to the antialiased filter
-_PAD_GREY = 128  # black or white bars would be the picture's strongest edge; the middle of the range is the weakest
+_PAD_GREY = 128  # black or white bars would be the image's strongest edge; the middle of the range is the weakest
 
 
-class BadPicture(InputError):
+class BadImage(InputError):
     """The file cannot be used; the text is a short reason without the file's name."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One decoded picture: `pixels` (size, size, channels) uint8, and what there is to say about its original.
+class DecodedImage:
+    """One decoded image: `pixels` (size, size, channels) uint8, and what there is to say about its original.
 
     `notes` are fixed phrases, each at most once; `width` and `height` are the original's after EXIF turning, `mode` is
     Pillow's name of its pixel format, such as "RGB", "CMYK" or "I;16".
@@ -87,12 +87,12 @@ def decode(
     suffix: str = "",
     interpolation: Interpolation = "bilinear",
     crop_size: int | None = None,
-) -> Picture:
-    """The picture in `data`, upright, as (size, size, channels) uint8; BadPicture where that cannot be had.
+) -> DecodedImage:
+    """The image in `data`, upright, as (size, size, channels) uint8; BadImage where that cannot be had.
 
     `resize_mode` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other
     (to the pixel as if the centre `crop_size` x `crop_size` were cut out of the resized whole), "pad" keeps all between
-    bars of grey 128. Resizing is antialiased; a picture of the target size keeps its exact pixels.
+    bars of grey 128. Resizing is antialiased; an image of the target size keeps its exact pixels.
     Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
     """
     if size < 1 or channels not in (1, 3) or resize_mode not in RESIZE_MODES:
@@ -127,31 +127,31 @@ def decode(
         pixels = _to_channels(image, channels, notes)
         if collected.any_damage:
             notes.append("damaged metadata ignored")
-        return Picture(pixels, notes=tuple(dict.fromkeys(notes)), width=width, height=height, mode=mode)
+        return DecodedImage(pixels, notes=tuple(dict.fromkeys(notes)), width=width, height=height, mode=mode)
 
 
 @contextmanager
 def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
-    """Turn whatever Pillow throws inside into BadPicture: on bad bytes it throws nearly every type there is."""
+    """Turn whatever Pillow throws inside into BadImage: on bad bytes it throws nearly every type there is."""
     try:
         with collect_warnings(max_pixels) as collected:
             yield collected
-    except (BadPicture, MemoryError):  # the pixels are known to be few enough: it is the machine that has no memory
+    except (BadImage, MemoryError):  # the pixels are known to be few enough: it is the machine that has no memory
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP":
-            raise BadPicture("broken: its header cannot be read") from error
-        raise BadPicture("not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content") from error
+            raise BadImage("broken: its header cannot be read") from error
+        raise BadImage("not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content") from error
     except Exception as error:
         text = printable(error)[:200] or type(error).__name__
         is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
-        raise BadPicture(f"truncated: {text}" if is_truncated else f"broken: {text}") from error
+        raise BadImage(f"truncated: {text}" if is_truncated else f"broken: {text}") from error
 
 
-def _too_large(pixels: int, limit: int) -> BadPicture:
-    return BadPicture(f"too large: {pixels:,} pixels, the limit is {limit:,} (--max-pixels)")
+def _too_large(pixels: int, limit: int) -> BadImage:
+    return BadImage(f"too large: {pixels:,} pixels, the limit is {limit:,} (--max-pixels)")
 
 
 def _oddities(data: bytes, image: Image.Image, file_format: str) -> list[str]:
@@ -232,7 +232,7 @@ def _target_size(original_size: tuple[int, int], size: int, resize_mode: ResizeM
 
 
 def _draft(image: Image.Image, size: int, resize_mode: ResizeMode) -> float:
-    """Ask libjpeg for 1/2, 1/4 or 1/8 of the picture, never less than the gap allows; returns the divisor."""
+    """Ask libjpeg for 1/2, 1/4 or 1/8 of the image, never less than the gap allows; returns the divisor."""
     target_width, target_height = _target_size(image.size, size, resize_mode)
     width = image.width
     drafted = image.draft("", (int(target_width * _REDUCING_GAP), int(target_height * _REDUCING_GAP)))
@@ -295,14 +295,14 @@ def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise BadPicture("float grey with NaN or infinite values")
+            raise BadImage("float grey with NaN or infinite values")
         if low < 0 or high > 255:
-            raise BadPicture(f"float grey from {low:g} to {high:g}: only [0, 1] and [0, 255] have a meaning")
+            raise BadImage(f"float grey from {low:g} to {high:g}: only [0, 1] and [0, 255] have a meaning")
         notes.append("float grey rescaled" if high <= 1 else "float grey rounded")
         scaled = values * np.float32(255 if high <= 1 else 1)
         return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
     if low < 0 or high > 65535:
-        raise BadPicture(f"32-bit grey from {low} to {high}: only 0 to 255 and 0 to 65535 have a meaning")
+        raise BadImage(f"32-bit grey from {low} to {high}: only 0 to 255 and 0 to 65535 have a meaning")
     if image.mode == "I" and high <= 255:
         notes.append("32-bit grey used as 8 bits")
         return Image.fromarray(values.astype(np.uint8))
@@ -355,7 +355,7 @@ def _resize(
     box: tuple[float, float, float, float] = (left, top, right, bottom)
     if image.size != target or box != (0, 0, *target):
         while max((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) > 128:
-            # Pillow's reduce multiplies by a rounded reciprocal: one step of thousands would darken the picture.
+            # Pillow's reduce multiplies by a rounded reciprocal: one step of thousands would darken the image.
             whole = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
             factors = [int((whole[i + 2] - whole[i]) / target[i] / _REDUCING_GAP) for i in (0, 1)]
             image = image.reduce((min(32, max(1, factors[0])), min(32, max(1, factors[1]))), whole)

@@ -9,7 +9,7 @@ from skipway.utils.quiet_loggers import quiet_loggers
 
 __all__ = ["HUB_NAMES", "NO_ROOM", "hub_folder"]
 
-_CONVERTED = "refs/convert/parquet"  # the Hub's own parquet of repositories that hold scripts or loose pictures
+_CONVERTED = "refs/convert/parquet"  # the Hub's own parquet of repositories that hold scripts or loose images
 
 # name -> (repository, revision, folder in it)
 HUB_NAMES = {
@@ -41,7 +41,7 @@ def hub_folder(name: str) -> Path:
             return snapshot / folder
     raise refused or InputError(
         f"the data set {printable(f'{repository}/{folder}'.strip('/'))} of the Hub has no parquet files; download its "
-        "pictures and give their folder"
+        "images and give their folder"
     )
 
 

@@ -1,6 +1,6 @@
-"""Folders of pictures: one sub-folder per class, with or without train, val and test above them.
+"""Folders of images: one sub-folder per class, with or without train, val and test above them.
 
-Nothing is guessed: what is no class and no picture is ignored by rule and counted, what could be read in two ways is
+Nothing is guessed: what is no class and no image is ignored by rule and counted, what could be read in two ways is
 refused.
 """
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from skipway.data.sources.decode import SUFFIXES, BadPicture
+from skipway.data.sources.decode import SUFFIXES, BadImage
 from skipway.data.sources.image_source import SPLITS, Content, Source, class_order, refuse_near_equal, split_of
-from skipway.data.sources.read_bytes import read_picture_file
+from skipway.data.sources.read_bytes import read_image_file
 from skipway.errors import InputError, printable
 
-__all__ = ["describe_other_files", "folder_source", "has_class_folders", "picture_files"]
+__all__ = ["describe_other_files", "folder_source", "has_class_folders", "image_files"]
 
 _JUNK = {"__macosx", "thumbs.db", "desktop.ini", "icon\r"}
 _PEEK = 200
 
 
 def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
-    """Open the pictures under `root`; class names come from the training set alone."""
+    """Open the images under `root`; class names come from the training set alone."""
     where = printable(root)
     splits = _split_folders(root, follow_links)
     warnings: list[str] = []
@@ -34,13 +34,13 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
     empty = sorted(name for name, paths in classes_of["train"].items() if not paths)
     if empty and not allow_empty_classes:
         raise InputError(
-            f"{where}: the class folder {printable(empty[0])!r} has no pictures"
+            f"{where}: the class folder {printable(empty[0])!r} has no images"
             + describe_other_files(splits["train"] / empty[0])
             + (f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else "")
             + "; add some, remove it, or leave it out with --allow-empty-classes"
         )
     if empty:
-        warnings.append(f"left out: class folders without pictures: {', '.join(map(printable, empty))}")
+        warnings.append(f"left out: class folders without images: {', '.join(map(printable, empty))}")
     named = [name for name, paths in classes_of["train"].items() if paths]
     class_names = class_order(named, printable(splits["train"]))
     keys: dict[str, list[str]] = {}
@@ -62,8 +62,8 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
 
     def read(path: Path) -> Content:
         try:
-            return read_picture_file(path, root, follow_links=follow_links, inside=inside)
-        except BadPicture as error:
+            return read_image_file(path, root, follow_links=follow_links, inside=inside)
+        except BadImage as error:
             return error
 
     def contents(split: str) -> Iterator[Content]:
@@ -85,32 +85,32 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
 
 
 def has_class_folders(root: Path) -> bool:
-    """Return True if `root` holds folders at all (as opposed to parquet files or loose pictures)."""
+    """Return True if `root` holds folders at all (as opposed to parquet files or loose images)."""
     return any(_is_folder(entry) for entry in _entries(root))
 
 
-def picture_files(root: Path) -> list[Path]:
-    """List every file under `root`, at any depth, whose name says that it is a picture, in a fixed order."""
+def image_files(root: Path) -> list[Path]:
+    """List every file under `root`, at any depth, whose name says that it is an image, in a fixed order."""
 
     def unreadable(error: OSError) -> None:
         raise _cannot_list(Path(error.filename), error) from None
 
-    pictures = []
+    images = []
     for folder, names, files in os.walk(root, onerror=unreadable):
         names[:] = sorted(n for n in names if not _is_junk(n))
-        pictures += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
-    return pictures
+        images += [Path(folder, f) for f in sorted(files) if not _is_junk(f) and Path(f).suffix.lower() in SUFFIXES]
+    return images
 
 
 def describe_other_files(root: Path) -> str:
-    """Return which files a folder without pictures holds at any depth, and what pictures are called; "" if none."""
+    """Return which files a folder without images holds at any depth, and what images are called; "" if none."""
     suffixes: Counter[str] = Counter()
     for _, _, files in os.walk(root):
         suffixes.update(Path(name).suffix.lower() or "no suffix" for name in files if not _is_junk(name))
     if not suffixes:
         return ""
     counts = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in suffixes.most_common(5))
-    return f", only other files ({counts}; the suffixes of pictures are {', '.join(sorted(SUFFIXES))})"
+    return f", only other files ({counts}; the suffixes of images are {', '.join(sorted(SUFFIXES))})"
 
 
 def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
@@ -155,9 +155,9 @@ def _classes(folder: Path, root: Path, *, follow_links: bool, warnings: list[str
         _refuse_outside(entry, root, follow_links)
         files = []
         for inner in _entries(Path(entry.path)):
-            if _is_folder(inner) and not _named_like_picture(inner.name):
+            if _is_folder(inner) and not _named_like_image(inner.name):
                 _refuse_nested(Path(entry.path), Path(inner.path))
-            elif _named_like_picture(inner.name):
+            elif _named_like_image(inner.name):
                 files.append(Path(inner.path))
             else:
                 ignored[Path(inner.name).suffix.lower() or "no suffix"] += 1
@@ -165,7 +165,7 @@ def _classes(folder: Path, root: Path, *, follow_links: bool, warnings: list[str
     if ignored:
         counts = ", ".join(f"{count} {printable(suffix)}" for suffix, count in ignored.most_common(5))
         warnings.append(
-            f"ignored in {_key(folder, root) or 'the folder'}: files that are no pictures of a class ({counts})"
+            f"ignored in {_key(folder, root) or 'the folder'}: files that are no images of a class ({counts})"
         )
     return classes
 
@@ -178,10 +178,10 @@ def _refuse_outside(entry: os.DirEntry[str], root: Path, follow_links: bool) -> 
 
 
 def _refuse_nested(class_folder: Path, inner: Path) -> None:
-    if picture_files(inner):
+    if image_files(inner):
         raise InputError(
-            f"{printable(class_folder)} holds pictures in a folder of its own ({printable(inner.name)}): it could be a "
-            "class or a part of one; keep the pictures of a class directly in its folder"
+            f"{printable(class_folder)} holds images in a folder of its own ({printable(inner.name)}): it could be a "
+            "class or a part of one; keep the images of a class directly in its folder"
         )
 
 
@@ -200,7 +200,7 @@ def _class_indices(
         )
     missing = sorted(set(index) - set(by_name.values()))
     if missing:
-        warnings.append(f"the {split} set has no pictures of: {', '.join(map(printable, missing[:20]))}")
+        warnings.append(f"the {split} set has no images of: {', '.join(map(printable, missing[:20]))}")
     return {folder: index[name] for folder, name in by_name.items()}
 
 
@@ -227,7 +227,7 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _named_like_picture(name: str) -> bool:
+def _named_like_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face parquet files of labelled pictures: a column `img` or `image` of {bytes, path}, and `label`."""
+"""Hugging Face parquet files of labelled images: a column `img` or `image` of {bytes, path}, and `label`."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_source import SPLITS, Content, Source, split_of
 from skipway.errors import InputError, MissingExtra, printable
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_parquet", "parquet_files", "parquet_source"]
 
-_PICTURE_COLUMNS = ("image", "img")
+_IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _ROWS = 128  # rows that become Python's at a time; pyarrow itself holds one row group
 _PEEK = 200
@@ -39,10 +39,10 @@ def _is_hidden(path: Path, root: Path) -> bool:
 
 
 def parquet_source(root: Path, allow_empty_classes: bool = False) -> Source:
-    """Open the pictures of one parquet file, or of a folder of them named by split ('train-00000-of-00002.parquet')."""
+    """Open the images of one parquet file, or of a folder of them named by split ('train-00000-of-00002.parquet')."""
     where = printable(root)
     files = _by_split(parquet_files(root), root)
-    picture, label = _columns(files["train"][0], where)
+    image, label = _columns(files["train"][0], where)
     read_labels = partial(_labels, label=label)
     columns = {split: list(chain.from_iterable(map(read_labels, paths))) for split, paths in files.items()}
     warnings: list[str] = []
@@ -58,12 +58,12 @@ def parquet_source(root: Path, allow_empty_classes: bool = False) -> Source:
         absent = sorted(set(range(len(class_names))) - set(labels[split].tolist()))
         if absent:
             missing = ", ".join(printable(class_names[i]) for i in absent[:20])
-            warnings.append(f"the {split} set has no pictures of: {missing}")
+            warnings.append(f"the {split} set has no images of: {missing}")
     keys = {split: list(chain.from_iterable(_keys(path, root) for path in paths)) for split, paths in files.items()}
 
     def contents(split: str) -> Iterator[Content]:
         for path in files[split]:
-            yield from _pictures(path, picture)
+            yield from _images(path, image)
 
     def peek() -> list[Content]:
         return [content for content, _ in zip(contents("train"), range(_PEEK), strict=False)]
@@ -129,21 +129,21 @@ def open_parquet(path: Path) -> Iterator[Any]:
 def _columns(path: Path, where: str) -> tuple[str, str]:
     with open_parquet(path) as file:
         schema = file.schema_arrow
-    picture = next((n for n in _PICTURE_COLUMNS if n in schema.names), None)
+    image = next((n for n in _IMAGE_COLUMNS if n in schema.names), None)
     label = next((n for n in _LABEL_COLUMNS if n in schema.names), None)
-    if picture is None or label is None:
+    if image is None or label is None:
         raise InputError(
-            f"{where} has the columns {', '.join(map(printable, schema.names[:12]))}, but pictures need "
-            f"{' or '.join(_PICTURE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns, or, where this is a "
+            f"{where} has the columns {', '.join(map(printable, schema.names[:12]))}, but images need "
+            f"{' or '.join(_IMAGE_COLUMNS)} and {_LABEL_COLUMNS[0]}; rename the columns, or, where this is a "
             "table, name the one to predict with --target"
         )
-    kind = str(schema.field(picture).type)
+    kind = str(schema.field(image).type)
     if not re.match(r"struct<(.*, )?bytes: (large_)?binary", kind):
         raise InputError(
-            f"{where}: the column {picture!r} holds {printable(kind)}, but a struct of bytes and path was expected; "
-            "save it with the picture feature of Hugging Face datasets"
+            f"{where}: the column {image!r} holds {printable(kind)}, but a struct of bytes and path was expected; "
+            "save it with the image feature of Hugging Face datasets"
         )
-    return picture, label
+    return image, label
 
 
 def _declared_names(file: Any, label: str) -> list[str] | None:
@@ -187,7 +187,7 @@ def _refuse_nested(kind: Any, where: str) -> None:
     if types.is_nested(inner):
         raise InputError(
             f"{where}: expected texts or whole numbers as labels, got {printable(kind)[:80]}. Give each "
-            "picture one class."
+            "image one class."
         )
 
 
@@ -212,12 +212,12 @@ class _LabelColumn:
         unused = [name for name in names if declared and name not in present]
         if unused and not allow_empty:
             raise InputError(
-                f"{where}: the training set has no picture of the class {printable(unused[0])!r}"
+                f"{where}: the training set has no image of the class {printable(unused[0])!r}"
                 + (f" (nor of {len(unused) - 1} others)" if len(unused) > 1 else "")
                 + "; add some, or leave it out with --allow-empty-classes"
             )
         if unused:
-            warnings.append(f"left out: classes without training pictures: {', '.join(map(printable, unused[:20]))}")
+            warnings.append(f"left out: classes without training images: {', '.join(map(printable, unused[:20]))}")
         names = [name for name in names if name not in set(unused)]
         if len(names) < 2:
             raise InputError(
@@ -240,7 +240,7 @@ class _LabelColumn:
         return indices
 
 
-def _pictures(path: Path, column: str) -> Iterator[Content]:
+def _images(path: Path, column: str) -> Iterator[Content]:
     with open_parquet(path) as file:
         if column not in file.schema_arrow.names:
             raise InputError(f"{printable(path)} lacks the column {column!r} that the train file has; add it")
@@ -251,4 +251,4 @@ def _pictures(path: Path, column: str) -> Iterator[Content]:
 def _values(structs: "pyarrow.StructArray") -> Iterator[Content]:
     for value in structs.field("bytes"):
         data = value.as_py()
-        yield data if data else BadPicture("empty: the row holds no bytes")
+        yield data if data else BadImage("empty: the row holds no bytes")

@@ -1,4 +1,4 @@
-"""Source: what DATA was found to be, before any picture is decoded."""
+"""Source: what DATA was found to be, before any image is decoded."""
 
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ _SPLIT_NAMES = {
     "testing": "test",
 }
 
-# One picture as it was found: the file's bytes, its pixels (H, W) or (H, W, C) uint8, or why there is nothing.
+# One image as it was found: the file's bytes, its pixels (H, W) or (H, W, C) uint8, or why there is nothing.
 Content = bytes | np.ndarray | InputError
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is left out, and why."""
+    """An image that is left out, and why."""
 
     key: str
     split: str
@@ -37,10 +37,10 @@ class Skipped:
 
 @dataclass
 class Source:
-    """Labelled pictures in one to three splits.
+    """Labelled images in one to three splits.
 
-    `keys[split][i]` is what the user knows picture i by, `labels[split][i]` its index in `class_names`, and
-    `contents(split)` gives them all in that order. `peek()` gives some training pictures without reading them all.
+    `keys[split][i]` is what the user knows image i by, `labels[split][i]` its index in `class_names`, and
+    `contents(split)` gives them all in that order. `peek()` gives some training images without reading them all.
     """
 
     name: str
@@ -49,11 +49,11 @@ class Source:
     labels: dict[str, np.ndarray]
     contents: Callable[[str], Iterator[Content]]
     peek: Callable[[], list[Content]]
-    mirrored: bool = True  # whether a picture seen in a mirror is still of its class
+    mirrored: bool = True  # whether an image seen in a mirror is still of its class
     warnings: list[str] = field(default_factory=list)
 
     def count(self, split: str) -> int:
-        """Return how many pictures the split has."""
+        """Return how many images the split has."""
         return len(self.keys.get(split, ()))
 
 

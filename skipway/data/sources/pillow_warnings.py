@@ -1,4 +1,4 @@
-"""Pillow's warnings during a decode: collected for the picture that is being decoded, instead of shown.
+"""Pillow's warnings during a decode: collected for the image that is being decoded, instead of shown.
 
 Filters of `warnings` would not do: they are one list for the whole process, while decoding runs in threads, and
 whoever restores them elsewhere (pytest, scikit-learn's workers) drops ours in between. So the name `warnings` in
@@ -27,12 +27,12 @@ class CollectedWarnings:
     """Collects what Pillow warns of during one decode.
 
     Args:
-        max_pixels: a warning of a larger picture becomes Pillow's DecompressionBombError.
+        max_pixels: a warning of a larger image becomes Pillow's DecompressionBombError.
     """
 
     def __init__(self, max_pixels: int):
         self.max_pixels = max_pixels
-        self.any_damage = False  # any warning but that of a large picture: they are all of damaged metadata
+        self.any_damage = False  # any warning but that of a large image: they are all of damaged metadata
 
     def add(self, message: object, category: Any) -> None:
         """Take one warning in."""

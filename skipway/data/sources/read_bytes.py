@@ -1,18 +1,18 @@
-"""Picture files: the bytes of one, where it is a file that may be read, or a named reason why not."""
+"""Image files: the bytes of one, where it is a file that may be read, or a named reason why not."""
 
 import os
 import stat
 from pathlib import Path
 
-from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.decode import BadImage
 from skipway.errors import printable
 
-__all__ = ["read_picture_file"]
+__all__ = ["read_image_file"]
 
-_MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a file beyond it is not a picture of ours
+_MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a file beyond it is not an image of ours
 
 
-def read_picture_file(
+def read_image_file(
     path: Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
 ) -> bytes:
     """Return the bytes of a regular file; anything else is refused and never blocks.
@@ -27,7 +27,7 @@ def read_picture_file(
             if folder not in inside:
                 inside[folder] = _lies_in(folder, root)
             if not inside[folder]:
-                raise BadPicture("a symbolic link leads out of the data folder (--follow-links allows it)")
+                raise BadImage("a symbolic link leads out of the data folder (--follow-links allows it)")
         _refuse_special(os.stat(path))
         # Not blocking: between the look and the open, a FIFO may have taken the file's place.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -38,12 +38,12 @@ def read_picture_file(
             data = _read_all(file, status.st_size)
         finally:
             os.close(file)
-    except BadPicture:
+    except BadImage:
         raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadPicture(f"not readable: {printable(getattr(error, 'strerror', None) or error)}") from error
+        raise BadImage(f"not readable: {printable(getattr(error, 'strerror', None) or error)}") from error
     if not data:
-        raise BadPicture("empty file: 0 bytes")
+        raise BadImage("empty file: 0 bytes")
     return data
 
 
@@ -67,6 +67,6 @@ def _lies_in(path: str, root: Path) -> bool:
 def _refuse_special(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-        raise BadPicture(f"not a regular file but a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
+        raise BadImage(f"not a regular file but a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
     if status.st_size > _MAX_BYTES:
-        raise BadPicture(f"too large a file: {status.st_size:,} bytes, the limit is {_MAX_BYTES:,}")
+        raise BadImage(f"too large a file: {status.st_size:,} bytes, the limit is {_MAX_BYTES:,}")

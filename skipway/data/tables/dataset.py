@@ -98,7 +98,7 @@ def open_table_source(
         path = Path(data).expanduser()
         files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
         if not files or (target is None and any(p.suffix.lower() == ".parquet" for p in files.values())):
-            return None  # parquet files of pictures have their own columns, and need no --target
+            return None  # parquet files of images have their own columns, and need no --target
         tables = {split: read_table(files[split]) for split in SPLITS if split in files}
         if target is None:
             columns = join_quoted(list(tables["train"].columns))

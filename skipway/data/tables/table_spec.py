@@ -1,6 +1,6 @@
 """TableSpec: how the rows of a table become what a network is given, and what its outputs mean.
 
-It is to tables what Spec is to pictures: plain values that travel in every file, so that a table met years later is
+It is to tables what Spec is to images: plain values that travel in every file, so that a table met years later is
 read as in training. Columns are found by name; the target is never needed.
 
 Shapes: F numbers and indicators, K category columns: x (N, F + K), whose last K columns are slots of categories.

@@ -16,9 +16,9 @@ def test_draws_are_uniform_and_unrelated():
     for column in table.T:
         counts = np.histogram(column, 20, (0, 1))[0]
         assert ((counts - 2500) ** 2 / 2500).sum() < 55, "chi-squared with 19 degrees of freedom, 1 in 50,000"
-        assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < 0.02, "neighbouring pictures"
+        assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < 0.02, "neighbouring images"
     between = np.corrcoef(table.T) - np.eye(5)
-    assert np.abs(between).max() < 0.02, "columns of one picture"
+    assert np.abs(between).max() < 0.02, "columns of one image"
 
 
 @pytest.mark.parametrize("other", [(7, 4), (8, 3), (0, 0), (3, 7), (2**63, 3)])
@@ -28,7 +28,7 @@ def test_another_epoch_or_seed_draws_anew(other):
     assert np.abs(np.corrcoef(one.T, two.T)[:2, 2:]).max() < 0.03 and not np.isclose(one, two).all(axis=1).any()
 
 
-def test_draws_are_a_pure_function_of_seed_epoch_and_picture():
+def test_draws_are_a_pure_function_of_seed_epoch_and_image():
     ids = np.random.default_rng(0).permutation(1000)
     table = random_table(1, 2, np.arange(1000), 5)
     assert np.array_equal(random_table(1, 2, ids, 5), table[ids])
@@ -44,10 +44,10 @@ def test_draws_are_splitmix64_in_plain_arithmetic():
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
         return x ^ (x >> 31)
 
-    for seed, epoch, picture in [(0, 0, 0), (7, 3, 49_999), (2**63, 10**6, 2**40)]:
-        state = stir((stir((seed * golden + epoch) & mask) + golden * (picture + 1)) & mask)
+    for seed, epoch, image in [(0, 0, 0), (7, 3, 49_999), (2**63, 10**6, 2**40)]:
+        state = stir((stir((seed * golden + epoch) & mask) + golden * (image + 1)) & mask)
         wanted = [(stir((state + golden * (column + 1)) & mask) >> 11) / 2**53 for column in range(3)]
-        assert random_table(seed, epoch, np.array([picture]), 3)[0].tolist() == wanted
+        assert random_table(seed, epoch, np.array([image]), 3)[0].tolist() == wanted
 
 
 def test_auto_depends_on_the_room_to_crop_from_and_on_mirrors():

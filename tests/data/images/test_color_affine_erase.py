@@ -9,7 +9,7 @@ from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 STRENGTH = 0.6
 
 
-def pictures(count=5, size=16, channels=3, seed=0):
+def random_images(count=5, size=16, channels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, channels, size, size), generator=generator).float()
 
@@ -22,8 +22,8 @@ def image(x):
     return Image.fromarray(x.permute(1, 2, 0).to(torch.uint8).numpy())
 
 
-def pixels(picture):
-    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float()
+def pixels(array):
+    return torch.from_numpy(np.asarray(array).copy()).permute(2, 0, 1).float()
 
 
 def changed(number, x, signed):
@@ -32,8 +32,8 @@ def changed(number, x, signed):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", AUGMENT_OPS)
-def test_what_happens_to_a_picture_does_not_depend_on_the_others(name, channels):
-    x, c = pictures(40, channels=channels), uniform(40)
+def test_what_happens_to_a_image_does_not_depend_on_the_others(name, channels):
+    x, c = random_images(40, channels=channels), uniform(40)
     whole = AUGMENT_OPS[name](x, c)
     assert whole.shape == x.shape and 0 <= whole.min() and whole.max() <= 255 and not torch.equal(whole, x)
     for rows in ([3], [39, 0, 17]):
@@ -41,7 +41,7 @@ def test_what_happens_to_a_picture_does_not_depend_on_the_others(name, channels)
 
 
 def test_affine_in_the_middle_of_its_range_only_enlarges():
-    x = pictures(1, size=33)
+    x = random_images(1, size=33)
     c = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.5, 0.0]])  # no turn, no enlarging, no shear
     assert torch.allclose(color_affine_erase.affine(x, c), x, atol=1e-2)
     c[0, 2] = 1.0
@@ -50,7 +50,7 @@ def test_affine_in_the_middle_of_its_range_only_enlarges():
 
 
 def test_affine_turns_as_pillow_does():
-    x = pictures(1, size=32)
+    x = random_images(1, size=32)
     x = torch.nn.functional.avg_pool2d(x, 5, 1, 2)  # smooth, so that two interpolations agree
     c = torch.tensor([[1.0, 0.0, 0.0, 0.9, 0.5, 0.9]])
     wanted = pixels(image(x[0]).rotate(10, Image.Resampling.BILINEAR))
@@ -59,7 +59,7 @@ def test_affine_turns_as_pillow_does():
 
 
 def test_a_quarter_of_each_change_is_not_made():
-    x, c = pictures(4000, size=4), uniform(4000)
+    x, c = random_images(4000, size=4), uniform(4000)
     same = (color_affine_erase.color(x, c) == x).all(dim=(1, 2, 3)).double().mean()
     assert abs(same - 0.25**3) < 0.01
 
@@ -78,7 +78,7 @@ def test_a_quarter_of_each_change_is_not_made():
     ],
 )
 def test_each_change_of_color_is_pillow_s(number, wanted):
-    x = pictures(2, size=128) * 0.5 + 40
+    x = random_images(2, size=128) * 0.5 + 40
     x = x.round()
     found = changed(number, x, STRENGTH)
     for mine, original in zip(found, x, strict=True):
@@ -86,40 +86,40 @@ def test_each_change_of_color_is_pillow_s(number, wanted):
 
 
 def test_smoothing_leaves_the_edge_as_pillow_does():
-    x = pictures(1, size=9)
-    smooth = changed(9, x, -1 / 0.99)[0]  # a factor of 0 is the smoothed picture
+    x = random_images(1, size=9)
+    smooth = changed(9, x, -1 / 0.99)[0]  # a factor of 0 is the smoothed array
     assert (smooth - pixels(image(x[0]).filter(ImageFilter.SMOOTH))).abs().max() <= 1
 
 
 @pytest.mark.parametrize("number, down, right", [(3, 0, 4), (4, 4, 0)])
 def test_shifts_are_by_pixels(number, down, right):
-    x = pictures(1, size=16)
+    x = random_images(1, size=16)
     found = changed(number, x, 1.0)
     assert torch.allclose(found[..., : 16 - down, : 16 - right], x[..., down:, right:], atol=1e-2)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_geometry_keeps_the_middle(number):
-    x = pictures(1, size=33)
+    x = random_images(1, size=33)
     assert torch.allclose(changed(number, x, 0.7)[..., 16, 16], x[..., 16, 16], atol=0.5)
 
 
 def test_every_change_of_trivialaugment_is_as_frequent_as_any_other():
-    x, c = pictures(2800, size=4), uniform(2800, seed=3)
+    x, c = random_images(2800, size=4), uniform(2800, seed=3)
     choice = (c[:, 0] * len(color_affine_erase._TRIVIAL)).long()
     assert torch.bincount(choice, minlength=14).min() > 140
     untouched = (color_affine_erase.trivial(x, c) == x).all(dim=(1, 2, 3))
     assert untouched[choice == 0].all() and untouched[choice == 5].double().mean() < 0.2
 
 
-def test_a_picture_of_one_value_survives_everything():
+def test_a_image_of_one_value_survives_everything():
     x = torch.full((200, 3, 8, 8), 77.0)
     for name, change in AUGMENT_OPS.items():
         assert torch.isfinite(change(x, uniform(200))).all(), name
 
 
-def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_pictures():
-    x, c = pictures(2000, size=20), uniform(2000)
+def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_images():
+    x, c = random_images(2000, size=20), uniform(2000)
     found = color_affine_erase.erase(x, c)
     touched = (found != x).any(1)
     shares = touched.double().mean((1, 2))

@@ -13,7 +13,7 @@ def noise(count=6, side=12, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
 
 
-def as_pictures(x):
+def as_images(x):
     """(B, C, S, S) -> (B, S, S, C) array."""
     return x.permute(0, 2, 3, 1).numpy()
 
@@ -22,11 +22,11 @@ def augmented(pixels, rows, parts, size, uniform):
     return augment_pixels(pixels, rows, uniform, parts=parts, size=size)
 
 
-def shifted(picture, uniform, size, flip):
+def shifted(image, uniform, size, flip):
     """The oracle of a shift: pad by reflection, cut out, mirror."""
-    reach, start = max(1, size // 16), round((picture.shape[0] - size) / 2)
+    reach, start = max(1, size // 16), round((image.shape[0] - size) / 2)
     pad = [(reach, reach), (reach, reach), (0, 0)]
-    padded = np.pad(picture, pad, mode="reflect" if len(picture) > 1 else "edge")
+    padded = np.pad(image, pad, mode="reflect" if len(image) > 1 else "edge")
     top, left = (start + int(c * (2 * reach + 1)) for c in uniform[1:3])
     cut = padded[top : top + size, left : left + size]
     return cut[:, ::-1] if flip and uniform[0] < 0.5 else cut
@@ -40,7 +40,7 @@ def test_shift_is_reflecting_pad_then_crop_then_flip(channels, side, size, flip)
     uniform = random_table(0, 0, rows, 5)
     x = augmented(pixels, rows, "shift+flip" if flip else "shift", size, uniform)
     for i in rows:
-        assert np.array_equal(as_pictures(x)[i], shifted(pixels[i], uniform[i], size, flip))
+        assert np.array_equal(as_images(x)[i], shifted(pixels[i], uniform[i], size, flip))
 
 
 def test_every_shift_occurs_and_none_beyond_reach():
@@ -56,7 +56,7 @@ def test_none_is_the_centre_and_flip_its_mirror_image(level):
     pixels, rows = noise(9, 14), np.arange(9)
     uniform = random_table(0, 0, rows, 5)
     x, centre = augmented(pixels, rows, level, 10, uniform), center_crop(pixels, rows, 10)
-    assert np.array_equal(as_pictures(centre), pixels[:, 2:12, 2:12])
+    assert np.array_equal(as_images(centre), pixels[:, 2:12, 2:12])
     flipped = (uniform[:, 0] < 0.5) & (level == "flip")
     assert flipped.any() == (level == "flip") and not flipped.all()
     assert torch.equal(x[~flipped], centre[~flipped]) and torch.equal(x[flipped], centre[flipped].flip(3))
@@ -69,27 +69,27 @@ def zoom_uniform(area, ratio, left, top, flip=False):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_zoom_of_everything_gives_the_picture_back(channels, flip):
+def test_a_zoom_of_everything_gives_the_image_back(channels, flip):
     pixels = noise(1, 16, channels)
     x = augmented(pixels, np.array([0]), "zoom+flip", 16, zoom_uniform(1, 1, 0.7, 0.2, flip))
-    assert np.array_equal(as_pictures(x)[0], pixels[0][:, ::-1] if flip else pixels[0])
+    assert np.array_equal(as_images(x)[0], pixels[0][:, ::-1] if flip else pixels[0])
 
 
-def looked_up(picture, box, size):
+def looked_up(image, box, size):
     """Slow bilinear enlargement of `box`, clamped at its own edge as Pillow does."""
     left, top, right, bottom = box
-    out = np.empty((size, size, picture.shape[2]))
+    out = np.empty((size, size, image.shape[2]))
     for axis, (low, high) in (("x", (left, right)), ("y", (top, bottom))):
         scale = (high - low) / size
         reach = max(scale, 1.0)
-        weights = np.zeros((size, len(picture)))
+        weights = np.zeros((size, len(image)))
         for i in range(size):
             middle = low + (i + 0.5) * scale
-            at = np.arange(max(0, int(middle - reach + 0.5)), min(len(picture), int(middle + reach + 0.5)))
+            at = np.arange(max(0, int(middle - reach + 0.5)), min(len(image), int(middle + reach + 0.5)))
             weights[i, at] = np.maximum(0, 1 - np.abs((at + 0.5 - middle) / reach))
             weights[i] /= weights[i].sum()
         if axis == "x":
-            half = np.einsum("sx,yxc->ysc", weights, picture.astype(float))
+            half = np.einsum("sx,yxc->ysc", weights, image.astype(float))
         else:
             out = np.einsum("sy,yxc->sxc", weights, half)
     return out
@@ -101,10 +101,10 @@ def test_a_zoom_is_the_bilinear_look_up_of_its_box(area, ratio, left, top):
     wide, high = 20 * np.sqrt(area * ratio), 20 * np.sqrt(area / ratio)
     box = (left * (20 - wide), top * (20 - high), left * (20 - wide) + wide, top * (20 - high) + high)
     x = augmented(pixels, np.array([0]), "zoom", 16, zoom_uniform(area, ratio, left, top))
-    assert np.abs(as_pictures(x)[0] - looked_up(pixels[0], box, 16)).max() <= 1.01, "rounded twice to whole numbers"
+    assert np.abs(as_images(x)[0] - looked_up(pixels[0], box, 16)).max() <= 1.01, "rounded twice to whole numbers"
 
 
-def test_a_zoom_stays_within_the_picture_whatever_is_drawn():
+def test_a_zoom_stays_within_the_image_whatever_is_drawn():
     corners = np.array(np.meshgrid(*[[0.0, 0.5, 1 - 2**-53]] * 5)).reshape(5, -1).T
     for side in (1, 2, 7, 147):
         pixels = np.full((1, side, side, 3), 200, np.uint8)
@@ -116,7 +116,7 @@ def test_a_zoom_stays_within_the_picture_whatever_is_drawn():
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_happens_to_a_picture_does_not_depend_on_its_batch(level, channels):
+def test_what_happens_to_a_image_does_not_depend_on_its_batch(level, channels):
     pixels, ids = noise(40, 14, channels), np.random.default_rng(1).permutation(40)
     whole = augmented(pixels, ids, level, 12, random_table(3, 1, ids, 5))
     for size in (1, 2, 7, 33):
@@ -137,7 +137,7 @@ def test_batches_lie_in_channels_last_order_as_bytes(level):
 
 
 @pytest.mark.parametrize("level", ["none", "shift", "zoom"])
-def test_a_picture_is_mirrored_only_where_a_level_says_flip(level):
+def test_a_image_is_mirrored_only_where_a_level_says_flip(level):
     ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8)[None, None, :, None], (1, 24, 1, 3))
     x = augmented(ramp, np.zeros(200, int), level, 20, random_table(0, 0, np.arange(200), 5))
     assert (x[:, 0, 10, 14] > x[:, 0, 10, 5]).all(), "brighter to the right, as it was"
@@ -154,7 +154,7 @@ def test_the_user_s_pixels_are_never_changed():
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_views_are_the_picture_its_shifts_and_their_mirror_images(mirrored):
+def test_views_are_the_image_its_shifts_and_their_mirror_images(mirrored):
     x = torch.randn(2, 3, 64, 64)
     found = tta_views(x, mirrored)
     assert len(found) == (6 if mirrored else 3) and torch.equal(found[0], x)
@@ -164,5 +164,5 @@ def test_views_are_the_picture_its_shifts_and_their_mirror_images(mirrored):
         assert all(torch.equal(v.flip(-1), m) for v, m in zip(found[:3], found[3:], strict=True))
 
 
-def test_a_picture_too_small_to_shift_is_seen_once():
+def test_a_image_too_small_to_shift_is_seen_once():
     assert len(tta_views(torch.randn(1, 1, 2, 2), True)) == 1

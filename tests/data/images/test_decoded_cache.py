@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from picture_folders import array_source, class_folders, decoded_noise, fill, picture, split_folders
+from image_folders import array_source, class_folders, decoded_noise, fill, image_bytes, split_folders
 from PIL import Image
 
 from skipway.data.images import decoded_cache as module
@@ -24,7 +24,7 @@ from skipway.data.images.decoded_cache import (
 )
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.decode import BadImage
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.utils.stop_signals import StopFlag
 
@@ -44,7 +44,7 @@ def mixed(tmp_path):
     return tmp_path
 
 
-def test_every_picture_is_decoded_once_into_its_place(tmp_path):
+def test_every_image_is_decoded_once_into_its_place(tmp_path):
     source = open_source(str(split_folders(tmp_path, count=3)))
     packed = decode_images(source, PACKING)
     assert packed.pixels.shape == (18, 8, 8, 3) and packed.pixels.dtype == np.uint8
@@ -81,7 +81,7 @@ def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
     packed = decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.1)
     left_out = [(s.key, s.split, s.class_name, s.reason) for s in packed.skipped]
-    reason = "not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"
+    reason = "not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"
     assert left_out == [
         ("train/cow/1.png", "train", "cow", reason),
         ("val/cat/2.png", "val", "cat", reason),
@@ -94,13 +94,11 @@ def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
             data = (mixed / packed.keys[i]).read_bytes()
             assert packed.keys[i].startswith(split) and np.array_equal(packed.pixels[i], pixels_of(data))
             assert packed.class_names[packed.labels[i]] == packed.keys[i].split("/")[1]
-    assert len(set(packed.digests)) == 33, "no picture stands twice"
+    assert len(set(packed.digests)) == 33, "no image stands twice"
 
 
 def test_too_many_bad_files_are_refused_with_their_list(mixed):
-    with pytest.raises(
-        InputError, match=r"3 of 36 pictures of .* cannot be read \(train/cow/1.png: not a pict"
-    ) as error:
+    with pytest.raises(InputError, match=r"3 of 36 images of .* cannot be read \(train/cow/1.png: not a pict") as error:
         decode_images(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
     assert str(error.value).endswith("mend or remove them, or accept a share of 0.084 with --max-unreadable")
     assert len(decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.084).skipped) == 3
@@ -112,7 +110,7 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path):
         file.write_bytes(b"")
     for file in list((tmp_path / "b").iterdir())[:3]:
         file.write_bytes(b"")
-    with pytest.raises(InputError, match="7 of 8 pictures .* and 2 more") as error:
+    with pytest.raises(InputError, match="7 of 8 images .* and 2 more") as error:
         decode_images(open_source(str(tmp_path)), PACKING)
     assert "\n" not in str(error.value)
 
@@ -120,16 +118,16 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path):
 def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "b" / "0.png").write_bytes(b"")
-    with pytest.raises(InputError, match="no training picture of the class 'b' of .* can be read; mend or remove them"):
+    with pytest.raises(InputError, match="no training image of the class 'b' of .* can be read; mend or remove them"):
         decode_images(open_source(str(tmp_path)), PACKING, max_unreadable=1)
     assert len(decode_images(open_source(str(tmp_path)), PACKING, max_unreadable=1, need_every_class=False).keys) == 1
 
 
 def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
     file = io.BytesIO()
-    Image.open(io.BytesIO(picture(0, side=64))).save(file, "TIFF", compression="tiff_lzw")
+    Image.open(io.BytesIO(image_bytes(0, side=64))).save(file, "TIFF", compression="tiff_lzw")
     damaged = file.getvalue()[:200] + b"\xff" * 200 + file.getvalue()[400:]
-    source = array_source({"train": [damaged, picture(1), picture(2)]}, {"train": [0, 0, 1]})
+    source = array_source({"train": [damaged, image_bytes(1), image_bytes(2)]}, {"train": [0, 0, 1]})
     assert [s.key for s in decode_images(source, PACKING, max_unreadable=1).skipped] == ["train/0.png"]
     assert capfd.readouterr() == ("", "")
 
@@ -138,7 +136,7 @@ def test_conversions_are_counted(tmp_path):
     class_folders(tmp_path, ("a", "b"), 2, channels=1)
     fill(tmp_path / "a", 1)
     assert dict(decode_images(open_source(str(tmp_path)), PACKING).notes) == {"grey repeated to three channels": 3}
-    (tmp_path / "a" / "0.jpg").write_bytes(picture(5))
+    (tmp_path / "a" / "0.jpg").write_bytes(image_bytes(5))
     notes = decode_images(open_source(str(tmp_path)), DecodeSettings(8, 8, 1)).notes
     assert dict(notes) == {"color converted to grey": 2, "extension does not match content": 1}
 
@@ -151,8 +149,8 @@ def test_sizes_are_told_in_words(tmp_path):
     assert sizes == "4 x 4 to 20 x 20 pixels, median 9 x 9"
     (tmp_path / "a" / "0.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    nothing = array_source({"train": [BadPicture("no")] * 2}, {"train": [0, 1]})
-    assert decode_images(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no picture"
+    nothing = array_source({"train": [BadImage("no")] * 2}, {"train": [0, 1]})
+    assert decode_images(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no image"
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
@@ -160,7 +158,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, 
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 10, 800))
-    with pytest.raises(StorageError, match="packed pictures need 768 bytes, but .* has 800 free; set SKIPWAY_CACHE"):
+    with pytest.raises(StorageError, match="packed images need 768 bytes, but .* has 800 free; set SKIPWAY_CACHE"):
         decode_images(source, PACKING, ram_limit=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +166,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "nowhere"))
-    with pytest.raises(StorageError, match="cannot pack the pictures into .*nowhere: No such file.*can be written"):
+    with pytest.raises(StorageError, match="cannot pack the images into .*nowhere: No such file.*can be written"):
         decode_images(source, PACKING, ram_limit=0)
 
 
@@ -180,7 +178,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_crash(tmp_path, mo
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
-    with pytest.raises(StorageError, match="cannot pack the pictures .*No space left"):
+    with pytest.raises(StorageError, match="cannot pack the images .*No space left"):
         decode_images(source, PACKING, ram_limit=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +223,7 @@ def test_fitted_pixels_equal_those_of_a_lossless_file(channels):
     assert np.array_equal(fitted_array(pixels, size=7, channels=channels, resize_mode="crop"), wanted)
 
 
-def test_the_pace_of_decoding_is_that_of_a_few_pictures_on_all_cores(monkeypatch):
+def test_the_pace_of_decoding_is_that_of_a_few_images_on_all_cores(monkeypatch):
     source = noise_source(40, count=5)
     clock = iter(range(100))  # a second between two looks
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
@@ -258,24 +256,24 @@ def noise_source(side, mode="RGB", count=4):
         (130, None, 128, 130),
     ],
 )
-def test_small_pictures_keep_their_size_and_photographs_get_room_to_crop(side, given, size, packed):
+def test_small_images_keep_their_size_and_photographs_get_room_to_crop(side, given, size, packed):
     found = choose_decode_settings(noise_source(side), given, "squash", 10**6)
     assert (found.size, found.stored_size, found.channels) == (size, packed, 3)
 
 
 @pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1), ("1", 1), ("I;16", 1), ("LA", 1), ("P", 3)])
-def test_grey_pictures_need_one_channel(mode, channels):
+def test_grey_images_need_one_channel(mode, channels):
     assert choose_decode_settings(noise_source(8, mode), None, "pad", 10**6) == DecodeSettings(
         8, 8, channels, "pad", 10**6
     )
 
 
-def test_one_picture_in_color_makes_all_of_three_channels():
+def test_one_image_in_color_makes_all_of_three_channels():
     source = array_source(
-        {"train": [picture(0), picture(1, channels=1), np.zeros((8, 8), np.uint8)]}, {"train": [0] * 3}
+        {"train": [image_bytes(0), image_bytes(1, channels=1), np.zeros((8, 8), np.uint8)]}, {"train": [0] * 3}
     )
     assert choose_decode_settings(source, None, "squash", 10**6).channels == 3
-    source.peek = lambda: [BadPicture("no"), b"no picture", np.zeros((8, 8), np.uint8)]
+    source.peek = lambda: [BadImage("no"), b"no image", np.zeros((8, 8), np.uint8)]
     assert choose_decode_settings(source, None, "squash", 10**6) == DecodeSettings(8, 8, 1, "squash", 10**6)
     source.peek = list
     assert choose_decode_settings(source, None, "squash", 10**6) == DecodeSettings(128, 128, 3, "squash", 10**6)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_folders import decoded_noise
+from image_folders import decoded_noise
 from PIL import Image
 
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
@@ -29,7 +29,7 @@ def test_batches_cover_everything_and_none_is_of_one(count, batch_size):
 
 
 @pytest.mark.parametrize("count, size, sizes", [(9, 4, [4, 5]), (8, 4, [4, 4]), (3, 4, [3]), (2, 64, [2]), (5, 4, [5])])
-def test_a_last_picture_joins_the_batch_before_it(count, size, sizes):
+def test_a_last_image_joins_the_batch_before_it(count, size, sizes):
     packed = decoded_noise([i % 2 for i in range(count)])
     feed = training(packed, size)
     assert feed.steps == len(sizes) and feed.count == count
@@ -38,9 +38,9 @@ def test_a_last_picture_joins_the_batch_before_it(count, size, sizes):
     assert sorted(i for _, _, ids in batches for i in ids) == list(range(count))
 
 
-def test_training_on_one_picture_is_refused_but_judging_it_is_not():
+def test_training_on_one_image_is_refused_but_judging_it_is_not():
     packed = decoded_noise([0])
-    with pytest.raises(InputError, match="there are 1 training pictures, but a batch norm needs at least 2; add more"):
+    with pytest.raises(InputError, match="there are 1 training images, but a batch norm needs at least 2; add more"):
         training(packed)
     assert [len(x) for x, _, _ in ImageBatches(packed, np.arange(1), 4, **PLAIN).epoch()] == [1]
 
@@ -49,7 +49,7 @@ def test_training_on_one_picture_is_refused_but_judging_it_is_not():
 def test_batches_too_small_for_the_processes_are_refused(batch_size, processes):
     packed, shard = decoded_noise([i % 2 for i in range(40)]), Shard(processes - 1, processes)
     text = f"cannot share out batches of {batch_size}: expected at least 2 {{}} in each of {processes} processes, got"
-    with pytest.raises(InputError, match=text.format("pictures") + f" too few. Use --batch-size {2 * processes} or"):
+    with pytest.raises(InputError, match=text.format("images") + f" too few. Use --batch-size {2 * processes} or"):
         ImageBatches(packed, np.arange(40), batch_size, **PLAIN, augmentation=Augmentation("none"), shard=shard)
     with pytest.raises(InputError, match=text.format("rows")):
         RowBatches(np.zeros((40, 2), np.float32), packed.labels, np.arange(40), batch_size, seed=0, shard=shard)
@@ -88,7 +88,7 @@ def test_going_on_within_an_epoch_gives_the_same_batches(level):
 
 
 @pytest.mark.parametrize("level", ["shift+flip", "zoom+flip"])
-def test_the_batch_size_cannot_change_a_picture(level):
+def test_the_batch_size_cannot_change_a_image(level):
     packed = decoded_noise(np.arange(30) % 2, room=2)
     seen = []
     for size in (2, 7, 64):
@@ -100,7 +100,7 @@ def test_the_batch_size_cannot_change_a_picture(level):
     assert sum(torch.equal(seen[0][i], later[i]) for i in range(30)) < 10, "another epoch changes them otherwise"
 
 
-def test_labels_belong_to_their_pictures():
+def test_labels_belong_to_their_images():
     packed = decoded_noise(np.arange(20) % 5)
     for x, y, ids in training(packed, 6, "none").epoch():
         assert y.dtype == torch.int64 and y.tolist() == (ids % 5).tolist()
@@ -116,16 +116,16 @@ def test_validation_is_the_plain_centre_in_the_order_of_the_set():
         assert np.array_equal(x.round().permute(0, 2, 3, 1).numpy(), packed.pixels[3:, 2:8, 2:8])
 
 
-def test_pictures_are_normalised_per_channel():
+def test_images_are_normalised_per_channel():
     packed = decoded_noise([0, 1] * 4)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     feed = ImageBatches(packed, packed.splits["train"], 8, mean=mean, std=std)
     wanted = (packed.pixels / 255 - np.array(mean)) / np.array(std)
-    x = feed.pictures(np.arange(8))
+    x = feed.inputs(np.arange(8))
     assert np.allclose(x.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
     grey = decoded_noise([0, 1], channels=1)
-    assert ImageBatches(grey, grey.splits["train"], 8, **GREY).pictures(np.arange(2)).shape == (
+    assert ImageBatches(grey, grey.splits["train"], 8, **GREY).inputs(np.arange(2)).shape == (
         2,
         1,
         8,
@@ -133,7 +133,7 @@ def test_pictures_are_normalised_per_channel():
     )
 
 
-def test_a_few_pictures_are_shown_as_they_are():
+def test_a_few_images_are_shown_as_they_are():
     packed = decoded_noise(np.arange(20) % 2, room=2)
     feed = training(packed, 4, "zoom+flip")
     x, y = feed.some(5)
@@ -171,7 +171,7 @@ def test_a_memory_map_gives_the_same_batches(tmp_path, level):
     assert mean_and_std(packed.pixels, np.arange(10))
 
 
-# What training pictures go through beyond shifts, zooms and flips
+# What training images go through beyond shifts, zooms and flips
 
 
 def noise(count=24, room=0):
@@ -183,21 +183,21 @@ def feed_of(packed, batch_size=8, **values):
 
 
 @pytest.mark.parametrize("part", ["affine", "color", "trivial", "erase"])
-def test_a_distortion_is_a_function_of_seed_epoch_and_picture(part):
+def test_a_distortion_is_a_function_of_seed_epoch_and_image(part):
     packed = noise()
     ids = packed.splits["train"]
     feed = feed_of(packed, parts=f"shift+{part}", seed=4)
-    first = feed.pictures(ids, 2)
-    assert torch.equal(first, feed_of(packed, parts=f"shift+{part}", seed=4).pictures(ids, 2))
-    assert torch.allclose(first[5:7], feed.pictures(ids[5:7], 2), atol=1e-5)
-    assert not torch.equal(first, feed.pictures(ids, 3))
-    assert not torch.equal(first, feed_of(packed, parts=f"shift+{part}", seed=5).pictures(ids, 2))
+    first = feed.inputs(ids, 2)
+    assert torch.equal(first, feed_of(packed, parts=f"shift+{part}", seed=4).inputs(ids, 2))
+    assert torch.allclose(first[5:7], feed.inputs(ids[5:7], 2), atol=1e-5)
+    assert not torch.equal(first, feed.inputs(ids, 3))
+    assert not torch.equal(first, feed_of(packed, parts=f"shift+{part}", seed=5).inputs(ids, 2))
 
 
 def test_a_distortion_draws_the_same_beside_others():
     packed = noise(60)
     plain, flipped, alone, beside = (
-        feed_of(packed, parts=p).pictures(packed.splits["train"]) for p in ("none", "flip", "erase", "flip+erase")
+        feed_of(packed, parts=p).inputs(packed.splits["train"]) for p in ("none", "flip", "erase", "flip+erase")
     )
     same = (plain == flipped).all(dim=(1, 2, 3))
     assert 10 < same.sum() < 50 and torch.equal(alone[same], beside[same]) and not torch.equal(alone[same], plain[same])
@@ -209,11 +209,11 @@ def test_mixing_gives_shares_of_classes_and_the_same_ones_again():
     for (x, y, ids), (x2, y2, _) in zip(*batches, strict=True):
         assert y.shape == (len(ids), 3) and torch.allclose(y.sum(1), torch.ones(len(ids)))
         assert torch.equal(x, x2) and torch.equal(y, y2)
-    assert feed_of(packed, mixup=0.4).pictures(packed.splits["train"]).shape == (len(packed.splits["train"]), 3, 8, 8)
+    assert feed_of(packed, mixup=0.4).inputs(packed.splits["train"]).shape == (len(packed.splits["train"]), 3, 8, 8)
 
 
 @pytest.mark.parametrize("parts, room", [("shift", 0), ("zoom", 2)])
-def test_pictures_grow_over_two_thirds_of_the_epochs(parts, room):
+def test_images_grow_over_two_thirds_of_the_epochs(parts, room):
     packed = decoded_noise(np.arange(24) % 3, size=32, room=room)
     feed = feed_of(packed, parts=parts, first_size=16, epochs=6)
     sizes = [next(feed.epoch(e))[0].shape[-1] for e in range(6)]
@@ -222,10 +222,10 @@ def test_pictures_grow_over_two_thirds_of_the_epochs(parts, room):
     assert next(plain.epoch())[0].shape[-1] == 32
 
 
-def test_a_smaller_picture_is_the_antialiased_one():
+def test_a_smaller_image_is_the_antialiased_one():
     packed = decoded_noise(np.arange(4) % 2, size=32)
     ids = packed.splits["train"][:2]
-    small = feed_of(packed, parts="none", first_size=16, epochs=6).pictures(ids)
+    small = feed_of(packed, parts="none", first_size=16, epochs=6).inputs(ids)
     image = Image.fromarray(packed.pixels[ids[0]]).resize((16, 16), Image.Resampling.BILINEAR)
     assert (small[0].permute(1, 2, 0) * 255 - torch.from_numpy(np.asarray(image).copy())).abs().max() < 2
 
@@ -260,5 +260,5 @@ def test_a_transform_of_the_user_is_seeded_by_the_batch_and_leaves_the_generator
 
 @pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x.mean(1, keepdim=True), lambda x: 7])
 def test_a_transform_that_gives_something_else_is_refused(wrong):
-    with pytest.raises(InputError, match=r"made .* it takes and gives \(B, C, H, W\) of the same pictures"):
+    with pytest.raises(InputError, match=r"made .* it takes and gives \(B, C, H, W\) of the same images"):
         next(feed_of(noise(), parts="none", transform=wrong).epoch())

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import Words, pictures, quick
+from small_runs import Words, image_folder, quick
 
 from skipway.data.images.mirror_check import flip_harm, sided_names
 from skipway.report import html
@@ -115,5 +115,5 @@ def test_flips_that_are_asked_for_are_trained_with_a_warning(tmp_path, bare):
 
 def test_other_images_are_flipped_without_a_word(tmp_path, bare):
     words = Words()
-    run = quick(pictures(tmp_path / "d", 10), tmp_path / "runs", words, epochs=1)
+    run = quick(image_folder(tmp_path / "d", 10), tmp_path / "runs", words, epochs=1)
     assert "flip" in run.metrics["augmentation"] and "flips" not in words

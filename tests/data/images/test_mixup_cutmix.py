@@ -4,7 +4,7 @@ from scipy.stats import beta, kstest
 from skipway.data.images.mixup_cutmix import mix_samples
 
 
-def pictures(count=5, size=16, channels=3, seed=0):
+def random_images(count=5, size=16, channels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, channels, size, size), generator=generator).float()
 
@@ -13,8 +13,8 @@ def uniform(count, columns=4, seed=0):
     return torch.rand(count, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def test_mixup_blends_each_picture_and_its_target_with_the_one_before():
-    x, y, c = pictures(64), torch.arange(64) % 4, uniform(64).double().numpy()
+def test_mixup_blends_each_image_and_its_target_with_the_one_before():
+    x, y, c = random_images(64), torch.arange(64) % 4, uniform(64).double().numpy()
     found, target = mix_samples(x, y, c, num_classes=4, mixup=0.4, cutmix=0.0)
     share = target.gather(1, y[:, None])[:, 0]
     own = y != y.roll(1)
@@ -32,7 +32,7 @@ def test_shares_of_mixup_are_beta_distributed():
     assert kstest(target.gather(1, y[:, None])[:, 0].numpy(), beta(0.3, 0.3).cdf).pvalue > 1e-3
 
 
-def test_cutmix_puts_a_square_of_the_other_picture_in_and_counts_it():
+def test_cutmix_puts_a_square_of_the_other_image_in_and_counts_it():
     x = torch.arange(32.0).view(-1, 1, 1, 1).expand(-1, 1, 20, 20).clone()
     y = torch.arange(32) % 4
     found, target = mix_samples(x, y, uniform(32).double().numpy(), num_classes=4, mixup=0.0, cutmix=1.0)
@@ -41,8 +41,8 @@ def test_cutmix_puts_a_square_of_the_other_picture_in_and_counts_it():
     assert torch.allclose(target.gather(1, y[:, None])[:, 0], 1 - inside.float().mean((1, 2, 3)), atol=1e-6)
 
 
-def test_where_both_are_asked_for_each_picture_has_one():
-    x, y = pictures(400, size=12), torch.arange(400) % 3
+def test_where_both_are_asked_for_each_image_has_one():
+    x, y = random_images(400, size=12), torch.arange(400) % 3
     found, target = mix_samples(x, y, uniform(400).double().numpy(), num_classes=3, mixup=1.0, cutmix=1.0)
     cut = ((found == x) | (found == x.roll(1, 0))).all(dim=(1, 2, 3))
     assert 0.4 < cut.double().mean() < 0.6 and target.shape == (400, 3)

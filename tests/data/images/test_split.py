@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_folders import decoded_noise
+from image_folders import decoded_noise
 
 from skipway.data.images import split as module
 from skipway.data.images.split import class_counts, class_warnings, describe, duplicates, hold_out, refuse_leaks
@@ -34,7 +34,7 @@ def test_the_same_seed_holds_out_the_same_and_another_does_not():
     assert drawn[0] == drawn[1] and drawn[0] != drawn[2] != drawn[3]
 
 
-def test_pictures_are_held_out_with_equal_chance():
+def test_images_are_held_out_with_equal_chance():
     times = Counter()
     for seed in range(400):
         packed = decoded_noise([0] * 10 + [1] * 10)
@@ -43,7 +43,7 @@ def test_pictures_are_held_out_with_equal_chance():
     assert len(times) == 20 and max(abs(n - 80) for n in times.values()) < 40, "5 standard deviations"
 
 
-def test_given_validation_pictures_are_left_as_they_are():
+def test_given_validation_images_are_left_as_they_are():
     packed = decoded_noise([0, 1] * 4, splits={"train": np.arange(4), "val": np.arange(4, 6), "test": np.arange(6, 8)})
     before = packed.splits
     hold_out(packed, 0.5, 0)
@@ -65,10 +65,10 @@ def test_copies_stand_on_one_side():
     refuse_leaks(packed, allow=False)
 
 
-def test_a_class_of_one_picture_cannot_be_divided():
-    with pytest.raises(InputError, match=r"the class 'class1' has one picture \(copies not counted\), too few"):
+def test_a_class_of_one_image_cannot_be_divided():
+    with pytest.raises(InputError, match=r"the class 'class1' has one image \(copies not counted\), too few"):
         hold_out(decoded_noise([0, 0, 0, 1]), 0.2, 0)
-    with pytest.raises(InputError, match="the class 'class1' has one picture"):
+    with pytest.raises(InputError, match="the class 'class1' has one image"):
         hold_out(decoded_noise([0, 0, 1, 1], digests=["a", "b", "c", "c"]), 0.2, 0)
 
 
@@ -100,7 +100,7 @@ def test_holding_out_divides_fairly_whatever_the_set(counts, copies, fraction, s
     packed = decoded_noise(labels, size=1, channels=1, digests=digests)
     hold_out(packed, fraction, seed)
     train, val = sides(packed)
-    assert sorted(train + val) == list(range(len(labels))), "each picture stands on exactly one side"
+    assert sorted(train + val) == list(range(len(labels))), "each image stands on exactly one side"
     assert not {digests[i] for i in train} & {digests[i] for i in val}, "copies stay together"
     held = np.bincount(kinds[[int(d) for d in {digests[i] for i in val}]], minlength=len(counts))
     wanted = min(round(len(kinds) * fraction), module.MAX_HELD_OUT)
@@ -114,20 +114,20 @@ def test_copies_across_splits_are_refused_with_both_names():
     packed = decoded_noise([0, 0, 1, 1, 0, 1], digests=digests, splits=splits)
     with pytest.raises(
         InputError,
-        match=r"noise: 2 pictures stand in more than one split, such as 0.png \(train\) and 4.*; remove the copies",
+        match=r"noise: 2 images stand in more than one split, such as 0.png \(train\) and 4.*; remove the copies",
     ):
         refuse_leaks(packed, allow=False)
     assert packed.warnings == []
     refuse_leaks(packed, allow=True)
-    said = "2 pictures stand in more than one split, such as 0.png (train) and 4.png (val): accuracies are flattered"
-    assert packed.warnings == [f"{said} by them", "3 pictures are exact copies of others"]
+    said = "2 images stand in more than one split, such as 0.png (train) and 4.png (val): accuracies are flattered"
+    assert packed.warnings == [f"{said} by them", "3 images are exact copies of others"]
 
 
 def test_copies_under_two_classes_are_reported():
     packed = decoded_noise([0, 0, 1, 1, 0], digests=["a", "a", "a", "b", "b"])
     refuse_leaks(packed, allow=False)
-    first = "2 pictures stand under two classes, such as 0.png (class0) and 2.png (class1): one label is wrong"
-    assert packed.warnings == [first, "3 pictures are exact copies of others"]
+    first = "2 images stand under two classes, such as 0.png (class0) and 2.png (class1): one label is wrong"
+    assert packed.warnings == [first, "3 images are exact copies of others"]
 
 
 def test_a_set_without_copies_has_nothing_said_of_it():
@@ -140,22 +140,22 @@ def test_a_set_without_copies_has_nothing_said_of_it():
 def test_hostile_names_are_spelt_out_in_errors():
     packed = decoded_noise([0, 1], digests=["a", "a"], splits={"train": np.arange(1), "val": np.arange(1, 2)})
     packed.keys[0], packed.name = "\x1b[2J\n", "na\nme"
-    with pytest.raises(InputError, match=r"na\\x0ame: 1 pictures.*\\x1b\[2J\\x0a"):
+    with pytest.raises(InputError, match=r"na\\x0ame: 1 images.*\\x1b\[2J\\x0a"):
         refuse_leaks(packed, allow=False)
 
 
-def test_advice_names_imbalance_few_pictures_and_a_small_validation_set():
+def test_advice_names_imbalance_few_images_and_a_small_validation_set():
     labels = [0] * 100 + [1] * 10 + [0] * 3 + [1]
     packed = decoded_noise(labels, splits={"train": np.arange(110), "val": np.arange(110, 114)})
     assert class_warnings(packed) == [
-        "classes are imbalanced 1:10 (class1 10, class0 100 training pictures): accuracy favours the large ones, read "
+        "classes are imbalanced 1:10 (class1 10, class0 100 training images): accuracy favours the large ones, read "
         "the per-class table",
-        "fewer than 20 training pictures: class1; expect weak results there",
-        "4 validation pictures: one picture is 25.0% of accuracy",
+        "fewer than 20 training images: class1; expect weak results there",
+        "4 validation images: one image is 25.0% of accuracy",
     ]
     assert class_warnings(decoded_noise([0, 1] * 20)) == []
     many = decoded_noise(list(range(8)) * 2)
-    few = "fewer than 20 training pictures: class0, class1, class2, class3, class4 and 3 more; expect weak results"
+    few = "fewer than 20 training images: class0, class1, class2, class3, class4 and 3 more; expect weak results"
     assert class_warnings(many) == [f"{few} there"]
 
 

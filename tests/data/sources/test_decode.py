@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from picture_folders import class_folders
+from image_folders import class_folders
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from skipway.data.images.decoded_cache import DecodeSettings, decode_images
@@ -15,8 +15,8 @@ from skipway.data.sources.decode import (
     MAX_PIXELS,
     NEARLY_BLACK,
     SUFFIXES,
-    BadPicture,
-    Picture,
+    BadImage,
+    DecodedImage,
     decode,
     size_of,
 )
@@ -42,9 +42,9 @@ def scene(height, width):
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     y, x = y / height, x / width
     waves = [np.sin(9 * x + 4 * y * y), np.cos(7 * y + 3 * x * x), np.sin(12 * x * y + 2 * x)]
-    picture = np.stack(waves, axis=2) * 90 + 128 + np.random.default_rng(1).normal(0, 6, (height, width, 3))
-    picture[(x - 0.3) ** 2 + (y - 0.6) ** 2 < 0.02] = (230, 40, 60)
-    return picture.clip(0, 255).astype(np.uint8)
+    decoded = np.stack(waves, axis=2) * 90 + 128 + np.random.default_rng(1).normal(0, 6, (height, width, 3))
+    decoded[(x - 0.3) ** 2 + (y - 0.6) ** 2 < 0.02] = (230, 40, 60)
+    return decoded.clip(0, 255).astype(np.uint8)
 
 
 def chunk(kind, body, checksum=None):
@@ -95,11 +95,11 @@ def six(pixels):
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF"])
 @pytest.mark.parametrize("resize_mode", RESIZE_MODES)
-def test_a_picture_of_the_target_size_keeps_its_exact_pixels(form, resize_mode):
+def test_a_image_of_the_target_size_keeps_its_exact_pixels(form, resize_mode):
     pixels = noise(24, 24)
-    picture = decode(encoded(pixels, form), size=24, resize_mode=resize_mode)
-    assert np.array_equal(picture.pixels, pixels) and picture.notes == ()
-    assert (picture.width, picture.height, picture.mode) == (24, 24, "RGB")
+    decoded = decode(encoded(pixels, form), size=24, resize_mode=resize_mode)
+    assert np.array_equal(decoded.pixels, pixels) and decoded.notes == ()
+    assert (decoded.width, decoded.height, decoded.mode) == (24, 24, "RGB")
 
 
 def test_a_jpeg_of_the_target_size_equals_pillows_own_pixels():
@@ -128,14 +128,14 @@ def test_grey_and_color_become_each_other_and_say_so():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (3, 700), (2, 2)])
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_extreme_shapes_work_for_every_fit(resize_mode, shape, form):
-    picture = decode(encoded(np.full((*shape, 3), 200, np.uint8), form), size=32, resize_mode=resize_mode)
-    assert picture.pixels.shape == (32, 32, 3)
-    assert (picture.height, picture.width) == shape
-    values = set(np.unique(picture.pixels).tolist())
+    decoded = decode(encoded(np.full((*shape, 3), 200, np.uint8), form), size=32, resize_mode=resize_mode)
+    assert decoded.pixels.shape == (32, 32, 3)
+    assert (decoded.height, decoded.width) == shape
+    values = set(np.unique(decoded.pixels).tolist())
     assert values <= {128, *range(198, 203)} and (resize_mode == "pad" or 128 not in values)
 
 
-def test_a_very_long_picture_keeps_its_brightness():
+def test_a_very_long_image_keeps_its_brightness():
     data = encoded(Image.new("L", (1, 4_000_000), 250))
     for resize_mode in RESIZE_MODES:
         assert decode(data, size=1, resize_mode=resize_mode, channels=1).pixels.item() >= 249
@@ -147,7 +147,7 @@ def test_crop_cuts_the_centre_square_first():
     assert np.array_equal(decode(encoded(pixels), size=10, resize_mode="crop").pixels, noise(10, 10))
 
 
-def test_pad_keeps_the_whole_picture_between_grey_bars():
+def test_pad_keeps_the_whole_image_between_grey_bars():
     found = decode(encoded(np.full((10, 20, 3), 7, np.uint8)), size=20, resize_mode="pad").pixels
     assert (found[5:15] == 7).all() and (found[:5] == 128).all() and (found[15:] == 128).all()
 
@@ -217,8 +217,8 @@ def test_an_orientation_behind_a_pngs_pixels_is_found():
 @pytest.mark.parametrize("block", [b"Exif\0\0" + b"garbage!" * 5, b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(30)])
 def test_broken_exif_is_ignored_with_a_note(block):
     for form in ("JPEG", "PNG", "WEBP"):
-        picture = decode(encoded(noise(16, 16), form, exif=block), size=16)
-        assert {"broken EXIF ignored", "damaged metadata ignored"} & set(picture.notes)
+        decoded = decode(encoded(noise(16, 16), form, exif=block), size=16)
+        assert {"broken EXIF ignored", "damaged metadata ignored"} & set(decoded.notes)
 
 
 def test_an_orientation_out_of_range_counts_as_upright():
@@ -247,9 +247,9 @@ def test_cmyk_and_ycck_become_rgb():
     adobe = data.index(b"Adobe")
     assert data[adobe + 11] == 0
     reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    picture = decode(data, size=40)
-    assert picture.mode == "CMYK" and picture.notes == ("CMYK converted to RGB",)
-    assert np.array_equal(picture.pixels, reference) and np.abs(picture.pixels.astype(int) - rgb).mean() < 6
+    decoded = decode(data, size=40)
+    assert decoded.mode == "CMYK" and decoded.notes == ("CMYK converted to RGB",)
+    assert np.array_equal(decoded.pixels, reference) and np.abs(decoded.pixels.astype(int) - rgb).mean() < 6
     ycck = data[: adobe + 11] + b"\x02" + data[adobe + 12 :]
     assert np.array_equal(decode(ycck, size=40).pixels, np.asarray(Image.open(io.BytesIO(ycck)).convert("RGB")))
 
@@ -257,15 +257,15 @@ def test_cmyk_and_ycck_become_rgb():
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_16_bit_grey_is_divided_by_257_for_every_value(form):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    picture = decode(encoded(values, form), size=256, channels=1)
-    assert np.array_equal(picture.pixels[..., 0], np.rint(values / 257))
-    assert picture.mode.startswith("I;16") and picture.notes == ("16-bit grey rescaled to 8 bits",)
+    decoded = decode(encoded(values, form), size=256, channels=1)
+    assert np.array_equal(decoded.pixels[..., 0], np.rint(values / 257))
+    assert decoded.mode.startswith("I;16") and decoded.notes == ("16-bit grey rescaled to 8 bits",)
 
 
 def test_12_bit_grey_is_rescaled_by_its_own_depth():
-    picture = decode(tiff(2, 2, 12, bytes.fromhex("000fff 800001".replace(" ", ""))), size=2, channels=1)
-    assert picture.notes == ("12-bit grey rescaled to 8 bits",)
-    assert picture.pixels.ravel().tolist() == [0, 255, 128, 0]
+    decoded = decode(tiff(2, 2, 12, bytes.fromhex("000fff 800001".replace(" ", ""))), size=2, channels=1)
+    assert decoded.notes == ("12-bit grey rescaled to 8 bits",)
+    assert decoded.pixels.ravel().tolist() == [0, 255, 128, 0]
 
 
 def test_16_bit_rgb_png_is_rescaled():
@@ -276,8 +276,8 @@ def test_16_bit_rgb_png_is_rescaled():
 
 def test_transparent_16_bit_grey_becomes_white():
     body = chunk(b"tRNS", b"\x10\0") + chunk(b"IDAT", zlib.compress(b"\0\x10\0\0\0"))
-    picture = decode(png(2, 1, body, depth=16, color=0), size=2, channels=1, resize_mode="pad")
-    assert picture.pixels[0, :, 0].tolist() == [255, 0] and "transparency laid over white" in picture.notes
+    decoded = decode(png(2, 1, body, depth=16, color=0), size=2, channels=1, resize_mode="pad")
+    assert decoded.pixels[0, :, 0].tolist() == [255, 0] and "transparency laid over white" in decoded.notes
 
 
 def test_32_bit_grey_is_taken_by_its_range():
@@ -288,7 +288,7 @@ def test_32_bit_grey_is_taken_by_its_range():
     assert of([[0, 65535], [257, 514]]).pixels.ravel().tolist() == [0, 255, 1, 2]
     assert of([[0, 1], [2, 3]]).notes == ("32-bit grey used as 8 bits",)
     for wrong in ([[0, 65536], [0, 0]], [[-1, 5], [0, 0]]):
-        with pytest.raises(BadPicture, match="32-bit grey from .*: only 0 to 255 and 0 to 65535 have a meaning"):
+        with pytest.raises(BadImage, match="32-bit grey from .*: only 0 to 255 and 0 to 65535 have a meaning"):
             of(wrong)
 
 
@@ -301,10 +301,10 @@ def test_float_grey_is_taken_by_its_range():
     assert of([[0, 255], [3, 4]]).pixels.ravel().tolist() == [0, 255, 3, 4]
     assert of([[0, 255], [3, 4]]).notes == ("float grey rounded",)
     for wrong in ([[-0.1, 1], [0, 0]], [[0, 256], [0, 0]]):
-        with pytest.raises(BadPicture, match=r"float grey from .*: only \[0, 1\] and \[0, 255\] have a meaning"):
+        with pytest.raises(BadImage, match=r"float grey from .*: only \[0, 1\] and \[0, 255\] have a meaning"):
             of(wrong)
     for wrong in (np.nan, np.inf, -np.inf):
-        with pytest.raises(BadPicture, match="float grey with NaN or infinite values"):
+        with pytest.raises(BadImage, match="float grey with NaN or infinite values"):
             of([[0, 1], [wrong, 0]])
 
 
@@ -313,15 +313,15 @@ def test_alpha_is_composited_over_white():
     pixels[0, :, 3], pixels[1, :, 3] = 0, 255
     alpha = pixels[..., 3:] / 255
     expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
-    picture = decode(encoded(pixels), size=8)
-    assert np.abs(picture.pixels - expected).max() <= 1 and (picture.pixels[0] == 255).all()
-    assert np.array_equal(picture.pixels[1], pixels[1, :, :3]) and picture.notes == ("transparency laid over white",)
+    decoded = decode(encoded(pixels), size=8)
+    assert np.abs(decoded.pixels - expected).max() <= 1 and (decoded.pixels[0] == 255).all()
+    assert np.array_equal(decoded.pixels[1], pixels[1, :, :3]) and decoded.notes == ("transparency laid over white",)
 
 
 def test_grey_with_alpha_and_bilevel_stay_grey():
     pixels = np.stack([noise(4, 4, 1), np.full((4, 4), 0, np.uint8)], axis=2)
-    picture = decode(encoded(pixels), size=4, channels=1)
-    assert (picture.pixels == 255).all() and picture.mode == "LA" and picture.notes == ("transparency laid over white",)
+    decoded = decode(encoded(pixels), size=4, channels=1)
+    assert (decoded.pixels == 255).all() and decoded.mode == "LA" and decoded.notes == ("transparency laid over white",)
     bilevel = decode(encoded(Image.fromarray(noise(8, 8, 1)).convert("1")), size=8, channels=1)
     assert set(np.unique(bilevel.pixels)) == {0, 255} and bilevel.notes == ("bilevel converted to grey",)
 
@@ -348,18 +348,18 @@ def test_color_spaces_of_tiffs_are_converted(mode):
         image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
     else:
         image = image.convert(mode)
-    picture = decode(encoded(image, "TIFF"), size=8)
-    assert picture.notes == (f"{mode} converted to RGB",)
-    assert np.abs(picture.pixels.astype(int) - scene(8, 8)).mean() < 4
+    decoded = decode(encoded(image, "TIFF"), size=8)
+    assert decoded.notes == (f"{mode} converted to RGB",)
+    assert np.abs(decoded.pixels.astype(int) - scene(8, 8)).mean() < 4
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_of_several_frames_is_used(form):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "lime")]
     options = {"lossless": True} if form == "WEBP" else {}
-    picture = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:], **options), size=8)
-    assert "first of several frames used" in picture.notes
-    assert (picture.pixels == (255, 0, 0)).all()
+    decoded = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:], **options), size=8)
+    assert "first of several frames used" in decoded.notes
+    assert (decoded.pixels == (255, 0, 0)).all()
 
 
 def test_a_gif_with_a_broken_second_frame_still_gives_its_first():
@@ -379,7 +379,7 @@ def test_a_truncated_file_is_refused_and_never_half_grey(form, percent):
     data = encoded(noise(96, 96), form)
     if form == "GIF":
         data = encoded(Image.fromarray(noise(96, 96, 1)), form)
-    with pytest.raises(BadPicture, match="truncated: |broken: "):
+    with pytest.raises(BadImage, match="truncated: |broken: "):
         decode(data[: len(data) * percent // 100], size=32)
 
 
@@ -388,7 +388,7 @@ def test_a_truncated_file_is_refused_and_never_half_grey(form, percent):
 def test_a_truncated_jpeg_is_refused_whatever_its_kind(options, percent):
     data = encoded(scene(300, 400), "JPEG", **options)
     for size in (16, 300):
-        with pytest.raises(BadPicture, match="truncated: |broken: its header cannot be read"):
+        with pytest.raises(BadImage, match="truncated: |broken: its header cannot be read"):
             decode(data[: len(data) * percent // 100], size=size)
 
 
@@ -398,23 +398,23 @@ def test_a_jpeg_cut_anywhere_is_refused_or_whole():
     kept = 0
     for cut in range(1, len(data)):
         try:
-            picture = decode(data[:cut], size=40)
-        except BadPicture:
+            decoded = decode(data[:cut], size=40)
+        except BadImage:
             continue
         kept += 1
-        assert np.array_equal(picture.pixels, whole) and "no end marker" in picture.notes
+        assert np.array_equal(decoded.pixels, whole) and "no end marker" in decoded.notes
     assert kept == 1
 
 
 def test_a_jpeg_that_lacks_only_its_end_marker_is_used_and_noted():
     for mode in ("RGB", "L"):
         data = encoded(Image.fromarray(scene(50, 70)).convert(mode), "JPEG")
-        picture = decode(data[:-2], size=24)
-        assert np.array_equal(picture.pixels, decode(data, size=24).pixels) and "no end marker" in picture.notes
+        decoded = decode(data[:-2], size=24)
+        assert np.array_equal(decoded.pixels, decode(data, size=24).pixels) and "no end marker" in decoded.notes
 
 
 def test_a_jpeg_without_its_last_byte_is_refused():
-    with pytest.raises(BadPicture, match="truncated: "):
+    with pytest.raises(BadImage, match="truncated: "):
         decode(encoded(scene(50, 70), "JPEG")[:-1], size=24)
 
 
@@ -427,7 +427,7 @@ def test_bytes_after_the_end_are_noted_but_padding_is_not():
         assert np.array_equal(decode(data + b"junk", size=8).pixels, clean.pixels)
 
 
-def test_the_end_marker_of_a_thumbnail_is_not_the_pictures():
+def test_the_end_marker_of_a_thumbnail_is_not_the_images():
     thumbnail = encoded(noise(8, 8), "JPEG")
     data = encoded(noise(16, 16), "JPEG")
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + data[2:]
@@ -438,10 +438,10 @@ def test_a_png_with_a_wrong_checksum_is_used_where_its_pixels_can_be_read():
     data = bytearray(encoded(noise(8, 8)))
     checksum = data.index(b"IEND") - 5
     data[checksum] ^= 1
-    picture = decode(bytes(data), size=8)
-    assert np.array_equal(picture.pixels, noise(8, 8)) and picture.notes == ("checksum wrong, pixels readable",)
+    decoded = decode(bytes(data), size=8)
+    assert np.array_equal(decoded.pixels, noise(8, 8)) and decoded.notes == ("checksum wrong, pixels readable",)
     data[30] ^= 1
-    with pytest.raises(BadPicture, match="broken: its header cannot be read"):
+    with pytest.raises(BadImage, match="broken: its header cannot be read"):
         decode(bytes(data), size=8)
 
 
@@ -456,7 +456,7 @@ def test_an_extension_of_another_format_is_noted():
     assert {".jpg", ".jpeg", ".tiff"} <= SUFFIXES
 
 
-# -- what is not a picture
+# -- what is not an image
 
 
 @pytest.mark.parametrize(
@@ -475,13 +475,13 @@ def test_an_extension_of_another_format_is_noted():
 )
 def test_other_content_is_refused_whatever_its_name(data):
     for refused in (lambda: decode(data, size=8, suffix=".jpg"), lambda: size_of(data)):
-        with pytest.raises(BadPicture, match="not a picture: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"):
+        with pytest.raises(BadImage, match="not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"):
             refused()
 
 
 def test_reasons_are_one_printable_line():
     for data in (b"\x89PNG\r\n\x1a\n\n\n", png(4, 4, chunk(b"IDAT", b"\x1b[2J\n")), png(4, 4, b"\0\0\0\4\x1b\n\r\x07")):
-        with pytest.raises(BadPicture) as caught:
+        with pytest.raises(BadImage) as caught:
             decode(data, size=8)
         assert str(caught.value).isprintable() and len(str(caught.value)) < 240
 
@@ -507,23 +507,23 @@ def bombs():
 def test_a_bomb_is_refused_from_its_header(data, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the pixels are decoded"))
     for refused in (lambda: decode(data, size=8), lambda: size_of(data)):
-        with pytest.raises(BadPicture, match=r"too large: [\d,]+ pixels, the limit is 50,000,000 \(--max-pixels\)"):
+        with pytest.raises(BadImage, match=r"too large: [\d,]+ pixels, the limit is 50,000,000 \(--max-pixels\)"):
             refused()
 
 
 def test_a_raised_limit_holds_as_far_as_pillows_own():
     data = png(10000, 10000, chunk(b"IDAT", zlib.compress(bytes(1000))))
     assert size_of(data, max_pixels=100_000_000) == (10000, 10000, "RGB")
-    with pytest.raises(BadPicture, match="too large: 100,000,000 pixels, the limit is 99,999,999"):
+    with pytest.raises(BadImage, match="too large: 100,000,000 pixels, the limit is 99,999,999"):
         size_of(data, max_pixels=99_999_999)
-    with pytest.raises(BadPicture, match="too large: 196,000,000 pixels, the limit is 178,956,970"):
+    with pytest.raises(BadImage, match="too large: 196,000,000 pixels, the limit is 178,956,970"):
         size_of(png(14000, 14000), max_pixels=10**9)
     assert MAX_PIXELS == 50_000_000
 
 
 def test_a_lowered_limit_holds():
     assert decode(encoded(noise(10, 10)), size=4, max_pixels=100).width == 10
-    with pytest.raises(BadPicture, match="too large: 100 pixels, the limit is 99"):
+    with pytest.raises(BadImage, match="too large: 100 pixels, the limit is 99"):
         decode(encoded(noise(10, 10)), size=4, max_pixels=99)
 
 
@@ -533,7 +533,7 @@ def test_png_text_and_profile_bombs_do_not_grow():
     for bomb in (chunk(b"zTXt", b"Comment\0\0" + body), chunk(b"iCCP", b"profile\0\0" + body)):
         try:
             assert decode(png(1, 1, bomb, pixels), size=1).pixels.shape == (1, 1, 3)
-        except BadPicture as error:
+        except BadImage as error:
             assert "too large" in str(error)
 
 
@@ -624,7 +624,7 @@ def mutated(data, rng):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_mutated_bytes_give_a_picture_or_a_reason_and_nothing_else(form, capfd):
+def test_mutated_bytes_give_a_image_or_a_reason_and_nothing_else(form, capfd):
     rng = np.random.default_rng(sum(form.encode()))
     options = {"exif": exif(6)} if form in ("JPEG", "PNG", "WEBP", "TIFF") else {}
     frames = [Image.fromarray(noise(9, 11, seed=s)) for s in range(2)]
@@ -633,16 +633,16 @@ def test_mutated_bytes_give_a_picture_or_a_reason_and_nothing_else(form, capfd):
         seeds.append(encoded(frames[0], form, save_all=True, append_images=frames[1:]))
     if form == "TIFF":
         seeds.append(encoded(frames[0], form, compression="tiff_lzw"))
-    seen = {Picture: 0, BadPicture: 0}
+    seen = {DecodedImage: 0, BadImage: 0}
     for turn in range(600):
         data = mutated(seeds[turn % len(seeds)], rng)
         try:
-            picture = decode(
+            decoded = decode(
                 data, size=8, resize_mode=RESIZE_MODES[turn % 3], channels=(1, 3)[turn % 2], max_pixels=1_000_000
             )
-            assert picture.pixels.shape == (8, 8, (1, 3)[turn % 2])
-            seen[Picture] += 1
-        except BadPicture as error:
+            assert decoded.pixels.shape == (8, 8, (1, 3)[turn % 2])
+            seen[DecodedImage] += 1
+        except BadImage as error:
             assert str(error).isprintable() and str(error)
-            seen[BadPicture] += 1
+            seen[BadImage] += 1
     assert min(seen.values()) > 0

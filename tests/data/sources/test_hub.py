@@ -11,7 +11,7 @@ import huggingface_hub
 import huggingface_hub.hf_api
 import pytest
 from huggingface_hub import close_session, constants
-from picture_folders import parquet, picture
+from image_folders import image_bytes, parquet
 
 from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
 from skipway.data.sources.choose_source import open_source
@@ -109,8 +109,8 @@ REPOSITORIES = {
         **small_set("160px/", "train/0000.parquet", "validation/0000.parquet"),
         **small_set("full_size/", "train/0000.parquet"),
     },
-    ("some/pictures", "main"): {"a/1.jpg": b"jpeg"},
-    ("some/pictures", "refs/convert/parquet"): small_set("default/", "train/0000.parquet"),
+    ("some/images", "main"): {"a/1.jpg": b"jpeg"},
+    ("some/images", "refs/convert/parquet"): small_set("default/", "train/0000.parquet"),
     ("some/text", "main"): {"a.txt": b"text"},
     ("some/two", "main"): {**small_set("small/", "train-0.parquet"), **small_set("large/", "train-0.parquet")},
 }
@@ -151,7 +151,7 @@ def point_to(monkeypatch, endpoint):
         ("imagenette", ["train", "val"], True),
         ("hf:uoft-cs/cifar10", ["train", "test"], True),
         ("hf:ylecun/mnist", ["train", "test"], False),
-        ("hf:some/pictures", ["train"], True),
+        ("hf:some/images", ["train"], True),
         ("hf:some/two/large", ["train"], True),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_set_of_the_hub_is_downloaded_and_ready_to_train_on(hub, data, splits,
     assert list(source.keys) == splits and source.mirrored == mirrored and source.class_names == NAMES
     packed = decode_images(source, choose_decode_settings(source, None, "squash", 10**6))
     assert packed.pixels.shape == (6 * len(splits), 8, 8, 3) and not packed.skipped
-    assert next(source.contents("train")) == picture(0)
+    assert next(source.contents("train")) == image_bytes(0)
 
 
 def test_only_the_files_that_are_needed_are_downloaded(hub):
@@ -169,7 +169,7 @@ def test_only_the_files_that_are_needed_are_downloaded(hub):
     assert not [a for a in hub.asked if "full_size" in a or "imagenette.py" in a]
 
 
-@pytest.mark.parametrize("data", ["cifar10", "hf:some/pictures"])
+@pytest.mark.parametrize("data", ["cifar10", "hf:some/images"])
 def test_a_second_call_works_without_the_hub(hub, data, monkeypatch):
     first = open_source(data)
     hub.stop()
@@ -208,7 +208,7 @@ def test_what_is_no_name_of_a_repository_is_refused_without_asking(hub, name):
 
 
 def test_a_repository_without_parquet_files_is_named(hub):
-    with pytest.raises(InputError, match="some/text of the Hub has no parquet files; download its pictures"):
+    with pytest.raises(InputError, match="some/text of the Hub has no parquet files; download its images"):
         open_source("hf:some/text")
     with pytest.raises(InputError, match="the data set some/two/medium of the Hub has no parquet files"):
         open_source("hf:some/two/medium")

@@ -3,11 +3,11 @@ import os
 
 import numpy as np
 import pytest
-from picture_folders import class_folders, fill, picture, split_folders
+from image_folders import class_folders, fill, image_bytes, split_folders
 
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.decode import BadPicture
-from skipway.data.sources.image_folder import folder_source, has_class_folders, picture_files
+from skipway.data.sources.decode import BadImage
+from skipway.data.sources.image_folder import folder_source, has_class_folders, image_files
 from skipway.data.sources.image_source import class_order, split_of
 from skipway.errors import InputError
 
@@ -21,7 +21,7 @@ def one_line(error):
     return text
 
 
-def test_class_folders_become_labelled_pictures_in_a_fixed_order(tmp_path):
+def test_class_folders_become_labelled_images_in_a_fixed_order(tmp_path):
     source = open_source(str(class_folders(tmp_path, ("dog", "cat"), 3)))
     assert source.class_names == ("cat", "dog") and source.name == tmp_path.name and source.mirrored
     assert source.keys == {"train": [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]}
@@ -88,18 +88,18 @@ def test_junk_is_ignored_wherever_it_lies(tmp_path):
     assert source.class_names == ("a", "b") and source.count("train") == 2 and source.warnings == []
 
 
-def test_files_that_are_no_pictures_of_a_class_are_counted(tmp_path):
+def test_files_that_are_no_images_of_a_class_are_counted(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     for name in ("README", "a/labels.txt", "a/more.txt", "loose.png"):
         (tmp_path / name).write_bytes(b"text")
     said = open_source(str(tmp_path)).warnings
-    assert said == ["ignored in the folder: files that are no pictures of a class (2 .txt, 1 no suffix, 1 .png)"]
+    assert said == ["ignored in the folder: files that are no images of a class (2 .txt, 1 no suffix, 1 .png)"]
 
 
-def test_a_folder_of_pictures_within_a_class_is_refused(tmp_path):
+def test_a_folder_of_images_within_a_class_is_refused(tmp_path):
     for inner in ("a/cat", "b/cat"):
         fill(tmp_path / inner)
-    with pytest.raises(InputError, match=r"a holds pictures in a folder of its own \(cat\)"):
+    with pytest.raises(InputError, match=r"a holds images in a folder of its own \(cat\)"):
         open_source(str(tmp_path))
 
 
@@ -115,7 +115,7 @@ def test_a_class_missing_from_validation_moves_no_label(tmp_path):
     source = open_source(str(tmp_path))
     by_key = dict(zip(source.keys["val"], source.labels["val"].tolist(), strict=True))
     assert by_key == {"val/cat/0.png": 0, "val/dog/0.png": 2} and source.class_names == ("cat", "cow", "dog")
-    assert source.warnings == ["the val set has no pictures of: cow"]
+    assert source.warnings == ["the val set has no images of: cow"]
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path):
@@ -125,17 +125,17 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_a_class_folder_without_pictures_is_refused_or_left_out(tmp_path):
+def test_a_class_folder_without_images_is_refused_or_left_out(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="the class folder 'empty' has no pictures; add some.*--allow-empty-classes"):
+    with pytest.raises(InputError, match="the class folder 'empty' has no images; add some.*--allow-empty-classes"):
         open_source(str(tmp_path))
     (tmp_path / "void").mkdir()
     with pytest.raises(InputError, match=r"nor have 1 others"):
         open_source(str(tmp_path))
     source = open_source(str(tmp_path), allow_empty_classes=True)
     assert source.class_names == ("a", "b")
-    assert source.warnings == ["left out: class folders without pictures: empty, void"]
+    assert source.warnings == ["left out: class folders without images: empty, void"]
 
 
 def test_fewer_than_two_classes_are_refused(tmp_path):
@@ -179,12 +179,12 @@ def test_a_split_folder_that_leads_out_is_refused_too(tmp_path):
     assert open_source(str(inside), follow_links=True).count("val") == 2
 
 
-def test_a_picture_that_leads_out_is_left_out_with_its_reason(tmp_path):
+def test_a_image_that_leads_out_is_left_out_with_its_reason(tmp_path):
     inside = class_folders(tmp_path / "set", ("a", "b"), 1)
-    (tmp_path / "secret.png").write_bytes(picture(5))
+    (tmp_path / "secret.png").write_bytes(image_bytes(5))
     (inside / "a" / "link.png").symlink_to(tmp_path / "secret.png")
     contents = list(open_source(str(inside)).contents("train"))
-    assert [type(c) for c in contents] == [bytes, BadPicture, bytes] and "leads out" in str(contents[1])
+    assert [type(c) for c in contents] == [bytes, BadImage, bytes] and "leads out" in str(contents[1])
 
 
 def test_links_within_the_folder_are_read_and_circles_end(tmp_path):
@@ -197,13 +197,13 @@ def test_links_within_the_folder_are_read_and_circles_end(tmp_path):
         source = open_source(str(tmp_path), follow_links=follow)
         kinds = dict(zip(source.keys["train"], map(type, source.contents("train")), strict=True))
         assert [key for key, kind in kinds.items() if kind is bytes] == ["a/0.png", "a/again.png", "b/0.png"]
-        assert {kinds["b/round.png"], kinds["b/gone.png"]} == {BadPicture}
+        assert {kinds["b/round.png"], kinds["b/gone.png"]} == {BadImage}
 
 
 def test_a_link_to_a_parent_ends(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "up").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="holds pictures in a folder of its own"):
+    with pytest.raises(InputError, match="holds images in a folder of its own"):
         open_source(str(tmp_path), follow_links=True)
 
 
@@ -212,7 +212,7 @@ def test_a_class_name_that_is_no_text_is_named(tmp_path):
     odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
     os.mkdir(odd)
     with open(os.path.join(odd, b"0.png"), "wb") as file:
-        file.write(picture(7))
+        file.write(image_bytes(7))
     with pytest.raises(InputError, match=r"the class name caf\\udce9 is not valid text; rename it") as error:
         open_source(str(tmp_path))
     one_line(error)
@@ -221,9 +221,9 @@ def test_a_class_name_that_is_no_text_is_named(tmp_path):
 def test_a_file_name_that_is_no_text_is_read(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     with open(os.path.join(os.fsencode(tmp_path), b"a", b"\xff\xfe.png"), "wb") as file:
-        file.write(picture(7))
+        file.write(image_bytes(7))
     source = open_source(str(tmp_path))
-    assert source.keys["train"][1] == "a/\udcff\udcfe.png" and list(source.contents("train"))[1] == picture(7)
+    assert source.keys["train"][1] == "a/\udcff\udcfe.png" and list(source.contents("train"))[1] == image_bytes(7)
 
 
 @pytest.mark.parametrize("name", [n for n in HOSTILE if "/" not in n and n != ".."])
@@ -231,7 +231,7 @@ def test_a_hostile_class_or_file_name_is_a_name(tmp_path, name):
     class_folders(tmp_path / "classes", (name, "b"), 1)
     assert set(open_source(str(tmp_path / "classes")).class_names) == {name, "b"}
     class_folders(tmp_path / "files", ("a", "b"), 1)
-    (tmp_path / "files" / "a" / (name[:251] + ".png")).write_bytes(picture(3))
+    (tmp_path / "files" / "a" / (name[:251] + ".png")).write_bytes(image_bytes(3))
     assert open_source(str(tmp_path / "files")).count("train") == 3
     (tmp_path / "classes" / "b" / "0.png").unlink()
     with pytest.raises(InputError) as error:
@@ -239,7 +239,7 @@ def test_a_hostile_class_or_file_name_is_a_name(tmp_path, name):
     one_line(error)
     fill(tmp_path / "classes" / "b")
     (tmp_path / "classes" / name / "0.png").unlink()
-    with pytest.raises(InputError, match="has no pictures") as error:
+    with pytest.raises(InputError, match="has no images") as error:
         open_source(str(tmp_path / "classes"))
     one_line(error)
 
@@ -270,10 +270,10 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot list the folder .*b: Permission denied; check its permissions"):
         folder_source(tmp_path)
     with pytest.raises(InputError, match="cannot list the folder .*b: Permission denied"):
-        picture_files(tmp_path)
+        image_files(tmp_path)
 
 
-def test_peeking_reads_some_pictures_from_all_over(tmp_path):
+def test_peeking_reads_some_images_from_all_over(tmp_path):
     source = folder_source(class_folders(tmp_path, {"a": 250, "b": 250}))
     peeked = source.peek()
     assert len(peeked) == 200 and peeked[:2] == [(tmp_path / "a" / n).read_bytes() for n in ("0.png", "10.png")]
@@ -281,12 +281,10 @@ def test_peeking_reads_some_pictures_from_all_over(tmp_path):
     assert any(content in peeked for content in everything[250:])
 
 
-def test_loose_pictures_are_no_classes(tmp_path):
+def test_loose_images_are_no_classes(tmp_path):
     fill(tmp_path, 3)
-    assert not has_class_folders(tmp_path) and [p.name for p in picture_files(tmp_path)] == ["0.png", "1.png", "2.png"]
-    with pytest.raises(
-        InputError, match="holds 3 pictures but no class folders; put the pictures of each class into a"
-    ):
+    assert not has_class_folders(tmp_path) and [p.name for p in image_files(tmp_path)] == ["0.png", "1.png", "2.png"]
+    with pytest.raises(InputError, match="holds 3 images but no class folders; put the images of each class into a"):
         open_source(str(tmp_path))
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="holds nothing but no class folders"):
@@ -306,7 +304,7 @@ def test_data_that_is_not_there_is_named_with_what_there_could_be(data):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "set.zip").write_bytes(b"PK")
-    with pytest.raises(InputError, match="is a .zip file; pictures to learn from come as a folder"):
+    with pytest.raises(InputError, match="is a .zip file; images to learn from come as a folder"):
         open_source(str(tmp_path / "set.zip"))
     (tmp_path / "set").write_bytes(b"")
     with pytest.raises(InputError, match="is a nameless file"):

@@ -4,11 +4,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from picture_folders import fill, parquet, picture
+from image_folders import fill, image_bytes, parquet
 
 from skipway.data.images.decoded_cache import DecodeSettings, decode_images
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.decode import BadPicture
+from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_parquet import parquet_files, parquet_source
 from skipway.errors import InputError, MissingExtra
 
@@ -18,13 +18,13 @@ NAMES = ("cat", "cow", "dog")
 
 
 @pytest.mark.parametrize("column", ["img", "image"])
-def test_pictures_and_class_names_come_out_of_the_file(tmp_path, column):
+def test_images_and_class_names_come_out_of_the_file(tmp_path, column):
     file = parquet(tmp_path / "train-00000-of-00001.parquet", [2, 0, 1], NAMES, column)
     for data in (tmp_path, file):
         source = open_source(str(data))
         assert source.class_names == NAMES and source.labels["train"].tolist() == [2, 0, 1]
         assert source.keys["train"] == [f"{file.name}:{i}" for i in range(3)]
-        assert list(source.contents("train")) == source.peek() == [picture(i) for i in range(3)]
+        assert list(source.contents("train")) == source.peek() == [image_bytes(i) for i in range(3)]
     assert open_source(str(tmp_path)).name == tmp_path.name and open_source(str(file)).name == file.stem
 
 
@@ -39,7 +39,7 @@ def test_numbers_without_names_are_sorted_as_numbers(tmp_path):
     parquet(tmp_path / "test.parquet", [2, 10])
     source = open_source(str(tmp_path))
     assert source.class_names == ("1", "2", "10") and source.labels["train"].tolist() == [2, 1, 0, 1]
-    assert source.labels["test"].tolist() == [1, 2] and source.warnings == ["the test set has no pictures of: 1"]
+    assert source.labels["test"].tolist() == [1, 2] and source.warnings == ["the test set has no images of: 1"]
 
 
 def test_shards_of_a_split_follow_one_another(tmp_path):
@@ -50,7 +50,7 @@ def test_shards_of_a_split_follow_one_another(tmp_path):
     assert source.labels["train"].tolist() == [0, 1, 2, 0, 1] and list(source.keys) == ["train", "val"]
     assert source.keys["train"][2] == "data/train-00001-of-00003.parquet:0"
     assert list(source.contents("train")) == [
-        picture(1000 * i + j) for i, j in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+        image_bytes(1000 * i + j) for i, j in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
     ]
 
 
@@ -100,14 +100,14 @@ def test_files_of_an_unknown_split_are_refused(tmp_path):
         open_source(str(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("table", [{"picture": [1], "label": [0]}, {"image": [1], "target": [0]}])
+@pytest.mark.parametrize("table", [{"photo": [1], "label": [0]}, {"image": [1], "target": [0]}])
 def test_missing_columns_are_named(tmp_path, table):
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"has the columns \w+, \w+, but pictures need image or img and label; rename"):
+    with pytest.raises(InputError, match=r"has the columns \w+, \w+, but images need image or img and label; rename"):
         open_source(str(tmp_path))
 
 
-def test_a_picture_column_of_another_type_is_refused(tmp_path):
+def test_a_image_column_of_another_type_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"], "label": [0]}), tmp_path / "train.parquet")
     with pytest.raises(
         InputError, match="the column 'image' holds string, but a struct of bytes and path was expected"
@@ -115,10 +115,10 @@ def test_a_picture_column_of_another_type_is_refused(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_large_binary_and_other_orders_of_fields_are_pictures_too(tmp_path):
+def test_large_binary_and_other_orders_of_fields_are_images_too(tmp_path):
     struct = pyarrow.struct({"path": pyarrow.string(), "bytes": pyarrow.large_binary()})
     parquet(tmp_path / "train.parquet", [0, 1], NAMES[:2], struct=struct)
-    assert list(open_source(str(tmp_path)).contents("train")) == [picture(0), picture(1)]
+    assert list(open_source(str(tmp_path)).contents("train")) == [image_bytes(0), image_bytes(1)]
 
 
 def test_a_later_shard_that_lacks_a_column_is_named(tmp_path):
@@ -161,29 +161,29 @@ def test_class_names_that_repeat_or_are_too_few_are_refused(tmp_path):
         open_source(str(tmp_path))
 
 
-def test_declared_classes_without_pictures_are_refused_or_left_out(tmp_path):
+def test_declared_classes_without_images_are_refused_or_left_out(tmp_path):
     parquet(tmp_path / "train.parquet", [0, 2, 2], (*NAMES, "eel"))
     parquet(tmp_path / "test.parquet", [2], NAMES)
     with pytest.raises(
-        InputError, match=r"no picture of the class 'cow' \(nor of 1 others\); add some.*--allow-empty-classes"
+        InputError, match=r"no image of the class 'cow' \(nor of 1 others\); add some.*--allow-empty-classes"
     ):
         open_source(str(tmp_path))
     source = open_source(str(tmp_path), allow_empty_classes=True)
     assert source.class_names == ("cat", "dog") and source.labels["train"].tolist() == [0, 1, 1]
     assert source.labels["test"].tolist() == [1]
-    assert source.warnings[0] == "left out: classes without training pictures: cow, eel"
+    assert source.warnings[0] == "left out: classes without training images: cow, eel"
 
 
 def test_rows_without_bytes_are_skipped_and_counted(tmp_path):
-    rows = [picture(0), None, b"", picture(3), b"no picture"]
+    rows = [image_bytes(0), None, b"", image_bytes(3), b"no image"]
     parquet(tmp_path / "train.parquet", [0, 1, 0, 1, 0], NAMES[:2], rows=rows)
     source = open_source(str(tmp_path))
-    assert [type(c) for c in source.contents("train")] == [bytes, BadPicture, BadPicture, bytes, bytes]
+    assert [type(c) for c in source.contents("train")] == [bytes, BadImage, BadImage, bytes, bytes]
     packed = decode_images(source, DecodeSettings(8, 8, 3), max_unreadable=0.6)
     assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.labels.tolist() == [0, 1]
     reasons = {s.key: s.reason for s in packed.skipped}
     assert reasons["train.parquet:1"] == reasons["train.parquet:2"] == "empty: the row holds no bytes"
-    assert reasons["train.parquet:4"].startswith("not a picture") and not packed.notes
+    assert reasons["train.parquet:4"].startswith("not an image") and not packed.notes
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5, -1])
@@ -207,17 +207,17 @@ def test_a_page_that_is_broken_within_the_file_is_named_while_it_is_read(tmp_pat
 
 def test_a_file_without_rows_has_no_class(tmp_path):
     parquet(tmp_path / "train.parquet", [], NAMES)
-    with pytest.raises(InputError, match="no picture of the class 'cat'"):
+    with pytest.raises(InputError, match="no image of the class 'cat'"):
         open_source(str(tmp_path))
     parquet(tmp_path / "train.parquet", [])
     with pytest.raises(InputError, match="fewer than two classes"):
         open_source(str(tmp_path))
 
 
-def test_pictures_beside_parquet_files_are_refused(tmp_path):
+def test_images_beside_parquet_files_are_refused(tmp_path):
     parquet(tmp_path / "train.parquet", [0, 1])
     fill(tmp_path / "cat")
-    with pytest.raises(InputError, match="holds both pictures and parquet files; keep the pictures or the parquet"):
+    with pytest.raises(InputError, match="holds both images and parquet files; keep the images or the parquet"):
         open_source(str(tmp_path))
 
 
@@ -264,7 +264,7 @@ def test_rows_and_labels_stay_aligned_over_many_batches(tmp_path):
     parquet(tmp_path / "train.parquet", [i % 3 for i in range(700)], NAMES, rows=rows)
     source = parquet_source(tmp_path)
     for i, content in enumerate(source.contents("train")):
-        assert isinstance(content, BadPicture) if i % 37 == 0 else content == b"%d" % i
+        assert isinstance(content, BadImage) if i % 37 == 0 else content == b"%d" % i
     assert np.array_equal(source.labels["train"], np.arange(700) % 3)
 
 
@@ -283,7 +283,7 @@ def test_rows_and_labels_stay_aligned_over_many_batches(tmp_path):
 def test_labels_that_are_lists_or_structs_are_refused_in_every_split(tmp_path, labels, kind):
     parquet(tmp_path / "train.parquet", labels)
     text = f"train.parquet: the column 'label': expected texts or whole numbers as labels, got {kind}"
-    with pytest.raises(InputError, match=f"{re.escape(text)}.*Give each picture one class"):
+    with pytest.raises(InputError, match=f"{re.escape(text)}.*Give each image one class"):
         open_source(str(tmp_path))
     parquet(tmp_path / "train.parquet", ["cat", "dog"])
     parquet(tmp_path / "test.parquet", labels)

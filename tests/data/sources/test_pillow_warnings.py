@@ -61,7 +61,7 @@ def test_only_the_thread_that_decodes_collects():
         assert TiffImagePlugin.warnings.catch_warnings is warnings.catch_warnings
 
 
-def test_a_large_picture_is_an_error_only_above_the_limit():
+def test_a_large_image_is_an_error_only_above_the_limit():
     with collect_warnings(100) as collected:
         Image.warnings.warn("Image size (100 pixels) exceeds limit", Image.DecompressionBombWarning)
         assert not collected.any_damage

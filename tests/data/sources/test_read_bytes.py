@@ -1,4 +1,4 @@
-"""Picture files: what is read, and what is refused."""
+"""Image files: what is read, and what is refused."""
 
 import os
 import socket
@@ -6,15 +6,15 @@ import socket
 import pytest
 
 from skipway.data.sources import read_bytes
-from skipway.data.sources.decode import BadPicture
-from skipway.data.sources.read_bytes import read_picture_file
+from skipway.data.sources.decode import BadImage
+from skipway.data.sources.read_bytes import read_image_file
 
 
 def test_a_regular_file_is_read_through_links_that_stay_inside(tmp_path):
     (tmp_path / "a.png").write_bytes(b"bytes")
     (tmp_path / "b.png").symlink_to("a.png")
     for name in ("a.png", "b.png"):
-        assert read_picture_file(tmp_path / name, tmp_path) == read_picture_file(tmp_path / name) == b"bytes"
+        assert read_image_file(tmp_path / name, tmp_path) == read_image_file(tmp_path / name) == b"bytes"
 
 
 def test_links_out_of_the_root_are_refused_unless_followed(tmp_path):
@@ -24,9 +24,9 @@ def test_links_out_of_the_root_are_refused_unless_followed(tmp_path):
     (root / "link.png").symlink_to(outside / "a.png")
     (root / "folder").symlink_to(outside)
     for path in (root / "link.png", root / "folder" / "a.png"):
-        with pytest.raises(BadPicture, match="a symbolic link leads out of the data folder"):
-            read_picture_file(path, root)
-        assert read_picture_file(path, root, follow_links=True) == b"bytes"
+        with pytest.raises(BadImage, match="a symbolic link leads out of the data folder"):
+            read_image_file(path, root)
+        assert read_image_file(path, root, follow_links=True) == b"bytes"
 
 
 def test_a_folder_is_looked_at_once_for_all_of_its_files(tmp_path, monkeypatch):
@@ -40,9 +40,9 @@ def test_a_folder_is_looked_at_once_for_all_of_its_files(tmp_path, monkeypatch):
     (root / "class" / "d.png").symlink_to(tmp_path / "outside.png")
     inside = {}
     for name in ("a.png", "b.png", "c.png"):
-        assert read_picture_file(root / "class" / name, root, inside=inside) == b"bytes"
-    with pytest.raises(BadPicture, match="a symbolic link leads out of the data folder"):
-        read_picture_file(root / "class" / "d.png", root, inside=inside)
+        assert read_image_file(root / "class" / name, root, inside=inside) == b"bytes"
+    with pytest.raises(BadImage, match="a symbolic link leads out of the data folder"):
+        read_image_file(root / "class" / "d.png", root, inside=inside)
     assert looked == [str(root / "class"), str(root / "class" / "d.png")]
 
 
@@ -59,7 +59,7 @@ def test_the_root_itself_may_be_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.png").write_bytes(b"bytes")
     (tmp_path / "root").symlink_to("real")
-    assert read_picture_file(tmp_path / "root" / "a.png", tmp_path / "root") == b"bytes"
+    assert read_image_file(tmp_path / "root" / "a.png", tmp_path / "root") == b"bytes"
 
 
 def test_special_files_are_refused_without_blocking(tmp_path, monkeypatch):
@@ -69,38 +69,38 @@ def test_special_files_are_refused_without_blocking(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jpg")
         for kind, name in (("FIFO", "fifo.jpg"), ("folder", "folder.jpg"), ("socket", "socket.jpg")):
-            with pytest.raises(BadPicture, match=f"not a regular file but a {kind}"):
-                read_picture_file(tmp_path / name)
-    with pytest.raises(BadPicture, match="not a regular file but a device"):
-        read_picture_file(tmp_path / "/dev/null")
+            with pytest.raises(BadImage, match=f"not a regular file but a {kind}"):
+                read_image_file(tmp_path / name)
+    with pytest.raises(BadImage, match="not a regular file but a device"):
+        read_image_file(tmp_path / "/dev/null")
 
 
 def test_missing_looping_and_impossible_names_are_refused(tmp_path):
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "dangling.jpg").symlink_to("nothing.jpg")
     for name in ("loop.jpg", "dangling.jpg", "gone.jpg", "zero\0.jpg"):
-        with pytest.raises(BadPicture, match="not readable: "):
-            read_picture_file(tmp_path / name)
-    with pytest.raises(BadPicture, match="not readable: |leads out"):
-        read_picture_file(tmp_path / "loop.jpg", tmp_path)
+        with pytest.raises(BadImage, match="not readable: "):
+            read_image_file(tmp_path / name)
+    with pytest.raises(BadImage, match="not readable: |leads out"):
+        read_image_file(tmp_path / "loop.jpg", tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(BadPicture, match="empty file: 0 bytes"):
-        read_picture_file(tmp_path / "empty.jpg")
+    with pytest.raises(BadImage, match="empty file: 0 bytes"):
+        read_image_file(tmp_path / "empty.jpg")
 
 
-def test_a_file_too_large_for_a_picture_is_refused(tmp_path):
+def test_a_file_too_large_for_a_image_is_refused(tmp_path):
     with open(tmp_path / "huge.jpg", "wb") as file:
         file.truncate(2_000_000_000)
-    with pytest.raises(BadPicture, match="too large a file: 2,000,000,000 bytes, the limit is 1,000,000,000"):
-        read_picture_file(tmp_path / "huge.jpg")
+    with pytest.raises(BadImage, match="too large a file: 2,000,000,000 bytes, the limit is 1,000,000,000"):
+        read_image_file(tmp_path / "huge.jpg")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_file_is_refused(tmp_path):
     (tmp_path / "locked.jpg").write_bytes(b"bytes")
     (tmp_path / "locked.jpg").chmod(0)
-    with pytest.raises(BadPicture, match="not readable: Permission denied"):
-        read_picture_file(tmp_path / "locked.jpg")
+    with pytest.raises(BadImage, match="not readable: Permission denied"):
+        read_image_file(tmp_path / "locked.jpg")

@@ -64,7 +64,7 @@ def test_target_and_ignored_columns_are_found_by_name(tmp_path):
     rows = build_table_dataset(open_table_source(path, "price", ignore='city, "dear"'), 0.2, 0)
     assert [c.name for c in rows.spec.columns] == ["size", "garden", "built"]
     assert rows.left_out == {"city": "as asked", "dear": "as asked"}
-    with pytest.raises(InputError, match="is a table, but pictures were expected; give a folder of class folders"):
+    with pytest.raises(InputError, match="is a table, but images were expected; give a folder of class folders"):
         open_source("wine")
 
 

@@ -1,4 +1,4 @@
-"""Tiny picture sets for tests: class folders, parquet files, and what a folder holds as one comparable value."""
+"""Tiny image sets for tests: class folders, parquet files, and what a folder holds as one comparable value."""
 
 import hashlib
 import io
@@ -16,8 +16,8 @@ from skipway.data.sources.image_source import Source
 CLASSES = ("cat", "cow", "dog")
 
 
-def picture(seed=0, side=8, channels=3, form="PNG"):
-    """The bytes of a picture of noise: equal for equal seeds."""
+def image_bytes(seed=0, side=8, channels=3, form="PNG"):
+    """The bytes of an image of noise: equal for equal seeds."""
     shape = (side, side, channels) if channels == 3 else (side, side)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     file = io.BytesIO()
@@ -26,15 +26,15 @@ def picture(seed=0, side=8, channels=3, form="PNG"):
 
 
 def fill(folder, count=2, seed=0, side=8, channels=3):
-    """`count` different pictures in `folder`, which is made."""
+    """`count` different images in `folder`, which is made."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        Path(folder, f"{i}.png").write_bytes(picture(1000 * seed + i, side, channels))
+        Path(folder, f"{i}.png").write_bytes(image_bytes(1000 * seed + i, side, channels))
     return Path(folder)
 
 
 def class_folders(root, classes=CLASSES, count=2, seed=0, side=8, channels=3):
-    """One folder per class (or {class: count}) under `root`; no two pictures are equal."""
+    """One folder per class (or {class: count}) under `root`; no two images are equal."""
     counts = classes if isinstance(classes, dict) else dict.fromkeys(classes, count)
     for i, (name, number) in enumerate(counts.items()):
         fill(Path(root, name), number, 100 * seed + i, side, channels)
@@ -49,11 +49,11 @@ def split_folders(root, classes=CLASSES, count=2, splits=("train", "val"), side=
 
 
 def parquet(path, labels, names=None, column="image", seed=0, rows=None, struct=None, **options):
-    """A parquet file as Hugging Face datasets writes it: `labels` and a picture (or `rows`) for each."""
+    """A parquet file as Hugging Face datasets writes it: `labels` and an image (or `rows`) for each."""
     import pyarrow
     import pyarrow.parquet
 
-    rows = [picture(1000 * seed + i) for i in range(len(labels))] if rows is None else rows
+    rows = [image_bytes(1000 * seed + i) for i in range(len(labels))] if rows is None else rows
     struct = struct or pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     images = [None if data is None else {"bytes": data, "path": None} for data in rows]
     texts = any(isinstance(value, str) for value in labels)
