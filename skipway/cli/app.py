@@ -44,6 +44,7 @@ app = cyclopts.App(
 EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     train: (
         "skipway train photos/ --time-limit 600",
+        "skipway train photos/ --time-limit 600 --dry-run",
         "skipway train homes.csv --target price",
         "skipway train --resume runs/last --epochs 40",
     ),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from skipway.errors import SkipwayError
+from skipway.errors import InputError, SkipwayError
 from skipway.runs.recipe import GROUPS, UNUSED_BY_FIND_LR, Recipe
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
@@ -81,6 +81,7 @@ def train(
     resume: Annotated[Path | None, Parameter(group=HELP_GROUPS["Output"])] = None,
     allow_changed_data: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Safety"])] = False,
     nproc: Annotated[int, Parameter(group=HELP_GROUPS["Hardware"])] = 1,
+    dry_run: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Output"])] = False,
     quiet: Quiet = False,
     flags: Annotated[RecipeFlags, Parameter(name="*")] = _NO_FLAGS,  # type: ignore[valid-type]
 ) -> None:
@@ -100,6 +101,8 @@ def train(
         Resume although images were added, removed or edited.
     nproc
         Processes on this machine; they share every batch.
+    dry_run
+        Print all options with the reasons of automatic choices, fit for --config; no training.
     """
     options = _given(flags)
     if COMMAND_LINE.owns_process and not stop_signals.STOP.requested and _recomputes(options, config, resume):
@@ -110,10 +113,16 @@ def train(
         stop_signals.STOP.defer()  # each process saves for itself
         return launch(nproc, COMMAND_LINE.words)
     with paused_collection():
-        from skipway.runs.train_run import train as train_run
+        from skipway.runs import train_run
 
     keep_freed_memory()
-    train_run(
+    if dry_run:
+        if resume is not None:
+            raise InputError("cannot resolve the options: expected --dry-run or --resume, got both. Drop one of them.")
+        console = Console(quiet, stream=sys.stderr)
+        resolved = train_run.dry_run(data, config=config, console=console, stop=stop_signals.STOP, **options)
+        return print_result(str(resolved))
+    train_run.train(
         data,
         config=config,
         resume=resume,

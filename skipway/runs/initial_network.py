@@ -92,7 +92,7 @@ def initial_network(
     else:
         known = network.spec
         network.spec = replace(spec, mean=known.mean, std=known.std) if isinstance(known, Spec) else spec
-    return network, network.origin != "fresh weights"
+    return network, network.is_pretrained
 
 
 def trained_weights(

@@ -75,6 +75,10 @@ class TableDataModule:
             fold=self.fold,
         )
 
+    def unused_options(self) -> tuple[str, ...]:
+        """Return the names of the options without effect on this table."""
+        return _IMAGE_OPTIONS + (_CLASS_OPTIONS if self.rows.spec.task == "regression" else ())
+
     def prepare(self, console: Console, stop: StopFlag) -> None:
         """Do nothing: tables are read when they are opened."""
 

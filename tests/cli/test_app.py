@@ -157,7 +157,7 @@ STOPPED = {
     ("models",): "commands.models.model_table",
     ("env",): "commands.env.environment_table",
     ("weights", "get", "resnet18"): "commands.weights_get.create_model",
-    tuple(TRAIN): "runs.train_run.describe_environment",
+    tuple(TRAIN): "runs.prepared_run.describe_environment",
 }
 
 

@@ -12,7 +12,7 @@ from skipway.errors import InputError, Interrupted
 from skipway.export.export_model import fuse
 from skipway.model_factory import create_model
 from skipway.report import html
-from skipway.runs import last_layers, last_layers_plan, train_run
+from skipway.runs import last_layers, last_layers_plan, prepared_run
 from skipway.runs.feature_cache import FeatureCache, frozen_layers
 from skipway.runs.last_layers import FrozenOutputs
 from skipway.runs.last_layers_plan import LastLayersPlan, default_frozen_layer, plan_last_layers, size_for_last_layers
@@ -67,7 +67,7 @@ def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
 ):
     words = Words()
     assert train(data, **open_options(old, tmp_path)).metrics["epochs"] == 1  # few images: the head alone
-    monkeypatch.setattr(train_run, "FEWEST_IMAGES", 36)
+    monkeypatch.setattr(prepared_run, "FEWEST_IMAGES", 36)
     run = train(data, **open_options(old, tmp_path), console=words)
     network = run.network()
     last = default_frozen_layer(network)
@@ -129,7 +129,7 @@ def test_every_image_has_all_of_its_views_in_turn(data, old, tmp_path, monkeypat
     batches = []
     make = last_layers.frozen_batches
     monkeypatch.setattr(
-        "skipway.runs.train_run.frozen_batches", lambda *a, **k: batches.append(make(*a, **k)) or batches[-1]
+        "skipway.runs.prepared_run.frozen_batches", lambda *a, **k: batches.append(make(*a, **k)) or batches[-1]
     )
     train(data, **options(old, tmp_path, epochs=2, freeze_until="stage1", views=3))
     feed = batches[0][0]

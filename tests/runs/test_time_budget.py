@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_before_the_time_set_its_epochs_still_lets_it(tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("skipway.runs.train_run.scheduled_epochs", killed)
+        patch.setattr("skipway.runs.prepared_run.scheduled_epochs", killed)
         train(tmp_path / "kinds", output=tmp_path, name="killed", time_limit=600.0, **TINY)
     assert "epochs" not in yaml.safe_load((tmp_path / "killed" / "config.yaml").read_text())
     run = train(resume=tmp_path / "killed")

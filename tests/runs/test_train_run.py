@@ -432,7 +432,7 @@ def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where", ["train_phases.retry_with_microbatches", "train_run._refuse_unusable", "train_run.machine_facts"]
+    "where", ["train_phases.retry_with_microbatches", "train_run._refuse_unusable", "prepared_run.machine_facts"]
 )
 @pytest.mark.parametrize(
     "message, error, text",
