@@ -1,6 +1,7 @@
 """Check a dataset before training: counts, sizes, class imbalance, unreadable files, duplicates across splits."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, choose_decode_settings, decode_images
@@ -13,9 +14,24 @@ from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["check"]
+__all__ = ["DataReport", "check"]
 
 _MAX_LISTED = 50
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """A report on a dataset: its text, and the same facts as plain values."""
+
+    text: str
+    facts: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return counts, classes, warnings and unreadable samples as plain values."""
+        return self.facts
 
 
 def check(
@@ -26,10 +42,20 @@ def check(
     console: Console | None = None,
     stop: StopFlag | None = None,
     target: str | None = None,
-) -> str:
-    """What a careful eye sees in `data` before training, as text; every image is decoded once.
+) -> DataReport:
+    """Check a dataset before training and return a report; every image is decoded once.
 
-    Of a table `target` is the column to predict.
+    Args:
+        data: a dataset, as for `train`.
+        max_unreadable: maximum share of unreadable images.
+        follow_links: read images behind symbolic links that leave the folder.
+        allow_empty_classes: skip class folders without images.
+        console: prints progress; default: prints nothing.
+        stop: a flag that stops the check when set.
+        target: the column of a table to predict.
+
+    Raises:
+        InputError: the data cannot be read, or too many of its images.
     """
     if (tables := open_table_source(os.fspath(data), target)) is not None:
         return _check_tables(tables, max_unreadable)
@@ -54,7 +80,8 @@ def check(
     lines += [f"mind: {warning}" for warning in facts["warnings"]]
     if not images.skipped and not facts["warnings"]:
         lines.append("nothing to mind")
-    return "\n".join(lines)
+    unreadable = {image.key: image.reason for image in images.skipped}
+    return DataReport("\n".join(lines), {"data": images.name, **facts, "unreadable": unreadable})
 
 
 def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
@@ -76,8 +103,8 @@ def _note_lines(facts: dict[str, Any]) -> list[str]:
     return [f"{count:,} {note}" for note, count in facts["notes"].items()]
 
 
-def _check_tables(tables: TableSource, max_unreadable: float) -> str:
-    """Return a text report on a table: its rows, columns, target and missing values."""
+def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
+    """Return a report on a table: its rows, columns, target and missing values."""
     rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.splits.items())
@@ -93,7 +120,8 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> str:
     lines += [f"mind: {warning}" for warning in facts["warnings"]]
     if not facts["warnings"] and not rows.skipped:
         lines.append("nothing to mind")
-    return "\n".join(lines)
+    without_target = [row.key for row in rows.skipped]
+    return DataReport("\n".join(lines), {"data": tables.name, **facts, "without_target": without_target})
 
 
 def _describe_column(column: Column) -> str:

@@ -32,6 +32,11 @@ class Comparison:
     differences: dict[str, list[Any]]
     plot: Path
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics of each run, the options that differ and the path of the plot as plain values."""
+        runs = [{"run": name, **row} for name, row in zip(self.names, self.metrics, strict=True)]
+        return {"runs": runs, "differences": self.differences, "plot": str(self.plot)}
+
     def __str__(self) -> str:
         columns: dict[str, None] = {}  # in order, each of them once
         for row in self.metrics:

@@ -8,7 +8,7 @@ from skipway.model_factory import list_models
 from skipway.models import registry
 from skipway.utils.format_text import join_sizes
 
-__all__ = ["model_table"]
+__all__ = ["model_facts", "model_table"]
 
 
 def model_table(pattern: str = "*") -> Iterator[str]:
@@ -17,10 +17,26 @@ def model_table(pattern: str = "*") -> Iterator[str]:
     Raises:
         InputError: no name matches the pattern.
     """
+    names = _names(pattern)
+    return (_line(name, max(map(len, names))) for name in names)
+
+
+def model_facts(pattern: str = "*") -> list[dict[str, Any]]:
+    """Return the parameter count and the plan of each registered name.
+
+    Raises:
+        InputError: no name matches the pattern.
+    """
+    plans = {name: registry.plan_of(name) for name in _names(pattern)}
+    return [{"name": name, "parameters": registry.count_parameters(plan), "plan": plan} for name, plan in plans.items()]
+
+
+def _names(pattern: str) -> list[str]:
+    """Return the registered names that match a shell pattern."""
     names = list_models(pattern)
     if not names:
         raise InputError(f"no network's name matches {printable(pattern)!r}; `skipway models` lists all names")
-    return (_line(name, max(map(len, names))) for name in names)
+    return names
 
 
 def _line(name: str, width: int) -> str:

@@ -1,7 +1,7 @@
 """The results of predict and evaluate: one Prediction for each input, metrics of a set, and both as tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,10 @@ class Evaluation:
     trained_on: int = 0  # of the count: the run has them among its training samples
     is_asked: bool = False  # whether the caller named the split
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics, counts and rows of the classes as plain values."""
+        return _plain_values(self)
+
     def __str__(self) -> str:
         reason = "unreadable" if self.noun == "images" else "without a target"
         unreadable = f" ({self.skipped:,} {reason} left out)" if self.skipped else ""
@@ -94,6 +98,10 @@ class RegressionEvaluation:
     trained_on: int = 0  # of the count: the run has them among its training samples
     is_asked: bool = False  # whether the caller named the split
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics and counts as plain values."""
+        return _plain_values(self)
+
     def __str__(self) -> str:
         unlabeled = f" ({self.skipped:,} without a target left out)" if self.skipped else ""
         line = (
@@ -101,6 +109,10 @@ class RegressionEvaluation:
             f"{self.rmse:.6g} on {self.count:,} rows{unlabeled}"
         )
         return "\n".join([line, *_trained_on_lines(self)])
+
+
+def _plain_values(evaluation: Evaluation | RegressionEvaluation) -> dict[str, Any]:
+    return {name: value for name, value in asdict(evaluation).items() if name != "is_asked"}
 
 
 def _trained_on_lines(evaluation: Evaluation | RegressionEvaluation) -> list[str]:

@@ -6,12 +6,12 @@ from skipway.data.image_spec import Spec
 from skipway.errors import InputError
 from skipway.model_factory import create_model, input_shape, list_models
 from skipway.models.load_model import load
-from skipway.probe.summary import summary
+from skipway.probe.summary import Summary, summary
 
 __all__ = ["summarize"]
 
 
-def summarize(model: str, size: int | None = None, num_classes: int | None = None, code: bool = False) -> str:
+def summarize(model: str, size: int | None = None, num_classes: int | None = None, code: bool = False) -> Summary | str:
     """Return the table of a network's layers, or its code, for a name, a run folder or a file.
 
     Raises:
@@ -30,4 +30,4 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
         network = create_model(model, num_classes)
         size = size or (32 if network.plan.get("stem") == "small" else 224)
         shape = input_shape(network.plan, size)
-    return repr(network) if code else str(summary(network, shape))
+    return repr(network) if code else summary(network, shape)

@@ -5,7 +5,7 @@ Shapes are those of one input with its batch first.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -77,6 +77,10 @@ class Summary:
         is not taken off; recurrent layers and layers that drop by a function keep more.
         """
         return sum(r.memory for r in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the rows, the totals and the notes as plain values."""
+        return {**asdict(self), "macs": self.macs, "memory": self.memory}
 
     def __str__(self) -> str:
         fields = any(r.receptive_field for r in self.rows)

@@ -182,14 +182,16 @@ def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
 
 
 def test_check_and_summary_tell_of_tables(home, price):
-    said = sw.check(home, target="price")
+    said = str(sw.check(home, target="price"))
     assert "homes: 120 train rows; target 'price': a number (regression)" in said
     assert "city    category, 3 categories" in said and "size    number, around" in said
     assert "missing values in 'size'" in said
-    assert "nothing to mind" in sw.check("breast_cancer") and "class benign: 357 rows" in sw.check("breast_cancer")
+    assert "nothing to mind" in str(sw.check("breast_cancer")) and "class benign: 357 rows" in str(
+        sw.check("breast_cancer")
+    )
     from skipway.commands.summary import summarize
 
-    assert "for an input of 1x5" in summarize(str(price.path))
+    assert "for an input of 1x5" in str(summarize(str(price.path)))
 
 
 @pytest.mark.parametrize("target", ["price", "dear"])
