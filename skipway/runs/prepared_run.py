@@ -1,4 +1,4 @@
-"""One call of `train` from the prepared data on: the network, the settings, the folder, the training, the results."""
+"""A run whose data is prepared: resolve its network and settings, train, and write the results."""
 
 import time
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,7 @@ __all__ = ["PreparedRun"]
 
 @dataclass
 class PreparedRun:
-    """One call of `train` from the prepared data on."""
+    """A call of `train` whose data is read and whose folder is locked."""
 
     datamodule: DataModule
     folder: Path
@@ -50,19 +50,19 @@ class PreparedRun:
     earlier: EarlierRun | None
     began: float  # on the monotonic clock
     has_transform: bool
-    epochs_are_open: bool  # the time sets them
-    head: HeadFit | None = None  # of the first epoch of a network with trained weights
+    epochs_are_open: bool  # the time limit sets them
+    head: HeadFit | None = None  # the first epoch of a pretrained network
 
     def __post_init__(self) -> None:
         self.recipe = self.datamodule.recipe
         self.checkpoint = self.earlier.checkpoint if self.earlier else None
-        # The recipe for config.yaml: without what was only found on this machine.
+        # The recipe for config.yaml, without values that were resolved for this machine.
         self.config = self.earlier.options if self.earlier else self.recipe
 
     def resolve(self, *, allow_changed_data: bool = False) -> tuple[Network, Settings, int]:
-        """Return the network, its settings and the batch size, before anything in the folder depends on them.
+        """Return the network, its settings and the batch size, before training writes anything.
 
-        What steps are measured for stays open: a learning rate by range test, and the epochs under a time limit.
+        Values that need training steps stay open: the learning rate of a range test and the epochs of a time limit.
         """
         datamodule, checkpoint = self.datamodule, self.checkpoint
         refuse_changed_data(datamodule, checkpoint, self.folder, allow=allow_changed_data, console=self.console)
@@ -74,13 +74,13 @@ class PreparedRun:
         return network, settings, batch_size
 
     def run(self, allow_changed_data: bool) -> Run:
-        """Train from the beginning or from the checkpoint to the end, and write the results."""
+        """Train to the end, from scratch or from the checkpoint, and write the results."""
         network, settings, batch_size = self.resolve(allow_changed_data=allow_changed_data)
         datamodule, recipe, folder, checkpoint = self.datamodule, self.recipe, self.folder, self.checkpoint
         train_batches, val_batches = datamodule.batches("train", train=True), datamodule.batches("val")
         if checkpoint is None:
             datamodule.fit_first_layer(network, train_batches)
-        # From here on nothing is refused, so the folder may change.
+        # All inputs have been checked, so the folder may change.
         collectives.run_on_rank0(lambda: self._write_beginning(train_batches, settings, network))
         self._print_introduction(network, settings, batch_size)
         watch = SignalFlowCallback(recipe, folder, datamodule, batch_size=batch_size, console=self.console)
@@ -94,7 +94,7 @@ class PreparedRun:
             trainer.restore(checkpoint.tensors, checkpoint.state["state"])
             self._reopen(trainer.state)
         else:
-            trainer.state.epoch = int(self.head is not None)  # what is measured are steps that train all layers
+            trainer.state.epoch = int(self.head is not None)  # the pace is that of steps which train all layers
             if recipe.lr == "auto":
                 self._find_lr(trainer, train_batches)
             if self._is_time_to_fit:
@@ -120,12 +120,12 @@ class PreparedRun:
         return Run(folder, metrics, trainer.state.history)
 
     def _network(self) -> tuple[Network, bool]:
-        """Return the network to begin with, and whether it is a new run's with trained weights."""
+        """Return the initial network, and True for a new run with pretrained weights."""
         checkpoint = self.checkpoint
         if checkpoint is None:
             torch.manual_seed(self.recipe.seed)
             return self.datamodule.network(self.console)
-        # By its plan, not its name: what a name or "auto" stands for may change with the version.
+        # By its plan, not its name: the meaning of a name or "auto" may change between versions.
         plan, spec = checkpoint.state["plan"], checkpoint.state["spec"]
         self.datamodule.spec(spec)
         prefix = "network."
@@ -133,7 +133,7 @@ class PreparedRun:
         return restore(weights, {"plan": plan, "spec": spec}, printable(checkpoint.path)), False
 
     def _settings(self, network: Network, pretrained: bool) -> tuple[Settings, int]:
-        """Return the settings and the batch size; what was left open stays as it was resolved when the run began."""
+        """Return the settings and the batch size; a resumed run keeps the values that were resolved at its start."""
         datamodule, checkpoint = self.datamodule, self.checkpoint
         batch_size = datamodule.default_batch_size()
         recipe, class_counts, freeze_until = self.recipe, datamodule.class_counts(), None
@@ -155,7 +155,7 @@ class PreparedRun:
         return replace(settings, **kept), checkpoint.state["batch_size"]
 
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
-        """Return what checkpoints keep of the run next to the trainer's tensors and state."""
+        """Return the facts in checkpoints besides the trainer's tensors and state."""
         assert network.spec is not None
         return {
             "fingerprint": self.datamodule.fingerprint,
@@ -170,7 +170,7 @@ class PreparedRun:
         }
 
     def _write_beginning(self, train_batches: Any, settings: Settings, network: Network) -> None:
-        """Write what is known of the run before its first step."""
+        """Write the files that are known before the first step."""
         folder = self.folder
         write_recipe(folder, self.config, epochs_are_open=self._is_time_to_fit)
         point_last(folder)
@@ -196,7 +196,7 @@ class PreparedRun:
             self.console.print(line)
 
     def _find_lr(self, trainer: Trainer, train_batches: Any) -> None:
-        """Give the trainer the learning rate that a range test suggests; draw the test into the run folder."""
+        """Set the learning rate to the suggestion of a range test, and plot the test in the run folder."""
 
         def poll() -> None:
             if self.stop.requested:
@@ -213,11 +213,11 @@ class PreparedRun:
 
     @property
     def _is_time_to_fit(self) -> bool:
-        """Whether the time limit is still to set the epochs."""
+        """True if the epochs depend on the time limit and are not set yet."""
         return self.epochs_are_open and self.recipe.time_limit is not None and self.datamodule.time_sets_epochs
 
     def _seconds_left(self) -> float:
-        """Return what is left of the time limit, or of the time that a run takes by default."""
+        """Return the seconds left of the time limit, or of the default duration."""
         return (self.recipe.time_limit or DEFAULT_SECONDS) - (time.monotonic() - self.began)
 
     def _change_recipe(self, **changes: Any) -> None:
@@ -226,9 +226,9 @@ class PreparedRun:
         collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
 
     def _plan_last_layers(self, network: Network, settings: Settings) -> Settings:
-        """Let the last layers be trained if nothing else was asked for and the time leaves room for it.
+        """Plan to train the last layers if no option forbids it and the time suffices.
 
-        That is decided before anything else, so that a run which is stopped early goes on with the same epochs.
+        This comes first, so that a run that is stopped early resumes with the same epochs.
         """
         recipe, datamodule = self.recipe, self.datamodule
         is_large = recipe.time_limit is not None or datamodule.count("train") >= FEWEST_IMAGES
@@ -245,7 +245,7 @@ class PreparedRun:
         return self._settings(network, pretrained=True)[0]
 
     def _frozen_batches(self, network: Network, settings: Settings) -> tuple[Any, Any, Settings]:
-        """Return batches of outputs of the frozen layers, and the settings with what is left of the time limit."""
+        """Return batches of the frozen layers' outputs, and the settings with the remaining time limit."""
         datamodule = cast(ImageDataModule, self.datamodule)
         batches = frozen_batches(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
         if self.recipe.time_limit is not None and self.head is not None:
@@ -255,12 +255,12 @@ class PreparedRun:
         return *batches, settings
 
     def _fit_time_limit(self, trainer: Trainer, train_batches: Any, val_batches: Any) -> Any:
-        """Give the run the epochs that the time limit leaves room for; return its training batches."""
+        """Set the epochs that fit in the time limit, and return the training batches."""
         limit, network = cast(float, self.recipe.time_limit), cast(Network, trainer.eval_model)
         if self.head is not None and self.head.leaves_no_time(
             network, trainer.settings.precision, self._seconds_left()
         ):
-            self._change_recipe()  # its epochs are open no more
+            self._change_recipe()  # its epochs are no longer open
             self.console.print(f"  time limit {duration(limit)}: no time for fine-tuning")
             return train_batches
         epochs, left = scheduled_epochs(
@@ -277,7 +277,7 @@ class PreparedRun:
         return self.datamodule.batches("train", train=True)
 
     def _reopen(self, state: State) -> None:
-        """Let a run that had ended train on if another end is asked for."""
+        """Reopen a finished run if the options ask for more epochs."""
         if state.epoch >= self.recipe.epochs:
             state.status = "finished" if state.status == "running" else state.status
         elif self.earlier is not None and self.earlier.reopened:

@@ -42,7 +42,7 @@ class ResolvedOption:
 
     @property
     def is_unset(self) -> bool:
-        """Whether the run still has to find the value, so that a config leaves it out."""
+        """True if the run has yet to find the value, so that a config leaves it out."""
         return self.value is _UNSET
 
     def __str__(self) -> str:
@@ -180,7 +180,7 @@ def _size_reason(recipe: Recipe, *, is_pretrained: bool) -> str:
 
 
 def _augment_reason(spec: Spec) -> str:
-    movement = "room to crop" if spec.presize > spec.size else "no room to crop"
+    movement = "stored larger, for crops" if spec.presize > spec.size else "stored at the input size"
     return movement if spec.mirrored else f"{movement}, no flips: sides matter here"
 
 

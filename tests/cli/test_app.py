@@ -343,7 +343,7 @@ def test_the_exit_code_says_whose_fault_it_is(error, code, capsys, monkeypatch, 
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     if "space" in str(error):
-        assert "x.png: cannot be used: No space left on device; free some space there, or write elsewhere" in line
+        assert "x.png: No space left on device. Free some space there, or write to another disk" in line
     if code == 2:
         assert "...: expected a shorter path, got a name that is too long. Shorten it." in line
 
