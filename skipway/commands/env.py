@@ -1,4 +1,4 @@
-"""Print the environment: versions, processor, precision, extras."""
+"""Report the environment: versions, processor, precision and extras."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ EXTRAS = {"parquet": "pyarrow", "export": "onnxruntime", "openvino": "openvino"}
 
 
 def environment_table() -> str:
-    """Return versions, processor, threads, precision and extras, a line each."""
+    """Return a table of versions, processor, threads, precision and extras, one per line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = available_threads()

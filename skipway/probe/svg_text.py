@@ -37,13 +37,8 @@ __all__ = [
 ]
 
 INK, MUTED, FAINT, GROUND, BAND = "#1f2328", "#59626b", "#9aa3ab", "#ffffff", "#f5f7f9"
-BLUE, VERMILION, GREEN, PURPLE, ORANGE = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-)  # Okabe and Ito
+# Palette of Okabe and Ito, safe for color-blind readers.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 COLORS = {  # kind of layer -> fill, edge
     "weights": ("#dcebf6", "#86b6d8"),
     "pool": ("#f8e6ef", PURPLE),
