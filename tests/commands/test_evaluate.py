@@ -55,10 +55,10 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
 
 def test_images_that_the_run_was_trained_on_are_counted(place, tmp_path):
     run = place / "runs" / "run"
-    assert "the run was trained on" in str(evaluate(run, place / "kinds"))  # a folder without splits counts as train
+    assert "are in the training set" in str(evaluate(run, place / "kinds"))  # a folder without splits counts as train
     evaluation = evaluate(run, place / "kinds", split="train")
     trained = evaluation.trained_on
-    assert 0 < trained < evaluation.count and "trained on" not in str(evaluation)  # a share was held out
+    assert 0 < trained < evaluation.count and "training set" not in str(evaluation)  # a share was held out
     for kind in ("ant", "bee", "cow"):
         shutil.copytree(place / "kinds" / kind, tmp_path / "test" / kind)
         (tmp_path / "train" / kind).mkdir(parents=True)

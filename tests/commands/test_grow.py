@@ -92,7 +92,7 @@ def test_a_run_grown_in_the_middle_of_an_epoch_goes_on_there(data, tmp_path):
     grown = grow_run(tmp_path / "cut", "resnet32", output=tmp_path / "elsewhere", name="bigger")
     assert grown.path == tmp_path / "elsewhere" / "bigger" and grown.status == "running"
     assert state_of(grown.path)["state"]["batch"] > 0 and not (grown.path / "weights" / "best.safetensors").exists()
-    assert str(grown).endswith(f"train on with skipway train --resume {grown.path}")
+    assert str(grown).endswith(f"continue with skipway train --resume {grown.path}")
     one = train(resume=grown.path)
     shutil.rmtree(one.path)
     again = train(resume=grow_run(tmp_path / "cut", "resnet32", output=tmp_path / "elsewhere", name="bigger").path)
@@ -183,7 +183,7 @@ def test_a_run_stopped_by_the_clock_says_what_it_needs(short):
     kept = checkpoint.load_checkpoint(short / "weights" / "last")
     late = kept.state | {"state": kept.state["state"] | {"status": "stopped by the time limit"}}
     checkpoint.save_checkpoint(short / "weights" / "last", kept.step, kept.tensors, late)
-    assert "which needs another --time-limit or --patience" in str(grow_run(short, "resnet32"))
+    assert "(set another --time-limit or --patience: the run was" in str(grow_run(short, "resnet32"))
 
 
 class Killed(BaseException):
