@@ -85,9 +85,9 @@ def export_run(
 
     Args:
         run: run folder or .safetensors file of skipway.
-        to: "onnx" (see `skipway.export.onnx`) or "pt2" (`skipway.export.program`), both checked on images of the run
-            if they exist; or "timm" or "torchvision": a folder with renamed weights and a config.json, which timm
-            opens with `timm.create_model("local-dir:FOLDER")`.
+        to: "onnx" (see `skipway.export.onnx`), "pt2" (see `skipway.export.program`), "timm" or "torchvision". The
+            first two are checked on images of the run if they exist. The others write a folder with renamed weights and
+            a config.json. timm opens it with `timm.create_model("local-dir:FOLDER")`.
         output: output file, or output folder for a library. The default is in the folder `export` of the run, or next
             to the weights file.
         raw: leave out the preprocessing; for "onnx" and "pt2".
@@ -116,7 +116,7 @@ def export_run(
     target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
     refuse_output(target, [source])
     if output is None and source.is_file() and target.exists():  # the default name must not replace a file
-        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Give -o.")
+        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Pass -o.")
     images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program
@@ -154,7 +154,7 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     if earlier.keys() != config.keys():
         raise InputError(
             f"cannot export to {printable(folder)}: expected a new folder or an earlier export, got one with other "
-            "files of these names. Give another -o."
+            "files of these names. Pass another -o."
         )
     if earlier != config:  # if the process is killed, weights of one model must not meet the config of another
         with storing(folder, 0):

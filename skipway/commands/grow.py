@@ -64,12 +64,12 @@ class GrownRun:
             command += f" --epochs {2 * self.epochs}"
         elif self.status != "running":
             command += f" (set another --time-limit or --patience: the run was {self.status})"
-        found = ", already created by an earlier call" if self.is_found else ""
+        note = ", already created by an earlier call" if self.is_found else ""
         epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         return (
             f"grown to {self.network}, {self.parameters:,} parameters\n"
             f"largest change of an output: {self.difference:.3g} (largest output: {self.largest:.3g})\n"
-            f"run: {printable(self.path)} after {epochs}{found}; continue with {command}"
+            f"run: {printable(self.path)} after {epochs}{note}; continue with {command}"
         )
 
 
@@ -118,8 +118,8 @@ def grow_run(
     recipe = read_recipe(folder)
     if next_phase(recipe, checkpoint.state["plan"])[1]:
         raise InputError(
-            f"cannot grow {printable(folder)}: its own growth plan ({printable(recipe.grow)}) is not finished. Resume "
-            "it with `skipway train --resume`."
+            f"cannot grow {printable(folder)}: its growth plan ({printable(recipe.grow)}) is not finished. Resume "
+            f"it with `skipway train --resume {printable(folder)}`."
         )
 
     def grow(network: Network) -> Growth:

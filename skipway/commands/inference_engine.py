@@ -43,8 +43,8 @@ def with_fastest_engine(
 
     Args:
         network: trained network.
-        engine: "torch", "openvino", or "auto": OpenVINO if it is installed, supports the network, and saves more time
-            on this many `inputs` than it needs to start; else torch.
+        engine: "torch", "openvino" or "auto". "auto" uses OpenVINO if it is installed, supports the network, and saves
+            more time on this many `inputs` than it needs to start; else torch.
         precision: "fp32", "bf16", "int8", or "auto" (bf16 if the hardware supports it, else fp32).
         inputs: number of inputs, if known.
         run: folder of the network's run. int8 is calibrated on its training samples, and the accuracy loss on its

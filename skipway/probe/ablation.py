@@ -38,8 +38,8 @@ class Drop(Plain):
     Attributes:
         path: path of the block.
         stage: first part of the path, or "" for a top-level block.
-        remainder: replacement of the block: "identity", "shortcut" (a projection or another shortcut module), or
-            "nothing" in a plain network, which connects the previous block to the next.
+        remainder: replacement of the block: "identity", "shortcut" (a projection or another module), or "nothing" in a
+            plain network, where the next block follows the previous one.
         score: score without the block.
     """
 

@@ -239,7 +239,7 @@ class _Reader:
                 )
 
     def _children(self, module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
-        """Return (path, layer) of the children, in call order as far as it is known."""
+        """Return (path, layer) of the children, in call order if known."""
         if not _is_container(module):
             return [(path, module)]
         inside = [(f"{path}.{name}".lstrip("."), child) for name, child in module._modules.items() if child is not None]

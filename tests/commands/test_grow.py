@@ -138,7 +138,7 @@ def test_what_a_run_cannot_grow_to_is_refused(short, data, tmp_path, straight):
 def test_a_run_that_is_still_to_grow_by_itself_is_left_to_it(data, tmp_path, straight):
     with pytest.raises(Interrupted):
         quick(data, tmp_path, name="cut", stop=StopAt(61 + 1), **GROWN)
-    with pytest.raises(InputError, match="its own growth plan .* is not finished"):
+    with pytest.raises(InputError, match="its growth plan .* is not finished"):
         grow_run(tmp_path / "cut", "resnet56")
     assert grow_run(straight, "resnet56", output=tmp_path).network == "resnet56"
 
