@@ -72,7 +72,7 @@ def check(
 
 
 def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
-    """Return lines about counts, sizes and classes of images."""
+    """Return the lines on counts, sizes and classes of images."""
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
     color = "gray" if decode_settings.channels == 1 else "color"
     lines = [
@@ -103,7 +103,7 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> str:
     lines += [f"  class {printable(name)}: {count:,} rows" for name, count in totals.items()]
     lines += _note_lines(facts)
     if rows.skipped:
-        lines.append(f"{len(rows.skipped):,} rows have no target: {', '.join(row.key for row in rows.skipped[:10])}")
+        lines.append(f"{len(rows.skipped):,} without a target: {', '.join(row.key for row in rows.skipped[:10])}")
     lines += [f"warning: {warning}" for warning in facts["warnings"]]
     if not facts["warnings"] and not rows.skipped:
         lines.append("no problems found")

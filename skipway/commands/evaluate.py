@@ -80,7 +80,8 @@ def evaluate(
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
     if images.notes[NEARLY_BLACK]:
-        console.print(f"warning: {images.notes[NEARLY_BLACK]:,} images are {NEARLY_BLACK}")
+        num_black = images.notes[NEARLY_BLACK]
+        console.print(f"warning: {num_black:,} of {len(images.labels):,} images: {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(
@@ -141,7 +142,7 @@ def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
 
 
 def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
-    """Return `split`, or the first of the available ones if it is None."""
+    """Return `split`, or the first available split if it is None."""
     if split is not None and split not in available:
         raise InputError(
             f"{printable(data)} has no split {printable(split)!r}: expected {' or '.join(reversed(available))}. Choose "
@@ -177,7 +178,7 @@ def _decoded_split(
 def _evaluate_table(
     network: Network, data: str, split: str | None, *, run: Path | None, console: Console
 ) -> Evaluation | RegressionEvaluation:
-    """Return the metrics of `network` on a split of a table: test if there is one, else val, else all rows."""
+    """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
     spec = network.require_table_spec()
     tables = open_table_source(data, spec.target)
     if tables is None:
