@@ -43,19 +43,23 @@ def check(
     stop: StopFlag | None = None,
     target: str | None = None,
 ) -> DataReport:
-    """Check a dataset before training and return a report; every image is decoded once.
+    """Check a dataset before training and return a report, which prints as text. Every image is decoded once.
 
     Args:
-        data: a dataset, as for `train`.
-        max_unreadable: maximum share of unreadable images.
-        follow_links: read images behind symbolic links that leave the folder.
-        allow_empty_classes: skip class folders without images.
-        console: prints progress; default: prints nothing.
-        stop: a flag that stops the check when set.
-        target: the column of a table to predict.
+        data: folder of images, table, archive or name of a dataset, as for `train`.
+        max_unreadable: largest allowed share of unreadable images, or of table rows without a target.
+        follow_links: follow symbolic links in folders.
+        allow_empty_classes: accept class folders without images.
+        console: prints progress; by default, nothing is printed.
+        stop: flag that stops the check when it is set.
+        target: column to predict in a table.
+
+    Returns:
+        Counts, sizes and classes, followed by the unreadable files and by warnings.
 
     Raises:
-        InputError: the data cannot be read, or too many of its images.
+        InputError: the dataset cannot be read, or too much of it is unreadable.
+        Interrupted: `stop` was set.
     """
     if (tables := open_table_source(os.fspath(data), target)) is not None:
         return _check_tables(tables, max_unreadable)
@@ -73,24 +77,24 @@ def check(
     facts = describe(images)
     lines = _image_lines(images, decode_settings, facts)
     if images.skipped:
-        lines.append(f"{len(images.skipped):,} cannot be read:")
+        lines.append(f"{len(images.skipped):,} unreadable:")
         lines += [f"  {printable(image.key)}: {image.reason}" for image in images.skipped[:_MAX_LISTED]]
         rest = len(images.skipped) - _MAX_LISTED
         lines += [f"  and {rest:,} more"] if rest > 0 else []
-    lines += [f"mind: {warning}" for warning in facts["warnings"]]
+    lines += [f"warning: {warning}" for warning in facts["warnings"]]
     if not images.skipped and not facts["warnings"]:
-        lines.append("nothing to mind")
+        lines.append("no problems found")
     unreadable = {image.key: image.reason for image in images.skipped}
     return DataReport("\n".join(lines), {"data": images.name, **facts, "unreadable": unreadable})
 
 
 def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
-    """Return lines about counts, sizes and classes of images."""
+    """Return the lines on counts, sizes and classes of images."""
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
-    color = "grey" if decode_settings.channels == 1 else "color"
+    color = "gray" if decode_settings.channels == 1 else "color"
     lines = [
         f"{printable(images.name)}: {len(images.class_names)} classes, {counts} images",
-        f"sizes: {images.sizes}; {color}; trained at {decode_settings.size} px",
+        f"sizes: {images.sizes}; {color}; training size {decode_settings.size} px",
     ]
     width = max(len(printable(name)) for name in images.class_names)
     for name, by_split in facts["classes"].items():
@@ -116,10 +120,10 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
     lines += [f"  class {printable(name)}: {count:,} rows" for name, count in totals.items()]
     lines += _note_lines(facts)
     if rows.skipped:
-        lines.append(f"{len(rows.skipped):,} rows have no target: {', '.join(row.key for row in rows.skipped[:10])}")
-    lines += [f"mind: {warning}" for warning in facts["warnings"]]
+        lines.append(f"{len(rows.skipped):,} without a target: {', '.join(row.key for row in rows.skipped[:10])}")
+    lines += [f"warning: {warning}" for warning in facts["warnings"]]
     if not facts["warnings"] and not rows.skipped:
-        lines.append("nothing to mind")
+        lines.append("no problems found")
     without_target = [row.key for row in rows.skipped]
     return DataReport("\n".join(lines), {"data": tables.name, **facts, "without_target": without_target})
 

@@ -1,4 +1,4 @@
-"""Print the environment: versions, processor, precision, extras."""
+"""Report the environment: versions, processor, precision and extras."""
 
 import os
 import platform

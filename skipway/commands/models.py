@@ -1,4 +1,4 @@
-"""List the networks that can be created by name."""
+"""List the architectures that can be created by name."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,10 @@ __all__ = ["model_facts", "model_table"]
 
 
 def model_table(pattern: str = "*") -> Iterator[str]:
-    """Return an iterator of a line for each registered name: its parameters, and what it is made of.
+    """Return an iterator over one line for each architecture: its parameters and its structure.
+
+    Args:
+        pattern: shell pattern of names, such as "resnet1*".
 
     Raises:
         InputError: no name matches the pattern.
@@ -35,7 +38,7 @@ def _names(pattern: str) -> list[str]:
     """Return the registered names that match a shell pattern."""
     names = list_models(pattern)
     if not names:
-        raise InputError(f"no network's name matches {printable(pattern)!r}; `skipway models` lists all names")
+        raise InputError(f"no architecture matches {printable(pattern)!r}. List all names with `skipway models`.")
     return names
 
 
@@ -45,7 +48,7 @@ def _line(name: str, width: int) -> str:
 
 
 def _describe(plan: dict[str, Any]) -> str:
-    """Return what distinguishes a network: family or block, layers, stem, whatever else is not usual, classes."""
+    """Describe an architecture: family or block, layers, stem, unusual options and classes."""
     usual = registry.FAMILIES[plan["family"]].plan().as_dict()
     in_any_line = ("block", "layers", "stem", "num_classes")
     unusual = [f"{k} {join_sizes(plan[k])}" for k in usual if k not in in_any_line and plan[k] != usual[k]]

@@ -47,7 +47,7 @@ def test_the_flow_is_taken_before_the_first_step_and_after_every_epoch(plain, da
     assert 0 < sizes[1] and sizes[1] != sizes[2]
     assert "flow: 18 of 20 layers get no gradient in this step" in said
     assert "<h3>Flow over training</h3>" in run.report.read_text()
-    assert "they were told the same" in str(compare([plain, run.path], tmp_path / "both.png"))
+    assert "all options are equal" in str(compare([plain, run.path], tmp_path / "both.png"))
 
 
 @pytest.mark.parametrize("at", [61 + 1, 61 + 4])
