@@ -98,7 +98,9 @@ def test_an_augmented_view_is_a_function_of_seed_view_and_image(images, network,
 def test_a_second_run_finds_the_features(images, network, tmp_path, no_computing):
     console, ids = Words(), np.arange(COUNT)
     first = cache(network, tmp_path, console=console).features(batches(images), ids)
-    assert f"features: 150 images x {network.head.in_features} in fp32, " in console and " images/s by torch" in console
+    assert (
+        f"features: 150 images x {network.head.in_features} in fp32, " in console and " images/s with torch" in console
+    )
     no_computing()
     console = Words()
     assert first.equal(cache(network, tmp_path, console=console).features(batches(images), ids))
@@ -133,7 +135,9 @@ def test_another_head_uses_the_same_features(images, network, tmp_path, no_compu
 def test_a_run_that_is_stopped_keeps_what_is_computed(images, network, tmp_path, monkeypatch):
     ids = np.arange(COUNT)
     whole = cache(network, tmp_path / "whole").features(batches(images), ids)
-    with pytest.raises(Interrupted, match="while computing features. 128 of 150 are kept; continue with --resume."):
+    with pytest.raises(
+        Interrupted, match="after computing 128 of 150 features, which are cached. Continue with --resume."
+    ):
         cache(network, tmp_path / "part", stop=StopAt(2)).features(batches(images), ids)
     computed = []
     compute = FeatureCache._compute
@@ -199,7 +203,7 @@ def test_a_full_disk_is_refused_before_anything_is_computed(images, network, tmp
 
 
 def test_a_network_with_another_head_is_refused():
-    with pytest.raises(InputError, match='expected a linear layer "head" at its end. Use --head train.'):
+    with pytest.raises(InputError, match='expected a final linear layer "head", got another end. Use --head train.'):
         frozen_layers(create_model("resnet9", num_classes=3))
 
 

@@ -42,7 +42,7 @@ def state_of(folder):
 def test_a_run_grows_on_the_way_and_says_so(straight, data, tmp_path):
     said = Words()
     run = quick(data, tmp_path, console=said, **GROWN)
-    assert "grown from resnet20 to resnet32, 463,411 parameters; largest difference of an output 0" in said
+    assert "grown from resnet20 to resnet32: 463,411 parameters, largest output difference 0" in said
     assert "grown from resnet32 to resnet44" in said
     assert [(g["epoch"], g["to"]["name"], g["difference"]) for g in run.metrics["grown"]] == [
         (1, "resnet32", 0.0),

@@ -55,8 +55,11 @@ def test_trained_weights_get_a_head_by_regression_and_nothing_else_in_one_epoch(
     changed = {name for name, value in after.items() if not value.equal(before[name])}
     assert changed == {"head.weight", "head.bias"}  # norms keep their statistics too
     assert run.metrics["val_accuracy"] > 0.8 and run.metrics["test_accuracy"] > 0.8
-    assert "training: the head by regression on the outputs of the frozen layers alone" in words
-    assert "head: logistic regression, penalty" in words and "by held-out folds of the training images" in words
+    assert (
+        "training: head by logistic regression on frozen features, no fine-tuning (to fine-tune, add --time-limit"
+        in words
+    )
+    assert "head: logistic regression, L2 penalty" in words and "by cross-validation on the training images" in words
     assert "features: 108 images x 64 in fp32" in words
 
 
@@ -106,7 +109,9 @@ def test_a_run_that_is_stopped_in_the_feature_pass_begins_again_from_the_cache(d
         compute(self, *args, **kwargs)
 
     monkeypatch.setattr(FeatureCache, "_compute", stopping)
-    with pytest.raises(Interrupted, match="while computing features. 64 of 108 are kept; continue with --resume."):
+    with pytest.raises(
+        Interrupted, match="after computing 64 of 108 features, which are cached. Continue with --resume."
+    ):
         train(data, **options(old, tmp_path, name="part", epochs=1))
     monkeypatch.undo()
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
@@ -141,7 +146,7 @@ def test_a_config_and_a_resumed_run_have_the_size_that_was_chosen(tmp_path, monk
     assert spec.size == 128 and spec.resize_mode == "pad"
     again = train(config=whole.path / "config.yaml")
     assert again.network().spec == spec and same_runs(whole.path, again.path)
-    with pytest.raises(Interrupted, match="while computing features"):
+    with pytest.raises(Interrupted, match="after computing .* features, which"):
         _stop_in_the_feature_pass(monkeypatch, data, plain)
     monkeypatch.undo()
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")

@@ -41,8 +41,8 @@ def test_held_out_images_are_not_trained_on():
 
 def test_few_steps_are_warned_of():
     assert few_steps_line(FEW_STEPS, 8, 8) == "" and few_steps_line(1, 10_000, 32) == ""
-    assert "warning: 1 optimizer step in all" in few_steps_line(1, 16, 32)
-    assert f"warning: {FEW_STEPS - 1} optimizer steps in all" in few_steps_line(FEW_STEPS - 1, 16, 32)
+    assert "warning: only 1 optimizer step in the whole run" in few_steps_line(1, 16, 32)
+    assert f"warning: only {FEW_STEPS - 1} optimizer steps in the whole run" in few_steps_line(FEW_STEPS - 1, 16, 32)
 
 
 def test_sixteen_training_images_are_trained_for_the_least_number_of_steps(tmp_path, bare, monkeypatch):
@@ -60,4 +60,7 @@ def test_sixteen_training_images_are_trained_for_the_least_number_of_steps(tmp_p
 def test_epochs_that_are_given_are_done_with_a_warning(tmp_path, bare):
     words = Words()
     run = quick(image_folder(tmp_path / "d", 10), tmp_path / "runs", words, epochs=2)
-    assert len(run.history) == 2 and "warning: 4 optimizer steps in all, too few to learn from" in words
+    assert (
+        len(run.history) == 2
+        and "warning: only 4 optimizer steps in the whole run, expected at least 50. Increase --epochs" in words
+    )
