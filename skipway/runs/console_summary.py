@@ -50,7 +50,7 @@ def introduction(
         f"model: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
         f"training: {_describe_training(datamodule, settings, batch_size, lr_is_open, epochs_are_open)}",
     ]
-    if settings.head != "regression" or settings.epochs > 1:
+    if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
         lines.append(f"augmentation: {datamodule.describe_augmentation()}")
     threads = torch.get_num_threads()
     lines.append(f"device: {settings.device}, {settings.precision}, {threads} CPU thread{'s' * (threads != 1)}")
@@ -102,17 +102,14 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
         folder: run folder.
         report: HTML report of the run.
     """
-    noun = "rows" if datamodule.noun == "rows" else "images"
+    noun = datamodule.noun
     evaluated = metrics["evaluated_by"]["precision"]
     offer = "" if datamodule.recipe.fold is not None else offer_folds(metrics["data"], noun)
+    splits = [split for split in ("val", "test") if f"{split}_{metric}" in metrics]
     lines = [
         f"{metrics['status']} after {duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {noun}/s, "
         f"best epoch {metrics['best_epoch']} of {metrics['epochs']}",
-        *(
-            _split_line(metrics, metric, datamodule, split)
-            for split in ("val", "test")
-            if f"{split}_{metric}" in metrics
-        ),
+        *(_split_line(metrics, metric, datamodule, split) for split in splits),
         describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta),
         f"report: {report}",
         f"weights: {folder}/weights/best.safetensors",
@@ -122,10 +119,11 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
 
 
 def _split_line(metrics: dict[str, Any], metric: str, datamodule: DataModule, split: str) -> str:
-    count = datamodule.count(split)
-    noun = "rows" if datamodule.noun == "rows" else "images"
-    baseline, name = metrics.get("baseline", {}), f"{split}_{metric}"
-    compared = f", {baseline['name']} {format_metric(baseline[name], metric)}" if name in baseline else ""
+    count, name = datamodule.count(split), f"{split}_{metric}"
     uncertainty = printable(describe_uncertainty(metrics, metric, split, count))
     value = format_metric(metrics[name], metric)
-    return f"final {split} {metric}: {value} on {count:,} {noun}{uncertainty}{compared}"
+    line = f"final {split} {metric}: {value} on {count:,} {datamodule.noun}{uncertainty}"
+    baseline = metrics.get("baseline", {})
+    if name in baseline:
+        line += f"\nbaseline {split} {metric}: {format_metric(baseline[name], metric)} ({baseline['name']})"
+    return line

@@ -18,6 +18,10 @@ class Run:
         path: run folder.
         metrics: values of metrics.json.
         history: rows of results.csv, one per epoch.
+
+    >>> run = Run(Path("runs/digits-resnet9"), metrics={"val_accuracy": 0.99}, history=[])
+    >>> run.best.as_posix()
+    'runs/digits-resnet9/weights/best.safetensors'
     """
 
     path: Path

@@ -175,12 +175,17 @@ def _uncertainty(values: Mapping[str, float], metric: str, data: Mapping[str, An
     return {name.removeprefix("val_"): value for name, value in uncertainty.items()}
 
 
-def describe_fold(run: Run) -> str:
-    """Return the metric of a fold, its model and its best epoch in words."""
+def describe_fold(run: Run, noun: str) -> str:
+    """Return the metric of a fold, its model and its best epoch in words.
+
+    Args:
+        run: run of the fold.
+        noun: "images" or "rows".
+    """
     row, metric = fold_row(run), _metric_of(run)
     model = run.metrics["resolved"]["model"]
     epochs = f"best epoch {row['best_epoch']} of {row['epochs']}"
-    return f"{metric} {format_metric(row[metric], metric)} on {row['val']:,}, {model}, {epochs}"
+    return f"{metric} {format_metric(row[metric], metric)} on {row['val']:,} {noun}, {model}, {epochs}"
 
 
 def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:

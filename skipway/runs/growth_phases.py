@@ -53,7 +53,12 @@ def phases(recipe: Recipe) -> list[Phase]:
 
 
 def next_phase(recipe: Recipe, plan: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the last epoch of the network of `plan`, and the name of the next network or an empty text."""
+    """Return the last epoch of the current network, and the name of the next one or an empty text.
+
+    Args:
+        recipe: options of the run.
+        plan: plan of the current network.
+    """
     stages = phases(recipe)
     names = [phase.name for phase in stages]
     if plan["name"] not in names[:-1]:
@@ -85,7 +90,12 @@ def grow_trainer(trainer: Trainer, network: Network, to: str, seed: int) -> tupl
 
 
 def growth_line(network: Network, record: Mapping[str, Any]) -> str:
-    """Return the console line about a growth."""
+    """Return the console line about a growth.
+
+    Args:
+        network: grown network.
+        record: result of `growth_record`.
+    """
     count = sum(p.numel() for p in network.parameters())
     return (
         f"grown from {record['from']['name']} to {record['to']['name']}: {count:,} parameters, largest output "

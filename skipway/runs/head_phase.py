@@ -165,14 +165,20 @@ def fit_head(
         if head.bias is not None:
             head.bias.copy_(fitted.bias)
     console.print(
-        f"  head: logistic regression, L2 penalty {fitted.penalty:.3g} by cross-validation on the training images, "
-        f"where its accuracy is {fitted.accuracy:.1%}"
+        f"  head: logistic regression, L2 penalty {fitted.penalty:.3g} by cross-validation on the training images "
+        f"(accuracy {fitted.accuracy:.1%})"
     )
     return HeadFit(features, time.monotonic() - begin)
 
 
 def head_outputs(trainer: Trainer, x: Tensor, head: nn.Module | None = None) -> Tensor:
-    """Return the outputs (N, classes) of a head, by default the trainer's, in the training precision."""
+    """Return the outputs (N, classes) of a head in the training precision.
+
+    Args:
+        trainer: trainer with device and precision.
+        x: features (N, D).
+        head: head to compute; default: the trainer's.
+    """
     head = head or trainer.eval_model.get_submodule("head")
     with torch.no_grad(), trainer.autocast():
         outputs: Tensor = head(x.to(trainer.device)).float()
@@ -180,7 +186,14 @@ def head_outputs(trainer: Trainer, x: Tensor, head: nn.Module | None = None) -> 
 
 
 def head_scores(trainer: Trainer, features: HeadFeatures, ids: np.ndarray, head: nn.Module | None = None) -> Scores:
-    """Return the scores of a head, by default the trainer's, on the images `ids`."""
+    """Evaluate a head on the images `ids`.
+
+    Args:
+        trainer: trainer with task, device and precision.
+        features: features of all images.
+        ids: image indices.
+        head: head to evaluate; default: the trainer's.
+    """
     x, y = features.of(ids)
     with torch.inference_mode():
         return trainer.task.scores(head_outputs(trainer, x, head).cpu(), y, ids)

@@ -60,7 +60,7 @@ def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, co
 
 
 def format_metric(value: float, metric: str) -> str:
-    """Format a metric: an accuracy in percent, R2 with four decimals.
+    """Format an accuracy in percent, and R2 with four decimals.
 
     >>> format_metric(0.98886, "accuracy"), format_metric(0.5, "r2")
     ('98.89%', '0.5000')

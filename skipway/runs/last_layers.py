@@ -1,7 +1,7 @@
 """Training of the last layers on cached outputs of the frozen layers, computed once for a few augmented views.
 
 A step costs as much as the last layers, a tenth of the network or less. The views of an image are functions of (seed,
-view, image), so a run with the same layers reuses them, and a resumed run is bit-identical. Norm layers keep the
+view, image). A run with the same layers reuses them, and a resumed run is bit-identical. Norm layers keep the
 statistics of the pretrained weights.
 
 Shapes: N images, V views, (C, H, W) output of the last frozen layer for one image.
@@ -102,7 +102,12 @@ def frozen_batches(
 
 
 def layers_after(network: Network, last: str) -> Callable[[Sequence[nn.Module], Any], Any]:
-    """Return a `forward_impl` that runs `network` on outputs of its layer `last`."""
+    """Return a `forward_impl` that runs `network` on outputs of its layer `last`.
+
+    Args:
+        network: network whose first layers are frozen.
+        last: name of the last frozen layer.
+    """
     return partial(_run_from, first=list(network._modules).index(last) + 1)
 
 

@@ -161,7 +161,12 @@ def _option_text(value: Any) -> str:
 
 
 def machine_facts(device: str, precision: str) -> dict[str, Any]:
-    """Return the properties of machine and software that the exact weights of a run depend on."""
+    """Return the properties of machine and software that the exact weights of a run depend on.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: "bf16" or "fp32".
+    """
     return {
         "threads": torch.get_num_threads(),
         "precision": precision,
@@ -226,7 +231,12 @@ def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedIma
 
 
 def find_data(data: str | None, folder: Path) -> str | None:
-    """Return the path of the data as seen from here or from the run folder, which may both have moved."""
+    """Return the path of the data as seen from here or from the run folder, which may both have moved.
+
+    Args:
+        data: path or name in the recipe, or None.
+        folder: run folder.
+    """
     if data is None or data in BUILT_IN or Path(data).expanduser().exists():
         return data
     above = (folder / "..", folder / ".." / "..", folder / ".." / ".." / "..")  # a fold is one level deeper

@@ -64,7 +64,12 @@ def escape_cell(value: Any) -> Any:
 
 
 def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write results.csv with one row per epoch."""
+    """Write results.csv with one row per epoch.
+
+    Args:
+        folder: run folder.
+        history: metrics of each epoch.
+    """
     columns = tuple(history[0]) if history else RESULTS  # regression has val_r2 instead of val_accuracy
     write_table(folder / "results.csv", columns, ([row[name] for name in columns] for row in history))
 

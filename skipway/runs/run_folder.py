@@ -152,7 +152,7 @@ def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
 
 
 def _refuse_within_data(output: Path, recipe: Recipe) -> None:
-    """Raise InputError if the run folder would be inside the dataset, where it would look like a class."""
+    """Raise InputError if the run folder would be inside the dataset, because it would be read as a class."""
     data = Path(os.path.realpath(os.path.expanduser(recipe.data or os.devnull)))
     if recipe.target is None and data.is_dir() and Path(os.path.realpath(output)).is_relative_to(data):
         raise InputError(
@@ -278,7 +278,13 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def write_recipe(folder: Path, recipe: Recipe, *, epochs_are_open: bool = False) -> None:
-    """Write the config.yaml of a run, without epochs as long as the time limit may set them."""
+    """Write the config.yaml of a run.
+
+    Args:
+        folder: run folder.
+        recipe: options of the run.
+        epochs_are_open: leave out the epochs, because the time limit will set them.
+    """
     write_file(folder / "config.yaml", recipe.as_yaml(epochs_are_open=epochs_are_open).encode())
 
 

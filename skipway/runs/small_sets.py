@@ -38,17 +38,37 @@ def small_batch_size(count: int) -> int:
 
 
 def held_out_count(count: int, fraction: float, has_validation: bool) -> int:
-    """Estimate the number of training images out of `count`, before any image is read."""
+    """Estimate the number of training images before any image is read.
+
+    Args:
+        count: number of files for training.
+        fraction: share that is split off for validation.
+        has_validation: the dataset has its validation split.
+    """
     return count if has_validation else max(count - round(count * fraction), 1)
 
 
 def epochs_for_steps(epochs: int, count: int, batch_size: int, grad_accum_steps: int = 1) -> int:
-    """Return the number of epochs, at least `epochs`, that gives `MIN_STEPS` optimizer steps or more."""
+    """Return the number of epochs for `MIN_STEPS` optimizer steps or more.
+
+    Args:
+        epochs: minimum number of epochs.
+        count: number of training images.
+        batch_size: images per batch.
+        grad_accum_steps: batches per optimizer step.
+    """
     return max(epochs, math.ceil(MIN_STEPS / _steps_per_epoch(count, batch_size, grad_accum_steps)))
 
 
 def few_steps_line(epochs: int, count: int, batch_size: int, grad_accum_steps: int = 1) -> str:
-    """Return a warning if the whole run has fewer than `FEW_STEPS` optimizer steps, else an empty text."""
+    """Return a warning if the whole run has fewer than `FEW_STEPS` optimizer steps, else an empty text.
+
+    Args:
+        epochs: number of epochs.
+        count: number of training samples.
+        batch_size: samples per batch.
+        grad_accum_steps: batches per optimizer step.
+    """
     steps = epochs * _steps_per_epoch(count, batch_size, grad_accum_steps)
     if steps >= FEW_STEPS:
         return ""

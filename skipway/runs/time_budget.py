@@ -40,7 +40,12 @@ def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
 
 
 def quick_step_seconds(device: str, precision: str) -> float:
-    """Measure the seconds of a training step of the default network per image of 64 px on this machine."""
+    """Measure the seconds of a training step of the default network per image of 64 px on this machine.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: "bf16" or "fp32".
+    """
     name, options = auto_model(_UNIT_SIZE, 1)
     with torch.random.fork_rng(devices=[]):  # the measurement must not change the run's random numbers
         network = create_model(name, **options).to(device)
@@ -59,7 +64,13 @@ def scratch_epochs(count: int) -> int:
 
 
 def size_growth(augmentation: Augmentation | None, size: int, epochs: int) -> list[float]:
-    """Return the growth of the images in each epoch, by area: 0 at the first size, 1 at the full size."""
+    """Return the growth of the images in each epoch, by area: 0 at the first size, 1 at the full size.
+
+    Args:
+        augmentation: augmentation with the first size, or None.
+        size: full size in pixels.
+        epochs: number of epochs.
+    """
     first = augmentation.first_size if augmentation is not None else 0
     if not first or first == size:
         return [1.0] * epochs
@@ -68,6 +79,12 @@ def size_growth(augmentation: Augmentation | None, size: int, epochs: int) -> li
 
 
 def budget_line(epochs: int, seconds: float, limit: float) -> str:
-    """Return the line about the number of epochs that fit into a time limit."""
+    """Return the console line about the number of epochs that fit into a time limit.
+
+    Args:
+        epochs: number of epochs that fit.
+        seconds: remaining seconds.
+        limit: seconds of the time limit.
+    """
     plural = "s" * (epochs != 1)
     return f"  time limit {duration(limit)}: {epochs} epoch{plural} fit into the remaining {duration(seconds)}"
