@@ -104,7 +104,7 @@ def test_a_second_run_finds_the_features(images, network, tmp_path, no_computing
     no_computing()
     console = Words()
     assert first.equal(cache(network, tmp_path, console=console).features(batches(images), ids))
-    assert "in fp32, found, " in console and f" MB in {tmp_path}" in console
+    assert "in fp32, cached, " in console and f" MB in {tmp_path}" in console
 
 
 def test_other_weights_images_or_inputs_have_features_of_their_own(images, network, tmp_path):
@@ -223,4 +223,4 @@ def test_openvino_computes_many_images_if_it_is_installed(images, network, tmp_p
     console, ids = Words(), np.arange(COUNT)
     features = cache(network, tmp_path, console=console).features(batches(images), ids)
     expected = plain_features(network, batches(images).inputs(ids))
-    assert (features - expected).abs().max() <= 1e-4 * expected.abs().max() and "images/s by openvino" in console
+    assert (features - expected).abs().max() <= 1e-4 * expected.abs().max() and "images/s with openvino" in console
