@@ -318,7 +318,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(
         with pytest.raises((InputError, StorageError)) as caught:
             quick(data, output, name=name)
         assert caught.value.exit_code in (2, 4) and "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="is a file; give another folder with --output"):
+    with pytest.raises(InputError, match="expected a folder, got a file. Use another --output."):
         quick(data, file)
     assert file.read_text() == "mine"
 
