@@ -48,7 +48,7 @@ def introduction(
     lines = [
         *datamodule.summary_lines(),
         f"model: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
-        f"training: {_describe_training(datamodule, settings, batch_size, lr_is_open, epochs_are_open)}",
+        *_training_lines(datamodule, settings, batch_size, lr_is_open, epochs_are_open),
     ]
     if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
         lines.append(f"augmentation: {datamodule.describe_augmentation()}")
@@ -64,24 +64,27 @@ def introduction(
     return lines
 
 
-def _describe_training(
+def _training_lines(
     datamodule: DataModule, settings: Settings, batch_size: int, lr_is_open: bool, epochs_are_open: bool
-) -> str:
-    """Return the method of training, its length and its optimizer."""
+) -> list[str]:
+    """Return the lines about the training method, the number of epochs and the optimizer."""
+    count = settings.epochs - (settings.head == "regression")  # the fit of the head counts as epoch 1
+    epochs = f"{count} epoch{'s' * (count != 1)}"
+    if epochs_are_open and settings.time_limit is not None and datamodule.time_sets_epochs:
+        epochs = f"epochs that fit into {duration(settings.time_limit)}"
     peak = "peak lr from an LR range test" if lr_is_open else f"peak lr {settings.lr:.3g}"
-    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
     steps = f"{epochs}, batch size {batch_size}, {settings.optimizer}, {peak}, {settings.schedule} schedule"
     if settings.head != "regression":
-        return steps
+        return [f"training: {steps}"]
     if settings.epochs > 1:
         layers = "all layers"
         if settings.freeze_until is not None:
             views = datamodule.recipe.views
             layers = f"the layers after {settings.freeze_until} on {views} view{'s' * (views != 1)} of each image"
-        return f"{_HEAD} (epoch 1), then fine-tuning of {layers}; {steps}"
+        return [f"training: {_HEAD} (epoch 1), then fine-tuning of {layers}", f"fine-tuning: {steps}"]
     if epochs_are_open and settings.time_limit is not None:
-        return f"{_HEAD}, then fine-tuning of all layers if the time limit allows it"
-    return f"{_HEAD}, no fine-tuning (to fine-tune, add --time-limit 600 or --epochs 5)"
+        return [f"training: {_HEAD}, then fine-tuning of all layers if the time limit allows it"]
+    return [f"training: {_HEAD}, no fine-tuning (to fine-tune, add --time-limit 600 or --epochs 5)"]
 
 
 def range_test_line(result: RangeTest) -> str:

@@ -96,6 +96,6 @@ def describe_precision(precision: str, evaluated: str, *, views: bool) -> str:
     if not final:
         return ""
     return (
-        f"note: the final metrics were computed {' '.join(final)}, the epoch table {' '.join(table)}; small "
-        "differences are normal"
+        f"note: the final metrics evaluate the best epoch {' '.join(final)}; the epoch table is {' '.join(table)}, so "
+        "its values can differ slightly"
     )

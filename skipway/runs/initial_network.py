@@ -102,7 +102,7 @@ def initial_network(
     if weights is None:
         weights = trained_weights(recipe, model, spec.class_names, size=spec.size, channels=spec.channels)
     for line in weights.lines:
-        console.print(f"  {line}")
+        console.print(line)
     network = weights.network
     if network is None:
         network = create_model(model[0], **options_for(model[0], spec, _options(recipe, model)))

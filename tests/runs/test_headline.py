@@ -50,14 +50,13 @@ def test_a_number_is_compared_with_the_mean():
 
 def test_a_precision_that_differs_is_named():
     assert describe_precision("fp32", "fp32", views=False) == ""
-    end = "; small differences are normal"
-    note = "note: the final metrics were computed"
-    assert describe_precision("bf16", "fp32", views=False) == f"{note} in fp32, the epoch table in bf16{end}"
+    note, end = "note: the final metrics evaluate the best epoch", ", so its values can differ slightly"
+    assert describe_precision("bf16", "fp32", views=False) == f"{note} in fp32; the epoch table is in bf16{end}"
     assert describe_precision("bf16", "fp32", views=True) == (
-        f"{note} in fp32 with test-time augmentation, the epoch table in bf16 without it{end}"
+        f"{note} in fp32 with test-time augmentation; the epoch table is in bf16 without it{end}"
     )
     assert describe_precision("bf16", "bf16", views=True) == (
-        f"{note} with test-time augmentation, the epoch table without it{end}"
+        f"{note} with test-time augmentation; the epoch table is without it{end}"
     )
     assert describe_precision("bf16", "bf16", views=False) == ""
 
@@ -69,7 +68,10 @@ def test_the_last_lines_and_the_metrics_of_a_run_have_the_interval(tmp_path, mon
     metrics = numbers(run.path)
     low, high = wilson_interval(metrics["val_accuracy"], 6)
     assert metrics["val_accuracy_interval"] == [low, high]
-    assert f"(95% interval {low:.1%} to {high:.1%}" in words and "computed in fp32, the epoch table in bf16" in words
+    assert (
+        f"(95% interval {low:.1%} to {high:.1%}" in words
+        and "the best epoch in fp32; the epoch table is in bf16" in words
+    )
     constant = metrics["val_constant_answer"]
     assert constant["answer"] == "ant" and constant["accuracy"] == pytest.approx(1 / 3)
     assert constant["exceeded"] or "not clearly better than always predicting 'ant'" in words

@@ -72,7 +72,8 @@ def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
     network = run.network()
     last = default_frozen_layer(network)
     before, after = old.network().state_dict(), network.state_dict()
-    assert f"(epoch 1), then fine-tuning of the layers after {last} on 4 views of each image; 9 epochs, batch" in words
+    assert f"(epoch 1), then fine-tuning of the layers after {last} on 4 views of each image" in words
+    assert "fine-tuning: 8 epochs, batch size" in words
     assert run.metrics["epochs"] == 9 and run.metrics["resolved"]["freeze_until"] == last
     assert run.metrics["resolved"]["optimizer"] == "adamw" and run.history[1]["lr"] > 0
     assert all(after[name].equal(before[name]) for name in named(network, last))
