@@ -62,7 +62,7 @@ def call(place, monkeypatch, capfd):
 def test_training_on_the_command_line_is_training_in_python(call, place):
     code, out, err = call(*TRAIN)
     assert code == 0 and not err
-    assert out.splitlines()[0] == "run runs/kinds-resnet20" and "finished: validation accuracy" in out
+    assert out.splitlines()[0] == "run runs/kinds-resnet20" and "final val accuracy: " in out
     assert same_tensors(best(place / "runs" / "kinds-resnet20"), best(place / "runs" / "run"))
     code, out, err = call(*TRAIN, "--quiet", "--name", "q")
     assert (code, out, err) == (0, "", "")
@@ -70,7 +70,7 @@ def test_training_on_the_command_line_is_training_in_python(call, place):
 
 def test_a_run_goes_on_from_the_command_line(call):
     code, out, err = call("train", "--resume", "runs/run", "--epochs", "2")
-    assert code == 0 and "resuming runs/run" in out and "epochs were 1 and are 2" in out and not err
+    assert code == 0 and "resuming runs/run" in out and "epochs changed from 1 to 2" in out and not err
     code, out, err = call("train", "--config", "runs/run/config.yaml", "-o", "again", "--seed", "3")
     assert code == 0 and "run again/run" in out
 
@@ -92,8 +92,8 @@ BAD = {
     ("find-lr", "kinds", "--patience", "3"): "--patience",
     ("train", "kinds", "-m", "resnet21"): "no network is called 'resnet21' (did you mean",
     ("train", "--config", "absent.yaml"): "cannot read the config absent.yaml",
-    ("train", "--resume", "kinds"): "is no run folder",
-    ("train", "kinds", "--name", "../x"): "cannot be called",
+    ("train", "--resume", "kinds"): "is not a run folder",
+    ("train", "kinds", "--name", "../x"): "cannot name the run",
     ("predict",): "RUN requires an argument",
     ("predict", "runs/run"): "cannot predict: expected at least one image",
     ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
@@ -127,7 +127,7 @@ def test_numbers_that_are_not_finite_are_exit_code_3(call):
 def test_a_fault_of_ours_is_exit_code_70_and_a_file(call, place, monkeypatch):
     monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *a, **k: 1 / 0)
     code, _, err = call(*TRAIN, "--name", "crash")
-    assert code == 70 and len(err.splitlines()) == 1 and "the details are in runs/crash/crash.txt" in err
+    assert code == 70 and len(err.splitlines()) == 1 and "with the traceback in runs/crash/crash.txt" in err
     assert "ZeroDivisionError" in (place / "runs" / "crash" / "crash.txt").read_text()
     monkeypatch.setattr("skipway.commands.models.model_table", lambda *a: 1 / 0)
     monkeypatch.setenv("TMPDIR", str(place))

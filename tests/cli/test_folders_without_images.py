@@ -59,7 +59,7 @@ def test_a_folder_without_images_is_one_line_that_says_what_is_in_it(place, monk
             app.main([word.format(folder) for word in COMMANDS[command]])
         lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("engine: ")]
         assert ended.value.code == 2 and len(lines) == 1, (folder, lines)
-        expected = ("is no run folder: config.yaml is missing",) if command == "compare" else texts
+        expected = ("is not a run folder: expected a config.yaml",) if command == "compare" else texts
         assert any(text in lines[0] for text in expected), (folder, lines)
     assert before == [path for path in sorted(place.rglob("*")) if path.is_file()]
 

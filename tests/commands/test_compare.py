@@ -92,7 +92,7 @@ def test_a_torn_or_hostile_folder_is_shown_as_far_as_it_goes(runs, tmp_path):
 def test_what_is_no_pair_of_runs_is_refused(runs, tmp_path):
     with pytest.raises(InputError, match="cannot compare runs: expected at least 2 run folders, got 1"):
         sw.compare([runs[0]])
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         compare([runs[0], tmp_path], tmp_path / "c.png")
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write the plot"):

@@ -121,7 +121,7 @@ def test_what_a_run_cannot_grow_to_is_refused(short, data, tmp_path, straight):
             grow_run(short, **options)
     with pytest.raises(InputError, match="cannot grow to resnet50"):
         grow_run(short, "resnet50")
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         grow_run(data, "resnet32")
     with pytest.raises(InputError, match="holds a run already"):
         grow_run(short, "resnet32", name="short")

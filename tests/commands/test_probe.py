@@ -102,7 +102,7 @@ def test_what_cannot_be_looked_into_is_refused(run, runs, tmp_path):
         probe_run(run, only=["lesions"])
     with pytest.raises(InputError, match="expected at least 2 samples and at least 3 points, got 1"):
         probe_run(run, samples=1)
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         probe_run(tmp_path)
     other = quick(image_folder(tmp_path / "others", kinds=("cat", "dog")), tmp_path, epochs=1)
     with pytest.raises(InputError, match="cannot compare the runs: expected the same inputs and classes"):

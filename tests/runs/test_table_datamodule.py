@@ -228,11 +228,15 @@ def test_other_rows_are_refused_when_resuming_unless_they_are_meant(tmp_path):
     run = quick(path, tmp_path, target="price", name="r")
     frame.loc[3, "size"] = 77.7
     written(path, frame.iloc[:-1])
-    with pytest.raises(InputError, match=r"the rows of .*homes.csv are not those of before \(.*edited.*\); put them"):
+    with pytest.raises(
+        InputError, match=r"expected the same rows in .*homes.csv, got changed ones \(.*edited.*\). Restore"
+    ):
         train(resume=run.path, epochs=4)
     again = train(resume=run.path, epochs=4, allow_changed_data=True)
     assert again.metrics["epochs"] == 4 and again.network().spec == run.network().spec
-    with pytest.raises(InputError, match="a run goes on as it began: target was price, not dear"):
+    with pytest.raises(
+        InputError, match="cannot change target when resuming: target was price, got dear. Drop --target"
+    ):
         train(resume=run.path, target="dear")
 
 
@@ -247,13 +251,19 @@ def test_epochs_precision_and_threads_suit_tables_unless_told(home, tmp_path):
 
 
 def test_what_is_for_images_is_refused_for_tables_and_the_reverse(home, tmp_path):
-    with pytest.raises(InputError, match="resnet18 is a network for images, but .*homes.csv is a table; give"):
+    with pytest.raises(InputError, match="cannot train resnet18 on .*homes.csv: expected a network for tables, got"):
         quick(home, tmp_path, target="price", model="resnet18")
-    with pytest.raises(InputError, match="augment, mixup: for images, but .*homes.csv is a table; leave that out"):
+    with pytest.raises(
+        InputError, match="cannot use --augment and --mixup with .*homes.csv: expected images, got a table"
+    ):
         quick(home, tmp_path, target="price", augment="light", mixup=0.2)
-    with pytest.raises(InputError, match="balance, label_smoothing: for classes, but the target 'price' is a number"):
+    with pytest.raises(
+        InputError, match="cannot use --balance and --label-smoothing with the target 'price': expected"
+    ):
         quick(home, tmp_path, target="price", balance="sampling", label_smoothing=0.1)
-    with pytest.raises(InputError, match="--target is for tables, but digits is none; give a .csv, .tsv or .parquet"):
+    with pytest.raises(
+        InputError, match="cannot use --target with digits: expected a table, got images. Drop --target"
+    ):
         quick("digits", tmp_path, target="price")
     with pytest.raises(InputError, match="task: expected one of auto, classification, regression, got 'guess'"):
         quick(home, tmp_path, target="price", task="guess")
