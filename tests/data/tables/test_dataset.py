@@ -266,7 +266,7 @@ def test_order_is_a_function_of_seed_and_epoch(count, size, seed, epoch):
         assert [ids.tolist() for _, _, ids in feed.epoch(epoch, start)] == whole[start:]
     for rows, targets, ids in feed.epoch(epoch):
         assert rows[:, 0].tolist() == ids.tolist() == targets.tolist()
-    with pytest.raises(InputError, match="there are 1 training rows, but a batch norm needs at least 2; add more"):
+    with pytest.raises(InputError, match="expected at least 2 training rows, got 1. Add more rows"):
         RowBatches(x, y, y[:1], 2, seed=0)
 
 
