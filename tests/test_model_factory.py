@@ -267,7 +267,7 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
         ),
         (
             {"spec": {**GREY.as_dict(), "size": 50_000, "presize": 50_000}},
-            "cannot create a Spec of this size: expected",
+            "a Spec of this size: expected",
         ),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}}, "drop_path is a chance from"),
     ],

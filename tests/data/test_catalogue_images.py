@@ -225,11 +225,16 @@ CASES = [
         "I17",
         "only bad files in a class",
         only_bad,
-        "no training image of the class 'c'",
+        "cannot read any training image of the class 'c'",
         options=(("max_unreadable", 0.5),),
     ),
     Case("I18", "one class", lambda root: class_folders(root, ("a",), 4), "there is only the class 'a'"),
-    Case("I18", "one image of each class", lambda root: class_folders(root, ("a", "b"), 1), "has one image"),
+    Case(
+        "I18",
+        "one image of each class",
+        lambda root: class_folders(root, ("a", "b"), 1),
+        "expected at least 2 distinct images per class",
+    ),
     Case("I18", "few images", lambda root: class_folders(root, ("a", "b"), 2), told=("fewer than 20",), train=2),
     Case("I19", "a class missing from validation", missing_in_validation, told=("no images of: cat",), train=12),
     Case("I19", "a class that only validation has", extra_in_validation, "val set has classes that the training set"),
@@ -241,16 +246,21 @@ CASES = [
     Case("I22", "hostile names", hostile_names, train=23),
     Case("I22", "a class name that is no text", bytes_in_a_class_name, r"the class name \\udcff\\udcfe is not valid"),
     Case("I22", "a bad file whose name is no text", bytes_in_a_file_name, r"a/caf\\udce9.png: not an image"),
-    Case("I23", "the same file in two splits", same_in_both, "1 images stand in more than one split, such"),
+    Case("I23", "the same file in two splits", same_in_both, "each image in only one split, got 1 in"),
     Case(
         "I23",
         "where that is allowed",
         same_in_both,
         train=8,
-        told=("flattered by them", "1 images are exact copies"),
+        told=("duplicates across splits: 1, such", "exact duplicates of other images: 1"),
         options=(("allow_duplicates", True),),
     ),
-    Case("I23", "the same file under two classes", two_classes, told=("stand under two classes, such as a/0.png (a)",)),
+    Case(
+        "I23",
+        "the same file under two classes",
+        two_classes,
+        told=("duplicates with different labels: 1, such as a/0.png (a)",),
+    ),
 ]
 
 

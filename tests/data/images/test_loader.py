@@ -260,5 +260,8 @@ def test_a_transform_of_the_user_is_seeded_by_the_batch_and_leaves_the_generator
 
 @pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x.mean(1, keepdim=True), lambda x: 7])
 def test_a_transform_that_gives_something_else_is_refused(wrong):
-    with pytest.raises(InputError, match=r"made .* it takes and gives \(B, C, H, W\) of the same images"):
+    with pytest.raises(
+        InputError,
+        match=r"expected a tensor \(B, C, H, W\) with the batch size and channels of its input .*, got .*\. Return",
+    ):
         next(feed_of(noise(), parts="none", transform=wrong).epoch())
