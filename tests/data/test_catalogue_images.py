@@ -176,11 +176,13 @@ CASES = [
         "I4",
         "and is left out where that is allowed",
         bad_in_training,
-        told=("1 left out", "not an image"),
+        told=("1 left out", "unsupported format"),
         train=59,
         options=(("max_unreadable", 0.02),),
     ),
-    Case("I4", "three bad files are all named", many_bad, r"3 of 80 .*b/0.png: not an image.*b/1.png: empty file"),
+    Case(
+        "I4", "three bad files are all named", many_bad, r"3 of 80 .*b/0.png: unsupported format.*b/1.png: empty file"
+    ),
     Case(
         "I5",
         "bad files of validation and test are left out",
@@ -201,7 +203,7 @@ CASES = [
         "I9",
         "grey, bilevel, palette, alpha",
         conversions,
-        told=("palette converted to RGB", "transparency laid over white", "grey repeated", "bilevel converted"),
+        told=("palette converted to RGB", "transparency composited over white", "gray repeated", "bilevel converted"),
     ),
     Case(
         "I15", "a FIFO never blocks", no_regular_files, told=("1 left out", "FIFO"), options=(("max_unreadable", 0.02),)
@@ -245,7 +247,7 @@ CASES = [
     Case("I21", "a class within a class", nested, "holds images in a folder of its own"),
     Case("I22", "hostile names", hostile_names, train=23),
     Case("I22", "a class name that is no text", bytes_in_a_class_name, r"the class name \\udcff\\udcfe is not valid"),
-    Case("I22", "a bad file whose name is no text", bytes_in_a_file_name, r"a/caf\\udce9.png: not an image"),
+    Case("I22", "a bad file whose name is no text", bytes_in_a_file_name, r"a/caf\\udce9.png: unsupported format"),
     Case("I23", "the same file in two splits", same_in_both, "each image in only one split, got 1 in"),
     Case(
         "I23",

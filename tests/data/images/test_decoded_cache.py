@@ -81,7 +81,7 @@ def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
     packed = decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.1)
     left_out = [(s.key, s.split, s.class_name, s.reason) for s in packed.skipped]
-    reason = "not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"
+    reason = "unsupported format: expected the content of a JPEG, PNG, WebP, GIF, BMP or TIFF file"
     assert left_out == [
         ("train/cow/1.png", "train", "cow", reason),
         ("val/cat/2.png", "val", "cat", reason),
@@ -98,7 +98,9 @@ def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
 
 
 def test_too_many_bad_files_are_refused_with_their_list(mixed):
-    with pytest.raises(InputError, match=r"cannot read 3 of 36 images of .* \(train/cow/1.png: not an image") as error:
+    with pytest.raises(
+        InputError, match=r"cannot read 3 of 36 images of .* \(train/cow/1.png: unsupported format"
+    ) as error:
         decode_images(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
     assert str(error.value).endswith("Repair or remove them, or use --max-unreadable 0.084.")
     assert len(decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.084).skipped) == 3
@@ -137,10 +139,10 @@ def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
 def test_conversions_are_counted(tmp_path):
     class_folders(tmp_path, ("a", "b"), 2, channels=1)
     fill(tmp_path / "a", 1)
-    assert dict(decode_images(open_source(str(tmp_path)), PACKING).notes) == {"grey repeated to three channels": 3}
+    assert dict(decode_images(open_source(str(tmp_path)), PACKING).notes) == {"gray repeated to three channels": 3}
     (tmp_path / "a" / "0.jpg").write_bytes(image_bytes(5))
     notes = decode_images(open_source(str(tmp_path)), DecodeSettings(8, 8, 1)).notes
-    assert dict(notes) == {"color converted to grey": 2, "extension does not match content": 1}
+    assert dict(notes) == {"color converted to gray": 2, "extension does not match content": 1}
 
 
 def test_sizes_are_told_in_words(tmp_path):

@@ -183,7 +183,7 @@ def test_rows_without_bytes_are_skipped_and_counted(tmp_path):
     assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.labels.tolist() == [0, 1]
     reasons = {s.key: s.reason for s in packed.skipped}
     assert reasons["train.parquet:1"] == reasons["train.parquet:2"] == "empty: the row holds no bytes"
-    assert reasons["train.parquet:4"].startswith("not an image") and not packed.notes
+    assert reasons["train.parquet:4"].startswith("unsupported format") and not packed.notes
 
 
 @pytest.mark.parametrize("keep", [0, 3, 0.5, -1])
