@@ -78,7 +78,7 @@ def test_a_run_goes_on_from_the_command_line(call):
 BAD = {
     ("nothing",): "Unknown command",
     ("train",): "train needs DATA",
-    ("train", "absent"): "there is no data at 'absent'",
+    ("train", "absent"): "cannot find the data 'absent'",
     ("train", "kinds", "--epoch", "3"): "--epoch",
     ("train", "kinds", "--epochs", "x"): "--epochs",
     ("train", "kinds", "--epochs", "0"): "epochs: expected a whole number from 1 to 100,000, got 0",

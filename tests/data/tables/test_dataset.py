@@ -64,7 +64,7 @@ def test_target_and_ignored_columns_are_found_by_name(tmp_path):
     rows = build_table_dataset(open_table_source(path, "price", ignore='city, "dear"'), 0.2, 0)
     assert [c.name for c in rows.spec.columns] == ["size", "garden", "built"]
     assert rows.left_out == {"city": "as asked", "dear": "as asked"}
-    with pytest.raises(InputError, match="is a table, but images were expected; give a folder of class folders"):
+    with pytest.raises(InputError, match="expected images, got a table. Pass a folder of class folders"):
         open_source("wine")
 
 
@@ -99,7 +99,7 @@ def test_the_task_is_read_off_the_target_or_asked_for(values, asked, task, names
         (["a"] * 40, "auto", "target 'y': all rows have the same value; there is nothing to learn"),
         ([f"t{i}" for i in range(40)], "auto", "40 different values in 40 rows; a classifier needs several rows"),
         (["a"] * 39 + ["b"], "auto", r"the class 'b' of the target has one row, too few to train on some"),
-        (["a", "A"] * 20, "auto", "the classes 'a' and 'A' differ only in case"),
+        (["a", "A"] * 20, "auto", "got 'a' and 'A', which differ only in case"),
         (["1.5", "2"] * 19 + ["1,5", "x"], "regression", "row 38, column 'y': '1,5' has a comma"),
         ([1, 2] * 20, "guess", "task is one of auto, classification, regression, not 'guess'"),
     ],
