@@ -166,8 +166,8 @@ class Spec:
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
-                f"cannot read a Spec: expected numbers for sizes, mean and std, got {printable(error)}. Save the file "
-                "again with this version of skipway."
+                f"cannot read a Spec: expected numbers for sizes, mean and std, got {printable(error)}. Use a file "
+                "saved by skipway."
             ) from None
         return cls(
             **plain,

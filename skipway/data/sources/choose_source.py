@@ -28,9 +28,6 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
 
     Raises:
         InputError: there are no labeled images at `data`, or they cannot be read.
-
-    >>> open_source("digits").count("train")
-    1797
     """
     if data == "digits":
         return digits()
