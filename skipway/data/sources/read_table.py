@@ -115,10 +115,6 @@ def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
 
     Raises:
         InputError: a column holds complex numbers or containers, or column names are not unique.
-
-    >>> import pandas as pd
-    >>> frame_table(pd.DataFrame({"size": [70.0, 85.0]})).columns
-    {'size': array([70., 85.])}
     """
     names = [str(column) for column in frame.columns]
     check_names(names, name)
