@@ -98,9 +98,9 @@ BAD = {
     ("predict", "runs/run"): "predict needs at least one image",
     ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
     ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
-    ("evaluate", "runs/run", "absent"): "there is no data",
+    ("evaluate", "runs/run", "absent"): "cannot find the data",
     ("evaluate", "runs/run", "kinds", "--split", "val"): "has no val split",
-    ("check", "absent"): "there is no data",
+    ("check", "absent"): "cannot find the data",
     ("summary", "absent"): "no network is called",
     ("models", "zz*"): "no network's name matches",
 }
