@@ -45,9 +45,7 @@ _TURNS = {
 _CONVERSIONS = {"1": "bilevel converted to gray", "P": "palette converted to RGB", "PA": "palette converted to RGB"}
 NEARLY_BLACK = "nearly black: 16-bit values that use only the lowest bits (rescale them to 0 to 65535)"
 _BLACK = 16  # of 256 levels; 12-bit values in a 16-bit file stay below it
-_REDUCING_GAP = (
-    2.0  # fast integer reductions stop at this multiple of the target size; the antialiased filter does the rest
-)
+_REDUCING_GAP = 2.0  # fast integer reductions stop at this multiple of the target size, before the antialiased filter
 _PAD_GRAY = 128  # mid-gray, because black or white bars would add strong edges
 
 

@@ -9,9 +9,7 @@ from skipway.errors import printable
 
 __all__ = ["read_image_file"]
 
-_MAX_BYTES = (
-    1_000_000_000  # more than 50 million pixels of 16 bytes, so larger files exceed the default of --max-pixels anyway
-)
+_MAX_BYTES = 1_000_000_000  # more than 50 million pixels (the default of --max-pixels) at 16 bytes each
 
 
 def read_image_file(
