@@ -78,7 +78,7 @@ def test_a_run_goes_on_from_the_command_line(call):
 BAD = {
     ("nothing",): "Unknown command",
     ("train",): "train needs DATA",
-    ("train", "absent"): "there is no data at 'absent'",
+    ("train", "absent"): "cannot find the data 'absent'",
     ("train", "kinds", "--epoch", "3"): "--epoch",
     ("train", "kinds", "--epochs", "x"): "--epochs",
     ("train", "kinds", "--epochs", "0"): "epochs: expected a whole number from 1 to 100,000, got 0",
@@ -98,9 +98,9 @@ BAD = {
     ("predict", "runs/run"): "cannot predict: expected at least one image",
     ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
     ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
-    ("evaluate", "runs/run", "absent"): "there is no data",
+    ("evaluate", "runs/run", "absent"): "cannot find the data",
     ("evaluate", "runs/run", "kinds", "--split", "val"): "has no split 'val'",
-    ("check", "absent"): "there is no data",
+    ("check", "absent"): "cannot find the data",
     ("summary", "absent"): "no network is called",
     ("models", "zz*"): "no architecture matches",
 }

@@ -19,16 +19,13 @@ COMMANDS = {
 }
 # Files of each folder, and what the error says besides its name.
 FOLDERS = {
-    "empty": ((), ("holds no", "holds nothing")),
-    "text": (("a.txt", "b.md"), ("1 .md, 1 .txt; the suffixes of images are .bmp",)),
-    "heic": (("ant/a.heic", "bee/b.heic"), ("(1 .heic; the suffixes of", "(2 .heic; the suffixes of")),
-    "classes": (("ant/", "bee/"), ("the class folder 'ant' has no images", "holds no image")),
-    "splits": (("train/", "val/"), ("splits/train: there is no class", "holds no image")),
-    "broken": (
-        ("ant/1.png", "ant/2.png", "bee/3.png"),
-        ("3 of 3 images", "cannot evaluate broken: expected"),
-    ),
-    "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("holds images in a folder of its own", "2 of 2 images")),
+    "empty": ((), ("holds no", "got no images. Put")),
+    "text": (("a.txt", "b.md"), ("1 .md, 1 .txt; supported extensions: .bmp",)),
+    "heic": (("ant/a.heic", "bee/b.heic"), ("files: 1 .heic; supported", "files: 2 .heic; supported")),
+    "classes": (("ant/", "bee/"), ("found none in 'ant'", "holds no image")),
+    "splits": (("train/", "val/"), ("splits/train: expected at least 2 classes", "holds no image")),
+    "broken": (("ant/1.png", "ant/2.png", "bee/3.png"), ("3 of 3 images", "cannot evaluate broken: expected")),
+    "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("expected images directly in a class folder", "2 of 2 images")),
 }
 
 

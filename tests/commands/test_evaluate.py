@@ -84,9 +84,9 @@ def test_rows_that_the_run_was_trained_on_and_rows_left_out_are_counted(tmp_path
     evaluation = evaluate(run.path, written(tmp_path / "others.csv", others), console=words)
     assert (evaluation.count, evaluation.skipped, evaluation.trained_on) == (26, 4, 0)
     assert "on 26 rows (skipped 4 without a target)" in str(evaluation) and "warning" not in str(evaluation)
-    assert f"{others['size'][4:].isna().sum()} values of 'size' are missing" in words
+    assert f"missing values of 'size': {others['size'][4:].isna().sum()}" in words
     for column, cell in (("size", "inf"), ("size", "-1e999"), (target, "inf")):
         odd = others.astype(object)
         odd.loc[9, column] = cell
-        with pytest.raises(InputError, match=f"odd.csv:11, (column|target) '{column}': '{cell}' is no"):
+        with pytest.raises(InputError, match=f"odd.csv:11, (column|target) '{column}': expected .*, got '{cell}'"):
             evaluate(run.path, written(tmp_path / "odd.csv", odd))

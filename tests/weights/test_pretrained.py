@@ -202,7 +202,7 @@ def test_a_second_call_does_not_ask_the_hub(hub, monkeypatch):
         ("oblong", r"prepared \(input_size 3 x 32 x 64 is no square of 3 channels\); give a repository of timm's"),
         ("grey", r"prepared \(input_size 1 x 32 x 32 is no square of 3 channels\)"),
         ("border", r"resnet18.border has a config.json that does not tell how its images are prepared \('border'\)"),
-        ("lanczos", "prepared .a Spec's interpolation is one of bilinear, bicubic, not 'lanczos'"),
+        ("lanczos", "expected interpolation to be one of bilinear, bicubic, got 'lanczos'"),
         (
             "tight",
             r"resnet18.tight has a config.json that does not tell how its images are prepared \(cannot convert",
