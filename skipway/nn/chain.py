@@ -118,8 +118,8 @@ class Chain(NamedErrors, nn.Sequential):
     def _known(self, name: str) -> str:
         if name not in self._modules:
             raise InputError(
-                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}: expected one of "
-                f"{', '.join(self._modules) or 'none'}. Use a name that it has."
+                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}. Use one of its layers: "
+                f"{', '.join(self._modules) or 'none'}."
             )
         return name
 

@@ -58,7 +58,7 @@ class Dense(NamedErrors):
         """Map (*, in_features) to (*, out_features)."""
         if isinstance(self.linear, nn.LazyLinear) and not filling():
             raise ShapeError(
-                "its in_features are not inferred yet. Call skipway.output_shape(network, input_shape) once before use."
+                "its in_features are uninferred. Call skipway.output_shape(network, input_shape) once before use."
             )
         y = self.linear(x)
         return y if self.activation is None else self.activation(y)
@@ -216,7 +216,7 @@ class Skip(NamedErrors):
     def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
         if not filling():
             raise ShapeError(
-                f'the sizes of its shortcut "{self.open_shortcut}" are not inferred yet. Call '
+                f'the sizes of its shortcut "{self.open_shortcut}" are uninferred. Call '
                 "skipway.output_shape(network, input_shape) once before use."
             )
         assert self.open_shortcut is not None

@@ -318,7 +318,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
 
     assert app._run(command) == 4
     assert capsys.readouterr().err.splitlines() == [
-        "skipway: error: memory ran out; take a smaller network, smaller images, or a machine with more memory"
+        "skipway: error: out of memory. Use a smaller model, smaller images, or a machine with more memory."
     ]
 
 

@@ -349,7 +349,7 @@ def test_sides_that_do_not_fit_are_refused_as_before(precision):
     fused = sw.export.fuse(network, precision, torch.randn(2, 3, 8, 8))
     assert fused(torch.randn(2, 3, 8, 8)).shape == (2, 4, 4, 4)
     for one in (network, fused):
-        with pytest.raises(ShapeError, match=r"1: `add` needs equal shapes, but got \(2, 4, 5, 5\) and \(2, 4, 4, 4\)"):
+        with pytest.raises(ShapeError, match=r"1: `add`: expected equal shapes, got \(2, 4, 5, 5\) and \(2, 4, 4, 4\)"):
             one(torch.randn(2, 3, 9, 9))
 
 

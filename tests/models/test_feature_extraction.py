@@ -83,7 +83,7 @@ def test_create_model_gives_features_as_timm_s_does():
     x = torch.randn(2, 3, 64, 64)
     for found, wanted in zip(features(x), sw.Features(network, (2, 4))(x), strict=True):
         assert torch.equal(found, wanted)
-    with pytest.raises(InputError, match="out_indices choose among the outputs that features_only=True gives"):
+    with pytest.raises(InputError, match="cannot set out_indices: expected features_only=True, got False"):
         sw.create_model("resnet18", out_indices=(1,))
 
 

@@ -344,7 +344,7 @@ def test_drop_path_rises_evenly_and_is_off_at_evaluation():
             {"norm": "fixup", "join": "gate"},
             'resnet with norm "fixup" joins by "add", not "gate"; leave join out',
         ),
-        ({"cardinality": 2}, r"block 'basic' has no groups and no inner width, but cardinality 2 and base_width 64"),
+        ({"cardinality": 2}, r"block 'basic': expected cardinality 1 and base_width 64, got 2 and 64"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(options, text):
@@ -354,7 +354,7 @@ def test_a_wrong_option_is_refused_in_one_line(options, text):
 
 
 def test_pad_refuses_stages_that_grow_narrower():
-    with pytest.raises(ShapeError, match='shortcut "pad" only adds channels'):
+    with pytest.raises(ShapeError, match='shortcut "pad": expected at least 6 output channels, got 4'):
         tiny(widths=[6, 4], shortcut="pad")
 
 

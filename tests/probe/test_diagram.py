@@ -159,7 +159,7 @@ def test_a_network_without_a_plan_needs_no_shape_and_says_what_is_open():
     assert said[:2] == ["Chain", "sizes left open · 1 shortcut"] and "auto" in said
     said = texts(read(diagram(network, (2, 3))))
     assert said[1] == "104 parameters · 1 shortcut · input 3" and "auto" not in said and "8" in said
-    with pytest.raises(ShapeError, match=r"got \(2, 5\), but expects \(\*, 3\)"):
+    with pytest.raises(ShapeError, match=r"expected \(\*, 3\), got \(2, 5\)"):
         diagram(network, (2, 5))
     assert texts(read(diagram(nn.Linear(2, 3))))[1] == "9 parameters · 0 shortcuts"
     assert texts(read(diagram(nn.ReLU(), (4,))))[:3] == [

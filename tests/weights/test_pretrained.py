@@ -402,12 +402,10 @@ def test_classes_of_the_same_name_keep_their_rows(tmp_path):
 
 @pytest.mark.parametrize("given", [{}, {"pretrained": "none.pth"}])
 def test_class_names_that_are_no_such_list_are_refused(given):
-    with pytest.raises(InputError, match="num_classes is 3, but there are 4 class names; give one"):
+    with pytest.raises(InputError, match="num_classes: expected 4, the number of class_names, got 3. Set only one"):
         sw.create_model("resnet18", 3, class_names=["dog", "cow", "ant", "elk"], **given)
     for wrong in ("ab", ["a", "a"]):
-        with pytest.raises(
-            InputError, match="class_names is a list of texts that differ from each other, one for each"
-        ):
+        with pytest.raises(InputError, match="class_names: expected a list of distinct names, one per class, got"):
             sw.create_model("resnet18", class_names=wrong, **given)
 
 
