@@ -96,7 +96,7 @@ def test_a_list_is_a_body_of_as_many_layers_and_an_empty_one_is_the_identity():
 def test_skips_that_do_not_fit_name_their_path_both_shapes_and_the_mend():
     network = Chain(nn.Identity(), stage=Chain(Skip(nn.Linear(5, 1)), nn.ReLU()))
     with pytest.raises(
-        ShapeError, match=r'^Skip at stage\.0: `add` needs .* \(2, 1\) and \(2, 5\) .* shortcut="project"'
+        ShapeError, match=r'^Skip at stage\.0: `add`: expected .* \(2, 1\) and \(2, 5\) .* shortcut="project"'
     ):
         network(torch.ones(2, 5))
 
@@ -252,7 +252,7 @@ def test_a_block_used_several_times_warns_once_with_the_mend_counts_once_and_is_
     assert "layers of this Chain share parameters ('1' with '0', '2' with '0', '3' with '0' and 6 more)" in str(
         warned[0].message
     )
-    assert "build each anew for weights of its own" in str(warned[0].message)
+    assert "Build a new layer for each position to train them separately" in str(warned[0].message)
     assert parameters(network) == 16 and repr(network).count("# shared") == 9
     assert len(network) == 10 + 1 and repr(network).endswith("# 16 parameters in 4 tensors")
 
@@ -340,7 +340,7 @@ def test_a_chain_is_taken_apart_and_put_together_without_losing_names():
         network[3]
     with pytest.raises(InputError, match="this Chain has no layer 'tail'"):
         del network["tail"]
-    with pytest.raises(InputError, match="a layer is a module or a function of tensors"):
+    with pytest.raises(InputError, match="layer: expected a module instance or a function"):
         network.append("relu")
     with pytest.warns(UserWarning, match="layers of this Chain share parameters"):
         network.append(network[0])

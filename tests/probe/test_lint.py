@@ -182,7 +182,7 @@ def test_a_misspelt_word_is_answered_with_the_nearest(ask, text):
 
 
 def test_a_misspelt_method_is_named_with_its_layer():
-    with pytest.raises(ShapeError, match=r"^Function at head\.1 cannot take \(2, 4\): 'Tensor' .* attribute 'veiw'; "):
+    with pytest.raises(ShapeError, match=r"^Function at head\.1 cannot process \(2, 4\): 'Tensor' .* attribute 'veiw'"):
         output_shape(Chain(head=Chain(nn.Linear(3, 4), lambda x: x.veiw(-1))), (2, 3))
 
 
