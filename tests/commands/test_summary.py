@@ -17,5 +17,5 @@ def test_a_summary_takes_names_runs_and_files(place, weights, tmp_path):
         summarize("resnet20", size=0)
     with pytest.raises(InputError, match="num_classes must be at least 1, not -1"):
         summarize("resnet20", num_classes=-1)
-    with pytest.raises(InputError, match="no network is called 'resnet21'"):
+    with pytest.raises(InputError, match="unknown model 'resnet21'"):
         summarize("resnet21")

@@ -180,12 +180,12 @@ def test_parameters_are_those_of_the_paper(name, millions):
     ],
 )
 def test_a_reversible_resnet_refuses_what_cannot_be_reversed(options):
-    with pytest.raises(InputError, match="resnet with reversible=True takes a block"):
+    with pytest.raises(InputError, match="resnet with reversible=True: expected block"):
         sw.create_model("revnet38", **options)
 
 
 def test_odd_halves_are_refused():
-    with pytest.raises(InputError, match="halves its widths, but 7 is odd"):
+    with pytest.raises(InputError, match="expected even widths, got 7. Make it even"):
         sw.create_model("revnet38", widths=(8, 7, 16))
     with pytest.raises(ShapeError, match="with an even number of channels"):
         pair(linears)[0](torch.ones(1, 5))

@@ -336,7 +336,7 @@ def test_what_is_no_network_is_refused():
         InputError, match="a diagram is drawn of a network, a plan or a name of `skipway models`, not of int"
     ):
         diagram(3)
-    with pytest.raises(InputError, match=r"no network is called 'resnet19' \(did you mean resnet9"):
+    with pytest.raises(InputError, match=r"unknown model 'resnet19' \(did you mean resnet9"):
         diagram("resnet19")
     with pytest.raises(InputError, match="no block stands at 'a'; values are for the paths of blocks: here are none"):
         diagram(nn.Linear(2, 2), values={"a": 1})

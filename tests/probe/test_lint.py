@@ -165,7 +165,7 @@ def test_summary_says_how_many_shortcuts_there_are():
         ),
         (
             lambda: registry.build("resnet20", norm="bacth"),
-            r"resnet has no norm 'bacth' \(did you mean batch\?\)",
+            r"resnet: unknown norm 'bacth' \(did you mean batch\?\)",
         ),
         (
             lambda: Chain(conv=nn.ReLU(), conv2_batchnorm=nn.ReLU())["conv_batchnorm"],

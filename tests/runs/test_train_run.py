@@ -329,7 +329,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(
 
 def test_a_refused_run_leaves_no_folder(data, tmp_path):
     for options, said in (
-        ({"model": "resnet21"}, "no network is called"),
+        ({"model": "resnet21"}, "unknown model"),
         ({"stem": "none"}, "stem"),
         ({"max_pixels": 1}, "read"),
     ):
