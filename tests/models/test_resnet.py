@@ -332,7 +332,7 @@ def test_drop_path_rises_evenly_and_is_off_at_evaluation():
         ({"in_chans": 0}, r"resnet: expected integers of at least 1 for in_chans"),
         ({"num_classes": 2.5}, r"resnet: expected integers of at least 1 for num_classes"),
         ({"layers": [9999, 1]}, r"resnet: expected at most 3000 blocks, got 10000. Reduce layers"),
-        ({"drop_path": 1.0}, r"resnet: expected drop_path of at least 0 and below 1, got 1.0"),
+        ({"drop_path": 1.0}, r"resnet: expected drop_path of at least 0 and below 1, got 1.0. Change drop_path"),
         ({"drop_path": -0.1}, r"expected drop_path of at least 0"),
         ({"dropout": None}, r"resnet: expected dropout of at least 0 and below 1, got None"),
         ({"join": "skale"}, r"resnet: unknown join 'skale' \(did you mean scale\?\): expected one of add, scale"),
