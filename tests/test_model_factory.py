@@ -285,7 +285,7 @@ def test_a_file_whose_tensors_do_not_fit_its_plan_is_refused(tmp_path):
     plan = {**network.plan, "num_classes": 5}
     with pytest.raises(
         ShapeError,
-        match=r"cannot load .*: it does not match its plan: head.weight \(3, 4\), expected \(5, 4\); head.bias",
+        match=r"does not match its plan: head.weight \(3, 4\), expected \(5, 4\); head.bias",
     ):
         load(save(network, tmp_path / "a.safetensors", plan=plan))
     tensors = network.state_dict()
@@ -293,7 +293,7 @@ def test_a_file_whose_tensors_do_not_fit_its_plan_is_refused(tmp_path):
     header = {"plan": network.plan, "spec": GREY.as_dict()}
     save_weights(tmp_path / "b.safetensors", tensors, header)
     with pytest.raises(
-        ShapeError, match=r"head.bias is missing, expected \(3,\); extra is unexpected\. Write the file again"
+        ShapeError, match=r"it does not match .* expected \(3,\); extra is unexpected\. Write the file again"
     ):
         load(tmp_path / "b.safetensors")
     assert set(load_weights(tmp_path / "b.safetensors")[0]) == set(tensors)
