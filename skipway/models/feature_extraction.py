@@ -94,7 +94,7 @@ def _index(index: int, count: int) -> int:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A layer of a backbone, its path in the network, and whether its output is a feature map."""
+    """A layer of a backbone and its path in the network; `is_output` is True if it returns a feature map."""
 
     name: str
     layer: nn.Module

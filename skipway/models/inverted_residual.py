@@ -50,7 +50,7 @@ class InvertedResidualPlan(Plan):
         attention_ratio: inner channels of "se", as a fraction of the input channels of the block.
         norm_eps: epsilon of every batch norm (1e-3 in TensorFlow's networks).
         padding: "torch", or "same" for TensorFlow's padding of strided convolutions, which depends on the input size
-            and puts an odd zero at the end.
+            and adds an odd zero at the end.
         dropout: dropout rate before the head.
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
         drop_mode: "row" or "batch": see `Skip`.

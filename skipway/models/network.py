@@ -37,7 +37,7 @@ class Network(Chain):
         spec: meaning of the inputs and outputs.
 
     Attributes:
-        origin: text that reports where the weights are from.
+        origin: text that reports the source of the weights.
 
     >>> from skipway.models.registry import plan_of
     >>> network = build_network(plan_of("resnet20"))

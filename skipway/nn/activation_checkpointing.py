@@ -35,7 +35,7 @@ _INSIDE = 3  # memory of a block's activations over that of its input: between 2
 def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
     """Enable activation checkpointing in `network`, in place.
 
-    In training, only the input of each group of blocks is kept. The backward pass computes the group again. Gradients,
+    In training, only the input of each group of blocks is stored. The backward pass computes the group again. Gradients,
     running statistics and random choices are bitwise equal to those without checkpointing. Outputs without gradients
     are computed as usual. Autograd raises an error for second derivatives.
 
@@ -45,7 +45,7 @@ def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
 
     Args:
         network: module with chains of blocks: a `Chain` that contains a `Skip`, or only `Chain`s.
-        every: number of blocks in a group. "stages" puts each stage in one group. "auto" (default) minimizes memory:
+        every: number of blocks in a group. "stages" makes each stage one group. "auto" (default) minimizes memory:
             the square root of a third of the blocks of the stage. It leaves out the end of the network, whose
             activations are freed before memory peaks. "none" disables checkpointing.
 

@@ -46,7 +46,7 @@ __all__ = [
     "zero_last",
 ]
 
-KINDS = (*NORMS, "fixup")  # what keeps activations bounded: a norm, nothing, or Fixup
+KINDS = (*NORMS, "fixup")  # ways to bound activations: a norm, none, or Fixup
 ATTENTIONS = ("none", "se", "eca")
 PADDINGS = ("torch", "same")
 EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}

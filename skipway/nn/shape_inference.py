@@ -175,7 +175,7 @@ def on_meta(root: nn.Module) -> Iterator[None]:
 
 
 class _SameNorm(TorchFunctionMode):
-    """Skip the arithmetic of a batch norm on the meta device, where its output has the shape of its input."""
+    """Skip the arithmetic of a batch norm on the meta device, because its output has the shape of its input."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

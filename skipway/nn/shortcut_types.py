@@ -55,7 +55,7 @@ class Pad(nn.Module):
     Args:
         in_channels: channels C of the input.
         out_channels: channels C' of the output, at least C.
-        stride: distance of the positions that are kept.
+        stride: distance between sampled positions.
 
     Shapes:
         (B, C, *) -> (B, C', */stride), rounded up.

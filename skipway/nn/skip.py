@@ -257,7 +257,7 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
     Args:
         root: module to change.
         path: dotted path in `root`, such as "stage1.0.body".
-        new: module or function to put there.
+        new: module or function for that path.
 
     Raises:
         InputError: there is no module at that path, or a Skip around it rejects `new`. `root` is unchanged then.
