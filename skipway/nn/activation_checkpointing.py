@@ -35,9 +35,9 @@ _INSIDE = 3  # memory of a block's activations over that of its input: between 2
 def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
     """Enable activation checkpointing in `network`, in place.
 
-    In training, only the input of each group of blocks is stored. The backward pass computes the group again. Gradients,
-    running statistics and random choices are bitwise equal to those without checkpointing. Outputs without gradients
-    are computed as usual. Autograd raises an error for second derivatives.
+    In training, only the input of each group of blocks is stored, and the backward pass computes the group again.
+    Gradients, running statistics and random choices are bitwise equal to those without checkpointing. Outputs without
+    gradients are computed as usual. Autograd raises an error for second derivatives.
 
     Traced networks (torch.compile, torch.export) are left unchanged. On Linux, set
     GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does. glibc then

@@ -161,7 +161,7 @@ def test_summary_says_how_many_shortcuts_there_are():
     [
         (
             lambda: registry.build("resnet20", in_chan=32),
-            r"no option 'in_chan' \(did you mean in_chans\?\); it takes",
+            r"unknown option 'in_chan' \(did you mean in_chans\?\): expected",
         ),
         (
             lambda: registry.build("resnet20", norm="bacth"),
