@@ -34,9 +34,9 @@ _LOGIT_SCALE = 1 / 9  # a max pool, not a mean, feeds the head: unscaled logits 
 class Whitening(nn.Conv2d):
     """A stem of fixed 2x2 filters and a learned bias that whitens 2x2 patches of the image.
 
-    The filters are the principal directions of the patches, divided by their standard deviation, and the negatives of
-    these filters. Their outputs are therefore uncorrelated and of equal variance. The filters are random until `fit` is
-    called.
+    The filters are the principal directions of the patches, divided by the root mean square of the patches along them,
+    and the negatives of these filters. Their outputs are therefore uncorrelated and of equal scale. The filters are
+    random until `fit` is called.
 
     Args:
         in_chans: channels C of the images.
