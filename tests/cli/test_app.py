@@ -90,18 +90,18 @@ BAD = {
         "lamb",
     ): 'for --optimizer. Choose from: "auto", "sgd", "adamw"',
     ("find-lr", "kinds", "--patience", "3"): "--patience",
-    ("train", "kinds", "-m", "resnet21"): "no network is called 'resnet21' (did you mean",
+    ("train", "kinds", "-m", "resnet21"): "unknown model 'resnet21' (did you mean",
     ("train", "--config", "absent.yaml"): "cannot read the config absent.yaml",
     ("train", "--resume", "kinds"): "is not a run folder",
     ("train", "kinds", "--name", "../x"): "cannot name the run",
     ("predict",): "RUN requires an argument",
     ("predict", "runs/run"): "cannot predict: expected at least one image",
-    ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
+    ("predict", "kinds", "kinds"): "expected weights/best.safetensors in it, found none",
     ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
     ("evaluate", "runs/run", "absent"): "cannot find the data",
     ("evaluate", "runs/run", "kinds", "--split", "val"): "has no split 'val'",
     ("check", "absent"): "cannot find the data",
-    ("summary", "absent"): "no network is called",
+    ("summary", "absent"): "unknown model",
     ("models", "zz*"): "no architecture matches",
 }
 
@@ -318,7 +318,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(error, capsys):
 
     assert app._run(command) == 4
     assert capsys.readouterr().err.splitlines() == [
-        "skipway: error: memory ran out; take a smaller network, smaller images, or a machine with more memory"
+        "skipway: error: out of memory. Use a smaller model, smaller images, or a machine with more memory."
     ]
 
 

@@ -168,7 +168,7 @@ def test_what_it_cannot_do_is_said(monkeypatch):
         engine(sw.Chain(torch.linalg.svdvals), "fp32", torch.ones(3, 4, 4))
     monkeypatch.setitem(sys.modules, "openvino", None)
     home._openvino.cache_clear()
-    with pytest.raises(MissingExtra, match="predicting with OpenVINO needs the extra 'openvino': pip install"):
+    with pytest.raises(MissingExtra, match="predicting with OpenVINO needs the extra 'openvino', which is not"):
         engine(network)
 
 

@@ -333,7 +333,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(
 
 def test_a_refused_run_leaves_no_folder(data, tmp_path):
     for options, said in (
-        ({"model": "resnet21"}, "no network is called"),
+        ({"model": "resnet21"}, "unknown model"),
         ({"stem": "none"}, "stem"),
         ({"max_pixels": 1}, "read"),
     ):
@@ -392,7 +392,7 @@ def test_a_lack_of_memory_outside_training_is_no_fault_of_ours(data, tmp_path, m
         raise error
 
     monkeypatch.setattr(html, "write", starved)
-    with pytest.raises(StorageError, match="memory ran out; take a smaller network") as e:
+    with pytest.raises(StorageError, match="out of memory. Use a smaller model") as e:
         quick(data, tmp_path, name="x", epochs=1)
     assert e.value.exit_code == 4 and not (tmp_path / "x" / "crash.txt").exists()
 

@@ -391,7 +391,7 @@ def test_unknown_libraries_names_and_options_are_refused():
         InputError, match=r"no library is called 'torchvison' \(did you mean torchvision\?\); there are"
     ):
         adopt(state, "torchvison", "resnet18")
-    with pytest.raises(InputError, match="no network is called 'resnet51'"):
+    with pytest.raises(InputError, match="unknown model 'resnet51'"):
         adopt(state, "timm", "resnet51")
     with pytest.raises(InputError, match=r"torchvision has no network like 'resnet50d' .*stem 'deep' \(it has 'large'"):
         adopt(state, "torchvision", "resnet50d")
