@@ -40,8 +40,7 @@ BANNED = {
     r"look(s|ed|ing)? (at|into)": "analysis, inspect",
     r"stand(s|ing)? (in|for|at|on)": "is",
     r"nobody": "no user, nothing",
-    r"colour(s|ed)?|grey|behaviour|favour\w*|(optim|normal|initial|general|regular|summar)is(e[ds]?|ers?|ing|ation)": "US "
-    "spelling",
+    r"colour(s|ed)?|grey|behaviour|favour\w*|(optim|normal|initial|summar)is(e[ds]?|ers?|ing|ation)": "US spelling",
 }
 FIRST_WORDS = ("What", "Whether", "How", "Where", "Which", "Of", "That")
 SINGULAR = re.compile(r"\b1 (epochs|images|rows|classes|folds|files|seconds|threads|processes|steps|samples|runs)\b")
