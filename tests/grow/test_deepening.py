@@ -752,5 +752,5 @@ def test_what_nobody_can_grow_is_refused_in_a_line():
     ):
         with pytest.raises(InputError, match="expected inferred sizes, got uninferred"):
             widen(sw.Chain(nn.Linear(4, 4), lazy), 2, probe=x)
-    with pytest.raises(InputError, match="expected the original network, got a fused one"):
+    with pytest.raises(InputError, match="got a fused one. Grow the network before"):
         widen(sw.export.fuse(planned), 2)

@@ -387,11 +387,11 @@ def test_a_head_of_another_rank_is_a_difference_like_any_other():
 
 def test_unknown_libraries_names_and_options_are_refused():
     state = {"conv1.weight": torch.ones(1)}
-    with pytest.raises(InputError, match=r"expected one of .*, got 'torchvison' \(did you mean torchvision\?\)"):
+    with pytest.raises(InputError, match=r"library: expected one of .*'torchvison' \(did you mean torchvision\?\)"):
         adopt(state, "torchvison", "resnet18")
     with pytest.raises(InputError, match="no network is called 'resnet51'"):
         adopt(state, "timm", "resnet51")
-    with pytest.raises(InputError, match=r"torchvision has no 'resnet50d' .*stem 'deep' \(it has 'large'"):
+    with pytest.raises(InputError, match=r"has no 'resnet50d' .*stem 'deep' \(it has 'large'.*\. Change the options"):
         adopt(state, "torchvision", "resnet50d")
     with pytest.raises(InputError, match="fastai has no 'densenet121' .*it has no densenet"):
         adopt(state, "fastai", "densenet121")

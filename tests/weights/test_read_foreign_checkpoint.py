@@ -284,6 +284,16 @@ def test_other_kinds_of_msgpack_values_are_refused(tmp_path):
         read_state(tmp_path / "c")
 
 
+def test_a_disk_error_is_one_line(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "c").write_bytes(b"\x81\xa1a\x01")
+    monkeypatch.setattr("skipway.weights.read_foreign_checkpoint.open", fail, raising=False)
+    with pytest.raises(InputError, match="cannot read .*: Input/output error. Check the disk and the file permissions"):
+        read_state(tmp_path / "c")
+
+
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, text in (
