@@ -153,7 +153,7 @@ def test_what_cannot_be_exported_is_refused(run, tmp_path, monkeypatch):
         export_run(run, "onx")
     with pytest.raises(InputError, match="weights for timm are always those"):
         export_run(run, "timm", raw=True)
-    with pytest.raises(InputError, match="timm cannot hold resnet20"):
+    with pytest.raises(InputError, match="timm has no resnet20 with these options"):
         export_run(run, "timm")
     file, _ = saved(tmp_path)
     with pytest.raises(InputError, match="torchvision's resnet18 cannot be told other layers, widths"):
