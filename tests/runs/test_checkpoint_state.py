@@ -132,14 +132,12 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_every_use_of_a_run_refuses_weights_that_are_not_its_best(run, base, use):
-    best, expected = (
-        run / "weights" / "best.safetensors",
-        "expected weights of epoch ., the best epoch of the run, got ",
-    )
+    best = run / "weights" / "best.safetensors"
+    expected = "expected weights of epoch ., the best epoch of the run, got "
     tensors, header = load_weights(best)
     foreign = base / "runs" / "other" / "weights" / "best.safetensors"
     shutil.copy(foreign, best)
-    with pytest.raises(InputError, match=f"{expected}those of (the same epoch of another run|epoch .)"):
+    with pytest.raises(InputError, match=f"{expected}weights of (the same epoch of another run|epoch .)"):
         USES[use](run, base)
     if use in ("load", "file"):
         save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": 0}})

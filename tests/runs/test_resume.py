@@ -335,7 +335,7 @@ def test_a_signal_while_training_ends_with_75_and_one_line(place):
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=HANG)
     assert process.returncode == 75 and len(err.splitlines()) == 1, err
-    assert "stopped by SIGTERM after step" in err and "go on with --resume runs/sig" in err
+    assert "stopped by SIGTERM after step" in err and "Resume with --resume runs/sig" in err
     train(
         resume=place / "runs" / "sig",
         epochs=checkpoint.load_checkpoint(place / "runs" / "sig/weights/last").state["state"]["epoch"],
