@@ -264,10 +264,10 @@ def test_a_run_called_as_its_data_goes_on(tmp_path):
 
 def test_two_runs_never_write_into_one_folder(place):
     with Lock(place / "runs" / "half"):
-        with pytest.raises(InputError, match="another run is writing there .process"):
+        with pytest.raises(InputError, match="another run is using it .process"):
             train(resume=place / "runs" / "half")
         (place / "runs" / "new").mkdir()
-    with Lock(place / "runs" / "new"), pytest.raises(InputError, match="another run is writing there"):
+    with Lock(place / "runs" / "new"), pytest.raises(InputError, match="another run is using it"):
         quick(place / "kinds", place / "runs", name="new")
     (place / "runs" / "half" / ".lock").write_text(json.dumps({"pid": 1, "host": "gone"}))
     assert train(resume=place / "runs" / "half").metrics["epochs"] == 2

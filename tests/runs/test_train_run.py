@@ -152,7 +152,7 @@ def test_a_start_that_is_late_for_the_lock_takes_nothing_back(tmp_path):
     recipe = Recipe(output=str(tmp_path), name="run")
     (tmp_path / "run").mkdir()
     with Lock(tmp_path / "run"):  # of a process that is about to write its config.yaml
-        with pytest.raises(InputError, match="another run is writing there"):
+        with pytest.raises(InputError, match="another run is using it"):
             with new_run_folder(recipe, "data", "model"):
                 pytest.fail("two runs in one folder")
         assert os.listdir(tmp_path / "run") == [".lock"]
