@@ -50,14 +50,14 @@ def main(words=None):
     parser.add_argument("--source", help="an archive or a folder; default: by download")
     parser.add_argument("--data", type=Path, default=Path("ants_bees"))
     parser.add_argument("--output", default="runs")
-    given = parser.parse_args(words)
-    if not given.data.exists():
+    args = parser.parse_args(words)
+    if not args.data.exists():
         with tempfile.TemporaryDirectory() as folder:
-            copy_photographs(given.source or download(folder), given.data)
+            copy_photographs(args.source or download(folder), args.data)
     begin = time.monotonic()
-    run = sw.train(given.data, output=given.output, console=Console())
+    run = sw.train(args.data, output=args.output, console=Console())
     print(f"{run.metrics['val_accuracy']:.1%} of the validation images in {time.monotonic() - begin:.0f} s")
-    files = sorted((given.data / "val").rglob("*.jpg"))[::20]
+    files = sorted((args.data / "val").rglob("*.jpg"))[::20]
     for file, name in zip(files, run.network().predict(files), strict=True):
         print(f"{file.parent.name}/{file.name}: {name}")
     return run
