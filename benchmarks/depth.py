@@ -79,7 +79,7 @@ def main():
             rows.append([f"{model}, {way}", f"{peak:,.0f}", f"{seconds:.3f}", *ratios])
     precision = "bf16" if args.bf16 else "fp32"
     title = f"Training over depth, batch {args.batch}, 32 px, {precision}, n = {args.rounds}"
-    header = ["network", "peak MB above the start", "step, seconds", "kept's peak over this", "time over kept's"]
+    header = ["network", "peak increase, MB", "seconds per step", "peak of kept / peak", "time / time of kept"]
     write(f"depth-{precision}", title, header, rows)
 
 

@@ -4,8 +4,8 @@
 
 Each row of `WAYS` is a `skipway train` per seed, in a separate process and a folder of OUT. Finished runs are not
 repeated. Compute is 6 operations per image and multiply-add of the forward pass (2 forward, 4 backward). The seconds
-are those at the throughput of the fastest epoch of the same network in any run, because other work on the machine slows
-runs unequally. The table has medians over the seeds on the test set. The plots show validation accuracy over compute.
+are computed from the highest throughput of each network in any run, because other work on the machine slows runs
+unequally. The table has medians over the seeds on the test set. The plots show validation accuracy over compute.
 """
 
 import argparse

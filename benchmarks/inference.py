@@ -58,7 +58,7 @@ def main():
         return worker(args.one, args.batch, args.profile)
     words = [__file__, "--batch", str(args.batch), *(["--profile"] if args.profile else []), "--one"]
     metrics = alternating({way: [*words, way] for way in args.ways}, args.rounds)
-    title = f"Predicting with ResNet-50 at 224 px, batch {args.batch}, images a second, n = {args.rounds}"
+    title = f"Inference with ResNet-50 at 224 px, batch {args.batch}, images/s, n = {args.rounds}"
     write(f"inference-{args.batch}", title, *over_plain(metrics, "images_per_second"))
 
 

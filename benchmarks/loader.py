@@ -81,8 +81,8 @@ def main():
         for way, results in metrics.items()
     ]
     count = metrics["ours"][0]["photographs"]
-    title = f"Photographs from a folder ({count}) to augmented batches of {BATCH} at {SIZE} px, n = {args.rounds}"
-    write("loader", title, ["way", "photographs a second (range)", "over pillow", "seconds before the first"], rows)
+    title = f"Loading {count} photographs to augmented batches of {BATCH} at {SIZE} px, n = {args.rounds}"
+    write("loader", title, ["way", "photographs/s (range)", "over pillow", "seconds before the first batch"], rows)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/processes.py [--model resnet20] [--rounds 3] [--batch 128] [--network 10]
 
-Each round trains every variant in turn (A B C D A B C D ...) for three epochs on the same 2,000 random images of 32 x
-32. The last two epochs count. The estimate for more processes adds a ring all-reduce to the measured step of a process
-with the same batch size. It transfers 2 (n - 1) / n times the size of the gradients over a network with the bandwidth
-of --network, without overlap with the backward pass.
+Each round trains every variant in turn (A B C D A B C D ...) on the same 2,000 random images of 32 x 32. The last two
+of three epochs count. The estimate for more processes adds a ring all-reduce to the measured step of a process with the
+same batch size. It transfers 2 (n - 1) / n times the size of the gradients with the bandwidth of --network. It does not
+overlap with the backward pass.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/time_to_accuracy.py birds-airplanes/ --target 0.9 --epochs 2
 
 "ours" is the whole command, with its report, for --epochs epochs. A run that misses the target fails. The others train
-a ResNet-20 in plain torch for up to --reference-epochs (SGD with momentum 0.9, weight decay 5e-4, one-cycle schedule
-with a peak of 0.2, batch 128, shifts and flips of whole batches in memory). They evaluate the test set after each
-epoch, and stop at the target. Each run is a separate process, timed from its start.
+a ResNet-20 in plain torch for up to --reference-epochs. They use SGD with momentum 0.9, weight decay 5e-4, a one-cycle
+schedule with a peak of 0.2, batch 128, and shifts and flips of whole batches in memory. They evaluate the test set
+after each epoch, and stop at the target. Each run is a separate process, timed from its start.
 """
 
 import argparse

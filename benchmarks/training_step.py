@@ -75,7 +75,7 @@ def main():
         return worker(args.case, args.one, args.profile)
     words = [__file__, "--case", args.case, *(["--profile"] if args.profile else []), "--one"]
     metrics = alternating({way: [*words, way] for way in args.ways}, args.rounds)
-    title = f"Training step, {args.case}, images a second, n = {args.rounds}"
+    title = f"Training step, {args.case}, images/s, n = {args.rounds}"
     write(f"training-step-{args.case}", title, *over_plain(metrics, "images_per_second"))
 
 

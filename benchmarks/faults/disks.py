@@ -1,9 +1,9 @@
 """Disk faults at every system call of a save and a report: full, broken and network disks, and short writes.
 
-strace injects real kernel errors: it attaches to a process before it saves, and lets the k-th call of a name fail for k
-= 1, 2, 3, ... until the process makes fewer calls. The old or the new file must be intact after each fault. Two faults
-are simulated in Python: short writes, and renames that report an error after they succeeded, as on a network disk
-whose first response was lost.
+strace injects real kernel errors. It attaches to a process before it saves, and lets the k-th call of a name fail, for
+k = 1, 2, 3, ... until the process makes fewer calls. The old or the new file must be intact after each fault. Short
+writes are simulated in Python, and so are renames that report an error after they succeeded, as on a network disk that
+loses a response.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """Kernel: a computation with a plain and a fast version, and the conditions that all fast versions share.
 
-If the conditions of a kernel do not hold (another device, dtype or memory layout, hooks, evaluation, tracing, no C
-compiler), the plain version runs without a warning. Both return the same result up to rounding. The environment
-variable SKIPWAY_KERNELS=off disables all fast versions.
+The plain version runs, without a warning, if the conditions do not hold: another device, dtype or memory layout, hooks,
+evaluation, tracing, no C compiler. Both return the same result up to rounding. The environment variable
+SKIPWAY_KERNELS=off disables all fast versions.
 """
 
 import os

@@ -212,9 +212,10 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
 
     Returns:
         Metrics by name. Classification: accuracy, loss, balanced_accuracy (mean recall), macro_f1, top5_accuracy (for
-        more than 5 classes), auroc (one-vs-rest, Hanley and McNeil 1982) and ece (expected calibration error over 15
-        bins, Guo et al. 2017, arXiv:1706.04599). Recall, F1 and auroc are averaged over the classes in the set, and
-        auroc is omitted if there is only one. Regression: r2, mae and rmse in the original unit, and loss.
+        more than 5 classes), auroc and ece. auroc is one-vs-rest (Hanley and McNeil 1982). ece is the expected
+        calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599). Recall, F1 and auroc are averaged over the
+        classes in the set, and auroc is omitted for a single class. Regression: r2, mae and rmse in the original unit,
+        and loss.
 
     Raises:
         NotFiniteError: the outputs for a sample are NaN or infinite.

@@ -105,8 +105,8 @@ def set_threads(requested: int | None, *, table: bool, say: Callable[[str], None
 def fastest_threads(available: ThreadCount, root: Path = _SYSTEM) -> ThreadCount:
     """Return `available`, or the fastest measured number of threads if the machine is busy.
 
-    All threads, one per idle core, and a single thread are timed. The smallest number that is within 20% of the fastest
-    is chosen, because under load most trainings lose more time to waiting threads than the test step does.
+    All threads, a thread per idle core, and a single thread are timed. The smallest number within 20% of the fastest is
+    chosen. Under load, most trainings lose more time to waiting threads than the test step does.
 
     Args:
         available: number of threads on an idle machine.

@@ -36,8 +36,8 @@ def exceeds_share(accuracy: float, count: int, share: float) -> bool:
     """Return True if an accuracy is significantly higher than that of a constant prediction.
 
     The share must be below the 95% Wilson interval. On up to 1,000 samples, the exact binomial probability of this
-    accuracy must also be below 2.5%: for 4 of 4 correct, the Wilson interval starts at 51%, but the probability by
-    chance is 1 in 16.
+    accuracy must also be below 2.5%. The interval alone is too optimistic: for 4 of 4 correct it starts at 51%, but
+    the probability by chance is 1 in 16.
 
     Args:
         accuracy: observed accuracy in [0, 1].
