@@ -335,8 +335,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load the tensors and the header of a file written by `save_weights`, and verify its checksum."""
     path, where = Path(path), printable(path)
     if not path.is_file():  # reading a pipe would block
-        message = f"cannot read {where}: expected a file, got {_describe_non_file(path)}."
-        raise InputError(f"{message} Pass the weights/best.safetensors of a run.")
+        kind = _describe_non_file(path)
+        raise InputError(
+            f"cannot read {where}: expected a file, got {kind}. Pass the weights/best.safetensors of a run."
+        )
     try:
         with open(path, "rb") as file:
             notes = _read_notes(file, where)
@@ -385,8 +387,8 @@ def _read_notes(file: BinaryIO, where: str) -> dict[str, str]:
     if size != expected:
         raise InputError(f"cannot read {where}: expected {expected} bytes, got {size}. Copy the file again.")
     if not isinstance(notes, dict) or not {"skipway", "written_by", "sha256"} <= set(notes):
-        message = f"cannot read {where}: expected a file with the header of skipway, got plain safetensors."
-        raise InputError(f"{message} Load it with create_model(name, pretrained=...).")
+        use = "create_model(name, pretrained=...)"
+        raise InputError(f"cannot read {where}: expected weights of skipway, got plain safetensors. Use {use}.")
     writer = atomic_files.from_json(notes["written_by"].encode())
     refuse_unknown_schema(where, writer.get("schema"), writer["version"])
     return notes

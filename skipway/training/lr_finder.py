@@ -141,6 +141,13 @@ def preserve_trainer(trainer: Trainer) -> Iterator[None]:
 def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
     """Take the k-th step with learning rate `rate`.
 
+    Args:
+        trainer: model and optimizer.
+        x: inputs of the batch.
+        y: targets of the batch.
+        k: number of the step, which seeds dropout.
+        rate: learning rate.
+
     Returns:
         The loss before the step, averaged over all processes. If it is not finite, no step is taken.
     """

@@ -579,7 +579,7 @@ def test_another_tools_safetensors_and_a_newer_format_are_told_apart_from_damage
     path = tmp_path / "a.safetensors"
     for metadata in (None, {"format": "pt"}):
         safetensors.torch.save_file({"a": torch.ones(2)}, path, metadata)
-        with pytest.raises(InputError, match="expected a file with the header of skipway, got plain safetensors"):
+        with pytest.raises(InputError, match="expected weights of skipway, got plain safetensors. Use create_model"):
             checkpoint.load_weights(path)
     notes = {"skipway": "{}", "written_by": '{"schema": 5, "version": "3.2"}', "sha256": "?"}
     safetensors.torch.save_file({"a": torch.ones(2)}, path, notes)
