@@ -103,11 +103,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Load the newest step in `folder` that passes its checksums.
-
-    Raises:
-        InputError: the folder has no such step, or it has a newer schema.
-    """
+    """Load the newest step in `folder` that passes its checksums. Raise InputError if there is none."""
     folder = Path(folder)
     refused: list[str] = []
     try:
