@@ -141,7 +141,7 @@ def test_every_use_of_a_run_refuses_weights_that_are_not_its_best(run, base, use
         USES[use](run, base)
     if use in ("load", "file"):
         save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": 0}})
-        with pytest.raises(InputError, match=f"{expected}those of epoch 0. Put the run's own file back, or move this"):
+        with pytest.raises(InputError, match=f"{expected}weights of epoch 0. Restore the original file, or move"):
             USES[use](run, base)
         sw.load(foreign).save(run.parent / "plain.safetensors")
         shutil.copy(run.parent / "plain.safetensors", best)

@@ -557,7 +557,9 @@ def test_other_formats_are_refused_by_what_is_in_them(tmp_path, content, looks):
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, kind in ((".", "a folder"), ("pipe", "a special file"), ("missing", "nothing")):
-        with pytest.raises(InputError, match=f"expected a file, got {kind}. Pass weights/best.safetensors of a run"):
+        with pytest.raises(
+            InputError, match=f"expected a file, got {kind}. Pass the weights/best.safetensors of a run"
+        ):
             checkpoint.load_weights(tmp_path / name)
 
 
