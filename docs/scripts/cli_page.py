@@ -1,6 +1,6 @@
 """The reference of the command line, as Markdown, from the real parser.
 
-    python docs/scripts/cli_page.py
+python docs/scripts/cli_page.py
 """
 
 import re

@@ -1,6 +1,6 @@
 """The table of all architectures, as Markdown, from the registry.
 
-    python docs/scripts/model_page.py
+python docs/scripts/model_page.py
 """
 
 from skipway.models import registry
