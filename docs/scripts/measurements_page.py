@@ -11,9 +11,10 @@ from pathlib import Path
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 HEAD = """# Measurements
 
-All measured values of skipway, generated from `benchmarks/results/`: the newest table of each kind. Other pages link here and
-repeat no value. Each table has its date, hardware, versions and number of runs. Only ratios within one table compare, because
-the speed of shared machines drifts between sessions. `benchmarks/log.md` lists the attempts that did not help.
+All measured values of skipway, generated from `benchmarks/results/`: the newest table of each kind. Other pages link
+here and repeat no value. Each table has its date, hardware, versions and number of runs. Only ratios within one table
+compare, because the speed of shared machines drifts between sessions. `benchmarks/log.md` lists the attempts that did
+not help.
 """
 GROUPS = {
     "Accuracy on images": ("photographs-flowers", "photographs-ants_bees", "photographs-clothing", "transfer")

@@ -8,9 +8,9 @@ from skipway.utils.format_text import join_sizes
 
 HEAD = """# Model table
 
-Every architecture that `--model` and `sw.create_model` accept, generated from the registry. `skipway models` prints the same
-list. Parameters are counted with the classes of the paper. [Architectures](architectures.md) describes the families, their
-papers and their options.
+Every architecture that `--model` and `sw.create_model` accept, generated from the registry. `skipway models` prints
+the same list. Parameters are counted with the classes of the paper. [Architectures](architectures.md) describes the
+families, their papers and their options.
 """
 TITLES = {
     "resnet": "ResNet and its variants",
@@ -39,8 +39,14 @@ def _row(name: str) -> str:
     defaults = registry.FAMILIES[plan["family"]].plan().as_dict()
     changed = [f"`{key}={plan[key]!r}`" for key in defaults if key not in SHOWN and plan[key] != defaults[key]]
     options = [f"`{key}={plan[key]!r}`" for key in ("block", "stem") if key in plan]
-    count = f"{registry.count_parameters(plan):,}"
-    return f"| `{name}` | {count} | {join_sizes(plan['layers'])} | {plan['num_classes']} | {', '.join(options + changed)} |"
+    cells = (
+        f"`{name}`",
+        f"{registry.count_parameters(plan):,}",
+        join_sizes(plan["layers"]),
+        str(plan["num_classes"]),
+        ", ".join(options + changed),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
