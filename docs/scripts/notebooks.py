@@ -19,6 +19,7 @@ try:
     import skipway
 except ImportError:
     %pip install --quiet skipway"""
+DOWNLOAD = re.compile(r" ?\[Download[^\]]*\]\([^)]*\.ipynb\)\.")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")
 
 
@@ -42,8 +43,8 @@ def cells(markdown: str) -> list[tuple[str, str]]:
                 text = []
             elif "title=" not in line:  # the output of a block, which the notebook computes
                 text += [line, *block, "```"]
-        elif ".ipynb" not in line and not line.startswith("!["):
-            text.append(LINK.sub(r"\1", line))
+        elif not line.startswith("!["):
+            text.append(LINK.sub(r"\1", DOWNLOAD.sub("", line)))
     result.append(("markdown", "\n".join(text)))
     return [(kind, source.strip("\n")) for kind, source in result if source.strip()]
 
