@@ -5,7 +5,7 @@
 scikit-learn's bundled tables, repeated 5-fold cross-validation (5 times unless told), the same folds for both: mean and
 standard deviation over the folds of accuracy, or of R2 for diabetes. One thread for the network.
 
-Figures of 2026-11-21, two cores of an AMD EPYC, torch 2.13.0, scikit-learn 1.9.1, 5 x 5 folds: see docs/tables.md.
+Figures of 2026-11-21, two cores of an AMD EPYC, torch 2.13.0, scikit-learn 1.9.1, 5 x 5 folds: see benchmarks/results/2026-11-21-tables.md.
 """
 
 import sys
