@@ -1,11 +1,11 @@
-"""skipway's network for tables beside scikit-learn's gradient boosting, both with default settings.
+"""skipway's network for tables and scikit-learn's gradient boosting, both with default settings.
 
     python benchmarks/tables.py [REPEATS]
 
-scikit-learn's bundled tables, repeated 5-fold cross-validation (5 times unless told), the same folds for both: mean and
+scikit-learn's bundled tables, repeated 5-fold cross-validation (5 times by default), the same folds for both: mean and
 standard deviation over the folds of accuracy, or of R2 for diabetes. One thread for the network.
 
-Figures of 2026-11-21, two cores of an AMD EPYC, torch 2.13.0, scikit-learn 1.9.1, 5 x 5 folds: see benchmarks/results/2026-11-21-tables.md.
+The results are in benchmarks/results/2026-11-21-tables.md.
 """
 
 import sys
