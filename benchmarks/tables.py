@@ -4,7 +4,7 @@
 
 The data sets are bundled with scikit-learn. Repeated 5-fold cross-validation (5 repeats by default) uses the same folds
 for both. The results are the mean and the standard deviation of the accuracy, or of R2 for diabetes, over the folds.
-The network uses 1 thread.
+The network uses 1 thread. The results are in benchmarks/results/2026-11-21-tables.md.
 """
 
 import sys
