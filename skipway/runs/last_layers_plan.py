@@ -125,7 +125,7 @@ def size_for_last_layers(
 ) -> int | None:
     """Return the image size for training the layers after `freeze_until` within a time, or None if none fits.
 
-    The size is the largest one or a step below. On the flowers of docs/training.md the last stage has an accuracy of
+    The size is the largest one or a step below. On 3,670 photographs of flowers the last stage has an accuracy of
     94.9% at 256 px in 49 s and 93.8% at 224 px; the head alone has 93.1% at 288 px.
 
     Args:

@@ -1,4 +1,4 @@
-"""Schema version of the JSON and YAML files of a run folder (docs/run_folder.md)."""
+"""Schema version of the JSON and YAML files of a run folder (docs/reference/run-folder.md)."""
 
 from typing import Any
 
