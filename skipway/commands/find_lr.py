@@ -65,7 +65,7 @@ def find_lr(
     with preserve_global_state():
         datamodule = open_datamodule(recipe, new=True, epochs_given=True, transform=transform)
         is_table = datamodule.noun == "rows"
-        set_threads(recipe.threads, table=is_table, say=console.print)
+        set_threads(recipe.threads, table=is_table, report=console.print)
         datamodule.prepare(console, stop)
         torch.manual_seed(recipe.seed)
         network, pretrained = datamodule.network(console)

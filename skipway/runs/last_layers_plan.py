@@ -92,7 +92,7 @@ def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform:
 
 
 def plan_last_layers(
-    network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], *, seconds: float, room: int
+    network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], *, seconds: float, max_bytes: int
 ) -> LastLayersPlan | None:
     """Plan the training of the layers after `freeze_until`, which follows the fit of the head.
 
@@ -102,7 +102,7 @@ def plan_last_layers(
         precision: "bf16" or "fp32".
         counts: number of images in "train", "val" and "test".
         seconds: time after decoding: for features, head, views, training and evaluation.
-        room: maximum bytes of the cached outputs.
+        max_bytes: maximum bytes of the cached outputs.
 
     Returns:
         The plan with the most views and epochs that fit, or None if none fits.
@@ -115,7 +115,7 @@ def plan_last_layers(
     for views, epochs in _PLANS:
         of_views = (views * train + val) * for_output
         needed = of_head + of_views + epochs * (train + val) * for_step + (total - train) * for_output
-        if needed <= seconds and views * num_bytes <= min(room, _MAX_BYTES):
+        if needed <= seconds and views * num_bytes <= min(max_bytes, _MAX_BYTES):
             return LastLayersPlan(freeze_until, views, epochs)
     return None
 
@@ -139,8 +139,8 @@ def size_for_last_layers(
     largest = largest_size(own)
     for size in (largest, max(largest - _STEP_DOWN, own)):
         share = (own / size) ** 2  # time and bytes are proportional to the area
-        left, room = (seconds - of_fit) * share + of_fit, round(_MAX_BYTES * share)
-        if plan_last_layers(network, freeze_until, precision, counts, seconds=left, room=room) is not None:
+        left, max_bytes = (seconds - of_fit) * share + of_fit, round(_MAX_BYTES * share)
+        if plan_last_layers(network, freeze_until, precision, counts, seconds=left, max_bytes=max_bytes) is not None:
             return size
     return None
 

@@ -35,8 +35,8 @@ def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
     """
     if seconds is None:
         return "48:96" if _gains_from_larger(count) else "32:64"
-    room = seconds / (max(count, 1) * per_image)
-    return [size for least, size in _SIZES if room >= least][-1]
+    epochs = seconds / (max(count, 1) * per_image)
+    return [size for least, size in _SIZES if epochs >= least][-1]
 
 
 def quick_step_seconds(device: str, precision: str) -> float:

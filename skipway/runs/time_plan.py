@@ -46,10 +46,10 @@ def last_layers_in_time(
     cache = cache_folder(folder)
     with storing(cache, 0):
         make_folder(cache)
-        room = free_bytes(cache) // 2
+        max_bytes = free_bytes(cache) // 2
     counts = {split: datamodule.count(split) for split in ("train", "val", "test")}
     seconds -= FINISH_SECONDS
-    return plan_last_layers(network, freeze_until, settings.precision, counts, seconds=seconds, room=room)
+    return plan_last_layers(network, freeze_until, settings.precision, counts, seconds=seconds, max_bytes=max_bytes)
 
 
 def scheduled_epochs(

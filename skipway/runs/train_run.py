@@ -161,7 +161,7 @@ def _prepared_run(
             earlier_spec=earlier.checkpoint.state["spec"] if earlier and earlier.checkpoint else None,
         )
         recipe = datamodule.recipe
-        set_threads(recipe.threads, table=datamodule.noun == "rows", say=console.print)
+        set_threads(recipe.threads, table=datamodule.noun == "rows", report=console.print)
         if earlier is None:
             is_open = not epochs_given and datamodule.time_sets_epochs
             folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack, is_open))

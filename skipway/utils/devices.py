@@ -78,13 +78,13 @@ def local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def set_threads(requested: int | None, *, table: bool, say: Callable[[str], None]) -> None:
+def set_threads(requested: int | None, *, table: bool, report: Callable[[str], None]) -> None:
     """Set the number of threads of torch for a training.
 
     Args:
         requested: the option `threads`, which takes precedence.
         table: train on a table with 1 thread, because its small layers run slower with several.
-        say: prints the number if it was measured.
+        report: prints the number if it was measured.
     """
     import torch
 
@@ -98,7 +98,7 @@ def set_threads(requested: int | None, *, table: bool, say: Callable[[str], None
         threads = fastest_threads(available)
         count = threads.count
         if threads is not available:
-            say(f"threads: {count}, because {threads.reason}")
+            report(f"threads: {count}, because {threads.reason}")
     torch.set_num_threads(count)
 
 

@@ -81,7 +81,7 @@ def download(repository: str, file: str) -> Path:
     except Exception as error:  # the HTTP library raises many types
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise StorageError(
-                f"cannot store the weights of {where}: {error.strerror}. Free disk space, or set HF_HOME to another disk."
+                f"cannot store the weights of {where}: {error.strerror}. Free disk space, or set HF_HOME elsewhere."
             ) from None
         raise InputError(
             f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?). "

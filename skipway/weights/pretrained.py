@@ -332,7 +332,7 @@ def _read_config(where: str, path: Path) -> dict[str, Any]:
 
 
 def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
-    """Return the Spec of a timm config: shorter side resized to floor(size / crop_pct), then a center crop."""
+    """Return the Spec of a timm config: shorter side resized to size / crop_pct, rounded down, then a center crop."""
     settings = config.get("pretrained_cfg") or config
     channels, size, other = settings["input_size"]
     if (channels, size) != (plan["in_chans"], other):

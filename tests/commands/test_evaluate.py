@@ -34,10 +34,8 @@ def test_evaluation_counts_every_image_once_and_matches_classes_by_name(place, w
 
 def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
     other = image_folder(tmp_path / "other", 2, kinds=("ant", "yak"))
-    with pytest.raises(
-        InputError,
-        match=r"cannot evaluate .*: expected the classes of the model \(ant, bee, cow\), got yak. Rename the",
-    ):
+    message = r"cannot evaluate .*: expected the classes of the model \(ant, bee, cow\), got yak. Rename the"
+    with pytest.raises(InputError, match=message):
         evaluate(weights, other)
     with pytest.raises(InputError, match="has no split 'test': expected train"):
         evaluate(weights, place / "kinds", split="test")

@@ -184,7 +184,7 @@ def test_threads_of_a_training_are_set_and_a_measured_choice_is_printed(one_thre
     lines = []
 
     def threads_for(requested=None, table=False):
-        set_threads(requested, table=table, say=lines.append)
+        set_threads(requested, table=table, report=lines.append)
         return torch.get_num_threads()
 
     monkeypatch.setattr(devices, "fastest_threads", lambda available: available)
