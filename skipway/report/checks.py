@@ -36,8 +36,7 @@ def run_checks(facts: Mapping[str, Any]) -> list[Check]:
     """Return the checks of data, fit, calibration and speed.
 
     Args:
-        facts: those of `verdicts`, and: skipped (number, None if unknown), warnings, headline, reliability, bias, metrics,
-            recipe, env.
+        facts: those of `verdicts`, and skipped_count (None if unknown), warnings, headline, reliability, bias.
     """
     return [_data(facts), _fit(facts), _calibration(facts), _speed(facts)]
 
@@ -48,9 +47,9 @@ def _data(facts: Mapping[str, Any]) -> Check:
     kind = "file" if noun == "images" else "row"
     problems = []
     if skipped:
-        problems.append(f"{skipped:,} {kind}{'s' * (skipped != 1)} skipped")
+        problems.append(f"{skipped:,} {kind}{'s were' if skipped != 1 else ' was'} skipped")
     if count := len(facts["warnings"]):
-        problems.append(f"{count} warning{'s' * (count != 1)} listed under Data")
+        problems.append(f"{count} warning{'s are' if count != 1 else ' is'} listed under Data")
     for row in facts["headline"][-1:]:
         if row["interval"] and row["interval"][1] - row["interval"][0] > _WIDE:
             width = row["interval"][1] - row["interval"][0]
@@ -108,13 +107,17 @@ def _bias(result: Bias | None) -> Check:
 def _speed(facts: Mapping[str, Any]) -> Check:
     """Warn of training that waits for data."""
     history = facts["history"]
-    waits = [value for value in (number(row.get("data_time_fraction")) for row in history) if math.isfinite(value)]
+    trained = [row for row in history if row.get("lr") != 0]
+    waits = [value for value in (number(row.get("data_time_fraction")) for row in trained) if math.isfinite(value)]
+    speed = number(facts["metrics"].get("samples_per_second", history[-1].get("samples_per_second") if history else ""))
+    rate = f"{speed:,.0f} {facts['noun']}/s" if math.isfinite(speed) else ""
+    if history and not trained and rate:
+        return Check("Speed", State.PASS, f"{rate}; the head was fitted in one pass over the {facts['noun']}.")
     if not waits:
         return Check("Speed", State.UNKNOWN, "This run did not measure how long training waited for data.")
     if waiting(history):
         remedy = "more threads or a faster disk may help" if facts["noun"] == "images" else "larger batches may help"
         return Check("Speed", State.WARN, f"{waiting(history)[0][:-1]}: {remedy}.")
-    speed = number(facts["metrics"].get("samples_per_second", history[-1].get("samples_per_second")))
     share = percent(sum(waits) / len(waits))
-    rate = f"{speed:,.0f} {facts['noun']}/s; t" if math.isfinite(speed) else "T"
-    return Check("Speed", State.PASS, f"{rate}raining waited for data {share} of the time.")
+    start = f"{rate}; t" if rate else "T"
+    return Check("Speed", State.PASS, f"{start}raining waited for data {share} of the time.")

@@ -23,7 +23,7 @@ OWN_PLOTS = {"predicted", "curves", "confusion_matrix", "schedule", "classes"}
 
 
 def embed_image(path: Path, side: int) -> dict[str, Any] | None:
-    """Return an image as a data: URI of at most `side` pixels, with the size it is shown at; None if it is unreadable."""
+    """Return an image as a data: URI of at most `side` pixels, with its size; None if it is unreadable."""
     file = io.BytesIO()
     try:
         with Image.open(path) as opened:

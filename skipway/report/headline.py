@@ -114,7 +114,7 @@ def metric_table(facts: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, l
     for name, label in shown.items():
         numbers = values(name)
         if any(map(math.isfinite, numbers)):
-            unit = f", {facts['target']}" if facts["regression"] and facts["target"] else ""
+            unit = f" (in units of {facts['target']})" if facts["regression"] and facts["target"] else ""
             texts = [f"{v:,.4g}" if facts["regression"] else percent(v) for v in numbers]
             table.append((label + unit, [text if v == v else "–" for text, v in zip(texts, numbers, strict=True)]))
     losses = values("loss")

@@ -1,7 +1,7 @@
 """Write the report of a run folder: one HTML file without scripts that loads nothing.
 
-A file that the run lacks (it was interrupted, it has no test set) is named in its section. Every text from the folder is
-treated as hostile: it is escaped, its control characters are spelled out, and paths in it are never followed.
+A file that the run lacks (it was interrupted, it has no test set) is named in its section. Every text from the folder
+is treated as hostile: it is escaped, its control characters are spelled out, and paths in it are never followed.
 """
 
 import math
@@ -148,10 +148,15 @@ def _page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "split_names": SPLITS,
         "class_bars_rows": largest[:CLASSES],
         "most_of_a_class": max((sum(row.values()) for _, row in largest), default=0),
+        "class_splits": sorted(set().union(*(row for _, row in largest)), key=_split_order),
         "class_result": _class_result(largest, facts["noun"]),
         "light": Markup(css_variables(dark=False)),
         "dark": Markup(css_variables(dark=True)),
     }
+
+
+def _split_order(split: str) -> tuple[int, str]:
+    return (list(SPLITS).index(split) if split in SPLITS else len(SPLITS)), split
 
 
 def _class_result(largest: list[tuple[str, dict[str, int]]], noun: str) -> str:

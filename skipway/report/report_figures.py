@@ -19,8 +19,8 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
         reader: the reader of the run folder.
 
     Returns:
-        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of figures by the stem of the plot in
-        `plots` that they replace.
+        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of figures by the stem of the plot
+        in `plots` that they replace.
     """
     history, noun, split = facts["history"], facts["noun"], facts["split"]
     last = history[-1]["epoch"] if history else 0.0

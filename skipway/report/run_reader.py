@@ -77,7 +77,7 @@ class Reader:
         return self._of_schema(name, self._try(name, lambda path: json.loads(path.read_text(encoding="utf-8")), {}))
 
     def optional_json(self, name: str) -> dict[str, Any]:
-        """Return the mapping in a JSON file that only some runs have; an empty one if it is unreadable or of another schema."""
+        """Return the mapping in a JSON file that only some runs have, an empty one if it cannot be used."""
         try:
             return self.json(name)
         except InputError:

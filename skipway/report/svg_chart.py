@@ -1,12 +1,13 @@
 """Charts as inline SVG: plain values in, markup out.
 
-Every color is a class that the stylesheet of the report resolves to a CSS variable, so charts follow light and dark. All
-text is escaped. Values that are not finite are gaps.
+Every color is a class that the stylesheet of the report resolves to a CSS variable, so charts follow light and dark.
+All text is escaped. Values that are not finite are gaps.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup, escape
 
@@ -22,6 +23,7 @@ _CHARACTER = 6.4  # mean width of a character of the 12-unit font
 _WIDE_CHARACTER = 12.5  # of scripts from U+1100 on
 _MOST_DOTS = 30  # points up to which a line has a dot at each
 _MARK_ROWS = 3
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LEAST_DECADES = 1.0  # of a logarithmic axis
 
 
@@ -44,14 +46,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of points, drawn as a line, or only as dots."""
+    """A named series of points, drawn as a line with dots if they are few, as dots only, or as a line only."""
 
     label: str
     xs: Sequence[float]
     ys: Sequence[float]
     color: str
     dashed: bool = False
-    only_dots: bool = False
+    dots: Literal["few", "only", "none"] = "few"
     opacity: float = 1.0
 
 
@@ -184,16 +186,25 @@ def _log_steps(scale: _Scale) -> list[float]:
 def _axes(to_x: _Scale, to_y: _Scale, *, x: Axis, y: Axis) -> Iterator[str]:
     """Draw grid lines, numbers and labels of both axes."""
     left, right, bottom, top = to_x.start, to_x.end, to_y.start, to_y.end
-    ticks = [(to_y(value), f"{value:.4g}{y.unit}") for value in _ticks(to_y, y, 5)]
+    ticks = [(to_y(value), f"{_number(value)}{y.unit}") for value in _ticks(to_y, y, 5)]
     grid = "".join(f"M{left:.1f} {place:.1f}H{right:.1f}" for place, _ in ticks)
     yield f'<path class="grid" d="{grid}"/>'
     yield f'<path class="axis" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>'
     for place, text in ticks:
         yield svg_text(left - 6, place + 4, text, anchor="e")
     for value in _ticks(to_x, x, 6):
-        yield svg_text(to_x(value), bottom + 16, f"{value:.4g}{x.unit}", anchor="m")
+        yield svg_text(to_x(value), bottom + 16, f"{_number(value)}{x.unit}", anchor="m")
     yield svg_text((left + right) / 2, bottom + 36, x.label, anchor="m")
     yield svg_text(left - 42, (top + bottom) / 2, y.label, anchor="m", turned=-90)
+
+
+def _number(value: float) -> str:
+    """Write the number of a tick; powers of ten far from 1 with an exponent."""
+    if value > 0 and not 1e-3 <= value < 1e5:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        power = f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        return power if mantissa == "1" else f"{mantissa}·{power}"
+    return f"{value:.4g}"
 
 
 def _line(line: Line, to_x: _Scale, to_y: _Scale) -> Iterator[str]:
@@ -209,13 +220,13 @@ def _line(line: Line, to_x: _Scale, to_y: _Scale) -> Iterator[str]:
         parts.append(f"{command}{pair[0]:.1f} {pair[1]:.1f}")
         is_alone = command == "M" and (i + 1 == len(pairs) or pairs[i + 1] is None)
         command = "L"
-        if is_alone or len(pairs) <= _MOST_DOTS or line.only_dots:
+        if is_alone or len(pairs) <= _MOST_DOTS or line.dots == "only":
             alone.append(pair)
     faint = f' opacity="{line.opacity:g}"' if line.opacity < 1 else ""
-    if parts and not line.only_dots:
+    if parts and line.dots != "only":
         dash = " dash" if line.dashed else ""
         yield f'<path class="s-{line.color}{dash}"{faint} d="{"".join(parts)}"/>'
-    if alone and not line.dashed:
+    if alone and line.dots != "none":
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in alone)
         yield f'<path class="s-{line.color} dots"{faint} d="{dots}"/>'
 
@@ -223,6 +234,8 @@ def _line(line: Line, to_x: _Scale, to_y: _Scale) -> Iterator[str]:
 def _place(x: float, y: float, to_x: _Scale, to_y: _Scale) -> tuple[float, float] | None:
     """Return where a point is drawn, or None if it is a gap."""
     if not (math.isfinite(x) and math.isfinite(y)) or (to_x.log and x <= 0):
+        return None
+    if not to_y.log and not to_y.low <= y <= to_y.high:  # a log axis draws zero at its lower end
         return None
     return to_x(x), to_y(y)
 
@@ -240,8 +253,8 @@ def _legend(lines: Sequence[Line], top: float) -> tuple[list[str], float]:
         if left and left + width > WIDTH:
             left, row = 0.0, row + 1
         y = top + _LEGEND * row
-        swatch = " dots" if line.only_dots else " dash" * line.dashed
-        length = "h0" if line.only_dots else "h18"
+        swatch = " dots" if line.dots == "only" else " dash" * line.dashed
+        length = "h0" if line.dots == "only" else "h18"
         body.append(f'<path class="s-{line.color}{swatch}" d="M{left + 2:.1f} {y - 4:.1f}{length}"/>')
         body.append(svg_text(left + 26, y, name, kind="k"))
         left += width

@@ -49,7 +49,7 @@ def signal_flow(flows: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     if not panels:
         return None
     shows = "Activations and gradients along the depth, on a log scale. A level line passes signals on unchanged."
-    return Figure(tuple(panels), shows, f"This run: {_describe_flow(names, flows)}")
+    return Figure(tuple(panels), shows, _describe_flow(names, flows))
 
 
 def _describe_flow(names: Sequence[str], flows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -62,8 +62,10 @@ def _describe_flow(names: Sequence[str], flows: Mapping[str, Mapping[str, Any]])
     added = _column(flows[first]["blocks"], "added")
     zeros = added.count(0.0)
     if zeros:
-        text += f" {_when(first).capitalize()}, {zeros} of {len(added)} branches add exactly zero, as zero initialization intends."
-    return text
+        when = _when(first)
+        text += f" {when[:1].upper()}{when[1:]}, {zeros} of {len(added)} branches add exactly zero"
+        text += ", as zero initialization intends." if zeros == len(added) else "."
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _when(name: str) -> str:
@@ -107,22 +109,19 @@ def ablation(lesions: Mapping[str, Mapping[str, Any]]) -> Figure | None:
         if lines:
             panels.append(line_chart(title, lines, x=Axis(label, low=0.0), y=y))
     shows = (
-        f"Validation {shorten(measure)} after dropping or moving blocks; the line is the whole network. Blue blocks keep "
-        "their identity, orange ones their projection."
+        f"Validation {shorten(measure)} after dropping or moving blocks; the line is the whole network. Blue blocks "
+        "keep their identity, orange ones their projection."
     )
     return Figure(tuple(panels), shows, f"This run: {' '.join(sentences)}")
 
 
 def _describe_drops(rows: _Rows, scores: Sequence[float], whole: float, unit: str) -> str:
-    finite = [
-        (abs(score - whole), score, row["path"]) for row, score in zip(rows, scores, strict=True) if score == score
-    ]
-    if not finite or not math.isfinite(whole):
+    pairs = [(score, row["path"]) for row, score in zip(rows, scores, strict=True) if math.isfinite(score)]
+    if not pairs or not math.isfinite(whole):
         return "no block could be dropped."
-    _, score, path = max(finite, key=lambda drop: drop[0])
-    return (
-        f"the whole network has {whole:.4g}{unit}; dropping {shorten(path, 30)} changes it most, to {score:.4g}{unit}."
-    )
+    score, path = max(pairs, key=lambda pair: abs(pair[0] - whole))
+    change = f"dropping {shorten(path, 30)} changes it most, to {score:.4g}{unit}"
+    return f"the whole network has {whole:.4g}{unit}; {change}."
 
 
 def _medians(lesions: Mapping[str, Mapping[str, Any]], key: str, amount: str, *, factor: float) -> Iterator[Line]:
@@ -223,6 +222,7 @@ def lr_range_test(result: Mapping[str, Any]) -> Figure:
     panel = line_chart(
         "Learning-rate range test", lines, x=Axis("learning rate, log scale", log=True), y=y, marks=marks
     )
-    shows = "Training loss while the learning rate grows. A good highest rate is where the loss falls fast, before it rises."
-    text = f"This run: the test suggests {suggestion:.3g}, between the valley ({valley:.2g}) and the steepest fall ({steepest:.2g})."
+    shows = "Training loss while the learning rate grows. A good peak is where the loss falls fast, before it rises."
+    between = f"between the valley ({valley:.2g}) and the steepest fall ({steepest:.2g})"
+    text = f"This run: the test suggests {suggestion:.3g}, {between}."
     return Figure((panel,), shows, text)

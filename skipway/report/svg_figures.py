@@ -28,6 +28,7 @@ _MOST_POINTS = 1500  # of a scatter plot
 _NUMBERED = 25  # classes up to which the cells of a confusion matrix have their counts
 _LABELED = 60  # classes up to which its rows and columns have their names
 _MOST_CELLS = 8000  # of a confusion matrix, those with the largest shares
+_SHORT_LABEL = 21.0  # width of a class name that fits below its column without turning it
 _LEVELS, _FAINTEST = 12, 0.15  # of the color of its cells, and the opacity that all levels exceed
 
 
@@ -132,17 +133,19 @@ def schedule(points: Sequence[Sequence[float]]) -> Figure | None:
 
 def reliability_diagram(result: Reliability, split: str, noun: str) -> Figure:
     """Draw accuracy over confidence with 95% intervals, next to the diagonal of a calibrated model."""
-    lines = [Line("calibrated", [0, 100], [0, 100], "ink", dashed=True)]
+    lines = [Line("calibrated", [0, 100], [0, 100], "ink", dashed=True, dots="none")]
     lines.append(Line("this run", [100 * b[0] for b in result.bins], [100 * b[1] for b in result.bins], "blue"))
     for confidence, accuracy, count in result.bins:
         low, high = wilson_interval(accuracy, count)
-        lines.append(Line("", [100 * confidence] * 2, [100 * low, 100 * high], "blue", opacity=0.5))
+        lines.append(Line("", [100 * confidence] * 2, [100 * low, 100 * high], "blue", dots="none", opacity=0.5))
     x = Axis("confidence (probability of the prediction)", low=0.0, high=100.0, unit="%")
     panels = (line_chart("Reliability", lines, x=x, y=Axis("accuracy", low=0.0, high=100.0, unit="%")),)
-    count, share = max(result.bins, key=lambda row: row[2])[2], max(row[2] for row in result.bins) / result.count
+    count = max(row[2] for row in result.bins)
+    share = count / result.count
     shows = "Accuracy of predictions by confidence, in ten bins with 95% intervals. Below the diagonal: overconfident."
-    found = f"This run: mean confidence {result.confidence:.1%}, accuracy {result.accuracy:.1%}, on {result.count:,} {split} {noun}"
-    return Figure(panels, shows, f"{found}; the largest bin holds {count:,} of them ({share:.0%}).")
+    means = f"mean confidence {result.confidence:.1%}, accuracy {result.accuracy:.1%}"
+    text = f"This run: {means}, on {result.count:,} {split} {noun}; the largest bin holds {count:,} ({share:.1%})."
+    return Figure(panels, shows, text)
 
 
 def predicted_over_true(rows: Sequence[Mapping[str, Any]], target: str, split: str) -> Figure | None:
@@ -157,8 +160,8 @@ def predicted_over_true(rows: Sequence[Mapping[str, Any]], target: str, split: s
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 1.0
     opacity = min(0.9, max(0.25, 12 / math.sqrt(len(shown))))
-    dots = Line("this run", [a for a, _ in shown], [b for _, b in shown], "blue", only_dots=True, opacity=opacity)
-    diagonal = Line("equal", [low, high], [low, high], "ink", dashed=True)
+    dots = Line("this run", [a for a, _ in shown], [b for _, b in shown], "blue", dots="only", opacity=opacity)
+    diagonal = Line("equal", [low, high], [low, high], "ink", dashed=True, dots="none")
     limits = (low - margin, high + margin)
     name = shorten(target, 24)
     x, y = (Axis(f"{word} {name}", low=limits[0], high=limits[1]) for word in ("true", "predicted"))
@@ -169,7 +172,7 @@ def predicted_over_true(rows: Sequence[Mapping[str, Any]], target: str, split: s
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun: str) -> Figure | None:
-    """Draw counts (K, K) of true and predicted classes: blue if right, orange if wrong, by the share of the true class."""
+    """Draw counts (K, K) of true and predicted classes, colored by their share of the true class."""
     counts, n = np.asarray(matrix, dtype=float), len(names)
     if not n or not counts.sum():
         return None
@@ -179,17 +182,17 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
     widest = max((label_width(label) for label in labels), default=0.0) * size / 12
     left, top, side = widest + 34, 30.0, cell * n
     turned = -45 if n <= 12 else -90
-    below = (widest * (0.75 if n <= 12 else 1.0) if widest > 3 * 7 else 14.0) + 34
+    below = (widest * (0.75 if n <= 12 else 1.0) if widest > _SHORT_LABEL else 14.0) + 34
     body = [svg_text(0, 15, "Confusion matrix", kind="t"), *_cells(counts, left, top, cell=cell)]
     middle = cell / 2
     for i, label in enumerate(labels):
         style = f"font-size:{size:.1f}px"
         body.append(_sized(svg_text(left - 6, top + cell * i + middle + size / 3, label, anchor="e"), style))
         x, y = left + cell * i + middle + size / 4, top + side + 12
-        turn = (
-            svg_text(x, y, label, anchor="e", turned=turned) if widest > 21 else svg_text(x, y + 3, label, anchor="m")
-        )
-        body.append(_sized(turn, style))
+        text = svg_text(left + cell * i + middle, y + 3, label, anchor="m")
+        if widest > _SHORT_LABEL:
+            text = svg_text(x, y, label, anchor="e", turned=turned)
+        body.append(_sized(text, style))
     if n <= _NUMBERED:
         for (i, j), count in np.ndenumerate(counts):
             if count or i == j:
@@ -200,10 +203,10 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
     body.append(svg_text(12, top + side / 2, "true class", anchor="m", turned=-90))
     right = int(round(np.trace(counts)))
     total = int(round(counts.sum()))
-    shows = "Rows are true classes, columns predicted ones. Blue cells are right, orange ones wrong; darker: more of the row."
+    shows = "Rows: true classes; columns: predicted classes. Blue is right, orange wrong, by the share of the row."
     result = f"This run: {right:,} of {total:,} {split} {noun} are on the diagonal ({right / total:.1%})."
     panel = svg(left + side + 18, top + side + below, body, f"Confusion matrix of {n} classes")
-    return Figure((panel,), shows.replace("darker", "stronger"), result)
+    return Figure((panel,), shows, result)
 
 
 def _sized(text: str, style: str) -> str:
@@ -230,9 +233,8 @@ def _cells(counts: np.ndarray, left: float, top: float, *, cell: float) -> list[
         for step in range(1, _LEVELS + 1):
             places = np.argwhere(chosen & (level == step))
             if len(places):
-                parts = [
-                    f"M{left + cell * j:.1f} {top + cell * i:.1f}h{size:.3g}v{size:.3g}h-{size:.3g}z" for i, j in places
-                ]
+                square = f"h{size:.3g}v{size:.3g}h-{size:.3g}z"
+                parts = [f"M{left + cell * j:.1f} {top + cell * i:.1f}{square}" for i, j in places]
                 opacity = "" if step == _LEVELS else f' opacity="{cell_opacity(step):.2f}"'
                 body.append(f'<path class="f-{color}"{opacity} d="{"".join(parts)}"/>')
     return body

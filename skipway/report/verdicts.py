@@ -95,7 +95,7 @@ def _chance_level(facts: Mapping[str, Any], best: Mapping[str, float], count: in
     if not count or not share or not math.isfinite(accuracy) or exceeds_share(accuracy, count, share):
         return []
     return [
-        f"The accuracy is not clearly better than always predicting the largest class, {name} ({percent(share)} of all)."
+        f"Accuracy is not clearly better than always predicting the largest class, {name} ({percent(share)} of all)."
     ]
 
 
@@ -188,8 +188,7 @@ def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], me
     if len(history) == 1 and history[0].get("lr") == 0:
         return [
             Verdict(
-                "Only the head was fitted, to the outputs of the frozen layers. With --time-limit 600 more layers are "
-                "trained."
+                "Only the head was fitted, to the outputs of the frozen layers; --time-limit 600 trains more layers."
             )
         ]
     if len(history) == 1:
