@@ -12,6 +12,7 @@ from skipway.report.verdicts import fit_verdicts, percent, waiting
 
 __all__ = ["Check", "State", "run_checks"]
 
+_NOISY = 0.1  # sampling error of confidence minus accuracy, from which on it says nothing
 _WIDE = 0.1  # a 95% interval of an accuracy or of R2 that leaves too much open
 
 
@@ -82,9 +83,13 @@ def _calibration(facts: Mapping[str, Any]) -> Check:
     result: Reliability | None = facts["reliability"]
     if result is None:
         return Check("Calibration", State.UNKNOWN, "This run has no predictions with probabilities.")
+    if result.noise > _NOISY:
+        count = f"{result.count:,} prediction{'s' * (result.count != 1)}"
+        return Check("Calibration", State.UNKNOWN, f"{count} are too few to compare confidence with accuracy.")
     values = f"mean confidence is {percent(result.confidence)} at {percent(result.accuracy)} accuracy"
     if not result.is_off:
-        return Check("Calibration", State.PASS, _sentence(f"{values}, a gap of {percent(abs(result.gap))}"))
+        gap = f"a gap of {100 * abs(result.gap):.1f} points (sampling error {100 * result.noise:.1f})"
+        return Check("Calibration", State.PASS, _sentence(f"{values}, {gap}"))
     if result.gap > 0:
         return Check("Calibration", State.WARN, f"Overconfident: {values}.")
     smoothing = number(mapping(facts["metrics"].get("resolved")).get("label_smoothing"))

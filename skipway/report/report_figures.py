@@ -5,7 +5,7 @@ from typing import Any
 
 from skipway.report import svg_diagnostics, svg_figures
 from skipway.report.run_events import run_events
-from skipway.report.run_reader import Reader, mapping
+from skipway.report.run_reader import Reader, mapping, number
 from skipway.report.svg_figures import Figure
 
 __all__ = ["figures_of"]
@@ -19,8 +19,8 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
         reader: the reader of the run folder.
 
     Returns:
-        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of figures by the stem of the plot
-        in `plots` that they replace.
+        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of (heading, figure) by the stem of
+        the plot in `plots` that they replace.
     """
     history, noun, split = facts["history"], facts["noun"], facts["split"]
     last = history[-1]["epoch"] if history else 0.0
@@ -36,7 +36,7 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
             best=facts["best"].get("epoch", 0),
             events=run_events(facts["metrics"], last),
         ),
-        "schedule": svg_figures.schedule(facts["schedule"]),
+        "schedule": svg_figures.schedule(facts["schedule"], [number(row.get("lr")) for row in history]),
         "confusion": confusion,
         "reliability": reliability,
         "predicted": svg_figures.predicted_over_true(facts["predictions"], facts["target"], split),
@@ -44,24 +44,29 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
     }
 
 
-def _diagnostics(reader: Reader) -> dict[str, Figure]:
+def _diagnostics(reader: Reader) -> dict[str, tuple[str, Figure]]:
     """Draw the diagnostics that the run folder has values of; a malformed file has no figure."""
     depth = reader.optional_json("depth.json")
     landscapes = mapping(depth.get("landscape"))
-    sources: tuple[tuple[str, Callable[[Any], Figure | None], Any], ...] = (
-        ("find_lr", svg_diagnostics.lr_range_test, reader.optional_json("find_lr.json")),
-        ("flow_over_training", svg_diagnostics.signal_flow, reader.optional_json("flow.json").get("flows")),
-        ("flow", svg_diagnostics.signal_flow, depth.get("flow")),
-        ("lesion", svg_diagnostics.ablation, depth.get("lesion")),
-        ("landscape", svg_diagnostics.loss_landscape, landscapes.get("landscape")),
-        ("landscape_square", svg_diagnostics.loss_square, landscapes.get("landscape_square")),
+    sources: tuple[tuple[str, str, Callable[[Any], Figure | None], Any], ...] = (
+        ("find_lr", "Learning-rate range test", svg_diagnostics.lr_range_test, reader.optional_json("find_lr.json")),
+        (
+            "flow_over_training",
+            "Signal flow over training",
+            svg_diagnostics.signal_flow,
+            reader.optional_json("flow.json").get("flows"),
+        ),
+        ("flow", "Signal flow", svg_diagnostics.signal_flow, depth.get("flow")),
+        ("lesion", "Block ablation", svg_diagnostics.ablation, depth.get("lesion")),
+        ("landscape", "Loss landscape, line", svg_diagnostics.loss_landscape, landscapes.get("landscape")),
+        ("landscape_square", "Loss landscape, square", svg_diagnostics.loss_square, landscapes.get("landscape_square")),
     )
     figures = {}
-    for name, draw, values in sources:
+    for name, heading, draw, values in sources:
         try:
             figure = draw(values) if values else None
         except svg_diagnostics.MALFORMED:
             continue
         if figure is not None:
-            figures[name] = figure
+            figures[name] = (heading, figure)
     return figures

@@ -17,7 +17,7 @@ from skipway.report.plot_style import shorten
 __all__ = ["Axis", "Line", "Mark", "bar_chart", "label_width", "line_chart", "svg", "svg_text"]
 
 WIDTH, HEIGHT = 420.0, 270.0  # of the drawing, in units that are about pixels
-_LEFT, _RIGHT, _BOTTOM = 54.0, 16.0, 44.0
+_LEFT, _RIGHT, _BOTTOM = 62.0, 16.0, 44.0
 _TITLE, _LEGEND, _MARK_ROW = 24.0, 17.0, 14.0
 _CHARACTER = 6.4  # mean width of a character of the 12-unit font
 _WIDE_CHARACTER = 12.5  # of scripts from U+1100 on
@@ -115,7 +115,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x: Axis, y: Axis, marks: Se
     to_y = _scale(_limits(lines, y, "ys"), y, height - _BOTTOM, top)
     body = [svg_text(0, 15, title, kind="t"), *legend, *_axes(to_x, to_y, x=x, y=y)]
     for mark, row in zip(marks, rows, strict=True):
-        body += _mark(mark, to_x, to_y, text_y=top - 6 - _MARK_ROW * row)
+        body += _mark(mark, to_x, to_y, text_y=top - 8 - _MARK_ROW * row)
     for line in lines:
         body += _line(line, to_x, to_y)
     return svg(WIDTH, height, body, title)
@@ -195,7 +195,7 @@ def _axes(to_x: _Scale, to_y: _Scale, *, x: Axis, y: Axis) -> Iterator[str]:
     for value in _ticks(to_x, x, 6):
         yield svg_text(to_x(value), bottom + 16, f"{_number(value)}{x.unit}", anchor="m")
     yield svg_text((left + right) / 2, bottom + 36, x.label, anchor="m")
-    yield svg_text(left - 42, (top + bottom) / 2, y.label, anchor="m", turned=-90)
+    yield svg_text(left - 50, (top + bottom) / 2, y.label, anchor="m", turned=-90)
 
 
 def _number(value: float) -> str:
@@ -283,7 +283,7 @@ def _text_span(x: float, text: str) -> tuple[float, float]:
 
 def _mark(mark: Mark, to_x: _Scale, to_y: _Scale, *, text_y: float) -> Iterator[str]:
     x = to_x(mark.x)
-    yield f'<path class="mark" d="M{x:.1f} {text_y + 3:.1f}V{to_y.start:.1f}"/>'
+    yield f'<path class="mark" d="M{x:.1f} {to_y.end - 5:.1f}V{to_y.start:.1f}"/>'
     yield svg_text(sum(_text_span(x, mark.text)) / 2, text_y, mark.text, anchor="m")
     if math.isfinite(mark.y):
         yield f'<circle class="ring" cx="{x:.1f}" cy="{to_y(mark.y):.1f}" r="5"/>'

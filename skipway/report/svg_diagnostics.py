@@ -48,7 +48,7 @@ def signal_flow(flows: Mapping[str, Mapping[str, Any]]) -> Figure | None:
             panels.append(line_chart(title, lines, x=x, y=Axis(f"{unit}, log scale", log=True)))
     if not panels:
         return None
-    shows = "Activations and gradients along the depth, on a log scale. A level line passes signals on unchanged."
+    shows = "Activations and gradients along the depth, on a log scale. Zeros are drawn at the lower edge."
     return Figure(tuple(panels), shows, _describe_flow(names, flows))
 
 
@@ -56,20 +56,19 @@ def _describe_flow(names: Sequence[str], flows: Mapping[str, Mapping[str, Any]])
     """Write how far the outputs of the blocks spread in the last flow, and how many branches are zero in the first."""
     first, last = names[0], names[-1]
     outputs = [value for value in _column(flows[last]["blocks"], "out") if value > 0]
-    text = f"the network has no block outputs {_when(last)}."
+    text = f"{_title(last)}: the network has no block outputs."
     if outputs:
-        text = f"{_when(last)}, block outputs are between {min(outputs):.2g} and {max(outputs):.2g}."
+        text = f"{_title(last)}: block outputs are between {min(outputs):.2g} and {max(outputs):.2g}."
     added = _column(flows[first]["blocks"], "added")
     zeros = added.count(0.0)
     if zeros:
-        when = _when(first)
-        text += f" {when[:1].upper()}{when[1:]}, {zeros} of {len(added)} branches add exactly zero"
+        text += f" {_title(first)}: {zeros} of {len(added)} branches add exactly zero"
         text += ", as zero initialization intends." if zeros == len(added) else "."
-    return f"{text[:1].upper()}{text[1:]}"
+    return text
 
 
-def _when(name: str) -> str:
-    return name if name.startswith(("after", "before")) else f"with {shorten(name, 40)}"
+def _title(name: str) -> str:
+    return f"{shorten(name, 40)[:1].upper()}{shorten(name, 40)[1:]}"
 
 
 def _column(rows: _Rows, key: str) -> list[float]:
@@ -213,7 +212,7 @@ def lr_range_test(result: Mapping[str, Any]) -> Figure:
     lowest = smoothed.index(min(smoothed))
     low, high = smoothed[lowest], max(smoothed[: lowest + 1])
     margin = 0.25 * (high - low) or 1.0
-    raw = [min(number(value), high + margin) for value in result["losses"]]
+    raw = [number(value) for value in result["losses"]]
     lines = [Line("each step", rates, raw, "ink", opacity=0.35), Line("smoothed", rates, smoothed, "blue")]
     valley, steepest, suggestion = (number(result[key]) for key in ("valley", "steepest", "suggestion"))
     found = sorted(((steepest, "steepest"), (valley, "valley")))

@@ -27,7 +27,7 @@ _STEEP = 30.0  # largest loss over the median, from which on the axis is logarit
 _MOST_POINTS = 1500  # of a scatter plot
 _NUMBERED = 25  # classes up to which the cells of a confusion matrix have their counts
 _LABELED = 60  # classes up to which its rows and columns have their names
-_MOST_CELLS = 8000  # of a confusion matrix, those with the largest shares
+_MOST_CELLS = 6000  # of a confusion matrix, those with the largest shares
 _SHORT_LABEL = 21.0  # width of a class name that fits below its column without turning it
 _LEVELS, _FAINTEST = 12, 0.15  # of the color of its cells, and the opacity that all levels exceed
 
@@ -107,8 +107,18 @@ def _course(values: Sequence[float]) -> str:
     return f"{'fell' if finite[-1] < finite[0] else 'rose'} from {first} to {last}"
 
 
-def schedule(points: Sequence[Sequence[float]]) -> Figure | None:
-    """Draw the learning rate over the position in a run, and the momentum if every point has it."""
+def schedule(points: Sequence[Sequence[float]], rates_used: Sequence[float]) -> Figure | None:
+    """Draw the learning rate over the position in a run, and the momentum if every point has it.
+
+    Args:
+        points: (position from 0 to 1, learning rate, momentum) of a run.
+        rates_used: the learning rate of each epoch; 0 for one that fitted the head without gradient steps.
+
+    Returns:
+        None if there are no points, or if no epoch had gradient steps.
+    """
+    if rates_used and not any(rates_used):
+        return None
     rows = [[finite_or_nan(value) for value in point] for point in points]
     rows = [row for row in rows if all(map(math.isfinite, row))]
     if not rows:
@@ -128,6 +138,8 @@ def schedule(points: Sequence[Sequence[float]]) -> Figure | None:
         shows += ", and momentum"
         low, high = f"{min(momenta):.3g}", f"{max(momenta):.3g}"
         result += f"; momentum is {low}" if low == high else f"; momentum is between {low} and {high}"
+    if rates_used and rates_used[0] == 0:
+        result += "; the first epoch fitted the head without gradient steps"
     return Figure(tuple(panels), f"{shows}, over the planned length of the run.", f"{result}.")
 
 
@@ -205,6 +217,8 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
     total = int(round(counts.sum()))
     shows = "Rows: true classes; columns: predicted classes. Blue is right, orange wrong, by the share of the row."
     result = f"This run: {right:,} of {total:,} {split} {noun} are on the diagonal ({right / total:.1%})."
+    if (counts > 0).sum() > _MOST_CELLS:
+        shows += f" Only the {_MOST_CELLS:,} cells with the largest shares are drawn."
     panel = svg(left + side + 18, top + side + below, body, f"Confusion matrix of {n} classes")
     return Figure((panel,), shows, result)
 
@@ -223,8 +237,7 @@ def _cells(counts: np.ndarray, left: float, top: float, *, cell: float) -> list[
     n = len(counts)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     level = np.ceil(share**0.6 * _LEVELS).astype(int)  # the exponent shows one mistake in thirty
-    if (level > 0).sum() > _MOST_CELLS:
-        level[share < np.sort(share, axis=None)[-_MOST_CELLS]] = 0
+    level.ravel()[np.argsort(-share, axis=None, kind="stable")[_MOST_CELLS:]] = 0
     gap = 1.0 if n <= _LABELED else 0.0
     size = cell - gap
     body = [f'<rect class="empty" x="{left:.1f}" y="{top:.1f}" width="{cell * n:.1f}" height="{cell * n:.1f}"/>']

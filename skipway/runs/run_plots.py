@@ -1,4 +1,4 @@
-"""Plots and images that a run writes into its folder `plots`; those of the report are drawn by `skipway.report`."""
+"""Write the plots and images of a run into its folder `plots`; `skipway.report` writes the others."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ _NUM_AUGMENTED = 24
 
 
 def draw_augmented(folder: Path, batches: ImageBatches) -> None:
-    """Draw the first images of the first epoch, as the network is given them, into plots/augmented.png."""
+    """Write plots/augmented.png: training images of the first epoch, as the network gets them."""
     ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
     x = (batches.inputs(ids) - batches.offset) / batches.factor
     images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -36,14 +36,14 @@ def draw_augmented(folder: Path, batches: ImageBatches) -> None:
 
 
 def write_range_test(folder: Path, values: dict[str, Any]) -> None:
-    """Write find_lr.json, and draw it into plots/find_lr.png."""
+    """Write find_lr.json and its plot, plots/find_lr.png."""
     make_folder(folder / "plots")
     write_json(folder / "find_lr.json", with_schema(values))
     learning_curves.plot_lr_range_test(values, folder / "plots" / "find_lr.png")
 
 
 def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores) -> None:
-    """Write the images with the largest losses into plots/worst, and plots/worst.csv about them."""
+    """Write the images with the largest losses into plots/worst, and their predictions into plots/worst.csv."""
     worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_NUM_WORST]]
     make_folder(folder / "plots")
     make_folder(folder / "plots" / "worst")
@@ -64,5 +64,5 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _without_gray_axis(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, C) as Pillow and matplotlib take it: (H, W) if there is one channel."""
+    """Return pixels (H, W, C) as (H, W) if there is one channel."""
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

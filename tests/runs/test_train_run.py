@@ -260,7 +260,9 @@ def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monke
     assert not list(tmp_path.iterdir())
     late = StopFlag()
     monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *a, **k: (loop.fit(*a, **k), late.request("SIGTERM")))
-    with pytest.raises(Interrupted, match="stopped by SIGTERM while judging, the training is done and saved; get the"):
+    with pytest.raises(
+        Interrupted, match="stopped by SIGTERM during the evaluation. The training is saved; run --resume"
+    ):
         quick(data, tmp_path, stop=late)
     monkeypatch.undo()
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
