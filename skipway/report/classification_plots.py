@@ -82,12 +82,16 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[object], path: str
         digits = len(f"{counts.max():.0f}")
         for (i, j), count in np.ndenumerate(counts):
             if count or i == j:
-                cell = to_hex(colors[i, j])
-                color = max(("#000000", GROUND), key=lambda text, cell=cell: contrast(text, cell))
+                color = _readable_on(to_hex(colors[i, j]))
                 fit = min(11.0, side / n * 72 * 0.8 / (0.64 * digits))
                 axes.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=fit, color=color)
     _draw_color_key(figure, left=1.8, side=side)
     save_figure(figure, path)
+
+
+def _readable_on(ground: str) -> str:
+    """Return black or white, whichever has the higher contrast."""
+    return max(("#000000", GROUND), key=lambda text: contrast(text, ground))
 
 
 def _draw_color_key(figure: Figure, *, left: float, side: float) -> None:

@@ -107,7 +107,9 @@ def metric_table(facts: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, l
     def values(name: str) -> list[float]:
         return [number(metrics.get(f"{keys[split]}_{name}")) for split in names]
 
-    table = [(rows[0]["metric"].capitalize() if rows else "", [row["text"] for row in rows])] if rows else []
+    table = []
+    if rows:
+        table.append((rows[0]["metric"].capitalize(), [row["text"] for row in rows]))
     if any(row["interval"] for row in rows):
         table.append(("95% interval", [row["interval_text"] or "–" for row in rows]))
     shown = _REGRESSION if facts["regression"] else {k: v for k, v in _SHARES.items() if k != "accuracy"}

@@ -193,8 +193,8 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
     size = 12.0 if n <= _NUMBERED else min(11.0, cell)
     widest = max((label_width(label) for label in labels), default=0.0) * size / 12
     left, top, side = widest + 34, 30.0, cell * n
-    turned = -45 if n <= 12 else -90
-    below = (widest * (0.75 if n <= 12 else 1.0) if widest > _SHORT_LABEL else 14.0) + 34
+    turned, slope = (-45, 0.75) if n <= 12 else (-90, 1.0)
+    below = 34 + (slope * widest if widest > _SHORT_LABEL else 14.0)
     body = [svg_text(0, 15, "Confusion matrix", kind="t"), *_cells(counts, left, top, cell=cell)]
     middle = cell / 2
     for i, label in enumerate(labels):

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import re
 import shutil
@@ -263,6 +264,16 @@ def test_a_report_that_cannot_be_written_is_a_storage_error_and_leaves_the_old_o
     with pytest.raises(StorageError, match="report.html: cannot be written: Is a directory"):
         html.write(folder)
     assert not list(folder.glob(".tmp-*"))
+
+
+def test_a_disk_that_is_full_while_drawing_is_a_storage_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(html, "_draw", full)
+    expected = "report.html: No space left on device. Check that the folder is writable and has free space."
+    with pytest.raises(StorageError, match=f"cannot write .*{expected}"):
+        html.write(run_folder(tmp_path / "run", num_classes=2))
 
 
 def captions(folder):
