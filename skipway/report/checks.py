@@ -84,8 +84,8 @@ def _calibration(facts: Mapping[str, Any]) -> Check:
     if result is None:
         return Check("Calibration", State.UNKNOWN, "This run has no predictions with probabilities.")
     if result.noise > _NOISY:
-        count = f"{result.count:,} prediction{'s' * (result.count != 1)}"
-        return Check("Calibration", State.UNKNOWN, f"{count} are too few to compare confidence with accuracy.")
+        count = "1 prediction is" if result.count == 1 else f"{result.count:,} predictions are"
+        return Check("Calibration", State.UNKNOWN, f"{count} too few to compare confidence with accuracy.")
     values = f"mean confidence is {percent(result.confidence)} at {percent(result.accuracy)} accuracy"
     if not result.is_off:
         gap = f"a gap of {100 * abs(result.gap):.1f} points (sampling error {100 * result.noise:.1f})"

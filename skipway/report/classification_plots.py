@@ -191,10 +191,10 @@ def plot_image_grid(
         axes.text(
             left + cell / 2,
             top + cell + 0.02,
-            drawable_text(caption, 20),
+            drawable_text(caption, 16),
             ha="center",
             va="top",
-            fontsize=7.5,
+            fontsize=9,
             color=INK,
         )
     axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + below), 0))

@@ -15,7 +15,7 @@ from skipway.report.run_reader import IMAGE_ERRORS, UNREADABLE, rows_of
 
 __all__ = ["embed_image", "embed_plots", "worst_images"]
 
-VIEW_SIDE, SMALL = 1200, 64  # pixels of a side
+VIEW_SIDE, SMALL = 960, 64  # pixels of a side
 WORST, WORST_SIDE = 24, 256  # images; pixels of a side
 MAX_SVG_BYTES = 8 * 2**20
 # Plots that the report draws itself, as SVG.

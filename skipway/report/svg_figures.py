@@ -26,7 +26,7 @@ __all__ = [
 _STEEP = 30.0  # largest loss over the median, from which on the axis is logarithmic
 _MOST_POINTS = 1500  # of a scatter plot
 _NUMBERED = 25  # classes up to which the cells of a confusion matrix have their counts
-_LABELED = 60  # classes up to which its rows and columns have their names
+_LABELED = 50  # rows and columns that have their name
 _MOST_CELLS = 6000  # of a confusion matrix, those with the largest shares
 _SHORT_LABEL = 21.0  # width of a class name that fits below its column without turning it
 _LEVELS, _FAINTEST = 12, 0.15  # of the color of its cells, and the opacity that all levels exceed
@@ -189,15 +189,16 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
     if not n or not counts.sum():
         return None
     cell = 34.0 if n <= 12 else max(480.0 / n, 1.0)
-    labels = [shorten(name, 18) for name in names] if n <= _LABELED else []
-    size = 12.0 if n <= _NUMBERED else min(11.0, cell)
-    widest = max((label_width(label) for label in labels), default=0.0) * size / 12
+    step = -(-n // _LABELED)
+    labels = {i: shorten(names[i], 18) for i in range(0, n, step)}
+    size = 12.0 if n <= _NUMBERED else min(11.0, cell * step)
+    widest = max(map(label_width, labels.values())) * size / 12
     left, top, side = widest + 34, 30.0, cell * n
     turned, slope = (-45, 0.75) if n <= 12 else (-90, 1.0)
     below = 34 + (slope * widest if widest > _SHORT_LABEL else 14.0)
     body = [svg_text(0, 15, "Confusion matrix", kind="t"), *_cells(counts, left, top, cell=cell)]
     middle = cell / 2
-    for i, label in enumerate(labels):
+    for i, label in labels.items():
         style = f"font-size:{size:.1f}px"
         body.append(_sized(svg_text(left - 6, top + cell * i + middle + size / 3, label, anchor="e"), style))
         x, y = left + cell * i + middle + size / 4, top + side + 12

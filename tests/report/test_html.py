@@ -174,7 +174,7 @@ def test_figures_of_other_parts_are_shown_too(tmp_path):
     (folder / "plots" / "broken.png").write_bytes(b"not an image")
     page = Page(html.write(folder))
     assert "Depth profile" in page.text and "Broken" not in page.text and "Augmented training images" in page.text
-    assert [i["width"] for i in page.all("img") if i["alt"] == "depth_profile"] == ["1200"]
+    assert [i["width"] for i in page.all("img") if i["alt"] == "depth_profile"] == ["960"]
 
 
 def test_a_second_report_shows_what_changed(tmp_path):
