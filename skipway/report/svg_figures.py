@@ -243,7 +243,9 @@ def _cells(counts: np.ndarray, left: float, top: float, *, cell: float) -> list[
     size = cell - gap
     body = [f'<rect class="empty" x="{left:.1f}" y="{top:.1f}" width="{cell * n:.1f}" height="{cell * n:.1f}"/>']
     on_diagonal = np.eye(n, dtype=bool)
-    for color, chosen in (("right", on_diagonal), ("wrong", ~on_diagonal)):
+    # Counts have to be readable on their cells; cells without counts are small, and need stronger colors.
+    right, wrong = ("right", "wrong") if n <= _NUMBERED else ("blue", "orange")
+    for color, chosen in ((right, on_diagonal), (wrong, ~on_diagonal)):
         for step in range(1, _LEVELS + 1):
             places = np.argwhere(chosen & (level == step))
             if len(places):
