@@ -42,7 +42,7 @@ class Reliability:
 
     @property
     def is_off(self) -> bool:
-        """Whether the gap is larger than the sampling error, and large enough to matter."""
+        """True if the gap is larger than the sampling error, and large enough to matter."""
         return abs(self.gap) > max(self.noise, _MATERIAL)
 
 
@@ -56,12 +56,12 @@ class Bias:
 
     @property
     def is_off(self) -> bool:
-        """Whether the mean error is larger than its sampling error."""
+        """True if the mean error is larger than its sampling error."""
         return abs(self.mean) > self.noise
 
 
 def reliability(rows: Iterable[Mapping[str, str]]) -> Reliability | None:
-    """Compare the probability of each prediction with whether it is right.
+    """Compare the probabilities of predictions with the share of them that is right.
 
     Args:
         rows: rows of predictions.csv, with label, predicted and probability; those without a probability are skipped.
@@ -80,7 +80,7 @@ def reliability(rows: Iterable[Mapping[str, str]]) -> Reliability | None:
         chosen = index == i
         bins.append((float(shares[chosen].mean()), float(hits[chosen].mean()), int(chosen.sum())))
     count, accuracy = len(shares), float(hits.mean())
-    # If every prediction is right, the spread of the differences alone would look far too certain.
+    # If every prediction is right, the spread of the differences alone would be far too small.
     error = max(float((shares - hits).std()) / math.sqrt(count), share_noise(accuracy, count))
     return Reliability(count, float(shares.mean()), accuracy, Z95 * error, tuple(bins))
 

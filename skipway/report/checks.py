@@ -12,8 +12,8 @@ from skipway.report.verdicts import fit_verdicts, percent, waiting
 
 __all__ = ["Check", "State", "run_checks"]
 
-_NOISY = 0.1  # sampling error of confidence minus accuracy, from which on it says nothing
-_WIDE = 0.1  # a 95% interval of an accuracy or of R2 that leaves too much open
+_NOISY = 0.1  # sampling error of confidence minus accuracy, above which nothing is concluded
+_WIDE = 0.1  # width of the 95% interval of an accuracy or of R2, above which the data are too few
 
 
 class State(Enum):

@@ -30,7 +30,7 @@ def headline(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         A dict for each split: split, metric (its name), value, text, count, interval (two numbers or None), exceeded
-        (whether it is clearly above a constant prediction; None if unknown), comparison (with the best reference) and
+        (True if it is clearly above a constant prediction; None if unknown), comparison (with the best reference) and
         bars (name, value, text): the run, then the references.
     """
     key = "r2" if facts["regression"] else "accuracy"

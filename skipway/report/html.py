@@ -173,7 +173,7 @@ def _class_result(largest: list[tuple[str, dict[str, int]]], noun: str) -> str:
 
 
 def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the data: from metrics.json, else from splits.csv."""
+    """Return the values about the data, from metrics.json or else from splits.csv."""
     splits = reader.table("splits.csv") if not data else []
     by_class: dict[str, Counter[str]] = {}
     for row in splits:

@@ -113,7 +113,7 @@ class _ColorScale:
     norm: Normalize
     levels: np.ndarray
     steep: bool
-    is_cut: bool  # whether there are losses above the scale
+    is_cut: bool  # True if there are losses above the scale
 
 
 def _color_scale(losses: np.ndarray) -> _ColorScale:

@@ -55,7 +55,7 @@ class Reader:
         self.missing: dict[str, str] = {}
 
     def _try(self, name: str, read: Any, nothing: Any) -> Any:
-        """Return what `read` makes of a file, or `nothing` if it is missing or unreadable."""
+        """Return the content of a file by `read`, or `nothing` if the file is missing or unreadable."""
         try:
             return read(self.folder / name)
         except FileNotFoundError:

@@ -208,7 +208,7 @@ def _number(value: float) -> str:
 
 
 def _line(line: Line, to_x: _Scale, to_y: _Scale) -> Iterator[str]:
-    """Draw a series: a path with gaps, and dots where a line alone would be hard to see."""
+    """Draw a series: a path with gaps, and dots if there are few points, or at points between gaps."""
     pairs = [_place(a, b, to_x, to_y) for a, b in zip(line.xs, line.ys, strict=True)]
     parts: list[str] = []
     alone: list[tuple[float, float]] = []
@@ -232,7 +232,7 @@ def _line(line: Line, to_x: _Scale, to_y: _Scale) -> Iterator[str]:
 
 
 def _place(x: float, y: float, to_x: _Scale, to_y: _Scale) -> tuple[float, float] | None:
-    """Return where a point is drawn, or None if it is a gap."""
+    """Return the place of a point in the drawing, or None if it is a gap."""
     if not (math.isfinite(x) and math.isfinite(y)) or (to_x.log and x <= 0):
         return None
     if not to_y.log and not to_y.low <= y <= to_y.high:  # a log axis draws zero at its lower end

@@ -1,4 +1,4 @@
-"""Figures of a training for its report: inline SVG, each with what it shows and what this run shows."""
+"""Figures of a training for its report: inline SVG, each with a caption of two lines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _LEVELS, _FAINTEST = 12, 0.15  # of the color of its cells, and the opacity that
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels that stack on a narrow screen, and two lines of caption: what they show, and what this run shows."""
+    """Panels that stack on a narrow screen, and two lines of caption: their content, and the result of this run."""
 
     panels: tuple[Markup, ...]
     shows: str

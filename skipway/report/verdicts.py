@@ -33,14 +33,14 @@ _MAX_SENTENCES = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """A sentence about a run, and whether it warns of a problem."""
+    """A sentence about a run; `is_warning` if it reports a problem."""
 
     text: str
     is_warning: bool = False
 
 
 def verdicts(facts: Mapping[str, Any]) -> list[str]:
-    """Return what the metrics of a run show, the most important first, in at most three sentences.
+    """Return the conclusions from the metrics of a run, the most important first, in at most three sentences.
 
     Args:
         facts: history (rows of results.csv), best (the row of the best epoch), classes, counts; and if known
@@ -184,7 +184,7 @@ def _fell(history: Sequence[Mapping[str, float]], key: str) -> bool:
 
 
 def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str, count: int) -> list[Verdict]:
-    """Report whether the metric still rose when training ended, if its best epoch is among the last fifth."""
+    """Report the trend of the metric at the end of training, if the best epoch is among the last fifth."""
     if len(history) == 1 and history[0].get("lr") == 0:
         return [
             Verdict(
@@ -241,7 +241,7 @@ def waiting(history: Sequence[Mapping[str, float]]) -> list[str]:
 def _nothing_notable(
     history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str, count: int
 ) -> list[str]:
-    """Write how far training and validation are apart, how certain that is, and whether later epochs improved."""
+    """Write the gap between training and validation, its uncertainty, and how later epochs compare."""
     train, val = (number(best.get(f"{part}_{metric}")) for part in ("train", "val"))
     if not math.isfinite(train - val):
         return []
