@@ -1,4 +1,4 @@
-"""The figures of a report, drawn from the values and files of a run folder."""
+"""Charts of a report, drawn from the values and files of a run folder."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,14 +12,14 @@ __all__ = ["figures_of"]
 
 
 def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
-    """Return the figures of a run by name, None for those that it has no values for.
+    """Return the charts of a run by name, None for those that it has no values for.
 
     Args:
         facts: those that the template gets.
         reader: the reader of the run folder.
 
     Returns:
-        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of (heading, figure) by the stem of
+        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of (heading, chart) by the stem of
         the plot in `plots` that they replace.
     """
     history, noun, split = facts["history"], facts["noun"], facts["split"]
@@ -45,7 +45,7 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
 
 
 def _diagnostics(reader: Reader) -> dict[str, tuple[str, Figure]]:
-    """Draw the diagnostics that the run folder has values of; a malformed file has no figure."""
+    """Draw the diagnostics that the run folder has values of; a malformed file has no chart."""
     depth = reader.optional_json("depth.json")
     landscapes = mapping(depth.get("landscape"))
     sources: tuple[tuple[str, str, Callable[[Any], Figure | None], Any], ...] = (

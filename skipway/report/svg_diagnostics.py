@@ -1,4 +1,4 @@
-"""Figures of the diagnostics of a run: signal flow, ablation, loss landscape and the learning-rate range test.
+"""Charts of the diagnostics of a run: signal flow, ablation, loss landscape and the learning-rate range test.
 
 They are drawn from flow.json, depth.json and find_lr.json. A file with other content raises one of `MALFORMED`.
 """

@@ -1,4 +1,4 @@
-"""Figures of a training for its report: inline SVG, each with a caption of two lines."""
+"""Charts of a training for its report: inline SVG, each with a caption of two lines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -184,7 +184,7 @@ def predicted_over_true(rows: Sequence[Mapping[str, Any]], target: str, split: s
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun: str) -> Figure | None:
-    """Draw counts (K, K) of true and predicted classes, colored by their share of the true class."""
+    """Draw counts (K, K) of true and predicted classes; the color is the share of the true class."""
     counts, n = np.asarray(matrix, dtype=float), len(names)
     if not n or not counts.sum():
         return None
