@@ -1,4 +1,4 @@
-"""Samples of the data of a run, for analyses after training."""
+"""Samples of a run's own data, for what is measured with them after training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,18 +27,15 @@ def samples_of(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return samples by split, spread evenly over the data of a run and without augmentation.
+    """Return (x (N, *) as `network` takes them, y (N,)) by split, of samples spread evenly over a run's own data.
 
     Args:
-        folder: the run folder.
-        network: the network of the run.
-        counts: the largest number of samples of each split, "train" and "val".
-        data: path of the data, if it has moved since the run.
-        console: prints the progress; default: no output.
-        stop: a flag that interrupts the reading.
-
-    Returns:
-        (x, y) by split: inputs (N, *) of the network and targets (N,).
+        folder: the run's.
+        network: the run's.
+        counts: how many at most of each split, "train" and "val"; training samples come without augmentation.
+        data: their place, if the run's recipe no longer leads to them.
+        console: where progress is printed; default: nowhere.
+        stop: a flag that ends the reading when it is set.
     """
     recipe = read_recipe(folder)
     source = data if data is not None else find_data(recipe.data, folder)

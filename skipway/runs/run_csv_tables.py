@@ -1,6 +1,6 @@
-"""Write the CSV tables of a run folder.
+"""The CSV tables of a run folder, for other programs and spreadsheets.
 
-A text cell that a spreadsheet would take for a formula gets an apostrophe in front.
+Text cells that a spreadsheet would take for a formula get an apostrophe before them.
 """
 
 import csv
@@ -41,7 +41,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically, with every cell escaped."""
+    """Write a CSV file, whole or not at all, with hostile text made harmless."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([escape_cell(name) for name in columns])
@@ -50,7 +50,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def escape_cell(value: Any) -> Any:
-    """Return a value for a cell: text on one line, with an apostrophe in front of a formula."""
+    """Return a value as it is in a table: text on one line, and nothing that a spreadsheet would run."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -59,7 +59,7 @@ def escape_cell(value: Any) -> Any:
 
 def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write results.csv: one row per epoch."""
-    columns = tuple(history[0]) if history else RESULTS  # regression has val_r2 instead of val_accuracy
+    columns = tuple(history[0]) if history else RESULTS  # a number has val_r2 where classes have val_accuracy
     write_table(folder / "results.csv", columns, ([row[name] for name in columns] for row in history))
 
 
@@ -88,15 +88,15 @@ def write_class_tables(
     split: str,
     key_column: str,
 ) -> None:
-    """Write per_class.csv, confusion_matrix.csv and predictions.csv of the evaluated split.
+    """Write per_class.csv, confusion_matrix.csv and predictions.csv of the split that was evaluated.
 
     Args:
-        folder: the run folder.
+        folder: the run's.
         keys: name of every sample of the data, by its id.
         names: names of the classes.
         scores: predictions for the samples of the split.
         split: name of the split.
-        key_column: column of the names of the samples: "file" or "row".
+        key_column: heading of the samples' names: file or row.
     """
     rows = per_class(scores, names)
     write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))

@@ -1,4 +1,4 @@
-"""Write the plots and images of a run into its folder `plots`; `skipway.report` writes the others."""
+"""Plots and images that a run writes into its folder `plots`; those of the report are drawn by `skipway.report`."""
 
 import io
 from pathlib import Path
@@ -19,11 +19,11 @@ from skipway.utils.run_schema import with_schema
 __all__ = ["draw_augmented", "write_range_test", "write_worst_images"]
 
 _NUM_WORST = 16
-_NUM_AUGMENTED, _SHEET_COLUMNS = 24, 6  # few columns, so that a phone shows images and captions
+_NUM_AUGMENTED = 24
 
 
 def draw_augmented(folder: Path, batches: ImageBatches) -> None:
-    """Write plots/augmented.png: training images of the first epoch, as the network gets them."""
+    """Draw the first images of the first epoch, as the network is given them, into plots/augmented.png."""
     ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
     x = (batches.inputs(ids) - batches.offset) / batches.factor
     images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -31,19 +31,19 @@ def draw_augmented(folder: Path, batches: ImageBatches) -> None:
     make_folder(folder / "plots")
     captions = [names[batches.images.labels[i]] for i in ids]
     classification_plots.plot_image_grid(
-        [_without_gray_axis(i) for i in images], captions, folder / "plots" / "augmented.png", columns=_SHEET_COLUMNS
+        [_without_gray_axis(i) for i in images], captions, folder / "plots" / "augmented.png"
     )
 
 
 def write_range_test(folder: Path, values: dict[str, Any]) -> None:
-    """Write find_lr.json and its plot, plots/find_lr.png."""
+    """Write find_lr.json, and draw it into plots/find_lr.png."""
     make_folder(folder / "plots")
     write_json(folder / "find_lr.json", with_schema(values))
     learning_curves.plot_lr_range_test(values, folder / "plots" / "find_lr.png")
 
 
 def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores) -> None:
-    """Write the images with the largest losses into plots/worst, and their predictions into plots/worst.csv."""
+    """Write the images with the largest losses into plots/worst, and plots/worst.csv about them."""
     worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_NUM_WORST]]
     make_folder(folder / "plots")
     make_folder(folder / "plots" / "worst")
@@ -64,5 +64,5 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _without_gray_axis(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels (H, W, C) as (H, W) if there is one channel."""
+    """(H, W, C) as Pillow and matplotlib take it: (H, W) if there is one channel."""
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
