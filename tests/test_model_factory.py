@@ -252,8 +252,8 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
         ({"plan": {"family": "resnet", "layers": [10**12], "widths": [1]}}, "resnet has at most 3000 blocks"),
         ({"plan": {"family": "resnet", "layers": "many"}}, "resnet needs whole numbers of at least 1 for layers"),
         ({"plan": {"family": "resnet", "glory": 1}}, r"the plan has fields this skipway does not know \(glory\)"),
-        ({"spec": {}}, "a Spec has the fields"),
-        ({"spec": {**GREY.as_dict(), "size": "x"}}, "a Spec's sizes, means and deviations are numbers"),
+        ({"spec": {}}, "cannot read a Spec: expected the fields"),
+        ({"spec": {**GREY.as_dict(), "size": "x"}}, "expected numbers for sizes, mean and std"),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [10**12]}}, "header|does not fit"),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [10**30]}}, "header|does not fit"),
         (
@@ -265,7 +265,10 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
             {"plan": {"family": "resmlp", "in_features": 10**6, "categories": [1] * 20_000}},
             "resmlp: expected at most 10,000 numbers for categories, got 20,000. Make categories shorter",
         ),
-        ({"spec": {**GREY.as_dict(), "size": 50_000, "presize": 50_000}}, "cannot use a Spec of these sizes: expected"),
+        (
+            {"spec": {**GREY.as_dict(), "size": 50_000, "presize": 50_000}},
+            "a Spec of this size: expected",
+        ),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}}, "drop_path is a chance from"),
     ],
 )

@@ -1,6 +1,6 @@
 """The app of the command line: its commands, its exit codes, and errors on one line.
 
-Nothing heavier than the flags is loaded before it is needed.
+Imports beyond the flags are deferred until a command needs them.
 """
 
 import atexit
@@ -44,6 +44,7 @@ app = cyclopts.App(
 EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     train: (
         "skipway train photos/ --time-limit 600",
+        "skipway train photos/ --time-limit 600 --dry-run",
         "skipway train homes.csv --target price",
         "skipway train --resume runs/last --epochs 40",
     ),
@@ -69,18 +70,18 @@ def main(words: list[str] | None = None) -> None:
     """Run one command and end the process with its exit code.
 
     Args:
-        words: those of the command; default: those that the process was begun with.
+        words: the command line without the program name; default: `sys.argv[1:]`.
     """
     COMMAND_LINE.owns_process = words is None
     COMMAND_LINE.words = sys.argv[1:] if words is None else words
     stop_signals.STOP.interrupts = True
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports a home folder that cannot be written to
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home folder that is not writable
     with stop_signals.STOP:
         code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (AttributeError, OSError, ValueError):  # closed or full: Python would say so once more as it ends
+            except (AttributeError, OSError, ValueError):  # closed or full: Python would report it again at exit
                 _silence(stream)
         if words is None:
             _end(code)
@@ -88,9 +89,9 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _end(code: int) -> None:
-    """End the process with `code`, whatever signal comes now.
+    """End the process with `code`, ignoring further signals.
 
-    Not by the interpreter's own end, in which a signal counts again and threads of torch may abort.
+    The interpreter's normal exit is skipped: signals would count again during it, and torch's threads may abort.
     """
     stop_signals.STOP.finish(code)
     with suppress(Exception):
@@ -110,12 +111,12 @@ def _run(command: Callable[[], Any]) -> int:
     except SkipwayError as error:
         print_error(str(error), "" if isinstance(error, Interrupted) else "error")
         return error.exit_code
-    except BrokenPipeError:  # nobody reads on: not an error of ours
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         return 0
     except KeyboardInterrupt:
         return _stopped() if stop_signals.STOP.requested else 130
-    except Exception as error:  # a fault of ours: the traceback goes to a file, one line to the user
-        if stop_signals.STOP.requested and stop_signals.STOP.interrupts:  # a library made it of KeyboardInterrupt
+    except Exception as error:  # a bug: the traceback goes to a file, one line to the user
+        if stop_signals.STOP.requested and stop_signals.STOP.interrupts:  # a library turned KeyboardInterrupt into it
             return _stopped()
         return write_crash_traceback(error)
     return 0

@@ -5,8 +5,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from skipway.cli.json_option import Json, print_report
+from skipway.errors import InputError
 from skipway.utils import stop_signals
-from skipway.utils.console import Console, print_result
+from skipway.utils.console import Console, print_json, print_result
+from skipway.utils.run_schema import with_schema
 
 __all__ = ["check", "env", "models", "summary"]
 
@@ -22,6 +25,7 @@ def check(
     max_unreadable: float = 1.0,
     follow_links: Switch = False,
     allow_empty_classes: Switch = False,
+    as_json: Json = False,
 ) -> None:
     """Check DATA before training: counts, sizes, imbalance, unreadable files, duplicates within and across splits.
 
@@ -49,10 +53,12 @@ def check(
         stop=stop_signals.STOP,
         target=target,
     )
-    print_result(report)
+    print_report(report, as_json=as_json)
 
 
-def summary(model: str, /, *, size: Optional = None, num_classes: Optional = None, code: Switch = False) -> None:
+def summary(
+    model: str, /, *, size: Optional = None, num_classes: Optional = None, code: Switch = False, as_json: Json = False
+) -> None:
     """Summarize a network: output shapes, parameters, MACs, training memory and receptive fields of its layers.
 
     Parameters
@@ -68,10 +74,16 @@ def summary(model: str, /, *, size: Optional = None, num_classes: Optional = Non
     """
     from skipway.commands.summary import summarize
 
-    print_result(summarize(model, size, num_classes, code=code))
+    if code and as_json:
+        raise InputError("cannot summarize: expected --code or --json, got both. Drop one of them.")
+    result = summarize(model, size, num_classes, code=code)
+    if isinstance(result, str):
+        print_result(result)
+    else:
+        print_report(result, as_json=as_json)
 
 
-def models(pattern: str = "*", /) -> None:
+def models(pattern: str = "*", /, *, as_json: Json = False) -> None:
     """List the architectures for --model with their parameter counts.
 
     Parameters
@@ -79,14 +91,18 @@ def models(pattern: str = "*", /) -> None:
     pattern
         Shell pattern, as "resnet1*".
     """
-    from skipway.commands.models import model_table
+    from skipway.commands.models import model_facts, model_table
 
+    if as_json:
+        return print_json(with_schema({"models": model_facts(pattern)}))
     for line in model_table(pattern):
         print_result(line)
 
 
-def env() -> None:
+def env(*, as_json: Json = False) -> None:
     """Print versions, processor, cores, precision and installed extras."""
-    from skipway.commands.env import environment_table
+    from skipway.commands.env import environment_facts, environment_table
 
+    if as_json:
+        return print_json(with_schema(environment_facts()))
     print_result(environment_table())

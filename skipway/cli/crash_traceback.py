@@ -1,4 +1,4 @@
-"""Crash of a command: its traceback goes to a temporary file, one line to the user."""
+"""Report an unexpected exception: one line for the user, and the traceback in a temporary file."""
 
 import errno
 import tempfile
@@ -19,22 +19,22 @@ __all__ = ["write_crash_traceback"]
 
 
 def write_crash_traceback(error: Exception) -> int:
-    """Print the line of an unforeseen error, whose traceback goes to a file; return its exit code."""
+    """Print one line about an unexpected exception, write its traceback to a file and return the exit code."""
     if cause := _cause_outside(error):
         print_error(str(cause))
         return cause.exit_code
     try:
         with tempfile.NamedTemporaryFile("w", prefix="skipway-crash-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
-        where = f"the details are in {file.name}"
+        where = f"Report it with the traceback in {file.name}."
     except OSError:
-        where = f"no file could take the details; they end with {traceback.extract_tb(error.__traceback__)[-1:]}"
-    print_error(f"a fault of skipway's own ({type(error).__name__}: {error}); {where}, please report them")
+        where = f"Report it with this last frame: {traceback.extract_tb(error.__traceback__)[-1:]}."
+    print_error(f"internal error: {type(error).__name__}: {error}. {where}")
     return 70
 
 
 def _cause_outside(error: Exception) -> SkipwayError | None:
-    """Return the error of the machine or of the user that a library's error stands for, if it is one."""
+    """Return the storage or input error behind a library's exception, or None if the exception is a bug."""
     if is_out_of_memory(error):
         return out_of_memory()
     if not isinstance(error, OSError):
@@ -43,5 +43,5 @@ def _cause_outside(error: Exception) -> SkipwayError | None:
     if error.errno == errno.ENAMETOOLONG:
         return InputError(f"cannot use {place}...: expected a shorter path, got a name that is too long. Shorten it.")
     if error.errno in STORAGE_ERRNOS:
-        return StorageError(f"{place}: cannot be used: {error.strerror}; free some space there, or write elsewhere")
+        return StorageError(f"cannot use {place}: {error.strerror}. Free some space there, or write to another disk.")
     return None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from skipway.cli.json_option import Json, print_report
 from skipway.errors import InputError, NotFiniteError
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
@@ -98,6 +99,7 @@ def evaluate(
         Literal["auto", "fp32", "bf16", "int8"],
         Parameter(help="Inference precision; auto evaluates as the end of the run did."),
     ] = "auto",
+    as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on DATA: accuracy, loss and per-class metrics.
 
@@ -123,7 +125,7 @@ def evaluate(
         console=Console(stream=sys.stderr),
         stop=stop_signals.STOP,
     )
-    print_result(str(evaluation))
+    print_report(evaluation, as_json=as_json)
 
 
 def export(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from skipway.cli.json_option import Json, print_report
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 
@@ -53,7 +54,9 @@ def probe(
     print_result(str(result))
 
 
-def compare(*runs: Path, output: Annotated[Path, Parameter(alias="-o")] = Path("compare.png")) -> None:
+def compare(
+    *runs: Path, output: Annotated[Path, Parameter(alias="-o")] = Path("compare.png"), as_json: Json = False
+) -> None:
     """Compare runs: metrics, differing options, and validation curves in one plot.
 
     Parameters
@@ -65,4 +68,4 @@ def compare(*runs: Path, output: Annotated[Path, Parameter(alias="-o")] = Path("
     """
     from skipway.commands.compare import compare as compare_runs
 
-    print_result(str(compare_runs(runs, output)))
+    print_report(compare_runs(runs, output), as_json=as_json)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from skipway.errors import SkipwayError
+from skipway.errors import InputError, SkipwayError
 from skipway.runs.recipe import GROUPS, UNUSED_BY_FIND_LR, Recipe
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
@@ -21,7 +21,7 @@ __all__ = ["COMMAND_LINE", "RecipeFlags", "find_lr", "train"]
 
 @dataclass
 class CommandLine:
-    """The words of the running command, and whether the process was started with them."""
+    """The arguments of the running command; `owns_process` if the process was started with them."""
 
     words: list[str] = field(default_factory=list)
     owns_process: bool = False
@@ -53,7 +53,7 @@ def _recipe_flags(*excluded: str) -> type:
         )
         attributes.append((option.name, Annotated[hints[option.name] | None, flag], None))
     flags = make_dataclass("Flags", attributes, frozen=True, kw_only=True)
-    flags.__module__ = __name__  # Python 3.11 says "types", which cyclopts takes for a plain value
+    flags.__module__ = __name__  # Python 3.11 sets "types", for which cyclopts does not expand the fields
     return flags
 
 
@@ -69,8 +69,8 @@ RangeTestFlags = _recipe_flags(*UNUSED_BY_FIND_LR)
 _NO_RANGE_TEST_FLAGS = RangeTestFlags()
 
 
-def _given(flags: Any) -> dict[str, Any]:
-    """Return the flags that were given, by the names of Recipe's fields."""
+def _passed(flags: Any) -> dict[str, Any]:
+    """Return the flags that were passed, by field name."""
     return {name: value for name, value in vars(flags).items() if value is not None}
 
 
@@ -81,6 +81,7 @@ def train(
     resume: Annotated[Path | None, Parameter(group=HELP_GROUPS["Output"])] = None,
     allow_changed_data: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Safety"])] = False,
     nproc: Annotated[int, Parameter(group=HELP_GROUPS["Hardware"])] = 1,
+    dry_run: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Output"])] = False,
     quiet: Quiet = False,
     flags: Annotated[RecipeFlags, Parameter(name="*")] = _NO_FLAGS,  # type: ignore[valid-type]
 ) -> None:
@@ -100,20 +101,28 @@ def train(
         Resume although images were added, removed or edited.
     nproc
         Processes on this machine; they share every batch.
+    dry_run
+        Print all options with the reasons of automatic choices, fit for --config; no training.
     """
-    options = _given(flags)
+    options = _passed(flags)
     if COMMAND_LINE.owns_process and not stop_signals.STOP.requested and _recomputes(options, config, resume):
         restart_gathering()
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
         from skipway.distributed.launch import launch
 
-        stop_signals.STOP.defer()  # each process saves for itself
+        stop_signals.STOP.defer()  # each process saves its state
         return launch(nproc, COMMAND_LINE.words)
     with paused_collection():
-        from skipway.runs.train_run import train as train_run
+        from skipway.runs import train_run
 
     keep_freed_memory()
-    train_run(
+    if dry_run:
+        if resume is not None:
+            raise InputError("cannot resolve the options: expected --dry-run or --resume, got both. Drop one of them.")
+        console = Console(quiet, stream=sys.stderr)
+        resolved = train_run.dry_run(data, config=config, console=console, stop=stop_signals.STOP, **options)
+        return print_result(str(resolved))
+    train_run.train(
         data,
         config=config,
         resume=resume,
@@ -125,7 +134,7 @@ def train(
 
 
 def _recomputes(options: Mapping[str, Any], config: Path | None, resume: Path | None) -> bool:
-    """Return whether the run uses activation checkpointing; an unreadable config is refused later."""
+    """Check if the run uses activation checkpointing; an unreadable config is reported later."""
     if "recompute" in options:
         return bool(options["recompute"] != "none")
     for file in (config, resume / "config.yaml" if resume else None):
@@ -156,6 +165,6 @@ def find_lr(
 
     keep_freed_memory()
     console = Console(quiet, stream=sys.stderr)
-    result = run_range_test(data, output=output, console=console, stop=stop_signals.STOP, **_given(flags))
+    result = run_range_test(data, output=output, console=console, stop=stop_signals.STOP, **_passed(flags))
     rates = f"steepest {result.steepest:.3g}, valley {result.valley:.3g}"
     print_result(f"suggested: --lr {result.suggestion:.2g} ({rates})\nplot: {output}")

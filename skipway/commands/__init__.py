@@ -1,1 +1,1 @@
-"""Commands: one file per command, called by the command line and from Python alike; it computes and returns."""
+"""Commands: one module per command, shared by the command line and Python. A command returns its result."""

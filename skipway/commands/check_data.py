@@ -1,6 +1,7 @@
 """Check a dataset before training: counts, sizes, class imbalance, unreadable files, duplicates across splits."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, choose_decode_settings, decode_images
@@ -13,9 +14,24 @@ from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["check"]
+__all__ = ["DataReport", "check"]
 
 _MAX_LISTED = 50
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """A report on a dataset: its text, and the same facts as plain values."""
+
+    text: str
+    facts: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return counts, classes, warnings and unreadable samples as plain values."""
+        return self.facts
 
 
 def check(
@@ -26,10 +42,24 @@ def check(
     console: Console | None = None,
     stop: StopFlag | None = None,
     target: str | None = None,
-) -> str:
-    """What a careful eye sees in `data` before training, as text; every image is decoded once.
+) -> DataReport:
+    """Check a dataset before training and return a report, which prints as text. Every image is decoded once.
 
-    Of a table `target` is the column to predict.
+    Args:
+        data: folder of images, table, archive or name of a dataset, as for `train`.
+        max_unreadable: largest allowed share of unreadable images, or of table rows without a target.
+        follow_links: follow symbolic links in folders.
+        allow_empty_classes: accept class folders without images.
+        console: prints progress; by default, nothing is printed.
+        stop: flag that stops the check when it is set.
+        target: column to predict in a table.
+
+    Returns:
+        Counts, sizes and classes, followed by the unreadable files and by warnings.
+
+    Raises:
+        InputError: the dataset cannot be read, or too much of it is unreadable.
+        Interrupted: `stop` was set.
     """
     if (tables := open_table_source(os.fspath(data), target)) is not None:
         return _check_tables(tables, max_unreadable)
@@ -47,23 +77,24 @@ def check(
     facts = describe(images)
     lines = _image_lines(images, decode_settings, facts)
     if images.skipped:
-        lines.append(f"{len(images.skipped):,} cannot be read:")
+        lines.append(f"{len(images.skipped):,} unreadable:")
         lines += [f"  {printable(image.key)}: {image.reason}" for image in images.skipped[:_MAX_LISTED]]
         rest = len(images.skipped) - _MAX_LISTED
         lines += [f"  and {rest:,} more"] if rest > 0 else []
-    lines += [f"mind: {warning}" for warning in facts["warnings"]]
+    lines += [f"warning: {warning}" for warning in facts["warnings"]]
     if not images.skipped and not facts["warnings"]:
-        lines.append("nothing to mind")
-    return "\n".join(lines)
+        lines.append("no problems found")
+    unreadable = {image.key: image.reason for image in images.skipped}
+    return DataReport("\n".join(lines), {"data": images.name, **facts, "unreadable": unreadable})
 
 
 def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
-    """Return lines about counts, sizes and classes of images."""
+    """Return the lines on counts, sizes and classes of images."""
     counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
-    color = "grey" if decode_settings.channels == 1 else "color"
+    color = "gray" if decode_settings.channels == 1 else "color"
     lines = [
         f"{printable(images.name)}: {len(images.class_names)} classes, {counts} images",
-        f"sizes: {images.sizes}; {color}; trained at {decode_settings.size} px",
+        f"sizes: {images.sizes}; {color}; training size {decode_settings.size} px",
     ]
     width = max(len(printable(name)) for name in images.class_names)
     for name, by_split in facts["classes"].items():
@@ -76,8 +107,8 @@ def _note_lines(facts: dict[str, Any]) -> list[str]:
     return [f"{count:,} {note}" for note, count in facts["notes"].items()]
 
 
-def _check_tables(tables: TableSource, max_unreadable: float) -> str:
-    """Return a text report on a table: its rows, columns, target and missing values."""
+def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
+    """Return a report on a table: its rows, columns, target and missing values."""
     rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.splits.items())
@@ -89,11 +120,12 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> str:
     lines += [f"  class {printable(name)}: {count:,} rows" for name, count in totals.items()]
     lines += _note_lines(facts)
     if rows.skipped:
-        lines.append(f"{len(rows.skipped):,} rows have no target: {', '.join(row.key for row in rows.skipped[:10])}")
-    lines += [f"mind: {warning}" for warning in facts["warnings"]]
+        lines.append(f"{len(rows.skipped):,} without a target: {', '.join(row.key for row in rows.skipped[:10])}")
+    lines += [f"warning: {warning}" for warning in facts["warnings"]]
     if not facts["warnings"] and not rows.skipped:
-        lines.append("nothing to mind")
-    return "\n".join(lines)
+        lines.append("no problems found")
+    without_target = [row.key for row in rows.skipped]
+    return DataReport("\n".join(lines), {"data": tables.name, **facts, "without_target": without_target})
 
 
 def _describe_column(column: Column) -> str:

@@ -1,4 +1,4 @@
-"""Compare runs: metrics, options in which they differ, and their curves in one plot."""
+"""Compare runs: their metrics, the options in which they differ, and their curves in one plot."""
 
 import math
 import os
@@ -17,23 +17,35 @@ from skipway.utils.output_files import refuse_output
 
 __all__ = ["Comparison", "compare"]
 
-_IGNORED = ("output", "name", "threads", "save_every", "watch")  # options that make no other network
+_IGNORED = ("output", "name", "threads", "save_every", "watch")  # options that do not change the trained model
 _METRICS = ("val_accuracy", "test_accuracy", "val_r2", "test_r2", "val_loss")
 _MAX_WIDTH = 40
-_OPEN = (None, "auto")  # values of options that a run resolves
+_OPEN = (None, "auto")  # values that a run resolves when it starts
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of metrics per run, and the options in which their recipes differ, as set or as resolved."""
+    """Comparison of runs; prints as two tables.
+
+    Attributes:
+        names: unique names of the runs.
+        metrics: one row of metrics per run.
+        differences: values per run of each option in which they differ, as set or as resolved.
+        plot: file with the curves.
+    """
 
     names: list[str]
     metrics: list[dict[str, Any]]
     differences: dict[str, list[Any]]
     plot: Path
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics of each run, the options that differ and the path of the plot as plain values."""
+        runs = [{"run": name, **row} for name, row in zip(self.names, self.metrics, strict=True)]
+        return {"runs": runs, "differences": self.differences, "plot": str(self.plot)}
+
     def __str__(self) -> str:
-        columns: dict[str, None] = {}  # in order, each of them once
+        columns: dict[str, None] = {}  # an ordered set
         for row in self.metrics:
             columns |= dict.fromkeys(row)
         rows = [["run", *(column.replace("_", " ") for column in columns)]]
@@ -41,23 +53,31 @@ class Comparison:
             rows.append([name, *(_metric_cell(metrics.get(column), column) for column in columns)])
         lines = [*_aligned(rows), ""]
         if self.differences:
-            options = [["told", *self.names]]
+            options = [["option", *self.names]]
             options += [[name, *map(_cell, values)] for name, values in self.differences.items()]
             lines += _aligned(options)
         else:
-            lines.append("they were told the same")
-        return "\n".join([*lines, "", f"drawn: {printable(self.plot)}"])
+            lines.append("all options are equal")
+        return "\n".join([*lines, "", f"plot: {printable(self.plot)}"])
 
 
 def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] = "compare.png") -> Comparison:
-    """Compare the recipes, metrics and curves of two or more run folders; the curves are drawn into `output`.
+    """Compare the options, metrics and curves of two or more runs, and plot the curves.
+
+    Args:
+        runs: two or more run folders.
+        output: image file for the plot.
+
+    Returns:
+        A `Comparison`, which prints as two tables.
 
     Raises:
-        InputError: fewer than two runs were given, or one of them is no run folder. StorageError: the disk.
+        InputError: there are fewer than two runs, or one of them is not a run folder.
+        StorageError: the plot cannot be written.
     """
     refuse_output(output, runs)
     if len(runs) < 2:
-        raise InputError("compare takes two or more run folders; give another one")
+        raise InputError(f"cannot compare runs: expected at least 2 run folders, got {len(runs)}. Add a run folder.")
     folders = [resolve_run_folder(Path(run)) for run in runs]
     names = unique_names(folders)
     histories = [_history(folder) for folder in folders]
@@ -67,14 +87,14 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     try:
         compare_plot.plot_run_comparison(dict(zip(names, histories, strict=True)), target)
     except OSError as error:
-        raise StorageError(f"{printable(target)}: cannot be drawn: {error}; give another --output") from error
+        raise StorageError(f"cannot write the plot {printable(target)}: {error}. Choose another --output.") from error
     return Comparison(names=names, metrics=metrics, differences=differences, plot=target)
 
 
 def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
-    """Return the options in which runs differ, with the value of each run: as set, or as resolved if left open.
+    """Return the options in which runs differ, with the value of each run, as set or as resolved.
 
-    An option that is still open in a run that has not ended differs from nothing.
+    An option that an unfinished run has not resolved yet counts as equal.
     """
     recipes = [read_recipe(folder).as_dict() for folder in folders]
     resolved = [mapping(Reader(folder).json("metrics.json").get("resolved")) for folder in folders]
@@ -92,12 +112,12 @@ def _differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
 
 
 def _metrics(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return the row of a run: its network, parameters and metrics, how long it took and how it ended."""
+    """Return the row of a run: architecture, parameters, metrics, epochs, training time and status."""
     metrics = Reader(folder).json("metrics.json")
     model = read_recipe(folder).model
     row: dict[str, Any] = {"network": mapping(metrics.get("resolved")).get("model", model)}
     row |= {key: metrics.get(key) for key in ("parameters", *_METRICS) if metrics.get(key) is not None}
-    if not metrics and history:  # it has not ended yet
+    if not metrics and history:  # an unfinished run
         best = max(history, key=_goodness)
         row |= {key: best[key] for key in _METRICS if key in best}
     seconds = [epoch.get("seconds", math.nan) for epoch in history]
@@ -110,12 +130,12 @@ def _metrics(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any
 
 
 def _goodness(epoch: dict[str, float]) -> float:
-    """Return the validated metric of an epoch that is the higher the better."""
+    """Return the validation metric of an epoch, where higher is better."""
     return epoch.get("val_accuracy", epoch.get("val_r2", -epoch.get("val_loss", math.inf)))
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of results.csv as numbers, without those that were torn."""
+    """Return the rows of results.csv as numbers, without incomplete rows."""
     rows = history_of(Reader(folder).table("results.csv"))
     return [row for row in rows if len(row) == max(map(len, rows))]
 

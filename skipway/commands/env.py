@@ -1,4 +1,4 @@
-"""Print the environment: versions, processor, precision, extras."""
+"""Report the environment: versions, processor, precision and extras."""
 
 import os
 import platform
@@ -12,17 +12,22 @@ from skipway.runs.environment import processor
 from skipway.training.trainer import has_bf16
 from skipway.utils.devices import available_threads
 
-__all__ = ["EXTRAS", "environment_table"]
+__all__ = ["EXTRAS", "environment_facts", "environment_table"]
 
 EXTRAS = {"parquet": "pyarrow", "export": "onnxruntime", "openvino": "openvino"}
 
 
 def environment_table() -> str:
-    """Return versions, processor, threads, precision and extras, a line each."""
+    """Return versions, processor, threads, precision and extras, one per line."""
+    return "\n".join(f"{name:<16}{value}" for name, value in environment_facts().items())
+
+
+def environment_facts() -> dict[str, str]:
+    """Return versions, processor, threads, precision and extras by name."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = available_threads()
-    rows = {
+    return {
         "skipway": version("skipway"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -34,7 +39,6 @@ def environment_table() -> str:
         **{name: _version(name) for name in ("torch", "pillow", "safetensors", "scikit-learn", "numpy")},
         **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},
     }
-    return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
 
 
 def _extra(module: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Evaluate a trained network on labeled images or on a labeled table."""
+"""Evaluate a trained model on labeled images or on a labeled table."""
 
 import json
 import os
@@ -48,12 +48,28 @@ def evaluate(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> Evaluation | RegressionEvaluation:
-    """Accuracy, loss and a row per class of a trained network on `data`; classes are matched by name.
+    """Evaluate a trained model on a labeled dataset. Classes are matched by name.
 
-    `split` is "train", "val" or "test"; by default test where there is one, else val, else all images.
-    With `tta` the mean over several views of each image counts. By default the network is computed as at the end of
-    its run, so that the run's own metrics come out: by torch in float32, or as metrics.json says. `engine` and
-    `precision` choose another way.
+    By default, the engine and the precision are those that evaluated the run when it ended, so that its metrics are
+    reproduced: torch in float32, unless metrics.json names others.
+
+    Args:
+        run: run folder, weights file or network.
+        data: labeled images or a labeled table.
+        split: "train", "val" or "test". The default is test if it exists, else val, else train (all images of a
+            dataset without splits).
+        tta: average the outputs over several views of each image (test-time augmentation).
+        engine: inference engine: "auto", "torch" or "openvino".
+        precision: "auto", "fp32", "bf16" or "int8".
+        console: prints progress and warnings; by default, nothing is printed.
+        stop: flag that stops the evaluation when it is set.
+
+    Returns:
+        Metrics, with one row per class; for regression, R2 and errors.
+
+    Raises:
+        InputError: an argument is invalid, the data cannot be read, or its classes are unknown to the model.
+        Interrupted: `stop` was set.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
@@ -64,10 +80,14 @@ def evaluate(
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
     if images.notes[NEARLY_BLACK]:
-        console.print(f"warning: {images.notes[NEARLY_BLACK]:,} images are {NEARLY_BLACK}")
+        num_black = images.notes[NEARLY_BLACK]
+        console.print(f"warning: {num_black:,} of {len(images.labels):,} images: {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
-        raise InputError(f"no image of {printable(data)} can be read; `skipway check` names what is wrong with each")
+        raise InputError(
+            f"cannot evaluate {printable(data)}: expected readable images, got none. Run `skipway check` to list the "
+            "reasons."
+        )
     batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), mean=spec.mean, std=spec.std)
 
     def poll() -> None:
@@ -102,13 +122,13 @@ def _run_folder(run: Path) -> Path:
 
 
 def _count_trained_on(run: Path | None, digests: Sequence[str]) -> int:
-    """Return how many samples are equal to one that the run was trained on, as far as its splits.csv is at hand."""
+    """Count the samples that were in the run's training set, according to its splits.csv if it exists."""
     trained = set() if run is None else training_digests(_run_folder(run))
     return sum(digest in trained for digest in digests)
 
 
 def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
-    """Return the engine and the precision that evaluated a run at its end; None for plain torch, or if unknown."""
+    """Return the engine and the precision that evaluated a run when it ended; None for plain torch, or if unknown."""
     if run is None:
         return None
     folder = _run_folder(run)
@@ -122,21 +142,25 @@ def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
 
 
 def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
-    """Return `split`, or the first of the available ones if it is None."""
+    """Return `split`, or the first available split if it is None."""
     if split is not None and split not in available:
-        raise InputError(f"{printable(data)} has no {printable(split)} split; it has {', '.join(reversed(available))}")
+        raise InputError(
+            f"{printable(data)} has no split {printable(split)!r}: expected {' or '.join(reversed(available))}. Choose "
+            "another --split."
+        )
     return split or available[0]
 
 
 def _decoded_split(
     source: Source, spec: Spec, data: object, split: str, *, console: Console, stop: StopFlag
 ) -> DecodedImages:
-    """Return the decoded images of one split, as the network takes them and labeled by its classes."""
+    """Decode the images of one split for the network, with labels in the order of its classes."""
     unknown = [name for name in source.class_names if name not in spec.class_names]
     if unknown:
         raise InputError(
-            f"{printable(data)} has classes that the network does not know: {', '.join(map(printable, unknown[:5]))}; "
-            f"it knows {', '.join(map(printable, spec.class_names[:8]))}"
+            f"cannot evaluate {printable(data)}: expected the classes of the model "
+            f"({', '.join(map(printable, spec.class_names[:8]))}), got {', '.join(map(printable, unknown[:5]))}. "
+            "Rename the classes, or evaluate another model."
         )
     class_of = np.array([spec.class_names.index(name) for name in source.class_names])
     source = replace(
@@ -154,12 +178,13 @@ def _decoded_split(
 def _evaluate_table(
     network: Network, data: str, split: str | None, *, run: Path | None, console: Console
 ) -> Evaluation | RegressionEvaluation:
-    """Return the metrics of `network` on a split of a table: test if there is one, else val, else all rows."""
+    """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
     spec = network.require_table_spec()
     tables = open_table_source(data, spec.target)
     if tables is None:
         raise InputError(
-            f"{printable(data)} is no table, but the network was trained on one; give a .csv or .parquet file"
+            f"cannot evaluate {printable(data)}: expected a table, because the model was trained on one. Pass a .csv "
+            "or .parquet file."
         )
     is_asked = split is not None
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if name in tables.splits])

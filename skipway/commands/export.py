@@ -1,4 +1,4 @@
-"""Export the network of a run: to ONNX, to a program of torch, or to files of timm or torchvision."""
+"""Export the model of a run to ONNX, to a torch.export program, or to files for timm or torchvision."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ from skipway.weights.key_maps import LIBRARIES
 __all__ = ["FORMATS", "ExportedFiles", "export_run"]
 
 FORMATS = ("onnx", "pt2", "timm", "torchvision")
-_NUM_CHECKED = 16  # of the run's own images
+_NUM_CHECKED = 16  # images of the run that the export is checked on
 _TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
@@ -35,10 +35,11 @@ _TORCHVISION = (
     *(f"efficientnet_b{i}" for i in range(8)),
     *("mobilenetv2_100", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
 )
-_STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}  # with other layers
-# Fields of a plan that are not arguments of a library's function: written elsewhere, or for training alone.
+# Libraries know these only as another architecture with changed layers.
+_STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}
+# Fields of a plan that are not arguments of a library's function: stored elsewhere, or used in training only.
 _NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode", "layer_scale")
-# Arguments of a library's functions for each kind of network, by the plan's fields.
+# Argument names of a library's functions by plan field, for each kind of network.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
         "resnet": {"layers": "layers", "widths": "channels", "in_chans": "in_chans"},
@@ -53,12 +54,12 @@ _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class ExportedFiles:
-    """Files that `export_run` wrote; prints them.
+    """Files written by `export_run`; prints as one line per file.
 
     Attributes:
-        paths: the files.
-        check: the largest difference of their outputs from torch's, if it was measured.
-        num_images: images of the run that it was measured on; 0 for made-up inputs.
+        paths: written files.
+        check: largest difference from the outputs of torch, if it was measured.
+        num_images: images of the run used for the check; 0 for random inputs.
     """
 
     paths: list[Path]
@@ -66,10 +67,10 @@ class ExportedFiles:
     num_images: int = 0
 
     def __str__(self) -> str:
-        lines = [f"written: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
+        lines = [f"exported: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
         if self.check is not None:
-            inputs = f"{self.num_images} images of the run" if self.num_images else "made-up inputs"
-            lines.append(f"checked on {inputs}: outputs differ from torch's by {self.check.difference:.2g} at most")
+            inputs = f"{self.num_images} images of the run" if self.num_images else "random inputs"
+            lines.append(f"checked on {inputs}: largest difference from torch is {self.check.difference:.2g}")
         return "\n".join(lines)
 
 
@@ -80,32 +81,42 @@ def export_run(
     *,
     raw: bool = False,
 ) -> ExportedFiles:
-    """Write the network of a run or of a file of skipway for use elsewhere.
+    """Export the model of a run or of a weights file.
 
     Args:
-        run: a run folder or a .safetensors file of skipway.
-        to: "onnx" (see `skipway.export.onnx`), "pt2" (`skipway.export.program`), both checked on the run's own
-            images if they are at hand; or "timm" or "torchvision": a folder with weights under that library's
-            names and a config.json, which timm opens as `timm.create_model("local-dir:FOLDER")`.
-        output: the file, or the folder for a library; default: in the run's folder `export`, or next to the file.
-        raw: the network alone, without how inputs are prepared; for "onnx" and "pt2".
+        run: run folder or .safetensors file of skipway.
+        to: "onnx" (see `skipway.export.onnx`), "pt2" (see `skipway.export.program`), "timm" or "torchvision". The
+            first two are checked on images of the run if they exist. The others write a folder with renamed weights and
+            a config.json. timm opens it with `timm.create_model("local-dir:FOLDER")`.
+        output: output file, or output folder for a library. The default is in the folder `export` of the run, or next
+            to the weights file.
+        raw: leave out the preprocessing; for "onnx" and "pt2".
+
+    Returns:
+        The written files, with the result of the check.
 
     Raises:
-        InputError: no such format, or the network cannot be written in it.
-        SkipwayError: the outputs of what was written differ from torch's; no file is left.
+        InputError: the format is unknown or does not support the model, or the output exists.
+        SkipwayError: the outputs of the export differ from those of torch. The files are removed.
     """
     if to not in FORMATS:
-        raise InputError(f"nothing is exported to {to!r}{did_you_mean(to, FORMATS)}; there are {', '.join(FORMATS)}")
+        raise InputError(
+            f"invalid export format: expected one of {', '.join(FORMATS)}, got {to!r}{did_you_mean(to, FORMATS)}. "
+            "Choose another --to."
+        )
     source, network = Path(run), load(run)
     parent = source / "export" if source.is_dir() else source.parent
     if to in ("timm", "torchvision"):
         if raw:
-            raise InputError(f"--raw is for onnx and pt2; weights for {to} are always those of the network alone")
+            raise InputError(
+                f"cannot use --raw with --to {to}: expected onnx or pt2, because weights for {to} never include the "
+                "preprocessing. Drop --raw."
+            )
         return _export_to_library(network, to, source, Path(output) if output is not None else parent / to)
     target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
     refuse_output(target, [source])
-    if output is None and source.is_file() and target.exists():  # its name comes from the file
-        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Give -o.")
+    if output is None and source.is_file() and target.exists():  # the default name must not replace a file
+        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Pass -o.")
     images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program
@@ -114,7 +125,7 @@ def export_run(
 
 
 def _images_of_run(run: Path) -> list[Path]:
-    """Return up to sixteen validation images of a run as files: the originals if they exist, else the worst ones."""
+    """Return up to 16 validation images of a run: the original files if they exist, else its highest-loss images."""
     if not (run / "config.yaml").is_file():
         return []
     data = find_data(read_recipe(run).data, run)
@@ -130,10 +141,10 @@ def _images_of_run(run: Path) -> list[Path]:
 
 
 def _export_to_library(network: Network, library: str, source: Path, folder: Path) -> ExportedFiles:
-    """Write a folder that the library's users know how to open."""
+    """Write a folder with weights and config in the format of a library."""
     spec = network.spec
     if not isinstance(spec, Spec):
-        raise InputError(f"{library} has networks of images alone; export this one to onnx")
+        raise InputError(f"cannot export to {library}: expected an image model, got a table model. Use --to onnx.")
     paths = [folder / "model.safetensors", folder / "config.json"]
     for path in paths:
         refuse_output(path, [source])
@@ -143,9 +154,9 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     if earlier.keys() != config.keys():
         raise InputError(
             f"cannot export to {printable(folder)}: expected a new folder or an earlier export, got one with other "
-            "files of these names. Give another -o."
+            "files of these names. Pass another -o."
         )
-    if earlier != config:  # never the weights of one network with the config of another, whenever it is killed
+    if earlier != config:  # if the process is killed, weights of one model must not meet the config of another
         with storing(folder, 0):
             paths[0].unlink(missing_ok=True)
     make_folder(folder)
@@ -155,7 +166,7 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
 
 
 def _config_of_export(path: Path) -> dict[str, Any]:
-    """Return the values of a config.json; nothing if it is not there or holds something else."""
+    """Return the values of a config.json, or {} if it is missing or invalid."""
     try:
         config = from_json(path.read_bytes())
     except (OSError, ValueError):
@@ -164,24 +175,26 @@ def _config_of_export(path: Path) -> dict[str, Any]:
 
 
 def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, Any]]:
-    """Return (a name that `library` has, the arguments that differ from its defaults), in the library's own words."""
+    """Return the library's name of the architecture, and the arguments that differ from the library's defaults."""
     plan = network.plan
     name = _STAND_INS.get(plan["name"], re.sub(r"^xresnet(\d+)$", r"resnet\1d", plan["name"]))
     if library == "timm" and plan.get("padding") == "same" and f"tf_{name}" in registry.ROWS:
         name = f"tf_{name}"  # the weights were trained with TensorFlow's padding
     if library == "torchvision" and name not in _TORCHVISION:
-        raise InputError(f"torchvision has no network called {name}; export it to onnx or timm")
+        raise InputError(f"cannot export to torchvision: it has no architecture {name}. Use --to onnx or timm.")
     usual = registry.plan_of(name, **(LIBRARIES[library].own_name(name)[1]))
     kind = "preact" if str(plan.get("block")).startswith("preact") else plan["family"]
     words = _ARGUMENTS[library].get(kind, {})
     unusual = {k: v for k, v in plan.items() if k in usual and k not in _NOT_ARGUMENTS and v != usual[k]}
     if unknown := sorted(unusual.keys() - words.keys()):
-        raise InputError(f"{library}'s {name} cannot be told other {', '.join(unknown)}; export it to onnx")
+        raise InputError(
+            f"cannot export to {library}: its {name} has no option for a changed {', '.join(unknown)}. Use --to onnx."
+        )
     return name, {words[key]: value for key, value in unusual.items()}
 
 
 def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
-    """Return the values of a config.json as timm has them on the Hub."""
+    """Return the config.json of a timm model on the Hugging Face Hub."""
     name, arguments = _name_and_arguments(network, "timm")
     return {
         "architecture": name,
@@ -201,7 +214,7 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
 
 
 def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
-    """Return the call that makes the network in torchvision, and how its images are prepared."""
+    """Return the arguments that create the network in torchvision, and its preprocessing."""
     name, _ = _name_and_arguments(network, "torchvision")
     return {
         "model": {"mobilenetv2_100": "mobilenet_v2"}.get(name, name),

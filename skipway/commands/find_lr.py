@@ -1,4 +1,4 @@
-"""Find a learning rate for a network on DATA by a range test, without a run."""
+"""Suggest a learning rate with an LR range test, without a run folder."""
 
 import os
 from collections.abc import Callable
@@ -33,20 +33,21 @@ def find_lr(
     transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> RangeTest:
-    """Suggest a learning rate for a network on `data` by an LR range test of 100 steps.
+    """Suggest a learning rate for a network on `data` with an LR range test of 100 steps.
 
     Args:
         data, model, transform: as for `train`.
-        output: .png file for the plot of the loss against the learning rate.
-        console: prints progress; default: nothing is printed.
-        stop: a flag that ends the test when it is set.
-        options: fields of `skipway.Recipe`, such as batch_size, optimizer, img_size, seed.
+        output: .png file for a plot of the loss over the learning rate; by default, no plot is written.
+        console: prints progress; by default, nothing is printed.
+        stop: flag that stops the test when it is set.
+        options: fields of `skipway.Recipe`, such as batch_size, optimizer, img_size and seed.
 
     Returns:
-        The rates and losses of the test with its suggestion.
+        The learning rates and losses of the test, and the suggested learning rate.
 
     Raises:
-        InputError: an argument cannot be used. NotFiniteError: no loss was finite.
+        InputError: an argument is invalid, or the data cannot be read.
+        NotFiniteError: no loss was finite.
         Interrupted: `stop` was set.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
@@ -59,7 +60,7 @@ def find_lr(
 
     def poll() -> None:
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} before the range test was over; start again")
+            raise Interrupted(f"stopped by {stop.name} before the LR range test ended. Run it again.")
 
     with preserve_global_state():
         datamodule = open_datamodule(recipe, new=True, epochs_given=True, transform=transform)

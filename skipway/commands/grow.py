@@ -1,4 +1,4 @@
-"""Grow the network of a run into a new run that trains on from there."""
+"""Grow the network of a run into a new run, which continues its training."""
 
 import os
 import re
@@ -36,16 +36,17 @@ __all__ = ["GrownRun", "grow_run", "parse_blocks"]
 
 @dataclass(frozen=True)
 class GrownRun:
-    """The run that `grow_run` made; prints what to do next.
+    """Run created by `grow_run`; prints the command that continues it.
 
     Attributes:
-        path: its folder.
-        network: name of its network.
-        parameters: how many it has.
-        difference: largest difference of an output before and after.
-        largest: largest output.
-        epochs, status: how far its training is.
-        is_found: whether an earlier call with the same name had made it; nothing was written then.
+        path: folder of the run.
+        network: name of the grown architecture.
+        parameters: number of parameters.
+        difference: largest change of an output caused by growing.
+        largest: largest output, for comparison.
+        epochs: epochs trained so far.
+        status: status of the original run.
+        is_found: True if an earlier call had created the same run, so that nothing was written.
     """
 
     path: Path
@@ -62,12 +63,13 @@ class GrownRun:
         if self.status == "finished":
             command += f" --epochs {2 * self.epochs}"
         elif self.status != "running":
-            command += f", which needs another --time-limit or --patience: it was {self.status}"
-        found = ", complete since an earlier start" if self.is_found else ""
+            command += f" (set another --time-limit or --patience: the run was {self.status})"
+        note = ", already created by an earlier call" if self.is_found else ""
+        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         return (
             f"grown to {self.network}, {self.parameters:,} parameters\n"
-            f"largest difference of an output: {self.difference:.3g}, where the largest output is {self.largest:.3g}\n"
-            f"run: {printable(self.path)} after {self.epochs} epochs{found}; train on with {command}"
+            f"largest change of an output: {self.difference:.3g} (largest output: {self.largest:.3g})\n"
+            f"run: {printable(self.path)} after {epochs}{note}; continue with {command}"
         )
 
 
@@ -81,30 +83,43 @@ def grow_run(
     name: str | None = None,
     stop: StopFlag | None = None,
 ) -> GrownRun:
-    """Grow the network of a run, with all that its training keeps, into a run that goes on from there.
+    """Grow the network of a run, with its optimizer state, into a new run.
 
     Args:
-        run: a run folder; it stays as it is.
-        to, blocks, factor: what to grow to: the name of a deeper or wider network, more blocks in some stages (see
-            `skipway.grow.deepen`), or how many times as wide. One of them.
-        output, name: where the new run goes; by default next to the old one, under the network's name. A run of this
-            name that is exactly what would be written is returned as it is.
-        stop: a flag that is deferred once the new run is written.
+        run: run folder, which is not changed.
+        to: name of a deeper or wider architecture. Pass exactly one of `to`, `blocks` and `factor`.
+        blocks: new blocks by stage (see `skipway.grow.deepen`).
+        factor: factor by which all widths grow.
+        output: parent folder of the new run; by default, that of the old run.
+        name: name of the new run; by default, made from the data and the architecture. If an identical run of this name
+            exists, it is returned.
+        stop: flag whose signals are deferred when the new run is written.
+
+    Returns:
+        The new run, which prints the command that continues it.
 
     Raises:
-        InputError: the run has no checkpoint, or its network cannot grow so. StorageError: the disk.
+        InputError: the run has no checkpoint, or its network cannot grow in this way.
+        StorageError: the new run cannot be written.
     """
     folder = resolve_run_folder(Path(run))
     last = folder / "weights" / "last"
     if not last.is_dir() or not any(last.glob("step-*")):
-        raise InputError(f"{printable(folder)} holds no checkpoint to grow yet; train it first, or give another run")
-    if sum(option is not None for option in (to, blocks, factor)) != 1:
-        raise InputError("grow takes one of --to NAME, --blocks stage2=4 and --widen 2")
+        raise InputError(
+            f"cannot grow {printable(folder)}: expected a checkpoint in weights/last, got none. Train the run first, "
+            "or pass another run."
+        )
+    num_options = sum(option is not None for option in (to, blocks, factor))
+    if num_options != 1:
+        raise InputError(
+            f"cannot grow: expected exactly one of --to NAME, --blocks stage2=4 and --widen 2, got {num_options}"
+        )
     checkpoint = read_checkpoint(last)
     recipe = read_recipe(folder)
     if next_phase(recipe, checkpoint.state["plan"])[1]:
         raise InputError(
-            f"{printable(folder)} is still to grow as its recipe says ({printable(recipe.grow)}); go on with --resume"
+            f"cannot grow {printable(folder)}: its growth plan ({printable(recipe.grow)}) is not finished. Resume "
+            f"it with `skipway train --resume {printable(folder)}`."
         )
 
     def grow(network: Network) -> Growth:
@@ -141,7 +156,7 @@ def grow_run(
 
 
 def _is_same_run(folder: Path, checkpoint: Checkpoint) -> bool:
-    """Return whether the run in `folder` is where this checkpoint is: grown alike, and not trained since."""
+    """Return True if the run in `folder` equals this checkpoint: grown in the same way, and not trained since."""
     try:
         existing = read_checkpoint(folder / "weights" / "last")
     except InputError:
@@ -152,13 +167,13 @@ def _is_same_run(folder: Path, checkpoint: Checkpoint) -> bool:
 
 
 def _write_grown_run(folder: Path, recipe: Recipe, checkpoint: Checkpoint, *, grow: Grow, stop: StopFlag) -> Path:
-    """Write a run with a grown network and the tables of the old one, whole or not at all; return its folder.
+    """Write a run with a grown network and the tables of the old run atomically, and return its folder.
 
     Args:
-        folder: the old run's.
-        recipe, checkpoint: the new run's.
-        grow: grows the best weights as well, which may be of an earlier network.
-        stop: is deferred once the run is written.
+        folder: folder of the old run.
+        recipe, checkpoint: recipe and checkpoint of the new run.
+        grow: function that grows the best weights, which may belong to an earlier network.
+        stop: flag whose signals are deferred when the run is written.
     """
     best = folder / "weights" / "best.safetensors"
     weights: dict[str, Tensor] = {}
@@ -178,12 +193,12 @@ def _write_grown_run(folder: Path, recipe: Recipe, checkpoint: Checkpoint, *, gr
             save_weights(aside / "weights" / "best.safetensors", best_network.state_dict(), best_header)
         save_checkpoint(aside / "weights" / "last", checkpoint.step, checkpoint.tensors, checkpoint.state)
         write_recipe(aside, recipe)
-        stop.defer()  # a signal that comes now is too late
+        stop.defer()  # the run is complete, so a later signal must not stop the command
         return place_run_folder(aside, recipe, header["data"])
 
 
 def parse_blocks(text: str) -> dict[str | int, int]:
-    """Return stages and their new blocks from the form of the command line: stage2=4,stage3=2.
+    """Parse the number of new blocks per stage from `stage2=4,stage3=2`, the form of the command line.
 
     Raises:
         InputError: the text has another form, or names a stage twice.
@@ -191,5 +206,8 @@ def parse_blocks(text: str) -> dict[str | int, int]:
     pairs = re.findall(r"([^=,]+)=(\d{1,4})(?:,|$)", text)
     is_whole = ",".join(f"{stage}={count}" for stage, count in pairs) == text
     if not pairs or not is_whole or len(dict(pairs)) != len(pairs):
-        raise InputError(f"--blocks takes stages and numbers, as stage2=4,stage3=2, not {printable(text)}")
+        raise InputError(
+            f"invalid --blocks: expected each stage once with a number, such as stage2=4,stage3=2, got "
+            f"{printable(text)}"
+        )
     return {stage: int(count) for stage, count in pairs}

@@ -1,4 +1,4 @@
-"""Inference engines: how a trained network that only predicts is computed, by default by the fastest one installed."""
+"""Inference engines: choose the fastest installed engine and precision for a trained network."""
 
 import math
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["ENGINES", "with_fastest_engine"]
 
 ENGINES = ("auto", "openvino", "torch")
-_CALIBRATION = {"train": 128, "val": 500}  # samples: the one chooses the ranges, the other measures what they cost
-_FEW_INPUTS = 40  # of which no network makes so much work that another engine would pay; counting it takes a second
-_MAX_LOSS = 0.02  # of the accuracy, beyond which int8 is refused
+_CALIBRATION = {"train": 128, "val": 500}  # train samples set the int8 ranges, val samples measure the accuracy loss
+_FEW_INPUTS = 40  # for fewer inputs another engine never pays off; counting the work takes a second
+_MAX_LOSS = 0.02  # largest accepted accuracy loss of int8
 
 
 def with_fastest_engine(
@@ -37,36 +37,41 @@ def with_fastest_engine(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> Network:
-    """Return `network` as it predicts fastest: fused, and computed by `engine`.
+    """Return `network` fused and compiled for the fastest inference engine.
 
-    A network of tables, one elsewhere than on a CPU, and one that is computed in another way already stay as they are.
+    Table models, networks on other devices than a CPU, and networks that already have an engine are returned unchanged.
 
     Args:
-        network: the network.
-        engine: "torch", "openvino", or "auto": OpenVINO if it is installed, can take the network, and saves more time
-            on so many `inputs` than it takes to begin; else torch.
-        precision: "fp32", "bf16", "auto" (bf16 if the hardware has it), or "int8".
-        inputs: how many there are, if known.
-        run: the folder of the network's run: int8 is calibrated on its training samples, and what it costs is
-            measured on its validation samples and printed.
-        console: where the choice is printed; default: nowhere.
-        stop: a flag that ends the reading of samples when it is set.
+        network: trained network.
+        engine: "torch", "openvino" or "auto". "auto" uses OpenVINO if it is installed, supports the network, and saves
+            more time on this many `inputs` than it needs to start; else torch.
+        precision: "fp32", "bf16", "int8", or "auto" (bf16 if the hardware supports it, else fp32).
+        inputs: number of inputs, if known.
+        run: folder of the network's run. int8 is calibrated on its training samples, and the accuracy loss on its
+            validation samples is printed.
+        console: prints the choice; by default, nothing is printed.
+        stop: flag that stops the reading of samples when it is set.
 
     Raises:
-        InputError: no such engine or precision; it is not installed; int8 without a run, or at too high a price.
+        InputError: the engine or precision is unknown, not installed or not supported; int8 has no run, or loses too
+            much accuracy.
     """
     if engine not in ENGINES:
         raise InputError(
-            f"no engine is called {engine!r}{did_you_mean(engine, ENGINES)}; there are {', '.join(ENGINES)}"
+            f"invalid engine: expected one of {', '.join(ENGINES)}, got {engine!r}{did_you_mean(engine, ENGINES)}. "
+            "Choose another --engine."
         )
     if precision not in PRECISIONS:
-        raise InputError(f"the precisions of predicting are {', '.join(PRECISIONS)}, not {precision!r}")
+        raise InputError(
+            f"invalid precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}. Choose another "
+            "--precision."
+        )
     if not _can_choose(network):
         if engine != "openvino" and precision in ("auto", "fp32"):
             return network
         raise InputError(
-            f"engine {engine!r} with precision {precision!r} is for a network of images on a CPU that is computed "
-            'plainly; leave both at "auto"'
+            f"cannot use engine {engine!r} with precision {precision!r}: only an image model on a CPU, without another "
+            'engine, supports them. Leave both at "auto".'
         )
     console = console or Console(quiet=True)
     kind = _resolve_precision(precision)
@@ -74,7 +79,7 @@ def with_fastest_engine(
 
     def convert(name: str) -> Network:
         converted = _convert(network, name, kind, samples=samples, console=console)
-        console.print(f"computed by {name} in {kind}")
+        console.print(f"engine: {name} ({kind})")
         return converted
 
     name = engine if engine != "auto" else fastest(_work(network, inputs))[0]
@@ -83,12 +88,12 @@ def with_fastest_engine(
     except InputError as error:
         if engine != "auto" or name == "torch":
             raise
-        console.print(f"{error}; computed by torch instead")
+        console.print(f"warning: falling back to torch: {error}")
         return convert("torch")
 
 
 def _can_choose(network: Network) -> bool:
-    """Whether the network takes images, is on a CPU, and has no engine already."""
+    """Return True for an image model on a CPU that has no engine yet."""
     if network.forward_impl is not None or "in_features" in network.plan or not network.plan:
         return False
     return all(p.device.type == "cpu" for p in network.parameters())
@@ -101,24 +106,25 @@ def _resolve_precision(precision: str) -> str:
 
 
 def _work(network: Network, inputs: int | None) -> float:
-    """Return the multiply-adds that so many inputs take, infinity if their number is unknown."""
+    """Return the multiply-adds for this many inputs, or infinity if their number is unknown."""
     if inputs is None:
         return math.inf
     if inputs <= _FEW_INPUTS or len(fastest()) == 1:
         return 0.0
     try:
         return inputs * summary(build_meta_network(network.plan), (1, *network.require_image_spec().input_shape)).macs
-    except ShapeError:  # it was changed by hand, and is no longer what its plan says
+    except ShapeError:  # the network was changed by hand and no longer matches its plan
         return 0.0
 
 
 def _calibration_samples(
     network: Network, run: Path | None, console: Console, stop: StopFlag | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the samples of the network's run that int8 is calibrated and measured on."""
+    """Return the samples of the run that calibrate and evaluate int8."""
     if run is None or not run.is_dir():
         raise InputError(
-            "precision int8 is calibrated on a run's own training samples; give the run's folder, not its weights alone"
+            "cannot calibrate int8: expected a run folder, whose training samples set the ranges, got only a network. "
+            "Pass the run folder, or use --precision bf16."
         )
     return samples_of(run, network, _CALIBRATION, console=console, stop=stop)
 
@@ -131,7 +137,7 @@ def _convert(
     samples: dict[str, tuple[Tensor, Tensor]],
     console: Console,
 ) -> Network:
-    """Return the network computed by the engine called `name`; in int8, refuse it if it loses too much accuracy."""
+    """Convert the network to the engine `name`; raise an error if int8 loses too much accuracy."""
     make: Callable[..., Any] = openvino_engine if name == "openvino" else fuse
     if precision != "int8":
         return make(network, precision)
@@ -139,10 +145,11 @@ def _convert(
     accuracy = batches_accuracy(*samples["val"], batch_size=64)
     before, after = accuracy(network), accuracy(converted)
     console.print(
-        f"int8: accuracy {after:.2%} in place of {before:.2%} on {len(samples['val'][1]):,} validation images"
+        f"int8: accuracy {after:.2%} (unquantized: {before:.2%}) on {len(samples['val'][1]):,} validation images"
     )
     if before - after > _MAX_LOSS:
         raise InputError(
-            f"int8 costs {before - after:.2%} of accuracy here, more than {_MAX_LOSS:.0%}; use --precision bf16"
+            f"cannot use int8: expected an accuracy loss of at most {_MAX_LOSS:.0%}, got {before - after:.2%}. Use "
+            "--precision bf16."
         )
     return converted

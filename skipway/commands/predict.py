@@ -1,4 +1,4 @@
-"""Predict classes or numbers for images and for rows of tables."""
+"""Predict classes or numbers for images and for table rows."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -39,29 +39,41 @@ def predict(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
-    """One Prediction per image or row, in order: `sources` are paths or uint8 arrays, one or several.
+    """Predict classes or numbers with a trained model.
 
-    For a network of tables they are table files or DataFrames.
+    If an input is unreadable, or the outputs of the model for it are not finite, its prediction has a reason instead of
+    an answer. The other inputs are not affected.
 
-    A folder stands for its images at any depth. An input that cannot be used, or for which the outputs of the model
-    are not finite, has a reason in place of classes, and the others still get theirs. With `tta` the mean over several
-    views of each image counts.
+    Args:
+        run: run folder, weights file or network.
+        sources: one or several image paths, folders or uint8 arrays (H, W) or (H, W, C); for a table model, table files
+            or DataFrames. A folder includes its images at any depth.
+        top: number of most likely classes per prediction.
+        tta: average the outputs over several views of each image (test-time augmentation).
+        engine: inference engine for image models: "torch" (fused, see `skipway.export.fuse`), "openvino", or "auto"
+            (the installed engine that is fastest for this many images).
+        precision: "fp32", "bf16", "int8" (calibrated on training images of the run), or "auto" (bf16 if the hardware
+            supports it, else fp32). Probabilities differ by about 1e-6 in fp32, and by about 1e-3 in bf16.
+        console: prints progress and warnings; by default, nothing is printed.
+        stop: flag that stops the prediction when it is set.
 
-    Networks of images are computed by `engine`: "torch" (fused: see `skipway.export.fuse`), "openvino", or "auto",
-    whichever of those that are installed is done first with so many images. `precision` is "bf16"
-    where the hardware has it, else "fp32"; "int8" is calibrated on the run's own training images. Probabilities
-    differ by about 1e-6 in fp32, and by some 1e-3 in bf16.
+    Returns:
+        One `Prediction` per image or row, in order.
+
+    Raises:
+        InputError: an argument is invalid, or no input is an image or a table row.
+        Interrupted: `stop` was set.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
-        raise InputError(f"top must be at least 1, not {top}")
+        raise InputError(f"invalid top: expected an integer of at least 1, got {top}")
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
     network.require_image_spec()
     inputs = _images(sources, console)
     if not inputs:
-        raise InputError("predict needs at least one image or a folder that holds some")
+        raise InputError("cannot predict: expected at least one image or a folder of images, got none. Add a path.")
     if all(isinstance(image, Path) and image.is_dir() for image in inputs):
         raise _no_images(inputs[0])
     network = with_fastest_engine(
@@ -89,7 +101,7 @@ def predict(
 
 
 def _images(sources: Any, console: Console) -> list[Any]:
-    """Return the arrays and files that `sources` are or hold, in order; print how many files are left out."""
+    """Return the arrays and image files in `sources`, in order, and print the number of skipped files."""
     if isinstance(sources, str | os.PathLike | np.ndarray):
         sources = [sources]
     inputs: list[Any] = []
@@ -102,14 +114,15 @@ def _images(sources: Any, console: Console) -> list[Any]:
         inputs += files or [path]
         others = sum(len(names) for _, _, names in os.walk(path)) - len(files)
         if files and others:
-            console.print(f"{printable(path)}: {others:,} files without an image's suffix are left out")
+            files_word = "file" if others == 1 else "files"
+            console.print(f"{printable(path)}: skipped {others:,} {files_word} without an image suffix")
     return inputs
 
 
 def _predict_batch(
     network: Network, inputs: list[Any], top: int, tta: bool, *, black: list[str]
 ) -> Iterator[Prediction]:
-    """Yield the predictions for a batch of images, in order; those that became nearly black are added to `black`."""
+    """Yield the predictions for a batch of images, in order; add names of nearly black images to `black`."""
     spec = network.require_image_spec()
     prepared = [_prepared(image, spec, black) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
@@ -129,11 +142,11 @@ def _predict_batch(
 
 def _no_images(folder: Path) -> InputError:
     others = describe_other_files(folder)
-    return InputError(f"{printable(folder)} holds no image{others}; give images, or a folder that has some")
+    return InputError(f"{printable(folder)} holds no images{others}. Pass images, or a folder with images.")
 
 
 def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputError:
-    """Return the pixels of one input, or why there are none."""
+    """Return the pixels of one input, or the error that prevents it."""
     try:
         if not isinstance(image, np.ndarray) and image.is_dir():
             raise _no_images(image)
@@ -143,9 +156,9 @@ def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputErr
 
 
 def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
-    """Return one Prediction per row of the tables, in order; a row with a cell that cannot be used names the cell.
+    """Return one Prediction per table row, in order; a row with an invalid cell gets a reason that names the cell.
 
-    The target is not needed; columns are found by name, and further ones are passed over.
+    Columns are matched by name. The target is not needed, and additional columns are ignored.
     """
     if isinstance(sources, str | os.PathLike) or hasattr(sources, "columns") or not isinstance(sources, Iterable):
         sources = [sources]
@@ -153,12 +166,15 @@ def _predict_tables(network: Network, sources: Any, top: int, console: Console) 
     for source in sources:
         predictions += _predict_rows(network, as_table(source), top, console)
     if not predictions:
-        raise InputError("predict needs at least one table with rows: a .csv, .tsv or .parquet file, or a DataFrame")
+        raise InputError(
+            "cannot predict: expected at least one table with rows, got none. Pass a .csv, .tsv or .parquet file, or a "
+            "DataFrame."
+        )
     return predictions
 
 
 def _predict_rows(network: Network, table: Table, top: int, console: Console) -> Iterator[Prediction]:
-    """Yield the predictions for the rows of one table; print what is odd about its values."""
+    """Yield the predictions for the rows of one table, and print remarks on its values."""
     spec = network.require_table_spec()
     encoded = spec.encode(table)
     for line in [*table.notes, *encoded.remarks()]:

@@ -1,7 +1,7 @@
-"""The results of predict and evaluate: one Prediction for each input, metrics of a set, and both as tables."""
+"""Results of predict and evaluate: predictions, metrics of a dataset, and both as tables."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,14 +10,26 @@ from skipway.runs.run_csv_tables import write_table
 
 __all__ = ["NOT_FINITE", "Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
 
-NOT_FINITE = "the outputs of the model are not finite (NaN or infinity)"  # the reason of a Prediction
+NOT_FINITE = "the outputs of the model are not finite (NaN or infinity)"  # a reason of a Prediction
 
 _IN_FIRST_LINE = ("accuracy", "loss")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One input and its likeliest classes with their probabilities, or its number, or why there is neither."""
+    """Prediction for one input; prints as one line.
+
+    Attributes:
+        source: file, or row of a table.
+        top: most likely classes with their probabilities, in descending order.
+        reason: reason for a missing answer, or "".
+        value: predicted number of a regression model, or None.
+        noun: "image" or "row".
+
+    Example:
+        >>> print(Prediction("cat.jpg", (("cat", 0.9), ("dog", 0.1))))
+        cat.jpg: cat 90.0%, dog 10.0%
+    """
 
     source: str
     top: tuple[tuple[str, float], ...]
@@ -27,7 +39,7 @@ class Prediction:
 
     @property
     def usable(self) -> bool:
-        """Whether there is an answer."""
+        """True if there is an answer."""
         return bool(self.top) or self.value is not None
 
     def __str__(self) -> str:
@@ -43,7 +55,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a network on one split, and a row per class; prints as a table."""
+    """Classification metrics of a model on one split; prints as a table.
+
+    Attributes:
+        split: "train", "val" or "test".
+        count: number of evaluated samples.
+        accuracy: accuracy between 0 and 1.
+        loss: mean loss.
+        classes: one row per class, with its count, precision, recall and F1 score.
+        skipped: number of unreadable images, or of rows without a target.
+        metrics: further metrics by name.
+        noun: "images" or "rows".
+        trained_on: number of evaluated samples in the training set of the run.
+        is_asked: True if the caller named the split.
+    """
 
     split: str
     count: int
@@ -53,12 +78,16 @@ class Evaluation:
     skipped: int
     metrics: dict[str, float] = field(default_factory=dict)
     noun: Literal["images", "rows"] = "images"
-    trained_on: int = 0  # of the count: the run has them among its training samples
-    is_asked: bool = False  # whether the caller named the split
+    trained_on: int = 0
+    is_asked: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics, counts and rows of the classes as plain values."""
+        return _plain_values(self)
 
     def __str__(self) -> str:
         reason = "unreadable" if self.noun == "images" else "without a target"
-        unreadable = f" ({self.skipped:,} {reason} left out)" if self.skipped else ""
+        unreadable = f" (skipped {self.skipped:,} {reason})" if self.skipped else ""
         total = f"{self.count:,} {self.noun}{unreadable}"
         lines = [f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {total}"]
         others = {name: value for name, value in self.metrics.items() if name not in _IN_FIRST_LINE}
@@ -67,7 +96,7 @@ class Evaluation:
         return "\n".join([*lines, *_trained_on_lines(self), *self._class_lines()])
 
     def _class_lines(self) -> list[str]:
-        """Return the rows of the classes, with aligned columns."""
+        """Return the table of classes, with aligned columns."""
         rows: list[tuple[str, ...]] = [("class", self.noun, "precision", "recall", "f1")]
         for row in self.classes:
             numbers = (f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
@@ -82,7 +111,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RegressionEvaluation:
-    """Metrics of a network that predicts a number on one split; prints as a line."""
+    """Regression metrics of a model on one split; prints as a line.
+
+    Attributes:
+        split: "train", "val" or "test".
+        count: number of evaluated rows.
+        r2: coefficient of determination.
+        mae, rmse: mean absolute and root mean squared error, in units of the target.
+        loss: mean loss.
+        skipped: number of rows without a target.
+        trained_on: number of evaluated rows in the training set of the run.
+        is_asked: True if the caller named the split.
+    """
 
     split: str
     count: int
@@ -91,11 +131,15 @@ class RegressionEvaluation:
     rmse: float
     loss: float
     skipped: int
-    trained_on: int = 0  # of the count: the run has them among its training samples
-    is_asked: bool = False  # whether the caller named the split
+    trained_on: int = 0
+    is_asked: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics and counts as plain values."""
+        return _plain_values(self)
 
     def __str__(self) -> str:
-        unlabeled = f" ({self.skipped:,} without a target left out)" if self.skipped else ""
+        unlabeled = f" (skipped {self.skipped:,} without a target)" if self.skipped else ""
         line = (
             f"{self.split}: R2 {self.r2:.4f}, mean absolute error {self.mae:.6g}, root mean squared error "
             f"{self.rmse:.6g} on {self.count:,} rows{unlabeled}"
@@ -103,17 +147,24 @@ class RegressionEvaluation:
         return "\n".join([line, *_trained_on_lines(self)])
 
 
+def _plain_values(evaluation: Evaluation | RegressionEvaluation) -> dict[str, Any]:
+    return {name: value for name, value in asdict(evaluation).items() if name != "is_asked"}
+
+
 def _trained_on_lines(evaluation: Evaluation | RegressionEvaluation) -> list[str]:
-    """Return a warning if samples are among those that the run was trained on, unless that split was asked for."""
+    """Return a warning if evaluated samples are in the run's training set, unless the caller chose that split."""
     if not evaluation.trained_on or (evaluation.is_asked and evaluation.split == "train"):
         return []
-    return [f"warning: the run was trained on {evaluation.trained_on:,} of them, so the result is optimistic"]
+    return [
+        f"warning: {evaluation.trained_on:,} of these samples are in the training set of the run, so the result is "
+        "optimistic"
+    ]
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction], top: int) -> None:
-    """Write predictions as CSV: file, status, label, probability, label_2, ..., reason.
+    """Write predictions as CSV with the columns file, status, label, probability, label_2, ..., reason.
 
-    Of numbers, `predicted` is in place of the labels. Of tables, the first column is called row.
+    For regression, the column `predicted` replaces the labels. For tables, the first column is `row`.
     """
     key_column = "row" if any(p.noun == "row" for p in predictions) else "file"
     if any(p.value is not None for p in predictions):

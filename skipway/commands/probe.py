@@ -1,4 +1,4 @@
-"""Probe a run: flow, lesion, landscape and diagram of its network, on its own validation samples."""
+"""Probe a run: signal flow, ablation, loss landscape and diagram of its model, on its validation samples."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,19 +28,19 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["ANALYSES", "ProbeResult", "probe_run"]
 
 ANALYSES = ("diagram", "flow", "lesion", "landscape")
-_SQUARE = 0.6  # points of a square's side over those of a line, for a square has so many as that squared
+_SQUARE = 0.6  # side of the square relative to the line; the square needs its number of points squared
 _MAX_FLOW_SAMPLES = 128
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Results of `probe_run`; prints where they were drawn.
+    """Results of `probe_run`; prints the notes and the paths of the plots.
 
     Attributes:
         values: plain values by analysis, as in depth.json.
-        plots: the files of the plots.
-        report: the run's report.
-        notes: what is remarkable, in a line each.
+        plots: plot files.
+        report: report of the run.
+        notes: notable results, one per line.
     """
 
     values: dict[str, Any]
@@ -49,13 +49,13 @@ class ProbeResult:
     notes: list[str]
 
     def __str__(self) -> str:
-        drawn = [f"drawn: {printable(path)}" for path in self.plots]
-        return "\n".join([*self.notes, *drawn, f"report: {printable(self.report)}"])
+        plots = [f"plot: {printable(path)}" for path in self.plots]
+        return "\n".join([*self.notes, *plots, f"report: {printable(self.report)}"])
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What an analysis works on: networks by name, samples x (N, *) and y (N,), points, and the run's folder."""
+    """Inputs of an analysis: networks by name, samples x (N, *) and y (N,), points, and the run folder."""
 
     networks: dict[str, Network]
     x: Tensor
@@ -66,7 +66,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Analysis:
-    """What an analysis gives: plain values, files of plots, and lines for the user."""
+    """Results of an analysis: plain values, plot files, and notes for the user."""
 
     values: Any
     plots: list[Path]
@@ -83,28 +83,37 @@ def probe_run(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> ProbeResult:
-    """Analyze the network of a run: values go to depth.json, plots to plots/ and the report.
+    """Analyze the model of a run, and write depth.json, plots and the report.
 
     Args:
-        run: a run folder, into which all of it is written.
-        compared: other runs on the same data, drawn side by side with it: a plain network next to a residual one.
-        only: which of "diagram", "flow" (at the beginning and now), "lesion" and "landscape".
-        samples: validation samples that everything is measured on, spread over all of them.
-        points: steps of the landscape's line; its square has fewer.
-        data: the place of the samples, if the run's own recipe no longer leads to them.
-        console: where progress is printed; default: nowhere.
-        stop: a flag that ends the analysis when it is set.
+        run: run folder, which receives all results.
+        compared: further runs on the same data, shown side by side, such as a plain network next to a residual one.
+        only: analyses to run: "diagram", "flow" (at initialization and trained), "lesion" (ablation) and "landscape"
+            (loss landscape).
+        samples: number of validation samples, evenly spread over all of them.
+        points: points on the line of the loss landscape; the side of its square has fewer.
+        data: path of the dataset, if it is not where the run found it.
+        console: prints progress; by default, nothing is printed.
+        stop: flag that stops the analysis when it is set.
+
+    Returns:
+        Values, plots and notes of the analyses.
 
     Raises:
-        InputError: there is no such analysis, no trained network, or no data. Interrupted: `stop` was set.
+        InputError: an argument is invalid, or the run has no trained model or no data.
+        Interrupted: `stop` was set.
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     for name in only:
         if name not in ANALYSES:
             hint = did_you_mean(name, ANALYSES)
-            raise InputError(f"no look is called {name!r}{hint}; there are {', '.join(ANALYSES)}")
+            raise InputError(
+                f"invalid analysis: expected some of {', '.join(ANALYSES)}, got {name!r}{hint}. Choose from this list."
+            )
     if samples < 2 or points < 3:
-        raise InputError(f"probe takes samples of at least 2 and points of at least 3, not {samples} and {points}")
+        raise InputError(
+            f"invalid samples or points: expected at least 2 samples and at least 3 points, got {samples} and {points}"
+        )
     folders = [resolve_run_folder(Path(path)) for path in (run, *compared)]
     networks = {name: load(folder) for name, folder in zip(unique_names(folders), folders, strict=True)}
     folder = folders[0]
@@ -120,7 +129,7 @@ def probe_run(
     notes: list[str] = []
     for name in (name for name in ANALYSES if name in only):
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} before the {name} was measured; what was drawn is kept")
+            raise Interrupted(f"stopped by {stop.name} before the {name} analysis; finished plots are kept")
         console.print(f"{name} ...")
         analysis = _ANALYZE[name](inputs)
         values[name] = analysis.values
@@ -133,8 +142,8 @@ def probe_run(
 def _refuse_other_specs(networks: list[Network]) -> None:
     if any(network.spec != networks[0].spec for network in networks):
         raise InputError(
-            "the runs were not trained on the same data: their inputs or classes differ; give runs on one set, or "
-            "probe them one by one"
+            "cannot compare the runs: expected the same inputs and classes in all of them, got different ones. Pass "
+            "runs on the same data, or probe each run alone."
         )
 
 
@@ -173,7 +182,7 @@ def _lesion(inputs: _Inputs) -> _Analysis:
     network_plots.plot_ablation(values, path)
     notes = []
     for name, cut in cuts.items():
-        notes += [f"lesion, {name}: {note}" for note in cut.left_out]
+        notes += [f"ablation, {name}: {note}" for note in cut.left_out]
     return _Analysis(values, [path], notes)
 
 

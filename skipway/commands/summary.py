@@ -1,4 +1,4 @@
-"""Print the layers of a network given by name, run folder or weights file."""
+"""Summarize the layers of an architecture, a run or a weights file."""
 
 from pathlib import Path
 
@@ -6,21 +6,27 @@ from skipway.data.image_spec import Spec
 from skipway.errors import InputError
 from skipway.model_factory import create_model, input_shape, list_models
 from skipway.models.load_model import load
-from skipway.probe.summary import summary
+from skipway.probe.summary import Summary, summary
 
 __all__ = ["summarize"]
 
 
-def summarize(model: str, size: int | None = None, num_classes: int | None = None, code: bool = False) -> str:
-    """Return the table of a network's layers, or its code, for a name, a run folder or a file.
+def summarize(model: str, size: int | None = None, num_classes: int | None = None, code: bool = False) -> Summary | str:
+    """Return a table of the layers of a network, or its code.
+
+    Args:
+        model: name of an architecture, run folder or weights file.
+        size: image size in pixels; the default is that of the run or the architecture.
+        num_classes: number of outputs of a named architecture.
+        code: return the code of the network instead of the table.
 
     Raises:
         InputError: there is no such network, or a number is below 1.
     """
     for name, value in (("size", size), ("num_classes", num_classes)):
         if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
-    if model not in list_models() and Path(model).exists():  # a run that is called as a network: ./resnet18
+            raise InputError(f"invalid {name}: expected an integer of at least 1, got {value}")
+    if model not in list_models() and Path(model).exists():  # names win: write ./resnet18 for a folder of this name
         network = load(model)
         spec = network.spec or network.require_image_spec()
         shape: tuple[int, ...] = (1, *spec.input_shape)
@@ -30,4 +36,4 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
         network = create_model(model, num_classes)
         size = size or (32 if network.plan.get("stem") == "small" else 224)
         shape = input_shape(network.plan, size)
-    return repr(network) if code else str(summary(network, shape))
+    return repr(network) if code else summary(network, shape)

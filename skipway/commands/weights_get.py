@@ -1,4 +1,4 @@
-"""Fetch pretrained weights into one file, for this machine or for another one that is offline."""
+"""Download pretrained weights to one file, which also works on an offline machine."""
 
 from pathlib import Path
 
@@ -13,25 +13,28 @@ __all__ = ["get_weights"]
 def get_weights(
     name: str, tag: str | None = None, output: str | Path | None = None, console: Console | None = None
 ) -> Path:
-    """Write the pretrained weights of the network `name` to one .safetensors file and return its path.
+    """Save the pretrained weights of an architecture to one .safetensors file and return its path.
 
     Args:
-        name: one of `list_models()`.
-        tag: which of timm's weights, such as "a1_in1k"; default: timm's own choice.
-        output: the file; default: NAME.safetensors or NAME.TAG.safetensors in the working folder.
-        console: where the download is reported; default: nowhere.
+        name: name from `list_models()`.
+        tag: tag of the timm weights, such as "a1_in1k"; the default is the default of timm.
+        output: output file; the default is NAME.safetensors or NAME.TAG.safetensors in the working directory.
+        console: prints the download progress; by default, nothing is printed.
 
     Raises:
-        InputError: there are no such weights, they cannot be reached, or the file exists.
+        InputError: the weights do not exist or cannot be downloaded, or the output file exists.
         StorageError: the file cannot be written.
     """
     console = console or Console(quiet=True)
     default = ".".join(part for part in (name, tag, "safetensors") if part)
     path = Path(default if output is None else output)
     if path.suffix != ".safetensors":
-        raise InputError(f"weights are written to a .safetensors file, not to {printable(path)}; give one with -o")
+        raise InputError(f"invalid output: expected a .safetensors file, got {printable(path)}. Choose one with -o.")
     if path.exists():
-        raise InputError(f"{printable(path)} exists already; remove it, or give another file with -o")
+        raise InputError(
+            f"cannot save the weights: expected a new file, but {printable(path)} exists. Remove it, or choose another "
+            "file with -o."
+        )
     with report_downloads(console.print):
         network = create_model(name, pretrained=tag or True)
     network.save(path)

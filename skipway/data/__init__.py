@@ -1,1 +1,1 @@
-"""Data: from DATA on the command line to batches, with nothing lost in silence."""
+"""Data loading: resolve DATA, decode images, read tables, split samples and build batches."""

@@ -1,4 +1,4 @@
-"""Folds of cross-validation: each sample is validated on once, and trained on in every other fold."""
+"""K-fold cross-validation: each sample is in the validation set of 1 fold and in the training set of all others."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,23 +27,31 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of several: its number, from 1 on, and how many there are."""
+    """One fold of a k-fold cross-validation.
+
+    Attributes:
+        number: index of the fold, counted from 1.
+        count: number of folds.
+    """
 
     number: int
     count: int
 
 
 def fold_numbers(labels: np.ndarray, groups: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """Return the fold of each sample, from 1 to `count`, as (N,) integers.
+    """Assign each sample to a fold, stratified by class and grouped by content.
 
-    Each class has its share in every fold, within one, and all folds are equally large, within one. Samples of equal
-    group are in one fold, and count once.
+    Fold sizes differ by at most 1 group, and so do the counts of each class. Samples of one group share a fold and
+    count as one sample.
 
     Args:
-        labels: (N,) class of each sample, or zeros for a target of numbers.
-        groups: N names of the samples' contents.
+        labels: (N,) class of each sample, or zeros for a regression target.
+        groups: N identifiers of the samples' contents.
         count: number of folds.
-        seed: of the order in which samples are dealt out.
+        seed: seed of the shuffle before samples are assigned.
+
+    Returns:
+        (N,) fold numbers from 1 to `count`.
     """
     first_of: dict[str, int] = {}
     for i, group in enumerate(groups):
@@ -60,14 +68,18 @@ def fold_numbers(labels: np.ndarray, groups: Sequence[str], count: int, seed: in
 def refuse_too_many_folds(
     labels: np.ndarray, groups: Sequence[str], class_names: Sequence[str], *, count: int, name: str, noun: str
 ) -> None:
-    """Raise InputError unless every class has a sample for each fold, copies not counted.
+    """Check that every class has at least one distinct sample per fold.
 
     Args:
-        labels, groups: those of `fold_numbers`.
-        class_names: names of the classes; nothing for a target of numbers.
+        labels: (N,) class of each sample, or zeros for a regression target.
+        groups: N identifiers of the samples' contents; duplicates count once.
+        class_names: names of the classes; empty for a regression target.
         count: number of folds.
-        name: that of the data.
+        name: name of the dataset, for the error.
         noun: "images" or "rows".
+
+    Raises:
+        InputError: a class has fewer distinct samples than `count`.
     """
     first_of = {group: i for i, group in reversed(list(enumerate(groups)))}
     counts = np.bincount(labels[list(first_of.values())], minlength=max(len(class_names), 1))
@@ -83,7 +95,14 @@ def refuse_too_many_folds(
 
 
 def split_fold(images: DecodedImages, fold: Fold, seed: int) -> None:
-    """Give the images of one fold to validation and those of all others to training; copies stay together.
+    """Split the training images in place: one fold for validation, all others for training.
+
+    Duplicates stay in one fold.
+
+    Args:
+        images: decoded images; `images.splits` is replaced.
+        fold: the fold to hold out.
+        seed: seed of the assignment to folds.
 
     Raises:
         InputError: a class has fewer images than there are folds.
@@ -98,15 +117,18 @@ def split_fold(images: DecodedImages, fold: Fold, seed: int) -> None:
 def split_rows(
     labels: np.ndarray, digests: list[str], class_names: Sequence[str], *, fold: Fold, seed: int, name: str
 ) -> dict[str, np.ndarray]:
-    """Return the rows of one fold of a table for validation, and those of all others for training.
+    """Split the rows of a table: one fold for validation, all others for training.
 
     Args:
-        labels: (N,) class of each row, or zeros for a target of numbers.
-        digests: of the rows' contents.
-        class_names: names of the classes; nothing for a target of numbers.
-        fold: the fold.
-        seed: of the order in which rows are dealt out.
-        name: that of the table.
+        labels: (N,) class of each row, or zeros for a regression target.
+        digests: N digests of the rows' contents.
+        class_names: names of the classes; empty for a regression target.
+        fold: the fold to hold out.
+        seed: seed of the assignment to folds.
+        name: name of the table, for the error.
+
+    Returns:
+        Row indices of "train" and "val".
 
     Raises:
         InputError: a class has fewer rows than there are folds.
@@ -119,9 +141,18 @@ def split_rows(
 
 
 def groups_of_copies(rows: np.ndarray, labels: np.ndarray, digests: list[str], *, least: int) -> list[str]:
-    """Return a name of each row's content, by which copies stay together; of each row alone if too few differ.
+    """Return a group identifier per row, so that duplicate rows can be kept in one split.
 
-    Too few are less than half of all `rows`, or less than `least` of a class.
+    Every row is a group by itself if fewer than half of `rows` are distinct, or fewer than `least` of a class.
+
+    Args:
+        rows: indices of the rows to group.
+        labels: (N,) class of each row.
+        digests: N digests of the rows' contents.
+        least: minimum number of distinct rows per class.
+
+    Returns:
+        N group identifiers.
     """
     distinct = [len({digests[i] for i in rows[labels[rows] == label]}) for label in np.unique(labels[rows])]
     separate = 2 * sum(distinct) < len(rows) or min(distinct) < least
@@ -129,7 +160,7 @@ def groups_of_copies(rows: np.ndarray, labels: np.ndarray, digests: list[str], *
 
 
 def describe_pool(counts: Mapping[str, int], noun: str) -> str:
-    """Return what becomes of the splits that data has already, or nothing if it has none.
+    """Describe how cross-validation uses existing splits; return "" if the data has none.
 
     >>> describe_pool({"train": 80, "val": 20, "test": 10}, "images")
     'the 80 train and 20 val images are pooled, the 10 test images are left out'
@@ -143,7 +174,7 @@ def describe_pool(counts: Mapping[str, int], noun: str) -> str:
 
 
 def pool_images(source: Source) -> Source:
-    """Return a source whose training images are those for training and validation, without test images."""
+    """Return a source that merges the training and validation images into one training set, without test images."""
     splits = [split for split in ("train", "val") if source.count(split)]
 
     def contents(split: str) -> Iterator[Content]:
@@ -158,7 +189,11 @@ def pool_images(source: Source) -> Source:
 
 
 def pool_tables(splits: Mapping[str, Table], ignored: Sequence[str]) -> dict[str, Table]:
-    """Return one training table of the rows for training and validation, without test rows.
+    """Merge the training and validation tables into one training table, without test rows.
+
+    Args:
+        splits: tables by split; "train" is required.
+        ignored: names of columns to leave out.
 
     Raises:
         InputError: the validation table lacks a column.

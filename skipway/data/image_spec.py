@@ -1,6 +1,6 @@
-"""Spec: what a network expects to be given and what its outputs mean.
+"""Spec: the preprocessing of a model's input images and the meaning of its outputs.
 
-It travels with every file that leaves a run, so that an image met years later is prepared as in training.
+Every checkpoint and export contains the Spec, so that images are preprocessed at inference as in training.
 """
 
 import math
@@ -16,19 +16,36 @@ ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
-MAX_SIZE = 4096  # pixels of a side, of what is trained and of what a file may ask for: memory goes with its square
-MAX_PRESIZE = 4710  # the same with the room to crop from that training stores
+MAX_SIZE = 4096  # pixels per side; memory grows with its square, and a file could request any size
+MAX_PRESIZE = 4710  # MAX_SIZE with the crop margin that training stores
 _MAX_CLASSES = 100_000
 _MAX_NAME_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Inputs (B, channels, size, size) made from images, and the meaning of the (B, len(class_names)) outputs.
+    """Preprocessing of images to inputs (B, channels, size, size), and the classes of the (B, num_classes) logits.
 
-    An image is brought to `presize` x `presize` by `resize_mode` and `interpolation` (antialiased), its centre
-    `size` x `size` is cut out, divided by 255, and normalised with `mean` and `std` per channel. `mirrored` says that
-    an image seen in a mirror is still of its class, so that a prediction may look at both.
+    An image is resized to `presize` x `presize` (antialiased), center-cropped to `size` x `size`, divided by 255 and
+    normalized per channel.
+
+    Args:
+        channels: 1 (gray) or 3 (RGB).
+        size: height and width of the model's input, in pixels.
+        presize: height and width before the center crop, in pixels.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel, for pixels in [0, 1].
+        class_names: names of the classes, in the order of the logits.
+        resize_mode: "squash" ignores the aspect ratio, "crop" cuts the longer side, "pad" adds gray bars.
+        interpolation: "bilinear" or "bicubic".
+        mirrored: True if a horizontally flipped image keeps its class, so that test-time augmentation may flip.
+
+    Raises:
+        InputError: a value is out of range, or values contradict each other.
+
+    >>> spec = Spec(channels=1, size=8, presize=8, mean=(0.5,), std=(0.5,), class_names=("cat", "dog"))
+    >>> spec.input_shape, spec.num_classes
+    ((1, 8, 8), 2)
     """
 
     channels: int
@@ -44,53 +61,79 @@ class Spec:
     def __post_init__(self) -> None:
         names = self.class_names
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise InputError("a Spec's class names are a list of texts, one for each class")
+            raise InputError(
+                f"cannot create a Spec: expected class_names as a list of strings, got {printable(repr(names)[:60])}. "
+                "Pass one string per class."
+            )
         for name in ("mean", "std", "class_names"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list would not equal the same as a tuple
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would break equality and hashing
         if self.channels not in (1, 3):
-            raise InputError(f"a Spec has 1 or 3 channels, not {self.channels}")
+            raise InputError(
+                f"cannot create a Spec: expected 1 or 3 channels, got {self.channels}. Use 1 for gray or 3 for RGB."
+            )
         if not 1 <= self.size <= self.presize:
-            raise InputError(f"a Spec needs 1 <= size <= presize, not size {self.size} and presize {self.presize}")
+            raise InputError(
+                f"cannot create a Spec: expected 1 <= size <= presize, got size {self.size} and presize "
+                f"{self.presize}. Set presize to at least size."
+            )
         if self.size > MAX_SIZE or self.presize > MAX_PRESIZE:
             raise InputError(
-                f"cannot use a Spec of these sizes: expected size up to {MAX_SIZE} and presize up to {MAX_PRESIZE}, "
-                f"got {self.size} and {self.presize}. Train on smaller images."
+                f"cannot create a Spec of this size: expected size <= {MAX_SIZE} and presize <= {MAX_PRESIZE}, "
+                f"got size {self.size} and presize {self.presize}. Use smaller images."
             )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise InputError(f"a Spec with {self.channels} channels needs as many means and standard deviations")
+            raise InputError(
+                f"cannot create a Spec: expected mean and std of length {self.channels}, got {len(self.mean)} and "
+                f"{len(self.std)}. Pass one value per channel."
+            )
         if not all(math.isfinite(m) for m in self.mean) or not all(math.isfinite(s) and s > 0 for s in self.std):
-            raise InputError("a Spec needs finite means and positive standard deviations")
+            raise InputError(
+                f"cannot create a Spec: expected a finite mean and a positive, finite std, got mean {self.mean} and "
+                f"std {self.std}. Compute them from the training images."
+            )
         if self.resize_mode not in RESIZE_MODES:
-            raise InputError(f"a Spec's resize_mode is one of {', '.join(RESIZE_MODES)}, not {self.resize_mode!r}")
+            raise InputError(
+                f"cannot create a Spec: expected resize_mode to be one of {', '.join(RESIZE_MODES)}, got "
+                f"{printable(self.resize_mode)!r}. Choose one of these."
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
-                f"a Spec's interpolation is one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}"
+                f"cannot create a Spec: expected interpolation to be one of {', '.join(INTERPOLATIONS)}, got "
+                f"{printable(self.interpolation)!r}. Choose one of these."
             )
         if not 1 <= len(self.class_names) <= _MAX_CLASSES:
-            raise InputError(f"a Spec holds 1 to {_MAX_CLASSES} class names, not {len(self.class_names)}")
+            raise InputError(
+                f"cannot create a Spec: expected 1 to {_MAX_CLASSES:,} class names, got {len(self.class_names):,}. "
+                "Pass one name per class."
+            )
         if len(set(self.class_names)) != len(self.class_names):
-            raise InputError("a Spec's class names must differ from each other")
+            raise InputError(
+                "cannot create a Spec: expected unique class names, got duplicates. Rename or merge equal classes."
+            )
         for name in self.class_names:
             if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
-                raise InputError(f"the class name {printable(name[:40])}... is longer than {_MAX_NAME_BYTES} bytes")
+                raise InputError(
+                    f"cannot create a Spec: expected class names of at most {_MAX_NAME_BYTES} bytes, got "
+                    f"{printable(name[:40])}... Shorten it."
+                )
 
     @property
     def num_classes(self) -> int:
-        """How many classes the outputs tell apart."""
+        """Number of classes, and of logits per image."""
         return len(self.class_names)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one prepared image."""
+        """Shape (C, H, W) of one preprocessed image."""
         return (self.channels, self.size, self.size)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Return the fields as plain values that JSON can represent."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
     def decode_options(self) -> dict[str, Any]:
-        """Return how an image becomes pixels of `presize`, as the arguments of `decode`."""
+        """Keyword arguments of `decode` that resize an image to `presize`."""
         return {
             "size": self.presize,
             "crop_size": self.size,
@@ -101,17 +144,31 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
-        """The Spec that `as_dict` wrote."""
+        """Create a Spec from the values that `as_dict` returned.
+
+        Args:
+            values: the fields; files of older versions lack `interpolation` and `mirrored`.
+
+        Raises:
+            InputError: fields are missing or unknown, or a value cannot be used.
+        """
         names = {field.name for field in fields(cls)}
-        older = {"interpolation": "bilinear", "mirrored": False}  # which files once lacked
+        older = {"interpolation": "bilinear", "mirrored": False}  # files of older versions lack these fields
         values = {**older, **values} if isinstance(values, dict) else {}
         if set(values) != names:
-            raise InputError(f"a Spec has the fields {', '.join(sorted(names))}; the file's differ")
+            raise InputError(
+                f"cannot read a Spec: expected the fields {', '.join(sorted(names))}, got "
+                f"{', '.join(printable(name)[:40] for name in sorted(map(str, values))[:12]) or 'no fields'}. "
+                "Use a file saved by skipway."
+            )
         try:
             plain = {name: operator.index(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"a Spec's sizes, means and deviations are numbers: {printable(error)}") from None
+            raise InputError(
+                f"cannot read a Spec: expected numbers for sizes, mean and std, got {printable(error)}. Use a file "
+                "saved by skipway."
+            ) from None
         return cls(
             **plain,
             mean=means,

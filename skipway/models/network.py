@@ -42,6 +42,11 @@ class Network(Chain):
         self.spec = spec
         self.origin = "fresh weights"
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the weights were loaded and not freshly initialized."""
+        return self.origin != "fresh weights"
+
     def predict(self, inputs: Any) -> Any:
         """The likeliest class of each input, as a list of names; for regression an array (N,) of numbers.
 

@@ -1,4 +1,4 @@
-"""Analysis of a network: summary, lint, signal flow, ablation, loss landscape, diagram."""
+"""Analysis of a network: summary, lint, signal flow, ablation, loss landscape and diagram."""
 
 from skipway.probe.ablation import lesion
 from skipway.probe.block_stats import batches_accuracy, batches_loss

@@ -1,4 +1,4 @@
-"""Lesion: what a trained network loses when blocks are dropped, exchanged or shuffled.
+"""Ablation: score a trained model after dropping, swapping or shuffling its blocks.
 
 Source: Veit et al. 2016, arXiv:1605.06431.
 """
@@ -33,10 +33,14 @@ _ADDITIONS = (add, operator.add, torch.add)
 
 @dataclass(frozen=True)
 class Drop(Plain):
-    """The score without one block.
+    """Score without one block.
 
-    remainder: what stays in its place: "identity", "shortcut" (a projection), or "nothing" in a plain network, where
-        the block before is joined to the one after.
+    Attributes:
+        path: path of the block.
+        stage: first part of the path, or "" for a top-level block.
+        remainder: replacement of the block: "identity", "shortcut" (a projection or another module), or "nothing" in a
+            plain network, where the next block follows the previous one.
+        score: score without the block.
     """
 
     path: str
@@ -47,7 +51,7 @@ class Drop(Plain):
 
 @dataclass(frozen=True)
 class Several(Plain):
-    """The scores without `count` blocks, one for each draw of them."""
+    """Scores without `count` blocks, one for each random sample of blocks."""
 
     count: int
     scores: list[float]
@@ -55,7 +59,7 @@ class Several(Plain):
 
 @dataclass(frozen=True)
 class Swap(Plain):
-    """The score with two neighbours of a stage exchanged."""
+    """Score after swapping two adjacent blocks of a stage."""
 
     first: str
     second: str
@@ -65,10 +69,13 @@ class Swap(Plain):
 
 @dataclass(frozen=True)
 class Shuffle(Plain):
-    """The score with blocks moved within their stages by so many random exchanges.
+    """Score after random swaps of blocks within their stages.
 
-    distance: Kendall's, as the share of pairs of blocks in one stage that stand the other way round; 0 in order, 1
-        all reversed. The rank correlation tau of Veit et al. is 1 - 2 * distance.
+    Attributes:
+        exchanges: number of random swaps.
+        distance: normalized Kendall tau distance: the share of block pairs of one stage in reversed order, from 0 (in
+            order) to 1 (fully reversed). The rank correlation tau of Veit et al. is 1 - 2 * distance.
+        score: score in this order.
     """
 
     exchanges: int
@@ -78,7 +85,14 @@ class Shuffle(Plain):
 
 @dataclass(frozen=True)
 class Lesion(Plain):
-    """Scores of a network whole and cut; `left_out` says what could not be cut, a line each."""
+    """Scores of a network with and without ablations.
+
+    Attributes:
+        measure: name of the metric.
+        score: score of the unmodified network.
+        dropped, several, swapped, shuffled: scores of each kind of ablation.
+        left_out: one message for each block that was not dropped, with the reason.
+    """
 
     measure: str
     score: float
@@ -98,35 +112,50 @@ def lesion(
     draws: int = 3,
     seed: int = 0,
 ) -> Lesion:
-    """What `network` scores without each of its blocks, without several, and with blocks in another order.
+    """Run an ablation study: score `network` with blocks dropped, swapped or shuffled.
 
-    A dropped Skip gives after(shortcut(x)), a Coupling what its halves are without their bodies; a plain block is
-    taken out, where it keeps the shape. The network comes back as it was, whatever happens, and is given to `score`
-    in the same random state each time.
+    A dropped Skip computes after(shortcut(x)). A dropped Coupling passes its halves on without their bodies. A plain
+    block is removed if it preserves the shape. The network is restored afterwards, also after an error. Each call of
+    `score` starts from the same random state.
 
     Args:
-        network: a trained one.
-        score: takes the network and gives one number; see `batches_accuracy`.
-        measure: what that number is: "accuracy", "loss" or another word.
-        cuts: which of these to make: "drop" (each block by itself), "several" (1, 2, 4, ... blocks at random, then all;
-            each by itself is part of it), "swap" (neighbours in a stage) and "shuffle" (1, 2, 4, ... random exchanges
-            within stages). A network of n blocks is scored about 2n times, and 2 * draws * log2(n) times.
-        draws: of several blocks, and of orders, for each count.
-        seed: of these draws.
+        network: trained model.
+        score: function that takes the network and returns one number, such as `batches_accuracy(x, y)`.
+        measure: name of that number: "accuracy", "loss" or another metric.
+        cuts: ablations to run: "drop" (each block alone), "several" (1, 2, 4, ... random blocks, then all; includes
+            each block alone), "swap" (adjacent blocks of a stage) and "shuffle" (1, 2, 4, ... random swaps within
+            stages). A network of n blocks is scored about 2n + 2 * draws * log2(n) times.
+        draws: random samples for each number of blocks and of swaps.
+        seed: seed of these samples.
+
+    Returns:
+        The scores, as a `Lesion`.
 
     Raises:
-        InputError: the network has no blocks, or `score` does not run them or gives no number.
+        InputError: an argument is invalid, the network has no blocks, or `score` does not run the network or does not
+            return a number.
+
+    Example:
+        >>> network = nn.Sequential(Skip(nn.Linear(4, 4)), Skip(nn.Linear(4, 4)), nn.Linear(4, 2))
+        >>> x, y = torch.randn(8, 4), torch.randint(2, (8,))
+        >>> result = lesion(network, batches_accuracy(x, y), cuts=["drop"])
+        >>> [drop.path for drop in result.dropped]
+        ['0', '1']
     """
     unknown = [cut for cut in cuts if cut not in CUTS]
     if unknown:
         raise InputError(
-            f"no cut is called {unknown[0]!r}{did_you_mean(str(unknown[0]), CUTS)}; cuts are {', '.join(CUTS)}"
+            f"invalid cuts: expected some of {', '.join(CUTS)}, got {unknown[0]!r}"
+            f"{did_you_mean(str(unknown[0]), CUTS)}. Choose from this list."
         )
     if draws < 1:
-        raise InputError(f"draws is a number from 1 up, not {draws}")
+        raise InputError(f"invalid draws: expected an integer of at least 1, got {draws}")
     blocks = blocks_of(network)
     if not blocks:
-        raise InputError("lesion found no Skip, no Coupling and no row of plain blocks to cut in this network")
+        raise InputError(
+            "cannot run the ablation: expected a Skip, a Coupling or a sequence of plain blocks, got a network without "
+            "any. Build the network from sw.Skip blocks."
+        )
     with untouched(network), unrolled(network):
         rows = _rows(network, blocks)
         shapes, baseline = _score_whole(network, score, [*blocks, *chain.from_iterable(rows)])
@@ -160,12 +189,12 @@ def lesion(
 
 
 Shape = tuple[int, ...]
-ScoreCut = Callable[[Mapping[nn.Module, nn.Module]], float]  # takes replacements of modules
+ScoreCut = Callable[[Mapping[nn.Module, nn.Module]], float]  # from {module: replacement} to a score
 
 
 @dataclass(frozen=True)
 class _StandIn:
-    """A module that computes what is left of a block without its body."""
+    """Module that replaces a block and computes it without its body."""
 
     block: Block
     remainder: Remainder
@@ -173,7 +202,7 @@ class _StandIn:
 
 
 def _stage(path: str) -> str:
-    """The name of the outermost layer around a block, or nothing where the block is one of the network's own layers."""
+    """Return the first part of a block's path, or "" for a top-level block."""
     return path.split(".")[0] if "." in path else ""
 
 
@@ -183,7 +212,10 @@ def _score(network: nn.Module, score: Callable[[nn.Module], float]) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if not isinstance(value, Real):
-        raise InputError(f"score is to give one number for a network, not {type(value).__name__}; see batches_accuracy")
+        raise InputError(
+            f"invalid score: expected a function that returns one number, got {type(value).__name__}. Use "
+            "batches_accuracy(x, y), or return a float."
+        )
     return float(value)
 
 
@@ -196,7 +228,7 @@ def _score_cut(
 
 @contextmanager
 def _replaced(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
-    """Put other modules in the places of some, inside the context."""
+    """Replace modules of `network` inside the context."""
     places = []
     for module in network.modules():
         places += [(module._modules, name, child) for name, child in module._modules.items() if child in replacements]
@@ -212,7 +244,7 @@ def _replaced(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -
 def _score_whole(
     network: nn.Module, score: Callable[[nn.Module], float], blocks: Sequence[Block]
 ) -> tuple[dict[nn.Module, tuple[Shape, Shape]], float]:
-    """The shapes (without the batch) that go into and out of each block, and the score of the whole network."""
+    """Return each block's input and output shape, without the batch axis, and the score of the unmodified network."""
     shapes: dict[nn.Module, tuple[Shape, Shape]] = {}
 
     def record(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
@@ -227,26 +259,27 @@ def _score_whole(
             handle.remove()
     if not shapes:
         raise InputError(
-            "score runs none of the network's blocks; it is to run the network that it is given, not a copy"
+            "invalid score: expected a function that runs the network passed to it, got one that runs none of its "
+            "blocks. Call the argument, not a copy of the network."
         )
     return shapes, baseline
 
 
 class _WithoutBody(nn.Module):
-    """What a Skip gives without its body."""
+    """Compute a Skip without its body."""
 
     def __init__(self, skip: Skip):
         super().__init__()
         self.shortcut, self.after = skip.shortcut, skip.after
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, *) -> after(shortcut(x))."""
+        """Map x (B, C, *) to after(shortcut(x))."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return shortcut if self.after is None else self.after(shortcut.clone())  # which it may change in place
+        return shortcut if self.after is None else self.after(shortcut.clone())  # `after` may work in place
 
 
 class _HalvesWithoutBodies(nn.Module):
-    """What a Coupling with shortcuts gives without its bodies."""
+    """Compute a Coupling that has shortcuts, without its bodies."""
 
     def __init__(self, coupling: Coupling):
         super().__init__()
@@ -254,22 +287,22 @@ class _HalvesWithoutBodies(nn.Module):
         self.shortcuts = coupling.shortcuts
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, *) -> (B, C', *)."""
+        """Map x (B, C, *) to (B, C', *)."""
         return torch.cat([around(half) for around, half in zip(self.shortcuts, x.chunk(2, 1), strict=True)], 1)
 
 
 def _find_stand_ins(
     blocks: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]
 ) -> tuple[list[_StandIn], list[str]]:
-    """Find a stand-in for each block that may be dropped, and the reason why each of the others may not."""
+    """Return a replacement for each block that can be dropped, and a message for each of the others."""
     stand_ins: list[_StandIn] = []
     left_out = []
     for block in blocks:
         module = block.module
         if module not in shapes:
-            left_out.append(f"{block.path} is not dropped: score does not run it")
+            left_out.append(f"{block.path} was not dropped: score does not run it")
         elif not block.path:
-            left_out.append("the network is one block, which is not dropped; the blocks inside it are")
+            left_out.append("the network itself is a block and was not dropped; the blocks inside it were")
         elif isinstance(module, Coupling):
             if module.shortcuts is None:
                 stand_ins.append(_StandIn(block, "identity", nn.Identity()))
@@ -282,12 +315,12 @@ def _find_stand_ins(
                 stand_ins.append(_StandIn(block, remainder, _WithoutBody(module)))
             else:
                 name = type(join).__name__ if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
-                left_out.append(f"{block.path} is not dropped: its join {name} does not add, so it needs the body")
+                left_out.append(f"{block.path} was not dropped: its join {name} is no addition and needs the body")
         elif len(set(shapes[module])) == 1:
             stand_ins.append(_StandIn(block, "nothing", nn.Identity()))
         else:
             before, after = shapes[module]
-            left_out.append(f"{block.path} is not dropped: plain, and it leads from {before} to {after}")
+            left_out.append(f"{block.path} was not dropped: a plain block that maps {before} to {after}")
     return stand_ins, left_out
 
 
@@ -299,7 +332,7 @@ def _powers_of_two(limit: int) -> list[int]:
 def _drop_several(
     stand_ins: Sequence[_StandIn], dropped: Sequence[Drop], score_cut: ScoreCut, *, draws: int, rng: random.Random
 ) -> Iterator[Several]:
-    """Drop 1, 2, 4, ... and all blocks; of one and of all there is nothing to draw."""
+    """Drop 1, 2, 4, ... random blocks, then all; one and all need no random samples."""
     total = len(stand_ins)
     for count in _powers_of_two(total):
         if count == 1:
@@ -313,7 +346,7 @@ def _drop_several(
 
 
 def _rows(network: nn.Module, blocks: Sequence[Block]) -> list[list[Block]]:
-    """Blocks by the nn.Sequential that they are layers of; where a block is alone in a numbered one, that is meant."""
+    """Group blocks by their nn.Sequential; an indexed Sequential with a single block represents that block."""
     modules = dict(network.named_modules())
     rows: dict[str, list[Block]] = {}
     for block in blocks:
@@ -330,7 +363,7 @@ def _rows(network: nn.Module, blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _runs_of_one_shape(row: Sequence[Block], shapes: Mapping[nn.Module, tuple[Shape, Shape]]) -> list[list[Block]]:
-    """The longest runs of neighbours in a row that keep the shape, of two or more."""
+    """Return the longest runs of two or more adjacent blocks that preserve the shape."""
     runs: list[list[Block]] = [[]]
     for unit in row:
         before = runs[-1][-1] if runs[-1] else None
@@ -347,7 +380,7 @@ def _runs_of_one_shape(row: Sequence[Block], shapes: Mapping[nn.Module, tuple[Sh
 def _shuffle(
     runs: Sequence[Sequence[Block]], score_cut: ScoreCut, *, draws: int, rng: random.Random
 ) -> Iterator[Shuffle]:
-    """Make 1, 2, 4, ... random exchanges of two blocks of one stage, up to as many as there are blocks."""
+    """Make 1, 2, 4, ... random swaps within stages, up to the number of blocks."""
     pairs = []
     for which, run in enumerate(runs):
         pairs += [(which, i, j) for i, j in combinations(range(len(run)), 2)]

@@ -1,6 +1,6 @@
-"""What the probes share: the blocks of a network, ways to run it that leave it as it was, and figures over batches.
+"""Shared tools of the probes: find blocks, run a network without changing it, and compute metrics over batches.
 
-Shapes: B samples of a batch, N of a set, K classes, * any further axes.
+Shapes: B samples of a batch, N samples of a dataset, K classes, * any further axes.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ _NORMS = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
 
 
 class Plain:
-    """A frozen dataclass of plain values."""
+    """Base of the frozen dataclasses that hold plain values."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON; None stands for a number that is not finite."""
+        """Return plain values that JSON can store, with None for each number that is not finite."""
         return _finite(dataclasses.asdict(self))  # type: ignore[call-overload]
 
 
@@ -55,24 +55,24 @@ def _finite(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One block of a network: a Skip, a Coupling, or a plain row of layers that stands where others have a Skip."""
+    """Block of a network: a Skip, a Coupling, or a plain sequence of layers in the place of a Skip."""
 
     path: str
     module: nn.Module
 
     @property
     def kind(self) -> str:
-        """What it is: "skip", "coupling" or "plain"."""
+        """Kind of block: "skip", "coupling" or "plain"."""
         if isinstance(self.module, Skip):
             return "skip"
         return "coupling" if isinstance(self.module, Coupling) else "plain"
 
 
 def blocks_of(network: nn.Module) -> list[Block]:
-    """Every Skip and Coupling, outermost first, and every plain block.
+    """Return every Skip and Coupling, outermost first, and every plain block.
 
-    A plain block is an nn.Sequential with weights and no shortcut in it, one of the numbered layers of another (as in
-    the stages of networks with shortcut "none"), and not itself a row of several such blocks.
+    A plain block is an nn.Sequential with weights and without shortcuts. It is an indexed child of another
+    nn.Sequential, as in the stages of networks with shortcut "none", and does not contain several such blocks itself.
     """
     return list(_blocks(network, "", False))
 
@@ -102,18 +102,19 @@ def _is_weighted_sequence(layer: nn.Module) -> bool:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Whatever is computed meanwhile, each module's mode, the buffers and the random state are then as before.
+    """Restore each module's mode, the buffers and the random state after the context.
 
     Raises:
-        ShapeError: sizes are left open in the network.
+        ShapeError: the network has uninferred sizes.
     """
     if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
         raise ShapeError(
-            "sizes of the network are open yet; call skipway.output_shape(network, input_shape) once before"
+            "cannot run the network: expected inferred sizes, got lazy parameters or buffers. Call "
+            "skipway.output_shape(network, input_shape) first."
         )
     modes = {m: m.training for m in network.modules()}
     held = [(buffers, dict(buffers)) for m in modes if (buffers := vars(m).get("_buffers"))]
-    copies: dict[Tensor | None, Tensor | None] = {None: None}  # one for each, however many modules share it
+    copies: dict[Tensor | None, Tensor | None] = {None: None}  # modules that share a buffer share its copy
     devices = sorted({p.device.index for p in network.parameters() if p.device.type == "cuda"})
     try:
         for buffers, values in held:
@@ -131,20 +132,22 @@ def untouched(network: nn.Module) -> Iterator[None]:
 
 
 def in_mode(network: nn.Module, mode: str) -> None:
-    """Put `network` in "evaluation" mode, or its norms in "training" mode, which is all of that that is not random.
+    """Set `network` to "evaluation" mode, or only its norm layers to "training" mode.
+
+    The other layers stay in evaluation mode in both cases, because dropout and similar layers would be random.
 
     Raises:
-        InputError: the mode is neither.
+        InputError: `mode` is not one of the two.
     """
     if mode not in MODES:
-        raise InputError(f"mode is {' or '.join(MODES)}, not {mode!r}{did_you_mean(str(mode), MODES)}")
+        raise InputError(f"invalid mode: expected {' or '.join(MODES)}, got {mode!r}{did_you_mean(str(mode), MODES)}")
     for module in network.modules():
         module.training = mode == "training" and isinstance(module, _NORMS)
 
 
 @contextmanager
 def unrolled(network: nn.Module) -> Iterator[None]:
-    """Every layer is called once and in full view: what is reversible or computed again runs as a Chain meanwhile."""
+    """Run Reversible and checkpointed layers as a plain Chain inside the context, so that hooks see each call once."""
     with ExitStack() as stack:
         for module in network.modules():
             if isinstance(module, Reversible):
@@ -156,7 +159,7 @@ def unrolled(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _attribute_set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
-    """An attribute of this one module, meanwhile."""
+    """Set an attribute of one module inside the context."""
     own = vars(module)
     before = {name: own[name]} if name in own else {}
     own[name] = value
@@ -168,10 +171,14 @@ def _attribute_set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 
 def natural_loss(outputs: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy of outputs (B, K, *) against classes (B, *), or mean squared error against real numbers.
+    """Return the cross entropy for class targets, or the mean squared error for real-valued targets.
+
+    Args:
+        outputs: logits (B, K, *), or predictions of the shape of `y` (also (B, 1) for `y` (B,)).
+        y: class indices (B, *), or real numbers.
 
     Raises:
-        InputError: the two do not fit.
+        InputError: `outputs` and `y` do not match.
     """
     if isinstance(outputs, Tensor) and y.is_floating_point():
         outputs = outputs[:, 0] if outputs.shape == (*y.shape, 1) else outputs
@@ -183,22 +190,34 @@ def natural_loss(outputs: Tensor, y: Tensor) -> Tensor:
     kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     span = f" from {y.min():g} to {y.max():g}" if y.numel() else ""
     raise InputError(
-        f"y {tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}{span} does not fit outputs {kind}: expected "
-        "classes (B, *) from 0 to K - 1 beside (B, K, *), or real numbers of one shape; mend y, or give a loss"
+        "y does not match the outputs: expected class indices (B, *) from 0 to K - 1 for outputs (B, K, *), or real "
+        f"numbers of the same shape, got y {tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}{span} and "
+        f"outputs {kind}. Correct y, or pass another loss."
     )
 
 
 def batches_loss(x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evaluation") -> Callable[[nn.Module], Any]:
-    """Return a function that computes a network's mean loss, and accuracy for classes, on samples x (N, *).
+    """Return a function that computes the mean loss of a network on fixed samples, and the accuracy for classes.
 
-    It gives (loss, accuracy) for classes y (N,), and the loss alone for real numbers. The network is left as it was.
+    The function does not change the network.
 
     Args:
-        x: samples.
-        y: classes (N,) or real numbers.
-        batch_size: samples at a time.
-        mode: "evaluation" takes the running statistics of the norms, as Li et al. 2018 do; "training" those of each
+        x: samples (N, *).
+        y: class indices (N,), or real numbers.
+        batch_size: samples per forward pass.
+        mode: "evaluation" normalizes with the running statistics, as Li et al. 2018 do; "training" with those of each
             batch.
+
+    Returns:
+        A function from a network to (loss, accuracy) for class indices, or to the loss for real numbers.
+
+    Raises:
+        InputError: `x` and `y` are not tensors of the same number of samples.
+
+    Example:
+        >>> measure = batches_loss(torch.zeros(4, 2), torch.zeros(4))
+        >>> measure(nn.Linear(2, 1, bias=False))
+        0.0
     """
     _check_samples(x, y)
 
@@ -220,14 +239,37 @@ def batches_loss(x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evalu
 def batches_accuracy(
     x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evaluation"
 ) -> Callable[[nn.Module], float]:
-    """As `batches_loss`, for the share of samples x (N, *) whose class y (N,) is found, alone."""
+    """Return a function that computes the accuracy of a network on fixed samples.
+
+    Args:
+        x: samples (N, *).
+        y: class indices (N,).
+        batch_size: samples per forward pass.
+        mode: as for `batches_loss`.
+
+    Returns:
+        A function from a network to its accuracy, between 0 and 1.
+
+    Raises:
+        InputError: `y` holds real numbers, or `x` and `y` are not tensors of the same number of samples.
+
+    Example:
+        >>> accuracy = batches_accuracy(torch.eye(3), torch.tensor([0, 1, 2]))
+        >>> accuracy(nn.Sequential(nn.Identity(), nn.Flatten()))
+        1.0
+    """
     evaluate = batches_loss(x, y, batch_size, mode)
     if y.is_floating_point():
-        raise InputError("accuracy takes classes (N,) as whole numbers, not real numbers; use batches_loss for those")
+        raise InputError(
+            "cannot compute the accuracy: expected integer class indices (N,), got real numbers. Use batches_loss."
+        )
     return lambda network: evaluate(network)[1]
 
 
 def _check_samples(x: Any, y: Any) -> None:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not len(x) or len(x) != len(y):
         kinds = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, y)]
-        raise InputError(f"x and y are tensors of as many samples, at least one, not {kinds[0]} and {kinds[1]}")
+        raise InputError(
+            "invalid x and y: expected tensors of the same number of samples, at least 1, got "
+            f"{kinds[0]} and {kinds[1]}"
+        )

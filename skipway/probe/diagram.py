@@ -1,7 +1,7 @@
-"""Diagrams: a network drawn with its shortcuts as arcs, in one SVG that needs nothing else.
+"""Diagram: draw a network with its shortcuts as arcs, in one self-contained SVG.
 
-It is drawn from the tree of layers, so from a plan as well, which has no weights: a row for the stem, for each stage
-and for the head, a card for each block, and blocks that look alike told in a number after the first two.
+The drawing reads the module tree, so a plan without weights is enough. The stem, each stage and the head get a row, and
+each block gets a card. Repeated blocks are drawn twice and then counted.
 """
 
 import math
@@ -33,11 +33,11 @@ __all__ = ["diagram"]
 
 _IN_ORDER = nn.Sequential, nn.ModuleList, nn.ModuleDict, Dense
 _BLOCKS = Skip, Coupling, Parallel
-# Modules of several layers that are drawn as one.
+# Modules of several layers, each drawn as a single layer.
 _SINGLE_LAYERS = SqueezeExcite, EfficientChannelAttention, Embed, Project, Gate
-_MAX_DRAWN = 3  # as many as look alike are drawn; of more, one less and a number
-_MAX_ROWS = 6  # as many may look alike; more are blocks of one row
-_MAX_PERIOD = 4  # layers in a pattern that may repeat
+_MAX_DRAWN = 3  # repeats drawn in full; of more, only two are drawn and the others counted
+_MAX_ROWS = 6  # equal containers drawn as rows; more become blocks of one row
+_MAX_PERIOD = 4  # longest repeating pattern, in layers
 
 
 def diagram(
@@ -46,18 +46,27 @@ def diagram(
     *,
     values: Mapping[str, float] | None = None,
 ) -> str:
-    """The SVG of a network, of the one that a plan describes, or of the one of that name.
+    """Draw a network, a plan or a named architecture as an SVG.
 
     Args:
-        input_shape: of one input with its batch, as `summary` takes it; left out, that of the network's Spec or of its
-            plan (224 pixels, or 32 behind a small stem). A network that has neither is drawn without output shapes.
-        values: a number for each of some blocks, by path ("stage1.0"), which tints them from white, the lowest, to
-            orange, the highest: what dropping each of them costs, for one. Where blocks are told in a number, the tint
-            is that of their mean.
+        network: module, plan, or name from `list_models`.
+        input_shape: shape of the input with its batch axis, as for `summary`. The default is that of the network's
+            Spec or of its plan (224 pixels, or 32 with a small stem). A network without either is drawn without output
+            shapes.
+        values: numbers by block path ("stage1.0"), such as the accuracy that dropping the block costs. They tint the
+            blocks from white (lowest) to orange (highest). Blocks that are only counted share the tint of their mean.
+
+    Returns:
+        The SVG as text.
 
     Raises:
-        InputError: there is no such network; a value is not a number, or its path is none of a block that is drawn.
-        ShapeError: a layer cannot take what reaches it; names its path.
+        InputError: `network` is none of these, a value is not a finite number, or its path is not that of a drawn
+            block.
+        ShapeError: a layer does not accept its input. The error names the path of the layer.
+
+    Example:
+        >>> diagram(nn.Sequential(Skip(nn.Linear(4, 4)), nn.Linear(4, 2)), (1, 4)).startswith("<svg")
+        True
     """
     if isinstance(network, str):
         network = registry.plan_of(network)
@@ -65,7 +74,8 @@ def diagram(
         network = build_meta_network(dict(network))
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"a diagram is drawn of a network, a plan or a name of `skipway models`, not of {type(network).__name__}"
+            f"cannot draw a diagram: expected a module, a plan or an architecture name, got {type(network).__name__}. "
+            "List the names with `skipway models`."
         )
     shape = tuple(input_shape) if input_shape is not None else _default_shape(network)
     reader = _Reader(network, shape, values or {})
@@ -89,27 +99,27 @@ def _default_shape(network: nn.Module) -> tuple[int, ...] | None:
 
 
 def _parameters(*modules: nn.Module) -> str:
-    """How many there are, in words; nothing for none."""
+    """Return the number of parameters in words, or "" for none."""
     if any(map(open_sizes, modules)):
-        return "sizes left open"
+        return "uninferred sizes"
     return _counted(count_of(*modules), "parameter")
 
 
 def _counted(count: int, noun: str) -> str:
-    """Return "1 block" or "2 blocks"; nothing for none."""
+    """Return "1 block" or "2 blocks", or "" for none."""
     if count == 0:
         return ""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _sizes(shape: Sequence[Any]) -> str:
-    """A shape without its batch."""
-    return fit_text(" × ".join(map(str, shape[1:])) or "one number", 40)
+    """Format a shape without its batch axis."""
+    return fit_text(" × ".join(map(str, shape[1:])) or "scalar", 40)
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A layer or a block of a row: where, what, and how it is drawn."""
+    """Layer or block of a row: its path, its module and the pieces that draw it."""
 
     path: str
     module: nn.Module
@@ -117,20 +127,20 @@ class _Unit:
 
     @property
     def block(self) -> bool:
-        """Whether it is a block: more than layers in a row."""
+        """True for a block, False for a plain sequence of layers."""
         if not _is_container(self.module):
             return isinstance(self.module, _BLOCKS)
         return not isinstance(self.module, _IN_ORDER) or any(map(_is_block_like, self.module.children()))
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module is drawn as the layers inside it."""
+    """Return True for a module that is drawn as the layers inside it."""
     inside = any(True for _ in module.children()) and not isinstance(module, (*_BLOCKS, *_SINGLE_LAYERS))
     return inside and (isinstance(module, _IN_ORDER) or not type(module).__module__.startswith("torch."))
 
 
 def _fits_in_line(unit: _Unit) -> bool:
-    """Whether it is drawn among other layers, with its frame if it has one, in place of a row of its own."""
+    """Return True for a unit that is drawn among other layers, in a frame if it has one, instead of as a row."""
     if isinstance(unit.module, Dense):
         return True
     own = not isinstance(unit.module, _IN_ORDER) and not any(isinstance(m, _BLOCKS) for m in unit.module.modules())
@@ -142,13 +152,13 @@ def _is_block_like(module: nn.Module) -> bool:
 
 
 def _holds_stages(module: nn.Module) -> bool:
-    """Whether several of the layers inside are rows of blocks themselves."""
+    """Return True if a child of `module` holds several blocks."""
     inside = [child for child in module.children() if _is_container(child) and not isinstance(child, Reversible)]
     return any(sum(isinstance(block, _BLOCKS) for block in child.children()) > 1 for child in inside)
 
 
 class _Reader:
-    """Makes rows of a tree of layers."""
+    """Converter from a module tree to rows."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...] | None, values: Mapping[str, float]):
         called = calls(network, shape) if shape else []
@@ -156,10 +166,10 @@ class _Reader:
         self.places = {call.path: place for place, call in reversed(list(enumerate(called)))}
         self.values = {name: _finite_value(name, value) for name, value in values.items()}
         self.scale = (min(self.values.values()), max(self.values.values())) if values else None
-        self.blocks: list[str] = []  # paths of all that could show a value
+        self.blocks: list[str] = []  # paths of the blocks that can show a value
 
     def rows(self, module: nn.Module, path: str) -> Iterator[Row]:
-        """A row for each child that holds layers, and one for the layers before, between and after these."""
+        """Yield a row for each child with layers, and one for each run of single layers between them."""
         children = [self._unit(name, child) for name, child in self._children(module, path)]
         alike = Counter(child.pieces for child in children)
         ungrouped: list[_Unit] = []
@@ -178,7 +188,7 @@ class _Reader:
             yield self._row(ungrouped)
 
     def _row(self, units: list[_Unit], container: _Unit | None = None) -> Row:
-        """Units beside each other; `whole` holds them all."""
+        """Build the row of `units`, which are the content of `container` if it is set."""
         self.blocks += [unit.path for unit in units if unit.block]
         first, last = units[0].path or "the network", units[-1].path
         shape = self.shapes.get(container.path if container else last)
@@ -196,7 +206,7 @@ class _Reader:
         return Row(fit_text(name, 60), tuple(facts), tuple(self._cards(units)))
 
     def _cards(self, units: list[_Unit]) -> Iterator[Piece]:
-        """What stands in a row: each block on a card."""
+        """Yield the pieces of a row, with each block on a card."""
         for shown, repeats in _fold_repeats(units):
             if repeats:
                 yield _chip(repeats, len(shown), *self._value(repeats))
@@ -208,7 +218,7 @@ class _Reader:
                     yield from unit.pieces
 
     def _value(self, units: list[_Unit]) -> tuple[str, str]:
-        """The tint and the words for the values of some blocks."""
+        """Return the tint and the caption for the values of some blocks."""
         paths = [unit.path for unit in units if unit.block]
         numbers = [number for name, number in self.values.items() if any(_is_within(name, path) for path in paths)]
         if not numbers or self.scale is None:
@@ -219,17 +229,17 @@ class _Reader:
         return tint(share), words
 
     def check(self) -> None:
-        """Every value is one of a block that is drawn."""
+        """Check that every value belongs to a drawn block."""
         for name in self.values:
             if not any(_is_within(name, block) for block in self.blocks):
                 shown = ", ".join(self.blocks[:3]) + (", ..." if len(self.blocks) > 3 else "")
                 raise InputError(
-                    f"no block stands at {printable(name)!r}{did_you_mean(name, self.blocks)}; values are for the "
-                    f"paths of blocks: {shown or 'here are none'}"
+                    f"invalid values: expected paths of drawn blocks ({shown or 'none here'}), got "
+                    f"{printable(name)!r}{did_you_mean(name, self.blocks)}. Pass the path of a block."
                 )
 
     def _children(self, module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
-        """(path, layer) of what is inside, in the order of the calls as far as that is known."""
+        """Return (path, layer) of the children, in call order if known."""
         if not _is_container(module):
             return [(path, module)]
         inside = [(f"{path}.{name}".lstrip("."), child) for name, child in module._modules.items() if child is not None]
@@ -242,7 +252,7 @@ class _Reader:
         return sorted(inside, key=first_call)
 
     def _units(self, module: nn.Module, path: str) -> list[_Unit]:
-        """The layers inside, with those of a Reversible among them."""
+        """Return the child layers as units, with the children of a Reversible in its place."""
         units = []
         for name, child in self._children(module, path):
             units += self._units(child, name) if isinstance(child, Reversible) else [self._unit(name, child)]
@@ -252,7 +262,7 @@ class _Reader:
         return _Unit(path, module, self._pieces(module, path))
 
     def _pieces(self, module: nn.Module | None, path: str) -> tuple[Piece, ...]:
-        """A layer, or all that are inside it, drawn."""
+        """Return the pieces that draw a layer or the layers inside it."""
         if module is None:
             return ()
         if isinstance(module, Skip):
@@ -278,7 +288,7 @@ class _Reader:
         count, shape = _parameters(module), self.shapes.get(path)
         facts = [f"{path or 'the network'}: {type(module).__name__}({module.extra_repr()})"]
         facts += [count] if count else []
-        return fit_text(", ".join(facts + ([f"gives {' × '.join(map(str, shape[1:]))}"] if shape else [])), 300)
+        return fit_text(", ".join(facts + ([f"output {' × '.join(map(str, shape[1:]))}"] if shape else [])), 300)
 
 
 def _finite_value(name: str, value: Any) -> float:
@@ -288,7 +298,7 @@ def _finite_value(name: str, value: Any) -> float:
         number = math.nan
     if not math.isfinite(number):
         shown = printable(repr(value))
-        raise InputError(f"the value of the block {printable(name)!r} must be a finite number, not {shown}")
+        raise InputError(f"invalid values: expected a finite number for the block {printable(name)!r}, got {shown}")
     return number
 
 
@@ -297,7 +307,7 @@ def _is_within(path: str, outer: str) -> bool:
 
 
 def _fold_repeats(units: list[_Unit]) -> Iterator[tuple[list[_Unit], list[_Unit]]]:
-    """(units to draw, none), or (a pattern, the units that repeat it beyond what has been drawn)."""
+    """Yield (units to draw, []), or (pattern, units that only repeat it and are counted)."""
     appearances = [unit.pieces for unit in units]
     at = 0
     while at < len(units):

@@ -21,20 +21,20 @@ __all__ = ["BlockCall", "FlowRecorder", "MeanSquare", "norm_of", "record_flow", 
 
 
 class MeanSquare:
-    """Root mean square of all the values that were added, of which there may be two halves."""
+    """Running root mean square over one or more tensors."""
 
     def __init__(self) -> None:
         self.squares: list[Tensor] = []
         self.count = 0
 
     def add(self, value: Any) -> None:
-        """One tensor of real numbers; of anything else nothing is known."""
+        """Add a tensor of real numbers; ignore any other value."""
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
             self.squares.append(norm_of(value) ** 2)
             self.count += value.numel()
 
     def root(self) -> float | None:
-        """Return the root mean square; None if nothing was added."""
+        """Return the root mean square, or None if no tensor was added."""
         return math.sqrt(sum(float(s) for s in self.squares) / self.count) if self.squares else None
 
 
@@ -44,7 +44,7 @@ def norm_of(value: Tensor) -> Tensor:
 
 
 class BlockCall:
-    """One call of a block, while it is under way and after."""
+    """Measurements of one call of a block, during the call and after it."""
 
     def __init__(self, block: Block, x: Any):
         self.block, self.open = block, True
@@ -54,32 +54,32 @@ class BlockCall:
         self.follow("in", x)
 
     def follow(self, side: str, value: Any) -> None:
-        """Remember the gradient by `value` once it comes."""
+        """Store the gradient norm of `value` during the backward pass."""
         if isinstance(value, Tensor) and value.requires_grad:
             value.register_hook(lambda gradient: self.gradients.__setitem__(side, norm_of(gradient)))
 
     def gradient(self, side: str) -> float | None:
-        """Return the norm of the gradient by what comes "in" or goes "out"; None if there is none."""
+        """Return the gradient norm of the input ("in") or the output ("out"), or None if it has no gradient."""
         return float(self.gradients[side]) if side in self.gradients else None
 
 
 class FlowRecorder:
-    """Hooks that record the calls of blocks in their order, and the outputs of layers."""
+    """Hooks that record the calls of blocks, in order, and the outputs of layers."""
 
     def __init__(self) -> None:
-        self.running = True  # the way back may call layers again
+        self.running = True  # False during the backward pass, which may call layers again
         self.calls: list[BlockCall] = []
         self.latest: dict[Block, BlockCall] = {}
         self.outputs: dict[nn.Module, MeanSquare] = {}
 
     def enter(self, block: Block, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A block is called."""
+        """Record the start of a block's call."""
         if self.running:
             self.latest[block] = BlockCall(block, inputs[0] if inputs else None)
             self.calls.append(self.latest[block])
 
     def leave(self, block: Block, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """A block has given `out`."""
+        """Record the output of a block."""
         if self.running:
             call = self.latest[block]
             call.out.add(out)
@@ -87,12 +87,12 @@ class FlowRecorder:
             call.open = False
 
     def part(self, block: Block, name: str, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """The "body" or the "shortcut" of a block has given `out`, or its join ("added")."""
+        """Record the output of a block's "body", "shortcut" or join ("added")."""
         if self.running and block in self.latest and self.latest[block].open:
             getattr(self.latest[block], name).add(out.detach() - inputs[1] if name == "added" else out)
 
     def layer(self, module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-        """A layer has given `out`; of several calls the first counts."""
+        """Record the output of a layer's first call."""
         if self.running and module not in self.outputs:
             self.outputs[module] = MeanSquare()
             self.outputs[module].add(out)
@@ -100,10 +100,10 @@ class FlowRecorder:
 
 @contextmanager
 def record_flow(network: nn.Module) -> Iterator[FlowRecorder]:
-    """Record every pass through `network` inside the context."""
+    """Record every call of `network` inside the context."""
     recorder, blocks, handles = FlowRecorder(), blocks_of(network), []
     try:
-        for block in blocks:  # before the parts of any, so that a block that is a body is left when its body is noted
+        for block in blocks:  # before the hooks of the parts: a block that is a body ends before its output is recorded
             handles.append(block.module.register_forward_pre_hook(partial(recorder.enter, block)))
             handles.append(block.module.register_forward_hook(partial(recorder.leave, block)))
         for block in blocks:
@@ -136,5 +136,5 @@ def _parts(block: Block) -> Iterator[tuple[str, nn.Module]]:
 
 
 def weights_of(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of two or more axes that a module holds itself."""
+    """Return the parameters with two or more axes that a module holds directly."""
     return [p for p in module.parameters(recurse=False) if p.dim() > 1]

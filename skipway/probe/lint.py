@@ -1,7 +1,7 @@
-"""Mistakes that networks are often built with, found without training: one line each, with where, what and the mend.
+"""Lint: find common mistakes in a network without training it. Each note names the place, the mistake and a fix.
 
-What cannot run at all, a misfit, a join that would broadcast, a shortcut changed in place, is an error of the shape
-pass. What stands here runs, and learns less than it could.
+These networks run, but learn less than they could. Networks that cannot run fail in shape inference: mismatched shapes,
+a join that would broadcast, an input changed in place.
 """
 
 import dis
@@ -27,16 +27,22 @@ __all__ = ["find_mistakes"]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
-_WEIGHTED = nn.Linear, nn.modules.conv._ConvNd, *_NORMS  # zeros come out of them where weight and bias are zero
-_OWN = set(vars(nn.Module()))  # what every module has, besides what its writer gave it
+_WEIGHTED = nn.Linear, nn.modules.conv._ConvNd, *_NORMS  # their output is zero if weight and bias are zero
+_OWN = set(vars(nn.Module()))  # attributes of every module; all others are the user's
 _REPLACEMENTS = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}
 _MAX_ITEMS = 1000
 _MAX_DEPTH = 5
-_FOREIGN = ("torch", "skipway", "numpy", "builtins")  # nobody's layers hide in there
+_FOREIGN = ("torch", "skipway", "numpy", "builtins")  # objects of these libraries hide no layers of the user
 
 
 def find_mistakes(network: nn.Module, calls: Sequence[Call], lone: Sequence[Call]) -> list[str]:
-    """What is likely to be wrong with `network`, called with `calls`, and with `lone` where the batch is one sample."""
+    """Return one note for each likely mistake in a network.
+
+    Args:
+        network: network to check.
+        calls: its calls for the full batch.
+        lone: its calls for a batch of one sample.
+    """
     with torch.no_grad():
         return [
             *_find_repeated(network, calls),
@@ -47,7 +53,7 @@ def find_mistakes(network: nn.Module, calls: Sequence[Call], lone: Sequence[Call
 
 
 def _find_repeated(network: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
-    """Blocks that are called several times: one block, not several."""
+    """Find modules that are called several times and so share their parameters."""
     times = Counter(call.module for call in calls)
     reported: set[nn.Module] = set()
     for module in network.modules():
@@ -58,17 +64,17 @@ def _find_repeated(network: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
         paths = dict.fromkeys(call.path for call in calls if call.module is module)
         norms = any(isinstance(m, _BATCH_NORM) for m in module.modules())
         yield (
-            f"{_join_paths(paths)}: one {type(module).__name__} is called {count} times, and its parameters count once"
-            f"{f'; its batch norms see {count} batches in each pass' if norms else ''}; build it anew for weights of "
-            "its own in each place"
+            f"{_join_paths(paths)}: the same {type(module).__name__} is called {count} times and shares its parameters"
+            f"{f'; its batch norms see {count} batches in each forward pass' if norms else ''}. Create a new module "
+            "for each place to get separate weights"
         )
 
 
-# Layers that the network does not know of
+# Layers that are not registered
 
 
 def _find_hidden(network: nn.Module) -> Iterator[str]:
-    """Layers in plain containers or captured by functions: nothing trains, moves or saves them."""
+    """Find layers in plain containers or captured by functions, which are not trained, moved or saved."""
     known = {id(part) for part in (*network.modules(), *network.parameters(), *network.buffers())}
     for path, module in network.named_modules():
         for name, value in vars(module).items():
@@ -76,10 +82,10 @@ def _find_hidden(network: nn.Module) -> Iterator[str]:
             if hidden:
                 kind, places = type(value).__name__, [f"{trail} ({type(layer).__name__})" for trail, layer in hidden]
                 count = sum(p.numel() for p in chain.from_iterable(_tensors_of(layer) for _, layer in hidden))
-                replacement = _REPLACEMENTS.get(kind, "Module of your own")
+                replacement = _REPLACEMENTS.get(kind, "Module subclass")
                 yield (
-                    f"{_join_paths(places)}: hidden in a {kind}, their {count:,} values are not trained, moved or "
-                    f"saved; use an nn.{replacement}"
+                    f"{_join_paths(places)}: hidden in a {kind}, so {count:,} values are not trained, moved or saved. "
+                    f"Use an nn.{replacement}"
                 )
 
 
@@ -90,7 +96,7 @@ def _tensors_of(layer: nn.Module | nn.Parameter) -> list[Tensor]:
 def _layers_inside(
     value: Any, trail: str, known: set[int], depth: int
 ) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-    """(where, layer) of each layer with values in it that `value` leads to; what has been seen is added to `known`."""
+    """Yield (path, layer) for each layer with tensors reachable from `value`; add visited ids to `known`."""
     if id(value) in known or depth > _MAX_DEPTH:
         return
     known.add(id(value))
@@ -104,7 +110,7 @@ def _layers_inside(
 
 
 def _items(value: Any) -> Iterable[tuple[str, Any]]:
-    """(name, value) of what a container, a function or a plain object of the user holds."""
+    """Return (name, value) pairs of a container's items, a function's captured values or an object's attributes."""
     if isinstance(value, list | tuple | set | frozenset):
         return ((f"[{i}]", item) for i, item in enumerate(islice(value, _MAX_ITEMS)))
     if isinstance(value, dict):
@@ -119,23 +125,23 @@ def _items(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _captured_values(function: FunctionType) -> list[tuple[str, Any]]:
-    """What a function takes along: variables of the functions around it, globals that it names, its defaults."""
+    """Return the closure variables, the referenced globals and the default arguments of a function."""
     if str(function.__module__).split(".")[0] in _FOREIGN:
         return []
     values: list[tuple[str, Any]] = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # a variable that has no value yet
+        with suppress(ValueError):  # the variable is not assigned yet
             values.append((f".{name}", cell.cell_contents))
     named = {i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"}
     values += [(f".{name}", function.__globals__[name]) for name in sorted(named) if name in function.__globals__]
     return [*values, (".__defaults__", function.__defaults__), (".__kwdefaults__", function.__kwdefaults__)]
 
 
-# Layers that no gradient reaches
+# Layers without a gradient
 
 
 def _find_dead(network: nn.Module) -> Iterator[str]:
-    """What begins at zero, followed by an activation without a slope there, or by a scale that is zero as well."""
+    """Find zero-initialized layers before an activation with zero slope at 0, or before a zero-initialized scale."""
     inner = set(chain.from_iterable(module.children() for module in network.modules() if _in_order(module)))
     for path, module in network.named_modules():
         if _in_order(module) and module not in inner:
@@ -143,20 +149,21 @@ def _find_dead(network: nn.Module) -> Iterator[str]:
             if dead:
                 zero, activation = dead
                 yield (
-                    f"{activation}: an activation without a slope at 0 follows {zero}, which gives zeros at first; no "
-                    "gradient ever comes through; leave the activation out, or begin the weights or the bias elsewhere"
+                    f"{activation}: this activation has zero slope at 0, and its input {zero} is zero at "
+                    "initialization, so no gradient ever passes. Remove the activation, or initialize the weight or "
+                    "bias to nonzero"
                 )
         if isinstance(module, Skip) and isinstance(module.join, Scale) and _all_zero(module.join.scale):
             _, zero = _trace_zeros(module.body, f"{path}.body".lstrip("."))
             if zero:
                 yield (
-                    f"{path or 'the Skip'}: its scale and {zero}, the end of its body, are both zero at first, so that "
-                    "neither ever gets a gradient; begin one of them elsewhere"
+                    f"{path or 'the Skip'}: its scale and {zero}, the end of its body, are both zero at "
+                    "initialization, so neither ever gets a gradient. Initialize one of them to nonzero"
                 )
 
 
 def _trace_zeros(module: nn.Module, path: str) -> tuple[tuple[str, str] | None, str]:
-    """(the layer that gives zeros, the activation that lets no gradient through to it), what makes the output zero."""
+    """Return (zero layer, activation that blocks its gradient) or None, and the layer that makes the output zero."""
     zero = ""
     for place, layer in _flat_layers(module, path):
         if _gives_zeros(layer):
@@ -170,7 +177,7 @@ def _trace_zeros(module: nn.Module, path: str) -> tuple[tuple[str, str] | None, 
 
 
 def _flat_layers(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """(path, layer) in the order of calls, as far as containers tell it."""
+    """Yield (path, layer) in call order, as far as the containers determine it."""
     if _in_order(module):
         for name, child in module._modules.items():
             if child is not None:
@@ -180,7 +187,7 @@ def _flat_layers(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]
 
 
 def _in_order(module: nn.Module) -> bool:
-    """Whether a module calls its children one after the other and does nothing else."""
+    """Return True for a module that only calls its children one after another."""
     return type(module).forward in (nn.Sequential.forward, Chain.forward, Dense.forward)
 
 
@@ -199,7 +206,7 @@ def _all_zero(values: Any) -> bool:
 
 
 def _at_zero(layer: nn.Module) -> tuple[bool, bool | None]:
-    """Whether an activation gives anything for zeros, and whether it has a slope there; None: it is none."""
+    """Return (nonzero output at 0, nonzero slope at 0) of an activation; the slope is None for any other layer."""
     if any(True for _ in layer.parameters()):
         return True, None
     zeros = torch.zeros(2, 4, requires_grad=True)
@@ -207,16 +214,16 @@ def _at_zero(layer: nn.Module) -> tuple[bool, bool | None]:
         with torch.enable_grad(), evaluation(layer):
             output = layer(zeros.clone())
             (slope,) = torch.autograd.grad(output, zeros, torch.arange(1.0, 9.0).view(2, 4))
-    except Exception:  # no function of each number alone
+    except Exception:  # not an elementwise function
         return True, None
     return bool(output.any()), bool(slope.any())
 
 
-# Norms that have nothing to take a mean of
+# Norms of a single value
 
 
 def _find_single_values(calls: Sequence[Call], lone: Sequence[Call]) -> Iterator[str]:
-    """Norms that are given one value for each mean, in a batch of one sample or in any."""
+    """Find norms that average over a single value, for a batch of one sample or for any batch."""
     batch = [c.path for c in lone if isinstance(c.module, _BATCH_NORM) and prod(c.inputs[0]) == c.inputs[0][1]]
     any_batch = [
         c.path
@@ -226,13 +233,13 @@ def _find_single_values(calls: Sequence[Call], lone: Sequence[Call]) -> Iterator
     ]
     if batch:
         yield (
-            f"{_join_paths(batch)}: a batch of one sample leaves one value a channel, on which a batch norm cannot "
-            'train; give batches of 2 or more (drop a last one of 1), or use norm="group" or "layer"'
+            f"{_join_paths(batch)}: batch norm cannot train on a batch of one sample, which has one value per channel "
+            'here. Use batches of at least 2 (drop_last=True), or norm="group" or "layer"'
         )
     if any_batch:
         yield (
-            f"{_join_paths(any_batch)}: each mean is of one value, so that the bias comes out whatever comes in; "
-            "use fewer groups or another norm"
+            f"{_join_paths(any_batch)}: each mean is over a single value, so the output is the bias for every input. "
+            "Use fewer groups or another norm"
         )
 
 

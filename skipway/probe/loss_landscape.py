@@ -1,4 +1,4 @@
-"""Landscape: the loss around a network's weights, along random directions that are made to fit its filters.
+"""Loss landscape: the loss around the weights of a model, along filter-normalized random directions.
 
 Source: Li et al. 2018, arXiv:1712.09913.
 """
@@ -19,21 +19,23 @@ from skipway.probe.block_stats import Plain, batches_loss, untouched
 
 __all__ = ["Landscape", "batches_loss", "landscape"]
 
-_ROUNDING = 1e-6  # of a loss: by this much it may lie above the mean of its neighbours and still be in line
+_ROUNDING = 1e-6  # relative tolerance: a loss this far above the mean of its neighbors is rounding, not nonconvexity
 
 
 @dataclass(frozen=True)
 class Landscape(Plain):
-    """Losses on a line or a square of steps around a network's weights, which are those in the middle.
+    """Losses on a line or square grid centered at the weights of a model.
 
-    steps: how far along each direction; 1 is as far as the weights are large, filter by filter.
-    losses: one for each step, or for each step along the first direction a list of those along the second. What is
-        not finite stays so, and is None in `as_dict`.
-    accuracies: likewise, where the losses came with them.
-    curvature: second difference of the loss over the step beside the middle, the mean over directions. The larger, the
-        sharper the minimum. NaN where a loss there is not finite.
-    nonconvex: of all three neighbours on a line of the grid, the share whose middle loss lies above the mean of the
-        outer two. 0 is a bowl; a rough landscape has many. NaN where no three are finite.
+    Attributes:
+        seed: seed of the directions.
+        steps: positions along each direction; 1 moves each filter by its own norm.
+        losses: one loss for each step; for two directions, a list over the second for each step along the first. A
+            loss that is not finite is kept, and is None in `as_dict`.
+        accuracies: accuracies in the same layout, or None.
+        curvature: second difference of the loss at the center, divided by the squared step, averaged over directions.
+            A larger value means a sharper minimum. NaN if a loss there is not finite.
+        nonconvex: share of triples of adjacent grid points whose middle loss is above the mean of the outer two. 0 is
+            a bowl; a rough landscape has a larger share. NaN if no triple is finite.
     """
 
     seed: int
@@ -45,7 +47,7 @@ class Landscape(Plain):
 
     @property
     def dims(self) -> int:
-        """1 for a line, 2 for a square."""
+        """Number of directions: 1 for a line, 2 for a square."""
         return 2 if isinstance(self.losses[0], list) else 1
 
 
@@ -58,34 +60,48 @@ def landscape(
     dims: int = 1,
     seed: int = 0,
 ) -> Landscape:
-    """The loss along one or two random directions from where `network` stands; its weights come back to the last bit.
+    """Compute the loss along one or two random directions through the weights of `network`.
 
-    Every filter (or row of a linear layer) of a direction is as large as that of the weights, so that networks of
-    different scale can be compared; one-dimensional parameters (norms, biases) and buffers stay as they are. Networks
-    whose parameters have the same shapes get the same directions for the same `seed`, but for that size.
+    Each filter (or row of a linear layer) of a direction has the norm of the corresponding weights, so that networks of
+    different scale are comparable. One-dimensional parameters (norms, biases) and buffers do not move. Networks with
+    the same parameter shapes and `seed` get the same directions up to this scale. The weights are restored exactly.
 
     Args:
-        network: a trained one.
-        loss_of: takes the network and gives its loss, or (loss, accuracy); see `batches_loss`. It is called in the
-            same random state each time.
-        span: the farthest step to both sides.
-        points: steps in each direction, an odd number, so that one is the network itself.
+        network: trained model.
+        loss_of: function of the network that returns its loss, or (loss, accuracy), such as `batches_loss(x, y)`. Each
+            call starts from the same random state.
+        span: largest step to both sides.
+        points: steps along each direction, an odd number, so that the center is the model itself.
         dims: 1 for a line, 2 for a square of points * points losses.
-        seed: of the directions.
+        seed: seed of the directions.
+
+    Returns:
+        The losses, as a `Landscape`.
 
     Raises:
-        InputError: a value cannot be used, the network has no weights of two axes or more, or `loss_of` gives something
-            else.
+        InputError: an argument is invalid, the network has no weights of two or more axes, or `loss_of` returns
+            another type.
+
+    Example:
+        >>> network = nn.Linear(2, 1, bias=False)
+        >>> result = landscape(network, batches_loss(torch.randn(8, 2), torch.zeros(8)), points=3)
+        >>> result.steps, result.nonconvex
+        ([-1.0, 0.0, 1.0], 0.0)
     """
     if dims not in (1, 2):
-        raise InputError(f"dims is 1 for a line or 2 for a square, not {dims!r}")
+        raise InputError(f"invalid dims: expected 1 for a line or 2 for a square, got {dims!r}")
     if not isinstance(points, Integral) or points < 3 or points % 2 == 0:
-        raise InputError(f"points is an odd number from 3 up, so that one is the network itself, not {points!r}")
+        raise InputError(
+            f"invalid points: expected an odd integer of at least 3, whose center is the model, got {points!r}"
+        )
     if not 0 < span < math.inf:
-        raise InputError(f"span is the farthest step to both sides, above 0 and finite, not {span}")
+        raise InputError(f"invalid span: expected a finite step above 0, got {span}")
     weights = [p for p in network.parameters() if p.dim() > 1]
     if not weights:
-        raise InputError("landscape needs weights of two axes or more to move along, which this network has none of")
+        raise InputError(
+            "cannot compute the loss landscape: expected weights of two or more axes, got a network with none. Pass a "
+            "network with linear or convolutional layers."
+        )
     half = points // 2
     steps = [span * i / half for i in range(-half, half + 1)]
     generator = torch.Generator().manual_seed(seed)
@@ -109,10 +125,10 @@ def landscape(
 
 
 def _direction(weights: Sequence[nn.Parameter], generator: torch.Generator) -> list[Tensor]:
-    """Normal numbers, each filter of them scaled to the norm of the weights' own."""
+    """Draw a normal random direction and scale each filter to the norm of the corresponding weights."""
     direction = []
     for weight in weights:
-        noise = torch.randn(weight.shape, generator=generator).to(weight.device)  # the same on every device
+        noise = torch.randn(weight.shape, generator=generator).to(weight.device)  # equal on every device
         sizes = [torch.linalg.vector_norm(v.detach().float().flatten(1), dim=1) for v in (weight, noise)]
         scale = (sizes[0] / sizes[1]).view(-1, *[1] * (weight.dim() - 1))
         direction.append((noise * scale).to(weight.dtype))
@@ -123,7 +139,7 @@ def _direction(weights: Sequence[nn.Parameter], generator: torch.Generator) -> l
 def _moved_weights(
     weights: Sequence[nn.Parameter], directions: Sequence[Sequence[Tensor]], steps: Sequence[float]
 ) -> Iterator[None]:
-    """Move the weights along directions inside the context; their own are put aside, not computed back."""
+    """Move the weights along directions inside the context; the originals are kept, so no rounding remains."""
     own = [weight.data for weight in weights]
     try:
         for i, weight in enumerate(weights):
@@ -136,19 +152,22 @@ def _moved_weights(
 
 
 def _loss_and_accuracy(value: Any) -> tuple[float, float | None]:
-    """(loss, accuracy or None)."""
+    """Return (loss, accuracy), with None for an unknown accuracy."""
     parts = list(value) if isinstance(value, tuple | list) and len(value) == 2 else [value]
     numbers = [v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in parts]
     if not all(isinstance(v, Real) for v in numbers):
         kinds = ", ".join(type(v).__name__ for v in parts)
-        raise InputError(f"loss_of is to give a loss or (loss, accuracy) as numbers, not {kinds}; see batches_loss")
+        raise InputError(
+            f"invalid loss_of: expected a function that returns a loss or (loss, accuracy), got {kinds}. Use "
+            "batches_loss(x, y), or return floats."
+        )
     loss, accuracy = [*map(float, numbers), None][:2]
     assert loss is not None
     return loss, accuracy
 
 
 def _bends(losses: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Second differences along an axis, and the largest of the three numbers that each comes from."""
+    """Return second differences along an axis, and the largest magnitude of each triple."""
     before, middle, after = (np.take(losses, range(i, losses.shape[axis] - 2 + i), axis) for i in range(3))
     with np.errstate(invalid="ignore", over="ignore"):
         return before - 2 * middle + after, np.maximum(np.maximum(abs(before), abs(middle)), abs(after))

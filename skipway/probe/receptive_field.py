@@ -1,9 +1,9 @@
-"""Receptive fields: which part of the input each position of a tensor can depend on, followed through every operation.
+"""Receptive fields: the part of the input that each position of a tensor depends on, tracked through every operation.
 
-No data is needed: `Fields` watches a pass over tensors that have none, and knows of each operation where it looks. One
-that it does not know is taken to look at all that it is given.
+`Fields` observes a pass over tensors without data and applies one rule per operation. An operation without a rule
+counts as dependent on its whole input.
 
-Shapes: B batch, C channels, * further axes, which are those that are followed.
+Shapes: B batch, C channels, * further axes, which are tracked.
 Source: Araujo, Norris and Sim 2019, "Computing receptive fields of convolutional neural networks", Distill.
 """
 
@@ -25,11 +25,14 @@ __all__ = ["Fields", "Span"]
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """What has become of the positions along one axis of the input, in one tensor.
+    """Receptive field of the positions of one tensor, along one axis of the input.
 
-    Position i sees the pixels from `low[i]` to `high[i]`, of an input that has no edges; neighbours lie `jump` pixels
-    apart. They stand along axis `dim` of the tensor, counted from its end, each for `inner` entries in turn. With `dim`
-    None no position is left: every entry sees the same.
+    Attributes:
+        low, high: position i depends on the pixels from `low[i]` to `high[i]` of an input without edges.
+        jump: distance between adjacent positions, in pixels.
+        dim: axis of the tensor that holds the positions, counted from the end. None if no position is left: every entry
+            depends on the same pixels.
+        inner: number of consecutive entries that share a position.
     """
 
     low: np.ndarray
@@ -39,11 +42,11 @@ class Span:
     inner: int = 1
 
     def collapsed(self) -> "Span":
-        """All positions as one."""
+        """Merge all positions into one."""
         return Span(self.low.min(keepdims=True), self.high.max(keepdims=True), self.jump)
 
     def at(self, *indices: np.ndarray, jump: float) -> "Span":
-        """Positions that each see what those at `indices` see together; beyond the ends it goes on as before them."""
+        """Return positions whose fields are the unions of those at `indices`, extrapolated beyond both ends."""
         inside = [np.clip(index, 0, len(self.low) - 1) for index in indices]
         beyond = [np.rint((index - i) * self.jump) for index, i in zip(indices, inside, strict=True)]
         low = np.min([self.low[i] + b for i, b in zip(inside, beyond, strict=True)], axis=0)
@@ -51,37 +54,37 @@ class Span:
         return replace(self, low=low, high=high, jump=jump)
 
     def pixels(self, size: int) -> int:
-        """How many pixels a position sees at most; where no position is left, of those that an axis of `size` has."""
+        """Return the largest field of a position in pixels, limited to an axis of `size` if no position is left."""
         low, high = self.low, self.high
         if self.dim is None:
             low, high = np.maximum(low, 0), np.minimum(high, size - 1)
         return int(np.max(high - low)) + 1
 
 
-Axes = tuple[Span | None, ...]  # of a tensor, one for each axis of the input; None where it has no part in it
-Arguments = dict[str, Any]  # of an operation, by the names in its schema
+Axes = tuple[Span | None, ...]  # the spans of a tensor by input axis; None if it does not depend on that axis
+Arguments = dict[str, Any]  # the arguments of an operation by the names in its schema
 
 
 class Fields(TorchDispatchMode):
-    """A mode that follows what the positions of every tensor see of the one that it began with.
+    """Dispatch mode that tracks the receptive field of every tensor computed from the input.
 
-    Norms look at each position alone: what their statistics bring from elsewhere does not count.
+    Norms count as elementwise: the dependence through their statistics is ignored.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: tuple[int, ...] = ()
         self._axes: dict[tuple[Any, ...], Axes] = {}
-        self._alive: list[Any] = []  # storages: none may take the address of another
+        self._alive: list[Any] = []  # storages kept alive so that no address is reused
 
     def begin(self, x: Tensor) -> None:
-        """Follow the axes of x (B, C, *) that come after its channels."""
+        """Start tracking the axes of x (B, C, *) after its channels."""
         self.sizes = tuple(x.shape[2:])
         places = [np.arange(float(size)) for size in self.sizes]
         self._set(x, tuple(Span(at, at, dim=i - len(places)) for i, at in enumerate(places)))
 
     def of(self, value: Any) -> tuple[tuple[int, ...], bool]:
-        """How many pixels along each axis a position of `value` sees; whether there is only the whole to be seen."""
+        """Return the field of a position of `value` in pixels along each axis, and True if it is the whole input."""
         followed = [axes for t in tree_leaves(value) if isinstance(t, Tensor) and any(axes := self._get(t))]
         spans = [[axes[i] for axes in followed] for i in range(len(self.sizes) if followed else 0)]
         pixels = tuple(
@@ -92,7 +95,7 @@ class Fields(TorchDispatchMode):
         return pixels, bool(followed) and placeless and pixels == self.sizes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Computes as ever, and follows."""
+        """Compute the operation and track its outputs."""
         out = func(*args, **(kwargs or {}))
         if self.sizes:
             self._follow(func, _arguments_by_name(func, args, kwargs or {}), out)
@@ -122,7 +125,7 @@ class Fields(TorchDispatchMode):
     def _set(self, tensor: Tensor, axes: Axes, in_place: bool = False) -> None:
         storage, key = _key(tensor)
         if in_place and storage.nbytes() != tensor.numel() * tensor.element_size():
-            # A part of something larger; where in it, is not followed.
+            # The tensor is a part of a larger storage. Its place in it is not tracked, so fields are merged.
             overlapping = [axes, *(old for place, old in self._axes.items() if place[0] == storage._cdata)]
             axes = tuple(_union([s.collapsed() for old in overlapping if (s := old[i])]) for i in range(len(axes)))
             self._axes = {place: old for place, old in self._axes.items() if place[0] != storage._cdata}
@@ -132,7 +135,7 @@ class Fields(TorchDispatchMode):
 
 
 def _key(tensor: Tensor) -> tuple[Any, tuple[Any, ...]]:
-    """The storage, and what tells its tensors apart: their objects change on the way, what they show does not."""
+    """Return the storage and a key of the tensor in it; the key outlives the tensor object."""
     storage = tensor.untyped_storage()
     return storage, (storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
 
@@ -149,7 +152,7 @@ def _arguments_by_name(func: Any, args: Iterable[Any], kwargs: Arguments) -> Arg
 
 
 def _union(spans: list[Span]) -> Span | None:
-    """What an entry sees that is made of entries in the same place of several tensors."""
+    """Return the field of an entry computed from the entries at the same place of several tensors."""
     if len({(span.dim, span.inner) for span in spans}) > 1:
         spans = [span.collapsed() for span in spans]
     if len(spans) < 2:
@@ -161,13 +164,13 @@ def _union(spans: list[Span]) -> Span | None:
 
 
 def _fit_to(span: Span, tensor: Tensor) -> Span:
-    """The span where the tensor has such an axis; one position that stands for several is none."""
+    """Return the span if the tensor has a matching axis, else merge its positions, also one broadcast to several."""
     count = len(span.low) * span.inner
     fits = span.dim is not None and -span.dim <= tensor.dim() and tensor.shape[span.dim] % count == 0
     return span if fits and (len(span.low) > 1 or tensor.shape[span.dim] == count) else span.collapsed()  # type: ignore[index]
 
 
-# What operations make of the positions along one axis of what they are given: (span, tensor, arguments) -> span.
+# Rules: (span, input tensor, arguments) -> span of the output. A rule describes one operation along one axis.
 
 Rule = Callable[[Span, Tensor, Arguments], Span]
 
@@ -181,17 +184,17 @@ def _unknown(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 
 def _whole_axis(rule: Rule) -> Rule:
-    """For rules of positions that have an axis of the tensor to themselves."""
+    """Restrict a rule to positions that fill an axis of the tensor; merge all others."""
     return lambda span, x, arguments: rule(span, x, arguments) if span.inner == 1 else span.collapsed()
 
 
 @_whole_axis
 def _windows(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """Convolutions and pools: windows of `kernel` positions, `dilation` apart, begin `stride` apart."""
+    """Apply windows of convolution and pooling, with their stride, padding and dilation."""
     convolution = "weight" in arguments
     kernel = arguments["weight"].shape[2:] if convolution else arguments["kernel_size"]
     axis = _spatial(span, kernel)
-    if convolution and (axis == -1 or x is not arguments["input"]):  # all channels are mixed; so are a kernel's weights
+    if convolution and (axis == -1 or x is not arguments["input"]):  # channels and kernel weights are mixed
         return span.collapsed()
     if axis < 0:
         return span
@@ -209,7 +212,7 @@ def _windows(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 
 def _spatial(span: Span, sizes: Any) -> int:
-    """Which of the last axes, as many as `sizes`, holds the positions; below 0 for one before them."""
+    """Return the index into `sizes`, which describe the last axes, of the axis of the positions; negative if before."""
     assert span.dim is not None
     return span.dim + len(sizes)
 
@@ -222,7 +225,7 @@ def _along_axis(values: Any, axis: int) -> int:
 
 @_whole_axis
 def _adaptive(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """As many windows as are asked for, of whatever sizes that takes."""
+    """Apply the windows of adaptive pooling."""
     if _spatial(span, arguments["output_size"]) < 0:
         return span
     count, size_out = len(span.low), arguments["out"].shape[span.dim]
@@ -233,7 +236,7 @@ def _adaptive(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 @_whole_axis
 def _interpolated(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """Each position takes the nearest one, or lies between two."""
+    """Apply nearest or linear interpolation."""
     axis = _spatial(span, arguments["output_size"])
     if axis < 0:
         return span
@@ -252,7 +255,7 @@ def _interpolated(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 @_whole_axis
 def _shuffled(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """Channels become positions, each of which sees what their one did; or positions channels."""
+    """Apply pixel shuffle (channels become positions) or its inverse."""
     if _spatial(span, (1, 1)) < 0:
         return span.collapsed()
     if "upscale_factor" in arguments:
@@ -265,7 +268,7 @@ def _shuffled(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 @_whole_axis
 def _padded(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """Zeros at the ends, or what is mirrored or repeated there; less than none cuts off."""
+    """Apply zero, reflection or replication padding; negative padding crops."""
     assert span.dim is not None
     edges = arguments["pad" if "pad" in arguments else "padding"]
     left, right = edges[-2 * span.dim - 2 :][:2] or (0, 0)
@@ -293,7 +296,7 @@ def _mixed_along_axis(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 
 def _reduced(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """Sums, means, largest values over some axes, or over all."""
+    """Apply a reduction over some axes, or over all."""
     dims = arguments.get("dim")
     if dims is None or dims == []:
         dims = range(x.dim())
@@ -306,9 +309,9 @@ def _reduced(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 
 def _viewed(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """The same entries in the same order under another shape: found again where one axis holds all the positions."""
+    """Apply a reshape; the positions survive if one axis of the new shape holds them all."""
     assert span.dim is not None
-    apart = span.inner * prod(x.shape[x.dim() + span.dim + 1 :])  # entries from one position to the next
+    apart = span.inner * prod(x.shape[x.dim() + span.dim + 1 :])  # entries between adjacent positions
     shape = arguments["out"].shape
     for dim in range(-1, -len(shape) - 1, -1):
         step = prod(shape[len(shape) + dim + 1 :])
@@ -330,7 +333,7 @@ def _permuted(span: Span, x: Tensor, arguments: Arguments) -> Span:
 
 
 def _multiplied(span: Span, x: Tensor, arguments: Arguments) -> Span:
-    """Products of matrices: rows of the left, columns of the right; what is summed over is mixed."""
+    """Apply a matrix product, which mixes the summed axis."""
     right = arguments["mat2" if "mat2" in arguments else "batch2"]
     left = next(arguments[name] for name in ("mat1", "batch1", "self") if name in arguments)
     mixed = (x is left and span.dim == -1) or (x is right and (span.dim == -2 or x is left))
@@ -366,6 +369,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _multiplied),
     **dict.fromkeys(("copy", "clone", "detach", "alias", "expand", "_to_copy", "lift_fresh"), _unchanged),
     **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm"), _unchanged),
-    # Functions of each number alone that do not say so.
+    # Elementwise functions without the pointwise tag.
     **dict.fromkeys(("hardswish", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward"), _unchanged),
 }

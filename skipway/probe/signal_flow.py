@@ -1,8 +1,8 @@
-"""Flow: how large activations are on the way through a network, and gradients on the way back, body against shortcut.
+"""Signal flow: measure activations and gradients along the depth of a network, body against shortcut.
 
 Shapes: B samples of a batch, C channels, K classes, * any further axes.
-Sources: signals that grow or decay with depth, He et al. 2015, arXiv:1502.01852; what bodies add beside what
-shortcuts keep, De and Smith 2020, arXiv:2002.10444.
+Sources: signals that grow or decay with depth, He et al. 2015, arXiv:1502.01852; size of the residual branch relative
+to the shortcut, De and Smith 2020, arXiv:2002.10444.
 """
 
 import math
@@ -27,14 +27,17 @@ Loss = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class BlockFlow(Plain):
-    """One call of one block. Sizes are root mean squares; gradients are norms over the whole batch.
+    """Measurements of one call of a block: root mean squares of tensors, and gradient norms over the whole batch.
 
-    into, out: what comes in, what goes out.
-    body: body(x); of a plain block too, before the activation that follows it. None where it was not called.
-    shortcut: shortcut(x), None in a plain block.
-    added: what of the body reaches the join: body(x), times the scale or the gate where the join has one.
-    ratio: added over shortcut.
-    gradient_in, gradient_out: gradient of the loss by what comes in, by what goes out.
+    Attributes:
+        path: path of the block.
+        kind: "skip", "coupling" or "plain".
+        into, out: input and output of the block.
+        body: body(x), in a plain block before the activation after it; None if the body was not called.
+        shortcut: shortcut(x); None in a plain block.
+        added: branch that reaches the join: body(x), multiplied by the scale or the gate of the join if it has one.
+        ratio: `added` divided by `shortcut`.
+        gradient_in, gradient_out: gradient of the loss with respect to the input and the output.
     """
 
     path: str
@@ -51,12 +54,16 @@ class BlockFlow(Plain):
 
 @dataclass(frozen=True)
 class LayerFlow(Plain):
-    """One layer with weights of two or more axes, in the order in which layers are called.
+    """Measurements of one layer with weights of two or more axes.
 
-    out: root mean square of what it gives; None where it is not called by itself.
-    weight: root mean square of its weights; `count` is their number.
-    gradient_norm: norm of the loss's gradient by all of them; None where they are not trained or not used.
-    gradient: the same as a root mean square, for each weight.
+    Attributes:
+        path: path of the layer.
+        kind: class name of the layer.
+        count: number of weights.
+        out: root mean square of the output; None if the layer is not called directly.
+        weight: root mean square of the weights.
+        gradient_norm: norm of the gradient of the loss; None if the weights are frozen or unused.
+        gradient: root mean square of the same gradient.
     """
 
     path: str
@@ -70,7 +77,15 @@ class LayerFlow(Plain):
 
 @dataclass(frozen=True)
 class Flow(Plain):
-    """A network's blocks and layers in the order of their calls; `notes` say what grows, decays or stands still."""
+    """Signal flow of a network; prints as a table.
+
+    Attributes:
+        mode: "training" or "evaluation".
+        loss: loss of the batch.
+        blocks: measurements of the blocks, in call order.
+        layers: measurements of the layers, in call order.
+        notes: reports of signals that grow, vanish, are not finite or have no gradient.
+    """
 
     mode: str
     loss: float
@@ -97,35 +112,46 @@ def flow(
     mode: str = "training",
     factor: float = 100.0,
 ) -> Flow:
-    """Sizes of activations and gradients along the depth of `network`, for one batch; the network is left as it was.
+    """Measure activations and gradients along the depth of `network` for one batch.
 
-    Blocks are Skips, Couplings and plain rows of layers that stand where others have a Skip, so that networks with and
-    without shortcuts can be laid side by side. One step forward and one back: cheap enough for every epoch.
+    Runs one forward and one backward pass, and does not change the network. Blocks are Skips, Couplings and plain
+    sequences of layers in the place of a Skip, so networks with and without shortcuts can be compared. Reversible and
+    checkpointed blocks run as plain blocks, so that each of them is measured.
 
     Args:
-        x: (B, *) a batch.
-        y: classes (B,) or real numbers; None draws the same random classes each time, as many kinds as the network
-            has outputs, which is all that a network at its beginning knows of classes.
-        loss: takes (outputs, y); None is cross entropy for classes, and the mean squared error for real numbers.
-        mode: "training" has norms take the batch's own statistics, which alone mean something at the beginning;
-            "evaluation" their running ones. What is random in training (dropout, drop_path) rests in both.
-        factor: notes tell of what grows or decays over the depth by more than this.
+        network: model to measure.
+        x: batch of inputs (B, *).
+        y: class indices (B,) or real numbers. None uses random classes, the same in every call.
+        loss: function of (outputs, y). None uses cross entropy for classes and the mean squared error for numbers.
+        mode: "training" normalizes with the statistics of the batch, which untrained networks need; "evaluation" with
+            the running statistics. Dropout and stochastic depth are off in both.
+        factor: growth or decay over the depth, above which a note reports it.
 
-    Reversible and recomputed blocks run in full view for once, so that each of them is seen.
+    Returns:
+        The measurements, as a `Flow`.
 
     Raises:
-        InputError: x, y, the loss and the network do not fit each other.
+        InputError: `x`, `y`, the loss and the network do not match.
+        ShapeError: the network has uninferred sizes.
+
+    Example:
+        >>> network = nn.Sequential(Skip(nn.Linear(4, 4)), nn.Linear(4, 2))
+        >>> [block.path for block in flow(network, torch.randn(8, 4)).blocks]
+        ['0']
     """
     if not isinstance(x, Tensor) or not x.dim():
-        raise InputError(f"flow takes a batch x as a tensor (B, *), not {type(x).__name__}; stack samples to one")
+        raise InputError(
+            f"invalid x: expected a batch as a tensor (B, *), got {type(x).__name__}. Stack the samples with "
+            "torch.stack."
+        )
     if not factor > 1:
-        raise InputError(f"factor is a number above 1, not {factor}; 100 tells of what grows or decays a hundredfold")
+        raise InputError(f"invalid factor: expected a number above 1, got {factor}. The default is 100.")
     device = next(network.parameters(), x).device
     with torch.inference_mode(False), torch.enable_grad(), untouched(network), unrolled(network):
         in_mode(network, mode)
         leaf = x.detach().to(device, copy=True).requires_grad_(x.is_floating_point())
         with record_flow(network) as record:
-            outputs = network(leaf.clone())  # so that a layer may change what it is given in place
+            outputs = network(leaf.clone())  # a layer may change its input in place
             record.running = False
             value = _loss(outputs, y, loss, device)
             trained = [p for p in network.parameters() if p.requires_grad]
@@ -138,10 +164,15 @@ def flow(
 
 
 class Flows:
-    """Flows of one batch taken on the way: at the beginning, after an epoch, of several networks.
+    """Signal flows of one batch, measured at several points of training or for several networks.
 
-    `take` measures and remembers under a name; `by_name` has them all, and `as_dict` as the plain values that one
-    plot shows side by side. Arguments are those of `flow`.
+    The arguments are those of `flow`. `by_name` maps each name to its `Flow`.
+
+    Example:
+        >>> flows = Flows(torch.randn(8, 4))
+        >>> flow_at_init = flows.take(nn.Linear(4, 2), "at initialization")
+        >>> list(flows.as_dict())
+        ['at initialization']
     """
 
     def __init__(
@@ -157,22 +188,23 @@ class Flows:
         self.by_name: dict[str, Flow] = {}
 
     def take(self, network: nn.Module, name: str) -> Flow:
-        """The flow of `network` now, remembered as `name`; a name taken before is written over."""
+        """Measure the flow of `network` and store it as `name`, replacing an earlier flow of this name."""
         self.by_name[name] = flow(network, *self.batch, **self.options)  # type: ignore[arg-type]
         return self.by_name[name]
 
     def as_dict(self) -> dict[str, Any]:
-        """{name: plain values of its flow}, in the order in which they were taken."""
+        """Return {name: plain values of its flow}, in the order of measurement."""
         return {name: measured.as_dict() for name, measured in self.by_name.items()}
 
 
 def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.device) -> Tensor:
-    """One number to differentiate."""
+    """Return the scalar loss to differentiate."""
     if loss is None and y is None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
             kind = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise InputError(
-                f"random classes need outputs (B, K, *) of two kinds or more, not {kind}; give y or a loss"
+                f"cannot draw random classes: expected outputs (B, K, *) with K of at least 2, got {kind}. Pass y or "
+                "a loss."
             )
         shape = outputs.shape[:1] + outputs.shape[2:]
         y = torch.randint(outputs.shape[1], shape, generator=torch.Generator().manual_seed(0))
@@ -181,8 +213,9 @@ def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.devic
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         kind = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
-            f"the loss is to be one number that depends on the network through autograd, not {kind}"
-            f"{' without a gradient' if isinstance(value, Tensor) and not value.requires_grad else ''}; mend the loss"
+            f"invalid loss: expected a scalar tensor that requires a gradient, got {kind}"
+            f"{' without a gradient' if isinstance(value, Tensor) and not value.requires_grad else ''}. Return a "
+            "differentiable scalar from the loss."
         )
     return value.reshape(())
 
@@ -215,7 +248,10 @@ def _layer_flows(
 ) -> list[LayerFlow]:
     paths = {module: path for path, module in network.named_modules() if weights_of(module)}
     layers = []
-    for module in [*outputs, *(m for m in paths if m not in outputs)]:  # the latter are used, but not called
+    for module in [
+        *outputs,
+        *(m for m in paths if m not in outputs),
+    ]:  # uncalled layers last
         weights = weights_of(module)
         count = sum(p.numel() for p in weights)
         of_weights = [g for p in weights if (g := gradients.get(p)) is not None]
@@ -238,7 +274,7 @@ def _layer_flows(
 
 
 def _growth_notes(blocks: list[BlockFlow], layers: list[LayerFlow], factor: float) -> Iterator[str]:
-    """What grows, decays, stands still or is not finite."""
+    """Yield notes on signals that grow, vanish, are not finite or have no gradient."""
     if blocks:
         places = [b.path for b in blocks]
         forward = [blocks[0].into, *(b.out for b in blocks)]
@@ -257,12 +293,12 @@ def _growth_notes(blocks: list[BlockFlow], layers: list[LayerFlow], factor: floa
     growth = _growth(back[-1], back[0])
     if not 1 / factor <= growth <= factor:
         end = "explode: early layers take the largest steps" if growth > 1 else "vanish: early layers hardly learn"
-        yield f"gradients {_growth_words(growth)} on the way back from {last} to {first}; they {end}"
+        yield f"gradients {_growth_words(growth)} from {last} back to {first}; they {end}"
     untrained = [layer.path for layer in layers if layer.gradient == 0]
     if untrained:
         yield (
-            f"{len(untrained)} of {len(layers)} layers get no gradient in this step, the first of them {untrained[0]}"
-            " (behind what begins as zeros they do from the second step on)"
+            f"{len(untrained)} of {len(layers)} layers get no gradient in this step, starting with {untrained[0]} "
+            "(expected at initialization: zero-initialized branches block the gradient in the first step only)"
         )
 
 
@@ -282,15 +318,15 @@ def _ratio(value: float, divisor: float) -> float:
 def _growth_words(growth: float) -> str:
     if growth > 1:
         return f"grow {growth:.3g} times"
-    return f"decay to 1/{1 / growth:.3g}" if growth else "decay to zero"
+    return f"shrink to 1/{1 / growth:.3g}" if growth else "shrink to zero"
 
 
 def _call_notes(network: nn.Module, blocks: list[BlockFlow]) -> Iterator[str]:
-    """Blocks that were not called, or more than once."""
+    """Yield notes on blocks that were not called exactly once."""
     calls = Counter(b.path for b in blocks)
     paths = [block.path for block in blocks_of(network)]
     if not paths:
-        yield "there is no Skip, no Coupling and no row of plain blocks in the network; its layers alone are listed"
+        yield "the network has no Skip, no Coupling and no plain blocks; only its layers are measured"
     for path in paths:
         if calls[path] != 1:
             yield f"{path} was not called" if not calls[path] else f"{path} was called {calls[path]} times"

@@ -1,11 +1,11 @@
-"""Summary: every layer's output shape, parameters, multiply-adds, memory and receptive field, without running data.
+"""Summary: output shape, parameters, multiply-adds, memory and receptive field of each layer, without data.
 
-Shapes are those of one input with its batch first.
+Input shapes include the batch axis.
 """
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -27,17 +27,21 @@ __all__ = ["Row", "Summary", "summary"]
 
 @dataclass(frozen=True)
 class Row:
-    """One layer that computes something: where, what, its output's shape, parameters and multiply-adds (one input).
+    """Measurements of one layer that computes something. Parameters and memory are counted in their first row only.
 
-    What rows above have counted is not counted again: `parameters` are those that are new, `memory` is that of tensors
-    that no row above keeps.
-
-    memory: bytes that a training step keeps here for the way back (see `Summary.memory`); what is kept between two
-        rows, as by a join, counts for the one above.
-    receptive_field: pixels, along each axis of the input after its channels, that one position of the output can depend
-        on. It is meant far from the edges, and can so be larger than the input. Where no positions are left, as behind
-        a pool over all of them, or what comes from all of them is mixed in, as by squeeze and excitation, it is the
-        input's size, and `sees_all` says so. Norms are taken to look at each position alone.
+    Attributes:
+        path: path of the layer.
+        layer: class name of the layer.
+        shape: shape of the output.
+        parameters: number of parameters, 0 if rows above have counted them.
+        macs: multiply-adds for the whole input.
+        shared: True if rows above have counted all its parameters.
+        memory: bytes that a training step saves for the backward pass (see `Summary.memory`). Tensors saved between two
+            rows, as by a join, count for the row above.
+        receptive_field: input pixels, along each axis after the channels, that one output position depends on. It
+            ignores the edges and can exceed the input. Norms count as elementwise.
+        sees_all: True if the output depends on the whole input, as after global pooling or squeeze-and-excitation;
+            `receptive_field` is then the input size.
     """
 
     path: str
@@ -53,7 +57,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a network with their totals and what is likely to be wrong with it; prints as a table."""
+    """Summary of a network; prints as a table.
+
+    Attributes:
+        rows: layers in call order.
+        input_shape: shape of the input, with its batch axis.
+        parameters: number of parameters.
+        trainable: number of parameters that require a gradient.
+        skips: number of Skip modules.
+        notes: likely mistakes in the network.
+    """
 
     rows: list[Row]
     input_shape: tuple[int, ...]
@@ -64,19 +77,23 @@ class Summary:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds for the given input, of all that multiplies by weights; not of norms and activations."""
+        """Multiply-adds for the whole input, without norms and activations."""
         return sum(r.macs for r in self.rows)
 
     @property
     def memory(self) -> int:
-        """Bytes that a training step on the given input keeps between its way forward and its way back.
+        """Bytes that a training step saves between its forward and its backward pass.
 
-        It is what PyTorch's own layers hold on to on a CPU, in the numbers that the network has (float32 as a rule):
-        each tensor once, the input too, but not parameters and buffers. A `Reversible` keeps its output alone. For the
-        networks of `list_models` that is so to the byte. What drop path, `recompute` and the kernels for bfloat16 save
-        is not taken off; recurrent layers and layers that drop by a function keep more.
+        Counts the tensors that PyTorch's layers save on a CPU in the dtype of the network (usually float32). Each
+        tensor counts once, including the input; parameters and buffers do not count. A `Reversible` saves only its
+        output. The number is exact for the architectures of `list_models`. It does not include the savings of
+        stochastic depth, `recompute` and the bfloat16 kernels. Recurrent layers and functional dropout save more.
         """
         return sum(r.memory for r in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the rows, the totals and the notes as plain values."""
+        return {**asdict(self), "macs": self.macs, "memory": self.memory}
 
     def __str__(self) -> str:
         fields = any(r.receptive_field for r in self.rows)
@@ -90,12 +107,12 @@ class Summary:
             )
             for row in table
         ]
-        fixed = f" ({self.parameters - self.trainable:,} fixed)" if self.trainable != self.parameters else ""
+        frozen = f" ({self.parameters - self.trainable:,} frozen)" if self.trainable != self.parameters else ""
         return "\n".join(
             [
                 *lines,
-                f"{self.parameters:,} parameters{fixed}, {self.macs:,} multiply-adds, {_size(self.memory)} kept while "
-                f"training, for an input of {'x'.join(map(str, self.input_shape))}, {self.skips} "
+                f"{self.parameters:,} parameters{frozen}, {self.macs:,} multiply-adds, {_size(self.memory)} of "
+                f"activations saved in training, for an input of {'x'.join(map(str, self.input_shape))}, {self.skips} "
                 f"shortcut{'' if self.skips == 1 else 's'}",
                 *(f"note: {note}" for note in self.notes),
             ]
@@ -115,7 +132,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _size(count: int) -> str:
-    """A number of bytes as people read it."""
+    """Format a number of bytes with a binary unit."""
     if count < 1024:
         return f"{count} B" if count else "0"
     power = min((count.bit_length() - 1) // 10, 4)
@@ -123,15 +140,28 @@ def _size(count: int) -> str:
 
 
 def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
-    """Layers of `network` for an input of `input_shape` (batch first), in the order in which they are called.
+    """Summarize `network` for one input shape, without running data.
+
+    Args:
+        network: network to summarize.
+        input_shape: shape of the input with its batch axis, such as (1, 3, 224, 224).
+
+    Returns:
+        A `Summary`, which prints as a table.
 
     Raises:
-        ShapeError: a layer cannot take what reaches it; names its path.
+        ShapeError: a layer does not accept its input. The error names the path of the layer.
+
+    Example:
+        >>> print(summary(nn.Linear(4, 2), (1, 4)))
+        layer  kind    output  parameters  multiply-adds  memory
+               Linear  1x2             10              8    16 B
+        10 parameters, 8 multiply-adds, 16 B of activations saved in training, for an input of 1x4, 0 shortcuts
     """
     called = calls(network, input_shape)
     records, notes = _record_pass(network, input_shape, called)
     computing = list(_computing_calls(called))
-    ends = [number for number, *_ in computing[1:]] + [len(called)]  # of what counts for each row
+    ends = [number for number, *_ in computing[1:]] + [len(called)]  # each row counts the calls before the next row
     rows, counted, begin = [], set(), 0
     for (number, call, own), end in zip(computing, ends, strict=True):
         new = [p for p in own if p not in counted]
@@ -165,7 +195,7 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
 
 @dataclass
 class _CallRecord:
-    """A call in a pass with gradients: the bytes that it keeps itself, and what a position of its output sees."""
+    """Memory and receptive field of one call in a pass with gradients."""
 
     module: nn.Module
     kept_bytes: int = 0
@@ -173,32 +203,32 @@ class _CallRecord:
 
 
 def _record_pass(network: nn.Module, shape: tuple[int, ...], called: list[Call]) -> tuple[list[_CallRecord], list[str]]:
-    """What each of the calls keeps and sees; or nothing, and a note that says why it is not known."""
+    """Return memory and receptive field of each call, or an empty list and a note with the reason."""
     reason = ""
-    for meta in (True, False):  # fast, and as it would be with data
+    for meta in (True, False):  # the meta device is fast; fake tensors behave more like real data
         recorder = _PassRecorder()
         try:
             recorder.run(network, shape, meta)
-        except Exception as error:  # whatever a user's module does only here: its shapes are known all the same
+        except Exception as error:  # a user's module may fail only with gradients; its shapes are known anyway
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             continue
         if [p.module for p in recorder.ended] == [c.module for c in called]:
             return recorder.ended, []
-        reason = "with gradients other layers are called than without"
-    return [], [f"memory and receptive fields are not known: {printable(reason)}"]
+        reason = "the calls with gradients differ from those without"
+    return [], [f"memory and receptive fields are unknown: {printable(reason)}"]
 
 
 class _PassRecorder:
-    """Follows one pass with gradients over tensors without data; `ended` becomes its calls, as they end."""
+    """Recorder of one pass with gradients over tensors without data; `ended` lists the calls in the order they end."""
 
     def __init__(self) -> None:
         self.ended: list[_CallRecord] = []
         self.running: list[_CallRecord] = []
         self.fields = Fields()
-        self.known: dict[int, Any] = {}  # storages that count no more; alive, so that none takes the address of another
+        self.known: dict[int, Any] = {}  # storages already counted; kept alive so that no address is reused
 
     def run(self, network: nn.Module, shape: tuple[int, ...], meta: bool) -> None:
-        """The pass, on the meta device or on tensors that only seem to have data; the network stays as it is."""
+        """Run the pass on the meta device or on fake tensors, without changing the network."""
         parameters = dict(network.named_parameters(remove_duplicate=False))
         trainable = {name: p.requires_grad for name, p in parameters.items()}
         like = next((p for p in parameters.values() if p.is_floating_point()), torch.empty(0))
@@ -208,7 +238,7 @@ class _PassRecorder:
                 enter(context)
             for module in network.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):
-                    module.training = True  # for its mask, which is kept
+                    module.training = True  # a training step saves the dropout mask
             if meta:
                 enter(on_meta(network))
                 enter(torch.device("meta"))
@@ -232,12 +262,12 @@ class _PassRecorder:
         self.running.append(_CallRecord(module))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        while self.running[-1].module is not module:  # a call that failed, in a module that goes on without it
+        while self.running[-1].module is not module:  # calls that failed in a module that caught the error
             self.running.pop()
         record = self.running.pop()
         record.field = self.fields.of(output)
         if isinstance(module, Reversible) and output.requires_grad:
-            record.kept_bytes = output.numel() * max(output.element_size(), 4)  # its halves, in float32 at least
+            record.kept_bytes = output.numel() * max(output.element_size(), 4)  # both halves, at least in float32
         self.ended.append(record)
 
     def _keep(self, tensor: Tensor) -> None:
@@ -246,7 +276,7 @@ class _PassRecorder:
             self.running[-1].kept_bytes += self._count(tensor)
 
     def _count(self, tensor: Tensor) -> int:
-        """The bytes of the memory that a tensor lies in, the first time that it is seen."""
+        """Return the bytes of a tensor's storage, or 0 if the storage was counted before."""
         storage = tensor.untyped_storage()
         new = storage._cdata not in self.known
         self.known[storage._cdata] = storage
@@ -254,9 +284,9 @@ class _PassRecorder:
 
 
 def _computing_calls(called: list[Call]) -> Iterator[tuple[int, Call, list[nn.Parameter]]]:
-    """The calls that compute something themselves, each with its number and the parameters that it uses.
+    """Yield (number, call, parameters) of the calls that compute something themselves.
 
-    These are the innermost, and those around others that have parameters of their own.
+    These are the innermost calls, and the calls of containers that hold parameters directly.
     """
     around = {path.rpartition(".")[0] for path, *_ in called if path}
     for path in list(around):
@@ -274,19 +304,19 @@ def _with_one_sample(network: nn.Module, called: list[Call], shape: tuple[int, .
         return called
     try:
         return calls(network, (1, *shape[1:]))
-    except InputError:  # a network for batches of one size
+    except InputError:  # the network only accepts a fixed batch size
         return []
 
 
 def _macs(call: Call) -> int:
-    """Multiply-adds of what multiplies by weights, and of attention's products."""
+    """Return the multiply-adds of a layer with weights, including the products of attention."""
     module, inputs, output = call.module, call.inputs, call.output
     if isinstance(module, nn.Linear):
         return prod(output) * module.in_features
     if isinstance(module, nn.Bilinear):
         return prod(output) * module.in1_features * module.in2_features
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return prod(inputs[0]) * module.weight[0].numel()  # every value that comes in meets every weight of its channel
+        return prod(inputs[0]) * module.weight[0].numel()  # each input value meets all weights of its channel
     if isinstance(module, nn.modules.conv._ConvNd):
         return prod(output) * module.weight[0].numel()
     if isinstance(module, nn.RNNBase):

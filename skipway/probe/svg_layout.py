@@ -1,7 +1,4 @@
-"""The page of a diagram: rows of pieces below each other, what leads from one to the next, and a legend.
-
-Lengths are SVG's pixels.
-"""
+"""Page of a diagram: rows of pieces, the lines that connect them, and a legend. Lengths are SVG pixels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -50,25 +47,25 @@ _NAMES = {
     "norm": "norm",
     "act": "activation",
     "drop": "dropout",
-    "pool": "pool",
-    "attention": "attention over channels",
+    "pool": "pooling",
+    "attention": "channel attention",
     "other": "other layer",
-    "identity": "identity: the input itself travels around",
+    "identity": "identity shortcut",
     "changed": "shortcut without parameters",
-    "projected": "projection: a shortcut with weights",
-    "dense": "dense: the input stays beside what is made of it",
+    "projected": "projection: shortcut with weights",
+    "dense": "dense: input concatenated with the output",
     "+": "add",
     "×": "multiply",
     "‖": "concat",
     "g": "gate (highway)",
-    "s": "add, the body times a learned scale",
-    "f": "the network's own join",
+    "s": "add with a learned scale of the branch",
+    "f": "custom join",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A part of a network: its name, facts about it, and what stands in it."""
+    """Row of a diagram: a part of the network with its name, its facts and the pieces that draw it."""
 
     name: str
     facts: tuple[str, ...]
@@ -77,13 +74,13 @@ class Row:
 
 @dataclass
 class _Line:
-    """As many pieces as fit beside each other, `depth` steps further in."""
+    """Line of pieces that fit next to each other, indented by `depth` steps."""
 
     depth: int
     pieces: list[Piece] = field(default_factory=list)
 
     def places(self) -> list[float]:
-        """Where each piece begins, and where the last one ends."""
+        """Return the start of each piece and the end of the last one."""
         x, places = LEFT + INDENT * self.depth, []
         for before, piece in zip([None, *self.pieces], self.pieces, strict=False):
             x += _gap(before, piece)
@@ -92,13 +89,13 @@ class _Line:
         return [*places, x]
 
     def reach(self) -> tuple[float, float]:
-        """Above and below its middle."""
+        """Return the extent above and below the middle of the line."""
         return max(p.size.above for p in self.pieces), max(p.size.below for p in self.pieces)
 
 
 @dataclass
 class _Bracket:
-    """A shortcut, or a branch, over several lines: from before one to the join that begins another, or to the end."""
+    """Shortcut or branch over several lines, from before `first` to the join that begins `last`, or to its end."""
 
     first: int
     last: int
@@ -114,17 +111,17 @@ def _gap(before: Piece | None, piece: Piece) -> float:
 
 
 def tint(share: float) -> str:
-    """From white, at 0, to orange, at 1."""
+    """Return a color between white (0) and orange (1)."""
     return "#" + "".join(f"{round(255 + (end - 255) * share):02x}" for end in (0xF2, 0xA8, 0x6B))
 
 
 class _Flow:
-    """Pieces as lines that fit the page; what is wider than a line is opened into lines of its own, in a bracket."""
+    """Layout of pieces in lines that fit the page; a wider piece is split into several lines with a bracket."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.lines = [_Line(0)]
         self.brackets: list[_Bracket] = []
-        self.beside: set[int] = set()  # numbers of lines that begin another branch: nothing leads there from the last
+        self.beside: set[int] = set()  # lines that begin another branch, so the previous line does not lead there
         self._put(pieces, 0)
         self.lines = [line for line in self.lines if line.pieces]
 
@@ -135,14 +132,14 @@ class _Flow:
                 self._open(piece, depth)
                 continue
             end = self.lines[-1].places()[-1] + _gap(piece, piece) + piece.size.width
-            for sliver in takewhile(lambda p: isinstance(p, Sliver), pieces[number + 1 :]):  # not to begin a line with
+            for sliver in takewhile(lambda p: isinstance(p, Sliver), pieces[number + 1 :]):  # no line begins with them
                 end += _gap(piece, sliver) + sliver.size.width
             if end > LEFT + ROOM:
                 self._begin(depth)
             self.lines[-1].pieces.append(piece)
 
     def _begin(self, depth: int) -> int:
-        """A new line, or the last one where it is empty; its number."""
+        """Begin a new line, or reuse the last one if it is empty, and return its number."""
         if self.lines[-1].pieces:
             self.lines.append(_Line(depth))
         self.lines[-1].depth = depth
@@ -167,7 +164,7 @@ class _Flow:
 def _open_piece(
     piece: Skipped | Frame | Card | Lanes | Coupled,
 ) -> tuple[list[tuple[tuple[Piece, ...], Way | None, str]], tuple[Piece, ...]]:
-    """What is inside a piece, each part with its shortcut or its title, and what follows the last one."""
+    """Return the parts of a piece, each with its shortcut or title, and the pieces after the last part."""
     if isinstance(piece, Skipped):
         return [(piece.body, piece.way, "")], (piece.join, *piece.after)
     if isinstance(piece, Lanes):
@@ -180,7 +177,14 @@ def _open_piece(
 
 
 def page(title: str, facts: Sequence[str], rows: Sequence[Row], scale: tuple[float, float] | None) -> str:
-    """One SVG: the title, the facts, the rows and what their signs mean; all texts are escaped already."""
+    """Return the SVG of a diagram.
+
+    Args:
+        title: title of the page. All texts must be escaped.
+        facts: facts below the title.
+        rows: rows of the network, from the input to the output.
+        scale: lowest and highest value of the tints, or None.
+    """
     flows = [_Flow(row.pieces) for row in rows]
     ends = [line.places()[-1] for line in chain.from_iterable(flow.lines for flow in flows)]
     width = max(NARROWEST, *(end + EDGE + 12 for end in ends), extent(title, 19) + 2 * EDGE)
@@ -203,7 +207,7 @@ def page(title: str, facts: Sequence[str], rows: Sequence[Row], scale: tuple[flo
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{y:.0f}" '
             f'viewBox="0 0 {width:.0f} {y:.0f}" role="img" font-family="{_FONT}">',
             f"<title>{title}</title>",
-            f"<desc>{', '.join(facts)}. From the input on: {described}</desc>",
+            f"<desc>{', '.join(facts)}. From input to output: {described}</desc>",
             rectangle(0, 0, width, y, fill=GROUND, corner=0),
             *body,
             *legend,
@@ -213,7 +217,7 @@ def page(title: str, facts: Sequence[str], rows: Sequence[Row], scale: tuple[flo
 
 
 def _heights(flow: _Flow, facts: int) -> tuple[float, list[float]]:
-    """Of a row, and how far below its top each line runs."""
+    """Return the height of a row, and the distance of each line from its top."""
     y, middles = 8.0, []
     for line in flow.lines:
         above, below = line.reach()
@@ -231,7 +235,7 @@ def _label(row: Row, y: float) -> Iterator[str]:
 
 
 def _lines(flow: _Flow, middles: list[float], before: tuple[float, float] | None, top: float) -> Iterator[str]:
-    """The lines of a row, with what leads to each of them from the one before."""
+    """Draw the lines of a row and the connections between them."""
     joined = {bracket.last for bracket in flow.brackets if bracket.way is not None}
     for number, (line, y) in enumerate(zip(flow.lines, middles, strict=True)):
         *places, end = line.places()
@@ -281,7 +285,7 @@ def _bracket(bracket: _Bracket, flow: _Flow, middles: list[float]) -> Iterator[s
 
 
 def _drawn_items(value: Any) -> Iterator[Any]:
-    """All boxes, joins, shortcuts and whatever else is drawn."""
+    """Yield all drawn items: boxes, joins, shortcuts and others."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _drawn_items(item)
@@ -292,14 +296,14 @@ def _drawn_items(value: Any) -> Iterator[Any]:
 
 
 def _legend(shown: list[Any], scale: tuple[float, float] | None, y: float, width: float) -> tuple[list[str], float]:
-    """A sample of each sign that is drawn with what it means, and where the page ends."""
+    """Return a sample and an explanation of each symbol in use, and the bottom of the page."""
     kinds = {item.kind for item in shown if isinstance(item, Box | Sliver | Way)}
     kinds |= {item.sign for item in shown if isinstance(item, Join)}
     kinds |= {"+"} if any(isinstance(item, Coupled) for item in shown) else set()
     kinds |= {"identity"} if any(isinstance(item, Lanes) and () in item.branches for item in shown) else set()
     entries = [(kind, name) for kind, name in _NAMES.items() if kind in kinds]
     if any(isinstance(item, Chip) for item in shown):
-        entries.append(("more", "so many more, drawn the same"))
+        entries.append(("more", "n more of the same"))
     if scale is not None:
         entries.append(("tint", f"value of a block, from {scale[0]:.3g} to {scale[1]:.3g}"))
     parts: list[str] = []
@@ -316,7 +320,7 @@ def _legend(shown: list[Any], scale: tuple[float, float] | None, y: float, width
 
 
 def _sample(kind: str) -> tuple[float, Callable[[float, float], Iterator[str]]]:
-    """How long a sample is, and what draws it."""
+    """Return the width of a legend sample and the function that draws it."""
     if kind in ARCS:
         return 36, lambda x, y: _arc(kind, x, y)
     if kind == "more":

@@ -1,4 +1,4 @@
-"""What layers, joins and shortcuts look like in a diagram: boxes with words, bars, circles and kinds of arcs."""
+"""Symbols of layers, joins and shortcuts in a diagram: labeled boxes, bars, circles and arcs."""
 
 from itertools import chain
 from typing import Any
@@ -20,23 +20,23 @@ _SIGNS = (add, "+"), (multiply, "×"), (concat, "‖"), (append, "‖"), (Gate, 
 
 
 def open_sizes(module: nn.Module) -> bool:
-    """Whether some of its parameters have no size yet."""
+    """Return True if some parameters of `module` have an uninferred size."""
     return any(isinstance(p, nn.UninitializedParameter) for p in module.parameters())
 
 
 def count_of(*modules: nn.Module) -> int:
-    """Parameters of modules together, each once, as far as they have sizes."""
+    """Count the parameters of several modules, each once, without those of uninferred size."""
     parameters = set(chain.from_iterable(module.parameters() for module in modules))
     return sum(p.numel() for p in parameters if not isinstance(p, nn.UninitializedParameter))
 
 
 def kind_of(module: nn.Module) -> str:
-    """The name of its class."""
+    """Return the class name of a module, shortened and escaped."""
     return fit_text(type(module).__name__, 18)
 
 
 def way_of(skip: Skip) -> Way:
-    """What the arc of a Skip shows."""
+    """Return the arc of a Skip."""
     if skip.open_shortcut is not None:
         return Way("projected", fit_text(skip.open_shortcut))
     way = around(skip.shortcut)
@@ -44,7 +44,7 @@ def way_of(skip: Skip) -> Way:
 
 
 def around(shortcut: nn.Module | None) -> Way:
-    """What the arc of a shortcut shows: whether anything happens on it, and what."""
+    """Return the arc of a shortcut, with a word for its operation."""
     if shortcut is None or isinstance(shortcut, nn.Identity):
         return Way("identity")
     if isinstance(shortcut, Project):
@@ -57,10 +57,10 @@ def around(shortcut: nn.Module | None) -> Way:
 
 
 def join_of(join: Any) -> Join:
-    """The circle of a join."""
+    """Return the circle of a join."""
     inner = join.function if isinstance(join, Function) else join
     sign = next((sign for known, sign in _SIGNS if inner is known or type(inner) is known), "f")
-    name = type(inner).__name__ if isinstance(inner, nn.Module) else getattr(inner, "__name__", "a function")
+    name = type(inner).__name__ if isinstance(inner, nn.Module) else getattr(inner, "__name__", "function")
     return Join(sign, fit_text(name))
 
 
@@ -69,7 +69,7 @@ def _is_pool(module: nn.Module) -> bool:
 
 
 def layer_of(module: nn.Module, tip: str) -> Piece:
-    """A box or a sliver for one layer."""
+    """Return the box or the sliver of one layer."""
     name = getattr(module.function, "__name__", "") if isinstance(module, Function) else ""
     activation = type(module).__module__ == "torch.nn.modules.activation" and not any(True for _ in module.children())
     if isinstance(module, _NORMS):
@@ -98,7 +98,7 @@ def _groups(layer: nn.modules.conv._ConvNd) -> str:
 
 
 def _pooled(pool: Any) -> str:
-    """The windows of a pool, or how many positions it leaves."""
+    """Return the window of a pooling layer, or its output size."""
     axes = next((n for n in (1, 2, 3) if type(pool).__name__.endswith(f"{n}d")), 2)
     if hasattr(pool, "output_size"):
         sizes = _each(pool.output_size, axes)
@@ -112,7 +112,7 @@ def _each(size: Any, axes: int) -> tuple[Any, ...]:
 
 
 def _window(kernel: tuple[Any, ...], stride: tuple[Any, ...]) -> str:
-    """A kernel with its stride, as 3×3/2."""
+    """Format a kernel with its stride, such as 3×3/2."""
     window = "×".join(map(str, kernel))
     if set(stride) == {1}:
         return window

@@ -1,7 +1,7 @@
-"""What diagrams are drawn with: pieces that know their size and their looks, and the SVG that shows them.
+"""Pieces of a diagram: their sizes, and the SVG that draws them.
 
-Lengths are SVG's pixels. A piece lies on a line that runs from left to right: it is `width` long, and reaches `above`
-and `below` the line.
+Lengths are SVG pixels. A piece is placed on a line from left to right. It is `width` long, and extends `above` and
+`below` the line.
 """
 
 import html
@@ -37,8 +37,9 @@ __all__ = [
 ]
 
 INK, MUTED, FAINT, GROUND, BAND = "#1f2328", "#59626b", "#9aa3ab", "#ffffff", "#f5f7f9"
-BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"  # of Okabe and Ito
-COLORS = {  # kind of layer -> ground, edge
+# Palette of Okabe and Ito, safe for color-blind readers.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
+COLORS = {  # kind of layer -> fill, edge
     "weights": ("#dcebf6", "#86b6d8"),
     "pool": ("#f8e6ef", PURPLE),
     "attention": ("#fcf6c8", "#c9b93a"),
@@ -55,23 +56,23 @@ ARCS = {  # kind of shortcut -> color, dashes
 }
 LETTERS = 11.5
 HALF, GAP, RADIUS = 17.0, 3.0, 8.0
-_LIFT = 13.0  # of an arc over what it leads around
+_LIFT = 13.0  # height of an arc above its body
 
 
 def fit_text(value: object, limit: int = 24) -> str:
-    """A text on one line in at most `limit` characters, escaped, without what XML cannot hold."""
+    """Return `value` as one escaped line of at most `limit` characters that XML allows."""
     shown = "".join(c if c.isprintable() else "\ufffd" for c in printable(value))
     return shorten(html.escape(shown), limit)
 
 
 def shorten(escaped: str, limit: int) -> str:
-    """An escaped text in at most `limit` characters."""
+    """Shorten an escaped text to at most `limit` characters."""
     plain = html.unescape(escaped)
     return escaped if len(plain) <= limit else html.escape(plain[: limit - 1]) + "…"
 
 
 def extent(escaped: str, size: float = LETTERS) -> float:
-    """About how long a text is."""
+    """Estimate the width of an escaped text."""
     return size * sum(_extent(character) for character in html.unescape(escaped))
 
 
@@ -86,19 +87,19 @@ def _extent(character: str) -> float:
 
 
 def text(x: float, y: float, escaped: str, *, size: float = LETTERS, color: str = INK, more: str = "") -> str:
-    """An escaped text in the middle of x; `more` attributes may say otherwise."""
+    """Draw an escaped text centered at x, unless the attributes in `more` set another anchor."""
     anchor = "" if "text-anchor" in more else ' text-anchor="middle"'
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{color}"{anchor}{more}>{escaped}</text>'
 
 
 def path(way: str, *, color: str = FAINT, width: float = 1.3, dashes: str = "") -> str:
-    """A line along an SVG path."""
+    """Draw a line along an SVG path."""
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'<path d="{way}" fill="none" stroke="{color}" stroke-width="{width:g}"{dashed}/>'
 
 
 def arrow(x: float, y: float, dx: float, dy: float, *, color: str = FAINT) -> str:
-    """The head of an arrow that ends at (x, y) after a step (dx, dy) of length 1."""
+    """Draw an arrowhead at (x, y) in the unit direction (dx, dy)."""
     back, aside = (x - 5.5 * dx, y - 5.5 * dy), (3 * dy, 3 * dx)
     corners = (x, y), (back[0] + aside[0], back[1] + aside[1]), (back[0] - aside[0], back[1] - aside[1])
     return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" fill="{color}"/>'
@@ -107,7 +108,7 @@ def arrow(x: float, y: float, dx: float, dy: float, *, color: str = FAINT) -> st
 def rectangle(
     x: float, y: float, width: float, height: float, *, fill: str, edge: str = "none", corner: float = 4, more: str = ""
 ) -> str:
-    """A rectangle with round corners."""
+    """Draw a rectangle with rounded corners."""
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="{corner:g}" fill="{fill}" '
         f'stroke="{edge}"{more}/>'
@@ -115,7 +116,7 @@ def rectangle(
 
 
 class Size(NamedTuple):
-    """How long a piece is, and how far it reaches beside its line."""
+    """Width of a piece, and its extent above and below the line."""
 
     width: float
     above: float = HALF
@@ -123,27 +124,27 @@ class Size(NamedTuple):
 
 
 class Piece:
-    """Something on a line. Equal pieces look the same: what only shows under the pointer, their `tip`, may differ."""
+    """Base of everything placed on a line. Equal pieces look the same; only their `tip` (tooltip) may differ."""
 
     tip: str
 
     @cached_property
     def size(self) -> Size:
-        """How much room it takes."""
+        """Size of the piece."""
         return Size(0.0)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """SVG of the piece, from x on along the line at y."""
+        """Draw the piece along the line at y, starting at x."""
         yield from ()
 
 
 def length(pieces: Sequence[Piece]) -> float:
-    """Of pieces one after the other."""
+    """Return the width of consecutive pieces."""
     return sum(piece.size.width for piece in pieces) + GAP * max(len(pieces) - 1, 0)
 
 
 def draw_pieces(pieces: Sequence[Piece], x: float, y: float) -> Iterator[str]:
-    """Pieces one after the other, from x on along the line at y, which is there already."""
+    """Draw consecutive pieces along the existing line at y, starting at x."""
     for piece in pieces:
         yield f"<g><title>{piece.tip}</title>" if piece.tip else "<g>"
         yield from piece.draw(x, y)
@@ -157,7 +158,7 @@ def _reach(pieces: Sequence[Piece]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Box(Piece):
-    """A layer with one or two words in it, escaped."""
+    """Box of a layer, with one or two escaped words."""
 
     kind: str
     words: tuple[str, ...]
@@ -165,11 +166,11 @@ class Box(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """As wide as its words."""
+        """Size that fits the words."""
         return Size(max(26.0, max(extent(word) for word in self.words) + 9))
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """A colored box."""
+        """Draw a colored box."""
         fill, edge = COLORS[self.kind]
         yield rectangle(x, y - HALF, self.size.width, 2 * HALF, fill=fill, edge=edge)
         first = y + 4 if len(self.words) == 1 else y - 2.5
@@ -179,34 +180,34 @@ class Box(Piece):
 
 @dataclass(frozen=True)
 class Sliver(Piece):
-    """A layer that needs no words: a norm, an activation, a dropout."""
+    """Narrow bar of a layer without words: a norm, an activation or dropout."""
 
     kind: str
     tip: str = field(default="", compare=False)
     size = Size(6.0)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """A narrow bar."""
+        """Draw a narrow bar."""
         yield rectangle(x, y - 14, self.size.width, 28, fill=COLORS[self.kind][0], corner=2)
 
 
 @dataclass(frozen=True)
 class Join(Piece):
-    """Where ways meet."""
+    """Circle of a join."""
 
     sign: str
     tip: str = field(default="", compare=False)
     size = Size(2 * RADIUS)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """A circle with the join's sign."""
+        """Draw a circle with the sign of the join."""
         yield f'<circle cx="{x + RADIUS:.1f}" cy="{y:.1f}" r="{RADIUS:g}" fill="{GROUND}" stroke="{INK}"/>'
         yield text(x + RADIUS, y + 4.2, self.sign, size=12.5)
 
 
 @dataclass(frozen=True)
 class Way:
-    """What travels around: its kind, of `ARCS`, and a word about it."""
+    """Shortcut: its kind, a key of `ARCS`, and a word for its operation."""
 
     kind: str
     word: str = ""
@@ -214,7 +215,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Skipped(Piece):
-    """A body with an arc over it."""
+    """Body with the arc of its shortcut above it."""
 
     body: tuple[Piece, ...]
     way: Way
@@ -224,14 +225,14 @@ class Skipped(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """Of the body, the join and what follows; of the arc and its word."""
+        """Size of the body, the arc with its word, the join and the pieces after it."""
         (above, below), (over, under) = _reach(self.body), _reach(self.after)
         inside = max(length(self.body), extent(self.way.word) - 12)
         top = above + _LIFT + (14 if self.way.word else 1)
         return Size(12 + inside + 9 + length((self.join, *self.after)), max(top, over), max(below, under))
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """The arc, then what is below it."""
+        """Draw the arc, then the pieces below it."""
         color, dashes = ARCS[self.way.kind]
         meet, top = x + self.size.width - length((self.join, *self.after)), _reach(self.body)[0] + _LIFT
         start, end = x + 4, meet + RADIUS
@@ -253,7 +254,7 @@ class Skipped(Piece):
 
 @dataclass(frozen=True)
 class Lanes(Piece):
-    """Several ways beside each other from one place to one join."""
+    """Parallel branches from one point to one join."""
 
     branches: tuple[tuple[Piece, ...], ...]
     join: Join
@@ -261,12 +262,12 @@ class Lanes(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """Of the longest branch, the ways there and back and the join; of all branches."""
+        """Size of all branches, with their bends and the join."""
         half = max(HALF, (sum(sum(_reach(b)) for b in self.branches) + 8 * (len(self.branches) - 1)) / 2)
         return Size(max(map(length, self.branches)) + 40 + 2 * RADIUS, half, half)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """Each branch between its two bends."""
+        """Draw each branch between its two bends."""
         end = x + self.size.width - 2 * RADIUS
         at = y - self.size.above
         for branch in self.branches:
@@ -283,7 +284,7 @@ class Lanes(Piece):
 
 @dataclass(frozen=True)
 class Coupled(Piece):
-    """Two bodies, each between the half that it reads and the half that it adds to."""
+    """Two bodies of a Coupling, each between the half that it reads and the half that it adds to."""
 
     first: tuple[Piece, ...]
     second: tuple[Piece, ...]
@@ -292,12 +293,12 @@ class Coupled(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """Of both bodies with their turns; of the halves on both sides."""
+        """Size of both bodies with their bends, and of the two halves."""
         above, below = _reach((*self.first, *self.second))
         return Size(length(self.first) + length(self.second) + 72, above + 27, below + 27)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """Halves apart, f up, g down, halves together."""
+        """Draw the split into halves, f upwards, g downwards, and the merge."""
         width, above, below = self.size
         left, right = x + 8, x + width - 8
         up, down = 13 - above, below - 13
@@ -319,7 +320,7 @@ class Coupled(Piece):
 
 @dataclass(frozen=True)
 class Frame(Piece):
-    """Layers of a module that does with them what only its code says."""
+    """Frame around the layers of a module with a custom forward."""
 
     title: str
     inside: tuple[Piece, ...]
@@ -327,12 +328,12 @@ class Frame(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """Of what is inside, with the title and the edge."""
+        """Size of the content with the title and the edge."""
         above, below = _reach(self.inside)
         return Size(max(length(self.inside), extent(self.title)) + 14, above + 20, below + 6)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """A dashed frame."""
+        """Draw a dashed frame, then the content."""
         width, above, below = self.size
         yield rectangle(
             x, y - above, width, above + below, fill="none", edge=FAINT, corner=6, more=' stroke-dasharray="2 3"'
@@ -343,7 +344,7 @@ class Frame(Piece):
 
 @dataclass(frozen=True)
 class Card(Piece):
-    """A block on a ground of its own, tinted where there is a number to show."""
+    """Card of a block, tinted by its value if it has one."""
 
     inside: tuple[Piece, ...]
     tint: str = GROUND
@@ -352,12 +353,12 @@ class Card(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """Of what is inside, with an edge and the caption."""
+        """Size of the content with the edge and the caption."""
         above, below = _reach(self.inside)
         return Size(max(length(self.inside), extent(self.caption)) + 14, above + 7, below + (20 if self.caption else 7))
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """The ground, then the block."""
+        """Draw the card, then the block."""
         width, above, below = self.size
         yield rectangle(x, y - above, width, above + below, fill=self.tint, edge="#dfe3e7", corner=7)
         yield path(f"M{x:.1f} {y:.1f}h{width:.1f}", color=INK)
@@ -368,7 +369,7 @@ class Card(Piece):
 
 @dataclass(frozen=True)
 class Chip(Piece):
-    """So many pieces more that look like those before."""
+    """Stack of cards that counts further pieces equal to those before."""
 
     words: tuple[str, ...]
     tint: str = GROUND
@@ -376,12 +377,12 @@ class Chip(Piece):
 
     @cached_property
     def size(self) -> Size:
-        """Of a line for each word, and the cards behind."""
+        """Size of one line per word, with the cards behind."""
         half = 7.5 * len(self.words) + 12
         return Size(max(map(extent, self.words)) + 22, half, half)
 
     def draw(self, x: float, y: float) -> Iterator[str]:
-        """Cards behind each other."""
+        """Draw stacked cards."""
         width, half, _ = self.size
         for back in (6, 3, 0):
             yield rectangle(

@@ -1,1 +1,1 @@
-"""Runs: a Recipe becomes data, a network, training and a run folder."""
+"""Runs: data, network, training and run folder of a Recipe."""

@@ -1,6 +1,6 @@
-"""What a run's checkpoint says, checked when it is read; and whether the config.yaml next to it belongs to it.
+"""Validation of a run's checkpoint when it is read, and comparison with the config.yaml next to it.
 
-The seal of a checkpoint proves that it is whole, not that skipway wrote it.
+The manifest of a checkpoint proves that it is complete, but not that skipway wrote it.
 """
 
 import math
@@ -21,19 +21,22 @@ from skipway.utils.format_text import short_repr
 __all__ = ["config_facts", "describe_edits", "read_checkpoint"]
 
 _TIMES = ("seconds", "samples_per_second", "data_time_fraction")
-_COLUMNS = {"epoch", "lr", "train_loss", "val_loss", *_TIMES}  # of a row of results.csv
+_COLUMNS = {"epoch", "lr", "train_loss", "val_loss", *_TIMES}  # columns of results.csv
 _KINDS = {
     **{"fingerprint": str, "plan": dict, "spec": dict, "recipe": dict, "settings": dict, "state": dict},
     **{"batch_size": int, "threads": int, "precision": str, "device": str},
 }
-_LARGEST = 10**15  # of a count
+_LARGEST = 10**15  # largest plausible count
 
 
 def read_checkpoint(last: Path) -> Checkpoint:
-    """Return the newest whole checkpoint of a run, with a state that can be used.
+    """Read the newest complete checkpoint of a run, and validate its state.
+
+    Args:
+        last: folder weights/last of the run.
 
     Raises:
-        InputError: there is none, or its state is not one that a run writes.
+        InputError: there is no complete checkpoint, or its state is invalid.
     """
     checkpoint = load_checkpoint(last)
     state = checkpoint.state
@@ -43,8 +46,8 @@ def read_checkpoint(last: Path) -> Checkpoint:
     except (SkipwayError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = printable(error) if isinstance(error, SkipwayError) else f"{type(error).__name__} {printable(error)}"
         raise InputError(
-            f"{printable(checkpoint.path / 'state.json')} cannot be used: expected the state of a run, got another "
-            f"({reason[:200]}). Start a new run."
+            f"cannot read the checkpoint {printable(checkpoint.path / 'state.json')}: expected the state of a run, got "
+            f"an invalid one ({reason[:200]}). Start a new run."
         ) from error
     return replace(checkpoint, state={"grown": [], **state})
 
@@ -61,7 +64,7 @@ def _check_facts(state: Mapping[str, Any]) -> None:
     settings = state["settings"]
     weights = settings.get("class_weights") or []
     _require(all(_is_number(weight) for weight in weights), "settings.class_weights", weights)
-    # A setting that was resolved has the range of the option, and is open no more.
+    # Resolved settings have the ranges of their options, and are never None.
     resolved = {name: settings[name] for name in Recipe.names() if settings.get(name) is not None}
     Recipe.of({**resolved, **{name: state[name] for name in ("batch_size", "threads", "precision", "device")}})
     for name in ("lr", "momentum", "weight_decay", "bias_lr_mult", "label_smoothing", "freeze_epochs", "layer_decay"):
@@ -71,7 +74,7 @@ def _check_facts(state: Mapping[str, Any]) -> None:
 
 
 def _check_progress(values: Mapping[str, Any]) -> None:
-    """Raise an error unless `values` are those of a State, with a row of numbers for each epoch."""
+    """Raise an error unless `values` are those of a State with a row of finite numbers for each epoch."""
     state = State(**values)
     for name in ("epoch", "batch", "step", "seen", "num_microbatches"):
         count = getattr(state, name)
@@ -99,14 +102,20 @@ def _require(is_right: bool, name: str, value: Any) -> None:
 
 
 def config_facts(recipe: Recipe) -> dict[str, Any]:
-    """Return what a checkpoint keeps of the recipe: its values, and the SHA-256 of config.yaml."""
+    """Return the values about the recipe for a checkpoint: its options, and the SHA-256 of config.yaml."""
     return {"recipe": recipe.as_dict(), "config_sha256": sha256(recipe.as_yaml().encode())}
 
 
 def describe_edits(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
-    """Return a line if the config.yaml in `folder`, which holds `recipe`, is not that of its checkpoint."""
+    """Return a line about the options that were edited in config.yaml since the checkpoint, if any.
+
+    Args:
+        folder: run folder.
+        recipe: recipe in the config.yaml.
+        checkpoint: newest checkpoint of the run.
+    """
     digest, saved = checkpoint.state.get("config_sha256"), checkpoint.state["recipe"]
     if digest is None or digest == sha256((folder / "config.yaml").read_bytes()):
         return []
     edits = differences({k: v for k, v in recipe.as_dict().items() if k in saved}, saved)
-    return [f"config.yaml was edited since the checkpoint: {'; '.join(edits) or 'no option differs'}"]
+    return [f"config.yaml was edited since the checkpoint: {'; '.join(edits) or 'no option has changed'}"]

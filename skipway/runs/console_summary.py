@@ -1,4 +1,4 @@
-"""Lines that a run prints: what it trains on and how before the first epoch, and how it went after the last."""
+"""Console lines of a run: its data, model and settings before the first epoch, and its results after the last one."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ import torch
 from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
-from skipway.runs.headline import describe_precision, describe_uncertainty, offer_folds
+from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
 from skipway.runs.small_sets import few_steps_line
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
 from skipway.utils.console import duration
 
-_HEAD = "the head by regression on the outputs of the frozen layers"
+_HEAD = "head by logistic regression on frozen features"
 
 __all__ = ["introduction", "range_test_line", "verdict"]
 
@@ -30,77 +30,103 @@ def introduction(
     lr_is_open: bool,
     epochs_are_open: bool,
 ) -> list[str]:
-    """Return lines about the data, the network and the settings, and a warning if the disk is nearly full.
+    """Return the lines about data, model and settings, with a warning if disk space is low.
 
     Args:
-        datamodule, network, settings, batch_size: those of the run.
-        folder: the run's, for the space that is free there.
-        lr_is_open: whether a range test is still to find the learning rate.
-        epochs_are_open: whether the time is still to set the epochs.
+        datamodule: prepared data of the run.
+        network: model of the run.
+        settings: resolved training settings.
+        batch_size: samples per batch.
+        folder: run folder, whose file system is checked for free space.
+        lr_is_open: an LR range test will set the learning rate.
+        epochs_are_open: the time limit will set the number of epochs.
     """
     count = sum(p.numel() for p in network.parameters())
     stem = f" ({network.plan['stem']} stem)" if "stem" in network.plan else ""
     assert network.spec is not None
     shape = "x".join(map(str, network.spec.input_shape))
-    highest_lr = "what a range test will find" if lr_is_open else f"{settings.lr:.4g}"
     lines = [
         *datamodule.summary_lines(),
-        f"network: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
+        f"model: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
+        *_training_lines(datamodule, settings, batch_size, lr_is_open, epochs_are_open),
     ]
-    where = f"{settings.precision} on {settings.device} with {torch.get_num_threads()} threads"
-    steps = (
-        f"{settings.epochs} epochs, batch {batch_size}, {settings.optimizer} up to {highest_lr} "
-        f"({settings.schedule}), augmentation: {datamodule.describe_augmentation()}, {where}"
-    )
-    if settings.head != "regression":
-        lines.append(f"training: {steps}")
-    elif settings.epochs > 1:
-        learning = "all layers learn"
-        if settings.freeze_until is not None:
-            views = datamodule.recipe.views
-            learning = f"the layers after {settings.freeze_until} learn from {views} views of each image"
-        lines.append(f"training: {_HEAD} in place of the first epoch, after it {learning}; {steps}")
-    elif epochs_are_open and settings.time_limit is not None:
-        lines.append(f"training: {_HEAD}, then all layers if the time limit leaves room for it, {where}")
-    else:
-        lines.append(f"training: {_HEAD} alone, {where}; more layers learn with --time-limit 600 or --epochs 5")
+    if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
+        lines.append(f"augmentation: {datamodule.describe_augmentation()}")
+    threads = torch.get_num_threads()
+    lines.append(f"device: {settings.device}, {settings.precision}, {threads} CPU thread{'s' * (threads != 1)}")
     line = few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps)
     if line and settings.head != "regression":
         lines.append(line)
     copies = 2 + (settings.optimizer == "adamw") + (settings.ema is not None)
     needed = 3 * 4 * count * copies  # the checkpoint being written and the two that are kept
     if (free := free_bytes(folder)) < needed:
-        lines.append(f"  mind: {free:,} bytes are free in {folder}, checkpoints may need {needed:,}")
+        lines.append(f"  warning: checkpoints may need {needed:,} bytes, but only {free:,} are free in {folder}")
     return lines
 
 
+def _training_lines(
+    datamodule: DataModule, settings: Settings, batch_size: int, lr_is_open: bool, epochs_are_open: bool
+) -> list[str]:
+    """Return the lines about the training method, the number of epochs and the optimizer."""
+    count = settings.epochs - (settings.head == "regression")  # the fit of the head counts as epoch 1
+    epochs = f"{count} epoch{'s' * (count != 1)}"
+    if epochs_are_open and settings.time_limit is not None and datamodule.time_sets_epochs:
+        epochs = f"epochs that fit into {duration(settings.time_limit)}"
+    peak = "peak lr from an LR range test" if lr_is_open else f"peak lr {settings.lr:.3g}"
+    steps = f"{epochs}, batch size {batch_size}, {settings.optimizer}, {peak}, {settings.schedule} schedule"
+    if settings.head != "regression":
+        return [f"training: {steps}"]
+    if settings.epochs > 1:
+        layers = "all layers"
+        if settings.freeze_until is not None:
+            views = datamodule.recipe.views
+            layers = f"the layers after {settings.freeze_until} on {views} view{'s' * (views != 1)} of each image"
+        return [f"training: {_HEAD} (epoch 1), then fine-tuning of {layers}", f"fine-tuning: {steps}"]
+    if epochs_are_open and settings.time_limit is not None:
+        return [f"training: {_HEAD}, then fine-tuning of all layers if the time limit allows it"]
+    return [f"training: {_HEAD}, no fine-tuning (to fine-tune, add --time-limit 600 or --epochs 5)"]
+
+
 def range_test_line(result: RangeTest) -> str:
-    """Return the line about a learning rate that a range test found."""
+    """Return the line about the learning rate that an LR range test suggests."""
     return (
-        f"  learning rate: {result.suggestion:.3g} by the range test, between its valley at {result.valley:.3g} and "
-        f"its steepest fall at {result.steepest:.3g}"
+        f"  LR range test: peak lr {result.suggestion:.3g}, between the valley at {result.valley:.3g} and the steepest "
+        f"descent at {result.steepest:.3g}"
     )
 
 
 def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, folder: Path, report: Path) -> str:
-    """Return the last lines of a run: its primary metric on each split, its speed, where its report is."""
-    test = f", test {_split_result(metrics, metric, datamodule, 'test')}" if f"test_{metric}" in metrics else ""
-    baseline = metrics.get("baseline", {})
-    compared = f" ({baseline['name']}: {baseline[f'val_{metric}']:.4g})" if f"val_{metric}" in baseline else ""
+    """Return the last lines of a run: time, the primary metric of each split, and the files to open.
+
+    Args:
+        metrics: values of metrics.json.
+        metric: "accuracy" or "r2".
+        datamodule: data of the run.
+        folder: run folder.
+        report: HTML report of the run.
+    """
+    noun = datamodule.noun
     evaluated = metrics["evaluated_by"]["precision"]
-    differences = describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta)
-    is_fold, noun = datamodule.recipe.fold is not None, "rows" if datamodule.noun == "rows" else "images"
-    offer = "" if is_fold else offer_folds(metrics["data"], noun)
-    return (
-        f"{metrics['status']}: validation {_split_result(metrics, metric, datamodule, 'val')}{compared} "
-        f"(epoch {metrics['best_epoch']}){test}, {duration(metrics['seconds'])}, "
-        f"{metrics['samples_per_second']:,.0f} {datamodule.noun}/s\n"
-        f"{differences}report: {report}\nweights: {folder}/weights/best.safetensors{offer}"
-    )
+    offer = "" if datamodule.recipe.fold is not None else offer_folds(metrics["data"], noun)
+    splits = [split for split in ("val", "test") if f"{split}_{metric}" in metrics]
+    lines = [
+        f"{metrics['status']} after {duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {noun}/s, "
+        f"best epoch {metrics['best_epoch']} of {metrics['epochs']}",
+        *(_split_line(metrics, metric, datamodule, split) for split in splits),
+        describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta),
+        f"report: {report}",
+        f"weights: {folder}/weights/best.safetensors",
+        offer,
+    ]
+    return "\n".join(line for line in lines if line)
 
 
-def _split_result(metrics: dict[str, Any], metric: str, datamodule: DataModule, split: str) -> str:
-    value = metrics[f"{split}_{metric}"]
-    number = f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
-    count = datamodule.count(split)
-    return f"{metric} {number} of {count:,}{printable(describe_uncertainty(metrics, metric, split, count))}"
+def _split_line(metrics: dict[str, Any], metric: str, datamodule: DataModule, split: str) -> str:
+    count, name = datamodule.count(split), f"{split}_{metric}"
+    uncertainty = printable(describe_uncertainty(metrics, metric, split, count))
+    value = format_metric(metrics[name], metric)
+    line = f"final {split} {metric}: {value} on {count:,} {datamodule.noun}{uncertainty}"
+    baseline = metrics.get("baseline", {})
+    if name in baseline:
+        line += f"\nbaseline {split} {metric}: {format_metric(baseline[name], metric)} ({baseline['name']})"
+    return line

@@ -1,4 +1,4 @@
-"""Cross-validation: one run per fold, so that a model that was not trained on it evaluates each sample once."""
+"""Cross-validation: one run per fold, so that each sample is evaluated by a model that was not trained on it."""
 
 import os
 import time
@@ -38,18 +38,19 @@ __all__ = ["cross_validate", "is_cross_validation"]
 
 
 class _BarsOnly(Console):
-    """The console of one fold: its progress bars, but not its lines."""
+    """Console of one fold that shows progress bars, but no lines."""
 
     def print(self, text: str) -> None:
-        """Print nothing."""
+        """Drop the text."""
 
 
 def is_cross_validation(options: Mapping[str, Any], config: Any, resume: Any) -> bool:
-    """Return whether a call of `train` asks for all folds of a cross-validation.
+    """Return True if a call of `train` requests all folds of a cross-validation.
 
     Args:
-        options: plain values of the call.
-        config, resume: its YAML file and its folder, if given.
+        options: options of the call as plain values.
+        config: YAML file of options, or None.
+        resume: run folder to resume, or None.
     """
     if resume is not None:
         requested = Recipe.read(resolve_run_folder(Path(resume)) / "config.yaml")
@@ -67,21 +68,27 @@ def cross_validate(
     console: Console,
     stop: StopFlag | None = None,
 ) -> CrossValidation:
-    """Train and evaluate every fold that is not done yet, and write what all of them tell together.
+    """Train and evaluate every fold that is not done yet, and write the pooled results.
 
     Args:
-        train: trains one fold; takes options, `resume`, `console` and `stop`.
-        options: plain values of the call.
-        config, resume: a YAML file of options, or the folder of a cross-validation to go on with.
-        console, stop: for progress, and to end early.
+        train: function that trains one fold; takes options, `resume`, `console` and `stop`.
+        options: options of the call as plain values.
+        config: YAML file of options, or None.
+        resume: folder of a cross-validation to resume, or None.
+        console: console for progress.
+        stop: flag that interrupts training; default: SIGINT, SIGTERM and SIGUSR1 set one.
+
+    Returns:
+        The cross-validation, with one run per fold.
 
     Raises:
-        InputError: an option cannot be used. Interrupted: `stop` was set; the folds that are done are kept.
+        InputError: an option cannot be used.
+        Interrupted: `stop` was set; finished folds are kept.
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise InputError(
-            f"cannot train all folds: expected one process, got {processes}. Leave --nproc out, or "
-            "train each fold with --fold."
+            f"cannot train all folds: expected one process, got {processes}. Drop --nproc, or train each fold with "
+            "--fold."
         )
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopFlag())
@@ -96,22 +103,22 @@ def cross_validate(
             requested = _resumed_options(folder, options)
             pool = _open_pool(Recipe.of(requested))
             stack.enter_context(lock_run(folder))
-        given = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
-        given["data"] = requested["data"]
+        changed = {name: value for name, value in options.items() if name in MAY_CHANGE and name not in ENDS}
+        changed["data"] = requested["data"]
         stack.enter_context(share_decoded())
         stop.defer()
         try:
-            return _Folds(train, requested, given, folder=folder, pool=pool, console=console, stop=stop).run()
+            return _Folds(train, requested, changed, folder=folder, pool=pool, console=console, stop=stop).run()
         finally:
             if any(folder.glob("fold-*/weights")):
                 point_last(folder)
 
 
 def _resumed_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a cross-validation with those of this call.
+    """Return the options of a cross-validation, updated with the options of this call.
 
     Raises:
-        InputError: an option cannot change.
+        InputError: a fixed option would change.
     """
     before = Recipe.read(folder / "config.yaml", need_schema=True)
     known = Recipe.of(before).as_dict()
@@ -119,7 +126,8 @@ def _resumed_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     if fixed:
         raise InputError(
             f"cannot change {', '.join(sorted(fixed))} of a cross-validation: expected the options of "
-            f"{printable(folder / 'config.yaml')} for all folds. Leave that out, or start a new one."
+            f"{printable(folder / 'config.yaml')} for all folds, got other ones. Drop them, or start a new "
+            "cross-validation."
         )
     requested = {**before, **options}
     return {**requested, "data": find_data(requested.get("data"), folder)}
@@ -127,14 +135,14 @@ def _resumed_options(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The data to cross-validate on: its name, its noun, the samples of each split, and whether it is a table."""
+    """Data of a cross-validation: its name, the noun for its samples, and the size of each split."""
 
     name: str
     noun: str
     counts: dict[str, int]
 
     def describe(self, folds: int) -> str:
-        """Return the first line of a cross-validation."""
+        """Return the console line about the data."""
         total = self.counts["train"] + self.counts.get("val", 0)
         pooled = describe_pool(self.counts, self.noun)
         return f"data: {self.name}, {folds} folds of {total:,} {self.noun}{f' ({pooled})' if pooled else ''}"
@@ -142,7 +150,7 @@ class _Pool:
 
 def _open_pool(recipe: Recipe) -> _Pool:
     if recipe.data is None:
-        raise InputError("cannot cross-validate: expected DATA, got none. Give a folder, a table or a built-in name.")
+        raise InputError("cannot cross-validate: expected DATA, got none. Pass a folder, a table or a built-in name.")
     tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
     if tables is not None:
         return _Pool(tables.name, "rows", {split: len(table) for split, table in tables.splits.items()})
@@ -152,11 +160,11 @@ def _open_pool(recipe: Recipe) -> _Pool:
 
 @dataclass
 class _Folds:
-    """One call of `cross_validate` from its folder on."""
+    """Folds of one call of `cross_validate`, in their folder."""
 
     train: Callable[..., Run]
-    requested: dict[str, Any]  # the options of the cross-validation
-    given: dict[str, Any]  # those for a fold that is resumed
+    requested: dict[str, Any]  # options of the cross-validation
+    changed: dict[str, Any]  # options of this call for a fold that is resumed
     folder: Path
     pool: _Pool
     console: Console
@@ -166,7 +174,7 @@ class _Folds:
         self.count: int = self.requested["folds"]
 
     def run(self) -> CrossValidation:
-        """Train the folds that are missing, and return what all of them tell."""
+        """Train the missing folds, and return the cross-validation."""
         self.console.print(f"cross-validation {self.folder}\n{self.pool.describe(self.count)}")
         runs: list[Run] = []
         for number in range(1, self.count + 1):
@@ -174,8 +182,8 @@ class _Folds:
             run = run or self._train(number)
             runs.append(run)
             self._refuse_other_samples(runs[0], run)
-            took = "found" if is_found else duration(time.monotonic() - begin)
-            self.console.print(f"fold {number} of {self.count}: {describe_fold(run)}, {took}")
+            took = "already done" if is_found else duration(time.monotonic() - begin)
+            self.console.print(f"fold {number} of {self.count}: {describe_fold(run, self.pool.noun)}, {took}")
         values = write_folds(self.folder, runs, data=self.pool.name, counts=self.pool.counts)
         self.console.print(describe_folds(values, self.pool.noun, self.folder))
         return CrossValidation(self.folder, values, [fold_row(run) for run in runs], runs=tuple(runs))
@@ -184,7 +192,7 @@ class _Folds:
         return self.folder / f"fold-{number}"
 
     def _finished(self, number: int) -> Run | None:
-        """Return the run of a fold if it is done, report and all."""
+        """Return the run of a fold that is finished, including its report; else None."""
         folder = self._path(number)
         if not (folder / "report.html").is_file():
             return None
@@ -196,17 +204,17 @@ class _Folds:
         folder, bars = self._path(number), _BarsOnly(self.console.quiet, self.console.stream)
         try:
             if (folder / "weights").exists():
-                return self.train(**self.given, resume=folder, console=self.console, stop=self.stop)
+                return self.train(**self.changed, resume=folder, console=self.console, stop=self.stop)
             _discard_unbegun(folder)
             return self.train(**self._options(number), console=bars, stop=self.stop)
         except Interrupted:
             raise Interrupted(
-                f"stopped by {self.stop.name} in fold {number} of {self.count}; what is done is kept, go on with "
-                f"--resume {printable(self.folder)}"
+                f"stopped by {self.stop.name} in fold {number} of {self.count}, work saved. Resume with --resume "
+                f"{printable(self.folder)}."
             ) from None
 
     def _options(self, number: int) -> dict[str, Any]:
-        """Return the options of a new fold: those of all, and what the first one has measured."""
+        """Return the options of a new fold, with threads and image size as resolved in the first fold."""
         options = {**self.requested, "fold": number, "output": str(self.folder), "name": f"fold-{number}"}
         limit = self.requested.get("time_limit")
         if limit is not None:
@@ -219,17 +227,17 @@ class _Folds:
         return options
 
     def _refuse_other_samples(self, first: Run, run: Run) -> None:
-        """Raise InputError if a fold was made of other samples than the first one."""
+        """Raise InputError if a fold has other samples than the first one."""
         if samples_of_run(first.path) != samples_of_run(run.path):
             raise InputError(
-                f"the folds of {printable(self.folder)} differ: expected the {self.pool.noun} of fold-1 in "
-                f"{run.path.name}, got others. Put them back and remove {run.path.name}, or start a new "
+                f"cannot pool the folds of {printable(self.folder)}: expected the {self.pool.noun} of fold-1 in "
+                f"{run.path.name}, got different ones. Restore the data and remove {run.path.name}, or start a new "
                 "cross-validation."
             )
 
 
 def _discard_unbegun(folder: Path) -> None:
-    """Remove what a fold left that was killed before it had weights: it is trained again from the beginning."""
+    """Remove the files of a fold that was killed before it had weights, so that it starts again."""
     if is_run_folder(folder):
         with lock_run(folder):
             pass  # no other process trains this fold

@@ -1,4 +1,4 @@
-"""DataModule: the data of a run, images or a table, as training needs it; and which of them DATA is."""
+"""DataModule: the data of a run, images or a table, behind one interface."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,81 +24,89 @@ __all__ = ["DataModule", "open_datamodule", "refuse_changed_data"]
 
 
 class DataModule(Protocol):
-    """The data of one run. `prepare` comes first, then `spec` and `network`, then `setup`, then the batches."""
+    """Data of one run: call `prepare` first, then `spec` and `network`, then `setup`, then `batches`.
+
+    Attributes:
+        recipe: options of the run.
+        noun: name of the samples.
+        name: name of the dataset.
+        fingerprint: hash of samples, targets and splits.
+        model: name and options of the network of a new run.
+    """
 
     recipe: Recipe
-    noun: Literal["images", "rows"]  # for its samples
+    noun: Literal["images", "rows"]
     name: str
-    fingerprint: str  # of samples, targets and splits
-    model: tuple[str, dict[str, Any]]  # the network of a new run, and its options
+    fingerprint: str
+    model: tuple[str, dict[str, Any]]
 
     @property
     def time_sets_epochs(self) -> bool:
-        """Whether the time, or its limit, sets the epochs if the user did not: of tables, the rows do."""
+        """True if the time limit sets the number of epochs by default; for tables the number of rows does."""
 
     @property
     def epochs(self) -> int:
-        """Passes over the training samples by default."""
+        """Default number of passes over the training samples."""
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
-        """Read every sample; refuse what cannot be trained on."""
+        """Read every sample, and raise InputError for data that cannot be trained on."""
 
     def default_batch_size(self) -> int:
-        """Return the samples in a batch, by the recipe or by the number of training samples."""
+        """Return the batch size of the recipe, or a default by the number of training samples."""
 
     def count(self, split: str) -> int:
         """Return the number of samples in a split."""
 
     def name_of(self, sample: int, /) -> str:
-        """Return the name that the user has for a sample."""
+        """Return the name of a sample: its file, or the row of its table."""
 
     def class_counts(self) -> list[int]:
-        """Return the training samples of each class; nothing for regression."""
+        """Return the number of training samples of each class; empty for regression."""
 
     def spec(self, earlier: dict[str, Any] | None) -> Any:
-        """Return how samples become inputs: by the training samples, or as `earlier`, the run to resume, has it."""
+        """Return the Spec of the inputs: from the training samples, or `earlier`, that of the run to resume."""
 
     def network(self, console: Console) -> tuple[Network, bool]:
-        """Return the network that a new run begins with, and whether it was trained already."""
+        """Return the initial network of a new run, and True if it has pretrained weights."""
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
-        """Set what batches are made with from here on; `earlier` is the state of the run to resume."""
+        """Configure the batches; `earlier` is the state of the run to resume, or None."""
 
     def batches(self, split: str, *, train: bool = False) -> Any:
-        """Return the samples of a split in batches: as they are, or shuffled and augmented to train on."""
+        """Return the batches of a split, shuffled and augmented if `train` is set."""
 
     def fit_first_layer(self, network: Network, batches: Any) -> None:
-        """Fit what is fitted to the training samples before the first step."""
+        """Fit a first layer that depends on the training samples, before the first step."""
 
     def task(self, settings: Settings) -> Task:
-        """Return what is learned."""
+        """Return the task: classification or regression."""
 
     def describe_changes(self, folder: Path) -> str:
-        """Return what differs from the samples that the run of `folder` had, in one line."""
+        """Describe the changes since the run in `folder` read its samples, in one line."""
 
     def describe(self) -> dict[str, Any]:
         """Return the value of "data" in metrics.json."""
 
     def summary_lines(self) -> list[str]:
-        """Return the lines about the data that are printed before training."""
+        """Return the console lines about the data."""
 
     def write_data(self, folder: Path, batches: Any) -> None:
-        """Write splits.csv, skipped.csv, and what else shows the data."""
+        """Write splits.csv, skipped.csv and further files about the data."""
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
-        """Write predictions.csv, and what else shows how the best weights did on a split."""
+        """Write predictions.csv and further results of the best weights on a split."""
 
     def size_growth(self, epochs: int) -> list[float]:
-        """Return for each of `epochs` how far samples have grown to their full size, from 0 to 1."""
+        """Return the growth of the samples in each epoch, from 0 at the first size to 1 at the full size."""
 
     def describe_augmentation(self) -> str:
-        """Return in words what is done to training samples."""
+        """Describe the augmentation of training samples in words."""
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of how samples are augmented."""
+        """Return the values about augmentation that a checkpoint stores."""
 
     def extra_metrics(self) -> dict[str, Any]:
-        """Return what else metrics.json has."""
+        """Return additional values for metrics.json."""
 
 
 def open_datamodule(
@@ -109,32 +117,34 @@ def open_datamodule(
     transform: Callable[[Tensor], Tensor] | None = None,
     earlier_spec: dict[str, Any] | None = None,
 ) -> DataModule:
-    """Return the data that `recipe.data` names.
+    """Open the dataset that `recipe.data` names.
 
     Args:
         recipe: options of the run.
-        new: whether the run has no checkpoint yet, so that its network is still to be chosen.
-        epochs_given: whether the user chose the epochs; if not, a new run gets those that suit the data.
-        transform: applied to training images after the recipe's augmentation.
-        earlier_spec: the Spec of the run to resume or to read again, by which its images were decoded.
+        new: the run has no checkpoint yet, so that its network is selected by the data.
+        epochs_given: the user set the number of epochs; if False, a new run gets a default by the data.
+        transform: transform of training images (B, C, H, W), applied after the recipe's augmentation.
+        earlier_spec: Spec of the run to resume or to read again, by which its images were decoded.
 
     Raises:
-        InputError: there is no such data, or an option does not fit it.
+        InputError: the dataset does not exist, or an option does not apply to it.
     """
     assert recipe.data is not None
     tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
     if tables is None:
         if recipe.target is not None:
             raise InputError(
-                f"--target is for tables, but {printable(recipe.data)} is none; give a .csv, .tsv or .parquet file, or "
-                "a folder with train.csv and val.csv"
+                f"cannot use --target with {printable(recipe.data)}: expected a table, got images. Drop --target, or "
+                "pass a .csv, .tsv or .parquet file or a folder with train.csv and val.csv."
             )
         images = ImageDataModule(recipe, new, transform, earlier_spec, epochs_given)
         if new and not epochs_given:
             images.recipe = replace(images.recipe, epochs=images.epochs)
         return images
     if transform is not None:
-        raise InputError(f"a transform is for images, but {printable(recipe.data)} is a table; leave it out")
+        raise InputError(
+            f"cannot use transform with {printable(recipe.data)}: expected images, got a table. Drop transform."
+        )
     datamodule = TableDataModule(tables, recipe)
     if new and not epochs_given:
         datamodule.recipe = replace(recipe, epochs=datamodule.epochs)
@@ -144,13 +154,14 @@ def open_datamodule(
 def refuse_changed_data(
     datamodule: DataModule, checkpoint: Checkpoint | None, folder: Path, *, allow: bool, console: Console
 ) -> None:
-    """Raise InputError if the data is not that of the checkpoint, unless that is allowed.
+    """Raise InputError if the data has changed since the checkpoint, unless that is allowed.
 
     Args:
-        datamodule: prepared.
-        checkpoint: of the run to resume, or None.
-        folder: the run's.
-        allow: to go on with changed data, which is printed.
+        datamodule: prepared data.
+        checkpoint: checkpoint of the run to resume, or None.
+        folder: run folder.
+        allow: print a warning instead of raising an error.
+        console: console for the warning.
     """
     noun = datamodule.noun
     if checkpoint is None or checkpoint.state["fingerprint"] == datamodule.fingerprint:
@@ -158,7 +169,7 @@ def refuse_changed_data(
     changes = datamodule.describe_changes(folder)
     if not allow:
         raise InputError(
-            f"the {noun} of {printable(datamodule.recipe.data)} are not those of before ({changes}); put them back, or "
-            "go on with --allow-changed-data, no longer exactly"
+            f"cannot resume {printable(folder)}: expected the same {noun} in {printable(datamodule.recipe.data)}, got "
+            f"changed ones ({changes}). Restore them, or add --allow-changed-data."
         )
-    console.print(f"  the {noun} have changed ({changes}): no longer to the bit as without a stop")
+    console.print(f"  warning: the {noun} have changed ({changes}): not bit-identical to an uninterrupted run")

@@ -1,6 +1,6 @@
-"""Defaults for what a recipe leaves open: batch size, optimizer, learning rate, precision, device.
+"""Defaults of options that a recipe leaves open: batch size, optimizer, learning rate, precision, device.
 
-The rules are tables; `--help` sums them up.
+The rules are tables; `--help` summarizes them.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FamilyDefaults:
-    """Hyperparameters of a family: `lr` is for `batch` images in a step and goes with the root of their number.
+    """Hyperparameters of a family. `lr` is for `batch` samples per step and scales with the root of the batch size.
 
-    The root bears small sets, whose batches are small, better than the linear rule (Krizhevsky 2014, arXiv:1404.5997).
+    Square-root scaling suits the small batches of small datasets better than linear scaling (Krizhevsky 2014,
+    arXiv:1404.5997).
     """
 
     lr: float
@@ -53,7 +54,7 @@ FAMILY_DEFAULTS = {
     ("convnext", "sgd"): FamilyDefaults(lr=0.05, batch=128, momentum=0.9, weight_decay=5e-4),
     ("convnext", "adamw"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("convnext", "muon"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
-    # Depthwise filters have few weights and little to lose: weight decay as of MobileNetV2 (arXiv:1801.04381).
+    # Depthwise filters have few weights: the weight decay is that of MobileNetV2 (arXiv:1801.04381).
     ("inverted_residual", "sgd"): FamilyDefaults(lr=0.2, batch=128, momentum=0.9, weight_decay=4e-5),
     ("inverted_residual", "adamw"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.9, weight_decay=0.05),
     ("inverted_residual", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
@@ -63,26 +64,26 @@ FAMILY_DEFAULTS = {
     ("densenet", "muon"): FamilyDefaults(lr=2e-3, batch=128, momentum=0.95, weight_decay=0.05),
     ("resmlp", "muon"): FamilyDefaults(lr=1e-3, batch=128, momentum=0.95, weight_decay=0.05),
     ("resnet9", "muon"): FamilyDefaults(lr=0.015, batch=256, momentum=0.6, weight_decay=0.05, label_smoothing=0.2),
-    # Fixed norm scales and partial identities bear rates far above He's (Jordan 2024, arXiv:2404.00498).
+    # Fixed norm scales and partial identities allow far higher rates than He et al. (Jordan 2024, arXiv:2404.00498).
     ("resnet9", "sgd"): FamilyDefaults(
         lr=1.0, batch=512, momentum=0.85, weight_decay=1.3e-3, label_smoothing=0.2, bias_lr_mult=16.0
     ),
     ("resnet9", "adamw"): FamilyDefaults(lr=5e-3, batch=512, momentum=0.9, weight_decay=0.05, label_smoothing=0.2),
 }
-# sgd for the other families; in few epochs muon is ahead of it by a point or two, at a tenth more time.
+# Other families: sgd. In a few epochs muon is one or two points better, for 10% more time.
 _FAMILY_OPTIMIZERS = {"resnet9": "muon", "convnext": "adamw"}
 
-# Weights that are trained already: the head learns alone for an epoch, then all with rates that fall towards the stem
+# Pretrained weights: only the head trains for an epoch, then all layers with rates that decrease towards the stem
 # (Howard and Ruder 2018, arXiv:1801.06146).
 _PRETRAINED_LR_FACTOR = 0.1
 _PRETRAINED_LAYER_DECAY = 0.5
 _PRETRAINED_FREEZE_EPOCHS = 1
-# Layers after frozen ones, of 3,000 photographs: 4 epochs at 3e-4 to 1e-3 were alike, SGD at 0.02 diverged.
+# The last layers on 3,000 photographs: rates from 3e-4 to 1e-3 gave equal results, SGD at 0.02 diverged.
 _LAST_LAYERS = FamilyDefaults(lr=1e-3, batch=64, momentum=0.9, weight_decay=0.05)
-_NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families whose head is not a linear layer of images alone
-_MOST_FOR_REGRESSION = 200_000  # training images: more features take minutes and gigabytes
+_NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families whose head is not one linear layer on image features
+_MOST_FOR_REGRESSION = 200_000  # training images: the features of more take minutes and gigabytes
 
-# Tables, which are small and noisy next to images: see benchmarks/tables.py.
+# Tables are small and noisy compared with images: see benchmarks/tables.py.
 TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
 TABLE_DEFAULTS = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
 _TABLE_STEPS = 300
@@ -97,12 +98,12 @@ def table_batch_size(count: int) -> int:
 
 
 def table_epochs(count: int, batch_size: int) -> int:
-    """Return the default number of passes over `count` training rows: enough for small tables to be learned."""
+    """Return the default epochs for `count` training rows: small tables get more of them."""
     return min(200, max(30, round(_TABLE_STEPS * batch_size / count)))
 
 
 def batch_size_for(recipe: Recipe, count: int) -> int:
-    """Return the recipe's batch size, or one that gives `count` training images steps enough to learn from."""
+    """Return the recipe's batch size, or a default by the number of training images."""
     if recipe.batch_size:
         return recipe.batch_size
     if count < FEW_IMAGES:
@@ -122,19 +123,19 @@ def settings_for(
     is_table: bool = False,
     freeze_until: str | None = None,
 ) -> Settings:
-    """Return the settings of `fit` for the network of `plan`, with nothing left open.
+    """Return the training settings for the architecture of `plan`, with every default resolved.
 
     Args:
         recipe: options of the run.
-        plan: the network's.
-        batch_size: samples in a batch.
-        pretrained: whether its weights are trained already, so that they are only to be fitted.
+        plan: the plan of the network.
+        batch_size: samples per batch.
+        pretrained: the network has pretrained weights.
         class_counts: training samples of each class.
-        is_table: whether the samples are rows of a table.
-        freeze_until: layer up to which the network stays as it is.
+        is_table: the samples are rows of a table.
+        freeze_until: the last frozen layer, or None.
 
     Raises:
-        InputError: the recipe asks for a device that is missing, or for FSDP with what it excludes.
+        InputError: the device is missing, or another option excludes FSDP.
     """
     device = device_for(recipe.device)
     if recipe.fsdp:
@@ -175,7 +176,7 @@ def settings_for(
 def _optimizer_and_defaults(
     recipe: Recipe, family: str, is_table: bool, is_later_part: bool
 ) -> tuple[str, FamilyDefaults]:
-    """Return the recipe's optimizer, or the family's, and its hyperparameters."""
+    """Return the optimizer of the recipe or the family, and its default hyperparameters."""
     optimizer: str = recipe.optimizer
     if optimizer == "auto":
         optimizer = "adamw" if is_table or is_later_part else _FAMILY_OPTIMIZERS.get(family, "sgd")
@@ -191,7 +192,7 @@ def _value_or(value: float | None, default: float) -> float:
 
 
 def _learning_rate(recipe: Recipe, defaults: FamilyDefaults, batch_size: int, pretrained: bool) -> float:
-    """Return the recipe's rate; or the family's, scaled with the root of the samples in a step."""
+    """Return the recipe's rate, or the family's scaled by the square root of the samples per step."""
     if recipe.lr is not None and not isinstance(recipe.lr, str):
         return recipe.lr
     share = batch_size * recipe.grad_accum_steps / defaults.batch
@@ -208,7 +209,7 @@ def head_for(recipe: Recipe, plan: dict[str, Any], *, pretrained: bool, count: i
     """Return how the head is fitted in the first epoch: "regression" or "train".
 
     Raises:
-        InputError: regression is asked for with what it excludes.
+        InputError: the recipe asks for regression, but the network or another option excludes it.
     """
     if recipe.head == "train":
         return "train"
@@ -233,38 +234,36 @@ def precision_for(recipe: Recipe, device: str, is_table: bool) -> str:
     """Return the precision of a run on `device`: "bf16" or "fp32"."""
     if recipe.precision != "auto":
         return recipe.precision
-    if is_table:  # small layers gain nothing, and measured numbers lose their digits
+    if is_table:  # small layers gain no speed, and measurements lose digits
         return "fp32"
     return "bf16" if has_bf16(device) else "fp32"
 
 
 def class_weights_for(counts: Sequence[int]) -> tuple[float, ...]:
-    """Return the weight of a sample of each class, so that all classes count alike and a sample 1 on average."""
+    """Return the loss weight of each class, inverse to its frequency and 1 on average over the samples."""
     total, classes = sum(counts), sum(1 for count in counts if count)
     return tuple(total / (classes * count) if count else 0.0 for count in counts)
 
 
 def _refuse_unshared(recipe: Recipe) -> None:
-    """Raise InputError if weights cannot be split over processes here, or not with the recipe's other options."""
+    """Raise InputError if the weights cannot be sharded here, or not with the other options."""
     if collectives.world_size() == 1:
-        raise InputError(
-            "--fsdp splits a network over several processes, but this is one; add --nproc 2, or leave it out"
-        )
+        raise InputError("cannot use --fsdp: expected several processes, got one. Add --nproc 2, or drop --fsdp.")
     if recipe.l1 or recipe.l2:
-        raise InputError("--l1 and --l2 need all weights in one place, which --fsdp splits; use --weight-decay instead")
+        raise InputError(
+            "cannot use --l1 or --l2 with --fsdp: they need unsharded weights. Use --weight-decay instead."
+        )
     if recipe.recompute != "none":
         raise InputError(
-            "--recompute and --fsdp do not go together: gradients of split weights would be lost; use one of them"
+            "cannot use --recompute with --fsdp: gradients of sharded weights would be lost. Drop one of them."
         )
 
 
 def device_for(requested: str) -> str:
-    """Return the device that --device `requested` stands for on this machine: "cpu" or "cuda"."""
+    """Return the device for the option `requested` on this machine: "cpu" or "cuda"."""
     has_cuda = torch.cuda.is_available()
     if requested == "cuda" and not has_cuda:
-        raise InputError(
-            "--device cuda was asked for, but torch sees no GPU here; leave it out or install torch for CUDA"
-        )
+        raise InputError("cannot use --device cuda: torch finds no GPU. Drop --device, or install torch with CUDA.")
     if requested != "auto":
         return requested
     return "cuda" if has_cuda else "cpu"

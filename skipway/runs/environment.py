@@ -1,4 +1,4 @@
-"""The environment of a run, for env.json: versions, machine, and the command that repeats the run."""
+"""Environment of a run for env.json: versions, hardware, and the command that reproduces the run."""
 
 import platform
 import shlex
@@ -18,9 +18,10 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
     """Return the values of env.json.
 
     Args:
-        recipe: recipe of the run.
-        device, precision: those it computes on and in.
-        network: its network as code.
+        recipe: options of the run.
+        device: "cpu" or "cuda".
+        precision: "bf16" or "fp32".
+        network: repr of the network.
     """
     return {
         "skipway": version("skipway"),
@@ -38,7 +39,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
 
 
 def processor() -> str:
-    """Return the processor's name as the system has it."""
+    """Return the name of the processor as the operating system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -47,7 +48,7 @@ def processor() -> str:
 
 
 def repeat_command(recipe: Recipe) -> str:
-    """Return the command line that trains the same again."""
+    """Return the command line that reproduces a run."""
     words = ["skipway", "train", *([recipe.data] if recipe.data else [])]
     for name, value in recipe.changed().items():
         if name in ("data", "output", "name") or value is None:

@@ -1,10 +1,9 @@
-"""Outputs of the frozen layers of a network, computed once for each image and kept in a file.
+"""Feature cache: outputs of the frozen layers of a network, computed once per image and stored in a file.
 
-Layers do not change while they are frozen, so their outputs for an image, its features, are computed once by the
-quickest engine: those of all layers before the head, or of fewer. Each row of the file has a checksum: whatever stops
-the process, the rows that are whole are used by the next run with the same layers and images.
+Frozen layers do not change, so their outputs (features) are computed once by the fastest engine. Each row of the file
+has a checksum. If the process is killed, the next run with the same layers and images reuses all complete rows.
 
-Shapes: N images; the features of one are (D,), or (C, H, W) of a layer that has positions.
+Shapes: N images; the features of an image are (D,), or (C, H, W) for a convolutional layer.
 """
 
 import copy
@@ -42,40 +41,40 @@ __all__ = [
 ]
 
 _BATCH_SIZE = 64
-# Images of 224 pixels that make up for the seconds that OpenVINO takes to begin: with AMX torch is nearly as fast.
+# Fewest images of 224 px for which OpenVINO makes up for its startup time; with AMX torch is nearly as fast.
 _WORTH_OPENVINO, _WORTH_OPENVINO_WITH_AMX = 2_000, 12_000
 _OPENVINO_SIZE = 224
-_MAX_BYTES = 4 << 30  # of all files in the folder: older ones are removed
+_MAX_BYTES = 4 << 30  # of all files in the cache; the oldest are removed
 _SUFFIX = ".features"
 _STORED = {"bf16": ("<u2", torch.bfloat16), "fp32": ("<f4", torch.float32)}
 
 
 def cache_folder(run_folder: Path) -> Path:
-    """Return where features are kept: in SKIPWAY_CACHE, or else next to the run folders."""
+    """Return the cache folder: within SKIPWAY_CACHE if it is set, else next to the run folders."""
     folder = os.environ.get("SKIPWAY_CACHE")
     if folder:
         return Path(folder) / "features"
     parent = run_folder.parent
-    is_fold = (parent / "config.yaml").is_file()  # of a cross-validation, whose folder is next to those of other runs
+    is_fold = (parent / "config.yaml").is_file()  # the parent is a cross-validation, which lies next to other runs
     return (parent.parent if is_fold else parent) / ".cache"
 
 
 def frozen_layers(network: Network, last: str | None = None) -> Network:
-    """Return the first layers of `network`, which are the same modules.
+    """Return a network of the first layers of `network`, which share their modules.
 
     Args:
-        network: it stays as it is.
-        last: the last of them; None for all before the head, which must be a linear layer at the end.
+        network: network to split; it is not changed.
+        last: name of the last layer; None for all layers before the head, which must be a final `nn.Linear`.
 
     Raises:
-        InputError: the network has no such layer, or another head.
+        InputError: the head is not a linear layer at the end.
     """
     names = list(network._modules)
     if last is None:
         if not names or names[-1] != "head" or type(network.get_submodule("head")) is not nn.Linear:
             raise InputError(
-                f"cannot compute the features of {network.plan.get('name', 'this network')}: expected a linear layer "
-                '"head" at its end. Use --head train.'
+                f"cannot compute the features of {network.plan.get('name', 'this network')}: expected a final linear "
+                'layer "head", got another end. Use --head train.'
             )
         last = names[-2]
     count = names.index(last) + 1
@@ -86,7 +85,12 @@ def frozen_layers(network: Network, last: str | None = None) -> Network:
 
 
 def choose_engine(trunk: Network, count: int) -> str:
-    """Return the name of the engine that is done first with `count` images; the same on every call."""
+    """Return the engine that is fastest for `count` images: "openvino" or "torch".
+
+    Args:
+        trunk: frozen layers.
+        count: number of images.
+    """
     size, on_cpu = trunk.require_image_spec().size, all(p.device.type == "cpu" for p in trunk.parameters())
     enough = _WORTH_OPENVINO_WITH_AMX if torch.cpu._is_amx_tile_supported() else _WORTH_OPENVINO
     is_worth = on_cpu and count * (size / _OPENVINO_SIZE) ** 2 >= enough
@@ -95,15 +99,17 @@ def choose_engine(trunk: Network, count: int) -> str:
 
 @dataclass
 class FeatureCache:
-    """Outputs of the first layers of `network` for the images of a run.
+    """Cache for the outputs of the first layers of `network` on the images of a run.
 
-    Attributes:
-        network: it stays as it is.
-        precision: "bf16" or "fp32", in which features are computed and kept.
-        folder: where files are kept.
-        fingerprint: of the decoded images in their order.
-        count: images of the run, by which the engine is chosen.
-        last: the last of the layers; None for all before the head.
+    Args:
+        network: network whose first layers are frozen; it is not changed.
+        precision: "bf16" or "fp32", for computing and storing.
+        folder: folder of the cache files.
+        fingerprint: hash of the decoded images in order.
+        count: number of images of the run, by which the engine is selected.
+        console: console for progress.
+        stop: flag that interrupts the computation.
+        last: name of the last frozen layer; None for all layers before the head.
     """
 
     network: Network
@@ -123,32 +129,32 @@ class FeatureCache:
         self.model: nn.Module | None = None
 
     def features(self, batches: ImageBatches, ids: np.ndarray, view: int = 0) -> Tensor:
-        """Return the features (N, *shape) of the images `ids` in float32; those that are not in the file are computed.
+        """Return the features (N, *shape) of the images `ids` in float32, and compute those that are not cached.
 
         Args:
-            batches: makes the inputs: as evaluation has them, or augmented.
-            ids: the images, each once, always in the same order.
-            view: number of the augmented view, which with the seed and the image sets its random numbers.
+            batches: source of the inputs, with or without augmentation.
+            ids: unique image indices, in the same order on every call.
+            view: number of the augmented view, which seeds its random numbers together with seed and image.
 
         Raises:
             StorageError: the file does not fit on the disk.
-            Interrupted: `stop` was set; the rows that are computed are kept.
+            Interrupted: `stop` was set; computed rows are kept.
         """
         begin = time.monotonic()
         file, computed = self.stored(batches, ids, view)
-        source = "found"
+        source = "cached"
         if computed:
             seconds = time.monotonic() - begin
-            source = f"{computed / max(seconds, 1e-9):,.0f} images/s by {self.engine}"
+            source = f"computed at {computed / max(seconds, 1e-9):,.0f} images/s with {self.engine}"
         disk, memory = file.nbytes / 1e6, 4 * len(ids) * math.prod(self.shape) / 1e6
         self.console.print(
             f"  features: {len(ids):,} images x {_times(self.shape)} in {self.precision}, {source}, {disk:,.1f} MB in "
-            f"{printable(self.folder)}, {memory:,.1f} MB of memory"
+            f"{printable(self.folder)}, {memory:,.1f} MB in memory"
         )
         return file.take(np.arange(len(ids))).float()
 
     def stored(self, batches: ImageBatches, ids: np.ndarray, view: int = 0) -> tuple["FeatureFile", int]:
-        """Return the features as they are kept, and how many had to be computed; arguments as for `features`."""
+        """Return the stored features and the number of computed rows; see `features` for the arguments."""
         rows = self._open(batches, ids, view)
         missing = _invalid_rows(rows)
         if len(missing):
@@ -156,14 +162,14 @@ class FeatureCache:
         return FeatureFile(rows, self.shape, _STORED[self.precision][1]), len(missing)
 
     def _open(self, batches: ImageBatches, ids: np.ndarray, view: int) -> np.ndarray:
-        """Return the rows of the file; a new one has room for all of them."""
+        """Return the rows of the file, which is allocated if it is new."""
         stored, _ = _STORED[self.precision]
         row = np.dtype([("checksum", "<u4"), ("values", stored, (math.prod(self.shape),))])
         path = self.folder / f"{self._key(batches, ids, view)}{_SUFFIX}"
         needed = row.itemsize * len(ids)
         with storing(path, needed):
             make_folder(self.folder)
-            is_plain = path.is_file() and not path.is_symlink()  # what a link leads to is not ours to write to
+            is_plain = path.is_file() and not path.is_symlink()  # never write through a link
             if not is_plain or path.stat().st_size != needed:
                 if (free := free_bytes(self.folder)) < needed:
                     raise StorageError(
@@ -174,7 +180,7 @@ class FeatureCache:
                 try:
                     with open(new_path, "xb") as file:
                         allocate(file, needed)
-                    os.replace(new_path, path)  # a file that another process has mapped is never cut
+                    os.replace(new_path, path)  # truncating would break a mapping of another process
                 finally:
                     new_path.unlink(missing_ok=True)
                 sweep(self.folder, f".tmp-{path.name[:40]}-")
@@ -183,7 +189,7 @@ class FeatureCache:
             return np.memmap(path, row, "r+", shape=(len(ids),))
 
     def _key(self, batches: ImageBatches, ids: np.ndarray, view: int) -> str:
-        """Return the name of what the features depend on."""
+        """Return a hash of everything that the features depend on."""
         augmentation = batches.augmentation
         described = None if augmentation is None else (augmentation.parts, augmentation.seed, view)
         parts = (
@@ -200,10 +206,10 @@ class FeatureCache:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def _model(self) -> nn.Module:
-        """Return the frozen layers as the engine computes them, which takes a while to be made."""
+        """Return the frozen layers compiled for the engine; the first call takes seconds."""
         if self.model is None:
             if self.engine == "openvino":
-                with suppress(InputError):  # a layer that it cannot convert
+                with suppress(InputError):  # a layer that OpenVINO cannot convert
                     self.model = openvino_engine(self.trunk, self.precision)
             if self.model is None:
                 self.model = fuse(self.trunk, self.precision)
@@ -212,15 +218,15 @@ class FeatureCache:
     def _compute(
         self, batches: ImageBatches, ids: np.ndarray, view: int, *, rows: np.ndarray, missing: np.ndarray
     ) -> None:
-        """Compute the rows that are missing, and write them."""
+        """Compute and write the missing rows."""
         model = self._model()
         bar = self.console.bar("features", len(missing))
         with torch.inference_mode():
             for begin in range(0, len(missing), _BATCH_SIZE):
                 if self.stop.requested:
                     raise Interrupted(
-                        f"stopped by {self.stop.name} while computing features. {begin:,} of {len(missing):,} are "
-                        "kept; continue with --resume."
+                        f"stopped by {self.stop.name} after computing {begin:,} of {len(missing):,} features, which "
+                        "are cached. Continue with --resume."
                     )
                 batch = missing[begin : begin + _BATCH_SIZE]
                 outputs = model(batches.inputs(ids[batch], view)).flatten(1)
@@ -232,12 +238,12 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Features of images in a file that is mapped into memory.
+    """Features of images in a memory-mapped file.
 
     Attributes:
-        rows: (N,) each with a checksum and its values as plain integers.
-        shape: of the features of an image.
-        dtype: of the values.
+        rows: (N,) structured array of a checksum and the values as integers.
+        shape: shape of the features of one image.
+        dtype: dtype of the values.
     """
 
     rows: np.ndarray
@@ -246,11 +252,11 @@ class FeatureFile:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self.rows.nbytes
 
     def take(self, indices: np.ndarray) -> Tensor:
-        """Return a copy of some rows (n, *shape)."""
+        """Return a copy of the rows `indices` (n, *shape)."""
         values = np.ascontiguousarray(self.rows["values"][indices])
         if self.dtype == torch.bfloat16:
             values = values.view(np.int16)
@@ -258,7 +264,7 @@ class FeatureFile:
 
 
 def output_shape(trunk: Network) -> tuple[int, ...]:
-    """Return the shape of what layers make of one image, without computing it."""
+    """Infer the output shape of the frozen layers for one image, without computing it."""
     twin = copy.deepcopy(trunk).to("meta").eval()
     with torch.no_grad():
         outputs: Tensor = twin(torch.zeros(1, *trunk.require_image_spec().input_shape, device="meta"))
@@ -270,7 +276,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _digest(module: nn.Module) -> str:
-    """Return a SHA-256 over the names, shapes and values of the weights and buffers."""
+    """Return the SHA-256 of the names, shapes and values of all weights and buffers."""
     digest = hashlib.sha256(repr(module).encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -279,7 +285,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _write_rows(rows: np.ndarray, places: np.ndarray, outputs: Tensor) -> None:
-    """Write outputs and their checksums, the checksum of each row last."""
+    """Write outputs and checksums; the checksum of a row is written last, so that it marks a complete row."""
     bits = outputs.contiguous().view(torch.int16 if outputs.dtype == torch.bfloat16 else torch.float32).numpy()
     values = bits.view(rows.dtype["values"].base)
     for place, value in zip(places, values, strict=True):
@@ -288,14 +294,14 @@ def _write_rows(rows: np.ndarray, places: np.ndarray, outputs: Tensor) -> None:
 
 
 def _invalid_rows(rows: np.ndarray) -> np.ndarray:
-    """Return the indices of the rows that were never written, or not whole."""
+    """Return the indices of rows that are missing or incomplete."""
     values, checksums = rows["values"], rows["checksum"]
     return np.array([i for i in range(len(rows)) if zlib.crc32(values[i].tobytes()) != checksums[i]], np.int64)
 
 
 def _remove_oldest(folder: Path, current: Path) -> None:
-    """Remove the files that were used longest ago, so that all together stay below a limit."""
-    with suppress(OSError):  # another run may tidy as well
+    """Remove the least recently used files until the cache is within its size limit."""
+    with suppress(OSError):  # another run may remove files at the same time
         others = [path for path in folder.glob(f"*{_SUFFIX}") if path != current]
         total = current.stat().st_size
         for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):

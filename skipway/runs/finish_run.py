@@ -1,4 +1,4 @@
-"""The end of a run: its best weights are evaluated; metrics.json, tables, plots and the report are written."""
+"""End of a run: evaluate the best weights, and write metrics.json, tables, plots and the report."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -37,22 +37,24 @@ __all__ = ["finish_run"]
 def finish_run(
     folder: Path, datamodule: DataModule, trainer: Trainer, *, facts: dict[str, Any], console: Console, stop: StopFlag
 ) -> dict[str, Any]:
-    """Evaluate the best weights as `load` returns them, and write what the run leaves.
+    """Evaluate the best weights as `load` returns them, and write the results of the run.
 
-    That is done in full precision; or if the head was fitted to features, in their precision.
+    The evaluation is in fp32, or in the precision of the features if the head was fitted by regression.
 
     Args:
-        folder: the run's.
-        datamodule, trainer: its data, and its training, which is over.
-        facts: what its checkpoints keep of the run.
-        console: where its result is printed.
-        stop: a flag that ends the evaluation when it is set.
+        folder: run folder.
+        datamodule: data of the run.
+        trainer: trainer after the last epoch.
+        facts: values about the run from its checkpoints.
+        console: console for the last lines.
+        stop: flag that interrupts the evaluation.
 
     Returns:
         The values of metrics.json.
 
     Raises:
-        Interrupted: `stop` was set; the training is saved. StorageError: the folder is gone.
+        Interrupted: `stop` was set; the trained weights are saved.
+        StorageError: the run folder is missing.
     """
     require_run_folder(folder)
     path = folder / "weights" / "best.safetensors"
@@ -65,8 +67,8 @@ def finish_run(
     def poll() -> None:
         if stop.requested:
             raise Interrupted(
-                f"stopped by {stop.name} while judging, the training is done and saved; get the report with "
-                f"--resume {printable(folder)}"
+                f"stopped by {stop.name} during the final evaluation, trained weights saved. Complete the report with "
+                f"--resume {printable(folder)}."
             )
 
     features, model, computed = None, best, ("torch", "fp32")
@@ -74,7 +76,7 @@ def finish_run(
         precision, images = trainer.settings.precision, cast(ImageDataModule, datamodule)
         if trainer.state.best["epoch"] == 1:
             features = head_features(best, images, precision, folder, console=Console(quiet=True), stop=stop)
-        else:  # in full precision it would take as long as training the last layers did
+        else:  # fp32 would take as long as training the last layers
             model = fuse(best, precision)
         computed = (features.engine if features is not None else "torch", precision)
     metrics = _evaluate(model, folder, datamodule, trainer, features=features, poll=poll)
@@ -82,7 +84,7 @@ def finish_run(
     metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
-    if facts["grown"]:  # the network is another than at the beginning
+    if facts["grown"]:  # env.json describes the network before it grew
         settings = trainer.settings
         values = describe_environment(datamodule.recipe, settings.device, settings.precision, repr(best))
         write_json(folder / "env.json", with_schema(values))
@@ -102,9 +104,9 @@ def _evaluate(
     features: HeadFeatures | None,
     poll: Callable[[], None],
 ) -> dict[str, Any]:
-    """Return the metrics of every split that is not trained on, and write the tables of the last one.
+    """Return the metrics of the validation and test splits, and write the tables of the last one.
 
-    With the `features` of the images only the head of `network` is left to compute.
+    If `features` are passed, only the head of `network` is computed.
     """
     model = average_views(network, network.require_image_spec()) if datamodule.recipe.tta else network
     metrics: dict[str, Any] = {}
@@ -125,7 +127,7 @@ def _evaluate(
 def _describe_training(
     best: Network, datamodule: DataModule, trainer: Trainer, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what metrics.json has of the training, its settings and its data."""
+    """Return the values of metrics.json about the training, its settings and its data."""
     state = trainer.state
     return {
         "epochs": state.epoch,
@@ -148,6 +150,6 @@ def _describe_training(
 
 
 def _mean_speed(state: State) -> float:
-    """Return the samples per second over all epochs."""
+    """Return the mean number of samples per second over all epochs."""
     samples = sum(row["samples_per_second"] * row["seconds"] for row in state.history)
     return round(samples / max(sum(row["seconds"] for row in state.history), 1e-9), 1)

@@ -1,4 +1,4 @@
-"""Run: what a training returns, and CrossValidation: what the training of all folds returns."""
+"""Run and CrossValidation: the results that `skipway.train` returns."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,17 @@ __all__ = ["CrossValidation", "Run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the values of its metrics.json, and a row of results.csv per epoch."""
+    """Finished run.
+
+    Attributes:
+        path: run folder.
+        metrics: values of metrics.json.
+        history: rows of results.csv, one per epoch.
+
+    >>> run = Run(Path("runs/digits-resnet9"), metrics={"val_accuracy": 0.99}, history=[])
+    >>> run.best.as_posix()
+    'runs/digits-resnet9/weights/best.safetensors'
+    """
 
     path: Path
     metrics: dict[str, Any]
@@ -20,24 +30,28 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The weights of the best epoch, which `skipway.load` reads."""
+        """Path of the weights of the best epoch, for `skipway.load`."""
         return self.path / "weights" / "best.safetensors"
 
     @property
     def report(self) -> Path:
-        """The report, one HTML file."""
+        """Path of the HTML report."""
         return self.path / "report.html"
 
     def network(self) -> Network:
-        """Return the trained network."""
+        """Load the network with the weights of the best epoch."""
         return load(self.best)
 
 
 @dataclass(frozen=True)
 class CrossValidation(Run):
-    """A finished cross-validation: its folder, the values of its folds.json, a row of folds.csv per fold, its runs.
+    """Finished cross-validation, whose weights are those of its folds.
 
-    It has no weights of its own: those of each fold are in `runs`.
+    Attributes:
+        path: folder of the cross-validation.
+        metrics: values of folds.json.
+        history: rows of folds.csv, one per fold.
+        runs: runs of the folds in order.
     """
 
     runs: tuple[Run, ...]

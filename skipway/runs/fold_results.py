@@ -1,8 +1,8 @@
-"""Results of cross-validation: the metric of all samples by models that were not trained on them, and of each fold.
+"""Results of cross-validation: the pooled metric of all held-out samples, and the metric of each fold.
 
 Source: Stone, Cross-validatory choice and assessment of statistical predictions, 1974. The interval of the pooled
-accuracy takes answers as independent, which those of one model are not quite: Bengio and Grandvalet, No unbiased
-estimator of the variance of k-fold cross-validation, 2004.
+accuracy assumes independent predictions, which is only approximate: Bengio and Grandvalet, No unbiased estimator of the
+variance of k-fold cross-validation, 2004.
 """
 
 import csv
@@ -19,7 +19,7 @@ import numpy as np
 from skipway.errors import InputError, printable
 from skipway.report.run_reader import UNREADABLE, rows_of
 from skipway.runs.finished_run import Run
-from skipway.runs.headline import describe_uncertainty, uncertainty_metrics
+from skipway.runs.headline import describe_uncertainty, format_metric, uncertainty_metrics
 from skipway.runs.run_csv_tables import write_table
 from skipway.training.metrics import RegressionScores
 from skipway.utils.atomic_files import write_json
@@ -32,10 +32,13 @@ def write_folds(folder: Path, runs: Sequence[Run], *, data: str, counts: Mapping
     """Write folds.json, folds.csv and predictions.csv; return the values of folds.json.
 
     Args:
-        folder: that of the cross-validation.
-        runs: those of the folds, in their order.
-        data: name of the data.
-        counts: samples of each split that the data came with.
+        folder: folder of the cross-validation.
+        runs: runs of the folds in order.
+        data: name of the dataset.
+        counts: samples in each split of the dataset.
+
+    Returns:
+        The values of folds.json.
 
     Raises:
         InputError: a fold's predictions.csv is damaged.
@@ -81,7 +84,7 @@ def fold_row(run: Run) -> dict[str, Any]:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Return whether the metrics of a fold are there and can be used; those of a damaged metrics.json cannot."""
+    """Return True if the metrics of a fold are complete and finite."""
     try:
         row = {**fold_row(run), "folder": 0}
         return isinstance(run.metrics["resolved"]["model"], str) and all(
@@ -92,7 +95,7 @@ def is_evaluated(run: Run) -> bool:
 
 
 def samples_of_run(folder: Path) -> dict[str, str]:
-    """Return {name: fingerprint} of the samples in the splits.csv of a run, or nothing if it is damaged."""
+    """Return {name: fingerprint} of the samples in the splits.csv of a run; empty if the file is damaged."""
     try:
         with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
             return {row[0]: row[-1] for row in csv.reader(file) if row}
@@ -101,10 +104,10 @@ def samples_of_run(folder: Path) -> dict[str, str]:
 
 
 def _pooled_predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the rows of the folds' predictions.csv with their fold, by name.
+    """Return the rows of predictions.csv of all folds, each with its fold, sorted by name.
 
     Raises:
-        InputError: a table is damaged, so that not every sample is there once.
+        InputError: a table is damaged, or a sample is missing.
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -119,10 +122,11 @@ def _pooled_predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _with_numbers(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row of predictions.csv with numbers in the columns that have them.
+    """Return a row of predictions.csv with its numeric columns as floats.
 
     Raises:
-        KeyError, ValueError: the row lacks a column, or a number is none.
+        KeyError: the row lacks a column.
+        ValueError: a value is not a finite number.
     """
     is_number = "target" in row
     names = ("target", "predicted", "error") if is_number else ("probability", "label_probability", "loss")
@@ -134,13 +138,13 @@ def _with_numbers(row: Mapping[str, str]) -> dict[str, Any]:
 
 def _damaged(folder: Path) -> InputError:
     return InputError(
-        f"{printable(folder)}: predictions.csv cannot be used: expected one row for each validation sample. Remove "
-        "that folder, and resume the cross-validation."
+        f"cannot read {printable(folder / 'predictions.csv')}: expected one row for each validation sample. Remove "
+        f"{printable(folder)}, and resume the cross-validation."
     )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts numbers in names by their value.
+    """Return a sort key that orders numbers within names by value.
 
     >>> sorted(["b:10", "b:9", "a"], key=_natural)
     ['a', 'b:9', 'b:10']
@@ -150,7 +154,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _class_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return accuracy and loss of all samples, the interval, and the constant answer to compare with."""
+    """Return accuracy and loss of all samples, with the interval and the constant prediction to compare with."""
     accuracy = float(np.mean([row["predicted"] == row["label"] for row in rows]))
     counts = Counter(row["label"] for row in rows)
     classes = {name: {"train": n, "val": n} for name, n in sorted(counts.items())}
@@ -159,7 +163,7 @@ def _class_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _number_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return R2 and errors of all rows, the interval, and the constant answer to compare with."""
+    """Return R2, RMSE and MAE of all rows, with the interval and the constant prediction to compare with."""
     targets, predicted = (np.array([row[name] for row in rows]) for name in ("target", "predicted"))
     scores = RegressionScores(np.arange(len(rows)), np.square(predicted - targets), predicted, targets)
     values = {"r2": scores.r2, "rmse": scores.rmse, "mae": scores.mae}
@@ -167,24 +171,31 @@ def _number_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _uncertainty(values: Mapping[str, float], metric: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    found = uncertainty_metrics({f"val_{metric}": values[metric]}, metric, data)
-    return {name.removeprefix("val_"): value for name, value in found.items()}
+    uncertainty = uncertainty_metrics({f"val_{metric}": values[metric]}, metric, data)
+    return {name.removeprefix("val_"): value for name, value in uncertainty.items()}
 
 
-def describe_fold(run: Run) -> str:
-    """Return the metric of a fold, its model and its epoch in words."""
+def describe_fold(run: Run, noun: str) -> str:
+    """Return the metric of a fold, its model and its best epoch in words.
+
+    Args:
+        run: run of the fold.
+        noun: "images" or "rows".
+    """
     row, metric = fold_row(run), _metric_of(run)
     model = run.metrics["resolved"]["model"]
-    epochs = f"epoch {row['best_epoch']} of {row['epochs']}"
-    return f"{metric} {_number(row[metric], metric)} of {row['val']:,}, {model}, {epochs}"
-
-
-def _number(value: float, metric: str) -> str:
-    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+    epochs = f"best epoch {row['best_epoch']} of {row['epochs']}"
+    return f"{metric} {format_metric(row[metric], metric)} on {row['val']:,} {noun}, {model}, {epochs}"
 
 
 def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:
-    """Return the last lines of a cross-validation: the metric of all samples, and what it is of."""
+    """Return the last lines of a cross-validation: the pooled metric, its meaning, and the files.
+
+    Args:
+        values: values of folds.json.
+        noun: "images" or "rows".
+        folder: folder of the cross-validation.
+    """
     metric = "accuracy" if "accuracy" in values else "r2"
     named = {f"val_{name}": value for name, value in values.items()}
     interval = printable(describe_uncertainty(named, metric, "val", values["count"]))
@@ -193,14 +204,14 @@ def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:
     spread = values["standard_deviation"]
     deviation = f"{100 * spread:.2f} points" if metric == "accuracy" else f"{spread:.4f}"
     lines = [
-        f"cross-validated: {metric} {_number(values[metric], metric)} of {values['count']:,}{interval}{rmse}, folds "
-        f"{_number(values['mean'], metric)} on average, standard deviation {deviation}",
-        f"  This is the result of {count} models, each trained on {(count - 1) / count:.0%} of the {noun} and "
-        "evaluated on the rest. A model for use is trained by the same command without --folds.",
+        f"cross-validation {metric}: {format_metric(values[metric], metric)} on {values['count']:,} {noun}{interval}"
+        f"{rmse}; mean of folds {format_metric(values['mean'], metric)}, standard deviation {deviation}",
+        f"note: each of the {count} models was trained on {(count - 1) / count:.0%} of the {noun} and evaluated on the "
+        "rest. To train a model for use, run the same command without --folds.",
     ]
     if any(fold["epochs"] > 1 for fold in folds):
         lines.append(
-            f"  The best epoch of each model was chosen on the {noun} that it was evaluated on, so the result is "
+            f"note: the best epoch of each model was selected on the {noun} that evaluate it, so the result is "
             "slightly optimistic."
         )
     return "\n".join([*lines, f"folds: {folder}/folds.csv\npredictions: {folder}/predictions.csv"])

@@ -1,4 +1,4 @@
-"""A run that grows on the way: the networks of its recipe, and a trainer's state as that of a grown network."""
+"""Growing during a run: the networks of its recipe, and the transfer of a trainer's state to a grown network."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -22,17 +22,20 @@ Grow = Callable[[Network], Growth]
 
 
 class Phase(NamedTuple):
-    """A network that a run goes through, and the epoch that it is trained to."""
+    """Network of a growing run, and the epoch after which it grows."""
 
     name: str
     until: int
 
 
 def phases(recipe: Recipe) -> list[Phase]:
-    """Return the networks that a recipe grows through; none if it does not grow.
+    """Return the networks that a recipe grows through; empty without --grow.
+
+    Args:
+        recipe: options of the run.
 
     Raises:
-        InputError: one of them is unknown, or cannot be reached from the one before.
+        InputError: a network is unknown, or the previous one cannot grow to it.
     """
     if not recipe.grow:
         return []
@@ -45,12 +48,17 @@ def phases(recipe: Recipe) -> list[Phase]:
         until += int(epochs)
         stages.append(Phase(name, until))
     if recipe.fsdp:
-        raise InputError("--grow and --fsdp do not go together: split weights cannot grow; leave one of them out")
-    return [*stages[:-1], Phase(stages[-1].name, recipe.epochs)]  # what is left of the epochs goes to the last one
+        raise InputError("cannot combine --grow with --fsdp: sharded weights cannot grow. Drop one of them.")
+    return [*stages[:-1], Phase(stages[-1].name, recipe.epochs)]  # the last network gets the remaining epochs
 
 
 def next_phase(recipe: Recipe, plan: Mapping[str, Any]) -> tuple[int, str]:
-    """Return (the epoch that the network of `plan` is trained to, the name of the one after it or nothing)."""
+    """Return the last epoch of the current network, and the name of the next one or an empty text.
+
+    Args:
+        recipe: options of the run.
+        plan: plan of the current network.
+    """
     stages = phases(recipe)
     names = [phase.name for phase in stages]
     if plan["name"] not in names[:-1]:
@@ -60,7 +68,13 @@ def next_phase(recipe: Recipe, plan: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def grow_trainer(trainer: Trainer, network: Network, to: str, seed: int) -> tuple[Trainer, Network, dict[str, Any]]:
-    """Return a trainer of the network called `to` that continues from where `trainer` is.
+    """Grow the network of a trainer, and return a trainer that continues with the grown network.
+
+    Args:
+        trainer: trainer of the network before the growth.
+        network: network to grow.
+        to: name of the grown network.
+        seed: seed of the new weights.
 
     Returns:
         The trainer, its network, and the record of the growth.
@@ -76,26 +90,31 @@ def grow_trainer(trainer: Trainer, network: Network, to: str, seed: int) -> tupl
 
 
 def growth_line(network: Network, record: Mapping[str, Any]) -> str:
-    """Return the line that is printed of a growth on the way."""
+    """Return the console line about a growth.
+
+    Args:
+        network: grown network.
+        record: result of `growth_record`.
+    """
     count = sum(p.numel() for p in network.parameters())
     return (
-        f"grown from {record['from']['name']} to {record['to']['name']}, {count:,} parameters; "
-        f"largest difference of an output {record['difference']:.3g}"
+        f"grown from {record['from']['name']} to {record['to']['name']}: {count:,} parameters, largest output "
+        f"difference {record['difference']:.3g}"
     )
 
 
 def grow_tensors(
     tensors: Mapping[str, Tensor], header: Mapping[str, Any], grow: Grow
 ) -> tuple[Growth, dict[str, Tensor]]:
-    """Grow the network that a trainer's tensors hold, and all that the training keeps of it.
+    """Grow the network in a trainer's tensors, with its EMA and its optimizer state.
 
     Args:
-        tensors: those of `Trainer.tensors`: network, average of the weights, optimizer state.
+        tensors: result of `Trainer.tensors`: network, EMA of the weights, optimizer state.
         header: plan and Spec of the network.
-        grow: makes a grown network of one.
+        grow: function that grows a network.
 
     Returns:
-        The growth, and the tensors of the grown network's trainer.
+        The growth, and the tensors of a trainer of the grown network.
     """
 
     def under(prefix: str) -> dict[str, Tensor]:
@@ -104,7 +123,7 @@ def grow_tensors(
     growth = grow(restore(under("network."), dict(header), "the checkpoint"))
     grown = {f"network.{name}": value for name, value in growth.network.state_dict().items()}
     if average := under("average.module."):
-        grown_average = grow(restore(average, dict(header), "the checkpoint's average")).network
+        grown_average = grow(restore(average, dict(header), "the EMA of the checkpoint")).network
         grown |= {f"average.module.{name}": value for name, value in grown_average.state_dict().items()}
         grown["average.n_averaged"] = tensors["average.n_averaged"]
     state_by_parameter: dict[str, dict[str, Any]] = {}
@@ -118,12 +137,12 @@ def grow_tensors(
 
 
 def growth_record(state: Mapping[str, Any], before: Mapping[str, Any], growth: Growth) -> dict[str, Any]:
-    """Return what checkpoints and metrics.json keep of a growth.
+    """Return the record of a growth for checkpoints and metrics.json.
 
     Args:
-        state: the trainer's state when it grew.
-        before: plan of the network before.
-        growth: the grown network, and how far its outputs moved.
+        state: state of the trainer at the growth.
+        before: plan of the network before the growth.
+        growth: grown network with its output difference.
     """
     plan: dict[str, Any] = growth.network.plan  # type: ignore[assignment]
     return {

@@ -1,8 +1,8 @@
-"""The first epoch of a network with trained weights: its head is fitted to features that are computed once.
+"""First epoch of a pretrained network: its head is fitted to features that are computed once.
 
-The layers before the head stay as they are, so the head has a convex problem of its own, which is solved instead of
-trained: see `skipway.training.linear_head`. Epochs of fine-tuning follow, and only weights that are better on the
-validation images replace those of this epoch.
+The layers before the head are frozen, so fitting the head is a convex problem, which a solver handles instead of
+gradient descent: see `skipway.training.linear_head`. Fine-tuning may follow. Its weights replace those of this epoch
+only if they are better on the validation images.
 
 Shapes: N images, D features.
 """
@@ -31,40 +31,46 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["HeadFeatures", "HeadFit", "feature_cache", "fit_head", "head_features", "head_scores"]
 
 
-_TRAINING_COST = 12  # of a training step over the features of the same images, about
-_MEASURED = 600  # images that measuring the pace of training takes
+_TRAINING_COST = 12  # approximate ratio of a training step to the features of the same images
+_MEASURED = 600  # images that are processed to measure the pace of training
 
 
 @dataclass(frozen=True)
 class HeadFeatures:
-    """What reaches the head of a network, for every image of a run, by image, and the engine that computed it."""
+    """Inputs of a network's head for every image of a run.
+
+    Attributes:
+        features: (N, D) in the order of the images.
+        labels: (N,) class indices.
+        engine: inference engine that computed the features.
+    """
 
     features: Tensor
     labels: Tensor
     engine: str
 
     def of(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return features (N, D) and labels (N,) of some images."""
+        """Return the features (N, D) and labels (N,) of the images `ids`."""
         return self.features[ids], self.labels[ids]
 
 
 @dataclass(frozen=True)
 class HeadFit:
-    """A head that was fitted: what it was fitted to, and the seconds that features and fit took."""
+    """Fitted head: the features that it was fitted to, and the seconds that features and fit took."""
 
     features: HeadFeatures
     seconds: float
 
     def leaves_no_time(self, network: Network, precision: str, seconds: float) -> bool:
-        """Return whether an epoch of fine-tuning cannot fit into so many seconds, by the pace of features.
+        """Return True if one epoch of fine-tuning does not fit into `seconds`, by the pace of the features.
 
-        Steps of training tell it better, but measuring them takes longer than all the rest of a small run.
+        Training steps would be more accurate, but measuring them takes longer than the rest of a small run.
         """
         images = len(self.features.labels) + _MEASURED
         return seconds < _TRAINING_COST * seconds_per_image(network, precision) * images
 
     def record(self, trainer: Trainer, datamodule: ImageDataModule) -> Scores:
-        """Write the training metrics of the head into the trainer's state; return its validation scores."""
+        """Write the training metrics of the head into the trainer's state, and return its validation scores."""
         train_ids = datamodule.images.splits["train"]
         x, y = self.features.of(train_ids)
         state, task = trainer.state, trainer.task
@@ -86,9 +92,19 @@ def feature_cache(
     stop: StopFlag,
     last: str | None = None,
 ) -> FeatureCache:
-    """Return the cache of a run for the outputs of its layers up to `last`, by default all before the head."""
+    """Return the cache for the outputs of the layers up to `last`, by default all layers before the head.
+
+    Args:
+        network: pretrained network.
+        datamodule: prepared images.
+        precision: "bf16" or "fp32".
+        folder: run folder; the cache is next to it.
+        console: console for progress.
+        stop: flag that interrupts the computation.
+        last: name of the last layer, or None.
+    """
     images = datamodule.images
-    fingerprint = pixels_fingerprint(images)  # runs with other splits have the same features
+    fingerprint = pixels_fingerprint(images)  # runs with different splits share features
     where = cache_folder(folder)
     return FeatureCache(network, precision, where, fingerprint, len(images.labels), console, stop, last)
 
@@ -102,14 +118,15 @@ def head_features(
     console: Console,
     stop: StopFlag,
 ) -> HeadFeatures:
-    """Return the features of all images of a run as evaluation has them, from the cache if they are there.
+    """Return the features of all images of a run without augmentation, cached if possible.
 
     Args:
-        network: its layers before the head compute them.
-        datamodule: prepared and set up.
+        network: network whose layers before the head compute the features.
+        datamodule: data after `prepare` and `setup`.
         precision: "bf16" or "fp32".
-        folder: the run's.
-        console, stop: for progress, and to end early.
+        folder: run folder.
+        console: console for progress.
+        stop: flag that interrupts the computation.
     """
     images = datamodule.images
     cache = feature_cache(network, datamodule, precision, folder, console=console, stop=stop)
@@ -126,7 +143,16 @@ def fit_head(
     console: Console,
     stop: StopFlag,
 ) -> HeadFit:
-    """Fit the head of `network` to the training images without a gradient step; the other layers stay as they are."""
+    """Fit the head of `network` to the training images by regression, in place; the other layers are unchanged.
+
+    Args:
+        network: pretrained network with a linear head.
+        datamodule: data after `prepare` and `setup`.
+        settings: training settings.
+        folder: run folder.
+        console: console for progress.
+        stop: flag that interrupts the computation.
+    """
     begin = time.monotonic()
     network.to(settings.device)
     features = head_features(network, datamodule, settings.precision, folder, console=console, stop=stop)
@@ -139,14 +165,20 @@ def fit_head(
         if head.bias is not None:
             head.bias.copy_(fitted.bias)
     console.print(
-        f"  head: logistic regression, penalty {fitted.penalty:.3g} by held-out folds of the training images, accuracy "
-        f"{fitted.accuracy:.1%} there"
+        f"  head: logistic regression, L2 penalty {fitted.penalty:.3g} by cross-validation on the training images "
+        f"(accuracy {fitted.accuracy:.1%})"
     )
     return HeadFit(features, time.monotonic() - begin)
 
 
 def head_outputs(trainer: Trainer, x: Tensor, head: nn.Module | None = None) -> Tensor:
-    """Return the outputs of a head, by default the trainer's, in the precision of the training."""
+    """Return the outputs (N, classes) of a head in the training precision.
+
+    Args:
+        trainer: trainer with device and precision.
+        x: features (N, D).
+        head: head to compute; default: the trainer's.
+    """
     head = head or trainer.eval_model.get_submodule("head")
     with torch.no_grad(), trainer.autocast():
         outputs: Tensor = head(x.to(trainer.device)).float()
@@ -154,7 +186,14 @@ def head_outputs(trainer: Trainer, x: Tensor, head: nn.Module | None = None) -> 
 
 
 def head_scores(trainer: Trainer, features: HeadFeatures, ids: np.ndarray, head: nn.Module | None = None) -> Scores:
-    """Return the scores of a head, by default the trainer's, on some images."""
+    """Evaluate a head on the images `ids`.
+
+    Args:
+        trainer: trainer with task, device and precision.
+        features: features of all images.
+        ids: image indices.
+        head: head to evaluate; default: the trainer's.
+    """
     x, y = features.of(ids)
     with torch.inference_mode():
         return trainer.task.scores(head_outputs(trainer, x, head).cpu(), y, ids)

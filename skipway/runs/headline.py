@@ -1,4 +1,4 @@
-"""The headline of a run with its uncertainty: intervals, the constant answer to compare with, the precision used."""
+"""Uncertainty of the primary metric of a run: intervals, the constant prediction to compare with, the precision."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,19 +7,19 @@ from skipway.report.verdicts import majority
 from skipway.runs.small_sets import FEW_IMAGES
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
-__all__ = ["describe_precision", "describe_uncertainty", "offer_folds", "uncertainty_metrics"]
+__all__ = ["describe_precision", "describe_uncertainty", "format_metric", "offer_folds", "uncertainty_metrics"]
 
 _FOLDS = 5  # of the cross-validation that is offered
-_CERTAIN = 1000  # samples, from which on the interval of an accuracy is at most 3.1 points to each side
+_CERTAIN = 1000  # samples from which the 95% interval of an accuracy is at most +-3.1 points
 
 
 def uncertainty_metrics(metrics: Mapping[str, Any], metric: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what metrics.json has of the uncertainty of the primary metric, for each evaluated split.
+    """Return the interval and the constant prediction of each evaluated split, for metrics.json.
 
     Args:
-        metrics: those of the splits.
+        metrics: metrics by split, such as `val_accuracy`.
         metric: "accuracy" or "r2".
-        data: description of the data, with its counts.
+        data: description of the data with its counts.
     """
     values: dict[str, Any] = {}
     for split in [split for split in ("val", "test") if f"{split}_{metric}" in metrics]:
@@ -37,9 +37,15 @@ def uncertainty_metrics(metrics: Mapping[str, Any], metric: str, data: Mapping[s
 
 
 def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, count: int) -> str:
-    """Return the interval of a split's metric in brackets, and whether a constant answer is as good.
+    """Return the interval of a split's metric in brackets, with a remark if a constant prediction is as good.
 
-    Nothing is returned for a large split whose metric is clearly above that of a constant answer.
+    The text is empty for a large split whose metric is clearly above that of a constant prediction.
+
+    Args:
+        metrics: metrics with the values of `uncertainty_metrics`.
+        metric: "accuracy" or "r2".
+        split: "val" or "test".
+        count: samples of the split.
     """
     low, high = metrics[f"{split}_{metric}_interval"]
     constant = metrics[f"{split}_constant_answer"]
@@ -50,14 +56,23 @@ def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, co
     if constant["exceeded"]:
         return f" ({interval})"
     answer = constant["answer"] if metric == "r2" else f"{constant['answer']!r}"
-    return f" ({interval}; not distinguishable from always answering {answer}, which has {constant[metric]:{form}})"
+    return f" ({interval}; not clearly better than always predicting {answer}: {constant[metric]:{form}})"
+
+
+def format_metric(value: float, metric: str) -> str:
+    """Format an accuracy in percent, and R2 with four decimals.
+
+    >>> format_metric(0.98886, "accuracy"), format_metric(0.5, "r2")
+    ('98.89%', '0.5000')
+    """
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
 
 
 def offer_folds(data: Mapping[str, Any], noun: str) -> str:
-    """Return a line that offers cross-validation to a small set, or nothing.
+    """Return a hint at cross-validation for a small dataset, or an empty text.
 
     Args:
-        data: description of the data, with its counts.
+        data: description of the data with its counts.
         noun: "images" or "rows".
     """
     val, total = data["counts"]["val"], data["counts"]["train"] + data["counts"]["val"]
@@ -65,19 +80,22 @@ def offer_folds(data: Mapping[str, Any], noun: str) -> str:
     folds = min([_FOLDS, total, *sizes])
     if total >= FEW_IMAGES or folds < 2:
         return ""
-    return (
-        f"\nthe validation result is of {val} {noun}: --folds {folds} evaluates all {total}, each by a model that was "
-        "not trained on it"
-    )
+    return f"hint: only {val} validation {noun}; --folds {folds} cross-validates on all {total}"
 
 
 def describe_precision(precision: str, evaluated: str, *, views: bool) -> str:
-    """Return how the last lines of a run were computed, if it differs from the lines of its epochs.
+    """Return a note if the final metrics were computed otherwise than those of the epoch table, or an empty text.
 
     Args:
-        precision: that of the epoch lines.
-        evaluated: that of the last lines.
-        views: whether the last lines are of averaged views.
+        precision: precision of the epoch table.
+        evaluated: precision of the final metrics.
+        views: the final metrics use test-time augmentation.
     """
-    differences = [f"in {precision}"] * (precision != evaluated) + ["without averaged views"] * views
-    return f"evaluated in {evaluated}, the epoch lines {' and '.join(differences)}\n" if differences else ""
+    final = [f"in {evaluated}"] * (precision != evaluated) + ["with test-time augmentation"] * views
+    table = [f"in {precision}"] * (precision != evaluated) + ["without it"] * views
+    if not final:
+        return ""
+    return (
+        f"note: the final metrics evaluate the best epoch {' '.join(final)}; the epoch table is {' '.join(table)}, so "
+        "its values can differ slightly"
+    )

@@ -1,4 +1,4 @@
-"""The images of a run: batches, Spec, network, fingerprint, and what is written and printed about them."""
+"""Image data of a run: decoding, splits, batches, Spec, network, fingerprint, and the files and lines about them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,16 +49,27 @@ from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
-from skipway.utils.format_text import join_names
+from skipway.utils.format_text import join_names, short_repr
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["ImageDataModule"]
 
-_NUM_WHITENED = 5000  # training images that a whitening stem is fitted to
+_NUM_WHITENED = 5000  # training images for fitting a whitening stem
 
 
 class ImageDataModule:
-    """One run's images: see `DataModule` for the methods."""
+    """Images of one run; `DataModule` documents the methods.
+
+    Args:
+        recipe: options of the run.
+        new: the run has no checkpoint yet, so that network and image size are selected by the data.
+        transform: transform of training images (B, C, H, W), applied after the recipe's augmentation.
+        earlier_spec: Spec of the run to resume or to read again, by which its images were decoded.
+        epochs_given: the user set the number of epochs.
+
+    Raises:
+        InputError: the images cannot be used, or an option does not apply to them.
+    """
 
     noun: Literal["images", "rows"] = "images"
 
@@ -73,7 +84,8 @@ class ImageDataModule:
         assert recipe.data is not None
         if transform is not None and not callable(transform):
             raise InputError(
-                f"a transform takes images (B, C, H, W) and gives as many, but {transform!r} takes nothing"
+                f"cannot use transform: expected a callable on images (B, C, H, W), got {short_repr(transform)}. Pass "
+                "a function or an nn.Module."
             )
         self.transform = transform
         self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
@@ -97,13 +109,13 @@ class ImageDataModule:
             head = head_for(recipe, network.plan, pretrained=True, count=count)
             recipe = self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
             if head == "regression":
-                self.epochs = 1 if recipe.freeze_until in ("auto", "none") else 5  # the first fits the head
+                self.epochs = 1 if recipe.freeze_until in ("auto", "none") else 5  # epoch 1 fits the head
         elif new and self._follows_clock(recipe):
             recipe = replace(recipe, img_size=self._size_from_scratch(recipe, count))
             self.decode_settings = self._decode_settings(recipe)
             self.model = choose_model(recipe, self.decode_settings.size, count)
             self.epochs = scratch_epochs(count)
-        if new and self.weights.network is None:  # trained weights have had their steps
+        if new and self.weights.network is None:  # pretrained weights need fewer steps
             fraction = 1 / recipe.folds if recipe.folds is not None else recipe.val_fraction
             trained = held_out_count(count, fraction, bool(self.source.count("val")))
             batch_size = batch_size_for(recipe, trained)
@@ -116,10 +128,10 @@ class ImageDataModule:
         return choose_decode_settings(self.source, _sizes(recipe)[1], recipe.resize_mode, recipe.max_pixels)
 
     def _prepare_as(self, network: Network, recipe: Recipe, head_alone: bool) -> Recipe:
-        """Decode images as the weights expect them, as far as the recipe leaves it open.
+        """Configure decoding as the pretrained weights expect it, except for options that the recipe sets.
 
-        If the head alone is fitted to their features, the time sets their size, which becomes part of the recipe: the
-        same recipe does the same again.
+        If only the head is fitted, the time limit sets the image size. The size becomes part of the returned recipe, so
+        that the same recipe gives the same run.
         """
         known = network.spec
         if not isinstance(known, Spec):
@@ -150,7 +162,7 @@ class ImageDataModule:
     def _size_for_last_layers(
         self, network: Network, recipe: Recipe, precision: str, seconds: float | None
     ) -> int | None:
-        """Return the size at which the last layers can be trained within the time limit, or None."""
+        """Return the image size for training the last layers within the time limit, or None."""
         counts = {split: self.source.count(split) for split in SPLITS}
         if not counts["val"]:
             counts["val"] = round(counts["train"] * recipe.val_fraction)
@@ -162,7 +174,7 @@ class ImageDataModule:
         return size_for_last_layers(network, last, precision, counts, seconds=seconds)
 
     def _size_from_scratch(self, recipe: Recipe, count: int) -> str:
-        """Return the image sizes, first and full, at which photographs teach most in the time that there is."""
+        """Return the image sizes "FIRST:FULL" for training from scratch within the time limit."""
         if recipe.time_limit is None:
             return image_size_for(count, None, 0.0)
         decoding = count * decoding_seconds(self.source, self.decode_settings)
@@ -172,12 +184,12 @@ class ImageDataModule:
         return image_size_for(count, seconds, per_image)
 
     def _follows_clock(self, recipe: Recipe) -> bool:
-        """Whether photographs are trained on from scratch, with network and size left open."""
+        """Return True for a run from scratch on photographs without --model and --img-size."""
         is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained in ("auto", "none")
         return is_open and self.decode_settings.size > SMALL
 
     def prepare(self, console: Console, stop: StopFlag) -> None:
-        """Decode every image, refuse copies across splits, hold a part of the training images out."""
+        """Decode every image, reject duplicates across splits, and split off the validation images."""
         self.images = decode_images(
             self.source, self.decode_settings, self.recipe.max_unreadable, console=console, stop=stop
         )
@@ -192,7 +204,7 @@ class ImageDataModule:
         self.fingerprint = fingerprint(self.images)
 
     def default_batch_size(self) -> int:
-        """Return the images in a batch."""
+        """Return the batch size of the recipe, or a default by the number of training images."""
         return batch_size_for(self.recipe, self.count("train"))
 
     def count(self, split: str) -> int:
@@ -200,16 +212,16 @@ class ImageDataModule:
         return len(self.images.splits.get(split, ()))
 
     def name_of(self, image: int) -> str:
-        """Return the name that the user has for an image."""
+        """Return the path of an image within the dataset."""
         return self.images.keys[image]
 
     def class_counts(self) -> list[int]:
-        """Return the training images of each class."""
+        """Return the number of training images of each class."""
         labels = self.images.labels[self.images.splits["train"]]
         return np.bincount(labels, minlength=len(self.images.class_names)).tolist()
 
     def spec(self, earlier: dict[str, Any] | None) -> Spec:
-        """Return how images become inputs: by the training images, or as `earlier`, the run to resume, has it."""
+        """Return the Spec of the inputs: from the training images, or `earlier`, that of the run to resume."""
         images, decode_settings = self.images, self.decode_settings
         if earlier is not None:
             spec = Spec.from_dict(earlier)
@@ -218,7 +230,8 @@ class ImageDataModule:
                     join_names(map(printable, names), limit=8) for names in (spec.class_names, images.class_names)
                 )
                 raise InputError(
-                    f"the run knows the classes {known}, but the data has {present}; start a new run for other classes"
+                    f"cannot resume: expected the classes {known}, got {present}. Restore the class folders, or start "
+                    "a new run."
                 )
             return spec
         weights = self.weights.network
@@ -239,11 +252,11 @@ class ImageDataModule:
         )
 
     def network(self, console: Console) -> tuple[Network, bool]:
-        """Return the network that a new run begins with, and whether it was trained already."""
+        """Return the initial network of a new run, and True if it has pretrained weights."""
         return initial_network(self.recipe, self.model, self.spec(None), console, self.weights)
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
-        """Set what batches are made with from here on."""
+        """Configure the batches; `earlier` is the state of the run to resume, or None."""
         spec, images, decode_settings = network.require_image_spec(), self.images, self.decode_settings
         self.batch_size, self.device, self.mean, self.std = batch_size, device, spec.mean, spec.std
         chosen = augment_policy.resolve_policy(
@@ -257,14 +270,14 @@ class ImageDataModule:
         before = now if earlier is None else earlier.get("transform", "")
         if before != now:
             raise InputError(
-                f"a run goes on as it began: its transform was {printable(before) or 'none'}, not {now or 'none'}; "
-                "give skipway.train the same one beside resume"
+                f"cannot change transform when resuming: expected {printable(before) or 'none'}, got {now or 'none'}. "
+                "Pass the same transform to skipway.train."
             )
         if isinstance(self.transform, nn.Module):
             self.transform.to(device)
 
     def batches(self, split: str, *, train: bool = False) -> ImageBatches:
-        """Return the images of a split in batches; those to train on shuffled and augmented."""
+        """Return the batches of a split, shuffled and augmented if `train` is set."""
         return ImageBatches(
             self.images,
             self.images.splits[split],
@@ -290,16 +303,16 @@ class ImageDataModule:
         )
 
     def fit_first_layer(self, network: Network, batches: ImageBatches) -> None:
-        """Fit a whitening stem, which undoes the correlations of the training images."""
+        """Fit a whitening stem, if there is one, to decorrelate the training images."""
         if any(isinstance(module, Whitening) for module in network.modules()):
             whiten(network, batches.some(_NUM_WHITENED)[0])
 
     def task(self, settings: Settings) -> Task:
-        """Return the task: images are classified."""
+        """Return the task: classification."""
         return Classification(settings.label_smoothing, settings.class_weights)
 
     def describe_changes(self, folder: Path) -> str:
-        """Return what differs from the images that the run of `folder` had, in one line."""
+        """Describe the changes since the run in `folder` read its images, in one line."""
         return describe_changes(read_splits(folder), self.images)
 
     def describe(self) -> dict[str, Any]:
@@ -307,51 +320,52 @@ class ImageDataModule:
         return describe(self.images)
 
     def summary_lines(self) -> list[str]:
-        """Return the lines about the data that are printed before training."""
+        """Return the console lines about the images."""
         images = self.images
         counts = ", ".join(f"{len(i):,} {split}" for split, i in images.splits.items())
         lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts} images, {images.sizes}"]
         if images.skipped:
-            lines.append(f"  {len(images.skipped):,} images could not be read and are left out: see skipped.csv")
+            plural = "s" * (len(images.skipped) != 1)
+            lines.append(f"  {len(images.skipped):,} unreadable image{plural} skipped, listed in skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in images.notes.most_common()]
-        return lines + [f"  mind: {warning}" for warning in describe(images)["warnings"]]
+        return lines + [f"  warning: {warning}" for warning in describe(images)["warnings"]]
 
     def write_data(self, folder: Path, batches: ImageBatches) -> None:
-        """Write splits.csv, skipped.csv and a sheet of training images as the network is given them."""
+        """Write splits.csv, skipped.csv and a grid of augmented training images."""
         write_image_splits(folder, self.images)
         draw_augmented(folder, batches)
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
-        """Write the tables of classes and predictions, and the worst images."""
+        """Write per-class metrics, confusion matrix, predictions and the highest-loss images."""
         assert isinstance(scores, ClassScores)
         images = self.images
         write_class_tables(folder, images.keys, images.class_names, scores, split=split, key_column="file")
         write_worst_images(folder, images, scores)
 
     def size_growth(self, epochs: int) -> list[float]:
-        """Return how far images have grown in each of `epochs`, by area: 0 for their first size, 1 for the full one."""
+        """Return the growth of the images in each epoch, by area: 0 at the first size, 1 at the full size."""
         return size_growth(self._augmentation(), self.decode_settings.size, epochs)
 
     def describe_augmentation(self) -> str:
-        """Return in words what is done to training images."""
+        """Describe the augmentation of training images in words."""
         parts = [augment_policy.describe_policy(self.level, self.decode_settings.size)]
         first, full = _sizes(self.recipe)
-        parts += [f"from {first} to {full} px"] if first else []
+        parts += [f"progressive resizing from {first} to {full} px"] if first else []
         parts += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]
         parts += [_name(self.transform)] if self.transform is not None else []
         return ", ".join(parts)
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of how images are augmented."""
+        """Return the values about augmentation that a checkpoint stores."""
         return {"level": self.level, "transform": _name(self.transform)}
 
     def extra_metrics(self) -> dict[str, Any]:
-        """Return what else metrics.json has: nothing."""
+        """Return no additional values for metrics.json."""
         return {}
 
 
 def _name(transform: Callable[[Tensor], Tensor] | None) -> str:
-    """Return the name of a transform: of a module all of its settings, of a function its own name."""
+    """Return the name of a transform: the repr of a module, the name of a function."""
     if transform is None:
         return ""
     if isinstance(transform, nn.Module):
@@ -360,7 +374,7 @@ def _name(transform: Callable[[Tensor], Tensor] | None) -> str:
 
 
 def _settings_as(settings: DecodeSettings, spec: Spec) -> DecodeSettings:
-    """Return the settings with which images are decoded as a Spec says."""
+    """Return the settings that decode images as a Spec describes."""
     return replace(
         settings,
         size=spec.size,
@@ -371,7 +385,7 @@ def _settings_as(settings: DecodeSettings, spec: Spec) -> DecodeSettings:
 
 
 def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:
-    """Return the size in the first epoch, if it grows, and the full one, if the recipe has one."""
+    """Return the first size of progressive resizing and the full size; None if the recipe does not set it."""
     if isinstance(recipe.img_size, str):
         first, _, full = recipe.img_size.partition(":")
         return int(first), int(full)

@@ -1,6 +1,6 @@
-"""The network that a run on images begins with: fresh weights, or weights that were trained before.
+"""Initial network of a run on images, from scratch or with pretrained weights.
 
-What was chosen, and why, is a line for the user.
+The choice and its reason are printed on the console.
 """
 
 from dataclasses import dataclass, replace
@@ -17,28 +17,35 @@ from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
+from skipway.utils.format_text import join_names
 from skipway.weights.hub_download import report_downloads
 from skipway.weights.pretrained import TAGS, is_ours
 from skipway.weights.weight_packages import find_weights
 
 __all__ = ["TrainedWeights", "choose_model", "initial_network", "trained_weights"]
 
-# Networks that `auto` takes for photographs: the first one whose weights are installed, or that of the Hub.
+# Networks of `auto` for photographs: the first one with installed weights, else the one with weights on the Hub.
 _INSTALLABLE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 _FOR_PHOTOGRAPHS = "resnet18"
 
 
 def choose_model(recipe: Recipe, size: int, count: int) -> tuple[str, dict[str, Any]]:
-    """Return (name, options) of the network for `count` training images of `size`.
+    """Select the network of a run; pretrained weights determine it if --model is auto.
 
-    Weights bring their network along if the recipe names none.
+    Args:
+        recipe: options of the run.
+        size: image size in pixels.
+        count: number of training images.
+
+    Returns:
+        The name and the options of the network.
 
     Raises:
-        InputError: the name is unknown, or the weights do not tell their network.
+        InputError: the name is unknown, or the network of the weights cannot be inferred.
     """
     if recipe.model != "auto":
         if recipe.model not in list_models():
-            create_model(recipe.model)  # refuses the name before anything is decoded
+            create_model(recipe.model)  # raises for an unknown name, before any image is decoded
         return recipe.model, {}
     weights = recipe.pretrained
     if weights in ("auto", "none"):
@@ -52,13 +59,19 @@ def choose_model(recipe: Recipe, size: int, count: int) -> tuple[str, dict[str, 
     if "/" in weights and name in list_models():
         return name, {}
     raise InputError(
-        f"--pretrained {printable(weights)} does not tell its network; name it with --model, as in --model resnet50"
+        f"cannot infer the network of --pretrained {printable(weights)}: expected a run, a skipway file, or a Hub tag "
+        "with the name of a network. Set it with --model, as in --model resnet50."
     )
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """A network with weights that were trained before, if there are any, and the lines about them."""
+    """Pretrained weights of a run.
+
+    Attributes:
+        network: network with the weights, or None to train from scratch.
+        lines: console lines about the choice.
+    """
 
     network: Network | None
     lines: tuple[str, ...]
@@ -71,20 +84,25 @@ def initial_network(
     console: Console,
     weights: TrainedWeights | None = None,
 ) -> tuple[Network, bool]:
-    """Return the network of `model` for `spec`, and whether its weights are trained already.
+    """Create the network of a run, and print where its weights come from.
 
-    A trained network keeps the mean and the deviation of images that its weights expect, and in its head the classes
-    that it knows by name.
+    A pretrained network keeps the mean and standard deviation that its weights expect, and the rows of its head for
+    classes with the same names.
 
     Args:
-        recipe, model, spec: options of the run, its network, and how its images become inputs.
-        console: where the choice is printed.
-        weights: what `trained_weights` returned for them; None to call it.
+        recipe: options of the run.
+        model: name and options of the network.
+        spec: preprocessing of the images.
+        console: console for the choice.
+        weights: result of `trained_weights`; None to call it.
+
+    Returns:
+        The network, and True if its weights are pretrained.
     """
     if weights is None:
         weights = trained_weights(recipe, model, spec.class_names, size=spec.size, channels=spec.channels)
     for line in weights.lines:
-        console.print(f"  {line}")
+        console.print(line)
     network = weights.network
     if network is None:
         network = create_model(model[0], **options_for(model[0], spec, _options(recipe, model)))
@@ -92,49 +110,51 @@ def initial_network(
     else:
         known = network.spec
         network.spec = replace(spec, mean=known.mean, std=known.std) if isinstance(known, Spec) else spec
-    return network, network.origin != "fresh weights"
+    return network, network.is_pretrained
 
 
 def trained_weights(
     recipe: Recipe, model: tuple[str, dict[str, Any]], class_names: tuple[str, ...], *, size: int, channels: int
 ) -> TrainedWeights:
-    """Return the weights that a recipe asks for, in the network that they are of, with a head for `class_names`.
+    """Load the pretrained weights that a recipe requests, with a head for `class_names`.
 
     Args:
         recipe: options of the run.
-        model: name and options of the network without such weights.
-        class_names: those of the data.
-        size, channels: of the images, without such weights.
+        model: name and options of the network from scratch.
+        class_names: classes of the dataset.
+        size: image size in pixels.
+        channels: number of image channels.
 
     Raises:
-        InputError: weights that are named cannot be used.
+        InputError: the weights of --pretrained cannot be used.
     """
     name, options = model[0], _options(recipe, model)
     weights: str | bool = recipe.pretrained
     if weights == "none" or (weights == "auto" and (size <= SMALL or channels != 3)):
         return TrainedWeights(None, ())
     if weights == "auto":
-        if recipe.model == "auto":  # the options of the network without weights are not those of this one
+        if recipe.model == "auto":  # another network, so its default options
             name, options = _network_for_photographs(), _options(recipe, ("", {}))
-        if not _has_weights(name) or set(options) - {"drop_path", "dropout"}:
-            line = f"from scratch: no weights are known for {name} as it is asked for"
-            return TrainedWeights(None, (line,))
+        others = sorted(set(options) - {"drop_path", "dropout"})
+        if not _has_weights(name) or others:
+            suffix = f" with other {join_names(others, limit=5)}" if others else ""
+            return TrainedWeights(None, (f"training from scratch: no pretrained weights for {name}{suffix}",))
         weights, options = True, {k: v for k, v in options.items() if k in ("drop_path", "dropout")}
     lines: list[str] = []
     try:
-        # The head's new rows are drawn: the same for the same seed.
+        # The new rows of the head depend on the seed of the run alone.
         with report_downloads(lines.append), torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             network = create_model(name, in_chans=channels, pretrained=weights, class_names=class_names, **options)
     except InputError as error:
         if recipe.pretrained != "auto":
             raise
-        return TrainedWeights(None, (*lines, f"from scratch: {error}"))
-    return TrainedWeights(network, (*lines, f"weights: {network.origin}"))
+        return TrainedWeights(None, (*lines, f"training from scratch: {error}"))
+    return TrainedWeights(network, (*lines, f"pretrained weights: {network.origin}"))
 
 
 def _network_for_photographs() -> str:
-    """Return the name of the network whose weights are installed, or else of one that the Hub has weights of."""
+    """Return the default network for photographs: one with installed weights, else one with weights on the Hub."""
     return next((name for name in _INSTALLABLE if find_weights(name) is not None), _FOR_PHOTOGRAPHS)
 
 
@@ -143,6 +163,6 @@ def _has_weights(name: str) -> bool:
 
 
 def _options(recipe: Recipe, model: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the options of the network with those of the recipe."""
+    """Return the options of the network, updated with those of the recipe."""
     fields = {field: getattr(recipe, field) for field in ("stem", "drop_path", "dropout")}
     return {**model[1], **{field: value for field, value in fields.items() if value}}

@@ -1,10 +1,10 @@
-"""Training the last layers of a network on outputs of the frozen ones, which are computed once for a few views.
+"""Training of the last layers on cached outputs of the frozen layers, computed once for a few augmented views.
 
-A step costs what the last layers cost, a tenth of the network or less. The views of an image are functions of (seed,
-view, image), so that a run with the same layers finds them again, and a resumed one goes on to the same bits. Norms
-keep the statistics that the weights came with.
+A step costs as much as the last layers, a tenth of the network or less. The views of an image are functions of (seed,
+view, image). A run with the same layers reuses them, and a resumed run is bit-identical. Norm layers keep the
+statistics of the pretrained weights.
 
-Shapes: N images, V views, (C, H, W) what the last frozen layer gives for one image.
+Shapes: N images, V views, (C, H, W) output of the last frozen layer for one image.
 """
 
 import time
@@ -32,16 +32,15 @@ __all__ = ["FrozenOutputs", "frozen_batches", "layers_after"]
 
 
 class FrozenOutputs(ImageBatches):
-    """Batches whose inputs are outputs of the frozen layers, (B, C, H, W) in float32, in the order of `batches`."""
+    """Batches of frozen-layer outputs (B, C, H, W) in float32, in the order of the image batches.
+
+    Args:
+        batches: image batches, for the order of the images.
+        files: outputs of the frozen layers for the images `ids`, one file per view.
+        ids: image indices in the order of the rows of the files.
+    """
 
     def __init__(self, batches: ImageBatches, files: Sequence[FeatureFile], ids: np.ndarray):
-        """Take the order of images from `batches`, and their inputs from one file per view.
-
-        Args:
-            batches: those of the images.
-            files: the outputs for the images `ids`, one file for each view.
-            ids: images, in the order of the rows of the files.
-        """
         self.__dict__.update(batches.__dict__)
         self.files = files
         self.row_of = np.full(len(batches.images.labels), -1)
@@ -50,7 +49,7 @@ class FrozenOutputs(ImageBatches):
         self.first_view = np.random.default_rng(seed).integers(len(files), size=len(self.row_of))
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
-        """Return what the frozen layers made of the images: of another view in each epoch, in turn."""
+        """Return the frozen-layer outputs of the images `ids`; the view changes with the epoch."""
         view, rows = (self.first_view[ids] + epoch) % len(self.files), self.row_of[ids]
         outputs = torch.empty(len(ids), *self.files[0].shape)
         for index, file in enumerate(self.files):
@@ -69,12 +68,15 @@ def frozen_batches(
     console: Console,
     stop: StopFlag,
 ) -> tuple[FrozenOutputs, FrozenOutputs]:
-    """Return the batches of training and of validation of the layers after `settings.freeze_until`.
+    """Return training and validation batches for the layers after `settings.freeze_until`.
 
     Args:
-        network: its frozen layers compute what is not in the cache.
-        datamodule: prepared and set up.
-        settings, folder, console, stop: those of the run.
+        network: network whose frozen layers compute the outputs that are not cached.
+        datamodule: data after `prepare` and `setup`.
+        settings: training settings.
+        folder: run folder; the cache is next to it.
+        console: console for progress.
+        stop: flag that interrupts the computation.
     """
     images, views = datamodule.images, datamodule.recipe.views
     cache = feature_cache(
@@ -83,23 +85,29 @@ def frozen_batches(
     begin = time.monotonic()
     train, val = datamodule.batches("train", train=True), datamodule.batches("val")
     train_ids, val_ids = images.splits["train"], images.splits["val"]
-    if datamodule.recipe.fold is not None:  # other folds need the views of all images
+    if datamodule.recipe.fold is not None:  # the other folds need views of these images too
         train_ids = val_ids = np.sort(np.concatenate([train_ids, val_ids]))
     stored = [cache.stored(train, train_ids, view) for view in range(1, views + 1)]
     stored.append(cache.stored(val, val_ids))
     files, computed = [file for file, _ in stored], sum(count for _, count in stored)
-    source = "found"
+    source = "cached"
     if computed:
-        source = f"{computed / max(time.monotonic() - begin, 1e-9):,.0f} images/s by {cache.engine}"
+        source = f"computed at {computed / max(time.monotonic() - begin, 1e-9):,.0f} images/s with {cache.engine}"
     console.print(
-        f"  outputs of {settings.freeze_until}: {views} views of {len(train_ids):,} images and {len(val_ids):,} as "
-        f"they are, {source}, {sum(file.nbytes for file in files) / 1e6:,.1f} MB in {printable(cache.folder)}"
+        f"  outputs of {settings.freeze_until}: {views} view{'s' * (views != 1)} of {len(train_ids):,} images, "
+        f"{len(val_ids):,} images without augmentation, {source}, {sum(file.nbytes for file in files) / 1e6:,.1f} MB "
+        f"in {printable(cache.folder)}"
     )
     return FrozenOutputs(train, files[:-1], train_ids), FrozenOutputs(val, files[-1:], val_ids)
 
 
 def layers_after(network: Network, last: str) -> Callable[[Sequence[nn.Module], Any], Any]:
-    """Return how `network` runs on outputs of its layer `last`: for its `forward_impl`."""
+    """Return a `forward_impl` that runs `network` on outputs of its layer `last`.
+
+    Args:
+        network: network whose first layers are frozen.
+        last: name of the last frozen layer.
+    """
     return partial(_run_from, first=list(network._modules).index(last) + 1)
 
 

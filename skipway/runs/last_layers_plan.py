@@ -1,4 +1,4 @@
-"""Which layers of a network with trained weights are trained after its head, on how many views, for how many epochs."""
+"""Plan for training the last layers of a pretrained network after its head: layers, views and epochs."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,21 @@ from skipway.training.pace import step_seconds
 
 __all__ = ["LastLayersPlan", "default_frozen_layer", "frozen_layer_for", "plan_last_layers", "size_for_last_layers"]
 
-_PLANS = ((4, 8), (4, 4), (2, 4))  # (views, epochs), the best first; 2 epochs were hardly better than the head
+_PLANS = ((4, 8), (4, 4), (2, 4))  # (views, epochs), best first; 2 epochs were hardly better than the head alone
 _STEP_DOWN = 32  # pixels
-_MAX_BYTES = 2 << 30  # of the outputs for all views
+_MAX_BYTES = 2 << 30  # for the outputs of all views
 _TIMED_BATCH = 32
 
 
 @dataclass(frozen=True)
 class LastLayersPlan:
-    """What a time leaves room for: the last layer that stays frozen, the views of each image, and the epochs."""
+    """Plan for training the last layers.
+
+    Attributes:
+        freeze_until: name of the last frozen layer.
+        views: augmented views of each image.
+        epochs: epochs after the fit of the head.
+    """
 
     freeze_until: str
     views: int
@@ -33,9 +39,9 @@ class LastLayersPlan:
 
 
 def default_frozen_layer(network: Network) -> str | None:
-    """Return the name of the layer before the last stage of a network of photographs, or None if it has no stages.
+    """Return the name of the layer before the last stage, or None for small images or a network without stages.
 
-    On small images a step of the whole network costs little, and the features of the layers before are others'.
+    On small images a step of the whole network is cheap, and pretrained features come from another kind of image.
     """
     if not isinstance(network.spec, Spec) or network.spec.size <= SMALL:
         return None
@@ -45,24 +51,24 @@ def default_frozen_layer(network: Network) -> str | None:
 
 
 def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform: bool) -> str | None:
-    """Return the layer up to which the network stays as it is, or None if all layers are trained.
+    """Return the name of the last frozen layer, or None if all layers are trained.
 
     Args:
-        network: the run's.
-        recipe: `freeze_until` is a layer, none, or auto: the layer before the last stage if images are large.
-        head: how the head is fitted in the first epoch.
-        has_transform: whether the images of a batch go through a function of the user's.
+        network: network of the run.
+        recipe: options; `freeze_until` is a layer, "none", or "auto" for the layer before the last stage.
+        head: "regression" or "train", the training of the head in the first epoch.
+        has_transform: the user passed a transform of image batches.
 
     Raises:
-        InputError: there is no such layer, or its outputs cannot be computed once.
+        InputError: the layer does not exist, or its outputs cannot be cached.
     """
     obstacles = {
-        "weights that are not pretrained, or a head that is not fitted by regression": head != "regression",
+        "no pretrained weights, or a head without regression": head != "regression",
         "--mixup": recipe.mixup > 0,
         "--cutmix": recipe.cutmix > 0,
         "--recompute": recipe.recompute != "none",
         "--watch": recipe.watch,
-        "images that grow": ":" in str(recipe.img_size),
+        "progressive resizing": ":" in str(recipe.img_size),
         "a transform": has_transform,
     }
     present = [name for name, is_there in obstacles.items() if is_there]
@@ -73,13 +79,14 @@ def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform:
     layers = [name for name in network._modules if name != "head"]
     if recipe.freeze_until not in layers:
         raise InputError(
-            f"cannot freeze {printable(recipe.freeze_until)}: expected a layer of {network.plan['name']} before its "
-            f"head, one of {', '.join(layers)}{did_you_mean(recipe.freeze_until, layers)}"
+            f"cannot freeze layers: expected --freeze-until with a layer of {network.plan['name']} before its head, "
+            f"got {printable(recipe.freeze_until)}{did_you_mean(recipe.freeze_until, layers)}. Use one of "
+            f"{', '.join(layers)}."
         )
     if present:
         raise InputError(
-            f"cannot compute the outputs of {recipe.freeze_until} once: expected a pretrained network and images that "
-            f"are augmented alone, got {' and '.join(present)}. Leave --freeze-until out, or that."
+            f"cannot cache the outputs of {recipe.freeze_until}: expected a pretrained network and augmentation of "
+            f"single images, got {' and '.join(present)}. Drop --freeze-until, or the other option."
         )
     return recipe.freeze_until
 
@@ -87,15 +94,18 @@ def frozen_layer_for(network: Network, recipe: Recipe, head: str, has_transform:
 def plan_last_layers(
     network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], *, seconds: float, room: int
 ) -> LastLayersPlan | None:
-    """Return how the layers after `freeze_until` are trained after the head in a time, or None if there is no time.
+    """Plan the training of the layers after `freeze_until`, which follows the fit of the head.
 
     Args:
-        network: with trained weights and a Spec.
-        freeze_until: the last layer that stays as it is.
-        precision: of the run.
-        counts: images of train, val and test.
-        seconds: from decoding on: for features and the head, the views, training, and evaluating.
-        room: bytes that the outputs may take.
+        network: network with pretrained weights and a Spec.
+        freeze_until: name of the last frozen layer.
+        precision: "bf16" or "fp32".
+        counts: number of images in "train", "val" and "test".
+        seconds: time after decoding: for features, head, views, training and evaluation.
+        room: maximum bytes of the cached outputs.
+
+    Returns:
+        The plan with the most views and epochs that fit, or None if none fits.
     """
     shape = output_shape(frozen_layers(network, freeze_until))
     train, val, total = counts["train"], counts["val"], sum(counts.values())
@@ -113,19 +123,22 @@ def plan_last_layers(
 def size_for_last_layers(
     network: Network, freeze_until: str, precision: str, counts: Mapping[str, int], *, seconds: float
 ) -> int | None:
-    """Return the image size at which the layers after `freeze_until` can be trained in a time, or None.
+    """Return the image size for training the layers after `freeze_until` within a time, or None if none fits.
 
-    It is the largest one or a step below: on the flowers of docs/training.md the last stage has 94.9% at 256 px in 49 s
-    and 93.8% at 224 px, the head alone 93.1% at 288 px.
+    The size is the largest one or a step below. On the flowers of docs/training.md the last stage has an accuracy of
+    94.9% at 256 px in 49 s and 93.8% at 224 px; the head alone has 93.1% at 288 px.
 
     Args:
-        network, freeze_until, precision, counts: as for `plan_last_layers`; the network's Spec has its own size.
-        seconds: for all but decoding.
+        network: network with pretrained weights, and a Spec with the image size of pretraining.
+        freeze_until: name of the last frozen layer.
+        precision: "bf16" or "fp32".
+        counts: number of images in "train", "val" and "test".
+        seconds: time for everything but decoding.
     """
     own, of_fit = network.require_image_spec().size, sum(counts.values()) * FIT_SECONDS
     largest = largest_size(own)
     for size in (largest, max(largest - _STEP_DOWN, own)):
-        share = (own / size) ** 2  # of the time and of the bytes, which go with the area
+        share = (own / size) ** 2  # time and bytes are proportional to the area
         left, room = (seconds - of_fit) * share + of_fit, round(_MAX_BYTES * share)
         if plan_last_layers(network, freeze_until, precision, counts, seconds=left, room=room) is not None:
             return size
@@ -133,7 +146,7 @@ def size_for_last_layers(
 
 
 def _step_seconds(network: Network, precision: str, freeze_until: str, shape: tuple[int, ...]) -> float:
-    """Return the seconds that training the layers after `freeze_until` takes for an image."""
+    """Measure the seconds per image for training the layers after `freeze_until`."""
     layers = list(network)[list(network._modules).index(freeze_until) + 1 :]
     was_training = network.training
     network.eval()

@@ -1,4 +1,4 @@
-"""Option values: which values an option accepts, and how they are read from YAML."""
+"""Option values: validation, and reading from YAML."""
 
 import math
 from dataclasses import Field
@@ -13,14 +13,14 @@ from skipway.utils.format_text import short_repr
 
 __all__ = ["TEXTS", "choices", "option_problem", "read_yaml"]
 
-_MAX_CHARACTERS = 100_000  # of a config; all fields take two thousand
+_MAX_CHARACTERS = 100_000  # of a config; all fields together take 2,000
 _KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 _STAGE = r"[\w.-]+:[1-9]\d{0,4}"
 _PART = "(?:flip|shift|zoom|affine|color|trivial|erase)"
 
 
 class TextForm(NamedTuple):
-    """The form of a text in a field: a regular expression, and words for an error."""
+    """The form of a text option: a regular expression, and its description for errors."""
 
     pattern: str
     words: str
@@ -40,25 +40,30 @@ TEXTS = {
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return what a YAML file maps."""
+    """Return the mapping in a YAML file."""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_CHARACTERS + 1)
         if len(text) > _MAX_CHARACTERS:
-            raise ValueError(f"it is longer than {_MAX_CHARACTERS:,} characters")
+            raise ValueError(f"longer than {_MAX_CHARACTERS:,} characters")
         values = yaml.safe_load(text)
     except OSError as error:
-        raise InputError(f"cannot read the config {printable(path)}: {error.strerror}") from None
+        raise InputError(f"cannot read the config {printable(path)}: {error.strerror}. Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))[:200]
-        raise InputError(f"the config {printable(path)} is not plain YAML: {reason}") from None
+        raise InputError(
+            f"cannot read the config {printable(path)}: expected plain YAML, got: {reason}. Fix it."
+        ) from None
     if not isinstance(values, dict):
-        raise InputError(f"the config {printable(path)} must hold `field: value` lines, such as `epochs: 20`")
+        raise InputError(
+            f"cannot read the config {printable(path)}: expected `option: value` lines, got a {type(values).__name__}. "
+            "Write lines such as `epochs: 20`."
+        )
     return values
 
 
 def choices(hint: Any) -> tuple[str, ...]:
-    """Return the texts that a field of type `hint` accepts, or none if it is not limited to some.
+    """Return the choices of a field of type `hint`, or none if its texts are not limited.
 
     >>> choices(int | Literal["auto", "none"])
     ('auto', 'none')
@@ -69,7 +74,7 @@ def choices(hint: Any) -> tuple[str, ...]:
 
 
 def option_problem(f: Field[Any], value: Any, hint: Any) -> str:
-    """Return the problem with the type, the choice or the range of one field's value, or nothing."""
+    """Return the problem with the type, choice or range of a value, or an empty text."""
     known = choices(hint)
     if value is None and NoneType in get_args(hint) or isinstance(value, str) and value in known:
         return ""
@@ -85,7 +90,7 @@ def option_problem(f: Field[Any], value: Any, hint: Any) -> str:
 
 
 def _expected(f: Field[Any], kinds: list[type], known: tuple[str, ...]) -> str:
-    """Return the words for the values that a field accepts."""
+    """Describe the values that a field accepts."""
     minimum, maximum = f.metadata["minimum"], f.metadata["maximum"]
     bounds = ""
     if minimum is not None:

@@ -1,4 +1,4 @@
-"""The options of a call as plain values, as YAML and the command line have them."""
+"""Options of a call as plain values, as in YAML and on the command line."""
 
 import os
 from typing import Any
@@ -9,7 +9,11 @@ __all__ = ["plain_options"]
 
 
 def plain_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were set, as plain values: a path as text, a number of NumPy as Python's."""
+    """Return the options that were set as plain values: a path as str, a NumPy number as a Python number.
+
+    Args:
+        options: options of the call by name.
+    """
     plain = {name: _plain(value) for name, value in options.items()}
     return {name: value for name, value in plain.items() if (name, value) not in (("data", None), ("model", "auto"))}
 

@@ -1,6 +1,6 @@
 """Recipe: every option of a training run in one flat dataclass, behind flags, YAML and keyword arguments.
 
-It imports no torch, so that `skipway --help` is quick.
+It does not import torch, so that `skipway --help` is fast.
 """
 
 import re
@@ -47,15 +47,15 @@ def _option(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Any:
-    """Return a field with what `--help` shows of it, and the range that its value must lie in.
+    """Return a field with its help text and the range of its value.
 
     Args:
         group: one of `GROUPS`.
-        default: of the field.
-        help: a noun phrase.
-        effective: the default that `--help` shows, if the field's own does not tell it.
+        default: default value.
+        help: a noun phrase of at most 12 words.
+        effective: the default to show in `--help`, if the field's default is open.
         alias: short flag.
-        minimum, maximum: of a number.
+        minimum, maximum: range of a number.
     """
     assert group in GROUPS
     metadata = {
@@ -71,7 +71,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Data, model and hyperparameters of a training run. Every value is plain, and `config.yaml` holds all of them."""
+    """Data, model and hyperparameters of a training run, as plain values; `config.yaml` has all of them."""
 
     data: str | None = _option("Data", None, "Built-in dataset, image folder, Parquet files, Hub dataset or table.")
     target: str | None = _option("Data", None, "Table column to predict.", effective="none; required for table files")
@@ -300,7 +300,7 @@ class Recipe:
         ]
 
     def _size_problems(self) -> list[str]:
-        """Return the problem of two image sizes of which one is too large; a single one is a number with a range."""
+        """Return the problem of two image sizes if one is too large; a single size is checked as a number."""
         if not isinstance(self.img_size, str) or not re.fullmatch(TEXTS["img_size"].pattern, self.img_size):
             return []
         if max(map(int, self.img_size.split(":"))) <= MAX_SIZE:
@@ -325,7 +325,7 @@ class Recipe:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Recipe":
-        """Return a Recipe from plain values; an unknown name is refused with the nearest known one."""
+        """Return a Recipe from plain values; the error for an unknown name suggests the nearest one."""
         unknown = [name for name in values if name not in cls.names()]
         if unknown:
             names = "; ".join(f"{short_repr(name)}{did_you_mean(str(name)[:80], cls.names())}" for name in unknown[:5])
@@ -334,15 +334,14 @@ class Recipe:
 
     @staticmethod
     def read(path: Path, *, need_schema: bool = False) -> dict[str, Any]:
-        """Return the fields that a YAML file sets; `1e-3` is a number there, which YAML 1.1 takes for text.
+        """Return the fields that a YAML file sets; `1e-3` is read as a number, although YAML 1.1 reads it as text.
 
         Args:
             path: the file.
-            need_schema: refuse a file without the schema number that a run writes into its config.yaml; a file
-                written by hand needs none. Any other number is refused in both.
+            need_schema: require the schema number, as in the config.yaml of a run. A file written by hand needs none.
 
         Raises:
-            InputError: it cannot be read, is no mapping in YAML, or has another schema.
+            InputError: the file cannot be read, is not a YAML mapping, or has another schema.
         """
         values = read_yaml(path)
         number = values.pop("schema", None)
@@ -352,11 +351,11 @@ class Recipe:
         return {name: _number(value) if name in numeric else value for name, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field with its value, defaults too."""
+        """Return every field with its value, including defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def as_yaml(self, *, epochs_are_open: bool = False) -> str:
-        """Return every field as YAML, after the schema number, fit for `read`; without epochs that are still open."""
+        """Return every field as YAML with the schema number, for `read`; epochs that are still open are left out."""
         values = {name: value for name, value in self.as_dict().items() if name != "epochs" or not epochs_are_open}
         return yaml.safe_dump(with_schema(values), sort_keys=False, allow_unicode=True)
 
@@ -366,16 +365,16 @@ class Recipe:
 
 
 def _with_first_network(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with the model that `grow` begins with and with its epochs, if `grow` is set."""
+    """Return `values` with the first model and the total epochs of `grow`, if it is set."""
     stages = values.get("grow")
     if not isinstance(stages, str) or not re.fullmatch(TEXTS["grow"].pattern, stages):
         return values
     first, total = stages.partition(":")[0], sum(int(part.rpartition(":")[2]) for part in stages.split(","))
     model, epochs = values.get("model", "auto"), values.get("epochs", total)
     if model not in ("auto", first):
-        raise InputError(f"grow begins with {first}, but the model is {short_repr(model)}; give one of them")
+        raise InputError(f"cannot grow: expected --model {first}, as in --grow, got {short_repr(model)}. Drop --model.")
     if isinstance(epochs, int) and epochs < total:
-        raise InputError(f"grow takes {total} epochs, but there are {epochs}; leave epochs out, or give more")
+        raise InputError(f"cannot grow: expected at least {total} epochs, as in --grow, got {epochs}. Drop --epochs.")
     return {**values, "model": first, "epochs": epochs}
 
 

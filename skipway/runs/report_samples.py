@@ -1,4 +1,4 @@
-"""Samples of a run's own data, for what is measured with them after training."""
+"""Samples of a run's data, for analyses after training."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,15 +27,15 @@ def samples_of(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return (x (N, *) as `network` takes them, y (N,)) by split, of samples spread evenly over a run's own data.
+    """Return evenly spread samples of a run's data by split, as inputs x (N, *) and targets y (N,).
 
     Args:
-        folder: the run's.
-        network: the run's.
-        counts: how many at most of each split, "train" and "val"; training samples come without augmentation.
-        data: their place, if the run's recipe no longer leads to them.
-        console: where progress is printed; default: nowhere.
-        stop: a flag that ends the reading when it is set.
+        folder: run folder.
+        network: network of the run.
+        counts: maximum number of samples by split, "train" and "val"; training samples are not augmented.
+        data: path of the data, if it differs from the run's recipe.
+        console: console for progress; default: silent.
+        stop: flag that interrupts reading.
     """
     recipe = read_recipe(folder)
     source = data if data is not None else find_data(recipe.data, folder)

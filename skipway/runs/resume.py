@@ -1,4 +1,4 @@
-"""Resuming a run: its options then and now, its newest checkpoint, and whether its data is still the same."""
+"""Resuming a run: its options, its newest checkpoint, and the changes of its data since then."""
 
 import csv
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ __all__ = [
     "training_digests",
 ]
 
-# Options that may change when a run is resumed; everything else belongs to the run itself.
+# Options that may change when a run is resumed; all others are fixed.
 MAY_CHANGE = {
     "data",
     "epochs",
@@ -52,8 +52,8 @@ MAY_CHANGE = {
     "recompute",
     "watch",
 }
-ENDS = ("epochs", "patience", "time_limit")  # options that decide where a run ends
-# Settings that a resumed run keeps as they were resolved when it began.
+ENDS = ("epochs", "patience", "time_limit")  # options that set the end of a run
+# Settings that a resumed run keeps as they were resolved at its start.
 KEPT_SETTINGS = (
     "lr",
     "optimizer",
@@ -71,15 +71,16 @@ KEPT_SETTINGS = (
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """A run to resume.
+    """Run to resume.
 
     Attributes:
-        options: its recipe with the options of this call.
-        recipe: the same with what the run had resolved, and its data as found from here.
-        checkpoint: its newest whole checkpoint, if any.
-        remarks: what the user should know of it, a line each.
-        reopened: whether a run that had ended trains on, since another end is asked for.
-        epochs_given: whether its epochs are known; without a checkpoint the time may still have to set them.
+        folder: run folder.
+        options: recipe of the run with the options of this call.
+        recipe: `options` with the values that the run has resolved, and with the path of the data from here.
+        checkpoint: newest whole checkpoint, or None.
+        remarks: console lines about the resumed run.
+        reopened: a run that had ended continues, because its end was moved.
+        epochs_given: the number of epochs is known; without a checkpoint the time limit may still set it.
     """
 
     folder: Path
@@ -92,10 +93,14 @@ class EarlierRun:
 
 
 def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
-    """Return the run in `folder`, to be resumed with the options that were given next to it.
+    """Read the run in `folder` that is resumed with `options`.
+
+    Args:
+        folder: run folder.
+        options: options of this call by name.
 
     Raises:
-        InputError: an option cannot change, config.yaml was edited, or nothing in the folder can be used.
+        InputError: a fixed option would change, config.yaml was edited, or the checkpoint cannot be read.
     """
     before = read_recipe(folder)
     _refuse_fixed_options(before, options, folder)
@@ -104,53 +109,64 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     last = folder / "weights" / "last"
     checkpoint = read_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:
-        remark = "no checkpoint was saved yet: starting from the beginning"
-        given = "epochs" in options or "epochs" in Recipe.read(folder / "config.yaml")
+        remark = "no checkpoint yet: starting from the beginning"
+        epochs_given = "epochs" in options or "epochs" in Recipe.read(folder / "config.yaml")
         return EarlierRun(
-            folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False, epochs_given=given
+            folder, requested, recipe, checkpoint=None, remarks=(remark,), reopened=False, epochs_given=epochs_given
         )
     _refuse_edited(requested, checkpoint, folder)
     recipe = _on_same_machine(recipe, checkpoint.state)
     state = checkpoint.state["state"]
     if requested.epochs < state["epoch"]:
         raise InputError(
-            f"{printable(folder)} has done {state['epoch']} epochs already, more than --epochs {requested.epochs}; "
-            "give more, or load its weights as they are"
+            f"cannot resume {printable(folder)}: expected --epochs of at least {state['epoch']}, which are done, got "
+            f"{requested.epochs}. Increase --epochs, or drop it."
         )
     ended = state["status"] != "running"
     end_moved = any(getattr(requested, name) != checkpoint.state["recipe"][name] for name in ENDS)
     reopened = ended and end_moved and requested.epochs > state["epoch"]
-    remarks = [f"passed over: {reason}" for reason in checkpoint.refused]
+    remarks = [f"skipped a checkpoint: {reason}" for reason in checkpoint.refused]
     if reopened or not ended:
         remarks += forget_other_weights(folder / "weights" / "best.safetensors", state)
     remarks += describe_edits(folder, before, checkpoint)
     remarks += _inexact_reasons(checkpoint.state, recipe)
     if ended and not reopened:
+        epochs = state["epoch"]
         remarks.append(
-            f"it is {state['status']} after {state['epoch']} epochs: only judged and reported again; train on with "
-            f"--epochs {state['epoch'] + 10}"
+            f"already {state['status']} after {epochs} epoch{'s' * (epochs != 1)}: only evaluated and reported again. "
+            f"To continue training, add --epochs {epochs + 10}."
         )
     return EarlierRun(folder, requested, recipe, checkpoint=checkpoint, remarks=tuple(remarks), reopened=reopened)
 
 
 def _refuse_fixed_options(before: Recipe, options: dict[str, Any], folder: Path) -> None:
-    """Raise InputError if an option would change that belongs to the run itself."""
+    """Raise InputError if a fixed option would change."""
     known = [name for name in options if name not in MAY_CHANGE and name in Recipe.names()]
     fixed = sorted(name for name in known if options[name] != getattr(before, name))
     if not fixed:
         return
-    changes = "; ".join(f"{k} was {printable(getattr(before, k))}, not {printable(options[k])}" for k in fixed)
-    remedy = "start a new run, or leave the option out"
+    changes = "; ".join(f"{k} was {_option_text(getattr(before, k))}, got {_option_text(options[k])}" for k in fixed)
+    flags = " and ".join("--" + name.replace("_", "-") for name in fixed)
+    remedy = f"Drop {flags}, or start a new run."
     if "model" in fixed:
         remedy = (
-            "`skipway grow` makes its network deeper or wider, and another one can begin with its weights: "
-            f"--pretrained {printable(folder)}"
+            f"Drop {flags}, make the network deeper or wider with `skipway grow`, or start a new run with "
+            f"--pretrained {printable(folder)}."
         )
-    raise InputError(f"a run goes on as it began: {changes}; {remedy}")
+    raise InputError(f"cannot change {', '.join(fixed)} when resuming: {changes}. {remedy}")
+
+
+def _option_text(value: Any) -> str:
+    return "unset" if value is None else printable(value)
 
 
 def machine_facts(device: str, precision: str) -> dict[str, Any]:
-    """Return what of this machine and its software the bits of a training depend on."""
+    """Return the properties of machine and software that the exact weights of a run depend on.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: "bf16" or "fp32".
+    """
     return {
         "threads": torch.get_num_threads(),
         "precision": precision,
@@ -163,7 +179,7 @@ def machine_facts(device: str, precision: str) -> dict[str, Any]:
 
 
 def read_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
-    """Return {file: (class, split, sha256)} of splits.csv, or nothing if it is damaged."""
+    """Return {file: (class, split, sha256)} of splits.csv; empty if the file is damaged."""
     try:
         with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
             return {row["file"]: (row["class"], row["split"], row["sha256"]) for row in csv.DictReader(file)}
@@ -172,7 +188,7 @@ def read_splits(folder: Path) -> dict[str, tuple[str, str, str]]:
 
 
 def training_digests(folder: Path) -> set[str]:
-    """Return the digests of the training samples in splits.csv, images or rows; nothing if it is damaged."""
+    """Return the digests of the training samples in splits.csv, images or rows; empty if the file is damaged."""
     try:
         with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
@@ -182,7 +198,12 @@ def training_digests(folder: Path) -> set[str]:
 
 
 def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedImages) -> str:
-    """Return what was added, removed, renamed, edited or moved since `read_splits`, in one line."""
+    """Describe the images that were added, removed, renamed, edited or moved, in one line.
+
+    Args:
+        before: result of `read_splits` for the run.
+        images: images of this call.
+    """
     now: dict[str, tuple[str, str, str]] = {}
     for split, indices in images.splits.items():
         for i in indices:
@@ -206,32 +227,37 @@ def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedIma
         for word, names in changes.items()
         if names
     ]
-    return "; ".join(counts) or "their order or their sizes differ"
+    return "; ".join(counts) or "only their order or sizes differ"
 
 
 def find_data(data: str | None, folder: Path) -> str | None:
-    """Return the data as seen from here or from the run folder, which may both have moved."""
+    """Return the path of the data as seen from here or from the run folder, which may both have moved.
+
+    Args:
+        data: path or name in the recipe, or None.
+        folder: run folder.
+    """
     if data is None or data in BUILT_IN or Path(data).expanduser().exists():
         return data
-    above = (folder / "..", folder / ".." / "..", folder / ".." / ".." / "..")  # of a fold there is one folder more
-    candidates = [place / data for place in above]  # an absolute path stays itself
+    above = (folder / "..", folder / ".." / "..", folder / ".." / ".." / "..")  # a fold is one level deeper
+    candidates = [place / data for place in above]  # joining keeps an absolute path
     return next((str(path) for path in candidates if path.exists()), data)
 
 
 def _refuse_edited(requested: Recipe, checkpoint: Checkpoint, folder: Path) -> None:
-    """Raise InputError if config.yaml differs from the checkpoint in what belongs to the run itself."""
+    """Raise InputError if config.yaml differs from the checkpoint in a fixed option."""
     saved = checkpoint.state["recipe"]
     fixed = [name for name in Recipe.names() if name not in MAY_CHANGE and name in saved]
     edited = differences({name: getattr(requested, name) for name in fixed}, {name: saved[name] for name in fixed})
     if edited:
         raise InputError(
-            f"{printable(folder / 'config.yaml')} was edited since the checkpoint: {'; '.join(edited)}; put it back, "
-            "or start a new run with --config"
+            f"cannot resume {printable(folder)}: config.yaml was edited since the checkpoint ({'; '.join(edited)}). "
+            "Restore these values, or start a new run with --config."
         )
 
 
 def _on_same_machine(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
-    """Return the recipe with what was left to the machine as it was, if this machine can."""
+    """Return the recipe with threads, precision and device as resolved at the start, if this machine has them."""
     lost_gpu = saved["device"] == "cuda" and not torch.cuda.is_available()
     return replace(
         recipe,
@@ -242,10 +268,11 @@ def _on_same_machine(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
 
 
 def _inexact_reasons(saved: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Return a line that says why the run will not be the same to the bit as without a stop, if it will not."""
+    """Return a line with the reasons why the resumed run is not bit-identical to an uninterrupted one, if any."""
     now = machine_facts(recipe.device, recipe.precision) | {"threads": recipe.threads}
     changed = [name for name in now if saved.get(name, now[name]) != now[name]]
-    reasons = [f"{name} was {saved[name]} and is {now[name]}" for name in changed]
-    if recipe.epochs != saved["recipe"]["epochs"]:
-        reasons.append(f"epochs were {saved['recipe']['epochs']} and are {recipe.epochs}: the schedule stretches")
-    return [f"no longer to the bit as without a stop: {'; '.join(reasons)}"] if reasons else []
+    reasons = [f"{name} changed from {saved[name]} to {now[name]}" for name in changed]
+    before = saved["recipe"]["epochs"]
+    if recipe.epochs != before:
+        reasons.append(f"epochs changed from {before} to {recipe.epochs}, which stretches the schedule")
+    return [f"not bit-identical to an uninterrupted run: {'; '.join(reasons)}"] if reasons else []

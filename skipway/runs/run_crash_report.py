@@ -1,4 +1,4 @@
-"""Crash handling of a run: an unforeseen error becomes crash.txt in its folder and one line for the user."""
+"""Crash handling of a run: an internal error becomes crash.txt in its folder and one line on the console."""
 
 import contextlib
 import traceback
@@ -14,12 +14,15 @@ __all__ = ["crash_report"]
 
 @contextlib.contextmanager
 def crash_report(folder: Path) -> Iterator[None]:
-    """Write the traceback of an unforeseen error to crash.txt in `folder`, and raise one line that names the file.
+    """Write the traceback of an internal error to crash.txt in `folder`, and raise a one-line error with its path.
+
+    Args:
+        folder: run folder.
 
     Raises:
-        Interrupted: another process of the training ended or does not answer.
-        StorageError: a library met a full or broken disk, or memory ran out.
-        SkipwayError: anything else that is no SkipwayError already.
+        Interrupted: another process of the training ended or does not respond.
+        StorageError: a library could not write to disk, or memory ran out.
+        SkipwayError: any other error.
     """
     try:
         yield
@@ -28,18 +31,18 @@ def crash_report(folder: Path) -> Iterator[None]:
     except Exception as error:
         if interrupted := explain_peer(error, printable(folder)):
             raise interrupted from None
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:  # from a library that writes by itself
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:  # from a library that writes files
             raise StorageError(
-                f"{printable(folder)}: cannot be written: {error.strerror}; what is saved is whole: mend that disk and "
-                f"go on with --resume {printable(folder)}"
+                f"cannot write to {printable(folder)}: {error.strerror}. The last checkpoint is intact: free disk "
+                f"space or repair the disk, then resume with --resume {printable(folder)}."
             ) from error
         if is_out_of_memory(error):
             raise out_of_memory() from error
         try:
             write_file(folder / "crash.txt", traceback.format_exc().encode("utf-8", "backslashreplace"))
         except StorageError:
-            raise error from None  # the command line has another place for it
+            raise error from None  # the command line writes the traceback elsewhere
         raise SkipwayError(
-            f"a fault of skipway's own ({type(error).__name__}: {printable(error)}); the details are in "
-            f"{printable(folder / 'crash.txt')}, please report them"
+            f"internal error ({type(error).__name__}: {printable(error)}). Please report it with the traceback in "
+            f"{printable(folder / 'crash.txt')}."
         ) from error

@@ -1,6 +1,6 @@
-"""The CSV tables of a run folder, for other programs and spreadsheets.
+"""CSV tables of a run folder, for spreadsheets and other programs.
 
-Text cells that a spreadsheet would take for a formula get an apostrophe before them.
+Text cells that a spreadsheet would run as a formula are prefixed with an apostrophe.
 """
 
 import csv
@@ -41,7 +41,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file, whole or not at all, with hostile text made harmless."""
+    """Write a CSV file atomically, with escaped text cells.
+
+    Args:
+        path: file to write.
+        columns: header.
+        rows: cells of each row.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([escape_cell(name) for name in columns])
@@ -50,7 +56,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def escape_cell(value: Any) -> Any:
-    """Return a value as it is in a table: text on one line, and nothing that a spreadsheet would run."""
+    """Escape a text cell: one line, and no formula for a spreadsheet; other values are unchanged."""
     if not isinstance(value, str):
         return value
     text = printable(value)
@@ -58,8 +64,13 @@ def escape_cell(value: Any) -> Any:
 
 
 def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write results.csv: one row per epoch."""
-    columns = tuple(history[0]) if history else RESULTS  # a number has val_r2 where classes have val_accuracy
+    """Write results.csv with one row per epoch.
+
+    Args:
+        folder: run folder.
+        history: metrics of each epoch.
+    """
+    columns = tuple(history[0]) if history else RESULTS  # regression has val_r2 instead of val_accuracy
     write_table(folder / "results.csv", columns, ([row[name] for name in columns] for row in history))
 
 
@@ -88,15 +99,15 @@ def write_class_tables(
     split: str,
     key_column: str,
 ) -> None:
-    """Write per_class.csv, confusion_matrix.csv and predictions.csv of the split that was evaluated.
+    """Write per_class.csv, confusion_matrix.csv and predictions.csv of an evaluated split.
 
     Args:
-        folder: the run's.
-        keys: name of every sample of the data, by its id.
-        names: names of the classes.
+        folder: run folder.
+        keys: names of all samples, indexed by id.
+        names: class names.
         scores: predictions for the samples of the split.
         split: name of the split.
-        key_column: heading of the samples' names: file or row.
+        key_column: header of the sample names, "file" or "row".
     """
     rows = per_class(scores, names)
     write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
@@ -117,7 +128,13 @@ def write_class_tables(
 def prediction_cells(
     keys: Sequence[str], names: tuple[str, ...], scores: ClassScores
 ) -> list[tuple[str, str, str, float, float]]:
-    """Return (key, label, predicted class, its probability, the label's probability) of every evaluated sample."""
+    """Return (name, label, predicted class, its probability, probability of the label) of every evaluated sample.
+
+    Args:
+        keys: names of all samples, indexed by id.
+        names: class names.
+        scores: predictions for the samples.
+    """
     samples = np.arange(len(scores.predicted))
     of_predicted = scores.probabilities[samples, scores.predicted]
     of_label = scores.probabilities[samples, scores.labels]

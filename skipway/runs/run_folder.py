@@ -1,4 +1,4 @@
-"""Run folders: how they are named, found, linked to by RUNS/last, and the recipe in them."""
+"""Run folders: naming, locking, lookup, the link RUNS/last, and the recipe in config.yaml."""
 
 import contextlib
 import os
@@ -35,25 +35,34 @@ __all__ = [
     "write_recipe",
 ]
 
-_MAX_NAME = 200  # bytes: file systems allow 255, and names of temporary files are longer
-# Files of a run that has no weights yet.
+_MAX_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
+# Files that a run writes before its first weights.
 _FIRST_FILES = ("config.yaml", "env.json", "splits.csv", "skipped.csv", "encoders.json")
 
 
 @contextlib.contextmanager
 def new_run_folder(recipe: Recipe, data: str, model: str) -> Iterator[Path]:
-    """Hold the folder of a new run: RUNS/NAME, or RUNS/data-model, numbered from 2 if that exists.
+    """Create and lock the folder of a new run: RUNS/NAME, or RUNS/DATA-MODEL, numbered from 2 if it exists.
 
-    Nothing is written into a folder that holds files already. Without weights, a run that is refused or stopped takes
-    back what it wrote, while it still holds the lock; the folder itself goes only if this call made it.
+    A folder with files is rejected. If the run fails or is stopped before it has weights, its files are removed under
+    the lock. The folder is removed only if this call created it.
+
+    Args:
+        recipe: options of the run.
+        data: name of the dataset.
+        model: name of the network.
+
+    Yields:
+        The run folder.
 
     Raises:
-        InputError: the recipe's name cannot be that of a folder, or the folder is in use. StorageError: the disk.
+        InputError: the name is invalid, or the folder is in use.
+        StorageError: the folder cannot be written.
     """
     folder, is_made = _claim_folder(recipe, data, model)
     try:
         with lock_run(folder):
-            _refuse_used(folder)  # now that nobody else writes there
+            _refuse_used(folder)  # again under the lock, after other processes have finished
             try:
                 yield folder
             except (InputError, StorageError, Interrupted):
@@ -63,15 +72,21 @@ def new_run_folder(recipe: Recipe, data: str, model: str) -> Iterator[Path]:
     except BaseException:
         if is_made:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # only if nothing is in it
+                folder.rmdir()  # fails if the folder has files
         raise
 
 
 @contextlib.contextmanager
 def run_folder_aside(output: Path) -> Iterator[Path]:
-    """Yield a new folder in `output` for a run that `place_run_folder` puts in its place once it is whole.
+    """Create a temporary folder in `output` for a run that `place_run_folder` moves into place once it is complete.
 
-    It is removed if it does not get there; what a killed process left of one is removed first.
+    The folder is removed on exit if it was not moved. Leftovers of killed processes are removed first.
+
+    Args:
+        output: parent folder of run folders.
+
+    Yields:
+        The temporary folder.
     """
     aside = temporary_path(output / "run")
     with storing(output, 0):
@@ -85,13 +100,22 @@ def run_folder_aside(output: Path) -> Iterator[Path]:
 
 
 def place_run_folder(aside: Path, recipe: Recipe, data: str) -> Path:
-    """Rename a whole run to the place of a new one, so that it is there whole or not at all; return its folder.
+    """Move a complete run from its temporary folder to its run folder atomically.
+
+    Args:
+        aside: folder of `run_folder_aside`.
+        recipe: options of the run.
+        data: name of the dataset.
+
+    Returns:
+        The run folder.
 
     Raises:
-        InputError: the recipe's name cannot be that of a folder, or the folder is in use. StorageError: the disk.
+        InputError: the name is invalid, or the folder is in use.
+        StorageError: the folder cannot be written.
     """
     with new_run_folder(recipe, data, recipe.model) as folder:
-        pass  # it is empty, and nobody holds it
+        pass  # the folder is now empty and not locked by another process
     with storing(folder, 0):
         sweep(folder, ".tmp-")
         folder.rmdir()
@@ -100,17 +124,18 @@ def place_run_folder(aside: Path, recipe: Recipe, data: str) -> Path:
 
 
 def lock_run(folder: Path) -> Lock:
-    """Return the lock of a run's folder, to be held while the run is written to.
+    """Return a lock on a run folder, to be held while writing to it.
 
     Raises:
-        InputError: another process holds it. StorageError: the folder cannot be written to.
+        InputError: another process holds the lock.
+        StorageError: the folder is not writable.
     """
     check_writable(folder)
     return Lock(folder)
 
 
 def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
-    """Return the folder of a new run, and whether this call made it."""
+    """Return the folder of a new run, and True if this call created it."""
     output = Path(recipe.output)
     _refuse_within_data(output, recipe)
     if recipe.name is not None:
@@ -121,25 +146,27 @@ def _claim_folder(recipe: Recipe, data: str, model: str) -> tuple[Path, bool]:
     number = 1
     while True:
         folder = output / (stem if number == 1 else f"{stem}-{number}")
-        if _make(folder):  # whoever makes it first has it, also among processes that start together
+        if _make(folder):  # creation is atomic among processes that start together
             return folder, True
         number += 1
 
 
 def _refuse_within_data(output: Path, recipe: Recipe) -> None:
-    """Raise InputError if a run would be among the images that it is trained on, where it looks like a class."""
+    """Raise InputError if the run folder would be inside the dataset, because it would be read as a class."""
     data = Path(os.path.realpath(os.path.expanduser(recipe.data or os.devnull)))
     if recipe.target is None and data.is_dir() and Path(os.path.realpath(output)).is_relative_to(data):
         raise InputError(
             f"cannot start a run in {printable(output)}: expected a folder outside of the dataset, got one within "
-            f"{printable(recipe.data)}. Give another --output."
+            f"{printable(recipe.data)}. Use another --output."
         )
 
 
 def _make(folder: Path) -> bool:
-    """Make a folder and those above it; return False if it was there."""
+    """Create a folder and its parents; return False if it existed."""
     if folder.parent.is_file():
-        raise InputError(f"{printable(folder.parent)} is a file; give another folder with --output")
+        raise InputError(
+            f"cannot start a run in {printable(folder.parent)}: expected a folder, got a file. Use another --output."
+        )
     with storing(folder, 0):
         make_folder(folder.parent)
         try:
@@ -152,8 +179,8 @@ def _make(folder: Path) -> bool:
 def _plain_name(name: str) -> str:
     if not name or Path(name).name != name or name in (".", "..", "last") or "\0" in name:
         raise InputError(
-            f"a run cannot be called {printable(name)!r}: a plain folder name was expected; "
-            "the folder above it is --output"
+            f"cannot name the run {printable(name)!r}: expected a plain folder name other than 'last'. Change --name, "
+            "and set the parent folder with --output."
         )
     if (size := len(os.fsencode(name))) > _MAX_NAME:
         raise InputError(
@@ -164,7 +191,7 @@ def _plain_name(name: str) -> str:
 
 
 def _refuse_used(folder: Path) -> None:
-    """Raise InputError if a folder holds anything but the traces of a start."""
+    """Raise InputError if a folder has files, except for those of a lock."""
     with storing(folder, 0):
         if not folder.is_dir():
             return
@@ -173,34 +200,37 @@ def _refuse_used(folder: Path) -> None:
         return
     where = printable(folder)
     if is_run_folder(folder):
-        raise InputError(f"{where} holds a run already; go on with it by --resume {where}, or take another --name")
+        raise InputError(
+            f"cannot start a run in {where}: expected a new folder, got one that holds a run already. Resume it with "
+            f"--resume {where}, or use another --name."
+        )
     raise InputError(
         f"cannot start a run in {where}: expected a new or empty folder, got one with {printable(entries[0])} in it. "
-        "Take another --name or --output."
+        "Use another --name or --output."
     )
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Return whether a folder is that of a run, or of a cross-validation."""
+    """Return True for the folder of a run or a cross-validation."""
     with contextlib.suppress(OSError, InputError):
         return bool(Recipe.read(folder / "config.yaml", need_schema=True))
     return False
 
 
 def _has_begun(folder: Path) -> bool:
-    """Return whether a run, or a fold of a cross-validation, has something to keep."""
+    """Return True if a run, or a fold of a cross-validation, has weights."""
     return (folder / "weights").exists() or any(folder.glob("fold-*/weights"))
 
 
 def _take_back(folder: Path) -> None:
-    """Remove what a run writes before it has weights; the folder was empty when the run began."""
+    """Remove the files that a run writes before it has weights; the folder was empty at its start."""
     for name in (*_FIRST_FILES, "plots"):
         with contextlib.suppress(OSError):
             discard(folder / name)
 
 
 def point_last(folder: Path) -> None:
-    """Make RUNS/last lead to this run; leave it if links cannot be made."""
+    """Point the link RUNS/last to this run; do nothing if the file system has no links."""
     link = folder.parent / "last"
     try:
         if link.is_symlink() or not link.exists():
@@ -212,44 +242,58 @@ def point_last(folder: Path) -> None:
 
 
 def require_run_folder(folder: Path) -> None:
-    """Raise StorageError if the folder of a run is no longer where the run began: it was moved or removed."""
+    """Raise StorageError if the folder of a running training has lost its config.yaml."""
     if not (folder / "config.yaml").is_file():
         raise StorageError(
-            f"cannot write to the run {printable(folder)}: expected its config.yaml, got none: the folder was moved or "
-            "removed. What it holds is whole as of its last checkpoint; go on with --resume where it is now."
+            f"cannot write to the run {printable(folder)}: expected its config.yaml, got none. If the folder was "
+            "moved, resume it from its last checkpoint with --resume and its new path."
         )
 
 
 def resolve_run_folder(path: Path) -> Path:
-    """Return the run folder that `path` is or links to, such as runs/last, by a path as short as `path`.
+    """Return the run folder at `path`, or the target of a link such as runs/last as a relative path.
+
+    Args:
+        path: run folder, or link to it.
 
     Raises:
-        InputError: there is no run folder.
+        InputError: `path` is not a run folder.
     """
     folder = path.parent / os.readlink(path) if path.is_symlink() else path
     if not (folder / "config.yaml").is_file():
         raise InputError(
-            f"{printable(path)} is no run folder: config.yaml is missing; give the folder that `skipway train` named"
+            f"{printable(path)} is not a run folder: expected a config.yaml in it, got none. Pass a folder that "
+            "`skipway train` has created."
         )
     return folder
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Return the recipe in the config.yaml of a run.
+    """Read the recipe of a run from its config.yaml.
 
     Raises:
-        InputError: the file cannot be read, has another schema, or holds no recipe.
+        InputError: the file cannot be read, has another schema, or is not a recipe.
     """
     return Recipe.of(Recipe.read(folder / "config.yaml", need_schema=True))
 
 
 def write_recipe(folder: Path, recipe: Recipe, *, epochs_are_open: bool = False) -> None:
-    """Write the config.yaml of a run; without the epochs while the time is still to set them."""
+    """Write the config.yaml of a run.
+
+    Args:
+        folder: run folder.
+        recipe: options of the run.
+        epochs_are_open: leave out the epochs, because the time limit will set them.
+    """
     write_file(folder / "config.yaml", recipe.as_yaml(epochs_are_open=epochs_are_open).encode())
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:
-    """Return as much of each path's end as distinguishes the runs."""
+    """Return the shortest ends of the paths that distinguish the runs.
+
+    >>> unique_names([Path("a/run"), Path("b/run")])
+    ['a/run', 'b/run']
+    """
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = [printable("/".join(path[-depth:])) for path in parts]

@@ -1,4 +1,4 @@
-"""Plots and images that a run writes into its folder `plots`; those of the report are drawn by `skipway.report`."""
+"""Plots and images in the folder `plots` of a run; `skipway.report` draws those of the report."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,12 @@ _NUM_AUGMENTED = 24
 
 
 def draw_augmented(folder: Path, batches: ImageBatches) -> None:
-    """Draw the first images of the first epoch, as the network is given them, into plots/augmented.png."""
+    """Draw augmented training images of the first epoch, as passed to the network, to plots/augmented.png.
+
+    Args:
+        folder: run folder.
+        batches: training batches.
+    """
     ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
     x = (batches.inputs(ids) - batches.offset) / batches.factor
     images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
@@ -36,14 +41,25 @@ def draw_augmented(folder: Path, batches: ImageBatches) -> None:
 
 
 def write_range_test(folder: Path, values: dict[str, Any]) -> None:
-    """Write find_lr.json, and draw it into plots/find_lr.png."""
+    """Write the values of an LR range test to find_lr.json, and its plot to plots/find_lr.png.
+
+    Args:
+        folder: run folder.
+        values: result of `RangeTest.as_dict`.
+    """
     make_folder(folder / "plots")
     write_json(folder / "find_lr.json", with_schema(values))
     learning_curves.plot_lr_range_test(values, folder / "plots" / "find_lr.png")
 
 
 def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores) -> None:
-    """Write the images with the largest losses into plots/worst, and plots/worst.csv about them."""
+    """Write the highest-loss images to plots/worst, and their predictions to plots/worst.csv.
+
+    Args:
+        folder: run folder.
+        images: decoded images.
+        scores: predictions for the evaluated images.
+    """
     worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_NUM_WORST]]
     make_folder(folder / "plots")
     make_folder(folder / "plots" / "worst")
@@ -64,5 +80,5 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _without_gray_axis(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, C) as Pillow and matplotlib take it: (H, W) if there is one channel."""
+    """Convert an image (H, W, 1) to (H, W) for Pillow and matplotlib; (H, W, 3) is unchanged."""
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -1,4 +1,4 @@
-"""Signal flow through the network of a run while it is trained: before the first step, and after every epoch."""
+"""Signal flow through the network during training: before the first step, and after every epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,40 @@ from skipway.utils.run_schema import with_schema
 __all__ = ["SignalFlowCallback", "draw_signal_flow", "refuse_unwatchable"]
 
 _FILE = "flow.json"
-_NUM_SAMPLES = 32  # as many as are cheap next to an epoch of a few hundred images
+_NUM_SAMPLES = 32  # cheap compared with an epoch of a few hundred images
 
 
 class SignalFlowCallback:
-    """Measures the flow of a batch of the run's samples into flow.json; does nothing unless the recipe asks for it.
+    """Callback for --watch that measures the signal flow of one batch and writes it to flow.json.
 
-    The weights become what they would without it, to the last bit. Its time counts as that of training does.
+    It does not change the trained weights. Its time counts as training time.
+
+    Args:
+        recipe: options of the run; without `watch` the callback does nothing.
+        folder: run folder.
+        datamodule: data after `prepare` and `setup`.
+        batch_size: training batch size, which limits the measured batch.
+        console: console for notes.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, datamodule: DataModule, *, batch_size: int, console: Console):
         self.folder, self.console = folder, console
         self.enabled = recipe.watch and collectives.rank() == 0
-        self.flows = _read_flows(folder)  # in any case, so that an unknown schema is refused before training
+        self.flows = _read_flows(folder)  # always, so that an unknown schema fails before training
         if self.enabled:
             count = min(_NUM_SAMPLES, batch_size)
-            # Norms take the mean of two samples or more.
+            # Batch norms need two samples or more.
             split = "val" if datamodule.count("val") >= count else "train"
             self.batch = datamodule.batches(split).some(count)
 
     def on_start(self, network: nn.Module, fresh: bool) -> None:
-        """Measure before the first step, unless the run is past it; print what grows and decays."""
+        """Measure before the first step of a `fresh` run, and print notes about growing and decaying signals."""
         if fresh and self.enabled:
             for note in self._measure(network, 0):
-                self.console.print(f"  flow: {note}")
+                self.console.print(f"  signal flow: {note}")
 
     def on_epoch(self, network: nn.Module, epoch: int) -> None:
-        """Measure after so many epochs."""
+        """Measure after `epoch` epochs."""
         if self.enabled:
             self._measure(network, epoch)
 
@@ -55,7 +62,7 @@ class SignalFlowCallback:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self.console.print("  flow: memory does not hold what is measured; it is left out from here on")
+            self.console.print("  warning: not enough memory to measure signal flow, so --watch is off from here on")
             self.enabled = False
             return []
         earlier = [_name(number) for number in range(epoch)]
@@ -66,7 +73,7 @@ class SignalFlowCallback:
 
 
 def draw_signal_flow(folder: Path) -> None:
-    """Draw the flow over training into the plots of a run, if it was measured."""
+    """Draw the signal flow over training to plots/flow_over_training.png, if it was measured."""
     if flows := _read_flows(folder):
         make_folder(folder / "plots")
         network_plots.plot_signal_flow(flows, folder / "plots" / "flow_over_training.png")
@@ -75,11 +82,11 @@ def draw_signal_flow(folder: Path) -> None:
 def refuse_unwatchable(recipe: Recipe) -> None:
     """Raise InputError if no process has the whole network to measure."""
     if recipe.watch and recipe.fsdp:
-        raise InputError("--watch and --fsdp do not go together: no process has all weights; leave one of them out")
+        raise InputError("cannot combine --watch with --fsdp: no process has all weights. Drop one of them.")
 
 
 def _read_flows(folder: Path) -> dict[str, Any]:
-    """Return the flows in flow.json by name, as far as the file is whole."""
+    """Return the valid flows in flow.json by name."""
     flows = {name: mapping(value) for name, value in mapping(Reader(folder).json(_FILE).get("flows")).items()}
     return {
         name: value

@@ -1,4 +1,4 @@
-"""The table of a run: batches, Spec, network, fingerprint, baseline, and what is written and printed about them."""
+"""Table data of a run: splits, batches, Spec, network, fingerprint, baseline, and the files and lines about them."""
 
 import csv
 import time
@@ -39,14 +39,22 @@ from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["BASELINE", "TableDataModule", "baseline"]
 
-BASELINE = "gradient boosting"  # of scikit-learn, histogram-based, with its default settings
+BASELINE = "gradient boosting"  # scikit-learn's histogram gradient boosting with default settings
 _IMAGE_OPTIONS = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
 _CLASS_OPTIONS = ("balance", "label_smoothing")
-_MAX_BASELINE_CATEGORIES = 255  # of a column, beyond which the baseline takes them for numbers
+_MAX_BASELINE_CATEGORIES = 255  # per column; the baseline treats a column with more as numeric
 
 
 class TableDataModule:
-    """One run's table: see `DataModule` for the methods."""
+    """Table of one run; `DataModule` documents the methods.
+
+    Args:
+        tables: opened table or tables.
+        recipe: options of the run.
+
+    Raises:
+        InputError: the table cannot be used, or an option does not apply to it.
+    """
 
     noun: Literal["images", "rows"] = "rows"
     time_sets_epochs = False
@@ -75,16 +83,20 @@ class TableDataModule:
             fold=self.fold,
         )
 
+    def unused_options(self) -> tuple[str, ...]:
+        """Return the names of the options without effect on this table."""
+        return _IMAGE_OPTIONS + (_CLASS_OPTIONS if self.rows.spec.task == "regression" else ())
+
     def prepare(self, console: Console, stop: StopFlag) -> None:
-        """Do nothing: tables are read when they are opened."""
+        """Do nothing, because tables are read when they are opened."""
 
     @property
     def epochs(self) -> int:
-        """Passes over the training rows by default."""
+        """Default number of passes over the training rows."""
         return table_epochs(self.count("train"), self.default_batch_size())
 
     def default_batch_size(self) -> int:
-        """Return the rows in a batch."""
+        """Return the batch size of the recipe, or a default by the number of training rows."""
         return self.recipe.batch_size or table_batch_size(self.count("train"))
 
     def count(self, split: str) -> int:
@@ -92,25 +104,25 @@ class TableDataModule:
         return len(self.rows.splits.get(split, ()))
 
     def name_of(self, row: int) -> str:
-        """Return the name that the user has for a row."""
+        """Return the name of a row: its file and line."""
         return self.rows.keys[row]
 
     def class_counts(self) -> list[int]:
-        """Return the training rows of each class; nothing for regression."""
+        """Return the number of training rows of each class; empty for regression."""
         if not self.rows.spec.class_names:
             return []
         return np.bincount(self.rows.y[self.rows.splits["train"]], minlength=self.rows.spec.num_classes).tolist()
 
     def spec(self, earlier: dict[str, Any] | None) -> TableSpec:
-        """Return how rows become inputs; a run that is resumed keeps its own Spec, whatever the rows are now."""
+        """Return the Spec of the inputs: from the training rows, or `earlier`, that of the run to resume."""
         if earlier is not None:
             known = TableSpec.from_dict(earlier)
-            if known != self.rows.spec:  # other rows than before, which the user allowed
+            if known != self.rows.spec:  # the rows have changed, which the user allowed
                 self.rows = self._read(known)
         return self.rows.spec
 
     def network(self, console: Console) -> tuple[Network, bool]:
-        """Return a network with fresh weights."""
+        """Return the initial network, and False because tables have no pretrained weights."""
         spec, (name, model_options) = self.rows.spec, self.model
         options = {**model_options, "in_features": spec.input_shape[0], "categories": spec.categories}
         options |= {k: value for k in ("drop_path", "dropout") if (value := getattr(self.recipe, k))}
@@ -119,11 +131,11 @@ class TableDataModule:
         return network, False
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
-        """Set what batches are made with from here on."""
+        """Configure the batches."""
         self.batch_size = batch_size
 
     def batches(self, split: str, *, train: bool = False) -> RowBatches:
-        """Return the rows of a split in batches; those to train on in another order each epoch."""
+        """Return the batches of a split, shuffled in each epoch if `train` is set."""
         return RowBatches(
             self.rows.x,
             self.rows.y,
@@ -135,7 +147,7 @@ class TableDataModule:
         )
 
     def fit_first_layer(self, network: Network, batches: Any) -> None:
-        """Do nothing: no first layer of a table is fitted to its rows."""
+        """Do nothing, because no first layer depends on the rows."""
 
     def task(self, settings: Settings) -> Task:
         """Return the task: classification or regression."""
@@ -145,7 +157,7 @@ class TableDataModule:
         return Classification(settings.label_smoothing, settings.class_weights, samples="rows")
 
     def describe_changes(self, folder: Path) -> str:
-        """Return what differs from the rows that the run of `folder` had, in one line."""
+        """Describe the changes since the run in `folder` read its rows, in one line."""
         try:
             with open(folder / "splits.csv", encoding="utf-8", newline="") as file:
                 before = {row["row"]: row["digest"] for row in csv.DictReader(file)}
@@ -157,14 +169,16 @@ class TableDataModule:
             "removed": sum(key not in now for key in before),
             "edited": sum(key in before and before[key] != digest for key, digest in now.items()),
         }
-        return ", ".join(f"{n:,} {word}" for word, n in counts.items() if n) or "their columns, order or split differ"
+        return (
+            ", ".join(f"{n:,} {word}" for word, n in counts.items() if n) or "only their columns, order or split differ"
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return the value of "data" in metrics.json."""
         return describe_table(self.rows)
 
     def summary_lines(self) -> list[str]:
-        """Return the lines about the data that are printed before training."""
+        """Return the console lines about the table."""
         facts, rows = self.describe(), self.rows
         counts = ", ".join(f"{n:,} {split}" for split, n in facts["counts"].items())
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in facts["columns"].items())
@@ -173,12 +187,13 @@ class TableDataModule:
             f"data: {rows.name}, {counts} rows; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"
         ]
         if rows.skipped:
-            lines.append(f"  {len(rows.skipped):,} rows have no target and are left out: see skipped.csv")
+            plural = "s" * (len(rows.skipped) != 1)
+            lines.append(f"  {len(rows.skipped):,} row{plural} without a target skipped, listed in skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
-        return lines + [f"  mind: {warning}" for warning in facts["warnings"]]
+        return lines + [f"  warning: {warning}" for warning in facts["warnings"]]
 
     def write_data(self, folder: Path, batches: Any) -> None:
-        """Write splits.csv, skipped.csv, and in encoders.json how columns become numbers."""
+        """Write splits.csv, skipped.csv, and the encoders of the columns in encoders.json."""
         write_json(folder / "encoders.json", with_schema(self.rows.spec.as_dict()))
         write_table(folder / "splits.csv", ("row", "target", "split", "digest"), self._split_rows())
         skipped = ((row.key, row.split, row.reason) for row in self.rows.skipped)
@@ -191,7 +206,7 @@ class TableDataModule:
                 yield rows.keys[i], targets[i], split, rows.digests[i]
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
-        """Write predictions.csv, and the tables of classes or the plot of predicted against true numbers."""
+        """Write predictions.csv, with per-class metrics or a plot of predicted against true values."""
         rows = self.rows
         if isinstance(scores, ClassScores):
             write_class_tables(folder, rows.keys, rows.spec.class_names, scores, split=split, key_column="row")
@@ -209,50 +224,61 @@ class TableDataModule:
         plot_predictions(scores.targets, scores.predicted, rows.spec.target, folder / "plots" / "predicted.png")
 
     def size_growth(self, epochs: int) -> list[float]:
-        """Return 1 for each of `epochs`: rows do not grow."""
+        """Return 1 for each epoch, because rows have a fixed size."""
         return [1.0] * epochs
 
     def describe_augmentation(self) -> str:
-        """Return "none": rows are not changed."""
+        """Return "none", because rows are not augmented."""
         return "none"
 
     def checkpoint_facts(self) -> dict[str, Any]:
-        """Return nothing: rows are not changed."""
+        """Return no values, because rows are not augmented."""
         return {}
 
     def extra_metrics(self) -> dict[str, Any]:
-        """Return what else metrics.json has: the metrics of the usual choice for tables on the same rows."""
+        """Return the metrics of gradient boosting on the same rows, for metrics.json."""
         return {"baseline": baseline(self.rows)}
 
 
 def _refuse_image_options(recipe: Recipe) -> None:
-    """Raise InputError for a network that takes no rows, and for options that only images have."""
+    """Raise InputError for a network of images, and for options that only apply to images."""
     if recipe.model != "auto" and "in_features" not in plan_of(recipe.model):
         raise InputError(
-            f"{printable(recipe.model)} is a network for images, but {printable(recipe.data)} is a table; give "
-            "--model resmlp, or leave --model out"
+            f"cannot train {printable(recipe.model)} on {printable(recipe.data)}: expected a network for tables, got "
+            "one for images. Use --model resmlp, or drop --model."
         )
     if names := _changed(recipe, _IMAGE_OPTIONS):
-        raise InputError(f"{', '.join(names)}: for images, but {printable(recipe.data)} is a table; leave that out")
+        flags = _flags(names)
+        raise InputError(
+            f"cannot use {flags} with {printable(recipe.data)}: expected images, got a table. Drop {flags}."
+        )
 
 
 def _refuse_class_options(recipe: Recipe, target: str) -> None:
-    """Raise InputError for options that only classification has."""
+    """Raise InputError for options that only apply to classification."""
     if names := _changed(recipe, _CLASS_OPTIONS):
         raise InputError(
-            f"{', '.join(names)}: for classes, but the target {printable(target)!r} is a number; leave that out, or "
-            "give --task classification"
+            f"cannot use {_flags(names)} with the target {printable(target)!r}: expected classes, got numbers. Drop "
+            f"{_flags(names)}, or add --task classification."
         )
 
 
 def _changed(recipe: Recipe, names: tuple[str, ...]) -> list[str]:
-    """Return those of `names` that the recipe sets to something else than their default."""
+    """Return those of `names` that the recipe sets to another value than the default."""
     changed = recipe.changed()
     return [name for name in names if name in changed]
 
 
+def _flags(names: list[str]) -> str:
+    return " and ".join("--" + name.replace("_", "-") for name in names)
+
+
 def baseline(rows: TableDataset) -> dict[str, Any]:
-    """Train scikit-learn's histogram gradient boosting with default settings on the same rows; return its metrics."""
+    """Train scikit-learn's histogram gradient boosting with default settings, and return its metrics.
+
+    Args:
+        rows: encoded rows with their splits.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     spec, start = rows.spec, time.monotonic()
@@ -275,17 +301,17 @@ def baseline(rows: TableDataset) -> dict[str, Any]:
 
 
 def _baseline_inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
-    """Return the inputs (N, F) with NaN for missing numbers in place of indicators, and which are categories."""
+    """Return the inputs (N, F) with NaN for missing numbers, and a list that is True for categorical columns."""
     spec = rows.spec
     numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
     x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
     position = {column.name: i for i, column in enumerate(spec.number_columns)}
-    for i, column in enumerate(spec.indicator_columns):  # the baseline has a rule of its own for missing values
+    for i, column in enumerate(spec.indicator_columns):  # the baseline handles NaN itself
         x[rows.x[:, numbers + i] > 0, position[column.name]] = np.nan
     few = [count <= _MAX_BASELINE_CATEGORIES for count in spec.categories]
     return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
 
 
 def _seven_digits(value: Any) -> float:
-    """Return a number with as many digits as float32 has."""
+    """Round a number to the seven significant digits of float32."""
     return float(f"{float(value):.7g}")

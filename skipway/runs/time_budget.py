@@ -1,7 +1,7 @@
-"""Time budget: image size and epochs of a run from scratch on photographs, by rows and time and not by size of files.
+"""Time budget: image size and epochs of a run from scratch on photographs, by number of images and by time.
 
-The unit of time is a training step of the quick network at 64 px, so that the rule holds on any machine; its table is
-benchmarks/results/2026-11-29-from-scratch.md.
+The unit of time is a training step of the default network at 64 px, so that the rule holds on any machine. The
+measurements are in benchmarks/results/2026-11-29-from-scratch.md.
 """
 
 import torch
@@ -14,24 +14,24 @@ from skipway.utils.console import duration
 
 __all__ = ["FINISH_SECONDS", "budget_line", "image_size_for", "quick_step_seconds", "scratch_epochs", "size_growth"]
 
-# Images that a run looks at by default, which takes some minutes on two cores: small ones, or larger ones for sets on
-# which that makes enough epochs, and which are no smaller than those that larger images were seen to help.
+# Images that a run processes by default, which takes some minutes on two cores. Sets in the range below use the second
+# number and larger images: they get enough epochs, and sets of this size gained accuracy from larger images.
 _IMAGES, _LARGER_IMAGES = 60_000, 36_000
 _LARGER_FROM, _LARGER_TO = 1_000, 4_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
 _UNIT_SIZE, _UNIT_BATCH = 64, 32
-# Epochs of the quick network at 64 px that a time leaves room for, from which on a size teaches more.
+# (epochs of the default network at 64 px that fit into the time, image sizes that are most accurate from there on).
 _SIZES = ((0.0, "32:48"), (2.5, "32:64"), (14.0, "48:96"), (40.0, "64:128"))
 FINISH_SECONDS = 3.0  # for tables, plots and the report
 
 
 def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
-    """Return the image sizes, first and full, at which `count` training photographs teach most in a time.
+    """Return the image sizes "FIRST:FULL" that give the best accuracy from scratch within a time.
 
     Args:
-        count: training images.
-        seconds: for training, or None for the default number of epochs.
-        per_image: what `quick_step_seconds` measured.
+        count: number of training photographs.
+        seconds: training time, or None for the default number of epochs.
+        per_image: result of `quick_step_seconds`.
     """
     if seconds is None:
         return "48:96" if _gains_from_larger(count) else "32:64"
@@ -40,9 +40,14 @@ def image_size_for(count: int, seconds: float | None, per_image: float) -> str:
 
 
 def quick_step_seconds(device: str, precision: str) -> float:
-    """Return the seconds that a training step of the quick network takes for an image of 64 px on this machine."""
+    """Measure the seconds of a training step of the default network per image of 64 px on this machine.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: "bf16" or "fp32".
+    """
     name, options = auto_model(_UNIT_SIZE, 1)
-    with torch.random.fork_rng(devices=[]):  # what is measured must not change what is drawn
+    with torch.random.fork_rng(devices=[]):  # the measurement must not change the run's random numbers
         network = create_model(name, **options).to(device)
     x = torch.zeros(_UNIT_BATCH, 3, _UNIT_SIZE, _UNIT_SIZE, device=device).to(memory_format=torch.channels_last)
     return max(collectives.all_gather(step_seconds(list(network), x, precision)))
@@ -59,7 +64,13 @@ def scratch_epochs(count: int) -> int:
 
 
 def size_growth(augmentation: Augmentation | None, size: int, epochs: int) -> list[float]:
-    """Return how far images have grown in each epoch, by area: 0 for their first size, 1 for the full one."""
+    """Return the growth of the images in each epoch, by area: 0 at the first size, 1 at the full size.
+
+    Args:
+        augmentation: augmentation with the first size, or None.
+        size: full size in pixels.
+        epochs: number of epochs.
+    """
     first = augmentation.first_size if augmentation is not None else 0
     if not first or first == size:
         return [1.0] * epochs
@@ -68,7 +79,12 @@ def size_growth(augmentation: Augmentation | None, size: int, epochs: int) -> li
 
 
 def budget_line(epochs: int, seconds: float, limit: float) -> str:
-    """Return the line about the epochs that a time limit leaves room for."""
-    return (
-        f"  time limit {duration(limit)}: {epochs} epoch{'s' * (epochs != 1)} in the {duration(seconds)} that are left"
-    )
+    """Return the console line about the number of epochs that fit into a time limit.
+
+    Args:
+        epochs: number of epochs that fit.
+        seconds: remaining seconds.
+        limit: seconds of the time limit.
+    """
+    plural = "s" * (epochs != 1)
+    return f"  time limit {duration(limit)}: {epochs} epoch{plural} fit into the remaining {duration(seconds)}"

@@ -1,7 +1,7 @@
-"""What a run does in the time that it has: which layers it trains, on how many views, for how many epochs.
+"""Time plan of a run: the layers to train, the views of each image and the number of epochs that fit a time limit.
 
-The weights' own layers are trained in this order: the head, which takes seconds; the last stage on outputs of the
-frozen layers; all layers, if epochs are asked for or the network has no stages.
+A pretrained network is trained in this order. The head comes first and takes seconds. The last stage follows, on
+cached outputs of the frozen layers. All layers are trained only if epochs are requested or the network has no stages.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from skipway.utils.atomic_files import free_bytes, make_folder, storing
 
 __all__ = ["DEFAULT_SECONDS", "FEWEST_IMAGES", "last_layers_in_time", "scheduled_epochs"]
 
-# Of a run with pretrained weights and without --epochs or --time-limit: seconds, and training images from which on more
-# than the head is trained. On the 245 of ants_bees no later epoch was better than the head.
+# Defaults of a run with pretrained weights and without --epochs or --time-limit: its seconds, and the fewest training
+# images for which more than the head is trained. On the 245 of ants_bees no later epoch was better than the head.
 DEFAULT_SECONDS = 120.0
 FEWEST_IMAGES = 1_000
 
@@ -30,12 +30,18 @@ FEWEST_IMAGES = 1_000
 def last_layers_in_time(
     network: Network, freeze_until: str, settings: Settings, datamodule: DataModule, *, seconds: float, folder: Path
 ) -> LastLayersPlan | None:
-    """Return how the layers after `freeze_until` are trained, or None if time or disk leave no room for it.
+    """Plan the training of the layers after `freeze_until` within a time.
 
     Args:
-        network, settings, datamodule, folder: those of the run.
-        freeze_until: the last layer that stays as it is.
-        seconds: that are left.
+        network: network with trained weights and a Spec.
+        freeze_until: name of the last frozen layer.
+        settings: training settings, for the precision.
+        datamodule: prepared data, for the sizes of its splits.
+        seconds: time left for the run.
+        folder: run folder; the outputs of the frozen layers are cached next to it.
+
+    Returns:
+        The plan, or None if time or disk space does not suffice.
     """
     cache = cache_folder(folder)
     with storing(cache, 0):
@@ -55,19 +61,21 @@ def scheduled_epochs(
     head: HeadFit | None,
     seconds_left: Callable[[], float],
 ) -> tuple[int, float]:
-    """Return the epochs of all layers that fit into the time, with that of the head, and the seconds for them.
+    """Return the number of epochs that fit into the time limit, and the seconds that remain for them.
 
     Args:
-        trainer: of the first step.
-        train_batches, val_batches, datamodule: of the run.
-        head: the head's fit, which was epoch 1, or None.
-        seconds_left: returns what is left of the time limit.
+        trainer: trainer before its first step.
+        train_batches: training batches.
+        val_batches: validation batches.
+        datamodule: data of the run, for the sizes of its splits.
+        head: fit of the head, which counts as epoch 1, or None.
+        seconds_left: function that returns the remaining seconds of the time limit.
     """
     pace = measure_pace(trainer, train_batches, val_batches)
     evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
     left = max(collectives.all_gather(seconds_left() - evaluations - FINISH_SECONDS))
     epochs = epochs_within(left, pace, train_batches.steps, datamodule.size_growth)
-    if head is not None:  # its epoch comes before these
+    if head is not None:  # the fit of the head is epoch 1
         epochs = 1 + epochs * (pace.seconds(datamodule.size_growth(1)) <= left)
         left += head.seconds
     return epochs, max(left, 0.0)

@@ -1,4 +1,4 @@
-"""The epochs of a run: that of a head, then those of each network that it grows through."""
+"""Epochs of a run: the fit of the head, then the epochs of each network that the run grows through."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ __all__ = ["RunContext", "train_phases"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a run is kept, its data, and how it talks with the user."""
+    """Context of a run: its folder, data, console and stop flag."""
 
     folder: Path
     datamodule: DataModule
@@ -47,15 +47,20 @@ def train_phases(
     facts: dict[str, Any],
     watch: SignalFlowCallback,
 ) -> Trainer:
-    """Train to the end of the run, growing on the way if the recipe says so; return the last trainer.
+    """Train to the end of the run, with the growth phases of its recipe.
 
     Args:
-        trainer, network: at the beginning, or as they were restored.
-        train_batches, val_batches: the data.
-        context: of the run; weights, checkpoints and results go to its folder.
-        head: the fit of the head, which is epoch 1, or None.
-        facts: what checkpoints keep of the run; those of a grown network are written into it.
-        watch: measures how signals flow after an epoch.
+        trainer: new or restored trainer.
+        network: network of the trainer.
+        train_batches: training batches.
+        val_batches: validation batches.
+        context: context of the run; weights, checkpoints and results are written to its folder.
+        head: fit of the head, which counts as epoch 1, or None.
+        facts: values about the run for its checkpoints, updated when the network grows.
+        watch: callback that measures signal flow after each epoch.
+
+    Returns:
+        The trainer of the last network.
     """
     folder, datamodule, console = context.folder, context.datamodule, context.console
     last, recipe = folder / "weights" / "last", datamodule.recipe
@@ -69,7 +74,7 @@ def train_phases(
         write_results(folder, state.history)
         watch.on_epoch(network, state.epoch)
 
-    context.stop.defer()  # from here on there is work to save
+    context.stop.defer()  # from here on a signal must wait until work is saved
     common: dict[str, Any] = {"on_epoch": on_epoch, "facts": facts, "console": console, "stop": context.stop}
     if head is not None:
         scores = head.record(trainer, cast(ImageDataModule, datamodule))

@@ -1,53 +1,39 @@
-"""Train: a Recipe becomes data, a network, a training and a run folder that explains itself."""
+"""Train: turn a Recipe into data, a network, a trained model and a run folder."""
 
 import os
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skipway.distributed import collectives, process_group
-from skipway.errors import InputError, Interrupted, printable
-from skipway.models.load_model import restore
-from skipway.models.network import Network
-from skipway.runs.checkpoint_state import config_facts
-from skipway.runs.console_summary import introduction, range_test_line
+from skipway.errors import InputError, Interrupted
 from skipway.runs.cross_validation import cross_validate, is_cross_validation
-from skipway.runs.datamodule import DataModule, open_datamodule, refuse_changed_data
-from skipway.runs.defaults import device_for, head_for, settings_for
-from skipway.runs.environment import describe_environment
-from skipway.runs.finish_run import finish_run
+from skipway.runs.datamodule import DataModule, open_datamodule
+from skipway.runs.defaults import device_for
 from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import phases
-from skipway.runs.head_phase import HeadFit, fit_head
-from skipway.runs.image_datamodule import ImageDataModule
-from skipway.runs.last_layers import frozen_batches, layers_after
-from skipway.runs.last_layers_plan import frozen_layer_for
 from skipway.runs.plain_options import plain_options
+from skipway.runs.prepared_run import PreparedRun
 from skipway.runs.recipe import Recipe
-from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts, read_earlier_run
+from skipway.runs.resolved_options import ResolvedOptions, resolved_options
+from skipway.runs.resume import read_earlier_run
 from skipway.runs.run_crash_report import crash_report
-from skipway.runs.run_folder import lock_run, new_run_folder, point_last, resolve_run_folder, write_recipe
-from skipway.runs.run_plots import write_range_test
-from skipway.runs.signal_flow_callback import SignalFlowCallback, refuse_unwatchable
-from skipway.runs.time_budget import FINISH_SECONDS, budget_line
-from skipway.runs.time_plan import DEFAULT_SECONDS, FEWEST_IMAGES, last_layers_in_time, scheduled_epochs
-from skipway.runs.train_phases import RunContext, train_phases
-from skipway.training.lr_finder import range_test
-from skipway.training.trainer import Settings, State, Trainer, preserve_global_state
-from skipway.utils.atomic_files import make_folder, write_json
-from skipway.utils.console import Console, duration
+from skipway.runs.run_folder import lock_run, new_run_folder, resolve_run_folder, write_recipe
+from skipway.runs.signal_flow_callback import refuse_unwatchable
+from skipway.training.trainer import preserve_global_state
+from skipway.utils.console import Console
 from skipway.utils.devices import set_threads
-from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "dry_run", "train"]
 
 
 def train(
@@ -62,52 +48,105 @@ def train(
     transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Run:
-    """Train a network on `data` and leave a run folder that explains itself.
+    """Train a network on `data` and write a run folder with its weights, tables and a report.
 
     Args:
-        data: a built-in name, a folder of class folders, parquet files, `hf:org/name`, a table with `target`; may be
-            left out when resuming.
+        data: a built-in dataset, a folder of class folders, Parquet files, `hf:org/name`, or a table with `target`;
+            optional when resuming.
         model: a name of `list_models()`, or "auto".
-        config: a YAML file of recipe fields, which `options` go before.
-        resume: a run folder to go on with, exactly as if it had never stopped; more `epochs` go on for longer.
-        allow_changed_data: resume although the images are not those of before.
-        console: where progress is said; default: nowhere.
-        stop: a flag that ends the run in good order when it is set; default: SIGINT, SIGTERM and SIGUSR1 set one.
-        transform: what training images (B, C, H, W) in 0 to 1 go through beside the recipe's augmentation, such as a
-            module of kornia's; draws from torch's generator, which is seeded for each batch. To be given again when
-            resuming.
+        config: a YAML file of recipe fields; `options` take precedence.
+        resume: a run folder to resume exactly; pass more `epochs` to train for longer.
+        allow_changed_data: resume although the data has changed.
+        console: prints progress; default: prints nothing.
+        stop: a flag that stops the run and saves it when set; default: SIGINT, SIGTERM and SIGUSR1 set one.
+        transform: applied to training images (B, C, H, W) in 0 to 1 after the recipe's augmentation, such as a module
+            of kornia. It may draw from torch's generator, which is seeded for each batch. Pass it again when resuming.
         options: fields of `skipway.Recipe`: epochs, batch_size, lr, seed, ...
 
     Returns:
-        The run; with `folds` a CrossValidation, whose `runs` are those of the folds.
+        The run; with `folds` a CrossValidation with one run per fold in `runs`.
 
     Raises:
-        InputError: something given cannot be used. StorageError: the disk. NotFiniteError: the numbers.
-        Interrupted: `stop` was set; the work was saved.
+        InputError: an argument, an option or the data cannot be used. StorageError: the disk failed.
+        NotFiniteError: the loss is not finite. Interrupted: `stop` was set; the work was saved.
     """
-    began = time.monotonic()
-    console = console or Console(quiet=True)
     options = plain_options({"data": data, "model": model, **options})
+    console = console or Console(quiet=True)
     if resume is not None and config is not None:
-        raise InputError("give --resume or --config, not both: a run goes on with its own config.yaml")
+        raise InputError("cannot train: expected --resume or --config, got both. Drop --config: a run has its own.")
     if is_cross_validation(options, config, resume):
         fold = partial(train, allow_changed_data=allow_changed_data, transform=transform)
         return cross_validate(fold, options, config=config, resume=resume, console=console, stop=stop)
+    with _prepared_run(options, config, resume, console=console, stop=stop, transform=transform) as prepared:
+        return prepared.run(allow_changed_data)
+
+
+def dry_run(
+    data: str | os.PathLike[str] | None = None,
+    model: str = "auto",
+    *,
+    config: str | os.PathLike[str] | None = None,
+    console: Console | None = None,
+    stop: StopFlag | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    **options: Any,
+) -> ResolvedOptions:
+    """Return every option that `train` would use, with the reason of each automatic choice; train and write nothing.
+
+    The data is read and decoded as for `train`, and the weights are loaded. The arguments are those of `train`.
+
+    Raises:
+        InputError: `train` would refuse the arguments, or they ask for a cross-validation.
+    """
+    options = plain_options({"data": data, "model": model, **options})
+    if is_cross_validation(options, config, None):
+        raise InputError("cannot resolve the options: expected a single run, got all folds. Add --fold 1.")
+    requested = _requested(options, config)
+    with _prepared_run(
+        options, config, None, console=console, stop=stop, transform=transform, is_temporary=True
+    ) as prepared:
+        network, settings, batch_size = prepared.resolve()
+        return resolved_options(requested, prepared.datamodule, network, settings, batch_size)
+
+
+def _requested(options: dict[str, Any], config: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Return the options that were passed or are in the config file."""
+    return {**(Recipe.read(Path(config)) if config is not None else {}), **options}
+
+
+@contextmanager
+def _prepared_run(
+    options: dict[str, Any],
+    config: str | os.PathLike[str] | None,
+    resume: str | os.PathLike[str] | None,
+    *,
+    console: Console | None,
+    stop: StopFlag | None,
+    transform: Callable[[Tensor], Tensor] | None,
+    is_temporary: bool = False,
+) -> Iterator[PreparedRun]:
+    """Open the data and the run folder of a run, with its lock held, and read every sample.
+
+    A temporary folder is deleted at the end.
+    """
+    began = time.monotonic()
     with preserve_global_state(), ExitStack() as stack:
         stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
         stack.enter_context(process_group.joined_group(device_for(str(options.get("device", "auto")))))
-        console = console if collectives.rank() == 0 else Console(quiet=True)
+        console = console if console is not None and collectives.rank() == 0 else Console(quiet=True)
         earlier = None
         epochs_given = True
         if resume is None:
-            requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
+            requested = _requested(options, config)
             recipe = Recipe.of(requested)
+            if is_temporary:
+                recipe = replace(recipe, output=collectives.run_on_rank0(lambda: _temporary_folder(stack)))
             epochs_given = not requested.keys().isdisjoint(("epochs", "grow"))
         else:
             folder = resolve_run_folder(Path(resume))
-            # Before reading where it stands, which another run may be changing.
+            # Before reading its state, which another run may be changing.
             collectives.run_on_rank0(lambda: stack.enter_context(lock_run(folder)) and None)
             earlier = read_earlier_run(folder, options)
             recipe, epochs_given = earlier.recipe, earlier.epochs_given
@@ -129,7 +168,7 @@ def train(
         stack.enter_context(crash_report(folder))
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
-        prepared = _PreparedRun(
+        yield PreparedRun(
             datamodule,
             folder,
             console=console,
@@ -139,14 +178,19 @@ def train(
             has_transform=transform is not None,
             epochs_are_open=new and not epochs_given,
         )
-        return prepared.run(allow_changed_data)
+
+
+def _temporary_folder(stack: ExitStack) -> str:
+    """Return a folder that is deleted when the stack is closed."""
+    return stack.enter_context(tempfile.TemporaryDirectory(prefix="skipway-"))
 
 
 def _refuse_unusable(recipe: Recipe) -> None:
     """Raise InputError, before anything is decoded, if the recipe cannot be trained."""
     if recipe.data is None:
         raise InputError(
-            "train needs DATA: a built-in name such as digits, a folder of class folders, parquet files or a table"
+            "cannot train: expected DATA, got none. Pass a built-in dataset such as digits, a folder of class folders, "
+            "Parquet files or a table."
         )
     if recipe.fold is not None and recipe.folds is None:
         raise InputError("cannot train one fold: expected the number of folds, got none. Add --folds 5.")
@@ -159,240 +203,3 @@ def _begin_folder(recipe: Recipe, datamodule: DataModule, stack: ExitStack, epoc
     folder = stack.enter_context(new_run_folder(recipe, datamodule.name, datamodule.model[0]))
     write_recipe(folder, recipe, epochs_are_open=epochs_are_open)
     return folder
-
-
-@dataclass
-class _PreparedRun:
-    """One call of `train` from the prepared data on."""
-
-    datamodule: DataModule
-    folder: Path
-    console: Console
-    stop: StopFlag
-    earlier: EarlierRun | None
-    began: float  # on the monotonic clock
-    has_transform: bool
-    epochs_are_open: bool  # the time sets them
-    head: HeadFit | None = None  # of the first epoch of a network with trained weights
-
-    def __post_init__(self) -> None:
-        self.recipe = self.datamodule.recipe
-        self.checkpoint = self.earlier.checkpoint if self.earlier else None
-        # The recipe for config.yaml: without what was only found on this machine.
-        self.config = self.earlier.options if self.earlier else self.recipe
-
-    def run(self, allow_changed_data: bool) -> Run:
-        """Train from the beginning or from the checkpoint to the end, and write the results."""
-        datamodule, recipe, folder, checkpoint = self.datamodule, self.recipe, self.folder, self.checkpoint
-        refuse_changed_data(datamodule, checkpoint, folder, allow=allow_changed_data, console=self.console)
-        network, pretrained = self._network()
-        settings, batch_size = self._settings(network, pretrained)
-        if checkpoint is None and settings.head == "regression":
-            settings = self._plan_last_layers(network, settings)
-            recipe = self.recipe
-        datamodule.setup(network, batch_size, settings.device, checkpoint.state if checkpoint else None)
-        train_batches, val_batches = datamodule.batches("train", train=True), datamodule.batches("val")
-        if checkpoint is None:
-            datamodule.fit_first_layer(network, train_batches)
-        # From here on nothing is refused, so the folder may change.
-        collectives.run_on_rank0(lambda: self._write_beginning(train_batches, settings, network))
-        self._print_introduction(network, settings, batch_size)
-        watch = SignalFlowCallback(recipe, folder, datamodule, batch_size=batch_size, console=self.console)
-        watch.on_start(network, fresh=checkpoint is None)
-        if checkpoint is None and settings.head == "regression":
-            self.head = self._fit_head(network, settings)
-        if settings.freeze_until is not None:
-            train_batches, val_batches, settings = self._frozen_batches(network, settings)
-        trainer = Trainer(network, settings, datamodule.name_of, datamodule.task(settings))
-        if checkpoint is not None:
-            trainer.restore(checkpoint.tensors, checkpoint.state["state"])
-            self._reopen(trainer.state)
-        else:
-            trainer.state.epoch = int(self.head is not None)  # what is measured are steps that train all layers
-            if recipe.lr == "auto":
-                self._find_lr(trainer, train_batches)
-            if self._is_time_to_fit:
-                train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
-            trainer.state.epoch = 0
-        facts = self._facts(network, trainer.settings, batch_size)
-        trainer = train_phases(
-            trainer,
-            network,
-            train_batches,
-            val_batches,
-            context=RunContext(folder, datamodule, self.console, self.stop),
-            head=self.head,
-            facts=facts,
-            watch=watch,
-        )
-        network.forward_impl = None
-        is_first = collectives.rank() == 0
-        process_group.leave_group()
-        metrics: dict[str, Any] = {}
-        if is_first:
-            metrics = finish_run(folder, datamodule, trainer, facts=facts, console=self.console, stop=self.stop)
-        return Run(folder, metrics, trainer.state.history)
-
-    def _network(self) -> tuple[Network, bool]:
-        """Return the network to begin with, and whether it is a new run's with trained weights."""
-        checkpoint = self.checkpoint
-        if checkpoint is None:
-            torch.manual_seed(self.recipe.seed)
-            return self.datamodule.network(self.console)
-        # By its plan, not its name: what a name or "auto" stands for may change with the version.
-        plan, spec = checkpoint.state["plan"], checkpoint.state["spec"]
-        self.datamodule.spec(spec)
-        prefix = "network."
-        weights = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
-        return restore(weights, {"plan": plan, "spec": spec}, printable(checkpoint.path)), False
-
-    def _settings(self, network: Network, pretrained: bool) -> tuple[Settings, int]:
-        """Return the settings and the batch size; what was left open stays as it was resolved when the run began."""
-        datamodule, checkpoint = self.datamodule, self.checkpoint
-        batch_size = datamodule.default_batch_size()
-        recipe, class_counts, freeze_until = self.recipe, datamodule.class_counts(), None
-        if checkpoint is None:
-            head = head_for(recipe, network.plan, pretrained=pretrained, count=sum(class_counts))
-            freeze_until = frozen_layer_for(network, recipe, head, has_transform=self.has_transform)
-        settings = settings_for(
-            recipe,
-            network.plan,
-            batch_size,
-            pretrained=pretrained,
-            class_counts=class_counts,
-            is_table=datamodule.noun == "rows",
-            freeze_until=freeze_until,
-        )
-        if checkpoint is None:
-            return settings, batch_size
-        kept = {name: value for name, value in checkpoint.state["settings"].items() if name in KEPT_SETTINGS}
-        return replace(settings, **kept), checkpoint.state["batch_size"]
-
-    def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
-        """Return what checkpoints keep of the run next to the trainer's tensors and state."""
-        assert network.spec is not None
-        return {
-            "fingerprint": self.datamodule.fingerprint,
-            "plan": dict(network.plan),
-            "spec": network.spec.as_dict(),
-            **config_facts(self.config),
-            "settings": asdict(settings),
-            "batch_size": batch_size,
-            "grown": self.checkpoint.state["grown"] if self.checkpoint else [],
-            **self.datamodule.checkpoint_facts(),
-            **machine_facts(settings.device, settings.precision),
-        }
-
-    def _write_beginning(self, train_batches: Any, settings: Settings, network: Network) -> None:
-        """Write what is known of the run before its first step."""
-        folder = self.folder
-        write_recipe(folder, self.config, epochs_are_open=self._is_time_to_fit)
-        point_last(folder)
-        self.datamodule.write_data(folder, train_batches)
-        values = describe_environment(self.recipe, settings.device, settings.precision, repr(network))
-        write_json(folder / "env.json", with_schema(values))
-        make_folder(folder / "weights")
-
-    def _print_introduction(self, network: Network, settings: Settings, batch_size: int) -> None:
-        lr_is_open = self.recipe.lr == "auto" and self.earlier is None
-        lines = introduction(
-            self.datamodule,
-            network,
-            settings,
-            batch_size,
-            folder=self.folder,
-            lr_is_open=lr_is_open,
-            epochs_are_open=self.epochs_are_open,
-        )
-        beginning = f"{'resuming' if self.earlier else 'run'} {self.folder}"
-        remarks = [f"  {remark}" for remark in self.earlier.remarks] if self.earlier else []
-        for line in (beginning, *remarks, *lines):
-            self.console.print(line)
-
-    def _find_lr(self, trainer: Trainer, train_batches: Any) -> None:
-        """Give the trainer the learning rate that a range test suggests; draw the test into the run folder."""
-
-        def poll() -> None:
-            if self.stop.requested:
-                raise Interrupted(f"stopped by {self.stop.name} before the first step; start again")
-
-        result = range_test(trainer, train_batches, poll=poll)
-        trainer.settings = replace(trainer.settings, lr=result.suggestion)
-        collectives.run_on_rank0(lambda: write_range_test(self.folder, result.as_dict()))
-        self.console.print(range_test_line(result))
-
-    def _fit_head(self, network: Network, settings: Settings) -> HeadFit:
-        datamodule = cast(ImageDataModule, self.datamodule)
-        return fit_head(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
-
-    @property
-    def _is_time_to_fit(self) -> bool:
-        """Whether the time limit is still to set the epochs."""
-        return self.epochs_are_open and self.recipe.time_limit is not None and self.datamodule.time_sets_epochs
-
-    def _seconds_left(self) -> float:
-        """Return what is left of the time limit, or of the time that a run takes by default."""
-        return (self.recipe.time_limit or DEFAULT_SECONDS) - (time.monotonic() - self.began)
-
-    def _change_recipe(self, **changes: Any) -> None:
-        self.recipe, self.config = replace(self.recipe, **changes), replace(self.config, **changes)
-        self.datamodule.recipe = self.recipe
-        collectives.run_on_rank0(lambda: write_recipe(self.folder, self.config))
-
-    def _plan_last_layers(self, network: Network, settings: Settings) -> Settings:
-        """Let the last layers be trained if nothing else was asked for and the time leaves room for it.
-
-        That is decided before anything else, so that a run which is stopped early goes on with the same epochs.
-        """
-        recipe, datamodule = self.recipe, self.datamodule
-        is_large = recipe.time_limit is not None or datamodule.count("train") >= FEWEST_IMAGES
-        if not self.epochs_are_open or recipe.freeze_until != "auto" or not is_large:
-            return settings
-        last = frozen_layer_for(network, replace(recipe, epochs=2), settings.head, self.has_transform)
-        network.to(settings.device)
-        left = self._seconds_left()
-        plan = last and last_layers_in_time(network, last, settings, datamodule, seconds=left, folder=self.folder)
-        if not plan:
-            return settings
-        self._change_recipe(freeze_until=last, views=plan.views, epochs=1 + plan.epochs)
-        self.epochs_are_open = False
-        return self._settings(network, pretrained=True)[0]
-
-    def _frozen_batches(self, network: Network, settings: Settings) -> tuple[Any, Any, Settings]:
-        """Return batches of outputs of the frozen layers, and the settings with what is left of the time limit."""
-        datamodule = cast(ImageDataModule, self.datamodule)
-        batches = frozen_batches(network, datamodule, settings, self.folder, console=self.console, stop=self.stop)
-        if self.recipe.time_limit is not None and self.head is not None:
-            left = max(self._seconds_left() - FINISH_SECONDS, 0.0) + self.head.seconds
-            settings = replace(settings, time_limit=left)
-        network.forward_impl = layers_after(network, cast(str, settings.freeze_until))
-        return *batches, settings
-
-    def _fit_time_limit(self, trainer: Trainer, train_batches: Any, val_batches: Any) -> Any:
-        """Give the run the epochs that the time limit leaves room for; return its training batches."""
-        limit, network = cast(float, self.recipe.time_limit), cast(Network, trainer.eval_model)
-        if self.head is not None and self.head.leaves_no_time(
-            network, trainer.settings.precision, self._seconds_left()
-        ):
-            self._change_recipe()  # its epochs are open no more
-            self.console.print(f"  time limit {duration(limit)}: no time for fine-tuning")
-            return train_batches
-        epochs, left = scheduled_epochs(
-            trainer,
-            train_batches,
-            val_batches,
-            self.datamodule,
-            head=self.head,
-            seconds_left=self._seconds_left,
-        )
-        self._change_recipe(epochs=epochs)
-        trainer.set_ends(replace(trainer.settings, epochs=epochs, time_limit=left))
-        self.console.print(budget_line(epochs, left, limit))
-        return self.datamodule.batches("train", train=True)
-
-    def _reopen(self, state: State) -> None:
-        """Let a run that had ended train on if another end is asked for."""
-        if state.epoch >= self.recipe.epochs:
-            state.status = "finished" if state.status == "running" else state.status
-        elif self.earlier is not None and self.earlier.reopened:
-            state.status = "running"

@@ -4,16 +4,19 @@ Progress is one live line at a terminal, and plain lines in a log. A closed pipe
 character never stops the work; a result that cannot be written is an error.
 """
 
+import json
+import math
 import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 from skipway.errors import StorageError, printable
 
-__all__ = ["Console", "ProgressBar", "duration", "print_error", "print_result"]
+__all__ = ["Console", "ProgressBar", "duration", "print_error", "print_json", "print_result"]
 
 
 class Console:
@@ -110,6 +113,26 @@ def print_result(text: str) -> None:
         raise StorageError(
             f"standard output cannot be written: {error.strerror}; free some space there or send it elsewhere"
         ) from None
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print the result of a command as one JSON object; numbers that are not finite become null.
+
+    Raises:
+        StorageError: standard output cannot be written.
+        BrokenPipeError: the reader has closed it.
+    """
+    print_result(json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def print_error(text: str, label: str = "error") -> None:

@@ -62,7 +62,7 @@ def call(place, monkeypatch, capfd):
 def test_training_on_the_command_line_is_training_in_python(call, place):
     code, out, err = call(*TRAIN)
     assert code == 0 and not err
-    assert out.splitlines()[0] == "run runs/kinds-resnet20" and "finished: validation accuracy" in out
+    assert out.splitlines()[0] == "run runs/kinds-resnet20" and "final val accuracy: " in out
     assert same_tensors(best(place / "runs" / "kinds-resnet20"), best(place / "runs" / "run"))
     code, out, err = call(*TRAIN, "--quiet", "--name", "q")
     assert (code, out, err) == (0, "", "")
@@ -70,7 +70,7 @@ def test_training_on_the_command_line_is_training_in_python(call, place):
 
 def test_a_run_goes_on_from_the_command_line(call):
     code, out, err = call("train", "--resume", "runs/run", "--epochs", "2")
-    assert code == 0 and "resuming runs/run" in out and "epochs were 1 and are 2" in out and not err
+    assert code == 0 and "resuming runs/run" in out and "epochs changed from 1 to 2" in out and not err
     code, out, err = call("train", "--config", "runs/run/config.yaml", "-o", "again", "--seed", "3")
     assert code == 0 and "run again/run" in out
 
@@ -78,7 +78,7 @@ def test_a_run_goes_on_from_the_command_line(call):
 BAD = {
     ("nothing",): "Unknown command",
     ("train",): "train needs DATA",
-    ("train", "absent"): "there is no data at 'absent'",
+    ("train", "absent"): "cannot find the data 'absent'",
     ("train", "kinds", "--epoch", "3"): "--epoch",
     ("train", "kinds", "--epochs", "x"): "--epochs",
     ("train", "kinds", "--epochs", "0"): "epochs: expected a whole number from 1 to 100,000, got 0",
@@ -92,17 +92,17 @@ BAD = {
     ("find-lr", "kinds", "--patience", "3"): "--patience",
     ("train", "kinds", "-m", "resnet21"): "no network is called 'resnet21' (did you mean",
     ("train", "--config", "absent.yaml"): "cannot read the config absent.yaml",
-    ("train", "--resume", "kinds"): "is no run folder",
-    ("train", "kinds", "--name", "../x"): "cannot be called",
+    ("train", "--resume", "kinds"): "is not a run folder",
+    ("train", "kinds", "--name", "../x"): "cannot name the run",
     ("predict",): "RUN requires an argument",
-    ("predict", "runs/run"): "predict needs at least one image",
+    ("predict", "runs/run"): "cannot predict: expected at least one image",
     ("predict", "kinds", "kinds"): "holds no weights/best.safetensors",
     ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
-    ("evaluate", "runs/run", "absent"): "there is no data",
-    ("evaluate", "runs/run", "kinds", "--split", "val"): "has no val split",
-    ("check", "absent"): "there is no data",
+    ("evaluate", "runs/run", "absent"): "cannot find the data",
+    ("evaluate", "runs/run", "kinds", "--split", "val"): "has no split 'val'",
+    ("check", "absent"): "cannot find the data",
     ("summary", "absent"): "no network is called",
-    ("models", "zz*"): "no network's name matches",
+    ("models", "zz*"): "no architecture matches",
 }
 
 
@@ -127,7 +127,7 @@ def test_numbers_that_are_not_finite_are_exit_code_3(call):
 def test_a_fault_of_ours_is_exit_code_70_and_a_file(call, place, monkeypatch):
     monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *a, **k: 1 / 0)
     code, _, err = call(*TRAIN, "--name", "crash")
-    assert code == 70 and len(err.splitlines()) == 1 and "the details are in runs/crash/crash.txt" in err
+    assert code == 70 and len(err.splitlines()) == 1 and "with the traceback in runs/crash/crash.txt" in err
     assert "ZeroDivisionError" in (place / "runs" / "crash" / "crash.txt").read_text()
     monkeypatch.setattr("skipway.commands.models.model_table", lambda *a: 1 / 0)
     monkeypatch.setenv("TMPDIR", str(place))
@@ -157,7 +157,7 @@ STOPPED = {
     ("models",): "commands.models.model_table",
     ("env",): "commands.env.environment_table",
     ("weights", "get", "resnet18"): "commands.weights_get.create_model",
-    tuple(TRAIN): "runs.train_run.describe_environment",
+    tuple(TRAIN): "runs.prepared_run.describe_environment",
 }
 
 
@@ -238,7 +238,7 @@ def test_the_other_commands_answer(call):
         ((), "Usage"),
     ):
         code, out, err = call(*words)
-        assert code == 0 and said in out and (not err or err.startswith("computed by torch in ")), words
+        assert code == 0 and said in out and (not err or err.startswith("engine: torch (")), words
 
 
 def shell(place, text, **variables):
@@ -343,7 +343,7 @@ def test_the_exit_code_says_whose_fault_it_is(error, code, capsys, monkeypatch, 
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     if "space" in str(error):
-        assert "x.png: cannot be used: No space left on device; free some space there, or write elsewhere" in line
+        assert "x.png: No space left on device. Free some space there, or write to another disk" in line
     if code == 2:
         assert "...: expected a shorter path, got a name that is too long. Shorten it." in line
 
@@ -374,7 +374,7 @@ def test_names_and_places_that_cannot_be_are_no_faults_of_ours(call, place, word
 def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(call, place):
     (place / "kinds" / "ant" / "notes.txt").write_text("x")
     code, out, err = call("predict", "runs/run", "kinds/ant")
-    assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: 1 files without an image's suffix" in err
+    assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: skipped 1 file without an image suffix" in err
 
 
 def test_a_working_folder_that_was_removed_is_one_line(tmp_path):

@@ -62,7 +62,7 @@ def test_every_option_has_one_name_everywhere(tmp_path, monkeypatch):
 
 
 def test_fsdp_is_an_option_too(tmp_path):
-    with pytest.raises(InputError, match="--fsdp splits a network over several processes, but this is one"):
+    with pytest.raises(InputError, match="cannot use --fsdp: expected several processes, got one"):
         app(["train", "wine", "--fsdp", "-o", str(tmp_path)], result_action="return_value")
 
 

@@ -48,12 +48,12 @@ def test_the_command_prints_both_tables(runs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "val accuracy" in said and f"{numbers(runs[0])['val_accuracy']:.2%}" in said
     assert any(line.split() == ["optimizer", "sgd", "adamw"] for line in said.splitlines())
-    assert said.rstrip().endswith(f"drawn: {tmp_path / 'c.png'}")
+    assert said.rstrip().endswith(f"plot: {tmp_path / 'c.png'}")
 
 
 def test_runs_of_one_name_are_told_apart_and_equal_ones_are_said_to_be(runs, tmp_path):
     found = compare([runs[0], runs[0]], tmp_path / "c.png")
-    assert found.names == ["one (1)", "one (2)"] and "they were told the same" in str(found)
+    assert found.names == ["one (1)", "one (2)"] and "all options are equal" in str(found)
     other = tmp_path / "elsewhere" / "one"
     other.mkdir(parents=True)
     for name in ("config.yaml", "results.csv"):
@@ -90,10 +90,10 @@ def test_a_torn_or_hostile_folder_is_shown_as_far_as_it_goes(runs, tmp_path):
 
 
 def test_what_is_no_pair_of_runs_is_refused(runs, tmp_path):
-    with pytest.raises(InputError, match="compare takes two or more run folders"):
+    with pytest.raises(InputError, match="cannot compare runs: expected at least 2 run folders, got 1"):
         sw.compare([runs[0]])
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         compare([runs[0], tmp_path], tmp_path / "c.png")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be drawn"):
+    with pytest.raises(StorageError, match="cannot write the plot"):
         compare(runs, tmp_path / "file" / "c.png")

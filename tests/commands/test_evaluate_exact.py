@@ -40,7 +40,7 @@ def test_another_precision_is_used_if_it_is_asked_for(tmp_path):
     console = Console(quiet=True)
     console.print = lines.append
     evaluate(run.path, data, engine="torch", precision="bf16", console=console)
-    assert lines == ["computed by torch in bf16"]
+    assert lines == ["engine: torch (bf16)"]
 
 
 def test_rows_have_the_metrics_of_their_run(tmp_path):

@@ -41,7 +41,7 @@ def test_a_stop_and_a_wrong_option_are_one_line(photos):
     with pytest.raises(InputError, match=r"find_lr does not use folds and patience\. Leave it out\."):
         sw.find_lr(photos, patience=3, folds=2)
     stop = StopFlag()
-    with pytest.raises(Interrupted, match="stopped by SIGTERM before the range test was over; start again"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before the LR range test ended. Run it again."):
         sw.find_lr(photos, stop=Late(stop), **SMALL)
 
 

@@ -28,5 +28,5 @@ def test_a_line_tells_what_the_network_is_made_of(name, told):
 
 
 def test_a_pattern_that_nothing_matches_is_refused():
-    with pytest.raises(InputError, match="no network's name matches 'y"):
+    with pytest.raises(InputError, match="no architecture matches 'y"):
         model_table("y*")

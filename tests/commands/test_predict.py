@@ -28,7 +28,7 @@ def test_there_is_one_row_per_input_in_order(place, weights, tmp_path):
     assert all(r.top and not r.reason for r in rows if r.source.startswith(str(place)))
     reasons = {r.source: r.reason for r in rows if not r.top}
     assert set(reasons) == {"bad.png", "absent.png", "empty"} and all(reasons.values())
-    assert "holds no image; give images, or a folder that has some" in reasons["empty"]
+    assert "holds no images. Pass images, or a folder with images." in reasons["empty"]
     for row in rows:
         shares = [share for _, share in row.top]
         assert shares == sorted(shares, reverse=True) and len(shares) in (0, 3)
@@ -83,9 +83,9 @@ def test_one_input_need_not_be_a_list(place, weights):
 
 
 def test_nothing_to_predict_and_nothing_to_name_are_refused(weights):
-    with pytest.raises(InputError, match="predict needs at least one image or a folder that holds some"):
+    with pytest.raises(InputError, match="cannot predict: expected at least one image or a folder of images"):
         predict(weights, [])
-    with pytest.raises(InputError, match="top must be at least 1, not 0"):
+    with pytest.raises(InputError, match="invalid top: expected an integer of at least 1, got 0"):
         predict(weights, ["x"], top=0)
 
 
@@ -117,6 +117,6 @@ def test_images_of_16_bits_that_became_black_are_named(weights, tmp_path, capsys
     assert [row.usable for row in predict(network, [folder / "ant"], console=console)] == [True] * 3
     assert re.search(r"warning: 1 of 3 images, first .*dark.png: nearly black: 16-bit values", capsys.readouterr().out)
     evaluate(network, folder, console=console)
-    assert "warning: 1 images are nearly black: 16-bit values" in capsys.readouterr().out
-    with pytest.warns(UserWarning, match="dark.png is nearly black: 16-bit values that use the lowest bits alone"):
+    assert "images: nearly black: 16-bit values" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="dark.png is nearly black: 16-bit values that use only the lowest bits"):
         network.predict([folder / "ant" / "dark.png"])

@@ -93,23 +93,23 @@ def test_a_run_whose_network_grew_on_the_way_is_looked_into(runs):
 def test_the_command_line_looks_and_says_where(run, capsys):
     app(["probe", str(run), "--only", "diagram, flow", "--samples", "6"], result_action="return_value")
     said = capsys.readouterr().out
-    assert f"drawn: {run / 'plots' / 'diagram.svg'}" in said and f"report: {run / 'report.html'}" in said
+    assert f"plot: {run / 'plots' / 'diagram.svg'}" in said and f"report: {run / 'report.html'}" in said
     assert "18 of 20 layers get no gradient" in said
 
 
 def test_what_cannot_be_looked_into_is_refused(run, runs, tmp_path):
-    with pytest.raises(InputError, match="no look is called 'lesions'"):
+    with pytest.raises(InputError, match="invalid analysis: expected some of .*, got 'lesions' .did you mean lesion"):
         probe_run(run, only=["lesions"])
-    with pytest.raises(InputError, match="samples of at least 2 and points of at least 3"):
+    with pytest.raises(InputError, match="expected at least 2 samples and at least 3 points, got 1"):
         probe_run(run, samples=1)
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         probe_run(tmp_path)
     other = quick(image_folder(tmp_path / "others", kinds=("cat", "dog")), tmp_path, epochs=1)
-    with pytest.raises(InputError, match="were not trained on the same data"):
+    with pytest.raises(InputError, match="cannot compare the runs: expected the same inputs and classes"):
         probe_run(run, other.path)
     stop = StopFlag()
     stop.request("SIGTERM")
-    with pytest.raises(Interrupted, match="before the diagram was measured"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before the diagram analysis"):
         probe_run(run, only=["diagram"], stop=stop)
 
 

@@ -60,21 +60,21 @@ def test_every_valid_spec_comes_back_equal(spec):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"channels": 2}, "a Spec has 1 or 3 channels, not 2"),
-        ({"size": 0}, "needs 1 <= size <= presize, not size 0 and presize 28"),
-        ({"size": 29}, "needs 1 <= size <= presize, not size 29 and presize 28"),
-        ({"mean": (0.5, 0.5)}, "with 1 channels needs as many means and standard deviations"),
-        ({"std": ()}, "with 1 channels needs as many means and standard deviations"),
-        ({"mean": (math.nan,)}, "needs finite means and positive standard deviations"),
-        ({"std": (0.0,)}, "needs finite means and positive standard deviations"),
-        ({"std": (math.inf,)}, "needs finite means and positive standard deviations"),
-        ({"resize_mode": "stretch"}, "resize_mode is one of squash, crop, pad, not 'stretch'"),
-        ({"interpolation": "nearest"}, "a Spec's interpolation is one of bilinear, bicubic, not 'nearest'"),
-        ({"class_names": ()}, "holds 1 to 100000 class names, not 0"),
-        ({"class_names": ("a", "a")}, "class names must differ from each other"),
-        ({"class_names": ("a\n" * 600,)}, r"the class name a\\x0aa.* is longer than 1024 bytes"),
-        ({"class_names": "ab"}, "class names are a list of texts, one for each class"),
-        ({"class_names": (1, 2)}, "class names are a list of texts, one for each class"),
+        ({"channels": 2}, "expected 1 or 3 channels, got 2. Use 1 for gray"),
+        ({"size": 0}, "expected 1 <= size <= presize, got size 0 and presize 28"),
+        ({"size": 29}, "expected 1 <= size <= presize, got size 29 and presize 28"),
+        ({"mean": (0.5, 0.5)}, "expected mean and std of length 1, got 2 and 1"),
+        ({"std": ()}, "expected mean and std of length 1, got 1 and 0"),
+        ({"mean": (math.nan,)}, "expected a finite mean and a positive, finite std, got mean"),
+        ({"std": (0.0,)}, "expected a finite mean and a positive, finite std, got mean"),
+        ({"std": (math.inf,)}, "expected a finite mean and a positive, finite std, got mean"),
+        ({"resize_mode": "stretch"}, "expected resize_mode to be one of squash, crop, pad, got 'stretch'"),
+        ({"interpolation": "nearest"}, "expected interpolation to be one of bilinear, bicubic, got 'nearest'"),
+        ({"class_names": ()}, "expected 1 to 100,000 class names, got 0"),
+        ({"class_names": ("a", "a")}, "a Spec: expected unique class names, got duplicates. Rename or merge equal"),
+        ({"class_names": ("a\n" * 600,)}, r"a Spec: expected class names of at most 1024 bytes, got a\\x0aa"),
+        ({"class_names": "ab"}, "expected class_names as a list of strings, got .*. Pass one string per class"),
+        ({"class_names": (1, 2)}, "expected class_names as a list of strings, got .*. Pass one string per class"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(change, text):
@@ -88,7 +88,7 @@ def test_a_wrong_value_is_refused_in_one_line(change, text):
     [{}, None, [], "spec", {"channels": 3}, {**GREY.as_dict(), "color": 1}],
 )
 def test_a_file_with_other_fields_is_refused(values):
-    with pytest.raises(InputError, match="a Spec has the fields channels, class_names, .*; the file's differ"):
+    with pytest.raises(InputError, match="a Spec: expected the fields channels, class_names, .*got .*Use a file"):
         Spec.from_dict(values)
 
 
@@ -107,19 +107,19 @@ def test_a_file_with_other_fields_is_refused(values):
     ],
 )
 def test_a_file_with_values_of_another_kind_is_refused(change):
-    with pytest.raises(InputError, match="a Spec's sizes, means and deviations are numbers"):
+    with pytest.raises(InputError, match="expected numbers for sizes, mean and std, got"):
         Spec.from_dict({**GREY.as_dict(), **change})
 
 
 @pytest.mark.parametrize("names", [None, 3, "ab", {"a": 1}])
 def test_a_file_whose_class_names_are_no_list_is_refused(names):
-    with pytest.raises(InputError, match="class names are a list of texts"):
+    with pytest.raises(InputError, match="expected class_names as a list of strings"):
         Spec.from_dict({**GREY.as_dict(), "class_names": names})
 
 
 @pytest.mark.parametrize("size, presize", [(MAX_SIZE + 1, MAX_SIZE + 1), (28, MAX_PRESIZE + 1), (10**9, 10**9)])
 def test_a_file_cannot_ask_for_memory(size, presize):
-    text = f"expected size up to 4096 and presize up to 4710, got {size} and {presize}. Train on smaller images"
+    text = f"expected size <= 4096 and presize <= 4710, got size {size} and presize {presize}. Use smaller images"
     with pytest.raises(InputError, match=text):
         Spec.from_dict({**GREY.as_dict(), "size": size, "presize": presize})
 

@@ -46,7 +46,7 @@ def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_
     image_folder(tmp_path / "kinds")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     code, text = launched(tmp_path, *torchrun, "skipway", "train", "kinds", *WORDS, "--name", "whole")
-    assert code == 0 and text.count("finished: validation accuracy") == 1, text
+    assert code == 0 and text.count("final val accuracy: ") == 1, text
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(KILLED)
     path = f"{tmp_path / 'hook'}:{environment()['PYTHONPATH']}"

@@ -104,8 +104,8 @@ def test_plain_blocks_are_taken_out_where_they_keep_the_shape():
     assert [(d.path, d.remainder) for d in found.dropped] == [(f"stage{p}", "nothing") for p in ("1.0", "1.1", "2.1")]
     assert len({d.score for d in found.dropped} | {found.score}) == 4
     assert found.left_out == [
-        "stage2.0 is not dropped: plain, and it leads from (4, 8, 8) to (8, 4, 4)",
-        "stage3.0 is not dropped: plain, and it leads from (8, 4, 4) to (16, 2, 2)",
+        "stage2.0 was not dropped: a plain block that maps (4, 8, 8) to (8, 4, 4)",
+        "stage3.0 was not dropped: a plain block that maps (8, 4, 4) to (16, 2, 2)",
     ]
 
 
@@ -118,7 +118,7 @@ def test_a_join_that_needs_its_body_is_named(join, name):
     network = sw.Chain(stage1=sw.Chain(sw.Skip(nn.Linear(4, 4)), skip))
     found = lesion(network, score_on(torch.randn(2, 4)))
     assert [d.path for d in found.dropped] == ["stage1.0"]
-    assert found.left_out == [f"stage1.1 is not dropped: its join {name} does not add, so it needs the body"]
+    assert found.left_out == [f"stage1.1 was not dropped: its join {name} is no addition and needs the body"]
     assert len(found.swapped) == (join != "append")  # what keeps the shape can still be moved
 
 
@@ -275,31 +275,41 @@ def test_what_is_not_run_and_the_network_itself_are_left_out():
 
     found = lesion(Half(), score_on(torch.ones(1, 2)))
     assert [d.path for d in found.dropped] == ["used"] and not found.swapped
-    assert found.left_out == ["unused is not dropped: score does not run it"]
+    assert found.left_out == ["unused was not dropped: score does not run it"]
     found = lesion(sw.Skip(sw.Skip(nn.Linear(2, 2))), score_on(torch.ones(1, 2)))
     assert [d.path for d in found.dropped] == ["body"]
-    assert found.left_out == ["the network is one block, which is not dropped; the blocks inside it are"]
+    assert found.left_out == ["the network itself is a block and was not dropped; the blocks inside it were"]
 
 
 @pytest.mark.parametrize(
     "network, score, options, said",
     [
-        (sw.Chain(nn.Linear(2, 2)), None, {}, "lesion found no Skip, no Coupling and no row of plain blocks"),
+        (sw.Chain(nn.Linear(2, 2)), None, {}, "cannot run the ablation: expected a Skip, a Coupling or a"),
         (
             sw.Skip(nn.Linear(2, 2)),
             None,
             {"cuts": ["drops"]},
-            r"no cut is called 'drops' \(did you mean drop\?\); cuts are",
+            r"invalid cuts: expected some of drop, several, swap, shuffle, got 'drops' \(did you mean drop\?\). Choose",
         ),
-        (sw.Skip(nn.Linear(2, 2)), None, {"draws": 0}, "draws is a number from 1 up, not 0"),
+        (sw.Skip(nn.Linear(2, 2)), None, {"draws": 0}, "invalid draws: expected an integer of at least 1, got 0"),
         (
             sw.Skip(nn.Linear(2, 2)),
             lambda n: 0.5,
             {},
-            "score runs none of the network's blocks; it is to run the network",
+            "expected a function that runs the network passed to it, got one that runs none of its blocks",
         ),
-        (sw.Skip(nn.Linear(2, 2)), lambda n: (0.5, 1), {}, "score is to give one number for a network, not tuple"),
-        (sw.Skip(nn.Linear(2, 2)), lambda n: torch.ones(2), {}, "one number for a network, not Tensor; see batches"),
+        (
+            sw.Skip(nn.Linear(2, 2)),
+            lambda n: (0.5, 1),
+            {},
+            "invalid score: expected a function that returns one number, got tuple",
+        ),
+        (
+            sw.Skip(nn.Linear(2, 2)),
+            lambda n: torch.ones(2),
+            {},
+            "expected a function that returns one number, got Tensor. Use batches",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(network, score, options, said):

@@ -118,7 +118,7 @@ def test_other_shortcuts_and_joins_are_called_what_they_are():
         Skip(nn.Linear(3, 3), nn.Softsign(), join=lambda a, b: a),
     ]
     said = texts(read(diagram(Chain(*skips))))
-    assert {"Linear", "Softsign", "×", "f"} <= set(said) and "the network's own join" in said
+    assert {"Linear", "Softsign", "×", "f"} <= set(said) and "custom join" in said
 
 
 def test_a_row_says_what_leaves_it_and_what_it_holds():
@@ -146,17 +146,17 @@ def test_it_is_read_out_as_title_and_description():
     root = read(diagram("resnet18"))
     assert root.get("role") == "img" and root.find(f"{SVG}title").text == "resnet18"
     described = root.find(f"{SVG}desc").text
-    assert described.startswith("11,689,512 parameters, 8 shortcuts, input 3 × 224 × 224. From the input on: stem: ")
+    assert described.startswith("11,689,512 parameters, 8 shortcuts, input 3 × 224 × 224. From input to output: stem: ")
     assert "stage4: 512 × 7 × 7, 2 blocks, 8,393,728 parameters" in described
     tips = [e.text for e in root.iter(f"{SVG}title")]
     assert any(t.startswith("stage2.0.body.conv1: Conv2d(64, 128, kernel_size=(3, 3)") for t in tips)
-    assert any(t.endswith("73,728 parameters, gives 128 × 28 × 28") for t in tips)
+    assert any(t.endswith("73,728 parameters, output 128 × 28 × 28") for t in tips)
 
 
 def test_a_network_without_a_plan_needs_no_shape_and_says_what_is_open():
     network = Chain(Dense(None, 8, torch.relu), Skip(nn.LazyLinear(8), "auto"))
     said = texts(read(diagram(network)))
-    assert said[:2] == ["Chain", "sizes left open · 1 shortcut"] and "auto" in said
+    assert said[:2] == ["Chain", "uninferred sizes · 1 shortcut"] and "auto" in said
     said = texts(read(diagram(network, (2, 3))))
     assert said[1] == "104 parameters · 1 shortcut · input 3" and "auto" not in said and "8" in said
     with pytest.raises(ShapeError, match=r"got \(2, 5\), but expects \(\*, 3\)"):
@@ -164,7 +164,7 @@ def test_a_network_without_a_plan_needs_no_shape_and_says_what_is_open():
     assert texts(read(diagram(nn.Linear(2, 3))))[1] == "9 parameters · 0 shortcuts"
     assert texts(read(diagram(nn.ReLU(), (4,))))[:3] == [
         "ReLU",
-        "no parameters · 0 shortcuts · input one number",
+        "no parameters · 0 shortcuts · input scalar",
         "the network",
     ]
 
@@ -316,13 +316,13 @@ def test_values_by_the_paths_of_skips_belong_to_the_blocks_around_them():
     [
         (
             {"stage1.9": 1},
-            r"no block stands at 'stage1.9' \(did you mean .*\); values are for the paths of blocks: stage1.0",
+            r"expected paths of drawn blocks \(stage1.0, .*, got 'stage1.9' \(did you mean .*\)\. Pass",
         ),
-        ({"head": 1}, "no block stands at 'head'"),
-        ({"stage1": 1}, "no block stands at 'stage1'"),
-        ({"stage1.0": float("nan")}, "the value of the block 'stage1.0' must be a finite number, not nan"),
-        ({"stage1.0": "much"}, "must be a finite number, not 'much'"),
-        ({"stage1.0": float("inf")}, "must be a finite number, not inf"),
+        ({"head": 1}, "invalid values: expected paths of drawn blocks .*, got 'head'"),
+        ({"stage1": 1}, "invalid values: expected paths of drawn blocks .*, got 'stage1'"),
+        ({"stage1.0": float("nan")}, "invalid values: expected a finite number for the block 'stage1.0', got nan"),
+        ({"stage1.0": "much"}, "expected a finite number for the block 'stage1.0', got 'much'"),
+        ({"stage1.0": float("inf")}, "expected a finite number for the block 'stage1.0', got inf"),
     ],
 )
 def test_values_that_cannot_be_shown_are_refused(given, message):
@@ -333,12 +333,12 @@ def test_values_that_cannot_be_shown_are_refused(given, message):
 
 def test_what_is_no_network_is_refused():
     with pytest.raises(
-        InputError, match="a diagram is drawn of a network, a plan or a name of `skipway models`, not of int"
+        InputError, match="cannot draw a diagram: expected a module, a plan or an architecture name, got int"
     ):
         diagram(3)
     with pytest.raises(InputError, match=r"no network is called 'resnet19' \(did you mean resnet9"):
         diagram("resnet19")
-    with pytest.raises(InputError, match="no block stands at 'a'; values are for the paths of blocks: here are none"):
+    with pytest.raises(InputError, match=r"expected paths of drawn blocks \(none here\), got 'a'\. Pass"):
         diagram(nn.Linear(2, 2), values={"a": 1})
 
 

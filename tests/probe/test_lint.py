@@ -134,9 +134,9 @@ def test_a_block_listed_ten_times_is_one_block_said_at_once_and_noted(times):
     assert count(network) == 75_810
     (note,) = notes(network, (2, 3, 32, 32))
     assert note == (
-        f"blocks.0, blocks.1, blocks.2 and {times - 3} more: one Skip is called {times} times, and its parameters "
-        f"count once; its batch norms see {times} batches in each pass; build it anew for weights of its own in each "
-        "place"
+        f"blocks.0, blocks.1, blocks.2 and {times - 3} more: the same Skip is called {times} times and shares its "
+        f"parameters; its batch norms see {times} batches in each forward pass. Create a new module for each place to "
+        "get separate weights"
     )
     network(torch.randn(2, 3, 32, 32))
     state = network.state_dict()
@@ -322,20 +322,20 @@ def test_layers_that_are_hidden_from_the_network_are_named(make, note):
     network = Chain(nn.Linear(3, 3), make())
     assert count(network) == 12
     (found,) = notes(network, (2, 3))
-    assert found.startswith(note + ", their 12 values are not trained, moved or saved; use an nn.Module")
+    assert found.startswith(note + ", so 12 values are not trained, moved or saved. Use an nn.Module")
 
 
 @pytest.mark.parametrize(
-    "make, mend",
+    "make, replacement",
     [
         (lambda: Holder([nn.Linear(3, 3)]), "ModuleList"),
         (lambda: Holder({"a": nn.Linear(3, 3)}), "ModuleDict"),
-        (lambda: Chain(Wrapper()), "Module of your own"),
+        (lambda: Chain(Wrapper()), "Module subclass"),
     ],
 )
-def test_the_mend_of_a_hidden_layer_fits_what_it_is_hidden_in(make, mend):
+def test_the_fix_for_a_hidden_layer_fits_its_container(make, replacement):
     (note,) = notes(nn.Sequential(make()), (2, 3))
-    assert note.endswith(f"; use an nn.{mend}")
+    assert note.endswith(f" Use an nn.{replacement}")
 
 
 def test_what_is_registered_or_has_nothing_to_learn_is_not_called_hidden():
@@ -351,7 +351,7 @@ def test_what_is_registered_or_has_nothing_to_learn_is_not_called_hidden():
 
 def test_many_hidden_layers_are_one_note():
     (note,) = notes(Chain(nn.Linear(3, 3), Holder([nn.BatchNorm1d(3) for _ in range(10)])), (2, 3))
-    assert "1.held[2] (BatchNorm1d) and 7 more: hidden in a list, their 130 values" in note
+    assert "1.held[2] (BatchNorm1d) and 7 more: hidden in a list, so 130 values" in note
 
 
 # Layers that no gradient reaches
@@ -376,7 +376,7 @@ def gradients(network, shape=(2, 4, 5, 5)):
     return [p.grad.abs().max().item() for p in network.parameters()]
 
 
-DEAD = "an activation without a slope at 0 follows"
+DEAD = "this activation has zero slope at 0, and its input"
 
 
 def test_what_follows_zeros_without_a_slope_is_dead_for_ever_and_noted():
@@ -384,8 +384,8 @@ def test_what_follows_zeros_without_a_slope_is_dead_for_ever_and_noted():
     assert max(gradients(network)) == 0
     (note,) = notes(network, (2, 4, 5, 5))
     assert note == (
-        f"0.body.5: {DEAD} 0.body.4, which gives zeros at first; no gradient ever comes through; leave the activation "
-        "out, or begin the weights or the bias elsewhere"
+        f"0.body.5: {DEAD} 0.body.4 is zero at initialization, so no gradient ever passes. Remove the activation, or "
+        "initialize the weight or bias to nonzero"
     )
 
 
@@ -463,8 +463,8 @@ def test_a_zero_scale_around_a_zero_body_is_dead_for_ever_and_noted():
     assert max(gradients(network)) == 0
     (note,) = notes(network, (2, 4, 5, 5))
     assert note == (
-        "block: its scale and block.body.4, the end of its body, are both zero at first, so that neither ever gets a "
-        "gradient; begin one of them elsewhere"
+        "block: its scale and block.body.4, the end of its body, are both zero at initialization, so neither ever gets "
+        "a gradient. Initialize one of them to nonzero"
     )
     for lives in (Skip(first_block(), join=Scale(init=1.0)), Skip(nn.Conv2d(4, 4, 1), join="scale")):
         assert notes(lives, (2, 4, 5, 5)) == [] and max(gradients(lives)) > 0
@@ -657,7 +657,7 @@ def test_norms_that_a_batch_of_one_would_fail_are_noted(batch):
     network = Chain(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), late=nn.Sequential(nn.BatchNorm2d(3)))
     (note,) = notes(network, (batch, 3, 4, 4))
     assert note.startswith(
-        "late.0: a batch of one sample leaves one value a channel, on which a batch norm cannot train"
+        "late.0: batch norm cannot train on a batch of one sample, which has one value per channel here"
     )
 
 
@@ -665,7 +665,7 @@ def test_norms_that_a_batch_of_one_would_fail_are_noted(batch):
 def test_norms_of_single_values_are_noted(norm):
     (note,) = notes(Chain(nn.AdaptiveAvgPool2d(1), norm), (2, 3, 4, 4))
     assert note.endswith(
-        "each mean is of one value, so that the bias comes out whatever comes in; use fewer groups or another norm"
+        "each mean is over a single value, so the output is the bias for every input. Use fewer groups or another norm"
     )
 
 
@@ -679,7 +679,7 @@ def test_a_norm_that_is_called_by_keyword_is_noted():
             return self.norm(input=x)
 
     (note,) = notes(Keyword(), (2, 3))
-    assert note.startswith("norm: a batch of one sample leaves one value a channel")
+    assert note.startswith("norm: batch norm cannot train on a batch of one sample")
 
 
 def test_a_network_for_batches_of_one_size_has_notes_too():
@@ -697,4 +697,4 @@ def test_a_layer_that_its_module_calls_twice_is_noted_by_its_one_path():
             return self.inner(self.inner(x))
 
     (note,) = notes(nn.Sequential(Twice()), (2, 3))
-    assert note.startswith("0.inner: one Sequential is called 2 times, and its parameters count once; build it anew")
+    assert note.startswith("0.inner: the same Sequential is called 2 times and shares its parameters. Create")

@@ -152,19 +152,27 @@ def test_losses_and_accuracies_of_batches():
 @pytest.mark.parametrize(
     "network, options, said",
     [
-        (nn.Linear(2, 2), {"dims": 3}, "dims is 1 for a line or 2 for a square, not 3"),
-        (nn.Linear(2, 2), {"points": 4}, "points is an odd number from 3 up, so that one is the network itself, not 4"),
-        (nn.Linear(2, 2), {"points": 1}, "points is an odd number from 3 up"),
-        (nn.Linear(2, 2), {"points": 5.0}, "points is an odd number from 3 up"),
-        (nn.Linear(2, 2), {"span": 0}, "span is the farthest step to both sides, above 0 and finite, not 0"),
-        (nn.Linear(2, 2), {"span": math.nan}, "span is the farthest step to both sides"),
+        (nn.Linear(2, 2), {"dims": 3}, "invalid dims: expected 1 for a line or 2 for a square, got 3"),
+        (
+            nn.Linear(2, 2),
+            {"points": 4},
+            "expected an odd integer of at least 3, whose center is the model, got 4",
+        ),
+        (nn.Linear(2, 2), {"points": 1}, "expected an odd integer of at least 3"),
+        (nn.Linear(2, 2), {"points": 5.0}, "expected an odd integer of at least 3"),
+        (nn.Linear(2, 2), {"span": 0}, "invalid span: expected a finite step above 0, got 0"),
+        (nn.Linear(2, 2), {"span": math.nan}, "invalid span: expected a finite step above 0, got nan"),
         (
             nn.BatchNorm1d(3),
             {},
-            "landscape needs weights of two axes or more to move along, which this network has none",
+            "cannot compute the loss landscape: expected weights of two or more axes, got a network with none",
         ),
-        (nn.Linear(2, 2), {"loss_of": lambda n: "low"}, r"loss_of is to give a loss or \(loss, accuracy\) .* not str"),
-        (nn.Linear(2, 2), {"loss_of": lambda n: (1, torch.ones(2))}, "as numbers, not int, Tensor; see batches_loss"),
+        (
+            nn.Linear(2, 2),
+            {"loss_of": lambda n: "low"},
+            r"a function that returns a loss or \(loss, accuracy\), got str",
+        ),
+        (nn.Linear(2, 2), {"loss_of": lambda n: (1, torch.ones(2))}, "got int, Tensor. Use batches_loss"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(network, options, said):

@@ -219,16 +219,16 @@ def test_notes_tell_growth_decay_stillness_and_what_is_not_finite():
 
     assert said(1.0) == ""
     assert "activations grow 1e+04 times from 0 to 3" in said(10.0)
-    assert "gradients grow 1e+04 times on the way back from 3 to 0; they explode" in said(10.0)
-    assert "activations decay to 1/1e+04 from 0 to 3" in said(0.1)
-    assert "gradients decay to 1/1e+04 on the way back from 3 to 0; they vanish" in said(0.1)
+    assert "gradients grow 1e+04 times from 3 back to 0; they explode" in said(10.0)
+    assert "activations shrink to 1/1e+04 from 0 to 3" in said(0.1)
+    assert "gradients shrink to 1/1e+04 from 3 back to 0; they vanish" in said(0.1)
     assert said(0.1, factor=1e5) == "" and said(1.5) == "" and "grow 5.06 times" in said(1.5, factor=3)
     assert "activations are not finite" in said(1e38) and "gradients are not finite" in said(1e38)
-    assert "activations decay to zero from 0 to 3; gradients decay to zero" in said(0.0)
+    assert "activations shrink to zero from 0 to 3; gradients shrink to zero" in said(0.0)
     still = flow(small(), torch.randn(4, 3, 8, 8)).notes
     assert still == [
-        "18 of 20 layers get no gradient in this step, the first of them stage1.0.body.conv1 (behind what begins as "
-        "zeros they do from the second step on)"
+        "18 of 20 layers get no gradient in this step, starting with stage1.0.body.conv1 (expected at initialization: "
+        "zero-initialized branches block the gradient in the first step only)"
     ]
 
 
@@ -248,9 +248,7 @@ def test_notes_tell_which_blocks_were_not_called_and_which_twice():
     assert found.notes == ["used was called 2 times", "unused was not called"]
     bare = flow(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(5, 4))
     assert [layer.path for layer in bare.layers] == ["0", "2"] and not bare.blocks
-    assert bare.notes == [
-        "there is no Skip, no Coupling and no row of plain blocks in the network; its layers alone are listed"
-    ]
+    assert bare.notes == ["the network has no Skip, no Coupling and no plain blocks; only its layers are measured"]
 
 
 def test_what_is_called_again_on_the_way_back_counts_once():
@@ -317,18 +315,18 @@ def test_flows_are_gathered_on_the_way():
 @pytest.mark.parametrize(
     "network, given, said",
     [
-        (nn.Linear(3, 2), {"x": [1.0]}, r"flow takes a batch x as a tensor \(B, \*\), not list"),
-        (nn.Linear(3, 2), {"factor": 1}, "factor is a number above 1, not 1"),
-        (nn.Linear(3, 2), {"mode": "both"}, "mode is training or evaluation, not 'both'"),
-        (nn.Linear(3, 1), {}, r"random classes need outputs \(B, K, \*\) of two kinds or more, not \(4, 1\)"),
-        (nn.Linear(3, 2), {"y": torch.tensor([0, 1, 2, 0])}, r"does not fit outputs \(4, 2\)"),
+        (nn.Linear(3, 2), {"x": [1.0]}, r"invalid x: expected a batch as a tensor \(B, \*\), got list"),
+        (nn.Linear(3, 2), {"factor": 1}, "invalid factor: expected a number above 1, got 1"),
+        (nn.Linear(3, 2), {"mode": "both"}, "invalid mode: expected training or evaluation, got 'both'"),
+        (nn.Linear(3, 1), {}, r"cannot draw random classes: expected outputs \(B, K, \*\) .* got \(4, 1\)"),
+        (nn.Linear(3, 2), {"y": torch.tensor([0, 1, 2, 0])}, r"y does not match the outputs: .* and outputs \(4, 2\)"),
         (
             nn.Linear(3, 2),
             {"loss": lambda out, y: out},
-            r"one number that depends on the network .* not a tensor \(4, 2\)",
+            r"invalid loss: expected a scalar tensor that requires a gradient, got a tensor \(4, 2\)",
         ),
-        (nn.Linear(3, 2), {"loss": lambda out, y: out.sum().item()}, "through autograd, not float"),
-        (nn.Linear(3, 2), {"loss": lambda out, y: out.detach().sum()}, r"not a tensor \(\) without a gradient; mend"),
+        (nn.Linear(3, 2), {"loss": lambda out, y: out.sum().item()}, "that requires a gradient, got float"),
+        (nn.Linear(3, 2), {"loss": lambda out, y: out.detach().sum()}, r"got a tensor \(\) without a gradient. Return"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(network, given, said):
@@ -338,5 +336,5 @@ def test_what_cannot_be_used_is_refused_in_one_line(network, given, said):
 
 
 def test_open_sizes_are_refused():
-    with pytest.raises(ShapeError, match="sizes of the network are open yet"):
+    with pytest.raises(ShapeError, match="cannot run the network: expected inferred sizes"):
         flow(sw.Chain(sw.Dense(None, 3)), torch.randn(2, 4))

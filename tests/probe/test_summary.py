@@ -73,9 +73,9 @@ def test_a_summary_prints_a_row_a_layer_and_a_line_of_totals():
     assert lines[1].split() == ["0.linear", "Linear", "2x4", "16", "24", "24", "B"]
     kept = 4 * 2 * (3 + 4 + 5 * 5) + 4 * 2 * 5  # floats of both samples, and the norm's means and variances
     assert lines[-2] == (
-        f"113 parameters, 174 multiply-adds, {kept} B kept while training, for an input of 2x3, 1 shortcut"
+        f"113 parameters, 174 multiply-adds, {kept} B of activations saved in training, for an input of 2x3, 1 shortcut"
     )
-    assert lines[-1].startswith("note: 1.shortcut.norm: a batch of one sample")
+    assert lines[-1].startswith("note: 1.shortcut.norm: batch norm cannot train on")
     assert len({len(line) for line in lines[:-2]}) == 1
 
 
@@ -106,7 +106,7 @@ def test_fixed_parameters_are_said():
     network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     network[0].requires_grad_(False)
     found = summary(network, (2, 3))
-    assert (found.parameters, found.trainable) == (16, 4) and "16 parameters (12 fixed)" in str(found)
+    assert (found.parameters, found.trainable) == (16, 4) and "16 parameters (12 frozen)" in str(found)
 
 
 def test_groups_and_other_numbers_of_axes_count_what_they_cost():
@@ -257,7 +257,7 @@ def test_memory_is_what_torch_keeps_to_the_byte(kind):
 def test_memory_grows_with_the_batch_and_is_told_in_round_numbers():
     assert summary(nn.Linear(256, 1), (4, 256)).memory == 4 * 256 * 4
     for batch, said in ((1, "1.0 KiB"), (1536, "1.5 MiB"), (3 * 2**20, "3.0 GiB")):
-        assert f" {said} kept while training" in str(summary(nn.Linear(256, 1), (batch, 256)))
+        assert f" {said} of activations saved in training" in str(summary(nn.Linear(256, 1), (batch, 256)))
     double = summary(nn.Linear(256, 1).double(), (1, 256))
     assert double.memory == 2048
 
@@ -278,14 +278,14 @@ def test_a_network_that_only_runs_without_gradients_has_a_note_in_place_of_its_m
     found = summary(Counting(3, 3), (1, 3))
     assert found.macs == 9 and found.memory == 0
     (note,) = found.notes
-    assert note.startswith("memory and receptive fields are not known: a leaf Variable") and "\n" not in note
+    assert note.startswith("memory and receptive fields are unknown: a leaf Variable") and "\n" not in note
 
     class Two(nn.Sequential):
         def forward(self, x):
             return self[0](x) if torch.is_grad_enabled() else super().forward(x)
 
     (note,) = summary(Two(nn.Linear(3, 3), nn.ReLU()), (1, 3)).notes
-    assert note.endswith("not known: with gradients other layers are called than without")
+    assert note.endswith("unknown: the calls with gradients differ from those without")
 
 
 @pytest.mark.parametrize("kind", ["one layer twice", "what takes real tensors", "dropout"])

@@ -98,11 +98,13 @@ def test_an_augmented_view_is_a_function_of_seed_view_and_image(images, network,
 def test_a_second_run_finds_the_features(images, network, tmp_path, no_computing):
     console, ids = Words(), np.arange(COUNT)
     first = cache(network, tmp_path, console=console).features(batches(images), ids)
-    assert f"features: 150 images x {network.head.in_features} in fp32, " in console and " images/s by torch" in console
+    assert (
+        f"features: 150 images x {network.head.in_features} in fp32, " in console and " images/s with torch" in console
+    )
     no_computing()
     console = Words()
     assert first.equal(cache(network, tmp_path, console=console).features(batches(images), ids))
-    assert "in fp32, found, " in console and f" MB in {tmp_path}" in console
+    assert "in fp32, cached, " in console and f" MB in {tmp_path}" in console
 
 
 def test_other_weights_images_or_inputs_have_features_of_their_own(images, network, tmp_path):
@@ -133,7 +135,9 @@ def test_another_head_uses_the_same_features(images, network, tmp_path, no_compu
 def test_a_run_that_is_stopped_keeps_what_is_computed(images, network, tmp_path, monkeypatch):
     ids = np.arange(COUNT)
     whole = cache(network, tmp_path / "whole").features(batches(images), ids)
-    with pytest.raises(Interrupted, match="while computing features. 128 of 150 are kept; continue with --resume."):
+    with pytest.raises(
+        Interrupted, match="after computing 128 of 150 features, which are cached. Continue with --resume."
+    ):
         cache(network, tmp_path / "part", stop=StopAt(2)).features(batches(images), ids)
     computed = []
     compute = FeatureCache._compute
@@ -199,7 +203,7 @@ def test_a_full_disk_is_refused_before_anything_is_computed(images, network, tmp
 
 
 def test_a_network_with_another_head_is_refused():
-    with pytest.raises(InputError, match='expected a linear layer "head" at its end. Use --head train.'):
+    with pytest.raises(InputError, match='expected a final linear layer "head", got another end. Use --head train.'):
         frozen_layers(create_model("resnet9", num_classes=3))
 
 
@@ -219,4 +223,4 @@ def test_openvino_computes_many_images_if_it_is_installed(images, network, tmp_p
     console, ids = Words(), np.arange(COUNT)
     features = cache(network, tmp_path, console=console).features(batches(images), ids)
     expected = plain_features(network, batches(images).inputs(ids))
-    assert (features - expected).abs().max() <= 1e-4 * expected.abs().max() and "images/s by openvino" in console
+    assert (features - expected).abs().max() <= 1e-4 * expected.abs().max() and "images/s with openvino" in console

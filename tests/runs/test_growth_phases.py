@@ -42,7 +42,7 @@ def state_of(folder):
 def test_a_run_grows_on_the_way_and_says_so(straight, data, tmp_path):
     said = Words()
     run = quick(data, tmp_path, console=said, **GROWN)
-    assert "grown from resnet20 to resnet32, 463,411 parameters; largest difference of an output 0" in said
+    assert "grown from resnet20 to resnet32: 463,411 parameters, largest output difference 0" in said
     assert "grown from resnet32 to resnet44" in said
     assert [(g["epoch"], g["to"]["name"], g["difference"]) for g in run.metrics["grown"]] == [
         (1, "resnet32", 0.0),
@@ -117,12 +117,18 @@ def test_a_grown_run_trains_on_for_longer_in_its_last_network(straight, tmp_path
     [
         ({"grow": "resnet20:1"}, "two or more networks with the epochs of each"),
         ({"grow": "resnet20:1,resnet32"}, "two or more networks with the epochs of each"),
-        ({"grow": "resnet20:1,resnet32:1", "model": "resnet18"}, "grow begins with resnet20"),
-        ({"grow": "resnet20:2,resnet32:1", "epochs": 2}, "grow takes 3 epochs"),
+        (
+            {"grow": "resnet20:1,resnet32:1", "model": "resnet18"},
+            "cannot grow: expected --model resnet20, as in --grow, got resnet18",
+        ),
+        (
+            {"grow": "resnet20:2,resnet32:1", "epochs": 2},
+            "cannot grow: expected at least 3 epochs, as in --grow, got 2",
+        ),
         ({"grow": "resnet20:1,resnet57:1"}, "no network is called 'resnet57'"),
         ({"grow": "resnet20:1,resnet50:1"}, "cannot grow to resnet50"),
         ({"grow": "resnet32:1,resnet20:1"}, "which are not more than the"),
-        ({"grow": "resnet20:1,resnet32:1", "fsdp": True}, "--grow and --fsdp do not go together"),
+        ({"grow": "resnet20:1,resnet32:1", "fsdp": True}, "cannot combine --grow with --fsdp: sharded weights"),
     ],
 )
 def test_a_growth_that_cannot_be_is_refused_before_anything_is_decoded(data, tmp_path, options, words):

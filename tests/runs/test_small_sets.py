@@ -41,8 +41,8 @@ def test_held_out_images_are_not_trained_on():
 
 def test_few_steps_are_warned_of():
     assert few_steps_line(FEW_STEPS, 8, 8) == "" and few_steps_line(1, 10_000, 32) == ""
-    assert "warning: 1 optimizer step in all" in few_steps_line(1, 16, 32)
-    assert f"warning: {FEW_STEPS - 1} optimizer steps in all" in few_steps_line(FEW_STEPS - 1, 16, 32)
+    assert "warning: only 1 optimizer step in the whole run" in few_steps_line(1, 16, 32)
+    assert f"warning: only {FEW_STEPS - 1} optimizer steps in the whole run" in few_steps_line(FEW_STEPS - 1, 16, 32)
 
 
 def test_sixteen_training_images_are_trained_for_the_least_number_of_steps(tmp_path, bare, monkeypatch):
@@ -53,11 +53,14 @@ def test_sixteen_training_images_are_trained_for_the_least_number_of_steps(tmp_p
     run = train(data, output=tmp_path / "runs", console=words, **options)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert run.metrics["data"]["counts"] == {"train": 16, "val": 4} and run.metrics["resolved"]["batch_size"] == 8
-    assert len(run.history) == config["epochs"] == FEW_STEPS // 2 + 1 and "warning" not in words
+    assert len(run.history) == config["epochs"] == FEW_STEPS // 2 + 1 and "optimizer step" not in words
     assert run.metrics["best_epoch"] >= 3
 
 
 def test_epochs_that_are_given_are_done_with_a_warning(tmp_path, bare):
     words = Words()
     run = quick(image_folder(tmp_path / "d", 10), tmp_path / "runs", words, epochs=2)
-    assert len(run.history) == 2 and "warning: 4 optimizer steps in all, too few to learn from" in words
+    assert (
+        len(run.history) == 2
+        and "warning: only 4 optimizer steps in the whole run, expected at least 50. Increase --epochs" in words
+    )

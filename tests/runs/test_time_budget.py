@@ -80,7 +80,7 @@ def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkey
     image_folder(tmp_path / "kinds", count=10)
     run = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=600.0, console=words, **TINY)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert "4 epochs in the " in words and config["time_limit"] == 600.0 and config["epochs"] == 4
+    assert "4 epochs fit into the remaining " in words and config["time_limit"] == 600.0 and config["epochs"] == 4
     assert len(run.history) == 4 and run.metrics["status"] == "finished"
     again = train(tmp_path / "kinds", output=tmp_path, name="untimed", epochs=4, **TINY)
     assert same_runs(run.path, again.path)
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_before_the_time_set_its_epochs_still_lets_it(tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("skipway.runs.train_run.scheduled_epochs", killed)
+        patch.setattr("skipway.runs.prepared_run.scheduled_epochs", killed)
         train(tmp_path / "kinds", output=tmp_path, name="killed", time_limit=600.0, **TINY)
     assert "epochs" not in yaml.safe_load((tmp_path / "killed" / "config.yaml").read_text())
     run = train(resume=tmp_path / "killed")

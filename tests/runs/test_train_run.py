@@ -101,7 +101,7 @@ def test_a_folder_called_last_is_left_alone(data, tmp_path, bare):
 
 
 def test_a_name_that_is_taken_is_refused(data, first, place):
-    with pytest.raises(InputError, match="holds a run already; go on with it by --resume .* or take another --name"):
+    with pytest.raises(InputError, match="holds a run already. Resume it with --resume .*, or use another --name"):
         quick(data, place / "runs", name=first.path.name)
 
 
@@ -166,7 +166,9 @@ def test_a_name_that_is_too_long_is_refused(data, tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "last", "a/b", "/x", "../x", "a/"])
 def test_a_hostile_name_is_refused(data, tmp_path, name):
-    with pytest.raises(InputError, match="a run cannot be called .*: a plain folder name was expected"):
+    with pytest.raises(
+        InputError, match="cannot name the run .*: expected a plain folder name other than 'last'. Change"
+    ):
         quick(data, tmp_path, name=name)
     assert not list(tmp_path.iterdir())
 
@@ -260,13 +262,15 @@ def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monke
     assert not list(tmp_path.iterdir())
     late = StopFlag()
     monkeypatch.setattr("skipway.runs.train_phases.fit", lambda *a, **k: (loop.fit(*a, **k), late.request("SIGTERM")))
-    with pytest.raises(Interrupted, match="stopped by SIGTERM while judging, the training is done and saved; get the"):
+    with pytest.raises(
+        Interrupted, match="stopped by SIGTERM during the final evaluation, trained weights saved. Compl"
+    ):
         quick(data, tmp_path, stop=late)
     monkeypatch.undo()
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
     words = Words()
     run = train(resume=tmp_path / "last", console=words)
-    assert "only judged and reported again" in words and run.metrics["epochs"] == 2
+    assert "only evaluated and reported again" in words and run.metrics["epochs"] == 2
 
 
 @pytest.mark.parametrize("action", ["remove", "move"])
@@ -314,7 +318,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(
         with pytest.raises((InputError, StorageError)) as caught:
             quick(data, output, name=name)
         assert caught.value.exit_code in (2, 4) and "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="is a file; give another folder with --output"):
+    with pytest.raises(InputError, match="expected a folder, got a file. Use another --output."):
         quick(data, file)
     assert file.read_text() == "mine"
 
@@ -342,7 +346,7 @@ def test_low_space_is_said_before_the_first_epoch(data, tmp_path, monkeypatch, b
     monkeypatch.setattr("skipway.runs.console_summary.free_bytes", lambda path: 1000)
     words = Words()
     quick(data, tmp_path, words)
-    said = [i for i, line in enumerate(words.lines) if "mind: 1,000 bytes are free in" in line]
+    said = [i for i, line in enumerate(words.lines) if "bytes, but only 1,000 are free in" in line]
     assert said and said[0] < next(i for i, line in enumerate(words.lines) if "train loss/acc" in line)
 
 
@@ -369,7 +373,9 @@ def test_a_library_that_finds_the_disk_full_is_a_matter_of_storage(data, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(html, "write", full)
-    with pytest.raises(StorageError, match="what is saved is whole: mend that disk and go on with --resume"):
+    with pytest.raises(
+        StorageError, match="The last checkpoint is intact: free disk space or repair the disk, then resume"
+    ):
         quick(data, tmp_path, epochs=1)
 
 
@@ -396,9 +402,7 @@ def test_what_nobody_foresaw_goes_to_a_file_in_the_run_folder(data, tmp_path, mo
         raise KeyError("odd\nthing")
 
     monkeypatch.setattr(html, "write", fault)
-    with pytest.raises(
-        SkipwayError, match="a fault of skipway's own .KeyError: .* the details are in .*crash.txt"
-    ) as e:
+    with pytest.raises(SkipwayError, match="internal error .KeyError: .* with the traceback in .*crash.txt") as e:
         quick(data, tmp_path, name="x", epochs=1)
     assert e.value.exit_code == 70 and "\n" not in str(e.value)
     assert "Traceback" in (tmp_path / "x" / "crash.txt").read_text()
@@ -432,7 +436,7 @@ def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where", ["train_phases.retry_with_microbatches", "train_run._refuse_unusable", "train_run.machine_facts"]
+    "where", ["train_phases.retry_with_microbatches", "train_run._refuse_unusable", "prepared_run.machine_facts"]
 )
 @pytest.mark.parametrize(
     "message, error, text",
@@ -515,7 +519,7 @@ def test_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path, bare):
 
 def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="device cuda was asked for, but torch sees no GPU"):
+    with pytest.raises(InputError, match="cannot use --device cuda: torch finds no GPU"):
         quick(data, tmp_path, device="cuda")
 
 

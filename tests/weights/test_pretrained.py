@@ -202,7 +202,7 @@ def test_a_second_call_does_not_ask_the_hub(hub, monkeypatch):
         ("oblong", r"prepared \(input_size 3 x 32 x 64 is no square of 3 channels\); give a repository of timm's"),
         ("grey", r"prepared \(input_size 1 x 32 x 32 is no square of 3 channels\)"),
         ("border", r"resnet18.border has a config.json that does not tell how its images are prepared \('border'\)"),
-        ("lanczos", "prepared .a Spec's interpolation is one of bilinear, bicubic, not 'lanczos'"),
+        ("lanczos", "expected interpolation to be one of bilinear, bicubic, got 'lanczos'"),
         (
             "tight",
             r"resnet18.tight has a config.json that does not tell how its images are prepared \(cannot convert",
@@ -581,12 +581,12 @@ def test_weights_are_fetched_into_a_file_that_trains_without_a_connection(whole_
     assert str(path) == name and same(sw.load(path), whole_hub.network)
     point_to(monkeypatch, "http://127.0.0.1:9")
     assert same(sw.create_model("resnet10t", pretrained=path), whole_hub.network)
-    with pytest.raises(InputError, match="exists already; remove it, or give another file with -o"):
+    with pytest.raises(InputError, match="cannot save the weights: expected a new file, but .* exists. Remove it"):
         get_weights("resnet10t", tag)
 
 
 def test_weights_are_written_to_a_safetensors_file_only(tmp_path):
-    with pytest.raises(InputError, match=r"written to a .safetensors file, not to .*weights.pth; give one with -o"):
+    with pytest.raises(InputError, match=r"expected a .safetensors file, got .*weights.pth. Choose one with -o"):
         get_weights("resnet10t", output=tmp_path / "weights.pth")
 
 

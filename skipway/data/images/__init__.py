@@ -1,1 +1,1 @@
-"""Images: decode cache, split, augmentation, batches."""
+"""Image data: decode cache, splits, augmentation and batches."""

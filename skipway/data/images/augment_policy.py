@@ -1,7 +1,7 @@
-"""Augmentation policy: which operations a level stands for, and the random numbers that they take.
+"""Augmentation policies: the operations of each level, and the random numbers that they use.
 
-What happens to an image is a function of (seed, epoch, image), nothing else. So the number of workers, the batch size
-and a resumed run cannot change it.
+The augmentation of an image is a function of (seed, epoch, image). It does not depend on the number of workers, the
+batch size or whether the run was resumed.
 
 Source: alternating flips, Jordan 2024, arXiv:2404.00498.
 """
@@ -23,9 +23,21 @@ _LEVELS = {
 
 
 def random_table(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarray:
-    """Return (len(ids), count) numbers in [0, 1) that depend on (seed, epoch, id, column) alone.
+    """Return uniform random numbers that depend only on (seed, epoch, id, column).
 
-    SplitMix64 (Steele et al. 2014) used as a hash: each input is mixed in, then the bits are stirred.
+    SplitMix64 (Steele et al. 2014) is used as a hash of these four values.
+
+    Args:
+        seed: seed of the run.
+        epoch: index of the epoch.
+        ids: (B,) indices of samples.
+        count: random numbers per sample.
+
+    Returns:
+        (B, count) float64 in [0, 1).
+
+    >>> random_table(seed=0, epoch=1, ids=np.array([5, 7]), count=3).shape
+    (2, 3)
     """
     with np.errstate(over="ignore"):
         state = _mix_bits(np.full(len(ids), seed, np.uint64) * _GOLDEN + np.uint64(epoch))
@@ -36,10 +48,17 @@ def random_table(seed: int, epoch: int, ids: np.ndarray, count: int) -> np.ndarr
 
 
 def augment_random_table(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
-    """Return (len(ids), 5) numbers that `augment_pixels` takes; the first decides on the flip.
+    """Return the random numbers for `augment_pixels`; the first column decides on the flip.
 
-    Whether an image is flipped alternates from epoch to epoch, so that any two epochs in a row show both sides of
-    every image.
+    Flips alternate from epoch to epoch, so that any two consecutive epochs contain both orientations of every image.
+
+    Args:
+        seed: seed of the run.
+        epoch: index of the epoch.
+        ids: (B,) indices of images.
+
+    Returns:
+        (B, 5) float64 in [0, 1).
     """
     table = random_table(seed, epoch, ids, count=5)
     flip = random_table(seed, 0, ids, count=1)[:, 0]
@@ -54,11 +73,18 @@ def _mix_bits(x: np.ndarray) -> np.ndarray:
 
 
 def resolve_policy(level: str, *, stored_size: int, size: int, mirrored: bool) -> str:
-    """Return the parts that a level stands for.
+    """Resolve an augmentation level to its operations, joined by "+".
 
-    Light ones move, medium ones also turn and recolor, strong ones do anything.
-    Moving is a zoom where there is room to crop from, else a shift, with flips where a mirror is harmless. What names
-    its parts itself stays as it is.
+    "light" and "auto" zoom or shift, "medium" adds affine and color changes, "strong" adds TrivialAugment and erasing.
+
+    Args:
+        level: a level, or operations such as "shift+flip", which are returned unchanged.
+        stored_size: size of the stored images; if larger than `size`, images are zoomed instead of shifted.
+        size: size of the model's input.
+        mirrored: True if flips preserve the class.
+
+    >>> resolve_policy("medium", stored_size=8, size=8, mirrored=False)
+    'shift+affine+color'
     """
     if level not in _LEVELS:
         return level
@@ -67,15 +93,20 @@ def resolve_policy(level: str, *, stored_size: int, size: int, mirrored: bool) -
 
 
 def describe_policy(level: str, size: int) -> str:
-    """Describe the parts with their amounts."""
+    """Describe the operations of a policy and their strengths, for console and report.
+
+    Args:
+        level: operations joined by "+", as `resolve_policy` returns them.
+        size: size of the model's input, in pixels.
+    """
     descriptions = {
         "none": "none",
         "flip": "flip",
         "shift": f"shift by up to {max_shift(size)} px",
         "zoom": f"zoom to {ZOOM_AREA[0]:.0%} to 100% of the area",
-        "affine": "turn, enlarge and shear a little",
+        "affine": "small rotation, scaling and shear",
         "color": "brightness, contrast and saturation",
         "trivial": "TrivialAugment",
-        "erase": "erase a rectangle of a quarter of the images",
+        "erase": "random erasing in 25% of the images",
     }
     return ", ".join(descriptions[part] for part in level.split("+"))

@@ -1,10 +1,10 @@
-"""Affine, color, TrivialAugment and erasing operations on whole batches, on the device that the batch is on.
+"""Affine, color, TrivialAugment and erasing operations on batches, on the device of the batch.
 
-Every function takes `uniform`: random numbers in [0, 1) for each image (see `random_table`), so that the result for an
-image does not depend on the rest of the batch.
+Every operation takes `uniform`: random numbers in [0, 1) for each image (see `random_table`). The result for an image
+therefore does not depend on the rest of the batch.
 
-Shapes: x is (B, C, S, S) float in 0 to 255; uniform (B, n).
-Sources: affine and color changes as fastai's defaults (2018); TrivialAugment, Müller and Hutter 2021,
+Shapes: x is (B, C, S, S) float in [0, 255]; uniform (B, n).
+Sources: affine and color changes follow fastai's defaults (2018); TrivialAugment, Müller and Hutter 2021,
 arXiv:2103.10158; random erasing, Zhong et al. 2017, arXiv:1708.04896.
 """
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 __all__ = ["AUGMENT_OPS", "NUM_UNIFORM", "boxes_inside"]
 
-_SHARE = 0.75  # of images that each change of `affine` and `color` is made to
-_MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR = 10.0, 1.1, 0.1  # degrees; times; per pixel
-_LIGHT = 1.25  # most that brightness, contrast and saturation are multiplied or divided by
-_ERASED, _AREA, _RATIO = 0.25, (0.02, 0.33), 3.3  # share of images; of an image; longest side over the shortest
-_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_PROBABILITY = 0.75  # of each change in `affine` and `color`
+_MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR = 10.0, 1.1, 0.1  # degrees; factor; pixels per pixel
+_MAX_COLOR_FACTOR = 1.25  # brightness, contrast and saturation are multiplied or divided by at most this
+_ERASED, _AREA, _RATIO = 0.25, (0.02, 0.33), 3.3  # share of images; share of the area; longest over shortest side
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def affine(x: Tensor, uniform: Tensor) -> Tensor:
-    """Turned by up to 10 degrees, enlarged by up to 1.1, sheared by up to 0.1."""
+    """Rotate by up to 10 degrees, scale up by up to 1.1 and shear by up to 0.1."""
     angle = _scale_uniform(uniform, 0, low=-_MAX_ANGLE, high=_MAX_ANGLE) * math.pi / 180
     scale = torch.exp(-_scale_uniform(uniform, 2, low=0.0, high=math.log(_MAX_SCALE)))
     shear = _scale_uniform(uniform, 4, low=-_MAX_SHEAR, high=_MAX_SHEAR)
@@ -37,18 +37,18 @@ def affine(x: Tensor, uniform: Tensor) -> Tensor:
 
 
 def color(x: Tensor, uniform: Tensor) -> Tensor:
-    """Brightness, contrast and saturation multiplied or divided by up to 1.25."""
-    reach = math.log(_LIGHT)
+    """Multiply or divide brightness, contrast and saturation by up to 1.25."""
+    reach = math.log(_MAX_COLOR_FACTOR)
     brightness, contrast, saturation = (
         torch.exp(_scale_uniform(uniform, column, low=-reach, high=reach)).view(-1, 1, 1, 1) for column in (0, 2, 4)
     )
     x = x * brightness
-    x = _blend(x, _to_grey(x).mean((2, 3), keepdim=True), contrast)
-    return _blend(x, _to_grey(x), saturation).clamp(0, 255)
+    x = _blend(x, _to_gray(x).mean((2, 3), keepdim=True), contrast)
+    return _blend(x, _to_gray(x), saturation).clamp(0, 255)
 
 
 def trivial(x: Tensor, uniform: Tensor) -> Tensor:
-    """One of fourteen changes to each image, of any strength: TrivialAugment's wide space."""
+    """Apply 1 of 14 operations to each image, at a random strength (TrivialAugment, wide space)."""
     choice = (uniform[:, 0] * len(_TRIVIAL)).long()
     signed = 2 * uniform[:, 1] - 1
     out = x.clone()
@@ -60,7 +60,7 @@ def trivial(x: Tensor, uniform: Tensor) -> Tensor:
 
 
 def erase(x: Tensor, uniform: Tensor) -> Tensor:
-    """A rectangle of a quarter of the images gives way to the image's mean."""
+    """Replace a random rectangle by the image's mean color, in 25% of the images."""
     size = x.shape[-1]
     area = _AREA[0] + (_AREA[1] - _AREA[0]) * uniform[:, 1]
     ratio = torch.exp((2 * uniform[:, 2] - 1) * math.log(_RATIO) / 2)
@@ -70,7 +70,7 @@ def erase(x: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(inside, x.mean((2, 3), keepdim=True), x)
 
 
-# name -> operation; each takes the next NUM_UNIFORM columns of an image's random numbers.
+# Name -> operation. Operation i uses the i-th block of NUM_UNIFORM columns, so that adding one changes no other.
 NUM_UNIFORM = 6
 AUGMENT_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "affine": affine,
@@ -81,12 +81,21 @@ AUGMENT_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _scale_uniform(uniform: Tensor, column: int, *, low: float, high: float) -> Tensor:
-    """Return (B,) from `low` to `high` by one column, or 0 if the next column leaves the change out."""
-    return torch.where(uniform[:, column + 1] < _SHARE, low + (high - low) * uniform[:, column], 0.0)
+    """Scale one column to [low, high), (B,); return 0 for images that the next column excludes."""
+    return torch.where(uniform[:, column + 1] < _PROBABILITY, low + (high - low) * uniform[:, column], 0.0)
 
 
 def boxes_inside(down: Tensor, right: Tensor, *, height: Tensor, width: Tensor, size: int) -> Tensor:
-    """Return (B, 1, S, S): the inside of rectangles (B,), placed by `down` and `right` in [0, 1)."""
+    """Return masks of rectangles at random positions.
+
+    Args:
+        down, right: (B,) relative positions in [0, 1).
+        height, width: (B,) sizes in pixels.
+        size: height and width of the images.
+
+    Returns:
+        (B, 1, S, S) bool, True inside the rectangle.
+    """
     line = torch.arange(size, device=down.device)
     top, left = (down * (size - height + 1)).floor(), (right * (size - width + 1)).floor()
     rows = (line >= top[:, None]) & (line < (top + height)[:, None])
@@ -95,24 +104,24 @@ def boxes_inside(down: Tensor, right: Tensor, *, height: Tensor, width: Tensor, 
 
 
 def _coordinate_maps(x_row: list[Tensor], y_row: list[Tensor]) -> Tensor:
-    """Stack the two rows of affine maps, of three (B,) each, as (B, 2, 3)."""
+    """Stack two rows of three (B,) tensors to affine matrices (B, 2, 3)."""
     return torch.stack([*x_row, *y_row], dim=1).view(-1, 2, 3)
 
 
 def _resample(x: Tensor, maps: Tensor) -> Tensor:
-    """Resample each image through its map of coordinates, mirrored at the edges."""
+    """Resample each image with its affine matrix, with reflection padding."""
     grid = F.affine_grid(maps.to(x.dtype), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
-def _to_grey(x: Tensor) -> Tensor:
+def _to_gray(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    return (x * x.new_tensor(_GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (x * x.new_tensor(_GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _blend(x: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
-    """Return x for a factor of 1, `towards` for 0, away from it beyond 1."""
+    """Interpolate from `towards` (factor 0) to `x` (factor 1); extrapolate for larger factors."""
     return towards + (x - towards) * factor
 
 
@@ -128,7 +137,7 @@ def _shear(x: Tensor, signed: Tensor, across: bool) -> Tensor:
 
 def _shift(x: Tensor, signed: Tensor, across: bool) -> Tensor:
     ones, zeros = torch.ones_like(signed), torch.zeros_like(signed)
-    amount = 2 * signed * min(32 / x.shape[-1], 0.25)  # an image is 2 wide in the grid's measure
+    amount = 2 * signed * min(32 / x.shape[-1], 0.25)  # grid coordinates span [-1, 1], so a width is 2
     x_row, y_row = [ones, zeros, amount if across else zeros], [zeros, ones, zeros if across else amount]
     return _resample(x, _coordinate_maps(x_row, y_row))
 
@@ -161,7 +170,7 @@ def _stretch_contrast(x: Tensor, signed: Tensor) -> Tensor:
 
 
 def _equalize(x: Tensor, signed: Tensor) -> Tensor:
-    """Spread every channel's values so that each part of the range is as frequent as any other."""
+    """Equalize the histogram of every channel."""
     flat = x.flatten(2).round().long().clamp(0, 255)
     counts = torch.zeros(*flat.shape[:2], 256, device=x.device, dtype=x.dtype)
     counts.scatter_add_(2, flat, torch.ones_like(flat, dtype=x.dtype))
@@ -179,8 +188,8 @@ _TRIVIAL: tuple[Callable[[Tensor, Tensor], Tensor] | None, ...] = (
     lambda x, signed: _shift(x, signed, across=False),
     _rotate,
     lambda x, signed: x * _factor(signed),
-    lambda x, signed: _blend(x, _to_grey(x), _factor(signed)),
-    lambda x, signed: _blend(x, _to_grey(x).mean((2, 3), keepdim=True), _factor(signed)),
+    lambda x, signed: _blend(x, _to_gray(x), _factor(signed)),
+    lambda x, signed: _blend(x, _to_gray(x).mean((2, 3), keepdim=True), _factor(signed)),
     _sharpen,
     _posterize,
     _solarize,

@@ -1,6 +1,6 @@
-"""Crop, shift, zoom (random resized crop) and flip: what is cut out of each stored image, for training and evaluation.
+"""Crop, shift, zoom (random resized crop) and flip: from stored images to inputs, for training and evaluation.
 
-Shapes: B batch, P stored size, S size passed to the network. Pixels are (N, P, P, C) uint8; outputs (B, C, S, S) uint8.
+Shapes: B batch, P stored size, S input size of the model. Pixels are (N, P, P, C) uint8; outputs (B, C, S, S) uint8.
 Sources: shift by padding, He et al. 2015, arXiv:1512.03385; random resized crop, Szegedy et al. 2014, arXiv:1409.4842.
 """
 
@@ -13,15 +13,22 @@ from skipway.kernels.image_ops import ZOOM
 
 __all__ = ["ZOOM_AREA", "augment_pixels", "center_crop", "crop_offset", "max_shift", "tta_views"]
 
-ZOOM_AREA = (0.35, 1.0)  # share of the area that a zoom keeps
-_RATIO = 4 / 3  # most that a zoom stretches one side against the other
+ZOOM_AREA = (0.35, 1.0)  # range of the area that a zoom keeps
+_RATIO = 4 / 3  # maximum change of the aspect ratio by a zoom
 
 
 def augment_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *, parts: str, size: int) -> Tensor:
-    """Move and flip images `rows` of `pixels` (N, P, P, C), by the random numbers `uniform` (B, 5).
+    """Crop, shift or zoom, and flip the images `rows`.
+
+    Args:
+        pixels: (N, P, P, C) uint8.
+        rows: (B,) indices into `pixels`.
+        uniform: (B, 5) random numbers in [0, 1), as `augment_random_table` returns them.
+        parts: operations joined by "+", such as "zoom+flip"; others than zoom, shift and flip are ignored.
+        size: size S of the output.
 
     Returns:
-        (B, C, S, S) uint8.
+        (B, C, S, S) uint8 in channels_last memory format.
     """
     names = parts.split("+")
     flip = (uniform[:, 0] < 0.5) if "flip" in names else np.zeros(len(rows), bool)
@@ -39,15 +46,29 @@ def augment_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *,
 
 
 def center_crop(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
-    """Cut the centre out of images `rows`, as evaluation sees it: (B, C, S, S) uint8."""
+    """Center-crop the images `rows`, as for evaluation.
+
+    Args:
+        pixels: (N, P, P, C) uint8.
+        rows: (B,) indices into `pixels`.
+        size: size S of the crop.
+
+    Returns:
+        (B, C, S, S) uint8 in channels_last memory format.
+    """
     start = crop_offset(pixels.shape[1], size)
     return _tensor(pixels[rows, start : start + size, start : start + size])
 
 
 def tta_views(x: Tensor, mirrored: bool) -> list[Tensor]:
-    """Return views of (B, C, S, S) to average over: as it is, and shifted to two corners.
+    """Return the views of a batch for test-time augmentation: the original and two diagonal shifts.
 
-    If mirrors are harmless, their mirror images follow.
+    Args:
+        x: (B, C, S, S) inputs.
+        mirrored: True to add the horizontal flip of each view.
+
+    Returns:
+        3 or 6 tensors (B, C, S, S); only the original if S is too small to shift.
     """
     reach = max(1, x.shape[-1] // 32)
     if x.shape[-1] <= 2 * reach:
@@ -59,20 +80,23 @@ def tta_views(x: Tensor, mirrored: bool) -> list[Tensor]:
 
 
 def crop_offset(stored_size: int, size: int) -> int:
-    """Return where the centre `size` of `stored_size` pixels begins.
+    """Return the offset of a center crop, in pixels.
 
-    Half of an odd rest goes to the even side, as timm has it.
+    Halves are rounded to even, as in timm.
+
+    >>> crop_offset(10, 8), crop_offset(11, 8)
+    (1, 2)
     """
     return round((stored_size - size) / 2)
 
 
 def max_shift(size: int) -> int:
-    """Return the most pixels that an image of `size` is shifted by, on each axis."""
+    """Return the maximum shift per axis for images of `size`, in pixels."""
     return max(1, size // 16)
 
 
 def _reflect_index(index: np.ndarray, size: int) -> np.ndarray:
-    """Indices outside [0, size) mirrored at the edge: -1 -> 1, size -> size - 2."""
+    """Reflect indices outside [0, size): -1 -> 1, size -> size - 2."""
     if size == 1:
         return np.zeros_like(index)
     index = np.abs(index) % (2 * size - 2)
@@ -80,16 +104,16 @@ def _reflect_index(index: np.ndarray, size: int) -> np.ndarray:
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
-    """(B, S, S, C) -> (B, C, S, S) in channels_last order, without a copy for the order."""
+    """Convert (B, S, S, C) to (B, C, S, S) in channels_last memory format, as a view."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
 
 
 def _zoom_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *, flip: np.ndarray, size: int) -> Tensor:
-    """Bring a part of each image, of random area, shape and place, to `size` by antialiased bilinear resampling."""
+    """Resize a random crop of each image to `size` by antialiased bilinear interpolation."""
     area = ZOOM_AREA[0] + (ZOOM_AREA[1] - ZOOM_AREA[0]) * uniform[:, 1]
     ratio = np.exp((2 * uniform[:, 2] - 1) * np.log(_RATIO))
     sides = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], axis=1)), 1.0) * pixels.shape[1]
     corners = uniform[:, 3:5] * (pixels.shape[1] - sides)
-    # In float32, as Pillow keeps them: there a rounding error of the sum cannot reach beyond the edge.
+    # Pillow keeps boxes in float32, in which rounding of corners + sides cannot exceed the edge.
     boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
     return _tensor(ZOOM(pixels, rows, boxes, flip, size))

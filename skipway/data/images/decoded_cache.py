@@ -1,4 +1,4 @@
-"""The decoded set: every image decoded once, before the first step, into one uint8 array in memory or on disk.
+"""Decode cache: all images of a dataset, decoded once into one uint8 array in memory or on disk.
 
 Shapes: N images, P the stored size; `pixels` is (N, P, P, C).
 """
@@ -45,20 +45,23 @@ __all__ = [
     "share_decoded",
 ]
 
-RAM_LIMIT = 1 << 30  # bytes; a larger set goes to a memory map
-SMALL = 96  # images up to this size are trained on as they are
-PHOTOGRAPH = 128  # the size that larger ones are trained at
-ROOM = 1.15  # larger ones are stored with this much room to crop from
-_SQUASHED_RATIO = 1.1  # longest side over the shortest up to which images are squashed
-_CROPPED_RATIO = 2.0  # and up to which they are cropped
-_THREADS = max(2, available_cores().count // local_processes())  # Pillow's, which OMP_NUM_THREADS does not count
-_TIMED = 16  # images by which the pace of decoding is measured
-_SMALL_FILE = 4096  # bytes, up to which Python's own part of decoding, which one thread at a time runs, is the larger
+RAM_LIMIT = 1 << 30  # bytes; larger datasets are memory-mapped
+SMALL = 96  # images up to this size are not resized
+PHOTOGRAPH = 128  # default input size for larger images
+ROOM = 1.15  # larger images are stored at this multiple of the input size, to crop from
+_SQUASHED_RATIO = 1.1  # longest over shortest side; images up to this ratio are squashed
+_CROPPED_RATIO = 2.0  # images up to this ratio are cropped, others are padded
+_THREADS = max(2, available_cores().count // local_processes())  # of Pillow; OMP_NUM_THREADS does not apply
+_TIMED = 16  # images in the decoding benchmark
+_SMALL_FILE = 4096  # bytes; for smaller files the work under the GIL dominates, and threads do not help
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How images become (stored_size, stored_size, channels) pixels, of which a network is given (size, size)."""
+    """Settings for decoding images to (stored_size, stored_size, channels), for models with input size `size`.
+
+    `max_pixels` limits the pixels of a source image; the other fields are those of `decode`.
+    """
 
     size: int
     stored_size: int
@@ -69,7 +72,7 @@ class DecodeSettings:
 
     @property
     def decode_options(self) -> dict[str, Any]:
-        """Return how an image becomes pixels, as the arguments of `decode`."""
+        """Keyword arguments of `decode`."""
         return {
             "size": self.stored_size,
             "crop_size": self.size,
@@ -81,7 +84,11 @@ class DecodeSettings:
 
 @dataclass
 class DecodedImages:
-    """Decoded images of all splits, one after the other, with what there is to say about them."""
+    """Decoded images of all splits in one array, with their labels and a record of the decoding.
+
+    `pixels` is (N, P, P, C) uint8, `labels` (N,) indices into `class_names`, `keys` the N names used in messages and
+    CSV files. `skipped` lists unreadable images, `notes` counts conversions, `sizes` describes the original sizes.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -89,27 +96,27 @@ class DecodedImages:
     pixels: np.ndarray
     labels: np.ndarray
     keys: list[str]
-    digests: list[str]  # SHA-256 of each image's file
-    splits: dict[str, np.ndarray]  # indices of each split
+    digests: list[str]  # SHA-256 of the image files
+    splits: dict[str, np.ndarray]  # indices of the images of each split
     skipped: list[Skipped]
     notes: Counter[str]
     sizes: str
-    mirrored: bool
+    mirrored: bool  # flips preserve the classes
     warnings: list[str] = field(default_factory=list)
 
 
 def choose_decode_settings(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> DecodeSettings:
-    """Choose the sizes and channels that suit the images.
+    """Choose size, channels and resize mode from a sample of the training images.
 
-    Small ones are stored as they are, photographs at 128 with room to crop. With `resize_mode` "auto" nine of ten
-    images decide: near squares are squashed, up to 2:1 they are cropped, beyond padded.
+    Without a `size`, small images keep theirs, and larger ones get 128. With `resize_mode` "auto", the 90th percentile
+    of the aspect ratio decides between squash, crop and pad. `max_pixels` limits the pixels of a source image.
     """
-    sides, ratios, grey = [], [], True
+    sides, ratios, is_gray = [], [], True
     for content in source.peek():
         if isinstance(content, np.ndarray):
             sides.append(max(content.shape[:2]))
             ratios.append(max(content.shape[:2]) / min(content.shape[:2]))
-            grey = grey and content.ndim == 2
+            is_gray = is_gray and content.ndim == 2
         elif isinstance(content, bytes):
             try:
                 width, height, mode = size_of(content, max_pixels)
@@ -117,14 +124,14 @@ def choose_decode_settings(source: Source, size: int | None, resize_mode: str, m
                 continue
             sides.append(max(width, height))
             ratios.append(max(width, height) / min(width, height))
-            grey = grey and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"))
+            is_gray = is_gray and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"))
     natural = int(np.median(sides)) if sides else PHOTOGRAPH
     small = natural <= SMALL
     size = size or (natural if small else PHOTOGRAPH)
     return DecodeSettings(
         size=size,
         stored_size=size if natural <= size else min(natural, round(size * ROOM)),
-        channels=1 if grey and sides else 3,
+        channels=1 if is_gray and sides else 3,
         resize_mode=_resize_mode_for(ratios) if resize_mode == "auto" else cast(ResizeMode, resize_mode),
         max_pixels=max_pixels,
     )
@@ -147,12 +154,19 @@ def decode_images(
     need_every_class: bool = True,
     ram_limit: int = RAM_LIMIT,
 ) -> DecodedImages:
-    """Decode every image of `source`; unreadable ones are left out, named and counted, never replaced.
+    """Decode all images of `source`; unreadable images are left out and listed in `skipped`.
+
+    Args:
+        source, settings: the images, and how to decode them.
+        max_unreadable: maximum share of unreadable images.
+        console, stop: progress bar, and a flag that interrupts the decoding.
+        need_every_class: True to require a readable training image of every class.
+        ram_limit: size in bytes above which the pixels are memory-mapped.
 
     Raises:
-        InputError: more than `max_unreadable` of the images are unreadable, or a class that needs one has none.
-        StorageError: the memory map does not fit on the disk.
-        Interrupted: `stop` was set meanwhile.
+        InputError: too many images are unreadable, or a class has no readable training image.
+        StorageError: the memory map cannot be created.
+        Interrupted: `stop` was set.
     """
     shared, request = _SHARED.get(), (source.name, source.keys, settings, max_unreadable, need_every_class)
     if shared is not None and shared.get("request") == request:
@@ -184,7 +198,7 @@ def decode_images(
         for key, label, outcome in _decode_split(source, split, settings):
             num_decoded += 1
             if stop.requested:
-                raise Interrupted(f"stopped by {stop.name} while decoding; nothing was trained yet, start again")
+                raise Interrupted(f"stopped by {stop.name} while decoding, before training. Start the run again.")
             if isinstance(outcome, InputError):
                 class_name, reason = source.class_names[label], printable(outcome)
                 images.skipped.append(Skipped(key=key, split=split, class_name=class_name, reason=reason))
@@ -213,7 +227,7 @@ _SHARED: ContextVar[dict[str, Any] | None] = ContextVar("shared", default=None)
 
 @contextmanager
 def share_decoded() -> Iterator[None]:
-    """Decode the images of a source once in this context: the folds of a cross-validation are of the same ones."""
+    """Reuse decoded images within this context, for the folds of a cross-validation."""
     token = _SHARED.set({})
     try:
         yield
@@ -222,12 +236,12 @@ def share_decoded() -> Iterator[None]:
 
 
 def _copy_of(images: DecodedImages) -> DecodedImages:
-    """Return the same images to be split and described in another way."""
+    """Return a copy that shares pixels and labels, with its own splits, notes and warnings."""
     return replace(images, splits=dict(images.splits), notes=Counter(images.notes), warnings=list(images.warnings))
 
 
 def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
-    """Return the seconds that decoding an image takes, by a few of them: the threads that decode share the work."""
+    """Estimate the decoding time per image in seconds, from a sample, with all decoding threads."""
     seconds = []
     for content in source.peek()[:_TIMED]:
         begin = time.monotonic()
@@ -237,9 +251,9 @@ def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
 
 
 def fingerprint(images: DecodedImages) -> str:
-    """SHA-256 over every image's name, class, split and content, and over what is made of them.
+    """Return a SHA-256 hex digest of all names, labels, splits and contents, and of the decode settings.
 
-    Equal sets have equal ones; a limit on what may be read is no part of that.
+    `max_pixels` is excluded, because it does not change decoded pixels.
     """
     settings = astuple(replace(images.settings, max_pixels=0))
     digest = hashlib.sha256(repr((settings, images.class_names)).encode("utf-8", "surrogatepass"))
@@ -251,19 +265,19 @@ def fingerprint(images: DecodedImages) -> str:
 
 
 def pixels_fingerprint(images: DecodedImages) -> str:
-    """SHA-256 over the content of all images in their order, and how they are decoded, whatever their splits are."""
+    """Return a SHA-256 hex digest of all contents and of the decode settings, independent of the splits."""
     settings = astuple(replace(images.settings, max_pixels=0))
     return hashlib.sha256(repr((settings, images.digests)).encode()).hexdigest()
 
 
 def _mute_libtiff() -> None:
-    """libtiff prints what it thinks of a damaged file straight to the terminal; Pillow's exception says it as well."""
+    """Disable messages of libtiff, which it prints to the terminal; Pillow raises the same as exceptions."""
     try:
         library = ctypes.CDLL(Image.core.__file__)
         for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
             setter.restype = ctypes.c_void_p
             setter(None)
-    except (OSError, AttributeError):  # a Pillow that keeps its libtiff to itself
+    except (OSError, AttributeError):  # libtiff is not exported by this build of Pillow
         pass
 
 
@@ -272,7 +286,7 @@ _mute_libtiff()
 
 @dataclass(frozen=True)
 class _DecodedImage:
-    """The pixels (P, P, C) of one image, the SHA-256 of its content, and its original's notes and size."""
+    """Pixels (P, P, C) of one image, SHA-256 digest of its file, notes, and original size."""
 
     pixels: np.ndarray
     digest: str
@@ -285,7 +299,7 @@ _Outcome = _DecodedImage | InputError
 
 
 def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Iterator[tuple[str, int, _Outcome]]:
-    """Decode every image of a split in order, in threads that stay a little ahead; small files need none."""
+    """Decode the images of a split in order, large files in threads with a bounded queue."""
     waiting: deque[tuple[str, int, Callable[[], _Outcome]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -299,7 +313,7 @@ def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Itera
         while waiting:
             first_key, first_label, result = waiting.popleft()
             yield first_key, first_label, result()
-    finally:  # whoever stops listening does not wait for images that nobody will see
+    finally:  # do not decode the rest of the queue if the consumer stops early
         pool.shutdown(cancel_futures=True)
 
 
@@ -313,26 +327,17 @@ def _decode_content(content: Content, key: str, settings: DecodeSettings) -> _Ou
         fitted = fitted_array(pixels, **settings.decode_options)
         return _DecodedImage(pixels=fitted, digest=digest, notes=(), width=width, height=height)
     suffix = os.path.splitext(key)[1].lower()
+    suffix = "" if suffix.startswith(".parquet") else suffix
     try:
-        image = decode(
-            content,
-            **settings.decode_options,
-            max_pixels=settings.max_pixels,
-            suffix="" if suffix.startswith(".parquet") else suffix,
-        )
+        image = decode(content, **settings.decode_options, max_pixels=settings.max_pixels, suffix=suffix)
     except BadImage as error:
         return error
-    return _DecodedImage(
-        pixels=image.pixels,
-        digest=hashlib.sha256(content).hexdigest(),
-        notes=image.notes,
-        width=image.width,
-        height=image.height,
-    )
+    digest = hashlib.sha256(content).hexdigest()
+    return _DecodedImage(image.pixels, digest=digest, notes=image.notes, width=image.width, height=image.height)
 
 
 def fitted_array(pixels: np.ndarray, *, size: int, channels: int, **decode_options: Any) -> np.ndarray:
-    """Pixels (H, W, C) as (size, size, channels): as they are where that fits, else as of a lossless file."""
+    """Convert pixels (H, W, C) to (size, size, channels) as `decode` converts a PNG file; unchanged if they fit."""
     if pixels.shape == (size, size, channels):
         return pixels
     file = io.BytesIO()
@@ -341,7 +346,7 @@ def fitted_array(pixels: np.ndarray, *, size: int, channels: int, **decode_optio
 
 
 def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
-    """An array of that shape in memory, or where it is large in a file that vanishes with the process."""
+    """Allocate a uint8 array in memory, or above `ram_limit` in a temporary memory-mapped file."""
     needed = int(np.prod(shape))
     if needed <= ram_limit:
         return np.empty(shape, np.uint8)
@@ -350,8 +355,8 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         free = shutil.disk_usage(folder).free
         if free < needed * 1.05:
             raise StorageError(
-                f"the packed images need {needed:,} bytes, but {printable(folder)} has {free:,} free; set "
-                "SKIPWAY_CACHE to a folder on a larger disk, or give a smaller --img-size"
+                f"cannot cache the decoded images: expected {needed:,} bytes of free space in {printable(folder)}, got "
+                f"{free:,}. Set SKIPWAY_CACHE to a folder on a larger disk, or use a smaller --img-size."
             )
         with tempfile.TemporaryFile(dir=folder, prefix="skipway-") as file:
             allocate(file, needed)
@@ -360,8 +365,8 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
         raise
     except OSError as error:
         raise StorageError(
-            f"cannot pack the images into {printable(folder)}: {error.strerror}; set SKIPWAY_CACHE to a folder that "
-            "can be written"
+            f"cannot cache the decoded images in {printable(folder)}: {error.strerror}. Set SKIPWAY_CACHE to a "
+            "writable folder."
         ) from None
 
 
@@ -370,8 +375,8 @@ def _refuse_too_many_unreadable(images: DecodedImages, total: int, max_unreadabl
     if bad and len(bad) > max_unreadable * total:
         reasons = join_names((f"{printable(s.key)}: {s.reason}" for s in bad), limit=5, separator="; ")
         raise InputError(
-            f"{len(bad):,} of {total:,} images of {printable(images.name)} cannot be read ({reasons}); mend or "
-            f"remove them, or accept a share of {math.ceil(1000 * len(bad) / total) / 1000} with --max-unreadable"
+            f"cannot read {len(bad):,} of {total:,} images of {printable(images.name)} ({reasons}). Repair or remove "
+            f"them, or use --max-unreadable {math.ceil(1000 * len(bad) / total) / 1000}."
         )
 
 
@@ -380,14 +385,14 @@ def _refuse_lost_classes(images: DecodedImages) -> None:
     lost = [name for name, count in zip(images.class_names, counts, strict=True) if not count]
     if lost:
         raise InputError(
-            f"no training image of the class {printable(lost[0])!r} of {printable(images.name)} can be read; mend "
-            "or remove them"
+            f"cannot read any training image of the class {printable(lost[0])!r} of {printable(images.name)}. Repair "
+            "them, or remove the class."
         )
 
 
 def _describe_sizes(sizes: list[tuple[int, int]]) -> str:
     if not sizes:
-        return "no image"
+        return "no images"
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     smallest, middle, largest = by_area[0], by_area[len(by_area) // 2], by_area[-1]
     if smallest == largest:

@@ -1,7 +1,6 @@
-"""Batches of a decoded set, in an order that is a function of (seed, epoch).
+"""Batches of decoded images, in an order that is a function of (seed, epoch).
 
-Shapes: a batch is x (B, C, S, S) float, normalised, channels_last; y (B,) int64; ids (B,), indices of
-images.
+Shapes: a batch is x (B, C, S, S) float, normalized, channels_last; y (B,) int64; ids (B,) indices of images.
 """
 
 import math
@@ -25,16 +24,23 @@ from skipway.kernels.image_ops import NORMALIZE
 
 __all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 
-# Columns of an image's random numbers: first those of moving it, then of each operation, then of mixing.
+# Columns of an image's random numbers: crop and flip, then one block per operation, then mixup and CutMix.
 _OPS_START = 5
 _MIX_START = _OPS_START + NUM_UNIFORM * len(AUGMENT_OPS)
 Batch = tuple[Tensor, Tensor, np.ndarray]
 
 
 def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel of images `rows`, in units of 255.
+    """Compute the mean and standard deviation of each channel, for pixels in [0, 1].
 
-    Both are exact, however many images there are.
+    Both are exact: they are computed from histograms of integers, not from running sums.
+
+    Args:
+        pixels: (N, P, P, C) uint8.
+        rows: indices of the images to use.
+
+    Returns:
+        Means and standard deviations, of length C each; a standard deviation is at least 1 / 255.
     """
     counts = np.zeros((pixels.shape[3], 256), np.int64)
     for begin in range(0, len(rows), 256):
@@ -50,16 +56,18 @@ def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training images go through before the network is given them.
+    """Augmentation and sampling of training images.
 
-    parts: as `resolve_policy` returns them, such as "shift+flip".
-    seed: with epoch and image, what everything random is a function of.
-    mixup, cutmix: how evenly images are mixed (the Beta distribution's parameter); 0 for not at all.
-    first_size, epochs: the size in the first epoch, which grows to the full one over two thirds of the epochs; 0 for
-        the full one throughout.
-    balanced: every class as often as any other, by repeating or leaving out images in each epoch anew.
-    transform: what is done to a batch (B, C, S, S) in 0 to 1 on top of it all, on the device; its random numbers are
-        torch's, seeded for each batch.
+    Args:
+        parts: operations joined by "+", as `resolve_policy` returns them, such as "shift+flip".
+        seed: seed of sample order and augmentation.
+        mixup, cutmix: alpha of the Beta distribution; 0 disables.
+        first_size: image size of the first epoch, for progressive resizing; it reaches the full size after two thirds
+            of the epochs. 0 disables.
+        epochs: number of epochs, for progressive resizing.
+        balanced: True for class-balanced sampling.
+        transform: custom transform of a batch (B, C, S, S) in [0, 1], applied last, on the device. torch's random
+            number generator is seeded for each batch.
     """
 
     parts: str = "none"
@@ -72,7 +80,7 @@ class Augmentation:
     transform: Callable[[Tensor], Tensor] | None = None
 
     def size_at(self, epoch: int, size: int) -> int:
-        """Height and width in an epoch: multiples of 4 on the way from `first_size` to `size`."""
+        """Return the image size of an epoch: a multiple of 4 between `first_size` and `size`."""
         grown = min(1.0, epoch / max(1, math.ceil(2 / 3 * self.epochs)))
         if not self.first_size or grown == 1.0:
             return size
@@ -80,16 +88,16 @@ class Augmentation:
 
 
 class ImageBatches:
-    """The images `rows` of a decoded set in batches; with an `augmentation`, shuffled and changed as it says.
+    """Batches of decoded images: shuffled and augmented for training, in a fixed order for evaluation.
 
     Args:
-        images: the decoded set.
-        rows: the images to take from it, such as those of a split.
-        batch_size: images in a batch of all processes together.
-        mean, std: per channel, in units of 255, to normalise with.
-        augmentation: for training; None for evaluation, in the order of `rows`.
-        device: where the batches go.
-        shard: the part of every batch that this process takes.
+        images: decoded images.
+        rows: indices of the images to use, such as those of a split.
+        batch_size: images per batch, over all processes.
+        mean, std: normalization of each channel, for pixels in [0, 1].
+        augmentation: augmentation for training; None for evaluation, in the order of `rows`.
+        device: device of the batches.
+        shard: the part of every batch that this process loads; default: all of it.
     """
 
     def __init__(
@@ -110,23 +118,23 @@ class ImageBatches:
             self.bounds = batch_bounds(len(rows), batch_size)
         else:
             self.bounds = training_bounds(len(rows), batch_size, self.shard, "images")
-        # x / 255, minus mean, over std, as one multiplication and one addition.
+        # (x / 255 - mean) / std as one multiplication and one addition.
         per_channel = partial(torch.tensor, dtype=torch.float32, device=device)
         mean_tensor, std_tensor = per_channel(mean).view(1, -1, 1, 1), per_channel(std).view(1, -1, 1, 1)
         self.factor, self.offset = 1 / (255 * std_tensor), -mean_tensor / std_tensor
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return len(self.bounds)
 
     @property
     def count(self) -> int:
-        """Images in an epoch."""
+        """Number of images per epoch."""
         return len(self.rows)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch from the `start`-th on."""
+        """Iterate over (x, y, ids) of an epoch, beginning with batch `start`."""
         augmentation, order = self.augmentation, self.rows
         if augmentation is not None:
             labels = self.images.labels if augmentation.balanced else None
@@ -148,16 +156,16 @@ class ImageBatches:
             yield x, y, ids
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """x (N, C, S, S) and y (N,) of up to `count` images, without augmentation and whatever part this process has.
+        """Return x (N, C, S, S) and y (N,) of up to `count` evenly spaced images, without augmentation.
 
-        They are evenly chosen.
+        The sample is the same in every process.
         """
         ids = evenly_spaced(self.rows, count)
         x = self._normalize(center_crop(self.images.pixels, ids, self.images.settings.size))
         return x, torch.from_numpy(self.images.labels[ids]).to(self.device)
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
-        """Return the images `ids` as the network gets them in that epoch, before any are mixed."""
+        """Return the inputs (B, C, S, S) for the images `ids` in an epoch, before mixup and CutMix."""
         size, augmentation = self.images.settings.size, self.augmentation
         if augmentation is None:
             return self._normalize(center_crop(self.images.pixels, ids, size))
@@ -191,8 +199,8 @@ class ImageBatches:
         if not isinstance(output, Tensor) or output.shape[:2] != x.shape[:2] or output.dim() != 4:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(
-                f"the transform made {shape} of a batch {tuple(x.shape)}; it takes and gives (B, C, H, W) of the "
-                "same images and channels"
+                f"cannot use the output of the transform: expected a tensor (B, C, H, W) with the batch size and "
+                f"channels of its input {tuple(x.shape)}, got {shape}. Return one image per input image."
             )
         return output * 255
 

@@ -1,9 +1,9 @@
-"""Whether a mirror image is still of its class: asked of the class names, then of the images themselves.
+"""Detection of datasets whose classes change under a horizontal flip, from the class names and the images.
 
-A network that is trained with horizontal flips cannot tell left from right, and its validation loss on mirrored images
-is that on plain ones, so neither its losses nor its accuracies give the fault away. The images do, before training: a
-kernel classifier of their thumbnails is validated with and without mirrored copies among what it learns from.
-Source of the test: McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
+A model trained with flips cannot distinguish left from right, and its training curves do not show it. This check runs
+before training. It cross-validates a kernel classifier of thumbnails with and without flipped training images.
+
+Source: McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
 """
 
 import math
@@ -21,7 +21,7 @@ from skipway.errors import printable
 
 __all__ = ["apply_mirror_problem", "flip_harm", "mirror_problem", "sided_names"]
 
-# (left, right) in English, German and Dutch, French, Spanish, Italian and Portuguese, and turns.
+# (left, right) in English, German and Dutch, French, Spanish, Italian, Portuguese; directions of rotation; letters.
 _SIDES = (
     ({"left", "lefthand", "leftward", "leftwards", "lh"}, {"right", "righthand", "rightward", "rightwards", "rh"}),
     ({"links", "linke", "linker", "linkes"}, {"rechts", "rechte", "rechter", "rechtes"}),
@@ -40,67 +40,69 @@ _DIGITS = set("0123456789")
 
 _SIDE = 16  # pixels of a thumbnail
 _MOST_IMAGES, _FEWEST_IMAGES = 1000, 16
-_RIDGE = 0.02  # on the diagonal of the kernel, whose entries are at most 1
-_HARM = 0.1  # of the accuracy that mirrored copies cost, from which on flips are off
-_CHANCE = 1e-3  # probability of such a cost by chance
+_RIDGE = 0.02  # added to the diagonal of the kernel matrix, whose entries are at most 1
+_HARM = 0.1  # drop in accuracy from which flips are disabled
+_CHANCE = 1e-3  # maximum p-value of that drop
 
 
 def mirror_problem(images: DecodedImages) -> str:
-    """Return why mirrored training images would be of another class, or nothing if no reason is known."""
+    """Return the reason not to flip the training images, or "" if flips seem harmless."""
     if names := sided_names(images.class_names):
         return names
     harm, chance = flip_harm(images.pixels, images.labels, images.splits["train"])
     if harm < _HARM or chance > _CHANCE:
         return ""
-    return f"mirrored copies of the training images cost a simple classifier {harm:.0%} of accuracy"
+    return f"flipped training images lower the accuracy of a simple classifier by {harm:.0%}"
 
 
 def apply_mirror_problem(images: DecodedImages, problem: str, augment: str) -> None:
-    """Mark `images` as not to be mirrored if there is a `problem`, and add a warning that tells it.
+    """Disable flips for `images` and add a warning, if there is a problem.
 
     Args:
-        images: the decoded images; their `mirrored` and `warnings` change.
-        problem: as `mirror_problem` returns it.
-        augment: the level or the parts of the augmentation; parts that name "flip" keep it.
+        images: decoded images; `mirrored` and `warnings` are updated.
+        problem: the reason, as `mirror_problem` returns it; "" for none.
+        augment: level or operations of the augmentation; an explicit "flip" stays enabled.
     """
     if not problem:
         return
     images.mirrored = False
-    asked = "flip" in augment.split("+")
-    remedy = "leave flip out of --augment" if asked else "--augment shift+flip trains with them"
-    state = "flips are trained as --augment asks, but" if asked else "flips are off:"
-    images.warnings.append(f"{state} {problem}; {remedy}")
+    if "flip" in augment.split("+"):
+        warning = f"flips may hurt: {problem}. Remove flip from --augment."
+    else:
+        warning = f"flips are disabled: {problem}. To enable them, use --augment shift+flip."
+    images.warnings.append(warning)
 
 
 def sided_names(class_names: Sequence[str]) -> str:
-    """Return in which way class names depend on left and right, or nothing.
+    """Return a reason if class names depend on left and right, or "" if they do not.
 
-    Words are compared, so "turn_left" and "ArrowRight" count, and "copyright" does not. A side counts if its opposite
-    is a class too: "right whale" alone is no side.
+    Whole words are compared, so "turn_left" and "ArrowRight" match, and "copyright" does not. A side only counts if
+    its opposite is also a class, so "right whale" alone does not match.
 
     >>> sided_names(["turn_left", "turn_right"])
-    "the classes 'turn_left' and 'turn_right' name sides"
+    "the classes 'turn_left' and 'turn_right' are mirror images of each other"
     """
     words = [_words(name) for name in class_names]
     for left, right in _SIDES:
-        found = [next((n for n, w in zip(class_names, words, strict=True) if w & s), None) for s in (left, right)]
-        if found[0] is not None and found[1] is not None and found[0] != found[1]:
-            return f"the classes {printable(found[0])!r} and {printable(found[1])!r} name sides"
-    for name, own in zip(class_names, words, strict=True):
-        if own & _MIRRORED:
-            return f"the class {printable(name)!r} names a mirror image"
-        if own & _ARROWS:
+        pair = [next((n for n, w in zip(class_names, words, strict=True) if w & s), None) for s in (left, right)]
+        if pair[0] is not None and pair[1] is not None and pair[0] != pair[1]:
+            names = f"{printable(pair[0])!r} and {printable(pair[1])!r}"
+            return f"the classes {names} are mirror images of each other"
+    for name, name_words in zip(class_names, words, strict=True):
+        if name_words & _MIRRORED:
+            return f"the class {printable(name)!r} is a mirror image"
+        if name_words & _ARROWS:
             return f"the class {printable(name)!r} is an arrow"
     return _written_names(words)
 
 
 def _written_names(words: Sequence[set[str]]) -> str:
-    """Return whether the classes are digits or letters, also after a word that all share, such as "digit_3"."""
+    """Return a reason if the classes are digits or letters, also after a shared word such as in "digit_3"."""
     shared = set.intersection(*words) if words else set()
     if shared & _ANONYMOUS:
         return ""
-    rest = ["".join(own - shared) for own in words]
-    if set(rest) == _DIGITS:  # fewer numbers may be names for anything
+    rest = ["".join(name_words - shared) for name_words in words]
+    if set(rest) == _DIGITS:  # a subset of the digits may be arbitrary numbering
         return "the classes are digits"
     if len(rest) > 1 and all(len(name) == 1 and name.isalpha() for name in rest):
         return "the classes are letters"
@@ -108,29 +110,29 @@ def _written_names(words: Sequence[set[str]]) -> str:
 
 
 def _words(name: str) -> set[str]:
-    """Return the words of a class name without case and accents."""
+    """Return the words of a class name, without case and accents."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain)
     return set(re.findall(r"[^\W\d_]+|\d+", split.casefold()))
 
 
 def flip_harm(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
-    """Return what mirrored copies in its training set cost a simple classifier, and how probable that is by chance.
+    """Measure the accuracy that a simple classifier loses if flipped images are added to its training set.
 
     Args:
-        pixels: images (N, P, P, C) uint8.
-        labels: their classes (N,).
-        rows: the images to take; of many, some.
+        pixels: (N, P, P, C) uint8.
+        labels: (N,) class indices.
+        rows: indices of the images to use; at most 1,000 of them are sampled.
 
     Returns:
-        The accuracy without copies minus the one with them, cross-validated in two folds, and the one-sided
-        probability of a sign test over the images on which the two differ.
+        Accuracy without flipped images minus accuracy with them, by 2-fold cross-validation, and the one-sided
+        p-value of a sign test on the images for which the two classifiers differ. (0, 1) for fewer than 16 images.
     """
     order = np.random.Generator(np.random.PCG64(0)).permutation(rows)[:_MOST_IMAGES]
     if len(order) < _FEWEST_IMAGES:
         return 0.0, 1.0
     order.sort()
-    order = order[np.argsort(labels[order], kind="stable")]  # so that every second image is a stratified half
+    order = order[np.argsort(labels[order], kind="stable")]  # every second image is then a stratified half
     thumbnails = _thumbnails(pixels, order)
     classes = torch.from_numpy(np.unique(labels[order], return_inverse=True)[1])
     better = worse = 0
@@ -144,7 +146,7 @@ def flip_harm(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple
 
 
 def _thumbnails(pixels: np.ndarray, rows: np.ndarray) -> Tensor:
-    """Return images (N, C, S, S) of small sides, with a mean of 0 and a deviation of 1."""
+    """Return standardized thumbnails (N, C, S, S)."""
     parts = []
     for begin in range(0, len(rows), 64):
         part = torch.from_numpy(np.ascontiguousarray(pixels[rows[begin : begin + 64]])).permute(0, 3, 1, 2).float()
@@ -154,7 +156,7 @@ def _thumbnails(pixels: np.ndarray, rows: np.ndarray) -> Tensor:
 
 
 def _classify(x: Tensor, y: Tensor, inputs: Tensor) -> Tensor:
-    """Return the classes of `inputs` by kernel ridge regression on `x` with a Gaussian kernel."""
+    """Predict the classes of `inputs` by kernel ridge regression on (x, y) with a Gaussian kernel."""
     x, inputs = x.flatten(1).double(), inputs.flatten(1).double()
     distances = torch.cdist(x, x).square()
     width = distances[distances > 0].median() if (distances > 0).any() else torch.tensor(1.0)
@@ -165,5 +167,5 @@ def _classify(x: Tensor, y: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _sign_test(successes: int, trials: int) -> float:
-    """Return the probability of at least so many successes of fair coins."""
+    """Return the probability of at least this many successes in fair coin tosses."""
     return sum(math.comb(trials, k) for k in range(successes, trials + 1)) / 2**trials

@@ -1,6 +1,6 @@
-"""Mixup and CutMix: each image of a batch is mixed with the one before it, and so is its target.
+"""Mixup and CutMix: mix each image of a batch and its target with those of the previous image.
 
-Shapes: x is (B, C, S, S) float in 0 to 255; uniform (B, 4) random numbers in [0, 1); y (B,) classes.
+Shapes: x is (B, C, S, S) float; uniform (B, 4) random numbers in [0, 1); y (B,) class indices.
 Sources: mixup, Zhang et al. 2017, arXiv:1710.09412; CutMix, Yun et al. 2019, arXiv:1905.04899.
 """
 
@@ -19,10 +19,21 @@ NUM_MIX_UNIFORM = 4
 def mix_samples(
     x: Tensor, y: Tensor, uniform: np.ndarray, *, num_classes: int, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image with the one before it in the batch: x as before, y (B, K) shares of classes.
+    """Mix each image of a batch with the previous one.
 
-    `mixup` blends the two, `cutmix` puts a rectangle of the other in; where both are above 0, each image has one of
-    them. How much is of the image itself is Beta(a, a) distributed, where a is `mixup` or `cutmix`.
+    Mixup blends the two images, CutMix pastes a rectangle of the other image. If both are enabled, each image uses
+    one of them with equal probability. The mixing ratio follows Beta(alpha, alpha).
+
+    Args:
+        x: (B, C, S, S) images.
+        y: (B,) class indices.
+        uniform: (B, 4) random numbers in [0, 1).
+        num_classes: number of classes K.
+        mixup: alpha of mixup; 0 disables it.
+        cutmix: alpha of CutMix; 0 disables it.
+
+    Returns:
+        Mixed images (B, C, S, S) and soft targets (B, K).
     """
     from scipy.special import betaincinv
 

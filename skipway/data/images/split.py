@@ -1,4 +1,4 @@
-"""Which images are for training, validation and test; what stands twice; what a careful eye says of a set."""
+"""Validation split, duplicate and leak checks, and the summary of an image dataset."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,16 +13,23 @@ from skipway.utils.format_text import join_names
 
 __all__ = ["class_counts", "describe", "hold_out", "holdout_mask", "refuse_leaks", "class_warnings", "duplicates"]
 
-MAX_HELD_OUT = 5000  # more images than that make a validation accuracy no more certain than half a point
+MAX_HELD_OUT = 5000  # the 95% interval of an accuracy of 97% is then within half a point
 IMBALANCED = 5.0
 FEW = 20
 
 
 def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
-    """Give a set without validation images some of its training images for that, of every class its share.
+    """Hold out a stratified part of the training images for validation, unless a validation set exists.
 
-    Images with the same content stay on the same side; every class stands on both sides. Which ones are held out is
-    a function of (set, fraction, seed).
+    Duplicates stay in one split, and every class is in both. The split is a function of (dataset, fraction, seed).
+
+    Args:
+        images: decoded images; `images.splits` is replaced.
+        fraction: share of the training images to hold out; at most 5,000 images are held out.
+        seed: seed of the selection.
+
+    Raises:
+        InputError: a class has fewer than 2 distinct images.
     """
     if len(images.splits.get("val", ())):
         return
@@ -34,8 +41,8 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
     if single:
         raise InputError(
-            f"{printable(images.name)}: the class {printable(single[0])!r} has one image (copies not counted), too "
-            "few to train on some and validate on others; add at least one more, or a val folder"
+            f"cannot split {printable(images.name)}: expected at least 2 distinct images per class, got 1 of the class "
+            f"{printable(single[0])!r}. Add images of this class, or add a val folder."
         )
     in_val = holdout_mask(train, images.labels, images.digests, fraction=fraction, seed=seed)
     images.splits = {
@@ -48,11 +55,19 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
 def holdout_mask(
     train: np.ndarray, labels: np.ndarray, digests: Sequence[str], *, fraction: float, seed: int
 ) -> np.ndarray:
-    """Choose which of the samples `train` are held out, as (len(train),) booleans.
+    """Select a stratified part of the training samples for validation.
 
-    Of every label its share is held out, copies together.
+    Duplicates are held out together. A label with 2 or more distinct samples is in both splits.
 
-    Every label stands on both sides where two different samples have it.
+    Args:
+        train: indices of the training samples.
+        labels: (N,) class indices of all samples.
+        digests: N digests of the samples' contents.
+        fraction: share to hold out.
+        seed: seed of the selection.
+
+    Returns:
+        (len(train),) booleans, True for validation.
     """
     first_of = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
     kinds = np.array(sorted(first_of.values()), dtype=np.int64)
@@ -60,27 +75,27 @@ def holdout_mask(
     shares = _shares(counts, min(round(len(kinds) * fraction), MAX_HELD_OUT))
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
     by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
-    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # place within its class
+    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # position within its class
     held_digests = {digests[i] for i in kinds[by_class[rank < np.repeat(shares, counts)]]}
     return np.array([digests[i] in held_digests for i in train])
 
 
 def _shares(counts: np.ndarray, total: int) -> np.ndarray:
-    """Return how many of each class to hold out: within one of its exact share, at least one, never all.
+    """Return the number of samples to hold out per class: its rounded share, at least 1, never all.
 
     >>> _shares(np.array([70, 30, 2]), 10).tolist()
     [6, 3, 1]
     """
     exact = counts * (total / counts.sum())
     shares = np.clip(np.floor(exact).astype(np.int64), 1, counts - 1)
-    room = np.flatnonzero((shares < exact) & (shares < counts - 1))
-    largest_first = room[np.argsort(shares[room] - exact[room], kind="stable")]
+    rounded_down = np.flatnonzero((shares < exact) & (shares < counts - 1))
+    largest_first = rounded_down[np.argsort(shares[rounded_down] - exact[rounded_down], kind="stable")]
     shares[largest_first[: max(0, total - int(shares.sum()))]] += 1
     return shares
 
 
 def duplicates(images: DecodedImages) -> list[list[int]]:
-    """Return groups of images with the same content, byte for byte."""
+    """Return groups of image indices whose files are identical, byte for byte."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, digest in enumerate(images.digests):
         groups[digest].append(i)
@@ -88,7 +103,15 @@ def duplicates(images: DecodedImages) -> list[list[int]]:
 
 
 def refuse_leaks(images: DecodedImages, allow: bool) -> None:
-    """Say which images stand twice; where copies stand in two splits, validation would be flattered: refuse."""
+    """Warn of duplicate images, and refuse duplicates across splits, which inflate the validation accuracy.
+
+    Args:
+        images: decoded images; `warnings` is extended.
+        allow: True to warn of duplicates across splits instead of raising.
+
+    Raises:
+        InputError: an image is in more than one split, and `allow` is False.
+    """
     split_of: dict[int, str] = {}
     for split in SPLITS:
         split_of.update(dict.fromkeys(map(int, images.splits.get(split, ())), split))
@@ -97,32 +120,33 @@ def refuse_leaks(images: DecodedImages, allow: bool) -> None:
     crossed = [g for g in groups if len({int(images.labels[i]) for i in g}) > 1]
     if across:
         example = " and ".join(f"{printable(images.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
-        message = f"{len(across):,} images stand in more than one split, such as {example}"
         if not allow:
             raise InputError(
-                f"{printable(images.name)}: {message}; remove the copies from one side, or go on with "
-                "--allow-duplicates"
+                f"cannot use {printable(images.name)}: expected each image in only one split, got {len(across):,} in "
+                f"more than one, such as {example}. Remove the duplicates, or use --allow-duplicates."
             )
-        images.warnings.append(f"{message}: accuracies are flattered by them")
+        images.warnings.append(
+            f"duplicates across splits: {len(across):,}, such as {example}. Validation and test metrics are inflated."
+        )
     if crossed:
         names = {i: images.class_names[images.labels[i]] for i in crossed[0]}
         pair = _unlike(crossed[0], names)
         example = " and ".join(f"{printable(images.keys[i])} ({printable(names[i])})" for i in pair)
         images.warnings.append(
-            f"{len(crossed):,} images stand under two classes, such as {example}: one label is wrong"
+            f"duplicates with different labels: {len(crossed):,}, such as {example}. At least one label is wrong."
         )
     copies = sum(len(g) - 1 for g in groups)
     if copies:
-        images.warnings.append(f"{copies:,} images are exact copies of others")
+        images.warnings.append(f"exact duplicates of other images: {copies:,}")
 
 
 def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
-    """Return the first of a group and the first that is of another kind."""
+    """Return the first image of a group and the first image of another kind."""
     return group[0], next(i for i in group if kind[i] != kind[group[0]])
 
 
 def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
-    """Return {class: {split: images}}, classes in their order."""
+    """Return {class name: {split: number of images}}, in the order of the classes."""
     table = {
         split: np.bincount(images.labels[indices], minlength=len(images.class_names))
         for split, indices in images.splits.items()
@@ -131,28 +155,33 @@ def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
 
 
 def class_warnings(images: DecodedImages) -> list[str]:
-    """Warn of what is odd in a set: imbalance, classes with few images, unreadable and converted files."""
+    """Return warnings of class imbalance, of classes with few images and of a small validation set."""
     counts = {name: by_split.get("train", 0) for name, by_split in class_counts(images).items()}
     largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     warnings = []
     ratio = counts[largest] / max(1, counts[smallest])
     if ratio >= IMBALANCED:
         warnings.append(
-            f"classes are imbalanced 1:{ratio:.0f} ({printable(smallest)} {counts[smallest]:,}, {printable(largest)} "
-            f"{counts[largest]:,} training images): accuracy favours the large ones, read the per-class table"
+            f"class imbalance 1:{ratio:.0f} ({printable(smallest)} {counts[smallest]:,}, {printable(largest)} "
+            f"{counts[largest]:,} training images): accuracy favors large classes. See the per-class metrics."
         )
     few = [name for name, count in counts.items() if count < FEW]
     if few:
         names = join_names(map(printable, few), limit=5)
-        warnings.append(f"fewer than {FEW} training images: {names}; expect weak results there")
+        warnings.append(f"fewer than {FEW} training images: {names}. Expect low accuracy for these classes.")
     validation = len(images.splits.get("val", ()))
     if 0 < validation < 100:
-        warnings.append(f"{validation} validation images: one image is {1 / validation:.1%} of accuracy")
+        noun = "image" if validation == 1 else "images"
+        warnings.append(f"only {validation} validation {noun}: 1 image changes the accuracy by {1 / validation:.1%}")
     return warnings
 
 
 def describe(images: DecodedImages) -> dict[str, Any]:
-    """What a run or `check` reports of its data, as plain values."""
+    """Summarize a dataset as plain values, for the console, the report and `check`.
+
+    Returns:
+        A dictionary with the keys name, counts, classes, skipped, notes, warnings and sizes.
+    """
     return {
         "name": images.name,
         "counts": {split: len(indices) for split, indices in images.splits.items()},

@@ -1,1 +1,1 @@
-"""Sources: resolve DATA (a name, folder, file or Hub address) and read what is there."""
+"""Data sources: resolve DATA (a name, folder, file or Hub repository) and read its images or table."""

@@ -1,4 +1,4 @@
-"""What DATA means: a built-in name, a set of the Hub, a folder of class folders, or parquet files."""
+"""Resolution of DATA: a bundled dataset, a dataset of the Hub, a folder of class folders, or parquet files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +15,29 @@ from skipway.errors import InputError, did_you_mean, printable
 __all__ = ["BUILT_IN", "open_source"]
 
 BUILT_IN = ("digits", *BUILT_IN_TABLES)
-_HANDWRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # sets of the Hub that a mirror would spoil
+_HANDWRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # Hub datasets whose classes change under a flip
 
 
 def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
-    """Open the labelled images that `data` names; a folder or file that exists goes before a name of the Hub."""
+    """Open labeled images; an existing folder or file takes precedence over a name on the Hub.
+
+    Args:
+        data: a bundled dataset, a folder, a parquet file, a name of `HUB_NAMES`, or "hf:org/name".
+        follow_links: True to follow symbolic links that lead out of a folder.
+        allow_empty_classes: True to leave out classes without images instead of raising.
+
+    Raises:
+        InputError: there are no labeled images at `data`, or they cannot be read.
+    """
     if data == "digits":
         return digits()
     if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
-        raise InputError(f"{printable(data)} is a table, but images were expected; give a folder of class folders")
+        raise InputError(f"cannot use {printable(data)}: expected images, got a table. Pass a folder of class folders.")
     path = Path(data)
     try:
         path = path.expanduser()
         exists = bool(data) and path.exists()
-    except (OSError, RuntimeError):  # a folder that may not be looked into, a home of nobody
+    except (OSError, RuntimeError):  # no permission, or an unknown home directory
         exists = False
     if not exists and (data in HUB_NAMES or data.startswith("hf:")):
         source = parquet_source(hub_folder(data), allow_empty_classes)
@@ -38,33 +47,34 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
     if not exists:
         names = (*BUILT_IN, *HUB_NAMES)
         raise InputError(
-            f"there is no data at {printable(data)!r}{did_you_mean(data, names)}; give a folder with one sub-folder "
-            f"per class, parquet files, hf:org/name, or one of {', '.join(names)}"
+            f"cannot find the data {printable(data)!r}{did_you_mean(data, names)}. Pass a folder with one subfolder "
+            f"per class, parquet files, hf:org/name, or one of {', '.join(names)}."
         )
     if parquet_files(path):
         if path.is_dir() and image_files(path):
             raise InputError(
-                f"{printable(data)} holds both images and parquet files; keep the images or the parquet files in a "
-                "folder of their own, and name that"
+                f"cannot use {printable(data)}: expected either images or parquet files, got both. Move one of them to "
+                "another folder."
             )
         return parquet_source(path, allow_empty_classes)
     if path.is_file():
+        kind = f"a {printable(path.suffix)} file" if path.suffix else "a file without extension"
         raise InputError(
-            f"{printable(data)} is a {printable(path.suffix) or 'nameless'} file; images to learn from come as a "
-            "folder with one sub-folder per class, or as .parquet, and tables as .csv or .parquet"
+            f"cannot use {printable(data)}: expected a folder with one subfolder per class, or a .parquet, .csv or "
+            f".tsv file, got {kind}. Convert the data."
         )
     if not has_class_folders(path):
         loose, others = len(image_files(path)), describe_other_files(path)
-        contents = f"no images and no class folders{others}" if others else "nothing but no class folders"
+        contents = f"{loose} images without subfolders" if loose else f"no images{others}"
         raise InputError(
-            f"{printable(data)} holds {f'{loose} images but no class folders' if loose else contents}; put the "
-            "images of each class into a folder of its own, named as the class"
+            f"cannot use {printable(data)}: expected one subfolder of images per class, got {contents}. Put the images "
+            "of each class into a subfolder named after the class."
         )
     return folder_source(path, follow_links, allow_empty_classes)
 
 
 def digits() -> Source:
-    """Open 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (Alpaydin and Kaynak 1998)."""
+    """Open the 1,797 handwritten digits of 8 x 8 pixels bundled with scikit-learn (Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,7 +1,7 @@
-"""CSV and TSV files as text: encoding, separator and every record with the line it begins in.
+"""CSV and TSV parser: detects encoding and separator, and keeps the line number of every record.
 
-What has to be guessed (encoding, separator) is guessed from the bytes and said in `notes`; what is broken is named by
-its line. Cells stay text here: what they mean is decided by whole columns, in `columns`.
+Unusual encodings and separators are recorded in `notes`, and errors name the line. Cells remain text; the kind of a
+column is inferred later, in `tables/columns.py`.
 """
 
 import csv
@@ -18,28 +18,28 @@ from skipway.errors import InputError, printable
 
 __all__ = ["MAX_COLUMNS", "TextTable", "check_names", "read_text"]
 
-MAX_COLUMNS = 10_000  # each one is a line of the run's own files, and most wider tables are written sideways
-_MAX_BYTES = 2 << 30  # a table is held in memory, at up to ten times its size
+MAX_COLUMNS = 10_000  # the run folder has a line per column, and wider tables are mostly transposed
+_MAX_BYTES = 2 << 30  # tables are read into memory and need up to 10 times their file size
 _SEPARATORS = (",", ";", "\t", "|")
-_SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_SAMPLED = 200  # records that a separator is tried on
-_CHUNK = 50_000  # records that become columns at a time
-_FEW = 10_000  # different texts of a column up to which equal ones share their memory
+_SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+_SAMPLED = 200  # records for the detection of the separator
+_CHUNK = 50_000  # records per conversion to columns
+_FEW = 10_000  # maximum distinct texts of a column for which equal texts share memory
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip archive, or an Excel workbook",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"\x1f\x8b": "compressed by gzip",
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
+    b"\x1f\x8b": "a gzip file",
     b"PAR1": "a parquet file",
-    b"%PDF": "a PDF",
-    b"SQLite": "a data base",
+    b"%PDF": "a PDF file",
+    b"SQLite": "an SQLite database",
 }
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass
 class TextTable:
-    """Columns of text, (N,) each, in the file's order; `lines[i]` is where row i begins, the header being in line 1."""
+    """Columns of text, (N,) each, in the order of the file; row i begins in line `lines[i]`, counted from 1."""
 
     columns: dict[str, np.ndarray]
     lines: np.ndarray
@@ -48,17 +48,17 @@ class TextTable:
 
 
 def read_text(path: Path) -> TextTable:
-    """Read the table of a CSV or TSV file with names in its first line.
+    """Read a CSV or TSV file whose first line holds the column names.
 
     Raises:
-        InputError: no text, no rows, a broken quote, a row of another length: names the line.
+        InputError: the file cannot be read, has no rows, or has a malformed line.
     """
     where = printable(path)
     text, notes = _decode_text(_read_bytes(path, where), where)
     usual = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     separator = _guess_separator(text, usual)
     if separator != usual:
-        notes.append(f"columns are separated by {_SEPARATOR_NAMES[separator]}s")
+        notes.append(f"separator: {_SEPARATOR_NAMES[separator]}")
     columns: _ColumnBuilder | None = None
     ragged: list[tuple[int, int]] = []  # (line, number of fields)
     for line, row in _records(text, separator, where):
@@ -69,22 +69,26 @@ def read_text(path: Path) -> TextTable:
         else:
             columns.add(line, row)
     if columns is None:
-        raise InputError(f"{where} is empty; a table was expected, with the names of its columns in the first line")
+        raise InputError(
+            f"cannot read {where}: expected column names in the first line, got blank lines. Add a header."
+        )
     if ragged:
         line, count = ragged[0]
         raise InputError(
-            f"{where}:{line}: {count} fields, but the header has {len(columns.names)}"
+            f"cannot read {where}:{line}: expected {len(columns.names)} fields as in the header, got {count}"
             + (f" (and {len(ragged) - 1:,} more such lines)" if len(ragged) > 1 else "")
-            + f"; mend the line, or put quotes around a text that holds a {_SEPARATOR_NAMES[separator]}"
+            + f". Correct the line, or quote texts that contain a {_SEPARATOR_NAMES[separator]}."
         )
     if not columns.lines:
-        raise InputError(f"{where} holds the names of its columns but no rows; add a line for each sample")
+        raise InputError(
+            f"cannot read {where}: expected rows after the header, got only the header. Add a line per sample."
+        )
     lines = np.array(columns.lines, np.int64)
     return TextTable(columns.arrays(), lines=lines, separator=separator, notes=notes)
 
 
 def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Iterate over (line in which it begins, fields) of every record that is not blank."""
+    """Iterate over (first line, fields) of all records that are not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1
@@ -99,7 +103,7 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[
 
 
 class _ColumnBuilder:
-    """Collects rows as columns of text, chunk by chunk; equal texts of a column share their memory."""
+    """Convert rows to columns of text in chunks; equal texts of a column share memory."""
 
     def __init__(self, names: tuple[str, ...]):
         self.names = names
@@ -116,7 +120,7 @@ class _ColumnBuilder:
             self._flush()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the columns, of at least one row."""
+        """Return {name: (N,) texts}, for at least 1 row."""
         self._flush()
         return {name: np.concatenate(parts) for name, parts in zip(self.names, self._parts, strict=True)}
 
@@ -129,36 +133,50 @@ class _ColumnBuilder:
 
 
 def check_names(names: list[str], where: str) -> None:
-    """Refuse too many columns, and two of one name: a column is found by its name."""
+    """Check the column names of a table.
+
+    Args:
+        names: column names, in the order of the table.
+        where: name of the table, for errors.
+
+    Raises:
+        InputError: there are too many columns, or names are not unique.
+    """
     if len(names) > MAX_COLUMNS:
         raise InputError(
-            f"{where} has {len(names):,} columns, more than the {MAX_COLUMNS:,} that a network for tables takes; "
-            "leave some out, or turn the table round if its rows are the samples' columns"
+            f"cannot use {where}: expected at most {MAX_COLUMNS:,} columns, got {len(names):,}. Remove columns, or "
+            "transpose the table if each column is a sample."
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         numbers = [str(i + 1) for i, name in enumerate(names) if name == twice[0]]
         raise InputError(
-            f"{where}: {len(numbers)} columns are called {printable(twice[0])!r} (columns {', '.join(numbers[:5])})"
-            + (f", and {len(twice) - 1} other names repeat" if len(twice) > 1 else "")
-            + "; give each a name of its own"
+            f"cannot use {where}: expected unique column names, got {printable(twice[0])!r} {len(numbers)} times "
+            f"(columns {', '.join(numbers[:5])})"
+            + (f" and {len(twice) - 1} more repeated names" if len(twice) > 1 else "")
+            + ". Rename the columns."
         )
 
 
 def _read_bytes(path: Path, where: str) -> bytes:
     try:
         if not path.is_file():
-            raise InputError(f"{where} is no plain file; give a .csv, .tsv or .parquet file")
+            raise InputError(f"cannot read {where}: expected a regular file. Pass a .csv, .tsv or .parquet file.")
         if (size := path.stat().st_size) > _MAX_BYTES:
-            raise InputError(f"{where} has {size:,} bytes, more than {_MAX_BYTES:,}; split it, or save it as .parquet")
+            raise InputError(
+                f"cannot read {where}: expected at most {_MAX_BYTES:,} bytes, got {size:,}. Split it, or save it as "
+                ".parquet."
+            )
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {where}: {error.strerror}; check its path and rights") from None
+        raise InputError(f"cannot read {where}: {error.strerror}. Check the path and the permissions.") from None
     for start, kind in _OTHER_FORMATS.items():
         if data.startswith(start):
-            raise InputError(f"{where} is {kind}, whatever its name says; a text table was expected: save it as CSV")
+            raise InputError(f"cannot read {where}: expected a text table, got {kind}. Save it as CSV.")
     if not data.strip():
-        raise InputError(f"{where} is empty; a table was expected, with the names of its columns in the first line")
+        raise InputError(
+            f"cannot read {where}: expected column names in the first line, got an empty file. Add a header."
+        )
     return data
 
 
@@ -170,11 +188,11 @@ def _decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
                 return data.decode(name), ([] if name == "utf-8-sig" else ["read as UTF-16"])
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{where} begins as {name.removesuffix('-sig').upper()} but does not go on so at byte "
-                    f"{error.start:,}; save it as UTF-8"
+                    f"cannot read {where}: expected {name.removesuffix('-sig').upper()} by its byte order mark, got "
+                    f"an invalid byte at offset {error.start:,}. Save it as UTF-8."
                 ) from None
     head = data[:4096]
-    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every second byte of Latin letters is zero
+    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every second byte of Latin text is zero
         if len(head) >= 4 and head[offset::2].count(0) > 0.7 * len(head[offset::2]):
             try:
                 return data.decode(name), ["read as UTF-16"]
@@ -182,7 +200,7 @@ def _decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
                 break
     if (zero := data.find(0)) >= 0:
         raise InputError(
-            f"{where}:{_line_at(data, zero)}: a NUL byte, which no text has; save the table as UTF-8 again"
+            f"cannot read {where}:{_line_at(data, zero)}: expected text, got a NUL byte. Save the table as UTF-8."
         )
     try:
         return data.decode("utf-8"), []
@@ -200,7 +218,7 @@ def _line_at(data: bytes, offset: int) -> int:
 
 
 def _guess_separator(text: str, usual: str) -> str:
-    """Guess what separates fields: what cuts the first records most evenly, into most pieces."""
+    """Detect the separator that splits the first records most evenly, into the most fields."""
     best_rank, best_separator = (0.0, 0, False), usual
     for separator in _SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -216,7 +234,7 @@ def _guess_separator(text: str, usual: str) -> str:
         if not counts or counts[0] < 2:
             continue
         even = sum(c == counts[0] for c in counts) / len(counts)
-        # One ragged line in twenty is a broken line; more, and the separator is another one.
+        # Up to 1 ragged line in 20 is a malformed line; more indicate another separator.
         rank = (1.0 if even > 0.95 else even, counts[0] if even > 0.95 else 0, separator == usual)
         if rank > best_rank:
             best_rank, best_separator = rank, separator
@@ -227,23 +245,28 @@ def _read_header(row: list[str], *, line: int, where: str, notes: list[str]) -> 
     names = [name.strip() for name in row]
     if all(_NUMBER.fullmatch(name) for name in names):
         raise InputError(
-            f"{where}:{line}: only numbers, but the names of the columns were expected; add a first line with names"
+            f"cannot read {where}:{line}: expected column names, got only numbers. Add a first line with column names."
         )
     if unnamed := [i for i, name in enumerate(names) if not name]:
         names = [name or f"column {i + 1}" for i, name in enumerate(names)]
-        notes.append(f"without a name, so called by its place: {', '.join(repr(names[i]) for i in unnamed[:5])}")
+        notes.append(f"columns without a name, named by position: {', '.join(repr(names[i]) for i in unnamed[:5])}")
     check_names(names, where)
     return tuple(names)
 
 
 def _describe_error(where: str, line: int, reason: str) -> str:
     if "unexpected end" in reason:
-        return f"{where}:{line}: a quote is opened and never closed; close it, or double a quote that is meant"
+        return (
+            f"cannot read {where}:{line}: expected a closing quote, got the end of the file. Close or double the quote."
+        )
     if "expected after" in reason:
-        return f"{where}:{line}: text follows a closing quote; double the quotes that stand inside a text"
+        return (
+            f"cannot read {where}:{line}: expected a separator after a closing quote. Double the quotes inside a text."
+        )
     if "field limit" in reason:
-        return f"{where}:{line}: a field is longer than {csv.field_size_limit():,} characters; is a quote not closed?"
-    return f"{where}:{line}: cannot be read as a row ({printable(reason)}); mend the line"
+        limit = csv.field_size_limit()
+        return f"cannot read {where}:{line}: expected fields of at most {limit:,} characters. Check for an open quote."
+    return f"cannot read {where}:{line}: {printable(reason)}. Correct the line."
 
 
 def _to_object_array(cells: list[str] | tuple[str, ...]) -> np.ndarray:

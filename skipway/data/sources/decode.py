@@ -1,7 +1,7 @@
-"""Images: the bytes of one image file become one uint8 array, or a named reason why not.
+"""Decoding of image files to uint8 arrays.
 
-Shapes: H height, W width of the original after EXIF turning; a decoded image is (size, size, channels).
-Every departure from "the pixels as they are stored" is a note, a fixed phrase, so that a run can count and report it.
+Shapes: H, W are the height and width of the original in EXIF orientation; a decoded image is (size, size, channels).
+Every conversion of the stored pixels is recorded as a note, a fixed phrase, so that a run can count and report it.
 """
 
 import io
@@ -31,8 +31,8 @@ _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
 _EXIF_CARRIERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
-# EXIF orientation -> the operation that turns the image upright, and whether the stored left or top edge ends up
-# as the right or bottom one: there the half-filled last pixels of a reduced JPEG come to lie at the beginning.
+# EXIF orientation -> the operation that makes the image upright, and whether it moves the right or bottom edge to the
+# beginning. The last pixels of a reduced JPEG are partly filled and lie at these edges.
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, True, False),
     3: (Image.Transpose.ROTATE_180, True, True),
@@ -42,34 +42,38 @@ _TURNS = {
     7: (Image.Transpose.TRANSVERSE, True, True),
     8: (Image.Transpose.ROTATE_90, False, True),
 }
-_CONVERSIONS = {"1": "bilevel converted to grey", "P": "palette converted to RGB", "PA": "palette converted to RGB"}
-NEARLY_BLACK = "nearly black: 16-bit values that use the lowest bits alone (rescale them to 0 to 65535)"
-_BLACK = 16  # of 256 levels: 12-bit values in a file of 16 bits stay below it
-_REDUCING_GAP = 2.0  # cheap whole-number reductions leave this many times the target's size to the antialiased filter
-_PAD_GREY = 128  # black or white bars would be the image's strongest edge; the middle of the range is the weakest
+_CONVERSIONS = {"1": "bilevel converted to gray", "P": "palette converted to RGB", "PA": "palette converted to RGB"}
+NEARLY_BLACK = "nearly black: 16-bit values that use only the lowest bits (rescale them to 0 to 65535)"
+_BLACK = 16  # of 256 levels; 12-bit values in a 16-bit file stay below it
+_REDUCING_GAP = 2.0  # fast integer reductions stop at this multiple of the target size, before the antialiased filter
+_PAD_GRAY = 128  # mid-gray, because black or white bars would add strong edges
 
 
 class BadImage(InputError):
-    """The file cannot be used; the text is a short reason without the file's name."""
+    """An image file cannot be decoded; the message is a short reason without the file name."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One decoded image: `pixels` (size, size, channels) uint8, and what there is to say about its original.
+    """One decoded image and the properties of its original.
 
-    `notes` are fixed phrases, each at most once; `width` and `height` are the original's after EXIF turning, `mode` is
-    Pillow's name of its pixel format, such as "RGB", "CMYK" or "I;16".
+    `pixels` is (size, size, channels) uint8, `notes` are fixed phrases, each at most once, and `mode` is Pillow's name
+    of the pixel format, such as "CMYK" or "I;16".
     """
 
     pixels: np.ndarray
     notes: tuple[str, ...]
-    width: int
+    width: int  # of the original, in EXIF orientation
     height: int
     mode: str
 
 
 def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
-    """(width, height, mode) from the header, turned by EXIF (but not by one that a PNG keeps behind its pixels)."""
+    """Read the width, height and Pillow mode from the header of an image file, in EXIF orientation.
+
+    Raises:
+        BadImage: the file is not a supported image, or has more than `max_pixels` pixels.
+    """
     with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -88,16 +92,28 @@ def decode(
     interpolation: Interpolation = "bilinear",
     crop_size: int | None = None,
 ) -> DecodedImage:
-    """The image in `data`, upright, as (size, size, channels) uint8; BadImage where that cannot be had.
+    """Decode an image file to an upright (size, size, channels) uint8 array.
 
-    `resize_mode` "squash" resizes straight to the square, "crop" brings the shorter side to `size` and cuts the other
-    (to the pixel as if the centre `crop_size` x `crop_size` were cut out of the resized whole), "pad" keeps all between
-    bars of grey 128. Resizing is antialiased; an image of the target size keeps its exact pixels.
-    Of several frames the first is used; transparency is laid over white; deep grey is rescaled by its bit depth.
+    Resizing is antialiased; an image of the target size keeps its exact pixels. Only the first frame is used,
+    transparency is composited over white, and gray of more than 8 bits is rescaled.
+
+    Args:
+        size: height and width of the result, in pixels.
+        channels: 1 (gray) or 3 (RGB).
+        resize_mode: "squash" ignores the aspect ratio, "crop" resizes the shorter side and crops the longer one, "pad"
+            resizes the longer side and adds bars of gray 128.
+        max_pixels: maximum pixels of the original.
+        suffix: file extension, to record a mismatch with the content.
+        interpolation: "bilinear" or "bicubic".
+        crop_size: size of a later center crop, with which "crop" is aligned to the pixel.
+
+    Raises:
+        BadImage: the file cannot be decoded.
     """
     if size < 1 or channels not in (1, 3) or resize_mode not in RESIZE_MODES:
         raise InputError(
-            f"no size of at least 1, 1 or 3 channels and {'/'.join(RESIZE_MODES)}: {size}, {channels}, {resize_mode!r}"
+            f"cannot decode: expected size >= 1, channels 1 or 3 and resize_mode {', '.join(RESIZE_MODES)}, got "
+            f"{size}, {channels} and {printable(resize_mode)!r}. Pass supported values."
         )
     with _pillow(data, max_pixels) as collected, Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         width, height = opened.size
@@ -112,10 +128,10 @@ def decode(
         image = _load(data, opened, size=size, resize_mode=resize_mode)
         orientation = _orientation(opened, notes)
         notes += _deep_color_notes(data, image, str(file_format))
-        image = _to_grey_or_rgb(image, notes)
+        image = _to_gray_or_rgb(image, notes)
         corner = (0.0, 0.0)
         if orientation in _TURNS:
-            notes.append("turned by its EXIF orientation")
+            notes.append("rotated or flipped by EXIF orientation")
             operation, from_right, from_bottom = _TURNS[orientation]
             image = image.transpose(operation)
             width, height = (height, width) if orientation >= 5 else (width, height)
@@ -132,18 +148,20 @@ def decode(
 
 @contextmanager
 def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
-    """Turn whatever Pillow throws inside into BadImage: on bad bytes it throws nearly every type there is."""
+    """Convert exceptions of Pillow to BadImage; damaged files raise nearly every exception type."""
     try:
         with collect_warnings(max_pixels) as collected:
             yield collected
-    except (BadImage, MemoryError):  # the pixels are known to be few enough: it is the machine that has no memory
+    except (BadImage, MemoryError):  # the number of pixels was checked, so the machine is out of memory
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP":
-            raise BadImage("broken: its header cannot be read") from error
-        raise BadImage("not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content") from error
+            raise BadImage("broken: cannot read the header") from error
+        raise BadImage(
+            "unsupported format: expected the content of a JPEG, PNG, WebP, GIF, BMP or TIFF file"
+        ) from error
     except Exception as error:
         text = printable(error)[:200] or type(error).__name__
         is_truncated = isinstance(error, EOFError) or "truncated" in text.lower()
@@ -151,15 +169,15 @@ def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
 
 
 def _too_large(pixels: int, limit: int) -> BadImage:
-    return BadImage(f"too large: {pixels:,} pixels, the limit is {limit:,} (--max-pixels)")
+    return BadImage(f"too many pixels: expected at most {limit:,} (--max-pixels), got {pixels:,}")
 
 
 def _oddities(data: bytes, image: Image.Image, file_format: str) -> list[str]:
-    """Notes on what surrounds the pixels; called before they are loaded, while the reader stands behind the header."""
+    """Return notes on the file structure; call it before loading the pixels, when the reader is behind the header."""
     notes = []
     if file_format == "JPEG":
         if not data.endswith(_END_OF_JPEG):
-            # From the scan on: an embedded thumbnail has an end marker of its own.
+            # Search from the scan on, because an embedded thumbnail also has an end marker.
             end = data.rfind(_END_OF_JPEG, image.fp.tell())  # type: ignore[attr-defined]
             if end < 0:
                 notes.append("no end marker")
@@ -170,12 +188,12 @@ def _oddities(data: bytes, image: Image.Image, file_format: str) -> list[str]:
     elif file_format == "WEBP" and data[8 + int.from_bytes(data[4:8], "little") :].strip(b"\0"):
         notes.append("bytes after the end")
     elif file_format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNS:  # type: ignore[attr-defined]
-        notes.append("turned by its EXIF orientation")
+        notes.append("rotated or flipped by EXIF orientation")
     try:
         if getattr(image, "is_animated", False):
             notes.append("first of several frames used")
     except Exception:
-        # A GIF looks into its second frame for the answer; that one may be broken, and the first is what we use.
+        # Pillow reads the second frame of a GIF here, which may be broken; only the first frame is used.
         notes.append("damaged metadata ignored")
     return notes
 
@@ -196,25 +214,25 @@ def _png_oddities(data: bytes) -> list[str]:
 
 
 def _deep_color_notes(data: bytes, image: Image.Image, file_format: str) -> list[str]:
-    """Notes on color of 16 bits, of which Pillow keeps the upper 8; deep grey comes with all its bits."""
+    """Return notes on 16-bit color, of which Pillow keeps the upper 8 bits; 16-bit gray keeps all bits."""
     if image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
         return []
     bits = data[24] if file_format == "PNG" else max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
     if bits != 16:
         return []
     brightest = max(int(np.asarray(image.getchannel(band)).max()) for band in image.getbands() if band not in "AX")
-    return ["16-bit color cut to 8 bits", *([NEARLY_BLACK] if brightest < _BLACK else [])]
+    return ["16-bit color reduced to 8 bits", *([NEARLY_BLACK] if brightest < _BLACK else [])]
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:
-    """1 to 8; what cannot be read counts as upright, and Pillow turns a TIFF itself."""
+    """Return the EXIF orientation, 1 to 8: 1 if it cannot be read, and for TIFF, which Pillow rotates."""
     if image.format == "TIFF" or not _EXIF_CARRIERS & image.info.keys():
         return 1
     try:
-        # The base class's: a PNG's own would load the pixels to look for more.
+        # The method of the base class; that of PNG loads the pixels to search for more metadata.
         exif = Image.Image.getexif(image)
         orientation = exif.get(_ORIENTATION, 1)
-        # Pillow swallows the error of a block that it has met before and shows it as one without tags.
+        # When Pillow reads a broken block again, it raises no error and returns no tags.
         broken = not exif and len(image.info.get("exif", b"")) > 20
     except Exception:
         orientation, broken = 1, True
@@ -232,7 +250,7 @@ def _target_size(original_size: tuple[int, int], size: int, resize_mode: ResizeM
 
 
 def _draft(image: Image.Image, size: int, resize_mode: ResizeMode) -> float:
-    """Ask libjpeg for 1/2, 1/4 or 1/8 of the image, never less than the gap allows; returns the divisor."""
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 scale, within `_REDUCING_GAP`; return the divisor."""
     target_width, target_height = _target_size(image.size, size, resize_mode)
     width = image.width
     drafted = image.draft("", (int(target_width * _REDUCING_GAP), int(target_height * _REDUCING_GAP)))
@@ -240,10 +258,10 @@ def _draft(image: Image.Image, size: int, resize_mode: ResizeMode) -> float:
 
 
 def _load(data: bytes, image: Image.Image, size: int, resize_mode: ResizeMode) -> Image.Image:
-    """`image` with its pixels, or a JPEG's that lacks nothing but its end marker.
+    """Load the pixels of `image`, also those of a JPEG that lacks only its end marker.
 
-    Pillow refuses both a JPEG cut off in its pixels and one that ends right behind them. They are told apart by going
-    on in several ways, longer than a block can take: where the pixels are complete, nothing that follows changes them.
+    Pillow rejects a JPEG that is cut within its pixels and one that ends right after them. To distinguish the two,
+    several fillers, longer than a block, are appended: complete pixels do not depend on the filler.
     """
     scan = image.fp.tell() if image.format == "JPEG" else 0  # type: ignore[attr-defined]
     try:
@@ -251,7 +269,7 @@ def _load(data: bytes, image: Image.Image, size: int, resize_mode: ResizeMode) -
         return image
     except OSError:
         components = data[data.rfind(b"\xff\xda", 0, scan) + 4 :][:1]
-        # Later scans of a progressive JPEG only refine, those of a split one only add color: an early end goes unseen.
+        # Later scans only refine a progressive JPEG, or add color to a split one, so a missing scan would be missed.
         one_scan = "progressive" not in image.info and components == bytes([len(image.getbands())])
         if not scan or not one_scan or data.endswith(b"\xff"):
             raise
@@ -265,78 +283,78 @@ def _load(data: bytes, image: Image.Image, size: int, resize_mode: ResizeMode) -
         return candidate
 
 
-def _to_grey_or_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Mode "L" or "RGB" of the same size."""
+def _to_gray_or_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Convert an image to mode "L" or "RGB", at the same size."""
     mode = image.mode
     if mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if mode in ("I", "F") or mode.startswith("I;"):
-        return _narrowed(image, notes)
-    grey = mode in ("1", "L", "LA", "La")
+        return _to_8_bit_gray(image, notes)
+    is_gray = mode in ("1", "L", "LA", "La")
     if mode not in ("L", "LA", "La", "RGB", "RGBA"):
         notes.append(_CONVERSIONS.get(mode, f"{mode} converted to RGB"))
     if not image.has_transparency_data:
-        return image.convert("L" if grey else "RGB")
-    notes.append("transparency laid over white")
-    layered = "LA" if grey else "RGBA"
-    image = image if mode == layered else image.convert(layered)  # converting to the same mode would copy
-    white = Image.new("L" if grey else "RGB", image.size, "white")
+        return image.convert("L" if is_gray else "RGB")
+    notes.append("transparency composited over white")
+    layered = "LA" if is_gray else "RGBA"
+    image = image if mode == layered else image.convert(layered)  # converting to the same mode copies
+    white = Image.new("L" if is_gray else "RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
 
 
-def _narrowed(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Grey of more than 8 bits as mode "L", by a rule or not at all.
+def _to_8_bit_gray(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Convert gray of more than 8 bits to mode "L".
 
-    16 bits are divided by 257, 12 bits likewise by their range; 32-bit integers count as 8 bits up to 255, as 16 bits
-    up to 65535; floats are in [0, 1] or in [0, 255].
+    16-bit and 12-bit values are divided by their range. 32-bit integers are read as 8-bit or 16-bit values, depending
+    on their maximum. Floats must be in [0, 1] or [0, 255].
     """
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise BadImage("float grey with NaN or infinite values")
+            raise BadImage("NaN or infinite values in float gray")
         if low < 0 or high > 255:
-            raise BadImage(f"float grey from {low:g} to {high:g}: only [0, 1] and [0, 255] have a meaning")
-        notes.append("float grey rescaled" if high <= 1 else "float grey rounded")
+            raise BadImage(f"unsupported range of float gray: expected [0, 1] or [0, 255], got [{low:g}, {high:g}]")
+        notes.append("float gray rescaled" if high <= 1 else "float gray rounded")
         scaled = values * np.float32(255 if high <= 1 else 1)
         return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
     if low < 0 or high > 65535:
-        raise BadImage(f"32-bit grey from {low} to {high}: only 0 to 255 and 0 to 65535 have a meaning")
+        raise BadImage(f"unsupported range of 32-bit gray: expected 0 to 255 or 0 to 65535, got {low} to {high}")
     if image.mode == "I" and high <= 255:
-        notes.append("32-bit grey used as 8 bits")
+        notes.append("32-bit gray read as 8-bit values")
         return Image.fromarray(values.astype(np.uint8))
     deep: np.ndarray = values.astype(np.uint16)
     bits = 12 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 16
-    notes.append(f"{bits}-bit grey rescaled to 8 bits")
+    notes.append(f"{bits}-bit gray rescaled to 8 bits")
     if bits == 12:
         deep = (deep << 4) | (deep >> 8)
-    # Rounded; all values from 65407 on become 255, and the sum must stay within 16 bits.
+    # Divide by 257 with rounding. Values above 65407 become 255 and are clipped, or the sum would overflow 16 bits.
     narrow = ((np.minimum(deep, 65407) + 128) // 257).astype(np.uint8)
     if high > 0 and narrow.max() < _BLACK:
         notes.append(NEARLY_BLACK)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
-        notes.append("transparency laid over white")
+        notes.append("transparency composited over white")
         narrow[values == clear] = 255
     return Image.fromarray(narrow)
 
 
 def _to_channels(image: Image.Image, channels: int, notes: list[str]) -> np.ndarray:
-    """Return the pixels of a grey or RGB image as (H, W, channels)."""
+    """Return the pixels of a gray or RGB image as (H, W, channels)."""
     if image.mode == "RGB" and channels == 1:
-        notes.append("color converted to grey")
+        notes.append("color converted to gray")
         image = image.convert("L")
     pixels = np.array(image)
     if image.mode == "L":
-        notes += ["grey repeated to three channels"] if channels == 3 else []
+        notes += ["gray repeated to three channels"] if channels == 3 else []
         pixels = np.repeat(pixels[:, :, None], channels, axis=2)
     return pixels
 
 
 @dataclass(frozen=True)
 class _ReducedImage:
-    """An upright image that holds the original of `original_size` (width, height) divided by `scale`, from `corner`."""
+    """An upright image, reduced by `scale` from `original_size` (width, height); the original begins at `corner`."""
 
     image: Image.Image
     original_size: tuple[int, int]
@@ -347,7 +365,7 @@ class _ReducedImage:
 def _resize(
     reduced: _ReducedImage, *, size: int, resize_mode: ResizeMode, interpolation: Interpolation, crop_size: int
 ) -> Image.Image:
-    """Bring an image to size x size."""
+    """Resize an image to size x size."""
     image, original_size = reduced.image, reduced.original_size
     target = _target_size(original_size, size, resize_mode)
     left, right = _source_span(reduced, axis=0, size=size, resize_mode=resize_mode, crop_size=crop_size)
@@ -355,14 +373,14 @@ def _resize(
     box: tuple[float, float, float, float] = (left, top, right, bottom)
     if image.size != target or box != (0, 0, *target):
         while max((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) > 128:
-            # Pillow's reduce multiplies by a rounded reciprocal: one step of thousands would darken the image.
+            # Pillow's `reduce` multiplies by a rounded reciprocal, so one step of thousands would darken the image.
             whole = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
             factors = [int((whole[i + 2] - whole[i]) / target[i] / _REDUCING_GAP) for i in (0, 1)]
             image = image.reduce((min(32, max(1, factors[0])), min(32, max(1, factors[1]))), whole)
             box = (0, 0, *image.size)
         image = image.resize(target, Image.Resampling[interpolation.upper()], box, reducing_gap=_REDUCING_GAP)
     if resize_mode == "pad" and target != (size, size):
-        canvas = Image.new(image.mode, (size, size), (_PAD_GREY,) * len(image.getbands()))
+        canvas = Image.new(image.mode, (size, size), (_PAD_GRAY,) * len(image.getbands()))
         canvas.paste(image, ((size - target[0]) // 2, (size - target[1]) // 2))
         return canvas
     return image
@@ -371,7 +389,7 @@ def _resize(
 def _source_span(
     reduced: _ReducedImage, *, axis: int, size: int, resize_mode: ResizeMode, crop_size: int
 ) -> tuple[float, float]:
-    """Return where, along one axis of the reduced image, the pixels of the square begin and end."""
+    """Return the begin and end of the square along one axis, in pixels of the reduced image."""
     length = reduced.original_size[axis]
     resized = size * length // min(reduced.original_size) if resize_mode == "crop" else size
     first = round((resized - crop_size) / 2) - round((size - crop_size) / 2)

@@ -1,4 +1,4 @@
-"""Data sets by name from the Hugging Face Hub: downloaded once, kept in its cache, read as parquet files."""
+"""Datasets of the Hugging Face Hub: downloaded as parquet files and cached."""
 
 import errno
 import logging
@@ -9,9 +9,9 @@ from skipway.utils.quiet_loggers import quiet_loggers
 
 __all__ = ["HUB_NAMES", "NO_ROOM", "hub_folder"]
 
-_CONVERTED = "refs/convert/parquet"  # the Hub's own parquet of repositories that hold scripts or loose images
+_CONVERTED = "refs/convert/parquet"  # the Hub converts repositories of scripts or images to parquet
 
-# name -> (repository, revision, folder in it)
+# name -> (repository, revision, folder in the repository)
 HUB_NAMES = {
     "cifar10": ("uoft-cs/cifar10", "main", "plain_text"),
     "mnist": ("ylecun/mnist", "main", "mnist"),
@@ -21,18 +21,29 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def hub_folder(name: str) -> Path:
-    """The local folder of a named set, of `hf:org/name` or of `hf:org/name/folder`, downloaded where it is not here."""
+    """Download the parquet files of a dataset, unless they are cached.
+
+    Args:
+        name: a key of `HUB_NAMES`, "hf:org/name", or "hf:org/name/folder".
+
+    Returns:
+        The local folder of the files.
+
+    Raises:
+        InputError: the dataset does not exist, has no parquet files, or cannot be downloaded.
+        StorageError: the files cannot be written.
+    """
     if name in HUB_NAMES:
         repository, revision, folder = HUB_NAMES[name]
         revisions: tuple[str, ...] = (revision,)
     else:
-        organisation, _, rest = name.removeprefix("hf:").partition("/")
+        organization, _, rest = name.removeprefix("hf:").partition("/")
         short, _, folder = rest.partition("/")
-        repository, revisions = f"{organisation}/{short}", ("main", _CONVERTED)
+        repository, revisions = f"{organization}/{short}", ("main", _CONVERTED)
     refused = None
     for revision in revisions:
         pattern = f"{folder}/*.parquet" if folder else "*.parquet"
-        try:  # without the Hub, a revision that had no such file is not in the cache, while the next one may be
+        try:  # offline, a revision without such files is not cached, but the next one may be
             snapshot = _downloaded(repository, revision, pattern, cached=refused is not None)
         except InputError as error:
             refused = refused or error
@@ -40,21 +51,21 @@ def hub_folder(name: str) -> Path:
         if snapshot and any((snapshot / folder).rglob("*.parquet")):
             return snapshot / folder
     raise refused or InputError(
-        f"the data set {printable(f'{repository}/{folder}'.strip('/'))} of the Hub has no parquet files; download its "
-        "images and give their folder"
+        f"cannot use the Hub dataset {printable(f'{repository}/{folder}'.strip('/'))}: expected parquet files, found "
+        "none. Download its images and pass their folder."
     )
 
 
 def _downloaded(repository: str, revision: str, pattern: str, cached: bool) -> Path | None:
-    """The snapshot of a revision with the files of that pattern, out of the cache where the Hub does not answer.
+    """Download a revision's files that match `pattern`, or read them from the cache if the Hub is unreachable.
 
-    With `cached` the Hub is not asked at all.
+    With `cached`, only the cache is used. Returns None if the revision does not exist.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
+        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it logs a warning for every retry
             return Path(
                 snapshot_download(
                     repository,
@@ -66,23 +77,22 @@ def _downloaded(repository: str, revision: str, pattern: str, cached: bool) -> P
             )
     except HFValidationError:
         raise InputError(
-            f"{printable(repository)} is no data set of the Hub; write hf:org/name, as in hf:uoft-cs/cifar10"
+            f"cannot use hf:{printable(repository)}: expected hf:org/name. Write the name as in hf:uoft-cs/cifar10."
         ) from None
     except RepositoryNotFoundError:
         raise InputError(
-            f"the Hub has no data set {printable(repository)} that you may read; check the name, or log in with "
-            "`hf auth login`"
+            f"cannot access the Hub dataset {printable(repository)}: it does not exist or is private. Check the "
+            "name, or log in with `hf auth login`."
         ) from None
     except RevisionNotFoundError:
         return None
-    except Exception as error:  # what a connection can throw is as long a list as the library below has releases
+    except Exception as error:  # the exceptions of a failed connection change between releases
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise StorageError(
-                f"{printable(repository)} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder "
-                "on another disk"
+                f"cannot store the dataset {printable(repository)}: {error.strerror}. Free disk space, or set HF_HOME "
+                "to a writable folder on another disk."
             ) from None
         raise InputError(
-            f"{printable(repository)} could not be downloaded ({type(error.__cause__ or error).__name__}: is this "
-            "machine offline?); try again, give a folder or parquet file that is here, or use digits, which needs no "
-            "download"
+            f"cannot download the dataset {printable(repository)}: {type(error.__cause__ or error).__name__}. Check "
+            "the connection and try again, or pass a local folder or file, or digits, which is bundled."
         ) from None

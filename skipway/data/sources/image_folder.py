@@ -1,7 +1,6 @@
-"""Folders of images: one sub-folder per class, with or without train, val and test above them.
+"""Image folders: one subfolder per class, optionally inside folders named train, val and test.
 
-Nothing is guessed: what is no class and no image is ignored by rule and counted, what could be read in two ways is
-refused.
+Files that are not images are ignored and counted. Ambiguous layouts raise an error.
 """
 
 import os
@@ -24,7 +23,16 @@ _PEEK = 200
 
 
 def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
-    """Open the images under `root`; class names come from the training set alone."""
+    """Open a folder of class folders; the classes are those of the training set.
+
+    Args:
+        root: the folder.
+        follow_links: True to follow symbolic links that lead out of `root`.
+        allow_empty_classes: True to leave out class folders without images instead of raising.
+
+    Raises:
+        InputError: the layout is ambiguous, or there are fewer than 2 classes.
+    """
     where = printable(root)
     splits = _split_folders(root, follow_links)
     warnings: list[str] = []
@@ -34,13 +42,13 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
     empty = sorted(name for name, paths in classes_of["train"].items() if not paths)
     if empty and not allow_empty_classes:
         raise InputError(
-            f"{where}: the class folder {printable(empty[0])!r} has no images"
+            f"cannot use {where}: expected images in every class folder, found none in {printable(empty[0])!r}"
             + describe_other_files(splits["train"] / empty[0])
-            + (f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else "")
-            + "; add some, remove it, or leave it out with --allow-empty-classes"
+            + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
+            + ". Add images, remove the folder, or use --allow-empty-classes."
         )
     if empty:
-        warnings.append(f"left out: class folders without images: {', '.join(map(printable, empty))}")
+        warnings.append(f"ignored class folders without images: {', '.join(map(printable, empty))}")
     named = [name for name, paths in classes_of["train"].items() if paths]
     class_names = class_order(named, printable(splits["train"]))
     keys: dict[str, list[str]] = {}
@@ -85,12 +93,12 @@ def folder_source(root: Path, follow_links: bool = False, allow_empty_classes: b
 
 
 def has_class_folders(root: Path) -> bool:
-    """Return True if `root` holds folders at all (as opposed to parquet files or loose images)."""
+    """Return True if `root` contains any folder."""
     return any(_is_folder(entry) for entry in _entries(root))
 
 
 def image_files(root: Path) -> list[Path]:
-    """List every file under `root`, at any depth, whose name says that it is an image, in a fixed order."""
+    """List all files under `root`, at any depth, with the extension of an image, in a fixed order."""
 
     def unreadable(error: OSError) -> None:
         raise _cannot_list(Path(error.filename), error) from None
@@ -103,18 +111,18 @@ def image_files(root: Path) -> list[Path]:
 
 
 def describe_other_files(root: Path) -> str:
-    """Return which files a folder without images holds at any depth, and what images are called; "" if none."""
+    """Describe the files of a folder without images, and the supported extensions; return "" for no files."""
     suffixes: Counter[str] = Counter()
     for _, _, files in os.walk(root):
-        suffixes.update(Path(name).suffix.lower() or "no suffix" for name in files if not _is_junk(name))
+        suffixes.update(Path(name).suffix.lower() or "no extension" for name in files if not _is_junk(name))
     if not suffixes:
         return ""
     counts = ", ".join(f"{count:,} {printable(suffix)}" for suffix, count in suffixes.most_common(5))
-    return f", only other files ({counts}; the suffixes of images are {', '.join(sorted(SUFFIXES))})"
+    return f" (only other files: {counts}; supported extensions: {', '.join(sorted(SUFFIXES))})"
 
 
 def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
-    """Return {'train': root} where there are only class folders, or the folder of each split."""
+    """Return the folder of each split; {"train": root} if there are no split folders."""
     entries = [e for e in _entries(root) if _is_folder(e)]
     folders = [Path(e.path) for e in entries]
     by_split: dict[str, Path] = {}
@@ -122,8 +130,8 @@ def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
         split = split_of(folder.name)
         if split in by_split:
             raise InputError(
-                f"{printable(root)}: both {by_split[split].name!r} and {folder.name!r} could be the {split} set; "
-                "remove or rename one"
+                f"cannot use {printable(root)}: expected one {split} folder, got {by_split[split].name!r} and "
+                f"{folder.name!r}. Remove or rename one."
             )
         if split:
             by_split[split] = folder
@@ -132,12 +140,14 @@ def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
     others = [f.name for f in folders if f not in by_split.values()]
     if others:
         raise InputError(
-            f"{printable(root)}: there are split folders ({', '.join(p.name for p in by_split.values())}) and others "
-            f"({', '.join(map(printable, others[:5]))}) side by side; keep either splits or classes at this level"
+            f"cannot use {printable(root)}: expected either split folders or class folders, got splits "
+            f"({', '.join(p.name for p in by_split.values())}) and others ({', '.join(map(printable, others[:5]))}). "
+            "Move the class folders into the split folders."
         )
     if "train" not in by_split:
         raise InputError(
-            f"{printable(root)}: there is {', '.join(p.name for p in by_split.values())} but no train folder; add it"
+            f"cannot use {printable(root)}: expected a train folder, got only "
+            f"{', '.join(p.name for p in by_split.values())}. Add a train folder."
         )
     for entry in entries:
         _refuse_outside(entry, root, follow_links)
@@ -145,12 +155,12 @@ def _split_folders(root: Path, follow_links: bool) -> dict[str, Path]:
 
 
 def _classes(folder: Path, root: Path, *, follow_links: bool, warnings: list[str]) -> dict[str, list[Path]]:
-    """List {class name: its files in a fixed order} of one split."""
+    """Return {class name: image files in a fixed order} of a split."""
     classes: dict[str, list[Path]] = {}
     ignored: Counter[str] = Counter()
     for entry in _entries(folder):
         if not _is_folder(entry):
-            ignored[Path(entry.name).suffix.lower() or "no suffix"] += 1
+            ignored[Path(entry.name).suffix.lower() or "no extension"] += 1
             continue
         _refuse_outside(entry, root, follow_links)
         files = []
@@ -160,12 +170,12 @@ def _classes(folder: Path, root: Path, *, follow_links: bool, warnings: list[str
             elif _named_like_image(inner.name):
                 files.append(Path(inner.path))
             else:
-                ignored[Path(inner.name).suffix.lower() or "no suffix"] += 1
+                ignored[Path(inner.name).suffix.lower() or "no extension"] += 1
         classes[entry.name] = files
     if ignored:
         counts = ", ".join(f"{count} {printable(suffix)}" for suffix, count in ignored.most_common(5))
         warnings.append(
-            f"ignored in {_key(folder, root) or 'the folder'}: files that are no images of a class ({counts})"
+            f"ignored files in {_key(folder, root) or 'the folder'}, which are not images of a class: {counts}"
         )
     return classes
 
@@ -173,30 +183,30 @@ def _classes(folder: Path, root: Path, *, follow_links: bool, warnings: list[str
 def _refuse_outside(entry: os.DirEntry[str], root: Path, follow_links: bool) -> None:
     if entry.is_symlink() and not follow_links and not Path(entry.path).resolve().is_relative_to(root.resolve()):
         raise InputError(
-            f"{printable(entry.path)} is a link that leads out of the folder; give --follow-links to read it"
+            f"cannot read {printable(entry.path)}: the symbolic link leads out of the folder. Use --follow-links."
         )
 
 
 def _refuse_nested(class_folder: Path, inner: Path) -> None:
     if image_files(inner):
         raise InputError(
-            f"{printable(class_folder)} holds images in a folder of its own ({printable(inner.name)}): it could be a "
-            "class or a part of one; keep the images of a class directly in its folder"
+            f"cannot use {printable(class_folder)}: expected images directly in a class folder, found images in the "
+            f"subfolder {printable(inner.name)!r}. Move them up, or make the subfolder a class."
         )
 
 
 def _class_indices(
     split: str, folders: list[str], *, class_names: tuple[str, ...], where: str, warnings: list[str]
 ) -> dict[str, int]:
-    """Return {folder name: class index} of a split, by name and never by position."""
+    """Return {folder name: class index} of a split, matched by name."""
     index = dict(zip(class_names, range(len(class_names)), strict=True))
     by_name = {folder: unicodedata.normalize("NFC", folder) for folder in folders}
     refuse_near_equal(folders, where)
     extra = sorted(folder for folder, name in by_name.items() if name not in index)
     if extra:
         raise InputError(
-            f"{where}: the {split} set has classes that the training set lacks: "
-            f"{', '.join(map(printable, extra[:5]))}; give them the names of the training folders, or remove them"
+            f"cannot use {where}: expected the classes of the training set, got more in the {split} set: "
+            f"{', '.join(map(printable, extra[:5]))}. Rename these folders to training classes, or remove them."
         )
     missing = sorted(set(index) - set(by_name.values()))
     if missing:
@@ -213,13 +223,13 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _cannot_list(folder: Path, error: OSError) -> InputError:
-    return InputError(f"cannot list the folder {printable(folder)}: {error.strerror}; check its permissions")
+    return InputError(f"cannot list the folder {printable(folder)}: {error.strerror}. Check its permissions.")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a circular link
         return False
 
 

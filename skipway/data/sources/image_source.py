@@ -1,4 +1,4 @@
-"""Source: what DATA was found to be, before any image is decoded."""
+"""Source: labeled images of one to three splits, before they are decoded."""
 
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ _SPLIT_NAMES = {
     "testing": "test",
 }
 
-# One image as it was found: the file's bytes, its pixels (H, W) or (H, W, C) uint8, or why there is nothing.
+# One image: the content of its file, its pixels (H, W) or (H, W, C) uint8, or the reason why it cannot be read.
 Content = bytes | np.ndarray | InputError
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that is left out, and why."""
+    """An image or row that is left out, with the reason."""
 
     key: str
     split: str
@@ -37,10 +37,17 @@ class Skipped:
 
 @dataclass
 class Source:
-    """Labelled images in one to three splits.
+    """Labeled images in one to three splits.
 
-    `keys[split][i]` is what the user knows image i by, `labels[split][i]` its index in `class_names`, and
-    `contents(split)` gives them all in that order. `peek()` gives some training images without reading them all.
+    Attributes:
+        name: name of the dataset.
+        class_names: names of the classes.
+        keys: {split: names of the images}, such as relative paths, for messages and CSV files.
+        labels: {split: (N,) indices into `class_names`}.
+        contents: function that iterates over the images of a split, in the order of `keys`.
+        peek: function that returns a sample of the training images.
+        mirrored: True if flips preserve the classes.
+        warnings: remarks about the dataset.
     """
 
     name: str
@@ -49,42 +56,65 @@ class Source:
     labels: dict[str, np.ndarray]
     contents: Callable[[str], Iterator[Content]]
     peek: Callable[[], list[Content]]
-    mirrored: bool = True  # whether an image seen in a mirror is still of its class
+    mirrored: bool = True
     warnings: list[str] = field(default_factory=list)
 
     def count(self, split: str) -> int:
-        """Return how many images the split has."""
+        """Return the number of images in a split."""
         return len(self.keys.get(split, ()))
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder or file of this name holds: 'valid' -> 'val'; None where the name says nothing."""
+    """Return the split for the name of a folder or file, or None if the name is not that of a split.
+
+    >>> split_of("valid"), split_of("Training"), split_of("cats")
+    ('val', 'train', None)
+    """
     return _SPLIT_NAMES.get(name.lower())
 
 
 def class_order(names: list[str], where: str) -> tuple[str, ...]:
-    """Put at least two class names in their fixed order: by their characters, so '10' stands between '1' and '2'."""
+    """Sort class names by their characters, after Unicode normalization.
+
+    Args:
+        names: at least 2 class names.
+        where: name of the dataset, for errors.
+
+    Raises:
+        InputError: there are fewer than 2 names, or two are nearly equal.
+
+    >>> class_order(["2", "10", "1"], "data")
+    ('1', '10', '2')
+    """
     refuse_near_equal(names, where)
     if len(names) < 2:
-        only = f"only the class {printable(names[0])!r}" if names else "no class"
-        raise InputError(f"{where}: there is {only}, but a classifier needs at least two; add a folder for each class")
+        only = f"only {printable(names[0])!r}" if names else "none"
+        raise InputError(f"cannot use {where}: expected at least 2 classes, got {only}. Add a folder for each class.")
     return tuple(sorted(unicodedata.normalize("NFC", name) for name in names))
 
 
 def refuse_near_equal(names: list[str], where: str) -> None:
-    """Refuse class names of which two are easily taken for one another, or one is no text at all."""
+    """Check that class names are valid UTF-8 and differ in more than case, spaces or Unicode form.
+
+    Args:
+        names: class names.
+        where: name of the dataset, for errors.
+
+    Raises:
+        InputError: a name is not valid UTF-8, or two names are nearly equal.
+    """
     by_plain: dict[str, str] = {}
     for name in names:
         try:
             name.encode("utf-8")
         except UnicodeEncodeError:
             raise InputError(
-                f"{where}: the class name {printable(name)} is not valid text; rename it with letters of UTF-8"
+                f"cannot use {where}: expected class names in UTF-8, got {printable(name)}. Rename the class."
             ) from None
         plain = unicodedata.normalize("NFC", name).strip().casefold()
         if plain in by_plain:
             raise InputError(
-                f"{where}: the classes {printable(by_plain[plain])!r} and {printable(name)!r} differ only in case, "
-                "spaces or accents' spelling; merge or rename one"
+                f"cannot use {where}: expected distinct class names, got {printable(by_plain[plain])!r} and "
+                f"{printable(name)!r}, which differ only in case, spaces or Unicode form. Merge or rename one."
             )
         by_plain[plain] = name

@@ -1,9 +1,9 @@
-"""Pillow's warnings during a decode: collected for the image that is being decoded, instead of shown.
+"""Collection of the warnings that Pillow raises during a decode, per image instead of on the terminal.
 
-Filters of `warnings` would not do: they are one list for the whole process, while decoding runs in threads, and
-whoever restores them elsewhere (pytest, scikit-learn's workers) drops ours in between. So the name `warnings` in
-Pillow's modules leads to a stand-in while at least one thread decodes, and only there a warning is collected. When
-the last decode ends, the modules are as they were.
+Warning filters are global to the process, but decoding runs in threads, and other code (pytest, workers of
+scikit-learn) restores filters at any time. While a thread decodes, the name `warnings` in Pillow's modules is therefore
+replaced by a proxy. The proxy collects the warnings of decoding threads and forwards all others. After the last decode,
+the modules are restored.
 """
 
 import re
@@ -24,18 +24,18 @@ _MODULES = [module for module in (Image, *_PLUGINS) if hasattr(module, "warnings
 
 
 class CollectedWarnings:
-    """Collects what Pillow warns of during one decode.
+    """Collector of the warnings of one decode.
 
     Args:
-        max_pixels: a warning of a larger image becomes Pillow's DecompressionBombError.
+        max_pixels: maximum pixels of an image; a warning about a larger one raises DecompressionBombError.
     """
 
     def __init__(self, max_pixels: int):
         self.max_pixels = max_pixels
-        self.any_damage = False  # any warning but that of a large image: they are all of damaged metadata
+        self.any_damage = False  # all warnings, except for large images, report damaged metadata
 
     def add(self, message: object, category: Any) -> None:
-        """Take one warning in."""
+        """Record a warning."""
         if category is not Image.DecompressionBombWarning:
             self.any_damage = True
         elif number_in(message) > self.max_pixels:
@@ -43,7 +43,7 @@ class CollectedWarnings:
 
 
 class _ThreadWarnings(threading.local):
-    """Stands in for the module `warnings`: collects in a thread that decodes, hands on to it in any other."""
+    """Proxy of the module `warnings`: collect in decoding threads, forward in all others."""
 
     collected: CollectedWarnings | None = None
 
@@ -58,10 +58,10 @@ class _ThreadWarnings(threading.local):
 
 
 class _Installation:
-    """Puts the stand-in into Pillow's modules while any thread needs it."""
+    """Context manager that installs the proxy in Pillow's modules, with a count of its users."""
 
-    def __init__(self, stand_in: _ThreadWarnings):
-        self.stand_in = stand_in
+    def __init__(self, proxy: _ThreadWarnings):
+        self.proxy = proxy
         self.lock, self.num_users = threading.Lock(), 0
         self.originals: dict[ModuleType, Any] = {}
 
@@ -70,7 +70,7 @@ class _Installation:
             if self.num_users == 0:
                 self.originals = {module: vars(module)["warnings"] for module in _MODULES}
                 for module in _MODULES:
-                    vars(module)["warnings"] = self.stand_in
+                    vars(module)["warnings"] = self.proxy
             self.num_users += 1
 
     def __exit__(self, *error: object) -> None:
@@ -87,7 +87,11 @@ _INSTALLATION = _Installation(_THREAD_WARNINGS)
 
 @contextmanager
 def collect_warnings(max_pixels: int) -> Iterator[CollectedWarnings]:
-    """Collect what Pillow warns of in this thread; other threads see their warnings as before."""
+    """Collect the warnings of Pillow in this thread; other threads are not affected.
+
+    Args:
+        max_pixels: maximum pixels of an image; a warning about a larger one raises DecompressionBombError.
+    """
     with _INSTALLATION:
         outer = _THREAD_WARNINGS.collected
         _THREAD_WARNINGS.collected = collected = CollectedWarnings(max_pixels)
@@ -98,5 +102,9 @@ def collect_warnings(max_pixels: int) -> Iterator[CollectedWarnings]:
 
 
 def number_in(message: object) -> int:
-    """Return the first whole number in a message of Pillow, 0 if there is none."""
+    """Return the first integer in a message, or 0 if it has none.
+
+    >>> number_in("Image size (1200 pixels) exceeds limit of 1000 pixels")
+    1200
+    """
     return int((re.search(r"\d+", str(message)) or "0")[0])

@@ -1,4 +1,4 @@
-"""Image files: the bytes of one, where it is a file that may be read, or a named reason why not."""
+"""Reading of image files, restricted to regular files inside the data folder."""
 
 import os
 import stat
@@ -9,16 +9,22 @@ from skipway.errors import printable
 
 __all__ = ["read_image_file"]
 
-_MAX_BYTES = 1_000_000_000  # more than 50 million pixels of 16 bytes each: a file beyond it is not an image of ours
+_MAX_BYTES = 1_000_000_000  # more than 50 million pixels (the default of --max-pixels) at 16 bytes each
 
 
 def read_image_file(
     path: Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
 ) -> bytes:
-    """Return the bytes of a regular file; anything else is refused and never blocks.
+    """Read a regular file; other kinds of files raise an error and never block.
 
-    With a `root`, a path that symbolic links lead out of it is refused unless `follow_links`. Who reads many files
-    keeps `inside`, which says of folders whether they lie in it.
+    Args:
+        path: the file.
+        root: data folder that symbolic links must not lead out of; None for no restriction.
+        follow_links: True to allow links that lead out of `root`.
+        inside: cache of {folder: it is inside `root`}, to share between calls.
+
+    Raises:
+        BadImage: the file cannot be read, is empty or too large, or is outside of `root`.
     """
     try:
         if root is not None and not follow_links:
@@ -27,9 +33,9 @@ def read_image_file(
             if folder not in inside:
                 inside[folder] = _lies_in(folder, root)
             if not inside[folder]:
-                raise BadImage("a symbolic link leads out of the data folder (--follow-links allows it)")
+                raise BadImage("the symbolic link leads out of the data folder (allow it with --follow-links)")
         _refuse_special(os.stat(path))
-        # Not blocking: between the look and the open, a FIFO may have taken the file's place.
+        # O_NONBLOCK, because the file may have been replaced by a FIFO between `stat` and `open`.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         file = os.open(path, flags)
         try:
@@ -40,17 +46,17 @@ def read_image_file(
             os.close(file)
     except BadImage:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise BadImage(f"not readable: {printable(getattr(error, 'strerror', None) or error)}") from error
     if not data:
-        raise BadImage("empty file: 0 bytes")
+        raise BadImage("empty file")
     return data
 
 
 def _read_all(file: int, size: int) -> bytes:
-    """Read an open file, in one call if it has the `size` of its status."""
+    """Read an open file, in one call if `size` is still its size."""
     data = os.read(file, size + 1)
-    while len(data) > size or 0 < len(data) < size:  # it grew meanwhile, or came in parts
+    while len(data) > size or 0 < len(data) < size:  # the file has grown, or the read was partial
         part = os.read(file, 2**20)
         if not part:
             break
@@ -59,7 +65,7 @@ def _read_all(file: int, size: int) -> bytes:
 
 
 def _lies_in(path: str, root: Path) -> bool:
-    """Return True if `path` is `root` or below it, once links are followed."""
+    """Return True if `path` is `root` or inside it, after resolving links."""
     real, home = os.path.realpath(path), os.path.realpath(root)
     return os.path.commonpath([real, home]) == home
 
@@ -67,6 +73,6 @@ def _lies_in(path: str, root: Path) -> bool:
 def _refuse_special(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-        raise BadImage(f"not a regular file but a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
+        raise BadImage(f"expected a regular file, got a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
     if status.st_size > _MAX_BYTES:
-        raise BadImage(f"too large a file: {status.st_size:,} bytes, the limit is {_MAX_BYTES:,}")
+        raise BadImage(f"file too large: expected at most {_MAX_BYTES:,} bytes, got {status.st_size:,}")

@@ -1,7 +1,7 @@
-"""Table: named columns of text or numbers, from a CSV or Parquet file, a DataFrame, or scikit-learn's bundled sets.
+"""Table: named columns of text or numbers, from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn.
 
-Two forms of column are enough for all: float64 with NaN where a number is missing, and text with None where nothing
-stands. Booleans and dates of typed sources become text, so that one rule reads them wherever they come from.
+A column is either float64 with NaN for missing values, or text with None for missing values. Booleans and dates of
+typed sources are converted to text, so that they are parsed in the same way for all sources.
 """
 
 import re
@@ -22,40 +22,59 @@ __all__ = ["BUILT_IN_TABLES", "SUFFIXES", "Table", "bundled_table", "frame_table
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
-_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # a column that pandas makes of an index without a name
-_TARGET = "target"  # what scikit-learn's bundled tables call theirs
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # the column that pandas stores for an unnamed index
+_TARGET = "target"  # of the bundled tables
 
 
 @dataclass
 class Table:
-    """`columns[name]` is (N,) float64 or text (object); `row_name(i)` is where row i is, for errors and tables."""
+    """Named columns of N rows.
+
+    Attributes:
+        name: name of the table, for messages.
+        columns: {name: (N,) float64 or text (object)}.
+        row_name: function that returns the name of row i for messages, such as "train.csv:12".
+        notes: remarks about the file, such as its encoding.
+        thousands: True if "1,234" could mean 1234; False if the file uses another separator than commas.
+    """
 
     name: str
     columns: dict[str, np.ndarray]
     row_name: Callable[[int], str]
     notes: list[str] = field(default_factory=list)
-    thousands: bool = True  # whether 1,234 could mean 1234: it cannot where something else than commas parts columns
+    thousands: bool = True
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
     def column(self, name: str) -> np.ndarray:
-        """Return the column called `name`; refused with the nearest names where there is none."""
+        """Return the (N,) values of a column.
+
+        Raises:
+            InputError: there is no column of this name.
+        """
         if name not in self.columns:
             raise InputError(
-                f"{printable(self.name)} has no column {printable(name)!r}{did_you_mean(name, self.columns)}; it has "
-                f"{join_quoted(list(self.columns))}"
+                f"cannot find the column {printable(name)!r} in {printable(self.name)}: expected one of "
+                f"{join_quoted(list(self.columns))}{did_you_mean(name, self.columns)}. Correct the name."
             )
         return self.columns[name]
 
 
 def join_quoted(names: list[str], limit: int = 8) -> str:
-    """Join some names for an error or a note."""
+    """Join the first `limit` names, quoted, for an error or a note."""
     return join_names((repr(printable(name)) for name in names), limit=limit)
 
 
 def table_files(root: Path) -> dict[str, Path]:
-    """Return {split: file} of the tables that `root` is or holds: one file, or files named train, val and test."""
+    """Return {split: file} for a table file, or for a folder of tables named train, val and test.
+
+    Returns:
+        The files by split; empty if there is no table, or no training table.
+
+    Raises:
+        InputError: there are two tables of one split.
+    """
     if root.is_file():
         return {"train": root} if root.suffix.lower() in SUFFIXES else {}
     files: dict[str, Path] = {}
@@ -65,18 +84,18 @@ def table_files(root: Path) -> dict[str, Path]:
             continue
         if split in files:
             raise InputError(
-                f"{printable(root)} has two {split} tables, {printable(files[split].name)} and {printable(path.name)}; "
-                "keep one"
+                f"cannot use {printable(root)}: expected one {split} table, got {printable(files[split].name)} and "
+                f"{printable(path.name)}. Remove one."
             )
         files[split] = path
     return files if "train" in files else {}
 
 
 def read_table(path: Path) -> Table:
-    """Read the table of a .csv, .tsv or .parquet file.
+    """Read a .csv, .tsv or .parquet file.
 
     Raises:
-        InputError: the file is broken or no table; names the line where there is one.
+        InputError: the file cannot be read as a table.
     """
     if path.suffix.lower() == ".parquet":
         return _parquet_table(path)
@@ -88,7 +107,15 @@ def read_table(path: Path) -> Table:
 
 
 def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
-    """Turn a pandas DataFrame into a Table; rows are called by their index."""
+    """Convert a pandas DataFrame to a Table; rows are named by their index.
+
+    Args:
+        frame: the DataFrame.
+        name: name of the table, for messages.
+
+    Raises:
+        InputError: a column holds complex numbers or containers, or column names are not unique.
+    """
     names = [str(column) for column in frame.columns]
     check_names(names, name)
     index = frame.index
@@ -97,7 +124,14 @@ def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
 
 
 def bundled_table(name: str) -> tuple[Table, str, str]:
-    """Return one of scikit-learn's bundled tables, its target's name, and the task: (Table, target, task)."""
+    """Load a table that is bundled with scikit-learn.
+
+    Args:
+        name: one of `BUILT_IN_TABLES`.
+
+    Returns:
+        The table, the name of its target, and the task.
+    """
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{name}")()
@@ -114,8 +148,8 @@ def _parquet_table(path: Path) -> Table:
     with open_parquet(path) as file:
         check_names(list(file.schema_arrow.names), where)
         if not file.metadata.num_rows:
-            raise InputError(f"{where} holds the names of its columns but no rows; add a row for each sample")
-        # What pandas notes in a file of its own may be damaged too, and says no more of the values than their columns.
+            raise InputError(f"cannot read {where}: expected rows, got only column names. Add a row for each sample.")
+        # The metadata of pandas may be damaged, and the columns already hold all values.
         frame = file.read().replace_schema_metadata(None).to_pandas()
         names = [name for name in frame.columns if not _UNNAMED_INDEX.fullmatch(name)]
         columns = {name: _to_column(frame[name], f"{where}, column {printable(name)!r}") for name in names}
@@ -123,7 +157,7 @@ def _parquet_table(path: Path) -> Table:
 
 
 def _strip_texts(column: np.ndarray) -> np.ndarray:
-    """Strip spaces; the empty text stays one, and means a missing value."""
+    """Strip spaces; empty texts remain, and mean missing values."""
     import pandas as pd
 
     codes, texts = pd.factorize(column)
@@ -131,12 +165,14 @@ def _strip_texts(column: np.ndarray) -> np.ndarray:
 
 
 def _to_column(series: Any, where: str) -> np.ndarray:
-    """Turn a pandas Series into float64, or into text with None for what is missing."""
+    """Convert a pandas Series to float64, or to text with None for missing values."""
     import pandas as pd
 
     kind = series.dtype
     if pd.api.types.is_complex_dtype(kind):
-        raise InputError(f"{where} holds complex data, which is not supported; give real and imaginary parts")
+        raise InputError(
+            f"cannot use {where}: expected real numbers, got complex ones. Store the two parts separately."
+        )
     if pd.api.types.is_bool_dtype(kind):
         return _texts([None if pd.isna(v) else str(bool(v)) for v in series])
     if pd.api.types.is_numeric_dtype(kind):
@@ -152,13 +188,13 @@ def _to_column(series: Any, where: str) -> np.ndarray:
 
 
 def _factorize(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
-    """Return (codes, distinct values): NaN and None have the code -1."""
+    """Return (codes, distinct values); the code of NaN and None is -1."""
     import pandas as pd
 
     for value in series:
         if isinstance(value, dict | list | set | tuple | np.ndarray):
             raise InputError(
-                f"{where} holds a {type(value).__name__}; a cell must be a string or a number: spread it over columns"
+                f"cannot use {where}: expected strings or numbers, got a {type(value).__name__}. Split it into columns."
             )
     codes, values = pd.factorize(series)
     return np.asarray(codes), list(values)

@@ -1,1 +1,1 @@
-"""Tables: columns, encoders, rows in batches."""
+"""Tabular data: column kinds, encoders, splits and batches of rows."""

@@ -1,6 +1,7 @@
-"""Columns: what kind of values a column holds, and how it becomes numbers that a network can be given.
+"""Columns: inference of column kinds, and encoding of columns to numbers.
 
-A kind is read off all rows of the training table; centres, scales and categories come from the training rows alone.
+The kind of a column is inferred from all rows of the training table. Centers, scales and categories are fitted to the
+training rows only.
 Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491.
 """
 
@@ -33,11 +34,11 @@ __all__ = [
 
 ColumnKind = Literal["number", "boolean", "date", "category"]
 KINDS: tuple[ColumnKind, ...] = get_args(ColumnKind)
-MAX_CATEGORIES = 1000  # of one column; rarer ones share the slot of those never seen
-UNSEEN, ABSENT, FIRST = 0, 1, 2  # slots of a category column: never seen, missing, the first category
-_CLIP = 3.0  # scaled values bend here and end at this
-_MOSTLY = 0.9  # share of values from which on the others are mistakes, not categories
-_FEW = 20  # rows below which all values of a column may well differ by chance
+MAX_CATEGORIES = 1000  # per column; rarer categories are encoded as unseen
+UNSEEN, ABSENT, FIRST = 0, 1, 2  # indices in a category column: unseen, missing, first category
+_CLIP = 3.0  # bound of the smooth clipping
+_MOSTLY = 0.9  # share of values of one kind, from which the others are errors rather than categories
+_FEW = 20  # in fewer rows, the values of any column may all differ
 _LARGEST = 1e300  # differences of larger numbers overflow
 _MISSING = frozenset(["", "na", "n/a", "#n/a", "nan", "-nan", "null", "<na>", "nat", "?"])
 _NO_NUMBER = _MISSING | {"none", "-", "."}
@@ -53,7 +54,7 @@ _TRUTH = dict(ChainMap(*_TRUTHS))
 
 @dataclass(frozen=True)
 class Problem:
-    """A cell that cannot be used: its row, its column, and what is wrong with it."""
+    """A cell that cannot be used: its row, its column, and the reason."""
 
     row: int
     column: str
@@ -62,11 +63,21 @@ class Problem:
 
 @dataclass(frozen=True)
 class Column:
-    """How one column becomes numbers.
+    """Encoder of one column.
 
-    number, boolean, date: (value - center) / scale, bent towards 3 as it grows; a missing value becomes the centre,
-        and an `indicator` column says so where training rows lacked some.
-    category: the index of a slot: 0 never seen, 1 missing, then `categories` in their order.
+    Numbers, booleans and dates are encoded as (value - center) / scale, smoothly clipped to [-3, 3]. Missing values are
+    encoded as 0. Categories are encoded as indices: 0 for unseen, 1 for missing, then `categories` in their order.
+
+    Args:
+        name: name of the column.
+        kind: "number", "boolean", "date" or "category".
+        center: median of the training rows.
+        scale: robust standard deviation of the training rows.
+        indicator: True if an additional input marks missing values.
+        categories: categories that occur at least twice in the training rows.
+
+    >>> Column("city", "category", categories=("Bonn", "Trier")).num_slots
+    4
     """
 
     name: str
@@ -78,28 +89,28 @@ class Column:
 
     @property
     def num_slots(self) -> int:
-        """Return how many indices a category column has."""
+        """Number of indices of a category column, with those for unseen and missing values."""
         return FIRST + len(self.categories)
 
     def read_numbers(self, raw: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
-        """Read (N,) values, NaN where one is missing or cannot be used; and what cannot be used."""
+        """Parse (N,) values as float64; see the function `read_numbers`."""
         return read_numbers(raw, self.kind, self.name)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Return (N,) values as the network gets them, 0 for NaN."""
+        """Encode (N,) numbers as float32, with 0 for NaN."""
         with np.errstate(over="ignore"):
             z = np.clip((values - self.center) / self.scale, -1e6, 1e6)
         return np.nan_to_num(z / np.sqrt(1 + (z / _CLIP) ** 2), nan=0.0).astype(np.float32)
 
     def slot_indices(self, raw: np.ndarray) -> np.ndarray:
-        """Return (N,) slots of a category column."""
+        """Encode (N,) categories as indices."""
         slot = {name: FIRST + i for i, name in enumerate(self.categories)}
         codes, texts = factorize_texts(as_texts(raw))
         return np.array([*(slot.get(text, UNSEEN) for text in texts), ABSENT], np.int64)[codes]
 
 
 def as_texts(raw: np.ndarray) -> np.ndarray:
-    """Return a column as text, None where nothing stands; the number 1.0 is the text 1."""
+    """Convert a column to text, with None for missing values; the number 1.0 becomes "1"."""
     if raw.dtype == object:
         return raw
     values, codes = np.unique(raw, return_inverse=True)
@@ -113,7 +124,15 @@ def _number_as_text(value: float) -> str:
 
 
 def factorize_texts(texts: np.ndarray, missing: frozenset[str] = _MISSING) -> tuple[np.ndarray, list[str]]:
-    """Return (codes (N,), distinct texts): what means a missing value has the code -1."""
+    """Factorize a column of text.
+
+    Args:
+        texts: (N,) texts, with None for missing values.
+        missing: lowercase texts that mean a missing value.
+
+    Returns:
+        (N,) codes, -1 for missing values, and the distinct texts.
+    """
     import pandas as pd
 
     codes, distinct = pd.factorize(texts)
@@ -123,7 +142,16 @@ def factorize_texts(texts: np.ndarray, missing: frozenset[str] = _MISSING) -> tu
 
 
 def read_numbers(raw: np.ndarray, kind: ColumnKind, name: str) -> tuple[np.ndarray, list[Problem]]:
-    """Read (N,) a column's values as float64, NaN where one is missing or cannot be read; and what cannot be read."""
+    """Parse a column as float64.
+
+    Args:
+        raw: (N,) text or float64.
+        kind: "number", "boolean" or "date" (parsed as days since 1970).
+        name: name of the column, for the problems.
+
+    Returns:
+        (N,) values, with NaN for missing and invalid cells, and a list of the invalid cells.
+    """
     if raw.dtype != object:
         bad = np.flatnonzero(np.abs(raw) > _LARGEST)
         values = raw.copy()
@@ -141,7 +169,14 @@ def read_numbers(raw: np.ndarray, kind: ColumnKind, name: str) -> tuple[np.ndarr
 
 
 def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
-    """Return (kind, remark): a kind of KINDS, or "" if the column is left out; the remark is why, or what is odd."""
+    """Infer the kind of a column from all rows of a table.
+
+    Returns:
+        The kind, or "" for a column without information, and a remark: the reason for leaving it out, or an oddity.
+
+    Raises:
+        InputError: a number such as 1,234 is ambiguous.
+    """
     raw = table.columns[name]
     if raw.dtype != object:
         return _infer_kind_of_numbers(raw[~np.isnan(raw)], len(raw))
@@ -164,18 +199,27 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     if counts[[bool(_DATE.fullmatch(text)) for text in texts]].sum() / present >= _MOSTLY:
         return "date", ""
     if len(texts) == present and present >= _FEW:
-        return "", "identifier: every value differs"
+        return "", "identifier: all values differ"
     if share >= 0.5:
         row = int(np.flatnonzero(codes == np.flatnonzero(~numeric)[0])[0])
         return "category", (
-            f"{share:.0%} numbers, but {printable(texts[codes[row]])[:40]!r} ({table.row_name(row)}) and others are "
-            "not: taken as categories"
+            f"{share:.0%} numbers, but also texts such as {printable(texts[codes[row]])[:40]!r} "
+            f"({table.row_name(row)}): treated as categories"
         )
     return "category", ""
 
 
 def fit_column(name: str, kind: ColumnKind, raw: np.ndarray) -> tuple[Column, dict[str, int]]:
-    """Fit a column of this kind to the training rows `raw`; returns it, and how often something was noted of it."""
+    """Fit the encoder of a column to the training rows.
+
+    Args:
+        name: name of the column.
+        kind: kind of the column.
+        raw: (N,) values of the training rows.
+
+    Returns:
+        The encoder, and the number of "rare" categories or "missing" values.
+    """
     if kind == "category":
         codes, texts = factorize_texts(as_texts(raw))
         counts = np.bincount(codes[codes >= 0], minlength=len(texts))
@@ -188,8 +232,8 @@ def fit_column(name: str, kind: ColumnKind, raw: np.ndarray) -> tuple[Column, di
     if not len(present):
         return Column(name, kind, indicator=True), {"missing": len(raw)}
     low, center, high = np.quantile(present, (0.25, 0.5, 0.75))
-    spread = (high - low) / 1.349  # of a normal distribution, its standard deviation
-    if not spread > 0:  # one value dominates
+    spread = (high - low) / 1.349  # equals the standard deviation for a normal distribution
+    if not spread > 0:  # more than half of the values are equal
         largest = np.abs(present).max()
         spread = float(np.std(present / largest) * largest) if np.ptp(present) > 0 else 1.0
     missing = len(values) - len(present)
@@ -203,7 +247,7 @@ def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind 
     if np.ptp(present) == 0 and len(present) == count:
         return "", "constant"
     if count >= _FEW and len(present) == count and present[0] in (0, 1) and np.all(np.diff(present) == 1):
-        return "", "a counter of the rows"
+        return "", "row counter"
     return "number", ""
 
 
@@ -214,7 +258,7 @@ def _is_numeric(text: str) -> bool:
 
 
 def _parse_numbers(texts: list[str]) -> np.ndarray:
-    """Parse texts as numbers, NaN for what is none; decimal commas where no number of the column has a point."""
+    """Parse texts as numbers, NaN if invalid; commas are decimal if no number of the column has a point."""
     if set("".join(texts)) <= _DIGITS:
         try:
             return _without_largest(np.array(texts, dtype=np.float64))
@@ -235,26 +279,26 @@ def _without_largest(values: np.ndarray) -> np.ndarray:
 
 
 def _refuse_ambiguous(texts: list[str], codes: np.ndarray, *, table: Table, name: str) -> None:
-    """Refuse to guess: 1,234 in a table that commas part may be 1234."""
+    """Raise InputError for numbers such as 1,234 if the table has a comma as separator."""
     groups = [i for i, text in enumerate(texts) if _GROUPS.fullmatch(text)]
     has_decimal_commas = any(_COMMA.fullmatch(t) and not _GROUPS.fullmatch(t) for t in texts)
     if table.thousands and groups and not has_decimal_commas:
         row = int(np.flatnonzero(codes == groups[0])[0])
         text = printable(texts[groups[0]])
         raise InputError(
-            f"{table.row_name(row)}, column {printable(name)!r}: {text!r} may mean {text.replace(',', '')} or "
-            f"{text.replace(',', '.')}; write numbers without thousands separators"
+            f"cannot read {table.row_name(row)}, column {printable(name)!r}: expected an unambiguous number, got "
+            f"{text!r} ({text.replace(',', '')} or {text.replace(',', '.')}). Remove the thousands separators."
         )
 
 
 def _parse_boolean(text: str) -> float:
-    """Return 1 or 0 for a word or a number that means true or false; NaN for anything else."""
+    """Return 1 for true, 0 for false, NaN for any other text."""
     numbers = {"1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
     return _TRUTH.get(text.casefold(), numbers.get(text, np.nan))
 
 
 def _parse_day(text: str) -> float:
-    """Return the days since 1970 of an ISO date; NaN for anything else."""
+    """Return the days since 1970 of an ISO date, NaN for any other text."""
     if not _DATE.fullmatch(text):
         return np.nan
     try:
@@ -265,28 +309,33 @@ def _parse_day(text: str) -> float:
 
 
 def _describe_cell(text: str, kind: ColumnKind) -> str:
-    """Describe what is wrong with a cell of a column of numbers, booleans or dates."""
+    """Describe an invalid cell in a column of numbers, booleans or dates."""
     shown = repr(printable(text)[:60])
     if kind == "number" and (_COMMA.fullmatch(text) or _GROUPS.fullmatch(text)):
-        return f"{shown} has a comma, which other numbers of the column do not: write {text.replace(',', '.', 1)}"
+        return f"expected a decimal point as in other rows, got {shown} (write {text.replace(',', '.', 1)})"
     if kind == "number" and (_INFINITE.fullmatch(text) or _POINT.fullmatch(text)):
-        return f"{shown} is not a finite number that can be computed with"
+        return f"expected a finite number up to {_LARGEST:g}, got {shown}"
     noun = {"number": "a number", "date": "a date such as 2024-12-31", "boolean": "true or false"}[kind]
-    return f"{shown} is not {noun}, unlike the rest of the column"
+    return f"expected {noun}, got {shown}"
 
 
 def describe_problems(problems: Iterable[Problem], row_name: Callable[[int], str]) -> str:
-    """Return the text of an error about the first of some cells that cannot be used."""
+    """Return an error message about the first invalid cell.
+
+    Args:
+        problems: at least 1 invalid cell.
+        row_name: function that returns the name of a row.
+    """
     first, *rest = sorted(problems, key=lambda p: (p.row, p.column))
     others = f" (and {len(rest):,} more such cells)" if rest else ""
     return (
-        f"{row_name(first.row)}, column {printable(first.column)!r}: {first.why}{others}; correct it, or leave the "
-        "cell empty where the value is missing"
+        f"cannot use {row_name(first.row)}, column {printable(first.column)!r}: {first.why}{others}. Correct the cell, "
+        "or leave it empty if the value is missing."
     )
 
 
 def column_to_dict(column: Column) -> dict[str, Any]:
-    """Return a column as JSON values, without what its kind does not use."""
+    """Return a column as JSON values, without the fields that its kind does not use."""
     if column.kind == "category":
         return {"name": column.name, "kind": column.kind, "categories": list(column.categories)}
     return {

@@ -1,7 +1,7 @@
-"""TableDataset: labelled rows of one to three splits, encoded by the training rows, with all that is odd in them.
+"""TableDataset: labeled rows of one to three splits, encoded with statistics of the training rows.
 
-Nothing is lost in silence: rows without a target are named with their line, columns that are left out with the reason,
-values never seen in training are counted, and columns that tell the target by themselves are called what they are.
+Rows without a target are listed with their line, unused columns with the reason. Unseen values are counted, and columns
+that determine the target are reported.
 """
 
 import csv
@@ -15,16 +15,11 @@ from typing import Any
 import numpy as np
 
 from skipway.data.folds import Fold, groups_of_copies, split_rows
-from skipway.data.images.split import FEW, IMBALANCED, holdout_mask
+from skipway.data.images.split import holdout_mask
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.read_table import BUILT_IN_TABLES, Table, bundled_table, join_quoted, read_table, table_files
-from skipway.data.tables.columns import (
-    Column,
-    ColumnKind,
-    fit_column,
-    infer_kind,
-)
-from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks
+from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
+from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.row_digests import digest_rows
 from skipway.data.tables.table_spec import Encoded, TableSpec, TableTask
 from skipway.data.tables.target import infer_task, missing_rows, read_targets
@@ -41,12 +36,12 @@ __all__ = [
 ]
 
 _MIN_ROWS = 5
-_BINS = 10  # of a target of numbers, so that both sides of a split have small and large ones
+_BINS = 10  # of a regression target, for stratified splits
 
 
 @dataclass
 class TableSource:
-    """Tables by split, before anything is learned from them, with the target and the columns to pass over."""
+    """Tables by split before encoding, with the target and the columns to ignore."""
 
     name: str
     splits: dict[str, Table]
@@ -57,7 +52,10 @@ class TableSource:
 
 @dataclass
 class TableDataset:
-    """Rows of all splits, one after the other: x (N, F + K) float32; y (N,) int64 classes or float32 numbers."""
+    """Encoded rows of all splits: x (N, F + K) float32; y (N,) int64 classes or standardized float32 numbers.
+
+    `keys` are the N names of the rows for messages and CSV files, `left_out` is {unused column: reason}.
+    """
 
     name: str
     spec: TableSpec
@@ -73,7 +71,7 @@ class TableDataset:
 
     @property
     def targets(self) -> np.ndarray:
-        """(N,) class names, or the numbers in the target's own unit."""
+        """(N,) class names, or numbers in their original unit."""
         if self.spec.class_names:
             return np.array(self.spec.class_names, dtype=object)[self.y]
         return self.y.astype(np.float64) * self.spec.target_std + self.spec.target_mean
@@ -82,7 +80,20 @@ class TableDataset:
 def open_table_source(
     data: str, target: str | None, task: str = "auto", ignore: str | None = None
 ) -> TableSource | None:
-    """Open a bundled table, a file, or a folder with train, val and test; None if `data` is no table."""
+    """Open a bundled table, a table file, or a folder with train, val and test tables.
+
+    Args:
+        data: name, file or folder.
+        target: column to predict; None for the target of a bundled table.
+        task: "auto", "classification" or "regression".
+        ignore: columns to ignore, separated by commas.
+
+    Returns:
+        The tables, or None if `data` is not a table.
+
+    Raises:
+        InputError: a table cannot be read, or a column does not exist.
+    """
     names = next(csv.reader([ignore or ""], skipinitialspace=True), [])
     ignored = tuple(name.strip() for name in names if name.strip())
     if data in BUILT_IN_TABLES:
@@ -98,12 +109,12 @@ def open_table_source(
         path = Path(data).expanduser()
         files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
         if not files or (target is None and any(p.suffix.lower() == ".parquet" for p in files.values())):
-            return None  # parquet files of images have their own columns, and need no --target
+            return None  # parquet files of images need no --target
         tables = {split: read_table(files[split]) for split in SPLITS if split in files}
         if target is None:
             columns = join_quoted(list(tables["train"].columns))
             raise InputError(
-                f"{printable(data)} is a table: say which column to predict with --target, one of {columns}"
+                f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
             )
         name = path.stem if path.is_file() else path.resolve().name
         source = TableSource(name=name, splits=tables, target=target, task=task, ignored=ignored)
@@ -112,7 +123,7 @@ def open_table_source(
         train.column(name)
     if source.target in ignored:
         raise InputError(
-            f"the column {printable(source.target)!r} is both --target and in --ignore; leave it out of one"
+            f"cannot ignore the column {printable(source.target)!r}: it is also --target. Remove it from --ignore."
         )
     return source
 
@@ -126,13 +137,18 @@ def build_table_dataset(
     spec: TableSpec | None = None,
     fold: Fold | None = None,
 ) -> TableDataset:
-    """Encode the rows of all splits, with a part of the training rows held out if there is no validation table.
+    """Encode the rows of all splits, and hold out training rows if there is no validation table.
 
-    `spec` is that of a trained network, to continue with; else it is made from the training rows alone. With a `fold`
-    of cross-validation, that is held out.
+    Args:
+        source: the tables.
+        fraction: share of the training rows to hold out.
+        seed: seed of the split.
+        max_unreadable: maximum share of rows without a target.
+        spec: encoders of a trained model; None to fit them to the training rows.
+        fold: fold of a cross-validation to hold out instead.
 
     Raises:
-        InputError: a cell, a column or the target cannot be used; names line and column.
+        InputError: a cell, a column or the target cannot be used.
     """
     notes = Counter[str]()
     for table in source.splits.values():
@@ -141,8 +157,8 @@ def build_table_dataset(
     train = tables["train"]
     if len(train) < _MIN_ROWS:
         raise InputError(
-            f"{printable(train.name)} has {len(train)} rows with a target; at least {_MIN_ROWS} are needed to train "
-            "on some and validate on others: add rows"
+            f"cannot train on {printable(train.name)}: expected at least {_MIN_ROWS} rows with a target, got "
+            f"{len(train)}. Add rows."
         )
     target = _read_target(source, tables, spec)
     bounds = np.cumsum([0, *(len(table) for table in tables.values())])
@@ -157,7 +173,7 @@ def build_table_dataset(
     elif "val" not in splits:
         splits = _hold_out(splits, target, digests, fraction=fraction, seed=seed)
     if spec is None:
-        rows = splits["train"]  # the training table comes first, so these are its own rows too
+        rows = splits["train"]  # the training table is first, so these also index its rows
         spec = _fit_spec(train, target, choice.kinds, rows=rows, notes=notes)
         warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=target.values)
     encoded = [spec.encode_strict(table) for table in tables.values()]
@@ -181,13 +197,13 @@ def build_table_dataset(
 
 @dataclass(frozen=True)
 class LabeledRows:
-    """Rows of one table as a trained network takes them, as in a TableDataset.
+    """Labeled rows of one table, encoded for a trained model.
 
     Attributes:
-        x, y: inputs and targets.
-        digests: those of splits.csv.
-        skipped: the number of rows left out, which have no target.
-        encoded: what was odd about their values.
+        x, y: inputs and targets, as in a TableDataset.
+        digests: digests of the rows, as in splits.csv.
+        skipped: number of rows without a target, which are left out.
+        encoded: the encoded rows, with counts of unseen and missing values.
     """
 
     x: np.ndarray
@@ -198,16 +214,17 @@ class LabeledRows:
 
 
 def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
-    """Encode a table for a trained network, without the rows that have no target.
+    """Encode the rows of a table that have a target, for a trained model.
 
     Raises:
-        InputError: no row has one, or a cell cannot be used; names line and column.
+        InputError: no row has a target, or a cell cannot be used.
     """
     missing = missing_rows(table.column(spec.target))
     rows = _select_rows(table, np.setdiff1d(np.arange(len(table)), missing))
     if not len(rows):
         raise InputError(
-            f"no row of {printable(table.name)} has a value in the target {printable(spec.target)!r}; add some"
+            f"cannot use {printable(table.name)}: expected values in the target {printable(spec.target)!r}, got none. "
+            "Fill in the target."
         )
     y = read_targets(rows, spec.target, task=spec.task, names=spec.class_names)
     encoded, digests = spec.encode_strict(rows), digest_rows([rows], [column.name for column in spec.columns], y)
@@ -215,7 +232,7 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
 
 
 def fingerprint_table(rows: TableDataset) -> str:
-    """SHA-256 over every row's content, target, place and split, and over what the network is given of them."""
+    """Return a SHA-256 hex digest of all rows, their names and splits, and of the encoders."""
     digest = hashlib.sha256(repr(rows.spec).encode("utf-8", "surrogatepass"))
     for split, indices in rows.splits.items():
         for i in indices:
@@ -224,7 +241,7 @@ def fingerprint_table(rows: TableDataset) -> str:
 
 
 def describe_table(rows: TableDataset) -> dict[str, Any]:
-    """What a run or `check` reports of its rows, as plain values."""
+    """Summarize a table as plain values, for the console, the report and `check`."""
     facts: dict[str, Any] = {
         "name": rows.name,
         "kind": "table",
@@ -235,7 +252,7 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
         "left_out": dict(rows.left_out),
         "skipped": len(rows.skipped),
         "notes": dict(rows.notes.most_common()),
-        "warnings": rows.warnings + _warn_of_splits(rows),
+        "warnings": rows.warnings + warn_of_splits(rows.spec, rows.y, rows.splits, rows.left_out),
     }
     if names := rows.spec.class_names:
         counts = {split: np.bincount(rows.y[i], minlength=len(names)) for split, i in rows.splits.items()}
@@ -245,7 +262,7 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Target:
-    """The target of all rows: `values` (N,) are indices into `class_names`, or numbers in their own unit."""
+    """The target of all rows: (N,) indices into `class_names`, or numbers in their original unit."""
 
     name: str
     task: TableTask
@@ -255,7 +272,7 @@ class _Target:
 
 @dataclass(frozen=True)
 class _ColumnChoice:
-    """The columns to learn from with their kinds, those left out with the reason, and what is odd in them."""
+    """The columns to use with their kinds, the unused columns with the reason, and warnings."""
 
     kinds: dict[str, ColumnKind]
     left_out: dict[str, str]
@@ -268,7 +285,7 @@ def _select_rows(table: Table, rows: np.ndarray) -> Table:
 
 
 def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[str, Table], list[Skipped]]:
-    """Return the tables without the rows that have no target, and those rows."""
+    """Separate the rows without a target from the tables."""
     tables, skipped = {}, []
     reason = f"no value in the target {source.target!r}"
     for split, table in source.splits.items():
@@ -279,9 +296,9 @@ def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[st
     if len(skipped) > max_unreadable * total:
         examples = ", ".join(row.key for row in skipped[:5]) + (" ..." if len(skipped) > 5 else "")
         raise InputError(
-            f"{len(skipped):,} of {total:,} rows have no value in the target {printable(source.target)!r} "
-            f"({examples}), more than --max-unreadable {max_unreadable:g}; fill them in, or leave them out with a "
-            "higher --max-unreadable"
+            f"cannot use the target {printable(source.target)!r}: expected a share of missing values of at most "
+            f"--max-unreadable {max_unreadable:g}, got {len(skipped):,} of {total:,} rows ({examples}). Fill in the "
+            "values, or use a higher --max-unreadable."
         )
     return tables, skipped
 
@@ -296,17 +313,17 @@ def _read_target(source: TableSource, tables: dict[str, Table], spec: TableSpec 
 
 
 def _scale_target(y: np.ndarray, spec: TableSpec) -> np.ndarray:
-    """Return the targets as the network learns them."""
+    """Standardize the targets of a regression; return classes unchanged."""
     if spec.task == "classification":
         return y
     return ((y - spec.target_mean) / spec.target_std).astype(np.float32)
 
 
 def _choose_columns(source: TableSource) -> _ColumnChoice:
-    """Choose the columns of the training table to learn from."""
+    """Choose the input columns of the training table."""
     train = source.splits["train"]
     kinds: dict[str, ColumnKind] = {}
-    left_out = dict.fromkeys(source.ignored, "as asked")
+    left_out = dict.fromkeys(source.ignored, "--ignore")
     warnings = []
     for name in train.columns:
         if name == source.target or name in left_out:
@@ -319,9 +336,10 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
             left_out[name] = remark
     if not kinds:
         raise InputError(
-            f"{printable(train.name)} has no column to learn from beside the target {printable(source.target)!r}"
-            + (f": left out are {join_quoted([f'{k} ({v})' for k, v in left_out.items()])}" if left_out else "")
-            + "; add columns that differ between rows"
+            f"cannot train on {printable(train.name)}: expected columns other than the target "
+            f"{printable(source.target)!r}, got none"
+            + (f" (unused: {join_quoted([f'{k} ({v})' for k, v in left_out.items()])})" if left_out else "")
+            + ". Add columns whose values vary."
         )
     return _ColumnChoice(kinds, left_out, warnings)
 
@@ -329,16 +347,16 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
 def _hold_out(
     splits: dict[str, np.ndarray], target: _Target, digests: list[str], *, fraction: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """Move a part of the training rows to validation: of each class, or of small and large, its share."""
+    """Move a part of the training rows to validation, stratified by class or by bins of the target."""
     train, is_classified = splits["train"], target.task == "classification"
     labels = target.values if is_classified else _bin_numbers(target.values, train)
     counts = np.bincount(labels[train], minlength=len(target.class_names))
     if is_classified and counts.min() < 2:
         single = [printable(target.class_names[k]) for k in np.flatnonzero(counts < 2)]
         raise InputError(
-            f"the class {single[0]!r} of the target has one row"
-            + (f" (and {len(single) - 1} other classes too)" if len(single) > 1 else "")
-            + ", too few to train on some and validate on others; add at least one more, or a val table"
+            f"cannot split the rows: expected at least 2 rows per class, got 1 of the class {single[0]!r}"
+            + (f" (and of {len(single) - 1} more)" if len(single) > 1 else "")
+            + ". Add rows of this class, or add a val table."
         )
     groups = groups_of_copies(train, labels, digests, least=2)
     in_val = holdout_mask(train, labels, groups, fraction=fraction, seed=seed)
@@ -346,7 +364,7 @@ def _hold_out(
 
 
 def _bin_numbers(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return (N,) bins of equal counts over `rows`, 0 for other rows."""
+    """Return (N,) bins with equal counts of `rows`; 0 for other rows."""
     labels = np.zeros(len(y), np.int64)
     bins = max(1, min(_BINS, len(rows) // 5))
     labels[rows] = np.argsort(np.argsort(y[rows], kind="stable"), kind="stable") * bins // len(rows)
@@ -362,7 +380,7 @@ def _fit_spec(
         column, counts = fit_column(name, kind, train.columns[name][rows])
         columns.append(column)
         if counts.get("rare"):
-            notes[f"categories of {printable(name)!r} too rare to be told apart"] = counts["rare"]
+            notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]
     mean, std = 0.0, 1.0
     if target.task == "regression":
         y = target.values[rows]
@@ -375,24 +393,3 @@ def _fit_spec(
         target_mean=mean,
         target_std=std if std > 0 else 1.0,
     )
-
-
-def _warn_of_splits(rows: TableDataset) -> list[str]:
-    """Warn of imbalance, small classes, few validation rows, columns that were left out."""
-    warnings = []
-    if rows.left_out:
-        warnings.append(f"left out: {join_quoted([f'{name} ({why})' for name, why in rows.left_out.items()], 12)}")
-    if names := rows.spec.class_names:
-        counts = np.bincount(rows.y[rows.splits["train"]], minlength=len(names))
-        if counts.max() >= IMBALANCED * max(1, counts.min()):
-            low, high = printable(names[int(counts.argmin())]), printable(names[int(counts.argmax())])
-            warnings.append(
-                f"classes are imbalanced ({low} {counts.min():,}, {high} {counts.max():,} training rows): accuracy "
-                "favours the large ones, read the per-class table"
-            )
-        if few := [names[k] for k in np.flatnonzero(counts < FEW)]:
-            warnings.append(f"fewer than {FEW} training rows: {join_quoted(few, 5)}; expect weak results there")
-    validation = len(rows.splits.get("val", ()))
-    if 0 < validation < 100:
-        warnings.append(f"{validation} validation rows: a single one can move the figures")
-    return warnings

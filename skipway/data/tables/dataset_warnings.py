@@ -1,20 +1,26 @@
-"""Warnings of a table's rows and columns: copies, columns that tell the target, identifiers."""
+"""Warnings about tables: duplicate rows, target leakage and identifiers."""
 
 import numpy as np
 
-from skipway.data.sources.read_table import Table
+from skipway.data.images.split import FEW, IMBALANCED
+from skipway.data.sources.read_table import Table, join_quoted
 from skipway.data.tables.columns import as_texts, factorize_texts, read_numbers
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import printable
 
-__all__ = ["warn_of_copies", "warn_of_leaks"]
+__all__ = ["warn_of_copies", "warn_of_leaks", "warn_of_splits"]
 
-_MAX_LEAK_VALUES = 50  # different values up to which a column that tells the target is a leak, not a fine measure
+_MAX_LEAK_VALUES = 50  # a column with more distinct values may determine the class without leakage
 _IDENTIFIERS = ("id", "uuid", "guid", "index", "key", "rowid")
 
 
 def warn_of_copies(digests: list[str], splits: dict[str, np.ndarray]) -> list[str]:
-    """Count the rows that come more than once."""
+    """Return warnings about duplicate rows, within and across splits.
+
+    Args:
+        digests: N digests of the rows' contents.
+        splits: row indices of each split.
+    """
     home: dict[str, set[str]] = {}
     for split, indices in splits.items():
         for i in indices:
@@ -24,14 +30,21 @@ def warn_of_copies(digests: list[str], splits: dict[str, np.ndarray]) -> list[st
         across += sum(len({split} | home[digests[i]]) > 1 for i in splits[split])
     warnings = []
     if across:
-        warnings.append(f"{across:,} rows stand in more than one split, target and all: figures are flattered by them")
+        warnings.append(f"duplicates across splits: {across:,}. Validation and test metrics are inflated.")
     if copies := len(digests) - len(home):
-        warnings.append(f"{copies:,} rows are exact copies of others")
+        warnings.append(f"exact duplicates of other rows: {copies:,}")
     return warnings
 
 
 def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndarray) -> list[str]:
-    """Find columns that tell the target by themselves, and those that look like identifiers."""
+    """Return warnings about columns that determine the target or look like identifiers.
+
+    Args:
+        train: the training table.
+        names: names of the columns to check.
+        spec: encoders of the table, with its target and task.
+        y: (N,) targets; the rows of `train` come first.
+    """
     warnings = []
     y = y[: len(train)]
     kinds = {column.name: column.kind for column in spec.columns}
@@ -48,13 +61,46 @@ def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndar
         all_differ = len(values) == len(raw) >= 20
         if all_differ and np.all(numbers == np.round(numbers)) and _is_named_as_identifier(name):
             warnings.append(
-                f"column {printable(name)!r} looks like an identifier: every value differs; leave it out with --ignore"
+                f"column {printable(name)!r} looks like an identifier: all values differ. Exclude it with --ignore."
             )
     return warnings
 
 
+def warn_of_splits(
+    spec: TableSpec, y: np.ndarray, splits: dict[str, np.ndarray], left_out: dict[str, str]
+) -> list[str]:
+    """Return warnings about unused columns, class imbalance, small classes and few validation rows.
+
+    Args:
+        spec: encoders of the table, with its class names.
+        y: (N,) targets.
+        splits: row indices of each split.
+        left_out: {unused column: reason}.
+    """
+    warnings = []
+    if left_out:
+        warnings.append(f"unused columns: {join_quoted([f'{name} ({why})' for name, why in left_out.items()], 12)}")
+    if names := spec.class_names:
+        counts = np.bincount(y[splits["train"]], minlength=len(names))
+        if counts.max() >= IMBALANCED * max(1, counts.min()):
+            low, high = printable(names[int(counts.argmin())]), printable(names[int(counts.argmax())])
+            warnings.append(
+                f"class imbalance ({low} {counts.min():,}, {high} {counts.max():,} training rows): accuracy favors "
+                "large classes. See the per-class metrics."
+            )
+        if few := [names[k] for k in np.flatnonzero(counts < FEW)]:
+            warnings.append(
+                f"fewer than {FEW} training rows: {join_quoted(few, 5)}. Expect low accuracy for these classes."
+            )
+    validation = len(splits.get("val", ()))
+    if 0 < validation < 100:
+        noun = "row" if validation == 1 else "rows"
+        warnings.append(f"only {validation} validation {noun}: metrics are uncertain")
+    return warnings
+
+
 def _determines_class(codes: np.ndarray, y: np.ndarray, num_values: int, num_classes: int) -> bool:
-    """Tell whether a column of few different values has one class for each of them."""
+    """Return True if each of a few distinct values occurs with one class only."""
     if not 2 <= num_values <= _MAX_LEAK_VALUES or len(codes) < 3 * num_values:
         return False
     counts = np.zeros((num_values + 1, num_classes), np.int64)
@@ -63,7 +109,7 @@ def _determines_class(codes: np.ndarray, y: np.ndarray, num_values: int, num_cla
 
 
 def _is_linear(numbers: np.ndarray, y: np.ndarray) -> bool:
-    """Tell whether the target is a linear function of a column."""
+    """Return True if the target is a linear function of a column."""
     known = ~np.isnan(numbers)
     if known.sum() <= 2 or not np.ptp(numbers[known]) > 0 or not np.ptp(y[known]) > 0:
         return False
@@ -73,8 +119,8 @@ def _is_linear(numbers: np.ndarray, y: np.ndarray) -> bool:
 
 def _leak(name: str, target: str) -> str:
     return (
-        f"column {printable(name)!r} tells the target {printable(target)!r} by itself: a leak, unless it is known "
-        "before the target is; leave it out with --ignore"
+        f"column {printable(name)!r} determines the target {printable(target)!r}, which may be target leakage. If it "
+        "is not known at prediction time, exclude it with --ignore."
     )
 
 

@@ -1,6 +1,6 @@
-"""Batches of a table's rows, in an order that is a function of (seed, epoch).
+"""Batches of table rows, in an order that is a function of (seed, epoch).
 
-Shapes: a batch is x (B, F + K) float32; y (B,) int64 classes or float32 numbers; ids (B,), indices into the rows.
+Shapes: a batch is x (B, F + K) float32; y (B,) int64 classes or float32 numbers; ids (B,) row indices.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,16 @@ __all__ = ["RowBatches"]
 
 
 class RowBatches:
-    """The `rows` of x and y in batches; with a `seed` in a new order every epoch, for training.
+    """Batches of encoded rows: shuffled for training, in a fixed order for evaluation.
 
-    With `balanced` every class comes as often as any other. `shard` is the part of every batch that this process takes.
+    Args:
+        x: (N, F + K) float32 inputs.
+        y: (N,) int64 classes or float32 numbers.
+        rows: indices of the rows to use, such as those of a split.
+        batch_size: rows per batch, over all processes.
+        seed: seed of the sample order, for training; None for evaluation, in the order of `rows`.
+        balanced: True for class-balanced sampling.
+        shard: the part of every batch that this process loads; default: all of it.
     """
 
     def __init__(
@@ -41,21 +48,21 @@ class RowBatches:
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return len(self.bounds)
 
     @property
     def count(self) -> int:
-        """Rows in an epoch."""
+        """Number of rows per epoch."""
         return len(self.rows)
 
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return x and y of up to `count` rows, evenly chosen, whatever part of them this process has."""
+        """Return x and y of up to `count` evenly spaced rows, the same in every process."""
         chosen = torch.from_numpy(evenly_spaced(self.rows, count))
         return self.x[chosen], self.y[chosen]
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-        """Iterate over the batches of an epoch from the `start`-th on."""
+        """Iterate over (x, y, ids) of an epoch, beginning with batch `start`."""
         order = self.rows
         if self.seed is not None:
             order = shuffle_rows(self.rows, self.labels, seed=self.seed, epoch=epoch)

@@ -1,4 +1,4 @@
-"""Digests of rows: equal for equal cells and targets, so that copies are found in one table and across tables."""
+"""Digests of rows: equal for equal cells and targets, to detect duplicates within and across tables."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,16 @@ __all__ = ["digest_rows"]
 
 
 def digest_rows(tables: Sequence[Table], names: list[str], y: np.ndarray) -> list[str]:
-    """Return a digest of each row's used cells and target, whatever the order of the columns."""
+    """Return a digest of each row's cells and target, independent of the order of the columns.
+
+    Args:
+        tables: tables whose rows are digested one after the other.
+        names: names of the columns to include.
+        y: (N,) targets of all rows.
+
+    Returns:
+        N hex digests.
+    """
     parts = []
     for table in tables:
         columns = [_digest_cells(table.columns[name]) for name in sorted(names) if name in table.columns]

@@ -1,9 +1,9 @@
-"""TableSpec: how the rows of a table become what a network is given, and what its outputs mean.
+"""TableSpec: the encoders of a model's input columns and the meaning of its outputs.
 
-It is to tables what Spec is to images: plain values that travel in every file, so that a table met years later is
-read as in training. Columns are found by name; the target is never needed.
+Every checkpoint and export contains the TableSpec, so that tables are encoded at inference as in training. Columns are
+found by name, and the target column is not required.
 
-Shapes: F numbers and indicators, K category columns: x (N, F + K), whose last K columns are slots of categories.
+Shapes: x is (N, F + K): F numbers and indicators, then the indices of K category columns.
 """
 
 import math
@@ -31,14 +31,21 @@ __all__ = ["TASKS", "Encoded", "TableSpec", "TableTask"]
 
 TableTask = Literal["classification", "regression"]
 TASKS: tuple[TableTask, ...] = get_args(TableTask)
-_MAX_NAMES = 100_000  # class names, and categories of all columns together: they stand in every file's header
-_MAX_NAME_BYTES = 1024  # of a name
+_MAX_NAMES = 100_000  # class names, and categories of all columns; the header of every checkpoint holds them
+_MAX_NAME_BYTES = 1024
 _FIELDS = {"columns", "target", "task", "class_names", "target_mean", "target_std"}
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """x (N, F + K) float32; cells of no use; {column: values never seen in training}; {column: values missing}."""
+    """Encoded rows of a table.
+
+    Attributes:
+        x: (N, F + K) float32.
+        problems: cells that cannot be used.
+        unseen: {column: number of values rarely or never seen in training}.
+        missing: {column: number of missing values}.
+    """
 
     x: np.ndarray
     problems: list[Problem]
@@ -46,19 +53,33 @@ class Encoded:
     missing: Counter[str]
 
     def remarks(self) -> list[str]:
-        """Return a line for each column with values that were not seen in training, or are missing."""
-        unseen = [
-            f"{n:,} values of {printable(c)!r} were rarely or never seen in training" for c, n in self.unseen.items()
-        ]
-        return unseen + [f"{n:,} values of {printable(c)!r} are missing" for c, n in self.missing.items()]
+        """Return a line for each column with unseen or missing values."""
+        unseen = [f"values of {printable(c)!r} rarely or never seen in training: {n:,}" for c, n in self.unseen.items()]
+        return unseen + [f"missing values of {printable(c)!r}: {n:,}" for c, n in self.missing.items()]
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Inputs (B, F + K) made of `columns`, and the meaning of the outputs.
+    """Encoders of table rows to inputs (B, F + K), and the meaning of the outputs.
 
-    Outputs are (B, len(class_names)) logits for the task "classification", and for "regression" (B, 1) numbers whose
-    unit is `target_std` around `target_mean`.
+    Outputs are logits (B, num_classes) for classification, and standardized numbers (B, 1) for regression.
+
+    Args:
+        columns: encoders of the input columns.
+        target: name of the target column.
+        task: "classification" or "regression".
+        class_names: names of the classes, in the order of the logits; empty for regression.
+        target_mean: mean of the target in training, for regression.
+        target_std: standard deviation of the target in training, for regression.
+
+    Raises:
+        InputError: a value is out of range, or values contradict each other.
+
+    >>> from skipway.data.tables.columns import Column
+    >>> columns = (Column("size", "number", center=80.0, scale=20.0), Column("city", "category", categories=("Bonn",)))
+    >>> spec = TableSpec(columns, target="price", task="regression")
+    >>> spec.input_shape, spec.num_classes
+    ((2,), 1)
     """
 
     columns: tuple[Column, ...]
@@ -72,68 +93,88 @@ class TableSpec:
         object.__setattr__(self, "columns", tuple(self.columns))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.task not in TASKS:
-            raise InputError(f"a TableSpec's task is one of {', '.join(TASKS)}, not {printable(self.task)!r}")
-        if not 1 <= len(self.columns) <= MAX_COLUMNS or len({c.name for c in self.columns}) != len(self.columns):
-            raise InputError(f"a TableSpec has 1 to {MAX_COLUMNS:,} columns of different names")
+            raise InputError(
+                f"cannot create a TableSpec: expected task to be one of {', '.join(TASKS)}, got "
+                f"{printable(self.task)!r}. Choose one of these."
+            )
+        unique = len({c.name for c in self.columns})
+        if not 1 <= len(self.columns) <= MAX_COLUMNS or unique != len(self.columns):
+            raise InputError(
+                f"cannot create a TableSpec: expected 1 to {MAX_COLUMNS:,} columns with unique names, got "
+                f"{len(self.columns):,} columns with {unique:,} names. Remove or rename columns."
+            )
         for column in self.columns:
             if column.kind not in KINDS:
-                raise InputError(f"a TableSpec's columns are of the kinds {', '.join(KINDS)}, not {column.kind!r}")
+                raise InputError(
+                    f"cannot create a TableSpec: expected columns of the kinds {', '.join(KINDS)}, got "
+                    f"{printable(column.kind)!r}. Choose one of these."
+                )
             if not (math.isfinite(column.center) and math.isfinite(column.scale) and column.scale > 0):
-                raise InputError("a TableSpec needs finite centres and positive scales")
+                raise InputError(
+                    f"cannot create a TableSpec: expected a finite center and a positive, finite scale, got "
+                    f"{column.center} and {column.scale}. Fit the column again."
+                )
             _check_names(column.categories)
         if sum(len(c.categories) for c in self.columns) > _MAX_NAMES or len(self.class_names) > _MAX_NAMES:
             raise InputError(
-                f"a TableSpec holds at most {_MAX_NAMES:,} categories and class names; leave columns of many "
-                "categories out with --ignore"
+                f"cannot create a TableSpec: expected at most {_MAX_NAMES:,} categories and {_MAX_NAMES:,} classes. "
+                "Use --ignore for columns with many categories."
             )
         if (self.task == "classification") != bool(self.class_names):
-            raise InputError("a TableSpec has class names for classification, and none for regression")
+            raise InputError(
+                f"cannot create a TableSpec: expected class names only for classification, got {len(self.class_names)} "
+                f"for {self.task}. Add or remove the names."
+            )
         _check_names(self.class_names)
         if not (math.isfinite(self.target_mean) and math.isfinite(self.target_std) and self.target_std > 0):
-            raise InputError("a TableSpec needs a finite mean and a positive deviation of its target")
+            raise InputError(
+                f"cannot create a TableSpec: expected a finite target_mean and a positive, finite target_std, got "
+                f"{self.target_mean} and {self.target_std}. Compute them from the training rows."
+            )
 
     @property
     def num_classes(self) -> int:
-        """Return how many outputs there are: one for each class, or one number."""
+        """Number of outputs: that of the classes, or 1 for regression."""
         return len(self.class_names) or 1
 
     @property
     def number_columns(self) -> tuple[Column, ...]:
-        """Return the columns of numbers, in the order of their inputs."""
+        """Numeric columns, in the order of their inputs."""
         return tuple(c for c in self.columns if c.kind != "category")
 
     @property
     def indicator_columns(self) -> tuple[Column, ...]:
-        """Return those of `number_columns` whose missing values have an input of their own, after all numbers."""
+        """Numeric columns with an indicator input for missing values; indicators follow all numbers."""
         return tuple(c for c in self.number_columns if c.indicator)
 
     @property
     def category_columns(self) -> tuple[Column, ...]:
-        """Return the columns of categories, whose slots stand last."""
+        """Category columns, whose indices are the last inputs."""
         return tuple(c for c in self.columns if c.kind == "category")
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """Return (K,) how many slots each column of categories has."""
+        """Number of indices of each category column, of length K."""
         return tuple(c.num_slots for c in self.category_columns)
 
     @property
     def input_shape(self) -> tuple[int]:
-        """Return (F + K,) of one row."""
+        """Shape (F + K,) of one encoded row."""
         return (len(self.number_columns) + len(self.indicator_columns) + len(self.category_columns),)
 
     def encode(self, table: Table) -> Encoded:
-        """Encode the rows of `table` as the network gets them; further columns are passed over.
+        """Encode the rows of a table; columns that are not in `columns` are ignored.
+
+        Cells that cannot be used are encoded as missing and listed in `problems`.
 
         Raises:
-            InputError: the table lacks columns; names them.
+            InputError: the table lacks columns.
         """
         lacking = [c.name for c in self.columns if c.name not in table.columns]
         if lacking:
             raise InputError(
-                f"{printable(table.name)} lacks {len(lacking)} of the {len(self.columns)} columns that the network was "
-                f"trained with: {join_quoted(lacking)}; add them (empty where nothing is known), or name them as in "
-                "training"
+                f"cannot encode {printable(table.name)}: expected {len(self.columns)} columns as in training, got all "
+                f"but {join_quoted(lacking)}. Add these columns (empty if unknown), or rename columns as in training."
             )
         x = np.empty((len(table), *self.input_shape), np.float32)
         problems: list[Problem] = []
@@ -159,14 +200,18 @@ class TableSpec:
         return Encoded(x=x, problems=problems, unseen=unseen, missing=missing)
 
     def encode_strict(self, table: Table) -> Encoded:
-        """Encode as `encode` does, but refuse a table with cells that cannot be used, and name the first of them."""
+        """Encode the rows of a table, and require that all cells can be used.
+
+        Raises:
+            InputError: the table lacks columns, or has cells that cannot be used.
+        """
         encoded = self.encode(table)
         if encoded.problems:
             raise InputError(describe_problems(encoded.problems, table.row_name))
         return encoded
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, fit for JSON."""
+        """Return the fields as plain values that JSON can represent."""
         return {
             "columns": [column_to_dict(c) for c in self.columns],
             "target": self.target,
@@ -178,9 +223,21 @@ class TableSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TableSpec":
-        """Rebuild the TableSpec that `as_dict` wrote."""
+        """Create a TableSpec from the values that `as_dict` returned.
+
+        Args:
+            values: the fields.
+
+        Raises:
+            InputError: fields are missing or unknown, or a value cannot be used.
+        """
         if not isinstance(values, dict) or set(values) != _FIELDS:
-            raise InputError(f"a TableSpec has the fields {', '.join(sorted(_FIELDS))}; the file's differ")
+            fields = sorted(map(str, values)) if isinstance(values, dict) else []
+            raise InputError(
+                f"cannot read a TableSpec: expected the fields {', '.join(sorted(_FIELDS))}, got "
+                f"{', '.join(printable(name)[:40] for name in fields[:12]) or 'no fields'}. Use a file saved by "
+                "skipway."
+            )
         try:
             columns = tuple(
                 Column(
@@ -197,7 +254,8 @@ class TableSpec:
             names = tuple(values["class_names"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
-                f"a TableSpec's columns and numbers are not as they should be: {printable(error)}"
+                f"cannot read a TableSpec: expected valid columns and numbers, got {printable(error)[:200]}. Use a "
+                "file saved by skipway."
             ) from None
         return cls(
             columns=columns,
@@ -211,9 +269,13 @@ class TableSpec:
 
 def _check_names(names: tuple[str, ...]) -> None:
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise InputError("a TableSpec's categories and class names are texts that differ from each other")
+        raise InputError(
+            "cannot create a TableSpec: expected categories and class names as unique strings, got duplicates or other "
+            "types. Rename them."
+        )
     for name in names:
         if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
             raise InputError(
-                f"the category {printable(name[:40])}... is longer than {_MAX_NAME_BYTES} bytes; leave it out"
+                f"cannot create a TableSpec: expected categories and class names of at most {_MAX_NAME_BYTES} bytes, "
+                f"got {printable(name[:40])}... Shorten it."
             )

@@ -1,6 +1,6 @@
-"""The target of a table: whether it is a class or a number, and its values.
+"""The target of a table: inference of the task, and the target values.
 
-A class is text, or one of few whole numbers; any other number is predicted as one. Either can be asked for instead.
+Text and integers with few distinct values are classes, all other numbers a regression target. The task can also be set.
 """
 
 from typing import Any
@@ -15,25 +15,39 @@ from skipway.errors import InputError, printable
 
 __all__ = ["infer_task", "missing_rows", "read_targets"]
 
-_MAX_CLASSES = 20  # different whole numbers up to which a target of numbers is taken for classes
-_ROWS_A_CLASS = 5
+_MAX_CLASSES = 20  # maximum distinct integers of a target that is inferred as classes
+_ROWS_A_CLASS = 5  # minimum average rows per class of such a target
 
 
 def missing_rows(raw: np.ndarray) -> np.ndarray:
-    """Return the rows in which a target is missing."""
+    """Return the indices of the rows of `raw` (N,) without a value."""
     return np.flatnonzero(np.isnan(raw) if raw.dtype != object else factorize_texts(raw)[0] < 0)
 
 
 def infer_task(train: Table, target: str, task: str) -> tuple[TableTask, tuple[str, ...]]:
-    """Return the task and its class names, read off the training table's target."""
+    """Infer the task and the class names from the target of the training table.
+
+    Args:
+        train: the training table.
+        target: name of the target column.
+        task: "auto", "classification" or "regression".
+
+    Returns:
+        The task, and the class names; no names for regression.
+
+    Raises:
+        InputError: the target is constant, or does not fit the task.
+    """
     if task not in ("auto", *TASKS):
-        raise InputError(f"task is one of auto, {', '.join(TASKS)}, not {printable(task)!r}")
-    where = f"{printable(train.name)}, target {printable(target)!r}"
+        raise InputError(
+            f"cannot set the task: expected one of auto, {', '.join(TASKS)}, got {printable(task)!r}. Use one of these."
+        )
+    where = f"the target {printable(target)!r} of {printable(train.name)}"
     raw = train.columns[target]
     kind, remark = infer_kind(target, train)
     if remark == "constant":
-        raise InputError(f"{where}: all rows have the same value; there is nothing to learn: choose another column")
-    numeric = kind == "number" or remark.startswith("a counter")
+        raise InputError(f"cannot learn {where}: expected at least 2 distinct values, got 1. Choose another target.")
+    numeric = kind == "number" or remark == "row counter"
     if numeric:
         values, problems = read_numbers(raw, "number", target)
         if problems:
@@ -46,16 +60,16 @@ def infer_task(train: Table, target: str, task: str) -> tuple[TableTask, tuple[s
         if not whole:
             row = int(np.flatnonzero(values != np.round(values))[0])
             raise InputError(
-                f"{train.row_name(row)}, target {printable(target)!r}: {values[row]:g} is no class: whole numbers or "
-                "text were expected; say --task regression, or leave --task out"
+                f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected a class (text or integer), "
+                f"got {values[row]:g}. Use --task regression, or drop --task."
             )
         names = [str(int(value)) for value in distinct]
         return "classification", _class_names(names, len(values), where, ordered=True)
     if task == "regression":
         row = int(np.flatnonzero([not _is_number(v) for v in raw])[0])
         raise InputError(
-            f"{train.row_name(row)}, target {printable(target)!r}: {printable(raw[row])[:60]!r} is not a number, as "
-            "--task regression needs; leave --task out to learn classes"
+            f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected a number for --task regression, "
+            f"got {printable(raw[row])[:60]!r}. Drop --task to learn classes."
         )
     _, names = factorize_texts(as_texts(raw))
     return "classification", _class_names(names, len(raw), where)
@@ -68,23 +82,35 @@ def _is_number(value: Any) -> bool:
 def _class_names(names: list[str], count: int, where: str, ordered: bool = False) -> tuple[str, ...]:
     if len(names) > max(2, count // 2):
         raise InputError(
-            f"{where}: {len(names):,} different values in {count:,} rows; a classifier needs several rows of each "
-            "class: choose another target, or --task regression for numbers"
+            f"cannot classify {where}: expected several rows per class, got {len(names):,} distinct values in "
+            f"{count:,} rows. Choose another target, or use --task regression for numbers."
         )
     return tuple(names) if ordered and len(names) > 1 else class_order(names, where)
 
 
 def read_targets(table: Table, target: str, *, task: TableTask, names: tuple[str, ...]) -> np.ndarray:
-    """Return (N,) indices into `names`, or numbers in their own unit."""
+    """Read the targets of a table.
+
+    Args:
+        table: a table without missing targets.
+        target: name of the target column.
+        task: "classification" or "regression".
+        names: class names; empty for regression.
+
+    Returns:
+        (N,) indices into `names`, or float64 numbers in their original unit.
+
+    Raises:
+        InputError: a target is not a number, or not a class in `names`.
+    """
     raw = table.column(target)
     if task == "regression":
         values, problems = read_numbers(raw, "number", target)
         if problems:
             raise InputError(describe_problems(problems, table.row_name))
         return values
-    if raw.dtype == object and all(
-        _is_whole(name) for name in names
-    ):  # "1" and "1.0" are one class where all are numbers
+    # If all classes are integers, "1" and "1.0" are the same class.
+    if raw.dtype == object and all(map(_is_whole, names)):
         values, problems = read_numbers(raw, "number", target)
         raw = values if not problems else raw
     index = {name: i for i, name in enumerate(names)}
@@ -93,8 +119,8 @@ def read_targets(table: Table, target: str, *, task: TableTask, names: tuple[str
     if (wrong := np.flatnonzero(indices < 0)).size:
         text = printable(texts[wrong[0]])[:60]
         raise InputError(
-            f"{table.row_name(int(wrong[0]))}, target {printable(target)!r}: {text!r} is no class of training "
-            f"({join_quoted(list(names))}); correct it, or leave the row out"
+            f"cannot use {table.row_name(int(wrong[0]))}, target {printable(target)!r}: expected one of the training "
+            f"classes {join_quoted(list(names))}, got {text!r}. Correct it, or remove the row."
         )
     return indices
 

@@ -81,7 +81,7 @@ def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
     packed = decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.1)
     left_out = [(s.key, s.split, s.class_name, s.reason) for s in packed.skipped]
-    reason = "not an image: no JPEG, PNG, WebP, GIF, BMP or TIFF by its content"
+    reason = "unsupported format: expected the content of a JPEG, PNG, WebP, GIF, BMP or TIFF file"
     assert left_out == [
         ("train/cow/1.png", "train", "cow", reason),
         ("val/cat/2.png", "val", "cat", reason),
@@ -98,9 +98,11 @@ def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
 
 
 def test_too_many_bad_files_are_refused_with_their_list(mixed):
-    with pytest.raises(InputError, match=r"3 of 36 images of .* cannot be read \(train/cow/1.png: not a pict") as error:
+    with pytest.raises(
+        InputError, match=r"cannot read 3 of 36 images of .* \(train/cow/1.png: unsupported format"
+    ) as error:
         decode_images(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
-    assert str(error.value).endswith("mend or remove them, or accept a share of 0.084 with --max-unreadable")
+    assert str(error.value).endswith("Repair or remove them, or use --max-unreadable 0.084.")
     assert len(decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.084).skipped) == 3
 
 
@@ -118,7 +120,9 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path):
 def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "b" / "0.png").write_bytes(b"")
-    with pytest.raises(InputError, match="no training image of the class 'b' of .* can be read; mend or remove them"):
+    with pytest.raises(
+        InputError, match="cannot read any training image of the class 'b' of .*Repair them, or remove the class"
+    ):
         decode_images(open_source(str(tmp_path)), PACKING, max_unreadable=1)
     assert len(decode_images(open_source(str(tmp_path)), PACKING, max_unreadable=1, need_every_class=False).keys) == 1
 
@@ -135,10 +139,10 @@ def test_a_damaged_tiff_prints_nothing_behind_our_back(capfd):
 def test_conversions_are_counted(tmp_path):
     class_folders(tmp_path, ("a", "b"), 2, channels=1)
     fill(tmp_path / "a", 1)
-    assert dict(decode_images(open_source(str(tmp_path)), PACKING).notes) == {"grey repeated to three channels": 3}
+    assert dict(decode_images(open_source(str(tmp_path)), PACKING).notes) == {"gray repeated to three channels": 3}
     (tmp_path / "a" / "0.jpg").write_bytes(image_bytes(5))
     notes = decode_images(open_source(str(tmp_path)), DecodeSettings(8, 8, 1)).notes
-    assert dict(notes) == {"color converted to grey": 2, "extension does not match content": 1}
+    assert dict(notes) == {"color converted to gray": 2, "extension does not match content": 1}
 
 
 def test_sizes_are_told_in_words(tmp_path):
@@ -150,7 +154,7 @@ def test_sizes_are_told_in_words(tmp_path):
     (tmp_path / "a" / "0.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     nothing = array_source({"train": [BadImage("no")] * 2}, {"train": [0, 1]})
-    assert decode_images(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no image"
+    assert decode_images(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no images"
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
@@ -158,7 +162,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, 
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 10, 800))
-    with pytest.raises(StorageError, match="packed images need 768 bytes, but .* has 800 free; set SKIPWAY_CACHE"):
+    with pytest.raises(StorageError, match="expected 768 bytes of free space in .*, got 800. Set SKIPWAY_CACHE"):
         decode_images(source, PACKING, ram_limit=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -166,7 +170,9 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "nowhere"))
-    with pytest.raises(StorageError, match="cannot pack the images into .*nowhere: No such file.*can be written"):
+    with pytest.raises(
+        StorageError, match="cannot cache the decoded images in .*nowhere: No such file.*writable folder"
+    ):
         decode_images(source, PACKING, ram_limit=0)
 
 
@@ -178,7 +184,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_crash(tmp_path, mo
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
-    with pytest.raises(StorageError, match="cannot pack the images .*No space left"):
+    with pytest.raises(StorageError, match="cannot cache the decoded images .*No space left"):
         decode_images(source, PACKING, ram_limit=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -195,7 +201,7 @@ def test_a_stop_ends_decoding_soon(tmp_path):
 
     source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 1000}, {"train": [0, 1] * 500})
     source.contents = contents
-    with pytest.raises(Interrupted, match="stopped by SIGTERM while decoding; nothing was trained yet, start again"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while decoding, before training. Start the run again"):
         decode_images(source, PACKING, stop=stop)
     assert len(given) < 100
 

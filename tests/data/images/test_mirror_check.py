@@ -96,20 +96,20 @@ def sides(root, names=("left", "right"), count=16):
 
 @pytest.mark.parametrize(
     "names, reason",
-    [(("left", "right"), "name sides"), (("kind0", "kind1"), "cost a simple classifier")],
+    [(("left", "right"), "are mirror images of"), (("kind0", "kind1"), "accuracy of a simple classifier by")],
 )
 def test_a_run_on_sides_does_not_flip_and_reports_why(tmp_path, bare, names, reason):
     words = Words()
     run = quick(sides(tmp_path / "d", names, count=40), tmp_path / "runs", words, epochs=12, lr=0.05)
-    assert "flips are off: " in words and reason in words and "flip" not in run.metrics["augmentation"]
-    assert any(warning.startswith("flips are off") for warning in run.metrics["data"]["warnings"])
+    assert "flips are disabled: " in words and reason in words and "flip" not in run.metrics["augmentation"]
+    assert any(warning.startswith("flips are disabled") for warning in run.metrics["data"]["warnings"])
     assert not run.network().spec.mirrored and run.metrics["val_accuracy"] > 0.8
 
 
 def test_flips_that_are_asked_for_are_trained_with_a_warning(tmp_path, bare):
     words = Words()
     run = quick(sides(tmp_path / "d"), tmp_path / "runs", words, epochs=1, augment="shift+flip")
-    assert "flips are trained as --augment asks, but the classes 'left' and 'right' name sides" in words
+    assert "flips may hurt: the classes 'left' and 'right' are mirror images of each other. Remove flip from" in words
     assert "flip" in run.metrics["augmentation"]
 
 

@@ -66,9 +66,11 @@ def test_copies_stand_on_one_side():
 
 
 def test_a_class_of_one_image_cannot_be_divided():
-    with pytest.raises(InputError, match=r"the class 'class1' has one image \(copies not counted\), too few"):
+    with pytest.raises(
+        InputError, match=r"at least 2 distinct images per class, got 1 of the class 'class1'. Add images"
+    ):
         hold_out(decoded_noise([0, 0, 0, 1]), 0.2, 0)
-    with pytest.raises(InputError, match="the class 'class1' has one image"):
+    with pytest.raises(InputError, match="got 1 of the class 'class1'"):
         hold_out(decoded_noise([0, 0, 1, 1], digests=["a", "b", "c", "c"]), 0.2, 0)
 
 
@@ -114,20 +116,24 @@ def test_copies_across_splits_are_refused_with_both_names():
     packed = decoded_noise([0, 0, 1, 1, 0, 1], digests=digests, splits=splits)
     with pytest.raises(
         InputError,
-        match=r"noise: 2 images stand in more than one split, such as 0.png \(train\) and 4.*; remove the copies",
+        match=r"noise: expected each image in only one split, got 2 in more .* 0.png \(train\) and 4.*Remove",
     ):
         refuse_leaks(packed, allow=False)
     assert packed.warnings == []
     refuse_leaks(packed, allow=True)
-    said = "2 images stand in more than one split, such as 0.png (train) and 4.png (val): accuracies are flattered"
-    assert packed.warnings == [f"{said} by them", "3 images are exact copies of others"]
+    first = (
+        "duplicates across splits: 2, such as 0.png (train) and 4.png (val). Validation and test metrics are inflated."
+    )
+    assert packed.warnings == [first, "exact duplicates of other images: 3"]
 
 
 def test_copies_under_two_classes_are_reported():
     packed = decoded_noise([0, 0, 1, 1, 0], digests=["a", "a", "a", "b", "b"])
     refuse_leaks(packed, allow=False)
-    first = "2 images stand under two classes, such as 0.png (class0) and 2.png (class1): one label is wrong"
-    assert packed.warnings == [first, "3 images are exact copies of others"]
+    first = (
+        "duplicates with different labels: 2, such as 0.png (class0) and 2.png (class1). At least one label is wrong."
+    )
+    assert packed.warnings == [first, "exact duplicates of other images: 3"]
 
 
 def test_a_set_without_copies_has_nothing_said_of_it():
@@ -140,7 +146,7 @@ def test_a_set_without_copies_has_nothing_said_of_it():
 def test_hostile_names_are_spelt_out_in_errors():
     packed = decoded_noise([0, 1], digests=["a", "a"], splits={"train": np.arange(1), "val": np.arange(1, 2)})
     packed.keys[0], packed.name = "\x1b[2J\n", "na\nme"
-    with pytest.raises(InputError, match=r"na\\x0ame: 1 images.*\\x1b\[2J\\x0a"):
+    with pytest.raises(InputError, match=r"na\\x0ame: expected.* got 1 in.*\\x1b\[2J\\x0a"):
         refuse_leaks(packed, allow=False)
 
 
@@ -148,21 +154,21 @@ def test_advice_names_imbalance_few_images_and_a_small_validation_set():
     labels = [0] * 100 + [1] * 10 + [0] * 3 + [1]
     packed = decoded_noise(labels, splits={"train": np.arange(110), "val": np.arange(110, 114)})
     assert class_warnings(packed) == [
-        "classes are imbalanced 1:10 (class1 10, class0 100 training images): accuracy favours the large ones, read "
-        "the per-class table",
-        "fewer than 20 training images: class1; expect weak results there",
-        "4 validation images: one image is 25.0% of accuracy",
+        "class imbalance 1:10 (class1 10, class0 100 training images): accuracy favors large classes. See the "
+        "per-class metrics.",
+        "fewer than 20 training images: class1. Expect low accuracy for these classes.",
+        "only 4 validation images: 1 image changes the accuracy by 25.0%",
     ]
     assert class_warnings(decoded_noise([0, 1] * 20)) == []
     many = decoded_noise(list(range(8)) * 2)
-    few = "fewer than 20 training images: class0, class1, class2, class3, class4 and 3 more; expect weak results"
-    assert class_warnings(many) == [f"{few} there"]
+    few = "fewer than 20 training images: class0, class1, class2, class3, class4 and 3 more. Expect low accuracy"
+    assert class_warnings(many) == [f"{few} for these classes."]
 
 
 def test_counts_are_told_by_class_and_split():
     packed = decoded_noise([0, 1, 1, 0], splits={"train": np.arange(3), "val": np.arange(3, 4)})
-    packed.notes["grey"] += 2
+    packed.notes["gray"] += 2
     assert class_counts(packed) == {"class0": {"train": 1, "val": 1}, "class1": {"train": 2, "val": 0}}
     said = describe(packed)
-    assert said["counts"] == {"train": 3, "val": 1} and said["notes"] == {"grey": 2} and said["skipped"] == 0
+    assert said["counts"] == {"train": 3, "val": 1} and said["notes"] == {"gray": 2} and said["skipped"] == 0
     assert said["classes"] == class_counts(packed) and said["warnings"] == class_warnings(packed)

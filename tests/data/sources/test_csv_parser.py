@@ -23,9 +23,9 @@ def cells(table):
         (b"a,b\r\n1,x\r\n2,y\r\n", ",", None),
         (b"a,b\r1,x\r2,y\r", ",", None),
         (b"\xef\xbb\xbfa,b\n1,x\n2,y\n", ",", None),
-        (b"a;b\n1;x\n2;y\n", ";", "columns are separated by semicolons"),
-        (b"a\tb\n1\tx\n2\ty\n", "\t", "columns are separated by tabs"),
-        (b"a|b\n1|x\n2|y\n", "|", "columns are separated by bars"),
+        (b"a;b\n1;x\n2;y\n", ";", "separator: semicolon"),
+        (b"a\tb\n1\tx\n2\ty\n", "\t", "separator: tab"),
+        (b"a|b\n1|x\n2|y\n", "|", "separator: vertical bar"),
         ("a,b\n1,x\n2,y\n".encode("utf-16"), ",", "read as UTF-16"),
         ("a,b\n1,x\n2,y\n".encode("utf-16-be"), ",", "read as UTF-16"),
         (b"\n a , b \n1,x\n\n2,y\n\n", ",", None),
@@ -50,26 +50,32 @@ def test_lines_are_those_of_the_file_whatever_its_cells_hold(tmp_path):
     assert cells(table)["b"] == ["x\ny", "z"] and table.lines.tolist() == [2, 5]
     assert cells(read(tmp_path, b"a\n1\n2\n")) == {"a": ["1", "2"]}
     table = read(tmp_path, b",a\n0,5\n1,6\n")
-    assert list(table.columns) == ["column 1", "a"] and "called by its place: 'column 1'" in table.notes[0]
+    assert list(table.columns) == ["column 1", "a"] and "named by position: 'column 1'" in table.notes[0]
 
 
 @pytest.mark.parametrize(
     "data, said",
     [
-        (b"", "t.csv is empty; a table was expected, with the names of its columns"),
-        (b"\n  \n", "t.csv is empty"),
-        (b"\xef\xbb\xbf\n", "t.csv is empty; a table was expected"),
-        (b"a,b\n", "t.csv holds the names of its columns but no rows; add a line for each sample"),
-        (b"a,b\n1,2\n1\n1,2,3\n", r"t.csv:3: 1 fields, but the header has 2 \(and 1 more such lines\); mend the line"),
-        (b'a,b\n1,2\n1,"x\n3,4\n', "t.csv:3: a quote is opened and never closed; close it"),
-        (b'a,b\n1,"x"y\n', "t.csv:2: text follows a closing quote; double the quotes"),
-        (b"a,b\n1,2\n1,\x002\n", "t.csv:3: a NUL byte, which no text has; save the table as UTF-8"),
-        (b"a,b\n1," + b"x" * 200_000 + b"\n", "t.csv:2: a field is longer than 131,072 characters; is a quote"),
-        (b"1,2\n3,4\n", "t.csv:1: only numbers, but the names of the columns were expected; add a first line"),
-        (b"a,b,a\n1,2,3\n", r"2 columns are called 'a' \(columns 1, 3\); give each a name of its own"),
-        (b"\xff\xfea", "t.csv begins as UTF-16 but does not go on so at byte 2; save it as UTF-8"),
-        (b"PK\x03\x04rest", "t.csv is a zip archive, or an Excel workbook, whatever its name says; a text table was"),
-        (b"PAR1rest", "t.csv is a parquet file, whatever its name says"),
+        (b"", "t.csv: expected column names in the first line, got an empty file"),
+        (b"\n  \n", "t.csv: expected column names in the first line, got an empty file"),
+        (b"\xef\xbb\xbf\n", "t.csv: expected column names in the first line, got blank lines"),
+        (b"a,b\n", "t.csv: expected rows after the header, got only the header. Add a line"),
+        (
+            b"a,b\n1,2\n1\n1,2,3\n",
+            r"t.csv:3: expected 2 fields as in the header, got 1 \(and 1 more such lines\). Correct the line",
+        ),
+        (b'a,b\n1,2\n1,"x\n3,4\n', "t.csv:3: expected a closing quote, got the end of the file. Close"),
+        (b'a,b\n1,"x"y\n', "t.csv:2: expected a separator after a closing quote. Double the quotes"),
+        (b"a,b\n1,2\n1,\x002\n", "t.csv:3: expected text, got a NUL byte. Save the table as UTF-8"),
+        (b"a,b\n1," + b"x" * 200_000 + b"\n", "t.csv:2: expected fields of at most 131,072 characters. Check for"),
+        (b"1,2\n3,4\n", "t.csv:1: expected column names, got only numbers. Add a first line"),
+        (b"a,b,a\n1,2,3\n", r"expected unique column names, got 'a' 2 times \(columns 1, 3\). Rename"),
+        (
+            b"\xff\xfea",
+            "t.csv: expected UTF-16 by its byte order mark, got an invalid byte at offset 2. Save",
+        ),
+        (b"PK\x03\x04rest", "t.csv: expected a text table, got a zip archive or an Excel workbook. Save"),
+        (b"PAR1rest", "t.csv: expected a text table, got a parquet file"),
     ],
 )
 def test_what_is_broken_is_named_by_its_line(tmp_path, data, said):
@@ -79,16 +85,16 @@ def test_what_is_broken_is_named_by_its_line(tmp_path, data, said):
 
 def test_too_many_columns_and_bytes_are_refused(tmp_path, monkeypatch):
     wide = ",".join(f"c{i}" for i in range(100_000)).encode()
-    with pytest.raises(InputError, match=f"has 100,000 columns, more than the {MAX_COLUMNS:,} that a network for"):
+    with pytest.raises(InputError, match=f"expected at most {MAX_COLUMNS:,} columns, got 100,000. Remove"):
         read(tmp_path, wide + b"\n")
     monkeypatch.setattr("skipway.data.sources.csv_parser._MAX_BYTES", 5)
-    with pytest.raises(InputError, match="has 8 bytes, more than 5; split it, or save it as .parquet"):
+    with pytest.raises(InputError, match="expected at most 5 bytes, got 8. Split it, or save it as .parquet"):
         read(tmp_path, b"a,b\n1,2\n")
-    with pytest.raises(InputError, match="is no plain file; give a .csv, .tsv or .parquet file"):
+    with pytest.raises(InputError, match="expected a regular file. Pass a .csv, .tsv or .parquet file"):
         read_text(tmp_path)
     (tmp_path / "u.csv").write_bytes(b"a\n1\n")
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied")))
-    with pytest.raises(InputError, match="cannot read .*u.csv: denied; check its path and rights"):
+    with pytest.raises(InputError, match="cannot read .*u.csv: denied. Check the path and the permissions"):
         read_text(tmp_path / "u.csv")
 
 

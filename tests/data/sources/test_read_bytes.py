@@ -24,7 +24,7 @@ def test_links_out_of_the_root_are_refused_unless_followed(tmp_path):
     (root / "link.png").symlink_to(outside / "a.png")
     (root / "folder").symlink_to(outside)
     for path in (root / "link.png", root / "folder" / "a.png"):
-        with pytest.raises(BadImage, match="a symbolic link leads out of the data folder"):
+        with pytest.raises(BadImage, match="the symbolic link leads out of the data folder"):
             read_image_file(path, root)
         assert read_image_file(path, root, follow_links=True) == b"bytes"
 
@@ -41,7 +41,7 @@ def test_a_folder_is_looked_at_once_for_all_of_its_files(tmp_path, monkeypatch):
     inside = {}
     for name in ("a.png", "b.png", "c.png"):
         assert read_image_file(root / "class" / name, root, inside=inside) == b"bytes"
-    with pytest.raises(BadImage, match="a symbolic link leads out of the data folder"):
+    with pytest.raises(BadImage, match="the symbolic link leads out of the data folder"):
         read_image_file(root / "class" / "d.png", root, inside=inside)
     assert looked == [str(root / "class"), str(root / "class" / "d.png")]
 
@@ -69,9 +69,9 @@ def test_special_files_are_refused_without_blocking(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jpg")
         for kind, name in (("FIFO", "fifo.jpg"), ("folder", "folder.jpg"), ("socket", "socket.jpg")):
-            with pytest.raises(BadImage, match=f"not a regular file but a {kind}"):
+            with pytest.raises(BadImage, match=f"expected a regular file, got a {kind}"):
                 read_image_file(tmp_path / name)
-    with pytest.raises(BadImage, match="not a regular file but a device"):
+    with pytest.raises(BadImage, match="expected a regular file, got a device"):
         read_image_file(tmp_path / "/dev/null")
 
 
@@ -87,14 +87,14 @@ def test_missing_looping_and_impossible_names_are_refused(tmp_path):
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(BadImage, match="empty file: 0 bytes"):
+    with pytest.raises(BadImage, match="empty file"):
         read_image_file(tmp_path / "empty.jpg")
 
 
 def test_a_file_too_large_for_a_image_is_refused(tmp_path):
     with open(tmp_path / "huge.jpg", "wb") as file:
         file.truncate(2_000_000_000)
-    with pytest.raises(BadImage, match="too large a file: 2,000,000,000 bytes, the limit is 1,000,000,000"):
+    with pytest.raises(BadImage, match="file too large: expected at most 1,000,000,000 bytes, got 2,000,000,000"):
         read_image_file(tmp_path / "huge.jpg")
 
 

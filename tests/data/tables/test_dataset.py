@@ -47,24 +47,29 @@ def test_a_file_a_folder_and_a_bundled_name_are_tables(tmp_path):
     assert wine.target == "target" and wine.task == "classification"
     assert open_table_source(str(tmp_path / "none"), "price") is None and open_table_source("digits", None) is None
     written(folder / "validation.tsv", homes(9), sep="\t")
-    with pytest.raises(InputError, match="has two val tables, .*valid.csv and validation.tsv; keep one"):
+    with pytest.raises(InputError, match="expected one val table, got .*valid.csv and validation.tsv. Remove one"):
         open_table_source(str(folder), "dear")
 
 
 def test_target_and_ignored_columns_are_found_by_name(tmp_path):
     path = str(written(tmp_path / "homes.csv", homes()))
-    with pytest.raises(InputError, match="homes.csv is a table: say which column to predict with --target, one of"):
+    with pytest.raises(
+        InputError, match="cannot use the table .*homes.csv: expected --target, got none. Choose one of"
+    ):
         open_table_source(path, None)
-    with pytest.raises(InputError, match=r"has no column 'prise' \(did you mean price\?\); it has 'size', 'city'"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot find the column 'prise' in .*: expected one of 'size', 'city'.* \(did you mean price\?\)",
+    ):
         open_table_source(path, "prise")
-    with pytest.raises(InputError, match="has no column 'sizes'"):
+    with pytest.raises(InputError, match="cannot find the column 'sizes'"):
         open_table_source(path, "price", ignore="sizes")
-    with pytest.raises(InputError, match="the column 'price' is both --target and in --ignore"):
+    with pytest.raises(InputError, match="cannot ignore the column 'price': it is also --target"):
         open_table_source(path, "price", ignore="city,price")
     rows = build_table_dataset(open_table_source(path, "price", ignore='city, "dear"'), 0.2, 0)
     assert [c.name for c in rows.spec.columns] == ["size", "garden", "built"]
-    assert rows.left_out == {"city": "as asked", "dear": "as asked"}
-    with pytest.raises(InputError, match="is a table, but images were expected; give a folder of class folders"):
+    assert rows.left_out == {"city": "--ignore", "dear": "--ignore"}
+    with pytest.raises(InputError, match="expected images, got a table. Pass a folder of class folders"):
         open_source("wine")
 
 
@@ -94,14 +99,26 @@ def test_the_task_is_read_off_the_target_or_asked_for(values, asked, task, names
 @pytest.mark.parametrize(
     "values, asked, said",
     [
-        ([1.0, 2.5] * 20, "classification", r"row 1, target 'y': 2.5 is no class: whole numbers or text were expected"),
-        (["a", "b"] * 20, "regression", "row 0, target 'y': 'a' is not a number, as --task regression needs"),
-        (["a"] * 40, "auto", "target 'y': all rows have the same value; there is nothing to learn"),
-        ([f"t{i}" for i in range(40)], "auto", "40 different values in 40 rows; a classifier needs several rows"),
-        (["a"] * 39 + ["b"], "auto", r"the class 'b' of the target has one row, too few to train on some"),
-        (["a", "A"] * 20, "auto", "the classes 'a' and 'A' differ only in case"),
-        (["1.5", "2"] * 19 + ["1,5", "x"], "regression", "row 38, column 'y': '1,5' has a comma"),
-        ([1, 2] * 20, "guess", "task is one of auto, classification, regression, not 'guess'"),
+        (
+            [1.0, 2.5] * 20,
+            "classification",
+            r"row 1, target 'y': expected a class \(text or integer\), got 2.5. Use --task",
+        ),
+        (["a", "b"] * 20, "regression", "row 0, target 'y': expected a number for --task regression, got 'a'. Drop"),
+        (["a"] * 40, "auto", "cannot learn the target 'y' of .*: expected at least 2 distinct values, got 1. Choose"),
+        (
+            [f"t{i}" for i in range(40)],
+            "auto",
+            "expected several rows per class, got 40 distinct values in 40 rows. Choose",
+        ),
+        (["a"] * 39 + ["b"], "auto", "expected at least 2 rows per class, got 1 of the class 'b'. Add rows"),
+        (["a", "A"] * 20, "auto", "got 'a' and 'A', which differ only in case"),
+        (
+            ["1.5", "2"] * 19 + ["1,5", "x"],
+            "regression",
+            "row 38, column 'y': expected a decimal point as in other rows, got '1,5'",
+        ),
+        ([1, 2] * 20, "guess", "cannot set the task: expected one of auto, classification, regression, got 'guess'"),
     ],
 )
 def test_targets_that_cannot_be_learnt_are_refused_before_anything(values, asked, said):
@@ -118,23 +135,28 @@ def test_rows_without_a_target_are_named_counted_and_limited(tmp_path):
     assert [(s.key, s.reason) for s in rows.skipped] == [("homes.csv:9", "no value in the target 'price'")]
     assert len(rows.x) == 199 and describe_table(rows)["skipped"] == 1
     frame.loc[:9, "price"] = np.nan
-    with pytest.raises(InputError, match=r"10 of 200 rows have no value in the target 'price' \(row 0, .*\), more"):
+    with pytest.raises(
+        InputError,
+        match=r"the target 'price': expected a share of missing values .* 0.01, got 10 of 200 rows \(row 0, .*\). Fill",
+    ):
         rows_of(frame)
     assert len(rows_of(frame, max_unreadable=0.1).x) == 190
 
 
 def test_too_few_rows_and_columns_are_refused(tmp_path):
-    with pytest.raises(InputError, match="has 1 rows with a target; at least 5 are needed to train on some"):
+    with pytest.raises(InputError, match="expected at least 5 rows with a target, got 1. Add rows"):
         rows_of(homes(1))
     frame = pd.DataFrame({"a": [1] * 20, "b": [None] * 20, "y": np.arange(20.0) ** 2})
-    with pytest.raises(InputError, match=r"no column to learn from beside the target 'y': left out are 'a"):
+    with pytest.raises(InputError, match=r"expected columns other than the target 'y', got none \(unused: 'a"):
         rows_of(frame, "y")
 
 
 def test_a_class_that_training_does_not_know_is_refused(tmp_path):
     frame = homes(40)
     both = {"train": frame_table(frame), "val": frame_table(frame.assign(dear=["dear"] * 39 + ["odd"]))}
-    with pytest.raises(InputError, match="row 39, target 'dear': 'odd' is no class of training .*'cheap', 'dear'"):
+    with pytest.raises(
+        InputError, match="row 39, target 'dear': expected one of the training classes 'cheap', 'dear', got 'odd'"
+    ):
         build_table_dataset(TableSource("t", both, "dear"), 0.2, 0)
 
 
@@ -195,24 +217,25 @@ def test_leaks_identifiers_and_what_is_left_out_are_called_by_name():
     frame["const"], frame["empty"] = 1, None
     rows = rows_of(frame, "dear", ignored=("price", "twice"))
     said = "\n".join(describe_table(rows)["warnings"])
-    assert "column 'copy' tells the target 'dear' by itself: a leak" in said and "'city' tells" not in said
-    assert "column 'home_id' looks like an identifier: every value differs" in said
-    assert "left out: 'price (as asked)'" in said and "'row (a counter of the rows)'" in said
+    assert "column 'copy' determines the target 'dear', which may be target leakage" in said
+    assert "'city' determines" not in said
+    assert "column 'home_id' looks like an identifier: all values differ" in said
+    assert "unused columns: 'price (--ignore)'" in said and "'row (row counter)'" in said
     assert "'const (constant)'" in said and "'empty (empty)'" in said
     said = "\n".join(rows_of(frame, ignored=("dear", "copy")).warnings)
-    assert "column 'twice' tells the target 'price' by itself" in said
+    assert "column 'twice' determines the target 'price'" in said
 
 
 def test_copies_are_counted_and_stay_on_one_side():
     frame = homes(60)
     frame = pd.concat([frame, frame.head(10)], ignore_index=True)
     rows = rows_of(frame)
-    assert "10 rows are exact copies of others" in rows.warnings
+    assert "exact duplicates of other rows: 10" in rows.warnings
     side = {int(i): s for s, ids in rows.splits.items() for i in ids}
     assert all(side[i] == side[60 + i] for i in range(10))
     both = {"train": frame_table(homes(60)), "test": frame_table(homes(60).head(7))}
     rows = build_table_dataset(TableSource("t", both, "price"), 0.2, 0)
-    assert "7 rows stand in more than one split, target and all: figures are flattered by them" in rows.warnings
+    assert "duplicates across splits: 7. Validation and test metrics are inflated." in rows.warnings
     few = pd.DataFrame({"x": ["a", "b"] * 20, "y": ["p", "q"] * 20})  # two different rows: copies must be parted
     assert set(rows_of(few, "y").y[rows_of(few, "y").splits["val"]]) == {0, 1}
 
@@ -220,8 +243,8 @@ def test_copies_are_counted_and_stay_on_one_side():
 def test_imbalance_small_classes_and_few_validation_rows_are_said():
     frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=100), "y": ["a"] * 94 + ["b"] * 6})
     said = "\n".join(describe_table(rows_of(frame, "y"))["warnings"])
-    assert "classes are imbalanced (b 4, a 70 training rows)" in said or "classes are imbalanced (b 5" in said
-    assert "fewer than 20 training rows: 'b'" in said and "validation rows: a single one can move" in said
+    assert "class imbalance (b 4, a 70 training rows)" in said or "class imbalance (b 5" in said
+    assert "fewer than 20 training rows: 'b'" in said and "validation rows: metrics are uncertain" in said
 
 
 def test_rare_categories_missing_values_and_unseen_ones_are_counted():
@@ -234,7 +257,7 @@ def test_rare_categories_missing_values_and_unseen_ones_are_counted():
 
 def test_a_bad_cell_is_refused_with_line_column_and_value(tmp_path):
     path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i}" for i in range(30)], "abc,1", "inf,2")
-    said = "t.csv:32, column 'a': 'abc' is not a number, unlike the rest of the column .and 1 more such cells."
+    said = "t.csv:32, column 'a': expected a number, got 'abc' .and 1 more such cells."
     with pytest.raises(InputError, match=said):
         build_table_dataset(open_table_source(str(path), "y"), 0.2, 0)
 
@@ -248,7 +271,9 @@ def test_labelled_rows_of_another_table():
     assert len(found.digests) == 19 and not set(found.digests) & set(rows.digests)
     again = encode_labeled(frame_table(homes(60)), rows.spec)
     assert again.digests == rows.digests
-    with pytest.raises(InputError, match="no row of the DataFrame has a value in the target 'dear'; add some"):
+    with pytest.raises(
+        InputError, match="cannot use the DataFrame: expected values in the target 'dear', got none. Fill"
+    ):
         encode_labeled(frame_table(other.assign(dear=None)), rows.spec)
 
 
@@ -266,7 +291,7 @@ def test_order_is_a_function_of_seed_and_epoch(count, size, seed, epoch):
         assert [ids.tolist() for _, _, ids in feed.epoch(epoch, start)] == whole[start:]
     for rows, targets, ids in feed.epoch(epoch):
         assert rows[:, 0].tolist() == ids.tolist() == targets.tolist()
-    with pytest.raises(InputError, match="there are 1 training rows, but a batch norm needs at least 2; add more"):
+    with pytest.raises(InputError, match="expected at least 2 training rows, got 1. Add more rows"):
         RowBatches(x, y, y[:1], 2, seed=0)
 
 
