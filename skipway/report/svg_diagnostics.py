@@ -26,7 +26,7 @@ _DEEPEST = 1e3  # a color scale spans no more than this, from the smallest loss 
 _FLOW_PANELS = (  # entries, their key, title, unit
     ("blocks", "out", "Output of each block", "root mean square"),
     ("blocks", "ratio", "Branch over shortcut", "ratio of RMS"),
-    ("blocks", "gradient_in", "Gradient by block input", "norm over the batch"),
+    ("blocks", "gradient_in", "Gradient by block input", "norm of a batch"),
     ("layers", "gradient", "Gradient by weights", "root mean square"),
 )
 _REMAINDERS = {"identity": "blue", "shortcut": "orange", "nothing": "purple"}
