@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types faults dist clean
+.PHONY: demo test lint types docs faults dist clean
 
 demo: .venv/installed
 	$(BIN)/skipway train digits
@@ -16,6 +16,10 @@ lint: .venv/installed
 
 types: .venv/installed
 	$(BIN)/mypy
+
+# Build the site in site/; a warning is an error.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Count faults: kills, damaged files, failing disks, races, limits; hours (--quick: minutes).
 faults: .venv/installed
@@ -37,4 +41,4 @@ dist: .venv/release
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info

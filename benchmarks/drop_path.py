@@ -1,10 +1,10 @@
-"""What stochastic depth saves: a training step that computes only what stays, beside one that masks all it computed.
+"""Time that stochastic depth saves by skipping the dropped rows, compared to masking the computed output.
 
     python benchmarks/drop_path.py [--model resnet110] [--rounds 7] [--batch 128]
 
-Each round takes four steps of every way in turn (A B C D A B C D ...), all with the same draws, and times the last
-three: what another way left in the caches is not charged to this one. "masked" computes all rows and multiplies by a
-mask, as drop path is commonly written; "none" has no drop path at all.
+Each round takes four steps of every variant in turn (A B C D A B C D ...) with the same random numbers. The last three
+are timed, so that the cache contents of another variant do not count. "masked" computes all rows and multiplies by a
+mask, which is the common implementation. "none" has no stochastic depth.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from skipway.nn import skip
 from skipway.runs.environment import processor
 from skipway.utils.malloc_settings import keep_freed_memory
 
-RATE = 0.5  # of the deepest block; the others' rise to it evenly
+RATE = 0.5  # rate of the deepest block; rates increase linearly with depth
 WAYS = {"none": (0.0, "row"), "masked": (RATE, "row"), "row": (RATE, "row"), "batch": (RATE, "batch")}
 
 
@@ -43,23 +43,23 @@ def main():
     parser.add_argument("--model", default="resnet110")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=128)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     keep_freed_memory()  # as the command line does
     torch.manual_seed(0)
-    x = torch.randn(asked.batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    y = torch.randint(10, (asked.batch,))
+    x = torch.randn(args.batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (args.batch,))
     networks = {
-        way: sw.create_model(asked.model, drop_path=rate, drop_mode=mode).to(memory_format=torch.channels_last)
+        way: sw.create_model(args.model, drop_path=rate, drop_mode=mode).to(memory_format=torch.channels_last)
         for way, (rate, mode) in WAYS.items()
     }
     seconds = {way: [] for way in WAYS}
-    for turn in range(asked.rounds):
+    for turn in range(args.rounds):
         for way, network in networks.items():
             torch.manual_seed(turn)
             with patch.object(skip, "stochastic_depth", masked if way == "masked" else skip.stochastic_depth):
                 seconds[way] += [step(network, x, y) for _ in range(4)][1:]
     steps = len(seconds["none"])
-    print(f"{asked.model}, batch {asked.batch}, 32 px, bf16, drop_path {RATE}; median (range) of {steps} steps")
+    print(f"{args.model}, batch {args.batch}, 32 px, bf16, drop_path {RATE}; median (range) of {steps} steps")
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for way, taken in seconds.items():
         ratio = statistics.median(taken) / statistics.median(seconds["masked"])

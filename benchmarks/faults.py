@@ -1,9 +1,9 @@
-"""Count faults: kills, damaged files, failing disks, races and limits; what was lost, wrong or executed in each.
+"""Fault injection: kills, damaged files, failing disks, races and limits, with counts of lost or wrong results.
 
     python benchmarks/faults.py [--only PART ...] [--quick] [--seed N] [--minutes M]
 
-Each part writes its table to benchmarks/results/ as soon as it is done. --quick tries a small share of everything and
-writes tables of its own; --minutes ends each row after so many minutes, and the table says how much was done.
+Each part writes its table to benchmarks/results/ when it ends. --quick runs a small share of all attempts and writes
+separate tables. --minutes limits the time of each row; the table reports the number of attempts.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from importlib import import_module
 import side_by_side
 from faults.counting import HEADER, Settings
 
-# The share that --quick tries.
+# Share of the attempts with --quick.
 _QUICK = {"kills": 0.05, "files": 0.01, "run_folders": 0.01, "disks": 0.1, "races": 0.05, "limits": 0.1}
 
 

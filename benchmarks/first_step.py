@@ -1,9 +1,9 @@
-"""How long from the command to the first training step: `skipway train` on small images, as parquet or as a folder.
+"""Time from the command to the first training step of `skipway train`, on small images in parquet files or a folder.
 
     python benchmarks/first_step.py cifar10/
 
-Every run is a process of its own, timed from its start by the system's clock; it is ended at its first step. The folder
-is made of the parquet files, a file for each image, in a temporary place.
+Each run is a separate process, timed from its start by the system clock and ended at its first step. The images of
+the parquet files are unpacked to a temporary folder.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WAYS = ("parquet", "folder")
 
 
 def since_start():
-    """Seconds since this process was begun."""
+    """Return the seconds since the start of this process."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
@@ -32,16 +32,16 @@ def worker(data, model):
 
     def ended(self):
         print(json.dumps({"seconds": since_start()}), flush=True)
-        os._exit(0)  # what a run leaves when it ends is not what is measured
+        os._exit(0)  # the end of the run is not measured
 
-    Trainer.update_average = ended  # the line after a step
+    Trainer.update_average = ended  # called after each optimizer step
     with tempfile.TemporaryDirectory() as runs:
         sys.argv = ["skipway", "train", data, "-o", runs, "--quiet", *(["--model", model] if model else [])]
         main()
 
 
 def unpacked(data, folder):
-    """A folder with a sub-folder for each split and class, of the images of parquet files; how many they are."""
+    """Unpack the images of parquet files to a subfolder per split and class, and return their number."""
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(data)
@@ -53,8 +53,8 @@ def unpacked(data, folder):
             if not isinstance(content, bytes):
                 from PIL import Image
 
-                Image.fromarray(content).save(made := io.BytesIO(), "png")
-                content = made.getvalue()
+                Image.fromarray(content).save(buffer := io.BytesIO(), "png")
+                content = buffer.getvalue()
             (place / f"{count:06}.png").write_bytes(content)
             count += 1
     return count
@@ -63,21 +63,21 @@ def unpacked(data, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="parquet files of small images")
-    parser.add_argument("--model", help="the network; the default is that of the command")
+    parser.add_argument("--model", help="model name; default: that of `skipway train`")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    model = ["--model", asked.model] if asked.model else []
-    if asked.one:
-        return worker(asked.data, asked.model)
+    args = parser.parse_args()
+    model = ["--model", args.model] if args.model else []
+    if args.one:
+        return worker(args.data, args.model)
     with tempfile.TemporaryDirectory() as folder:
-        count = unpacked(asked.data, folder)
-        places = {"parquet": asked.data, "folder": folder}
-        figures = alternating({way: [__file__, places[way], *model, "--one"] for way in WAYS}, asked.rounds)
-    rows = [[way, spread(found, "seconds")] for way, found in figures.items()]
+        count = unpacked(args.data, folder)
+        places = {"parquet": args.data, "folder": folder}
+        metrics = alternating({way: [__file__, places[way], *model, "--one"] for way in WAYS}, args.rounds)
+    rows = [[way, spread(results, "seconds")] for way, results in metrics.items()]
     write(
         "first-step",
-        f"Command to first step, {count:,} images, n = {asked.rounds}",
+        f"Command to first step, {count:,} images, n = {args.rounds}",
         ["data", "seconds (range)"],
         rows,
     )

@@ -1,9 +1,9 @@
-"""Image sizes for photographs without pretrained weights: accuracy against seconds, by sizes and epochs.
+"""Accuracy and time on photographs without pretrained weights, by image size and epochs.
 
     python benchmarks/from_scratch.py flowers/ clothing/ ants_bees/ --runs 32:64x9 32:64x20 48:96x7 48:96x14 --threads 1
 
-The network is the one that `--model auto` takes for the full size. Every run is a process of its own; the seconds are
-those of `train`, without starting Python. This is the table behind `skipway.runs.time_budget`.
+The model is that of `--model auto` for the full size. Each run is a separate process. The seconds are those of `train`,
+without the start of Python. `skipway.runs.time_budget` is based on this table.
 """
 
 import argparse
@@ -31,18 +31,18 @@ def main():
     parser.add_argument("data", nargs="+", help="folders with train/ and val/")
     parser.add_argument("--runs", nargs="+", default=["32:64x9", "32:64x20", "48:96x7", "48:96x14"], help="SIZExEPOCHS")
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     rows = []
-    for data in asked.data:
-        for size, epochs in (run.rsplit("x", 1) for run in asked.runs):
-            words = [sys.executable, "-c", TRAIN, data, size, epochs, str(asked.threads)]
+    for data in args.data:
+        for size, epochs in (run.rsplit("x", 1) for run in args.runs):
+            words = [sys.executable, "-c", TRAIN, data, size, epochs, str(args.threads)]
             done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tempfile.gettempdir())
             metrics = json.loads(done.stdout.splitlines()[-1])
             accuracies = [metrics.get(f"{split}_accuracy") for split in ("val", "test")]
             shown = ["" if value is None else f"{value:.1%}" for value in accuracies]
             rows.append([Path(data).resolve().name, size, epochs, f"{metrics['seconds']:.0f}", *shown])
             print(rows[-1], file=sys.stderr, flush=True)
-    title = f"From scratch on photographs, by size and epochs: {asked.threads} thread(s), n = 1"
+    title = f"From scratch on photographs, by size and epochs: {args.threads} thread(s), n = 1"
     write("from-scratch", title, ["set", "size, px", "epochs", "seconds", "validation", "test"], rows)
 
 

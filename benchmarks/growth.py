@@ -1,12 +1,11 @@
-"""What growing is worth: a deep network from scratch against the same one grown from a shallow one, equal recipes.
+"""Growing compared to training from scratch: a deep network, and the same network grown from a shallow one.
 
     python benchmarks/growth.py CIFAR10 OUT --seeds 0 1 2
 
-Each row of `WAYS` is one `skipway train` for each seed, in a process of its own, in a folder of OUT; what has finished
-there is not done again. Compute is counted as 6 operations for each multiply-add of the network's forward pass and
-image (two forward, four back). Seconds are those that its epochs would have taken at the pace of the quickest epoch
-of the same network in any run, for other work on the machine slows some runs more than others. The table has medians
-over the seeds, on the test set; the plots have the validation accuracy over compute.
+Each row of `WAYS` is a `skipway train` per seed, in a separate process and a folder of OUT. Finished runs are not
+repeated. Compute is 6 operations per image and multiply-add of the forward pass (2 forward, 4 backward). The seconds
+are computed from the highest throughput of each network in any run, because other work on the machine slows runs
+unequally. The table has medians over the seeds on the test set. The plots show validation accuracy over compute.
 """
 
 import argparse
@@ -45,7 +44,7 @@ COMMON = [
 
 
 def run(way, seed, data, out, threads):
-    """The run's folder, trained if it is not there yet."""
+    """Train a run unless it is finished, and return its folder."""
     name = f"{way.replace(' ', '-').replace(',', '')}-{seed}"
     folder = out / name
     if not (folder / "metrics.json").is_file():
@@ -58,12 +57,12 @@ def run(way, seed, data, out, threads):
 
 @cache
 def operations(name):
-    """Of a step for one image: forward, and twice as many back."""
+    """Return the operations of a training step per image."""
     return 6 * sw.summary(sw.create_model(name, 10), (1, 3, SIZE, SIZE)).macs
 
 
 def epochs_of(folder, way):
-    """(network, row of results.csv) of each epoch."""
+    """Return (network, row of results.csv) of each epoch."""
     stages = WAYS[way][1].split(",") if WAYS[way][0] == "--grow" else [f"{WAYS[way][1]}:{WAYS[way][3]}"]
     networks = [name for name, _, epochs in (stage.partition(":") for stage in stages) for _ in range(int(epochs))]
     with open(folder / "results.csv", encoding="utf-8", newline="") as file:
@@ -71,7 +70,7 @@ def epochs_of(folder, way):
 
 
 def course(epochs, images, pace):
-    """(operations so far, seconds so far, validation accuracy) after each epoch; `pace` is images a second."""
+    """Return (operations so far, seconds so far, validation accuracy) after each epoch; `pace` is in images/s."""
     points, spent, seconds = [], 0.0, 0.0
     for name, row in epochs:
         spent += operations(name) * images
@@ -87,8 +86,8 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--threads", type=int, default=0)
-    given = parser.parse_args()
-    runs = {w: [run(w, seed, given.data, given.out, given.threads) for seed in given.seeds] for w in given.ways}
+    args = parser.parse_args()
+    runs = {w: [run(w, seed, args.data, args.out, args.threads) for seed in args.seeds] for w in args.ways}
     epochs = {way: [epochs_of(folder, way) for folder in folders] for way, folders in runs.items()}
     pace = {}
     for name, row in (epoch for seeds in epochs.values() for one in seeds for epoch in one):
@@ -107,12 +106,12 @@ def main():
             f"| {way} | {f['operations'] / 1e12:.1f} TFLOP | {f['operations'] / whole:.0%} | {f['seconds']:.0f} | "
             f"{statistics.median(f['test']):.2%} | {seeds} |"
         )
-    (given.out / "growth.md").write_text("\n".join(lines) + "\n")
+    (args.out / "growth.md").write_text("\n".join(lines) + "\n")
     for unit, place in (("FLOPs", 0), ("seconds", 1)):
         drawn = {way: [[(p[place], p[2]) for p in c] for c in seeds] for way, seeds in courses.items()}
-        network_plots.plot_accuracy_over_compute(drawn, given.out / f"growth_{unit.lower()}.png", unit)
+        network_plots.plot_accuracy_over_compute(drawn, args.out / f"growth_{unit.lower()}.png", unit)
     first = [folders[0] for folders in runs.values()]
-    compare(first, given.out / "compare.png") if len(first) > 1 else None
+    compare(first, args.out / "compare.png") if len(first) > 1 else None
     print("\n".join(lines))
 
 

@@ -1,11 +1,10 @@
-"""Predicting, ours against torch as it is commonly used: ResNet-50, 224 px.
+"""Inference throughput of skipway and of plain torch: ResNet-50 at 224 px.
 
     python benchmarks/inference.py --batch 16
 
-Every way runs in a process of its own. "bf16" and "int8" are `skipway.export.fuse` of our network, in the precision of
-that name, "openvino-bf16" and "openvino-int8" the engine of that name (extra `openvino`), all with freed memory kept as
-the command line does; int8 is calibrated on other random images. `--profile`
-adds the operators that take the most time.
+Each variant runs in a separate process. "bf16" and "int8" are networks of `skipway.export.fuse` in that precision.
+"openvino-bf16" and "openvino-int8" are OpenVINO engines (extra `openvino`). All of them keep freed memory, like the
+command line. int8 is calibrated on other random images. `--profile` adds the slowest operators.
 """
 
 import argparse
@@ -15,7 +14,7 @@ import torch
 from reference import WAYS, prepared
 from side_by_side import alternating, over_plain, speed, write
 
-BATCHES = {1: 20, 16: 7}  # images at once: how often
+BATCHES = {1: 20, 16: 7}  # repetitions by batch size
 SIZE, CLASSES = 224, 1000
 
 
@@ -54,13 +53,13 @@ def main():
     parser.add_argument("--ways", nargs="+", default=["bf16", "int8", "openvino-bf16", "openvino-int8", *WAYS])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        return worker(asked.one, asked.batch, asked.profile)
-    words = [__file__, "--batch", str(asked.batch), *(["--profile"] if asked.profile else []), "--one"]
-    figures = alternating({way: [*words, way] for way in asked.ways}, asked.rounds)
-    title = f"Predicting with ResNet-50 at 224 px, batch {asked.batch}, images a second, n = {asked.rounds}"
-    write(f"inference-{asked.batch}", title, *over_plain(figures, "images_per_second"))
+    args = parser.parse_args()
+    if args.one:
+        return worker(args.one, args.batch, args.profile)
+    words = [__file__, "--batch", str(args.batch), *(["--profile"] if args.profile else []), "--one"]
+    metrics = alternating({way: [*words, way] for way in args.ways}, args.rounds)
+    title = f"Inference with ResNet-50 at 224 px, batch {args.batch}, images/s, n = {args.rounds}"
+    write(f"inference-{args.batch}", title, *over_plain(metrics, "images_per_second"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""From a folder of photographs to augmented batches on the CPU: random resized crop, flip, normalised, 224 px.
+"""Data loading throughput from a folder of photographs: random resized crop, flip and normalization at 224 px.
 
     python benchmarks/loader.py photos/
 
-"ours" decodes every photograph once into the packed set (its seconds are told beside) and makes batches of that;
-"pillow" is the usual way: a Dataset that opens, crops and resizes a file with Pillow, and a DataLoader with a worker
-for each core. Epochs after the first are timed.
+"ours" decodes each photograph once into the decode cache, whose seconds are reported separately. "pillow" is the common
+pipeline: a Dataset that opens, crops and resizes a file with Pillow, and a DataLoader with a worker per core. All
+epochs but the first are timed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def ours(folder):
     packed = decode_images(source, choose_decode_settings(source, SIZE, "auto", 50_000_000))
     rows = packed.splits["train"]
     parts = resolve_policy("light", stored_size=packed.settings.stored_size, size=SIZE, mirrored=True)
-    assert parts == "zoom+flip", f"the photographs leave no room to crop from: {packed.sizes}"
+    assert parts == "zoom+flip", f"the photographs are too small for random crops: {packed.sizes}"
     mean, std = mean_and_std(packed.pixels, rows)
     batches = ImageBatches(packed, rows, BATCH, mean=mean, std=std, augmentation=Augmentation(parts))
     return batches.epoch, len(rows)
@@ -63,26 +63,26 @@ def worker(way, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="with train/, which has one sub-folder per class")
+    parser.add_argument("folder", help="folder with train/, which has a subfolder per class")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        return worker(asked.one, asked.folder)
-    figures = alternating({way: [__file__, asked.folder, "--one", way] for way in WAYS}, asked.rounds)
-    best = median(figures["pillow"], "photographs_per_second")
+    args = parser.parse_args()
+    if args.one:
+        return worker(args.one, args.folder)
+    metrics = alternating({way: [__file__, args.folder, "--one", way] for way in WAYS}, args.rounds)
+    best = median(metrics["pillow"], "photographs_per_second")
     rows = [
         [
             way,
-            spread(found, "photographs_per_second"),
-            f"{median(found, 'photographs_per_second') / best:.2f}",
-            spread(found, "seconds_before"),
+            spread(results, "photographs_per_second"),
+            f"{median(results, 'photographs_per_second') / best:.2f}",
+            spread(results, "seconds_before"),
         ]
-        for way, found in figures.items()
+        for way, results in metrics.items()
     ]
-    count = figures["ours"][0]["photographs"]
-    title = f"Photographs from a folder ({count}) to augmented batches of {BATCH} at {SIZE} px, n = {asked.rounds}"
-    write("loader", title, ["way", "photographs a second (range)", "over pillow", "seconds before the first"], rows)
+    count = metrics["ours"][0]["photographs"]
+    title = f"Loading {count} photographs to augmented batches of {BATCH} at {SIZE} px, n = {args.rounds}"
+    write("loader", title, ["way", "photographs/s (range)", "over pillow", "seconds before the first batch"], rows)
 
 
 if __name__ == "__main__":

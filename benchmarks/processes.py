@@ -1,11 +1,11 @@
-"""What a second process gains, and what more would: whole trainings side by side, and what sharing gradients costs.
+"""Speedup by a second process on this machine, measured, and by more processes, estimated.
 
     python benchmarks/processes.py [--model resnet20] [--rounds 3] [--batch 128] [--network 10]
 
-Each round trains on the same 2,000 random images of 32 x 32 in every way in turn (A B C D A B C D ...), each for
-three epochs, of which the last two count. For more processes the step is worked out: what one process computes for its
-own batch of the same size, then a ring of all-reduces that passes 2 (n - 1) / n times the gradients through a network
-of that many gigabits a second, nothing of it hidden behind the backward pass.
+Each round trains every variant in turn (A B C D A B C D ...) on the same 2,000 random images of 32 x 32. The last two
+of three epochs count. The estimate for more processes adds a ring all-reduce to the measured step of a process with the
+same batch size. It transfers 2 (n - 1) / n times the size of the gradients with the bandwidth of --network. It does not
+overlap with the backward pass.
 """
 
 import argparse
@@ -46,11 +46,11 @@ def made_images(folder, count=2000):
     return folder
 
 
-def trained(data, asked, words):
-    """Images a second over the last two epochs."""
+def trained(data, args, words):
+    """Train a run, and return the images/s of the last two epochs."""
     with tempfile.TemporaryDirectory() as output:
-        command = [sys.executable, "-m", "skipway", "train", str(data), "-m", asked.model, "--epochs", "3"]
-        command += ["--batch-size", str(asked.batch), "-o", output, "--name", "run", *words]
+        command = [sys.executable, "-m", "skipway", "train", str(data), "-m", args.model, "--epochs", "3"]
+        command += ["--batch-size", str(args.batch), "-o", output, "--name", "run", *words]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"})
         with open(Path(output) / "run" / "results.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))[1:]
@@ -62,26 +62,26 @@ def main():
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--network", type=float, default=10.0, help="gigabits a second between machines")
-    asked = parser.parse_args()
+    parser.add_argument("--network", type=float, default=10.0, help="bandwidth between machines, in Gbit/s")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         data = made_images(Path(place))
         speeds = {way: [] for way in WAYS}
-        for _ in range(asked.rounds):
+        for _ in range(args.rounds):
             for way, words in WAYS.items():
-                speeds[way].append(trained(data, asked, words))
+                speeds[way].append(trained(data, args, words))
     first = statistics.median(speeds["1 process, 1 thread"])
-    print(f"{asked.model}, batch {asked.batch} in all, 32 px; median (range) of {asked.rounds} trainings")
+    print(f"{args.model}, total batch {args.batch}, 32 px; median (range) of {args.rounds} trainings")
     print(f"{processor()}, {available_cores().count} cores, torch {torch.__version__}")
-    for way, found in speeds.items():
-        middle = statistics.median(found)
-        print(f"{way:>30}  {middle:7.0f} images/s ({min(found):.0f} to {max(found):.0f})  {middle / first:.2f}")
-    numbers = sum(p.numel() for p in sw.create_model(asked.model).parameters())
-    step, size = asked.batch / first, 4 * numbers
-    print(f"worked out: {size / 1e6:.1f} MB of gradients, {step:.3f} s a step of {asked.batch} in each process")
+    for way, values in speeds.items():
+        middle = statistics.median(values)
+        print(f"{way:>30}  {middle:7.0f} images/s ({min(values):.0f} to {max(values):.0f})  {middle / first:.2f}")
+    numbers = sum(p.numel() for p in sw.create_model(args.model).parameters())
+    step, size = args.batch / first, 4 * numbers
+    print(f"estimate: {size / 1e6:.1f} MB of gradients, {step:.3f} s per step with batch {args.batch} per process")
     for count in (2, 4, 8, 16, 64):
-        shared = 2 * (count - 1) / count * size / (asked.network * 1e9 / 8)
-        print(f"{count:>4} processes: {shared:.4f} s to share, {count * step / (step + shared):.2f} times one")
+        shared = 2 * (count - 1) / count * size / (args.network * 1e9 / 8)
+        print(f"{count:>4} processes: {shared:.4f} s of all-reduce, speedup {count * step / (step + shared):.2f}")
 
 
 if __name__ == "__main__":

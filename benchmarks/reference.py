@@ -1,7 +1,7 @@
-"""Residual networks and loading as they are commonly written, on torch alone: what skipway is measured against.
+"""Reference implementations in plain torch: residual networks and data loading as they are commonly written.
 
-Three ways to train and use them: "plain" (float32, contiguous, eager: what one gets by default), "autocast" (bfloat16
-and channels_last), "compiled" (torch.compile on top of that).
+They run in three variants: "plain" (float32, contiguous and eager, the defaults of torch), "autocast" (bfloat16 and
+channels_last) and "compiled" ("autocast" with torch.compile).
 """
 
 import math
@@ -70,12 +70,12 @@ class PreactBottleneck(nn.Module):
 
     def forward(self, x):
         out = self.relu(self.bn1(x))
-        kept = x if self.down is None else self.down(out)
+        shortcut = x if self.down is None else self.down(out)
         out = self.conv2(self.relu(self.bn2(self.conv1(out))))
-        return self.conv3(self.relu(self.bn3(out))) + kept
+        return self.conv3(self.relu(self.bn3(out))) + shortcut
 
 
-NETWORKS = {  # name: (block, blocks in each stage, widths, whether the stem is that for small images)
+NETWORKS = {  # name: (block, blocks per stage, widths, has a stem for small images)
     "resnet18": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), False),
     "resnet18 (small stem)": (Basic, (2, 2, 2, 2), (64, 128, 256, 512), True),
     "resnet50": (Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), False),
@@ -107,19 +107,21 @@ def network(name, num_classes=10):
 
 
 def prepared(name, way, num_classes=10):
-    """(network, input layout, context to compute in) of a way."""
-    made = network(name, num_classes)
+    """Return (network, memory format of the input, context of the forward pass) of a variant."""
+    model = network(name, num_classes)
     if way == "plain":
-        return made, torch.contiguous_format, nullcontext
-    made = made.to(memory_format=torch.channels_last)
+        return model, torch.contiguous_format, nullcontext
+    model = model.to(memory_format=torch.channels_last)
     if way == "compiled":
-        made = torch.compile(made)
-    return made, torch.channels_last, lambda: torch.autocast("cpu", torch.bfloat16)
+        model = torch.compile(model)
+    return model, torch.channels_last, lambda: torch.autocast("cpu", torch.bfloat16)
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Training images of a folder with train/ and one sub-folder per class: opened, cropped, resized and mirrored
-    one by one with Pillow, as torchvision's random resized crop and flip do."""
+    """Training images of a folder with train/ and a subfolder per class, with random resized crop and flip.
+
+    Each image is opened, cropped and resized with Pillow, like in torchvision.
+    """
 
     def __init__(self, folder, size):
         names = sorted(path for path in Path(folder, "train").iterdir() if path.is_dir())

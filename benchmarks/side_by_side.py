@@ -1,7 +1,7 @@
-"""Runs ways of doing the same thing in turns, each in a process of its own, and writes their table.
+"""Alternating measurement of several variants in separate processes, and the table of the results.
 
-A way is a command that prints one JSON object of figures as its last line. Machines are shared and noisy: only ratios
-of medians within one run are to be believed.
+A variant is a command whose last line is a JSON object of metrics. Shared machines are noisy: only ratios of medians
+within a run are reliable.
 """
 
 import json
@@ -23,7 +23,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternating(ways: dict[str, list[str]], rounds: int) -> dict[str, list[dict]]:
-    """The figures of every round of each way, A B A B; a way that fails once is left out and said."""
+    """Run the variants in turn (A B A B), and return the metrics of each round. Failed ones are omitted.
+
+    Args:
+        ways: arguments of Python by variant.
+        rounds: number of runs of each variant.
+    """
     figures = {way: [] for way in ways}
     failed = set()
     for turn in range(rounds):
@@ -38,7 +43,7 @@ def alternating(ways: dict[str, list[str]], rounds: int) -> dict[str, list[dict]
                 print(f"{way} failed ({done.returncode}): {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
                 continue
             print(f"round {turn + 1}/{rounds} {way}: {figures[way][-1]}", file=sys.stderr, flush=True)
-    return {way: found for way, found in figures.items() if way not in failed}
+    return {way: results for way, results in figures.items() if way not in failed}
 
 
 def median(figures: list[dict], name: str) -> float:
@@ -46,28 +51,35 @@ def median(figures: list[dict], name: str) -> float:
 
 
 def spread(figures: list[dict], name: str, shown: Callable[[float], str] = "{:.3g}".format) -> str:
-    """Median (least to most)."""
+    """Format the median and the range, as in "2 (1 to 3)"."""
     values = [round_[name] for round_ in figures]
     return f"{shown(statistics.median(values))} ({shown(min(values))} to {shown(max(values))})"
 
 
 def over_plain(figures: dict[str, list[dict]], name: str) -> tuple[list[str], list[list[str]], str]:
-    """Header, rows and notes of a table of `name`, each way over "plain"; the notes are profiles."""
+    """Return the header, the rows and the notes (profiles) of a table of `name`, with ratios to "plain"."""
     best = median(figures["plain"], name) if "plain" in figures else None
     rows = [
-        [way, spread(found, name), f"{median(found, name) / best:.2f}" if best else "-"]
-        for way, found in figures.items()
+        [way, spread(results, name), f"{median(results, name) / best:.2f}" if best else "-"]
+        for way, results in figures.items()
     ]
     notes = [
-        f"{way}: " + ", ".join(f"{operator} {share:.0%}" for operator, share in found[-1]["profile"].items())
-        for way, found in figures.items()
-        if "profile" in found[-1]
+        f"{way}: " + ", ".join(f"{operator} {share:.0%}" for operator, share in results[-1]["profile"].items())
+        for way, results in figures.items()
+        if "profile" in results[-1]
     ]
     return ["way", "median (range)", "over plain"], rows, "\n\n".join(notes)
 
 
 def speed(work: Callable[[], object], images: int, times: int, profiled: bool) -> dict[str, object]:
-    """The figures of `work` on so many images, done so many times after three that do not count."""
+    """Measure the images/s of `work`.
+
+    Args:
+        work: processes `images` images.
+        images: batch size.
+        times: number of timed calls, after three warm-up calls.
+        profiled: add the slowest operators.
+    """
     seconds = []
     for _ in range(times + 3):
         begin = time.perf_counter()
@@ -78,7 +90,7 @@ def speed(work: Callable[[], object], images: int, times: int, profiled: bool) -
 
 
 def operators(work: Callable[[], object], count: int = 8) -> dict[str, float]:
-    """The operators that take the most of the processor's time in `work`, with their shares."""
+    """Return the `count` operators with the largest share of the CPU time of `work`."""
     with torch.profiler.profile() as profile:
         work()
     taken = Counter({e.key: e.self_cpu_time_total for e in profile.key_averages()})
@@ -86,7 +98,7 @@ def operators(work: Callable[[], object], count: int = 8) -> dict[str, float]:
 
 
 def machine() -> str:
-    """What the figures were measured with."""
+    """Describe the processor and the versions of Python and torch."""
     amx = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
     bf16 = "AVX512-BF16" if torch.cpu._is_avx512_bf16_supported() else "no AVX512-BF16"
     return (
@@ -96,7 +108,7 @@ def machine() -> str:
 
 
 def write(name: str, title: str, header: list[str], rows: list[list[str]], notes: str = "") -> None:
-    """Prints the table and keeps it, with the day and the machine, in results/."""
+    """Print a table, and save it with the date and the machine to results/."""
     lines = [f"# {title}", "", f"{date.today().isoformat()}. {machine()}.", "", _row(header)]
     lines += [_row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
     text = "\n".join(lines + ["", notes.strip()] if notes else lines) + "\n"

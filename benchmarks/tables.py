@@ -1,11 +1,10 @@
-"""skipway's network for tables beside scikit-learn's gradient boosting, both with default settings.
+"""skipway and gradient boosting of scikit-learn on tables, both with default settings.
 
     python benchmarks/tables.py [REPEATS]
 
-scikit-learn's bundled tables, repeated 5-fold cross-validation (5 times unless told), the same folds for both: mean and
-standard deviation over the folds of accuracy, or of R2 for diabetes. One thread for the network.
-
-Figures of 2026-11-21, two cores of an AMD EPYC, torch 2.13.0, scikit-learn 1.9.1, 5 x 5 folds: see docs/tables.md.
+The data sets are bundled with scikit-learn. Repeated 5-fold cross-validation (5 repeats by default) uses the same folds
+for both. The results are the mean and the standard deviation of the accuracy, or of R2 for diabetes, over the folds.
+The network uses 1 thread. The results are in benchmarks/results/2026-11-21-tables.md.
 """
 
 import sys
@@ -28,14 +27,14 @@ def main(repeats: int) -> None:
         folds = (RepeatedKFold if numbers else RepeatedStratifiedKFold)(n_splits=5, n_repeats=repeats, random_state=0)
         ours = (SkipRegressor if numbers else SkipClassifier)(random_state=0)
         theirs = (HistGradientBoostingRegressor if numbers else HistGradientBoostingClassifier)(random_state=0)
-        told = {}
+        scores = {}
         for who, model in (("skipway", ours), ("gradient boosting", theirs)):
-            begun = time.monotonic()
-            told[who] = cross_val_score(model, X, y, cv=folds)
-            seconds = (time.monotonic() - begun) / len(told[who])
-            said = f"{told[who].mean():.4f} +- {told[who].std():.4f}  {seconds:.2f} s a fit"
-            print(f"{name:<14} {who:<18} {said}", flush=True)
-        better = told["skipway"] - told["gradient boosting"]
+            begin = time.monotonic()
+            scores[who] = cross_val_score(model, X, y, cv=folds)
+            seconds = (time.monotonic() - begin) / len(scores[who])
+            text = f"{scores[who].mean():.4f} +- {scores[who].std():.4f}  {seconds:.2f} s a fit"
+            print(f"{name:<14} {who:<18} {text}", flush=True)
+        better = scores["skipway"] - scores["gradient boosting"]
         print(
             f"{name:<14} {'difference':<18} {better.mean():+.4f} +- {better.std():.4f}, >= 0 in "
             f"{int(np.sum(better >= 0))} of {len(better)} folds",

@@ -1,11 +1,11 @@
-"""From the command to a test accuracy: `skipway train` with its defaults against a loop as it is often written.
+"""Time to a test accuracy: `skipway train` with its defaults, and a common training loop in plain torch.
 
     python benchmarks/time_to_accuracy.py birds-airplanes/ --target 0.9 --epochs 2
 
-"ours" is the whole command, with its report, for as many epochs as asked; a run that misses the target is no result.
-The others train a stock ResNet-20 on torch alone (SGD with momentum 0.9, weight decay 5e-4 and a one-cycle schedule to
-0.2, batch 128, shifts and flips on whole batches in memory) for `--reference-epochs`, judge the test set after every
-epoch and end at the target. Every run is a process of its own, timed from its start.
+"ours" is the whole command, with its report, for --epochs epochs. A run that misses the target fails. The others train
+a ResNet-20 in plain torch for up to --reference-epochs. They use SGD with momentum 0.9, weight decay 5e-4, a one-cycle
+schedule with a peak of 0.2, batch 128, and shifts and flips of whole batches in memory. They evaluate the test set
+after each epoch, and stop at the target. Each run is a separate process, timed from its start.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def ours(data, epochs):
 
 
 def images(folder):
-    """(N, 3, H, W) in 0 to 1 and (N,) of a folder with one sub-folder per class."""
+    """Load images (N, 3, H, W) in [0, 1] and labels (N,) from a folder with a subfolder per class."""
     names = sorted(path for path in Path(folder).iterdir() if path.is_dir())
     files = [(file, label) for label, name in enumerate(names) for file in sorted(name.iterdir())]
     pixels = np.stack([np.array(Image.open(io.BytesIO(file.read_bytes())).convert("RGB")) for file, _ in files])
@@ -45,7 +45,7 @@ def images(folder):
 
 
 def moved(x):
-    """Each image shifted by up to 4 pixels and mirrored or not."""
+    """Shift each image by up to 4 pixels, and flip it at random."""
     size, padded = x.shape[-1], F.pad(x, (4,) * 4, mode="reflect")
     out = torch.empty_like(x)
     for i, (down, right, mirror) in enumerate(torch.randint(0, 9, (len(x), 3)).tolist()):
@@ -89,31 +89,31 @@ def reference(way, folder, epochs, target):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="a folder with train/ and test/, one sub-folder per class in each")
+    parser.add_argument("data", help="folder with train/ and test/, each with a subfolder per class")
     parser.add_argument("--target", type=float, required=True)
-    parser.add_argument("--epochs", type=int, required=True, help="of ours")
+    parser.add_argument("--epochs", type=int, required=True, help="epochs of skipway")
     parser.add_argument("--reference-epochs", type=int, default=5)
     parser.add_argument("--ways", nargs="+", default=["ours", "plain", "autocast"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        if asked.one == "ours":
-            accuracy = ours(asked.data, asked.epochs)
+    args = parser.parse_args()
+    if args.one:
+        if args.one == "ours":
+            accuracy = ours(args.data, args.epochs)
         else:
-            accuracy = reference(asked.one, asked.data, asked.reference_epochs, asked.target)
-        if accuracy < asked.target:
-            sys.exit(f"reached {accuracy:.4f}, not {asked.target}")
+            accuracy = reference(args.one, args.data, args.reference_epochs, args.target)
+        if accuracy < args.target:
+            sys.exit(f"missed the target: expected an accuracy of {args.target}, got {accuracy:.4f}")
         return print(json.dumps({"seconds": since_start(), "accuracy": accuracy}))
-    given = ["--target", str(asked.target), "--epochs", str(asked.epochs)]
-    words = [__file__, asked.data, *given, "--reference-epochs", str(asked.reference_epochs), "--one"]
-    figures = alternating({way: [*words, way] for way in asked.ways}, asked.rounds)
-    ratio = median(figures["ours"], "seconds")
+    options = ["--target", str(args.target), "--epochs", str(args.epochs)]
+    words = [__file__, args.data, *options, "--reference-epochs", str(args.reference_epochs), "--one"]
+    metrics = alternating({way: [*words, way] for way in args.ways}, args.rounds)
+    ratio = median(metrics["ours"], "seconds")
     rows = [
-        [way, spread(found, "seconds"), spread(found, "accuracy"), f"{median(found, 'seconds') / ratio:.2f}"]
-        for way, found in figures.items()
+        [way, spread(results, "seconds"), spread(results, "accuracy"), f"{median(results, 'seconds') / ratio:.2f}"]
+        for way, results in metrics.items()
     ]
-    title = f"From the command to a test accuracy of {asked.target:g}, n = {asked.rounds}"
+    title = f"From the command to a test accuracy of {args.target:g}, n = {args.rounds}"
     write("time-to-accuracy", title, ["way", "seconds (range)", "accuracy (range)", "time over ours"], rows)
 
 

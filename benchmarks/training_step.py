@@ -1,10 +1,10 @@
-"""A training step (forward, backward, SGD with momentum), ours against torch as it is commonly used.
+"""Throughput of a training step (forward, backward, SGD with momentum) of skipway and of plain torch.
 
     python benchmarks/training_step.py --case resnet18-32
 
-Every way runs in a process of its own. "ours" is `create_model` as `skipway train` runs it: bfloat16 autocast where the
-hardware has it, channels_last, freed memory kept; "own-loop" is the same network in anybody's loop, without the last.
-`--profile` adds the operators that take the most time.
+Each variant runs in a separate process. "ours" is `create_model` with the settings of `skipway train`: bfloat16
+autocast if the hardware supports it, channels_last, and freed memory kept. "own-loop" is the same without the last, as
+in a custom training loop. `--profile` adds the slowest operators.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from reference import WAYS, prepared
 from side_by_side import alternating, over_plain, speed, write
 from torch.nn import functional as F
 
-CASES = {  # name: (our network, options, the reference's name, pixels, batch, classes, steps)
+CASES = {  # name: (model of skipway, its options, reference model, pixels, batch, classes, steps)
     "resnet18-32": ("resnet18", {"stem": "small"}, "resnet18 (small stem)", 32, 128, 10, 6),
     "resnet50-224-16": ("resnet50", {}, "resnet50", 224, 16, 1000, 4),
     "resnet50-224-32": ("resnet50", {}, "resnet50", 224, 32, 1000, 3),
@@ -70,13 +70,13 @@ def main():
     parser.add_argument("--ways", nargs="+", default=["ours", "own-loop", *WAYS])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        return worker(asked.case, asked.one, asked.profile)
-    words = [__file__, "--case", asked.case, *(["--profile"] if asked.profile else []), "--one"]
-    figures = alternating({way: [*words, way] for way in asked.ways}, asked.rounds)
-    title = f"Training step, {asked.case}, images a second, n = {asked.rounds}"
-    write(f"training-step-{asked.case}", title, *over_plain(figures, "images_per_second"))
+    args = parser.parse_args()
+    if args.one:
+        return worker(args.case, args.one, args.profile)
+    words = [__file__, "--case", args.case, *(["--profile"] if args.profile else []), "--one"]
+    metrics = alternating({way: [*words, way] for way in args.ways}, args.rounds)
+    title = f"Training step, {args.case}, images/s, n = {args.rounds}"
+    write(f"training-step-{args.case}", title, *over_plain(metrics, "images_per_second"))
 
 
 if __name__ == "__main__":

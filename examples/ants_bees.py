@@ -1,10 +1,10 @@
-"""From photographs to a model that predicts: ants and bees, offline once the photographs are there.
+"""Fine-tuning on photographs of ants and bees. After the download of the photographs it runs offline.
 
     python examples/ants_bees.py [--source SOURCE] [--data ants_bees] [--output runs]
 
-SOURCE is where the photographs come from: by default the archive of PyTorch's transfer learning tutorial (47 MB), which
-is downloaded; or that archive, or a folder with train/ and val/. DATA becomes a copy with one folder per class, which
-is used from then on. The weights that the run begins with are installed with skipway.
+SOURCE is the archive of PyTorch's transfer learning tutorial (47 MB), or a folder with train/ and val/. By default the
+archive is downloaded. The photographs are copied to DATA, which is used if it exists. The pretrained weights are
+installed with skipway.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SPLITS = ("train", "val")
 
 
 def copy_photographs(source, data):
-    """Copy train/ and val/ of an archive or a folder to the folder `data`; nothing if that is there already."""
+    """Copy train/ and val/ of an archive or a folder to the folder `data`, unless it exists."""
     if data.exists():
         return
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
@@ -38,7 +38,7 @@ def copy_photographs(source, data):
 
 
 def download(folder):
-    """Return the path of the tutorial's archive, downloaded to `folder`."""
+    """Download the archive of the tutorial to `folder`, and return its path."""
     path = Path(folder, "photographs.zip")
     print(f"downloading {ARCHIVE} (47 MB)")
     urllib.request.urlretrieve(ARCHIVE, path)
@@ -47,17 +47,17 @@ def download(folder):
 
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", help="an archive or a folder; default: by download")
+    parser.add_argument("--source", help="archive or folder of photographs; default: download")
     parser.add_argument("--data", type=Path, default=Path("ants_bees"))
     parser.add_argument("--output", default="runs")
-    given = parser.parse_args(words)
-    if not given.data.exists():
+    args = parser.parse_args(words)
+    if not args.data.exists():
         with tempfile.TemporaryDirectory() as folder:
-            copy_photographs(given.source or download(folder), given.data)
+            copy_photographs(args.source or download(folder), args.data)
     begin = time.monotonic()
-    run = sw.train(given.data, output=given.output, console=Console())
-    print(f"{run.metrics['val_accuracy']:.1%} of the validation images in {time.monotonic() - begin:.0f} s")
-    files = sorted((given.data / "val").rglob("*.jpg"))[::20]
+    run = sw.train(args.data, output=args.output, console=Console())
+    print(f"validation accuracy {run.metrics['val_accuracy']:.1%} after {time.monotonic() - begin:.0f} s")
+    files = sorted((args.data / "val").rglob("*.jpg"))[::20]
     for file, name in zip(files, run.network().predict(files), strict=True):
         print(f"{file.parent.name}/{file.name}: {name}")
     return run

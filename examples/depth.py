@@ -1,10 +1,10 @@
-"""What depth does to plain networks, and to residual ones: accuracy, gradients and the loss around the weights.
+"""Depth with and without shortcuts: accuracy, gradients and loss landscapes of plain and residual networks.
 
     python examples/depth.py CIFAR10 [--depths 20,32,44,56] [--epochs 8] [--count 20000] [--size 16] [--out depth]
 
-CIFAR10 is a folder of Hugging Face parquet files. The networks of He et al. 2015 (arXiv:1512.03385, figure 6) train
-with and without shortcuts, which add no parameters (option A), alike in all else: the same convolutions at the
-beginning, the same order of the same images. OUT becomes a folder with a table, images and a page, index.html.
+CIFAR10 is a folder of Hugging Face parquet files. The networks of He et al. 2015 (arXiv:1512.03385, figure 6) are
+trained with and without shortcuts, which add no parameters (option A). The initial convolutions and the order of the
+images are the same. The folder OUT gets a table, plots and a page, index.html.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KINDS = {"plain": "none", "residual": "pad"}
 
 
 def images(folder, count, size):
-    """((images, labels) to train on, (images, labels) to test on): (N, 3, size, size), normalised."""
+    """Load (images, labels) of the training and the test set; images are (N, 3, size, size), normalized."""
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
@@ -43,17 +43,17 @@ def images(folder, count, size):
 
 
 def network(depth, kind, widths):
-    """A CIFAR network of 6n + 2 layers; plain and residual ones begin with the same convolutions."""
+    """Create a CIFAR network of 6n + 2 layers. Plain and residual ones have the same initial convolutions."""
     torch.manual_seed(0)
     model = sw.create_model("resnet20", layers=[(depth - 2) // 6] * 3, shortcut=KINDS[kind], widths=widths)
-    for module in model.modules():  # a residual body begins as zeros in skipway, which a plain one cannot
+    for module in model.modules():  # skipway zero-initializes residual bodies, which plain networks cannot use
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
     return model.to(memory_format=torch.channels_last)
 
 
 def train(model, data, epochs, lr):
-    """A row for each epoch: its seconds, the share that was right while training, and of the test images."""
+    """Train a network, and return a row per epoch with seconds, training accuracy and test accuracy."""
     (x, y), (test_x, test_y) = data
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     course = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs=epochs, steps_per_epoch=-(-len(y) // 128))
@@ -78,7 +78,7 @@ def train(model, data, epochs, lr):
 
 
 def page(rows, folder):
-    """index.html: the table and the images, in one file."""
+    """Write index.html with the table and the plots embedded."""
     table = "".join(
         f"<tr><td>{r['network']}</td><td>{r['parameters']:,}</td><td>{r['train']:.1%}</td><td>{r['test']:.1%}</td>"
         f"<td>{r['gradient']:.2g}</td><td>{r['curvature']:.2g}</td></tr>"
@@ -87,31 +87,31 @@ def page(rows, folder):
     figures = "".join(
         f"<h2>{html.escape(title)}</h2><img src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
         for title, file in (
-            ("Accuracy on images not trained on", folder / "curves.png"),
-            ("The deepest networks at the beginning and at the end: activations and gradients", folder / "flow.png"),
-            ("The loss around the weights, along one direction", folder / "landscape.png"),
-            ("The loss around the weights of the deepest networks", folder / "square.png"),
+            ("Test accuracy", folder / "curves.png"),
+            ("Activations and gradients of the deepest networks, before and after training", folder / "flow.png"),
+            ("Loss along a random direction", folder / "landscape.png"),
+            ("Loss landscape of the deepest networks", folder / "square.png"),
         )
     )
     (folder / "index.html").write_text(
         "<!DOCTYPE html><meta charset=utf-8><title>Depth</title><style>body{font:16px/1.5 system-ui;max-width:1000px;"
         "margin:40px auto;padding:0 20px}img{max-width:100%}td,th{padding:4px 14px 4px 0;text-align:left}</style>"
-        "<h1>What depth does with and without shortcuts</h1><table><tr><th>network<th>parameters<th>right in training"
-        "<th>right on test<th>first gradient at the beginning<th>curvature</tr>"
+        "<h1>Depth with and without shortcuts</h1><table><tr><th>network<th>parameters<th>training accuracy"
+        "<th>test accuracy<th>gradient norm of the first layer before training<th>curvature</tr>"
         f"{table}</table>{figures}"
     )
 
 
 def main():
-    parser = argparse.ArgumentParser(description="What depth does with and without shortcuts.")
-    parser.add_argument("data", metavar="CIFAR10", help="a folder of Hugging Face parquet files")
-    parser.add_argument("--depths", default="20,32,44,56", help="layers of the networks: 6n + 2")
+    parser = argparse.ArgumentParser(description="Depth with and without shortcuts.")
+    parser.add_argument("data", metavar="CIFAR10", help="folder of Hugging Face parquet files")
+    parser.add_argument("--depths", default="20,32,44,56", help="numbers of layers, 6n + 2")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--count", type=int, default=20_000, help="images to train on")
+    parser.add_argument("--count", type=int, default=20_000, help="number of training images")
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--widths", default="16,32,64")
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--points", type=int, default=21, help="of a line through the loss")
+    parser.add_argument("--points", type=int, default=21, help="points of the loss along a line")
     parser.add_argument("--out", type=Path, default=Path("depth"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def main():
     loss_landscape_plot.plot_loss_landscape(lines, options.out / "landscape.png")
     loss_landscape_plot.plot_loss_landscape(squares, options.out / "square.png")
     page(rows, options.out)
-    print(f"drawn: {options.out / 'index.html'}")
+    print(f"saved {options.out / 'index.html'}")
 
 
 if __name__ == "__main__":

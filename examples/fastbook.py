@@ -1,9 +1,9 @@
-"""Five networks for photographs, from plain convolutions to bottlenecks: what each idea of a residual network adds.
+"""Five networks for photographs, from plain convolutions to bottlenecks, that add the ideas of a ResNet one by one.
 
     python examples/fastbook.py IMAGES [--epochs 5] [--size 128] [--batch 32] [--only ...]
 
-IMAGES is what `skipway train` takes, with a part to train on and one to validate or test on. The first three are
-built here from Skips; the last two are rows of the table: xresnet18 and xresnet50.
+IMAGES is image data that `skipway train` supports, with a training set and a validation or test set. The first three
+networks are built here from Skips. The last two are models of skipway: xresnet18 and xresnet50.
 """
 
 import argparse
@@ -19,20 +19,20 @@ WIDTHS = (16, 32, 64, 128, 256)
 
 
 def conv(before, after, kernel=3, stride=1, activated=True):
-    """Convolution, norm, and ReLU unless it is the last of a body."""
+    """Return a convolution, a batch norm and, if `activated`, a ReLU."""
     layers = [nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(after)]
     return [*layers, nn.ReLU()] if activated else layers
 
 
 def block(before, after, stride=1):
-    """Two convolutions around which an average pool and a projection lead; the body gives nothing at first."""
+    """Create a residual block of two convolutions, with a shortcut of an average pool and a projection."""
     body = sw.Chain(*conv(before, after, stride=stride), *conv(after, after, activated=False))
-    nn.init.zeros_(body[-1].weight)  # the last thing in the body: behind an activation it would never learn
+    nn.init.zeros_(body[-1].weight)  # must be the last layer: a ReLU after it would block its gradient
     return sw.Skip(body, "pool", after=nn.ReLU())
 
 
 def staged(stage, classes):
-    """Five stages, each halving the image, then the mean over what is left of it."""
+    """Create a network of five stages, each of which halves the size, with global average pooling."""
     stages = []
     for before, after in zip((3, *WIDTHS), WIDTHS, strict=False):
         stages += stage(before, after)
@@ -42,7 +42,7 @@ def staged(stage, classes):
 
 
 def mixed():
-    """bfloat16 where the processor multiplies it itself."""
+    """Return an autocast context, enabled if the processor supports bfloat16."""
     return torch.autocast("cpu", torch.bfloat16, enabled=has_bf16("cpu"))
 
 
@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def photographs(folder, size):
-    """((images, labels), (images, labels), class names): uint8 (N, 3, size, size), train and validation."""
+    """Load (images, labels) for training and validation, and the class names; images are uint8 (N, 3, size, size)."""
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
@@ -69,12 +69,12 @@ def photographs(folder, size):
 
 
 def prepared(images):
-    """uint8 to numbers around zero."""
+    """Convert uint8 images to floats in [-2, 2)."""
     return (images.float() / 64 - 2).to(memory_format=torch.channels_last)
 
 
 def train(network, data, epochs, lr=3e-3, batch=32):
-    """(seconds, accuracy on the validation images), by AdamW along one cycle, half of the images flipped."""
+    """Train with AdamW, a one-cycle schedule and random flips, and return (seconds, validation accuracy)."""
     (images, labels), (held_out, expected), _ = data
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01)
     steps = max(1, epochs * (len(labels) // batch))
@@ -83,7 +83,7 @@ def train(network, data, epochs, lr=3e-3, batch=32):
     for _ in range(epochs):
         network.train()
         for rows in torch.randperm(len(labels)).split(batch):
-            if len(rows) < batch:  # a norm wants more than a rest
+            if len(rows) < batch:  # skip the last batch if it is too small for batch norm
                 continue
             x = prepared(images[rows])
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
@@ -105,10 +105,10 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--only", help="names of networks, with commas between them")
+    parser.add_argument("--only", help="comma-separated names of networks")
     options = parser.parse_args()
     data = photographs(options.data, options.size)
-    print(f"{len(data[2])} classes, {len(data[0][1])} images to train on, {len(data[1][1])} to validate on")
+    print(f"{len(data[2])} classes, {len(data[0][1])} training images, {len(data[1][1])} validation images")
     print(f"{'network':<12} {'parameters':>10} {'seconds':>8} {'validation':>10}")
     for name, build in NETWORKS.items():
         if options.only and name not in options.only.split(","):

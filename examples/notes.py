@@ -1,11 +1,11 @@
-"""From one convolution to a hundred blocks: birds against airplanes, a network at a time.
+"""From two convolutions to a hundred residual blocks: ten networks that classify birds and airplanes.
 
     python examples/notes.py CIFAR10 [--epochs 10] [--only Net,NetRes] [--out notes.png]
 
-CIFAR10 is a folder of Hugging Face parquet files. Each network is the one before with one thing changed: width,
-dropout, batch norm, a layer more, a shortcut around it, ten blocks with shortcuts, a hundred. Net also trains with an
-L2 penalty in its loss and with SGD's weight decay, which for plain SGD are the same at twice the factor. A table and a
-image of the accuracies tell what each change brought.
+CIFAR10 is a folder of Hugging Face parquet files. Each network changes one part of the previous one: width, dropout,
+batch norm, another layer, a shortcut around it, ten residual blocks, a hundred. Net is also trained with an L2 penalty
+in its loss, and with weight decay in SGD. Both are equal for plain SGD if the weight decay is twice the penalty. A
+table and a plot compare the accuracies.
 """
 
 import argparse
@@ -20,12 +20,12 @@ AIRPLANE, BIRD = 0, 2
 
 
 def head(features, activation):
-    """Flatten -> 32 -> 2."""
+    """Return the layers of the head: flatten -> 32 -> 2."""
     return [nn.Flatten(), nn.Linear(features, 32), activation(), nn.Linear(32, 2)]
 
 
 def net(width=16, dropout=0.0, norm=False):
-    """Two convolutions, tanh and max pool each, and two dense layers."""
+    """Create a network of two convolutions, each with tanh and max pooling, and two dense layers."""
     layers = []
     for before, after in ((3, width), (width, width // 2)):
         layers.append(nn.Conv2d(before, after, 3, padding=1))
@@ -36,7 +36,7 @@ def net(width=16, dropout=0.0, norm=False):
 
 
 def deeper(shortcut, width=32):
-    """A third convolution, with ReLU; `shortcut` adds what comes into it to what it gives, without a parameter more."""
+    """Create a network with a third convolution and ReLU, and a parameter-free shortcut around it if `shortcut`."""
     third = sw.Chain(nn.Conv2d(width // 2, width // 2, 3, padding=1), nn.ReLU())
     return sw.Chain(
         nn.Conv2d(3, width, 3, padding=1),
@@ -52,7 +52,7 @@ def deeper(shortcut, width=32):
 
 
 def block(width):
-    """relu(norm(conv(x))) + x, with weights of its own: the same block many times in a list would be one block."""
+    """Create a block that computes relu(norm(conv(x))) + x. Repeating one block in a list would share its weights."""
     conv, norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.constant_(norm.weight, 0.5)  # a standard deviation of 0.5, a variance of 0.25
@@ -60,7 +60,7 @@ def block(width):
 
 
 def residual(blocks, width=32):
-    """A convolution, `blocks` residual blocks, and two dense layers."""
+    """Create a network of a convolution, residual blocks and two dense layers."""
     return sw.Chain(
         nn.Conv2d(3, width, 3, padding=1),
         nn.ReLU(),
@@ -87,7 +87,7 @@ NETWORKS = {
 
 
 def birds_and_airplanes(folder):
-    """(images, labels) to train on and to validate on: (N, 3, 32, 32) normalised, 0 for airplanes."""
+    """Load (images, labels) for training and validation; images are (N, 3, 32, 32), normalized; airplanes are 0."""
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.sources.choose_source import open_source
 
@@ -104,7 +104,7 @@ def birds_and_airplanes(folder):
 
 
 def accuracy(network, images, labels):
-    """Share of the images that the network tells right, in evaluation mode."""
+    """Compute the accuracy in evaluation mode."""
     network.eval()
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(1) for batch in images.split(500)])
@@ -112,7 +112,7 @@ def accuracy(network, images, labels):
 
 
 def train(network, data, epochs, lr, penalty=0.0, weight_decay=0.0):
-    """(seconds, [(accuracy on what was trained on, on what was not) after each epoch])."""
+    """Train a network, and return (seconds, [(training accuracy, validation accuracy) after each epoch])."""
     (images, labels), held_out = data
     optimizer = torch.optim.SGD(network.parameters(), lr, weight_decay=weight_decay)
     begin, course = time.perf_counter(), []
@@ -130,7 +130,7 @@ def train(network, data, epochs, lr, penalty=0.0, weight_decay=0.0):
 
 
 def draw(courses, path):
-    """Accuracy over epochs: what was trained on dashed, what was not in full."""
+    """Plot accuracy over epochs: validation as solid lines, training as dashed lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -142,17 +142,17 @@ def draw(courses, path):
         epochs = range(1, len(course) + 1)
         axes.plot(epochs, unseen, color=f"C{index}", label=f"{name}: {unseen[-1]:.3f}")
         axes.plot(epochs, seen, "--", color=f"C{index}", linewidth=0.8)
-    axes.set(xlabel="epoch", ylabel="accuracy", title="birds against airplanes: validation (dashed: training)")
+    axes.set(xlabel="epoch", ylabel="accuracy", title="Birds and airplanes: validation (dashed: training)")
     figure.legend(fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="From one convolution to a hundred blocks.")
-    parser.add_argument("data", metavar="CIFAR10", help="a folder of Hugging Face parquet files")
+    parser = argparse.ArgumentParser(description="From two convolutions to a hundred residual blocks.")
+    parser.add_argument("data", metavar="CIFAR10", help="folder of Hugging Face parquet files")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--only", help="names of networks, with commas between them")
+    parser.add_argument("--only", help="comma-separated names of networks")
     parser.add_argument("--out", default="notes.png")
     options = parser.parse_args()
     networks = {n: row for n, row in NETWORKS.items() if not options.only or n in options.only.split(",")}
@@ -165,7 +165,7 @@ def main():
         count, (seen, unseen) = sum(p.numel() for p in network.parameters()), courses[name][-1]
         print(f"{name:<18} {count:>10,} {seconds:>8.0f} {seen:>6.3f} {unseen:>10.3f}", flush=True)
     draw(courses, options.out)
-    print(f"drawn: {options.out}")
+    print(f"saved {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Feed-forward networks with shortcuts: a policy network, and what becomes of one layer's skip over more of them.
+"""Dense networks with shortcuts: a policy network, and shortcuts around one and several layers.
 
     python examples/policy.py
 
-The policy looks at a board of 14 x 16 fields on which a goal and a player stand, and learns which of four ways leads
-towards the goal: from the board's raw numbers, 224 in and 4 out.
+The policy gets the raw values of a board of 14 x 16 fields with a player and a goal (224 inputs). It learns which of
+four directions leads towards the goal (4 outputs).
 """
 
 import torch
@@ -16,7 +16,7 @@ WAYS = ("up", "down", "left", "right")
 
 
 def policy():
-    """224 -> 4: two residual blocks between dense layers, the first activated after its join and the second not."""
+    """Create a network (224 -> 4) of dense layers and two residual blocks, with and without a final activation."""
     return sw.Chain(
         sw.Dense(HEIGHT * WIDTH, 128, torch.relu),
         sw.Skip(sw.Dense(128, 128), after=nn.ReLU()),
@@ -27,7 +27,7 @@ def policy():
 
 
 def skipping(layers):
-    """A Skip over several layers that meets by concat; the sizes that are left open are filled in by the shape pass."""
+    """Create a network with a Skip around several layers, joined by concat. Shape inference sets the sizes of None."""
     return sw.Chain(
         sw.Dense(HEIGHT * WIDTH, 64, torch.relu),
         sw.Skip([sw.Dense(None, 64, torch.relu) for _ in range(layers)], join="concat"),
@@ -36,7 +36,7 @@ def skipping(layers):
 
 
 def digits_network():
-    """28 x 28 images of digits -> 10: convolutions, then one residual dense layer."""
+    """Create a network for 28 x 28 images of digits (-> 10) of convolutions and a residual dense layer."""
     return sw.Chain(
         nn.Conv2d(1, 32, 2),
         nn.ReLU(),
@@ -54,7 +54,7 @@ def digits_network():
 
 
 def boards(count, seed):
-    """(count, 224) boards, player 1 and goal -1, and the way along the longer distance between them."""
+    """Draw boards (count, 224) with player 1 and goal -1, and the direction of the longer distance between them."""
     draw = torch.Generator().manual_seed(seed)
     player, goal = torch.randint(HEIGHT * WIDTH, (2, count), generator=draw)
     keep = player != goal
@@ -68,7 +68,7 @@ def boards(count, seed):
 
 
 def train(network, epochs=5):
-    """Accuracy on boards that it has not seen."""
+    """Train a network, and return its accuracy on unseen boards."""
     x, y = boards(40_000, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
     for _ in range(epochs):
@@ -86,7 +86,7 @@ def main():
     for name, network in (("policy", policy()), ("concat around 1", skipping(1)), ("concat around 3", skipping(3))):
         sw.output_shape(network, (1, HEIGHT * WIDTH))
         parameters = sum(p.numel() for p in network.parameters())
-        print(f"{name:<16} {parameters:>7,} parameters  {train(network):.1%} of unseen boards")
+        print(f"{name:<16} {parameters:>7,} parameters, accuracy {train(network):.1%} on unseen boards")
     print(digits_network())
 
 

@@ -1,8 +1,8 @@
-"""A U-Net as nested Skips: what goes down comes up again, and meets on every level what was kept there.
+"""A U-Net as nested Skips: the body of each Skip is the next lower level.
 
     python examples/unet.py [--steps 120] [--out unet.png]
 
-It learns to tell discs from squares, field by field, in images that it draws itself.
+It learns to segment discs and squares in synthetic images.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import skipway as sw
 
 
 def convolutions(channels):
-    """Two 3x3 convolutions with norms; how many channels come in is left to the shape pass."""
+    """Return two 3x3 convolutions with batch norm. Shape inference sets the number of input channels."""
     layers = []
     for _ in range(2):
         layers += [nn.LazyConv2d(channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
@@ -23,7 +23,7 @@ def convolutions(channels):
 
 
 class AsLargeAs(nn.Module):
-    """Runs `body` and brings what it gives to the height and width of its input, odd ones too."""
+    """Run `body`, and resize its output to the height and width of its input, which may be odd."""
 
     def __init__(self, body):
         super().__init__()
@@ -34,21 +34,21 @@ class AsLargeAs(nn.Module):
 
 
 def level(widths):
-    """What stands around the deepest convolutions: a Skip whose body is the level below, met by concat."""
+    """Return the layers of a level: convolutions around a Skip with the lower level as body, joined by concat."""
     width, *deeper = widths
     below = sw.Chain(nn.MaxPool2d(2), *(level(deeper) if deeper else convolutions(width)))
     return [*convolutions(width), sw.Skip(AsLargeAs(below), join="concat"), *convolutions(width)]
 
 
 def unet(channels, classes, widths=(8, 16, 32)):
-    """(B, channels, H, W) -> (B, classes, H, W), H and W of at least 2 to the power of the levels."""
+    """Create a U-Net: (B, channels, H, W) -> (B, classes, H, W), with H and W of at least 2 ** len(widths)."""
     network = sw.Chain(*level(widths), head=nn.LazyConv2d(classes, 1))
     sw.output_shape(network, (1, channels, 64, 64))
     return network
 
 
 def scenes(count, size, seed):
-    """Images (count, 1, size, size) of a disc (class 1) and a square (class 2) on noise, and their classes."""
+    """Draw images (count, 1, size, size) of a disc (class 1) and a square (class 2) on noise, and their classes."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     middle = torch.randint(size // 5, 4 * size // 5, (count, 4), generator=draw)
@@ -62,13 +62,13 @@ def scenes(count, size, seed):
 
 
 def overlap(predicted, expected):
-    """Intersection over union of each class."""
+    """Compute the intersection over union of each class."""
     both = [((predicted == c) & (expected == c)).sum() / ((predicted == c) | (expected == c)).sum() for c in range(3)]
     return [share.item() for share in both]
 
 
 def train(steps, size=41, widths=(8, 16, 32)):
-    """A network taught on `steps` batches of scenes, with its overlap on new ones."""
+    """Train a U-Net on `steps` batches, and return it with its intersection over union on new images."""
     torch.manual_seed(0)
     network = unet(1, 3, widths)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
@@ -84,7 +84,7 @@ def train(steps, size=41, widths=(8, 16, 32)):
 
 
 def draw(images, classes, predicted, path):
-    """Six scenes: the image, what is there, what was found."""
+    """Plot six images with their target and predicted masks."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,7 +93,7 @@ def draw(images, classes, predicted, path):
     figure, axes = pyplot.subplots(3, 6, figsize=(9, 4.6), constrained_layout=True)
     for column in range(6):
         rows = (images[column, 0], classes[column], predicted[column])
-        for axis, image, name in zip(axes[:, column], rows, ("image", "meant", "found"), strict=True):
+        for axis, image, name in zip(axes[:, column], rows, ("image", "target", "prediction"), strict=True):
             axis.imshow(image.numpy(), cmap="gray" if name == "image" else "viridis")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -104,16 +104,16 @@ def draw(images, classes, predicted, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Teach a U-Net of nested Skips to tell discs from squares.")
+    parser = argparse.ArgumentParser(description="Train a U-Net of nested Skips to segment discs and squares.")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--out", default="unet.png")
     options = parser.parse_args()
     network, shares, shown = train(options.steps)
     print(network)
-    named = zip(("ground", "disc", "square"), shares, strict=True)
+    named = zip(("background", "disc", "square"), shares, strict=True)
     print("intersection over union: " + ", ".join(f"{name} {share:.3f}" for name, share in named))
     draw(*shown, options.out)
-    print(f"drawn: {options.out}")
+    print(f"saved {options.out}")
 
 
 if __name__ == "__main__":

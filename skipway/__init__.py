@@ -1,10 +1,10 @@
-"""Networks with shortcut connections: build them, train them, keep what they learned.
+"""Networks with shortcut connections: build, train, grow, inspect and export them.
 
     import skipway as sw
     run = sw.train("digits")
     run.network().predict(["photo.png"])
 
-Every public name is loaded when it is first used, so that importing skipway loads no torch.
+Public names are loaded on first use, so importing skipway does not import torch.
 """
 
 from importlib import import_module
@@ -57,7 +57,7 @@ _NAMES = {
     "skipway.models.load_model": ("load",),
     "skipway.model_factory": ("create_model", "list_models"),
 }
-_PACKAGES = ("export", "grow", "nn", "probe", "weights")  # used by their own names: sw.weights.adopt, sw.grow.deepen
+_PACKAGES = ("export", "grow", "nn", "probe", "weights")  # subpackages: sw.weights.adopt, sw.grow.deepen
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [

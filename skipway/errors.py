@@ -1,6 +1,6 @@
-"""What can go wrong, each with the exit code that the command line ends with.
+"""Errors that skipway raises on purpose, each with the exit code of the command line.
 
-Every message is one line: what happened and where, what was expected, how to mend it.
+Every message is one line: what failed and where, what was expected, and how to fix it.
 """
 
 import difflib
@@ -24,63 +24,73 @@ __all__ = [
 ]
 
 
-# What the system reports where a disk, a right or a number of open files is the cause, also through a library.
+# Reported by the system if a disk, a permission or the number of open files is the cause, also through a library.
 STORAGE_ERRNOS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
-    *(errno.ESTALE, errno.EBUSY, errno.ENODEV, errno.ENXIO),  # of network disks, and of disks that were taken away
+    *(errno.ESTALE, errno.EBUSY, errno.ENODEV, errno.ENXIO),  # from network disks, and from disks that were removed
 }
-_NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # of the loader of shared libraries
+_NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # messages of the shared-library loader
 
 
 class SkipwayError(Exception):
-    """Base of all errors that skipway raises on purpose; `exit_code` is what the command line ends with."""
+    """Base class of all errors that skipway raises on purpose.
+
+    Attributes:
+        exit_code: the exit code of the command line.
+        source: the layer that raised the error and the message without its path; None if no layer did.
+
+    >>> SkipwayError("cannot read a.png").at("epoch 2")
+    SkipwayError('epoch 2: cannot read a.png')
+    """
 
     exit_code = 70
-    source: tuple[object, str] | None = None  # the layer that it came from and what it said, where one did
+    source: tuple[object, str] | None = None
 
     def at(self, where: str) -> "SkipwayError":
-        """The same error with the place in front of its text."""
+        """Return an error of the same class with `where` in front of its message."""
         return type(self)(f"{where}: {self}")
 
 
 class InputError(SkipwayError, ValueError):
-    """Something the user gave cannot be used."""
+    """Raised if data, an option or an argument from the user cannot be used."""
 
     exit_code = 2
 
 
 class ShapeError(InputError):
-    """Two shapes that must agree do not."""
+    """Raised if two shapes that must agree differ."""
 
 
 class MissingExtra(InputError, ImportError):
-    """An optional dependency is not installed."""
+    """Raised if an optional dependency is not installed."""
 
     def __init__(self, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs the extra '{extra}': pip install 'skipway[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the extra '{extra}', which is not installed. Run: pip install 'skipway[{extra}]'"
+        )
 
 
 class NotFiniteError(SkipwayError, ArithmeticError):
-    """A loss, gradient or weight is NaN or infinite."""
+    """Raised if a loss, a gradient or a weight is NaN or infinite."""
 
     exit_code = 3
 
 
 class StorageError(SkipwayError, OSError):
-    """A file or folder could not be written, or what was written is not what is read back."""
+    """Raised if a file or folder cannot be written, or if the data read back differ from the data written."""
 
     exit_code = 4
 
 
 class Interrupted(SkipwayError):
-    """A signal stopped the run after its work was saved."""
+    """Raised if a signal stopped the run after its work was saved."""
 
     exit_code = 75
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, torch, the system or its loader of libraries says that there is no more memory."""
+    """Return True if an error of Python, torch, the system or its shared-library loader reports a lack of memory."""
     if isinstance(error, ImportError | OSError):
         no_memory = any(words in str(error).lower() for words in _NO_MEMORY)
         return no_memory or getattr(error, "errno", None) == errno.ENOMEM
@@ -89,18 +99,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory() -> StorageError:
-    """The error that such a one becomes where nothing can be done about it."""
-    return StorageError("memory ran out; take a smaller network, smaller images, or a machine with more memory")
+    """Return the error to raise if training or inference runs out of memory and cannot recover."""
+    return StorageError("out of memory. Use a smaller model, smaller images, or a machine with more memory.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' (did you mean a, b?)' for names close to `name`, or nothing."""
+    """Return ' (did you mean a, b?)' with up to three known names close to `name`, or an empty string.
+
+    >>> did_you_mean("resnet8", ["resnet18", "mobilenetv2_100"])
+    ' (did you mean resnet18?)'
+    """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
 def printable(text: object) -> str:
-    r"""`text` on one line with control, direction and undecodable characters spelt out, safe for a terminal or a log.
+    r"""Return `text` on one line, with control, direction and undecodable characters escaped.
+
+    The result is safe to print on a terminal or in a log.
 
     >>> printable("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\x0a'

@@ -1,8 +1,8 @@
 """SkipClassifier and SkipRegressor: residual networks for tables as scikit-learn estimators.
 
-They train as `skipway train` does a table, with the same defaults, loop and encoders, but on all rows they are given
-and for all epochs: nothing is held out, no folder is written. Missing values are welcome; a DataFrame's columns of
-text, categories, booleans and dates are understood as in a file.
+They use the defaults, training loop and encoders of `skipway train`. They train on all rows for all epochs: there is no
+validation split, and no folder is written. Missing values are supported. Text, categorical, boolean and date columns of
+a DataFrame are encoded as in a table file.
 """
 
 from typing import Any, Self
@@ -32,12 +32,12 @@ from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["SkipClassifier", "SkipRegressor"]
 
-_NUM_EVALUATED = 256  # rows that each epoch is evaluated on, which decides nothing
-_BATCH_SIZE = 4096  # rows that are predicted at a time
+_NUM_EVALUATED = 256  # rows evaluated after each epoch; the result is not used
+_BATCH_SIZE = 4096  # rows per prediction batch
 
 
 class _SkipEstimator(BaseEstimator):
-    """Base of both: a table becomes inputs, a network is trained on them, and computes outputs."""
+    """Base class of both estimators: encode a table, train a network on it, and compute its outputs."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class _SkipEstimator(BaseEstimator):
         return tags
 
     def _fit(self, spec: TableSpec, table: Table, y: np.ndarray) -> Self:
-        """Train a network for `spec` on all rows of `table` with targets y (N,): classes, or scaled numbers."""
+        """Train a network for `spec` on all rows of `table`; y (N,) holds class indices or standardized numbers."""
         x, count = spec.encode_strict(table).x, len(table)
         seed = int(check_random_state(self.random_state).randint(2**31))
         batch_size = self.batch_size or table_batch_size(count)
@@ -79,7 +79,7 @@ class _SkipEstimator(BaseEstimator):
             device="cpu",
         )
         with preserve_global_state():
-            torch.set_num_threads(1)  # layers this small spend their time waiting for a second one
+            torch.set_num_threads(1)  # a second thread slows layers this small down
             torch.manual_seed(seed)
             network = create_model(
                 "resmlp",
@@ -107,14 +107,14 @@ class _SkipEstimator(BaseEstimator):
                 console=Console(quiet=True),
                 stop=StopFlag(),
             )
-        # In float64 a row's output does not depend on the other rows.
+        # In float64 the output for a row does not depend on the other rows of its batch.
         self.network_: Network = network.double().eval()
         self.spec_ = spec
         self.n_iter_ = trainer.state.epoch
         return self
 
     def _table(self, X: Any, reset: bool) -> Table:
-        """Return X as a Table: a DataFrame, or a matrix of numbers."""
+        """Convert X, a DataFrame or a numeric matrix, to a Table."""
         if hasattr(X, "columns") and hasattr(X, "iloc") and not _all_numbers(X):
             validate_data(self, X, skip_check_array=True, reset=reset)
             return frame_table(X)
@@ -125,18 +125,21 @@ class _SkipEstimator(BaseEstimator):
         return Table("X", dict(zip(names, np.ascontiguousarray(matrix.T), strict=True)), lambda i: f"row {i}")
 
     def _columns(self, table: Table) -> tuple[Any, ...]:
-        """Return encoders of the table's columns; columns of numbers are used, whatever they look like."""
+        """Fit encoders of the table's columns; numeric columns are always used as numbers."""
         columns = []
         for name, raw in table.columns.items():
             kind = infer_kind(name, table)[0] if raw.dtype == object else "number"
             if kind:
                 columns.append(fit_column(name, kind, raw)[0])
         if not columns:
-            raise InputError("X has no column to learn from; give columns that differ between rows")
+            raise InputError(
+                "cannot fit: expected a column of X with at least two values, got none. Pass columns "
+                "that differ between rows."
+            )
         return tuple(columns)
 
     def _outputs(self, X: Any) -> np.ndarray:
-        """Return the outputs (N, K) of the network for X."""
+        """Compute the outputs (N, K) of the network for X."""
         check_is_fitted(self)
         x = torch.from_numpy(self.spec_.encode_strict(self._table(X, reset=False)).x).double()
         with torch.inference_mode():
@@ -147,58 +150,109 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
     """A residual network that classifies rows of a table.
 
     Args:
-        layers, width, dropout: residual blocks, their width, dropout rate inside them.
-        epochs, batch_size, lr, weight_decay: default: as `skipway train` has them for so many rows.
-        random_state: seeds the initial weights, the order of the rows and the dropout.
+        layers: number of residual blocks.
+        width: width of the blocks.
+        dropout: dropout rate inside the blocks.
+        epochs: training epochs. Defaults, like the next three, to the choice of `skipway train` for this many rows.
+        batch_size: rows per training step.
+        lr: learning rate.
+        weight_decay: weight decay.
+        random_state: seed of the initial weights, the order of the rows and the dropout.
 
     Attributes:
-        classes_: the classes. network_: the network, in float64, which `network_.save(path)` writes for
-        `skipway.load`. spec_: the columns' encoders. n_iter_: epochs of training.
+        classes_: class labels.
+        network_: the trained network in float64. `network_.save(path)` writes a file for `skipway.load`.
+        spec_: encoders of the columns.
+        n_iter_: number of training epochs.
+
+    >>> X = np.array([[0.0], [0.1], [0.9], [1.0]])
+    >>> model = SkipClassifier(layers=1, width=8, epochs=2, random_state=0).fit(X, ["a", "a", "b", "b"])
+    >>> model.predict_proba(X).shape
+    (4, 2)
     """
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on X (N, F), numbers with NaN or a DataFrame, and y (N,), classes."""
+        """Fit the classifier.
+
+        Args:
+            X: features, a DataFrame or an array of shape (N, F); NaN marks a missing value.
+            y: class labels of shape (N,).
+
+        Returns:
+            The fitted estimator.
+
+        Raises:
+            InputError: `y` has fewer than two classes, or no column of `X` can be used.
+        """
         table = self._table(X, reset=True)
         y = _target(y, len(table))
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"y holds only one class, {self.classes_[0]!r}; a classifier needs at least two")
+            raise InputError(
+                "cannot fit a classifier: expected at least two classes in y, got only one class, "
+                f"{self.classes_[0]!r}. Add rows of another class."
+            )
         names = tuple(str(c) for c in self.classes_)
         if len(set(names)) < len(names):
             names = tuple(f"{type(c).__name__} {c}" for c in self.classes_)
         return self._fit(TableSpec(self._columns(table), "y", "classification", names), table, codes.astype(np.int64))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return probabilities (N, K), columns in the order of `classes_`."""
+        """Return class probabilities of shape (N, K), in the order of `classes_`."""
         outputs = self._outputs(X)
         exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most likely class (N,) of each row."""
+        """Return the most likely class of each row, an array of shape (N,)."""
         indices = self._outputs(X).argmax(axis=1)
         return self.classes_[indices]
 
 
 class SkipRegressor(RegressorMixin, _SkipEstimator):
-    """A residual network that predicts a number for each row of a table; arguments as of `SkipClassifier`."""
+    """A residual network that predicts a number for each row of a table.
+
+    Args:
+        layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state: see `SkipClassifier`.
+
+    Attributes:
+        network_, spec_, n_iter_: see `SkipClassifier`.
+
+    >>> X = np.array([[0.0], [0.1], [0.9], [1.0]])
+    >>> SkipRegressor(layers=1, width=8, epochs=2, random_state=0).fit(X, X[:, 0]).predict(X).shape
+    (4,)
+    """
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on X (N, F), numbers with NaN or a DataFrame, and y (N,), finite numbers."""
+        """Fit the regressor.
+
+        Args:
+            X: features, a DataFrame or an array of shape (N, F); NaN marks a missing value.
+            y: finite targets of shape (N,).
+
+        Returns:
+            The fitted estimator.
+
+        Raises:
+            InputError: `y` overflows when averaged, or no column of `X` can be used.
+        """
         table = self._table(X, reset=True)
         y = _target(y, len(table), numeric=True)
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = float(y.mean()), float(y.std())
         if not (np.isfinite(mean) and np.isfinite(std)):
-            raise InputError("y holds numbers too large to be averaged; scale it first")
+            raise InputError(
+                "cannot fit a regressor: expected a finite mean and standard deviation of y, got numbers "
+                "too large to average. Scale y first."
+            )
         spec = TableSpec(
             self._columns(table), "y", "regression", class_names=(), target_mean=mean, target_std=std or 1.0
         )
         return self._fit(spec, table, ((y - mean) / spec.target_std).astype(np.float32))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the predicted numbers (N,)."""
+        """Return the predicted values, an array of shape (N,)."""
         with np.errstate(over="ignore"):
             return require_finite(self._outputs(X) * self.spec_.target_std + self.spec_.target_mean)[:, 0]
 
@@ -208,11 +262,11 @@ def _all_numbers(frame: Any) -> bool:
 
 
 def _target(y: Any, count: int, numeric: bool = False) -> np.ndarray:
-    """Return y as a plain array of as many values as X has rows."""
+    """Return y as a plain array with one value per row of X."""
     from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
     if y is None:
-        raise InputError("requires y to be passed, but the target y is None; give a value for each row")
+        raise InputError("requires y to be passed, but the target y is None. Pass one value per row.")
     y = column_or_1d(y, warn=True)
     if numeric:
         y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")

@@ -112,7 +112,7 @@ def train_all(folder):
         train({}, folder / "stopped", StopAt(1) if collectives.rank() == 0 else None)
         out["stopped"] = torch.tensor(-1)
     except Interrupted as error:
-        out["stopped"] = torch.tensor(int(str(error).split("after step ")[1].split(",")[0]))
+        out["stopped"] = torch.tensor(int(str(error).split("after step ")[1].split(":")[0]))
     resumed = train({}, folder / "stopped", resume=True)
     return out | {f"resumed.{k}": v.clone() for k, v in resumed.network.state_dict().items()}
 

@@ -179,7 +179,7 @@ def test_env_lists_every_extra(environment):
     assert listed == set(PROJECT["optional-dependencies"]) - FOR_DEVELOPERS
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))])
 def test_pages_name_extras_that_exist(page):
     named = re.findall(r"(?:skipway|'\.)\[([\w,-]+)\]", page.read_text(encoding="utf-8"))
     assert set(",".join(named).split(",")) - {""} <= set(PROJECT["optional-dependencies"])

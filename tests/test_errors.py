@@ -50,7 +50,8 @@ def test_a_shape_error_is_an_input_error():
 
 def test_a_missing_extra_says_what_for_and_how_to_install_it():
     with pytest.raises(
-        MissingExtra, match=r"reading Parquet needs the extra 'parquet': pip install 'skipway\[parquet\]'"
+        MissingExtra,
+        match=r"reading Parquet needs the extra 'parquet', .* Run: pip install 'skipway\[parquet\]'",
     ):
         raise MissingExtra("parquet", "reading Parquet")
 

@@ -87,11 +87,11 @@ def test_the_network_is_saved_and_loaded_without_pickle(tmp_path):
 
 def test_what_cannot_be_learnt_is_refused():
     X, y = load_wine(return_X_y=True)
-    with pytest.raises(InputError, match="y holds only one class, .*0.*; a classifier needs at least two"):
+    with pytest.raises(InputError, match="expected at least two classes in y, got only one class, .*0"):
         SkipClassifier(**QUICK).fit(X, np.zeros(len(X)))
     with pytest.raises(InputError, match="requires y to be passed, but the target y is None"):
         SkipRegressor(**QUICK).fit(X, None)
-    with pytest.raises(InputError, match="y holds numbers too large to be averaged; scale it first"):
+    with pytest.raises(InputError, match="cannot fit a regressor: .* got numbers too large to average. Scale y first"):
         SkipRegressor(**QUICK).fit(X, np.where(np.arange(len(X)) % 2, 1.7e308, 1.6e308))
-    with pytest.raises(InputError, match="X has no column to learn from; give columns that differ between rows"):
+    with pytest.raises(InputError, match="cannot fit: expected a column of X with at least two values, got none"):
         SkipRegressor(**QUICK).fit(pd.DataFrame({"a": ["x"] * 30}), np.arange(30.0))

@@ -1,4 +1,4 @@
-"""Short forms of `make faults`, and the catalogue of docs/hostile_input.md: each of its tests exists."""
+"""Short forms of `make faults`, and the catalogue of docs/explanation/hostile-input.md: each of its tests exists."""
 
 import random
 import re
@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 from faults import formats, limits, mutations  # noqa: E402
 from faults.counting import Count  # noqa: E402
 
-PAGE = (ROOT / "docs" / "hostile_input.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "hostile-input.md").read_text(encoding="utf-8")
 CASES = re.findall(r"^\| ([A-Z]\d+) \|.*\|.*\| (.*) \|$", PAGE, re.M)
 
 

@@ -64,9 +64,9 @@ def test_models_are_listed_by_pattern():
 
 
 def test_wrong_names_and_options_are_refused():
-    with pytest.raises(InputError, match="no network is called 'resnet19'"):
+    with pytest.raises(InputError, match="unknown model 'resnet19'"):
         create_model("resnet19")
-    with pytest.raises(InputError, match=r"resnet20 has no option 'depth'; it takes block, layers, widths"):
+    with pytest.raises(InputError, match=r"resnet20: unknown option 'depth': expected one of block, layers, widths"):
         create_model("resnet20", depth=3)
 
 
@@ -137,7 +137,7 @@ def test_any_number_of_images_is_predicted(count):
 
 @pytest.mark.parametrize("single", ["photo.png", Path("photo.png"), noise(8, 8), noise(8, 8, 3), noise(8, 8, 1)])
 def test_a_single_image_is_not_taken_for_many(single):
-    with pytest.raises(InputError, match=r"predict takes a list of images, not a single one; .*\[image\]"):
+    with pytest.raises(InputError, match=r"predict: expected a list of images, got a single image\. .*\[image\]"):
         network_for(GREY).predict(single)
 
 
@@ -152,20 +152,20 @@ def test_a_single_image_is_not_taken_for_many(single):
     ],
 )
 def test_an_array_that_is_no_image_is_refused(array):
-    with pytest.raises(InputError, match=r"an image as an array is uint8 of shape \(H, W\), .* convert it first"):
+    with pytest.raises(InputError, match=r"image array: expected uint8 of shape \(H, W\), .* Convert the array"):
         network_for(GREY).predict([noise(8, 8), np.asarray(array)])
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "a\nb.png").write_bytes(b"no image")
     for path in (tmp_path / "a\nb.png", tmp_path / "missing.png"):
-        with pytest.raises(InputError, match=r"(a\\x0ab|missing)\.png cannot be used: ") as refused:
+        with pytest.raises(InputError, match=r"cannot use .*(a\\x0ab|missing)\.png: ") as refused:
             network_for(GREY).predict([path])
         assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_network_without_a_spec_does_not_predict():
-    with pytest.raises(InputError, match="this network does not know what its inputs and outputs mean; load it from"):
+    with pytest.raises(InputError, match="expected a model with a Spec of its inputs and outputs, got none. Load"):
         create_model("resnet20").predict([noise(8, 8)])
 
 
@@ -223,14 +223,12 @@ def test_a_run_folder_stands_for_its_best_file(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(
-        InputError, match="holds no weights/best.safetensors: the run has not finished an epoch, or this"
-    ):
+    with pytest.raises(InputError, match="expected weights/best.safetensors in it, found none. Wait until the run"):
         load(tmp_path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="none.safetensors: is not there"):
+    with pytest.raises(InputError, match="cannot read .*none.safetensors: expected a file, got nothing"):
         load(tmp_path / "none.safetensors")
 
 
@@ -238,7 +236,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
     path = save(network_for(GREY), tmp_path / "a.safetensors", **change)
     with pytest.raises(
-        InputError, match=r"a.safetensors has no usable plan and Spec in its header \(.*\); write it"
+        InputError, match=r"a.safetensors: expected a valid plan and Spec in its header, got .*. Write"
     ) as no:
         load(path)
     assert len(str(no.value).splitlines()) == 1
@@ -247,11 +245,14 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"plan": {"family": "vit"}}, "the plan's family is 'vit', but this skipway knows"),
-        ({"plan": {"family": ["resnet"]}}, r"the plan's family is \['resnet'\]"),
-        ({"plan": {"family": "resnet", "layers": [10**12], "widths": [1]}}, "resnet has at most 3000 blocks"),
-        ({"plan": {"family": "resnet", "layers": "many"}}, "resnet needs whole numbers of at least 1 for layers"),
-        ({"plan": {"family": "resnet", "glory": 1}}, r"the plan has fields this skipway does not know \(glory\)"),
+        ({"plan": {"family": "vit"}}, "cannot read the plan: expected a family of .*, got 'vit'"),
+        ({"plan": {"family": ["resnet"]}}, r"cannot read the plan: expected a family of .*, got \['resnet'\]"),
+        ({"plan": {"family": "resnet", "layers": [10**12], "widths": [1]}}, "resnet: expected at most 3000 blocks"),
+        ({"plan": {"family": "resnet", "layers": "many"}}, "resnet: expected integers of at least 1 for layers"),
+        (
+            {"plan": {"family": "resnet", "glory": 1}},
+            r"cannot read the plan: expected fields of this version of skipway, got glory",
+        ),
         ({"spec": {}}, "cannot read a Spec: expected the fields"),
         ({"spec": {**GREY.as_dict(), "size": "x"}}, "expected numbers for sizes, mean and std"),
         ({"plan": {"family": "resnet", "layers": [1], "widths": [10**12]}}, "header|does not fit"),
@@ -263,13 +264,13 @@ def test_a_file_without_a_plan_or_spec_is_refused(change, tmp_path):
         ({"plan": {"family": "resnet9", "layers": [0] * 1001, "widths": [1] * 1002}}, "got 1001 in its blocks and"),
         (
             {"plan": {"family": "resmlp", "in_features": 10**6, "categories": [1] * 20_000}},
-            "resmlp: expected at most 10,000 numbers for categories, got 20,000. Make categories shorter",
+            "resmlp: expected at most 10,000 values for categories, got 20,000. Make categories shorter",
         ),
+        ({"spec": {**GREY.as_dict(), "size": 50_000, "presize": 50_000}}, "a Spec of this size: expected"),
         (
-            {"spec": {**GREY.as_dict(), "size": 50_000, "presize": 50_000}},
-            "a Spec of this size: expected",
+            {"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}},
+            "expected drop_path of at least 0",
         ),
-        ({"plan": {"family": "resnet", "layers": [1], "widths": [4], "drop_path": "x"}}, "drop_path is a chance from"),
     ],
 )
 def test_a_file_with_a_hostile_plan_or_spec_is_refused_in_one_line_that_names_it(change, text, tmp_path):
@@ -283,14 +284,17 @@ def test_a_file_whose_tensors_do_not_fit_its_plan_is_refused(tmp_path):
     network = network_for(GREY)
     plan = {**network.plan, "num_classes": 5}
     with pytest.raises(
-        ShapeError, match=r"does not fit its own plan: head.weight \(3, 4\), expected \(5, 4\); head.bias"
+        ShapeError,
+        match=r"does not match its plan: head.weight \(3, 4\), expected \(5, 4\); head.bias",
     ):
         load(save(network, tmp_path / "a.safetensors", plan=plan))
     tensors = network.state_dict()
     tensors["extra"] = tensors.pop("head.bias")
     header = {"plan": network.plan, "spec": GREY.as_dict()}
     save_weights(tmp_path / "b.safetensors", tensors, header)
-    with pytest.raises(ShapeError, match=r"head.bias is missing, expected \(3,\); extra has no place; write it again"):
+    with pytest.raises(
+        ShapeError, match=r"it does not match .* expected \(3,\); extra is unexpected\. Write the file again"
+    ):
         load(tmp_path / "b.safetensors")
     assert set(load_weights(tmp_path / "b.safetensors")[0]) == set(tensors)
 
@@ -298,5 +302,5 @@ def test_a_file_whose_tensors_do_not_fit_its_plan_is_refused(tmp_path):
 def test_a_file_whose_spec_is_not_that_of_its_network_is_refused(tmp_path):
     spec = Spec(1, 8, 8, (0.4,), (0.3,), ("no", "yes")).as_dict()
     path = save(network_for(GREY), tmp_path / "a.safetensors", spec=spec)
-    with pytest.raises(ShapeError, match="plans a network for 1 channels and 3 classes, but its Spec has 1"):
+    with pytest.raises(ShapeError, match="has a plan for 1 channels and 3 classes, but a Spec for 1"):
         load(path)

@@ -29,7 +29,7 @@ BANNED = {
     r"so many": "this many",
     r"figures?": "metric, value, plot",
     r"judg(e|es|ed|ing)": "evaluate",
-    r"gives?|gave|giving": "return, pass",
+    r"(?:^|(?<=[;.:] ))gives?|given back": "return, pass",
     r"told|tells?": "configured, set; print, name",
     r"bears?": "handle, support",
     r"minds?|minded": "warning",
@@ -37,10 +37,10 @@ BANNED = {
     r"open size": "uninferred size",
     r"shape pass": "shape inference",
     r"rooms?|houses?|floors?|roads?": "package, layer, module, pipeline; space",
-    r"look(s|ed|ing)? (at|into|like)": "analysis, inspect",
+    r"look(s|ed|ing)? (at|into)": "analysis, inspect",
     r"stand(s|ing)? (in|for|at|on)": "is",
     r"nobody": "no user, nothing",
-    r"colou?red|colours?|grey|optimis\w+|normalis\w+|initialis\w+|behaviour|favour\w*": "US spelling",
+    r"colour(s|ed)?|grey|behaviour|favour\w*|(optim|normal|initial|summar)is(e[ds]?|ers?|ing|ation)": "US spelling",
 }
 FIRST_WORDS = ("What", "Whether", "How", "Where", "Which", "Of", "That")
 SINGULAR = re.compile(r"\b1 (epochs|images|rows|classes|folds|files|seconds|threads|processes|steps|samples|runs)\b")

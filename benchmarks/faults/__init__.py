@@ -1,1 +1,1 @@
-"""The parts of `python benchmarks/faults.py`: one file for each kind of fault."""
+"""Parts of `python benchmarks/faults.py`: a file per kind of fault."""

@@ -1,4 +1,4 @@
-"""The counter and the process runner that all parts of the faults share."""
+"""Counter of faults and runner of processes, shared by all parts."""
 
 import multiprocessing
 import os
@@ -17,19 +17,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 HEADER = ["tried", "planned", "done", "lost", "wrong", "executed", "broken", "peak MB", "slowest s", "seconds"]
 SKIPWAY = (sys.executable, "-m", "skipway")
-SHOWN = 20  # faults of a row that are kept in words
-HANG = 300  # seconds after which a command of the package counts as one that hangs
+SHOWN = 20  # maximum number of reported faults per row
+HANG = 300  # seconds after which a command counts as hanging
 
 
 @dataclass
 class Count:
-    """One row of the table: trials of one kind and what became of them.
+    """Row of the table: trials of a kind and their outcomes.
 
     Attributes:
-        lost: work or files that were there before and are not there after.
-        wrong: results that differ from those of an undisturbed run, loaded or written without an error.
-        executed: trials in which something from a file was run.
-        broken: crashes, hangs, tracebacks, and exceptions or exit codes that are not documented.
+        lost: trials in which existing work or files disappeared.
+        wrong: trials with results that differ from an undisturbed run and were loaded or written without an error.
+        executed: trials in which content of a file was executed.
+        broken: crashes, hangs, tracebacks, and undocumented exceptions or exit codes.
     """
 
     what: str
@@ -47,20 +47,20 @@ class Count:
     faults: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[int]:
-        """Iterate over the trials, as long as there is time."""
-        begun = time.monotonic()
+        """Iterate over the trials until the time limit."""
+        begin = time.monotonic()
         for number in range(self.planned):
             start = time.monotonic()
-            if start - begun > 60 * self.minutes:
+            if start - begin > 60 * self.minutes:
                 break
             yield number
             self.done += 1
             self.slowest = max(self.slowest, time.monotonic() - start)
-            self.seconds = time.monotonic() - begun
+            self.seconds = time.monotonic() - begin
         self.peak = max(self.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
     def fault(self, kind: str, text: str) -> None:
-        """Count a fault of the kind lost, wrong, executed or broken, and keep the first ones in words."""
+        """Count a fault of the kind lost, wrong, executed or broken, and keep the text of the first ones."""
         setattr(self, kind, getattr(self, kind) + 1)
         line = " ".join(f"{self.what}, trial {self.done}: {kind}: {text}".split())[:300]
         print(line, flush=True)
@@ -74,35 +74,35 @@ class Count:
     def row(self) -> list[str]:
         """Return the cells of the row, in the order of HEADER."""
         cells = [self.planned, self.done, self.lost, self.wrong, self.executed, self.broken]
-        figures = [f"{self.peak:.0f}", f"{self.slowest:.1f}", f"{self.seconds:.0f}"]
-        return [self.what, *(f"{cell:,}" for cell in cells), *figures]
+        usage = [f"{self.peak:.0f}", f"{self.slowest:.1f}", f"{self.seconds:.0f}"]
+        return [self.what, *(f"{cell:,}" for cell in cells), *usage]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much of each part is tried."""
+    """Share of the trials to run, seed and time limit."""
 
     share: float = 1.0
     seed: int = 0
-    minutes: float = 1e9  # for each row
+    minutes: float = 1e9  # per row
 
     def count(self, what: str, planned: int) -> Count:
-        """Return the counter of a row of `planned` trials in a full run."""
+        """Return the counter of a row with `planned` trials in a full run."""
         return Count(what, max(1, round(planned * self.share)), self.minutes, self.seed)
 
 
 def isolated(work: Callable[..., Count], count: Count, *arguments: object) -> Count:
-    """Run `work(count, ...)` in a process of its own, so that a crash is one fault and the peak memory is its own."""
+    """Run `work(count, ...)` in a separate process, so that a crash is one fault and the peak memory is exact."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(work, count, *arguments).result()
         except BrokenProcessPool:
-            count.fault("broken", "the process that reads the files died")
+            count.fault("broken", "the process that reads the files crashed")
             return count
 
 
 def start(words: list[str], folder: Path, program: tuple[str, ...] = SKIPWAY, **options: object) -> subprocess.Popen:
-    """Start `skipway WORDS`, or another program, in `folder`, in a group of its own, with its errors in a pipe."""
+    """Start `skipway WORDS`, or another program, in `folder` and a new session, with a pipe for standard error."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("variables", {})}
     return subprocess.Popen(
         [*program, *words],
@@ -117,7 +117,7 @@ def start(words: list[str], folder: Path, program: tuple[str, ...] = SKIPWAY, **
 
 
 def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None, str]:
-    """Wait for a command and its group; return its exit code and what it printed, None for the code if it hangs."""
+    """Wait for a command and its group; return its exit code, None if it hangs, and its standard error."""
     try:
         errors = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
@@ -133,7 +133,7 @@ def finish(process: subprocess.Popen, seconds: float = HANG) -> tuple[int | None
 
 
 def processes_of(command: int) -> list[int]:
-    """Return the number of a command and of all processes below it; those of --nproc are in groups of their own."""
+    """Return the ids of a command and all its descendants. Those of --nproc are in separate groups."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -145,14 +145,14 @@ def processes_of(command: int) -> list[int]:
 
 
 def kill_all(command: int) -> None:
-    """Kill a command and all processes below it at once, as a machine that is switched off does."""
+    """Kill a command and all its descendants at once, like a power failure."""
     for number in processes_of(command):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
 
 
 def alive(group: int) -> bool:
-    """Return whether a process of a group still runs."""
+    """Return True if a process of the group is running."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -161,5 +161,5 @@ def alive(group: int) -> bool:
 
 
 def run(words: list[str], folder: Path, **options: object) -> tuple[int | None, str]:
-    """Run a command to its end; return its exit code and what it printed to standard error."""
+    """Run a command; return its exit code and its standard error."""
     return finish(start(words, folder, **options))

@@ -1,9 +1,9 @@
-"""Let every call of one save and of one report fail: full, broken and network disks, and short writes.
+"""Disk faults at every system call of a save and a report: full, broken and network disks, and short writes.
 
-The errors are the kernel's own: strace attaches to a process that is about to save, and lets the k-th call of a name
-fail, k = 1, 2, 3, ... until the work is done before its turn comes. After each, the old or the new file is whole. Two
-faults are made within Python: writes that take less than they get, and renames that fail after they took place, as on
-a network disk whose first answer was lost.
+strace injects real kernel errors. It attaches to a process before it saves, and lets the k-th call of a name fail, for
+k = 1, 2, 3, ... until the process makes fewer calls. The old or the new file must be intact after each fault. Short
+writes are simulated in Python, and so are renames that report an error after they succeeded, as on a network disk that
+loses a response.
 """
 
 import errno
@@ -46,7 +46,7 @@ _DOCUMENTED = (0, 2, 4)
 
 @dataclass(frozen=True)
 class Work:
-    """What writes files: how its folder is prepared, how it runs, and whether the old or the new file is whole then."""
+    """Operation that writes files, with functions to prepare its folder, to run it and to check the result."""
 
     what: str
     prepare: Callable[[Path], object]
@@ -54,7 +54,7 @@ class Work:
     check: Callable[[Path], bool]
 
     def is_whole(self, folder: Path) -> bool:
-        """Return whether the check passes, without an error."""
+        """Return True if the check passes without an error."""
         try:
             return self.check(folder)
         except (SkipwayError, OSError, UnicodeDecodeError):
@@ -62,7 +62,7 @@ class Work:
 
 
 def parts(settings: Settings) -> Iterator[Count]:
-    """Fail every call of a save, of a file of weights and of a report."""
+    """Inject a fault at every call of a save and a report."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="skipway-disks-") as name:
         place = Path(name)
@@ -89,7 +89,7 @@ def parts(settings: Settings) -> Iterator[Count]:
 
 
 def fail_each_call(settings: Settings, work: Work, fault: str) -> Count:
-    """Run the work once for each of its calls of some names, with that one failing; with a share of 0.1 each tenth."""
+    """Run the work once per call of the given names, with that call failing; every tenth call for a share of 0.1."""
     calls, error = _FAULTS[fault], fault.rpartition(" ")[2]
     names = "call" if calls == _CALLS else " and ".join(calls)
     count = Count(f"disks: {fault} at every {names} of {work.what}", 10**6, settings.minutes)
@@ -110,12 +110,12 @@ def fail_each_call(settings: Settings, work: Work, fault: str) -> Count:
             if code not in _DOCUMENTED:
                 count.fault("broken", f"{call} {when}: exit code {code}")
             if not work.is_whole(folder):
-                count.fault("lost", f"{call} {when}: neither the old nor the new one is whole")
+                count.fault("lost", f"{call} {when}: neither the old nor the new file is intact")
     return count
 
 
 def mislead(settings: Settings, work: Work) -> Count:
-    """Run the work once for each of its renames, with that one reported as failed although it took place."""
+    """Run the work once per rename, with that rename reported as failed although it succeeded."""
     count = Count(f"disks: a network disk: every rename of {work.what} is reported as failed", 10**6, settings.minutes)
     for number in count:
         with tempfile.TemporaryDirectory(prefix="skipway-disk-") as name:
@@ -126,7 +126,7 @@ def mislead(settings: Settings, work: Work) -> Count:
             except StorageError:
                 took_place = True
             if not work.is_whole(folder):
-                count.fault("lost", f"rename {number + 1}: neither the old nor the new one is whole")
+                count.fault("lost", f"rename {number + 1}: neither the old nor the new file is intact")
         if not took_place:
             count.planned = number
             break
@@ -134,7 +134,7 @@ def mislead(settings: Settings, work: Work) -> Count:
 
 
 def shorten(settings: Settings, save: Work) -> Count:
-    """Let each of the three writes of a save take less than it gets: from a hundredth on."""
+    """Shorten each of the three writes of a save to 0% to 99% of its data."""
     count = settings.count("disks: short writes in a save", 100)
     for number in count:
         with tempfile.TemporaryDirectory(prefix="skipway-disk-") as name:
@@ -149,7 +149,7 @@ def shorten(settings: Settings, save: Work) -> Count:
 
 
 def injected(work: Callable[[], object], fault: str) -> tuple[int, bool]:
-    """Run `work` in a forked child under strace; return its exit code and whether the fault took place."""
+    """Run `work` in a forked child under strace; return its exit code, and True if the fault was injected."""
     ready, go = os.pipe()
     child = os.fork()
     if child == 0:
@@ -158,7 +158,7 @@ def injected(work: Callable[[], object], fault: str) -> tuple[int, bool]:
         code = 0
         try:
             work()
-        except Exception as error:  # as the command line ends
+        except Exception as error:  # like the command line
             cause = error if isinstance(error, SkipwayError) else crash_traceback._cause_outside(error)
             code = cause.exit_code if cause else 70
         os._exit(code)
@@ -183,7 +183,7 @@ def injected(work: Callable[[], object], fault: str) -> tuple[int, bool]:
 
 
 class FaultyOs:
-    """`os` whose n-th call of some names is `fault(call, *arguments)`."""
+    """Module `os` that replaces the n-th call of the given names by `fault(call, *arguments)`."""
 
     def __init__(self, names: tuple[str, ...], when: int, fault: Callable[..., object]) -> None:
         self.names, self.when, self.fault = names, when, fault
@@ -201,18 +201,18 @@ class FaultyOs:
 
 
 def write_part(percent: int, write: Callable[[int, bytes], int], descriptor: int, data: bytes) -> int:
-    """Write as a disk does that takes some percent of what it gets, at least a byte."""
+    """Write the first `percent` of the data, at least 1 byte."""
     return write(descriptor, data[: max(1, len(data) * percent // 100)])
 
 
 def fail_after(call: Callable[..., object], *arguments: object) -> None:
-    """Do what is asked and report that it failed."""
+    """Make the call, then raise an error as if it had failed."""
     call(*arguments)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def with_fault(names: tuple[str, ...], when: int, fault: Callable[..., object], work: Callable[[], object]) -> bool:
-    """Run `work` on a disk whose n-th call of some names is `fault`; return whether it came to that."""
+    """Run `work` with the n-th call of the given names replaced by `fault`; return True if there was such a call."""
     atomic_files.os = faulty = FaultyOs(names, when, fault)
     try:
         work()

@@ -1,8 +1,8 @@
-"""Damage files in a million ways and read them with the package's own readers.
+"""Fuzzing of file readers: a million damaged files, read with the functions of the package.
 
-Files that skipway seals (weights, checkpoints) are refused or come back identical. Others, which people also write by
-hand, are refused with an InputError or StorageError or are read; nothing in them is run (a canary file, and an audit
-hook on everything that starts a process or names a class), nothing is written next to them, no other exception comes.
+Files with a checksum (weights, checkpoints) must be refused or load unchanged. Other files, which users may also edit,
+must be read, or refused with an InputError or StorageError. Content must not be executed, which a canary file and an
+audit hook on process starts and class look-ups detect. No files may be written, and no other exception may be raised.
 """
 
 import os
@@ -23,13 +23,13 @@ from skipway.errors import SkipwayError
 from skipway.training import checkpoint
 from skipway.weights import unpickle_worker
 
-SECONDS = 20  # after which one file counts as one that hangs
-SEALED = {"weights": True, "checkpoint": False}  # whether it is the file of weights
+SECONDS = 20  # seconds after which a reader counts as hanging
+SEALED = {"weights": True, "checkpoint": False}  # kind of file: True for weights
 _RUNS_SOMETHING = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
 
 
 class Executed:
-    """An audit hook, which cannot be taken off: it remembers what would run something while `armed`."""
+    """Audit hook that records events which execute something while `armed`. Audit hooks cannot be removed."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -37,13 +37,13 @@ class Executed:
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple) -> None:
-        # The one process that is meant to be started is the reader of torch's pickles; the canary watches that one.
+        # The process that reads pickles is allowed; the canary file detects execution in it.
         if self.armed and event in _RUNS_SOMETHING and unpickle_worker.__file__ not in str(arguments):
             self.events.append(f"{event} {arguments}"[:200])
 
 
 def parts(settings: Settings) -> Iterator[Count]:
-    """Read damaged files of every kind."""
+    """Read damaged files of each kind."""
     yield isolated(truncate, settings.count("files: truncations of weights and a checkpoint", 10**9))
     yield isolated(flip, settings.count("files: flipped bits of weights and a checkpoint", 100_000))
     for name, planned in (
@@ -66,7 +66,7 @@ def parts(settings: Settings) -> Iterator[Count]:
 
 
 def truncate(count: Count) -> Count:
-    """Cut every sealed file at every byte."""
+    """Truncate each sealed file at every byte."""
     with Place() as place:
         sealed = place.sealed()
         lengths = [(file, length) for file in sealed for length in range(len(sealed[file]))]
@@ -104,12 +104,12 @@ def mutate(count: Count, name: str) -> Count:
             for _ in count:
                 place.guarded(count, lambda: attempt(draw))
         if any(place.folder.parent.rglob(CANARY)):
-            count.fault("executed", "the canary file is there")
+            count.fault("executed", "the canary file exists")
     return count
 
 
 class Place:
-    """A folder in memory where there is one, with the files that are damaged and the readers that get them."""
+    """Folder, in memory if possible, with the files to damage."""
 
     def __init__(self) -> None:
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -134,12 +134,12 @@ class Place:
         self._temporary.cleanup()
 
     def sealed(self) -> dict[Path, bytes]:
-        """Return the sealed files of this place with their content."""
+        """Return the content of the sealed files by path."""
         files = [self.weights, *sorted(path for path in self.last.rglob("*") if path.is_file())]
         return {path: path.read_bytes() for path in files}
 
     def judge(self, count: Count, file: Path, content: bytes) -> None:
-        """Count a fault unless a sealed file with this content is refused or comes back identical."""
+        """Count a fault unless a sealed file with this content is refused or loads unchanged."""
         original = file.read_bytes()
         file.write_bytes(content)
         self.guarded(count, lambda: self._read_sealed(count, file))
@@ -153,10 +153,10 @@ class Place:
             step = checkpoint.load_checkpoint(self.last)
             result = (step.tensors, step.state)
         if not _equal(result, self.expected[key]):
-            count.fault("wrong", f"{file.name} was loaded with other values")
+            count.fault("wrong", f"{file.name} loaded with other values")
 
     def guarded(self, count: Count, work: Callable[[], object]) -> None:
-        """Count what `work` runs and raises but must not, and files that it leaves."""
+        """Run `work`, and count executed content and undocumented exceptions."""
         signal.alarm(SECONDS)
         self.hook.armed = True
         try:

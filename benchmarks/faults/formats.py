@@ -1,6 +1,6 @@
-"""The files that are damaged: how each kind is made, and the reader of the package that gets it.
+"""Files to damage: a valid file of each kind, and the function of the package that reads it.
 
-An attempt is a function of a random generator that damages one file and reads it; it raises what the reader raises.
+An attempt is a function of a random generator that damages a file and reads it. Errors of the reader propagate.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def _state(network: Any) -> dict[str, Any]:
 
 
 def write_sealed(folder: Path) -> tuple[Path, Path]:
-    """Write a file of weights and a checkpoint into `folder`; return their paths."""
+    """Write a weights file and a checkpoint to `folder`; return their paths."""
     network = _network()
     weights, last = folder / "weights.safetensors", folder / "last"
     few = dict(list(network.state_dict().items())[:8])
@@ -82,7 +82,7 @@ def write_sealed(folder: Path) -> tuple[Path, Path]:
 
 
 def damage_sealed(draw: random.Random, file: Path, data: bytes) -> bytes:
-    """Return the content of a sealed file damaged in its bytes, or in the structure of its JSON or of its header."""
+    """Damage the bytes of a sealed file, or the structure of its JSON or its header."""
     if draw.random() < 0.5:
         return damage(draw, data)
     if file.suffix == ".json":
@@ -100,7 +100,7 @@ def _with_header(data: bytes, header: Any) -> bytes:
 
 
 def _resealed_weights(folder: Path) -> Attempt:
-    """Weights whose plan, Spec and tensors are odd, and whose seal is right: anybody can write one."""
+    """Return an attempt with weights that have an invalid plan or Spec and a valid checksum."""
     network, path = _network(), folder / "resealed.safetensors"
     header = {"plan": network.plan, "spec": network.spec.as_dict()}
     state = dict(network.state_dict())
@@ -114,7 +114,7 @@ def _resealed_weights(folder: Path) -> Attempt:
 
 
 def _resealed_state(folder: Path) -> Attempt:
-    """The state of a checkpoint that is odd under checksums that are right."""
+    """Return an attempt with a checkpoint that has an invalid state and valid checksums."""
     state, last = _state(_network()), folder / "resealed"
     checkpoint.save_checkpoint(last, 3, {"a": torch.zeros(2)}, state)
     step = next(last.iterdir())
@@ -152,7 +152,7 @@ def _msgpack(folder: Path) -> Attempt:
 
 
 def _pickles(folder: Path) -> Attempt:
-    """Files of torch.save, of both kinds, which a child process reads; it takes a second for each."""
+    """Return an attempt with files of torch.save in both formats. A child process reads them, which takes 1 second."""
     content = {"weight": torch.ones(4, 4), "epoch": 3}
     files = []
     for is_zip in (True, False):
@@ -174,7 +174,7 @@ def _file(
     read: Callable[[Path], object],
     restructured: Callable[[random.Random, bytes], bytes] | None = None,
 ) -> Attempt:
-    """Damage the bytes of `data`, or half of the time its structure, write them to `path` and read that."""
+    """Return an attempt that damages the bytes, or half of the time the structure, of `data` at `path`."""
 
     def attempt(draw: random.Random) -> None:
         use = restructured if restructured and draw.random() < 0.5 else damage
@@ -229,13 +229,13 @@ def _config(folder: Path) -> Attempt:
     text = yaml.safe_dump(with_schema({**values, "model": "resnet20", "seed": 1, "momentum": 0.9})).encode()
 
     def restructured(draw: random.Random, data: bytes) -> bytes:
-        return as_json(restructure(draw, yaml.safe_load(data)))  # JSON is YAML too
+        return as_json(restructure(draw, yaml.safe_load(data)))  # JSON is valid YAML
 
     return _file(path, text, lambda p: Recipe.of(Recipe.read(p, need_schema=True)), restructured)
 
 
 def _run_files(name: str, folder: Path) -> Attempt:
-    """The files of a run folder as `compare` reads them: its histories and metrics."""
+    """Return an attempt with a run folder, read like in `compare`: its history and its metrics."""
     run = folder / "run"
     run.mkdir()
     (run / "config.yaml").write_text(Recipe(data="digits").as_yaml())
@@ -262,14 +262,14 @@ def _run_files(name: str, folder: Path) -> Attempt:
 
 
 def _hub(folder: Path) -> Attempt:
-    """The config.json of a repository, as the Hub sends it."""
+    """Return an attempt with the config.json of a Hugging Face Hub repository."""
     plan = {"in_chans": 3, "num_classes": 3}
 
     def read(path: Path) -> None:
         try:
             pretrained._spec_from_config(pretrained._read_config("timm/x", path), plan)
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError):
-            return  # what _load_from_hub makes an InputError of
+            return  # _load_from_hub converts these to an InputError
 
     restructured = lambda draw, data: as_json(restructure(draw, json.loads(data)))  # noqa: E731
     return _file(folder / "config.json", json.dumps(_TIMM).encode(), read, restructured)

@@ -1,8 +1,8 @@
-"""Kill trainings at random moments; each must end with the bits of one that was never killed.
+"""Kills of trainings at random times. Each resumed run must end with the same bits as an undisturbed one.
 
-Every kind of run has its own run that is never disturbed. Others get SIGKILL, SIGTERM or SIGINT at moments spread over
-a run's life (start-up, decoding, training, saving, evaluation, report) and are started again, with --resume as soon as
-there is something to resume. Compared are all tensors of weights/best.safetensors and weights/last.
+Each kind of run has an undisturbed reference run. Other runs receive SIGKILL, SIGTERM or SIGINT at times spread over
+the run (start-up, decoding, training, saving, evaluation, report). They are started again, with --resume if there is a
+run folder. All tensors of weights/best.safetensors and weights/last are compared.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from faults.counting import Count, Settings, finish, kill_all, run, start
 from skipway.training import checkpoint
 
-KILLS = 60  # of each kind of run
+KILLS = 60  # per kind of run
 KILLS_A_RUN = 5
 _DIGITS = ["digits", "-m", "resnet20", "--epochs", "2", "--ema", "0.9", "--drop-path", "0.1"]
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
     "two processes": ["digits", "-m", "resnet20", "--epochs", "1", "--save-every", "0", "--nproc", "2"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-STOPPED = (0, 75, 130)  # exit codes after a signal that can be heard
+STOPPED = (0, 75, 130)  # exit codes after a signal that can be handled
 TEMPORARIES = (".tmp-*", ".*.tmp-*")
 
 
@@ -42,11 +42,11 @@ def parts(settings: Settings) -> Iterator[Count]:
 
 
 def kill_runs(count: Count, words: list[str], place: Path) -> None:
-    """Spend the kills of one row on runs of one kind, KILLS_A_RUN on each."""
+    """Kill runs of a kind, each KILLS_A_RUN times."""
     draw = random.Random(count.seed)
-    begun = time.monotonic()
+    begin = time.monotonic()
     code, errors = run(command(place, "whole", words), place)
-    life = time.monotonic() - begun
+    life = time.monotonic() - begin
     if code:
         count.fault("broken", f"the undisturbed run ended with {code}: {errors}")
         return
@@ -57,7 +57,7 @@ def kill_runs(count: Count, words: list[str], place: Path) -> None:
         while not hit:
             hit = killed(count, command(place, name, words), place, draw.uniform(0.05, life), draw)
             if not hit:
-                life = max(0.9 * life, 2.0)  # the machine is quicker now, or the run is nearly over
+                life = max(0.9 * life, 2.0)  # the machine is faster now, or the run was almost complete
                 judge(count, place, name, words, expected, max(spent, 1))
                 name, spent = f"killed-{number}-{draw.randrange(10**9)}", 0
         spent += 1
@@ -69,14 +69,14 @@ def kill_runs(count: Count, words: list[str], place: Path) -> None:
 
 
 def command(place: Path, name: str, words: list[str]) -> list[str]:
-    """Return the same command again, or --resume as soon as the folder holds a run."""
+    """Return the command that starts a run, or resumes it if its folder exists."""
     if (place / "runs" / name / "config.yaml").exists():
         return ["train", "--resume", f"runs/{name}", *(["--nproc", "2"] if "--nproc" in words else [])]
     return ["train", *words, "--threads", "1", "-o", "runs", "--name", name]
 
 
 def killed(count: Count, words: list[str], place: Path, moment: float, draw: random.Random) -> bool:
-    """Start or resume a run and send it a signal after `moment` seconds; return False if it was over before."""
+    """Start or resume a run and send it a signal after `moment` seconds; return False if it ended before."""
     process = start(words, place)
     number = draw.choice(SIGNALS)
     deadline = time.monotonic() + moment
@@ -84,7 +84,7 @@ def killed(count: Count, words: list[str], place: Path, moment: float, draw: ran
         if process.poll() is not None:
             code, errors = finish(process)
             if code:
-                count.fault("broken", f"undisturbed, it ended with {code}: {errors}")
+                count.fault("broken", f"without a signal, the run ended with {code}: {errors}")
             return False
         time.sleep(0.01)
     if number == signal.SIGKILL and draw.random() < 0.5:
@@ -98,20 +98,20 @@ def killed(count: Count, words: list[str], place: Path, moment: float, draw: ran
 
 
 def judge(count: Count, place: Path, name: str, words: list[str], expected: str, spent: int) -> None:
-    """Finish a run and compare it with the one that was never killed; each of its kills counts as a fault if not."""
+    """Finish a run and compare it with the reference. If they differ, each of its kills counts as a fault."""
     code, errors = run(command(place, name, words), place)
     folder = place / "runs" / name
-    leftovers = [path.name for mark in TEMPORARIES for path in folder.rglob(mark)]
+    leftovers = [path.name for pattern in TEMPORARIES for path in folder.rglob(pattern)]
     if code or leftovers:
         for _ in range(spent):
             count.fault("lost", f"{name} ended with {code} and {leftovers}: {errors}")
     elif digest(folder) != expected:
         for _ in range(spent):
-            count.fault("wrong", f"{name} differs from the run that was never killed")
+            count.fault("wrong", f"{name} differs from the undisturbed run")
 
 
 def digest(folder: Path) -> str:
-    """Return the SHA-256 over the name, type, shape and bytes of every tensor of best and last."""
+    """Compute the SHA-256 of the names, types, shapes and bytes of all tensors of best and last."""
     last = checkpoint.load_checkpoint(folder / "weights" / "last")
     both = {"best": checkpoint.load_weights(folder / "weights" / "best.safetensors")[0], "last": last.tensors}
     whole = hashlib.sha256(str(last.step).encode())

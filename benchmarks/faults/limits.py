@@ -1,12 +1,11 @@
-"""Limits of the machine: stopped and continued, few files, little memory, small files, clocks that jump, power cuts.
+"""Limits of the machine: stop and continue, few open files, little memory, small files, clock jumps, power failures.
 
-Whatever ended a run, the same command or --resume without the limit must end in the bits of one that met none. The
-kernel's OOM killer sends SIGKILL at a size of memory; here the benchmark sends it, for that needs no rights over groups
-of processes.
+After a limit ended a run, the same command or --resume without the limit must end with the same bits as an undisturbed
+run. SIGKILL at a size of memory simulates the OOM killer, without the permissions that a cgroup needs.
 
-A power cut is computed, not made: the calls of a save are recorded, and after each of them the worst disk that the
-rules allow is written out: content without fsync is gone, and names that no fsync of their folder has made durable are
-there in one disk and are missing in the other. From both, the old or the new checkpoint must load.
+Power failures are simulated. The calls of a save are recorded, and after each call the worst allowed state of the disk
+is written: content without fsync is lost. Names without an fsync of their folder exist on one disk and are missing on
+another. The old or the new checkpoint must load from both.
 """
 
 import os
@@ -43,7 +42,7 @@ _JUMPS = "import random, time\nreal = time.time\ntime.time = lambda: real() + ra
 
 
 def parts(settings: Settings) -> Iterator[Count]:
-    """Try every limit."""
+    """Run the trials of each limit."""
     with tempfile.TemporaryDirectory(prefix="skipway-limits-") as name:
         place = Path(name)
         run([*_TRAIN, "-o", str(place), "--name", "whole"], place)
@@ -57,7 +56,7 @@ def parts(settings: Settings) -> Iterator[Count]:
 
 
 def stopped(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
-    """SIGSTOP and SIGCONT at random moments."""
+    """Send SIGSTOP and SIGCONT at random times."""
     count = settings.count("limits: SIGSTOP and SIGCONT", 20)
     for number in count:
         process = start([*_TRAIN, "-o", ".", "--name", f"stopped-{number}"], place)
@@ -72,7 +71,7 @@ def stopped(settings: Settings, place: Path, expected: str, draw: random.Random)
 
 
 def limited(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
-    """Little memory, few open files, small files; then the same without the limit."""
+    """Limit the memory, the open files or the file size, then repeat the command without the limit."""
     count = settings.count("limits: ulimit -v, -n, -f", len(_LIMITS))
     for number in count:
         kind, value = _LIMITS[(number * 7) % len(_LIMITS)]
@@ -86,7 +85,7 @@ def limited(settings: Settings, place: Path, expected: str, draw: random.Random)
 
 
 def killed_by_size(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
-    """SIGKILL at a size of memory, up to the peak of an undisturbed run; then the same without it."""
+    """Send SIGKILL at a size of memory up to the peak of an undisturbed run, then repeat the command."""
     count = settings.count("limits: SIGKILL at a size of memory", 20)
     peak = _kill_at(start(command(place, "peak"), place), 1e9)
     for number in count:
@@ -97,7 +96,7 @@ def killed_by_size(settings: Settings, place: Path, expected: str, draw: random.
 
 
 def _kill_at(process: subprocess.Popen, megabytes: float) -> float:
-    """Kill a command as soon as it has so much memory; return the most that it had."""
+    """Kill a command when it uses this much memory; return its peak memory in MiB."""
     peak = 0.0
     while process.poll() is None:
         pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
@@ -111,7 +110,7 @@ def _kill_at(process: subprocess.Popen, megabytes: float) -> float:
 
 
 def without_shared_memory(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
-    """A /dev/shm of 64 KB, for one process and for two; needs root, without which nothing is done."""
+    """Run one and two processes with a /dev/shm of 64 KB. Without root, no trials are run."""
     count = settings.count("limits: a /dev/shm of 64 KB", 2)
     if os.geteuid():
         count.planned = 0
@@ -125,14 +124,14 @@ def without_shared_memory(settings: Settings, place: Path, expected: str, draw: 
 
 
 def command(place: Path, name: str) -> list[str]:
-    """Return the command that starts a run, or resumes it as soon as the folder holds one."""
+    """Return the command that starts a run, or resumes it if its folder exists."""
     if (place / name / "config.yaml").exists():
         return ["train", "--resume", name]
     return [*_TRAIN, "-o", ".", "--name", name]
 
 
 def clock_jumps(settings: Settings, place: Path, expected: str, draw: random.Random) -> Count:
-    """A clock of the wall that jumps by a day and by years, between any two calls."""
+    """Run with a wall clock that jumps by a day or by years between any two calls."""
     count = settings.count("limits: clock jumps", 10)
     (place / "sitecustomize.py").write_text(_JUMPS)
     for number in count:
@@ -144,7 +143,7 @@ def clock_jumps(settings: Settings, place: Path, expected: str, draw: random.Ran
 
 
 def judge(count: Count, folder: Path, result: tuple[int | None, str], expected: str, codes: tuple[int, ...]) -> None:
-    """Count a fault if a command ended in an undocumented way, or well and with other weights than the expected."""
+    """Count a fault if a command ended with an undocumented code, or succeeded with other weights."""
     code, errors = result
     if code not in codes or "Traceback" in errors:
         count.fault("broken", f"{folder.name} ended with {code}: {errors[-200:]}")
@@ -154,7 +153,7 @@ def judge(count: Count, folder: Path, result: tuple[int | None, str], expected: 
 
 
 class RecordingOs:
-    """`os` that remembers the calls that change a disk."""
+    """Module `os` that records the calls that change a disk."""
 
     def __init__(self) -> None:
         self.calls: list[tuple] = []
@@ -193,7 +192,7 @@ class RecordingOs:
 
 
 def power_cuts(count: Count) -> Count:
-    """Cut the power after every call of a first, a second and a repeated save."""
+    """Simulate a power failure after every call of a second, a repeated and a third save."""
     tensors = {"a": torch.arange(3000.0)}
     cuts = []
     for steps in ((1, 2), (1, 1), (1, 2, 3)):
@@ -216,7 +215,7 @@ def power_cuts(count: Count) -> Count:
         allowed = steps[-2:] if done < len(calls) else steps[-1:]
         try:
             if checkpoint.load_checkpoint(folder).step not in allowed:
-                count.fault("lost", f"{steps}: an old step after {done} of {len(calls)} calls")
+                count.fault("lost", f"{steps}: an old step loaded after {done} of {len(calls)} calls")
         except InputError as error:
             count.fault("lost", f"{steps}: after {done} of {len(calls)} calls ({eager=}): {error}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -224,16 +223,16 @@ def power_cuts(count: Count) -> Count:
 
 
 def write_disk(before: dict[Path, bytes], calls: list[tuple], eager: bool) -> None:
-    """Write out what a power cut leaves: the content that was synced, with all names (eager) or the durable ones."""
+    """Write the state of the disk after a power failure: synced content, with all names (eager) or the durable ones."""
     contents = {str(path): data for path, data in before.items()}
     pending: list[tuple] = []
-    files = dict(contents)  # the durable names
+    files = dict(contents)  # durable names
     written: dict[str, bytes] = {}
     for call, path, *rest in calls:
         if call == "write":
             written[path] = written.get(path, b"") + rest[0]
         elif call == "fsync" and path in written:
-            contents[path] = written[path]  # the content is of the file, wherever its name is then
+            contents[path] = written[path]  # content belongs to the file, even if its name changes later
             files = {name: contents[path] if name == path else data for name, data in files.items()}
         elif call == "fsync":
             for change in [c for c in pending if os.path.dirname(c[1]) == path]:
@@ -258,18 +257,18 @@ def _apply(files: dict[str, bytes], change: tuple, contents: dict[str, bytes]) -
 
 
 def long_run(count: Count, place: Path) -> Count:
-    """Thousands of epochs: files, handles and memory of the process stay what they were after the first ones."""
+    """Run thousands of epochs. The files, handles and memory of the process must not grow."""
     words = ["train", "wine", "--epochs", str(count.planned), "--threads", "1", "--save-every", "0", "-o", "."]
-    planned, begun = count.planned, time.monotonic()
+    planned, begin = count.planned, time.monotonic()
     process = start([*words, "--patience", str(planned), "--name", "long"], place)
     results = place / "long" / "results.csv"
     first = None
-    while process.poll() is None and time.monotonic() - begun < 60 * count.minutes:
+    while process.poll() is None and time.monotonic() - begin < 60 * count.minutes:
         time.sleep(0.5)
         try:
             epochs = results.read_text().count("\n") - 1
             if epochs >= planned:
-                continue  # it evaluates and writes its report
+                continue  # the run evaluates and writes its report
             state = Path(f"/proc/{process.pid}")
             pages = int((state / "statm").read_text().split()[1])
             sample = (len(os.listdir(state / "fd")), pages * 4096 / _MB, sum(1 for _ in (place / "long").rglob("*")))
@@ -282,7 +281,7 @@ def long_run(count: Count, place: Path) -> Count:
             grown = [now - then for now, then in zip(sample, first, strict=True)]
     process.terminate()
     code, errors = finish(process)
-    count.seconds = time.monotonic() - begun
+    count.seconds = time.monotonic() - begin
     if code == 0:
         count.done = planned
     if code not in (0, 75):

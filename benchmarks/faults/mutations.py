@@ -1,11 +1,11 @@
-"""Damage to files: bytes and structure, with pieces in it that would run something if anything of a file were run."""
+"""Mutations of bytes and of structured values, including payloads that reveal the execution of content."""
 
 import copy
 import json
 import random
 from typing import Any
 
-CANARY = "skipway-canary"  # what every hostile piece would make in the working folder
+CANARY = "skipway-canary"  # file that every payload would create in the working folder
 _SHELL = f"touch {CANARY}"
 _PICKLE = b"cos\nsystem\n(S'" + _SHELL.encode() + b"'\ntR."
 _ODD_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
@@ -39,7 +39,7 @@ _ODD_VALUES: tuple[Any, ...] = (
 
 
 def damage(draw: random.Random, data: bytes) -> bytes:
-    """Return `data` with one to four faults of bytes: flips, cuts, odd numbers, moved, doubled and hostile pieces."""
+    """Apply one to four mutations to `data`: flips, cuts, unusual numbers, copied parts, zeros and payloads."""
     content = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         at = draw.randrange(len(content) + 1)
@@ -69,7 +69,7 @@ def damage(draw: random.Random, data: bytes) -> bytes:
 
 
 def restructure(draw: random.Random, values: Any) -> Any:
-    """Return plain values with one to three faults of structure: odd, missing, moved, renamed and nested values."""
+    """Apply one to three mutations to plain values: unusual, missing, moved, renamed and nested values."""
     whole = [copy.deepcopy(values)]
     for _ in range(draw.choice((1, 1, 2, 3))):
         places = list(_places(whole))
@@ -90,12 +90,12 @@ def restructure(draw: random.Random, values: Any) -> Any:
 
 
 def as_json(values: Any) -> bytes:
-    """Return values as JSON, also those that no strict writer writes."""
+    """Encode values as JSON, including NaN and infinity."""
     return json.dumps(values, separators=(",", ":")).encode()
 
 
 def _places(holder: Any) -> Any:
-    """Iterate over (container, key) of every value."""
+    """Yield (container, key) of each value."""
     items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder))
     for key, value in items:
         yield holder, key

@@ -1,4 +1,4 @@
-"""Start two runs, or resume one twice, at the same moment in one folder: one of them has it, and nothing is lost."""
+"""Races: two simultaneous starts or resumes in the same folder. One of them must succeed, without loss."""
 
 import os
 import shutil
@@ -13,13 +13,13 @@ from faults.kills import digest
 from skipway.cli import app
 from skipway.runs.train_run import train
 
-RACES = 100  # of each kind
+RACES = 100  # per kind
 _FILES = ("config.yaml", "metrics.json", "report.html")
 _MODEL = {"epochs": 2, "threads": 1, "save_every": 0}
 
 
 def parts(settings: Settings) -> Iterator[Count]:
-    """Race two starts, and two resumes."""
+    """Run races of two starts and of two resumes."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="skipway-races-") as name:
         place = Path(name)
@@ -53,7 +53,7 @@ def parts(settings: Settings) -> Iterator[Count]:
 
 
 def together(words: list[str], times: int) -> list[int]:
-    """Run one command in several forked processes that begin at the same moment; return their exit codes."""
+    """Run a command in several forked processes that start simultaneously; return their exit codes."""
     ready, go = os.pipe()
     children = []
     for _ in range(times):
@@ -63,7 +63,7 @@ def together(words: list[str], times: int) -> list[int]:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            os.read(ready, 1)  # ends for all as the other end closes
+            os.read(ready, 1)  # returns in all processes when the other end is closed
             code = 70
             try:
                 app.main(list(words))

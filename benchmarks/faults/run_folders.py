@@ -1,6 +1,6 @@
-"""Damage one file of a run's folder and give the folder to a command, for every file, command and kind of run.
+"""Run folders with a damaged file, for each file, command and kind of run.
 
-The command ends with a documented exit code and one line, whatever was damaged; nothing from a file is run.
+Each command must end with a documented exit code and one line, and must not execute content of a file.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from skipway.runs.train_run import train
 from skipway.utils import atomic_files, stop_signals
 from skipway.utils.stop_signals import StopFlag
 
-_READ_SUFFIXES = (".json", ".csv", ".yaml", ".safetensors")  # of files that commands read; others are only shown
+_READ_SUFFIXES = (".json", ".csv", ".yaml", ".safetensors")  # suffixes of the files that commands read
 CODES = (0, 2, 3, 4)
-TRIALS = 4_000  # of each kind
-_SECONDS = 120  # after which a command counts as one that hangs
+TRIALS = 4_000  # per kind
+_SECONDS = 120  # seconds after which a command counts as hanging
 _QUICK = {"epochs": 2, "batch_size": 16, "threads": 1}
 _COMMON = (
     ["compare", "damaged", "whole", "-o", "compare.png"],
@@ -52,7 +52,7 @@ _LONGER = ["train", "--resume", "damaged", "--quiet", "--epochs", "3"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run: the options that train one, its data and what it predicts, and the commands that read it."""
+    """Kind of run: its training options and data, the input of predict, and the commands that read it."""
 
     options: dict[str, Any]
     data: str
@@ -76,7 +76,7 @@ def parts(settings: Settings) -> Iterator[Count]:
 
 
 def damage_runs(count: Count, name: str) -> Count:
-    """Damage a run of one kind again and again, and run a command on it."""
+    """Repeatedly damage a run of a kind, and run a command on it."""
     draw = random.Random(f"{count.seed} {name}")
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # a warning would be a second line
@@ -90,13 +90,13 @@ def damage_runs(count: Count, name: str) -> Count:
             if fault:
                 count.fault("broken", fault)
         if any(place.folder.rglob(CANARY)):
-            count.fault("executed", "the canary file is there")
+            count.fault("executed", "the canary file exists")
         os.chdir("/")
     return count
 
 
 class Place:
-    """A folder, which becomes the working folder, with data and a whole run of one kind."""
+    """Working folder with data and an intact run of a kind."""
 
     def __init__(self, folder: Path, name: str):
         self.folder, self.kind = folder, KINDS[name]
@@ -111,7 +111,7 @@ class Place:
         self.kept = {path.name for path in folder.iterdir()}
 
     def attempt(self, draw: random.Random, number: int | None = None) -> str:
-        """Damage a file and run a command, the one of this number if it is given; return what is wrong with its end."""
+        """Damage a file and run a command, a random one by default; return a text if it ended in a wrong way."""
         for path in self.folder.iterdir():
             if path.name not in self.kept:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -128,7 +128,7 @@ class Place:
 
 
 def run_here(words: list[str]) -> tuple[Any, str]:
-    """Run a command in this process; return its exit code and what it printed to standard error."""
+    """Run a command in this process; return its exit code and its standard error."""
     stop_signals.STOP = StopFlag()
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -140,7 +140,7 @@ def run_here(words: list[str]) -> tuple[Any, str]:
 
 
 def damage_file(draw: random.Random, path: Path) -> str:
-    """Damage one file in its bytes or its structure, or remove it or put a folder in its place; return the word."""
+    """Damage the bytes or the structure of a file, remove it, or replace it by a folder; return the kind of damage."""
     how = draw.choice(("removal", "a folder in place", "bytes", "bytes", "structure", "structure", "structure"))
     data = path.read_bytes()
     if how == "structure":
@@ -159,10 +159,10 @@ def _damage_bytes(draw: random.Random, path: Path, data: bytes) -> str:
 
 
 def _restructure(draw: random.Random, path: Path, data: bytes) -> bool:
-    """Make a value of JSON or YAML odd, or a cell of CSV; return whether the file is any of these."""
+    """Mutate the values of a JSON, YAML or CSV file; return False for other files."""
     if path.suffix == ".json":
         path.write_bytes(as_json(restructure(draw, json.loads(data))))
-        if path.name == "state.json":  # under checksums that are right
+        if path.name == "state.json":  # with valid checksums
             reseal(path)
     elif path.suffix == ".yaml":
         path.write_bytes(as_json(restructure(draw, yaml.safe_load(data))))
@@ -177,7 +177,7 @@ def _restructure(draw: random.Random, path: Path, data: bytes) -> bool:
 
 
 def reseal(path: Path) -> None:
-    """Make the manifest next to a file of a checkpoint one that holds for it."""
+    """Update the manifest next to a file of a checkpoint, so that its checksum is valid."""
     manifest_path, data = path.parent / "MANIFEST.json", path.read_bytes()
     manifest = json.loads(manifest_path.read_bytes())
     manifest.pop("sha256")

@@ -1,1 +1,1 @@
-"""Several processes: collectives, FSDP, launching."""
+"""Distributed training: collectives, FSDP, process group and launcher."""

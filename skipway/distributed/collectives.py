@@ -1,6 +1,6 @@
-"""Ranks: what the processes of one training tell each other; in a single process everything is nothing to do.
+"""Collectives over the processes of a training. In a single process they return at once.
 
-torch's process group (gloo on CPUs, NCCL on GPUs) carries it; torchrun or `--nproc` starts it.
+They use the process group of torch: gloo on CPUs, NCCL on GPUs.
 """
 
 import re
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 R = TypeVar("R")
-# What gloo, NCCL and torch's store say. Their names alone say nothing: they also report tensors of unequal shapes.
+# Errors of gloo, NCCL and the store of torch. Their names are not enough: they also report mismatched tensor shapes.
 _BROKEN = re.compile(
     r"connection (?:was likely )?closed|connection reset|connection refused|broken pipe|socket closed|failed to connect"
     r"|remote ?error|remote process exit|communicator was aborted",
@@ -38,17 +38,21 @@ _TIMEOUT = re.compile(r"(?:gloo|nccl|store|socket|recv).*(?:timed out|timeout)",
 
 
 def rank() -> int:
-    """The number of this process among those of the training, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def assert_same(values: dict[str, Any]) -> None:
-    """Refuse to go on where the processes were told different values."""
+    """Raise an error if `values` differ between the processes.
+
+    Raises:
+        InputError: a value differs; the error names it and two ranks.
+    """
     all_values = all_gather(values)
     for other, other_values in enumerate(all_values):
         differing = [name for name, value in all_values[0].items() if other_values[name] != value]
@@ -58,13 +62,17 @@ def assert_same(values: dict[str, Any]) -> None:
                 for n in differing
             )
             raise InputError(
-                f"the processes of this training do not agree: {printable(differences)}; start all with one command, "
-                "on the same data"
+                f"cannot train: expected equal settings in all processes, got {printable(differences)}. Start all "
+                "processes with the same command and the same data."
             )
 
 
 def all_reduce_sum(*values: float) -> list[float]:
-    """Each value summed over all processes."""
+    """Sum each value over all processes.
+
+    >>> all_reduce_sum(1.0, 2.0)
+    [1.0, 2.0]
+    """
     if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
@@ -73,7 +81,11 @@ def all_reduce_sum(*values: float) -> list[float]:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The value of every process, in the order of ranks."""
+    """Return the value of every process, in the order of ranks.
+
+    >>> all_gather("a")
+    ['a']
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -82,7 +94,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def run_on_rank0(make: Callable[[], R]) -> R:
-    """What `make` gives in the first process, for all of them; what it raises there, too."""
+    """Call `make` in the first process, and return its result, or raise its error, in all processes."""
     if world_size() == 1:
         return make()
     outcome: list[Any] = [None, None]
@@ -99,33 +111,34 @@ def run_on_rank0(make: Callable[[], R]) -> R:
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Whether an error is that the connection to another process of the training broke, as it does when that ends."""
+    """Return True if the error means that the connection to another process of the training broke."""
     return world_size() > 1 and _BROKEN.search(str(error)) is not None
 
 
 def is_peer_silent(error: Exception) -> bool:
-    """Whether an error is that another process of the training did not answer in time."""
+    """Return True if the error means that another process of the training timed out."""
     return world_size() > 1 and not is_peer_lost(error) and _TIMEOUT.search(str(error)) is not None
 
 
 def explain_peer(error: Exception, run: str = "RUN") -> Interrupted | None:
-    """Return the error for the user if `error` is that another process of the training ended or does not answer.
+    """Return the error to report if `error` means that another process ended or timed out, else None.
 
     Args:
-        run: the folder to resume.
+        error: error of a collective.
+        run: run folder to name in the message.
     """
     if is_peer_silent(error):
-        reason = "another process of this training does not answer"
+        reason = "another process does not respond"
     elif is_peer_lost(error):
-        time.sleep(1)  # the launcher looks several times a second: it shall find first who is gone, and name that
-        reason = "another process of this training is gone"
+        time.sleep(1)  # the launcher polls several times a second and should report the process that ended first
+        reason = "lost the connection to another process"
     else:
         return None
-    return Interrupted(f"{reason}; what is saved is whole: go on with --resume {run}")
+    return Interrupted(f"{reason}; checkpoints are saved. Resume with --resume {run}")
 
 
 def broadcast_buffers(network: nn.Module) -> None:
-    """Give every process the buffers (the norms' statistics) of the first."""
+    """Copy the buffers (statistics of batch norms) of the first process to all processes."""
     if world_size() > 1:
         buffers: list[Tensor] = list(network.buffers())
         for buffer in buffers:

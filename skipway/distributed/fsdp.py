@@ -1,6 +1,6 @@
-"""Shards: weights, gradients and optimiser states split over the processes, for networks that one does not hold.
+"""FSDP: shards weights, gradients and optimizer states over the processes, for networks that do not fit into one.
 
-torch's fully_shard does it: every process keeps its part of each block, and has the whole block only while it runs.
+It uses fully_shard of torch. Each process keeps its shard of each block, and gathers the full block only to run it.
 Sources: ZeRO, Rajbhandari et al. 2019, arXiv:1910.02054; FSDP, Zhao et al. 2023, arXiv:2304.11277.
 """
 
@@ -15,7 +15,15 @@ __all__ = ["full_state_dict", "shard_like", "shard_model", "full_tensor"]
 
 
 def shard_model(network: nn.Module, device: str) -> nn.Module:
-    """`network`, which every process has whole, with this process's part of it alone, on `device`."""
+    """Shard a network, which is equal in all processes, in place.
+
+    Args:
+        network: each residual block becomes a unit of FSDP.
+        device: device type of the mesh, "cpu" or "cuda".
+
+    Returns:
+        The network, with the shards of this process.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -26,7 +34,7 @@ def shard_model(network: nn.Module, device: str) -> nn.Module:
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The outermost Skips that learn: what is fetched whole, run and let go again."""
+    """Yield the outermost Skips with parameters, which are the units of FSDP."""
     for child in network.children():
         if isinstance(child, Skip):
             if any(True for _ in child.parameters()):
@@ -40,12 +48,12 @@ def _is_sharded(tensor: Tensor) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of `tensor`, of which each process may have a part; all of them ask together."""
+    """Gather a tensor if it is sharded. All processes must call it."""
     return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full_state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors whole: one after the other in the CPU's memory, where the first process alone keeps them."""
+    """Gather tensors one by one. Sharded ones are returned on the CPU, and only by the first process."""
     full_tensors = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor)
@@ -55,9 +63,11 @@ def full_state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """The rows of `tensor` that this process has of `pattern`; the whole where `pattern` is not shared.
+    """Shard a full tensor like `pattern`.
 
-    What has no row for each of the pattern's, such as a count of steps, stays whole.
+    Args:
+        tensor: moved to the device of `pattern`. A tensor of another shape, such as a step count, is not sharded.
+        pattern: a sharded or a full tensor.
     """
     tensor = tensor.to(pattern.device)
     if (

@@ -1,4 +1,4 @@
-"""Several processes on this machine for one training, by torch's own launcher; the first that fails ends them all."""
+"""Launcher of several training processes on this machine, based on torchelastic. If one fails, all are stopped."""
 
 import logging
 import os
@@ -14,21 +14,25 @@ __all__ = ["launch"]
 
 
 def launch(count: int, words: list[str]) -> None:
-    """Run `skipway WORDS` in `count` processes that train together, and wait for them.
+    """Run `skipway WORDS` in several processes that train together, and wait for them.
+
+    Args:
+        count: number of processes.
+        words: command-line arguments.
 
     Raises:
-        Interrupted: they were stopped, or one of them was killed; names it.
-        SkipwayError: one of them failed and has said why; has its exit code.
+        Interrupted: the processes were stopped, or one was killed by a signal.
+        SkipwayError: a process failed and printed its error; has its exit code.
     """
     os.environ[process_group.LAUNCHER] = str(os.getpid())
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a lost process are pages of C++ frames
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of a lost process print pages of C++ frames
     os.environ.setdefault("OMP_NUM_THREADS", str(available_threads(count).count))
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they tell of a failure is a screen of tables
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the failure is reported here in one line
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -42,16 +46,16 @@ def launch(count: int, words: list[str]) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "skipway", *words)
     except SignalException as error:
-        raise Interrupted(f"stopped by {error.sigval.name}; the processes have saved what they had trained") from None
+        raise Interrupted(f"stopped by {error.sigval.name}: the processes saved their progress") from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             raise Interrupted(
-                f"process {rank} of {count} was ended by {signal.Signals(-failure.exitcode).name}, and the others with "
-                "it; what is saved is whole: go on with --resume RUN"
+                f"process {rank} of {count} was killed by {signal.Signals(-failure.exitcode).name}, and all were "
+                "stopped; checkpoints are saved. Resume with --resume RUN"
             ) from None
         failed = SkipwayError(
-            f"process {rank} of {count} has ended with exit code {failure.exitcode}, for what it said"
+            f"process {rank} of {count} ended with exit code {failure.exitcode}. See the error that it printed."
         )
         failed.exit_code = failure.exitcode
         raise failed from None

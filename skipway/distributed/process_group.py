@@ -1,7 +1,7 @@
-"""Process group: how the processes of one training meet, how long they wait for each other, and which device each has.
+"""Process group: rendezvous, timeouts and the device of each process.
 
-torchrun or `--nproc` starts the processes; gloo connects them on CPUs, NCCL on GPUs. The launcher holds the store where
-they meet: without it they would wait for minutes, and train on with nobody to stop them.
+torchrun or `--nproc` starts the processes; gloo connects them on CPUs, NCCL on GPUs. The launcher holds the store of
+the rendezvous. Processes watch it, because without it they could neither connect nor be stopped.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from skipway.utils.stop_signals import STOP
 
 __all__ = ["LAUNCHER", "join_group", "joined_group", "leave_group", "local_device"]
 
-LAUNCHER = "SKIPWAY_LAUNCHER"  # environment variable with the process number of `--nproc`'s launcher
-_GLANCE = 0.5  # seconds between two looks at the launcher
-_left = threading.Event()  # of the group that was joined last
-_MEETING = timedelta(minutes=2)  # for all to come to the place where they meet
-_PATIENCE = timedelta(minutes=10)  # with a process that does not answer
+LAUNCHER = "SKIPWAY_LAUNCHER"  # environment variable with the process id of the launcher of `--nproc`
+_GLANCE = 0.5  # seconds between checks of the launcher
+_left = threading.Event()  # set when this process leaves the group that it joined last
+_MEETING = timedelta(minutes=2)  # timeout of the rendezvous
+_PATIENCE = timedelta(minutes=10)  # timeout of collectives
 
 
 @contextlib.contextmanager
 def joined_group(device: str) -> Iterator[None]:
-    """Within it this process is one of the group that `join_group` joins.
+    """Join the process group, and leave it when the context ends. See `join_group`.
 
     Raises:
-        Interrupted: another process ended or does not answer.
+        Interrupted: another process ended or timed out.
     """
     try:
         join_group(device)
@@ -47,13 +47,16 @@ def joined_group(device: str) -> Iterator[None]:
 
 
 def join_group(device: str) -> None:
-    """Meet the other processes where torchrun or --nproc has started several.
+    """Join the process group if torchrun or --nproc started several processes.
 
-    From here until `leave_group` the end of the launcher ends this process, too, as SIGTERM does: with its work saved.
+    Until `leave_group`, this process stops like after SIGTERM, with its progress saved, if the launcher ends.
+
+    Args:
+        device: "cpu" or "cuda"; cuda selects the GPU with the LOCAL_RANK of this process.
 
     Raises:
-        InputError: they are not where the environment says.
-        Interrupted: the launcher is gone.
+        InputError: the rendezvous at MASTER_ADDR and MASTER_PORT failed.
+        Interrupted: the launcher ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
@@ -68,18 +71,18 @@ def join_group(device: str) -> None:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         if dist.is_torchelastic_launched():
-            time.sleep(_GLANCE)  # connections break before the launcher counts as gone, or signals why they did
+            time.sleep(_GLANCE)  # connections break before the process gets a new parent, or a signal
             if os.getppid() != launcher:
-                raise Interrupted(f"stopped by {_end_of(launcher)} before anything was done; start again") from None
+                raise Interrupted(f"stopped by {_end_of(launcher)} before training began. Start it again.") from None
         address, port, number = (os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
         raise InputError(
-            f"process {printable(number)} cannot meet the others at {printable(address)}:{printable(port)} "
-            f"({printable(str(error).splitlines()[0])[:200]}); start with --nproc or torchrun, which choose a free port"
+            f"process {printable(number)} cannot connect to {printable(address)}:{printable(port)}: "
+            f"{printable(str(error).splitlines()[0])[:200]}. Use --nproc or torchrun, which choose a free port."
         ) from None
 
 
 def _watch_launcher(launcher: int) -> None:
-    """Start a thread that sends SIGTERM to this process as soon as the launcher is no longer its parent."""
+    """Start a thread that sends SIGTERM to this process when the launcher is no longer its parent."""
     global _left
     _left = left = threading.Event()
 
@@ -98,14 +101,14 @@ def _end_of(launcher: int) -> str:
 
 
 def leave_group() -> None:
-    """Part from the others."""
+    """Leave the process group and stop watching the launcher."""
     _left.set()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def local_device(device: str) -> torch.device:
-    """Return the device that this process trains on: of a machine's GPUs, the one with its LOCAL_RANK."""
+    """Return the device of this process: for cuda with several processes, the GPU with its LOCAL_RANK."""
     if device == "cuda" and world_size() > 1:
         return torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(device)

@@ -1,4 +1,4 @@
-"""Export: fusion for inference, quantization, ONNX, torch.export, OpenVINO, preprocessing in the graph."""
+"""Export: fusion for inference, quantization, ONNX, torch.export, OpenVINO, and preprocessing in the graph."""
 
 from skipway.export.export_model import Exported, fuse, onnx, program
 

@@ -1,7 +1,7 @@
-"""How a network of images or of tables is exported: its inputs and outputs, what prepares them, what checks them.
+"""Descriptions of an export: module, input and output names, dynamic axes, and the inputs that verify the file.
 
-Shapes: N inputs, (H, W) pixels of an image, (S, S) those that the network is given of it, C channels, K classes, F
-numbers of a row of a table.
+Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K classes, F encoded values of a
+table row.
 """
 
 import copy
@@ -28,20 +28,20 @@ from skipway.nn.chain import Chain
 
 __all__ = ["Description", "describe_export", "plain_copy"]
 
-_BATCH_SIZE = 7  # inputs at once
-_MAX_SIDE = 1024  # pixels: a batch of larger images would need gigabytes
+_BATCH_SIZE = 7  # inputs of the batch that verifies the file
+_MAX_SIDE = 1024  # pixels; a batch of larger images would take gigabytes
 _RANDOM_ROWS = 64
-_RANDOM_SIZES = ((1, 1), (0.6, 0.9), (1.5, 1.1), (2.1, 5.2))  # of random images, in presizes
+_RANDOM_SIZES = ((1, 1), (0.6, 0.9), (1.5, 1.1), (2.1, 5.2))  # sizes of random images relative to the presize
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """The network as it is written down: in float32 on the CPU, in evaluation mode, and run in the plain way.
+    """Copy a network for export: float32, on the CPU, in evaluation mode, without custom kernels.
 
     Raises:
-        InputError: it is one that was made for predicting alone.
+        InputError: The network is fused.
     """
     if any(isinstance(module, Convolution) for module in network.modules()):
-        raise InputError("a fused network cannot be exported; give the network that it was made from")
+        raise InputError("export: expected the original network, got a fused one. Export the network before fusing it.")
     with torch.inference_mode(False):
         twin = copy.deepcopy(network).cpu().float().eval()
     for module in twin.modules():
@@ -51,7 +51,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
 
 
 class _Images(nn.Module):
-    """Images (N, H, W, C) uint8 -> probabilities (N, K)."""
+    """Preprocessing, network and softmax: images (N, H, W, C) uint8 -> probabilities (N, K)."""
 
     mean: Tensor
     std: Tensor
@@ -62,60 +62,60 @@ class _Images(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(spec, name)).view(1, -1, 1, 1))
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """(N, C, S, S) as the network takes them."""
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return preprocessed, normalized images (N, C, S, S)."""
         return (self.prepare(x) / 255 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `Network.probabilities` has it."""
-        return self.network(self.normalised(x)).softmax(1)
+        """Return class probabilities (N, K), as `Network.probabilities` does."""
+        return self.network(self.normalize(x)).softmax(1)
 
 
 class _Rows(nn.Module):
-    """Encoded rows (N, F) -> probabilities (N, K), or numbers (N, 1) in the target's own unit as float64."""
+    """Network and output transform: encoded rows (N, F) -> probabilities (N, K), or target values (N, 1) float64."""
 
     def __init__(self, network: nn.Module, spec: TableSpec):
         super().__init__()
         self.network, self.spec = network, spec
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `Network.row_outputs` has it."""
+        """Return probabilities or target values, as `Network.row_outputs` does."""
         y, spec = self.network(x), self.spec
         return y.softmax(1) if spec.class_names else y.double() * spec.target_std + spec.target_mean
 
 
 class _ImageExport:
-    """How a network of images is exported and checked; `dynamic` axes may have any size."""
+    """Export of an image classifier; the axes in `dynamic` have no fixed size."""
 
     classes, offset, unit = True, 0.0, 1.0
 
     def __init__(self, network: Network, spec: Spec, raw: bool):
         self.network, self.spec, self.raw, with_preparation = network, spec, raw, _Images(network, spec)
-        self.prepare, self.normalised = with_preparation.prepare, with_preparation.normalised
+        self.prepare, self.normalize = with_preparation.prepare, with_preparation.normalize
         self.module: nn.Module = network if raw else with_preparation
         self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", "probabilities")
         self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
-        # Several, and no two sizes alike: tracing takes a size of 1 for fixed, and equal ones for the same.
+        # Tracing fixes an axis of size 1 and ties axes of equal size, so the sizes are distinct and above 1.
         any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=torch.uint8)
         self.example = torch.zeros(3, *spec.input_shape) if raw else any_size
 
     def inputs(self, check: Any) -> list[np.ndarray]:
-        """Return each image by itself, then seven that are made of the smallest."""
+        """Return each check image as a batch of one, then a batch of seven shifted copies of the smallest."""
         sources = [check] if isinstance(check, str | os.PathLike) else check
         images = [_full_size_image(source, self.spec) for source in sources or ()] or _random_images(self.spec)
         smallest = min(images, key=lambda image: image.size)[:_MAX_SIDE, :_MAX_SIDE]
         batches = [*(p[None] for p in images), np.stack([np.roll(smallest, 3 * i, 1) for i in range(_BATCH_SIZE)])]
-        return [self.normalised(torch.from_numpy(b)).numpy() for b in batches] if self.raw else batches
+        return [self.normalize(torch.from_numpy(b)).numpy() for b in batches] if self.raw else batches
 
     def expected(self, x: np.ndarray) -> np.ndarray:
-        """Return the outputs of the network itself."""
+        """Return the outputs of the network in torch."""
         with torch.no_grad():
             if self.raw:
                 return self.network(torch.from_numpy(x)).numpy()
             return self.network.probabilities(list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()))
 
     def levels(self, x: np.ndarray) -> float:
-        """Return the largest difference of prepared pixels of the first from those of `predict`, in grey levels."""
+        """Return the largest pixel difference between exported and `predict` preprocessing, in gray levels of 256."""
         if self.raw:
             return 0.0
         pixels = self.prepare(torch.from_numpy(x[:1]))[0].permute(1, 2, 0).numpy()
@@ -123,7 +123,7 @@ class _ImageExport:
 
 
 class _TableExport:
-    """How a network of tables is exported and checked."""
+    """Export of a table classifier or regressor."""
 
     def __init__(self, network: Network, spec: TableSpec, raw: bool):
         self.network, self.spec, self.raw, self.classes = network, spec, raw, bool(spec.class_names)
@@ -135,7 +135,7 @@ class _TableExport:
         self.example = torch.zeros(3, *spec.input_shape)
 
     def inputs(self, check: Any) -> list[np.ndarray]:
-        """Return the first row by itself, seven rows, and all of them."""
+        """Return three batches: the first row, seven rows, and all rows."""
         x = self._random_rows() if check is None else self.spec.encode_strict(as_table(check)).x
         x = x if len(x) else self._random_rows()
         return [x[:1], x[np.arange(_BATCH_SIZE) % len(x)], x]
@@ -148,14 +148,14 @@ class _TableExport:
         return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
 
     def expected(self, x: np.ndarray) -> np.ndarray:
-        """Return the outputs of the network itself."""
+        """Return the outputs of the network in torch."""
         if not self.raw:
             return self.network.row_outputs(x)
         with torch.no_grad():
             return self.network(torch.from_numpy(x)).numpy()
 
     def levels(self, x: np.ndarray) -> float:
-        """Return 0: rows have no pixels."""
+        """Return 0, because rows have no pixels."""
         return 0.0
 
 
@@ -163,15 +163,15 @@ Description = _ImageExport | _TableExport
 
 
 def describe_export(network: Network, raw: bool) -> Description:
-    """Return how a copy of the network is exported and checked, as its Spec requires.
+    """Return the export description for a copy of `network`, based on its Spec.
 
     Raises:
-        InputError: it has none, or was made for predicting alone.
+        InputError: The network has no Spec or is fused.
     """
     if not isinstance(network, Network) or network.spec is None:
         raise InputError(
-            "only a Network that knows what its inputs and outputs mean can be exported; load it from a run or a file "
-            "of skipway, or set its .spec"
+            "export: expected a Network with a Spec (its inputs and outputs), got none. Load it from a run or a "
+            "skipway file, or set its .spec."
         )
     twin = plain_copy(network)
     assert isinstance(twin, Network)
@@ -181,8 +181,8 @@ def describe_export(network: Network, raw: bool) -> Description:
 
 
 def _full_size_image(source: Any, spec: Spec) -> np.ndarray:
-    """Return an image at its own size, upright, as (H, W, C) uint8."""
-    prepare_image(source, spec)  # raises the error of an image that cannot be used
+    """Return an image at its original size, upright, as (H, W, C) uint8."""
+    prepare_image(source, spec)  # raises an error for an unusable image
     if isinstance(source, np.ndarray):
         height, width = source.shape[:2]
         pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")
@@ -190,12 +190,12 @@ def _full_size_image(source: Any, spec: Spec) -> np.ndarray:
         data = read_image_file(Path(source))
         image = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, resize_mode="pad")
         height, width, pixels = image.height, image.width, image.pixels
-    top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2  # without the bars
+    top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2  # removes the padding
     return pixels[top : top + height, left : left + width]
 
 
 def _random_images(spec: Spec) -> list[np.ndarray]:
-    """Return images of several sizes with soft parts and grain, like photographs."""
+    """Return random images of several sizes with smooth regions and grain, like photographs."""
     generator, images = np.random.default_rng(0), []
     for down, across in _RANDOM_SIZES:
         height, width = (max(1, round(share * spec.presize)) for share in (down, across))

@@ -1,4 +1,4 @@
-"""A trained network as it is wanted elsewhere: with less to do where it only predicts."""
+"""Fusion for inference, and export to torch.export programs and ONNX files."""
 
 import copy
 import io
@@ -35,27 +35,35 @@ __all__ = ["Exported", "fuse", "onnx", "program"]
 
 
 def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
-    """The network for predicting alone: norms folded into convolutions, which do ReLUs and joins as well.
+    """Fuse a copy of a model for inference: fold batch norms, activations and residual additions into convolutions.
 
-    A Network stays one: `predict` and `predict_proba` do what they did, faster. It takes what `network` takes, float64
-    as float32, gives float32, and cannot be trained or saved. `network` is as it was, and shares no weights with it.
+    The copy shares no weights with `network`. It cannot be trained or saved. A `Network` keeps `predict` and
+    `predict_proba`.
 
     Args:
-        precision: "fp32"; "bf16"; "auto", which is bf16 where the hardware has it, else fp32; "int8", where
-            convolutions compute with 8-bit integers, on a CPU.
-        calibration: inputs (B, C, H, W) as the network takes them, for int8: a tensor or several. What the network
-            makes of them chooses the range that its integers stand for, so they should be like what is to come; a
-            hundred training images are enough.
+        network: The model, on one device. It is not changed.
+        precision: "fp32", "bf16", "int8" (8-bit integer convolutions, CPU only), or "auto" (bf16 if the hardware
+            supports it, otherwise fp32).
+        calibration: Normalized inputs (B, C, H, W) for int8, as one tensor or an iterable of tensors. They set the
+            activation ranges, so use about 100 representative images, such as training images.
 
-    Outputs differ from those in float32 by rounding alone: about 1e-6 of the largest in fp32, 1e-2 in bf16; in int8
-    by more, so measure what it costs (`skipway.evaluate` takes the fused network).
+    Returns:
+        The fused model. It accepts the inputs of `network` and returns float32. Relative to the largest output, it
+        differs from float32 by about 1e-6 in fp32 and 1e-2 in bf16. int8 differs by more: measure its accuracy with
+        `skipway.evaluate`.
 
     Raises:
-        InputError: no such precision; int8 without calibration, for a network elsewhere than on a CPU or without a
-            convolution that it could be done for, or by a torch without oneDNN; when it is used, bytes as input.
+        InputError: The precision is unknown, the parameters are on several devices, or int8 is not available for this
+            model, this device, this build of torch or these calibration inputs.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    >>> fuse(network, precision="fp32")
+    Chain(
+      Convolution(3, 8, 3x3, float32, relu),  # 224 parameters
+    )                                         # 224 parameters in 2 tensors
     """
     if precision not in PRECISIONS:
-        raise InputError(f"fuse has the precisions {', '.join(PRECISIONS)}, not {precision!r}")
+        raise InputError(f"fuse: expected a precision of {', '.join(PRECISIONS)}, got {precision!r}. Set one of these.")
     with torch.inference_mode(False):
         twin = fold(copy.deepcopy(network).float().eval())
         if type(twin).forward is not Chain.forward:
@@ -63,7 +71,9 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     assert isinstance(twin, Chain)
     devices = {p.device.type for p in network.parameters()} or {"cpu"}
     if len(devices) > 1:
-        raise InputError(f"fuse takes a network on one device, not on {' and '.join(sorted(devices))}; use .to(device)")
+        raise InputError(
+            f"fuse: expected all parameters on one device, got {' and '.join(sorted(devices))}. Call .to(device) first."
+        )
     (device,) = devices
     half = precision == "bf16" or (precision in ("auto", "int8") and has_bf16(device))
     convolutions = [module for module in twin.modules() if isinstance(module, Convolution)]
@@ -71,16 +81,29 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
         _to_int8(twin, convolutions, device=device, calibration=calibration)
     for convolution in convolutions:
         convolution.dtype = torch.bfloat16 if half else torch.float32
-    # int8 makes its codes of what it is given; all others would round it in their first layer.
+    # The first int8 layer quantizes its input itself. In bf16 the first layer would round the input in any case.
     twin.forward_impl = partial(_run_inference, half=half, narrow=half and precision != "int8")
     return twin
 
 
 def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
-    """Write what `onnx` writes as a program of torch (.pt2), checked in the same way; needs no extra.
+    """Write a torch.export program (.pt2) with the inputs, outputs and checks of `onnx`; needs no extra.
 
-    For users of torch: `torch.export.load(path).module()` takes a tensor and gives one, in batches of any size. The
-    metadata stand in it as `extra_files`.
+    `torch.export.load(path).module()` maps a tensor to a tensor for any batch size. The metadata are the
+    `extra_files` of the program.
+
+    Args:
+        network: Model with its Spec.
+        path: Output file.
+        raw: Export the network alone, without preprocessing and without softmax.
+        check: Images (paths or uint8 arrays) or a table to verify the file with. Default: random inputs.
+
+    Returns:
+        The file, its size and its largest difference from torch.
+
+    Raises:
+        InputError: The network cannot be exported.
+        SkipwayError: The outputs of the program differ from those of `network`. No file is written.
     """
     description, file = describe_export(network, raw), io.BytesIO()
     inputs = description.inputs(check)
@@ -99,19 +122,17 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
 def _to_int8(
     network: Chain, convolutions: list[Convolution], *, device: str, calibration: Tensor | Iterable[Tensor]
 ) -> None:
-    """Run the calibration images in float32, and let the convolutions compute in int8 from then on."""
+    """Run the calibration images in float32, then switch the convolutions to int8."""
     if device != "cpu" or not convolutions:
-        unfit = f"one on {device}" if device != "cpu" else "one without convolutions that it knows"
-        raise InputError(
-            f'fuse to "int8" takes a network on a CPU with convolutions, not {unfit}; use precision "bf16"'
-        )
+        unfit = f"a network on {device}" if device != "cpu" else "no supported convolution"
+        raise InputError(f'fuse in int8: expected a network with convolutions on a CPU, got {unfit}. Use "bf16".')
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")):
-        raise InputError('fuse to "int8" needs oneDNN, which this torch is built without; use "fp32" or "auto"')
+        raise InputError('fuse in int8: expected a torch build with oneDNN, got one without. Use "fp32" or "auto".')
     batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
     if not batches or not all(map(_is_calibration_batch, batches)):
         raise InputError(
-            'fuse to "int8" chooses its ranges by images; give calibration=x, a tensor (B, C, H, W) of finite inputs '
-            "as the network takes them, or several"
+            "fuse in int8: expected calibration images, got none or unusable ones. Pass calibration=x, a finite float "
+            "tensor (B, C, H, W) of normalized images, or a list of them."
         )
     for convolution in convolutions:
         convolution.start_calibration(len(batches))
@@ -120,7 +141,7 @@ def _to_int8(
     observers = chain.from_iterable(convolution.observers or () for convolution in convolutions)
     if not all(observer.finite for observer in observers):
         raise InputError(
-            'fuse to "int8" met numbers inside the network that are not finite; look for them in its weights'
+            "fuse in int8: expected finite activations, got NaN or infinity. Check the weights of the network."
         )
     for convolution in convolutions:
         convolution.finish_calibration()
@@ -128,16 +149,16 @@ def _to_int8(
 
 
 def _is_calibration_batch(batch: Any) -> bool:
-    """Return whether ranges can be chosen by `batch`: finite images."""
+    """Return True if `batch` is a non-empty float tensor (B, C, H, W) of finite values."""
     if not isinstance(batch, Tensor) or batch.dim() != 4 or not len(batch) or not batch.is_floating_point():
         return False
     return bool(batch.isfinite().all())
 
 
 def _run_inference(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
-    """Run `layers` one after the other without gradients, in bfloat16 or float32."""
+    """Run `layers` in sequence without gradients, in bfloat16 or float32."""
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
-        raise InputError("a fused network takes normalised numbers, not bytes; use predict for images")
+        raise InputError("fused network: expected normalized floats, got uint8. Use predict for images.")
     if isinstance(x, Tensor) and x.is_floating_point():
         layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
         x = x.to(torch.bfloat16 if narrow else torch.float32, memory_format=layout)

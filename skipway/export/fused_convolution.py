@@ -1,4 +1,4 @@
-"""The convolution of a fused network, with the norm, the activation and the addition of a join in the same step.
+"""Convolution of a fused network, with batch norm, activation and residual addition in one operation.
 
 Shapes: (B, C, H, W) -> (B, C', H', W').
 """
@@ -18,7 +18,7 @@ from skipway.nn.blocks import SameConv2d, same_padding
 
 __all__ = ["ACTIVATIONS", "Convolution", "dequantize", "values_of"]
 
-# oneDNN's name for each activation that a convolution can end with, and its bounds.
+# The oneDNN name and bounds of each activation that can follow a convolution.
 ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
     "none": ("none", []),
     "relu": ("relu", []),
@@ -34,10 +34,13 @@ _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Convolution(nn.Module):
-    """activation(conv2d(x) + shortcut): a convolution with what follows it, in float32, bfloat16 or int8.
+    """Fused convolution `activation(conv2d(x) + shortcut)` in float32, bfloat16 or int8.
 
-    Its weights stay in float32; they are packed for the processor when it is first used. A `SameConv2d` pads by the
-    input's size: an additional zero at the end is an additional zero in front of the kernel, which spares a copy.
+    The weights stay in float32 and are packed for the processor on first use. The padding of a `SameConv2d` depends
+    on the input size. Its extra zero at the end is realized as a zero in front of the kernel, which saves a copy.
+
+    Args:
+        conv: Convolution to replace.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -50,7 +53,7 @@ class Convolution(nn.Module):
         self.groups, self.activation, self.dtype = conv.groups, "none", torch.float32
         self.is_same = isinstance(conv, SameConv2d)
         self.quantizes_output = False
-        # The observers of the input and of the output during calibration, and their parameters in int8.
+        # Input and output observers during calibration, and input and output parameters in int8.
         self.observers: tuple[Observer, Observer] | None = None
         self.quantization: tuple[QuantizationParams, QuantizationParams] | None = None
         self._packed: tuple[Any, list[Tensor], tuple[Tensor, Tensor]] | None = None
@@ -58,9 +61,12 @@ class Convolution(nn.Module):
     def forward(
         self, x: Tensor | QuantizedTensor, shortcut: Tensor | QuantizedTensor | None = None, reuse: bool = False
     ) -> Tensor | QuantizedTensor:
-        """(B, C, H, W), and (B, C', H', W') to add -> (B, C', H', W').
+        """Map x (B, C, H, W), and an optional shortcut (B, C', H', W'), to (B, C', H', W').
 
-        With `reuse` nothing else needs `shortcut`: the output may take its memory.
+        Args:
+            x: Input values or codes.
+            shortcut: Values or codes that are added before the activation.
+            reuse: Allow the output to overwrite the memory of `shortcut`.
         """
         if self.quantization is not None and type(values_of(x)) is Tensor and not values_of(x).is_meta:
             return self._int8_forward(x, shortcut, reuse)
@@ -73,13 +79,13 @@ class Convolution(nn.Module):
         return y
 
     def with_activation(self, name: str) -> "Convolution":
-        """Return another one with the same weights, and an activation of `ACTIVATIONS` at the end."""
+        """Return a copy that shares the weights and ends with this activation, a key of `ACTIVATIONS`."""
         twin = copy.copy(self)
         twin.activation = name
         return twin
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """(*, C, H, W) -> (*, C', H', W')."""
+        """Return the output shape (*, C', H', W') for an input shape (*, C, H, W)."""
         if self.is_same:
             return *shape[:-3], len(self.weight), *(-(-n // s) for n, s in zip(shape[-2:], self.stride, strict=True))
         kernel = self.weight.shape[2:]
@@ -88,41 +94,41 @@ class Convolution(nn.Module):
         return *shape[:-3], len(self.weight), *((size + 2 * p - r) // s + 1 for size, r, p, s in sizes)
 
     def start_calibration(self, batches: int) -> None:
-        """Observe inputs and outputs from now on, for this many batches."""
+        """Start to observe inputs and outputs, for this number of batches."""
         self.observers = Observer(batches), Observer(batches)
 
     def finish_calibration(self) -> None:
-        """Compute in int8 from now on, if any input was observed."""
+        """Switch to int8 if inputs were observed."""
         if self.observers is not None and self.observers[0].sample:
             self.quantization = self.observers[0].choose_params(), self.observers[1].choose_params()
         self.observers = None
 
     def extra_repr(self) -> str:
-        """Its sizes, and how it computes."""
+        """Return channels, kernel size, precision and activation."""
         out_channels, in_channels, *kernel = self.weight.shape
         kind = "int8" if self.quantization is not None else str(self.dtype).removeprefix("torch.")
         sizes = f"{in_channels * self.groups}, {out_channels}, {'x'.join(map(str, kernel))}"
         return ", ".join([sizes, kind, *([] if self.activation == "none" else [self.activation])])
 
-    def __getstate__(self) -> dict[str, Any]:  # what is packed cannot be copied, and is soon made again
+    def __getstate__(self) -> dict[str, Any]:  # packed weights cannot be copied
         return self.__dict__ | {"_packed": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Convolution":
-        self._packed = None  # it would stay where the weights no longer are
+        self._packed = None  # packed weights do not move with the parameters
         return super()._apply(fn, recurse)
 
     def _pack(self, kind: str, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Return what `make` makes of the weights; it is called again if they have changed."""
+        """Return the packed weights from the cache, or call `make` if the weights have changed."""
         tensors = self.weight, self.bias
         if any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or t.is_inference() for t in tensors):
-            return make()  # these change in ways that cannot be seen, or have no numbers
+            return make()  # their changes cannot be detected, or they hold no values
         state = kind, *((id(t), t._version) for t in tensors)
         if self._packed is None or self._packed[0] != state:
-            self._packed = state, make(), tensors  # a reference to them, so that their ids are not used again
+            self._packed = state, make(), tensors  # the references keep the ids unique
         return self._packed[1]
 
     def _place(self, x: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the zeros on both sides of each axis of x, and those to put in front of the kernel."""
+        """Return the zeros on both sides of each axis of x, and the zeros in front of the kernel."""
         if not self.is_same:
             return (int(self.padding[0]), int(self.padding[1])), (0, 0)
         kernel = self.weight.shape[2:]
@@ -172,7 +178,7 @@ class Convolution(nn.Module):
         ops, (name, bounds) = torch.ops.onednn, ACTIVATIONS[self.activation]
         inputs = x.values, x.scale, x.zero_point, weight, scales, zeros
         geometry = self.bias, self.stride, padding, self.dilation, self.groups
-        # The codes of a shortcut in float would have another scale: then the output is quantized afterwards.
+        # A float shortcut has another scale than the codes, so the output is quantized after the addition.
         fused = self.quantizes_output and not isinstance(shortcut, Tensor)
         params, dtype = (self.quantization[1], torch.uint8) if fused else (QuantizationParams(1.0, 0), self.dtype)
         if shortcut is None:
@@ -187,9 +193,10 @@ class Convolution(nn.Module):
         return y
 
     def _int8_weights(self, x: QuantizedTensor) -> list[Tensor]:
-        """Return the weights as integers, the scale of each output channel, and zeros.
+        """Return the packed int8 weights, the scale of each output channel, and zero points of 0.
 
-        From -64 to 64: processors without VNNI add products in pairs of 16 bits, which twice 255 * 127 would exceed.
+        Weights are between -64 and 64. Processors without VNNI add pairs of products in 16 bits, and 2 * 255 * 127
+        would overflow.
         """
         padding, front = self._place(x.values)
         weight = self._kernel(front)
@@ -201,25 +208,25 @@ class Convolution(nn.Module):
 
 
 def dequantize(x: Any) -> Any:
-    """Return the numbers of a QuantizedTensor, and anything else as it is."""
+    """Return the float32 values of a QuantizedTensor; return any other object unchanged."""
     return x.dequantize() if isinstance(x, QuantizedTensor) else x
 
 
 def values_of(x: Tensor | QuantizedTensor) -> Tensor:
-    """Return the codes of a QuantizedTensor, and a tensor as it is."""
+    """Return the codes of a QuantizedTensor; return a tensor unchanged."""
     return x.values if isinstance(x, QuantizedTensor) else x
 
 
 def _need_images_on_a_cpu(x: Tensor) -> None:
     if x.device.type != "cpu" or x.dim() != 4:
         raise InputError(
-            f'a network that is fused to "int8" computes with (B, C, H, W) on a CPU, not with {tuple(x.shape)} on '
-            f'{x.device.type}; fuse it to "bf16" for other places and shapes'
+            f"network fused in int8: expected (B, C, H, W) on a CPU, got {tuple(x.shape)} on {x.device.type}. "
+            'Fuse it in "bf16" for other devices and shapes.'
         )
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """Return whether oneDNN's convolutions can run on x; what is traced keeps to operations of every backend."""
+    """Return True if oneDNN's convolution can run on x. Traced programs use portable operations instead."""
     available = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()

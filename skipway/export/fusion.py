@@ -1,9 +1,9 @@
-"""Layers of a network that only predicts: fewer, wider steps, with the same outputs up to the rounding of their type.
+"""Layer fusion for inference: convolution, batch norm, activation and residual addition become one layer.
 
-A batch norm is a convolution's scale and bias once its statistics stand; ReLU and the addition of a join are done
-while the convolution's output is at hand; in int8 images travel between convolutions as uint8 codes.
+In evaluation mode a batch norm is an affine map, which folds into the weights and bias of the convolution before it.
+In int8, consecutive convolutions exchange uint8 codes instead of floats. Outputs are equal up to rounding.
 
-Shapes: those of the layers that are replaced.
+Shapes: those of the replaced layers.
 """
 
 import copy
@@ -30,11 +30,11 @@ __all__ = ["FusedSkip", "fold", "plan_quantized_outputs", "run_fused"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _ACTIVATIONS: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu"}
-_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d)  # identities in evaluation mode
 
 
 class FusedSkip(NamedErrors):
-    """last(body(x), shortcut(x)): the last convolution of the body does the join, and the ReLU after it."""
+    """Residual block `last(body(x), shortcut(x))`, whose last convolution adds the shortcut and applies the ReLU."""
 
     shortcut: nn.Module | None
 
@@ -45,7 +45,7 @@ class FusedSkip(NamedErrors):
 
     @named_errors
     def forward(self, x: Tensor | QuantizedTensor, reuse: bool = False) -> Tensor | QuantizedTensor:
-        """(B, C, H, W) -> (B, C', H', W'); with `reuse` nothing else needs x: the output may take its memory."""
+        """Map (B, C, H, W) to (B, C', H', W'); `reuse` allows the output to overwrite the memory of x."""
         shortcut = x
         if self.shortcut is not None:
             shortcut, reuse = run_fused([self.shortcut], x), _owns_output(self.shortcut)
@@ -53,12 +53,12 @@ class FusedSkip(NamedErrors):
         if not self.last.quantizes_output:
             shortcut = dequantize(shortcut)
         if values_of(shortcut).shape != (shape := self.last.output_shape(values_of(branch).shape)):
-            add(torch.empty(shape, device="meta"), values_of(shortcut).to("meta"))  # raises the error of the join
+            add(torch.empty(shape, device="meta"), values_of(shortcut).to("meta"))  # raises the shape error
         return self.last(branch, shortcut, reuse and _storage_address(shortcut) != _storage_address(branch))
 
 
 def run_fused(layers: Sequence[nn.Module], x: Any) -> Any:
-    """Run `layers` one after the other; those that cannot take codes get numbers."""
+    """Run `layers` in sequence; dequantize the input of layers that do not accept uint8 codes."""
     return run_layers(layers, x, _call_fused)
 
 
@@ -73,10 +73,10 @@ def _call_fused(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, i
 
 
 def fold(root: nn.Module) -> nn.Module:
-    """A network like `root`, in evaluation mode, whose norms, ReLUs and joins are done by the layers before them.
+    """Return a fused version of `root`, in evaluation mode.
 
-    What is not a row of layers, a Skip, a Project, a Parallel or a Coupling stays as it is, for what it does with its
-    layers is not known; so does what somebody watches by hooks. `root` is not changed; layers that stay are its own.
+    Plain sequences, Skip, Project, Parallel, Reversible and Coupling are fused. Other modules and modules with hooks
+    are kept, because their use of their layers is unknown. `root` is not changed; the result shares the kept layers.
     """
     if has_hooks(root):
         return root
@@ -109,7 +109,7 @@ def _fold_skip(skip: Skip) -> nn.Module:
 
 
 def _merge_layers(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers of a sequence, with norms and ReLUs merged into the layer before, without idle ones."""
+    """Yield the layers of a sequence: norms and activations merged into the layer before, identities dropped."""
     pending: tuple[str, nn.Module] | None = None
     for name, layer in layers:
         if type(layer) in _IDLE and not has_hooks(layer):
@@ -125,7 +125,7 @@ def _merge_layers(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str
 
 
 def _merge_pair(layer: nn.Module, following: nn.Module) -> nn.Module | None:
-    """Return one layer that does what both do, or None."""
+    """Merge two consecutive layers into one, or return None if that is not possible."""
     if has_hooks(layer) or has_hooks(following):
         return None
     if type(following) is nn.BatchNorm2d and following.running_mean is not None:
@@ -139,36 +139,40 @@ def _merge_pair(layer: nn.Module, following: nn.Module) -> nn.Module | None:
 
 
 def _is_foldable(layer: nn.Module) -> bool:
-    """Return whether a `Convolution` can do what `layer` does."""
+    """Return True if a `Convolution` can replace `layer`."""
     if type(layer) is SameConv2d:
         return layer.padding_mode == "zeros" and layer.padding == (0, 0) and layer.dilation == (1, 1)
     return type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _named_layers(module: nn.Module | None) -> Iterable[tuple[str, nn.Module]]:
-    """Return the layers of a plain sequence; unlike named_children() with those that are in it more than once."""
+    """Return the layers of a plain sequence; unlike named_children(), repeat a layer that is used more than once."""
     layers = module._modules.items() if module is not None and is_plain_sequence(module) else ()
     return [(name, layer) for name, layer in layers if layer is not None]
 
 
 def _fold_children(module: AnyModule) -> AnyModule:
-    """Return a copy of `module` with each child folded by itself."""
+    """Return a copy of `module` with each child fused separately."""
     children = {name: None if child is None else fold(child) for name, child in module._modules.items()}
     return _with_children(module, children)
 
 
 def _with_children(module: AnyModule, children: Mapping[str, nn.Module | None]) -> AnyModule:
-    """Return a copy of `module` with these children."""
+    """Return a shallow copy of `module` with these children."""
     twin = copy.copy(module)
     twin._modules = dict(children)
     return twin
 
 
 def plan_quantized_outputs(layer: nn.Module, next_takes_codes: bool = False) -> bool:
-    """Let each convolution in `layer` quantize its output if the next layer takes codes.
+    """Set each convolution in `layer` to quantize its output if the next layer accepts uint8 codes.
+
+    Args:
+        layer: Fused layer or network.
+        next_takes_codes: True if the layer after `layer` accepts codes.
 
     Returns:
-        True if `layer` itself takes codes.
+        True if `layer` accepts codes.
     """
     if isinstance(layer, Convolution):
         layer.quantizes_output = next_takes_codes and layer.quantization is not None
@@ -188,14 +192,14 @@ def plan_quantized_outputs(layer: nn.Module, next_takes_codes: bool = False) -> 
 
 
 def _owns_output(layer: nn.Module) -> bool:
-    """Return whether the output of `layer` is a new tensor that nothing else refers to."""
+    """Return True if the output of `layer` is a new tensor without other references."""
     if is_plain_sequence(layer) and len(cast(nn.Sequential, layer)) and not has_hooks(layer):
         return _owns_output(cast(nn.Sequential, layer)[-1])
     return isinstance(layer, Convolution | FusedSkip) and not _has_inner_hooks(layer)
 
 
 def _has_inner_hooks(layer: nn.Module) -> bool:
-    """Return whether a hook on `layer` or on anything inside may keep a tensor of it."""
+    """Return True if `layer` or a layer inside has hooks, which may keep a reference to a tensor."""
     return any(map(has_hooks, layer.modules()))
 
 

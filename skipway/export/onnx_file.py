@@ -1,7 +1,7 @@
-"""A trained network as a program for other places: how an image is prepared is part of it, and it is checked.
+"""ONNX export with preprocessing in the graph, verified against torch before the file is written.
 
-Shapes: N inputs, (H, W) pixels of an image, (S, S) those that the network is given of it, C channels, K classes, F
-numbers of a row of a table.
+Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K classes, F encoded values of a
+table row.
 """
 
 import json
@@ -36,18 +36,22 @@ __all__ = [
     "write_verified",
 ]
 
-_MAX_DIFFERENCE = 1e-4  # of outputs
-_TIE = 1e-6  # two classes that are nearer to each other than this are equally likely
+_MAX_DIFFERENCE = 1e-4  # tolerance of the outputs
+_TIE = 1e-6  # classes whose probabilities differ by less are tied
 _MAX_METADATA = 2**24  # bytes
-_MAX_WEIGHTS = 2**31 - 2**25  # bytes: files of this format end at 2**31
+_MAX_WEIGHTS = 2**31 - 2**25  # bytes; a protobuf file holds at most 2**31
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, its bytes, and how it differs from torch on the inputs that it was checked with.
+    """Result of an export: the file and how its outputs differ from torch on the verification inputs.
 
-    `difference` is the largest one of outputs: probabilities as they are, others in units of the target's deviation
-    or of the largest output. `levels` is that of prepared pixels from those of `predict`, in grey levels of 256.
+    Attributes:
+        path: The file.
+        size: File size in bytes.
+        difference: Largest difference of an output. Probabilities are compared directly, other outputs relative to
+            the standard deviation of the target or to the largest output.
+        levels: Largest pixel difference from the preprocessing of `predict`, in gray levels of 256.
     """
 
     path: Path
@@ -57,34 +61,37 @@ class Exported:
 
 
 def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
-    """Write an ONNX file that needs nothing else: how inputs are prepared, the network, and what its outputs mean.
+    """Write a self-contained ONNX file: preprocessing, network, softmax and metadata.
 
-    A network of images takes `images` (N, H, W, C) uint8 of any size and number, and gives `probabilities` (N, K).
-    One of tables takes `rows` (N, F) float32, encoded as `TableSpec.encode` does, and gives `probabilities` (N, K), or
-    `numbers` (N, 1) float64 in the target's own unit. The metadata hold `class_names`, `spec` and `plan` as JSON in
-    ASCII, and `skipway_version`.
+    An image classifier maps `images` (N, H, W, C) uint8 of any size to `probabilities` (N, K). A table model maps
+    `rows` (N, F) float32, encoded by `TableSpec.encode`, to `probabilities` (N, K), or to `numbers` (N, 1) float64 in
+    the unit of the target. The metadata hold `class_names`, `spec` and `plan` as ASCII JSON, and `skipway_version`.
 
-    Images are resized as by `predict` for arrays, but not rounded to whole grey levels: pixels differ by 0.3 of 256
-    levels in the mean, and in photographs by at most 1.5 (bilinear) or 4 (bicubic). Resizing is two matrix products,
-    whose time goes with the pixels given: those of many megapixels are better made smaller before.
+    Images are resized as in `predict` for arrays, but not rounded to integers. Pixels differ by 0.3 of 256 gray levels
+    on average, and in photographs by at most 1.5 (bilinear) or 4 (bicubic). Resizing takes time proportional to the
+    number of pixels, so downscale images of many megapixels first.
 
     Args:
-        network: with its Spec.
-        path: where to; a file that is there is replaced once the new one has passed.
-        raw: the network alone: `inputs` (N, C, S, S), normalised, or (N, F) -> `outputs` (N, K), both float32.
-        check: images (paths, uint8 arrays) or a table to check the file with; made-up ones where there are none.
+        network: Model with its Spec.
+        path: Output file. An existing file is replaced after the new one is verified.
+        raw: Export the network alone: normalized `inputs` (N, C, S, S) or (N, F) -> `outputs` (N, K), in float32.
+        check: Images (paths or uint8 arrays) or a table to verify the file with. Default: random inputs.
+
+    Returns:
+        The file, its size and its largest difference from torch.
 
     Raises:
-        InputError: this network cannot be exported; the extra 'export' is missing.
-        SkipwayError: through onnxruntime the outputs are not those of torch: they differ by more than 1e-4, or another
-            class is the likeliest, for one input or for seven at once. No file is left then.
+        InputError: The network cannot be exported.
+        MissingExtra: The extra 'export' is not installed.
+        SkipwayError: The outputs in onnxruntime differ from torch by more than 1e-4, or the predicted class differs,
+            for a batch of one or of seven inputs. No file is written.
     """
     _need_extra()
     description = describe_export(network, raw)
     weights = sum(t.numel() * t.element_size() for t in description.module.state_dict().values())
     if weights > _MAX_WEIGHTS:
         raise InputError(
-            f"an ONNX file holds at most 2 GB of weights, but these are {weights / 1e9:.1f} GB; use export.program"
+            f"ONNX export: expected at most 2 GB of weights, got {weights / 1e9:.1f} GB. Use export.program instead."
         )
     metadata, inputs = file_metadata(network), description.inputs(check)
     traced = trace_program(description.module, description.example, description.dynamic)
@@ -109,10 +116,18 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
 
 
 def trace_program(module: nn.Module, example: Tensor, dynamic: dict[int, str]) -> torch.export.ExportedProgram:
-    """Return `module` as a program for inputs like `example`, whose `dynamic` axes may have any size.
+    """Trace `module` with torch.export.
+
+    Args:
+        module: Module in evaluation mode, on the CPU.
+        example: Example input.
+        dynamic: Axes of the input without a fixed size, and their names.
+
+    Returns:
+        The traced program.
 
     Raises:
-        InputError: torch cannot follow it.
+        InputError: torch.export cannot trace the module.
     """
     try:
         with quiet_exporters(), torch.no_grad():
@@ -121,8 +136,8 @@ def trace_program(module: nn.Module, example: Tensor, dynamic: dict[int, str]) -
     except Exception as error:
         reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
         raise InputError(
-            f"torch.export cannot follow what this network computes: {reason}; keep to operations of torch whose "
-            "course does not hang on the numbers"
+            f"torch.export cannot trace this network: {reason}. Use only torch operations, and no control flow that "
+            "depends on tensor values."
         ) from error
 
 
@@ -134,18 +149,28 @@ def write_verified(
     description: Description,
     inputs: list[np.ndarray],
 ) -> Exported:
-    """Write `data` if `function`, which runs it as users will, agrees with the network on all of `inputs`.
+    """Write `data` to `path` if its outputs equal those of the network on all `inputs`.
+
+    Args:
+        path: Output file.
+        data: Content of the file.
+        function: Runs the exported program in its runtime, on one batch.
+        description: Export description of the network.
+        inputs: Batches to compare.
+
+    Returns:
+        The file, its size and its largest difference from torch.
 
     Raises:
-        SkipwayError: the outputs differ.
-        InputError: a link, a folder or a file of a run is at `path`.
-        StorageError: the file cannot be written.
+        SkipwayError: The outputs differ.
+        InputError: `path` is a link, a folder or a file of a run.
+        StorageError: The file cannot be written.
     """
     refuse_output(path)
     difference, levels, misclassified, count = 0.0, 0.0, 0, 0
     for x in inputs:
         expected, outputs = description.expected(x), function(x)
-        # np.maximum, unlike max, passes NaN on.
+        # np.maximum, unlike max, propagates NaN.
         difference = float(np.maximum(difference, _relative_difference(outputs, expected, description)))
         levels = max(levels, description.levels(x))
         count += len(x)
@@ -153,9 +178,9 @@ def write_verified(
             misclassified += _misclassified(outputs, expected)
     if not difference <= _MAX_DIFFERENCE or misclassified:
         raise SkipwayError(
-            f"{printable(path)}: what was exported gives other outputs than torch, by {difference:.2g} where "
-            f"{_MAX_DIFFERENCE:g} is allowed, and another class for {misclassified} of {count} inputs; no file is "
-            "left: keep to skipway's own files, and please report this"
+            f"{printable(path)}: export verification failed: expected the outputs of torch within {_MAX_DIFFERENCE:g}, "
+            f"got a difference of {difference:.2g} and another class for {misclassified} of {count} inputs. No file "
+            "was written. Use the skipway checkpoint instead, and please report this."
         )
     write_file(path, data)
     return Exported(path, size=len(data), difference=difference, levels=levels)
@@ -169,7 +194,7 @@ def _relative_difference(outputs: np.ndarray, expected: np.ndarray, description:
 
 
 def _misclassified(outputs: np.ndarray, expected: np.ndarray) -> int:
-    """Return the number of inputs whose most likely class is another one, ties apart."""
+    """Count the inputs whose predicted class differs, except for ties."""
     chosen = np.take_along_axis(expected, outputs.argmax(1)[:, None], 1)[:, 0]
     return int((expected.max(1) - chosen > _TIE).sum())
 
@@ -187,7 +212,7 @@ def file_metadata(network: Network) -> dict[str, str]:
     """Return class names, Spec, plan and version as ASCII text that is safe in terminals, logs and web pages.
 
     Raises:
-        InputError: they are too long.
+        InputError: The metadata are larger than 16 MB.
     """
     assert network.spec is not None
     values = {"class_names": list(network.spec.class_names), "spec": network.spec.as_dict(), "plan": network.plan}
@@ -199,8 +224,8 @@ def file_metadata(network: Network) -> dict[str, str]:
         metadata[name] = text
     if (size := sum(map(len, metadata.values()))) > _MAX_METADATA:
         raise InputError(
-            f"class names, Spec and plan would take {size / 1e6:.0f} MB of the file, which holds at most "
-            f"{_MAX_METADATA / 1e6:.0f} MB of them; shorten the names"
+            f"export metadata (class names, Spec, plan): expected at most {_MAX_METADATA / 1e6:.0f} MB, got "
+            f"{size / 1e6:.0f} MB. Shorten the class names."
         )
     return metadata
 
@@ -215,7 +240,7 @@ def _need_extra() -> None:
 
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Drop the log messages and warnings of torch's exporters, which are of no use to whoever exports."""
+    """Suppress the log messages and warnings of torch's exporters, which do not help a user."""
     with quiet_loggers("torch.onnx", "torch.export"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

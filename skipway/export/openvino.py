@@ -1,6 +1,6 @@
-"""OpenVINO as what computes a network on a CPU: in float32, bfloat16, or int8 calibrated here.
+"""OpenVINO inference on a CPU, in float32, bfloat16 or int8 with post-training quantization.
 
-Shapes: (B, C, H, W) -> (B, K), or (B, F) -> (B, K); the size of the batch is free, the others are those of the Spec.
+Shapes: (B, C, H, W) -> (B, K), or (B, F) -> (B, K). The batch size is dynamic; the other sizes come from the Spec.
 """
 
 import copy
@@ -28,42 +28,46 @@ from skipway.training.trainer import has_bf16
 
 __all__ = ["engine", "fastest"]
 
-_LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # what computes in int8
+_LAYERS = ("Convolution", "GroupConvolution", "MatMul")  # layers that run in int8
 _LEVELS = 256
 _TELEMETRY = "openvino_telemetry"
-_WORTHWHILE = 4e12  # multiply-adds: ResNet-50 takes five seconds to be made, and saves them on a thousand images
-_BUILD_LOCK = RLock()  # torch's tracing, and OpenVINO's import, are for one thread at a time
+_WORTHWHILE = 4e12  # multiply-adds; ResNet-50 compiles in 5 seconds, which pays off after about 1,000 images
+_BUILD_LOCK = RLock()  # tracing in torch and importing OpenVINO are not thread-safe
 
 
 def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
-    """The network for predicting alone, computed by OpenVINO: like `fuse`, and faster once it is made.
+    """Compile a copy of a model with OpenVINO for inference on a CPU.
 
-    ResNet-50 for images of 224 pixels on two cores of a Zen 4: 46 of them a second in bf16 and 78 in int8, where
-    `fuse` makes it 39 and 72, and the plain network 10; one at a time 45 and 76, for 32, 54 and 8.
+    The engine takes seconds to compile, and is then faster than `fuse`. ResNet-50 at 224 px on two Zen 4 cores, in
+    images per second: 46 (bf16) and 78 (int8), compared with 39 and 72 for `fuse` and 10 for plain torch. At batch
+    size 1: 45 and 76, compared with 32, 54 and 8.
 
-    A Network stays one: `predict` and `predict_proba` do what they did. It takes what `network` takes and gives
-    float32. Its layers are a copy of the network's, which stay as they were; hooks on them see nothing. It uses as many
-    threads as torch does when it is made. It sends no usage data, as OpenVINO else does when it is imported.
+    A `Network` keeps `predict` and `predict_proba`. Hooks on the copied layers are not called. The engine uses the
+    number of threads that torch has at compile time. OpenVINO's telemetry is disabled.
 
     Args:
-        network: on a CPU; the size of its inputs is that of its Spec, or of `calibration` where it has none.
-        precision: "fp32"; "bf16"; "auto", which is bf16 where the hardware has it, else fp32; "int8".
-        calibration: inputs as the network takes them, for int8: a tensor or several. What the network makes of them
-            chooses the range that its integers stand for, as with `fuse`; a hundred training images are enough.
+        network: Model on a CPU. It is not changed. The input size is that of its Spec, or else of `calibration`.
+        precision: "fp32", "bf16", "int8", or "auto" (bf16 if the hardware supports it, otherwise fp32).
+        calibration: Normalized inputs (B, C, H, W) or (B, F) for int8, as one tensor or an iterable of tensors. They
+            set the activation ranges, so use about 100 representative inputs.
 
-    Outputs differ from those in float32 by about 1e-6 of the largest in fp32, 1e-2 in bf16; in int8 by more, so
-    measure what it costs (`skipway.evaluate` takes the engine).
+    Returns:
+        The compiled model. It returns float32. Relative to the largest output, it differs from float32 by about 1e-6
+        in fp32 and 1e-2 in bf16. int8 differs by more: measure its accuracy with `skipway.evaluate`. Inputs of
+        another size raise a ShapeError.
 
     Raises:
-        InputError: no such precision; int8 without calibration; a network elsewhere than on a CPU, without a Spec, or
-            that cannot be traced; the extra 'openvino' is missing.
-        ShapeError: when it is used, inputs of another size.
+        InputError: The precision is unknown; int8 has no usable calibration inputs; the network is not on a CPU, has
+            no Spec, or cannot be traced.
+        MissingExtra: The extra 'openvino' is not installed.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"OpenVINO's engine has the precisions {', '.join(PRECISIONS)}, not {precision!r}")
+        raise InputError(
+            f"OpenVINO engine: expected a precision of {', '.join(PRECISIONS)}, got {precision!r}. Set one of these."
+        )
     if away := {p.device.type for p in network.parameters()} - {"cpu"}:
         raise InputError(
-            f"OpenVINO's engine takes a network on a CPU, not on {away.pop()}; use .cpu(), or fuse it there"
+            f"OpenVINO engine: expected a network on a CPU, got one on {away.pop()}. Call .cpu(), or use export.fuse."
         )
     with _BUILD_LOCK:
         return _build(network, precision, _batches(calibration))
@@ -74,8 +78,8 @@ def _build(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Cha
     shape = _shape(network, batches)
     if precision == "int8" and not (batches and batches[0].shape[1:] == shape):
         raise InputError(
-            "OpenVINO's engine in int8 chooses its ranges by inputs; give calibration=x, a tensor of finite inputs "
-            f"(B, {', '.join(map(str, shape))}) as the network takes them, or several"
+            "OpenVINO engine in int8: expected calibration inputs, got none or unusable ones. Pass calibration=x, a "
+            f"finite float tensor (B, {', '.join(map(str, shape))}) of normalized inputs, or a list of them."
         )
     twin = plain_copy(network)
     if type(twin).forward is not Chain.forward:
@@ -90,10 +94,16 @@ def _build(network: nn.Module, precision: str, batches: list[np.ndarray]) -> Cha
 
 
 def fastest(work: float = math.inf, device: str = "cpu") -> tuple[str, ...]:
-    """The engines that are installed, "openvino" and "torch", the one before the other that is done first.
+    """Return the installed inference engines, "openvino" and "torch", fastest first.
 
-    OpenVINO is the faster one on a CPU, but takes seconds to be made, which little work does not bring back; a network
-    fused by torch is ready at once. `work` is how many multiply-adds there are to be done.
+    OpenVINO runs faster on a CPU but takes seconds to compile, which pays off only for enough work.
+
+    Args:
+        work: Number of multiply-adds of the whole job. Default: unlimited.
+        device: Device type. Only "cpu" supports OpenVINO.
+
+    Returns:
+        The engine names.
     """
     if device != "cpu" or find_spec("openvino") is None:
         return ("torch",)
@@ -101,35 +111,35 @@ def fastest(work: float = math.inf, device: str = "cpu") -> tuple[str, ...]:
 
 
 class _Compiled:
-    """Runs all layers of a network at once, by OpenVINO; by torch what is not all of them, or not numbers."""
+    """Run all layers of a network in OpenVINO; run a part of them, or inputs that are not tensors, in torch."""
 
     def __init__(self, network: Chain, model: Any, shape: tuple[int, ...]):
         self.layers, self.model, self.shape = list(network), model, shape
-        self.lock = Lock()  # the model has one place for what it computes
+        self.lock = Lock()  # the compiled model has one output buffer
 
     def __call__(self, layers: Sequence[nn.Module], x: Any) -> Any:
         if list(layers) != self.layers or type(x) is not Tensor or x.is_meta:
             return run_layers(layers, x)
         if x.dtype == torch.uint8 or x.device.type != "cpu" or tuple(x.shape[1:]) != self.shape:
             raise ShapeError(
-                f"this engine takes normalised numbers (B, {', '.join(map(str, self.shape))}) on a CPU, not "
-                f"{tuple(x.shape)} of {x.dtype} on {x.device.type}; make another for inputs like these"
+                f"OpenVINO engine: expected normalized floats (B, {', '.join(map(str, self.shape))}) on a CPU, got "
+                f"{tuple(x.shape)} of {x.dtype} on {x.device.type}. Build another engine for these inputs."
             )
-        if not len(x):  # after a batch of none OpenVINO's next model reads memory that is no longer its own
+        if not len(x):  # after an empty batch, the next OpenVINO model reads freed memory
             return run_layers(layers, x.float())
         with self.lock:
             (y,) = self.model(x.detach().float().contiguous().numpy(), share_inputs=True).values()
         return torch.from_numpy(y)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Compiled":
-        twin = copy.copy(self)  # what is computed does not change
+        twin = copy.copy(self)  # the compiled model is immutable
         twin.layers = copy.deepcopy(self.layers, memo)
         return twin
 
 
 @cache
 def _openvino() -> Any:
-    """OpenVINO, imported without the package that it sends usage data by; it does well without."""
+    """Import OpenVINO without its telemetry package, which is optional and sends usage data."""
     hidden = {} if "openvino" in sys.modules else {_TELEMETRY: sys.modules.get(_TELEMETRY)}
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -145,16 +155,16 @@ def _openvino() -> Any:
 
 @cache
 def _core() -> Any:
-    """OpenVINO's CPU, one for the process and for as long as it lasts.
+    """Return the OpenVINO Core, one per process.
 
-    Each has a place of its own for signals to be handled on, and when two end in the order in which they began, the
-    process is left with one that is gone: the next signal would kill it.
+    Each Core installs an alternate signal stack. If two Cores are destroyed in the order of their creation, the
+    process keeps a freed stack, and the next signal kills it.
     """
     return _openvino().Core()
 
 
 def _batches(calibration: Tensor | Iterable[Tensor]) -> list[np.ndarray]:
-    """Return the calibration inputs as arrays, or nothing if ranges cannot be chosen by them."""
+    """Return the calibration inputs as arrays, or an empty list if they are not usable."""
     batches = [calibration] if isinstance(calibration, Tensor) else list(calibration)
     if not all(isinstance(b, Tensor) and b.is_floating_point() and len(b) and b.isfinite().all() for b in batches):
         return []
@@ -164,24 +174,26 @@ def _batches(calibration: Tensor | Iterable[Tensor]) -> list[np.ndarray]:
 
 
 def _shape(network: nn.Module, batches: list[np.ndarray]) -> tuple[int, ...]:
-    """Return the size of one input."""
+    """Return the shape of one input, without the batch axis."""
     if isinstance(network, Network) and network.spec is not None:
         return network.spec.input_shape
     if not batches:
-        raise InputError("OpenVINO's engine has to know the size of inputs; give the network a .spec, or calibration=x")
+        raise InputError(
+            "OpenVINO engine: expected an input size, got a network without a Spec. Set .spec, or pass calibration=x."
+        )
     return batches[0].shape[1:]
 
 
 def _convert(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
-    """Return OpenVINO's model of the network."""
+    """Convert the network to an OpenVINO model."""
     program = trace_program(network, torch.zeros(3, *shape), {0: "N"})
     try:
         with quiet_exporters():
             model = openvino.convert_model(program)
-            model.reshape(openvino.PartialShape([-1, *shape]))  # it forgets sizes that are of no use to a network
+            model.reshape(openvino.PartialShape([-1, *shape]))  # conversion drops unused axis sizes
     except Exception as error:
         reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
-        raise InputError(f"OpenVINO cannot take what this network computes: {reason}; keep to torch") from error
+        raise InputError(f"OpenVINO cannot convert this network: {reason}. Use export.fuse instead.") from error
     return model
 
 
@@ -199,26 +211,29 @@ def _compile(model: Any, half: bool) -> Any:
 
 
 def _to_int8(openvino: Any, model: Any, *, batches: list[np.ndarray], weights: dict[str, Tensor]) -> None:
-    """Round the inputs and weights of convolutions and linear layers to 256 levels.
+    """Insert FakeQuantize nodes (256 levels) at the inputs and weights of convolutions and linear layers.
 
-    OpenVINO knows these roundings, and computes with the integers themselves where it finds them around a layer.
+    OpenVINO runs a layer in int8 if these nodes surround it.
     """
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() in _LAYERS]
     layers = [node for node in nodes if _has_constant_weight(node)]
     if not layers:
-        raise InputError('OpenVINO\'s engine in int8 needs convolutions or linear layers; use precision "auto"')
+        raise InputError(
+            'OpenVINO engine in int8: expected convolutions or linear layers, got none. Set precision="auto".'
+        )
     inputs = {}
     for node in layers:
         value = node.input_value(0)
-        while value.get_node().get_type_name() == "MaxPool":  # which can as well choose among integers
+        while value.get_node().get_type_name() == "MaxPool":  # max pooling can run on codes
             value = value.get_node().input_value(0)
         inputs[value.get_node().get_name(), value.get_index()] = value
     opset, values = openvino.opset13, list(inputs.values())
     observers = _observe(openvino, model, values=values, batches=batches)
-    # OpenVINO's ReLUs and pools make NaN vanish.
+    # The weights are checked too, because OpenVINO's ReLU and pooling drop NaN.
     if not all(observer.finite for observer in observers) or not all(t.isfinite().all() for t in weights.values()):
         raise InputError(
-            "OpenVINO's engine in int8 met numbers inside the network that are not finite; look for them in its weights"
+            "OpenVINO engine in int8: expected finite activations and weights, got NaN or infinity. Check the weights "
+            "of the network."
         )
     for value, observer in zip(values, observers, strict=True):
         scale, zero_point = observer.choose_params()
@@ -251,7 +266,7 @@ def _observe(openvino: Any, model: Any, *, values: list[Any], batches: list[np.n
 
 
 def _largest_weights(node: Any, weight: np.ndarray) -> np.ndarray:
-    """Return the largest absolute weight of each output."""
+    """Return the largest absolute weight of each output channel."""
     kind, axes = node.get_type_name(), tuple(range(weight.ndim))
     if kind == "MatMul":
         inputs = axes[-1:] if node.get_attributes()["transpose_b"] else axes[-2:-1]

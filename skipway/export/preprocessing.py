@@ -1,8 +1,8 @@
-"""Preparation: how an image becomes what a network is given, as tensor arithmetic that can be exported with it.
+"""Image preprocessing as tensor arithmetic, so that it can be exported with the network.
 
-Shapes: N images, (H, W) their pixels, (S, S) those that the network is given, C channels, n pixels of one axis.
-Source: the weights are those of Pillow's resize and reduce, with which `data.images` prepares images; its cubic is
-that of Keys 1981.
+Shapes: N images, (H, W) image size, (S, S) input size of the network, C channels, n pixels along one axis.
+Source: the weights are those of Pillow's resize and reduce, which `data.images` uses. The cubic filter is that of
+Keys 1981.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,18 @@ from skipway.data.images.crop_zoom_flip import crop_offset
 
 __all__ = ["Preparation"]
 
-_GREY = 128.0  # of the bars beside an image that does not fill its square
-_GAP = 2  # a large image is reduced by whole numbers to this many times its size
+_GRAY = 128.0  # padding value of `resize_mode="pad"`
+_GAP = 2  # box reduction by an integer factor stops at this multiple of the output size
 
 
 class Preparation(nn.Module):
-    """(N, H, W, C) uint8 of any size -> (N, C, S, S) in 0..255: what `predict` makes of such images, not rounded.
+    """Resize and crop images (N, H, W, C) uint8 of any size to (N, C, S, S) floats in 0..255.
 
-    An image is multiplied with a matrix for each axis, which every runtime can do for every `resize_mode` of a Spec.
+    The result equals the preprocessing of `predict`, but is not rounded to integers. Resizing is one matrix product
+    per axis, which every runtime supports, for every `resize_mode` of a Spec.
+
+    Args:
+        spec: Input size, resize mode and interpolation.
     """
 
     def __init__(self, spec: Spec):
@@ -30,19 +34,19 @@ class Preparation(nn.Module):
         self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images, fitted, resized and cut."""
+        """Return the resized and cropped images (N, C, S, S)."""
         height, width = (x.new_full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
         down, inside_down = self._weights(height, width, _positions(height, x.shape[1]))
         across, inside_across = self._weights(width, height, _positions(width, x.shape[2]))
         x = (x.permute(0, 3, 1, 2).float() @ across.T).clamp(0, 255)
         x = (down @ x).clamp(0, 255)
-        return torch.where(inside_down[:, None] & inside_across, x, _GREY) if self.spec.resize_mode == "pad" else x
+        return torch.where(inside_down[:, None] & inside_across, x, _GRAY) if self.spec.resize_mode == "pad" else x
 
     def _weights(self, length: Tensor, other: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(S, n) how much each of n pixels counts for each of the S, and (S,) whether there is any image.
+        """Return the resampling weights (S, n) of one axis, and a mask (S,) that is False in the padding.
 
-        The axis is thought of as resized to `whole` pixels, each of them `scale` of its own: those from `begin` on make
-        the square that the Spec's `presize` tells, and `places` are in its middle.
+        `whole` is the length of the axis after resizing, and `scale` is the size of a resized pixel in input pixels.
+        The presized square starts at `begin`. The output pixels are at `places`, in the center of this square.
         """
         spec, support, filter_of = self.spec, *_FILTERS[self.spec.interpolation]
         whole, begin = length.new_full((), spec.presize), length.new_zeros(())
@@ -54,24 +58,24 @@ class Preparation(nn.Module):
             whole = (whole * length / torch.maximum(length, other)).round().clamp_min(1)
             begin = -((spec.presize - whole) / 2).floor()
         places, scale = _positions(length, spec.size) + begin + edge, length / whole
-        # First, pixels of a large image are averaged in cells of whole numbers of them, from `start` to `end`.
+        # A large image is first reduced by averaging cells of `side` pixels, from `start` to `end`.
         side = (scale / _GAP).floor().clamp_min(1)
         reach = (support - 0.5) * scale
         start = torch.where(side > 1, (begin.clamp_min(0) * scale - reach).floor().clamp_min(0), 0.0)
         end = torch.where(side > 1, torch.minimum(((begin + spec.presize) * scale + reach).ceil(), length), length)
         cells = ((pixels - start) / side).floor()
-        shares = torch.minimum(side, end - start - cells * side)  # the last cell may hold fewer
+        shares = torch.minimum(side, end - start - cells * side)  # the last cell may be smaller
         distance = cells + 0.5 - ((places[:, None] + 0.5) * scale - start) / side
         weights = filter_of((distance / (scale / side).clamp_min(1)).abs()) / shares
         weights = torch.where((pixels >= start) & (pixels < end), weights, 0.0)
-        # Beside the image all may be 0, and their shares not a number; bars are painted over that.
+        # In the padding all weights may be 0, and the division returns NaN. The mask replaces these pixels.
         return (weights / weights.sum(1, keepdim=True)).float(), (places >= 0) & (places < whole)
 
 
 def _positions(like: Tensor, count: int) -> Tensor:
     """Return 0, 1, 2, ... (count,) with the dtype and device of `like`.
 
-    `torch.arange` would fix the device of the example into an exported program, which then cannot move to a GPU.
+    `torch.arange` would fix the device of the example in an exported program, which could not move to a GPU.
     """
     return like.new_ones(count).cumsum(0) - 1
 

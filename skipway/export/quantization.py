@@ -1,10 +1,10 @@
-"""Quantized tensors: uint8 codes with the scale and the zero point that turn them back into numbers.
+"""Affine uint8 quantization: quantized tensors, and observers that choose scale and zero point.
 
-    numbers = (codes - zero_point) * scale
+    values = (codes - zero_point) * scale
 
-Shapes: (B, C, H, W), as those of the numbers.
-Sources: integers in place of numbers, Jacob et al. 2017, arXiv:1712.05877; scales by least squared error, Nagel et al.
-2021, arXiv:2106.08295.
+Shapes: (B, C, H, W), for codes and values.
+Sources: integer inference, Jacob et al. 2017, arXiv:1712.05877. Scales by least squared error, Nagel et al. 2021,
+arXiv:2106.08295.
 """
 
 from functools import reduce
@@ -18,35 +18,35 @@ from skipway.nn.blocks import pair
 
 __all__ = ["PRECISIONS", "Observer", "QuantizationParams", "QuantizedTensor", "quantize"]
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")  # of inference
+PRECISIONS = ("auto", "fp32", "bf16", "int8")  # for inference
 _LEVELS = 255
-_MAX_SAMPLE = 2**17  # numbers that a range is chosen by
-_MIN_BATCH_SAMPLE = 2**10  # of them from each batch
-_CLIPS = torch.linspace(0.5, 1.0, 26)  # shares of the whole range that are tried
+_MAX_SAMPLE = 2**17  # values that choose the range of one tensor
+_MIN_BATCH_SAMPLE = 2**10  # values from each batch
+_CLIPS = torch.linspace(0.5, 1.0, 26)  # candidate ranges, as fractions of the full range
 
 
 class QuantizationParams(NamedTuple):
-    """The scale and the zero point of codes."""
+    """Scale and zero point of an affine quantization."""
 
     scale: float
     zero_point: int
 
 
 class QuantizedTensor(NamedTuple):
-    """Numbers as uint8 codes."""
+    """Tensor of uint8 codes with its scale and zero point."""
 
     values: Tensor
     scale: float
     zero_point: int
 
     def dequantize(self) -> Tensor:
-        """Return the float32 numbers that the codes stand for."""
+        """Return the float32 values of the codes."""
         return self.values.float().sub_(self.zero_point).mul_(self.scale)
 
     def max_pool(self, pool: nn.MaxPool2d) -> "QuantizedTensor":
-        """Return the largest code of each window, (B, C, H', W'); torch's own pooling takes no bytes."""
+        """Max-pool the codes to (B, C, H', W'), because torch's max pooling does not support uint8."""
         kernel, stride, padding = pair(pool.kernel_size), pair(pool.stride), pair(pool.padding)
-        values = F.pad(self.values, (padding[1], padding[1], padding[0], padding[0]))  # with the smallest code
+        values = F.pad(self.values, (padding[1], padding[1], padding[0], padding[0]))  # pads with the smallest code
         for axis in (2, 3):
             size, step = kernel[axis - 2], stride[axis - 2]
             count = (values.shape[axis] - size) // step + 1
@@ -57,7 +57,11 @@ class QuantizedTensor(NamedTuple):
 
 
 class Observer:
-    """Collects the range and a sample of the numbers in `batches` batches, and chooses how to quantize them."""
+    """Collect the range and a sample of a tensor over calibration batches, and choose its quantization.
+
+    Args:
+        batches: Number of calibration batches, which share the sample.
+    """
 
     def __init__(self, batches: int = 1) -> None:
         self.minimum, self.maximum, self.finite = 0.0, 0.0, True
@@ -65,17 +69,17 @@ class Observer:
         self._batch_sample = max(_MIN_BATCH_SAMPLE, _MAX_SAMPLE // batches)
 
     def observe(self, x: Tensor) -> None:
-        """Add the numbers of x."""
+        """Add the values of x (B, C, H, W) to the range and the sample."""
         flat = x.permute(0, 2, 3, 1).reshape(-1).float()
         self.finite = self.finite and bool(flat.isfinite().all())
         minimum, maximum = flat.aminmax()
         self.minimum, self.maximum = min(self.minimum, float(minimum)), max(self.maximum, float(maximum))
-        if len(flat) > self._batch_sample:  # drawn: any regular step could coincide with one of the layout's own
+        if len(flat) > self._batch_sample:  # random, because a fixed stride could alias with the layout
             flat = flat[torch.randint(len(flat), (self._batch_sample,), generator=torch.Generator().manual_seed(0))]
         self.sample.append(flat)
 
     def choose_params(self) -> QuantizationParams:
-        """Return the parameters with the least squared error over the sample; zero itself is represented exactly."""
+        """Return the parameters with the least squared error on the sample; they represent zero exactly."""
         sample = torch.cat(self.sample)
         best = (torch.inf, 1.0, 0)
         for clip in _CLIPS.tolist():
@@ -89,7 +93,7 @@ class Observer:
 
 
 def quantize(x: Tensor, params: QuantizationParams) -> QuantizedTensor:
-    """Return the codes of numbers; those beyond their range become its ends."""
+    """Quantize a tensor to uint8 codes; values outside the range are clamped."""
     x = x.contiguous(memory_format=torch.channels_last).float()
     codes = x.mul(1 / params.scale).add_(params.zero_point + 0.5).clamp_(0, _LEVELS).to(torch.uint8)  # truncates
     return QuantizedTensor(codes, *params)

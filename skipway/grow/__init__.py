@@ -1,4 +1,4 @@
-"""Growth: deeper and wider networks with the same outputs, and their optimizer states."""
+"""Growth: make a trained network deeper or wider without changing its outputs, and carry over the optimizer state."""
 
 from skipway.grow.deepening import Growth, deepen, widen
 

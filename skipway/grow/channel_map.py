@@ -1,4 +1,4 @@
-"""Channels: which old one each channel of a grown network repeats, and what becomes of tensors that go by channels.
+"""Channel maps: the old channel that each channel of a grown network copies, applied to weights and optimizer states.
 
 Shapes: a map (C',) for C old channels. Source: Chen et al. 2015, arXiv:1511.05641 (Net2WiderNet).
 """
@@ -14,16 +14,17 @@ from skipway.errors import InputError
 __all__ = ["NEW", "Origin", "ChannelMap", "concat_maps", "copy_shares", "select_channels"]
 
 NEW = -1
-# What optimisers call sums of gradients, and of their squares; other things that they keep go along as they are.
+# Optimizer state keys for averages of gradients and of squared gradients. Other entries are copied unchanged.
 _GRADIENTS = ("momentum_buffer", "exp_avg", "grad_avg", "prev", "exp_inf")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 
 
 class ChannelMap(NamedTuple):
-    """Where each channel of a wider tensor comes from.
+    """Map from the channels of a wider tensor to the old channels.
 
-    source: for each new channel the old one that it repeats, or NEW.
-    old_width: how many old channels there were.
+    Attributes:
+        source: The old channel that each channel copies, or NEW.
+        old_width: Number of old channels.
     """
 
     source: Tensor
@@ -31,14 +32,14 @@ class ChannelMap(NamedTuple):
 
     @classmethod
     def identity(cls, width: int) -> "ChannelMap":
-        """Return the map of a tensor whose channels stay as they are."""
+        """Return the map of a tensor with unchanged channels."""
         return cls(torch.arange(width), width)
 
     @classmethod
     def widened(cls, width: int, size: int, *, repeat: bool) -> "ChannelMap":
-        """Return a map from `width` to `size` channels: additional ones repeat old ones, or are new.
+        """Return a map from `width` to `size` channels, in which additional channels are copies or new.
 
-        Copies are neighbours, so that groups of channels stay groups of the same ones.
+        Copies are adjacent, so that channel groups keep their members.
         """
         if repeat:
             return cls(torch.arange(size) * width // size, width)
@@ -46,12 +47,12 @@ class ChannelMap(NamedTuple):
 
     @property
     def is_identity(self) -> bool:
-        """True if every channel is where it was."""
+        """True if all channels are unchanged."""
         return len(self.source) == self.old_width and bool((self.source == torch.arange(self.old_width)).all())
 
     @property
     def keeps_all(self) -> bool:
-        """True if no old channel is lost."""
+        """True if every old channel has a copy."""
         return len(self.source[self.source >= 0].unique()) == self.old_width
 
     def equals(self, other: "ChannelMap") -> bool:
@@ -59,18 +60,18 @@ class ChannelMap(NamedTuple):
         return self.old_width == other.old_width and self.source.equal(other.source)
 
     def copy_counts(self) -> Tensor:
-        """Count the copies of the old channel of each new one; 1 for new ones."""
+        """Return, for each channel, the number of channels that copy the same old one; 1 for new channels."""
         counts = self.source[self.source >= 0].bincount(minlength=max(1, self.old_width))
         return torch.where(self.source < 0, 1, counts[self.source.clamp(min=0)])
 
     def flattened(self, times: int) -> "ChannelMap":
-        """Return the map after flattening, which makes `times` numbers of each channel."""
+        """Return the map after flattening, when each channel becomes `times` values."""
         inner = torch.arange(times)
         source = torch.where(self.source[:, None] < 0, NEW, self.source[:, None] * times + inner)
         return ChannelMap(source.flatten(), self.old_width * times)
 
     def keeps_group_means(self, before: int, groups: int) -> bool:
-        """Check that each of `groups` has its mean over the channels of one of the `before` groups, each as often."""
+        """Check that each new group holds equally many copies of all channels of one old group."""
         size = self.old_width // before
         for members in self.source.view(groups, -1):
             inside = members - members[0] // size * size
@@ -82,7 +83,7 @@ class ChannelMap(NamedTuple):
         return True
 
     def within_group(self, groups: int) -> "ChannelMap | None":
-        """Return the map of one of `groups`; None unless all are alike and none takes channels of another."""
+        """Return the map inside one group, or None if groups differ or take channels of another group."""
         if len(self.source) % groups:
             return None
         size, starts = self.old_width // groups, torch.arange(groups)[:, None]
@@ -93,20 +94,20 @@ class ChannelMap(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """The old tensor that one of a grown network is made of: its name, and maps of rows and columns that changed."""
+    """Origin of a tensor of a grown network: name of the old tensor, and maps of its changed rows and columns."""
 
     name: str
     rows: ChannelMap | None = None
     columns: ChannelMap | None = None
 
     def compose(self, earlier: "Origin") -> "Origin":
-        """Return the origin in the network before `earlier`, for a network that has grown twice."""
+        """Compose two growth steps: return the origin in the network before `earlier`."""
         return Origin(earlier.name, _compose(self.rows, earlier.rows), _compose(self.columns, earlier.columns))
 
     def transform_state(self, values: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
-        """Convert what an optimizer keeps of the old tensor, of that shape, to what it would keep of the new one."""
+        """Convert the optimizer state of the old tensor, of shape `shape`, to that of the new one."""
         powers = {key: 2 if key in _SQUARES else int(key in _GRADIENTS) for key in values}
-        if "square_avg" in values:  # RMSprop's momentum is one of steps, which are as long for a share
+        if "square_avg" in values:  # RMSprop averages updates, which do not scale with the gradient
             powers["momentum_buffer"] = 0
         return {key: self._transform(key, value, tuple(shape), powers[key]) for key, value in values.items()}
 
@@ -115,12 +116,12 @@ class Origin(NamedTuple):
             return value
         if tuple(value.shape) != shape:
             raise InputError(
-                f"what the optimiser keeps of {self.name} as {key} is {tuple(value.shape)} and cannot be widened with "
-                f"a tensor of {shape}; leave the optimizer out, and make a new one"
+                f"cannot widen the optimizer state {key!r} of {self.name}: expected shape {shape} of the parameter, "
+                f"got {tuple(value.shape)}. Leave out optimizer=, and create a new optimizer."
             )
         for axis, channels in enumerate((self.rows, self.columns)):
             value = value if channels is None else select_channels(value, channels, axis)
-        if self.rows is not None and power:  # what flows back to a channel is shared by those that repeat it
+        if self.rows is not None and power:  # copies share the gradient of their channel
             value = value / _broadcast_along(self.rows.copy_counts().to(value) ** power, value, 0)
         return value
 
@@ -133,7 +134,7 @@ def _compose(later: ChannelMap | None, earlier: ChannelMap | None) -> ChannelMap
 
 
 def select_channels(value: Tensor, channels: ChannelMap, axis: int) -> Tensor:
-    """Select the source of each of `channels` along `axis` of `value`; zeros for new ones."""
+    """Gather the source channels along `axis` of `value`; new channels are zero."""
     selected = value.index_select(axis, channels.source.clamp(min=0).to(value.device))
     if not bool((channels.source < 0).any()):
         return selected
@@ -141,9 +142,9 @@ def select_channels(value: Tensor, channels: ChannelMap, axis: int) -> Tensor:
 
 
 def copy_shares(channels: ChannelMap, outputs: int, generator: torch.Generator | None) -> Tensor:
-    """Return (outputs, C'): each channel's share of an old weight; those of channels that repeat one sum to 1.
+    """Return the share (outputs, C') of each channel in an old weight; the shares of all copies sum to 1.
 
-    Equal shares without a `generator`: channels that start equal then get equal gradients, and stay equal for ever.
+    Without a `generator` the shares are equal. Copies then receive equal gradients and stay equal during training.
     """
     if generator is None:
         return (1 / channels.copy_counts().double())[None]
@@ -156,7 +157,7 @@ def copy_shares(channels: ChannelMap, outputs: int, generator: torch.Generator |
 
 
 def concat_maps(*parts: ChannelMap) -> ChannelMap:
-    """Concatenate the channels of several tensors."""
+    """Concatenate the maps of several tensors along the channel axis."""
     widths = [part.old_width for part in parts]
     shifted = [torch.where(part.source < 0, NEW, part.source + sum(widths[:i])) for i, part in enumerate(parts)]
     return ChannelMap(torch.cat(shifted), sum(widths))

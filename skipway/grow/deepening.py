@@ -1,14 +1,14 @@
-"""Growing a trained network without changing what it computes: deeper by blocks that begin as identities, or wider.
+"""Function-preserving growth of a trained network: deeper by identity-initialized blocks, or wider.
 
     network = deepen(network, to="resnet56", optimizer=optimizer)
     network = widen(network, 2, optimizer=optimizer)
 
-The outputs are compared at the call, and what would change them is refused. What an optimiser keeps of old parameters
-goes with them.
+Each call compares the outputs before and after, and raises an error if they differ. The optimizer keeps its state of
+old parameters.
 
 Shapes: those of the network; a probe is a batch of its inputs.
-Sources: Chen et al. 2015, arXiv:1511.05641 (Net2Net); blocks that begin as identities by a zeroed last scale, Goyal et
-al. 2017, arXiv:1706.02677; zeroed outputs in place of ready-made identities, Shen et al. 2022, arXiv:2203.06211.
+Sources: Net2Net, Chen et al. 2015, arXiv:1511.05641. Zero-initialized last norm, Goyal et al. 2017, arXiv:1706.02677.
+ Zero-initialized outputs when growing, Shen et al. 2022, arXiv:2203.06211.
 """
 
 import copy
@@ -39,20 +39,23 @@ from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.shortcut_types import Pad
 from skipway.nn.skip import Parallel, Skip
+from skipway.utils.format_text import short_repr
 
 __all__ = ["Growth", "deepen", "grow_deeper", "grow_to", "widen", "grow_wider"]
 
 
-WidthFunction = Callable[[str, int], int]  # (path of a layer, its outputs) -> its outputs in the grown network
+WidthFunction = Callable[[str, int], int]  # (path of a layer, old width) -> new width
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A grown network, what its parameters are made of, and how far its outputs are from those of before.
+    """Result of a growth: the network, the origins of its parameters, and the measured difference of outputs.
 
-    origins: for every parameter that was there, what it is made of; new ones have none.
-    difference: the largest of two outputs on the probe, in the network's own precision.
-    largest: the largest output there.
+    Attributes:
+        network: The grown network.
+        origins: Origin of each parameter that existed before, by name. New parameters have none.
+        difference: Largest difference of two outputs on the probe, in the dtype of the network.
+        largest: Largest output on the probe.
     """
 
     network: nn.Module
@@ -71,26 +74,35 @@ def deepen(
     spread: bool = False,
     seed: int = 0,
 ) -> Any:
-    """A deeper network with the same outputs: its new blocks begin as identities, and learn from the first step on.
+    """Return a deeper network with the same outputs, by inserting blocks that are initialized as the identity.
 
-    What would be added to the shortcut begins at zero, by the last norm, the last weights or the join's scale of each
-    new body; that zero has a gradient at once, and the rest of the body from the next step on. Old norms see what they
-    saw, in training too. Layers of a DenseNet add channels instead, which what is behind them does not weigh at first:
-    there outputs are equal up to rounding, elsewhere to the last bit. `network` is as it was.
+    The last norm, the last weights or the join's scale of each new body is zero. This layer gets a gradient in the
+    first step, the rest of the body from the second step on. The inputs of old layers do not change, in training mode
+    either. New DenseNet layers append channels instead, which later layers weight with zero at first. Their outputs
+    are equal up to rounding; those of other networks are bitwise equal.
 
     Args:
-        to: the name of a deeper network of the same kind ("resnet56" of a resnet20).
-        blocks: or how many blocks each stage gets, {"stage2": 4}, or {2: 4}; of a network without a plan, {path of the
-            Chain that its blocks stand in: 4}: they are made like the last that keeps its input's shape.
-        optimizer: of `network`; it becomes that of the grown one, in place: old parameters keep their momentum and
-            whatever else it knows of them, new ones are in the groups of the blocks that they are like.
-        probe: a batch of inputs to compare outputs on; random ones by default, for a network that has a plan.
-        spread: put new blocks between the old ones of their stage, not behind them.
-        seed: draws the new weights.
+        network: Trained network. It is not changed.
+        to: Name of a deeper model of the same family, such as "resnet56" for a resnet20.
+        blocks: Number of new blocks by stage, {"stage2": 4} or {2: 4}, instead of `to`. For a network without a plan,
+            by the path of a Chain; the new blocks are like the last one that preserves the shape.
+        optimizer: Optimizer of `network`. It is moved to the grown network in place and keeps its state. New
+            parameters join the group of the most similar old one.
+        probe: Batch of inputs on which outputs are compared. Default: random inputs, for a network with a plan.
+        spread: Distribute new blocks between the old ones of their stage, instead of appending them.
+        seed: Seed of the new weights.
+
+    Returns:
+        The grown network, of the type of `network`.
 
     Raises:
-        InputError: there is no such network or stage, new blocks cannot begin as identities there, or the outputs
-            would not be equal; says why.
+        InputError: The model or stage is unknown, new blocks cannot be identities there, or the outputs differ.
+
+    >>> network = nn.Sequential(nn.Linear(4, 8), Skip(nn.Linear(8, 8)))
+    >>> x = torch.ones(2, 4)
+    >>> deeper = deepen(network, blocks={"": 2}, probe=x)
+    >>> len(deeper), torch.equal(deeper(x), network(x))
+    (4, True)
     """
     growth = grow_deeper(network, to, blocks=blocks, probe=probe, spread=spread, seed=seed)
     move_optimizer(optimizer, network, growth.network, growth.origins)
@@ -106,21 +118,31 @@ def widen(
     probe: Tensor | None = None,
     seed: int | None = 0,
 ) -> Any:
-    """A wider network with the same outputs, within 1e-5 of the largest: channels are repeated and share their weights.
+    """Return a wider network with the same outputs, by duplicating channels and splitting the weights that read them.
 
-    Inputs and outputs stay as wide as they are, and so does what layers of unknown ways are given. `network` is as it
-    was.
+    Outputs are equal within 1e-5 of the largest. The inputs and outputs of the network, and the inputs of layers of an
+    unknown type, keep their width.
 
     Args:
-        factor: how many times as wide; its plan's widths (of DenseNets the growth), or every layer's.
-        widths: or the widths of its plan, such as (32, 64, 128).
-        optimizer, probe: see `deepen`.
-        seed: draws unequal shares for channels that repeat one. None: equal ones, with which they would also learn
-            the same for ever.
+        network: Trained network. It is not changed.
+        factor: Multiplier above 1, of the widths of the plan (growth rate of a DenseNet), or of every layer.
+        widths: Widths of the plan, such as (32, 64, 128), instead of `factor`.
+        optimizer: Optimizer of `network`, see `deepen`.
+        probe: Batch of inputs, see `deepen`.
+        seed: Seed of the unequal shares of duplicated channels. None sets equal shares, with which duplicates stay
+            equal during training.
+
+    Returns:
+        The grown network, of the type of `network`.
 
     Raises:
-        InputError: the widths are not larger, a layer could not be widened without changing the outputs, or nothing
-            could; says why.
+        InputError: The widths are not larger, or a layer cannot be widened without changing the outputs.
+
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> x = torch.ones(2, 4)
+    >>> wider = widen(network, 2, probe=x)
+    >>> wider[0].out_features, torch.allclose(wider(x), network(x), atol=1e-5)
+    (16, True)
     """
     growth = grow_wider(network, factor, widths=widths, probe=probe, seed=seed)
     move_optimizer(optimizer, network, growth.network, growth.origins)
@@ -128,7 +150,16 @@ def widen(
 
 
 def grow_to(network: Network, to: str, seed: int = 0) -> Growth:
-    """Grow `network` to the one called `to`, with the same outputs: wider, deeper, or both."""
+    """Grow `network` to the model named `to`, with the same outputs: wider, deeper, or both.
+
+    Args:
+        network: Network with a plan.
+        to: Name of a larger model of the same family.
+        seed: Seed of the new weights and shares.
+
+    Raises:
+        InputError: The network cannot grow to this model.
+    """
     plan = reachable_plan(network.plan, to)
     widths = {key: plan[key] for key in width_options(plan) if plan[key] != network.plan[key]}
     if not widths:
@@ -151,9 +182,12 @@ def grow_deeper(
     spread: bool = False,
     seed: int = 0,
 ) -> Growth:
-    """Grow a network deeper, without its optimizer; see `deepen`."""
+    """Deepen a network as `deepen` does, without an optimizer, and return the Growth."""
     if (to is None) == (blocks is None) or not isinstance(blocks, Mapping | None) or not isinstance(to, str | None):
-        raise InputError('deepen takes the name of a network, or blocks={"stage2": 4}; give one of them')
+        raise InputError(
+            f'deepen: expected a model name or blocks={{"stage2": 4}}, got to={short_repr(to)} and '
+            f"blocks={short_repr(blocks)}. Pass one of them."
+        )
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe, plan = choose_probe(network, probe), _checked_plan(network)
@@ -166,7 +200,9 @@ def grow_deeper(
                 twin, target, before=blocks_by_stage(old), after=blocks_by_stage(plan), spread=spread
             )
         elif blocks is None:
-            raise InputError("a network without a plan has no name to grow to; give blocks={path of a Chain: number}")
+            raise InputError(
+                "deepen: expected a network with a plan for to=, got none. Pass blocks={path of a Chain: number}."
+            )
         else:
             homes = {str(path): check_block_count(path, count) for path, count in blocks.items()}
             blocks_added = insert_repeated_blocks(twin, homes, spread)
@@ -176,7 +212,7 @@ def grow_deeper(
         origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters() if id(p) in names}
         appending = any(map(appends_channels, blocks_added))
         if appending and spread:
-            raise InputError("blocks that add channels go behind the others of their stage; leave spread out")
+            raise InputError("spread: expected blocks without appended channels, got a DenseNet. Leave out spread.")
         if appending:
             state = None if target is None else target.state_dict()
             widening = Widening(calls, _width_function(target, 1.0), new_state=state, added=added)
@@ -193,18 +229,21 @@ def grow_wider(
     probe: Tensor | None = None,
     seed: int | None = 0,
 ) -> Growth:
-    """Grow a network wider, without its optimizer; see `widen`."""
+    """Widen a network as `widen` does, without an optimizer, and return the Growth."""
     if (factor is None) == (widths is None):
-        raise InputError("widen takes a factor such as 2, or widths of the network's plan; give one of them")
+        raise InputError(
+            f"widen: expected a factor such as 2, or widths of the plan, got factor={short_repr(factor)} and "
+            f"widths={short_repr(widths)}. Pass one of them."
+        )
     if factor is not None and not (isinstance(factor, int | float) and 1 < factor < 1000):
-        raise InputError(f"widen takes a factor above 1, such as 2 or 1.5, not {factor!r}")
+        raise InputError(f"widen: expected a factor above 1 and below 1000, got {factor!r}. Pass one such as 2 or 1.5.")
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
         probe, plan = choose_probe(network, probe), _checked_plan(network)
         if plan:
             return _widen_to_plan(wider_plan(plan, factor, widths), network, probe, seed)
         if factor is None:
-            raise InputError("a network without a plan has no widths; give a factor")
+            raise InputError("widen: expected a network with a plan for widths=, got none. Pass factor=.")
         return _widen_layers(network, _width_function(None, factor), probe=probe, seed=seed)
 
 
@@ -222,27 +261,26 @@ def _widen_layers(network: nn.Module, width_of: WidthFunction, *, probe: Tensor,
     origins = _rewrite(twin, widening, probe, origins)
     if not widening.origins:
         raise InputError(
-            "nothing in this network could be widened: no layer of a known kind stands between others that could "
-            "follow it, or none has channels enough for this factor; build it of Chain, Skip, Parallel and torch's "
-            "own layers"
+            "widen: expected layers that can be widened, got none. Layers of an unknown type block their neighbors, or "
+            "the factor is too small. Build the network from Chain, Skip, Parallel and torch layers."
         )
     return Growth(twin, origins, *verify_outputs(network, twin, probe))
 
 
-# The network before and after
+# The network before and after growth
 
 
 def _checked_plan(network: nn.Module) -> dict[str, Any]:
-    """Return the plan of a network that has one, if the network is still as it says."""
+    """Return the plan of a network, or {} if it has none, and check that the network still matches it."""
     plan: dict[str, Any] = network.plan if isinstance(network, Network) else {}
     if any(isinstance(module, Convolution) for module in network.modules()):
-        raise InputError("a fused network only predicts and cannot grow; grow the network that it was made from")
+        raise InputError("growth: expected the original network, got a fused one. Grow the network before fusing it.")
     if plan:
         planned = {name: t.shape for name, t in build_meta_network(plan).state_dict().items()}
         if planned != {name: t.shape for name, t in network.state_dict().items()}:
             raise InputError(
-                "the network is no longer what its plan says, since it was changed by hand; grow it before that, or "
-                "set its .plan to {} and give blocks={path of a Chain: number}"
+                "growth: expected a network that matches its plan, got one that was modified. Grow it before modifying "
+                "it, or set .plan to {} and pass blocks={path of a Chain: number}."
             )
     return plan
 
@@ -254,26 +292,28 @@ def _set_plan(network: nn.Module, plan: dict[str, Any] | None) -> None:
 
 
 def _copy(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
-    """Copy a network, and return the name of each of the copy's parameters by its id."""
+    """Copy a network; return the copy and its parameter names by id."""
     joins = [module.join for module in network.modules() if isinstance(module, Skip | Parallel)]
     unsized = any(isinstance(join, Gate) and join.transform is None for join in joins)
     unsized = unsized or any(isinstance(join, Scale) and join.channels == "each" for join in joins)
     unsized = unsized or any(isinstance(p, nn.UninitializedParameter) for p in network.parameters())
     if unsized or any(isinstance(m, Skip) and m.open_shortcut is not None for m in network.modules()):
         raise InputError(
-            "the network has sizes that are open yet; call skipway.output_shape(network, input_shape) once before"
+            "growth: expected inferred sizes, got uninferred ones. Call skipway.output_shape(network, input_shape) "
+            "first."
         )
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     if len(names) != len(list(network.parameters())):
         raise InputError(
-            "the network uses a layer in several places, so that it cannot grow in one of them; build each anew"
+            "growth: expected each layer in one place, got a layer that is used more than once. Create a separate "
+            "layer for each place."
         )
     twin = copy.deepcopy(network)
     return twin, {id(p): name for name, p in twin.named_parameters()}
 
 
 def _width_function(target: Network | None, factor: float) -> WidthFunction:
-    """Return the function that gives each layer's outputs: those of `target`, or `factor` times as many."""
+    """Return a function for the new width of each layer: that of `target`, or `factor` times the old width."""
 
     def new_width(path: str, width: int) -> int:
         if target is None:

@@ -1,7 +1,7 @@
-"""Blocks put into a network between those it has, which begin as identities and learn from the first step on.
+"""New residual blocks for a trained network, initialized as the identity so that they learn from the first step.
 
-Shapes: a new block keeps the shape of what reaches it, but for those that append channels.
-Sources: a last norm that begins at zero, Goyal et al. 2017, arXiv:1706.02677; a scale that does, Bachlechner et al.
+Shapes: a new block keeps the shape of its input, except for blocks that append channels.
+Sources: zero-initialized last norm, Goyal et al. 2017, arXiv:1706.02677. Zero-initialized scale, Bachlechner et al.
 2020, arXiv:2003.04887.
 """
 
@@ -23,28 +23,36 @@ from skipway.nn.skip import Dense, Skip, named_skips
 __all__ = ["appends_channels", "init_as_identity", "insert_repeated_blocks", "insert_planned_blocks"]
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-# Layers that may follow zeroed weights: they keep zeros, and let the gradient through.
+# Layers that may follow zeroed weights: they map zeros to zeros and pass the gradient.
 _HARMLESS = (EfficientChannelAttention, Shift, SqueezeExcite, nn.Identity, nn.modules.dropout._DropoutNd)
 
 
 def insert_planned_blocks(
     network: nn.Module, target: Network, *, before: Mapping[str, int], after: Mapping[str, int], spread: bool
 ) -> list[nn.Module]:
-    """Put into each stage of `network` the blocks that it lacks of `target`; return them.
+    """Insert the blocks of `target` that `network` lacks into each stage.
 
-    before, after: blocks in each stage, by its path.
+    Args:
+        network: Network to change in place.
+        target: Deeper network with new weights.
+        before: Number of blocks of `network` by stage path.
+        after: Number of blocks of `target` by stage path.
+        spread: Distribute the new blocks between the old ones instead of appending them.
+
+    Returns:
+        The inserted blocks.
     """
     added: list[nn.Module] = []
     for stage, count in after.items():
         if more := count - before[stage]:
             home = _block_container(network.get_submodule(stage))
             target_home = _block_container(target.get_submodule(stage))
-            first = before[stage] - len(home)  # blocks in front of the home, since they change the shape
+            first = before[stage] - len(home)  # leading blocks change the shape and are outside the container
             behind = [j * before[stage] // more - first if spread else len(home) - 1 for j in range(more)]
             blocks = [target_home[place + 1 + j] for j, place in enumerate(behind)]
             _insert(home, behind, blocks)
             added += blocks
-    if target.plan.get("drop_path"):  # the chances to leave a body out rise with depth
+    if target.plan.get("drop_path"):  # the stochastic-depth rate depends on the depth
         for path, skip in named_skips(target):
             twin = network.get_submodule(path)
             if isinstance(twin, Skip):
@@ -53,20 +61,33 @@ def insert_planned_blocks(
 
 
 def insert_repeated_blocks(network: nn.Module, homes: Mapping[str, int], spread: bool) -> list[nn.Module]:
-    """Put blocks like the last that keeps its input's shape into the Chains at `homes`, so many each; gives them."""
+    """Insert copies, with new weights, of the last shape-preserving block of each Chain.
+
+    Args:
+        network: Network to change in place.
+        homes: Number of new blocks by the path of a Chain.
+        spread: Distribute the new blocks between the old ones instead of appending them.
+
+    Returns:
+        The inserted blocks.
+
+    Raises:
+        InputError: A path is not a Chain, or the Chain has no block that can be repeated.
+    """
     modules = dict(network.named_modules())
     added: list[nn.Module] = []
-    for path, count in homes.items():  # of which none has moved yet
+    for path, count in homes.items():  # paths refer to the network before any insertion
         home = modules.get(path)
         if not isinstance(home, nn.Sequential):
             raise InputError(
-                f"there is no Chain at {path!r}{did_you_mean(path, modules)}; give the path of one that holds blocks"
+                f"blocks: expected the path of a Chain, got {path!r}{did_you_mean(path, modules)}. "
+                "Pass the path of a Chain of blocks."
             )
         alike = [i for i, block in enumerate(home) if _can_repeat(block)]
         if not alike:
             raise InputError(
-                f"the Chain at {path!r} has no block to make others like: a Skip without a shortcut of its own, or a "
-                "Coupling; put one there first"
+                f"blocks: expected a Skip with an identity shortcut or a Coupling in the Chain at {path!r}, got none. "
+                "Add such a block first."
             )
         behind = [alike[j * len(alike) // count] if spread else alike[-1] for j in range(count)]
         blocks = [reset_parameters(copy.deepcopy(home[place])) for place in behind]
@@ -76,45 +97,47 @@ def insert_repeated_blocks(network: nn.Module, homes: Mapping[str, int], spread:
 
 
 def appends_channels(block: nn.Module) -> bool:
-    """Check that a block appends channels to its input."""
+    """Return True if a block appends channels to its input."""
     return isinstance(block, Skip) and block.join in (append, concat)
 
 
 def init_as_identity(path: str, block: nn.Module) -> None:
-    """Initialize `block`, whose weights are fresh, as the identity: what it would add begins at zero.
+    """Initialize a new block as the identity, by setting its last weights, last norm or scale to zero.
+
+    Args:
+        path: Path of the block, for errors.
+        block: Skip or Coupling with new weights.
 
     Raises:
-        InputError: it cannot, or would not learn from there; says why.
+        InputError: The block cannot be an identity, or would not learn from this initialization.
     """
     if isinstance(block, Coupling) and block.shortcuts is None:
         _zero_last_weights(path, block.f)
         _zero_last_weights(path, block.g)
     elif not isinstance(block, Skip):
-        raise _no_identity(
-            path, f"{type(block).__name__} has no shortcut to leave open; choose a network with shortcuts"
-        )
+        raise _no_identity(path, f"{type(block).__name__} has no shortcut. Use a network with shortcuts.")
     elif block.shortcut is not None or block.open_shortcut is not None:
-        raise _no_identity(path, 'its shortcut is not the identity; use shortcut "auto"')
+        raise _no_identity(path, 'its shortcut is not the identity. Set shortcut="auto".')
     elif isinstance(block.join, Scale):
-        if not _outputs_zeros(block.body):  # else the scale's own gradient would be zero too
+        if not _outputs_zeros(block.body):  # otherwise the gradient of the scale would be zero
             nn.init.zeros_(block.join.scale)
     elif block.join is add:
         _zero_last_weights(path, block.body)
     elif not appends_channels(block):
-        raise _no_identity(path, 'no body makes its join the identity; use join "add", "scale" or "layerscale"')
+        raise _no_identity(path, 'its join is never the identity. Set join="add", "scale" or "layerscale".')
 
 
 def _zero_last_weights(path: str, body: nn.Module) -> None:
-    """Zero the last weights or norm of `body`, behind which nothing may stand that would keep their gradient away."""
+    """Zero the last weights or norm of `body`; refuse a body whose last layer would block their gradient."""
     last = _last_layer(body)
     if not isinstance(last, _WEIGHTED) or last.weight is None:
         raise _no_identity(
             path,
-            f"its body ends with {type(last).__name__}, and zeros in front of that would never learn; "
-            "end bodies with a norm or weights, and put the activation after the join",
+            f"its body ends with {type(last).__name__}, and zero weights before it would get no gradient. "
+            "End bodies with a norm or a weight layer, and apply the activation after the join.",
         )
     if not last.weight.requires_grad:
-        raise _no_identity(path, "the last scale of its body is fixed and would stay at zero; let it learn")
+        raise _no_identity(path, "the last weight of its body is frozen and would stay at zero. Unfreeze it.")
     for tensor in (last.weight, last.bias):
         if tensor is not None:
             nn.init.zeros_(tensor)
@@ -126,7 +149,7 @@ def _outputs_zeros(body: nn.Module) -> bool:
 
 
 def _last_layer(layer: nn.Module) -> nn.Module:
-    """What a body ends with, but for what leaves zeros as they are and lets their gradient through."""
+    """Return the last layer of a body, ignoring layers that keep zeros and pass the gradient."""
     if isinstance(layer, Dense):
         return layer.linear if layer.activation is None else layer.activation
     if isinstance(layer, nn.Sequential):
@@ -136,26 +159,26 @@ def _last_layer(layer: nn.Module) -> nn.Module:
 
 
 def _can_repeat(block: nn.Module) -> bool:
-    """Check that another one like it could follow it."""
+    """Return True if a copy of the block can follow it."""
     if isinstance(block, Coupling):
         return block.shortcuts is None
     return isinstance(block, Skip) and block.shortcut is None and block.open_shortcut is None
 
 
 def _block_container(stage: nn.Module) -> nn.Sequential:
-    """Where the blocks of a planned stage stand that keep its shape: in it, or in its Reversible, which is made."""
+    """Return the container of the shape-preserving blocks of a stage; create the Reversible of a reversible stage."""
     assert isinstance(stage, Chain)
     if not isinstance(next(iter(stage), None), Coupling | Reversible):
         return stage
     if "rest" not in stage._modules:
         rest = Reversible(Coupling(nn.Identity(), nn.Identity()))
-        rest._modules.clear()  # blocks are about to be put into it
+        rest._modules.clear()  # the caller inserts the blocks
         stage._modules["rest"] = rest
     return stage.rest  # type: ignore[return-value]
 
 
 def _insert(home: nn.Sequential, behind: list[int], blocks: list[nn.Module]) -> None:
-    """Put each block behind the layer of that number; those without names are numbered anew."""
+    """Insert each block after the layer at that index, and renumber layers without names."""
     layers = list(home._modules.items())
     for j, (place, block) in enumerate(zip(behind, blocks, strict=True)):
         layers.insert(place + 1 + j, ("0", block))
@@ -165,10 +188,10 @@ def _insert(home: nn.Sequential, behind: list[int], blocks: list[nn.Module]) -> 
 
 
 def _match_network(network: nn.Module, added: list[nn.Module]) -> list[nn.Module]:
-    """The new blocks beside the old layers: on their device, in their precision, in their mode."""
+    """Move new blocks to the device, dtype and training mode of the network."""
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     return [block.to(like.device, like.dtype).train(network.training) for block in added]
 
 
 def _no_identity(path: str, why: str) -> InputError:
-    return InputError(f"a block at {path} cannot begin as the identity: {why}")
+    return InputError(f"cannot initialize the block at {path} as the identity: {why}")

@@ -1,4 +1,4 @@
-"""What an optimiser keeps of a network, as what it would keep of the grown one."""
+"""Transfer of optimizer state from a network to the grown network."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +15,16 @@ __all__ = ["move_optimizer", "grow_states"]
 def grow_states(
     origins: Mapping[str, Origin], known: Mapping[str, dict[str, Any]], shapes: Mapping[str, Iterable[int]]
 ) -> dict[str, dict[str, Any]]:
-    """What it keeps of each parameter of the grown network by name, `known` of the old ones with their `shapes`."""
+    """Return the optimizer state of each parameter of the grown network.
+
+    Args:
+        origins: Origin of each parameter of the grown network that existed before, by name.
+        known: Optimizer state of the old parameters, by name.
+        shapes: Shapes of the old parameters, by name.
+
+    Returns:
+        Optimizer state by parameter name. New parameters have none.
+    """
     return {
         name: origin.transform_state(known[origin.name], tuple(shapes[origin.name]))
         for name, origin in origins.items()
@@ -26,18 +35,24 @@ def grow_states(
 def move_optimizer(
     optimizer: torch.optim.Optimizer | None, network: nn.Module, grown: nn.Module, origins: Mapping[str, Origin]
 ) -> None:
-    """Let `optimizer`, of `network`, be that of the grown one in place.
+    """Move `optimizer` from `network` to the grown network, in place.
 
-    Old parameters keep what it knows of them; new ones are in the groups of those they are like, all in the order of
-    the network, so that its state fits an optimizer made anew.
+    Old parameters keep their state. New parameters join the group of the most similar old parameter. The order is
+    that of the network, so a new optimizer can load the state dict.
+
+    Args:
+        optimizer: Optimizer of `network`, or None.
+        network: Network before growth.
+        grown: Network after growth.
+        origins: Origin of each parameter of `grown` that existed before, by name.
 
     Raises:
-        InputError: it is not the network's, or keeps what cannot grow.
+        InputError: The optimizer holds no parameter of `network`, or its state cannot grow.
     """
     if optimizer is None:
         return
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("LBFGS keeps one memory for all parameters, which cannot grow; make a new one afterwards")
+        raise InputError("cannot grow an LBFGS optimizer: its history is not per parameter. Create a new one.")
     old, new = dict(network.named_parameters()), dict(grown.named_parameters())
     names: dict[Tensor, str] = {p: name for name, p in old.items()}
     heirs = {origin.name: new[name] for name, origin in origins.items()}
@@ -47,13 +62,13 @@ def move_optimizer(
     for group in optimizer.param_groups:
         groups |= {names[p]: group for p in group["params"] if p in names}
     if not groups:
-        raise InputError("the optimizer holds no parameter of this network; give the one that trains it")
+        raise InputError("optimizer: expected parameters of this network, got none. Pass the optimizer that trains it.")
     additions: dict[int, list[Tensor]] = {}
     for name, parameter in new.items():
         if name not in origins:
             model = _most_similar_name(name, parameter, old)
             parameter.requires_grad_(old[model].requires_grad)
-            if model in groups:  # else it is left out of training, as the one that it is like
+            if model in groups:  # otherwise it is not trained, like its model
                 additions.setdefault(id(groups[model]), []).append(parameter)
     order: dict[Tensor, int] = {p: i for i, p in enumerate(new.values())}
     new_names: dict[Tensor, str] = {p: name for name, p in new.items()}
@@ -74,7 +89,7 @@ def move_optimizer(
 
 
 def _fill_momentum(optimizer: torch.optim.SGD) -> None:
-    """Zeros as the momentum of new parameters, where torch takes a step with all of them at once, and needs all."""
+    """Set the momentum of new parameters to zero, because fused SGD requires a buffer for every parameter."""
     for group in optimizer.param_groups:
         for p in group["params"] if group["fused"] and group["momentum"] else ():
             if optimizer.state[p].get("momentum_buffer") is None:
@@ -82,7 +97,7 @@ def _fill_momentum(optimizer: torch.optim.SGD) -> None:
 
 
 def _most_similar_name(name: str, parameter: Tensor, old: Mapping[str, Tensor]) -> str:
-    """The old parameter with as many axes that shares most of its name with a new one."""
+    """Return the old parameter of the same rank whose name is most similar."""
 
     def likeness(other: str) -> tuple[bool, int, int]:
         parts, others = name.split("."), other.split(".")

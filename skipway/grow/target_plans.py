@@ -1,7 +1,4 @@
-"""Plans of networks that others can grow to: with more blocks in their stages, or wider ones.
-
-Shapes: those that the plans describe.
-"""
+"""Plans of grown networks: with more blocks per stage, or with larger widths."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +19,7 @@ __all__ = [
     "width_options",
 ]
 
-# The options that set the widths of a family's networks, the main one first.
+# The options that set the widths of each family, main option first.
 _WIDTHS = {
     "resnet": ("widths", "stem_channels"),
     "densenet": ("growth", "stem_channels"),
@@ -34,7 +31,7 @@ _WIDTHS = {
 
 
 def plan_like(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """Return the plan of the network called `to`, with the options of `plan` that differ from its name's defaults."""
+    """Return the plan of the model named `to`, with the options of `plan` that differ from its defaults."""
     usual, target = registry.plan_of(plan["name"]), registry.plan_of(to)
     options = {
         key: value
@@ -45,19 +42,27 @@ def plan_like(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
 
 
 def deeper_plan(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """The plan of the network called `to`, which may differ in its layers alone, and must have more of them."""
+    """Return the plan of the model named `to`, which must differ from `plan` only by more blocks.
+
+    Raises:
+        InputError: The model is unknown, not deeper, or differs in another option.
+    """
     target = check_options(plan_like(plan, to), plan, "layers")
     old, new = list(blocks_by_stage(plan).values()), list(blocks_by_stage(target).values())
     if len(old) != len(new) or old == new or any(a > b for a, b in zip(old, new, strict=True)):
         raise InputError(
-            f"{to} has {join_sizes(new)} blocks in its stages, which are not more than the {join_sizes(old)} of "
-            f"this {plan['name']} in as many stages; name a deeper network of the same kind"
+            f"cannot deepen {plan['name']} to {to}: expected more blocks per stage than {join_sizes(old)}, got "
+            f"{join_sizes(new)}. Name a deeper model of the same family."
         )
     return target
 
 
 def reachable_plan(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """The plan of the network called `to`, which one of `plan` can grow to: deeper, wider, or both."""
+    """Return the plan of the model named `to`, which must be deeper than `plan`, wider, or both.
+
+    Raises:
+        InputError: The model is unknown, smaller, or differs in another option.
+    """
     target = plan_like(plan, to)
     widths = [key for key in width_options(plan) if key in target and target[key] != plan[key]]
     check_options(target, plan, "layers", *widths)
@@ -69,37 +74,51 @@ def reachable_plan(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
 
 
 def check_options(target: dict[str, Any], plan: Mapping[str, Any], *except_for: str) -> dict[str, Any]:
-    """Return `target`; refuse it if it differs from `plan` in more than its name and the options `except_for`."""
+    """Return `target`; raise an InputError if it differs from `plan` in other options than `except_for`."""
     different = [key for key in target if key not in ("name", *except_for) and target[key] != plan.get(key)]
     if different:
-        changes = ", ".join(f"{key} {plan.get(key)!r} would become {target[key]!r}" for key in different[:3])
+        changes = ", ".join(f"{key} from {plan.get(key)!r} to {target[key]!r}" for key in different[:3])
         raise InputError(
-            f"{plan['name']} cannot grow to {target['name']}: {changes}; growing adds blocks and channels, name a "
-            "network that has more of the same"
+            f"{plan['name']} cannot grow to {target['name']}: expected only more blocks or channels, got changes of "
+            f"{changes}. Name a larger model of the same kind."
         )
     return target
 
 
 def plan_with_blocks(plan: Mapping[str, Any], blocks: Mapping[str | int, int]) -> dict[str, Any]:
-    """The plan with so many more blocks in each stage."""
+    """Return `plan` with additional blocks.
+
+    Args:
+        plan: Plan of the network.
+        blocks: Number of new blocks by stage, such as {"stage2": 4} or {2: 4}.
+
+    Raises:
+        InputError: A stage is unknown or repeated, or a number is not a positive integer.
+    """
     counts = blocks_by_stage(plan)
     named_as: dict[str, str | int] = {}
     for stage, count in blocks.items():
         path = f"stage{stage}" if isinstance(stage, int) or str(stage).isdigit() else stage
         if path not in counts:
-            raise InputError(f"{plan['name']} has no stage {stage!r}; it has {', '.join(counts)}")
+            raise InputError(f"blocks: expected a stage among {', '.join(counts)}, got {stage!r}. Pass one of these.")
         if path in named_as:
-            raise InputError(f"deepen was given {path} twice, as {named_as[path]!r} and as {stage!r}; give it once")
+            raise InputError(
+                f"blocks: expected each stage once, got {named_as[path]!r} and {stage!r}. Pass one of them."
+            )
         named_as[path] = stage
         counts[path] += check_block_count(stage, count)
     if not blocks:
-        raise InputError('deepen was given no blocks; give a stage and a number, as in blocks={"stage2": 4}')
+        raise InputError('blocks: expected stages and numbers, got none. Pass them as in blocks={"stage2": 4}.')
     layers = list(counts.values())
     return _checked_plan({**plan, "layers": layers if isinstance(plan["layers"], list) else layers[0]})
 
 
 def wider_plan(plan: Mapping[str, Any], factor: float | None, widths: Any) -> dict[str, Any]:
-    """The plan with widths `factor` times as large, or with those that are given."""
+    """Return `plan` with its widths multiplied by `factor`, or replaced by `widths`.
+
+    Raises:
+        InputError: The widths are not larger, their number differs, or the layers of the network would change.
+    """
     first, *others = width_options(plan)
     old = {key: plan[key] for key in (first, *others) if plan[key] is not None}
     if factor is not None:
@@ -111,43 +130,47 @@ def wider_plan(plan: Mapping[str, Any], factor: float | None, widths: Any) -> di
     narrower = any(_is_narrower(target[key], value) for key, value in old.items())
     if len(_as_list(old[first])) != len(_as_list(target[first])) or narrower or target == plan:
         raise InputError(
-            f"widen makes {first} larger, and as many of them, than {plan[first]}, not {target[first]}; give "
-            "larger ones"
+            f"widen: expected {first} larger than {plan[first]}, got {target[first]}. Pass the same number of larger "
+            "values."
         )
     before, after = _layer_types(plan), _layer_types(target)
     if changed := [path for path in (before | after) if before.get(path) is not after.get(path)]:
         raise InputError(
-            f"with {first} {target[first]} the network would have other layers at {', '.join(changed[:3])}; widen "
-            "the stem too, all widths by one factor"
+            f"widen: expected widths that keep all layers, got {first} {target[first]}, which changes the layers at "
+            f"{', '.join(changed[:3])}. Widen by one factor, including the stem."
         )
     return target
 
 
 def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan as the registry would make it, its values checked."""
+    """Return the plan rebuilt and validated by the registry."""
     options = {key: value for key, value in plan.items() if key not in ("name", "family")}
     return registry.plan_of(plan["name"], **options)
 
 
 def width_options(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the options that set the widths of a plan's network."""
+    """Return the options that set the widths of a plan, main option first."""
     return _WIDTHS[plan["family"]]
 
 
 def blocks_by_stage(plan: Mapping[str, Any]) -> dict[str, int]:
-    """Blocks in each stage, by its path; a family with one row of blocks has one stage."""
+    """Return the number of blocks by stage path; a family with one sequence of blocks has one stage.
+
+    Raises:
+        InputError: The family cannot be deepened.
+    """
     if plan["family"] == "resnet9":
         raise InputError(
-            f"{plan['name']} cannot be deepened: its bodies end with an activation, in front of which zeros would "
-            "never learn; widen it, or train a resnet20"
+            f"{plan['name']} cannot be deepened: its bodies end with an activation, and zero weights before it get "
+            "no gradient. Widen it, or train a resnet20."
         )
     return {f"stage{i}": count for i, count in enumerate(_as_list(plan["layers"]), 1)}
 
 
 def check_block_count(stage: str | int, count: Any) -> int:
-    """Return the number of blocks to add to a stage, if it is one."""
+    """Return `count`; raise an InputError if it is not a positive integer."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InputError(f"deepen adds whole numbers of blocks, at least 1, not {count!r} to {stage}")
+        raise InputError(f"blocks: expected a positive integer for {stage}, got {count!r}. Pass at least 1.")
     return count
 
 

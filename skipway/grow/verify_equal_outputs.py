@@ -1,6 +1,6 @@
-"""The proof of a growth: the same outputs on a probe, or the reason why not.
+"""Verification of a growth: compare the outputs of both networks on a probe, and explain a difference.
 
-Shapes: a probe is a batch of the network's inputs.
+Shapes: a probe is a batch of inputs of the network.
 """
 
 import copy
@@ -16,21 +16,26 @@ from skipway.nn.skip import Skip
 
 __all__ = ["record_calls", "choose_probe", "verify_outputs"]
 
-_NEAR = 1e-5  # of the largest output, computed in float64: what is farther away is no rounding of weights
-_ROWS, _SIDE, _SMALL_SIDE = 4, 64, 32  # of the random inputs that outputs are compared on
+_NEAR = 1e-5  # relative to the largest output, in float64; a larger difference is not rounding of weights
+_ROWS, _SIDE, _SMALL_SIDE = 4, 64, 32  # batch size and image sizes of random probes
 
 
 def choose_probe(network: nn.Module, probe: Tensor | None) -> Tensor:
-    """Return the inputs to compare outputs on: `probe`, or random ones for a network that has a plan."""
+    """Return the inputs of the comparison: `probe`, or random inputs for a network with a plan.
+
+    Raises:
+        InputError: `probe` is not a batch of inputs, or it is missing and the network has no plan.
+    """
     if probe is not None:
         if not isinstance(probe, Tensor) or probe.dim() < 2 or not len(probe):
             raise InputError(
-                "a probe is a tensor with a batch of the network's inputs, such as torch.randn(4, 3, 32, 32)"
+                f"probe: expected a batch of inputs, got {_describe(probe)}. Pass a tensor such as "
+                "torch.randn(4, 3, 32, 32)."
             )
         return probe.to(next((p.device for p in network.parameters()), probe.device))
     plan, spec = (network.plan, network.spec) if isinstance(network, Network) else ({}, None)
     if not plan:
-        raise InputError("a network without a plan does not tell its inputs; give probe=x, a batch of them")
+        raise InputError("probe: expected a batch of inputs for a network without a plan, got none. Pass probe=x.")
     if "in_features" in plan:
         shape: tuple[int, ...] = (plan["in_features"],)
     else:
@@ -44,37 +49,47 @@ def choose_probe(network: nn.Module, probe: Tensor | None) -> Tensor:
 def verify_outputs(
     network: nn.Module, grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...] = ()
 ) -> tuple[float, float]:
-    """Return the largest difference of two outputs, and the largest output; refuse a difference.
+    """Compare the outputs of two networks in evaluation mode.
 
-    With `blocks`, which are identities, outputs must be equal to the last bit.
+    Args:
+        network: Network before growth.
+        grown: Network after growth.
+        probe: Batch of inputs.
+        blocks: New blocks that must be identities. If there are any, the outputs must be bitwise equal.
+
+    Returns:
+        The largest difference of two outputs, and the largest output.
+
+    Raises:
+        InputError: The outputs differ by more than rounding.
     """
     difference, largest = _compare_outputs(network, grown, probe)
     if blocks and difference:
         reason = _explain_difference(grown, probe, blocks)
-        raise InputError(f"the grown network would give other outputs, by up to {difference:.3g}: {reason}")
+        raise InputError(f"growth changes the outputs by up to {difference:.3g}: {reason}")
     if difference:
         rounding = max([torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()], default=0.0)
         wide = probe.double() if probe.is_floating_point() else probe
         exact, largest = _compare_outputs(copy.deepcopy(network).double(), copy.deepcopy(grown).double(), wide)
         if not exact <= max(_NEAR, 4 * rounding) * largest:
             raise InputError(
-                f"the grown network would give other outputs, by up to {exact:.3g} of {largest:.3g}; one of its layers "
-                "does more with channels than is known: grow the parts of it that stand beside that layer"
+                f"growth changes the outputs: expected equal ones, got a difference of {exact:.3g} (largest output "
+                f"{largest:.3g}). A layer mixes channels in an unknown way. Grow the other parts of the network."
             )
     return difference, largest
 
 
 def _compare_outputs(first: nn.Module, second: nn.Module, probe: Tensor) -> tuple[float, float]:
-    """The largest difference of two outputs, and the largest output."""
+    """Return the largest difference of two outputs, and the largest output."""
     pairs = list(zip(_outputs(first, probe), _outputs(second, probe), strict=True))
     differences = [(float((p - q).abs().max()), float(p.abs().max())) for p, q in pairs]
     if any(difference != difference for difference, _ in differences):
-        raise InputError("the network's outputs on the probe are not finite; grow it from weights that are")
+        raise InputError("growth: expected finite outputs on the probe, got NaN or infinity. Grow from finite weights.")
     return max(d for d, _ in differences), max(size for _, size in differences)
 
 
 def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
-    """What the network gives in evaluation mode: a tensor, or several."""
+    """Return the outputs of the network in evaluation mode, as a list of tensors."""
     try:
         with evaluation(network), torch.no_grad():
             out = network(probe)
@@ -83,17 +98,17 @@ def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
     except Exception as error:
         reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
         raise InputError(
-            f"the network cannot take the probe, {tuple(probe.shape)} of {probe.dtype}: {reason}; give probe=x, a "
-            "batch as the network takes it"
+            f"the network failed on the probe {tuple(probe.shape)} of {probe.dtype}: {reason}. Pass probe=x, a valid "
+            "batch of inputs."
         ) from error
     outputs = list(out) if isinstance(out, list | tuple) else [out]
     if not outputs or not all(isinstance(output, Tensor) and output.numel() for output in outputs):
-        raise InputError("growing compares outputs that are a tensor or a list of them; wrap the network accordingly")
+        raise InputError("growth: expected a tensor or list of tensors as output, got another type. Wrap the network.")
     return outputs
 
 
 def _explain_difference(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> str:
-    """Explain why the first of the blocks that is no identity is none."""
+    """Explain why the first block that is not an identity changes its input."""
     reasons: list[str] = []
     paths = {module: path for path, module in grown.named_modules()}
 
@@ -101,11 +116,10 @@ def _explain_difference(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module
         if not reasons and not inputs[0].equal(out):
             after = block.after if isinstance(block, Skip) else None
             reasons.append(
-                f"{' '.join(repr(after).split())} after the join of {paths[block]} changes what reaches it; end the "
-                "stage in front of it with ReLU too, or use blocks with norm and activation first"
+                f"{' '.join(repr(after).split())} after the join of {paths[block]} changes its input. End the stage "
+                "before it with ReLU too, or use pre-activation blocks."
                 if after is not None
-                else f"{paths[block]} does not give what it is given; its body must give zeros where its last weights "
-                "are zero"
+                else f"{paths[block]} is not an identity. Its body must return zeros when its last weights are zero."
             )
 
     handles = [block.register_forward_hook(record) for block in blocks]
@@ -115,11 +129,15 @@ def _explain_difference(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    return reasons[0] if reasons else "layers behind the new blocks take notice of where they stand"
+    return reasons[0] if reasons else "layers after the new blocks depend on their position. Grow another part."
+
+
+def _describe(probe: Any) -> str:
+    return f"a tensor {tuple(probe.shape)}" if isinstance(probe, Tensor) else type(probe).__name__
 
 
 def record_calls(network: nn.Module, probe: Tensor) -> dict[nn.Module, Call]:
-    """Record the shapes of the inputs and outputs of each layer, as the probe goes through."""
+    """Run the probe, and return the input and output shapes of each layer."""
     calls: dict[nn.Module, Call] = {}
 
     def record(layer: nn.Module, inputs: Any, out: Any) -> None:

@@ -1,8 +1,8 @@
-"""Rewrite layers for more channels, with the same outputs.
+"""Widening: rewrite the layers of a network for more channels, with the same outputs.
 
-A ChannelMap describes the channels that reach a layer. Its columns follow that map, and its own outputs follow the
-layers behind it: both sides of a join have the same map, and the outputs of the network stay as they were. Channels
-that repeat an old one share its weights in what reads them, new ones weigh nothing there.
+A ChannelMap describes the input channels of a layer, which its weight columns follow. Its output channels depend on
+the layers after it: both inputs of a join have the same map, and the outputs of the network keep their channels.
+Copies of a channel share its weights in the next layer. New channels have zero weights there.
 
 Source: Chen et al. 2015, arXiv:1511.05641 (Net2WiderNet).
 """
@@ -30,11 +30,11 @@ from skipway.nn.skip import Dense, Parallel, Skip
 
 __all__ = ["Widening", "reset_parameters"]
 
-Role = Literal["passes", "mixes", "fixed"]  # passes its channels on, mixes them into others, or cannot be widened
+Role = Literal["passes", "mixes", "fixed"]  # keeps its channels, mixes them, or cannot be widened
 PASSES: Final = "passes"
 MIXES: Final = "mixes"
 FIXED: Final = "fixed"
-Target = ChannelMap | Literal["fixed"] | None  # the channels that a layer is to give: these, as many as before, or any
+Target = ChannelMap | Literal["fixed"] | None  # required output channels: a map, unchanged, or any
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, SameConv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 _OWN = (Shift, Scaled, SqueezeExcite, SameMaxPool2d, nn.Identity)
@@ -42,21 +42,22 @@ _ELEMENTWISE = {
     *(torch.relu, torch.tanh, torch.sigmoid, F.relu, F.gelu, F.silu, F.elu, F.leaky_relu, F.hardswish, F.mish),
     *(F.softplus, F.tanh, F.sigmoid),
 }
-_PLACES = ("activation", "dropout", "pooling", "padding", "upsampling")  # modules of torch that mix no channels, but:
+_PLACES = ("activation", "dropout", "pooling", "padding", "upsampling")  # torch modules that keep channels, except:
 _MIXING = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention, nn.PReLU)
 _JOINS = (add, multiply, append, concat)
 
 
 @dataclass
 class Widening:
-    """Rewrites layers in place, from the one that the network's input reaches on.
+    """Rewrite the layers of a network in place, from input to output.
 
-    calls: the call of each layer of the network as it was.
-    new_width: gives the number of outputs of the layer at a path, from the number that it had.
-    new_state: a state to take new outputs from; None: additional outputs repeat old ones.
-    share_generator: draws unequal shares for channels that repeat one.
-    added: paths of blocks that the network did not have; what they append is new.
-    origins: what each rewritten parameter is made of.
+    Attributes:
+        calls: Input and output shapes of each layer before widening.
+        new_width: Returns the output width of the layer at a path, from its old width.
+        new_state: State dict with the values of new channels. None: additional channels copy old ones.
+        share_generator: Generator of unequal shares for copies of a channel. None: equal shares.
+        added: Paths of new blocks, whose appended channels are new.
+        origins: Origin of each rewritten parameter, filled by `rewrite`.
     """
 
     calls: Mapping[nn.Module, Call]
@@ -67,10 +68,10 @@ class Widening:
     origins: dict[str, Origin] = field(default_factory=dict)
 
     def rewrite(self, network: nn.Module, width: int) -> None:
-        """Rewrite `network`, whose input has `width` channels; its outputs stay."""
+        """Rewrite `network`, whose input has `width` channels, and keep its outputs."""
         self._visit("", network, ChannelMap.identity(width), FIXED)
 
-    # What a layer does with the channels that it is given
+    # Roles: the effect of a layer on its input channels
 
     def _role(self, path: str, layer: nn.Module | None) -> Role:
         if layer is None or self._is_pass_through(path, layer):
@@ -100,7 +101,7 @@ class Widening:
         return FIXED
 
     def _role_of_next(self, path: str, layers: Sequence[tuple[str, nn.Module]]) -> Role | None:
-        """Return the role of the first of `layers` that does not only pass its channels on."""
+        """Return the role of the first of `layers` that does not just pass its channels."""
         roles = (self._role(_join_path(path, name), layer) for name, layer in layers)
         return next((role for role in roles if role != PASSES), None)
 
@@ -116,17 +117,17 @@ class Widening:
             return True
         if type(layer).__module__.removeprefix("torch.nn.modules.") not in _PLACES or isinstance(layer, _MIXING):
             return False
-        axes = re.search(r"([123])d$", type(layer).__name__)  # else it would take channels for one of them
+        axes = re.search(r"([123])d$", type(layer).__name__)  # without a batch axis, channels are a spatial axis
         return axes is None or layer not in self.calls or len(self._input_shape(layer)) == 2 + int(axes[1])
 
     def _input_shapes(self, layer: nn.Module) -> tuple[Any, ...]:
-        """Shapes of a layer's inputs; of a layer in a block that was not there, that of any row of numbers."""
+        """Return the input shapes of a layer; for a layer in a new block, the shape of a table row."""
         return self.calls[layer].inputs if layer in self.calls else ((1, 1),)
 
     def _input_shape(self, layer: nn.Module) -> tuple[int, ...]:
         return next(iter(self._input_shapes(layer)), ())
 
-    # Rewriting: each returns the map of the layer's outputs
+    # Rewriting: each method returns the map of the layer's outputs
 
     def _visit(self, path: str, layer: nn.Module | None, inputs: ChannelMap, target: Target = None) -> ChannelMap:
         if path in self.added:
@@ -158,7 +159,7 @@ class Widening:
         else:
             fits = target is None or outputs.is_identity
         if not fits:
-            raise _cannot_widen(path, "what it gives could not be kept beside what it is joined with")
+            raise _cannot_widen(path, "its output channels cannot match those of its join. Widen by another factor.")
         return outputs
 
     def _visit_sequence(self, path: str, layer: nn.Module, inputs: ChannelMap, target: Target) -> ChannelMap:
@@ -174,9 +175,9 @@ class Widening:
         return outputs
 
     def _visit_fixed(self, path: str, layer: nn.Module, inputs: ChannelMap, target: Target) -> ChannelMap:
-        """Check that a layer of an unknown kind has the inputs and the outputs that it had."""
+        """Check that the inputs and outputs of a layer of an unknown type do not change."""
         if not inputs.is_identity or (isinstance(target, ChannelMap) and not target.is_identity):
-            raise _cannot_widen(path, f"the ways of {type(layer).__name__} with channels are not known")
+            raise _cannot_widen(path, f"{type(layer).__name__} uses channels in an unknown way. Replace it.")
         shape = self.calls[layer].output if layer in self.calls else ()
         return ChannelMap.identity(shape[1] if len(shape) > 1 and isinstance(shape[1], int) else inputs.old_width)
 
@@ -215,7 +216,7 @@ class Widening:
         half, middle = inputs.old_width // 2, len(inputs.source) // 2
         x1, x2 = ChannelMap(inputs.source[:middle], half), ChannelMap(inputs.source[middle:] - half, half)
         if len(inputs.source) % 2 or not (x1.keeps_all and x2.keeps_all) or bool((x1.source >= half).any()):
-            raise _cannot_widen(path, "the halves of its channels would mix")
+            raise _cannot_widen(path, "the halves of its channels would mix. Widen it by an integer factor.")
         shortcuts = [None, None] if layer.shortcuts is None else list(layer.shortcuts)
         y1 = self._visit(_join_path(path, "shortcuts.0"), shortcuts[0], x1, _if_fixed(target))
         y2 = self._visit(_join_path(path, "shortcuts.1"), shortcuts[1], x2, _if_fixed(target))
@@ -224,7 +225,7 @@ class Widening:
         return concat_maps(y1, y2)
 
     def _visit_added(self, path: str, block: nn.Module | None, inputs: ChannelMap) -> ChannelMap:
-        """Map the outputs of a block that was not there: what it appends is new, and its inputs go around it."""
+        """Return the map of the outputs of a new block: its inputs, and the new channels that it appends."""
         if not isinstance(block, Skip) or block.join not in (append, concat):
             return inputs
         if self.new_state is None:
@@ -232,18 +233,18 @@ class Widening:
             outputs = self._visit(_join_path(path, "body"), block.body, unknown)
             reset_parameters(block)
             width = len(outputs.source)
-        else:  # it was made for what it is given
+        else:  # the block already has the right width
             width = next(p for p in reversed(list(block.body.parameters())) if p.dim() > 1).shape[0]
         new = ChannelMap(torch.full((width,), NEW), 0)
         return concat_maps(inputs, new) if block.join is append else concat_maps(new, inputs)
 
     def _visit_pad(self, path: str, pad: Pad, inputs: ChannelMap) -> ChannelMap:
-        """Zeros for new channels, in the same order as `Pad` gives them."""
+        """Extend the zero channels of a `Pad`, in its channel order."""
         width, size = len(inputs.source), self.new_width(path, pad.out_channels)
         old_front, front = (pad.out_channels - pad.in_channels) // 2, (size - width) // 2
         old_back, back = pad.out_channels - pad.in_channels - old_front, size - width - front
         if front < old_front or back < old_back:
-            raise _cannot_widen(path, f"{size} channels leave less room for its zeros around {width}; widen it more")
+            raise _cannot_widen(path, f"{size} channels leave too few zeros around {width}. Widen it more.")
         repeat = self.new_state is None
         first = ChannelMap.widened(old_front, front, repeat=repeat and old_front > 0)
         last = ChannelMap.widened(old_back, back, repeat=repeat and old_back > 0)
@@ -270,11 +271,11 @@ class Widening:
             usual = layer.num_groups == math.gcd(32, inputs.old_width)
             groups = math.gcd(32, size) if usual else layer.num_groups
             if size % groups or not inputs.keeps_group_means(layer.num_groups, groups):
-                raise _cannot_widen(path, "its groups would mean over other channels; widen it by a whole factor")
+                raise _cannot_widen(path, "its groups would average other channels. Widen it by an integer factor.")
             layer.num_groups, layer.num_channels = groups, size
         elif isinstance(layer, nn.LayerNorm):
             if not inputs.keeps_group_means(1, 1):
-                raise _cannot_widen(path, "its mean would weigh channels anew; widen it by a whole factor")
+                raise _cannot_widen(path, "its mean would weight channels differently. Widen it by an integer factor.")
             layer.normalized_shape = (size,)
         else:
             layer.num_features = size
@@ -283,7 +284,7 @@ class Widening:
                 self._replace_tensor(path, layer, name, inputs)
 
     def _widen_weights(self, path: str, layer: Any, inputs: ChannelMap, target: Target) -> ChannelMap:
-        """Rewrite a convolution or a linear layer: its columns for `inputs`, its rows for `target`."""
+        """Rewrite the weights of a convolution or linear layer: columns for `inputs`, rows for `target`."""
         old, groups = layer.weight, getattr(layer, "groups", 1)
         if isinstance(target, ChannelMap):
             outputs = target
@@ -315,7 +316,7 @@ class Widening:
         columns: ChannelMap | None = None,
         value: Tensor | None = None,
     ) -> None:
-        """Put the rewritten tensor in its place, new rows with their fresh values."""
+        """Replace a parameter or buffer by the rewritten tensor, and initialize its new rows."""
         old = getattr(layer, name)
         changed_rows = None if rows.is_identity else rows
         changed_columns = None if columns is None or columns.is_identity else columns
@@ -334,7 +335,7 @@ class Widening:
             layer._buffers[name] = value
 
     def _new_values(self, key: str, like: Tensor) -> Tensor:
-        """Return values for new channels: those of `new_state`, or initial ones."""
+        """Return the values of new channels, from `new_state` or an initializer."""
         if self.new_state is not None and key in self.new_state:
             return self.new_state[key]
         if like.dim() > 1:
@@ -346,7 +347,7 @@ def reset_parameters(block: nn.Module) -> nn.Module:
     """Reset the weights of all layers of a block, and return it.
 
     Raises:
-        InputError: a layer with weights of its own has no `reset_parameters`.
+        InputError: A layer with parameters has no `reset_parameters`.
     """
     for path, layer in block.named_modules():
         if isinstance(layer, Scale):
@@ -355,21 +356,19 @@ def reset_parameters(block: nn.Module) -> nn.Module:
             nn.init.zeros_(layer.bias)
         elif any(p is not None for p in layer._parameters.values()):
             if not callable(getattr(layer, "reset_parameters", None)):
-                raise InputError(
-                    f"{type(layer).__name__} at {path} of a block to repeat has no reset_parameters(), which would "
-                    "give it fresh weights; write that method"
-                )
+                kind = type(layer).__name__
+                raise InputError(f"cannot repeat the block: {kind} at {path} has no reset_parameters(). Add it.")
             layer.reset_parameters()
     return block
 
 
 def _is_sequential(layer: nn.Module) -> bool:
-    """Return whether the channels of `layer` pass through its layers one after the other."""
+    """Return True if `layer` runs its layers in sequence."""
     return is_plain_sequence(layer) or isinstance(layer, Project | Reversible)
 
 
 def _is_depthwise(path: str, layer: nn.Module) -> bool:
-    """Return whether `layer` has one filter for each channel, by its name too: groups of one channel may also widen."""
+    """Return True for a depthwise convolution; the name counts, because other groups of 1 may widen."""
     is_named = path.rpartition(".")[2] == "depthwise"
     return is_named and type(layer) in _CONVOLUTIONS and layer.in_channels == layer.out_channels == layer.groups
 
@@ -383,17 +382,17 @@ def _join_path(path: str, name: str) -> str:
 
 
 def _group_columns(path: str, inputs: ChannelMap, outputs: ChannelMap, groups: int) -> ChannelMap:
-    """Map the columns of a convolution in groups, which are those of each group."""
+    """Return the map of the columns of a grouped convolution, which are those of one group."""
     columns, rows = inputs.within_group(groups), outputs.within_group(groups)
     if columns is None or rows is None:
-        raise _cannot_widen(path, f"its {groups} groups would mix; widen it by a whole factor")
+        raise _cannot_widen(path, f"its {groups} groups would mix. Widen it by an integer factor.")
     return columns
 
 
 def _if_fixed(target: Target) -> Target:
-    """Return the target for a part of what is joined: each stays as wide as it was, or is free."""
+    """Return the target of one input of a concatenation: fixed or free."""
     return target if target == FIXED else None
 
 
 def _cannot_widen(path: str, why: str) -> InputError:
-    return InputError(f"the layer at {path or 'the top'} cannot be widened: {why}")
+    return InputError(f"cannot widen the layer at {path or 'the top'}: {why}")

@@ -1,1 +1,1 @@
-"""Kernels (in C, or one matrix product) and how they are built and chosen; a plain version always exists."""
+"""CPU kernels, in C or as a matrix product, with their compilation and dispatch. Each has an equal plain version."""

@@ -1,11 +1,11 @@
-/* Batch norm, the join of a shortcut and ReLU in one go each way, for channels_last tensors: `rows` (images times
-positions) by `channels`. Without ReLU and without a join too.
+/* Batch norm fused with an optional addition of a shortcut and an optional ReLU, forward and backward, for
+channels_last tensors: `rows` (images times positions) by `channels`.
 
     y = max(0, (x - mean) * scale + bias + shortcut)      scale = weight / sqrt(variance + eps)
 
-Sums are taken in float over blocks of rows and in double over the blocks. Rows are shared out in as many parts as
-threads were asked for, and a thread takes any number of parts: the runtime may start fewer threads. The file includes
-itself once for each type of element. */
+Sums are accumulated in float within blocks of rows and in double over the blocks. The rows are divided into one part
+per requested thread. The runtime may start fewer threads, so a thread may process several parts. The file includes
+itself once for each element type. */
 
 #ifndef ELEMENT
 
@@ -16,8 +16,8 @@ itself once for each type of element. */
 
 #define EACH(c, width) _Pragma("GCC ivdep") for (int64_t c = 0; c < (width); c++)
 #define BLOCK 32
-#define WIDE 128    /* numbers that a loop over channels should have to run at full speed */
-#define WORTH 16384 /* numbers that a thread should have to be worth waking */
+#define WIDE 128    /* fewest elements for which a loop over channels runs at full speed */
+#define WORTH 16384 /* fewest elements that justify another thread */
 
 typedef uint16_t bf16;
 
@@ -28,7 +28,7 @@ static inline float of_bf16(bf16 value) {
     return result;
 }
 
-static inline bf16 to_bf16(float value) { /* to the nearest, ties to even, as torch rounds */
+static inline bf16 to_bf16(float value) { /* rounds to nearest, ties to even, like torch */
     uint32_t bits;
     memcpy(&bits, &value, 4);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -38,7 +38,7 @@ static inline bf16 to_bf16(float value) { /* to the nearest, ties to even, as to
 static inline float of_float(float value) { return value; }
 
 typedef struct {
-    int64_t rows, width; /* several rows of few channels count as one, so that loops over channels are wide */
+    int64_t rows, width; /* rows with few channels are merged, so that loops over channels are wide */
     int tile, parts;
 } Shape;
 
@@ -50,14 +50,14 @@ static Shape shape_of(int64_t rows, int64_t channels, int64_t threads) {
     return s;
 }
 
-/* `tile` copies of `values` one after the other. */
+/* Repeat `values` `tile` times. */
 static float *tiled(const float *values, int64_t channels, int tile) {
     float *copy = malloc(sizeof(float) * channels * tile);
     for (int i = 0; i < tile; i++) memcpy(copy + i * channels, values, sizeof(float) * channels);
     return copy;
 }
 
-/* The sums of all threads and tiles, of two numbers a channel. */
+/* Sum two values per channel over all parts and tiles. */
 static void gathered(const double *parts, Shape s, int64_t channels, double *first, double *second) {
     memset(first, 0, sizeof(double) * channels);
     memset(second, 0, sizeof(double) * channels);
@@ -87,7 +87,7 @@ enum { MEAN, INVERSE, SCALE, VARIANCE }; /* rows of `stats`, each of `channels` 
 
 #else
 
-/* `shortcut` may be NULL; weight and bias too. `stats` is filled in. */
+/* `shortcut`, `weight` and `bias` may be NULL. `stats` is an output. */
 void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int64_t channels, const float *weight,
                    const float *bias, double eps, int relu, int64_t threads, ELEMENT *y,
                    float *stats) {
@@ -95,7 +95,7 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
     int64_t width = s.width;
     double *parts = calloc((size_t)s.parts * 2 * width, sizeof(double));
     double *sum = malloc(2 * channels * sizeof(double)), *squares = sum + channels;
-    float *first = malloc(width * sizeof(float)); /* taken from every number, so that squares do not swamp the spread */
+    float *first = malloc(width * sizeof(float)); /* subtracted first, to avoid cancellation in the variance */
     for (int64_t i = 0; i < width; i++) first[i] = LOAD(x[i % channels]);
 #pragma omp parallel for num_threads(s.parts) schedule(static, 1)
     for (int t = 0; t < s.parts; t++) {
@@ -153,8 +153,8 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
     free(parts), free(sum), free(first), free(shift), free(wide_scale), free(wide_shift);
 }
 
-/* What reaches the norm is g = dy where y > 0, or dy without ReLU. With `dshortcut` g is written there as well, as the
-gradient of `shortcut`; `y` is needed only then. `dx` may be NULL. */
+/* The gradient of the norm is g = dy where y > 0, or dy without ReLU. If `dshortcut` is not NULL, g is also written to
+it as the gradient of `shortcut`; only then is `y` used. `dx` may be NULL. */
 void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64_t rows, int64_t channels,
                     const float *stats, const float *bias, int relu, int64_t threads, ELEMENT *dshortcut, ELEMENT *dx,
                     float *dweight, float *dbias) {
@@ -213,13 +213,13 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
     }
     if (dx) {
         float *wide_turn = tiled(turn, channels, s.tile), *wide_constant = tiled(constant, channels, s.tile);
-        const ELEMENT *given = relu && dshortcut ? dshortcut : dy;
+        const ELEMENT *gradient = relu && dshortcut ? dshortcut : dy;
         int masked = relu && !dshortcut;
 #pragma omp parallel for num_threads(s.parts) schedule(static, 1)
         for (int t = 0; t < s.parts; t++) {
             int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
             for (int64_t i = begin; i < end; i++) {
-                const ELEMENT *d = given + i * width, *row = x + i * width;
+                const ELEMENT *d = gradient + i * width, *row = x + i * width;
                 ELEMENT *out = dx + i * width;
                 if (masked) {
                     EACH(c, width) {

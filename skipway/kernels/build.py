@@ -1,10 +1,10 @@
-"""Compile the package's C files once for the machine at hand, with the C compiler that it has, and load them.
+"""Compilation and loading of the C kernels, once per machine, with the installed C compiler.
 
-    ~/.cache/skipway/NAME-SHA256.so          by the source, the compiler, the options and the processor
-    ~/.cache/skipway/NAME-SHA256.so.sha256   SHA-256 of the library's content
+    ~/.cache/skipway/NAME-SHA256.so          SHA-256 of source, compiler, options and processor
+    ~/.cache/skipway/NAME-SHA256.so.sha256   SHA-256 of the library
 
-A library runs with the user's rights, and one that is cut short kills the process that maps it. So both files are read
-through a descriptor of a folder that is the user's own, and a library whose content is not as recorded is compiled
+A library runs with the permissions of the user, and a truncated one kills the process that maps it. Both files are
+therefore read through the descriptor of a folder that belongs to the user. A library with a wrong checksum is compiled
 again.
 """
 
@@ -29,22 +29,27 @@ from skipway.utils.atomic_files import sync_folder
 
 __all__ = ["library", "missing_reason"]
 
-# No option that lets sums be taken in another order: what is computed is what is written.
+# No option such as -ffast-math, which would change the order of summation.
 _COMPILE = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-c")
-# Without a library of threads of its own it takes torch's, which is in the process: two would wait for each other.
+# Not linked to an OpenMP runtime: it uses that of torch in the process, because two runtimes slow each other down.
 _LINK = ("-shared", "-nostdlib", "-Wl,--unresolved-symbols=ignore-all")
 _SECONDS = 60
 _OTHERS_WRITE = 0o022
-_REASONS: dict[Path, str] = {}  # why a source has no library
+_REASONS: dict[Path, str] = {}  # errors of sources without a library
 
 
 @cache
 def library(source: Path, *options: str) -> ctypes.CDLL | None:
-    """Return the shared library of one C file, compiled with `options` too; None if it cannot be compiled or loaded.
+    """Return the shared library of a C file, compiled if it is not in the cache ($XDG_CACHE_HOME or ~/.cache).
 
-    It may use OpenMP, and has to be right with fewer threads than it asks for. It is kept in the user's cache folder
-    ($XDG_CACHE_HOME or ~/.cache). $CC names another compiler than cc, gcc or clang. On Linux alone: elsewhere
-    compilers bring threads of their own.
+    Linux only, because compilers of other systems link their own OpenMP runtime.
+
+    Args:
+        source: C file. It may use OpenMP, and must be correct with fewer threads than requested.
+        options: additional options of the compiler, which is $CC, cc, gcc or clang.
+
+    Returns:
+        The library, or None if it cannot be compiled or loaded; see `missing_reason`.
     """
     _REASONS.pop(source, None)
     try:
@@ -59,12 +64,12 @@ def library(source: Path, *options: str) -> ctypes.CDLL | None:
 
 
 def missing_reason(source: Path) -> str:
-    """Return why `library` returned None for a C file, or "" if it did not, or if there is no C compiler."""
+    """Return the error for which `library` returned None; "" if it did not, or if there is no C compiler."""
     return _REASONS.get(source, "")
 
 
 def _load(source: Path, options: Sequence[str]) -> ctypes.CDLL | None:
-    """Load the kept library if it is whole, else compile it first."""
+    """Load the library from the cache, and compile it first if it is missing or damaged."""
     if not sys.platform.startswith("linux"):
         raise OSError(f"no C kernels on {sys.platform}")
     compiler = _compiler()
@@ -73,7 +78,7 @@ def _load(source: Path, options: Sequence[str]) -> ctypes.CDLL | None:
     code = source.read_bytes()
     name = _library_name(source.stem, code, compiler, options)
     with _cache_folder() as folder:
-        with suppress(OSError):  # it is not there, not whole, or made for another system
+        with suppress(OSError):  # the library is missing, damaged, or for another system
             return _load_verified(folder, name)
         compiled = _compile(source.name, code, compiler, options)
         _write(folder, f"{name}.sha256", hashlib.sha256(compiled).hexdigest().encode())
@@ -83,18 +88,18 @@ def _load(source: Path, options: Sequence[str]) -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str] | None:
-    """Return the compiler with its options: that of $CC if it is installed, else one of the common ones."""
+    """Return the command of the compiler: $CC if it is installed, else cc, gcc or clang."""
     try:
         command = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
-        raise OSError(f"CC in the environment is no command: {error}") from None
+        raise OSError(f"the environment variable CC is not a valid command: {error}") from None
     if command and (path := shutil.which(command[0])):
         return [path, *command[1:]]
     return next(([path] for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
 
 
 def _library_name(stem: str, code: bytes, compiler: list[str], options: Sequence[str]) -> str:
-    """Return the name of the library, by source, options, processor and compiler; an upgraded compiler is another."""
+    """Return the file name of the library, which depends on source, options, processor and compiler version."""
     program = Path(compiler[0]).stat()
     version = os.path.realpath(compiler[0]), str(program.st_size), str(program.st_mtime_ns)
     flags = [line for line in _processor() if line.startswith(("flags", "Features", "model name"))]
@@ -110,7 +115,7 @@ def _processor() -> list[str]:
 
 @contextmanager
 def _cache_folder() -> Iterator[int]:
-    """Open the folder of compiled libraries, which no other user can write to; yield its descriptor."""
+    """Open the cache folder, create it if needed, and yield its descriptor. No other user may write to it."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     folder = (base if base.is_absolute() else Path.home() / ".cache") / "skipway"
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -127,12 +132,12 @@ def _cache_folder() -> Iterator[int]:
 
 
 def _check_owner(descriptor: int, name: str) -> None:
-    """Refuse an open file or folder that another user could have changed."""
+    """Raise OSError if another user could have changed an open file or folder."""
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid():
         raise OSError(f"{name} belongs to another user")
     if status.st_mode & _OTHERS_WRITE:
-        raise OSError(f"{name} can be written to by others")
+        raise OSError(f"{name} is writable by other users")
 
 
 def _path_of(descriptor: int) -> Path:
@@ -140,7 +145,7 @@ def _path_of(descriptor: int) -> Path:
 
 
 def _load_verified(folder: int, name: str) -> ctypes.CDLL:
-    """Load a library whose content has the SHA-256 that is recorded beside it."""
+    """Load a library after verifying the SHA-256 in the file next to it."""
     recorded = _open(folder, f"{name}.sha256")
     with open(recorded, "rb") as file:
         digest = file.read(1024).decode(errors="replace")
@@ -149,21 +154,21 @@ def _load_verified(folder: int, name: str) -> ctypes.CDLL:
         with open(descriptor, "rb", closefd=False) as file:
             if hashlib.sha256(file.read()).hexdigest() != digest:
                 raise OSError(f"{name} is damaged")
-        # What was checked is what is loaded, whatever stands under the name by now.
+        # The path of the descriptor guarantees that the verified file is loaded, even if it was replaced meanwhile.
         return ctypes.CDLL(str(_path_of(descriptor)))
     except OSError:
         os.close(descriptor)
         raise
-    # The descriptor stays open: the loader takes two libraries of one path for the same.
+    # The descriptor stays open, because the loader identifies libraries by path and would reuse its number.
 
 
 def _open(folder: int, name: str) -> int:
-    """Open a file of the cache folder for reading if it is a plain file that no other user could have changed."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a named pipe would keep it waiting
+    """Open a file of the cache folder for reading. Refuse special files and files of other users."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a named pipe would block
     descriptor = os.open(name, flags, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{name} is no file")
+            raise OSError(f"{name} is not a regular file")
         _check_owner(descriptor, name)
     except OSError:
         os.close(descriptor)
@@ -172,7 +177,7 @@ def _open(folder: int, name: str) -> int:
 
 
 def _compile(name: str, code: bytes, compiler: list[str], options: Sequence[str]) -> bytes:
-    """Return the content of the library of a source called `name`."""
+    """Compile a source called `name` and return the content of the library."""
     with tempfile.TemporaryDirectory(prefix="skipway-") as folder:
         source, compiled, linked = Path(folder) / name, Path(folder) / "library.o", Path(folder) / "library.so"
         source.write_bytes(code)
@@ -185,7 +190,7 @@ def _compile(name: str, code: bytes, compiler: list[str], options: Sequence[str]
 
 
 def _write(folder: int, name: str, data: bytes) -> None:
-    """Put a file that only its owner can write to at `name`; a process that has the old one mapped keeps it."""
+    """Write a file that only its owner can access. Processes that have an old version mapped keep it."""
     temporary = f".{name}.tmp-{secrets.token_hex(8)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)

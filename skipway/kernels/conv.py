@@ -1,4 +1,4 @@
-"""A convolution whose weight gradient is one matrix product, for training on a CPU in bfloat16.
+"""Convolution with a weight gradient computed as a matrix product, for training on a CPU in bfloat16.
 
 Arguments of the kernel: (layer, x). Shapes: (B, C, H, W) -> (B, C', H', W').
 """
@@ -20,7 +20,7 @@ def _plain_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _conv_fits(layer: nn.Conv2d, x: Any) -> bool:
-    """Return True only in bfloat16, and only if the product is the faster way: few positions, many channels."""
+    """Return True in bfloat16 if the matrix product is faster, that is for few positions and many channels."""
     if not is_cpu_tensor(x) or x.dim() != 4 or not torch.is_grad_enabled() or not _is_bf16(layer, x):
         return False
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.bias is None and layer.padding_mode == "zeros"
@@ -45,7 +45,7 @@ def _is_bf16(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def _limits(layer: nn.Conv2d) -> tuple[int, int]:
-    """Return the most positions of the output and the fewest channels of the input that gain from it, as measured."""
+    """Return the measured limits of a speedup: the maximum output positions and the minimum input channels."""
     if layer.kernel_size == (1, 1):
         return 256, 64
     return (49, 512) if layer.stride == (1, 1) else (64, 128)
@@ -62,7 +62,7 @@ def _fast_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class _Conv(torch.autograd.Function):
-    """(B, C, H, W), (O, C, k, k) -> (B, O, H', W')."""
+    """Autograd function of the kernel: (B, C, H, W), (O, C, k, k) -> (B, O, H', W')."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -73,7 +73,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        differentiable = torch.is_grad_enabled()  # for a second derivative
+        differentiable = torch.is_grad_enabled()  # create_graph=True, for second derivatives
         needs_dx = ctx.needs_input_grad[0]
         dx = dweight = None
         if needs_dx or differentiable:
@@ -92,7 +92,7 @@ class _Conv(torch.autograd.Function):
 def _columns(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], out: Sequence[int]
 ) -> Tensor:
-    """(B, C, H, W) in channels_last -> (B * H' * W', k * k * C): the inputs of each output position."""
+    """Unfold x (B, C, H, W) in channels_last to (B * H' * W', k * k * C): the inputs of each output position."""
     x = nn.functional.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
     batch, down, right, channel = x.permute(0, 2, 3, 1).stride()
     strides = (batch, down * stride[0], right * stride[1], down, right, channel)

@@ -1,23 +1,23 @@
-/* Parts of images brought to one size by Pillow's antialiased bilinear resampling, to the last bit of each pixel; and
-bytes as normalised numbers, to the last bit of torch's.
+/* Crops of images resized with antialiased bilinear resampling, equal to Pillow to the last bit, and normalization of
+bytes, equal to torch to the last bit.
 
-A part is resampled along its rows into bytes, then along its columns. What a pixel is made of are some pixels from a
-`first` on, in whole 2^-22ths. */
+A crop is resampled horizontally to bytes, then vertically. An output pixel is a weighted sum of the input pixels from
+`first` on, with fixed-point weights of 22 bits. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BITS 22 /* what is left of 31 for a byte and a little */
+#define BITS 22 /* 31 bits less 8 for a byte and 1 for headroom */
 #define HALF (1 << (BITS - 1))
-#define CHUNK 48 /* numbers that a loop takes at once: whole pixels of 1 and of 3 channels */
+#define CHUNK 48 /* elements per iteration, a multiple of 1 and 3 channels */
 
 typedef int32_t Four __attribute__((vector_size(16)));
 
 typedef struct {
-    int *first;       /* of each pixel */
-    int32_t *weights; /* `taps` of each */
+    int *first;       /* first input pixel of each output pixel */
+    int32_t *weights; /* `taps` weights of each output pixel */
     double *exact;
     int taps;
 } Filter;
@@ -25,10 +25,10 @@ typedef struct {
 static void aim(Filter *filter, int in, float begin, float end, int out) {
     double scale = (double)(end - begin) / out, wide = fmax(scale, 1), narrow = 1 / wide;
     filter->taps = 1;
-    for (int pass = 0; pass < 2; pass++) { /* first how many taps the widest has */
+    for (int pass = 0; pass < 2; pass++) { /* the first pass finds the largest number of taps */
         for (int i = 0; i < out; i++) {
-            double centre = begin + (i + 0.5) * scale, sum = 0;
-            int first = (int)(centre - wide + 0.5), last = (int)(centre + wide + 0.5);
+            double center = begin + (i + 0.5) * scale, sum = 0;
+            int first = (int)(center - wide + 0.5), last = (int)(center + wide + 0.5);
             first = first < 0 ? 0 : first;
             last = last > in ? in : last;
             if (!pass) {
@@ -36,10 +36,10 @@ static void aim(Filter *filter, int in, float begin, float end, int out) {
                 continue;
             }
             for (int j = first; j < last; j++) {
-                double distance = fabs((j - centre + 0.5) * narrow);
+                double distance = fabs((j - center + 0.5) * narrow);
                 sum += filter->exact[j - first] = distance < 1 ? 1 - distance : 0;
             }
-            /* All have as many taps; those near the end begin earlier, with nothing. */
+            /* All pixels have the same number of taps. Those near the end start earlier, with weights of 0. */
             int from = first + filter->taps > in ? in - filter->taps : first;
             int32_t *weights = filter->weights + i * filter->taps;
             memset(weights, 0, filter->taps * sizeof *weights);
@@ -62,7 +62,7 @@ static int made(Filter *filter, int64_t in, int64_t out) {
 
 static void gone(Filter *filter) { free(filter->first), free(filter->weights), free(filter->exact); }
 
-/* A row of pixels with their channels side by side in one vector. */
+/* Resample a row of pixels, with the channels of each pixel in a vector. */
 static inline void along(const Four *row, const Filter *filter, int taps, int channels, int out, int mirrored,
                          uint8_t *result) {
     for (int i = 0; i < out; i++) {
@@ -103,8 +103,8 @@ static void zoom(const uint8_t *image, int in, int channels, const float *box, i
     }
 }
 
-/* `count` images, the rows[i]-th of `pixels` (*, in, in, channels), the part boxes[i] (left, top, right, bottom) of
-each, mirrored where flips[i] -> result (count, out, out, channels). Whether there was memory enough. */
+/* Crop box boxes[i] (left, top, right, bottom) from image rows[i] of `pixels` (*, in, in, channels), resize it, and flip
+it if flips[i]: -> result (count, out, out, channels). Return 0 if memory allocation failed, else 1. */
 int zoomed(const uint8_t *pixels, int64_t in, int64_t channels, const int64_t *rows, const float *boxes,
            const uint8_t *flips, int64_t count, int64_t out, int64_t threads, uint8_t *result) {
     int enough = 1;
@@ -130,8 +130,8 @@ int zoomed(const uint8_t *pixels, int64_t in, int64_t channels, const int64_t *r
     return enough;
 }
 
-/* bytes * factor + offset, one of each for every channel, which are 1 or 3 side by side. */
-void normalised(const uint8_t *bytes, int64_t count, int64_t channels, const float *factor, const float *offset,
+/* Compute bytes * factor + offset, with a factor and an offset per channel, for 1 or 3 interleaved channels. */
+void normalized(const uint8_t *bytes, int64_t count, int64_t channels, const float *factor, const float *offset,
                 int64_t threads, float *result) {
     float factors[CHUNK], offsets[CHUNK];
     for (int i = 0; i < CHUNK; i++) factors[i] = factor[i % channels], offsets[i] = offset[i % channels];

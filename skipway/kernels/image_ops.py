@@ -1,6 +1,6 @@
-"""What is done to the pixels of every batch, by C where there is a compiler, by Pillow and torch elsewhere.
+"""Resampling and normalization of image batches, in C if there is a compiler, else with Pillow and torch.
 
-Both give the same, to the last bit. Shapes: N packed images of P x P x C bytes, B of them in a batch, S x S.
+Both versions are equal to the last bit. Shapes: N cached images of P x P x C bytes, batches of B images of S x S.
 """
 
 import ctypes
@@ -20,8 +20,15 @@ __all__ = ["NORMALIZE", "ZOOM"]
 
 
 def _plain_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
-    """The parts `boxes` (B, 4), left, top, right, bottom, of images `rows`, mirrored where `flips` says so, as
-    (B, S, S, C) bytes by antialiased bilinear resampling."""
+    """Crop, resize (antialiased bilinear) and flip images to (B, S, S, C) bytes.
+
+    Args:
+        pixels: (N, P, P, C) bytes.
+        rows: (B,) indices of images.
+        boxes: (B, 4) left, top, right, bottom of each crop.
+        flips: (B,) flags of a horizontal flip.
+        size: S.
+    """
     zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
     for i, box in enumerate(boxes.tolist()):
         array = pixels[rows[i]]
@@ -37,7 +44,7 @@ def _fast_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: n
     flips = np.ascontiguousarray(flips)
     inputs = pixels.ctypes.data, *pixels.shape[2:], *(array.ctypes.data for array in (rows, boxes, flips))
     if not _library().zoomed(*inputs, len(rows), size, torch.get_num_threads(), zoomed.ctypes.data):
-        raise MemoryError("zooming needs memory for an image, and there is none")
+        raise MemoryError("cannot resize images: not enough memory for the buffers of one image")
     return zoomed
 
 
@@ -47,14 +54,14 @@ def _zoom_fits(pixels: np.ndarray, *_: object) -> bool:
 
 
 def _plain_normalize(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """(B, C, S, S) bytes or floats -> floats: times `factor`, plus `offset`, both (1, C, 1, 1)."""
+    """Compute x * factor + offset as float32: (B, C, S, S), (1, C, 1, 1), (1, C, 1, 1) -> (B, C, S, S)."""
     return (x.float() if x.dtype == torch.uint8 else x).mul_(factor).add_(offset)
 
 
 def _fast_normalize(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     out = torch.empty_like(x, dtype=torch.float32)
     inputs = x.data_ptr(), x.numel(), x.shape[1], factor.data_ptr(), offset.data_ptr()
-    _library().normalised(*inputs, torch.get_num_threads(), out.data_ptr())
+    _library().normalized(*inputs, torch.get_num_threads(), out.data_ptr())
     return out
 
 
@@ -71,14 +78,14 @@ def _normalize_fits(x: Tensor, *_: object) -> bool:
 
 @cache
 def _library() -> Any:
-    # Products are rounded before they are added to, as torch does it.
+    # Without fused multiply-add: torch rounds the product before the addition.
     functions = library(Path(__file__).with_name("image_ops.c"), "-ffp-contract=off")
     if functions is not None:
         number, pointer = ctypes.c_int64, ctypes.c_void_p
         functions.zoomed.argtypes = [pointer, number, number, *[pointer] * 3, *[number] * 3, pointer]
         functions.zoomed.restype = ctypes.c_int
-        functions.normalised.argtypes = [pointer, number, number, pointer, pointer, number, pointer]
-        functions.normalised.restype = None
+        functions.normalized.argtypes = [pointer, number, number, pointer, pointer, number, pointer]
+        functions.normalized.restype = None
     return functions
 
 

@@ -1,8 +1,8 @@
-"""Kernel: one computation in a plain and a fast version, and the conditions that all fast versions share.
+"""Kernel: a computation with a plain and a fast version, and the conditions that all fast versions share.
 
-If the condition of a kernel does not hold (another device, dtype or memory layout, hooks, evaluation, tracing, no C
-compiler), the plain version runs, silently: both give the same result up to rounding. SKIPWAY_KERNELS=off in the
-environment selects the plain version everywhere.
+The plain version runs, without a warning, if the conditions do not hold: another device, dtype or memory layout, hooks,
+evaluation, tracing, no C compiler. Both return the same result up to rounding. The environment variable
+SKIPWAY_KERNELS=off disables all fast versions.
 """
 
 import os
@@ -24,27 +24,41 @@ _TENSORS = (Tensor, nn.Parameter)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One computation in two versions; `fits` takes the same arguments and returns whether `fast` can run."""
+    """A computation in two versions, which take the same arguments.
+
+    Attributes:
+        plain: plain version in torch.
+        fast: fast version.
+        fits: returns True if the fast version supports the arguments.
+
+    >>> double = Kernel(plain=lambda x: x + x, fast=lambda x: 2 * x, fits=lambda x: x > 0)
+    >>> double(3)
+    6
+    """
 
     plain: Callable[..., Any]
     fast: Callable[..., Any]
     fits: Callable[..., bool]
 
     def __call__(self, *args: Any) -> Any:
-        """Run the fast version if it fits, else the plain one."""
+        """Run the fast version if it supports the arguments, else the plain one."""
         return self.fast(*args) if self.fits(*args) else self.plain(*args)
 
 
 def kernels_enabled() -> bool:
-    """Return whether fast versions may run at all, as SKIPWAY_KERNELS sets it."""
+    """Return True unless the environment variable SKIPWAY_KERNELS is "off".
+
+    Raises:
+        InputError: the variable has another value than "on" or "off".
+    """
     setting = os.environ.get("SKIPWAY_KERNELS", "on")
     if setting not in ("on", "off"):
-        raise InputError(f"SKIPWAY_KERNELS is on or off, not {setting!r}; unset it, or set it to one of them")
+        raise InputError(f"cannot select kernels: expected SKIPWAY_KERNELS on or off, got {setting!r}. Unset it.")
     return setting == "on"
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a hook sees what goes into or comes out of `module` itself."""
+    """Return True if `module` itself has forward or backward hooks, or if there are global ones."""
     everywhere = nn.modules.module
     return bool(
         module._forward_hooks
@@ -59,12 +73,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_cpu_tensor(x: Any) -> bool:
-    """Return whether `x` is a plain tensor on the CPU: the quick check that spares other devices all further ones."""
+    """Return True if `x` is a plain CPU tensor. This cheap check comes first, so that a GPU pays for no others."""
     return type(x) in _TENSORS and x.is_cpu
 
 
 def are_plain_cpu_tensors(*tensors: Tensor) -> bool:
-    """Return whether all tensors have memory on the CPU and nothing but autograd follows them."""
+    """Return True if all tensors are plain CPU tensors, and no mode, transform or tracer but autograd is active."""
     return (
         all(map(is_cpu_tensor, tensors))
         and not torch.compiler.is_compiling()

@@ -1,7 +1,7 @@
-"""Running layers one after the other, and which kernel runs a layer.
+"""Sequential execution of layers, and the choice of kernels.
 
-`run_layers` is the one loop over layers. Its step runs the layer at an index, possibly with the layers after it, and
-returns the output with the index of the next layer.
+`run_layers` is the only loop over layers. Its step runs the layer at an index, possibly fused with the following
+layers, and returns the output and the index of the next layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +20,18 @@ Step = Callable[[Sequence[nn.Module], int, Any], tuple[Any, int]]
 
 
 def run_layers(layers: Sequence[nn.Module], x: Any, step: Step | None = None) -> Any:
-    """Run `layers` one after the other.
+    """Run layers in sequence.
 
     Args:
-        layers: the layers, in order.
-        x: the input of the first one.
-        step: runs the layer at an index; by default with kernels, or without them in code that is being traced.
+        layers: layers in order.
+        x: input of the first layer.
+        step: runs the layer at an index; default `call_with_kernels`, or `call_layer` under torch.compile.
 
     Returns:
-        The output of the last layer, or `x` if there is none.
+        The output of the last layer, or `x` if there are no layers.
+
+    >>> run_layers([nn.Flatten(), nn.Identity()], torch.ones(2, 3, 4)).shape
+    torch.Size([2, 12])
     """
     if step is None:
         step = call_layer if torch.compiler.is_compiling() else call_with_kernels
@@ -39,12 +42,12 @@ def run_layers(layers: Sequence[nn.Module], x: Any, step: Step | None = None) ->
 
 
 def call_layer(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]:
-    """Call the layer at `index` as it is."""
+    """Call the layer at `index` without kernels. See `run_layers`."""
     return layers[index](x), index + 1
 
 
 def call_with_kernels(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]:
-    """Run the layer at `index` by its kernel: a convolution, or a batch norm with the ReLU that follows it."""
+    """Run the layer at `index` with a kernel if it is a convolution, or a batch norm, fused with a following ReLU."""
     layer = layers[index]
     index += 1
     if type(layer) is nn.Conv2d:
@@ -58,10 +61,10 @@ def call_with_kernels(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[
 
 
 def kernel_status(*, with_reason: bool = True) -> str:
-    """Return what the numbers of a run depend on: "on", "off", or why torch's own norm is used although they are on.
+    """Return "on", "off", or "on, without C code" if the C library is missing.
 
     Args:
-        with_reason: name the reason, which the numbers do not depend on.
+        with_reason: append the reason for a missing library. The results of a run do not depend on it.
     """
     if not kernels_enabled():
         return "off"

@@ -1,1 +1,1 @@
-"""Models: functions that return a tree of `Skip`s with the plan that rebuilds it."""
+"""Models: functions that build a tree of `Skip`s from a plan, and the registry of their names."""

@@ -1,10 +1,11 @@
-"""ConvNeXt: residual networks for images whose blocks are built like those of transformers.
+"""ConvNeXt: residual convolutional networks with blocks in the style of transformers.
 
 A body is a depthwise convolution, a layer norm over the channels, and two 1x1 convolutions with a GELU between them.
-The join scales each channel of the body (LayerScale). Between stages a norm and a strided convolution halve the image.
+The join scales each channel of the body (LayerScale). Between stages, a norm and a strided convolution halve the
+resolution.
 
-Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 4 behind the large stem, and 2 to the power of the
-transitions times that.
+Shapes: (B, in_chans, H, W) -> (B, num_classes). H and W are at least 2 to the power of the number of transitions, and 4
+times that with the large stem.
 Sources: Liu et al. 2022, arXiv:2201.03545 (tiny to large); LayerScale, Touvron et al. 2021, arXiv:2103.17239; atto to
 nano, timm.
 """
@@ -27,24 +28,29 @@ __all__ = ["JOINS", "NETWORKS", "STEMS", "ConvNeXtPlan", "convnext"]
 STEMS = ("large", "small")
 JOINS = ("layerscale", "add", "scale")
 _EPS = 1e-6
-_MAX_BLOCKS = 1000  # a file's plan must not be able to fill the memory
+_MAX_BLOCKS = 1000  # a malicious plan must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvNeXtPlan(Plan):
     """Values that define one ConvNeXt.
 
-    layers: blocks in each stage.
-    widths: channels of each stage; every stage after the first halves the image.
-    kernel: size of the depthwise convolutions, an odd number.
-    expansion: channels between the two 1x1 convolutions over those of the block.
-    stem: "large" (4x4, stride 4) or "small" (3x3, keeps the size).
-    join: "layerscale", "add" or "scale" (ReZero).
-    layer_scale: first value of every LayerScale.
-    dropout: dropout rate before the head.
-    drop_path: stochastic-depth rate of the last block; it rises evenly from 0 over the depth.
-    drop_mode: "row" or "batch": see `Skip`.
-    in_chans, num_classes: channels of the images, outputs.
+    Args:
+        layers: blocks in each stage.
+        widths: channels of each stage; every stage after the first halves the resolution.
+        kernel: size of the depthwise convolutions, an odd number.
+        expansion: channels between the two 1x1 convolutions, as a multiple of the channels of the block.
+        stem: "large" (4x4, stride 4) or "small" (3x3, keeps the size).
+        join: "layerscale", "add" or "scale" (ReZero).
+        layer_scale: initial value of every LayerScale.
+        dropout: dropout rate before the head.
+        drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
+        drop_mode: "row" or "batch": see `Skip`.
+        in_chans: channels of the images.
+        num_classes: number of outputs.
+
+    >>> ConvNeXtPlan(layers=(1, 1), widths=(8, 16), num_classes=10).kernel
+    7
     """
 
     FAMILY: ClassVar[str] = "convnext"
@@ -78,7 +84,7 @@ class ConvNeXtPlan(Plan):
         if not isinstance(self.layer_scale, int | float) or not 0 < self.layer_scale <= 1:
             raise InputError(
                 f"convnext: expected layer_scale above 0 and up to 1, got {self.layer_scale}. Use 1e-6, or join "
-                '"scale" to begin at 0.'
+                '"scale" to start at 0.'
             )
         object.__setattr__(self, "layer_scale", float(self.layer_scale))
 
@@ -123,7 +129,7 @@ def _block(plan: ConvNeXtPlan, width: int, drop_path: float) -> Skip:
 
 
 def _initialize(network: Chain, plan: ConvNeXtPlan) -> None:
-    """Draw weights from a truncated normal of 0.02; without a scale in the join every body starts at zero."""
+    """Draw weights from a truncated normal with a standard deviation of 0.02; with the join "add", zero every body."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -134,7 +140,7 @@ def _initialize(network: Chain, plan: ConvNeXtPlan) -> None:
             zero_last(module.body)
 
 
-# The tables: a network is its row.
+# Each model is one row of this table.
 
 
 def _row(blocks: int, width: int, depth: int = 2) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Densely connected networks for images: every layer is given all that the layers before it in its block have made.
+"""Densely connected networks for images: every layer takes the outputs of all earlier layers of its block.
 
-Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 2 to the power of the transitions, and 4 times that
-behind the large stem.
+Shapes: (B, in_chans, H, W) -> (B, num_classes). H and W are at least 2 to the power of the number of transitions, and 4
+times that with the large stem.
 Source: Huang et al. 2016, arXiv:1608.06993 (121 to 264 for ImageNet; the plain and BC networks for CIFAR).
 """
 
@@ -19,21 +19,27 @@ from skipway.nn.skip import Skip
 __all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
 
 STEMS = ("large", "small")
-_MAX_LAYERS = 1000  # a file's plan must not be able to fill the memory
+_MAX_LAYERS = 1000  # a malicious plan must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseNetPlan(Plan):
-    """What one dense network is made of.
+    """Values that define one DenseNet.
 
-    layers: dense layers in each block; between blocks a transition halves the image.
-    growth: channels that each layer adds.
-    stem: "large" (7x7, stride 2, max pool) or "small" (3x3, keeps the size).
-    stem_channels: channels that the stem gives; None is twice `growth`.
-    bottleneck: a 1x1 convolution to this many times `growth` before each 3x3; 0 for none (the plain DenseNet).
-    compression: share of the channels that a transition keeps.
-    dropout: chance to drop a value that a layer adds.
-    in_chans, num_classes: channels of the images, outputs.
+    Args:
+        layers: dense layers in each block; a transition between blocks halves the resolution.
+        growth: channels that each layer adds (growth rate).
+        stem: "large" (7x7, stride 2, max pool) or "small" (3x3, keeps the size).
+        stem_channels: output channels of the stem; None is twice `growth`.
+        bottleneck: channels of the 1x1 convolution before each 3x3, as a multiple of `growth`; 0 for none (plain
+            DenseNet).
+        compression: fraction of the channels that a transition keeps.
+        dropout: dropout rate of the output of each layer.
+        in_chans: channels of the images.
+        num_classes: number of outputs.
+
+    >>> DenseNetPlan(layers=(2, 2), growth=12).compression
+    0.5
     """
 
     FAMILY: ClassVar[str] = "densenet"
@@ -56,14 +62,16 @@ class DenseNetPlan(Plan):
             self._check_whole_numbers("stem_channels")
         self._check_shares("dropout")
         if not isinstance(self.compression, int | float) or not 0 < self.compression <= 1:
-            raise InputError(f"densenet: compression is a share above 0 and up to 1, not {self.compression}")
+            raise InputError(
+                f"densenet: expected compression above 0 and up to 1, got {self.compression}. Use 1 for no compression."
+            )
         object.__setattr__(self, "compression", float(self.compression))
         if not 1 <= sum(self.layers) <= _MAX_LAYERS:
-            raise InputError(f"densenet has 1 to {_MAX_LAYERS} layers, not {sum(self.layers)}; give other layers")
+            raise InputError(f"densenet: expected 1 to {_MAX_LAYERS} layers, got {sum(self.layers)}. Change layers.")
 
 
 def densenet(plan: DenseNetPlan) -> Chain:
-    """The dense network of `plan`, with fresh weights."""
+    """Build the DenseNet of `plan` with random initial weights."""
     parts = Layers()
     channels = plan.stem_channels or 2 * plan.growth
     stages: dict[str, nn.Module] = {}
@@ -91,7 +99,7 @@ def densenet(plan: DenseNetPlan) -> Chain:
 
 
 def _stem(plan: DenseNetPlan, parts: Layers, channels: int) -> Chain:
-    if plan.stem == "small":  # the first layer of the block begins with the norm and the activation
+    if plan.stem == "small":  # the first dense layer starts with a norm and an activation
         return Chain(conv=parts.conv(plan.in_chans, Step(channels, 3)))
     return Chain(step=parts.conv_norm_act(plan.in_chans, Step(channels, 7, 2)), pool=parts.max_pool())
 
@@ -107,7 +115,7 @@ def _transition(parts: Layers, channels: int, out_channels: int) -> Chain:
 
 
 def _cifar(depth: int, growth: int, bottleneck: bool) -> dict[str, Any]:
-    """Three equal blocks; the depth counts stem, transitions and head. BC halves the channels between blocks."""
+    """Return the row of three equal blocks; the depth counts stem, transitions and head. BC halves the channels."""
     count = (depth - 4) // 3 // (2 if bottleneck else 1)
     options: dict[str, Any] = {"layers": (count,) * 3, "growth": growth, "stem": "small", "num_classes": 10}
     return options if bottleneck else {**options, "stem_channels": 16, "bottleneck": 0, "compression": 1.0}

@@ -1,4 +1,4 @@
-"""Features: a network's stem and stages as a backbone that gives their outputs, as timm's `features_only` does.
+"""Features: a network without its head, as a backbone that returns feature maps, as with timm's `features_only`.
 
 Shapes: (B, C, H, W) -> a list of (B, C_i, H / reduction_i, W / reduction_i), rounded up.
 """
@@ -17,21 +17,33 @@ from skipway.nn.shape_inference import output_shape
 
 __all__ = ["Features"]
 
-_PROBE = 224  # any size that every network halves exactly
+_PROBE = 224  # a size that every network halves exactly
 
 
 class Features(nn.Module):
-    """The outputs of the stem (index 0, before its pool) and of each stage (1, 2, ...), without the head.
+    """A backbone that returns the outputs of the stem (index 0, before its pool) and of each stage (1, 2, ...).
 
-    `feature_info` says of each output: "num_chs" channels, at a "reduction"-th of the image, made by the layer at
-    "module". The layers are the network's own: training one trains the other.
+    The layers are shared with the network: training one trains the other.
 
     Args:
-        network: any network of `create_model` whose layers are a stem and stages.
-        out_indices: which outputs, counted from the stem, negative ones from the last stage; None for all.
+        network: a network of `create_model` with a stem and stages.
+        out_indices: indices of the outputs, 0 for the stem; negative ones count from the last stage. None returns all.
+
+    Attributes:
+        feature_info: for each output, its channels ("num_chs"), the factor by which the image is reduced ("reduction"),
+            and the name of the layer ("module").
+
+    Shapes:
+        (B, C, H, W) -> a list of (B, C_i, H / reduction_i, W / reduction_i), rounded up.
 
     Raises:
-        InputError: there is no such output.
+        InputError: an index is out of range, or the network has no stem and stages.
+
+    >>> from skipway.models.registry import plan_of
+    >>> from skipway.models.network import build_network
+    >>> backbone = Features(build_network(plan_of("resnet20")))
+    >>> [x.shape[1] for x in backbone(torch.zeros(1, 3, 32, 32))]
+    [16, 16, 32, 64]
     """
 
     def __init__(self, network: Network, out_indices: Sequence[int] | None = None):
@@ -52,7 +64,7 @@ class Features(nn.Module):
         self.feature_info = self._measure([piece.name for piece in used if piece.is_output])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> the outputs of `out_indices`, in their order."""
+        """Return the outputs of `out_indices` for images (B, C, H, W), in the order of the indices."""
         outputs = []
         for layer, is_output in zip(self.layers, self._is_output, strict=True):
             x = layer(x)
@@ -73,13 +85,16 @@ class Features(nn.Module):
 
 def _index(index: int, count: int) -> int:
     if not -count <= index < count:
-        raise InputError(f"out_indices count {count} outputs, 0 to {count - 1} or -{count} to -1, not {index}")
+        raise InputError(
+            f"out_indices: expected indices from {-count} to {count - 1}, for {count} outputs, got "
+            f"{index}. Change out_indices."
+        )
     return index % count
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A layer of a backbone by its path in the network."""
+    """A layer of a backbone and its path in the network; `is_output` is True if it returns a feature map."""
 
     name: str
     layer: nn.Module
@@ -87,7 +102,7 @@ class _Piece:
 
 
 def _split_layers(network: Network) -> list[_Piece]:
-    """Split a network into its layers up to the last stage, with the stem's pool apart."""
+    """Split a network into its layers up to the last stage, with the pool of the stem separate."""
     stages = [name for name, _ in network.named_children() if name.startswith("stage")]
     pieces: list[_Piece] = []
     for name, layer in network.named_children():
@@ -99,4 +114,4 @@ def _split_layers(network: Network) -> list[_Piece]:
             pieces.append(_Piece(name, layer, name == "stem" or name in stages))
         if stages and name == stages[-1]:
             return pieces
-    raise InputError("Features needs a network of a stem and stages, as create_model makes them")
+    raise InputError("Features: expected a network with a stem and stages. Use a model of create_model.")

@@ -1,7 +1,7 @@
 """Inverted residual networks for images: MobileNetV2, EfficientNet and EfficientNet-Lite are rows of one table.
 
-A body widens its input by a 1x1 convolution, filters each channel by itself (depthwise), and narrows it again by a 1x1
-convolution without an activation (the linear bottleneck). The shortcut joins the narrow ends.
+A body expands its input by a 1x1 convolution, filters each channel separately (depthwise), and projects it by a 1x1
+convolution without an activation (linear bottleneck). The shortcut connects the narrow ends.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), any H and W.
 Sources: MobileNetV2, Sandler et al. 2018, arXiv:1801.04381; EfficientNet, Tan and Le 2019, arXiv:1905.11946;
@@ -27,7 +27,7 @@ __all__ = ["ACTIVATIONS", "NETWORKS", "STEMS", "InvertedResidualPlan", "inverted
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU}
 ATTENTIONS = ("none", "se")
 STEMS = ("large", "small")
-_MAX_BLOCKS = 1000  # a file's plan must not be able to fill the memory
+_MAX_BLOCKS = 1000  # a malicious plan must not fill the memory
 _PER_STAGE = ("layers", "widths", "kernels", "strides", "expansions")
 
 
@@ -35,23 +35,30 @@ _PER_STAGE = ("layers", "widths", "kernels", "strides", "expansions")
 class InvertedResidualPlan(Plan):
     """Values that define one inverted residual network.
 
-    layers: blocks in each stage.
-    widths: output channels of each stage's blocks.
-    kernels: size of each stage's depthwise convolutions, an odd number.
-    strides: stride of the first block of each stage, 1 or 2.
-    expansions: channels of each stage's depthwise convolutions over those of the block's input; at 1 a body has no
-        first 1x1 convolution.
-    stem: "large" (3x3, stride 2) or "small" (3x3, keeps the size).
-    stem_channels, final_channels: channels of the stem and of the 1x1 convolution before the pool.
-    activation: "relu6", "relu" or "silu".
-    attention: "none", or "se" behind every depthwise convolution.
-    attention_ratio: inner channels of "se" over the channels of the block's input.
-    norm_eps: epsilon of every batch norm (TensorFlow's networks have 1e-3).
-    padding: "torch", or "same" as TensorFlow pads at a stride: by the input's size, an odd zero at the end.
-    dropout: dropout rate before the head.
-    drop_path: stochastic-depth rate of the last block; it rises evenly from 0 over the depth.
-    drop_mode: "row" or "batch": see `Skip`.
-    in_chans, num_classes: channels of the images, outputs.
+    Args:
+        layers: blocks in each stage.
+        widths: output channels of the blocks of each stage.
+        kernels: size of the depthwise convolutions of each stage, an odd number.
+        strides: stride of the first block of each stage, 1 or 2.
+        expansions: channels of the depthwise convolutions of each stage, as a multiple of the input channels of the
+            block. At 1, a body has no first 1x1 convolution.
+        stem: "large" (3x3, stride 2) or "small" (3x3, keeps the size).
+        stem_channels: output channels of the stem.
+        final_channels: output channels of the 1x1 convolution before the pool.
+        activation: "relu6", "relu" or "silu".
+        attention: "none", or "se" after every depthwise convolution.
+        attention_ratio: inner channels of "se", as a fraction of the input channels of the block.
+        norm_eps: epsilon of every batch norm (1e-3 in TensorFlow's networks).
+        padding: "torch", or "same" for TensorFlow's padding of strided convolutions, which depends on the input size
+            and adds an odd zero at the end.
+        dropout: dropout rate before the head.
+        drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
+        drop_mode: "row" or "batch": see `Skip`.
+        in_chans: channels of the images.
+        num_classes: number of outputs.
+
+    >>> InvertedResidualPlan(num_classes=10).widths
+    (16, 24, 40, 80, 112, 192, 320)
     """
 
     FAMILY: ClassVar[str] = "inverted_residual"
@@ -89,8 +96,8 @@ class InvertedResidualPlan(Plan):
             )
         if any(kernel % 2 == 0 for kernel in self.kernels) or max(self.strides) > 2:
             raise InputError(
-                f"inverted_residual: expected odd kernels and strides of 1 or 2, got {list(self.kernels)} and "
-                f"{list(self.strides)}. Change them."
+                f"inverted_residual: expected odd kernels and strides of 1 or 2, got {list(self.kernels)} "
+                f"and {list(self.strides)}. Change kernels or strides."
             )
         if sum(self.layers) > _MAX_BLOCKS:
             raise InputError(
@@ -104,7 +111,7 @@ class InvertedResidualPlan(Plan):
 
 
 def inverted_residual(plan: InvertedResidualPlan) -> Chain:
-    """Build the inverted residual network of `plan` with fresh weights."""
+    """Build the inverted residual network of `plan` with random initial weights."""
     parts = Layers(padding=plan.padding)
     channels = plan.stem_channels
     stem = Chain(**_conv_norm_act(plan, parts, plan.in_chans, Step(channels, 3, 2 if plan.stem == "large" else 1)))
@@ -132,7 +139,7 @@ def inverted_residual(plan: InvertedResidualPlan) -> Chain:
 def _block(
     plan: InvertedResidualPlan, parts: Layers, in_channels: int, *, stage: int, is_first: bool, drop_path: float
 ) -> Chain | Skip:
-    """Build a Skip if the block keeps its input's shape, else a Chain of the body alone."""
+    """Build a Skip if the block keeps the shape of its input, else a Chain with only the body."""
     width, stride = plan.widths[stage], plan.strides[stage] if is_first else 1
     inner = in_channels * plan.expansions[stage]
     body: dict[str, nn.Module] = {}
@@ -152,15 +159,15 @@ def _block(
 def _conv_norm_act(
     plan: InvertedResidualPlan, parts: Layers, in_channels: int, step: Step, name: str = ""
 ) -> dict[str, nn.Module]:
-    """Build a convolution, its norm and its activation; with `name` the layers are called after it."""
+    """Build a convolution, a norm and an activation by name, with `name` as the prefix if it is set."""
     names = (name, f"{name}_norm", f"{name}_act") if name else ("conv", "norm", "act")
-    # SiLU needs its input for the gradient, so that it saves nothing in place.
+    # The gradient of SiLU needs its input, so working in place would save no memory.
     activation = ACTIVATIONS[plan.activation](inplace=plan.activation != "silu")
     return dict(zip(names, (parts.conv(in_channels, step), nn.BatchNorm2d(step.channels), activation), strict=True))
 
 
 def _initialize(network: Chain, plan: InvertedResidualPlan) -> None:
-    """Initialize the weights; a depthwise filter has the fan-out of its one channel, and every Skip is its shortcut."""
+    """Initialize the weights: a depthwise filter has the fan-out of one channel, and every body starts at zero."""
     init_weights(network)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -171,7 +178,7 @@ def _initialize(network: Chain, plan: InvertedResidualPlan) -> None:
             zero_last(module.body)
 
 
-# The tables: a network is its row.
+# Each model is one row of these tables.
 
 _MOBILENET: dict[str, Any] = {
     "layers": (1, 2, 3, 4, 3, 3, 1),
@@ -183,20 +190,20 @@ _MOBILENET: dict[str, Any] = {
 _EFFICIENTNET: dict[str, Any] = {"attention": "se"}
 _LITE: dict[str, Any] = {"activation": "relu6"}
 _TENSORFLOW: dict[str, Any] = {"padding": "same", "norm_eps": 1e-3}
-# Factors of width and depth, Tan and Le 2019, arXiv:1905.11946 and its code.
+# Factors of width and depth: Tan and Le 2019, arXiv:1905.11946, and its code.
 _FACTORS = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
 
 
 def _rounded(channels: float) -> int:
-    """Round channels to the nearest multiple of 8 that keeps at least nine tenths of them."""
+    """Round channels to the nearest multiple of 8 that keeps at least 90% of them."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
 
 
 def _scaled(row: dict[str, Any], width: float, depth: float = 1.0, *, fixed_ends: bool = False) -> dict[str, Any]:
-    """Scale the row's channels and blocks.
+    """Scale the channels and blocks of a row.
 
-    With `fixed_ends` the stem, the final convolution and the depth of the first and the last stage stay as they are.
+    With `fixed_ends`, the stem, the final convolution and the depth of the first and last stage are not scaled.
     """
     plan = InvertedResidualPlan(**row)
     ends = (0, len(plan.layers) - 1) if fixed_ends else ()
@@ -209,7 +216,7 @@ def _scaled(row: dict[str, Any], width: float, depth: float = 1.0, *, fixed_ends
 
 
 def _with_full_head(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep the final channels of the unscaled network at least, as MobileNetV2 does."""
+    """Keep at least the final channels of the unscaled network, as MobileNetV2 does."""
     return {**row, "final_channels": max(1280, row["final_channels"])}
 
 

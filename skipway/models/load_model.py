@@ -1,4 +1,4 @@
-"""Stored: what skipway wrote comes back as a network, without the user's code and without pickle."""
+"""Load models from runs and files of skipway, without user code and without pickle."""
 
 import os
 from pathlib import Path
@@ -17,10 +17,16 @@ __all__ = ["load", "restore", "weights_file"]
 
 
 def load(run_or_file: str | os.PathLike[str]) -> Network:
-    """Return the trained network of a run folder or of a file that skipway wrote, without the user's code and pickle.
+    """Load a trained model from a run folder or a weights file of skipway, without user code and without pickle.
+
+    Args:
+        run_or_file: path of a run folder, such as "runs/last", or of a .safetensors file.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
 
     Raises:
-        InputError: the file cannot be used, or lies in a run and is not that of the run's best epoch.
+        InputError: the file cannot be read, or it lies in a run and is not from the best epoch of that run.
     """
     path = weights_file(Path(run_or_file))
     tensors, header = load_weights(path)
@@ -30,30 +36,31 @@ def load(run_or_file: str | os.PathLike[str]) -> Network:
 
 
 def restore(tensors: dict[str, Tensor], header: dict[str, Any], where: str) -> Network:
-    """The network that a file's header plans, with the file's tensors in it."""
+    """Build the network of the plan in a file's header, and load the file's tensors."""
     try:
         plan, spec = dict(header["plan"]), read_spec(header["spec"])
-        with torch.device("meta"):  # no weights are drawn, nor memory taken, before the tensors are seen to fit
+        with torch.device("meta"):  # allocates no memory before the tensors are checked
             network = build_network(plan, spec)
     except InputError as error:
         raise error.at(where) from None
     except MemoryError:
         raise
-    except Exception as error:  # a plan from elsewhere can fail anywhere in the layers that it asks for
+    except Exception as error:  # an untrusted plan can fail in any layer
         raise InputError(
-            f"{where} has no usable plan and Spec in its header ({printable(error)}); write it again"
+            f"cannot load {where}: expected a valid plan and Spec in its header, got "
+            f"{printable(error)}. Write the file again."
         ) from None
     if mismatch := plan_mismatch(plan, spec, network.state_dict(), tensors):
-        raise ShapeError(f"{where} {mismatch}; write it again")
+        raise ShapeError(f"cannot load {where}: it {mismatch}. Write the file again.")
     all_double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
     _fill(network.to(torch.float64 if all_double else torch.float32), tensors)
     return network.eval()
 
 
 def _fill(network: Network, tensors: dict[str, Tensor]) -> None:
-    """Copy `tensors` into a network on the meta device, in its own dtypes.
+    """Copy `tensors` into a network on the meta device, in the dtypes of the network.
 
-    Not by `to_empty`, which imports sympy in a quarter of a second to find the strides of a tensor.
+    `to_empty` is avoided because it imports sympy, which takes a quarter of a second.
     """
     values = {}
     for key, like in network.state_dict().items():
@@ -62,18 +69,23 @@ def _fill(network: Network, tensors: dict[str, Tensor]) -> None:
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights that a run folder or a file's path stands for."""
+    """Return the path of the weights file of a run folder, or `path` itself if it is no folder.
+
+    Raises:
+        InputError: the folder has no usable weights file.
+    """
     if path.is_dir():
         best = path / "weights" / "best.safetensors"
         if (path / "fold-1").is_dir():
             raise InputError(
                 f"cannot load {printable(path)}: expected the folder of one model, got a cross-validation. Train "
-                "without --folds for a model to use, or give the folder of a fold, such as fold-1."
+                "without --folds to get one model, or pass the folder of a fold, such as fold-1."
             )
         if not best.is_file():
             raise InputError(
-                f"{printable(path)} holds no weights/best.safetensors: the run has not finished an epoch, or this is "
-                "no run folder; give a run folder or a .safetensors file"
+                f"cannot load {printable(path)}: expected weights/best.safetensors in it, found none. "
+                "Wait until the run has finished an epoch, or pass another run folder or a .safetensors "
+                "file."
             )
         return best
     return path

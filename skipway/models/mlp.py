@@ -1,8 +1,8 @@
-"""Feed-forward networks with shortcuts, for tables and anything else that is a row of numbers.
+"""Feed-forward networks with shortcuts, for tables and other vectors of numbers.
 
-Shapes: (B, in_features), or (B, *) whose further axes hold in_features numbers -> (B, num_classes). With K `categories`
-the last K of the in_features are slots of categories: whole numbers that are looked up.
-Sources: residual, He et al. 2015, arXiv:1512.03385; norm first, as tables like it, Gorishniy et al. 2021,
+Shapes: (B, in_features), or (B, *) with in_features numbers on the further axes -> (B, num_classes). With K
+`categories`, the last K inputs are category indices, stored as whole numbers.
+Sources: residual, He et al. 2015, arXiv:1512.03385; norm first, as suits tables, Gorishniy et al. 2021,
 arXiv:2106.11959; highway, Srivastava et al. 2015, arXiv:1505.00387; dense, Huang et al. 2016, arXiv:1608.06993; ReZero,
 Bachlechner et al. 2020, arXiv:2003.04887; SkipInit, De and Smith 2020, arXiv:2002.10444; LayerScale, Touvron et al.
 2021, arXiv:2103.17239; Fixup, Zhang et al. 2019, arXiv:1901.09321.
@@ -26,26 +26,31 @@ __all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]
 
 JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
-_MAX_BLOCKS = 3000  # a file's plan must not be able to fill the memory
+_MAX_BLOCKS = 3000  # a malicious plan must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResMLPPlan(Plan):
-    """What one feed-forward network is made of.
+    """Values that define one feed-forward network.
 
-    layers: blocks, each a Skip around norm, linear layer, ReLU, dropout, linear layer.
-    width: numbers that travel around the blocks; with join "concat" those of the first, each block adds `growth`.
-    hidden: numbers inside a block, as a multiple of what it is given.
-    growth: numbers that each block adds with join "concat".
-    join: "add", "concat" (dense), "gate" (highway), "scale" (ReZero and SkipInit), "layerscale", or "none": the plain
-        network of the same layers.
-    norm: "batch", "layer", "none", or "fixup" (Fixup's initialisation, shifts and scales; join "add").
-    dropout: chance to drop a number inside a block.
-    drop_path: chance to leave a block out while training, rising evenly from 0 to this over the depth.
-    drop_mode: "row" or "batch": see `Skip`.
-    in_features, num_classes: numbers in, outputs.
-    categories: slots of each category column; these columns stand last in the input.
-    embedding: numbers that stand for a category, or fewer where a column has few slots.
+    Args:
+        layers: blocks, each a Skip around norm, linear layer, ReLU, dropout and linear layer.
+        width: features of the blocks. With the join "concat", those of the first block; each block adds `growth`.
+        hidden: features inside a block, as a multiple of its input features.
+        growth: features that each block adds, with the join "concat".
+        join: "add", "concat" (dense), "gate" (highway), "scale" (ReZero and SkipInit), "layerscale", or "none" (the
+            plain network of the same layers).
+        norm: "batch", "layer", "none", or "fixup" (Fixup's initialization, shifts and scales; requires the join "add").
+        dropout: dropout rate inside a block.
+        drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
+        drop_mode: "row" or "batch": see `Skip`.
+        in_features: number of inputs, categories included.
+        num_classes: number of outputs.
+        categories: number of indices of each categorical column. These columns are last in the input.
+        embedding: maximum size of the embedding of a category; smaller for columns with few categories.
+
+    >>> ResMLPPlan(in_features=30, num_classes=2).width
+    128
     """
 
     FAMILY: ClassVar[str] = "resmlp"
@@ -69,25 +74,36 @@ class ResMLPPlan(Plan):
         self._check_whole_numbers("layers", "width", "growth", "in_features", "num_classes", "categories", "embedding")
         self._check_shares("dropout", "drop_path")
         if not isinstance(self.hidden, int | float) or not 0 < self.hidden <= 64:
-            raise InputError(f"resmlp: hidden is a multiple above 0 and up to 64, not {self.hidden}")
+            raise InputError(f"resmlp: expected hidden above 0 and up to 64, got {self.hidden}. Change hidden.")
         object.__setattr__(self, "hidden", float(self.hidden))
         if self.layers > _MAX_BLOCKS:
-            raise InputError(f"resmlp has at most {_MAX_BLOCKS} layers, not {self.layers}; give fewer")
+            raise InputError(f"resmlp: expected at most {_MAX_BLOCKS} layers, got {self.layers}. Reduce layers.")
         if self.join in ("none", "concat", "gate") and self.drop_path:
-            raise InputError(f'resmlp cannot leave a block out at join "{self.join}"; use no drop_path, or join "add"')
+            raise InputError(
+                f'resmlp: expected drop_path=0 for join "{self.join}", got {self.drop_path}. Remove '
+                'drop_path, or use join "add".'
+            )
         if self.norm == "fixup" and self.join != "add":
-            raise InputError(f'resmlp with norm "fixup" joins by "add", not "{self.join}"; leave join out')
+            raise InputError(f'resmlp with norm "fixup": expected join "add", got "{self.join}". Remove join.')
         if len(self.categories) > self.in_features:
             raise InputError(
-                f"resmlp has {len(self.categories)} categories among {self.in_features} in_features; "
-                "each is one of them: give as many more"
+                f"resmlp: expected at least {len(self.categories)} in_features, one for each of the "
+                f"categories, got {self.in_features}. Increase in_features."
             )
 
 
 class Embed(nn.Module):
-    """(B, F + K) -> (B, F + numbers that stand for the K categories); a slot outside a table is its slot 0.
+    """Embed categorical columns: (B, F + K) -> (B, F + the sizes of the K embeddings).
 
-    Slots 0 and 1, of what was never seen and of what is missing, begin as zeros: as no category at all.
+    An index outside a table is mapped to index 0. The embeddings of indices 0 (unseen) and 1 (missing) start at zero.
+
+    Args:
+        numbers: number F of numeric columns, which come first.
+        categories: number of indices of each of the K categorical columns.
+        max_width: maximum size of an embedding.
+
+    >>> Embed(2, (6,), 16)(torch.tensor([[0.5, 1.5, 3.0]])).shape
+    torch.Size([1, 5])
     """
 
     def __init__(self, numbers: int, categories: tuple[int, ...], max_width: int):
@@ -103,7 +119,7 @@ class Embed(nn.Module):
                 table.weight[:2] = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Numbers as they are, then what stands for each category."""
+        """Return the numbers unchanged, followed by the embedding of each category."""
         slots = x[:, self.numbers :].long()
         parts = [x[:, : self.numbers]]
         for i, (table, count) in enumerate(zip(self.tables, self.categories, strict=True)):
@@ -112,12 +128,12 @@ class Embed(nn.Module):
         return torch.cat(parts, dim=1)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Return the constructor arguments."""
         return f"{self.numbers}, {self.categories}, {self.max_width}"
 
 
 def resmlp(plan: ResMLPPlan) -> Chain:
-    """The feed-forward network of `plan`, with fresh weights."""
+    """Build the feed-forward network of `plan` with random initial weights."""
     width = plan.width
     blocks: list[nn.Module] = []
     for rate in linear_rates(plan.drop_path, plan.layers):
@@ -133,7 +149,7 @@ def resmlp(plan: ResMLPPlan) -> Chain:
         act=nn.ReLU(),
         head=nn.Linear(width, plan.num_classes),
     )
-    _initialise(network, plan)
+    _initialize(network, plan)
     return network
 
 
@@ -165,8 +181,8 @@ def _norm(plan: ResMLPPlan, width: int) -> dict[str, nn.Module]:
     return {"norm": nn.BatchNorm1d(width) if plan.norm == "batch" else nn.LayerNorm(width)}
 
 
-def _initialise(network: Chain, plan: ResMLPPlan) -> None:
-    gates = {id(join.transform) for join in network.modules() if isinstance(join, Gate)}  # gates begin nearly closed
+def _initialize(network: Chain, plan: ResMLPPlan) -> None:
+    gates = {id(join.transform) for join in network.modules() if isinstance(join, Gate)}  # gates start nearly closed
     for module in network.modules():
         if isinstance(module, nn.Linear) and id(module) not in gates:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

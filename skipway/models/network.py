@@ -1,7 +1,7 @@
-"""Network: a tree of layers that carries its plan and its Spec, and predicts from images or from tables.
+"""Network: a tree of layers with its plan and its Spec, which predicts from images or tables.
 
-Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; (B, F) -> (B, K), or (B, 1) for a number, for
-rows of a table.
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows of a table, (B, F) -> (B, K), or (B, 1)
+for regression.
 """
 
 import os
@@ -29,7 +29,21 @@ __all__ = ["Network", "build_meta_network", "build_network", "read_spec"]
 
 
 class Network(Chain):
-    """A Chain that carries its `plan` (plain values that rebuild it) and its `spec` (what inputs and outputs mean)."""
+    """A model that carries its plan and its Spec, so that a file of it can be loaded without user code.
+
+    Args:
+        layers: named layers, run in order.
+        plan: plain values that rebuild the layers.
+        spec: meaning of the inputs and outputs.
+
+    Attributes:
+        origin: text that reports the source of the weights.
+
+    >>> from skipway.models.registry import plan_of
+    >>> network = build_network(plan_of("resnet20"))
+    >>> network(torch.zeros(1, 3, 32, 32)).shape, network.origin
+    (torch.Size([1, 10]), 'fresh weights')
+    """
 
     def __init__(
         self,
@@ -48,13 +62,18 @@ class Network(Chain):
         return self.origin != "fresh weights"
 
     def predict(self, inputs: Any) -> Any:
-        """The likeliest class of each input, as a list of names; for regression an array (N,) of numbers.
+        """Predict the class of each input, or a number for regression.
 
-        Inputs are paths of images or uint8 arrays (H, W) or (H, W, C); for a network of tables they are a DataFrame,
-        or the path of a .csv, .tsv or .parquet file, whose columns are found by name.
+        Args:
+            inputs: a list of image paths or uint8 arrays (H, W) or (H, W, C). A table model takes a DataFrame, or the
+                path of a .csv, .tsv or .parquet file; columns are matched by name.
+
+        Returns:
+            A list of N class names, or an array of N numbers for regression.
 
         Raises:
-            InputError: an input cannot be read; names it. `skipway predict` returns a row for each instead.
+            InputError: an input cannot be read; the message names it. `skipway predict` writes a row for each input
+                instead.
             NotFiniteError: the outputs for an input are NaN or infinite.
         """
         if isinstance(self.spec, TableSpec):
@@ -63,103 +82,126 @@ class Network(Chain):
         return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
 
     def predict_proba(self, inputs: Any) -> np.ndarray:
-        """(N, K) probabilities, columns in the order of `spec.class_names`; inputs as in `predict`.
+        """Predict the probability of each class.
+
+        Args:
+            inputs: see `predict`.
+
+        Returns:
+            An array (N, K), columns in the order of `spec.class_names`.
 
         Raises:
-            InputError: an input cannot be read; names it. `skipway predict` gives a row for each instead.
+            InputError: an input cannot be read; the message names it. `skipway predict` writes a row for each input
+                instead.
             NotFiniteError: the outputs for an input are NaN or infinite.
         """
         if isinstance(self.spec, TableSpec):
             if not self.spec.class_names:
-                raise InputError("this network predicts a number, which has no probabilities; use predict")
+                raise InputError(
+                    "cannot predict probabilities: expected a classification model, got a regression model. "
+                    "Use predict."
+                )
             return self.table_outputs(network_outputs.as_table(inputs))
         return network_outputs.image_probabilities(self, self.require_image_spec(), inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
-        """(N, K) probabilities of prepared images, each (S, S, C) uint8; with `tta` the mean over several views.
+        """Predict probabilities (N, K) of prepared images.
+
+        Args:
+            pixels: images, each (S, S, C) uint8.
+            tta: average over several views of each image (test-time augmentation).
 
         Raises:
-            NotFiniteError: the outputs for one are NaN or infinite.
+            NotFiniteError: the outputs for an image are NaN or infinite.
         """
         spec = self.require_image_spec()
         return network_outputs.require_finite(network_outputs.pixel_probabilities(self, spec, pixels, tta=tta))
 
     def table_outputs(self, table: Table) -> np.ndarray:
-        """(N, K) probabilities of each row's classes, or (N, 1) numbers in the target's own unit.
+        """Predict probabilities (N, K) for the rows of a table, or numbers (N, 1) in the unit of the target.
 
         Raises:
-            InputError: a column is missing, or a cell cannot be used; names it.
+            InputError: a column is missing, or a cell cannot be used; the message names it.
             NotFiniteError: the outputs for a row are NaN or infinite.
         """
         return self.row_outputs(self.require_table_spec().encode_strict(table).x)
 
     def row_outputs(self, x: np.ndarray) -> np.ndarray:
-        """As `table_outputs`, for encoded rows x (N, F)."""
+        """Predict like `table_outputs` for encoded rows x (N, F)."""
         return network_outputs.require_finite(network_outputs.row_outputs(self, self.require_table_spec(), x))
 
     def require_image_spec(self) -> Spec:
-        """Return the Spec of an image network.
+        """Return the Spec of an image model.
 
         Raises:
             InputError: there is no Spec, or it is that of a table.
         """
         if self.spec is None:
             raise InputError(
-                "this network does not know what its inputs and outputs mean; load it from a run or a file of skipway, "
-                "or set its .spec to a skipway.Spec"
+                "cannot predict or save: expected a model with a Spec of its inputs and outputs, got "
+                "none. Load a run or a file of skipway, or set .spec to a skipway.Spec."
             )
         if isinstance(self.spec, TableSpec):
-            raise InputError("this network was trained on a table; give it a DataFrame or a table file, not images")
+            raise InputError(
+                "cannot use images: expected an image model, got one trained on a table. Pass a "
+                "DataFrame or a table file."
+            )
         return self.spec
 
     def require_table_spec(self) -> TableSpec:
-        """Return the TableSpec of a table network.
+        """Return the TableSpec of a table model.
 
         Raises:
-            InputError: the network was not trained on a table.
+            InputError: the model was not trained on a table.
         """
         if not isinstance(self.spec, TableSpec):
-            raise InputError("this network was not trained on a table; give it images, or load one of a table's run")
+            raise InputError(
+                "cannot use a table: expected a model trained on a table, got another one. Pass images, "
+                "or load the run of a table."
+            )
         return self.spec
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One .safetensors file with the weights, the plan and the Spec, from which `skipway.load` makes the network.
+        """Save the weights, the plan and the Spec to one .safetensors file for `skipway.load`.
+
+        Args:
+            path: file to write.
 
         Raises:
-            InputError: the network lacks the plan or the Spec that a file needs to explain itself, or is not as they
-                say; or a link, a folder or a file of a run is at `path`.
+            InputError: the plan or the Spec is missing, or `path` is a link, a folder or a file of a run.
+            ShapeError: the weights do not match the plan or the Spec.
         """
         if not self.plan:
-            raise InputError("a network without a plan cannot be saved: nothing would rebuild it; use create_model")
+            raise InputError(
+                "cannot save: expected a network with a plan to rebuild it, got none. Create it with create_model."
+            )
         refuse_output(path)
         spec, state = self.spec or self.require_image_spec(), self.state_dict()
         expected = build_meta_network(self.plan, spec).state_dict()
         if mismatch := plan_mismatch(self.plan, spec, expected, state):
-            raise ShapeError(
-                f"the network {mismatch}; it is not saved, for it could not be loaded: mend .plan or .spec"
-            )
+            raise ShapeError(f"cannot save: the network {mismatch}. Fix .plan or .spec.")
         save_weights(Path(path), state, {"plan": self.plan, "spec": spec.as_dict()})
 
 
 def build_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:
-    """Build the network that `plan` describes with fresh weights, on the device chosen around the call."""
+    """Build the network of `plan` with random initial weights, on the current default device."""
     return Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
 
 
 def build_meta_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:
-    """Build the network that `plan` describes on the meta device: names and shapes, but no memory for weights."""
+    """Build the network of `plan` on the meta device, with names and shapes but no memory for weights."""
     with torch.device("meta"), _SkipRandomInit():
         return build_network(plan, spec)
 
 
 def read_spec(values: dict[str, Any]) -> Spec | TableSpec:
-    """The Spec or TableSpec that `as_dict` wrote: a table's has columns."""
+    """Return the Spec or TableSpec of a dictionary from `as_dict`; only that of a table has columns."""
     kind = TableSpec if isinstance(values, dict) and "columns" in values else Spec
     return kind.from_dict(values)
 
 
 class _SkipRandomInit(TorchFunctionMode):
-    """Random numbers are not drawn: on the meta device torch would load its compiler to do so, which takes a second."""
+    """Skip random initialization: on the meta device, torch would import its compiler for it, in a second."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if function in (Tensor.normal_, Tensor.uniform_) else function(*args, **(kwargs or {}))

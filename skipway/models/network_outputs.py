@@ -1,7 +1,7 @@
-"""Turn inputs (paths, arrays, DataFrames) into tensors, and a network's outputs into answers.
+"""Convert inputs (paths, arrays, DataFrames) to tensors, and the outputs of a network to predictions.
 
-Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; (B, F) -> (B, K), or (B, 1) for a number, for
-rows of a table.
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows of a table, (B, F) -> (B, K), or (B, 1)
+for regression.
 """
 
 import math
@@ -40,19 +40,24 @@ __all__ = [
 ]
 
 _BATCH = 64
-_BATCH_BYTES = 1 << 29  # of inputs in float32: images may be large
-_ROWS = 4096  # of a table, at a time
+_BATCH_BYTES = 1 << 29  # float32 inputs of one batch: images may be large
+_ROWS = 4096  # rows of a table per batch
 
 
 def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarray:
-    """Compute (N, K) probabilities of images, given as paths or as uint8 arrays.
+    """Compute probabilities (N, K) of images.
+
+    Args:
+        network: an image model.
+        spec: its Spec.
+        inputs: paths or uint8 arrays.
 
     Raises:
-        InputError: `inputs` is a single image, or one of them cannot be read.
-        NotFiniteError: the outputs for one of them are NaN or infinite.
+        InputError: `inputs` is a single image, or an image cannot be read.
+        NotFiniteError: the outputs for an image are NaN or infinite.
     """
     if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
-        raise InputError("predict takes a list of images, not a single one; write it in brackets: [image]")
+        raise InputError("predict: expected a list of images, got a single image. Pass [image].")
     images = list(inputs)
     parts, batch_size = [], batch_size_for(spec, _BATCH)
     for begin in range(0, len(images), batch_size):
@@ -62,10 +67,10 @@ def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarr
 
 
 def require_finite(outputs: np.ndarray) -> np.ndarray:
-    """Return outputs (N, K), none of which may be NaN or infinite: such a number is no answer.
+    """Check that outputs (N, K) are finite, and return them.
 
     Raises:
-        NotFiniteError: one is; names the first input.
+        NotFiniteError: an output is NaN or infinite; the message names the first such input.
     """
     bad = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
     if len(bad):
@@ -80,9 +85,16 @@ def require_finite(outputs: np.ndarray) -> np.ndarray:
 def pixel_probabilities(
     network: nn.Module, spec: Spec, pixels: Sequence[np.ndarray], *, tta: bool = False
 ) -> np.ndarray:
-    """Compute (N, K) probabilities of prepared images, each (S, S, C) uint8; with `tta` the mean over several views.
+    """Compute probabilities (N, K) of prepared images.
 
-    They are NaN for an image for which the outputs are not finite.
+    Args:
+        network: an image model.
+        spec: its Spec.
+        pixels: images, each (S, S, C) uint8.
+        tta: average over several views of each image.
+
+    Returns:
+        Probabilities, NaN for an image with outputs that are not finite.
     """
     parameter = next(network.parameters())
     device = parameter.device
@@ -94,20 +106,17 @@ def pixel_probabilities(
 
 
 def batch_size_for(spec: Spec, most: int) -> int:
-    """Return how many images of `spec` to predict at a time: up to `most`, fewer if they are large."""
+    """Return the batch size for images of `spec`: `most`, or fewer if the images are large."""
     return max(1, min(most, _BATCH_BYTES // (4 * math.prod(spec.input_shape))))
 
 
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
-    """Wrap an image network so that it averages its probabilities over several views of each image.
-
-    See `crop_zoom_flip.tta_views`.
-    """
+    """Wrap an image network to average its probabilities over the views of `crop_zoom_flip.tta_views`."""
     return Averaged(network, partial(tta_views, mirrored=spec.mirrored))
 
 
 def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
-    """Predict each row of a table: a list of class names, or an array (N,) of numbers."""
+    """Predict each row of a table: return a list of class names, or an array (N,) of numbers."""
     outputs = require_finite(row_outputs(network, spec, spec.encode_strict(as_table(inputs)).x))
     if spec.class_names:
         return [spec.class_names[i] for i in outputs.argmax(axis=1)]
@@ -115,9 +124,9 @@ def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
 
 
 def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarray:
-    """Compute (N, K) probabilities or (N, 1) numbers in the target's own unit, for encoded rows x (N, F).
+    """Compute probabilities (N, K), or numbers (N, 1) in the unit of the target, for encoded rows x (N, F).
 
-    They are not finite for a row for which the outputs are not.
+    A row has outputs that are not finite if those of the network are not.
     """
     parameter = next(network.parameters())
     with evaluation(network), torch.inference_mode():
@@ -128,7 +137,7 @@ def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarra
 
 
 def as_table(inputs: Any) -> Table:
-    """Convert a DataFrame, the path of a table file, or a Table, to a Table."""
+    """Convert a DataFrame, the path of a table file, or a Table to a Table."""
     if isinstance(inputs, Table):
         return inputs
     if isinstance(inputs, str | os.PathLike):
@@ -136,23 +145,25 @@ def as_table(inputs: Any) -> Table:
     if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):
         return frame_table(inputs)
     raise InputError(
-        f"a network of tables takes a DataFrame or the path of a .csv or .parquet file, not {type(inputs).__name__}; "
-        "for an array, name its columns: pandas.DataFrame(array, columns=[...])"
+        "predict: expected a DataFrame or the path of a .csv or .parquet file, got "
+        f"{type(inputs).__name__}. Name the columns of an array: pandas.DataFrame(array, "
+        "columns=[...])."
     )
 
 
 def prepare_image(
     source: Any, spec: Spec, root: Path | None = None, on_black: Callable[[], None] | None = None
 ) -> np.ndarray:
-    """Read one image, a path or a uint8 array, as the (S, S, C) uint8 pixels that the network of `spec` expects.
+    """Read one image as the (S, S, C) uint8 pixels that the network of `spec` expects.
 
     Args:
-        source, spec: the image and how it becomes pixels.
-        root: the folder that it must not lead out of by links.
-        on_black: called for an image of 16 bits that is nearly black in 8; a warning by default.
+        source: a path or a uint8 array.
+        spec: conversion of the image to pixels.
+        root: folder that links in the path must not leave.
+        on_black: called for a 16-bit image that is nearly black in 8 bits. Defaults to a warning.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the image cannot be read.
     """
     name = "an array" if isinstance(source, np.ndarray) else printable(source)
     try:
@@ -165,13 +176,13 @@ def prepare_image(
             if NEARLY_BLACK in decoded.notes:
                 (on_black or partial(warnings.warn, f"{name} is {NEARLY_BLACK}", stacklevel=2))()
     except BadImage as error:
-        raise InputError(f"{name} cannot be used: {error}") from None
+        raise InputError(f"cannot use {name}: {error}") from None
     start = crop_offset(spec.presize, spec.size)
     return pixels[start : start + spec.size, start : start + spec.size]
 
 
 def _holds_many(array: np.ndarray) -> bool:
-    """Check that the first axis counts images: (N, H, W) or (N, H, W, C), where (H, W, 3) is one in color."""
+    """Return True if the first axis counts images: (N, H, W) or (N, H, W, C), but not a color image (H, W, 3)."""
     return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
 
 
@@ -179,7 +190,7 @@ def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
     array = source[:, :, None] if source.ndim == 2 else source
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise InputError(
-            f"an image as an array is uint8 of shape (H, W), (H, W, 1) or (H, W, 3), not {array.dtype} of "
-            f"{source.shape}; convert it first"
+            f"image array: expected uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {array.dtype} "
+            f"of shape {source.shape}. Convert the array."
         )
     return fitted_array(array, **spec.decode_options)

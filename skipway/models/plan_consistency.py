@@ -1,4 +1,4 @@
-"""Compare a network's plan with its tensors and with its Spec, before anything is loaded or saved."""
+"""Compare the plan of a network with its tensors and its Spec, before loading or saving."""
 
 import math
 from collections.abc import Mapping
@@ -21,27 +21,27 @@ def plan_mismatch(
     expected: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
 ) -> str:
-    """Describe the first differences between a plan and the tensors and Spec that go with it.
+    """Describe the first differences between a plan and the tensors and Spec stored with it.
 
     Args:
-        plan: the values that rebuild the network.
-        spec: the meaning of its inputs and outputs.
-        expected: the state of the network that `plan` builds; tensors on the meta device suffice.
-        tensors: the state to compare with it.
+        plan: values that define the network.
+        spec: meaning of its inputs and outputs.
+        expected: state of the network that `plan` builds; tensors on the meta device suffice.
+        tensors: state to compare with it.
 
     Returns:
-        The end of a sentence about the network, or an empty string if all agree.
+        The predicate of a sentence about the network, or an empty string if everything agrees.
     """
     differences = _state_differences(expected, tensors)
     if differences:
-        return f"does not fit its own plan: {'; '.join(differences[:_SHOWN])}"
+        return f"does not match its plan: {'; '.join(differences[:_SHOWN])}"
     planned_inputs, planned_classes = _inputs_of_plan(plan), plan.get("num_classes")
     spec_inputs, spec_classes = _inputs_of_spec(plan, spec), spec.num_classes
     if (planned_inputs, planned_classes) == (spec_inputs, spec_classes):
         return ""
     return (
-        f"plans a network for {planned_inputs} and {planned_classes} classes, but its Spec has {spec_inputs} and "
-        f"{spec_classes}"
+        f"has a plan for {planned_inputs} and {planned_classes} classes, but a Spec for {spec_inputs} and "
+        f"{spec_classes} classes"
     )
 
 
@@ -55,11 +55,11 @@ def _state_differences(expected: Mapping[str, Tensor], tensors: Mapping[str, Ten
             differences.append(f"{name} {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
         elif tensors[name].dtype != (expected_dtype := _expected_dtype(value, floats)):
             differences.append(f"{name} is {_dtype(tensors[name].dtype)}, expected {_dtype(expected_dtype)}")
-    return differences + [f"{name} has no place" for name in tensors if name not in expected]
+    return differences + [f"{name} is unexpected" for name in tensors if name not in expected]
 
 
 def _expected_dtype(value: Tensor, floats: set[torch.dtype]) -> torch.dtype:
-    """Return the dtype of `value`; networks may be stored in float64 as a whole, as estimators have them."""
+    """Return the dtype of `value`, or float64 if all tensors are stored in float64, as by the estimators."""
     return torch.float64 if value.is_floating_point() and floats == {torch.float64} else value.dtype
 
 
@@ -68,14 +68,14 @@ def _dtype(dtype: torch.dtype) -> str:
 
 
 def _inputs_of_plan(plan: dict[str, Any]) -> str:
-    """Describe the inputs of the network that `plan` builds."""
+    """Describe the inputs of the network of `plan`."""
     if "in_features" in plan:
         return _numbers(plan["in_features"], plan.get("categories", ()))
     return f"{plan.get('in_chans')} channels"
 
 
 def _inputs_of_spec(plan: dict[str, Any], spec: Spec | TableSpec) -> str:
-    """Describe the inputs of `spec`, as the family of `plan` counts them."""
+    """Describe the inputs of `spec` in the terms of the family of `plan`."""
     if isinstance(spec, TableSpec):
         return _numbers(math.prod(spec.input_shape), spec.categories)
     if "in_features" in plan:

@@ -1,4 +1,4 @@
-"""The registry: a name and options become a network with its plan, and a plan becomes the network again."""
+"""The registry: map a name and options to a plan, and a plan to a network."""
 
 import fnmatch
 import re
@@ -18,7 +18,7 @@ __all__ = ["FAMILIES", "ROWS", "build", "count_parameters", "names", "plan_of", 
 
 
 class Family(NamedTuple):
-    """The plan of a family, the rule that makes a network of it, its named networks, whether stages repeat a block."""
+    """A family of networks: its plan class, its builder, its named models, and if its stages repeat one block."""
 
     plan: type[Plan]
     build: Callable[[Any], Chain]
@@ -47,53 +47,73 @@ for _kind, _family in FAMILIES.items():
     ROWS.update({name: (_kind, row) for name, row in _family.rows.items()})
 
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)  # it becomes part of the names of files
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)  # the name becomes part of file names
 
 
 def names(pattern: str = "*") -> list[str]:
-    """The registered names that match a shell pattern, shallow before deep."""
+    """Return the registered names that match a shell pattern, in natural order.
+
+    >>> names("resnet18*")
+    ['resnet18', 'resnet18d']
+    """
     return sorted(fnmatch.filter(ROWS, pattern), key=_natural)
 
 
 def plan_of(name: str, **options: Any) -> dict[str, Any]:
-    """The plan (JSON-able) of the network called `name`, with the row's values replaced by `options`."""
+    """Return the plan of a named model, a dictionary of plain values.
+
+    Args:
+        name: a registered name.
+        options: values that replace those of the name.
+
+    Raises:
+        InputError: the name, an option or a value is invalid.
+
+    >>> plan_of("resnet18", num_classes=10)["num_classes"]
+    10
+    """
     if name not in ROWS:
-        raise InputError(f"no network is called {name!r}{did_you_mean(name, ROWS)}; `skipway models` lists all names")
+        raise InputError(f"unknown model {name!r}{did_you_mean(name, ROWS)}. List all names with `skipway models`.")
     family, row = ROWS[name]
     allowed = FAMILIES[family].plan.options()
     for option in options:
         if option not in allowed:
             raise InputError(
-                f"{name} has no option {option!r}{did_you_mean(option, allowed)}; it takes {', '.join(allowed)}"
+                f"{name}: unknown option {option!r}{did_you_mean(option, allowed)}: expected one of "
+                f"{', '.join(allowed)}. Change the option."
             )
     return {"name": name, "family": family, **FAMILIES[family].plan(**{**row, **options}).as_dict()}
 
 
 def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:
-    """The network called `name` with fresh weights, and its plan: see `plan_of`."""
+    """Return a named network with random initial weights, and its plan: see `plan_of`."""
     plan = plan_of(name, **options)
     return rebuild(plan), plan
 
 
 def rebuild(plan: dict[str, Any]) -> Chain:
-    """The network that a plan describes, with fresh weights."""
+    """Build the network of a plan with random initial weights.
+
+    Raises:
+        InputError: the plan is invalid.
+    """
     values = dict(plan)
     name = values.pop("name", None)
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise InputError(
-            f"the plan's name is {printable(repr(name)[:100])}: expected up to 100 letters, digits, '_', '-' and '.'. "
-            "Write the file again."
+            "cannot read the plan: expected a name of up to 100 letters, digits, '_', '-' and '.', "
+            f"got {printable(repr(name)[:100])}. Write the file again."
         )
     family = values.pop("family", None)
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
-            f"the plan's family is {family!r}, but this skipway knows {', '.join(FAMILIES)}; upgrade skipway"
+            f"cannot read the plan: expected a family of {', '.join(FAMILIES)}, got {family!r}. Upgrade skipway."
         )
     return FAMILIES[family].build(FAMILIES[family].plan.of(values))
 
 
 def count_parameters(plan: dict[str, Any]) -> int:
-    """Count the parameters of the network of `plan`; blocks that only repeat the one before them are not built."""
+    """Count the parameters of the network of `plan`; repeated blocks are counted without building them."""
     short_plan = dict(plan)
     repeats = {}
     if FAMILIES[plan["family"]].repeats:
@@ -105,7 +125,7 @@ def count_parameters(plan: dict[str, Any]) -> int:
 
 
 def _last_block(stage: Chain) -> nn.Module:
-    """The block of `stage` that more of them would be like."""
+    """Return the block of `stage` that its further blocks repeat."""
     last: nn.Module = stage[-1]
     return last[-1] if isinstance(last, Reversible) else last
 
@@ -115,5 +135,5 @@ def _numel(module: nn.Module) -> int:
 
 
 def _natural(name: str) -> list[str | int]:
-    """The name in pieces of letters and numbers, so that resnet18 stands before resnet101."""
+    """Split a name into text and numbers, so that resnet18 sorts before resnet101."""
     return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""Residual networks for images, from one block up: the tables of the ImageNet and CIFAR families and their one rule.
+"""Residual networks for images: tables of the ImageNet and CIFAR families, and one function that builds them.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), any H and W.
 Sources: He et al. 2015, arXiv:1512.03385 (18 to 152 and CIFAR's 20 to 1202; options A and B); norm and activation
@@ -42,34 +42,41 @@ _FOUR = (64, 128, 256, 512)
 _THREE = (16, 32, 64)
 STEMS = ("large", "small", "deep", "tiered", "deep_conv")
 JOINS = ("add", "scale", "layerscale", "gate")
-_MAX_BLOCKS = 3000  # a file's plan must not be able to fill the memory
+_MAX_BLOCKS = 3000  # a malicious plan must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetPlan(Plan):
-    """What one residual network is made of.
+    """Values that define one residual network.
 
-    block: "basic" (two 3x3), "bottleneck" (1x1, 3x3 with the stride, 1x1), "bottleneck_v1" (the stride on the first
-        1x1), "preact_basic" and "preact_bottleneck" (norm and activation first).
-    layers: blocks in each stage; every stage after the first halves the image.
-    widths: channels in each stage (times 4 behind a bottleneck).
-    stem: "large" (7x7, stride 2, max pool), "small" (3x3, keeps the size), "deep" (three 3x3, stride 2, max pool),
-        "tiered" (deep, the first convolution narrower), "deep_conv" (deep, a convolution instead of the pool).
-    stem_channels: channels that the stem gives, a deep one has half as many inside; None is the first of `widths`.
-    shortcut: "auto" (option B: project where the shape changes), "project" (C: everywhere), "pad" (A), "pool" (D:
-        average, then project), "none" (no shortcuts: the plain network of the same layers).
-    join: "add", "scale" (ReZero, or SkipInit where norm is "none"), "layerscale", "gate" (highway).
-    norm: "batch", "group", "none" (convolutions with biases), or "fixup" (Fixup's initialisation, shifts and scales).
-    attention: "none", "se" or "eca", at the end of every body.
-    attention_ratio: inner channels of "se" over the body's.
-    cardinality, base_width: groups in the 3x3 of a bottleneck, and channels of each at 64 of width.
-    padding: "torch", or "same" where a stride is (Flax and TensorFlow).
-    dropout: chance to drop a value between the convolutions of a body.
-    drop_path: chance to leave a body out while training, rising evenly from 0 to this over the depth.
-    drop_mode: "row" or "batch": see `Skip`.
-    reversible: whether blocks are Couplings of two bodies on half of the channels each, whose memory in training does
-        not grow with depth; those that change the shape keep theirs.
-    in_chans, num_classes: channels of the images, outputs.
+    Args:
+        block: "basic" (two 3x3), "bottleneck" (1x1, 3x3 with the stride, 1x1), "bottleneck_v1" (stride on the first
+            1x1), "preact_basic" or "preact_bottleneck" (norm and activation first).
+        layers: blocks in each stage; every stage after the first halves the resolution.
+        widths: channels in each stage; the output of a bottleneck has 4 times as many.
+        stem: "large" (7x7, stride 2, max pool), "small" (3x3, keeps the size), "deep" (three 3x3, stride 2, max pool),
+            "tiered" (deep, the first convolution narrower) or "deep_conv" (deep, a convolution instead of the pool).
+        stem_channels: output channels of the stem; a deep stem has half as many inside. None is the first of `widths`.
+        shortcut: "auto" (option B: project if the shape changes), "project" (C: always), "pad" (A), "pool" (D: average,
+            then project) or "none" (no shortcuts: the plain network of the same layers).
+        join: "add", "scale" (ReZero, or SkipInit with norm "none"), "layerscale" or "gate" (highway).
+        norm: "batch", "group", "none" (convolutions with biases) or "fixup" (Fixup's initialization, shifts and
+            scales).
+        attention: "none", "se" or "eca", at the end of every body.
+        attention_ratio: inner channels of "se", as a fraction of those of the body.
+        cardinality: groups in the 3x3 of a bottleneck.
+        base_width: channels of each group at a width of 64.
+        padding: "torch", or "same" for strided convolutions (Flax and TensorFlow).
+        dropout: dropout rate between the convolutions of a body.
+        drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
+        drop_mode: "row" or "batch": see `Skip`.
+        reversible: use Couplings of two bodies on half of the channels each, so that memory does not grow with depth.
+            Blocks that change the shape keep their activations.
+        in_chans: channels of the images.
+        num_classes: number of outputs.
+
+    >>> ResNetPlan(block="bottleneck", layers=(3, 4, 6, 3)).preact
+    False
     """
 
     FAMILY: ClassVar[str] = "resnet"
@@ -103,40 +110,41 @@ class ResNetPlan(Plan):
         self._check_shares("attention_ratio", "dropout", "drop_path")
         if not self.layers or len(self.layers) != len(self.widths):
             raise InputError(
-                f"resnet needs as many widths as layers, one pair a stage, not {list(self.layers)} and "
-                f"{list(self.widths)}"
+                f"resnet: expected one width for each stage, got {list(self.widths)} for layers "
+                f"{list(self.layers)}. Make the lists equally long."
             )
         if sum(self.layers) > _MAX_BLOCKS:
-            raise InputError(f"resnet has at most {_MAX_BLOCKS} blocks, not {sum(self.layers)}; give fewer layers")
+            raise InputError(f"resnet: expected at most {_MAX_BLOCKS} blocks, got {sum(self.layers)}. Reduce layers.")
         if self.shortcut == "none" and (self.join != "add" or self.drop_path or self.norm == "fixup"):
             raise InputError(
-                'resnet with shortcut "none" has nothing to join or to leave out; use join "add", no drop_path and a '
-                'norm other than "fixup"'
+                'resnet with shortcut "none": expected join "add", drop_path 0 and a norm other than "fixup", got '
+                f'join "{self.join}", drop_path {self.drop_path} and norm "{self.norm}". Use another shortcut.'
             )
         if self.reversible:
             self._check_reversible()
         if self.norm == "fixup" and self.join != "add":
-            raise InputError(f'resnet with norm "fixup" joins by "add", not "{self.join}"; leave join out')
+            raise InputError(f'resnet with norm "fixup": expected join "add", got "{self.join}". Remove join.')
 
     def _check_reversible(self) -> None:
-        identity = self.shortcut in ("auto", "pad", "pool")  # nothing in the way where the shape stays
+        identity = self.shortcut in ("auto", "pad", "pool")  # the identity if the shape is unchanged
         if not self.preact or self.join != "add" or not identity or self.norm == "fixup" or self.drop_path:
             raise InputError(
-                'resnet with reversible=True takes a block that is "preact_basic" or "preact_bottleneck", join "add", '
-                'shortcut "auto", "pad" or "pool", norm "batch", "group" or "none", and no drop_path'
+                'resnet with reversible=True: expected block "preact_basic" or "preact_bottleneck", join '
+                '"add", shortcut "auto", "pad" or "pool", norm "batch", "group" or "none", and no '
+                "drop_path. Change these options."
             )
         odd = [width for width in (*self.widths, self.stem_channels or 2) if width % 2]
         if odd:
-            raise InputError(f"resnet with reversible=True halves its widths, but {odd[0]} is odd; make it even")
+            raise InputError(f"resnet with reversible=True: expected even widths, got {odd[0]}. Make it even.")
 
     @property
     def preact(self) -> bool:
-        """Whether norm and activation go before each convolution."""
+        """True if norm and activation come before each convolution."""
         return self.block.startswith("preact")
 
 
 def resnet(plan: ResNetPlan) -> Chain:
-    """The residual network of `plan`, with fresh weights."""
+    """Build the residual network of `plan` with random initial weights."""
     parts = Layers(
         norm=plan.norm,
         padding=plan.padding,
@@ -167,12 +175,12 @@ def resnet(plan: ResNetPlan) -> Chain:
         flatten=nn.Flatten(),
         head=nn.Linear(channels, plan.num_classes),
     )
-    _initialise(network, plan)
+    _initialize(network, plan)
     return network
 
 
-def _initialise(network: Chain, plan: ResNetPlan) -> None:
-    """The weights' beginnings: every body but one behind a learned scale or a gate starts at zero, as v1.5 has it."""
+def _initialize(network: Chain, plan: ResNetPlan) -> None:
+    """Initialize the weights; every body starts at zero, unless a learned scale or a gate follows it."""
     init_weights(network)
     if plan.norm == "fixup":
         init_fixup(network)
@@ -190,13 +198,13 @@ def _block(
     after = None if plan.preact else nn.ReLU(inplace=True)
     if plan.shortcut == "none":
         return Chain(body=parts.body(in_channels, steps, plan.preact), **({} if after is None else {"act": after}))
-    # A norm after the projection of a network that normalises first would be one too many.
+    # In a pre-activation network, the next block already normalizes the projection.
     norm = plan.norm if plan.norm in ("batch", "group") and not plan.preact else "none"
     shortcut = make_shortcut(plan.shortcut, in_channels, out_channels, stride, norm=norm)
     join = Scale(init=1.0) if plan.norm == "fixup" else join_of(plan.join, out_channels, sum(plan.layers))
     body = parts.body(in_channels, steps, plan.preact)
     first: dict[str, nn.Module] = {}
-    if plan.preact and shortcut is not None:  # both ways start behind the first norm and activation
+    if plan.preact and shortcut is not None:  # body and shortcut share the first norm and activation
         first = {name: layer for name, layer in body.named_children() if name in ("norm1", "shift1", "act1")}
         body = Chain(**{name: layer for name, layer in body.named_children() if name not in first})
     skip = Skip(body, shortcut, join=join, after=after, drop_path=drop_path, drop_mode=plan.drop_mode)
@@ -208,7 +216,7 @@ def _steps(plan: ResNetPlan, width: int, stride: int) -> list[Step]:
 
 
 def _coupling(plan: ResNetPlan, parts: Layers, *, in_channels: int, width: int, stride: int) -> Coupling:
-    """Two bodies on half of the channels each; where they change the shape, a shortcut takes each half around."""
+    """Build two bodies on half of the channels each, with a shortcut for each half if the shape changes."""
     halves = in_channels // 2, width * EXPANSION[plan.block] // 2
     steps = _steps(plan, width // 2, stride)
     around = [make_shortcut(plan.shortcut, *halves, stride, norm="none") for _ in range(2)]
@@ -220,19 +228,19 @@ def _coupling(plan: ResNetPlan, parts: Layers, *, in_channels: int, width: int, 
 
 
 def _reversible_stage(blocks: list[nn.Module]) -> Chain:
-    """The blocks of a stage: the one that changes the shape, where there is any, then all others as one Reversible."""
+    """Build a stage: the block that changes the shape, if there is one, then a Reversible of all others."""
     first = [block for block in blocks if isinstance(block, Coupling) and block.shortcuts is not None]
     rest = [block for block in blocks if isinstance(block, Coupling) and block.shortcuts is None]
     return Chain(**({"change": first[0]} if first else {}), **({"rest": Reversible(*rest)} if rest else {}))
 
 
 def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
-    """The stem; where norm and activation go first, its last convolution is followed by neither."""
+    """Build the stem; in a pre-activation network, no norm or activation follows its last convolution."""
     inner = max(1, channels // 2)
     first = max(1, 3 * (inner // 4)) if plan.stem == "tiered" else inner
     deep = [Step(first, 3, 2), Step(inner, 3), Step(channels, 3)]
     steps = {"large": [Step(channels, 7, 2)], "small": [Step(channels, 3)]}.get(plan.stem, deep)
-    symmetric = Layers(plan.norm)  # "same" padding is for the stages
+    symmetric = Layers(plan.norm)  # only the stages use "same" padding
     layers: list[Chain] = []
     in_channels = plan.in_chans
     for step in steps:
@@ -253,7 +261,7 @@ def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
     return Chain(**dict(zip(names, layers, strict=True)), pool=pool)
 
 
-# The tables: a network is its row.
+# Each model is one row of these tables.
 
 _DEPTHS: dict[int, dict[str, Any]] = {
     10: {"block": "basic", "layers": (1, 1, 1, 1)},
@@ -278,7 +286,7 @@ _SE, _ECA = {"attention": "se"}, {"attention": "eca"}
 
 
 def _rows(pattern: str, depths: dict[int, str], **options: Any) -> dict[str, dict[str, Any]]:
-    """A row for each variant ("-" is the plain one) of each depth, named by `pattern`."""
+    """Return one row for each variant ("-" is the plain one) of each depth, named by `pattern`."""
     rows = {}
     for depth, variants in depths.items():
         for letter in variants:
@@ -299,7 +307,7 @@ def _cifar(blocks: int, block: str = "basic", factor: int = 1, **options: Any) -
 
 
 def _deep_xresnet(depth: int, more: int) -> dict[str, Any]:
-    """A row with `more` stages of one block than the depth has."""
+    """Return the row of a depth with `more` additional stages of one block each."""
     layers, widths = (*_DEPTHS[depth]["layers"], *[1] * more), (*_FOUR, *[256] * more)
     return {**_DEPTHS[depth], **_VARIANTS["d"], "layers": layers, "widths": widths}
 

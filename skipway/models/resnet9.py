@@ -1,7 +1,7 @@
-"""ResNet-9 for small images: the residual network that two cores train in minutes.
+"""ResNet-9 for small images: a residual network that trains in minutes on two CPU cores.
 
-Shapes: (B, in_chans, H, W) -> (B, num_classes), H and W of at least 2 to the power of the stages, and one more behind
-a whitening stem.
+Shapes: (B, in_chans, H, W) -> (B, num_classes). H and W are at least 2 to the power of the number of stages, plus one
+with a whitening stem.
 Sources: D. Page, "How to train your ResNet" (2018 and 2019): the network, its whitening stem, fixed norm scales and
 scaled logits; partial identities in its convolutions, Jordan 2024, arXiv:2404.00498.
 """
@@ -25,17 +25,27 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet9m": {"widths": (24, 64, 256, 256), "layers": (1, 1, 1), "stem": "whitening", "num_classes": 10},
 }
 STEMS = ("small", "whitening")
-_MAX_CONVOLUTIONS = 1000  # a file's plan must not be able to fill the memory
-_SMALLEST_SPREAD = 5e-4  # keeps directions that hold nothing but noise from being blown up
-_BATCH = 256  # images whose patches fit a processor's caches better than those of all
-_LOGIT_SCALE = 1 / 9  # the largest of a map's values, not their mean, reaches the head: its logits begin too sure
+_MAX_CONVOLUTIONS = 1000  # a malicious plan must not fill the memory
+_SMALLEST_SPREAD = 5e-4  # limits the amplification of directions that contain only noise
+_BATCH = 256  # images whose patches fit the CPU caches
+_LOGIT_SCALE = 1 / 9  # a max pool, not a mean, feeds the head: unscaled logits would start too large
 
 
 class Whitening(nn.Conv2d):
-    """(B, C, H, W) -> (B, 8C, H-1, W-1) by fixed 2x2 filters and a learned bias.
+    """A stem of fixed 2x2 filters and a learned bias that whitens 2x2 patches of the image.
 
-    The filters are the principal directions of 2x2 patches, each over its spread, and their negatives, so that what
-    they give is uncorrelated and of one size. Random until `fit`.
+    The filters are the principal directions of the patches, divided by the root mean square of the patches along them,
+    and the negatives of these filters. Their outputs are therefore uncorrelated and of equal scale. The filters are
+    random until `fit` is called.
+
+    Args:
+        in_chans: channels C of the images.
+
+    Shapes:
+        (B, C, H, W) -> (B, 8C, H-1, W-1).
+
+    >>> Whitening(3)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 24, 7, 7])
     """
 
     def __init__(self, in_chans: int):
@@ -46,7 +56,7 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set the filters from images x (B, C, H, W) as the network is given them."""
+        """Compute the filters from images x (B, C, H, W), normalized as for training."""
         products, count = torch.zeros(4 * x.shape[1], 4 * x.shape[1], dtype=torch.float64, device=x.device), 0
         for part in x.split(_BATCH):
             patches = part.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, len(products)).double()
@@ -65,30 +75,35 @@ def whiten(network: nn.Module, x: Tensor) -> None:
 
 
 class Scaled(nn.Module):
-    """x times a fixed factor."""
+    """Multiply by a fixed factor."""
 
     def __init__(self, factor: float):
         super().__init__()
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, kept."""
+        """Return x times the factor, in the shape of x."""
         return x * self.factor
 
     def extra_repr(self) -> str:
-        """The factor."""
+        """Return the factor."""
         return f"{self.factor:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet9Plan(Plan):
-    """What one ResNet-9 is made of.
+    """Values that define one ResNet-9.
 
-    widths: channels of the stem and of each stage; every stage halves the image.
-    layers: convolutions in the body of each stage's Skip; 0 for a stage without one.
-    stem: "small" (3x3 convolution), or "whitening" (fixed 2x2 filters that take the correlations out of the training
-        images; `widths[0]` does not count there).
-    in_chans, num_classes: channels of the images, outputs.
+    Args:
+        widths: channels of the stem and of each stage; every stage halves the resolution.
+        layers: convolutions in the body of each stage's Skip; 0 for a stage without a Skip.
+        stem: "small" (3x3 convolution) or "whitening" (fixed 2x2 filters that decorrelate the training images;
+            `widths[0]` is not used).
+        in_chans: channels of the images.
+        num_classes: number of outputs.
+
+    >>> ResNet9Plan().layers
+    (2, 0, 2)
     """
 
     FAMILY: ClassVar[str] = "resnet9"
@@ -104,8 +119,8 @@ class ResNet9Plan(Plan):
         self._check_whole_numbers("layers", minimum=0)
         if not self.layers or len(self.widths) != len(self.layers) + 1:
             raise InputError(
-                f"resnet9 needs one width more than layers, for the stem, not {list(self.widths)} and "
-                f"{list(self.layers)}"
+                f"resnet9: expected one more width than layers, for the stem, got {list(self.widths)} for "
+                f"layers {list(self.layers)}. Change widths or layers."
             )
         if sum(self.layers) + len(self.layers) > _MAX_CONVOLUTIONS:
             raise InputError(
@@ -116,7 +131,7 @@ class ResNet9Plan(Plan):
 
 
 def resnet9(plan: ResNet9Plan) -> Chain:
-    """The ResNet-9 of `plan`, with fresh weights."""
+    """Build the ResNet-9 of `plan` with random initial weights."""
     if plan.stem == "whitening":
         white = Whitening(plan.in_chans)
         stem, channels = Chain(white=white, act=nn.ReLU(inplace=True)), white.out_channels
@@ -151,14 +166,16 @@ def _down(in_channels: int, out_channels: int) -> Chain:
 
 
 def _partial_identity(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution whose first filters pass their channel on as it is."""
+    """Build a convolution whose first filters pass each input channel unchanged."""
     layer = Layers().conv(in_channels, Step(out_channels, 3))
     nn.init.dirac_(layer.weight.data[:in_channels])
     return layer
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """A norm whose scale is fixed at 1: what follows sets it anyway, and its bias learns faster without it."""
+    """Build a norm with its scale fixed at 1, because later layers set the scale, and its bias trains faster without
+    it.
+    """
     norm = nn.BatchNorm2d(channels, momentum=0.4)
     norm.weight.requires_grad_(False)
     return norm

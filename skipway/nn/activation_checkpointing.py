@@ -1,7 +1,7 @@
-"""Recomputation: a network keeps the inputs of groups of blocks, and computes what is inside again going backward.
+"""Activation checkpointing: keep only the inputs of groups of blocks, and recompute the rest in the backward pass.
 
-Memory for time: of n blocks in groups of k, a training step keeps n / k inputs and what k blocks need, not what n
-need, and computes each block forward twice.
+It trades time for memory. Of n blocks in groups of k, a training step keeps n / k inputs and the activations of k
+blocks, instead of those of n. Each block is computed forward twice.
 Source: Chen et al. 2016, arXiv:1604.06174.
 """
 
@@ -27,41 +27,51 @@ __all__ = ["recompute"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _LARGE = 2**20  # bytes
-# A process that forks must not share what it keeps with its child; elsewhere than on Unix there is no such thing.
+# A forked child must not share these pages with its parent. Only Unix has such a flag.
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-_INSIDE = 3  # what a block keeps for the way back, over what goes into it: between 2 (basic) and 4 (bottleneck)
+_INSIDE = 3  # memory of a block's activations over that of its input: between 2 (basic) and 4 (bottleneck)
 
 
 def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
-    """Let `network` keep less while training: only what goes into each group of blocks; `network` itself, changed.
+    """Enable activation checkpointing in `network`, in place.
 
-    What is inside a group is computed again on the way back. Gradients, running statistics and random choices are
-    those without it, to the last bit; outputs without gradients are computed as ever. Second derivatives are refused
-    by autograd.
+    In training, only the input of each group of blocks is stored, and the backward pass computes the group again.
+    Gradients, running statistics and random choices are bitwise equal to those without checkpointing. Outputs without
+    gradients are computed as usual. Autograd raises an error for second derivatives.
+
+    Traced networks (torch.compile, torch.export) are left unchanged. On Linux, set
+    GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does. glibc then
+    reuses freed memory, which saves several times as much.
 
     Args:
-        every: blocks in a group; "stages" for all of each stage; "auto" for about as many as need the least memory,
-            the square root of a third of the stage's blocks, but none at the end of the network, where what is kept is
-            gone again before it could be in the way; "none" to keep everything again.
+        network: module with chains of blocks: a `Chain` that contains a `Skip`, or only `Chain`s.
+        every: number of blocks in a group. "stages" makes each stage one group. "auto" (default) minimizes memory:
+            the square root of a third of the blocks of the stage. It leaves out the end of the network, whose
+            activations are freed before memory peaks. "none" disables checkpointing.
 
-    Networks that are traced (torch.compile, torch.export) are left to what traces them. On Linux set
-    GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does: glibc then
-    finds again what is freed, which saves several times as much.
+    Returns:
+        `network` itself.
 
     Raises:
-        InputError: `every` is none of these, or the network has no row of blocks that keep what is inside.
+        InputError: `every` is invalid, or the network has no chain of blocks that are not reversible.
+
+    >>> network = recompute(Chain(*(Skip(nn.Linear(4, 4)) for _ in range(6))), every=2)
+    >>> network(torch.ones(1, 4)).shape
+    torch.Size([1, 4])
     """
     if every not in ("auto", "stages", "none") and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
-        raise InputError(f'recompute takes a number of blocks from 1 up, "stages", "auto" or "none", not {every!r}')
+        raise InputError(
+            f'recompute: expected every to be a positive int, "stages", "auto" or "none", got {every!r}. Use "auto".'
+        )
     rows = list(_rows_of_blocks(network))
     if not rows and every != "none":
         raise InputError(
-            "recompute found no row of blocks that keep what is inside, as a Chain with a Skip in it does; wrap the "
-            "blocks in skipway.Chain, unless they are reversible"
+            "cannot enable recompute: expected a Chain of blocks that are not reversible, got none. "
+            "Wrap the blocks in skipway.Chain."
         )
     counts = [every if isinstance(every, int) else _group_of(len(row), every) for row in rows]
-    # Going backward, the end is done with before the first group is computed again, which is the largest: it may
-    # keep as much as that needs. From stage to stage blocks need half.
+    # The backward pass frees the end of the network before it recomputes the first group, which is the largest. The
+    # end may therefore keep as much as that group needs. A block needs half as much as one of the stage before.
     spared = counts[0] * 2 ** (len(rows) - 1) if every == "auto" else 0
     for row, count in zip(rows, counts, strict=True):
         last = spared if row is rows[-1] else 0
@@ -74,7 +84,7 @@ def _group_of(blocks: int, every: str) -> int:
 
 
 def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
-    """The outermost Chains whose layers are blocks: one of them a Skip, or all of them Chains; none is reversible."""
+    """Yield the outermost Chains of blocks (at least one Skip, or only Chains) without reversible layers."""
     children = list(root.children())
     if any(isinstance(child, Reversible | Coupling) for child in children):
         return
@@ -87,11 +97,11 @@ def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
 
 
 def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Pages", spared: int = 0) -> Any:
-    """Run `layers` with nothing kept inside each group of `every` of them, but for the last `spared`."""
+    """Run `layers` in checkpointed groups of `every` layers; the last `spared` layers keep their activations."""
     end = max(0, len(layers) - spared)
     for begin in range(0, end, every):
         group = layers[begin : min(begin + every, end)]
-        # What is traced, or is not a single tensor, is left to autograd.
+        # Autograd handles traced calls, and inputs that are not a single tensor.
         single = torch.is_grad_enabled() and isinstance(x, Tensor) and not x.is_meta
         if single and not torch.compiler.is_compiling():
             parameters = (p for p in nn.ModuleList(group).parameters() if p.requires_grad)
@@ -102,7 +112,7 @@ def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Page
 
 
 class _Group(Function):
-    """A group's output; the parameters are named so that autograd asks for their gradients."""
+    """The output of a group; the parameters are arguments so that autograd requests their gradients."""
 
     @staticmethod
     def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *parameters: nn.Parameter) -> Any:
@@ -113,7 +123,8 @@ class _Group(Function):
             out = run_layers(group, x.detach(), call_layer)
         if not isinstance(out, Tensor):
             raise InputError(
-                f"recompute takes blocks that give one tensor, not {type(out).__name__}; leave it out for this network"
+                f"cannot recompute: expected blocks that return one tensor, got {type(out).__name__}. "
+                "Disable recompute for this network."
             )
         return out
 
@@ -129,34 +140,34 @@ class _Group(Function):
 
 
 class _Pages:
-    """Pages of their own for what groups keep: among what they free, malloc could not use the gaps again.
+    """Memory pages for the kept inputs, apart from malloc, which could not reuse the gaps between them.
 
-    Those that are done with are taken again, for fresh ones cost more than the copy.
+    Free pages are reused, because allocating new ones costs more than the copy.
     """
 
     def __init__(self) -> None:
         self.free: list[mmap.mmap] = []
 
     def copy_of(self, x: Tensor) -> Tensor:
-        """A copy of x in such pages where it is large and on the CPU, else x."""
+        """Copy x to such pages if it is large and on the CPU, else return x."""
         if x.device.type != "cpu" or x.nbytes < _LARGE:
             return x
-        like = torch.empty_like(x, device="meta")  # its strides, those of x where x has no gaps
+        like = torch.empty_like(x, device="meta")  # the strides of x, if x has no gaps
         pages = self._take(like.nbytes)
-        numbers = np.frombuffer(pages, np.uint8, like.nbytes)
-        weakref.finalize(numbers, self.free.append, pages)  # when the last tensor in them is gone
-        return torch.from_numpy(numbers).view(x.dtype).as_strided(like.size(), like.stride()).copy_(x)
+        buffer = np.frombuffer(pages, np.uint8, like.nbytes)
+        weakref.finalize(buffer, self.free.append, pages)  # when the last tensor in them is freed
+        return torch.from_numpy(buffer).view(x.dtype).as_strided(like.size(), like.stride()).copy_(x)
 
     def _take(self, size: int) -> mmap.mmap:
-        """The smallest free pages that hold `size` bytes; new ones where there are none, or twice as many at least."""
+        """Return the smallest free pages of at least `size` bytes and less than twice that, or new ones."""
         fitting = [pages for pages in self.free if size <= len(pages) < 2 * size]
         if not fitting:
-            if self.free:  # so that there are never more of them than are needed, whatever sizes come
+            if self.free:  # bounds the number of pages for any order of sizes
                 self.free.remove(max(self.free, key=len))
             return mmap.mmap(-1, size, **_PRIVATE)
         smallest = min(fitting, key=len)
         self.free.remove(smallest)
         return smallest
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:  # a copied network has its own
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # a copied network starts without pages
         return _Pages, ()

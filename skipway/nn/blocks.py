@@ -1,12 +1,12 @@
-"""Bodies of the families, the layers they are made of, and how their weights begin.
+"""Bodies of the model families, their layers, and weight initialization.
 
-Shapes: (B, C, H, W) in, (B, C', H/stride, W/stride) out, rounded up.
+Shapes: (B, C, H, W) -> (B, C', H/stride, W/stride), rounded up.
 Sources: basic and bottleneck, He et al. 2015, arXiv:1512.03385; norm and activation first, He et al. 2016,
 arXiv:1603.05027; the stride on the 3x3 of the bottleneck ("v1.5"), Goyal et al. 2017, arXiv:1706.02677, which also
-zeroes the last norm of a body; groups, Xie et al. 2016, arXiv:1611.05431; squeeze and excitation, Hu et al. 2017,
-arXiv:1709.01507; efficient channel attention, Wang et al. 2019, arXiv:1910.03151; initialisation, He et al. 2015,
-arXiv:1502.01852, and Fixup, Zhang et al. 2019, arXiv:1901.09321; gates that begin nearly closed, Srivastava et al.
-2015, arXiv:1505.00387.
+zeroes the last norm of a body; groups, Xie et al. 2016, arXiv:1611.05431; squeeze-and-excitation, Hu et al. 2017,
+arXiv:1709.01507; efficient channel attention, Wang et al. 2019, arXiv:1910.03151; initialization, He et al. 2015,
+arXiv:1502.01852, and Fixup, Zhang et al. 2019, arXiv:1901.09321; gates that are nearly closed at first, Srivastava et
+al. 2015, arXiv:1505.00387.
 """
 
 import math
@@ -46,38 +46,55 @@ __all__ = [
     "zero_last",
 ]
 
-KINDS = (*NORMS, "fixup")  # what may keep a body's outputs in bounds: a norm, nothing, or Fixup's shifts and scales
+KINDS = (*NORMS, "fixup")  # ways to bound activations: a norm, none, or Fixup
 ATTENTIONS = ("none", "se", "eca")
 PADDINGS = ("torch", "same")
 EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's and Flax's "SAME": ceil(size / stride) out, an odd zero goes to the end.
+    """A convolution with the "SAME" padding of TensorFlow and Flax: ceil(size / stride) outputs, an odd zero at the
+    end.
 
-    At stride 2 and an even size its taps lie one position later than those of torch's symmetric padding.
+    At stride 2 and even size, its windows lie one position later than those of torch's symmetric padding.
+
+    >>> SameConv2d(3, 8, 3, 2)(torch.zeros(1, 3, 5, 5)).shape
+    torch.Size([1, 8, 3, 3])
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', ceil(H/stride), ceil(W/stride))."""
+        """Map (B, C, H, W) to (B, C', ceil(H/stride), ceil(W/stride))."""
         return super().forward(F.pad(x, same_padding(x, self.kernel_size, self.stride)))
 
 
 class SameMaxPool2d(nn.MaxPool2d):
-    """A maximum over windows that lie as those of `SameConv2d`; what is added at the edges never wins."""
+    """A max pool with the windows of `SameConv2d`, padded with minus infinity.
+
+    >>> SameMaxPool2d(3, 2)(torch.zeros(1, 3, 5, 5)).shape
+    torch.Size([1, 3, 3, 3])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride))."""
+        """Map (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
         return super().forward(F.pad(x, same_padding(x, pair(self.kernel_size), pair(self.stride)), value=-math.inf))
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    """A size along both axes."""
+    """Return a size as a tuple for both axes."""
     return (size, size) if isinstance(size, int) else size
 
 
 def same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[int]:
-    """Return the zeros to add at each edge, last axis first, as F.pad takes them."""
+    """Return the number of zeros for each edge, last axis first, as F.pad expects.
+
+    Args:
+        x: input, (B, C, H, W).
+        kernel: kernel size for H and W.
+        stride: stride for H and W.
+
+    >>> same_padding(torch.zeros(1, 1, 8, 8), (3, 3), (2, 2))
+    [0, 1, 0, 1]
+    """
     edges: list[int] = []
     for size, k, s in zip(reversed(x.shape[-2:]), reversed(kernel), reversed(stride), strict=True):
         short = max((-(-size // s) - 1) * s + k - size, 0)
@@ -86,21 +103,27 @@ def same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) ->
 
 
 class Shift(nn.Module):
-    """x plus one learned number, zero at first: Fixup's stand-in for the bias of a norm."""
+    """Add one learned scalar, initially zero. Fixup uses it in place of the bias of a norm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, kept."""
+        """Return x plus the scalar, in the shape of x."""
         return x + self.bias
 
 
 class SqueezeExcite(nn.Module):
-    """(B, C, H, W), kept: every channel times a number in (0, 1) that two small layers draw from all channels' means.
+    """Scale each channel by a factor in (0, 1), computed by two small layers from the means of all channels.
 
-    `width` channels stand between the two, behind `activation`: "relu", "relu6" or "silu".
+    Args:
+        channels: channels C of the input (B, C, H, W).
+        width: channels between the two layers.
+        activation: activation between them: "relu", "relu6" or "silu".
+
+    >>> SqueezeExcite(64, 8)(torch.zeros(1, 64, 4, 4)).shape
+    torch.Size([1, 64, 4, 4])
     """
 
     def __init__(self, channels: int, width: int, activation: str = "relu"):
@@ -110,15 +133,21 @@ class SqueezeExcite(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Scale the channels of x (B, C, H, W)."""
         squeezed = getattr(F, self.activation)(self.squeeze(x.mean((2, 3), keepdim=True)))
         return x * self.excite(squeezed).sigmoid()
 
 
 class EfficientChannelAttention(nn.Module):
-    """(B, C, H, W), kept: every channel times a number in (0, 1) drawn from the means of its neighbours in the order.
+    """Scale each channel by a factor in (0, 1), computed from the means of adjacent channels.
 
-    The number of neighbours grows with the logarithm of the channels.
+    The number of adjacent channels grows with the logarithm of the number of channels.
+
+    Args:
+        channels: channels C of the input (B, C, H, W).
+
+    >>> EfficientChannelAttention(64)(torch.zeros(1, 64, 4, 4)).shape
+    torch.Size([1, 64, 4, 4])
     """
 
     def __init__(self, channels: int):
@@ -128,16 +157,16 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Scale the channels of x (B, C, H, W)."""
         weights = self.conv(x.mean((2, 3)).unsqueeze(1)).sigmoid()
         return x * weights.transpose(1, 2).unsqueeze(-1)
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """(B, C, H, W), kept: a layer norm over the channels of each position."""
+    """Layer norm over the channels of each position of (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), in channels_last memory."""
+        """Normalize x (B, C, H, W); the output is in channels_last memory."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -152,16 +181,27 @@ class Step:
 
 
 def steps_of(block: str, width: int, stride: int = 1, cardinality: int = 1, base_width: int = 64) -> list[Step]:
-    """The convolutions of a block of the `EXPANSION` table; its output has `width * EXPANSION[block]` channels.
+    """Return the convolutions of a block.
 
-    `cardinality` groups of `base_width` channels (at 64 of width) work in the 3x3 of a bottleneck: ResNeXt-50 32x4d has
-    32 and 4, Wide ResNet-50-2 has 1 and 128.
+    Args:
+        block: block type, a key of `EXPANSION`. The output has `width * EXPANSION[block]` channels.
+        width: channels of the block.
+        stride: stride of the block.
+        cardinality: groups in the 3x3 convolution of a bottleneck.
+        base_width: channels of each group at a width of 64. ResNeXt-50 32x4d has a cardinality of 32 and a base width
+            of 4; Wide ResNet-50-2 has 1 and 128.
+
+    Raises:
+        InputError: a basic block has a `cardinality` or `base_width` other than the default.
+
+    >>> steps_of("basic", 16)
+    [Step(channels=16, kernel=3, stride=1, groups=1), Step(channels=16, kernel=3, stride=1, groups=1)]
     """
     if EXPANSION[block] == 1:
         if cardinality != 1 or base_width != 64:
             raise InputError(
-                f"block {block!r} has no groups and no inner width, but cardinality {cardinality} and base_width "
-                f'{base_width} were asked for; use a "bottleneck", or other widths'
+                f"block {block!r}: expected cardinality 1 and base_width 64, got {cardinality} and "
+                f'{base_width}. Use a "bottleneck" block, or change widths.'
             )
         return [Step(width, 3, stride), Step(width, 3)]
     inner = max(1, int(width * base_width / 64)) * cardinality
@@ -171,7 +211,7 @@ def steps_of(block: str, width: int, stride: int = 1, cardinality: int = 1, base
 
 @dataclass(frozen=True)
 class Layers:
-    """What all layers of one network have in common, and the parts that are made of them."""
+    """Options shared by all layers of a network, and builders for its parts."""
 
     norm: str = "batch"
     padding: str = "torch"
@@ -180,35 +220,35 @@ class Layers:
     dropout: float = 0.0
 
     def conv(self, in_channels: int, step: Step) -> nn.Conv2d:
-        """A convolution that keeps the size at stride 1; with a bias only where nothing else shifts its output."""
+        """Build a convolution that keeps the size at stride 1; it has a bias only if no norm or shift follows."""
         shape = (in_channels, step.channels, step.kernel, step.stride)
         if self.padding == "same" and step.stride != 1:
             return SameConv2d(*shape, groups=step.groups, bias=self.norm == "none")
         return nn.Conv2d(*shape, step.kernel // 2, groups=step.groups, bias=self.norm == "none")
 
     def max_pool(self) -> nn.MaxPool2d:
-        """A 3x3 maximum at stride 2."""
+        """Build a 3x3 max pool with stride 2."""
         return SameMaxPool2d(3, 2) if self.padding == "same" else nn.MaxPool2d(3, 2, padding=1)
 
     def norm_of(self, channels: int, number: int | str = "") -> dict[str, nn.Module]:
-        """The norm under its name, a Fixup shift under its own, or nothing."""
+        """Build the norm or Fixup shift by name; return an empty dict for norm "none"."""
         if self.norm == "fixup":
             return {f"shift{number}": Shift()}
         norm = make_norm(self.norm, channels)
         return {} if norm is None else {f"norm{number}": norm}
 
     def conv_norm_act(self, in_channels: int, step: Step) -> Chain:
-        """Convolution, norm, ReLU."""
+        """Build a convolution, a norm and a ReLU."""
         return Chain(
             conv=self.conv(in_channels, step),
             **self.norm_of(step.channels),
-            act=nn.ReLU(inplace=True),  # in place on what the layers before it gave, never on the chain's input
+            act=nn.ReLU(inplace=True),  # in place on the output of the norm or convolution, never on the input
         )
 
     def body(self, in_channels: int, steps: list[Step], preact: bool = False) -> Chain:
-        """The convolutions of `steps`; each is followed by its norm and activation, the last by its norm alone.
+        """Build the convolutions of `steps`, each followed by a norm and an activation, the last by a norm only.
 
-        With `preact` each norm and activation goes before its convolution instead.
+        With `preact`, each norm and activation comes before its convolution.
         """
         parts: dict[str, nn.Module] = {}
         for number, step in enumerate(steps, 1):
@@ -228,27 +268,37 @@ class Layers:
         return Chain(**parts, **self.attention_of(in_channels))
 
     def first(self, channels: int, number: int | str = "") -> dict[str, nn.Module]:
-        """The norm and activation that go before a convolution; the first of a body must not touch what it is given."""
+        """Build the norm and activation before a convolution; the first of a body does not modify its input."""
         norm = self.norm_of(channels, number)
         return {**norm, f"act{number}": nn.ReLU(inplace=bool(norm) or number != 1)}
 
     def attention_of(self, channels: int) -> dict[str, nn.Module]:
-        """The attention over a body's output channels under its name, or nothing."""
+        """Build the attention over the output channels of a body by name; return an empty dict for "none"."""
         if self.attention == "se":
-            width = max(8, int(channels * self.attention_ratio + 4) // 8 * 8)  # the nearest multiple of 8
+            width = max(8, int(channels * self.attention_ratio + 4) // 8 * 8)  # nearest multiple of 8
             return {"attention": SqueezeExcite(channels, width)}
         return {"attention": EfficientChannelAttention(channels)} if self.attention == "eca" else {}
 
 
 def linear_rates(top: float, count: int) -> Iterator[float]:
-    """`count` rates of drop path from 0 to `top`, evenly over the depth; one block alone gets `top`."""
+    """Yield `count` stochastic-depth rates that increase linearly from 0 to `top`; a single block gets `top`.
+
+    >>> list(linear_rates(0.2, 3))
+    [0.0, 0.1, 0.2]
+    """
     return (top * (i / (count - 1) if count > 1 else 1.0) for i in range(count))
 
 
 def join_of(kind: str, channels: int, depth: int) -> Callable[..., Tensor]:
-    """The join `kind` for one of `depth` blocks.
+    """Build a join for one of `depth` blocks.
 
-    A gate opens by 1/depth at first, an eighth at most: an input that passes all of them keeps a third of itself.
+    A gate initially opens by about 1/depth, and by at most one eighth. An input that passes all gates then keeps about
+    a third of its value.
+
+    Args:
+        kind: name of the join.
+        channels: channels of its inputs.
+        depth: number of blocks in the network.
     """
     if kind == "gate":
         return Gate(channels, bias=-max(2.0, math.log(depth)))
@@ -256,8 +306,8 @@ def join_of(kind: str, channels: int, depth: int) -> Callable[..., Tensor]:
 
 
 def init_weights(network: nn.Module) -> None:
-    """He initialisation of every convolution (normal, fan out), ones and zeros in every norm."""
-    if next(network.parameters()).is_meta:  # there is nothing to draw, and it would take longer than all the building
+    """Initialize every convolution by He et al. (normal, fan out), and every norm with ones and zeros."""
+    if next(network.parameters()).is_meta:  # no values to draw, and trying would take longer than building
         return
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -270,28 +320,36 @@ def init_weights(network: nn.Module) -> None:
 
 
 def zero_last(body: Chain) -> None:
-    """Make the body give zeros at first, so that its Skip starts as its shortcut: its last norm, else its last weight.
+    """Zero the last norm of a body, or its last weights, so that its Skip initially equals its shortcut.
 
-    Nothing nonlinear may follow: an activation there would never get a gradient.
+    No nonlinearity may follow: an activation there would never get a gradient.
+
+    Raises:
+        ValueError: the body ends with another layer.
     """
     layers = [layer for layer in body if not isinstance(layer, SqueezeExcite | EfficientChannelAttention | Shift)]
     last = layers[-1]
     if not isinstance(last, nn.BatchNorm2d | nn.GroupNorm | nn.Conv2d | nn.Linear):
-        raise ValueError(f"zero_last needs a body that ends with its norm or its weights, not with {last}")
+        raise ValueError(
+            f"zero_last: expected a body that ends with a norm or with weights, got {last}. Remove "
+            "the layers after them."
+        )
     nn.init.zeros_(last.weight)
     if last.bias is not None:
         nn.init.zeros_(last.bias)
 
 
 def init_fixup(network: nn.Module) -> None:
-    """Fixup: zeros in the head and the last of m weights of each of L bodies, the others times L^(-1/(2m-2)).
+    """Initialize a network by Fixup, so that it trains without norms.
 
-    L bodies then change the output by a learning rate, not by L of them, so that no norm is needed. The joins are to be
-    scales that begin at one.
+    The head and the last of m weights of each of L bodies are zero. The other weights are scaled by L^(-1/(2m-2)). One
+    step then changes the output by about the learning rate, not by L times that. The joins should be scales that start
+    at one.
     """
     skips = [skip for _, skip in named_skips(network)]
     for skip in skips:
-        weights = [m for m in skip.body.children() if isinstance(m, nn.Conv2d | nn.Linear)]  # not those of attention
+        # Direct children only, without the layers of attention.
+        weights = [m for m in skip.body.children() if isinstance(m, nn.Conv2d | nn.Linear)]
         for layer in weights[:-1]:
             layer.weight.data.mul_(len(skips) ** (-1 / (2 * len(weights) - 2)))
         nn.init.zeros_(weights[-1].weight)

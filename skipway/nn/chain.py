@@ -1,6 +1,6 @@
-"""Chain: layers one after the other, and functions as layers.
+"""Chain: layers applied one after the other, and functions as layers.
 
-Shapes: whatever the layers take and pass on.
+Shapes: those that the layers accept and return.
 """
 
 import warnings
@@ -29,7 +29,7 @@ class Function(nn.Module):
         self.function = function
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Whatever the function gives."""
+        """Return the output of the function."""
         return self.function(*inputs)
 
     def __repr__(self) -> str:
@@ -37,38 +37,44 @@ class Function(nn.Module):
 
 
 class Chain(NamedErrors, nn.Sequential):
-    """Layers one after the other, by position or by name; an `nn.Sequential` that takes functions and prints as code.
+    """Apply layers one after the other: an `nn.Sequential` that accepts functions and whose `repr` is code.
+
+    Args:
+        layers: modules or functions, named by position.
+        named: modules or functions with names.
+
+    Raises:
+        InputError: a name is empty, contains a dot, or is an attribute of the Chain.
 
     >>> import torch
     >>> Chain(nn.Linear(4, 8), torch.relu, head=nn.Linear(8, 2))(torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
 
-    forward_impl: Callable[[Sequence[nn.Module], Any], Any] | None = (
-        None  # another way to run the layers: see `recompute`
-    )
+    # Replaces the plain loop over the layers: see `recompute`.
+    forward_impl: Callable[[Sequence[nn.Module], Any], Any] | None = None
 
     def __init__(self, *layers: Layer, **named: Layer):
         super().__init__()
-        if len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named:  # by nn.Sequential's slices
+        if len(layers) == 1 and isinstance(layers[0], OrderedDict) and not named:  # a slice of an nn.Sequential
             named = cast(dict[str, Layer], layers[0])
             layers = ()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             if hasattr(self, name) or not name or "." in name:
                 raise InputError(
-                    f"a Chain cannot call a layer {name!r}: it has an attribute or a layer of that name, or the name "
-                    "is empty or holds a dot; choose another"
+                    f"cannot name a layer of a Chain {name!r}: expected a new name without dots that is no "
+                    "attribute of Chain. Choose another name."
                 )
             self.add_module(name, as_module(layer))
         warn_shared_layers(self)
 
     @named_errors
     def forward(self, input: Any) -> Any:
-        """The input of the first layer -> the output of the last."""
+        """Apply all layers in order."""
         return (self.forward_impl or run_layers)(list(self), input)
 
     def __getitem__(self, place: int | slice | str) -> Any:
-        """The layer at a number or of a name, or the Chain of a slice."""
+        """Return the layer at an index or of a name, or a Chain of the layers of a slice."""
         if isinstance(place, str):
             return self._modules[self._known(place)]
         part: Any = super().__getitem__(place)
@@ -77,13 +83,17 @@ class Chain(NamedErrors, nn.Sequential):
         return part
 
     def __delitem__(self, place: int | slice | str) -> None:
-        """Take out the layer at a number or of a name, or those of a slice; layers by position are numbered anew."""
+        """Remove the layer at an index or of a name, or those of a slice; unnamed layers are renumbered."""
         layers = list(self._modules.items())
         del layers[list(self._modules).index(self._known(place)) if isinstance(place, str) else place]
         self._hold(layers)
 
     def insert(self, index: int, module: Layer) -> "Chain":
-        """Put a layer or function in before the one at `index`."""
+        """Insert a layer or function before the layer at `index`, and return this Chain.
+
+        >>> Chain(nn.ReLU(), nn.Tanh()).insert(1, nn.Sigmoid())[1]
+        Sigmoid()
+        """
         layers = list(self._modules.items())
         layers.insert(index, ("0", as_module(module)))
         self._hold(layers)
@@ -91,7 +101,11 @@ class Chain(NamedErrors, nn.Sequential):
         return self
 
     def append(self, module: Layer) -> "Chain":
-        """Put a layer or function in at the end."""
+        """Append a layer or function, and return this Chain.
+
+        >>> len(Chain(nn.ReLU()).append(nn.Tanh()))
+        2
+        """
         self._hold([*self._modules.items(), ("0", as_module(module))])
         warn_shared_layers(self)
         return self
@@ -104,14 +118,21 @@ class Chain(NamedErrors, nn.Sequential):
     def _known(self, name: str) -> str:
         if name not in self._modules:
             raise InputError(
-                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}; it has "
-                f"{', '.join(self._modules) or 'none'}"
+                f"this Chain has no layer {name!r}{did_you_mean(name, self._modules)}. Use one of its layers: "
+                f"{', '.join(self._modules) or 'none'}."
             )
         return name
 
     @named_errors
     def activations(self, x: Any) -> tuple[Any, ...]:
-        """The output of every layer in turn, for an input as `forward` takes it."""
+        """Return the output of every layer, in order.
+
+        Args:
+            x: input of the first layer.
+
+        >>> Chain(abs, lambda x: x * 3).activations(-1)
+        (1, 3)
+        """
         outputs = []
         for layer in self:
             x = (self.forward_impl or run_layers)([layer], x)
@@ -123,24 +144,31 @@ class Chain(NamedErrors, nn.Sequential):
 
 
 def as_module(layer: Layer) -> nn.Module:
-    """The module itself, or a function as one."""
+    """Return a module unchanged, or wrap a function as a `Function`."""
     if isinstance(layer, nn.Module):
         return layer
     if isinstance(layer, type) or not callable(layer):
-        raise InputError(f"a layer is a module or a function of tensors, not {layer!r}; write nn.ReLU() or torch.relu")
+        raise InputError(
+            f"layer: expected a module instance or a function of tensors, got {layer!r}. Write nn.ReLU() or torch.relu."
+        )
     return Function(layer)
 
 
 def is_plain_sequence(module: nn.Module) -> bool:
-    """Return whether calling `module` does nothing but call its layers one after the other."""
+    """Return True if calling `module` only calls its layers one after the other."""
     return type(module).forward in (nn.Sequential.forward, Chain.forward)
 
 
 def warn_shared_layers(container: nn.Module, only: str | None = None) -> None:
-    """Warn where children (or `only` one of them with others) hold the same layer with parameters: it is one layer."""
+    """Warn if children of `container` share a layer with parameters.
+
+    Args:
+        container: module whose direct children are compared.
+        only: name of one child to compare with the others; None compares all pairs.
+    """
     first_holder: dict[int, str] = {}
     shared: dict[str, str] = {}
-    for name, child in container._modules.items():  # named_children() leaves out what it has met
+    for name, child in container._modules.items():  # named_children() would skip a repeated module
         modules = () if child is None else child.modules()
         holders = {id(m): name for m in modules if any(p is not None for p in m._parameters.values())}
         earlier = [first_holder[module_id] for module_id in holders if module_id in first_holder]
@@ -149,7 +177,7 @@ def warn_shared_layers(container: nn.Module, only: str | None = None) -> None:
     if shared:
         pairs = join_names((f"{name!r} with {first!r}" for name, first in shared.items()), limit=3)
         warnings.warn(
-            f"layers of this {type(container).__name__} share parameters ({pairs}): they are one layer, counted "
-            "once; build each anew for weights of its own",
+            f"layers of this {type(container).__name__} share parameters ({pairs}), which are counted "
+            "once. Build a new layer for each position to train them separately.",
             stacklevel=3,
         )

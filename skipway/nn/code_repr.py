@@ -1,4 +1,4 @@
-"""Show: a tree of layers as the code that builds it, a line a layer, with parameter counts beside it."""
+"""Render a tree of layers as the code that builds it, one line per layer, with parameter counts."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,11 @@ _NORM_DEFAULTS = nn.BatchNorm2d(1).extra_repr().removeprefix("1")
 
 
 def show(module: nn.Module) -> str:
-    """`module` as the code that builds it, a line a layer, with parameter counts beside it."""
+    """Return the code that builds `module`, one line per layer, with parameter counts as comments.
+
+    >>> print(show(nn.Linear(4, 2)))
+    Linear(in_features=4, out_features=2, bias=True)  # 10 parameters
+    """
     lines = list(_lines(module, "", "", set()))
     width = max(len(text) for text, _ in lines)
     return "\n".join(f"{text:<{width}}  # {note}" if note else text for text, note in lines)
@@ -46,14 +50,14 @@ def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterat
 
 
 def _parts(module: nn.Module) -> list[tuple[str, nn.Module | str]] | None:
-    """(name, module or text) of what stands between the brackets, or None where `repr` says it all."""
+    """Return (name, module or text) of each constructor argument, or None if `repr` shows them."""
     if isinstance(module, nn.Sequential):
-        return list(module._modules.items())  # named_children() would leave out a second use
+        return list(module._modules.items())  # named_children() would skip a repeated module
     return module.parts() if isinstance(module, NamedErrors) else None
 
 
 def _short(module: nn.Module) -> str:
-    """repr without the arguments that every batch norm has alike."""
+    """Return `repr` without the default arguments of a batch norm."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.extra_repr().endswith(_NORM_DEFAULTS):
         return f"{type(module).__name__}({module.num_features})"
     return repr(module)
@@ -62,6 +66,6 @@ def _short(module: nn.Module) -> str:
 def _count(module: nn.Module) -> str:
     parameters = list(module.parameters())
     if any(isinstance(p, nn.UninitializedParameter) for p in parameters):
-        return "sizes left to the shape pass"
+        return "uninferred sizes"
     count = sum(p.numel() for p in parameters)
     return f"{count:,} parameters" if count else ""

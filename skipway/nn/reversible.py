@@ -1,9 +1,9 @@
-"""Reversible blocks: their input is worked out from their output, so that training keeps nothing inside, at any depth.
+"""Reversible blocks: recompute the input of a block from its output, so that memory does not grow with depth.
 
     y1 = x1 + f(x2)        x2 = y2 - g(y1)
     y2 = x2 + g(y1)        x1 = y1 - f(x2)
 
-Shapes: B batch, C channels (x1 and x2 have half of them each), * any further axes.
+Shapes: B batch, C channels (half of them in x1, half in x2), * any further axes.
 Source: Gomez et al. 2017, arXiv:1707.04585.
 """
 
@@ -24,12 +24,21 @@ __all__ = ["Coupling", "Reversible"]
 
 
 class Coupling(NamedErrors):
-    """(B, C, *) -> (B, C', *): two bodies on half of the channels each, each adding to the other's half.
+    """Two bodies on half of the channels each, each added to the other half.
 
     Args:
-        f: what is added to the first half, from the second as it came.
-        g: what is added to the second half, from the first as it has become.
-        shortcuts: what takes each half around where f and g change its shape; such a Coupling cannot be reversed.
+        f: body whose output for the second half is added to the first half.
+        g: body whose output for the new first half is added to the second half.
+        shortcuts: a shortcut for each half, needed if f and g change its shape. Such a Coupling is not reversible.
+
+    Shapes:
+        (B, C, *) -> (B, C', *), with even C.
+
+    Raises:
+        ShapeError: the number of channels is odd, or a body changes the shape without shortcuts.
+
+    >>> Coupling(nn.Linear(4, 4), nn.Linear(4, 4))(torch.ones(2, 8)).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, f: Layer, g: Layer, shortcuts: tuple[Layer, Layer] | None = None):
@@ -39,25 +48,32 @@ class Coupling(NamedErrors):
 
     @named_errors
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) -> (B, C', *)."""
+        """Map (B, C, *) to (B, C', *)."""
         x1, x2 = _halves(x)
         shortcut1, shortcut2 = (x1, x2) if self.shortcuts is None else (self.shortcuts[0](x1), self.shortcuts[1](x2))
         y1 = add(self.f(x2), shortcut1)
         return torch.cat([y1, add(self.g(y1), shortcut2)], 1)
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
-        """The bodies, and the shortcuts where there are any."""
+        """Return the bodies, and the shortcuts if there are any."""
         shortcuts = [] if self.shortcuts is None else [("shortcuts", self.shortcuts)]
         return [("f", self.f), ("g", self.g), *shortcuts]
 
 
 class Reversible(Chain):
-    """Couplings one after the other, of which training keeps the output alone: memory does not grow with depth.
+    """Apply Couplings one after the other, and keep only the last output for the backward pass.
 
-    On the way back each Coupling's input is worked out from its output, and its bodies are computed again. The halves
-    travel in at least float32, for what rounding takes away cannot be worked out: gradients are those of the same
-    Couplings in a Chain up to rounding (1e-5 of their size in float32 at ten blocks). Norms' statistics are updated
-    once, and what is dropped is the same both times. Second derivatives are refused by autograd.
+    The backward pass recomputes the input of each Coupling from its output, so that memory does not grow with depth.
+    The halves are in float32 or wider, because rounding in lower precision could not be undone. Gradients equal those
+    of the same Couplings in a Chain up to rounding: 1e-5 relative in float32 at ten blocks. Norms update their
+    statistics once, and dropout is identical in both passes. Autograd raises an error for second derivatives.
+
+    Args:
+        couplings: Couplings without shortcuts, named by position.
+        named: Couplings without shortcuts, with names.
+
+    Raises:
+        InputError: there is no Coupling, or a layer is not a Coupling without shortcuts.
 
     >>> body = lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
     >>> Reversible(*(Coupling(body(), body()) for _ in range(3)))(torch.ones(2, 8)).shape
@@ -67,17 +83,18 @@ class Reversible(Chain):
     def __init__(self, *couplings: Coupling, **named: Coupling):
         super().__init__(*couplings, **named)
         if not len(self):
-            raise InputError("Reversible takes at least one Coupling")
+            raise InputError("Reversible: expected at least one Coupling, got none. Pass Couplings.")
         for coupling in self:
             if not isinstance(coupling, Coupling) or coupling.shortcuts is not None:
                 raise InputError(
-                    f"Reversible takes Couplings without shortcuts, not {type(coupling).__name__}"
-                    f"{' with shortcuts' if isinstance(coupling, Coupling) else ''}; put that before it in a Chain"
+                    "Reversible: expected Couplings without shortcuts, got "
+                    f"{type(coupling).__name__}{' with shortcuts' if isinstance(coupling, Coupling) else ''}. "
+                    "Move it into a Chain before the Reversible."
                 )
 
     @named_errors
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, *), kept."""
+        """Apply all couplings; the shape (B, C, *) is unchanged."""
         wide = torch.promote_types(input.dtype, torch.float32)
         x1, x2 = (half.to(wide) for half in _halves(input))
         if torch.is_grad_enabled() and not x1.is_meta and not torch.compiler.is_compiling():
@@ -89,12 +106,12 @@ class Reversible(Chain):
         return torch.cat([x1, x2], 1).to(input.dtype)
 
     def bodies(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(f, g) of each Coupling."""
+        """Return (f, g) of each Coupling."""
         return [(coupling.f, coupling.g) for coupling in self if isinstance(coupling, Coupling)]
 
 
 class _Reversed(Function):
-    """All couplings of a Reversible; the parameters are named so that autograd asks for their gradients."""
+    """The outputs of all couplings; the parameters are arguments so that autograd requests their gradients."""
 
     @staticmethod
     def forward(
@@ -133,8 +150,11 @@ class _Reversed(Function):
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.shape[1] % 2:
-        raise ShapeError(f"a Coupling takes (B, C, *) with an even number of channels C, but got {tuple(x.shape)}")
+        raise ShapeError(
+            f"Coupling: expected (B, C, *) with an even number of channels C, got {tuple(x.shape)}. "
+            "Change the layer before it."
+        )
     first, second = x.chunk(2, 1)
-    # Views of every other half would be slow in all that follows.
+    # Copies: strided views would slow down every later operation.
     layout = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
     return tuple(h.contiguous(memory_format=layout or torch.contiguous_format) for h in (first, second))  # type: ignore[return-value]

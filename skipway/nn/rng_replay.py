@@ -1,7 +1,7 @@
-"""Running layers a second time in the backward pass, in place of keeping their activations.
+"""Run layers a second time in the backward pass, instead of keeping their activations.
 
-Both passes are alike: the second one has the precision and the random numbers of the first, and changes no statistics.
-Shapes: whatever the body takes and gives.
+The second pass uses the precision and the random numbers of the first, and does not update running statistics.
+Shapes: those that the layers accept and return.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,24 +26,24 @@ class RngSnapshot:
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
     def autocast_context(self) -> AbstractContextManager[None]:
-        """Return autocast as it was, without its cache: that would keep casts of weights that have no gradient."""
+        """Return the autocast context of the first pass, without its cache of casts that have no gradient."""
         kind, dtype, enabled = self.autocast
         return torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False)
 
     def generator_states(self) -> GeneratorStates:
-        """Return the states of the generators of the CPU and of the device."""
+        """Return the states of the random generators of the CPU and of the device."""
         cpu = torch.get_rng_state()
         return (cpu,) if self.device.type == "cpu" else (cpu, self._module().get_rng_state(self.device))
 
     def restore_generators(self, states: GeneratorStates) -> None:
-        """Set the generators back to `states`."""
+        """Restore the generators to `states`."""
         torch.set_rng_state(states[0])
         if len(states) > 1:
             self._module().set_rng_state(states[1], self.device)
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Run the block in the precision of the first pass, and set the generators back after it."""
+        """Run the block in the precision of the first pass, and restore the generators afterwards."""
         before = self.generator_states()
         try:
             with self.autocast_context():
@@ -67,12 +67,12 @@ def rerun_backward(
     """Run `layers` again with gradients, and differentiate them.
 
     Args:
-        layers: run one after the other.
-        x: the input of the first pass.
-        out_gradient: the gradient of their output.
-        parameters: those that need a gradient, of these layers and of others.
-        gradients: the gradients of the parameters of these layers are added to it.
-        dtype: the layers run on x in this type; None leaves x as it is.
+        layers: layers to run one after the other.
+        x: input of the first pass.
+        out_gradient: gradient of the output.
+        parameters: parameters that need a gradient; may include those of other layers.
+        gradients: accumulates the gradients of the parameters of `layers`.
+        dtype: dtype in which the layers run; None keeps that of x.
 
     Returns:
         The output and the gradient of x.
@@ -82,7 +82,7 @@ def rerun_backward(
     x = x.detach().requires_grad_()
     with torch.enable_grad(), _copied_buffers(layers):
         out = run_layers(layers, x if dtype is None else x.to(dtype), call_layer)
-    if not out.requires_grad:  # it does not depend on the input
+    if not out.requires_grad:  # the output does not depend on the input
         return out, torch.zeros_like(x)
     x_gradient, *values = torch.autograd.grad(out, [x, *leaves], out_gradient.to(out.dtype), allow_unused=True)
     for parameter, value in zip(leaves, values, strict=True):
@@ -93,7 +93,7 @@ def rerun_backward(
 
 @contextmanager
 def _copied_buffers(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Give the layers copies of their buffers meanwhile, so that norms update their statistics in one pass only."""
+    """Replace buffers by copies temporarily, so that norms update their statistics only in the first pass."""
     originals = [(module._buffers, dict(module._buffers)) for module in nn.ModuleList(layers).modules()]
     for buffers, values in originals:
         buffers.update((name, value.clone()) for name, value in values.items() if value is not None)

@@ -1,6 +1,6 @@
-"""Output shapes without data: sizes left open are filled in on the way, and a misfit names the layer.
+"""Shape inference: output shapes without data, sizes of lazy layers, and errors that name the layer.
 
-Shapes include the batch, so that the law `output_shape(module, x.shape) == module(x).shape` holds as it stands.
+Shapes include the batch, so that `output_shape(module, x.shape) == module(x).shape` always holds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,15 +41,15 @@ _ONE_VALUE = "Expected more than 1"  # "... value per channel when training", ".
 
 
 class NamedErrors(nn.Module):
-    """A layer whose errors name its path in the network around it: what it does is decorated with `named_errors`."""
+    """Base class of layers whose errors include their path in the network: see `named_errors`."""
 
     def parts(self) -> "list[tuple[str, nn.Module | str]] | None":
-        """What stands between the brackets of the code that builds it; None where `repr` is that code."""
+        """Return the constructor arguments for the code of this layer, or None if `repr` is that code."""
         return None
 
 
 def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a method of NamedErrors: an error inside names its layer by the path from the outermost NamedErrors."""
+    """Decorate a method of a NamedErrors layer so that an error names the path from the outermost NamedErrors."""
 
     @wraps(forward)
     def named(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,7 +67,7 @@ def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
 
 
 def _put_path_first(error: SkipwayError, root: nn.Module, path: str | None = None) -> None:
-    """Put the path from `root` of the layer that raised `error` before what it said; raised by none, it is `root`'s."""
+    """Prefix the message of `error` with the path from `root` of the layer that raised it, `root` by default."""
     if error.source is None:
         error.source = root, str(error).removeprefix(f"{type(root).__name__}: ")
     source, text = error.source
@@ -78,37 +78,43 @@ def _put_path_first(error: SkipwayError, root: nn.Module, path: str | None = Non
 
 
 def _one_value(root: nn.Module, error: ValueError) -> ShapeError:
-    """What torch says of a norm that is given one value where it needs several, with the path and the mend."""
+    """Convert torch's error about a norm over a single value to a ShapeError with the path and a fix."""
     scopes = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)][::-1]
     norm = next((scope["self"] for scope in scopes if isinstance(scope.get("self"), nn.Module)), root)
     shape = next((tuple(scope["input"].shape) for scope in scopes if isinstance(scope.get("input"), Tensor)), "this")
     batch = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    mend = (
-        'give batches of 2 or more, use norm="group" or "layer", or call eval()' if batch else "use another norm there"
-    )
+    fix = 'Use batches of 2 or more, norm="group" or "layer", or call eval().' if batch else "Use another norm there."
     shape_error = ShapeError()
-    shape_error.source = norm, f"cannot norm {shape}, one value for each mean that it takes; {mend}"
+    shape_error.source = norm, f"cannot normalize {shape}: expected more than one value per mean, got one. {fix}"
     _put_path_first(shape_error, root)
     return shape_error
 
 
 def output_shape(module: nn.Module, *input_shapes: Sequence[int]) -> tuple[Any, ...]:
-    """Shape of `module(x)` for x of `input_shapes[0]` (batch included), with no data and no arithmetic.
+    """Return the shape of `module(x)` without data and without arithmetic.
 
-    Lazy sizes (`Dense(None, 5)`, `shortcut="auto"`, torch's Lazy layers) are filled in. Several shapes stand for
-    several inputs. A module with several outputs gives a tuple of shapes. No other thread may use the module meanwhile.
+    Uninferred sizes (`Dense(None, 5)`, `shortcut="auto"`, torch's lazy layers) are set in the process. The module must
+    not be used in another thread at the same time.
+
+    Args:
+        module: the module to run.
+        input_shapes: shape of each input, batch included.
+
+    Returns:
+        The output shape as a tuple, or a tuple of shapes if the module has several outputs.
+
+    Raises:
+        InputError: a shape is not a sequence of non-negative integers.
+        ShapeError: a layer cannot process its input. The message names its path, both shapes and a fix.
 
     >>> output_shape(nn.Conv2d(3, 16, 3), (2, 3, 32, 32))
     (2, 16, 30, 30)
-
-    Raises:
-        ShapeError: a layer cannot take what reaches it; names its path, both shapes and the mend.
     """
-    return _shapes_of(_shape_pass(module, input_shapes))
+    return _shapes_of(_infer(module, input_shapes))
 
 
 class Call(NamedTuple):
-    """One call of a module: where it stands, the module, the shapes of its inputs, the shape of its output."""
+    """One call of a module: its path, the module, the shapes of its inputs, and the shape of its output."""
 
     path: str
     module: nn.Module
@@ -117,37 +123,38 @@ class Call(NamedTuple):
 
 
 def calls(module: nn.Module, *input_shapes: Sequence[int]) -> list[Call]:
-    """Every call inside `module`, in the order in which they end."""
+    """Return every call inside `module`, in the order in which the calls end."""
     before = sum(1 for _ in module.modules())
     ended: list[Call] = []
-    _shape_pass(module, input_shapes, ended)
-    if sum(1 for _ in module.modules()) != before:  # what the pass has made, it has not watched
-        _shape_pass(module, input_shapes, ended)
+    _infer(module, input_shapes, ended)
+    if sum(1 for _ in module.modules()) != before:  # layers created on the first run have no hooks
+        _infer(module, input_shapes, ended)
     return ended
 
 
-def _shape_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None = None) -> Any:
-    """What `module` gives for inputs of `shapes`; `ended` becomes its calls."""
+def _infer(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None = None) -> Any:
+    """Return the output of `module` for inputs of `shapes`, and record its calls in `ended`."""
     for shape in shapes:
         if not isinstance(shape, Sequence) or not all(isinstance(size, Integral) and size >= 0 for size in shape):
             raise InputError(
-                f"output_shape takes shapes of whole numbers with the batch first, as (2, 3, 32, 32), not {shape}"
+                "output_shape: expected shapes of non-negative integers with the batch first, such as "
+                f"(2, 3, 32, 32), got {shape}. Pass such a shape."
             )
-    with evaluation(module), _filling_pass(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        with suppress(Exception, _Open):
-            return _quick_pass(module, shapes, ended)
-        return _exact_pass(module, shapes, ended)  # whatever it was: look closely
+    with evaluation(module), _filling_sizes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with suppress(Exception, _Uninferred):
+            return _infer_on_meta(module, shapes, ended)
+        return _infer_on_fakes(module, shapes, ended)  # any failure: repeat with exact fakes
 
 
-def _quick_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
-    """The pass on the meta device: a tenth of the time of the exact one, but it can make nothing and names nothing."""
+def _infer_on_meta(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
+    """Run on the meta device: ten times faster than `_infer_on_fakes`, but without new layers or named errors."""
     with on_meta(module), nullcontext() if ended is None else _recorded_calls(module, [], ended), _SameNorm():
         return module(*(torch.empty(tuple(shape), device="meta", dtype=_dtype(module)) for shape in shapes))
 
 
 @contextmanager
 def on_meta(root: nn.Module) -> Iterator[None]:
-    """Every parameter and buffer replaced by one without data; they come back."""
+    """Replace every parameter and buffer by one on the meta device, and restore them afterwards."""
     originals: list[tuple[dict[str, Any], dict[str, Any]]] = []
     twins: dict[Tensor | None, Tensor | None] = {None: None}
     try:
@@ -162,26 +169,26 @@ def on_meta(root: nn.Module) -> Iterator[None]:
     finally:
         for tensors, values in originals:
             tensors.update(values)
-            for name in tensors.keys() - values.keys():  # made in this very call; the first real one makes it again
+            for name in tensors.keys() - values.keys():  # created by this call; the first real call creates it again
                 if tensors[name] is not None and tensors[name].is_meta:
                     del tensors[name]
 
 
 class _SameNorm(TorchFunctionMode):
-    """A batch norm that fits gives the shape that it is given; on the meta device torch would do all its arithmetic."""
+    """Skip the arithmetic of a batch norm on the meta device, because its output has the shape of its input."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is F.batch_norm:
             x, mean, variance = args
-            numbers = (mean, variance, kwargs["weight"], kwargs["bias"])
-            if not kwargs["training"] and all(n is not None and n.shape == x.shape[1:2] for n in numbers):
+            vectors = (mean, variance, kwargs["weight"], kwargs["bias"])
+            if not kwargs["training"] and all(v is not None and v.shape == x.shape[1:2] for v in vectors):
                 return torch.empty_like(x)
         return function(*args, **kwargs)
 
 
-def _exact_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
-    """The pass on fakes of the tensors as they are, with real ones where sizes are filled in."""
+def _infer_on_fakes(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
+    """Run on fake tensors, with real parameters for layers whose sizes are inferred."""
     running: list[Call] = []
     with (
         kept_buffers(module),
@@ -203,28 +210,29 @@ def _exact_pass(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[
 
 
 def filling() -> bool:
-    """Whether a shape pass is under way: the one moment in which open sizes may be filled in."""
+    """Return True during shape inference, the only time at which uninferred sizes may be set."""
     return not torch.compiler.is_compiling() and _FILLING.get()
 
 
-class _Open(BaseException):
-    """A size is open, which the quick pass cannot fill in; not for the `except Exception` of a module to catch."""
+class _Uninferred(BaseException):
+    """Raised if a size cannot be set on the meta device; a BaseException, so that no module can catch it."""
 
 
 @contextmanager
 def real_tensors() -> Iterator[None]:
-    """Within a shape pass: tensors made here are real, fit to be parameters."""
+    """Create real tensors, suitable as parameters, during shape inference."""
     with unset_fake_temporarily() as mode:
         if mode is None:
-            raise _Open
+            raise _Uninferred
         yield
 
 
 @contextmanager
-def _filling_pass() -> Iterator[None]:
+def _filling_sizes() -> Iterator[None]:
     token = _FILLING.set(True)
     try:
-        with quiet_loggers("torch._subclasses.fake_tensor"):  # prints the traceback of a misfit that we name in a line
+        # It would log the traceback of an error that we report in one line.
+        with quiet_loggers("torch._subclasses.fake_tensor"):
             yield
     finally:
         _FILLING.reset(token)
@@ -232,10 +240,10 @@ def _filling_pass() -> Iterator[None]:
 
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode meanwhile, so that no norm counts what it sees; each module's own mode comes back."""
+    """Switch to evaluation mode, so that no norm updates its statistics, and restore the mode of each module."""
     modes = {m: m.training for m in module.modules()}
     for m in modes:
-        m.training = False  # not m.eval(), which a network may have made to do more
+        m.training = False  # not m.eval(), which a subclass may override
     try:
         yield
     finally:
@@ -243,7 +251,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def _restore(module: nn.Module, modes: dict[nn.Module, bool], around: bool) -> None:
-    """What was made meanwhile gets the mode of the module around it."""
+    """Restore the modes; a module created meanwhile gets the mode of its parent."""
     module.training = modes.get(module, around)
     for child in module.children():
         _restore(child, modes, module.training)
@@ -251,7 +259,7 @@ def _restore(module: nn.Module, modes: dict[nn.Module, bool], around: bool) -> N
 
 @contextmanager
 def kept_buffers(root: nn.Module) -> Iterator[None]:
-    """A layer that gives itself a new buffer in every call is left with a real one."""
+    """Restore the real buffer of a layer that assigns itself a new (fake) buffer in every call."""
     originals = [(module, dict(module._buffers)) for module in root.modules()]
     try:
         yield
@@ -264,9 +272,9 @@ def kept_buffers(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recorded_calls(root: nn.Module, running: list[Call], ended: list[Call]) -> Iterator[None]:
-    """`running` holds the calls under way, `ended` becomes those that gave an output.
+    """Record the calls in progress in `running`, and those that returned in `ended`.
 
-    A module that stands in several places is named after them in turn. Lazy ones are sized with real parameters.
+    A module used at several paths is named after them in turn. Lazy modules are initialized with real parameters.
     """
     ended.clear()
     paths: dict[nn.Module, list[str]] = {}
@@ -279,12 +287,12 @@ def _recorded_calls(root: nn.Module, running: list[Call], ended: list[Call]) -> 
         counts[module] += 1
         running.append(Call(path, module, _shapes_of((*args, *(v for v in kwargs.values() if isinstance(v, Tensor))))))
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            # Before torch's own hook, which would make parameters out of fake tensors.
+            # Before torch's hook, which would create parameters from fake tensors.
             with real_tensors():
                 module.initialize_parameters(*args, **kwargs)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        while running[-1].module is not module:  # a call that failed, in a module that goes on without it
+        while running[-1].module is not module:  # a failed call whose error the parent caught
             running.pop()
         ended.append(running.pop()._replace(output=_shapes_of(output)))
 
@@ -319,25 +327,28 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 def _describe_misfit(call: Call, error: Exception) -> str:
     name = f"{type(call.module).__name__} at {call.path or 'the top'}"
-    shapes = ", ".join(str(shape) for shape in call.inputs) or "nothing"
-    expected, mend = _expectation(call.module)
+    shapes = ", ".join(str(shape) for shape in call.inputs) or "no input"
+    expected, fix = _expectation(call.module)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace("FakeTensor", "Tensor")
     if expected and not any(word in reason for word in ("type", "device", "Device")):
-        return f"{name} got {shapes}, but expects {expected}; {mend}"
-    return f"{name} cannot take {shapes}: {printable(reason)}; change it or what comes before"
+        return f"{name}: expected {expected}, got {shapes}. {fix}"
+    return f"{name} cannot process {shapes}: {printable(reason)}. Change this layer or the one before it."
 
 
 def _expectation(layer: nn.Module) -> tuple[str, str]:
-    """What a well-known layer takes and which argument to change, or two empty texts."""
+    """Return the input shape that a well-known layer takes and how to fix it, or two empty strings."""
     if isinstance(layer, nn.Linear):
-        return f"(*, {layer.in_features})", "set in_features to the last size, or leave it open (None, nn.LazyLinear)"
+        return f"(*, {layer.in_features})", "Set in_features to the last size, or infer it (None, nn.LazyLinear)."
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         axes = ("L",), ("H", "W"), ("D", "H", "W")
         space = ", ".join(axes[len(layer.kernel_size) - 1])
         return (
-            f"(B, {layer.in_channels}, {space}) with {space} no smaller than its kernel after padding",
-            f"set in_channels to what arrives, or change the kernel {layer.kernel_size}, stride or padding",
+            f"(B, {layer.in_channels}, {space}) with {space} at least the size of the kernel after padding",
+            f"Set in_channels to that of the input, or change the kernel {layer.kernel_size}, stride or padding.",
         )
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        return f"{layer.num_features} channels on axis 1", "set num_features to that size, or use a norm for that shape"
+        return (
+            f"{layer.num_features} channels on axis 1",
+            "Set num_features to that size, or use a norm for that shape.",
+        )
     return "", ""

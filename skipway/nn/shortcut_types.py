@@ -1,4 +1,4 @@
-"""Shortcuts: what travels around a body. The identity wherever shapes allow it; nothing here has a nonlinearity.
+"""Shortcut types: the layers around a body. The identity is used if the shapes allow it; no shortcut is nonlinear.
 
 Shapes: B batch, C channels, * further axes (none for feature vectors).
 Sources: options A (pad), B and C (project), He et al. 2015, arXiv:1512.03385; pool, then project (ResNet-D), He et al.
@@ -24,42 +24,87 @@ _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def make_norm(kind: str, channels: int, dims: int = 2) -> nn.Module | None:
-    """The norm `kind` of (B, channels, *) with `dims` further axes: of a batch, of up to 32 groups, or None."""
+    """Build the norm of a name.
+
+    Args:
+        kind: "batch", "group" (up to 32 groups) or "none".
+        channels: number of channels C of the input (B, C, *).
+        dims: number of further axes.
+
+    Returns:
+        The norm, or None for "none".
+
+    Raises:
+        InputError: the name is unknown.
+
+    >>> make_norm("group", 64).num_groups
+    32
+    """
     if kind not in NORMS:
-        raise InputError(f"no norm is called {kind!r}{did_you_mean(kind, NORMS)}; there are {', '.join(NORMS)}")
+        raise InputError(
+            f"unknown norm {kind!r}{did_you_mean(kind, NORMS)}: expected {', '.join(NORMS)}. Use one of these."
+        )
     if kind == "group":
         return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
     return _BATCH_NORMS[dims](channels) if kind == "batch" else None
 
 
 class Pad(nn.Module):
-    """(B, C, *) -> (B, C', */stride) without parameters: every stride-th position, zeros for the new channels."""
+    """A shortcut without parameters that subsamples positions and pads channels with zeros (option A).
+
+    Args:
+        in_channels: channels C of the input.
+        out_channels: channels C' of the output, at least C.
+        stride: distance between sampled positions.
+
+    Shapes:
+        (B, C, *) -> (B, C', */stride), rounded up.
+
+    Raises:
+        ShapeError: `out_channels` is smaller than `in_channels`.
+
+    >>> import torch
+    >>> Pad(16, 32, stride=2)(torch.zeros(1, 16, 8, 8)).shape
+    torch.Size([1, 32, 4, 4])
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
         if out_channels < in_channels:
             raise ShapeError(
-                f'shortcut "pad" only adds channels, but the body goes from {in_channels} to {out_channels}; '
-                'use "project"'
+                f'shortcut "pad": expected at least {in_channels} output channels, got {out_channels}. Use "project".'
             )
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Half of the zeros before the channels, half after, as the CIFAR networks are commonly written."""
+        """Pad half of the zeros before the channels and half after, as is common in CIFAR networks."""
         for axis in range(2, x.dim()):
             x = x[(slice(None),) * axis + (slice(None, None, self.stride),)]
         new = self.out_channels - self.in_channels
         return F.pad(x, [0, 0] * (x.dim() - 2) + [new // 2, new - new // 2])
 
     def extra_repr(self) -> str:
-        """The arguments that made it."""
+        """Return the constructor arguments."""
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
 
 
 class Project(nn.Module):
-    """(B, C, *) -> (B, C', */stride): a 1x1 convolution over `dims` further axes (for none, a linear layer), a norm.
+    """A projection shortcut: a 1x1 convolution, or a linear layer if there are no further axes, then a norm.
 
-    With `pool`, the average of stride^dims positions, where the strided convolution would drop all but one of them.
+    Args:
+        in_channels: channels C of the input.
+        out_channels: channels C' of the output.
+        stride: stride of the convolution or of the pool.
+        dims: number of further axes, 0 to 3.
+        pool: average over stride^dims positions first. A strided convolution alone drops all but one of them.
+        norm: norm after the projection: "batch", "group" or "none".
+
+    Shapes:
+        (B, C, *) -> (B, C', */stride), rounded up.
+
+    >>> import torch
+    >>> Project(16, 32, stride=2)(torch.zeros(2, 16, 8, 8)).shape
+    torch.Size([2, 32, 4, 4])
     """
 
     def __init__(
@@ -77,7 +122,7 @@ class Project(nn.Module):
         self.pool = _pool(stride, dims) if pool else None
         if dims:
             self.conv = _CONVOLUTIONS[dims](in_channels, out_channels, 1, 1 if pool else stride, bias=False)
-            if not self.conv.weight.is_meta:  # there is nothing to draw, and torch would load its compiler for it
+            if not self.conv.weight.is_meta:  # no values to draw, and torch would import its compiler
                 nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         else:
             self.linear = nn.Linear(in_channels, out_channels, bias=False)
@@ -85,11 +130,11 @@ class Project(nn.Module):
         self.norm = make_norm(norm, out_channels, dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *) -> (B, C', */stride)."""
+        """Map (B, C, *) to (B, C', */stride)."""
         return run_layers([layer for _, layer in self.row()], x)
 
     def row(self) -> list[tuple[str, nn.Module]]:
-        """Its layers in the order in which they are called."""
+        """Return the layers and their names, in call order."""
         order = ("pool", "conv", "linear", "norm")
         return [(name, self._modules[name]) for name in order if self._modules.get(name) is not None]  # type: ignore[misc]
 
@@ -105,22 +150,33 @@ class Project(nn.Module):
 
 
 def _pool(stride: int, dims: int) -> nn.Module:
-    """The average of stride^dims positions; the last window of an odd size is smaller, an average of what is there."""
+    """Build an average pool over stride^dims positions; the last window of an odd size averages fewer positions."""
     return _POOLS[dims](stride, stride, ceil_mode=True, count_include_pad=False)
 
 
 def make_shortcut(
     kind: str, in_channels: int, out_channels: int, stride: int = 1, dims: int = 2, norm: str = "batch"
 ) -> nn.Module | None:
-    """The shortcut `kind` from (B, in_channels, *) to (B, out_channels, */stride) over `dims` further axes.
+    """Build the shortcut of a name from (B, in_channels, *) to (B, out_channels, */stride).
 
-    None is the identity: where no size changes, every kind but "project" is. "pool" projects only where the channels
-    change. `norm` follows a projection.
+    Args:
+        kind: "project", "pad", "pool" or "auto". "pool" projects only if the number of channels changes.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: stride of the body.
+        dims: number of further axes.
+        norm: norm after a projection.
+
+    Returns:
+        The shortcut, or None for the identity. If no size changes, all kinds but "project" are the identity.
+
+    Raises:
+        InputError: the name is unknown.
     """
     if kind not in SHORTCUTS:
         raise InputError(
-            f"no shortcut is called {kind!r}{did_you_mean(kind, SHORTCUTS)}; there are None, {', '.join(SHORTCUTS)}, "
-            "or a module"
+            f"unknown shortcut {kind!r}{did_you_mean(kind, SHORTCUTS)}: expected None, "
+            f"{', '.join(SHORTCUTS)}, or a module. Use one of these."
         )
     changes = in_channels != out_channels or stride != 1
     if kind != "project" and not changes:
@@ -133,18 +189,30 @@ def make_shortcut(
 
 
 def fitted_shortcut(kind: str, x_shape: tuple[int, ...], branch_shape: tuple[int, ...]) -> nn.Module | None:
-    """Make the shortcut `kind` from an input of shape `x_shape` to the shape of the body's output."""
+    """Build the shortcut of a name from the shape of the input to that of the output of the body.
+
+    Args:
+        kind: name of the shortcut.
+        x_shape: shape of the input, (B, C, *) with up to 3 further axes.
+        branch_shape: shape of the output of the body.
+
+    Returns:
+        The shortcut, or None for the identity.
+
+    Raises:
+        ShapeError: no stride maps one shape to the other.
+    """
     if len(x_shape) != len(branch_shape) or not 2 <= len(x_shape) <= 5:
         raise ShapeError(
-            f'shortcut "{kind}" cannot lead from {x_shape} to {branch_shape}: it takes (B, C) or (B, C, *) with '
-            "up to 3 further axes, as many on both sides; give a module as the shortcut"
+            f'shortcut "{kind}": expected two shapes (B, C, *) with the same number of further axes, up to 3, got '
+            f"{x_shape} and {branch_shape}. Pass a module as the shortcut."
         )
     axes = list(zip(x_shape[2:], branch_shape[2:], strict=True))
-    # The least stride of each axis; a larger one may still fit it, so that (4, 1) -> (2, 1) has stride 2.
+    # The smallest stride of each axis. The largest of them may fit all axes: (4, 1) -> (2, 1) has stride 2.
     stride = max((-(-a // b) if b else 0 for a, b in axes), default=1)
     if not stride or any(-(-a // stride) != b for a, b in axes):
         raise ShapeError(
-            f'shortcut "{kind}" cannot lead from {x_shape} to {branch_shape}: no stride divides the axes after '
-            "the channels so; pad the body's convolutions, or give a module as the shortcut"
+            f'shortcut "{kind}": expected a stride that maps the axes of {x_shape} to those of {branch_shape}, '
+            "found none. Pad the convolutions of the body, or pass a module as the shortcut."
         )
     return make_shortcut(kind, x_shape[1], branch_shape[1], stride=stride, dims=len(x_shape) - 2)

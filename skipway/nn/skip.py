@@ -1,9 +1,9 @@
-"""Skip: a body, a shortcut around it, and the join where the two meet.
+"""Skip: a body, a shortcut around it, and the join that combines them.
 
     out = after(join(body(x), shortcut(x)))
 
 Every residual, dense, highway, gated, scaled or projected connection of this package is one `Skip`. `Parallel` and
-`Dense` are here too.
+`Dense` are also defined here.
 
 Shapes: B batch, C channels, * any further axes.
 Sources: He et al. 2015, arXiv:1512.03385; He et al. 2016, arXiv:1603.05027; stochastic depth, Huang et al. 2016,
@@ -29,7 +29,16 @@ __all__ = ["Dense", "Parallel", "Skip", "set_submodule", "named_skips"]
 
 
 class Dense(NamedErrors):
-    """(*, in_features) -> (*, out_features): `activation(x W^T + b)`. `in_features=None` is left to the shape pass.
+    """A linear layer with an optional activation: `activation(x W^T + b)`.
+
+    Args:
+        in_features: size of the last axis of the input; None infers it by `output_shape`.
+        out_features: size of the last axis of the output.
+        activation: module or function applied to the output.
+        bias: add a learned bias.
+
+    Shapes:
+        (*, in_features) -> (*, out_features).
 
     >>> import torch
     >>> Dense(4, 2, torch.relu)(torch.ones(3, 4)).shape
@@ -46,10 +55,10 @@ class Dense(NamedErrors):
 
     @named_errors
     def forward(self, x: Tensor) -> Tensor:
-        """(*, in_features) -> (*, out_features)."""
+        """Map (*, in_features) to (*, out_features)."""
         if isinstance(self.linear, nn.LazyLinear) and not filling():
             raise ShapeError(
-                "its in_features are open yet; call skipway.output_shape(network, input_shape) once before use"
+                "its in_features are uninferred. Call skipway.output_shape(network, input_shape) once before use."
             )
         y = self.linear(x)
         return y if self.activation is None else self.activation(y)
@@ -63,30 +72,48 @@ class Dense(NamedErrors):
 
 
 class Parallel(NamedErrors):
-    """`join(branch1(x), branch2(x), ...)`; with as many inputs as branches, each branch takes its own.
+    """Join the outputs of several branches: `join(branch1(x), branch2(x), ...)`.
 
-    `Parallel(join, body, nn.Identity())` is `Skip(body, join=join)`. The join is called once, with all outputs.
+    With as many inputs as branches, each branch takes its input. `Parallel(join, body, nn.Identity())` computes the
+    same as `Skip(body, join=join)`. The join is called once, with all outputs.
+
+    Args:
+        join: name of a join, or a function or module that takes all outputs.
+        branches: modules or functions, named by position.
+        named: modules or functions with names.
+
+    Raises:
+        InputError: there is no branch, or the number of inputs fits neither form.
+
+    >>> import torch
+    >>> Parallel("concat", nn.Linear(4, 2), nn.Linear(4, 3))(torch.ones(1, 4)).shape
+    torch.Size([1, 5])
     """
 
     def __init__(self, join: str | Callable[..., Any], *branches: Layer, **named: Layer):
         super().__init__()
         if not branches and not named:
-            raise InputError("Parallel needs at least one branch after its join")
+            raise InputError(
+                "Parallel: expected at least one branch after the join, got none. Pass modules or functions."
+            )
         self.join = make_join(join)
         self.branches = Chain(*branches, **named)
 
     @named_errors
     def forward(self, *inputs: Tensor) -> Any:
-        """One input for all branches, or one for each."""
+        """Pass one input to all branches, or one input to each, and join the outputs."""
         if len(inputs) not in (1, len(self.branches)):
             count = len(self.branches)
-            raise InputError(f"its {count} branches take 1 or {count} inputs, not {len(inputs)}")
+            raise InputError(
+                f"expected 1 or {count} inputs for its {count} branches, got {len(inputs)}. Pass one "
+                "input for all, or one for each."
+            )
         if len(inputs) == 1:
             inputs *= len(self.branches)
         return self.join(*(branch(x) for branch, x in zip(self.branches, inputs, strict=True)))
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
-        """The join, then the branches by name."""
+        """Return the join, then the branches by name."""
         return [("0", _named(self.join)), *self.branches.named_children()]
 
     def __repr__(self) -> str:
@@ -94,27 +121,31 @@ class Parallel(NamedErrors):
 
 
 class Skip(NamedErrors):
-    """`after(join(body(x), shortcut(x)))`.
+    """A body with a shortcut around it: `after(join(body(x), shortcut(x)))`.
 
     Args:
-        body: a module, or a list of them: to skip k layers is to have a body of k layers.
+        body: a module, or a list of modules; a body of k layers skips k layers.
         shortcut: None (identity), "project" (1x1 convolution or linear layer, then a norm), "pad" (zeros for new
-            channels), "pool" (average pool, then project), "auto" (identity where the shapes agree, else project), or
-            a module. What a name needs to know of the sizes is filled in by `output_shape`.
+            channels), "pool" (average pool, then projection), "auto" (identity if the shapes agree, else projection),
+            or a module. `output_shape` infers the sizes of a named shortcut.
         join: "add", "concat", "append" (concat with the input first), "multiply", "gate" (highway), "scale" (one
-            learned number, zero at first), "layerscale" (one for each channel), or any callable or module that takes
+            learned scalar, initially zero), "layerscale" (one scalar per channel), or a callable or module that takes
             (branch, shortcut).
-        after: what follows the join, such as an activation.
-        drop_path: chance that the body is left out while training, and not computed; what stays is divided by the
-            chance to stay. Norms in the body see the samples that stay.
-        drop_mode: "row" draws for every sample, "batch" once for all of them.
+        after: layer after the join, such as an activation.
+        drop_path: stochastic-depth rate: probability of skipping the body in training. A skipped body is not computed.
+            Kept outputs are divided by `1 - drop_path`. Norms in the body see only the kept samples.
+        drop_mode: "row" draws for each sample, "batch" draws once for the whole batch.
+
+    Shapes:
+        (B, C, *) -> the shape that the join returns.
+
+    Raises:
+        InputError: an argument is invalid, or the body or shortcut starts with an in-place layer.
+        ShapeError: the inputs of the join do not fit. The message names the path of this Skip, both shapes and a fix.
 
     >>> import torch
     >>> Skip(nn.Linear(4, 4), after=nn.ReLU())(torch.ones(2, 4)).shape
     torch.Size([2, 4])
-
-    Raises:
-        ShapeError: the two sides of the join do not fit; names this Skip's path, both shapes and the mend.
     """
 
     shortcut: nn.Module | None
@@ -132,16 +163,21 @@ class Skip(NamedErrors):
         super().__init__()
         if isinstance(shortcut, str) and shortcut not in SHORTCUTS:
             raise InputError(
-                f"no shortcut is called {shortcut!r}{did_you_mean(shortcut, SHORTCUTS)}; there are None, "
-                f"{', '.join(SHORTCUTS)}, or a module"
+                f"unknown shortcut {shortcut!r}{did_you_mean(shortcut, SHORTCUTS)}: expected None, "
+                f"{', '.join(SHORTCUTS)}, or a module. Use one of these."
             )
         if not 0 <= drop_path < 1:
-            raise InputError(f"drop_path is a chance from 0 up to but not including 1, not {drop_path}")
+            raise InputError(
+                f"Skip: expected drop_path of at least 0 and below 1, got {drop_path}. Use 0 to disable "
+                "stochastic depth."
+            )
         if drop_mode not in DROP_MODES:
-            raise InputError(f"drop_mode is one of {', '.join(DROP_MODES)}, not {drop_mode!r}")
+            raise InputError(
+                f"Skip: expected drop_mode to be {' or '.join(DROP_MODES)}, got {drop_mode!r}. Use one of these."
+            )
         self.body = Chain(*body) if isinstance(body, Sequence) else as_module(body)
         self.open_shortcut = shortcut if isinstance(shortcut, str) else None
-        # Registered even where it is not made yet, so that parameters have one order however it is made.
+        # Registered even if its sizes are uninferred, so that the order of parameters never changes.
         self.register_module("shortcut", None)
         if shortcut is not None and not isinstance(shortcut, str):
             self.shortcut = as_module(shortcut)
@@ -153,7 +189,7 @@ class Skip(NamedErrors):
 
     @named_errors
     def forward(self, x: Tensor) -> Any:
-        """x (B, C, *) -> whatever the join makes of body(x) and shortcut(x)."""
+        """Return the join of body(x) and shortcut(x), passed through `after`; x has shape (B, C, *)."""
         version, norm = x._version if filling() else 0, None
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
@@ -167,8 +203,8 @@ class Skip(NamedErrors):
             shortcut = x if self.shortcut is None else self.shortcut(x)
         if filling() and x._version != version:
             raise InputError(
-                "the body or the shortcut changes its input in place, which the other side still needs; use layers "
-                "that give a new tensor (inplace=False)"
+                "the body or the shortcut modifies its input in place, but both need it unchanged. Use "
+                "layers that return a new tensor (inplace=False)."
             )
         if norm is not None:
             if BATCH_NORM.fits(norm, branch, shortcut, self.after):
@@ -180,8 +216,8 @@ class Skip(NamedErrors):
     def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
         if not filling():
             raise ShapeError(
-                f'the sizes of its shortcut "{self.open_shortcut}" are open yet; call '
-                "skipway.output_shape(network, input_shape) once before use"
+                f'the sizes of its shortcut "{self.open_shortcut}" are uninferred. Call '
+                "skipway.output_shape(network, input_shape) once before use."
             )
         assert self.open_shortcut is not None
         with real_tensors():
@@ -192,7 +228,7 @@ class Skip(NamedErrors):
         self.open_shortcut = None
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
-        """The body, and whatever else differs from a plain residual connection."""
+        """Return the body, and the parts that differ from a plain residual connection."""
         optional = {
             "shortcut": self.shortcut if self.open_shortcut is None else repr(self.open_shortcut),
             "join": None if self.join is add else _named(self.join),
@@ -207,22 +243,37 @@ class Skip(NamedErrors):
 
 
 def named_skips(root: nn.Module) -> Iterator[tuple[str, Skip]]:
-    """(path, Skip) of every Skip in `root`, outermost first."""
+    """Yield the path and the module of every Skip in `root`, outermost first.
+
+    >>> [path for path, _ in named_skips(Chain(Skip(nn.ReLU()), head=nn.Linear(4, 2)))]
+    ['0']
+    """
     yield from ((path, module) for path, module in root.named_modules() if isinstance(module, Skip))
 
 
 def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
-    """Put `new` where `path` ('stage1.0.body') leads in `root`; a Skip's shortcut, join or after may be missing there.
+    """Replace the module at a path, or set a missing shortcut, join or activation of a Skip.
+
+    Args:
+        root: module to change.
+        path: dotted path in `root`, such as "stage1.0.body".
+        new: module or function for that path.
 
     Raises:
-        InputError: nothing stands at that path, or a Skip around it refuses `new`; `root` is as it was.
+        InputError: there is no module at that path, or a Skip around it rejects `new`. `root` is unchanged then.
+
+    >>> network = Chain(Skip(nn.Linear(4, 4)))
+    >>> set_submodule(network, "0.after", nn.ReLU())
+    >>> network[0].after
+    ReLU()
     """
     parent_path, _, name = path.rpartition(".")
     modules = dict(root.named_modules(remove_duplicate=False))
     parent = modules.get(parent_path, root)
     if not path or (path not in modules and not (isinstance(parent, Skip) and name in ("shortcut", "join", "after"))):
         raise InputError(
-            f"there is no module at {path!r}{did_you_mean(path, modules)}; named_modules() lists all paths"
+            f"cannot set a submodule: expected a path in the module, got {path!r}{did_you_mean(path, modules)}. "
+            "List all paths with named_modules()."
         )
     names = path.split(".")
     around = [(modules[".".join(names[:i])], names[i]) for i in range(len(names))]
@@ -233,7 +284,7 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
             _refuse_unfit(skip)
     except InputError:
         if callable(old) and not isinstance(old, nn.Module):
-            delattr(parent, name)  # else torch would not put a function where a module is
+            delattr(parent, name)  # torch rejects a function in the place of a module
         setattr(parent, name, old)
         raise
     if isinstance(parent, Skip) and name == "shortcut":
@@ -247,18 +298,21 @@ def _named(join: Any) -> nn.Module | str:
 
 
 def _refuse_unfit(skip: Skip) -> None:
-    """The body and the shortcut are both given x: neither may begin by changing it. Not every join can miss a body."""
+    """Reject a body or shortcut that starts in place (both take x), and a drop_path that the join does not support."""
     for side in (skip.body, skip.shortcut):
         for layer in _first_layers(side):
             name = getattr(getattr(layer, "function", None), "__name__", "")
             if getattr(layer, "inplace", False) is True or (name.endswith("_") and not name.endswith("__")):
                 raise InputError(
-                    f"{layer!r} at the beginning of a Skip changes in place the input that the Skip still needs; "
-                    "use the one that gives a new tensor (inplace=False)"
+                    f"{layer!r} at the start of a Skip modifies in place the input that the other side needs. Use "
+                    "a layer that returns a new tensor (inplace=False)."
                 )
     join = skip.join.function if isinstance(skip.join, Function) else skip.join
     if skip.drop_path and (join in (append, concat, multiply) or isinstance(join, Gate)):
-        raise InputError(f"drop_path leaves the body out, which the join {_named(join)} cannot do without; use add")
+        raise InputError(
+            f"cannot use drop_path with the join {_named(join)}, which needs the output of the body. "
+            "Use the join `add`, or drop_path=0."
+        )
 
 
 def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:

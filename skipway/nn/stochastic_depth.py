@@ -1,4 +1,4 @@
-"""Stochastic depth: a body is left out while training, for some rows of a batch or for all, and then not computed.
+"""Stochastic depth: skip a body in training for some samples, or for the whole batch, without computing it.
 
 Shapes: B batch, C channels, * any further axes.
 Source: Huang et al. 2016, arXiv:1603.09382.
@@ -19,22 +19,27 @@ DROP_MODES = ("row", "batch")
 
 
 def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, mode: str = "row") -> Tensor:
-    """(B, C, *) -> the shape of `shortcut`: body(x) / (1 - rate) with chance 1 - rate, else zeros; body(x) on average.
+    """Return body(x) / (1 - rate) with probability 1 - rate, and zeros otherwise.
+
+    The expected value is body(x). Random numbers come from torch's CPU generator on every device, so that no GPU
+    synchronization is needed. A skipped body has gradients of zero, not None, so that all processes of a distributed
+    run agree.
+
+    All rows are computed and masked, with the same distribution, if rows cannot be selected freely. This happens in
+    compiled code, if a single row is kept, and around a norm over all processes.
 
     Args:
-        body: what may be left out. Its norms see the rows that stay, and those alone.
-        x: the body's input.
-        shortcut: what the shortcut gives; the body's output must have its shape.
-        rate: chance to leave out.
-        mode: "row" draws for every sample and computes those that stay; "batch" draws once for all.
+        body: module to skip. Its norms see only the kept rows.
+        x: input of the body, (B, C, *).
+        shortcut: output of the shortcut. The output of the body must have its shape.
+        rate: probability of skipping the body.
+        mode: "row" draws for each sample and computes the kept ones; "batch" draws once for all.
 
-    The draws come from torch's generator of the CPU, whatever the device, so that no GPU has to be waited for. A body
-    that is left out gives its parameters gradients of zero, not None, so that every process of a distributed run has
-    the same. All rows are computed and masked, which is the same distribution, where the rows cannot be chosen freely:
-    in compiled code, where a single row stays, and around a norm over all processes.
+    Returns:
+        A tensor of the shape of `shortcut`.
 
     Raises:
-        ShapeError: the body gives another shape than the shortcut.
+        ShapeError: the shapes of the body's output and of the shortcut differ.
     """
     draws = 1 if mode == "batch" else len(x)
     if torch.compiler.is_compiling():
@@ -43,7 +48,7 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     count = int(stays.sum())
     if count == draws:
         return _checked_shape(body(x), shortcut, len(x)) / (1 - rate)
-    if count == 1 or _syncs_statistics(body):  # a norm could not tell the mean of one row from the row
+    if count == 1 or _syncs_statistics(body):  # a norm over a single row would return zeros
         return _masked(body, x, shortcut, stays=stays, rate=rate)
     if count == 0:
         return _zeros(body, shortcut)
@@ -59,18 +64,18 @@ def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, *, stays: Tensor, rate
 
 
 def _checked_shape(branch: Any, shortcut: Tensor, count: int) -> Tensor:
-    """`branch` if it is `count` rows of the shape that `shortcut` has."""
+    """Return `branch` if it has `count` rows of the shape of the rows of `shortcut`, else raise."""
     if not isinstance(branch, Tensor) or branch.shape != (count, *shortcut.shape[1:]):
         output = tuple(branch.shape) if isinstance(branch, Tensor) else type(branch).__name__
         raise ShapeError(
-            f"drop_path leaves out a body that gives what the shortcut gives, but got {output} beside "
-            f'{(count, *shortcut.shape[1:])}; give the Skip shortcut="project", or no drop_path'
+            f"cannot use drop_path: expected an output of the body of shape {(count, *shortcut.shape[1:])}, as the "
+            f'shortcut has, got {output}. Set shortcut="project" on the Skip, or drop_path=0.'
         )
     return branch
 
 
 def _syncs_statistics(body: nn.Module) -> bool:
-    """Whether every process must compute the body: one that left it out would keep the others waiting for ever."""
+    """Return True if every process must compute the body, because its norms wait for all processes."""
     distributed = dist.is_available() and dist.is_initialized()
     return distributed and any(isinstance(module, nn.SyncBatchNorm) for module in body.modules())
 
@@ -82,7 +87,7 @@ def _zeros(body: nn.Module, shortcut: Tensor) -> Tensor:
 
 
 class _ZeroGradients(Function):
-    """`out` as it is, with gradients of zero for the parameters beside it."""
+    """Return `out` unchanged, with gradients of zero for the parameters."""
 
     @staticmethod
     def forward(out: Tensor, *parameters: Tensor) -> Tensor:
@@ -97,11 +102,11 @@ class _ZeroGradients(Function):
         return None, *(torch.zeros_like(p) for p in ctx.saved_tensors)
 
 
-# torch's own index_select gives up channels_last, and the gradient of indexing sums as if a row could come twice.
+# torch's index_select loses channels_last, and the gradient of indexing sums over rows as if they could repeat.
 
 
 class _Gather(Function):
-    """(B, *), (N) -> (N, *): the rows of those numbers, in the memory format of all."""
+    """Select rows: (B, *), (N) -> (N, *), in the same memory format."""
 
     @staticmethod
     def forward(x: Tensor, rows: Tensor) -> Tensor:
@@ -118,11 +123,11 @@ class _Gather(Function):
 
 
 class _Scatter(Function):
-    """(N, *), (N) -> (count, *): zeros with `values` in the rows of those numbers, in the memory format of `values`."""
+    """Place rows in zeros: (N, *), (N) -> (count, *), in the memory format of `values`."""
 
     @staticmethod
     def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:
-        like = values[:1].expand(count, *values.shape[1:])  # zeros_like takes its memory format
+        like = values[:1].expand(count, *values.shape[1:])  # zeros_like copies its memory format
         return torch.zeros_like(like).index_copy_(0, rows, values)
 
     @staticmethod

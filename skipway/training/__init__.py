@@ -1,1 +1,1 @@
-"""Training: the loop, what it needs, and checkpoints. (Not `train`, which is what `skipway.train` does.)"""
+"""Training loop, optimizers, schedules, losses, metrics and checkpoints. The function `skipway.train` is in `runs/`."""

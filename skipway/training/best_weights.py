@@ -1,4 +1,4 @@
-"""Whether a run's weights/best.safetensors is that of its history, or an older file, or one of another run."""
+"""Checks that the weights/best.safetensors of a run belongs to the best epoch in its history."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +10,22 @@ from skipway.utils.format_text import short_repr
 
 __all__ = ["forget_other_weights", "read_progress", "refuse_other_weights", "repeatable_metrics"]
 
-_TIMES = ("seconds", "samples_per_second", "data_time_fraction")  # of a row of results.csv
+_TIMES = ("seconds", "samples_per_second", "data_time_fraction")  # columns of results.csv that vary between equal runs
 
 
 def repeatable_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of an epoch without its times, so that equal runs have equal ones."""
+    """Return the row of an epoch without its times, so that the rows of identical runs are equal."""
     return {name: value for name, value in row.items() if name not in _TIMES}
 
 
 def read_progress(best: Path) -> dict[str, Any] | None:
-    """Return where the run is that keeps its best weights in this file: its epoch, status and best row.
+    """Return the state (epoch, status, best row) of the run that a best.safetensors file belongs to.
 
-    None if the file is in no run, or the run has no checkpoint that can be used.
+    Args:
+        best: weights/best.safetensors of a run folder.
+
+    Returns:
+        The state in the newest checkpoint, or None if the file is not in a run or the run has no readable checkpoint.
     """
     last = best.parent / "last"
     if best.name != "best.safetensors" or not last.is_dir():
@@ -36,44 +40,50 @@ def read_progress(best: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_weights(path: Path, header: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-    """Refuse weights that are not those of a run's best epoch.
+    """Raise an error if the weights are not those of the best epoch of the run.
 
-    Those of the next epoch are not refused: a run saves them before its checkpoint, and may be killed in between.
+    Weights of the next epoch are accepted. A run saves them before its checkpoint and may be killed in between.
 
     Args:
-        path: the run's weights/best.safetensors.
-        header: that of the file.
-        progress: the run's epoch, status and best row.
+        path: weights/best.safetensors of the run.
+        header: header of that file.
+        progress: epoch, status and best row of the run, see `read_progress`.
 
     Raises:
-        InputError: the weights are of another epoch or another run.
+        InputError: the weights are from another epoch or another run.
     """
-    found, best = _metrics(header), progress["best"]
-    other = found.get("epoch")
-    if not best or found == repeatable_metrics(best):
+    metrics, best = _metrics(header), progress["best"]
+    other = metrics.get("epoch")
+    if not best or metrics == repeatable_metrics(best):
         return
     if progress["status"] == "running" and other == progress["epoch"] + 1:
         return
-    which = "of the same epoch of another run" if other == best["epoch"] else f"of epoch {short_repr(other)}"
+    which = "the same epoch of another run" if other == best["epoch"] else f"epoch {short_repr(other)}"
     raise InputError(
-        f"{printable(path)}: expected the weights of epoch {best['epoch']}, the run's best one, got those "
-        f"{'of no run' if other is None else which}. Put the run's own file back, or move this one out of the run."
+        f"cannot use {printable(path)}: expected weights of epoch {best['epoch']}, the best epoch of the run, got "
+        f"weights of {'no run' if other is None else which}. Restore the original file, or move this file elsewhere."
     )
 
 
 def forget_other_weights(path: Path, state: dict[str, Any]) -> list[str]:
-    """Let the next epoch be the best of a run that trains on, if its best weights are not there; return a line.
+    """Reset the best epoch in `state` if the file does not hold its weights, so that the next epoch becomes the best.
 
-    There is no line if they are of that next epoch: the run was killed between saving them and its checkpoint.
+    Args:
+        path: weights/best.safetensors of the run.
+        state: state of the run that resumes; its "best" is cleared in place.
+
+    Returns:
+        One warning, or an empty list. There is no warning if the file holds the next epoch: the run was killed between
+        saving these weights and saving its checkpoint.
     """
     best = state["best"]
-    found = _metrics(load_weights(path)[1]) if best else {}
-    if found == repeatable_metrics(best):
+    metrics = _metrics(load_weights(path)[1]) if best else {}
+    if metrics == repeatable_metrics(best):
         return []
     state["best"] = {}
-    if found.get("epoch") == state["epoch"] + 1:
+    if metrics.get("epoch") == state["epoch"] + 1:
         return []
-    return [f"{path.name} is not that of epoch {best['epoch']}, the best one: only epochs from here on can be the best"]
+    return [f"{path.name} does not hold the weights of epoch {best['epoch']}: the best epoch is chosen again from here"]
 
 
 def _metrics(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Epoch table: the progress of a run on the console, a row for each epoch, at most 100 characters wide."""
+"""Console table of a run: one row per epoch, at most 100 characters wide."""
 
 from skipway.training.losses import Task
 from skipway.training.trainer import State
@@ -7,7 +7,7 @@ __all__ = ["format_header", "format_row", "format_speed"]
 
 
 def format_header(task: Task) -> str:
-    """Return the line above the rows."""
+    """Return the header line of the table."""
     metric = {"accuracy": "acc"}.get(task.primary_metric, task.primary_metric)
     speed = f"{'img' if task.samples == 'images' else task.samples}/s"
     return (
@@ -17,7 +17,7 @@ def format_header(task: Task) -> str:
 
 
 def format_row(state: State, epochs: int, task: Task) -> str:
-    """Return the row of the last epoch; a star follows the metrics of the best one so far."""
+    """Return the row of the last epoch. A star marks the best epoch so far."""
     row, metric = state.history[-1], task.primary_metric
     seconds_left = row["seconds"] * (epochs - state.epoch) if row["lr"] and state.status == "running" else 0.0
     train = f"{row['train_loss']:.3f} {_format_metric(task, row[f'train_{metric}'], 1):>7}"
@@ -31,7 +31,7 @@ def format_row(state: State, epochs: int, task: Task) -> str:
 
 
 def format_speed(state: State, task: Task) -> str:
-    """Return pace, loss and metric of the epoch so far, in this order, since a terminal may cut the end off."""
+    """Return throughput, loss and metric of the current epoch. A narrow terminal may cut off the end."""
     seconds = max(state.seconds, 1e-9)
     metric = _format_metric(task, state.metric_sum / state.seen, 1)
     return (
@@ -45,7 +45,7 @@ def _format_metric(task: Task, value: float, digits: int) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Return seconds as on a clock.
+    """Format seconds as minutes and seconds, with hours if needed.
 
     >>> _clock(7.4), _clock(200), _clock(7500)
     ('0:07', '3:20', '2:05:00')

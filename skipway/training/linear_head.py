@@ -1,13 +1,13 @@
-"""A linear classifier on fixed features, in closed form as far as there is one: multinomial logistic regression.
+"""Linear probe: L2-regularized multinomial logistic regression on fixed features, fitted with L-BFGS.
 
     sum over samples of weight * cross-entropy + penalty / 2 * (squared norm of the weights of standardized features)
 
-The strength of the penalty is the one with the least loss on held-out folds. It is a sum over samples, so that a
-strength chosen on a part of the samples suits all of them.
+Cross-validation chooses the penalty with the smallest loss. The loss is a sum over samples, so that a penalty chosen on
+a subset suits the full set.
 
 Shapes: N samples, D features, K classes.
-Sources: L-BFGS, Liu and Nocedal 1989; the bound on the curvature of the multinomial likelihood by which the problem is
-rescaled, Boehning 1992.
+Sources: L-BFGS, Liu and Nocedal 1989; bound on the curvature of the multinomial likelihood, by which the problem is
+preconditioned, Boehning 1992.
 """
 
 import math
@@ -24,20 +24,22 @@ __all__ = ["PENALTIES", "LinearHead", "fit_linear_head", "held_out_folds"]
 
 PENALTIES = tuple(10.0**exponent for exponent in (4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5, 0, -0.5, -1, -2))
 _FOLDS = 5
-_MAX_CHOOSING = 4_000  # samples by which the penalty is chosen
+_MAX_CHOOSING = 4_000  # samples used to choose the penalty
 _CHOOSING_STEPS, _FINAL_STEPS = 30, 200  # L-BFGS stops earlier if the gradient vanishes
 _TOLERANCE = 1e-5  # of the gradient of the mean loss
-_WORSE = 2  # penalties in a row with a larger held-out loss, after which no weaker ones are tried
-_CURVATURE = 0.5  # of the cross-entropy in the logits, at most
+_WORSE = 2  # the search stops after this many consecutive penalties without a smaller held-out loss
+_CURVATURE = 0.5  # upper bound of the second derivative of the cross-entropy in the logits
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """The weight (K, D) and the bias (K,) of a linear layer that takes the features as they are.
+    """Hold a fitted linear layer for features that are not standardized.
 
     Attributes:
-        penalty: strength of the penalty.
-        accuracy: share of the held-out samples that are classified correctly; NaN if the penalty was not chosen.
+        weight: (K, D).
+        bias: (K,).
+        penalty: L2 penalty.
+        accuracy: accuracy on the held-out folds, in [0, 1]; NaN if the penalty was passed by the caller.
     """
 
     weight: Tensor
@@ -56,16 +58,20 @@ def fit_linear_head(
     seed: int = 0,
     groups: Tensor | None = None,
 ) -> LinearHead:
-    """Fit a linear classifier to features (N, D) and labels (N,); the same inputs give the same classifier.
+    """Fit a linear classifier to features. The result is deterministic.
 
     Args:
-        features: in float32, or in float64 for a solution of higher precision.
-        labels: class of each sample.
-        num_classes: columns of the logits; classes without a sample are possible.
-        class_weights: weight of the samples of each class.
-        penalty: strength of the penalty; None to choose it from PENALTIES by held-out folds.
-        seed: draws the folds.
-        groups: (N,) samples of the same group, such as views of one image, are held out together; default: each is one.
+        features: (N, D) float32, or float64 for a solution of higher precision.
+        labels: (N,) class indices.
+        num_classes: number of logits; classes without samples are allowed.
+        class_weights: weight of the samples of each class, default 1.
+        penalty: L2 penalty; None chooses it from PENALTIES by cross-validation.
+        seed: seed of the folds.
+        groups: (N,) group index of each sample, default a group per sample. Samples of a group, such as views of an
+            image, are held out together.
+
+    Returns:
+        The weight and bias of the layer, the penalty and the held-out accuracy.
 
     Raises:
         NotFiniteError: a feature is NaN or infinite.
@@ -92,7 +98,17 @@ def fit_linear_head(
 
 
 def held_out_folds(labels: Tensor, seed: int, groups: Tensor | None = None, folds: int = _FOLDS) -> Tensor:
-    """Return the fold (N,) of each sample: every class is spread evenly, and samples of one group stay together."""
+    """Assign samples to folds, stratified by class. Samples of a group share a fold.
+
+    Args:
+        labels: (N,) class indices.
+        seed: seed of the assignment.
+        groups: (N,) group index of each sample, default a group per sample.
+        folds: number of folds.
+
+    Returns:
+        (N,) fold index of each sample.
+    """
     if groups is None:
         groups = torch.arange(len(labels))
     _, index = torch.unique(groups, return_inverse=True)
@@ -107,10 +123,10 @@ def held_out_folds(labels: Tensor, seed: int, groups: Tensor | None = None, fold
 
 @dataclass(frozen=True)
 class _Problem:
-    """Features on their principal axes and what they are fitted to.
+    """Hold the features in their principal axes, and the labels.
 
-    Several classifiers are fitted at once, each to its own weights of the samples: those of the F folds, which leave
-    some samples out, or F = 1 for all samples. Solutions are (D + 1, F, K), the bias last.
+    F classifiers are fitted at once, each with different sample weights: one per fold, or F = 1 for all samples.
+    Solutions are (D + 1, F, K) with the bias last.
     """
 
     features: Tensor
@@ -119,9 +135,9 @@ class _Problem:
     num_classes: int
 
     def solve(self, weights: Tensor, penalty: float, start: Tensor | None, steps: int) -> Tensor:
-        """Return the solutions for the weights (N, F) of the samples.
+        """Minimize the loss for the sample weights (N, F).
 
-        Each axis is rescaled by its curvature, which makes all directions alike: a few dozen steps are enough.
+        Rescaling each axis by its curvature improves the conditioning, so that a few dozen steps are enough.
         """
         count, dim = self.features.shape
         shape = (dim + 1, weights.shape[1], self.num_classes)
@@ -157,7 +173,7 @@ class _Problem:
         return torch.cat([solved[:-1] * rescale, solved[-1:]]).unflatten(1, shape[1:])
 
     def evaluate(self, solution: Tensor, weights: Tensor) -> tuple[float, float]:
-        """Return the summed loss of solutions on samples with weights (N, F), and the weight of the correct ones."""
+        """Compute the weighted sums of the loss and of the correct predictions for sample weights (N, F)."""
         logits = torch.addmm(solution[-1].flatten(), self.features, solution[:-1].flatten(1))
         log_shares = logits.unflatten(1, solution.shape[1:]).log_softmax(2)
         losses = -log_shares.gather(2, self.labels[:, None, None].expand(*weights.shape, 1))[..., 0]
@@ -168,9 +184,9 @@ class _Problem:
 def _choose_penalty(
     problem: _Problem, sample_weights: Tensor, seed: int, groups: Tensor | None
 ) -> tuple[float, float, Tensor | None]:
-    """Return the penalty with the least loss on held-out folds, the accuracy there, and the mean of the solutions.
+    """Return the penalty with the smallest held-out loss, the held-out accuracy, and the mean of the solutions.
 
-    Strong penalties come first; each solution is where the next search starts.
+    The search starts with the strongest penalty. Each solution initializes the next one.
     """
     chosen = _subset(problem.labels, seed, groups)
     fold = held_out_folds(problem.labels[chosen], seed, None if groups is None else groups[chosen])
@@ -191,7 +207,7 @@ def _choose_penalty(
 
 
 def _subset(labels: Tensor, seed: int, groups: Tensor | None) -> Tensor:
-    """Return the indices of the samples by which the penalty is chosen: whole groups, every class in its share."""
+    """Return the indices of a stratified subset of whole groups, on which the penalty is chosen."""
     if len(labels) <= _MAX_CHOOSING:
         return torch.arange(len(labels))
     parts = -(-len(labels) // _MAX_CHOOSING)
@@ -199,9 +215,9 @@ def _subset(labels: Tensor, seed: int, groups: Tensor | None) -> Tensor:
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return an orthonormal basis (D, R) of what the features span, and their mean square along each axis.
+    """Return an orthonormal basis (D, R) of the span of the features, and their mean square along each axis.
 
-    Nothing is lost without the directions in which no sample has a component: the penalty keeps weights there at zero.
+    Directions outside of the span can be dropped, because the penalty keeps the weights there at zero.
     """
     count, dim = features.shape
     if count < dim:
@@ -217,5 +233,5 @@ def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positive(scale: Tensor) -> Tensor:
-    """Return the scale of each feature, 1 for those that never change."""
+    """Return the scale of each feature, and 1 for constant features."""
     return torch.where(scale > 1e-6 * scale.max().clamp(min=1e-30), scale, torch.ones_like(scale))

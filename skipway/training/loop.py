@@ -1,7 +1,7 @@
-"""The training loop, on one screen, in the order things happen; what it needs stands below it.
+"""The training loop on one screen, followed by its helpers.
 
-Resuming is exact because nothing depends on a generator's state: order and augmentation are functions of (seed, epoch,
-image), dropout of (seed, step).
+Resuming is exact because no random generator state is carried over. Sample order and augmentation are functions of
+(seed, epoch, image), and dropout is a function of (seed, step).
 """
 
 import math
@@ -29,8 +29,8 @@ from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["fit", "record_epoch"]
 
-_LATE = 0.02  # of the run that steps may be behind the time limit before the schedule follows the time
-_SUMS = ("loss", "metric_sum", "seen")  # of a State: what each process counts for itself
+_LATE = 0.02  # share of the run by which steps may lag behind the time limit before the schedule follows the clock
+_SUMS = ("loss", "metric_sum", "seen")  # fields of a State that each process sums over its samples
 
 
 def fit(
@@ -44,13 +44,24 @@ def fit(
     console: Console,
     stop: StopFlag,
 ) -> State:
-    """Train from where `trainer` is to the epoch where its part ends; checkpoints go to `folder`, if any, with `facts`.
+    """Train from the current state of `trainer` to epoch `trainer.until`.
 
-    After every epoch `on_epoch(state, weights)` is called, with the weights where they are the best so far.
+    Args:
+        trainer: model, optimizer, settings and state.
+        train: training batches.
+        validation: validation batches.
+        folder: folder of the checkpoints; None saves none.
+        on_epoch: called after each epoch with the state, and the weights if they are the best so far, else None.
+        facts: values that are saved in each checkpoint.
+        console: prints the progress bar and the epoch table.
+        stop: checked after each optimizer step and each validation batch.
+
+    Returns:
+        The state after the last epoch.
 
     Raises:
-        NotFiniteError: the loss or a gradient is NaN or infinite; no step was taken with it.
-        Interrupted: `stop` was set; the state was saved first.
+        NotFiniteError: the loss or a gradient is NaN or infinite. The weights are not updated with it.
+        Interrupted: `stop` was set. The state was saved first.
         StorageError: a checkpoint could not be written.
     """
     settings, state, device = trainer.settings, trainer.state, trainer.device
@@ -113,12 +124,13 @@ def record_epoch(
     console: Console,
     stop: StopFlag,
 ) -> None:
-    """Record an epoch that took no steps of `fit`, with its learning rate 0, and save a checkpoint.
+    """Record an epoch without gradient steps, with learning rate 0, and save a checkpoint.
 
     Args:
-        trainer: its state has the sums of loss and metric over the training samples, their number and the seconds.
-        scores: those on the validation samples.
-        folder, on_epoch, facts, console, stop: as for `fit`.
+        trainer: its state holds the sums of the loss and the metric over the training samples, the number of samples
+            and the seconds.
+        scores: scores on the validation samples.
+        folder, on_epoch, facts, console, stop: see `fit`.
     """
     writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop)
     writer.earlier += trainer.state.seconds
@@ -134,7 +146,7 @@ def _end_epoch(
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
     console: Console,
 ) -> None:
-    """Close an epoch: its row, the best weights so far, a checkpoint and its line."""
+    """Record an epoch, hand over the best weights, save a checkpoint and print a row."""
     settings, state = trainer.settings, trainer.state
     best = _close_epoch(state, scores, lr=lr, settings=settings, metric=trainer.task.primary_metric)
     weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
@@ -148,7 +160,7 @@ def _end_epoch(
 
 
 class _CheckpointWriter:
-    """Saves the run when it is time, and when a signal asks for it."""
+    """Writes checkpoints at regular intervals and on signals."""
 
     def __init__(self, trainer: Trainer, folder: Path | None, *, facts: dict[str, Any], stop: StopFlag):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
@@ -157,22 +169,22 @@ class _CheckpointWriter:
                 make_folder(folder.parent)
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
-        self.time_share = 0.0  # of the time limit that is used, the same in all processes
+        self.time_share = 0.0  # elapsed share of the time limit, equal in all processes
 
     @property
     def total_seconds(self) -> float:
-        """Seconds of training, those before a resume included."""
+        """Seconds of training, including those before a resume."""
         return self.earlier + time.monotonic() - self.begun
 
     def position_in_time(self, position: float) -> float:
-        """Return the position in the schedule: that of the steps, or of the time if a time limit comes first.
+        """Return the position in the schedule by steps, or by elapsed time if the steps lag behind the time limit.
 
-        So a machine that becomes slower on the way still ends with the learning rates of an end.
+        A run that becomes slower still reaches the low learning rates at the end of the schedule.
         """
         return self.time_share if self.time_share > position + _LATE else position
 
     def save(self) -> None:
-        """The first of all processes writes, with the sums of all."""
+        """Save a checkpoint with the sums over all processes. Only rank 0 writes."""
         state = self.trainer.state
         state.total_seconds = self.total_seconds
         sums = dict(zip(_SUMS, collectives.all_reduce_sum(*(getattr(state, name) for name in _SUMS)), strict=True))
@@ -183,7 +195,7 @@ class _CheckpointWriter:
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:
-        """Save where it is time or asked for; True where the time limit is over. All processes do the same."""
+        """Save a checkpoint if one is due, and return True in all processes if the time limit is exceeded."""
         settings, first = self.trainer.settings, collectives.rank() == 0
         due = first and time.monotonic() - self.saved > settings.save_every
         over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
@@ -203,21 +215,21 @@ class _CheckpointWriter:
     def _stop(self) -> None:
         if self.trainer.state.status == "running":
             self.save()
+            step = self.trainer.state.step
             if self.folder is None:
-                raise Interrupted(f"stopped by {self.stop.name} after step {self.trainer.state.step}; nothing is saved")
+                raise Interrupted(f"stopped by {self.stop.name} after step {step}: training was not saved")
             raise Interrupted(
-                f"stopped by {self.stop.name or 'a signal to another process'} after step {self.trainer.state.step}, "
-                "work saved; go on with --resume "
-                f"{printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
+                f"stopped by {self.stop.name or 'a signal to another process'} after step {step}: progress is saved. "
+                f"Resume with --resume {printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
             )
 
 
 def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: str) -> bool:
-    """Write the epoch's row, look for the best one, and turn the page. True where this epoch is the best so far."""
+    """Append the row of the epoch, reset the sums, and return True if this epoch is the best so far."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
-            f"the validation loss is not finite after epoch {state.epoch + 1}; the last checkpoint is from before: "
-            "start a new run with a lower --lr or --clip-grad 1"
+            f"cannot continue after epoch {state.epoch + 1}: expected a finite validation loss, got {scores.loss}. "
+            "Start a new run with a lower --lr or --clip-grad 1."
         )
     state.epoch += 1
     state.loss, state.metric_sum, state.seen = collectives.all_reduce_sum(state.loss, state.metric_sum, state.seen)  # type: ignore[assignment]
@@ -243,7 +255,7 @@ def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings,
 
 
 def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float:
-    """Where in [0, 1] of the whole run the step stands that `batch` of an epoch belongs to."""
+    """Return the position in [0, 1] in the run of the step that contains `batch`."""
     steps = -(-batches // settings.grad_accum_steps)
     return (epoch + batch // settings.grad_accum_steps / steps) / settings.epochs
 
@@ -251,9 +263,9 @@ def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float
 def _microbatches(
     count: int, bounds: list[tuple[int, int]], state: State, grad_accum_steps: int
 ) -> Iterator[tuple[slice, float]]:
-    """(piece of this process's `count` samples of the batch, its share in the samples of the step).
+    """Yield (slice of the `count` samples of this process, weight of its mean loss in the step).
 
-    A step is the mean over its samples, however they are split: among processes too, whose gradients are averaged.
+    A step minimizes the mean over its samples for any split, also among processes, whose gradients are averaged.
     """
     first = state.batch // grad_accum_steps * grad_accum_steps
     step = bounds[first : first + grad_accum_steps]
@@ -265,7 +277,7 @@ def _microbatches(
 
 
 def _step_seed(seed: int, step: int) -> int:
-    """What dropout and stochastic depth draw from in a step: something else in every process."""
+    """Return the seed of dropout and stochastic depth in a step. It differs between processes."""
     return seed * 1_000_003 + step + collectives.rank() * 2**40
 
 
@@ -275,7 +287,6 @@ def _require_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> Non
     state = trainer.state
     names = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
     raise NotFiniteError(
-        f"the {what} is not finite in step {state.step + 1}, epoch {state.epoch + 1}, with the "
-        f"{trainer.task.samples} {names}; no step was taken with it, and the last checkpoint is from before: start a "
-        "new run with a lower --lr or --clip-grad 1"
+        f"cannot take step {state.step + 1} of epoch {state.epoch + 1}: expected a finite {what}, got {value.item()} "
+        f"with the {trainer.task.samples} {names}. Start a new run with a lower --lr or --clip-grad 1."
     )

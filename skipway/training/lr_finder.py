@@ -1,6 +1,6 @@
-"""The learning-rate range test: rates that rise step by step, until the loss tells which one is too high.
+"""Learning-rate range test: increase the learning rate step by step until the loss diverges.
 
-Sources: Smith 2015, arXiv:1506.01186; the valley is that of fastai 2.
+Sources: Smith 2015, arXiv:1506.01186; the valley heuristic follows fastai 2.
 """
 
 import math
@@ -22,18 +22,22 @@ from skipway.training.trainer import Trainer
 
 __all__ = ["RangeTest", "range_test", "preserve_trainer", "train_step"]
 
-_WIDTH = 2.0  # steps, of the bell that smooths
-_DIVERGED = 4.0  # times the loss without any training: from there on it only gets worse
-_LEVELS = 100  # that a whole fall has
-_MIN_STEPS = 10  # steps without which nothing can be said
+_WIDTH = 2.0  # standard deviation of the Gaussian filter, in steps
+_DIVERGED = 4.0  # multiple of the initial loss at which the test stops
+_LEVELS = 100  # quantization levels of the range of the loss
+_MIN_STEPS = 10  # fewest steps from which a rate can be suggested
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """Learning rates with the losses of the steps that were taken with them, raw and smoothed, and what they suggest.
+    """Result of a range test.
 
-    steepest: where the smoothed loss falls fastest, over the logarithm of the rate.
-    valley: half way down its longest fall, which is careful.
+    Attributes:
+        rates: learning rate of each step.
+        losses: loss of each step.
+        smoothed: smoothed losses.
+        steepest: rate at which the smoothed loss falls fastest, over the logarithm of the rate.
+        valley: rate in the middle of the longest fall, a cautious choice.
     """
 
     rates: list[float]
@@ -44,11 +48,11 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float:
-        """Half way between the two, over the logarithm: the one is often too high and the other too low."""
+        """Geometric mean of `steepest`, which is often too high, and `valley`, which is often too low."""
         return math.sqrt(self.steepest * self.valley)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, the suggestion too."""
+        """Return the fields and the suggestion as plain values."""
         return {**asdict(self), "suggestion": self.suggestion}
 
 
@@ -61,14 +65,24 @@ def range_test(
     steps: int = 100,
     poll: Callable[[], None] = lambda: None,
 ) -> RangeTest:
-    """Take up to `steps` steps with rates from `lowest` to `highest`, and leave everything as it was.
+    """Run a range test and restore the trainer afterwards.
 
-    Weights, statistics of norms, optimiser, average and place in the run come back; no random number is drawn.
-    Batches are unlike each other: from the loss of each is taken what it would be without any training, less the mean
-    of that over all of them. What is left says what the rate does, also with few samples.
+    The initial loss differs between batches. The test subtracts this difference, so that the curve shows the effect of
+    the learning rate even with few samples.
+
+    Args:
+        trainer: restored completely: weights, buffers, optimizer, EMA, state and random generators.
+        batches: training batches; epochs repeat until there are `steps` of them.
+        lowest: learning rate of the first step.
+        highest: learning rate of the last step.
+        steps: number of steps, spaced evenly over the logarithm of the rate.
+        poll: called before each batch, to raise an error if a stop was requested.
+
+    Returns:
+        The curve and the suggested learning rate.
 
     Raises:
-        NotFiniteError: the loss is not finite within the first ten steps.
+        NotFiniteError: the loss diverges within the first ten steps.
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -87,8 +101,8 @@ def range_test(
                 break
     if len(losses) < _MIN_STEPS:
         raise NotFiniteError(
-            f"the loss is not finite after {len(losses)} steps of the range test, at learning rates up to "
-            f"{rates[-1] if rates else lowest:.3g}; look at the data, or give --lr a number"
+            f"cannot find a learning rate: expected a finite loss for {_MIN_STEPS} steps, got {len(losses)} steps up "
+            f"to a rate of {rates[-1] if rates else lowest:.3g}. Check the data, or set --lr."
         )
     return _suggest(rates, losses)
 
@@ -96,7 +110,7 @@ def range_test(
 def _batches(
     trainer: Trainer, batches: Batches, steps: int, poll: Callable[[], None]
 ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """(k, batch) of the first `steps` batches of however many epochs."""
+    """Yield (k, batch) for the first `steps` batches, over several epochs if needed."""
     epochs = chain.from_iterable(batches.epoch(epoch) for epoch in count())
     for k, (x, y, _) in zip(range(steps), epochs, strict=False):
         poll()
@@ -104,7 +118,7 @@ def _batches(
 
 
 def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
-    """What the k-th batch loses as the network stands, with the dropout that its step will have."""
+    """Compute the loss of the k-th batch without a step, with the same dropout as in its training step."""
     torch.manual_seed(trainer.settings.seed + k)
     with torch.no_grad():
         return _mean_over_processes(_penalized_loss(trainer, x, y))
@@ -112,7 +126,7 @@ def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
 
 @contextmanager
 def preserve_trainer(trainer: Trainer) -> Iterator[None]:
-    """Restore the trainer when the context ends: weights, buffers, optimizer, average, rates and random numbers."""
+    """Restore the trainer when the context ends: weights, buffers, optimizer, EMA, state and random generators."""
     tensors = {name: tensor.clone() for name, tensor in trainer.parts().items()}
     state, groups = asdict(trainer.state), [dict(group) for group in trainer.optimizer.param_groups]
     try:
@@ -125,7 +139,18 @@ def preserve_trainer(trainer: Trainer) -> Iterator[None]:
 
 
 def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
-    """Take the k-th step, with the learning rate `rate`; return the loss before it, the mean over all processes."""
+    """Take the k-th step with learning rate `rate`.
+
+    Args:
+        trainer: model and optimizer.
+        x: inputs of the batch.
+        y: targets of the batch.
+        k: number of the step, which seeds dropout.
+        rate: learning rate.
+
+    Returns:
+        The loss before the step, averaged over all processes. If it is not finite, no step is taken.
+    """
     torch.manual_seed(trainer.settings.seed + k)
     loss = _penalized_loss(trainer, x, y)
     if torch.isfinite(loss):
@@ -144,22 +169,22 @@ def _penalized_loss(trainer: Trainer, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _mean_over_processes(loss: Tensor) -> float:
-    """Over all processes."""
+    """Average a loss over all processes."""
     return collectives.all_reduce_sum(loss.item())[0] / collectives.world_size()
 
 
 def _suggest(rates: list[float], losses: list[float]) -> RangeTest:
-    """What losses say of rates: behind the lowest smoothed loss they say nothing."""
+    """Derive the suggested rates from the curve up to its minimum."""
     smoothed = _smooth(np.asarray(losses))
     falling = smoothed[: max(int(smoothed.argmin()) + 1, 3)]
     steepest = rates[int(np.gradient(falling).argmin())]
-    step = max(float(np.ptp(falling)) / _LEVELS, 1e-6)  # a line that is nearly flat does not fall
+    step = max(float(np.ptp(falling)) / _LEVELS, 1e-6)  # ignores the noise of a flat curve
     last, length = _longest_fall((falling / step).round().tolist())
     return RangeTest(rates, losses, smoothed.tolist(), steepest, rates[last - length // 2])
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:
-    """The mean of each loss and its neighbours, by a bell that is no later than the losses themselves."""
+    """Smooth losses with a centered Gaussian filter, which causes no lag."""
     distance = np.arange(len(losses))[:, None] - np.arange(len(losses))[None, :]
     weight = np.exp(-0.5 * (distance / _WIDTH) ** 2)
     smooth: np.ndarray = (weight @ losses) / weight.sum(axis=1)
@@ -167,7 +192,7 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def _longest_fall(values: list[float]) -> tuple[int, int]:
-    """(last index, length) of the longest sequence of falling values, which may leave out what rises between them."""
+    """Return (last index, length) of the longest decreasing subsequence."""
     length = [1] * len(values)
     for i in range(len(values)):
         length[i] += max((length[j] for j in range(i) if values[i] < values[j]), default=0)

@@ -1,6 +1,6 @@
-"""What a network makes of a set of images, and the figures that follow from it.
+"""Scores of a model on a set of samples, and the metrics computed from them.
 
-Shapes: N images, K classes.
+Shapes: N samples, K classes.
 """
 
 import math
@@ -29,71 +29,71 @@ __all__ = [
     "softmax",
 ]
 
-_BINS = 15  # of probability, over which calibration is measured
+_BINS = 15  # probability bins of the calibration error
 
 
 class Batches(Protocol):
-    """Batches as the training room needs them: (x (B, C, S, S), y (B,), ids (B,))."""
+    """Protocol of a source of batches (x (B, C, S, S), y (B,), ids (B,))."""
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
-        """(begin, end) of each batch of an epoch, counted in images."""
+        """(begin, end) of each batch of an epoch, in samples."""
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-        """The batches of an epoch from the `start`-th on."""
+        """Yield the batches of an epoch, starting with batch `start`."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a network does on each sample of a set: ids (N,) and plain losses (N,); `figure` is what goes up."""
+    """Scores of each sample: ids (N,) and unweighted losses (N,)."""
 
     ids: np.ndarray
     losses: np.ndarray
 
     @property
     def loss(self) -> float:
-        """The mean over samples."""
+        """Mean loss over the samples."""
         return float(self.losses.mean())
 
     @property
     def primary_metric(self) -> float:
-        """What the task's figure is for the whole set."""
+        """Value of the primary metric of the task on the set."""
         raise NotImplementedError
 
     def finite(self) -> np.ndarray:
-        """Return (N,) whether the outputs for each sample are numbers that metrics can be computed of."""
+        """Return a mask (N,) of the samples whose outputs are finite."""
         return np.isfinite(self.losses)
 
 
 @dataclass(frozen=True)
 class ClassScores(Scores):
-    """Probabilities (N, K) and true classes (N,) beside the cross-entropies."""
+    """Scores of a classification: cross-entropies, probabilities (N, K) and true classes (N,)."""
 
     probabilities: np.ndarray
     labels: np.ndarray
 
     @property
     def predicted(self) -> np.ndarray:
-        """(N,) the likeliest class of each image."""
+        """Class (N,) with the highest probability."""
         return self.probabilities.argmax(axis=1)
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose likeliest class is the true one."""
+        """Top-1 accuracy in [0, 1]."""
         return float((self.predicted == self.labels).mean())
 
     primary_metric = accuracy
 
     def finite(self) -> np.ndarray:
-        """Return (N,) whether the outputs for each sample are finite."""
+        """Return a mask (N,) of the samples whose outputs are finite."""
         return super().finite() & np.isfinite(self.probabilities).all(axis=1)
 
     def confusion(self) -> np.ndarray:
-        """(K, K) counts: rows true, columns predicted."""
+        """Compute the confusion matrix (K, K): rows are true classes, columns predicted classes."""
         classes = self.probabilities.shape[1]
         flat = np.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
         return flat.reshape(classes, classes)
@@ -101,14 +101,14 @@ class ClassScores(Scores):
 
 @dataclass(frozen=True)
 class RegressionScores(Scores):
-    """Predicted and true numbers (N,), both in the target's own unit, beside the squared errors of scaled ones."""
+    """Scores of a regression: predictions and targets (N,) in the original unit, and squared standardized errors."""
 
     predicted: np.ndarray
     targets: np.ndarray
 
     @property
     def r2(self) -> float:
-        """The share of the targets' variance that is explained: 1 at best, 0 for always saying their mean."""
+        """Coefficient of determination: 1 at best, 0 for a constant prediction of the mean."""
         residual = float(((self.targets - self.predicted) ** 2).sum())
         total = float(((self.targets - self.targets.mean()) ** 2).sum())
         return 1 - residual / total if total > 0 else float(residual == 0)
@@ -116,25 +116,25 @@ class RegressionScores(Scores):
     primary_metric = r2
 
     def finite(self) -> np.ndarray:
-        """Return (N,) whether the predicted number for each sample is finite."""
+        """Return a mask (N,) of the samples whose prediction is finite."""
         return super().finite() & np.isfinite(self.predicted)
 
     @property
     def mae(self) -> float:
-        """The mean absolute error."""
+        """Mean absolute error in the original unit."""
         return float(np.abs(self.targets - self.predicted).mean())
 
     @property
     def rmse(self) -> float:
-        """The root of the mean squared error."""
+        """Root mean squared error in the original unit."""
         return float(((self.targets - self.predicted) ** 2).mean() ** 0.5)
 
 
 class Scorer(Protocol):
-    """What `score` needs of a task."""
+    """Protocol of the part of a task that `score` uses."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Any:
-        """What is to be said of outputs (N, K) for targets (N,)."""
+        """Compute the scores of outputs (N, K) for targets (N,)."""
 
 
 def score(
@@ -146,15 +146,24 @@ def score(
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
 ) -> Any:
-    """The scores of `network` in evaluation mode on every sample of `batches` once; its own mode comes back after.
+    """Evaluate a model on every sample of `batches`.
 
-    Several processes, each with its part of the batches, all get the scores of the whole.
+    Args:
+        network: set to evaluation mode, and back to its previous mode at the end.
+        batches: with several processes, each process iterates over its part.
+        task: computes the scores from the outputs.
+        autocast: returns the context of a forward pass.
+        device: device of the inputs.
+        poll: called before each batch, to raise an error if a stop was requested.
+
+    Returns:
+        The scores of all samples, in every process.
     """
     training = network.training
     network.eval()
     parts: list[tuple[Tensor, Tensor, np.ndarray]] = []
     try:
-        with torch.no_grad():  # weights that are shared out outlive an inference mode, in which they are fetched
+        with torch.no_grad():  # not inference_mode: FSDP weights gathered in it could not be used in training
             for x, y, ids in batches.epoch():
                 poll()
                 with autocast():
@@ -168,30 +177,45 @@ def score(
 
 
 def softmax(outputs: Tensor) -> Tensor:
-    """Return the probabilities (N, K) of outputs (N, K): NaN for a sample whose outputs are not all finite."""
+    """Compute probabilities (N, K) from logits (N, K); NaN for samples with a logit that is not finite.
+
+    >>> softmax(torch.tensor([[0.0, 0.0], [math.inf, 0.0]]))
+    tensor([[0.5000, 0.5000],
+            [   nan,    nan]])
+    """
     return outputs.softmax(1).masked_fill(~outputs.isfinite().all(1, keepdim=True), math.nan)
 
 
 class Averaged(nn.Module):
-    """What a network makes of several views of each input: the logarithm of their mean probabilities (B, K)."""
+    """Test-time augmentation: the logarithm of the mean probabilities (B, K) over several views of each input.
+
+    Args:
+        network: returns logits (B, K).
+        views: returns the views of a batch, each of its shape.
+    """
 
     def __init__(self, network: nn.Module, views: Callable[[Tensor], list[Tensor]]):
         super().__init__()
         self.network, self.views = network, views
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, K)."""
+        """Average the predictions: (B, C, S, S) -> (B, K)."""
         outputs = torch.stack([self.network(view).float().log_softmax(1) for view in self.views(x)])
         return outputs.logsumexp(0) - math.log(len(outputs))
 
 
 def compute_metrics(scores: Scores) -> dict[str, float]:
-    """What people ask of a classifier or a regression, by name; a figure that the set cannot give is left out.
+    """Compute the metrics of a classification or a regression.
 
-    accuracy, loss; top5_accuracy (from six classes on); balanced_accuracy, the mean recall of the classes that are
-    there; macro_f1, over the same; auroc, one class against the rest, the mean of them (Hanley and McNeil 1982);
-    ece, how far probabilities are from shares, over 15 bins (Guo et al. 2017, arXiv:1706.04599).
-    Of numbers: r2; mae and rmse in the target's own unit; loss.
+    Args:
+        scores: scores of a set.
+
+    Returns:
+        Metrics by name. Classification: accuracy, loss, balanced_accuracy (mean recall), macro_f1, top5_accuracy (for
+        more than 5 classes), auroc and ece. auroc is one-vs-rest (Hanley and McNeil 1982). ece is the expected
+        calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599). Recall, F1 and auroc are averaged over the
+        classes in the set, and auroc is omitted for a single class. Regression: r2, mae and rmse in the original unit,
+        and loss.
 
     Raises:
         NotFiniteError: the outputs for a sample are NaN or infinite.
@@ -222,7 +246,12 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
 
 
 def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """class, count, precision, recall and f1 of every class; 0 where a figure has no meaning."""
+    """Return class, count, precision, recall and f1 of each class. Undefined values are 0.
+
+    Args:
+        scores: scores of a classification.
+        names: (K,) class names.
+    """
     precision, recall, f1, count = _precision_recall_f1(scores.confusion())
     return [
         {
@@ -236,18 +265,18 @@ def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any
     ]
 
 
-# Some lines of arithmetic each: scikit-learn gives the same, but importing it takes a second of every run.
+# scikit-learn returns the same values, but importing it takes 1 second.
 
 
 def _precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return precision, recall, F1 and the count of every class, of (K, K) counts with rows true; 0 / 0 is 0."""
+    """Return precision, recall, F1 and count of each class of a confusion matrix with true rows; 0 / 0 is 0."""
     hits, count, answers = confusion.diagonal().astype(float), confusion.sum(axis=1), confusion.sum(axis=0)
     precision, recall = hits / np.maximum(answers, 1), hits / np.maximum(count, 1)
     return precision, recall, 2 * hits / np.maximum(count + answers, 1), count
 
 
 def _auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return the chance that a positive sample has a higher score than a negative one; a tie counts half."""
+    """Return the probability that a positive sample has a higher score than a negative one; a tie counts half."""
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positives = int(positive.sum())

@@ -1,4 +1,4 @@
-"""Where memory runs out, batches are computed in pieces: half as large each time, their gradients summed."""
+"""Recovery from running out of memory: batches are split into microbatches whose gradients are accumulated."""
 
 import gc
 from collections.abc import Callable
@@ -18,26 +18,36 @@ __all__ = ["retry_with_microbatches"]
 def retry_with_microbatches(
     fit: Callable[[], State], trainer: Trainer, *, folder: Path, batch_size: int, console: Console
 ) -> State:
-    """What `fit` gives; where memory runs out, again from the newest checkpoint in `folder` with pieces half as large.
+    """Call `fit`, and retry from the newest checkpoint with microbatches half as large if it runs out of memory.
 
-    A step is the same mean over the same samples, but norms see the pieces. The number of pieces is part of the state,
-    so that a resumed run keeps it.
+    Each step averages the same samples, but batch norm uses the statistics of a microbatch. The number of microbatches
+    is part of the state, so that a resumed run uses it again.
+
+    Args:
+        fit: runs the training loop and returns the final state.
+        trainer: restored from the checkpoint before a retry.
+        folder: folder of the checkpoints.
+        batch_size: samples per batch.
+        console: reports each retry.
+
+    Returns:
+        The result of `fit`.
 
     Raises:
-        StorageError: memory does not hold pieces of two samples either.
+        StorageError: two samples do not fit into memory.
     """
     while True:
         try:
             return fit()
         except (MemoryError, RuntimeError) as error:
-            if collectives.world_size() > 1 or not is_out_of_memory(error):  # the other processes would not go back
+            if collectives.world_size() > 1 or not is_out_of_memory(error):  # other processes would not retry
                 raise
-        # Outside of the handler, so that the error no longer holds what was computed.
+        # Outside of the handler, so that the traceback no longer keeps tensors alive.
         pieces = 2 * trainer.state.num_microbatches
         if batch_size // pieces < 2:
             raise StorageError(
-                f"memory ran out with batches of {batch_size} in {trainer.state.num_microbatches} pieces; what is "
-                "saved is whole: give a smaller --img-size, a smaller --model or a machine with more memory"
+                f"ran out of memory with batch size {batch_size} in {trainer.state.num_microbatches} microbatches. Use "
+                "a smaller --img-size or --model, or a machine with more memory. Saved checkpoints are intact."
             )
         trainer.optimizer.zero_grad(set_to_none=True)
         gc.collect()
@@ -47,6 +57,6 @@ def retry_with_microbatches(
         trainer.restore(newest.tensors, newest.state["state"])
         trainer.state.num_microbatches = pieces
         console.print(
-            f"  memory ran out with batches of {batch_size}: from step {trainer.state.step} on they are computed in "
-            f"{pieces} pieces, which norms see one by one"
+            f"  ran out of memory with batch size {batch_size}: from step {trainer.state.step} on, each batch is split "
+            f"into {pieces} microbatches (batch norm uses the statistics of a microbatch)"
         )

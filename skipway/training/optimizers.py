@@ -1,8 +1,8 @@
-"""Optimisers by name: SGD with Nesterov's momentum, AdamW, and Muon for the matrices with AdamW for the rest.
+"""Optimizers by name: SGD with Nesterov momentum, AdamW, and Muon (with AdamW for parameters that are not matrices).
 
-Sources: AdamW, Loshchilov and Hutter 2017, arXiv:1711.05101; Muon, Jordan et al. 2024 (kellerjordan.github.io), at the
-rates of AdamW by Liu et al. 2025, arXiv:2502.16982; rates that fall with depth, Howard and Ruder 2018,
-arXiv:1801.06146.
+Sources: AdamW, Loshchilov and Hutter 2017, arXiv:1711.05101; Muon, Jordan et al. 2024 (kellerjordan.github.io), scaled
+to the learning rates of AdamW, Liu et al. 2025, arXiv:2502.16982; layer-wise learning-rate decay, Howard and Ruder
+2018, arXiv:1801.06146.
 """
 
 import inspect
@@ -17,9 +17,9 @@ OPTIMIZERS = ("sgd", "adamw", "muon")
 
 
 class _Eager(torch.optim.Optimizer):
-    """The methods of torch's optimizers without their guards against torch.compile.
+    """Methods of torch.optim.Optimizer without their torch.compile guards.
 
-    The guards import torch._dynamo at the first call, which takes most of a second, and change nothing in eager mode.
+    The guards import torch._dynamo at the first call, which takes almost 1 second, and have no effect in eager mode.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -41,11 +41,23 @@ class _MatrixMuon(_Eager, torch.optim.Muon):
 
 
 class Muon(_Eager):
-    """torch's Muon for the groups with `matrix`, its AdamW for the others.
+    """Apply torch.optim.Muon to the parameter groups with `matrix`, and AdamW to the others.
 
-    Muon makes the update of a matrix orthogonal, of a size that lets AdamW's learning rates serve both. A kernel
-    (O, I, *) is taken as a matrix (O, I * ...), its columns in the order in which they stand in memory: to
-    orthogonality their order is nothing.
+    Muon orthogonalizes the update of a matrix and scales it so that the learning rate of AdamW fits both. A kernel
+    (O, I, *) is reshaped to a matrix (O, I * ...). Its columns keep their order in memory, which does not affect
+    orthogonality.
+
+    Args:
+        groups: parameter groups; the optional key `matrix` selects Muon.
+        lr: learning rate.
+        momentum: momentum of Muon and first beta of AdamW.
+
+    >>> weight = nn.Parameter(torch.ones(2, 3))
+    >>> optimizer = Muon([{"params": [weight], "matrix": True}], lr=0.1, momentum=0.9)
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> bool((weight < 1).all())
+    True
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float):
@@ -55,8 +67,8 @@ class Muon(_Eager):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step of each."""
-        if self.rest is not None:  # it works on these very groups and states, also after others were loaded
+        """Take a step; `closure` is not supported."""
+        if self.rest is not None:  # AdamW shares these groups and states, also after load_state_dict
             self.rest.param_groups = [group for group in self.param_groups if not group["matrix"]]
             self.rest.state = self.state
             self.rest.step()
@@ -86,14 +98,14 @@ class Muon(_Eager):
 
 
 def _matrix(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` as a matrix, its columns in the order of the memory of `like`, of whose own values it is a view."""
-    if tensor.dim() < 3:  # a matrix already, as the states of older checkpoints
+    """View `tensor` as a matrix, with its columns in the memory order of `like`."""
+    if tensor.dim() < 3:  # already a matrix, as in the states of older checkpoints
         return tensor
     return (tensor.permute(0, 2, 3, 1) if _channels_last(like) else tensor).flatten(1)
 
 
 def _kernel(matrix: Tensor, like: Tensor) -> Tensor:
-    """What `_matrix` made of a tensor shaped as `like`, in that shape again: the same memory."""
+    """View a matrix in the shape of `like`: the inverse of `_matrix`."""
     if not _channels_last(like):
         return matrix.view(like.shape)
     out, into, *sizes = like.shape
@@ -114,13 +126,23 @@ def make_optimizer(
     bias_lr_mult: float = 1.0,
     layer_decay: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimiser of that name; weight decay on weights alone, not on norms and biases.
+    """Create an optimizer. Weight decay applies to weights, not to norms and biases.
 
     Args:
-        bias_lr_mult: learning rate of norms and biases over that of weights.
-        layer_decay: learning rate of each part of the network (stem, stages, head) over that of the part behind it.
+        network: the parameters that require gradients are optimized.
+        name: one of OPTIMIZERS.
+        lr: learning rate.
+        momentum: momentum of SGD and Muon; first beta of AdamW.
+        weight_decay: weight decay.
+        bias_lr_mult: learning-rate multiplier of norms and biases.
+        layer_decay: learning rate of each child of the network (stem, stages, head) divided by that of the next one.
 
-    Each group carries the `factor` that its learning rate is multiplied by: see `set_rates`.
+    Returns:
+        The optimizer. Each parameter group has a `factor` by which `set_rates` multiplies the learning rate.
+
+    >>> optimizer = make_optimizer(nn.Linear(4, 2), "sgd", lr=0.1, momentum=0.9, weight_decay=5e-4)
+    >>> [group["weight_decay"] for group in optimizer.param_groups]
+    [0.0005, 0.0]
     """
     parts = [part for part in network.children() if any(True for _ in part.parameters())]
     depths: dict[nn.Parameter, int] = {}
@@ -135,7 +157,7 @@ def make_optimizer(
             "weight_decay": weight_decay if weight else 0.0,
             "factor": layer_decay ** (len(parts) - 1 - depths.get(p, len(parts) - 1))
             * (1.0 if weight else bias_lr_mult),
-            "matrix": name == "muon" and weight and p is not matrices[-1],  # the rows of a head are no such matrix
+            "matrix": name == "muon" and weight and p is not matrices[-1],  # Muon is not suited to the head
         }
         groups.setdefault(tuple(group.values()), {**group, "params": []})["params"].append(p)
     if name == "muon":
@@ -146,7 +168,7 @@ def make_optimizer(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Give every group its share of the learning rate, and the momentum (for AdamW and Muon the first beta)."""
+    """Set the learning rate, times the factor of each group, and the momentum (the first beta for AdamW and Muon)."""
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * lr
         if "betas" in group:

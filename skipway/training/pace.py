@@ -1,4 +1,4 @@
-"""Pace: how long an epoch takes on this machine, from a few measured steps, and how many epochs fit into a time."""
+"""Pace: measured duration of an epoch on this machine, and the number of epochs that fit into a time limit."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,33 +16,40 @@ from skipway.training.trainer import Trainer
 
 __all__ = ["Pace", "epochs_within", "measure_pace", "step_seconds"]
 
-_WARM_UP, _MEASURED = 2, 3  # batches: the first ones allocate memory and choose kernels
-_LATEST = 10**9  # an epoch by which images have grown to their full size
-_MOST_EPOCHS, _MOST_STEPS = 60, 5000  # a longer run brings little: whichever of the two is more
-_MARGIN = 0.95  # share of the time that is planned for: a few steps tell the pace no better
+_WARM_UP, _MEASURED = 2, 3  # batches; the first ones allocate memory and choose kernels
+_LATEST = 10**9  # an epoch at which images have reached their full size
+_MOST_EPOCHS, _MOST_STEPS = 60, 5000  # longer runs improve little; the longer of the two limits applies
+_MARGIN = 0.95  # share of the time limit to plan for, because a few steps measure the pace only roughly
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an epoch of training while images have their first and their full size, and of one validation."""
+    """Seconds per epoch.
+
+    Attributes:
+        first: training on images of the first size.
+        full: training on images of the full size.
+        validation: one validation.
+    """
 
     first: float
     full: float
     validation: float
 
     def seconds(self, growth: Sequence[float]) -> float:
-        """Return the seconds of a run.
+        """Estimate the seconds of a run.
 
         Args:
-            growth: for each epoch how far images have grown, by area: 0 for the first size, 1 for the full one.
+            growth: image size of each epoch, linear in the area: 0 is the first size, 1 the full size.
         """
         return sum(self.first + share * (self.full - self.first) + self.validation for share in growth)
 
 
 def measure_pace(trainer: Trainer, train: Batches, validation: Batches) -> Pace:
-    """Measure a few steps of training and of evaluation; the trainer is left as it was.
+    """Measure a few training steps and validation batches, and restore the trainer.
 
-    Processes measure together, and the slowest of them counts.
+    Returns:
+        The pace of the slowest process.
     """
     with preserve_trainer(trainer):
         trainer.to_train()
@@ -52,13 +59,16 @@ def measure_pace(trainer: Trainer, train: Batches, validation: Batches) -> Pace:
 
 
 def epochs_within(seconds: float, pace: Pace, steps: int, growth: Callable[[int], Sequence[float]]) -> int:
-    """Return the most epochs that fit into `seconds`, at least 1.
+    """Return the largest number of epochs that fit into `seconds`, at least 1.
 
     Args:
-        seconds: for training and validation, all in all.
-        pace: as measured.
+        seconds: time limit of training and validation.
+        pace: see `measure_pace`.
         steps: batches in an epoch.
-        growth: returns for a number of epochs what `Pace.seconds` takes.
+        growth: returns the image size of each epoch for a number of epochs, see `Pace.seconds`.
+
+    >>> epochs_within(100.0, Pace(first=4.0, full=4.0, validation=1.0), steps=50, growth=lambda epochs: [1.0] * epochs)
+    19
     """
     most = max(_MOST_EPOCHS, -(-_MOST_STEPS // steps))
     low, high = 1, most
@@ -72,11 +82,11 @@ def epochs_within(seconds: float, pace: Pace, steps: int, growth: Callable[[int]
 
 
 def step_seconds(layers: Sequence[nn.Module], x: Tensor, precision: str) -> float:
-    """Return the seconds that a forward and a backward pass take for one sample of a batch: the best of a few.
+    """Measure the seconds per sample of a forward and a backward pass: the best of a few.
 
     Args:
-        layers: in their order; their gradients are overwritten.
-        x: (B, ...), what the first one takes.
+        layers: layers in forward order; gradients are accumulated in their parameters.
+        x: (B, ...), input of the first layer.
         precision: "bf16" or "fp32".
     """
     seconds = []
@@ -89,7 +99,7 @@ def step_seconds(layers: Sequence[nn.Module], x: Tensor, precision: str) -> floa
 
 
 def _training_seconds(trainer: Trainer, batches: Batches, epoch: int) -> float:
-    """Return the seconds of an epoch, by a few steps of it: the median, so that one interruption does not count."""
+    """Estimate the seconds of an epoch from the median step, which is robust to an interruption."""
 
     def step(k: int, x: Tensor, y: Tensor) -> None:
         train_step(trainer, x, y, k, rate=0.0)
@@ -112,7 +122,7 @@ def _validation_seconds(trainer: Trainer, batches: Batches) -> float:
 def _batch_seconds(
     trainer: Trainer, batches: Batches, epoch: int, *, count: int, compute: Callable[[int, Tensor, Tensor], None]
 ) -> list[float]:
-    """Return the seconds of each of the first `count` batches of an epoch: to make it, and to compute with it."""
+    """Measure the seconds to load and process each of the first `count` batches of an epoch."""
     seconds = []
     begin = time.monotonic()
     for k, (x, y, _) in enumerate(islice(batches.epoch(epoch), count)):

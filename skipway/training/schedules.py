@@ -1,10 +1,10 @@
-"""Schedules: the learning rate as a share of its highest value, a function of the position in [0, 1] of a run.
+"""Learning-rate schedules: functions of the position in [0, 1] in a run that return a share of the peak learning rate.
 
-They know no step and no model, so they draw, test and resume by themselves, and are put together by `sequential` and
-`scaled`.
-Sources: one-cycle, Smith and Topin 2017, arXiv:1708.07120, and Smith 2018, arXiv:1803.09820, for its momentum; cosine,
-Loshchilov and Hutter 2016, arXiv:1608.03983; warm-up, Goyal et al. 2017, arXiv:1706.02677; steps, He et al. 2015,
-arXiv:1512.03385; flat, then cosine: J. Howard's `fit_flat_cos` (fastai, 2019).
+Schedules are pure functions without a step counter, so that they can be plotted, tested and resumed. `sequential` and
+`scaled` compose them.
+Sources: one-cycle, Smith and Topin 2017, arXiv:1708.07120; its momentum, Smith 2018, arXiv:1803.09820; cosine,
+Loshchilov and Hutter 2016, arXiv:1608.03983; warmup, Goyal et al. 2017, arXiv:1706.02677; steps, He et al. 2015,
+arXiv:1512.03385; flat-cosine, J. Howard's `fit_flat_cos` (fastai, 2019).
 """
 
 import math
@@ -16,7 +16,7 @@ Schedule = Callable[[float], float]
 
 
 def anneal(start: float, end: float, *, straight: bool = False) -> Schedule:
-    """From `start` to `end`, along half a cosine or a straight line.
+    """Anneal from `start` to `end` along half a cosine, or along a line if `straight`.
 
     >>> anneal(0.0, 1.0)(0.5)
     0.5
@@ -30,7 +30,7 @@ def anneal(start: float, end: float, *, straight: bool = False) -> Schedule:
 
 
 def sequential(*parts: tuple[float, Schedule]) -> Schedule:
-    """Schedules one after the other, each with the share of the run that is its own; the shares sum to 1.
+    """Run schedules one after another, each for its share of the run. The shares sum to 1.
 
     >>> rise_and_fall = sequential((0.25, anneal(0.0, 1.0)), (0.75, anneal(1.0, 0.0)))
     >>> rise_and_fall(0.25), rise_and_fall(1.0)
@@ -50,17 +50,21 @@ def sequential(*parts: tuple[float, Schedule]) -> Schedule:
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """The same course, `factor` times as high."""
+    """Multiply a schedule by `factor`.
+
+    >>> scaled(constant, 0.5)(0.3)
+    0.5
+    """
     return lambda position: factor * schedule(position)
 
 
 def constant(position: float) -> float:
-    """1 throughout."""
+    """Return 1 at every position."""
     return 1.0
 
 
 def steps(position: float) -> float:
-    """A tenth from the middle on, a hundredth from three quarters on."""
+    """Return 1 in the first half, 0.1 until three quarters, and 0.01 after that."""
     if position < 0.5:
         return 1.0
     return 0.1 if position < 0.75 else 0.01
@@ -76,14 +80,30 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def make_schedule(name: str, frozen: float = 0.0) -> Schedule:
-    """The schedule of that name; where a share of the run is `frozen`, once for that part and once for the rest."""
+    """Return the schedule `name`, restarted at half its height after the share `frozen` of the run.
+
+    Args:
+        name: a key of SCHEDULES.
+        frozen: share of the run in which only the head is trained.
+
+    >>> make_schedule("constant", frozen=0.2)(0.9)
+    0.5
+    """
     schedule = SCHEDULES[name]
     return sequential((frozen, schedule), (1 - frozen, scaled(schedule, 0.5))) if frozen else schedule
 
 
 def momentum_at(name: str, momentum: float, rate: float) -> float:
-    """The momentum where the learning rate is `rate` of its highest: `momentum` there, and nearer to 1 below it.
+    """Return the momentum for a learning rate.
 
-    One-cycle moves the two against each other; the other schedules keep their momentum.
+    One-cycle raises the momentum towards 1 as the learning rate falls. The other schedules keep it constant.
+
+    Args:
+        name: a key of SCHEDULES.
+        momentum: momentum at the peak learning rate.
+        rate: learning rate as a share of its peak.
+
+    >>> momentum_at("one-cycle", 0.9, rate=0.5), momentum_at("cosine", 0.9, rate=0.5)
+    (0.925, 0.9)
     """
     return momentum + (1 - min(rate, 1.0)) * (1 - momentum) / 2 if name == "one-cycle" else momentum

@@ -1,4 +1,4 @@
-"""Differences between the settings of this run and those in a checkpoint, one line for each field."""
+"""Differences between the settings of a run and those in its checkpoint."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,13 +8,14 @@ from skipway.errors import printable
 __all__ = ["differences"]
 
 _ABSENT = object()
-_LONG = 12  # longer lists (class names) are compared entry by entry, shorter ones (stages) are shown whole
+_LONG = 12  # longer lists (class names) are compared entry by entry, shorter ones (stages) are printed in full
 
 
 def differences(current: dict[str, Any], saved: dict[str, Any]) -> list[str]:
-    """Return one line for every field of `current` and of `saved`, the checkpoint's, that differs.
+    """Return a line for each field that differs between `current` and `saved`. A list equals a tuple.
 
-    Lists equal tuples.
+    >>> differences({"lr": 0.1, "epochs": 3}, {"lr": 0.2, "epochs": 3})
+    ['lr: 0.1 here, 0.2 in the checkpoint']
     """
     return [f"{where}: {_show(a)} here, {_show(b)} in the checkpoint" for where, a, b in _walk(current, saved)]
 

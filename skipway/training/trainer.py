@@ -1,4 +1,4 @@
-"""What a training run consists of: settings, network, optimiser, average, device, and where it is."""
+"""Trainer: the settings, model, optimizer, EMA, device and state of a training run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,13 +20,13 @@ from skipway.training.schedules import make_schedule, momentum_at
 
 __all__ = ["Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
 
-# The type that autocast computes in, by precision.
+# Data type of autocast by precision.
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the fields are those of a Recipe with everything decided."""
+    """Resolved training options; see the fields of a Recipe."""
 
     epochs: int
     lr: float
@@ -35,14 +35,14 @@ class Settings:
     weight_decay: float = 5e-4
     bias_lr_mult: float = 1.0
     schedule: str = "one-cycle"
-    head: str = "train"  # how the first epoch fits the head: by gradient steps, or by "regression"
-    freeze_epochs: int = 0  # epochs in which only the head learns
-    freeze_until: str | None = None  # layer up to which none learns; then the norms of all keep their statistics
-    layer_decay: float = 1.0  # learning rate of each part of the network over that of the part behind it
+    head: str = "train"  # fit the head in the first epoch by gradient steps, or by "regression"
+    freeze_epochs: int = 0  # epochs in which only the head is trained
+    freeze_until: str | None = None  # last frozen layer; if set, all batch norms keep their statistics
+    layer_decay: float = 1.0  # learning rate of each child of the network divided by that of the next one
     label_smoothing: float = 0.1
     class_weights: tuple[float, ...] | None = None
-    l1: float = 0.0  # times the sum of the weights' sizes, added to the loss
-    l2: float = 0.0  # times the sum of their squares
+    l1: float = 0.0  # factor of the sum of absolute weights in the loss
+    l2: float = 0.0  # factor of the sum of squared weights in the loss
     ema: float | None = None
     clip_grad: float | None = None
     grad_accum_steps: int = 1
@@ -52,18 +52,18 @@ class Settings:
     precision: str = "fp32"
     device: str = "cpu"
     save_every: float = 120.0
-    recompute: int | str = "none"  # blocks in a group of which only the input is kept: see `recompute`
-    fsdp: bool = False  # weights, gradients and optimiser states split over the processes
+    recompute: int | str = "none"  # activation checkpointing: blocks per checkpointed group, see `recompute`
+    fsdp: bool = False  # shard weights, gradients and optimizer states over the processes
 
 
 @dataclass
 class State:
-    """Where a run is: what stands in a checkpoint beside the tensors."""
+    """Progress of a run, saved in each checkpoint next to the tensors."""
 
     epoch: int = 0
-    batch: int = 0  # batches of the epoch that are done
-    step: int = 0  # optimiser steps that are done
-    loss: float = 0.0  # sums over the epoch so far
+    batch: int = 0  # completed batches of the epoch
+    step: int = 0  # completed optimizer steps
+    loss: float = 0.0  # loss, metric_sum and seen are sums over the epoch so far
     metric_sum: float = 0.0
     seen: int = 0
     seconds: float = 0.0
@@ -72,11 +72,11 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
-    num_microbatches: int = 1  # that a batch is computed in, since memory does not hold it whole
+    num_microbatches: int = 1  # more than 1 after running out of memory
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself (AMX, AVX512-BF16, recent GPUs)."""
+    """Return True if the hardware multiplies bfloat16 matrices natively (AMX, AVX512-BF16, recent GPUs)."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -84,9 +84,9 @@ def has_bf16(device: str) -> bool:
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """Restore the caller's thread count and random number generators, of which each process has one.
+    """Restore the thread count and the random generators of the process when the context ends.
 
-    CUDA is left alone if the process has not used it: in a forked worker it cannot be. It is seeded as before then.
+    If CUDA is not initialized, it stays so, because a forked worker cannot initialize it. Only its seed is restored.
     """
     threads, seed, has_cuda = torch.get_num_threads(), torch.initial_seed(), torch.cuda.is_initialized()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if has_cuda else []):
@@ -99,9 +99,19 @@ def preserve_global_state() -> Iterator[None]:
 
 
 class Trainer:
-    """What one run of `fit` holds: network, optimiser, average, device, and where it is.
+    """Model, optimizer, EMA, device and progress of a training run.
 
-    `name_of(id)` is what errors call an image.
+    Args:
+        network: moved to the device, and sharded or replicated if several processes train.
+        settings: resolved training options.
+        name_of: returns the name of a sample id for error messages.
+        task: loss and metrics, default a classification.
+
+    Attributes:
+        network: the network that is trained.
+        model: `network`, wrapped in DistributedDataParallel if several processes train replicas.
+        average: EMA of the weights, or None.
+        state: progress of the run.
     """
 
     def __init__(
@@ -132,13 +142,13 @@ class Trainer:
         self.set_ends(settings)
 
     def set_ends(self, settings: Settings) -> None:
-        """Train by `settings`, of which only the epochs, frozen ones included, and the time limit may have changed."""
+        """Use `settings`, which may differ only in the epochs, the frozen epochs and the time limit."""
         self.settings = settings
         self.lr_schedule = make_schedule(settings.schedule, min(settings.freeze_epochs / settings.epochs, 0.99))
-        self.until = settings.epochs  # where this network's part of the run ends
+        self.until = settings.epochs  # last epoch before the network grows or the run ends
 
     def _to_device(self, network: nn.Module) -> nn.Module:
-        """`network` on the device: whole, or where it is to be shared out this process's part of it."""
+        """Move a network to the device, and shard it if FSDP is used."""
         if self.settings.fsdp:
             return shard_model(network, self.device.type)
         return network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -151,11 +161,11 @@ class Trainer:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network whose accuracy counts: the average where there is one."""
+        """Network to evaluate and save: the EMA if there is one."""
         return self.network if self.average is None else self.average.module
 
     def to_train(self) -> None:
-        """Training mode as the epoch has it: norms of layers that are frozen keep their statistics too."""
+        """Set the training mode of the epoch: freeze layers, including the statistics of their batch norms."""
         self.network.train()
         frozen = self._frozen_layers()
         previously_frozen = self.frozen_params
@@ -166,20 +176,19 @@ class Trainer:
             for layer in self.network.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
-        if not self.settings.fsdp:  # FSDP settles which parameters have gradients when it shards the model
+        if not self.settings.fsdp:  # FSDP fixes the parameters with gradients when it shards the model
             for p in self.trainable_params:
                 p.requires_grad_(p not in self.frozen_params)
         if previously_frozen != self.frozen_params:
-            self.model = (
-                self._wrap_replicas()
-            )  # DistributedDataParallel expects gradients of what learns now, no others
+            # DistributedDataParallel fixes the parameters with gradients when it is created.
+            self.model = self._wrap_replicas()
 
     def _frozen_layers(self) -> list[nn.Module]:
-        """Return the layers that do not learn in this epoch: those before the head, fewer, or none."""
+        """Return the frozen layers of this epoch: those before the head, those up to `freeze_until`, or none."""
         layers = dict(self.network.named_children())
         if self.state.epoch < self.settings.freeze_epochs:
             trunk = list(layers.values())
-            while trunk and not any(True for _ in trunk.pop().parameters()):  # what is left stands before the head
+            while trunk and not any(True for _ in trunk.pop().parameters()):  # removes the head
                 pass
             return trunk
         if self.settings.freeze_until is None:
@@ -187,48 +196,48 @@ class Trainer:
         return list(layers.values())[: list(layers).index(self.settings.freeze_until) + 1]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of a forward pass: autocast if the precision is lower than fp32."""
+        """Return the autocast context of a forward pass, or a null context for fp32."""
         dtype = _AUTOCAST_DTYPES[self.settings.precision]
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def synced(self, last: bool) -> AbstractContextManager[Any]:
-        """Where processes share their gradients: after the `last` backward pass of a step alone."""
+        """Return a context that synchronizes gradients only in the `last` backward pass of a step."""
         if self.settings.fsdp:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
     def clip_gradients(self) -> Tensor:
-        """Scale the gradients down to a norm of at most `clip`, if it is set; return the norm they had."""
+        """Clip the norm of the gradients to `clip_grad` if it is set, and return their norm before clipping."""
         for p in self.frozen_params:
             p.grad = None
         return full_tensor(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf")))
 
     def penalty(self) -> Tensor | float:
-        """What the sizes of the weights add to the loss; norms and biases add nothing."""
+        """Compute the L1 and L2 penalty of the weights, without norms and biases."""
         weights = [p for p in self.trainable_params if p.dim() > 1] if self.settings.l1 or self.settings.l2 else []
         sizes = self.settings.l1 * sum(p.abs().sum() for p in weights) if self.settings.l1 else 0.0
         return sizes + (self.settings.l2 * sum(p.square().sum() for p in weights) if self.settings.l2 else 0.0)
 
     def rates(self, position: float) -> tuple[float, float]:
-        """Learning rate and momentum at `position` in [0, 1] of the run."""
+        """Return the learning rate and the momentum at `position` in [0, 1] of the run."""
         rate = self.lr_schedule(position)
         return rate * self.settings.lr, momentum_at(self.settings.schedule, self.settings.momentum, rate)
 
     def set_rates(self, position: float) -> None:
-        """Let the optimiser have the rates of the step at `position`."""
+        """Set the learning rate and the momentum of the optimizer for `position` in [0, 1] of the run."""
         set_rates(self.optimizer, *self.rates(position))
 
     def update_average(self) -> None:
-        """Let the average, where there is one, follow the step that was just taken."""
+        """Update the EMA, if there is one."""
         if self.average is not None:
             self.average.update_parameters(self.network)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint must hold in tensors, by name; all processes ask together."""
+        """Return the full tensors of a checkpoint by name. With FSDP, all processes must call it."""
         return full_state_dict(self.parts())
 
     def parts(self) -> dict[str, Tensor]:
-        """The same as far as this process has it."""
+        """Return the tensors of a checkpoint by name; with FSDP, the shards of this process."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -238,7 +247,7 @@ class Trainer:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go back to what `tensors` and `state` say."""
+        """Restore weights, buffers, EMA and optimizer from `tensors`, and the progress from `state`."""
         self.optimizer.state.clear()
         _load(self.network, _strip_prefix("network.", tensors))
         if self.average is not None:
@@ -252,14 +261,14 @@ class Trainer:
             if values:
                 self.optimizer.state[parameter] = values
         self.state = State(**state)
-        if collectives.rank():  # the sums of all processes stand with the first
+        if collectives.rank():  # rank 0 holds the sums of all processes
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
 
 
 def _make_average(network: nn.Module, settings: Settings) -> AveragedModel | None:
     if settings.ema is None:
         return None
-    if settings.fsdp:  # parts of tensors are averaged one by one
+    if settings.fsdp:  # sharded tensors are averaged one by one
         return AveragedModel(network, avg_fn=get_ema_avg_fn(settings.ema), use_buffers=True)
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
 

@@ -1,1 +1,1 @@
-"""Console, signals, devices, allocator settings, atomic files, text."""
+"""Utilities: console, signals, devices, allocator settings, atomic files and text formatting."""

@@ -1,7 +1,7 @@
-"""Files that survive a crash: written beside, flushed to the disk, renamed into place. And one run per folder.
+"""Atomic, crash-safe file operations, and a lock that allows one process per run folder.
 
-Order is the whole promise: write, fsync the file, rename, fsync the folder. Whoever is killed or runs out of disk at
-any point of it leaves the old file or the new one, never a mixture and never nothing.
+Each write has this order: write a temporary file, fsync it, rename it, fsync the folder. A process that is killed or
+runs out of disk space at any point leaves either the complete old file or the complete new one.
 """
 
 import contextlib
@@ -49,28 +49,28 @@ __all__ = [
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 _ELSEWHERE = "or write to another folder with -o"
 _FIXES = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some of your quota there",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EACCES: "make it writable for this user",
-    errno.EPERM: "make it writable for this user",
-    errno.EROFS: "mount that disk writable",
-    errno.ESTALE: "mount that network disk again",
-    errno.ENOENT: "create the folder first",
-    errno.ENXIO: "move it away",
-    errno.EEXIST: "move away the file that stands where a folder is needed",
-    errno.ENOTDIR: "move away the file that stands where a folder is needed",
+    errno.ENOSPC: "Free disk space",
+    errno.EDQUOT: "Free disk quota",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f)",
+    errno.EACCES: "Make it writable for this user",
+    errno.EPERM: "Make it writable for this user",
+    errno.EROFS: "Remount the disk writable",
+    errno.ESTALE: "Remount the network disk",
+    errno.ENOENT: "Create the folder first",
+    errno.ENXIO: "Move it away",
+    errno.EEXIST: "Move away the file that has the name of a folder in this path",
+    errno.ENOTDIR: "Move away the file that has the name of a folder in this path",
 }
 _NO_SUCH_CALL = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def sha256(data: bytes) -> str:
-    """The SHA-256 of `data`, as 64 hexadecimal digits."""
+    """Compute the SHA-256 of `data` as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free on the disk that holds `path`, or would hold it; 0 where nobody can tell."""
+    """Return the free bytes on the disk of `path`, which need not exist; 0 if they are unknown."""
     for place in (Path(path), *Path(path).parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free
@@ -79,7 +79,7 @@ def free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def storing(path: Path, needed: int) -> Iterator[None]:
-    """Within it an OSError becomes a StorageError with `path`, the bytes needed, the bytes free and the fix."""
+    """Convert an OSError in the context to a StorageError with the path, the needed and free bytes, and a fix."""
     try:
         yield
     except StorageError:
@@ -87,62 +87,62 @@ def storing(path: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(
-                f"{printable(path)[:200]}...: cannot be written: the name is too long. Take a shorter one."
+                f"cannot write {printable(path)[:200]}...: the name is too long. Choose a shorter one."
             ) from error
-        fix = _FIXES.get(error.errno or 0, "check that disk")
+        fix = _FIXES.get(error.errno or 0, "Check the disk")
         raise StorageError(
-            f"{printable(path)}: cannot be written: {printable(error.strerror or error)}; {needed} bytes needed, "
-            f"{free_bytes(path)} bytes free on that disk; {fix}, {_ELSEWHERE}"
+            f"cannot write {printable(path)}: {printable(error.strerror or error)} ({needed} bytes needed, "
+            f"{free_bytes(path)} bytes free). {fix}, {_ELSEWHERE}."
         ) from error
 
 
 def allocate(file: IO[bytes], size: int) -> None:
-    """Give an open file `size` bytes of the disk: one that fills up later would kill a process that has it mapped."""
+    """Reserve `size` bytes for an open file: a full disk would later kill a process that has the file mapped."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
     file.truncate(size)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk."""
-    if os.name == "nt":  # cannot open a folder; NTFS journals its names by itself
+    """Flush the directory entries of `folder` to the disk."""
+    if os.name == "nt":  # Windows cannot open a folder, and NTFS journals directory entries
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_SUCH_CALL:  # some network file systems flush files alone
+        if error.errno not in _NO_SUCH_CALL:  # some network file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and every missing folder above it, so that their names survive a power cut."""
+    """Create `folder` and its missing parents, and flush their directory entries."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
     try:
         os.mkdir(folder)
     except FileExistsError:
-        if not folder.is_dir():  # another process may have been quicker
+        if not folder.is_dir():  # another process may have created the folder
             raise
     sync_folder(folder.parent)
 
 
 def rename(source: Path, target: Path) -> None:
-    """`source` becomes `target`, which must be free, and its folder is flushed."""
+    """Rename `source` to `target`, which must not exist, and flush the folder."""
     os.rename(source, target)
     sync_folder(target.parent)
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a name next to `path` that nobody can guess; `sweep` removes it after this process."""
+    """Return an unpredictable temporary name next to `path`, which `sweep` recognizes as one of this process."""
     return path.with_name(f"{_temporary_stem(path)}{secrets.token_hex(8)}-{os.getpid()}")
 
 
 def make_new_folder(folder: Path) -> None:
-    """Create a folder that is not there yet; its name is flushed by whoever renames it."""
+    """Create a folder that must not exist. The caller renames it, which flushes its directory entry."""
     os.mkdir(folder)
 
 
@@ -151,12 +151,12 @@ def _temporary_stem(path: Path) -> str:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet and flush it; its name is flushed by whoever renames it."""
+    """Write and flush a file that must not exist. The caller renames it, which flushes its directory entry."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:
         rest = memoryview(data)
-        while rest:  # one call writes at most 2 GiB, and less where the disk fills
+        while rest:  # a call writes at most 2 GiB, and less if the disk is full
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
@@ -164,7 +164,12 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: after a crash at any moment the old file is there, or the new one, whole."""
+    """Write a file atomically: after a crash, either the complete old file or the complete new one exists.
+
+    Raises:
+        StorageError: the file cannot be written.
+        InputError: its name is too long.
+    """
     path = Path(path)
     with storing(path, len(data)):
         _refuse_special(path)
@@ -180,31 +185,43 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _refuse_special(path: Path) -> None:
-    """Raise OSError if a folder or a device is at `path`, or behind a link there: root's rename would replace it."""
+    """Raise OSError if `path` is a folder or a device, or links to one: a rename by root would replace it."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if path.exists() and not path.is_file():
-        raise OSError(errno.ENXIO, "expected a plain file, got a device, pipe or socket")
+        raise OSError(errno.ENXIO, "expected a regular file, got a device, pipe or socket")
 
 
 def to_json(values: Any, what: str, indent: int | None = 1) -> bytes:
-    """Strict JSON in UTF-8, in the order of insertion; `what` names the values in an error."""
+    """Encode plain values as strict JSON in UTF-8, with keys in order of insertion. Errors name the values as `what`.
+
+    Raises:
+        InputError: a value has another type.
+        NotFiniteError: a number is NaN or infinite.
+    """
     try:
         text = json.dumps(values, indent=indent, allow_nan=False, ensure_ascii=False)
     except (TypeError, RecursionError) as error:
-        raise InputError(f"{what} does not fit into JSON: {printable(error)}; give it plain values") from error
+        raise InputError(f"cannot encode {what} as JSON: {printable(error)}. Pass plain values.") from error
     except ValueError as error:
         raise NotFiniteError(
-            f"{what} does not fit into strict JSON: {printable(error)}; JSON has no NaN, no infinity and no cycles"
+            f"cannot encode {what} as strict JSON: {printable(error)}. Pass finite values without cycles."
         ) from error
     try:
         return text.encode()
-    except UnicodeEncodeError:  # a file name that is not UTF-8 holds lone surrogates, which JSON can only escape
+    except UnicodeEncodeError:  # file names that are not UTF-8 have lone surrogates, which must be escaped
         return json.dumps(values, indent=indent, allow_nan=False).encode()
 
 
 def from_json(data: bytes) -> Any:
-    """What `to_json` wrote; a ValueError for anything that it would not write."""
+    """Decode the output of `to_json`.
+
+    Raises:
+        ValueError: `data` is not strict JSON, or a key occurs twice in an object.
+
+    >>> from_json(to_json({"epochs": 3}, "the config"))
+    {'epochs': 3}
+    """
     try:
         return json.loads(
             data.decode(),
@@ -213,30 +230,30 @@ def from_json(data: bytes) -> Any:
             parse_float=_parse_finite,
         )
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the values are nested too deeply") from None
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key stands in it twice")
+        raise ValueError("a key occurs twice")
     return values
 
 
 def _parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"the number {text[:20]} in it is not finite")
+        raise ValueError(f"the number {text[:20]} is not finite")
     return number
 
 
 def write_json(path: Path, values: Any) -> None:
-    """`values` as strict, readable JSON at `path`, as durable as `write_file` makes it."""
+    """Write values to a file as strict, indented JSON. See `write_file` and `to_json`."""
     write_file(path, to_json(values, printable(path)))
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder so that it is wholly there or gone: it loses its name first, then its content."""
+    """Remove a file or folder atomically: rename it first, then delete its content."""
     doomed = temporary_path(path)
     os.rename(path, doomed)
     try:
@@ -246,10 +263,10 @@ def discard(path: Path) -> None:
 
 
 def sweep(folder: Path, prefix: str) -> None:
-    """Remove what dead writers left in `folder` as `prefix...-<pid>`; only tidies, so it never fails.
+    """Remove temporary files `prefix...-<pid>` of ended processes from `folder`. Errors are ignored.
 
-    This process's own number counts as dead (call it when nothing of yours is under way): in a container every run may
-    be process 1, and what the run before it left would stay for ever.
+    Files of this process id are removed too, so this process must not be writing. In a container, every run may have
+    process id 1, and files of an earlier run would never be removed otherwise.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -267,7 +284,7 @@ def _remove(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 is Ctrl-C there
+    if os.name == "nt":  # on Windows, signal 0 is Ctrl-C
         return True
     try:
         os.kill(pid, 0)
@@ -279,7 +296,7 @@ def _alive(pid: int) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Prove before the first step that files can be kept in `folder`: create it, write one, flush it, remove it."""
+    """Create `folder`, then write, flush and remove a file in it. Raise StorageError if this fails."""
     folder = Path(folder)
     probe = temporary_path(folder / "probe")
     with storing(folder, len(_PROBE)):
@@ -291,18 +308,21 @@ def check_writable(folder: Path) -> None:
                 os.unlink(probe)
 
 
-_PROBE = b"skipway was here\n" * 256  # 4 KiB: a full disk still takes an empty file
+_PROBE = b"skipway was here\n" * 256  # 4 KiB, because an empty file fits on a full disk
 
 
 class Lock:
-    """`with Lock(folder):` holds `folder` for this run; a second run is refused with the first one's pid and host.
+    """Context manager that locks a run folder. A second process gets an error with the holder's process id and host.
 
-    The lock is the kernel's (flock), so it vanishes with its process, however that ends. Where there is no flock the
-    file's being there is the lock, and it is taken over when its process is known to be dead.
+    The lock is an flock, which the kernel releases when the process ends. On systems without flock the existence of the
+    file is the lock. It is taken over if its process is known to have ended.
+
+    Args:
+        folder: created if it does not exist.
     """
 
     def __init__(self, folder: Path):
-        self.path = Path(os.path.abspath(folder)) / ".lock"  # absolute: the working directory may change under us
+        self.path = Path(os.path.abspath(folder)) / ".lock"  # absolute, because the working directory may change
         self._descriptor = -1
         self._owner = -1
 
@@ -323,9 +343,9 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if fcntl is None:  # Windows cannot remove an open file; nobody can take the lock between the two
+        if fcntl is None:  # Windows cannot remove an open file; no process can take the lock before it is removed
             os.close(self._descriptor)
-        if os.getpid() == self._owner:  # a forked child leaves its parent's lock alone
+        if os.getpid() == self._owner:  # a forked child must not release the lock of its parent
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         if fcntl is not None:
@@ -337,7 +357,7 @@ def _open_with_flock(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed the file between our two calls: then ours is nobody's lock.
+            # If the last holder removed the file between open and flock, this lock is on a deleted file.
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except BlockingIOError:
@@ -365,13 +385,13 @@ def _read_holder(path: Path) -> tuple[Any, Any]:
     try:
         note = from_json(path.read_bytes()[:4096])
         return note["pid"], note["host"]
-    except (OSError, ValueError, KeyError, TypeError):  # its holder is just writing it, or it is not ours
+    except (OSError, ValueError, KeyError, TypeError):  # its holder is still writing, or it is another program's file
         return "unknown", "unknown"
 
 
 def _make_taken_error(path: Path) -> InputError:
     pid, host = (printable(value) for value in _read_holder(path))
     return InputError(
-        f"{printable(path.parent)}: another run is writing there (process {pid} on host {host}); wait for it, "
-        f"or take another --name{'' if fcntl else f'; if it is dead, delete {printable(path)}'}"
+        f"cannot lock {printable(path.parent)}: another run is using it (process {pid} on host {host}). Wait for it, "
+        f"or choose another --name{'.' if fcntl else f'. If it has ended, delete {printable(path)}'}"
     )

@@ -1,8 +1,8 @@
-"""Which epoch is the best: decided when it ends, from the epochs so far alone, so that a resumed run decides equally.
+"""Selection of the best epoch, from the epochs so far only, so that a resumed run selects the same epoch.
 
-With many validation samples it is the highest metric, of equal ones the lowest loss. With few, one sample moves the
-accuracy by more than training does, and the maximum of a noisy curve is luck. So the curve is smoothed first: an epoch
-counts as the mean of itself and the two before, and accuracies that differ by at most one sample count as equal.
+With many validation samples, the best epoch has the highest metric; ties are resolved by the lowest loss. With few, a
+single sample changes the accuracy by more than an epoch of training does. The curve is then smoothed: each epoch
+is averaged with the two before it, and accuracies that differ by at most one sample are equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,34 @@ from typing import Any
 
 __all__ = ["FEW_SAMPLES", "best_epoch", "is_best_so_far"]
 
-FEW_SAMPLES = 200  # from here on the standard error of an accuracy of 90% is below 2 points
+FEW_SAMPLES = 200  # at more samples, the standard error of an accuracy of 90% is below 2.2 percentage points
 _WINDOW = 3  # epochs
 
 
 def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str, count: int) -> bool:
-    """Return whether the last row of `history` is a better choice than the epoch `best`.
+    """Return True if the last epoch of `history` is better than epoch `best`.
 
     Args:
-        history: a row per epoch, with epoch, val_loss and val_METRIC.
-        best: number of the epoch that was the best before, from 1 on; 0 if there is none.
-        metric: name of the metric that is the higher the better.
-        count: validation samples.
+        history: a row per epoch with the keys val_loss and val_METRIC.
+        best: number of the best epoch before, from 1; 0 if there is none.
+        metric: name of a metric to maximize.
+        count: number of validation samples.
+
+    >>> rows = [{"val_accuracy": 0.8, "val_loss": 0.5}, {"val_accuracy": 0.9, "val_loss": 0.4}]
+    >>> is_best_so_far(rows, best=1, metric="accuracy", count=1000)
+    True
     """
     if not best:
         return True
     window = _WINDOW if count < FEW_SAMPLES else 1
-    if history[0].get("lr") == 0:  # a head that was fitted and not trained: no luck of one epoch among several
+    if history[0].get("lr") == 0:  # the first row is a fitted head, which is not a noisy sample of several epochs
         return _improves(history, best - 1, metric, window)
     index, last = best - 1, len(history) - 1
-    if index + 1 < min(window, len(history)):  # luck of a single epoch is no mean: the first ones never stay
+    if index + 1 < min(window, len(history)):  # the first epochs have no full window, so they are always replaced
         return True
     tolerance = 1 / count if metric == "accuracy" and window > 1 else 0.0
     curve = [_smooth(history, i, f"val_{metric}", window) for i in range(window - 1, len(history))]
-    floor = max(curve) - tolerance - 1e-9 * (window > 1)  # a mean of three is exact up to rounding
+    floor = max(curve) - tolerance - 1e-9 * (window > 1)  # tolerates rounding in the mean
     if curve[-1] < floor:
         return False
     held = curve[index - window + 1]
@@ -41,9 +45,9 @@ def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str,
 
 
 def _improves(history: Sequence[Mapping[str, Any]], best: int, metric: str, window: int) -> bool:
-    """Return whether the last row is better than row `best`, if the first row is that of a fitted head.
+    """Return True if the last row is better than row `best`, for a history that starts with a fitted head.
 
-    That row counts as it is, and those of fine-tuning as the mean over up to `window` of them.
+    The row of the head is not smoothed. Rows of fine-tuning are averaged over up to `window` of them.
     """
 
     def quality(index: int) -> tuple[float, float]:
@@ -54,7 +58,7 @@ def _improves(history: Sequence[Mapping[str, Any]], best: int, metric: str, wind
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]], metric: str, count: int) -> int:
-    """Return the number of the epoch that a run with this history has kept, 0 if there is no epoch."""
+    """Return the number of the best epoch of a history, or 0 if it is empty. See `is_best_so_far` for the arguments."""
     best = 0
     for end in range(1, len(history) + 1):
         best = end if is_best_so_far(history[:end], best, metric, count) else best
@@ -62,5 +66,5 @@ def best_epoch(history: Sequence[Mapping[str, Any]], metric: str, count: int) ->
 
 
 def _smooth(history: Sequence[Mapping[str, Any]], index: int, key: str, window: int) -> float:
-    """Return the mean over the `window` rows that end with `index`."""
+    """Compute the mean over the `window` rows up to `index`."""
     return sum(float(row[key]) for row in history[index - window + 1 : index + 1]) / window

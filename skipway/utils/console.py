@@ -1,7 +1,7 @@
-"""The console: progress of a run, the result of a command, and errors on one line of standard error.
+"""Console output: progress of a run, the result of a command, and errors as single lines on standard error.
 
-Progress is one live line at a terminal, and plain lines in a log. A closed pipe or a terminal that cannot show a
-character never stops the work; a result that cannot be written is an error.
+Progress is a live line on a terminal and plain lines in a log. A closed pipe or a character that the terminal cannot
+show does not stop a run. A result that cannot be written is an error.
 """
 
 import json
@@ -20,50 +20,61 @@ __all__ = ["Console", "ProgressBar", "duration", "print_error", "print_json", "p
 
 
 class Console:
-    """Prints lines to `stream` (standard output), or nothing if it is `quiet`."""
+    """Prints the progress of a run.
+
+    Args:
+        quiet: print nothing.
+        stream: output, default standard output.
+    """
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None):
         self.stream = sys.stdout if stream is None else stream
         self.quiet = quiet or self.stream is None  # Python has no standard output if it was closed at the start
-        self._header = ""  # of the table whose rows were printed last
+        self._header = ""  # header of the last printed table
 
     def print(self, text: str) -> None:
-        """Print lines, whatever is in them."""
+        """Print lines, with control characters escaped."""
         self.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
 
     def print_under(self, header: str, row: str) -> None:
-        """Print a row of a table, after its header if that was not printed before the last row."""
+        """Print a row of a table, after `header` if the last printed row has another header."""
         if header != self._header:
             self.print(header)
             self._header = header
         self.print(row)
 
     def bar(self, label: str, total: int) -> "ProgressBar":
-        """Return a progress bar over `total` things."""
+        """Return a progress bar over `total` items."""
         return ProgressBar(self, label, total)
 
     @property
     def live(self) -> bool:
-        """Whether lines can be drawn over: a terminal, not a log."""
+        """True if the stream is a terminal, on which a line can be overwritten."""
         try:
             return not self.quiet and self.stream.isatty()
-        except ValueError:  # closed meanwhile
+        except ValueError:  # the stream was closed
             return False
 
     def write(self, text: str) -> None:
-        """Write text as it is; fall silent if the stream takes no more."""
+        """Write text unchanged. If the stream fails, the console becomes quiet."""
         if self.quiet:
             return
         try:
             encoding = getattr(self.stream, "encoding", None) or "utf-8"
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
-        except (OSError, ValueError):  # a closed pipe, a full log disk: the work goes on in silence
+        except (OSError, ValueError):  # a closed pipe or a full disk must not stop the run
             self.quiet = True
 
 
 class ProgressBar:
-    """A line that is drawn over at a terminal and printed now and then in a log."""
+    """Progress line: updated in place on a terminal, printed at intervals in a log.
+
+    Args:
+        console: output.
+        label: text before the progress.
+        total: number of items.
+    """
 
     LIVE_EVERY = 0.1  # seconds
     LOG_EVERY = 30.0  # seconds
@@ -74,7 +85,7 @@ class ProgressBar:
         self.first: int | None = None
 
     def at(self, done: int, note: str = "") -> None:
-        """Show that `done` of the total are done."""
+        """Show that `done` items are complete, followed by `note`."""
         now = time.monotonic()
         if self.first is None:
             self.first = done
@@ -88,7 +99,7 @@ class ProgressBar:
         self.console.write(f"\r\x1b[K{line[: _width()]}" if self.console.live else f"{line}\n")
 
     def done(self, text: str = "") -> None:
-        """Replace the line by `text`, or by nothing."""
+        """Remove the line, and print `text` if it is not empty."""
         if self.console.live:
             self.console.write("\r\x1b[K")
         if text:
@@ -96,11 +107,11 @@ class ProgressBar:
 
 
 def print_result(text: str) -> None:
-    """Print the result of a command to standard output; unlike progress it may not get lost.
+    """Print the result of a command to standard output.
 
     Raises:
         StorageError: standard output cannot be written.
-        BrokenPipeError: nobody reads it.
+        BrokenPipeError: the reader of a pipe has ended.
     """
     if sys.stdout is None:
         return
@@ -111,7 +122,7 @@ def print_result(text: str) -> None:
         raise
     except OSError as error:
         raise StorageError(
-            f"standard output cannot be written: {error.strerror}; free some space there or send it elsewhere"
+            f"cannot write standard output: {error.strerror}. Free disk space, or redirect it to another disk."
         ) from None
 
 
@@ -136,17 +147,17 @@ def _finite(value: Any) -> Any:
 
 
 def print_error(text: str, label: str = "error") -> None:
-    """Print one line on standard error, after the program's name and `label`, such as "warning"."""
+    """Print a line on standard error, prefixed with the name of the program, `label` and the rank."""
     with suppress(AttributeError, OSError, ValueError):
-        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a live line may be there, cut short by the error
-        rank = int(os.environ.get("RANK", "0"))  # of several processes that train together
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # removes a live progress line
+        rank = int(os.environ.get("RANK", "0"))
         parts = ["skipway", label, f"process {rank}" if rank else "", printable(text)]
         line = clear + ": ".join(part for part in parts if part) + "\n"
-        sys.stderr.write(line)  # at once: print writes the line's end by itself, and two processes would share a line
+        sys.stderr.write(line)  # print writes the newline separately, which mixes the lines of several processes
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words.
+    """Format seconds as text.
 
     >>> duration(48), duration(200), duration(7500)
     ('48 s', '3 min 20 s', '2 h 5 min')

@@ -1,10 +1,10 @@
-"""Decide how many CPU threads to compute with.
+"""Number of CPU threads for training, from cores, CPU affinity, cgroup quota and load.
 
-A thread that has no core of its own makes the others wait for it at the end of every operation: two threads on one
-core train 40 times slower than one. The count therefore never exceeds the cores that this process may use.
+Threads that share a core delay all others at the end of each operation: two threads on one core train 40 times slower
+than one. The number of threads therefore never exceeds the number of available cores.
 
-Formats: `/proc/self/cgroup`, `/proc/self/mountinfo` and `/proc/loadavg` as in proc(5); `cpu.max` as in the kernel's
-documentation of cgroup v2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` as in its documentation of CFS bandwidth control.
+Formats: `/proc/self/cgroup`, `/proc/self/mountinfo` and `/proc/loadavg`, proc(5); `cpu.max`, kernel documentation of
+cgroup v2; `cpu.cfs_quota_us` and `cpu.cfs_period_us`, kernel documentation of CFS bandwidth control.
 """
 
 import math
@@ -19,28 +19,33 @@ __all__ = ["ThreadCount", "available_cores", "available_threads", "fastest_threa
 _SYSTEM = Path("/")
 _LOAD_SAMPLES = 10
 _LOAD_INTERVAL = 0.002  # seconds
-_ROUNDS = 6  # the first of them warms up and is not counted
+_ROUNDS = 6  # including a warm-up round that is not counted
 _LAYERS = 4
 _TOLERANCE = 1.2
-_MEASURING_LIMIT = 0.5  # seconds, after which no further round begins
+_MEASURING_LIMIT = 0.5  # seconds after which no further round starts
 
 
 @dataclass(frozen=True)
 class ThreadCount:
-    """A number of threads or cores, and the limit that it comes from."""
+    """Number of threads or cores, and the reason for it.
+
+    Attributes:
+        count: number of threads or cores.
+        reason: limit that determines the number, such as "CPU affinity".
+    """
 
     count: int
     reason: str
 
 
 def available_cores(root: Path = _SYSTEM) -> ThreadCount:
-    """Return how many cores this process may use: the least of cores, CPU affinity and cgroup quota.
+    """Return the number of cores available to this process: the minimum of cores, CPU affinity and cgroup quota.
 
-    A quota is rounded down, to at least 1: threads that together exceed it are all stopped for the rest of each period,
-    and waiting for one another uses it up as computing does. The rest is left to threads that load data.
+    A quota is rounded down, to at least 1. If threads exceed the quota, the kernel stops all of them for the rest of
+    each period. The remainder is left to threads that load data.
 
     Args:
-        root: the folder that holds `proc/`, and the mount points that `proc/self/mountinfo` names.
+        root: root of `proc/` and of the mount points in `proc/self/mountinfo`.
     """
     limits = [ThreadCount(os.cpu_count() or 1, "cores")]
     if allowed := _allowed_cores():
@@ -51,9 +56,14 @@ def available_cores(root: Path = _SYSTEM) -> ThreadCount:
 
 
 def available_threads(processes: int = 1, root: Path = _SYSTEM) -> ThreadCount:
-    """Return how many threads each of `processes` on this machine may compute with.
+    """Return the number of compute threads per process.
 
-    The processes share the cores. `OMP_NUM_THREADS` counts for each of them, as it does for torch.
+    Args:
+        processes: number of processes that share the cores of this machine.
+        root: see `available_cores`.
+
+    Returns:
+        The share of the cores, or `OMP_NUM_THREADS` if it is smaller.
     """
     cores = available_cores(root)
     share = ThreadCount(max(1, cores.count // processes), cores.reason)
@@ -64,24 +74,24 @@ def available_threads(processes: int = 1, root: Path = _SYSTEM) -> ThreadCount:
 
 
 def local_processes() -> int:
-    """Return how many processes of this training run on this machine, as the launcher has set it."""
+    """Return LOCAL_WORLD_SIZE: the number of processes of this training on this machine, 1 by default."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def set_threads(requested: int | None, *, table: bool, say: Callable[[str], None]) -> None:
-    """Set the number of torch's threads for a training.
+    """Set the number of threads of torch for a training.
 
     Args:
-        requested: the `threads` option, which wins.
-        table: train on a table, with one thread: layers that small spend their time waiting for a second one.
-        say: prints the choice, if it was measured.
+        requested: the option `threads`, which takes precedence.
+        table: train on a table with 1 thread, because its small layers run slower with several.
+        say: prints the number if it was measured.
     """
     import torch
 
     processes = local_processes()
     if requested or table:
         count = requested or 1
-    elif processes > 1:  # they would measure one another, and have to agree
+    elif processes > 1:  # simultaneous measurements would disturb each other
         count = available_threads(processes).count
     else:
         available = available_threads()
@@ -93,10 +103,14 @@ def set_threads(requested: int | None, *, table: bool, say: Callable[[str], None
 
 
 def fastest_threads(available: ThreadCount, root: Path = _SYSTEM) -> ThreadCount:
-    """Return `available`, or on a busy machine the count that is measured to be fastest.
+    """Return `available`, or the fastest measured number of threads if the machine is busy.
 
-    Timed are all threads, as many as there are idle cores, and one. The fewest that are about as fast as the fastest
-    are chosen: under load, most trainings lose more to waiting threads than the test step does.
+    All threads, a thread per idle core, and a single thread are timed. The smallest number within 20% of the fastest is
+    chosen. Under load, most trainings lose more time to waiting threads than the test step does.
+
+    Args:
+        available: number of threads on an idle machine.
+        root: see `available_cores`.
     """
     cores = os.cpu_count() or 1
     busy = _busy_cores(root)
@@ -111,7 +125,7 @@ def fastest_threads(available: ThreadCount, root: Path = _SYSTEM) -> ThreadCount
 
 
 def _allowed_cores() -> int | None:
-    if hasattr(os, "process_cpu_count"):  # Python 3.13; -X cpu_count and PYTHON_CPU_COUNT count too
+    if hasattr(os, "process_cpu_count"):  # Python 3.13; respects -X cpu_count and PYTHON_CPU_COUNT
         return os.process_cpu_count()
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
@@ -119,13 +133,13 @@ def _allowed_cores() -> int | None:
 
 
 def _openmp_threads() -> int | None:
-    """Return `OMP_NUM_THREADS`, or the first of a list for nested regions; None if it is no positive number."""
+    """Return the first number in `OMP_NUM_THREADS`, a list for nested regions; None if it is not positive."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
 def _cgroup_quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quota, in cores, of the process's own cgroup and of each one above it that is visible."""
+    """Yield the CPU quotas, in cores, of the cgroup of this process and of its visible parents."""
     groups = _cgroups(root)
     for line in _text(root / "proc/self/mountinfo").splitlines():
         mount, _, file_system = line.partition(" - ")
@@ -143,7 +157,7 @@ def _cgroup_quotas(root: Path) -> Iterator[float]:
 
 
 def _cgroups(root: Path) -> dict[str, str]:
-    """Return the path of the process's cgroup by controller of v1; "" is v2."""
+    """Return the path of the cgroup of this process by controller; "" is cgroup v2."""
     groups: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", maxsplit=2)
@@ -152,10 +166,10 @@ def _cgroups(root: Path) -> dict[str, str]:
 
 
 def _folders(mount_point: Path, top: str, group: str) -> list[Path]:
-    """Return the folder of `group` and those above it, of a file system whose root is the cgroup `top`.
+    """Return the folders of `group` and its parents in a file system whose root is the cgroup `top`.
 
-    A container may see its cgroup by the host's path, or by one that leaves its namespace ("/../other"). If that is not
-    below `top`, the mount point is the container's own cgroup.
+    In a container, the path may be that of the host, or lead out of its namespace ("/../other"). If it is not below
+    `top`, the mount point itself is the cgroup of the container.
     """
     path = PurePosixPath(group)
     if not path.is_relative_to(top) or ".." in path.parts:
@@ -165,28 +179,28 @@ def _folders(mount_point: Path, top: str, group: str) -> list[Path]:
 
 
 def _quota(folder: Path) -> Iterator[float]:
-    """Yield the quota of one cgroup in cores, if it has one: of v2 in one file, of v1 in two."""
+    """Yield the quota of a cgroup in cores if it has one. It is in one file for v2, and in two files for v1."""
     words = _text(folder / "cpu.max").split()
     if not words:
         words = [*_text(folder / "cpu.cfs_quota_us").split(), *_text(folder / "cpu.cfs_period_us").split()]
-    if len(words) == 2 and words[0].isdigit():  # else "max", or -1
+    if len(words) == 2 and words[0].isdigit():  # no quota is "max" or -1
         quota, period = map(int, words)
         yield quota / period
 
 
 def _text(file: Path) -> str:
-    """Return the content of `file`, or "" if this system has no such file."""
+    """Return the content of `file`, or "" if it does not exist."""
     try:
-        return file.read_text(encoding="ascii", errors="surrogateescape")  # names of folders are any bytes
+        return file.read_text(encoding="ascii", errors="surrogateescape")  # folder names can hold any bytes
     except OSError:
         return ""
 
 
 def _busy_cores(root: Path) -> float:
-    """Return how many cores other threads of the machine want now.
+    """Return the number of cores that other threads of the machine request now.
 
-    Linux counts the threads that are running or waiting for a core, without delay; one of them is this one. Elsewhere
-    there is only the load average of the last minute. Both are of the whole machine, also in a container.
+    Linux reports the number of runnable threads, which includes this one. Other systems only have the load average of
+    the last minute. Both values cover the whole machine, also in a container.
     """
     running = []
     for _ in range(_LOAD_SAMPLES):
@@ -201,10 +215,10 @@ def _busy_cores(root: Path) -> float:
 
 
 def _measured(counts: set[int]) -> dict[int, float]:
-    """Time a training step of a few small convolutions with each number of threads; return the mean seconds.
+    """Measure the mean seconds of a training step of a few small convolutions for each number of threads.
 
-    The counts take turns, so that a change of the load hits all of them. The tensors are private and not random: the
-    training that follows is the same with and without it.
+    The numbers alternate, so that a change of the load affects all of them. No random numbers are drawn, so that the
+    measurement does not change the training that follows.
     """
     import torch
     from torch.nn.functional import conv2d, relu

@@ -1,4 +1,4 @@
-"""Foreign files by their content, for the errors that refuse them."""
+"""Detection of file formats by content, for error messages about unsupported files."""
 
 import os
 from typing import BinaryIO
@@ -23,14 +23,25 @@ _MEMBERS = [
 
 
 def looks_like(file: BinaryIO) -> str:
-    """What a foreign file is, by its first and last MiB; for the error that refuses it."""
+    """Describe the format of a file from its first and last MiB.
+
+    Args:
+        file: file open for reading in binary mode.
+
+    Returns:
+        A predicate such as "is a GGUF file", or UNKNOWN.
+
+    >>> import io
+    >>> looks_like(io.BytesIO(b"GGUF" + bytes(8)))
+    'is a GGUF file'
+    """
     file.seek(0)
     start = file.read(2**20)
-    if start.startswith(b"PK"):  # the directory of a zip stands at its end
+    if start.startswith(b"PK"):  # the directory of a zip file is at its end
         file.seek(max(0, file.seek(0, os.SEEK_END) - 2**20))
         both = start + file.read()
-        return next((name for mark, name in _MEMBERS if mark in both), "is a zip file")
+        return next((name for member, name in _MEMBERS if member in both), "is a zip file")
     if start[:1] == b"\x08" and start[2:3] in (b"\x12", b":", b"B"):  # ir_version, then producer, graph or opset
         return "looks like an ONNX model"
-    known = next((name for mark, name in _STARTS if start.startswith(mark)), UNKNOWN)
+    known = next((name for magic, name in _STARTS if start.startswith(magic)), UNKNOWN)
     return known if start else "is an empty file"

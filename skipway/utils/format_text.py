@@ -1,4 +1,4 @@
-"""Text helpers shared by errors, console lines and tables: joined names, sizes and short values."""
+"""Text formatting for errors, console lines and tables: names, sizes and short values."""
 
 import reprlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ __all__ = ["join_names", "join_sizes", "short_repr"]
 
 
 def join_names(names: Iterable[str], limit: int, separator: str = ", ") -> str:
-    """Join the first `limit` names and count the others.
+    """Join the first `limit` names, and append the number of the others.
 
     >>> join_names(["a", "b", "c", "d"], limit=2)
     'a, b and 2 more'
@@ -21,7 +21,7 @@ def join_names(names: Iterable[str], limit: int, separator: str = ", ") -> str:
 
 
 def join_sizes(sizes: Any) -> str:
-    """Write the sizes of a list with dashes, as networks are described; anything else as it is.
+    """Join a list of sizes with dashes, as in "ResNet 3-4-6-3"; convert other values to str.
 
     >>> join_sizes([3, 4, 6, 3])
     '3-4-6-3'
@@ -30,7 +30,11 @@ def join_sizes(sizes: Any) -> str:
 
 
 def short_repr(value: Any) -> str:
-    """Write any value on one short line, even one that YAML aliases make endless."""
+    """Format any value as one short line, also nested values with cycles, which YAML aliases allow.
+
+    >>> short_repr(list(range(100)))
+    '[0, 1, 2, 3, 4, 5, ...]'
+    """
     shortener = reprlib.Repr()
     shortener.maxlevel, shortener.maxstring = 2, 120
     return printable(shortener.repr(value))

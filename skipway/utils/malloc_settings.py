@@ -1,4 +1,4 @@
-"""Memory: an allocator that keeps what was freed and finds it again, for a process that is ours alone."""
+"""Settings of the C allocator and the garbage collector for a process that only runs skipway."""
 
 import ctypes
 import gc
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 
 __all__ = ["keep_freed_memory", "paused_collection", "restart_gathering"]
 
-_FAST, _TRIM_THRESHOLD, _MMAP_MAX = 1, -1, -4  # numbers of mallopt(3) in glibc's malloc.h
-_NEVER = -1  # read as the largest size there is
+_FAST, _TRIM_THRESHOLD, _MMAP_MAX = 1, -1, -4  # parameters of mallopt(3), from malloc.h of glibc
+_NEVER = -1  # interpreted as the largest possible size
 _GATHERING = "glibc.malloc.tcache_count=0"
 
 
 @contextmanager
 def paused_collection() -> Iterator[None]:
-    """Search for no cycles of objects while modules are imported, nor later among what they hold.
+    """Pause garbage collection in the context, and exclude the objects created in it from later collections.
 
-    Importing torch and matplotlib makes a million objects that stay; searching them took 0.3 s of the 1.7 s that
-    importing all of a training takes. Like `keep_freed_memory`, the command line does this, the library does not.
+    Importing torch and matplotlib creates a million permanent objects. Scanning them took 0.3 s of the 1.7 s of all
+    imports of a training. Only the command line uses this, as it affects the whole process.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -33,11 +33,14 @@ def paused_collection() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep large freed blocks instead of giving them back to the system; whether that was possible.
+    """Configure glibc to keep large freed blocks instead of returning them to the system.
 
-    A training step frees and takes the same tens of megabytes again and again, and fresh pages cost more than the
-    arithmetic on them: a step of ResNet-9 (batch 512, bf16, 2 cores) took 530 and 600 ms without this and 481 and 462
-    with it, alternating. The setting holds for the whole process: the command line makes it, the library does not.
+    Each training step frees and allocates the same tens of megabytes, and new pages cost more time than the arithmetic
+    on them. A step of ResNet-9 (batch 512, bf16, 2 cores) took 530 and 600 ms without this setting, and 481 and 462 ms
+    with it, measured alternately. Only the command line uses this, as it affects the whole process.
+
+    Returns:
+        True if the setting was applied; False for other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -51,12 +54,11 @@ def keep_freed_memory() -> bool:
 
 
 def restart_gathering() -> None:
-    """Begin this process anew, as it was begun, with a glibc that gathers what is freed; nothing where it does already.
+    """Restart this process with the per-thread cache of glibc disabled, if it is not disabled already.
 
-    glibc keeps small freed pieces apart, and pieces of that kind are left between large blocks: of the memory that
-    recomputation frees most is then in gaps that are not found again. A training step of 1001 layers (batch 64, 32 px)
-    needs 10.2 GB without recomputation, 3.6 GB with it, and 1.4 GB with it and this. glibc can only be told so before
-    it begins.
+    The cache keeps small freed blocks between large ones. Most of the memory that activation checkpointing frees is
+    then fragmented and cannot be reused. A training step of 1001 layers (batch 64, 32 px) needs 10.2 GB without
+    checkpointing, 3.6 GB with it, and 1.4 GB with it and this setting. glibc reads the setting only at startup.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if platform.libc_ver()[0] != "glibc" or "glibc.malloc.tcache_count" in tunables:

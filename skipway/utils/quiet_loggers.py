@@ -1,4 +1,4 @@
-"""Keep other libraries' log messages from the terminal, if skipway reports the outcome itself."""
+"""Suppression of log messages of other libraries if skipway reports the outcome itself."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ __all__ = ["quiet_loggers"]
 
 @contextmanager
 def quiet_loggers(*names: str, level: int = logging.CRITICAL) -> Iterator[None]:
-    """Drop messages below `level` of the loggers called `names` meanwhile; their levels are restored."""
+    """Drop messages below `level` of the loggers `names` in the context, then restore their levels."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""The schema number of the JSON and YAML files of a run folder (docs/run_folder.md), and the refusal of any other."""
+"""Schema version of the JSON and YAML files of a run folder (docs/run_folder.md)."""
 
 from typing import Any
 
@@ -6,25 +6,33 @@ from skipway.errors import InputError, printable
 
 __all__ = ["SCHEMA", "NewerSchema", "refuse_unknown_schema", "with_schema"]
 
-SCHEMA = 1  # goes up when a key of a run folder is renamed, removed or gets another meaning
+SCHEMA = 1  # incremented when a key of a run folder is renamed, is removed or changes its meaning
 
 
 class NewerSchema(InputError):
-    """A file that a newer skipway wrote: it is whole, so nothing older may take its place."""
+    """An intact file of a newer skipway. An older file must not be used instead."""
 
 
 def with_schema(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with the schema number as their first key."""
+    """Return `values` with the schema version as first key.
+
+    >>> with_schema({"epochs": 3})
+    {'schema': 1, 'epochs': 3}
+    """
     return {"schema": SCHEMA, **values}
 
 
 def refuse_unknown_schema(where: str, number: Any, writer: Any = None) -> None:
-    """Raise InputError unless `number`, which the file `where` holds, is the schema of this skipway.
+    """Raise an error unless a file has the schema version of this skipway.
 
     Args:
-        where: name of the file, for the error.
-        number: value of its key "schema", None if it has none.
-        writer: version of skipway that wrote it, if the file names one.
+        where: name of the file for the message.
+        number: value of its key "schema", or None.
+        writer: version of skipway that wrote the file, if known.
+
+    Raises:
+        NewerSchema: the schema is newer.
+        InputError: the schema is older or is not a number.
     """
     is_number = isinstance(number, int) and not isinstance(number, bool)
     if is_number and number == SCHEMA:
@@ -34,4 +42,4 @@ def refuse_unknown_schema(where: str, number: Any, writer: Any = None) -> None:
     if is_number and number > SCHEMA:
         version = f" ({printable(writer)[:40]} wrote it)" if writer is not None else ""
         raise NewerSchema(f"{message} Use a newer skipway{version}, or start a new run with this one.")
-    raise InputError(f"{message} Use a run that this version of skipway wrote.")
+    raise InputError(f"{message} Use a run of this version of skipway.")

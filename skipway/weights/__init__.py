@@ -1,4 +1,4 @@
-"""Weights of other libraries, in and out, and pretrained weights."""
+"""Weights: import and export of other libraries' checkpoints, and pretrained weights."""
 
 from skipway.weights.convert import adopt, release
 

@@ -1,10 +1,10 @@
-"""Weights: other libraries' checkpoints become networks with the same outputs, and networks their checkpoints.
+"""Conversion of state dicts between skipway and other libraries.
 
     network = adopt(state, library="torchvision", name="resnet50")
     state = release(network, library="timm")
 
-The tables stand in `keymaps`; here is the proof that a state and a network fit: every key of either side is accounted
-for and every shape is equal, or nothing is loaded.
+The key tables are in `key_maps`. Loading is strict: every key of both sides must match and every shape must be equal,
+or nothing is loaded.
 """
 
 from collections.abc import Mapping
@@ -27,29 +27,37 @@ _SHOWN = 6
 
 
 def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | None = None, **options: Any) -> Network:
-    """The network `name` of `library` as one of ours, with the weights of `state` and the same outputs; to evaluate.
+    """Build a network from the state dict of another library, with the same outputs.
+
+    Classes and channels are read from the state dict. Floating-point tensors are converted to float32, unless all are
+    float64. A missing `num_batches_tracked` is set to 0.
 
     Args:
-        state: names and tensors or arrays as that library keeps them; nested ({"params": ...}) or flat with "/", under
-            "state_dict", "model" and the like, and with "module." before every key, as files have it.
+        state: Tensors or arrays by name, as in the library's files. It may be nested ({"params": ...}) or flat with
+            "/", inside "state_dict" or "model", and have the prefix "module.".
         library: "torchvision", "timm", "fastai", "flax", "akamaster" or "lukemelas".
-        name: the library's name of the network ("resnet50", "ResNet50", "xresnet34").
-        num_classes: outputs; where they are not the state's, the head is left fresh and all else adopted.
-        options: values of the plan that differ from those of `name`, such as `layers` and `widths`.
+        name: Model name in the library ("resnet50", "ResNet50", "xresnet34").
+        num_classes: Number of classes. If it differs from the state dict, the head is newly initialized.
+        options: Options of the plan that differ from `name`, such as `layers` and `widths`.
 
-    Classes and channels are read from the state. Floating point becomes float32, or stays float64 where all of it is;
-    `num_batches_tracked` starts at 0 where the state has none.
+    Returns:
+        The network, in evaluation mode.
 
     Raises:
-        ShapeError: keys are missing, left over, of another shape or kind, or not finite: the first are told in one
-            line, and nothing has been loaded.
-        InputError: the library, or the network with these options, is not known, or the state holds no tensors.
+        ShapeError: Keys are missing or unexpected, or a tensor has another shape or dtype, or is not finite.
+        InputError: The library or model is unknown, or the state holds no tensors.
+
+    >>> import skipway as sw
+    >>> network = sw.create_model("resnet18", 2, widths=[8], layers=[1])
+    >>> state = release(network, library="timm")
+    >>> adopt(state, library="timm", name="resnet18", widths=[8], layers=[1]).plan["num_classes"]
+    2
     """
     table = _library(library)
     own_name, own_options = table.own_name(name)
     plan = registry.plan_of(own_name, **{**own_options, **options})
     if refusal := table.refusal(plan):
-        raise InputError(f"{library} has no network like {name!r} with these options: {refusal}; give others")
+        raise InputError(f"{library} has no {name!r} with these options: {refusal}. Change the options.")
     flat = unwrap_state_dict(state, table)
     sizes = _read_sizes(flat, plan, table)
     new_head = num_classes is not None and num_classes != sizes.get("num_classes")
@@ -76,24 +84,34 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
 
 
 def release(network: Network, library: str) -> dict[str, Tensor]:
-    """The weights of `network` under the names and in the layouts of `library`; `adopt` takes them back unchanged.
+    """Return the state dict of `network` with the names and layouts of another library; the inverse of `adopt`.
 
-    Flax's names are joined by "/" (`flax.traverse_util.unflatten_dict(state, sep="/")` makes the tree) and have no
-    `num_batches_tracked`. Where the layout is the same, the tensors are the network's own, as those of `state_dict()`.
+    Tensors of the same layout share their memory with the network, as in `state_dict()`.
+
+    Args:
+        network: Network with a plan.
+        library: "torchvision", "timm", "fastai", "flax", "akamaster" or "lukemelas".
+
+    Returns:
+        Tensors by name. Flax names are joined by "/" and have no `num_batches_tracked`;
+        `flax.traverse_util.unflatten_dict(state, sep="/")` returns the tree.
 
     Raises:
-        InputError: the library has no such network; names the values of the plan that it does not know. Or the network
-            was changed by hand and is not what its plan says.
+        InputError: The library has no such network, or the network was modified and does not match its plan.
+
+    >>> import skipway as sw
+    >>> list(release(sw.create_model("resnet18", 2, widths=[8], layers=[1]), library="torchvision"))[0]
+    'conv1.weight'
     """
     table, plan = _library(library), network.plan
     if not plan:
-        raise InputError("release needs a network with a plan: one of create_model, adopt or load")
+        raise InputError("release: expected a network with a plan, got none. Use create_model, adopt or load.")
     if refusal := table.refusal(plan):
-        raise InputError(f"{library} cannot hold {plan['name']}: {refusal}; release it to another library")
+        raise InputError(f"{library} has no {plan['name']} with these options: {refusal}. Choose another library.")
     state = network.state_dict()
     if changed := sorted(state.keys() ^ build_meta_network(plan).state_dict().keys()):
         shown = join_names(changed, limit=_SHOWN)
-        raise InputError(f"the network is no longer what its plan says: {shown} came or went; release it before that")
+        raise InputError(f"release: expected the network of its plan, got changes of {shown}. Release it unmodified.")
     released = {}
     for own, value in state.items():
         key = table.key(plan, own, value.dim())
@@ -104,7 +122,17 @@ def release(network: Network, library: str) -> dict[str, Tensor]:
 
 
 def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict[str, Any]) -> int:
-    """How many names of `state` are those that `library` gives the layers of the network `name`."""
+    """Count the keys of `state` that `library` uses for the model `name`.
+
+    Args:
+        state: State dict, possibly wrapped.
+        library: A key of `LIBRARIES`.
+        name: Model name in the library.
+        options: Options of the plan that differ from `name`.
+
+    Returns:
+        The number of matching keys. It is 0 if the library has no such model.
+    """
     table = LIBRARIES[library]
     try:
         own_name, own_options = table.own_name(name)
@@ -121,13 +149,14 @@ def keys_shared(state: Mapping[str, Any], library: str, name: str, options: dict
 def _library(library: str) -> Library:
     if library not in LIBRARIES:
         raise InputError(
-            f"no library is called {library!r}{did_you_mean(str(library), LIBRARIES)}; there are {', '.join(LIBRARIES)}"
+            f"library: expected one of {', '.join(LIBRARIES)}, got {library!r}"
+            f"{did_you_mean(str(library), LIBRARIES)}. Pass one of these."
         )
     return LIBRARIES[library]
 
 
 def _read_sizes(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> dict[str, Any]:
-    """The classes and channels of a state, from the shapes of its head and its first convolution."""
+    """Return the numbers of classes and channels, from the shapes of the head and the first convolution."""
     sizes = {}
     for option, axis, dims, candidates in (
         ("num_classes", 0, 2, ("head",)),
@@ -150,7 +179,7 @@ def _match_tensors(
     plan: dict[str, Any],
     source: str,
 ) -> dict[str, Tensor]:
-    """Our tensors, filled from `flat`: all of them, with all of it, or the differences as an error."""
+    """Return the state dict of our network, filled from `flat`; raise a ShapeError if any key does not match."""
     all_double = all(value.dtype == torch.float64 for value in flat.values() if value.is_floating_point())
     floating = torch.float64 if all_double else torch.float32
     tensors: dict[str, Tensor] = {}
@@ -158,7 +187,7 @@ def _match_tensors(
     for own, like in expected.items():
         key = keys[own]
         if key is None or key not in flat:
-            if own.endswith(_COUNTER):  # it only counts steps: libraries leave it out
+            if own.endswith(_COUNTER):  # a step counter, which some libraries omit
                 tensors[own] = torch.zeros_like(like, device="cpu")
             else:
                 errors.append(f"{key or own} is missing")
@@ -172,11 +201,11 @@ def _match_tensors(
         tensors[own] = torch.empty(like.shape, dtype=kind, device="cpu").copy_(value)
         if not _is_finite(tensors[own]):
             errors.append(f"{key} is not finite")
-    errors += [f"{shown_key(key)} {tuple(flat[key].shape)} has no place" for key in flat if key not in used]
+    errors += [f"{shown_key(key)} {tuple(flat[key].shape)} is unexpected" for key in flat if key not in used]
     if errors:
         raise ShapeError(
-            f"the state is not that of {source}: {join_names(errors, limit=_SHOWN, separator='; ')}; nothing was "
-            "loaded: give the name and the options of the network that it was saved from"
+            f"the state dict does not match {source}: {join_names(errors, limit=_SHOWN, separator='; ')}. Nothing was "
+            "loaded. Pass the name and options of the saved network."
         )
     return tensors
 
@@ -190,13 +219,13 @@ def _tensor_mismatch(value: Tensor, like: Tensor) -> str:
 
 
 def _is_finite(value: Tensor) -> bool:
-    """Check that no number is NaN or infinite; their sum alone mostly tells, in a tenth of the time."""
+    """Return True if all values are finite. A finite sum proves it in a tenth of the time."""
     return bool(value.sum().isfinite() or value.isfinite().all())
 
 
 def _similar_libraries(flat: dict[str, Tensor], plan: dict[str, Any], table: Library) -> str:
-    """Whose names a state has, by that of its head, where it is not the library that was asked for."""
+    """Return a hint at the libraries that use the head's key of this state, if `table` does not."""
     candidates = [name for name, other in LIBRARIES.items() if other.key(plan, "head.weight", 2) in flat]
     if not candidates or table.key(plan, "head.weight", 2) in flat:
         return ""
-    return f" (its names look like those of {' or '.join(candidates)})"
+    return f" (the keys are those of {' or '.join(candidates)})"

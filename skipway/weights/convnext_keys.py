@@ -1,4 +1,4 @@
-"""Rules of `key_maps` for ConvNeXt: where timm and torchvision keep a layer, and as which shape.
+"""ConvNeXt rules of `key_maps`: keys and shapes in timm and torchvision.
 
 Sources: timm 1.0, torchvision 0.28.
 """
@@ -48,21 +48,21 @@ HOLDS: dict[str, dict[str, tuple[Any, ...]]] = {
 LACKS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("layers in other than 4 stages", lambda plan: len(plan["layers"]) != 4),
 )
-_CONVOLUTIONAL = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")  # timm's with 1x1 convolutions
+_CONVOLUTIONAL = ("convnext_atto", "convnext_femto", "convnext_pico", "convnext_nano")  # 1x1 convolutions in timm
 
 
 def timm_leaf(path: str, leaf: str, dims: int) -> str:
-    """Return timm's key: the scale of a join is a parameter of the block."""
+    """Return timm's key, in which the scale of a join is a parameter of the block."""
     return f"{path}.gamma" if leaf == "scale" else f"{path}.{leaf}"
 
 
 def torchvision_leaf(path: str, leaf: str, dims: int) -> str:
-    """Return torchvision's key: the scale of a join is a parameter of the block."""
+    """Return torchvision's key, in which the scale of a join is a parameter of the block."""
     return f"{path}.layer_scale" if leaf == "scale" else f"{path}.{leaf}"
 
 
 def timm_value(plan: Mapping[str, Any], key: str, value: Tensor, outward: bool) -> Tensor:
-    """Convert a 1x1 convolution from or to the linear layer that all but the smallest networks have there."""
+    """Convert a 1x1 convolution from or to a linear layer, which all but the smallest models use."""
     if not key.endswith((".mlp.fc1.weight", ".mlp.fc2.weight")):
         return value
     return _pointwise(value, outward and plan["name"] not in _CONVOLUTIONAL)
@@ -77,7 +77,7 @@ def torchvision_value(plan: Mapping[str, Any], key: str, value: Tensor, outward:
 
 
 def _pointwise(value: Tensor, to_linear: bool) -> Tensor:
-    """Return the weights of a linear layer, or of a 1x1 convolution from either."""
+    """Return the weights as a linear layer or as a 1x1 convolution."""
     if to_linear:
         return value[:, :, 0, 0]
     return value[:, :, None, None] if value.dim() == 2 else value

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face Hub: said before they begin, checked after, and errors that say what to do."""
+"""Downloads from the Hugging Face Hub, announced on the console and verified by checksum."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ _report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda
 
 @contextmanager
 def report_downloads(report: Callable[[str], None]) -> Iterator[None]:
-    """Pass the line about each download inside the context to `report`; by default it goes to standard error."""
+    """Send the console line of each download in this context to `report` instead of standard error."""
     token = _report.set(report)
     try:
         yield
@@ -29,18 +29,22 @@ def report_downloads(report: Callable[[str], None]) -> Iterator[None]:
 
 
 def cache_folder() -> str:
-    """Return the folder that the Hub's files are kept in, which HF_HOME sets."""
+    """Return the cache folder of the Hub, which HF_HOME sets."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_CACHE
 
 
 def download(repository: str, file: str) -> Path:
-    """Return the path of a file of the Hub in its cache; what is not there yet is downloaded after saying so.
+    """Return the path of a Hub file in the local cache; download it if it is missing.
+
+    Args:
+        repository: Repository such as "timm/resnet50.a1_in1k".
+        file: File name in the repository.
 
     Raises:
-        InputError: there is no such repository or file, the Hub is not reached, or the checksum differs.
-        StorageError: the disk is full.
+        InputError: The repository or file does not exist, the Hub is unreachable, or the checksum differs.
+        StorageError: The disk is full.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import (
@@ -52,11 +56,11 @@ def download(repository: str, file: str) -> Path:
 
     where = printable(repository)
     try:
-        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # it warns of every retry
+        with quiet_loggers("huggingface_hub", level=logging.ERROR):  # hides a warning for every retry
             try:
-                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag's weights stay the same
+                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag never changes
             except LocalEntryNotFoundError:
-                # Fails at once if the Hub is not reached.
+                # Fails immediately if the Hub is unreachable.
                 metadata = get_hf_file_metadata(hf_hub_url(repository, file))
                 _report.get()(
                     f"downloading {where}/{file}, {_megabytes(metadata.size)}, to {printable(cache_folder())}"
@@ -64,32 +68,32 @@ def download(repository: str, file: str) -> Path:
                 path = Path(hf_hub_download(repository, file))
     except HFValidationError:
         raise InputError(
-            f"pretrained={where!r} is neither a file or run that is here nor a repository of the Hub; write "
-            "timm/NAME.TAG"
+            f"pretrained: expected a file, a run folder or a Hub repository, got {where!r}. Pass a repository as "
+            "timm/NAME.TAG."
         ) from None
     except RepositoryNotFoundError:
         raise InputError(
-            f"the Hub has no repository {where} that you may read, nor is it a file or run here; check the tag, or log "
-            "in with `hf auth login`"
+            f"pretrained: expected a readable Hub repository, a file or a run folder, got {where}. Check the tag, or "
+            "log in with `hf auth login`."
         ) from None
     except RemoteEntryNotFoundError:
-        raise InputError(f"{where} has no {file}; give a repository of timm's networks") from None
-    except Exception as error:  # what a connection can throw is as long a list as the library below has releases
+        raise InputError(f"{where}: expected the file {file}, got none. Pass a repository of a timm model.") from None
+    except Exception as error:  # the HTTP library raises many types
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise StorageError(
-                f"{where} could not be stored: {error.strerror}; make room, or set HF_HOME to a folder on another disk"
+                f"cannot store {where}: {error.strerror}. Free disk space, or set HF_HOME to another disk."
             ) from None
         raise InputError(
-            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?); "
-            f"try again, or run `skipway weights get {_model_of(repository)}` on a machine that is online and give the "
-            "file that it writes as --pretrained here"
+            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?). "
+            f"Try again, or run `skipway weights get {_model_of(repository)}` on another machine and pass its file as "
+            "--pretrained here."
         ) from None
     _verify_checksum(path, f"{where}/{file}", metadata.etag or "")
     return path
 
 
 def _verify_checksum(path: Path, where: str, etag: str) -> None:
-    """Refuse and remove a file that is not the one whose SHA-256 the Hub gives as its mark; small files have none."""
+    """Delete a file and raise an error if its SHA-256 differs from the Hub's; small files have no SHA-256."""
     if not re.fullmatch(r"[0-9a-f]{64}", etag):
         return
     with open(path, "rb") as file:
@@ -98,8 +102,8 @@ def _verify_checksum(path: Path, where: str, etag: str) -> None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise InputError(
-            f"{where} has the checksum {digest[:12]}... where the Hub says {etag[:12]}...; it was removed: download it "
-            "again"
+            f"{where}: expected the SHA-256 {etag[:12]}..., got {digest[:12]}.... The file was deleted. Download it "
+            "again."
         )
 
 
@@ -108,5 +112,5 @@ def _megabytes(size: int | None) -> str:
 
 
 def _model_of(repository: str) -> str:
-    """Return the model and tag of one of timm's repositories as `skipway weights get` takes them."""
+    """Return the arguments of `skipway weights get` for a timm repository."""
     return printable(repository.rpartition("/")[2].replace(".", " --tag ", 1))

@@ -1,4 +1,4 @@
-"""Rules of `key_maps` for inverted residual networks: where timm, torchvision and the lukemelas layout keep a layer.
+"""Inverted-residual rules of `key_maps`: keys in timm, torchvision and EfficientNet-PyTorch (lukemelas).
 
 Sources: timm 1.0, torchvision 0.28, lukemelas/EfficientNet-PyTorch 0.7.
 """
@@ -73,7 +73,7 @@ LUKEMELAS: Rules = (
 
 _TORCH: dict[str, tuple[Any, ...]] = {"stem": ("large",), "padding": ("torch",)}
 _TENSORFLOW: dict[str, tuple[Any, ...]] = {"stem": ("large",), "padding": ("same",), "norm_eps": (1e-3,)}
-# For each library and kind, the values of the plan that it knows.
+# Values of the plan that each library supports, by kind of network.
 HOLDS: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
     "timm": {"mobilenet": {"stem": ("large",)}, "efficientnet": {"stem": ("large",)}},
     "torchvision": {
@@ -91,7 +91,7 @@ LACKS: dict[str, tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...]] = 
 
 
 def own_name(library: str, name: str) -> tuple[str, dict[str, Any]]:
-    """Return our name and options for a network that `library` calls `name`."""
+    """Return our name and options for the model `name` of `library`."""
     if library == "lukemelas":
         return name.replace("-", "_"), {"padding": "same", "norm_eps": 1e-3}
     if name in ("efficientnet_b5", "efficientnet_b6", "efficientnet_b7"):

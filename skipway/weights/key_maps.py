@@ -1,9 +1,9 @@
-"""Where other libraries keep each of our tensors: one table per library, read in both directions.
+"""Key maps: the state-dict keys of other libraries, in one table per library that is used in both directions.
 
-A rule is (a pattern over our name of a layer, the library's name of it). In the latter `{...}` is worked out from the
-pattern's groups and from the plan: `stage`, `block` (from 0, in its stage), `index` (from 0, over all stages), `n` (the
-layer's number in its body), and what `_template_values` adds. Sources: torchvision 0.28, timm 1.0, fastai 2.8, Flax
-0.12's ImageNet example, akamaster/pytorch_resnet_cifar10.
+A rule is a pair (pattern of our layer name, template of the library's name). Templates are filled from the groups of
+the pattern and from the plan: `stage`, `block` (from 0, in its stage), `index` (from 0, over all stages), `n` (number
+of the layer in its body), and the values of `_template_values`. Sources: torchvision 0.28, timm 1.0, fastai 2.8, the
+ImageNet example of Flax 0.12, akamaster/pytorch_resnet_cifar10.
 """
 
 import re
@@ -23,15 +23,18 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Library:
-    """One library: its names for networks and layers, and which plans it can hold.
+    """Names, layouts and supported plans of one library.
 
-    rules: for each kind of network, (pattern over our layer's name, the library's name).
-    holds: for each kind, the values of the plan that the library knows; fields that are not named may have any: names
-        follow `layers` and `widths` also where the library's own functions build only its usual ones.
-    lacks: for each kind, what else it cannot hold: (that in words, whether a plan has it).
-    ignored: patterns of keys of the library that hold nothing of the network's function.
-    renamed: (pattern, replacement) for keys of older files.
-    own_name: our name and options for one of the library's.
+    Attributes:
+        rules: Pairs (pattern of our layer name, template of the library's name), by kind of network.
+        holds: Supported values of the plan, by kind. Other fields may have any value: `layers` and `widths` may
+            differ from the library's models.
+        lacks: Other unsupported plans, by kind, as pairs (description, predicate).
+        ignored: Patterns of keys that do not affect the outputs.
+        renamed: Pairs (pattern, replacement) for keys of older files.
+        own_name: Returns our name and options for a model name of the library.
+        leaf: Returns the key of a tensor, from the layer name, the tensor name and its rank.
+        values: Converts the layout of a tensor; the last argument is True for conversion to the library.
     """
 
     rules: dict[str, Rules]
@@ -46,7 +49,7 @@ class Library:
     )
 
     def key(self, plan: Mapping[str, Any], own: str, dims: int) -> str | None:
-        """The library's key of our tensor `own` with `dims` axes, or None where it has no place for it."""
+        """Return the library's key of our tensor `own` with `dims` axes, or None if it has none."""
         path, leaf = own.rsplit(".", 1)
         for pattern, template in self.rules.get(kind_of(plan), ()):
             if match := re.fullmatch(pattern, path):
@@ -54,7 +57,7 @@ class Library:
         return None
 
     def refusal(self, plan: Mapping[str, Any]) -> str:
-        """Describe the values of the plan that the library does not know, or return an empty string."""
+        """Return the unsupported values of the plan as text, or an empty string."""
         holds = self.holds.get(kind_of(plan))
         if holds is None:
             return f"it has no {kind_of(plan)}"
@@ -68,7 +71,7 @@ class Library:
 
 
 def kind_of(plan: Mapping[str, Any]) -> str:
-    """Return the family of a plan, with networks that normalize first, and MobileNets, as kinds of their own."""
+    """Return the family of a plan, with pre-activation ResNets and MobileNets as separate kinds."""
     if plan["family"] == "inverted_residual":
         return "mobilenet" if plan["attention"] == "none" else "efficientnet"
     return "preact" if str(plan.get("block", "")).startswith("preact") else str(plan["family"])
@@ -86,16 +89,16 @@ def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str,
         "blocks": sum(layers),
         "twice": 2 * stage,
         "index": sum(layers[: stage - 1]) + block,
-        "pooled": int(pooled),  # a pool, or an identity in its place, stands before the projection
-        "strided": int(pooled and stage > 1),  # a pool stands there only where there is a stride
-        "expanded": expanded,  # a 1x1 convolution, with its norm, is before the depthwise one
+        "pooled": int(pooled),  # a pool or an identity precedes the projection
+        "strided": int(pooled and stage > 1),  # fastai has a pool only if there is a stride
+        "expanded": expanded,  # a 1x1 convolution and its norm precede the depthwise one
         "project": "conv_pwl" if expanded else "conv_pw",
         "Block": "BottleneckResNetBlock" if plan.get("block") == "bottleneck" else "ResNetBlock",
     }
 
 
 def _fill_template(template: str, places: dict[str, Any]) -> str:
-    """`template` with each {name}, {name+1} or {name-1} as its number."""
+    """Replace each {name}, {name+1} and {name-1} in `template` by its number."""
 
     def value(match: re.Match[str]) -> str:
         known = places[match[1]]
@@ -190,12 +193,12 @@ _V15: dict[str, tuple[Any, ...]] = {**_PLAIN, "block": _POST, "stem": ("large",)
 _UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
 _DENSE: dict[str, tuple[Any, ...]] = {"stem": ("large",), "compression": (0.5,)}
 _PLAIN_DENSE = (("bottleneck 0 (it has 1 or more)", lambda plan: plan["bottleneck"] == 0),)
-# torchvision's own files of dense networks were written before its layers got their present names.
+# torchvision's DenseNet files predate the current layer names.
 _OLD_DENSE = ((r"(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)", r"\1\2.\3"),)
 
 
 def _keeps_stage_channels(plan: Mapping[str, Any]) -> bool:
-    """Check that a stage keeps its channels where timm projects all the same: behind a pool, in pre-act bottlenecks."""
+    """Return True if a stage keeps its channels and timm projects anyway: after a pool, in pre-act bottlenecks."""
     widths = [width * EXPANSION[plan["block"]] for width in plan["widths"]]
     into = [plan["stem_channels"] or plan["widths"][0], *widths]
     keeps = [before == after for before, after in zip(into, widths, strict=False)]
@@ -203,8 +206,8 @@ def _keeps_stage_channels(plan: Mapping[str, Any]) -> bool:
 
 
 _TIMM_LACKS = (
-    ("widths or stem_channels that keep a stage's channels (it would project there)", _keeps_stage_channels),
-    ("layers in more than 4 stages (it would dilate the fifth, or leave it out)", lambda plan: len(plan["layers"]) > 4),
+    ("widths or stem_channels that keep a stage's channels (it projects there)", _keeps_stage_channels),
+    ("layers in more than 4 stages (it dilates or omits the fifth)", lambda plan: len(plan["layers"]) > 4),
 )
 
 
@@ -218,14 +221,14 @@ def _flax_leaf(path: str, leaf: str, dims: int) -> str | None:
 
 
 def _flax_value(plan: Mapping[str, Any], key: str, value: Tensor, outward: bool) -> Tensor:
-    """Kernels are (H, W, in, out) and (in, out) there, (out, in, H, W) and (out, in) here."""
+    """Convert kernels between (H, W, in, out) or (in, out) in Flax and (out, in, H, W) or (out, in) here."""
     if value.dim() == 4:
         return value.permute(2, 3, 1, 0) if outward else value.permute(3, 2, 0, 1)
     return value.T if value.dim() == 2 else value
 
 
 def _timm_value(plan: Mapping[str, Any], key: str, value: Tensor, outward: bool) -> Tensor:
-    """The head of timm's networks that normalize first is a 1x1 convolution."""
+    """Convert the head of timm's pre-activation ResNets, which is a 1x1 convolution."""
     if plan["family"] == "convnext":
         return convnext_keys.timm_value(plan, key, value, outward)
     if key != "head.fc.weight":
@@ -236,7 +239,7 @@ def _timm_value(plan: Mapping[str, Any], key: str, value: Tensor, outward: bool)
 
 
 def _timm_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Behind the dot stands the tag of the weights: resnet50.a1_in1k."""
+    """Return the name without the tag of the weights, as in resnet50.a1_in1k."""
     return name.partition(".")[0], {}
 
 

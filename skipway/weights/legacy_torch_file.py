@@ -1,9 +1,9 @@
-"""Weights that torch wrote before version 1.6, read by the layout of the file: no pickle in it is run.
+"""Reader of torch's file format before version 1.6, which never runs a pickle.
 
-Such a file is five pickles, of which the fourth names the tensors and the fifth the order of their storages, and then
-each storage: its number of elements (8 bytes, little-endian) and the elements. The pickles are only listed, as
-`pickletools` does it. That takes a twentieth of a second where a process that unpickles under limits
-(`read_foreign_checkpoint`) takes two, but it bears no surprises: it is for files whose checksum is known.
+Such a file has five pickles and then the storages. The fourth pickle names the tensors, the fifth the order of the
+storages. Each storage is its number of elements (8 bytes, little-endian) and the elements. `pickletools` lists the
+opcodes of the pickles. This takes 0.05 seconds, compared with 2 for the sandboxed process of
+`read_foreign_checkpoint`. It supports only simple files, so use it for files with a known checksum.
 """
 
 import pickletools
@@ -16,20 +16,18 @@ from torch import Tensor
 
 __all__ = ["read_legacy_file"]
 
-_CONSTANTS = ("storage", "cpu")  # what stands beside a storage's key
+_CONSTANTS = ("storage", "cpu")  # strings next to the key of a storage
 _END_OF_TUPLE = ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 
 
 def read_legacy_file(file: BinaryIO) -> dict[str, Tensor]:
-    """Return the float32 tensors of a state dict by name.
-
-    Tensors named `num_batches_tracked`, which are int64, are left out.
+    """Return the float32 tensors of a state dict by name, without the int64 `num_batches_tracked`.
 
     Args:
-        file: at its beginning, with tensors that each have a storage of their own.
+        file: Open file, at its start. No two tensors share a storage.
 
     Raises:
-        ValueError: the file has another layout.
+        ValueError: The file has another layout.
     """
     pickles = [list(pickletools.genops(file)) for _ in range(5)]
     tensors = list(_described(pickles[3]))
@@ -51,7 +49,7 @@ def read_legacy_file(file: BinaryIO) -> dict[str, Tensor]:
 
 @dataclass
 class _Described:
-    """One tensor as the pickle describes it; `numbers` are its place in the storage, its shape and its strides."""
+    """Description of a tensor in a pickle; `numbers` are [offset, *shape] and the strides."""
 
     name: str
     key: str
@@ -63,13 +61,13 @@ class _Described:
 
 
 def _described(operations: list[tuple[Any, Any, Any]]) -> Iterator[_Described]:
-    """Yield the tensors that the listed operations would rebuild."""
+    """Yield the descriptions of the tensors that these pickle opcodes build."""
     strings: list[str] = []
     numbers: list[list[int]] = []
     for operation, value, _ in operations:
         if operation.name == "BINUNICODE" and value not in _CONSTANTS:
             strings.append(value)
-        elif operation.name == "BINPERSID":  # name and key of a storage are known; shape and strides follow
+        elif operation.name == "BINPERSID":  # name and storage key precede it; shape and strides follow
             current: list[int] = []
             numbers = [current]
         elif operation.name.startswith("BININT") and numbers:
@@ -83,5 +81,5 @@ def _described(operations: list[tuple[Any, Any, Any]]) -> Iterator[_Described]:
             else:
                 current = []
                 numbers.append(current)
-    if strings and strings[0] != "_metadata":  # of a module's state dict
-        raise ValueError(f"expected a tensor of its own for {strings[0]}")
+    if strings and strings[0] != "_metadata":  # an attribute of state dicts
+        raise ValueError(f"expected a separate storage for {strings[0]}")

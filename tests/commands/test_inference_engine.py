@@ -75,8 +75,8 @@ def test_where_the_fastest_cannot_take_a_network_torch_does(run, monkeypatch):
     monkeypatch.setattr(inference_engine, "fastest", lambda work=0.0: ("openvino", "torch"))
     expected = predict(network, one, engine="torch", precision="fp32")
     assert predict(network, one, precision="fp32", console=said) == expected
-    assert "warning: falling back to torch: torch.export cannot follow" in said
-    with pytest.raises(InputError, match="torch.export cannot follow"):
+    assert "warning: falling back to torch: torch.export cannot trace" in said
+    with pytest.raises(InputError, match="torch.export cannot trace"):
         predict(network, one, engine="openvino")
 
 

@@ -167,14 +167,14 @@ def test_weights_of_another_dtype_than_the_plan_s_are_refused(tmp_path, dtype):
             {key: v.to(dtype) if v.is_floating_point() else v for key, v in state.items()},
             f"{name} is {word}, expected float32",
         ),
-        ({**state, name: state[name].to(dtype)}, f"plan: {name} is {word}, expected float32; write it again"),
-        ({**state, name: state[name].double()}, f"plan: {name} is float64, expected float32; write it again"),
-        ({**state, count: state[count].float()}, f"plan: {count} is float32, expected int64; write it again"),
+        ({**state, name: state[name].to(dtype)}, f"plan: {name} is {word}, expected float32. Write the file again"),
+        ({**state, name: state[name].double()}, f"plan: {name} is float64, expected float32. Write the file again"),
+        ({**state, count: state[count].float()}, f"plan: {count} is float32, expected int64. Write the file again"),
     ]:
         sw.training.checkpoint.save_weights(tmp_path / "a.safetensors", changed, header)
         with pytest.raises(InputError, match=text):
             sw.load(tmp_path / "a.safetensors")
-    with pytest.raises(InputError, match=f"is {word}, expected float32.*it is not saved"):
+    with pytest.raises(InputError, match=f"is {word}, expected float32.* Fix .plan or"):
         network.to(dtype).save(tmp_path / "b.safetensors")
     network_of("resnet20").double().save(tmp_path / "c.safetensors")
     assert next(sw.load(tmp_path / "c.safetensors").parameters()).dtype == torch.float64

@@ -53,7 +53,7 @@ def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_
     words = ["skipway", "train", "kinds", *WORDS, "--name", "broken", "--nproc", "2"]
     code, text = launched(tmp_path, *words, PYTHONPATH=path)
     assert code == 75, text
-    assert "process 1 of 2 was ended by SIGKILL, and the others with it; what is saved is whole" in text
+    assert "process 1 of 2 was killed by SIGKILL, and all were stopped; checkpoints are saved" in text
     assert "Traceback" not in text
     code, text = launched(tmp_path, "skipway", "train", "--resume", "runs/broken", "--nproc", "2")
     assert code == 0 and "resuming" in text, text
@@ -79,7 +79,9 @@ def test_processes_that_were_told_different_things_do_not_train(tmp_path):
     words = [["train", "digits", *WORDS, "--seed", str(k), "--lr", "0.1"] for k in (0, 1)]
     for code, text in ranks([tmp_path, tmp_path], *words):
         assert code == 2 and "Traceback" not in text
-        assert "training do not agree: seed is 0 in process 0 and 1 in process 1; start all with one command" in text
+        assert (
+            "expected equal settings in all processes, got seed is 0 in process 0 and 1 in process 1. Start all" in text
+        )
 
 
 @needs_processes
@@ -89,7 +91,7 @@ def test_processes_that_see_different_data_do_not_train(tmp_path):
     words = ["train", "kinds", *WORDS, "-o", tmp_path / "runs"]
     for code, text in ranks([tmp_path / "0", tmp_path / "1"], words, words):
         assert code == 2 and "Traceback" not in text
-        assert "do not agree: the fingerprint of the images is " in text
+        assert "in all processes, got the fingerprint of the images is " in text
 
 
 @needs_processes
@@ -103,7 +105,7 @@ def test_a_process_that_cannot_meet_the_others_says_where(tmp_path):
         ((output, errors),) = outputs_of(process)
     text = output + errors
     assert process.returncode == 2 and "Traceback" not in text
-    assert f"process 0 cannot meet the others at 127.0.0.1:{port} (" in text and "which choose a free port" in text
+    assert f"process 0 cannot connect to 127.0.0.1:{port}: " in text and "which choose a free port" in text
 
 
 ORPHAN = {"TORCHELASTIC_RUN_ID": "gone", "TORCHELASTIC_USE_AGENT_STORE": "True", process_group.LAUNCHER: "-1"}
@@ -129,10 +131,10 @@ def test_a_connection_that_breaks_with_the_launcher_is_no_fault(monkeypatch):
     monkeypatch.setattr(process_group, "_watch_launcher", lambda launcher: None)
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(None, 1, 2)]))
     monkeypatch.setattr(torch.distributed, "init_process_group", broken)
-    with pytest.raises(Interrupted, match="stopped by the end of its launcher .process -1. before anything was done"):
+    with pytest.raises(Interrupted, match="stopped by the end of its launcher .process -1. before training began"):
         process_group.join_group("cpu")
     monkeypatch.setenv(process_group.LAUNCHER, str(os.getppid()))
-    with pytest.raises(InputError, match="process 1 cannot meet the others .*Broken pipe"):
+    with pytest.raises(InputError, match="process 1 cannot connect to .*Broken pipe"):
         process_group.join_group("cpu")
 
 
@@ -180,10 +182,7 @@ def test_a_frozen_process_ends_the_others_after_the_timeout():
     try:
         ((output, errors),) = outputs_of(waiting)
         assert waiting.returncode == 75, errors
-        assert (
-            output
-            == "another process of this training does not answer; what is saved is whole: go on with --resume RUN\n"
-        )
+        assert output == "another process does not respond; checkpoints are saved. Resume with --resume RUN\n"
         assert frozen.poll() is None
     finally:
         frozen.kill()
@@ -211,7 +210,7 @@ def test_what_every_process_refuses_ends_all_with_its_exit_code(monkeypatch, tmp
 
     failure = ProcessFailure(local_rank=1, pid=1, exitcode=2, error_file=str(tmp_path / "none"))
     error = launched_in_vain(monkeypatch, ChildFailedError("skipway", {1: failure}))
-    assert error.exit_code == 2 and "process 1 of 2 has ended with exit code 2, for what it said" in str(error)
+    assert error.exit_code == 2 and "process 1 of 2 ended with exit code 2. See the error that it printed" in str(error)
 
 
 @needs_processes
@@ -220,4 +219,4 @@ def test_a_signal_to_the_launcher_says_that_the_work_is_saved(monkeypatch):
 
     error = launched_in_vain(monkeypatch, SignalException("", signal.SIGTERM))
     assert isinstance(error, Interrupted)
-    assert str(error) == "stopped by SIGTERM; the processes have saved what they had trained"
+    assert str(error) == "stopped by SIGTERM: the processes saved their progress"

@@ -59,7 +59,7 @@ def test_a_program_that_gives_something_else_is_no_file(tmp_path, monkeypatch):
     right = home.trace_program
     wrong = _Images(other.eval(), SPEC)
     monkeypatch.setattr(home, "trace_program", lambda module, *rest: right(wrong, *rest))
-    with pytest.raises(SkipwayError, match="what was exported gives other outputs than torch"):
+    with pytest.raises(SkipwayError, match="export verification failed: expected the outputs of torch within"):
         sw.export.program(network, tmp_path / "network.pt2")
     assert not list(tmp_path.iterdir())
 
@@ -67,5 +67,5 @@ def test_a_program_that_gives_something_else_is_no_file(tmp_path, monkeypatch):
 def test_a_program_is_of_a_network_with_a_spec(tmp_path):
     network = network_of("resnet18")
     network.spec = None
-    with pytest.raises(InputError, match="load it from a run or a file of skipway, or set its .spec"):
+    with pytest.raises(InputError, match="Load it from a run or a skipway file, or set its .spec"):
         sw.export.program(network, tmp_path / "network.pt2")

@@ -132,9 +132,9 @@ import openvino_telemetry
 
 def test_what_it_cannot_do_is_said(monkeypatch):
     network, chain = network_of("resnet9"), sw.Chain(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Softmax(1))
-    with pytest.raises(InputError, match="OpenVINO's engine has the precisions auto, fp32, bf16, int8, not 'int4'"):
+    with pytest.raises(InputError, match="OpenVINO engine: expected a precision of auto, fp32, bf16, int8, got 'int4'"):
         engine(network, "int4")
-    with pytest.raises(InputError, match="OpenVINO's engine takes a network on a CPU, not on meta"):
+    with pytest.raises(InputError, match="OpenVINO engine: expected a network on a CPU, got one on meta"):
         engine(nn.Linear(2, 2, device="meta"))
     for calibration in (
         (),
@@ -146,29 +146,29 @@ def test_what_it_cannot_do_is_said(monkeypatch):
         inputs()[..., 1:],
     ):
         with pytest.raises(
-            InputError, match="int8 chooses its ranges by inputs; give calibration=x, a tensor of finite"
+            InputError, match="expected calibration inputs, .* Pass calibration=x, a finite float tensor"
         ):
             engine(network, "int8", calibration)
-    with pytest.raises(InputError, match="has to know the size of inputs; give the network a .spec"):
+    with pytest.raises(InputError, match="expected an input size, got a network without a Spec"):
         engine(chain, "fp32")
-    with pytest.raises(InputError, match="in int8 needs convolutions or linear layers"):
+    with pytest.raises(InputError, match="in int8: expected convolutions or linear layers, got none"):
         engine(sw.Chain(nn.ReLU()), "int8", inputs())
-    with pytest.raises(InputError, match="a fused network cannot be exported"):
+    with pytest.raises(InputError, match="export: expected the original network, got a fused one"):
         engine(sw.export.fuse(network))
     broken = copy.deepcopy(network)
     broken.head.weight.data[0] = torch.nan
-    with pytest.raises(InputError, match="engine in int8 met numbers inside the network that are not finite"):
+    with pytest.raises(InputError, match="engine in int8: expected finite activations and weights"):
         broken.stem[0].weight.data[0] = torch.nan
         engine(broken, "int8", inputs())
     made = engine(chain, "fp32", inputs())
     for x in (inputs()[:, :, 1:], inputs().byte()):
-        with pytest.raises(ShapeError, match=r"this engine takes normalised numbers \(B, 3, 16, 16\) on a CPU, not"):
+        with pytest.raises(ShapeError, match=r"expected normalized floats \(B, 3, 16, 16\) on a CPU, got"):
             made(x)
-    with pytest.raises(InputError, match="OpenVINO cannot take what this network computes: .*; keep to torch"):
+    with pytest.raises(InputError, match="OpenVINO cannot convert this network: .* Use export.fuse"):
         engine(sw.Chain(torch.linalg.svdvals), "fp32", torch.ones(3, 4, 4))
     monkeypatch.setitem(sys.modules, "openvino", None)
     home._openvino.cache_clear()
-    with pytest.raises(MissingExtra, match="predicting with OpenVINO needs the extra 'openvino': pip install"):
+    with pytest.raises(MissingExtra, match="predicting with OpenVINO needs the extra 'openvino', which is not"):
         engine(network)
 
 

@@ -222,20 +222,24 @@ def test_a_tree_of_ones_own_with_dense_joins_grows_too():
 @pytest.mark.parametrize(
     "network, options, words",
     [
-        (("resnet20", SMALL), {}, "name of a network, or blocks"),
-        (("resnet20", SMALL), {"to": "resnet56", "blocks": {1: 1}}, "name of a network, or blocks"),
-        (("resnet20", SMALL), {"blocks": {}}, "was given no blocks"),
-        (("resnet20", SMALL), {"blocks": {"stage9": 1}}, "has no stage 'stage9'"),
-        (("resnet20", SMALL), {"blocks": {"stage1": 1, 1: 2}}, "was given stage1 twice, as 'stage1' and as 1; give it"),
-        (("resnet20", SMALL), {"blocks": {1: 0}}, "adds whole numbers of blocks"),
+        (("resnet20", SMALL), {}, "expected a model name or blocks"),
+        (("resnet20", SMALL), {"to": "resnet56", "blocks": {1: 1}}, "expected a model name or blocks"),
+        (("resnet20", SMALL), {"blocks": {}}, "expected stages and numbers, got none"),
+        (("resnet20", SMALL), {"blocks": {"stage9": 1}}, "expected a stage among .*, got 'stage9'"),
+        (
+            ("resnet20", SMALL),
+            {"blocks": {"stage1": 1, 1: 2}},
+            "expected each stage once, got 'stage1' and 1",
+        ),
+        (("resnet20", SMALL), {"blocks": {1: 0}}, "expected a positive integer for 1, got 0"),
         (("resnet20", SMALL), {"to": "resnet50"}, "cannot grow to resnet50"),
-        (("resnet20", {}), {"to": "resnet20"}, "which are not more than the"),
-        (("resnet20", SMALL), {"to": "resnet57"}, "no network is called 'resnet57'"),
-        (("resnet20", SMALL | {"shortcut": "none"}), {"blocks": {1: 1}}, "has no shortcut to leave open"),
+        (("resnet20", {}), {"to": "resnet20"}, "expected more blocks per stage than"),
+        (("resnet20", SMALL), {"to": "resnet57"}, "unknown model 'resnet57'"),
+        (("resnet20", SMALL | {"shortcut": "none"}), {"blocks": {1: 1}}, "has no shortcut. Use a network with"),
         (("resnet20", SMALL | {"shortcut": "project"}), {"blocks": {1: 1}}, "its shortcut is not the identity"),
-        (("resnet20", SMALL | {"join": "gate"}), {"blocks": {1: 1}}, "no body makes its join the identity"),
+        (("resnet20", SMALL | {"join": "gate"}), {"blocks": {1: 1}}, "its join is never the identity"),
         (("resnet9", {}), {"blocks": {1: 1}}, "cannot be deepened: its bodies end"),
-        (APPENDING["dense"], {"blocks": {1: 1}, "spread": True}, "go behind the others of their stage"),
+        (APPENDING["dense"], {"blocks": {1: 1}, "spread": True}, "expected blocks without appended channels"),
     ],
 )
 def test_what_cannot_grow_deeper_is_refused_with_the_reason(network, options, words):
@@ -250,13 +254,13 @@ def ends_with(*layers, after=None, before=()):
 @pytest.mark.parametrize(
     "network, path, words",
     [
-        (ends_with(nn.Linear(4, 4), after=nn.GELU()), "1", "after the join of 1.1 changes what reaches it"),
-        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "cannot begin as the identity: its body ends with ReLU"),
+        (ends_with(nn.Linear(4, 4), after=nn.GELU()), "1", "after the join of 1.1 changes its input"),
+        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "as the identity: its body ends with ReLU"),
         (ends_with(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)), "1", "its body ends with BatchNorm1d"),
-        (ends_with(nn.Linear(4, 4)), "0", "there is no Chain at '0'"),
-        (ends_with(nn.Linear(4, 4)), "", "has no block to make others like"),
-        (ends_with(nn.Linear(4, 4)), "2", "there is no Chain at '2'"),
-        (sw.Chain(nn.Linear(4, 4), sw.Skip(nn.Linear(4, 4), join=lambda a, b: a + b)), "", "no body makes its join"),
+        (ends_with(nn.Linear(4, 4)), "0", "expected the path of a Chain, got '0'"),
+        (ends_with(nn.Linear(4, 4)), "", "expected a Skip with an identity shortcut or a Coupling"),
+        (ends_with(nn.Linear(4, 4)), "2", "expected the path of a Chain, got '2'"),
+        (sw.Chain(nn.Linear(4, 4), sw.Skip(nn.Linear(4, 4), join=lambda a, b: a + b)), "", "its join is never"),
     ],
 )
 def test_a_tree_whose_blocks_cannot_begin_as_identities_is_refused(network, path, words):
@@ -287,36 +291,36 @@ def test_layers_that_cannot_be_drawn_anew_or_that_do_more_than_they_should_are_r
         deepen(ends_with(Odd(), nn.Linear(4, 4)), blocks={"1": 1}, probe=x)
     fixed = nn.Linear(4, 4)
     fixed.weight.requires_grad_(False)
-    with pytest.raises(InputError, match="is fixed and would stay at zero"):
+    with pytest.raises(InputError, match="is frozen and would stay at zero"):
         deepen(ends_with(fixed), blocks={"1": 1}, probe=x)
 
     class Late(nn.Sequential):
         def forward(self, x):
             return super().forward(x) + 1.0
 
-    with pytest.raises(InputError, match="does not give what it is given"):
+    with pytest.raises(InputError, match="is not an identity. Its body must return zeros"):
         deepen(sw.Chain(sw.Skip(Late(nn.Linear(4, 4)))), blocks={"": 1}, probe=x)
 
 
 def test_networks_that_tell_too_little_are_refused():
     plain = ends_with(nn.Linear(4, 4))
-    with pytest.raises(InputError, match="does not tell its inputs"):
+    with pytest.raises(InputError, match="for a network without a plan, got none. Pass probe"):
         deepen(plain, blocks={"1": 1})
-    with pytest.raises(InputError, match="has no name to grow to"):
+    with pytest.raises(InputError, match="expected a network with a plan for to="):
         deepen(plain, to="resnet56", probe=torch.randn(2, 4))
     changed = lively("resnet20", SMALL)
     changed.head = nn.Linear(12, 4)
-    with pytest.raises(InputError, match="no longer what its plan says, since it was changed by hand; grow it"):
+    with pytest.raises(InputError, match="expected a network that matches its plan, got one that was modified"):
         deepen(changed, blocks={1: 1})
     with pytest.warns(UserWarning, match="share parameters"):
         layer = nn.Linear(4, 4)
         shared = sw.Chain(layer, layer, sw.Skip(nn.Linear(4, 4)))
-    with pytest.raises(InputError, match="uses a layer in several places"):
+    with pytest.raises(InputError, match="a layer that is used more than once"):
         deepen(shared, blocks={"": 1}, probe=torch.randn(2, 4))
     broken = lively("resnet20", SMALL)
     with torch.no_grad():
         broken.head.bias[0] = torch.nan
-    with pytest.raises(InputError, match="on the probe are not finite"):
+    with pytest.raises(InputError, match="expected finite outputs on the probe"):
         deepen(broken, blocks={1: 1})
 
 
@@ -387,16 +391,16 @@ def test_widths_are_told_by_the_plan_or_by_a_factor():
 @pytest.mark.parametrize(
     "kind, options, words",
     [
-        ("v1", {}, "takes a factor such as 2, or widths"),
-        ("v1", {"factor": 2, "widths": [8, 8, 8]}, "takes a factor such as 2, or widths"),
-        ("v1", {"factor": 0.5}, "takes a factor above 1"),
-        ("v1", {"widths": [4, 8, 12]}, "widen makes widths larger"),
+        ("v1", {}, "expected a factor such as 2, or widths"),
+        ("v1", {"factor": 2, "widths": [8, 8, 8]}, "expected a factor such as 2, or widths"),
+        ("v1", {"factor": 0.5}, "expected a factor above 1"),
+        ("v1", {"widths": [4, 8, 12]}, "expected widths larger than"),
         ("v1", {"widths": [8, 16]}, "as many widths as layers"),
-        ("v1", {"widths": [8, 4, 16]}, "widen makes widths larger"),
-        ("option A", {"widths": [7, 8, 12]}, "less room for its zeros"),
-        ("group norm", {"factor": 1.5}, "its groups would mean over other channels"),
-        ("mlp with layer norm", {"factor": 1.5}, "its mean would weigh channels anew"),
-        ("ECA", {"factor": 2}, "ways of EfficientChannelAttention with channels"),
+        ("v1", {"widths": [8, 4, 16]}, "expected widths larger than"),
+        ("option A", {"widths": [7, 8, 12]}, "leave too few zeros around"),
+        ("group norm", {"factor": 1.5}, "its groups would average other channels"),
+        ("mlp with layer norm", {"factor": 1.5}, "its mean would weight channels differently"),
+        ("ECA", {"factor": 2}, "EfficientChannelAttention uses channels in an unknown way"),
     ],
 )
 def test_what_cannot_be_widened_is_refused_with_the_reason(kind, options, words):
@@ -434,7 +438,7 @@ def test_a_tree_of_ones_own_is_widened_as_far_as_its_layers_are_known():
     assert wide[0].out_channels == 12 and wide[3].body[0].groups == 2 and wide[3].body[0].in_channels == 12
     assert wide[11].linear.out_features == 12, "what an unknown function is given stays"
     assert wide[14].out_features == 14 and wide[15].out_features == 3
-    with pytest.raises(InputError, match="the layer at .* cannot be widened: its .* groups would mix"):
+    with pytest.raises(InputError, match="cannot widen the layer at .*: its .* groups would mix"):
         widen(network, 1.5, probe=x)
 
 
@@ -447,9 +451,9 @@ def test_a_network_in_which_nothing_is_known_is_refused():
         def forward(self, x):
             return self.layer(x)
 
-    with pytest.raises(InputError, match="nothing in this network could be widened"):
+    with pytest.raises(InputError, match="expected layers that can be widened, got none"):
         widen(Own(), 2, probe=torch.randn(2, 4))
-    with pytest.raises(InputError, match="has no widths; give a factor"):
+    with pytest.raises(InputError, match="expected a network with a plan for widths="):
         widen(tree(), widths=[3], probe=torch.randn(2, 3, 9, 9))
 
 
@@ -460,14 +464,14 @@ def test_what_is_told_of_a_layer_wrongly_is_found_on_the_probe(monkeypatch):
         return torch.ones(outputs, len(channels.source))
 
     monkeypatch.setattr("skipway.grow.widening.copy_shares", all_ones)
-    with pytest.raises(InputError, match="more with channels than is known"):
+    with pytest.raises(InputError, match="mixes channels in an unknown way"):
         widen(network, 2)
 
 
 def test_what_leaves_a_block_for_good_cannot_be_widened_in_part():
     x = torch.randn(4, 6)
     network = sw.Chain(nn.Linear(6, 6), sw.Skip(nn.Identity(), join="concat"), nn.Softmax(1))
-    with pytest.raises(InputError, match="nothing in this network could be widened"):
+    with pytest.raises(InputError, match="expected layers that can be widened, got none"):
         widen(network, 2, probe=x)
     halves = sw.Chain(nn.Linear(6, 6), sw.Coupling(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(6, 2))
     torch.testing.assert_close(widen(halves, 2, probe=x)(x), halves(x), rtol=1e-5, atol=1e-6)
@@ -600,11 +604,11 @@ def test_the_gradients_of_a_wider_network_are_those_shares():
 
 def test_optimisers_that_are_not_of_the_network_or_keep_other_shapes_are_refused():
     network = lively("resnet20", SMALL)
-    with pytest.raises(InputError, match="holds no parameter of this network"):
+    with pytest.raises(InputError, match="optimizer: expected parameters of this network, got none"):
         deepen(network, blocks={1: 1}, optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0))
     factored = torch.optim.SGD(network.parameters(), lr=1.0)
     factored.state[network.head.weight]["rows"] = torch.ones(3)
-    with pytest.raises(InputError, match="cannot be widened with a tensor"):
+    with pytest.raises(InputError, match="cannot widen the optimizer state 'rows'"):
         widen(network, 2, optimizer=factored)
     other = nn.Parameter(torch.ones(1))
     both = torch.optim.SGD([*network.parameters(), other], lr=1.0)
@@ -659,7 +663,7 @@ def test_the_wider_network_must_have_the_layers_of_the_old_one():
         ({"stem_channels": 16}, [32, 64, 128]),
         ({"stem_channels": 32, "shortcut": "auto"}, [32, 64, 128]),
     ):
-        with pytest.raises(InputError, match="the network would have other layers at"):
+        with pytest.raises(InputError, match="which changes the layers at"):
             widen(sw.create_model("resnet20", **options), widths=widths)
 
 
@@ -725,20 +729,20 @@ def test_growing_inside_inference_mode_gives_a_network_that_trains():
 def test_what_nobody_can_grow_is_refused_in_a_line():
     network, x = ends_with(nn.Linear(4, 4)), torch.randn(4, 4)
     planned = lively("resnet20", SMALL)
-    with pytest.raises(InputError, match="LBFGS keeps one memory"):
+    with pytest.raises(InputError, match="cannot grow an LBFGS optimizer"):
         deepen(network, blocks={"1": 1}, probe=x, optimizer=torch.optim.LBFGS(network.parameters()))
     for wrong in ([2, 2, 2], "stage1"):
-        with pytest.raises(InputError, match="name of a network, or blocks"):
+        with pytest.raises(InputError, match="expected a model name or blocks"):
             deepen(planned, blocks=wrong)
-    with pytest.raises(InputError, match="name of a network, or blocks"):
+    with pytest.raises(InputError, match="expected a model name or blocks"):
         deepen(planned, {"stage1": 2})
     for wrong in (x.numpy(), [1.0], torch.empty(0, 4), torch.ones(4)):
-        with pytest.raises(InputError, match="a probe is a tensor with a batch"):
+        with pytest.raises(InputError, match="probe: expected a batch of inputs, got"):
             widen(network, 2, probe=wrong)
     for wrong in (torch.randn(4, 5), torch.ones(4, 4, dtype=torch.float64)):
-        with pytest.raises(InputError, match="the network cannot take the probe"):
+        with pytest.raises(InputError, match="the network failed on the probe"):
             widen(network, 2, probe=wrong)
-    with pytest.raises(InputError, match="growing compares outputs that are a tensor"):
+    with pytest.raises(InputError, match="expected a tensor or list of tensors as output"):
         deepen(sw.Chain(sw.Skip(nn.Linear(4, 4)), lambda x: {"out": x}), blocks={"": 1}, probe=x)
     for lazy in (
         sw.Dense(None, 4),
@@ -746,7 +750,7 @@ def test_what_nobody_can_grow_is_refused_in_a_line():
         sw.Skip(nn.Linear(4, 4), join="layerscale"),
         sw.Skip(nn.Linear(4, 6), "project"),
     ):
-        with pytest.raises(InputError, match="sizes that are open yet"):
+        with pytest.raises(InputError, match="expected inferred sizes, got uninferred"):
             widen(sw.Chain(nn.Linear(4, 4), lazy), 2, probe=x)
-    with pytest.raises(InputError, match="a fused network only predicts"):
+    with pytest.raises(InputError, match="got a fused one. Grow the network before"):
         widen(sw.export.fuse(planned), 2)

@@ -68,11 +68,11 @@ def test_threads_are_those_of_torch(source):
         ("no compiler", ""),
         ("bad source", "the C compiler failed: .*answer.c:1:.* error: "),
         ("bad library", "undefined symbol"),
-        ("open folder", "cache/skipway can be written to by others"),
+        ("open folder", "cache/skipway is writable by other users"),
         ("closed folder", "File exists: .*cache"),
         ("another owner", "cache/skipway belongs to another user"),
         ("linked folder", "cache/skipway is a link"),
-        ("bad command", "CC in the environment is no command: No closing quotation"),
+        ("bad command", "the environment variable CC is not a valid command: No closing quotation"),
         ("elsewhere", "no C kernels on darwin"),
     ],
 )

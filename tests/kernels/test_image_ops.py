@@ -56,7 +56,7 @@ def test_no_memory_is_an_error_and_not_a_image(monkeypatch):
         zoomed = staticmethod(lambda *_: 0)
 
     monkeypatch.setattr(home, "_library", Full)
-    with pytest.raises(MemoryError, match="zooming needs memory for an image"):
+    with pytest.raises(MemoryError, match="not enough memory for the buffers of one image"):
         ZOOM.fast(np.zeros((1, 4, 4, 3), np.uint8), np.array([0]), np.zeros((1, 4), np.float32), np.array([False]), 2)
 
 

@@ -83,7 +83,7 @@ def test_drop_path_rises_over_the_depth():
         ({"layers": (900, 200)}, "convnext: expected at most 1000 blocks, got 1100. Reduce layers."),
         ({"kernel": 4}, "convnext: expected an odd kernel, got 4. Use 5."),
         ({"layer_scale": 0}, "convnext: expected layer_scale above 0 and up to 1, got 0. Use 1e-6, or join"),
-        ({"join": "gate"}, "convnext has no join 'gate'"),
+        ({"join": "gate"}, "convnext: unknown join 'gate'"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, text):

@@ -72,7 +72,9 @@ def test_no_way_begins_where_nothing_can_learn(way, digits):
 @pytest.mark.parametrize("join", ["add", "scale", "layerscale", "gate"])
 def test_no_residual_network_begins_where_nothing_can_learn(join, norm, block, digits):
     if norm == "fixup" and join != "add":
-        with pytest.raises(InputError, match='resnet with norm "fixup" joins by "add", not "[a-z]+"; leave join out'):
+        with pytest.raises(
+            InputError, match='resnet with norm "fixup": expected join "add", got "[a-z]+". Remove join'
+        ):
             convolutional(block=block, join=join, norm=norm)
     else:
         network = convolutional(block=block, join=join, norm=norm, layers=[2, 1], widths=[16, 32])

@@ -99,25 +99,25 @@ def test_any_layers_from_one_up_are_a_network(layers, in_chans, num_classes):
 
 
 def test_a_image_that_is_too_small_is_named_with_its_place():
-    with pytest.raises(ShapeError, match=r"AvgPool2d at transition1.pool cannot take \(1, 8, 1, 1\)"):
+    with pytest.raises(ShapeError, match=r"AvgPool2d at transition1.pool cannot process \(1, 8, 1, 1\)"):
         output_shape(tiny(), (1, 3, 1, 1))
 
 
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"stem": "smal"}, r"densenet has no stem 'smal' \(did you mean small\?\); there are large, small"),
-        ({"layers": []}, "densenet has 1 to 1000 layers, not 0; give other layers"),
-        ({"layers": [999, 2]}, "densenet has 1 to 1000 layers, not 1001; give other layers"),
-        ({"layers": [2, 0]}, r"densenet needs whole numbers of at least 1 for layers, not \[2, 0\]"),
-        ({"growth": 0}, "densenet needs whole numbers of at least 1 for growth, not 0"),
-        ({"bottleneck": -1}, "densenet needs whole numbers of at least 0 for bottleneck, not -1"),
-        ({"stem_channels": 0}, "densenet needs whole numbers of at least 1 for stem_channels, not 0"),
-        ({"compression": 0}, "densenet: compression is a share above 0 and up to 1, not 0"),
-        ({"compression": 1.5}, "densenet: compression is a share above 0 and up to 1, not 1.5"),
-        ({"compression": float("nan")}, "densenet: compression is a share above 0 and up to 1, not nan"),
-        ({"compression": "half"}, "densenet: compression is a share above 0 and up to 1, not half"),
-        ({"dropout": 1}, "densenet: dropout is a chance from 0 up to but not including 1, not 1"),
+        ({"stem": "smal"}, r"densenet: unknown stem 'smal' \(did you mean small\?\): expected one of large, small"),
+        ({"layers": []}, "densenet: expected 1 to 1000 layers, got 0. Change layers"),
+        ({"layers": [999, 2]}, "densenet: expected 1 to 1000 layers, got 1001. Change layers"),
+        ({"layers": [2, 0]}, r"densenet: expected integers of at least 1 for layers, got \[2, 0\]"),
+        ({"growth": 0}, "densenet: expected integers of at least 1 for growth, got 0"),
+        ({"bottleneck": -1}, "densenet: expected integers of at least 0 for bottleneck, got -1"),
+        ({"stem_channels": 0}, "densenet: expected integers of at least 1 for stem_channels, got 0"),
+        ({"compression": 0}, "densenet: expected compression above 0 and up to 1, got 0"),
+        ({"compression": 1.5}, "densenet: expected compression above 0 and up to 1, got 1.5"),
+        ({"compression": float("nan")}, "densenet: expected compression above 0 and up to 1, got nan"),
+        ({"compression": "half"}, "densenet: expected compression above 0 and up to 1, got half"),
+        ({"dropout": 1}, "densenet: expected dropout of at least 0 and below 1, got 1"),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(options, text):

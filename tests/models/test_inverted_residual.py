@@ -134,8 +134,8 @@ def test_drop_path_rises_over_the_depth():
         ({"strides": (1, 3)}, r"expected odd kernels and strides of 1 or 2, got \[3, 5\] and \[1, 3\]"),
         ({"layers": (900, 200)}, "inverted_residual: expected at most 1000 blocks, got 1100. Reduce layers."),
         ({"norm_eps": 0}, "expected norm_eps between 0 and 1, got 0. Use 1e-5 or 1e-3."),
-        ({"activation": "swish"}, "inverted_residual has no activation 'swish'"),
-        ({"expansions": (0, 6)}, "needs whole numbers of at least 1 for expansions"),
+        ({"activation": "swish"}, "inverted_residual: unknown activation 'swish'"),
+        ({"expansions": (0, 6)}, "inverted_residual: expected integers of at least 1 for expansions"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, text):

@@ -60,14 +60,17 @@ def test_a_plan_comes_back_through_json():
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"join": "ad"}, r"resmlp has no join 'ad' \(did you mean add\?\); there are add, concat, gate"),
-        ({"norm": "group"}, "resmlp has no norm 'group'; there are batch, layer, none, fixup"),
-        ({"hidden": 0}, "resmlp: hidden is a multiple above 0 and up to 64, not 0"),
-        ({"hidden": "2"}, "resmlp: hidden is a multiple above 0 and up to 64, not 2"),
-        ({"layers": 3001}, "resmlp has at most 3000 layers, not 3001; give fewer"),
-        ({"layers": [2, 2]}, r"resmlp needs whole numbers of at least 1 for layers, not \[2, 2\]"),
-        ({"join": "concat", "drop_path": 0.1}, 'resmlp cannot leave a block out at join "concat"; use no drop_path'),
-        ({"join": "gate", "norm": "fixup"}, 'resmlp with norm "fixup" joins by "add", not "gate"; leave join out'),
+        ({"join": "ad"}, r"resmlp: unknown join 'ad' \(did you mean add\?\): expected one of add, concat, gate"),
+        ({"norm": "group"}, "resmlp: unknown norm 'group': expected one of batch, layer, none, fixup"),
+        ({"hidden": 0}, "resmlp: expected hidden above 0 and up to 64, got 0"),
+        ({"hidden": "2"}, "resmlp: expected hidden above 0 and up to 64, got 2"),
+        ({"layers": 3001}, "resmlp: expected at most 3000 layers, got 3001. Reduce layers"),
+        ({"layers": [2, 2]}, r"resmlp: expected integers of at least 1 for layers, got \[2, 2\]"),
+        (
+            {"join": "concat", "drop_path": 0.1},
+            'resmlp: expected drop_path=0 for join "concat", got .* Remove drop_path',
+        ),
+        ({"join": "gate", "norm": "fixup"}, 'resmlp with norm "fixup": expected join "add", got "gate". Remove join'),
     ],
 )
 def test_a_wrong_option_is_refused_in_one_line(options, text):
@@ -85,6 +88,6 @@ def test_categories_are_looked_up_and_a_slot_that_is_none_is_that_of_the_unseen(
     assert out[0].equal(out[1]) and out[0].equal(out[2]) and not out[0].equal(out[3])
     assert all(table.weight[:2].eq(0).all() and table.weight[2:].ne(0).all() for table in network.embed.tables)
     with pytest.raises(
-        InputError, match="resmlp has 6 categories among 5 in_features; each is one of them: give as many"
+        InputError, match="resmlp: expected at least 6 in_features, one for each of the categories, got 5"
     ):
         made(categories=(3,) * 6)

@@ -111,18 +111,18 @@ def test_a_run_is_the_same_with_it_and_without_it(tmp_path):
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "all", None])
 def test_an_unknown_measure_is_refused(every):
-    with pytest.raises(InputError, match="recompute takes a number of blocks from 1 up"):
+    with pytest.raises(InputError, match="recompute: expected every to be a positive int"):
         sw.recompute(make("resnet20"), every)
 
 
 def test_blocks_that_give_more_than_one_tensor_are_refused():
     blocks = sw.Chain(sw.Skip(nn.Linear(3, 3)), lambda x: (x, x))
-    with pytest.raises(InputError, match="recompute takes blocks that give one tensor, not tuple"):
+    with pytest.raises(InputError, match="cannot recompute: expected blocks that return one tensor, got tuple"):
         sw.recompute(blocks, "stages")(torch.ones(1, 3, requires_grad=True))
 
 
 def test_a_network_without_blocks_is_refused():
-    with pytest.raises(InputError, match="recompute found no row of blocks"):
+    with pytest.raises(InputError, match="cannot enable recompute: expected a Chain of blocks"):
         sw.recompute(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
     sw.recompute(nn.Linear(3, 3), "none")
 

@@ -56,7 +56,7 @@ def test_groups_and_base_width_set_the_inner_channels():
     assert [s.channels for s in steps_of("bottleneck", 64, cardinality=32, base_width=4)] == [128, 128, 256]
     assert [s.groups for s in steps_of("bottleneck", 64, cardinality=32, base_width=4)] == [1, 32, 1]
     assert [s.channels for s in steps_of("bottleneck", 64, base_width=128)] == [128, 128, 256]
-    with pytest.raises(InputError, match=r"block 'basic' has no groups and no inner width, but cardinality 2 and"):
+    with pytest.raises(InputError, match=r"block 'basic': expected cardinality 1 and base_width 64, got 2"):
         steps_of("basic", 64, cardinality=2)
 
 
@@ -96,7 +96,7 @@ def test_a_zeroed_body_makes_its_skip_start_as_its_shortcut_with_a_gradient(kind
 
 
 def test_a_body_that_ends_with_an_activation_is_never_zeroed_since_it_would_be_dead_for_ever():
-    with pytest.raises(ValueError, match="zero_last needs a body that ends with its norm or its weights, not with ReL"):
+    with pytest.raises(ValueError, match="zero_last: expected a body that ends with a norm or with weights, got ReLU"):
         zero_last(Chain(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU()))
 
 

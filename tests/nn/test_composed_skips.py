@@ -197,7 +197,7 @@ def test_the_branch_stands_before_what_was_kept_in_every_join():
 def test_sizes_that_differ_need_a_projection_and_the_error_says_so():
     network = Chain(Dense(2, 3), identity_skip(Dense(3, 5)), Dense(5, 4))
     with pytest.raises(
-        ShapeError, match=r'Skip at 1: `add` needs equal shapes, but got \(6, 5\) and \(6, 3\).*"project"'
+        ShapeError, match=r'Skip at 1: `add`: expected equal shapes, got \(6, 5\) and \(6, 3\).*"project"'
     ):
         network(torch.ones(6, 2))
     mended = Chain(Dense(2, 3), Skip(Dense(3, 5), "project"), Dense(5, 4))

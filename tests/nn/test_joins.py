@@ -65,9 +65,7 @@ def test_concat_puts_the_branch_first():
 )
 def test_no_join_broadcasts(join, branch, shortcut):
     for one, other in ((branch, shortcut), (shortcut, branch)):
-        with pytest.raises(
-            ShapeError, match=rf"`{join}` needs equal shapes, but got .* \(the body's first\); give"
-        ) as no:
+        with pytest.raises(ShapeError, match=rf"`{join}`: expected equal shapes, got .* \(body first\). Set") as no:
             EQUAL[join]()(torch.ones(one), torch.ones(other))
         assert f"{one} and {other}" in str(no.value) and 'shortcut="project"' in str(no.value)
 
@@ -76,7 +74,7 @@ def test_no_join_broadcasts(join, branch, shortcut):
     "branch, shortcut", [((4, 3), (5, 3)), ((4, 3, 2), (4, 3, 1)), ((4, 3), (4, 3, 1)), ((8,), (8,)), ((4, 3), ())]
 )
 def test_concat_refuses_what_differs_beside_the_channels(branch, shortcut):
-    with pytest.raises(ShapeError, match=r"`concat` got .* must agree in everything but axis 1; pad or pool"):
+    with pytest.raises(ShapeError, match=r"`concat`: expected shapes that differ only on axis 1, got .* Pad or pool"):
         concat(torch.ones(branch), torch.ones(shortcut))
 
 
@@ -105,14 +103,14 @@ def test_a_new_gate_keeps_most_of_its_input():
 
 
 def test_scale_and_gate_of_other_sizes_name_the_mend():
-    with pytest.raises(ShapeError, match=r"`scale` holds 3 channels, but the branch is \(2, 4\); make it Scale\(4\)"):
+    with pytest.raises(ShapeError, match=r"`scale`: expected 3 channels, got a branch of .* Use Scale\(4\)"):
         Scale(3)(torch.ones(2, 4), torch.ones(2, 4))
-    with pytest.raises(ShapeError, match=r"`gate` holds 3 channels, but got \(2, 4\); make it Gate\(4\)"):
+    with pytest.raises(ShapeError, match=r"`gate`: expected 3 channels, got a shortcut of .* Use Gate\(4\)"):
         Gate(3)(torch.ones(2, 4), torch.ones(2, 4))
 
 
 def test_a_gate_without_a_size_says_how_to_give_it_one():
-    with pytest.raises(ShapeError, match="Skip: `gate` has no size yet; call skipway.output_shape"):
+    with pytest.raises(ShapeError, match="Skip: `gate` has an uninferred number of channels. Call skipway"):
         Skip(nn.Linear(3, 3), join="gate")(torch.ones(2, 3))
 
 
@@ -142,21 +140,21 @@ def test_a_join_prints_as_the_code_that_makes_it(join, text):
 
 
 def test_a_join_by_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match=r"no join is called 'ad' \(did you mean add\?\); there are add, concat"):
+    with pytest.raises(InputError, match=r"unknown join 'ad' \(did you mean add\?\): expected add, concat"):
         Skip(nn.Linear(3, 3), join="ad")
 
 
 @pytest.mark.parametrize("join", [3, None, Gate, nn.Bilinear])
 def test_a_join_that_is_no_function_of_two_tensors_is_refused(join):
-    with pytest.raises(InputError, match=r"a join is a name or something that takes \(branch, shortcut\), not"):
+    with pytest.raises(InputError, match=r"join: expected a name or a callable that takes \(branch, shortcut\), got"):
         Parallel(join, nn.Identity())
 
 
 def test_a_scale_for_each_channel_is_filled_in_by_the_shape_pass():
-    with pytest.raises(InputError, match='Scale takes a number of channels, "each" or None for one number, not'):
+    with pytest.raises(InputError, match='Scale: expected channels to be an int, "each" or None, got'):
         Scale("every")
     skip = Skip(nn.Linear(3, 3), join="layerscale")
-    with pytest.raises(ShapeError, match="`scale` has no size yet; call skipway.output_shape"):
+    with pytest.raises(ShapeError, match="`scale` has an uninferred number of channels. Call skipway.output_shape"):
         skip(torch.ones(2, 3))
     assert output_shape(skip, (2, 3)) == (2, 3) and torch.equal(skip.join.scale, torch.full((3,), 1e-5))
     assert repr(skip.join) == "Scale(3, init=1e-05)" and not skip.join.scale.is_meta
@@ -193,7 +191,7 @@ def test_a_state_of_another_join_is_refused_by_torch_and_fills_nothing(join, oth
 
 @pytest.mark.parametrize("join", [Gate(3), Scale(3), Gate(), Scale("each")])
 def test_a_join_by_channels_needs_a_batch(join):
-    with pytest.raises(ShapeError, match=r"`(gate|scale)` takes \(B, C, \*\), but got \(3,\); give it a batch"):
+    with pytest.raises(ShapeError, match=r"`(gate|scale)`: expected \(B, C, \*\), got \(3,\). Add a batch axis"):
         Skip(nn.Linear(3, 3), join=join)(torch.ones(3))
 
 

@@ -180,29 +180,29 @@ def test_parameters_are_those_of_the_paper(name, millions):
     ],
 )
 def test_a_reversible_resnet_refuses_what_cannot_be_reversed(options):
-    with pytest.raises(InputError, match="resnet with reversible=True takes a block"):
+    with pytest.raises(InputError, match="resnet with reversible=True: expected block"):
         sw.create_model("revnet38", **options)
 
 
 def test_odd_halves_are_refused():
-    with pytest.raises(InputError, match="halves its widths, but 7 is odd"):
+    with pytest.raises(InputError, match="expected even widths, got 7. Make it even"):
         sw.create_model("revnet38", widths=(8, 7, 16))
     with pytest.raises(ShapeError, match="with an even number of channels"):
         pair(linears)[0](torch.ones(1, 5))
-    with pytest.raises(ShapeError, match="`add` needs equal shapes"):
+    with pytest.raises(ShapeError, match="`add`: expected equal shapes"):
         Coupling(nn.Linear(2, 3), nn.Identity())(torch.ones(1, 4))
 
 
 def test_only_couplings_that_keep_the_shape_make_a_reversible():
     around = (nn.Linear(2, 3), nn.Linear(2, 3))
-    with pytest.raises(InputError, match="takes Couplings without shortcuts, not Coupling with shortcuts"):
+    with pytest.raises(InputError, match="expected Couplings without shortcuts, got Coupling with shortcuts"):
         Reversible(Coupling(nn.Linear(2, 3), nn.Linear(3, 3), around))
-    with pytest.raises(InputError, match="takes Couplings without shortcuts, not Linear"):
+    with pytest.raises(InputError, match="expected Couplings without shortcuts, got Linear"):
         Reversible(nn.Linear(2, 2))
-    with pytest.raises(InputError, match="takes at least one Coupling"):
+    with pytest.raises(InputError, match="expected at least one Coupling, got none"):
         Reversible()
 
 
 def test_recomputation_has_nothing_to_save_there():
-    with pytest.raises(InputError, match="unless they are reversible"):
+    with pytest.raises(InputError, match="a Chain of blocks that are not reversible, got none"):
         sw.recompute(sw.create_model("revnet38"))

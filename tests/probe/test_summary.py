@@ -201,7 +201,7 @@ def test_parameters_that_two_layers_tie_are_counted_where_they_come_first():
 
 
 def test_a_misfit_is_named_by_its_path():
-    with pytest.raises(ShapeError, match=r"Linear at 1 got \(2, 4\), but expects \(\*, 5\)"):
+    with pytest.raises(ShapeError, match=r"Linear at 1: expected \(\*, 5\), got \(2, 4\)"):
         summary(nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 1)), (2, 3))
 
 

@@ -261,7 +261,7 @@ def test_a_folder_without_results_is_not_a_run_folder(tmp_path):
 def test_a_report_that_cannot_be_written_is_a_storage_error_and_leaves_the_old_one(tmp_path):
     folder = run_folder(tmp_path / "run", num_classes=2)
     (folder / "report.html").mkdir()
-    with pytest.raises(StorageError, match="report.html: cannot be written: Is a directory"):
+    with pytest.raises(StorageError, match="cannot write .*report.html: Is a directory"):
         html.write(folder)
     assert not list(folder.glob(".tmp-*"))
 

@@ -103,17 +103,17 @@ def test_weights_of_another_epoch_or_run_are_refused(run, base):
     epoch = header["metrics"]["epoch"]
     save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": epoch - 1}})
     with pytest.raises(
-        InputError, match=rf"expected the weights of epoch {epoch}, the run's best one, got those of epoch"
+        InputError, match=rf"expected weights of epoch {epoch}, the best epoch of the run, got weights of epoch"
     ):
         train(resume=run)
     shutil.copy(base / "runs" / "other" / "weights" / "best.safetensors", best)
-    with pytest.raises(InputError, match="got those of the same epoch of another run|got those of epoch"):
+    with pytest.raises(InputError, match="got weights of the same epoch of another run|got weights of epoch"):
         train(resume=run)
     words = Words()
     assert train(resume=run, epochs=3, console=words).metrics["best_epoch"] == 3
-    assert f"best.safetensors is not that of epoch {epoch}, the best one" in words
+    assert f"best.safetensors does not hold the weights of epoch {epoch}" in words
     best.unlink()
-    with pytest.raises(InputError, match=r"best.safetensors: is not there"):
+    with pytest.raises(InputError, match=r"best.safetensors: expected a file, got nothing"):
         train(resume=run)
 
 
@@ -132,19 +132,20 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_every_use_of_a_run_refuses_weights_that_are_not_its_best(run, base, use):
-    best, expected = run / "weights" / "best.safetensors", "expected the weights of epoch ., the run's best one, got "
+    best = run / "weights" / "best.safetensors"
+    expected = "expected weights of epoch ., the best epoch of the run, got "
     tensors, header = load_weights(best)
     foreign = base / "runs" / "other" / "weights" / "best.safetensors"
     shutil.copy(foreign, best)
-    with pytest.raises(InputError, match=f"{expected}those of (the same epoch of another run|epoch .)"):
+    with pytest.raises(InputError, match=f"{expected}weights of (the same epoch of another run|epoch .)"):
         USES[use](run, base)
     if use in ("load", "file"):
         save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": 0}})
-        with pytest.raises(InputError, match=f"{expected}those of epoch 0. Put the run's own file back, or move this"):
+        with pytest.raises(InputError, match=f"{expected}weights of epoch 0. Restore the original file, or move"):
             USES[use](run, base)
         sw.load(foreign).save(run.parent / "plain.safetensors")
         shutil.copy(run.parent / "plain.safetensors", best)
-        with pytest.raises(InputError, match=f"{expected}those of no run"):
+        with pytest.raises(InputError, match=f"{expected}weights of no run"):
             USES[use](run, base)
         shutil.rmtree(run / "weights" / "last")  # without a history there is nothing to compare with
         assert USES[use](run, base).plan == sw.load(foreign).plan

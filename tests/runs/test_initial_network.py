@@ -111,7 +111,7 @@ def test_a_network_without_known_weights_says_so():
 
 
 def test_weights_that_are_asked_for_and_not_there_are_an_error():
-    with pytest.raises(InputError, match="there is no such file; give one, a run, or a tag of the Hub"):
+    with pytest.raises(InputError, match="no such file. Pass a file, a run or a Hub tag"):
         initial_network(Recipe(model="resnet18", pretrained="absent.pth"), ("resnet18", {}), spec(), Words())
 
 

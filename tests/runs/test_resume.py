@@ -275,10 +275,10 @@ def test_a_run_called_as_its_data_goes_on(tmp_path):
 
 def test_two_runs_never_write_into_one_folder(place):
     with Lock(place / "runs" / "half"):
-        with pytest.raises(InputError, match="another run is writing there .process"):
+        with pytest.raises(InputError, match="another run is using it .process"):
             train(resume=place / "runs" / "half")
         (place / "runs" / "new").mkdir()
-    with Lock(place / "runs" / "new"), pytest.raises(InputError, match="another run is writing there"):
+    with Lock(place / "runs" / "new"), pytest.raises(InputError, match="another run is using it"):
         quick(place / "kinds", place / "runs", name="new")
     (place / "runs" / "half" / ".lock").write_text(json.dumps({"pid": 1, "host": "gone"}))
     assert train(resume=place / "runs" / "half").metrics["epochs"] == 2
@@ -346,7 +346,7 @@ def test_a_signal_while_training_ends_with_75_and_one_line(place):
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=HANG)
     assert process.returncode == 75 and len(err.splitlines()) == 1, err
-    assert "stopped by SIGTERM after step" in err and "go on with --resume runs/sig" in err
+    assert "stopped by SIGTERM after step" in err and "Resume with --resume runs/sig" in err
     train(
         resume=place / "runs" / "sig",
         epochs=checkpoint.load_checkpoint(place / "runs" / "sig/weights/last").state["state"]["epoch"],

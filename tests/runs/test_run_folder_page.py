@@ -1,4 +1,4 @@
-"""`docs/run_folder.md` names every file and key that runs write, with its type, and nothing else."""
+"""`docs/reference/run-folder.md` names every file and key that runs write, with its type, and nothing else."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from skipway.report import html
 from skipway.runs.train_run import train
 from skipway.utils.atomic_files import Lock
 
-PAGE = (Path(__file__).parents[2] / "docs" / "run_folder.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md").read_text()
 ROW = re.compile(r"^\| (`[^|]+`) \| ([^|]+) \| .* \|$", re.M)
 KINDS = ("ant", "bee", "cow", "dog", "eel", "fly")
 RUNS = ("image", "grown", "classes", "number")

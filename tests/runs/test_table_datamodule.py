@@ -111,11 +111,13 @@ def test_the_header_of_the_weights_is_all_that_is_needed(price, home):
     frame = pd.read_csv(home)
     assert np.allclose(network.predict(frame), network.predict(home), equal_nan=False)
     assert isinstance(network.spec, sw.TableSpec) and network.spec == sw.TableSpec.from_dict(network.spec.as_dict())
-    with pytest.raises(InputError, match="this network predicts a number, which has no probabilities; use predict"):
+    with pytest.raises(
+        InputError, match="cannot predict probabilities: expected a classification model, got a regression"
+    ):
         network.predict_proba(frame)
-    with pytest.raises(InputError, match="a network of tables takes a DataFrame or the path of .*, not ndarray; for"):
+    with pytest.raises(InputError, match="predict: expected a DataFrame or the path of .*, got ndarray. Name"):
         network.predict(np.zeros((2, 4)))
-    with pytest.raises(InputError, match="this network was trained on a table; give it a DataFrame or a table file"):
+    with pytest.raises(InputError, match="cannot use images: expected an image model, got one trained on a table"):
         network.probabilities([np.zeros((8, 8, 1), np.uint8)])
 
 
@@ -268,7 +270,7 @@ def test_what_is_for_images_is_refused_for_tables_and_the_reverse(home, tmp_path
     with pytest.raises(InputError, match="task: expected one of auto, classification, regression, got 'guess'"):
         quick(home, tmp_path, target="price", task="guess")
     image = sw.create_model("resnet20", 2)
-    with pytest.raises(InputError, match="this network was not trained on a table; give it images"):
+    with pytest.raises(InputError, match="cannot use a table: expected a model trained on a table, got another"):
         image.require_table_spec()
     assert not list(tmp_path.iterdir())
 

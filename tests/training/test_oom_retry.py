@@ -51,7 +51,7 @@ def test_batches_that_do_not_fit_are_computed_in_pieces_and_the_run_ends(tmp_pat
     said = []
     trainer = halved(tmp_path, 3, said)
     assert trainer.state.num_microbatches == 4 and trainer.state.status == "finished" and trainer.state.epoch == 2
-    assert sum("memory ran out with batches of 8: from step 0 on they are computed in" in line for line in said) == 2
+    assert sum("ran out of memory with batch size 8: from step 0 on, each batch is split" in line for line in said) == 2
 
 
 def test_a_step_in_pieces_is_the_step_of_the_whole_batch_where_no_norm_looks(tmp_path):
@@ -78,7 +78,7 @@ def test_a_step_in_pieces_is_the_step_of_the_whole_batch_where_no_norm_looks(tmp
 
 def test_pieces_of_less_than_two_samples_are_refused(tmp_path):
     with pytest.raises(
-        StorageError, match="memory ran out with batches of 8 in 4 pieces; what is saved is whole: give"
+        StorageError, match="ran out of memory with batch size 8 in 4 microbatches. Use a smaller --img-size"
     ):
         halved(tmp_path, 1)
 

@@ -23,13 +23,13 @@ def test_an_output_that_is_an_input_is_refused(tmp_path, name):
     for file in ("in.csv", "folder/a.png"):
         (tmp_path / file).write_text("mine")
     os.symlink("in.csv", tmp_path / "link.csv")
-    with pytest.raises(InputError, match="cannot write to .*, got an input of this command. Give another path"):
+    with pytest.raises(InputError, match="cannot write to .*, got an input of this command. Choose another path"):
         refuse_output(tmp_path / name, [tmp_path / "in.csv", tmp_path / "folder"])
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "weights/best.safetensors", "plots/x.png", "metrics.json"])
 def test_an_output_that_belongs_to_a_run_is_refused(run, name):
-    with pytest.raises(InputError, match="cannot write to .*, got one of the run in"):
+    with pytest.raises(InputError, match="cannot write to .*, got a file of the run in"):
         refuse_output(run / name)
 
 
@@ -42,27 +42,27 @@ def test_other_outputs_are_free(run, name):
 def test_an_output_that_is_no_plain_file_is_refused(tmp_path, name, kind):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "last").symlink_to("nothing")
-    with pytest.raises(InputError, match=f"cannot write to .*: expected a new or a plain file, got a {kind}"):
+    with pytest.raises(InputError, match=f"cannot write to .*: expected a regular file, got a {kind}"):
         refuse_output(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["RESULTS.csv", "Weights/x"])
 def test_files_of_a_run_are_found_without_case(run, name):
-    with pytest.raises(InputError, match="got one of the run in"):
+    with pytest.raises(InputError, match="got a file of the run in"):
         refuse_output(run / name)
 
 
 @pytest.mark.parametrize("name", ["/tmp/x", "../../x", "a/b", "a\\b", "", ".x", "a\n", "x" * 101, 3])
 def test_a_plan_whose_name_could_be_a_path_is_refused(name):
-    with pytest.raises(InputError, match="the plan's name is .*: expected up to 100 letters"):
+    with pytest.raises(InputError, match="cannot read the plan: expected a name of up to 100 letters"):
         registry.rebuild({**registry.plan_of("resnet20"), "name": name})
 
 
 def test_a_network_and_its_export_are_never_saved_over_a_file_of_a_run(run):
     network = create_model("resnet20", num_classes=2)
-    with pytest.raises(InputError, match="got one of the run in"):
+    with pytest.raises(InputError, match="got a file of the run in"):
         network.save(run / "weights" / "best.safetensors")
     description = SimpleNamespace()  # the path is refused before anything is compared
-    with pytest.raises(InputError, match="got one of the run in"):
+    with pytest.raises(InputError, match="got a file of the run in"):
         write_verified(run / "report.html", b"", function=len, description=description, inputs=[])
     assert not list((run / "weights").iterdir()) and not (run / "report.html").exists()

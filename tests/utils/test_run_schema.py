@@ -17,7 +17,7 @@ def test_the_number_comes_first_and_passes():
     [(None, "none"), (0, "0"), (-1, "-1"), ("1", "'1'"), (True, "True"), (1.0, "1.0"), ([1], r"\[1\]")],
 )
 def test_any_other_number_is_refused_in_one_line(number, got):
-    message = f"metrics.json: expected schema {SCHEMA}, got {got}. Use a run that this version of skipway wrote."
+    message = f"metrics.json: expected schema {SCHEMA}, got {got}. Use a run of this version of skipway."
     with pytest.raises(InputError, match=message) as caught:
         refuse_unknown_schema("metrics.json", number)
     assert not isinstance(caught.value, NewerSchema)

@@ -51,7 +51,7 @@ def test_another_layout_is_refused(tmp_path):
     shared = torch.arange(4.0)
     with pytest.raises(ValueError, match="expected one storage for each tensor"):
         read(save({"a": shared, "b": shared[:]}, tmp_path / "a.pth"))
-    with pytest.raises(ValueError, match="expected a tensor of its own for b"):
+    with pytest.raises(ValueError, match="expected a separate storage for b"):
         read(save({"a": shared, "b": shared}, tmp_path / "a.pth"))
     with pytest.raises(ValueError, match="expected a name and a storage for each tensor, got .'b', 'c', "):
         read(save({"a": shared, "b": shared, "c": torch.ones(1)}, tmp_path / "a.pth"))

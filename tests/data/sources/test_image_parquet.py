@@ -247,7 +247,9 @@ def test_hidden_files_and_folders_of_that_name_are_no_parquet_files(tmp_path):
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     parquet(tmp_path / "train.parquet", [0, 1])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"reading .*train.parquet needs the extra 'parquet': pip install"):
+    with pytest.raises(
+        MissingExtra, match=r"reading .*train.parquet needs the extra 'parquet', which is not installed"
+    ):
         open_source(str(tmp_path))
 
 

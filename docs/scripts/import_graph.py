@@ -1,19 +1,19 @@
-"""Draw which package of skipway imports which, as docs/import_graph.svg.
+"""The import graph of the packages, as SVG.
 
-    python docs/import_graph.py
+    python docs/scripts/import_graph.py FILE
 
 Packages are in rows, the lowest at the bottom: no package imports one above it. An arc goes from a package down to one
 that it imports; its width grows with the number of files that do so. Read off the source, so nothing is imported.
 """
 
 import ast
+import sys
 from collections import Counter
 from graphlib import TopologicalSorter
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent / "skipway"
-OUTPUT = Path(__file__).with_suffix(".svg")
+ROOT = Path(__file__).parents[2] / "skipway"
 ROW, LEFT, ARCS = 34, 250, 330  # pixels: height of a row, where arcs begin, room for arcs
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666")  # Okabe and Ito 2008
 
@@ -64,6 +64,10 @@ def draw(files: list[Path]) -> str:
     )
 
 
+def page() -> str:
+    """Return the SVG of the import graph of the package."""
+    return draw([path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or path.stem[0] != "_"])
+
+
 if __name__ == "__main__":
-    OUTPUT.write_text(draw([path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or path.stem[0] != "_"]))
-    print(OUTPUT)
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
