@@ -334,3 +334,17 @@ def test_diagnostics_are_drawn_from_their_files_and_a_malformed_one_is_left_out(
             assert "Before training: 3 of 3 branches add exactly zero, as zero initialization intends." in page.text
     (folder / "flow.json").write_text("{")
     assert "Signal flow" not in Page(html.write(folder)).text
+
+
+def test_chance_on_four_images_is_not_headlined_as_a_success(tmp_path):
+    folder = run_folder(tmp_path / "run", num_classes=2, test=False)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["val_accuracy"] = 1.0
+    metrics["data"]["counts"]["val"] = 4
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(html.write(folder))
+    assert [tag["class"] for tag in page.all("div") if tag.get("class", "").startswith("first")] == ["first weak"]
+    assert "this is not clearly better than a constant prediction" in page.text
+    assert "95% interval 51.0% to 100.0%, on 4 images." in page.text
+    style = (folder / "report.html").read_text(encoding="utf-8")
+    assert style.index(".first .big {") < style.index(".weak .big { color: var(--muted)")
