@@ -1,1 +1,1 @@
-"""Plots and tables, and the self-contained HTML report; knows plain values only."""
+"""Plots and the HTML report of a run, from plain values."""

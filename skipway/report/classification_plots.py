@@ -1,4 +1,4 @@
-"""Figures of classes: the confusion matrix, images per class, and sheets of images. Plain values in, one PNG out."""
+"""Plots of classes as PNG files: the confusion matrix, images per class, and contact sheets."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from skipway.errors import InputError
+from skipway.report.palette import contrast
 from skipway.report.plot_style import (
     BLUE,
     DPI,
@@ -47,10 +48,13 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[object], path: str
     counts, n = np.asarray(matrix, dtype=float), len(names)
     if counts.shape != (n, n) or n == 0:
         shape = " x ".join(str(s) for s in counts.shape)
-        raise InputError(f"the confusion matrix is {shape}, expected {n} x {n} for the {n} class names given")
+        raise InputError(
+            f"cannot plot a confusion matrix: expected {n} x {n} counts for {n} class names, got {shape}. Pass one "
+            "name for each row."
+        )
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    tint = share**0.6  # so that one mistake in thirty is still seen
+    tint = share**0.6  # so that one mistake in thirty is visible
     colors = np.where(np.eye(n, dtype=bool)[..., None], RIGHT(tint), WRONG(tint))[..., :3]
     colors[totals[:, 0] == 0] = np.array([int(EMPTY[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     side = min(max(0.46 * n, 3.0), 8.6)
@@ -78,28 +82,33 @@ def plot_confusion_matrix(matrix: np.ndarray, names: Sequence[object], path: str
         digits = len(f"{counts.max():.0f}")
         for (i, j), count in np.ndenumerate(counts):
             if count or i == j:
-                white = tint[i, j] > 0.62 and totals[i, 0] > 0
+                color = _readable_on(to_hex(colors[i, j]))
                 fit = min(11.0, side / n * 72 * 0.8 / (0.64 * digits))
-                axes.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=fit, color=GROUND if white else INK)
+                axes.text(j, i, f"{count:.0f}", ha="center", va="center", fontsize=fit, color=color)
     _draw_color_key(figure, left=1.8, side=side)
     save_figure(figure, path)
 
 
+def _readable_on(ground: str) -> str:
+    """Return black or white, whichever has the higher contrast."""
+    return max(("#000000", GROUND), key=lambda text: contrast(text, ground))
+
+
 def _draw_color_key(figure: Figure, *, left: float, side: float) -> None:
-    """Draw what the two colors mean, right above the matrix."""
+    """Draw the key of the two colors above the matrix."""
     axes = add_axes(figure, (left + side - 1.0, 1.8 + side + 0.26, 1.0, 0.22))
     tint = np.linspace(0, 1, 60) ** 0.6
     axes.imshow(np.stack([RIGHT(tint), WRONG(tint)]), aspect="auto", extent=(0, 100, 2, 0))
     axes.grid(False)
     axes.tick_params(length=0, labelsize=7, pad=1.5)
     axes.set_yticks([0.5, 1.5], ["right", "wrong"])
-    axes.set_xticks([0, 100], ["0", "100 % of row"])
+    axes.set_xticks([0, 100], ["0", "100% of row"])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
 def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
-    """Plot images per class, one bar each, in parts per split; the largest 40 where there are more."""
+    """Plot images per class, one bar each, in parts per split; of more than 40 classes, the largest 40."""
     if not counts:
         return save_note("no classes were recorded", path)
     table = {name: {split: _count(n) for split, n in row.items()} for name, row in counts.items()}
@@ -152,7 +161,7 @@ def plot_image_grid(
 ) -> None:
     """Draw a contact sheet of uint8 images (H, W), (H, W, 1) or (H, W, 3).
 
-    Each is whole in a square, with its caption below.
+    Each is scaled to fit a square, with its caption below.
     """
     if not images:
         return save_note("there are no images to show", path)
@@ -182,10 +191,10 @@ def plot_image_grid(
         axes.text(
             left + cell / 2,
             top + cell + 0.02,
-            drawable_text(caption, 20),
+            drawable_text(caption, 16),
             ha="center",
             va="top",
-            fontsize=7.5,
+            fontsize=9,
             color=INK,
         )
     axes.set(xlim=(0, columns * cell), ylim=(rows * (cell + below), 0))

@@ -1,4 +1,4 @@
-"""The figure of several runs next to each other, in the shared style."""
+"""Plot of several runs next to each other."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

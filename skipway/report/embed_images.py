@@ -3,37 +3,37 @@
 import base64
 import io
 import re
+from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
 
-from skipway.report import plot_style
+from skipway.report.run_reader import IMAGE_ERRORS, UNREADABLE, rows_of
 
-__all__ = ["IMAGE_ERRORS", "embed_image", "embed_plots"]
+__all__ = ["embed_image", "embed_plots", "worst_images"]
 
-VIEW_SIDE, SMALL = 1600, 64  # pixels of a side
+VIEW_SIDE, SMALL = 960, 64  # pixels of a side
+WORST, WORST_SIDE = 24, 256  # images; pixels of a side
 MAX_SVG_BYTES = 8 * 2**20
-OWN_PLOTS = {"predicted.png", "curves.png", "confusion_matrix.png", "schedule.png", "classes.png", "augmented.png"}
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Plots that the report draws itself, as SVG.
+OWN_PLOTS = {"predicted", "curves", "confusion_matrix", "schedule", "classes"}
 
 
 def embed_image(path: Path, side: int) -> dict[str, Any] | None:
-    """Return an image as a data: URI of at most `side` pixels, with the size it is shown at.
-
-    None if it cannot be read.
-    """
+    """Return an image as a data: URI of at most `side` pixels, with its size; None if it is unreadable."""
     file = io.BytesIO()
     try:
         with Image.open(path) as opened:
             image = opened.convert("L" if opened.mode in ("1", "L", "I;16", "I") else "RGB")
-        if max(image.size) <= side and path.stat().st_size < 12_000 or max(image.size) <= SMALL:
+        if max(image.size) <= side and path.stat().st_size < 20_000 or max(image.size) <= SMALL:
             image.save(file, "PNG", optimize=True)
             kind = "png"
         else:
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
-            image.save(file, "JPEG", quality=84)
+            image.save(file, "JPEG", quality=80)
             kind = "jpeg"
     except IMAGE_ERRORS:
         return None
@@ -41,28 +41,42 @@ def embed_image(path: Path, side: int) -> dict[str, Any] | None:
 
 
 def _uri(data: bytes, kind: str) -> Markup:
-    """Base64 needs no escaping, and megabytes of it no look at each character."""
+    """Return a data: URI; its base64 needs no escaping."""
     return Markup("data:image/{};base64,{}").format(kind, Markup(base64.b64encode(data).decode()))
 
 
-def embed_plots(folder: Path) -> dict[str, Any]:
-    """Return the figures as data: URIs by their file's stem; those that other parts of skipway drew under `more`."""
+def embed_plots(folder: Path, drawn: Collection[str] = ()) -> dict[str, Any]:
+    """Return the images of `plots` as data: URIs by their stem, without those that the report draws as SVG.
+
+    Args:
+        folder: the run folder.
+        drawn: stems of further plots to leave out.
+
+    Returns:
+        The sheet of augmented images under "augmented", and a dict of all others under "more".
+    """
     views: dict[str, Any] = {"more": {}}
     for path in sorted((folder / "plots").glob("*.png")):
-        if path.name in OWN_PLOTS - {"augmented.png"}:
-            data = path.read_bytes()
-            wide, high = (int.from_bytes(data[i : i + 4], "big") * 96 // plot_style.DPI for i in (16, 20))
-            views[path.stem] = {"src": _uri(data, "png"), "width": wide, "height": high}
-        elif view := embed_image(path, VIEW_SIDE):
-            (views if path.name in OWN_PLOTS else views["more"])[path.stem] = view
+        if path.stem not in OWN_PLOTS | set(drawn) and (view := embed_image(path, VIEW_SIDE)):
+            (views if path.stem == "augmented" else views["more"])[path.stem] = view
     for path in sorted((folder / "plots").glob("*.svg")):
         if view := _embed_svg(path):
             views["more"][path.stem] = view
     return views
 
 
+def worst_images(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of plots/worst.csv whose image is in plots/worst, with the image made small."""
+    try:
+        rows = list(islice(rows_of(folder / "plots" / "worst.csv"), WORST))
+    except UNREADABLE:
+        return []
+    images = [embed_image(folder / "plots" / "worst" / Path(row.get("image", "")).name, WORST_SIDE) for row in rows]
+    return [{**row, **image} for row, image in zip(rows, images, strict=True) if image]
+
+
 def _embed_svg(path: Path) -> dict[str, Any] | None:
-    """An SVG as a data: URI, in which no browser runs or loads anything, or None where it is none."""
+    """Return an SVG as a data: URI, in which a browser runs and loads nothing; None if it is not a drawing."""
     try:
         data = path.read_bytes() if path.stat().st_size <= MAX_SVG_BYTES else b""
     except OSError:

@@ -1,12 +1,11 @@
-"""A run folder becomes one HTML file that stands alone: no scripts, nothing loaded from elsewhere, images inside.
+"""Write the report of a run folder: one HTML file without scripts that loads nothing.
 
-What a run lacks (it was interrupted, it has no test set) is said in its place. Every text from the folder is hostile
-until proven otherwise: autoescaped, its control characters spelt out, and paths in it are never followed.
+A file that the run lacks (it was interrupted, it has no test set) is named in its section. Every text from the folder
+is treated as hostile: it is escaped, its control characters are spelled out, and paths in it are never followed.
 """
 
 import math
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,121 +15,182 @@ from markupsafe import Markup
 
 from skipway.errors import InputError, StorageError, printable
 from skipway.report import classification_plots, learning_curves, plot_style
-from skipway.report.embed_images import embed_image, embed_plots
-from skipway.report.html_tables import growth_lines, table_facts
+from skipway.report.calibration import bias, reliability
+from skipway.report.checks import run_checks
+from skipway.report.embed_images import embed_plots, worst_images
+from skipway.report.headline import SPLITS, headline, metric_table
+from skipway.report.palette import css_variables
+from skipway.report.report_figures import figures_of
+from skipway.report.run_events import growth_lines
 from skipway.report.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
 from skipway.report.verdicts import percent, verdicts
 from skipway.utils.atomic_files import write_file
 from skipway.utils.best_epoch import FEW_SAMPLES, best_epoch
-from skipway.utils.uncertainty import wilson_interval
 
 __all__ = ["write"]
 
-PREDICTIONS = 100_000  # looked through for the rows that are farthest from the truth
-WORST, WORST_SIDE = 24, 256  # images; pixels of a side
-ROWS, PAIRS, SKIPPED = 20, 10, 50  # rows of a table shown before it folds or ends
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
-# Figures of metrics.json that stand beside the accuracy, and their words.
-FIGURES = {
-    "top5_accuracy": "top-5",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "auroc": "AUROC",
-    "ece": "calibration error",
-}
+PREDICTIONS = 100_000  # rows read for calibration and for the largest errors
+ROWS, PAIRS, SKIPPED, ERRORS = 20, 10, 50, 12  # rows of a table shown before it folds or ends
+CLASSES = 40  # bars of a chart
+# Files that the report links to, next to it in the run folder.
+LINKS = (
+    "results.csv",
+    "metrics.json",
+    "per_class.csv",
+    "confusion_matrix.csv",
+    "predictions.csv",
+    "splits.csv",
+    "skipped.csv",
+    "config.yaml",
+    "env.json",
+)
 
 
 def write(folder: Path) -> Path:
-    """Draw the plots of a run folder and write its `report.html`; returns the report's path."""
+    """Draw the plots of a run folder, write its report.html, and return the path of the report.
+
+    Raises:
+        InputError: the folder has no usable results.csv.
+        StorageError: the report cannot be written.
+    """
     folder = Path(folder)
     history = _history(folder)
     facts = _gather(folder, history)
     target = folder / "report.html"
     try:
         _draw(folder, history, facts)
-        facts["views"] = embed_plots(folder)
+        facts["views"] = embed_plots(folder, drawn=facts["figures"]["diagnostics"])
         page = _environment().get_template("report.html").render(facts)
         write_file(target, page.encode("utf-8", "backslashreplace"))
     except StorageError:
         raise
     except OSError as error:
         raise StorageError(
-            f"the report could not be written to {printable(target)}: {error.strerror or error}; "
-            "expected a folder with free space that may be written to"
+            f"cannot write {printable(target)}: {error.strerror or error}. Check that the folder is writable and has "
+            "free space."
         ) from error
     return target
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    """The rows of results.csv that are whole."""
-    expected = "expected one that `skipway train` wrote; name the folder that holds results.csv"
+    """Return the complete rows of results.csv."""
+    fix = "Pass a folder that `skipway train` wrote."
     try:
         rows = list(rows_of(folder / "results.csv"))
     except UNREADABLE as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(
-            f"{printable(folder)} is not a run folder: its results.csv cannot be read ({why}), {expected}"
-        ) from error
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(f"cannot read results.csv of the run folder {printable(folder)}: {reason}. {fix}") from error
     if rows and "epoch" not in rows[0]:
-        raise InputError(f"{printable(folder)} is not a run folder: its results.csv has no column 'epoch', {expected}")
+        raise InputError(
+            f"cannot read results.csv of the run folder {printable(folder)}: expected a column 'epoch', got "
+            f"{', '.join(map(printable, list(rows[0])[:5]))}. {fix}"
+        )
     return history_of(rows)
 
 
 def _counts(value: Any) -> dict[str, int]:
-    """A mapping of names to whole numbers, without what is neither."""
+    """Return the finite numbers of a mapping as integers."""
     pairs = ((str(k), number(v)) for k, v in mapping(value).items())
     return {k: int(v) for k, v in pairs if math.isfinite(v)}
 
 
 def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
-    """Everything that the template shows, as plain values."""
+    """Return all values that the template shows."""
     reader = Reader(folder)
     metrics, recipe, env = reader.json("metrics.json"), reader.yaml("config.yaml"), reader.json("env.json")
     data = mapping(metrics.get("data"))
-    splits = reader.table("splits.csv") if not data else []
-    by_class: dict[str, Counter[str]] = {}
-    for row in splits:
-        by_class.setdefault(row.get("class", ""), Counter())[row.get("split", "")] += 1
-    class_counts = {str(name): _counts(row) for name, row in mapping(data.get("classes")).items()}
-    per_class = sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(number(row.get("f1"))))
-    names, matrix = reader.matrix("confusion_matrix.csv")
-    first_prediction = reader.table("predictions.csv", limit=1)
+    predictions = reader.table("predictions.csv", limit=PREDICTIONS)
     skipped = reader.table("skipped.csv")
-    counts = _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits))
-    best = _best(history, metrics, counts.get("val", 0))
-    facts = {
+    names, matrix = reader.matrix("confusion_matrix.csv")
+    facts: dict[str, Any] = {
         "folder": folder.resolve().name,
-        "missing": reader.missing,
         "metrics": metrics,
         "recipe": recipe,
         "env": env,
         "history": history,
-        "best": best,
         "names": names,
         "matrix": matrix,
-        "per_class": per_class,
-        "rows": ROWS,
-        "split": _split_of(first_prediction),
+        "per_class": sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(number(row.get("f1")))),
+        "split": _split_of(predictions),
         "pairs": _pairs(names, matrix),
-        "worst": _worst(folder),
+        "worst": worst_images(folder),
         "skipped": skipped[:SKIPPED],
-        "num_skipped": len(skipped),
-        "classes": class_counts or {name: dict(row) for name, row in by_class.items() if name},
-        "counts": counts,
+        "skipped_count": None if "skipped.csv" in reader.missing else len(skipped),
+        "regression": any("val_r2" in row for row in history),
+        "reliability": reliability(predictions),
+        "bias": bias(predictions),
+        "schedule": _schedule(metrics, recipe, history),
+        "model": mapping(metrics.get("resolved")).get("model") or recipe.get("model"),
+        "data_name": data.get("name") or recipe.get("data"),
+        "missing": reader.missing,
+    }
+    facts |= _data_facts(reader, data)
+    facts["best"] = _best(history, metrics, facts["counts"].get("val", 0))
+    facts |= {"largest_errors": _largest_errors(predictions), "predictions": predictions}
+    facts["headline"] = headline(facts)
+    facts["splits"], facts["metric_rows"] = metric_table(facts)
+    facts["figures"] = figures_of(facts, reader)
+    facts["checks"] = run_checks(facts)
+    shown = " ".join(check.text for check in facts["checks"])
+    facts["remarks"] = [text for text in verdicts(facts) if text[:-1] not in shown] + growth_lines(metrics)
+    return facts | _page_facts(folder, facts)
+
+
+def _page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that only the layout of the page needs."""
+    metrics, recipe = facts["metrics"], facts["recipe"]
+    largest = sorted(facts["classes"].items(), key=lambda row: -sum(row[1].values()))
+    return {
+        "rows": ROWS,
+        "links": [name for name in LINKS if (folder / name).is_file()],
+        "network": str(facts["env"].get("network") or "").splitlines(),
+        "began_elsewhere": bool(metrics.get("grown")) and not recipe.get("grow"),
+        "split_names": SPLITS,
+        "class_bars_rows": largest[:CLASSES],
+        "most_of_a_class": max((sum(row.values()) for _, row in largest), default=0),
+        "class_splits": sorted(set().union(*(row for _, row in largest)), key=_split_order),
+        "class_result": _class_result(largest, facts["noun"]),
+        "light": Markup(css_variables(dark=False)),
+        "dark": Markup(css_variables(dark=True)),
+    }
+
+
+def _split_order(split: str) -> tuple[int, str]:
+    return (list(SPLITS).index(split) if split in SPLITS else len(SPLITS)), split
+
+
+def _class_result(largest: list[tuple[str, dict[str, int]]], noun: str) -> str:
+    """Write the sizes of the largest and the smallest class."""
+    if not largest:
+        return ""
+    (most, many), (least, few) = largest[0], largest[-1]
+    if sum(many.values()) == sum(few.values()):
+        return f"This run: each of the {len(largest):,} classes has {sum(many.values()):,} {noun}."
+    return (
+        f"This run: the largest class, {plot_style.shorten(most)}, has {sum(many.values()):,} {noun}, the smallest, "
+        f"{plot_style.shorten(least)}, {sum(few.values()):,}."
+    )
+
+
+def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the values about the data, from metrics.json or else from splits.csv."""
+    splits = reader.table("splits.csv") if not data else []
+    by_class: dict[str, Counter[str]] = {}
+    for row in splits:
+        by_class.setdefault(row.get("class", ""), Counter())[row.get("split", "")] += 1
+    classes = {str(name): _counts(row) for name, row in mapping(data.get("classes")).items()}
+    table = data.get("kind") == "table"
+    return {
+        "classes": classes or {name: dict(row) for name, row in by_class.items() if name},
+        "counts": _counts(data.get("counts")) or dict(Counter(row.get("split", "") for row in splits)),
         "notes": _counts(data.get("notes")),
         "sizes": data.get("sizes"),
         "warnings": [str(w) for w in data["warnings"]] if isinstance(data.get("warnings"), list) else [],
-        "network": str(env.get("network") or "").splitlines(),
-        "split_names": SPLITS,
-        "schedule": _schedule(metrics, recipe, history),
-        "grown": growth_lines(metrics),
-        "began_elsewhere": bool(metrics.get("grown")) and not recipe.get("grow"),
-        "model": mapping(metrics.get("resolved")).get("model") or recipe.get("model"),
-        "data_name": data.get("name") or recipe.get("data"),
-    } | table_facts(metrics, data=data, history=history, predictions=reader.table("predictions.csv", limit=PREDICTIONS))
-    facts["results"] = _results(facts)
-    facts["reading"] = verdicts(facts)
-    return facts
+        "noun": "rows" if table else "images",
+        "one": "row" if table else "image",
+        "target": str(data.get("target", "")),
+        "columns": _counts(data.get("columns")),
+    }
 
 
 def _split_of(predictions: list[dict[str, str]]) -> str:
@@ -142,7 +202,7 @@ def _split_of(predictions: list[dict[str, str]]) -> str:
 
 
 def _best(history: list[dict[str, float]], metrics: dict[str, Any], count: int) -> dict[str, float]:
-    """Return the row of the best epoch: the one that the run named, else the one that its rule chooses."""
+    """Return the row of the best epoch: the one that metrics.json names, else the one that the same rule chooses."""
     named = [row for row in history if row["epoch"] == number(metrics.get("best_epoch"))]
     metric = "r2" if any("val_r2" in row for row in history) else "accuracy"
     needed = ("val_loss", f"val_{metric}")
@@ -154,6 +214,7 @@ def _best(history: list[dict[str, float]], metrics: dict[str, Any], count: int) 
 
 
 def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dict[str, float]]) -> list[Any]:
+    """Return (position, learning rate, ...) of a run: from metrics.json, else from its epochs."""
     points = metrics.get("schedule")
     if isinstance(points, list) and all(isinstance(p, list | tuple) and len(p) in (2, 3) for p in points) and points:
         return points
@@ -162,34 +223,8 @@ def _schedule(metrics: dict[str, Any], recipe: dict[str, Any], history: list[dic
     return [(row["epoch"] / total, row["lr"]) for row in history if math.isfinite(row.get("lr", math.nan))]
 
 
-def _results(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Accuracy on validation and test images, each with its interval where the number of images is known."""
-    results = []
-    for split in ("val", "test"):
-        accuracy = number(facts["metrics"].get(f"{split}_accuracy"))
-        if split == "val" and not math.isfinite(accuracy):
-            accuracy = facts["best"].get("val_accuracy", math.nan)
-        if not 0 <= accuracy <= 1:
-            continue
-        count = facts["counts"].get(split, 0)
-        interval = wilson_interval(accuracy, count) if count > 0 else None
-        loss = number(facts["metrics"].get(f"{split}_loss"))
-        metrics = [(label, number(facts["metrics"].get(f"{split}_{name}"))) for name, label in FIGURES.items()]
-        results.append(
-            {
-                "split": SPLITS[split],
-                "accuracy": accuracy,
-                "count": count,
-                "interval": interval,
-                "loss": loss,
-                "others": [(label, value) for label, value in metrics if math.isfinite(value)],
-            }
-        )
-    return results
-
-
 def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
-    """The most frequent mistakes, true class and predicted class in this order."""
+    """Return the most frequent confusions: true class, predicted class, count and share of the true class."""
     if matrix is None:
         return []
     wrong = matrix * (1 - np.eye(len(names)))
@@ -203,18 +238,16 @@ def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
     ]
 
 
-def _worst(folder: Path) -> list[dict[str, Any]]:
-    """The images of plots/worst.csv that lie in plots/worst, made small."""
-    try:
-        rows = list(islice(rows_of(folder / "plots" / "worst.csv"), WORST))
-    except UNREADABLE:
-        return []
-    images = [embed_image(folder / "plots" / "worst" / Path(row.get("image", "")).name, WORST_SIDE) for row in rows]
-    return [{**row, **image} for row, image in zip(rows, images, strict=True) if image]
+def _largest_errors(predictions: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """Return the predicted numbers with the largest errors."""
+    errors = [(abs(number(row.get("error"))), i) for i, row in enumerate(predictions)]
+    largest = sorted(((error, i) for error, i in errors if math.isfinite(error)), key=lambda pair: -pair[0])[:ERRORS]
+    rows = [predictions[i] for _, i in largest]
+    return [{"row": r.get("row", ""), **{k: number(r.get(k)) for k in ("target", "predicted", "error")}} for r in rows]
 
 
 def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
-    """The four figures that only need what is in the folder."""
+    """Write the plots of a run as PNG files, for slides and papers."""
     home = folder / "plots"
     learning_curves.plot_learning_curves(history, home / "curves.png", best=int(facts["best"].get("epoch", 0)) or None)
     learning_curves.plot_schedule(facts["schedule"], home / "schedule.png")
@@ -223,13 +256,14 @@ def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) 
         classification_plots.plot_confusion_matrix(facts["matrix"], facts["names"], home / "confusion_matrix.png")
 
 
-def _figure(value: Any, form: str = ",.0f") -> str:
-    figure = number(value)
-    return format(figure, form) if math.isfinite(figure) else "–"
+def _metric(value: Any, form: str = ",.0f") -> str:
+    """Format a number, or a dash if it is not finite."""
+    metric = number(value)
+    return format(metric, form) if math.isfinite(metric) else "–"
 
 
 def _duration(value: Any) -> str:
-    """Seconds in the two largest units that matter."""
+    """Write seconds in their two largest units."""
     seconds = number(value)
     if not math.isfinite(seconds):
         return "–"
@@ -249,6 +283,6 @@ def _environment() -> Environment:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters.update(
-        percent=percent, figure=_figure, duration=_duration, short=plot_style.shorten, number=number
+        percent=percent, metric=_metric, duration=_duration, short=plot_style.shorten, number=number
     )
     return environment

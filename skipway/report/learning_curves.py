@@ -1,6 +1,6 @@
-"""Figures of training: loss and accuracy over epochs, the schedule, the learning-rate range test.
+"""Plots of a training as PNG files: loss and accuracy over epochs, the schedule, the learning-rate range test.
 
-Plain values in, one PNG out. On every axis is its unit and which direction is better.
+Every axis has its unit, and which direction is better.
 """
 
 import math
@@ -32,12 +32,12 @@ __all__ = ["plot_learning_curves", "plot_lr_range_test", "plot_schedule"]
 
 _UNITS = {
     "accuracy": "accuracy, % (higher is better)",
-    "r2": "explained share of variance (higher is better)",
+    "r2": "R2 (higher is better)",
     "loss": "loss, nats (lower is better)",
     "squares": "squared error, scaled (lower is better)",
 }
 _SPARE = {"accuracy": 5.0, "r2": 0.05}
-_BEST = {"accuracy": ", {:.1f} %", "r2": ", {:.3f}"}
+_BEST = {"accuracy": ", {:.1f}%", "r2": ", {:.3f}"}
 
 
 def plot_learning_curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None) -> None:
@@ -66,8 +66,8 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]], path: str | Path,
         draw_line(axes, epochs, train, color=BLUE, width=1.3)
         draw_line(axes, epochs, val, color=VERMILION, width=1.8)
         first, last = float(np.nanmin(epochs)), float(np.nanmax(epochs))
-        room = max(0.5, 0.03 * (last - first))
-        axes.set_xlim(first - room, last + room)
+        margin = max(0.5, 0.03 * (last - first))
+        axes.set_xlim(first - margin, last + margin)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(values) and not steep:
             _widen_y_axis(axes, values, kind)
@@ -86,7 +86,7 @@ def _best_row(epochs: np.ndarray, scores: np.ndarray, best_epoch: int | None) ->
 
 
 def _widen_y_axis(axes: Axes, values: np.ndarray, kind: str) -> None:
-    """Make the axis span enough that small differences do not look large."""
+    """Widen the axis so that small differences do not look large."""
     low, high = axes.get_ylim()
     spare = max(0.0, (_SPARE.get(kind) or 0.2 * abs(values).max()) - (high - low)) / 2
     floor = max(low - spare, -0.5) if kind == "r2" else max(0.0, low - spare)  # early epochs go far below 0
@@ -94,7 +94,7 @@ def _widen_y_axis(axes: Axes, values: np.ndarray, kind: str) -> None:
 
 
 def _label_ends(axes: Axes, epochs: np.ndarray, ends: list[tuple[str, np.ndarray, str]]) -> None:
-    """Write the name of each line behind its last value, pushed apart where two would overlap."""
+    """Write the name of each line behind its last value, moved apart if two would overlap."""
     spots: list[tuple[float, float, float, str, str]] = []
     for name, values, color in ends:
         finite = np.flatnonzero(np.isfinite(values))
@@ -118,7 +118,7 @@ def _label_ends(axes: Axes, epochs: np.ndarray, ends: list[tuple[str, np.ndarray
 
 
 def _mark_best(axes: Axes, x: float, *, y: float, text: str) -> None:
-    """Draw a thin line down from its text, and a ring around the value."""
+    """Draw a thin vertical line with its text, and a ring around the value."""
     low, high = axes.get_xlim()
     side = "center"
     if x < low + 0.25 * (high - low):
@@ -174,7 +174,7 @@ def plot_schedule(points: Sequence[Sequence[float]], path: str | Path) -> None:
 
 
 def plot_lr_range_test(result: Mapping[str, Any], path: str | Path) -> None:
-    """Plot the loss over the learning rate of a range test, raw and smoothed, with the two rates that it suggests."""
+    """Plot the loss over the learning rate of a range test, raw and smoothed, with its valley and steepest fall."""
     figure = Figure(figsize=(7, 3.4), dpi=DPI)
     axes = add_axes(figure, (0.8, 0.6, 5.8, 2.3))
     rates, smoothed = np.asarray(result["rates"], float), np.asarray(result["smoothed"], float)

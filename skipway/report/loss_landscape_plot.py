@@ -1,6 +1,6 @@
-"""The figure of losses around the weights: plain values of `Landscape.as_dict` in, one PNG out.
+"""Plot of losses around the weights, from the values of `Landscape.as_dict`.
 
-What is not finite is a gap.
+Values that are not finite are gaps.
 """
 
 import math
@@ -58,14 +58,14 @@ def plot_loss_landscape(landscapes: Mapping[str, Mapping[str, Any]], path: str |
         return save_note("there is no landscape to show", path)
     are_squares = {isinstance(landscape["losses"][0], list) for landscape in landscapes.values()}
     if len(are_squares) > 1:
-        raise InputError("landscapes of one and of two directions do not fit one plot; draw them apart")
+        raise InputError("cannot plot landscapes of one and of two directions together. Plot them separately.")
     (_draw_squares if are_squares.pop() else _draw_slices)(landscapes, path)
 
 
 def _describe_shape(landscape: Mapping[str, Any]) -> str:
     curvature, share = (landscape[key] for key in ("curvature", "nonconvex"))
     curvature_text = "unknown" if curvature is None else f"{curvature:.3g}"
-    share_text = "unknown" if share is None else f"{100 * share:.0f} %"
+    share_text = "unknown" if share is None else f"{share:.0%}"
     return f"curvature {curvature_text}, not convex {share_text}"
 
 
@@ -108,12 +108,12 @@ def _draw_slices(landscapes: Mapping[str, Mapping[str, Any]], path: str | Path) 
 
 @dataclass(frozen=True)
 class _ColorScale:
-    """The colors of losses, one scale for all squares: `levels` are where they change."""
+    """Colors of losses, one scale for all squares: they change at `levels`."""
 
     norm: Normalize
     levels: np.ndarray
     steep: bool
-    is_cut: bool  # whether there are losses above the scale
+    is_cut: bool  # True if there are losses above the scale
 
 
 def _color_scale(losses: np.ndarray) -> _ColorScale:

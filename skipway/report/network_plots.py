@@ -1,6 +1,6 @@
-"""Figures of what the probes find, in the shared style: plain values of their `as_dict` in, one PNG out.
+"""Plots of the results of the probes as PNG files, from the values of their `as_dict`.
 
-What is not finite is a gap.
+Values that are not finite are gaps.
 """
 
 import math
@@ -52,17 +52,17 @@ from skipway.report.plot_style import (
 __all__ = ["plot_ablation", "plot_accuracy_over_compute", "plot_signal_flow"]
 
 COLUMNS = 4
-FARTHEST = 60  # powers of ten that an axis reaches; what lies beyond is drawn at its end
+FARTHEST = 60  # powers of ten that an axis reaches; values beyond are drawn at its end
 COMPUTE = {
     "seconds": "training time, seconds (less is better)",
     "FLOPs": "training compute, FLOPs (less is better)",
 }
-REMAINDERS = {  # what is left in the place of a block
+REMAINDERS = {  # the part of a dropped block that stays
     "identity": ("dropped, its identity stays", BLUE),
     "shortcut": ("dropped, its projection stays", VERMILION),
     "nothing": ("taken out, nothing goes around", PURPLE),
 }
-ROWS = (  # of the signal-flow plot: title, what is laid along the depth, unit, lines with their key and color
+ROWS = (  # of the signal-flow plot: title, entries along the depth, unit, lines with their key and color
     (
         "Activations",
         "blocks",
@@ -84,7 +84,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _LogLimits:
-    """The lowest and highest value of a logarithmic axis, and whether zeros are drawn below."""
+    """Limits of a logarithmic axis; `zeros` if zeros are drawn below them."""
 
     low: float
     high: float
@@ -102,18 +102,18 @@ def plot_signal_flow(flows: Mapping[str, Mapping[str, Any]], path: str | Path) -
         return save_note("there are no blocks and no layers with weights whose flow could be shown", path)
     selection = f" ({COLUMNS} of {len(flows)} shown)" if len(names) < len(flows) else ""
     figure = Figure(figsize=(WIDE, 7.7), dpi=DPI)
-    for row, (title, what, unit, series) in enumerate(ROWS):
-        lines = [_finite_lines(flows[name][what], series) for name in names]
+    for row, (title, entries, unit, series) in enumerate(ROWS):
+        lines = [_finite_lines(flows[name][entries], series) for name in names]
         limits = _log_limits([line.values for line in chain.from_iterable(lines)])
         for i, (left, width) in enumerate(panel_columns(len(names), left=0.85, gap=0.85, right=0.75)):
             axes = add_axes(figure, (left, 0.55 + 2.5 * (2 - row), width, 1.4))
             y_label = "" if i else f"{unit}\nlog scale, level is best"
-            set_titles(axes, "", x=f"{what}, in the order of calls", y=y_label)
+            set_titles(axes, "", x=f"{entries}, in the order of calls", y=y_label)
             annotate_above(axes, unique_labels(names, 30)[i], 16)
             if i == 0:
                 annotate_above(axes, title + selection, 32, fontsize=11, fontweight="bold")
             axes.tick_params(labelleft=i == 0)
-            _draw_sizes(axes, lines[i], limits=limits, paths=[entry["path"] for entry in flows[names[i]][what]])
+            _draw_sizes(axes, lines[i], limits=limits, paths=[entry["path"] for entry in flows[names[i]][entries]])
     save_figure(figure, path)
 
 
@@ -135,13 +135,13 @@ def _log_limits(arrays: Sequence[np.ndarray]) -> _LogLimits:
     zeros = bool((values == 0).any())
     powers = np.log10(values[np.isfinite(values) & (values > 0)]).clip(-FARTHEST, FARTHEST)
     low, high = (float(powers.min()), float(powers.max())) if len(powers) else (-1.0, 1.0)
-    spare = max(0.08 * (high - low), (2 - (high - low)) / 2)  # no false drama
+    spare = max(0.08 * (high - low), (2 - (high - low)) / 2)  # small differences must not look large
     low, high = low - spare, high + spare
     return _LogLimits(low=10 ** (low - 0.18 * (high - low) * zeros), high=10**high, zeros=zeros)
 
 
 def _draw_sizes(axes: Axes, lines: Sequence[_Line], *, limits: _LogLimits, paths: Sequence[str]) -> None:
-    """Draw lines over places in the depth; what is zero lies as triangles below a line at the bottom."""
+    """Draw lines along the depth; zeros are triangles below a line at the bottom."""
     low, high = limits.low, limits.high
     axes.set_yscale("log")
     axes.set_ylim(low, high)
@@ -243,7 +243,7 @@ def _shuffled(lesion: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def _draw_drops(axes: Axes, lesion: Mapping[str, Any], factor: float) -> None:
-    """Draw a bar for each block, a mark between two that were exchanged, and a line for the whole network."""
+    """Draw a bar for each block, a diamond between two that were exchanged, and a line for the whole network."""
     paths = [drop["path"] for drop in lesion["dropped"]]
     scores = np.nan_to_num(column_values(lesion["dropped"], "score")) * factor
     for remainder, (label, color) in REMAINDERS.items():
@@ -261,7 +261,7 @@ def _draw_drops(axes: Axes, lesion: Mapping[str, Any], factor: float) -> None:
             markersize=4.5,
             markeredgecolor=GROUND,
             markeredgewidth=0.6,
-            label="two neighbours exchanged",
+            label="two neighbors exchanged",
         )
     whole = finite_or_nan(lesion["score"]) * factor
     axes.axhline(whole, color=INK, linewidth=1.1)
@@ -288,7 +288,7 @@ def _draw_drops(axes: Axes, lesion: Mapping[str, Any], factor: float) -> None:
 
 
 def _score_axis(axes: Axes, factor: float) -> None:
-    """From zero up, to 100 % at least for an accuracy; other scores that differ by far have a logarithmic axis."""
+    """Set the axis of a score: from 0, to 100 for an accuracy; logarithmic if other scores differ by far."""
     if factor == 1 and axes.dataLim.y1 > STEEP * axes.dataLim.minposy:
         axes.set_yscale("log")
         axes.set_ylabel(axes.get_ylabel() + ", log scale")
@@ -300,11 +300,11 @@ def _score_axis(axes: Axes, factor: float) -> None:
 def plot_accuracy_over_compute(
     runs: Mapping[str, Sequence[Sequence[Sequence[float]]]], path: str | Path, unit: str = "seconds"
 ) -> None:
-    """Plot accuracy over what it cost.
+    """Plot accuracy over the compute that it took.
 
     `runs` has for each name its seeds, for each seed rows of (compute so far, accuracy 0 to 1).
-    Seeds are thin lines, their median is a thick one where all of them have values. `unit` is "seconds", "FLOPs" or
-    another word.
+    Seeds are thin lines; their median is a thick one, over the range that all of them have. `unit` is "seconds",
+    "FLOPs" or another word.
     """
     figure = Figure(figsize=(WIDE, 4.2), dpi=DPI)
     axes = add_axes(figure, (0.75, 0.6, WIDE - 2.6, 3.0))
@@ -323,7 +323,7 @@ def plot_accuracy_over_compute(
     if not ends:
         return save_note("no run has an epoch to show", path)
     low, high = axes.get_ylim()
-    spare = max(0.0, 5 - (high - low)) / 2  # no false drama
+    spare = max(0.0, 5 - (high - low)) / 2  # small differences must not look large
     axes.set_ylim(max(0.0, low - spare), min(101.0, high + spare))
     axes.set_xlim(0)
     axes.yaxis.set_major_locator(MaxNLocator(7))

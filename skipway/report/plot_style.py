@@ -1,7 +1,6 @@
-"""The style that all figures share, and how they are saved: drawn without pyplot and so without global state.
+"""Style of the PNG plots, drawn without pyplot and so without global state.
 
-A light ground, thin grids, the colors of Okabe and Ito (which color-blind readers can distinguish), words next to the
-lines rather than legends.
+They have a light ground, thin grids, the colors of the palette, and labels next to the lines instead of legends.
 """
 
 import functools
@@ -20,12 +19,14 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 from skipway.errors import printable
+from skipway.report.palette import light
 from skipway.utils.atomic_files import make_folder, storing, write_file
 
 DPI = 144
-INK, MUTED, GRID, GROUND, EMPTY = "#1f2328", "#59626b", "#e3e6ea", "#ffffff", "#eceef0"
-BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-# DejaVu Sans comes with matplotlib; of these, what the machine has adds the scripts that it lacks.
+INK, MUTED, GROUND = light("ink"), light("muted"), light("ground")
+GRID, EMPTY = "#e3e6ea", "#eceef0"
+BLUE, VERMILION, GREEN, PURPLE = light("blue"), light("orange"), light("green"), light("purple")
+# DejaVu Sans comes with matplotlib; those of these fonts that are installed add the scripts that it lacks.
 FALLBACKS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -43,7 +44,7 @@ FALLBACKS = (
 
 
 def shorten(text: object, width: int = 24) -> str:
-    """`text` on one line in at most `width` characters, its middle left out.
+    """Return `text` on one line of at most `width` characters, with its middle left out.
 
     >>> shorten("a very long name of a class", 12)
     'a very…class'
@@ -56,7 +57,7 @@ def shorten(text: object, width: int = 24) -> str:
 
 @functools.cache
 def _fonts() -> tuple[list[str], frozenset[int]]:
-    """The families to draw with, and every code point that one of them can show."""
+    """Return the font families to draw with, and all code points that they have."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     families = ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
     code_points: set[int] = set()
@@ -66,7 +67,7 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
 
 
 def drawable_text(text: object, width: int = 24) -> str:
-    r"""Make `text` fit to be drawn: shortened, a box for what no font has, and `$` not the start of a formula.
+    r"""Shorten `text`, replace characters that no font has by a box, and escape `$`.
 
     Escaping each `$` leaves none bare, so matplotlib takes the text as plain and turns `\$` back into `$`.
     """
@@ -75,14 +76,14 @@ def drawable_text(text: object, width: int = 24) -> str:
 
 
 def unique_labels(names: Sequence[object], width: int = 24) -> list[str]:
-    """Make drawable names that still differ from each other: those made equal by shortening get their number."""
+    """Return drawable names that differ from each other: names that shortening makes equal get a number."""
     short = [drawable_text(name, width) for name in names]
     counts = Counter(short)
     return [f"{label} #{i}" if counts[label] > 1 else label for i, label in enumerate(short)]
 
 
 def finite_or_nan(value: Any) -> float:
-    """Return a finite float, or NaN for all else."""
+    """Return `value` as a finite float, or NaN."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -91,7 +92,7 @@ def finite_or_nan(value: Any) -> float:
 
 
 def add_axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
-    """Add axes in the style of all figures; `box` is left, bottom, width, height in inches."""
+    """Add axes in the style of all plots; `box` is left, bottom, width, height in inches."""
     wide, high = figure.get_size_inches()
     axes = figure.add_axes((box[0] / wide, box[1] / high, box[2] / wide, box[3] / high), facecolor=GROUND)
     for side, spine in axes.spines.items():
@@ -105,7 +106,7 @@ def add_axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
 def set_titles(axes: Axes, title: str, *, x: str = "", y: str = "") -> None:
     """Set the title and the labels of the axes.
 
-    All three are words of skipway: titles are bold, and the bold font has fewer glyphs than `_fonts` promises.
+    All three are texts of skipway, not of the user: the bold font has fewer glyphs than `_fonts` returns.
     """
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=22)
     axes.set_xlabel(x, fontsize=9, color=MUTED, labelpad=6)
@@ -113,7 +114,7 @@ def set_titles(axes: Axes, title: str, *, x: str = "", y: str = "") -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG, whole or not at all; without metadata, so that equal figures are equal files."""
+    """Write a PNG atomically, without metadata, so that equal plots are equal files."""
     path, file = Path(path), io.BytesIO()
     for text in figure.findobj(Text):
         text.set_fontfamily(_fonts()[0])
@@ -133,14 +134,14 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def save_note(text: str, path: str | Path) -> None:
-    """Save a figure that says why there is nothing to see."""
+    """Save a plot that is only a text, such as the reason why there is nothing to draw."""
     figure = Figure(figsize=(5, 1), dpi=DPI)
     figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, fontsize=10)
     save_figure(figure, path)
 
 
 def draw_line(axes: Axes, epochs: np.ndarray, values: np.ndarray, *, color: str, width: float) -> None:
-    """Draw a line, with dots where few epochs or NaN neighbours would leave a value without one."""
+    """Draw a line, with dots if there are few epochs, and at values between NaN, which have no line."""
     finite = np.isfinite(values)
     isolated = finite & ~np.r_[False, finite[:-1]] & ~np.r_[finite[1:], False]
     dots = np.flatnonzero(finite if len(epochs) <= 30 else isolated)

@@ -1,4 +1,4 @@
-"""Plot a regression: predicted over true numbers."""
+"""Plot of a regression: predicted over true values."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ _MOST_POINTS = 4000
 
 
 def plot_predictions(true: np.ndarray, predicted: np.ndarray, target: object, path: str | Path) -> None:
-    """Plot predicted over true numbers, with the line on which they would be equal; at most a few thousand points."""
+    """Plot predicted over true values, at most a few thousand points, with the line on which they are equal."""
     true, predicted = np.asarray(true, dtype=float), np.asarray(predicted, dtype=float)
     finite = np.isfinite(true) & np.isfinite(predicted)
     true, predicted = true[finite], predicted[finite]
     if not len(true):
-        return save_note("There is nothing to compare.", path)
+        return save_note("there is nothing to compare", path)
     step = -(-len(true) // _MOST_POINTS)
     low, high = float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))
     margin = 0.04 * (high - low) or 1.0
@@ -29,5 +29,5 @@ def plot_predictions(true: np.ndarray, predicted: np.ndarray, target: object, pa
     axes.plot(true[::step], predicted[::step], "o", color=BLUE, markersize=4, alpha=strength, markeredgewidth=0)
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(low - margin, high + margin)
-    set_titles(axes, "Predicted and true", x=f"true {drawable_text(target)}", y="predicted (on the line: right)")
+    set_titles(axes, "Predicted and true values", x=f"true {drawable_text(target)}", y="predicted (on the line: right)")
     save_figure(figure, path)

@@ -1,14 +1,15 @@
-"""Verdicts: sentences of a report that its numbers allow, such as overfitting, chance level or too few epochs.
+"""Verdicts: the conclusions that the numbers of a run allow, such as overfitting, chance level or too few epochs.
 
-None follows from a fixed gap alone. A difference between splits has to exceed the sampling error of both, a change over
-the epochs the jitter of the curve and the sampling error of the validation metric; see `utils.uncertainty`.
+None follows from a fixed gap alone. A difference between splits has to exceed the sampling error of both. A change over
+the epochs has to exceed the jitter of the curve and the sampling error of the metric; see `utils.uncertainty`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from skipway.report.run_reader import number
+from skipway.report.run_reader import mapping, number
 from skipway.utils.uncertainty import (
     Z95,
     difference_floor,
@@ -19,57 +20,89 @@ from skipway.utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["majority", "percent", "verdicts"]
+__all__ = ["Verdict", "fit_verdicts", "majority", "percent", "verdicts", "waiting"]
 
 _MATERIAL_GAP = 0.05  # between training and validation: a smaller one is normal, however certain
 _MATERIAL_GAIN = 0.003  # of the metric in the last fifth of the epochs
 _MATERIAL_RISE = 1.2  # of the validation loss over its lowest value
 _MATERIAL_WAIT = 0.25  # share of the time
+_SHORT = 5  # epochs, below which a flat end is no evidence that more epochs would bring little
 _DISCORDANT = 4  # samples that have to change for the better before a sign test sees it (2 standard deviations)
 _MAX_SENTENCES = 3
 
 
-def verdicts(facts: dict[str, Any]) -> list[str]:
-    """Put the numbers into words, the most important first; at most three sentences, all of them counted."""
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence about a run; `is_warning` if it reports a problem."""
+
+    text: str
+    is_warning: bool = False
+
+
+def verdicts(facts: Mapping[str, Any]) -> list[str]:
+    """Return the conclusions from the metrics of a run, the most important first, in at most three sentences.
+
+    Args:
+        facts: history (rows of results.csv), best (the row of the best epoch), classes, counts; and if known
+            regression, noun, metrics.
+    """
+    if not facts["history"]:
+        return ["No epoch was finished, so there are no results yet."]
+    sentences = [verdict.text for verdict in fit_verdicts(facts)]
+    return [*sentences, *waiting(facts["history"])][:_MAX_SENTENCES]
+
+
+def fit_verdicts(facts: Mapping[str, Any]) -> list[Verdict]:
+    """Return the verdicts on how well a run fits its data, the most important first; see `verdicts` for `facts`."""
     history, best = facts["history"], facts["best"]
     if not history:
-        return ["No epoch was finished, so there is nothing to judge yet."]
+        return []
     regression = bool(facts.get("regression"))
     metric = "r2" if regression else "accuracy"
-    count = int(number(facts["counts"].get("val")) if facts["counts"].get("val") else 0)
+    count = _count(facts, "val")
     # A head that was fitted first has another loss, without label smoothing, and is no point of the curve after it.
     trained = history[1:] if len(history) > 1 and history[0].get("lr") == 0 else history
-    sentences = [
+    warnings = [
         *_not_finite(history),
         *(_no_better_than_the_mean(best, count) if regression else _chance_level(facts, best, count)),
         *_overfitting(facts, best, metric, count),
         *([] if regression else _rising_loss(trained, count)),
-        *_trend(trained, best, metric, count),
-        *_waiting(history),
+        *_cut_short(facts, trained),
     ]
-    return (sentences or _nothing_notable(history, best, metric, count))[:_MAX_SENTENCES]
+    found = [Verdict(text, is_warning=True) for text in warnings]
+    if not _cut_short(facts, trained):
+        found += _trend(trained, best, metric, count)
+    return found or [Verdict(text) for text in _nothing_notable(history, best, metric, count)]
+
+
+def _count(facts: Mapping[str, Any], split: str) -> int:
+    """Return the number of samples of a split, 0 if it is not known."""
+    value = number(facts["counts"].get(split))
+    return int(value) if math.isfinite(value) else 0
 
 
 def _not_finite(history: Sequence[Mapping[str, float]]) -> list[str]:
     broken = [row["epoch"] for row in history if "train_loss" in row and not math.isfinite(row["train_loss"])]
     if not broken:
         return []
-    return [f"The training loss was not finite in epoch {broken[0]:g}: a lower learning rate usually mends this."]
+    return [f"The training loss was not finite in epoch {broken[0]:g}: a lower learning rate usually fixes this."]
 
 
 def _chance_level(facts: Mapping[str, Any], best: Mapping[str, float], count: int) -> list[str]:
-    """Say that the accuracy may be that of a constant answer: its interval reaches the share of the largest class."""
+    """Report an accuracy that may be that of a constant answer: its interval reaches the share of the largest class."""
     accuracy = best.get("val_accuracy", math.nan)
     name, share = majority(facts["classes"])
     if not count or not share or not math.isfinite(accuracy) or exceeds_share(accuracy, count, share):
         return []
-    return [f"This is not clearly better than always answering the largest class, {name} ({percent(share)} of all)."]
+    return [
+        f"Accuracy is not clearly better than always predicting the largest class, {name} ({percent(share)} of all)."
+    ]
 
 
 def majority(classes: Mapping[str, Mapping[str, int]], split: str = "val") -> tuple[str, float]:
     """Return the class that has the most training samples, and its share of a split, of all if that is unknown.
 
-    That share is the accuracy of always answering this class.
+    That share is the accuracy of always predicting this class.
     """
     if not classes:
         return "", 0.0
@@ -81,26 +114,24 @@ def majority(classes: Mapping[str, Mapping[str, int]], split: str = "val") -> tu
 
 def _no_better_than_the_mean(best: Mapping[str, float], count: int) -> list[str]:
     r2 = number(best.get("val_r2"))
-    if not math.isfinite(r2):
+    if not math.isfinite(r2) or (r2 > 0 and (not count or r2_interval(r2, count)[0] > 0)):
         return []
-    if r2 <= 0 or (count and r2_interval(r2, count)[0] <= 0):
-        return ["This is not clearly better than always answering the mean of the target."]
-    return [f"The columns explain {r2:.0%} of how the target varies on the validation rows."]
+    return ["R2 is not clearly better than always predicting the mean of the target."]
 
 
 def _interval(value: float, count: int, metric: str) -> tuple[float, float]:
-    """Return the 95% interval of a metric on so many samples; if their number is unknown, the value itself."""
+    """Return the 95% interval of a metric on `count` samples; the value itself if their number is unknown."""
     if not count:
         return value, value
     return r2_interval(value, count) if metric == "r2" else wilson_interval(min(max(value, 0.0), 1.0), count)
 
 
 def _overfitting(facts: Mapping[str, Any], best: Mapping[str, float], metric: str, count: int) -> list[str]:
-    """Say that training and validation are apart by more than is normal and than both samples explain."""
+    """Report training and validation metrics that differ by more than is normal and than both samples explain."""
     train, val = (number(best.get(f"{part}_{metric}")) for part in ("train", "val"))
     if not (count and math.isfinite(train) and math.isfinite(val) and len(facts["history"]) > 1):
         return []
-    trained = int(number(facts["counts"].get("train")) if facts["counts"].get("train") else 0)
+    trained = _count(facts, "train")
     floor = difference_floor(
         train, _interval(train, trained, metric)[0], val, max(val, _interval(val, count, metric)[1])
     )
@@ -108,19 +139,19 @@ def _overfitting(facts: Mapping[str, Any], best: Mapping[str, float], metric: st
         return []
     if metric == "r2":
         return [
-            f"It overfits: R2 is {train:.2f} on the training rows and {val:.2f} on the validation rows. More rows, "
-            "fewer epochs or a higher dropout narrow this gap."
+            f"The model overfits: R2 is {train:.3f} on the training rows and {val:.3f} on the validation rows. More "
+            "rows, fewer epochs or more dropout reduce this gap."
         ]
     noun = facts.get("noun", "images")
     remedy = "augmentation" if noun == "images" else "dropout"
     return [
-        f"It overfits: in its best epoch it was right on {percent(train)} of the training {noun} and on "
-        f"{percent(val)} of the validation {noun}. More {noun} or stronger {remedy} narrow this gap."
+        f"The model overfits: in the best epoch its accuracy is {percent(train)} on the training {noun} and "
+        f"{percent(val)} on the validation {noun}. More {noun} or stronger {remedy} reduce this gap."
     ]
 
 
 def _rising_loss(history: Sequence[Mapping[str, float]], count: int) -> list[str]:
-    """Say that the validation loss rose while the training loss fell, by more than samples and jitter explain.
+    """Report a validation loss that rose while the training loss fell, by more than samples and jitter explain.
 
     The cross-entropies of single samples spread about as widely as their mean, as exponential ones do.
     """
@@ -129,24 +160,39 @@ def _rising_loss(history: Sequence[Mapping[str, float]], count: int) -> list[str
         return []
     now, low = _mean(losses[-_fifth(history) :]), min(losses)
     noise = math.hypot(math.hypot(now, low) / math.sqrt(count), jitter(losses))
-    fell = history[-1].get("train_loss", math.inf) < history[0].get("train_loss", math.nan)
-    if not fell or now <= _MATERIAL_RISE * low or now - low <= Z95 * noise:
+    if not _fell(history, "train_loss") or now <= _MATERIAL_RISE * low or now - low <= Z95 * noise:
         return []
     return [
         f"The validation loss rose from {low:.3g} (epoch {history[losses.index(low)]['epoch']:g}) to "
-        f"{losses[-1]:.3g} while the training loss fell: it grew too sure of its mistakes."
+        f"{losses[-1]:.3g} while the training loss fell: the model became overconfident in its mistakes."
     ]
 
 
-def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str, count: int) -> list[str]:
-    """Say whether the metric still rose when training ended, if its best epoch is among the last fifth."""
+def _cut_short(facts: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> list[str]:
+    """Report a run that its time limit ended while both losses still fell."""
+    status = str(mapping(facts.get("metrics")).get("status", ""))
+    if "time limit" not in status or len(history) < 2:
+        return []
+    if not all(_fell(history[-2:], key) for key in ("train_loss", "val_loss")):
+        return []
+    epochs = _epochs(int(history[-1]["epoch"]))
+    return [f"The time limit ended training after {epochs}, while both losses still fell: more time may help."]
+
+
+def _fell(history: Sequence[Mapping[str, float]], key: str) -> bool:
+    return history[-1].get(key, math.inf) < history[0].get(key, math.nan)
+
+
+def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str, count: int) -> list[Verdict]:
+    """Report the trend of the metric at the end of training, if the best epoch is among the last fifth."""
     if len(history) == 1 and history[0].get("lr") == 0:
         return [
-            "Only the head was fitted, to the outputs of the layers before it. With --time-limit 600 more layers are "
-            "trained."
+            Verdict(
+                "Only the head was fitted, to the outputs of the frozen layers; --time-limit 600 trains more layers."
+            )
         ]
     if len(history) == 1:
-        return ["One epoch shows no trend; more epochs will tell."]
+        return [Verdict("1 epoch shows no trend.")]
     fifth = _fifth(history)
     if not best or best.get("epoch", 0) <= history[-1]["epoch"] - fifth:
         return []
@@ -155,23 +201,24 @@ def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], me
     if not all(math.isfinite(value) for value in late + before):
         return []
     gain = _mean(late) - _mean(before)
-    noise = _gain_noise(curve, count, metric, fifth)
-    last = history[-1]["epoch"]
-    name = f"The last epoch, {last:g}," if best["epoch"] == last else f"Epoch {best['epoch']:g} of {last:g}"
-    change = f"{gain:.3f}" if metric == "r2" else f"{100 * gain:.1f} points"
-    if gain > max(noise, _MATERIAL_GAIN):
-        advice = "the run may profit from more epochs"
-        return [f"{name} was the best one and the last fifth still brought {change}: {advice}."]
+    name = "R2" if metric == "r2" else "accuracy"
+    change = f"{abs(gain):.3f}" if metric == "r2" else f"{100 * abs(gain):.1f} points"
+    span = f"Over the last {_epochs(fifth)} validation {name}" if fifth > 1 else f"In the last epoch validation {name}"
+    if gain > max(_gain_noise(curve, count, metric, fifth), _MATERIAL_GAIN):
+        return [Verdict(f"{span} still rose by {change}: more epochs may help.", is_warning=True)]
     if gain > _MATERIAL_GAIN:
-        return [f"{name} was the best one, but what the last fifth brought ({change}) is within the noise."]
-    return [f"{name} was the best one, but the last fifth brought nothing that counts: more epochs would bring little."]
+        return [Verdict(f"{span} rose by {change}, which is within the noise.")]
+    level = f"{span} did not clearly rise ({'+' if gain >= 0 else '-'}{change})"
+    if len(history) < _SHORT:
+        return [Verdict(f"{level}; {_epochs(len(history))} are too few for a trend.")]
+    return [Verdict(f"{level}: more epochs would probably bring little.")]
 
 
 def _gain_noise(curve: Sequence[float], count: int, metric: str, fifth: int) -> float:
-    """Return what a mean over the last fifth of a curve may exceed the one over the fifth before by chance (95%).
+    """Return the gain of a mean over the last fifth of a curve, over the fifth before, that chance explains (95%).
 
-    The samples are the same in both, so what counts is the jitter of the curve, and that a few samples have to change
-    at all. A curve too short to show its jitter has the sampling error of independent samples instead.
+    The samples are the same in both, so the jitter of the curve counts, and that a few samples have to change at all. A
+    curve too short to show its jitter has the sampling error of independent samples instead.
     """
     if not count:
         return math.inf
@@ -183,7 +230,8 @@ def _gain_noise(curve: Sequence[float], count: int, metric: str, fifth: int) -> 
     return Z95 * math.sqrt(2) * share_noise(curve[-2], count)
 
 
-def _waiting(history: Sequence[Mapping[str, float]]) -> list[str]:
+def waiting(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """Report training that waited for data for more than a quarter of its time."""
     waits = [row["data_time_fraction"] for row in history if math.isfinite(row.get("data_time_fraction", math.nan))]
     if not waits or _mean(waits) <= _MATERIAL_WAIT:
         return []
@@ -193,20 +241,34 @@ def _waiting(history: Sequence[Mapping[str, float]]) -> list[str]:
 def _nothing_notable(
     history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str, count: int
 ) -> list[str]:
-    """Say how far training and validation are apart, how certain that is, and that later epochs were no better."""
+    """Write the gap between training and validation, its uncertainty, and how later epochs compare."""
     train, val = (number(best.get(f"{part}_{metric}")) for part in ("train", "val"))
     if not math.isfinite(train - val):
         return []
     low, high = _interval(val, count, metric)
-    after = history[-1]["epoch"] - best["epoch"]
     clear = "no overfitting" if train - low <= _MATERIAL_GAP or count == 0 else "no clear overfitting"
-    doubt = f" (the {count:,} validation samples leave {100 * (high - low) / 2:.0f} points of doubt)"
-    later = f"; the {after:g} epoch{'s' * (after != 1)} after epoch {best['epoch']:g} brought nothing more"
-    later = later if after > 0 else ""
+    doubt = f" (the interval on {count:,} validation samples spans {100 * (high - low):.0f} points)"
+    gap = f"{abs(train - val):.3f}" if metric == "r2" else f"{100 * abs(train - val):.1f} points"
     return [
-        f"Training and validation {'R2' if metric == 'r2' else 'accuracy'} are {abs(train - val) * 100:.1f} points "
-        f"apart: {clear}{doubt if clear == 'no clear overfitting' else ''}{later}."
+        f"Training and validation {'R2' if metric == 'r2' else 'accuracy'} are {gap} apart: "
+        f"{clear}{doubt if clear == 'no clear overfitting' else ''}{_later_epochs(history, best, metric)}."
     ]
+
+
+def _later_epochs(history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str) -> str:
+    """Write how the epochs after the best one compare, if there are any."""
+    later = [row for row in history if row["epoch"] > best["epoch"]]
+    scores = [number(row.get(f"val_{metric}")) for row in later]
+    if not later or not all(map(math.isfinite, scores)) or max(scores) > best[f"val_{metric}"]:
+        return ""
+    name = "R2" if metric == "r2" else "accuracy"
+    if later[-1].get("val_loss", math.inf) < best.get("val_loss", math.nan):
+        return f"; after epoch {best['epoch']:g} the validation loss fell further, but {name} did not rise"
+    return f"; no epoch after epoch {best['epoch']:g} was better"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def _fifth(history: Sequence[Any]) -> int:
@@ -218,6 +280,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """Format a share as a percentage, or a dash if it is not finite."""
+    """Format a share as a percentage, or a dash if it is not finite.
+
+    >>> percent(0.98912)
+    '98.9%'
+    """
     share = number(value)
-    return f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else "–"
+    return f"{share * 100:.{digits}f}%" if math.isfinite(share) else "–"

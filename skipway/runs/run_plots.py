@@ -19,7 +19,7 @@ from skipway.utils.run_schema import with_schema
 __all__ = ["draw_augmented", "write_range_test", "write_worst_images"]
 
 _NUM_WORST = 16
-_NUM_AUGMENTED = 24
+_NUM_AUGMENTED, _SHEET_COLUMNS = 24, 6  # few columns, so that a phone shows images and captions
 
 
 def draw_augmented(folder: Path, batches: ImageBatches) -> None:
@@ -36,7 +36,7 @@ def draw_augmented(folder: Path, batches: ImageBatches) -> None:
     make_folder(folder / "plots")
     captions = [names[batches.images.labels[i]] for i in ids]
     classification_plots.plot_image_grid(
-        [_without_gray_axis(i) for i in images], captions, folder / "plots" / "augmented.png"
+        [_without_gray_axis(i) for i in images], captions, folder / "plots" / "augmented.png", columns=_SHEET_COLUMNS
     )
 
 

@@ -48,8 +48,8 @@ def test_a_run_is_looked_into_and_its_report_shows_it(run):
     assert len(values["lesion"][run.name]["dropped"]) == 9
     assert len(values["landscape"]["landscape"][run.name]["losses"]) == 5
     page = found.report.read_text()
-    assert "Inside the network" in page and "data:image/svg+xml" in page
-    assert all(f"<h3>{name}</h3>" in page for name in ("Flow", "Lesion", "Diagram"))
+    assert "Diagnostics" in page and "data:image/svg+xml" in page
+    assert all(f"<h3>{name}</h3>" in page for name in ("Signal flow", "Block ablation", "Diagram"))
 
 
 def test_what_is_measured_is_the_network_of_the_run_on_its_validation_images(run):

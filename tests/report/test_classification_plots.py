@@ -36,7 +36,7 @@ def test_a_confusion_matrix_of_any_size_is_readable(tmp_path, num_classes):
     assert max(found.shape) < 1800
 
 
-def test_right_is_blue_and_wrong_is_orange_and_an_empty_class_is_grey(tmp_path):
+def test_right_is_blue_and_wrong_is_orange_and_an_empty_class_is_gray(tmp_path):
     classification_plots.plot_confusion_matrix(
         np.array([[5, 0, 0], [5, 0, 0], [0, 0, 0]]), ["a", "b", "c"], tmp_path / "m.png"
     )
@@ -46,9 +46,9 @@ def test_right_is_blue_and_wrong_is_orange_and_an_empty_class_is_grey(tmp_path):
 
 
 def test_a_matrix_that_does_not_fit_its_names_is_refused(tmp_path):
-    with pytest.raises(InputError, match="the confusion matrix is 2 x 3, expected 2 x 2 for the 2 class names given"):
+    with pytest.raises(InputError, match="expected 2 x 2 counts for 2 class names, got 2 x 3"):
         classification_plots.plot_confusion_matrix(np.zeros((2, 3)), ["a", "b"], tmp_path / "m.png")
-    with pytest.raises(InputError, match="the confusion matrix is 0, expected 0 x 0"):
+    with pytest.raises(InputError, match="expected 0 x 0 counts for 0 class names, got 0"):
         classification_plots.plot_confusion_matrix(np.zeros(0), [], tmp_path / "m.png")
 
 
@@ -62,7 +62,7 @@ def test_class_bars_show_every_split_and_at_most_forty_classes(tmp_path, num_cla
         assert has(found, color) > 300
 
 
-def test_class_bars_bear_odd_counts(tmp_path):
+def test_class_bars_handle_odd_counts(tmp_path):
     classification_plots.plot_class_counts(
         {"a": {"train": 0}, "b": {}, "c": {"val": math.nan, "train": -1}}, tmp_path / "c.png"
     )

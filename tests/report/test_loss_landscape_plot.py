@@ -70,7 +70,7 @@ def test_a_landscape_bears_gaps_and_extremes(tmp_path, dims, value):
 
 
 def test_lines_and_squares_are_not_mixed(tmp_path):
-    with pytest.raises(InputError, match="landscapes of one and of two directions do not fit one image"):
+    with pytest.raises(InputError, match="cannot plot landscapes of one and of two directions together"):
         loss_landscape_plot.plot_loss_landscape({"a": landscape_of(1), "b": landscape_of(2)}, tmp_path / "l.png")
 
 

@@ -38,6 +38,9 @@ function measure(frame) {
   const style = view.getComputedStyle(page.body);
   return {
     inner: view.innerWidth, scroll: page.documentElement.scrollWidth, height: page.documentElement.scrollHeight,
+    charts: page.querySelectorAll("svg.chart").length,
+    cut: [...page.querySelectorAll("svg.chart, .bars, .checks li, figcaption")].map(e => e.getBoundingClientRect())
+      .filter(b => b.right > view.innerWidth || b.left < 0 || b.width < 100).length,
     images: images.length, empty: images.filter(i => !i.complete || !i.naturalWidth).length,
     thin: boxes.filter(b => b[2] - b[0] < 40).length,
     hits, out, ground: style.backgroundColor, ink: style.color,
@@ -96,6 +99,7 @@ def test_the_page_fits_a_desk_and_a_phone(which, theme, request, tmp_path):
     for frame in found:
         assert frame["scroll"] <= frame["inner"], "the page scrolls sideways"
         assert frame["images"] == len(page.all("img")) and frame["empty"] == 0 and frame["thin"] == 0
+        assert frame["charts"] == len(page.all("svg")) > 3 and frame["cut"] == 0
         assert frame["hits"] == [] and frame["out"] == [] and frame["loaded"] == []
         assert frame["height"] > 2000
         contrast = brightness(frame["ink"]) - brightness(frame["ground"])

@@ -7,10 +7,17 @@ import pytest
 
 from skipway.report.verdicts import majority, verdicts
 
-OVERFITS, CHANCE, SURE, MORE = "It overfits", "not clearly better than", "grew too sure", "may profit from more epochs"
-LITTLE, NOISE, NOTHING, NO_GAP = "would bring little", "within the noise", "brought nothing more", "no overfitting"
-DOUBT, BROKEN, WAITS, ONE = "no clear overfitting", "was not finite", "waited for data", "One epoch shows no trend"
-ALL = (OVERFITS, CHANCE, SURE, MORE, LITTLE, NOISE, NOTHING, NO_GAP, DOUBT, BROKEN, WAITS, ONE)
+OVERFITS, CHANCE, SURE, MORE = (
+    "model overfits",
+    "not clearly better than",
+    "became overconfident",
+    "more epochs may help",
+)
+LITTLE, NOISE, NOTHING, NO_GAP = "would probably bring little", "within the noise", "was better", "no overfitting"
+DOUBT, BROKEN, WAITS, ONE = "no clear overfitting", "was not finite", "waited for data", "1 epoch shows no trend"
+SHORT, LOSS, CUT = "too few for a trend", "the validation loss fell further", "The time limit ended training"
+ALL = (OVERFITS, CHANCE, SURE, MORE, LITTLE, NOISE, NOTHING, NO_GAP, DOUBT, BROKEN, WAITS, ONE, SHORT, LOSS, CUT)
+LIMIT = {"status": "stopped by the time limit"}
 
 
 def curve(epochs=20, start=0.5, end=0.9, tau=4.0, noise=0.0, seed=0):
@@ -30,7 +37,7 @@ def says(val, train=None, *, val_loss=None, train_loss=None, best=None, count=10
     row = history[(int(np.nanargmax(val)) + 1 if best is None else best) - 1] if history else {}
     classes = {"ant": {"train": 400, "val": 50}, "bee": {"train": 400, "val": 50}}
     base = {"history": history, "best": row, "classes": classes, "counts": {"train": 800, "val": count}}
-    return " ".join(verdicts({**base, "regression": metric == "r2", **facts})).replace("\xa0", " ")
+    return " ".join(verdicts({**base, "regression": metric == "r2", **facts}))
 
 
 FLAT = np.full(20, 0.9)
@@ -81,13 +88,25 @@ CASES = {
     "two epochs, clearly better": (says([0.6, 0.8]), {MORE}),
     "two epochs on 20 samples": (says([0.7, 0.8], count=20), {NOISE}),
     "two epochs, the first the best": (says([0.8, 0.79]), {NO_GAP, NOTHING}),
+    "two epochs, flat": (says([0.8, 0.801]), {SHORT}),
     "one epoch": (says([0.9]), {ONE}),
+    "two epochs, the first the best, but the loss falls": (says([0.8, 0.79], val_loss=[1.0, 0.9]), {NO_GAP, LOSS}),
+    "cut by the time limit while both losses fell": (
+        says([0.8, 0.79], train_loss=[1.2, 1.0], val_loss=[1.0, 0.9], metrics=LIMIT),
+        {CUT},
+    ),
+    "cut by the time limit after the loss rose": (
+        says([0.8, 0.79], train_loss=[1.2, 1.0], val_loss=[1.0, 1.1], metrics=LIMIT),
+        {NO_GAP, NOTHING},
+    ),
+    "cut while the accuracy rose": (says([0.6, 0.8], metrics=LIMIT), {CUT}),
+    "a later epoch has a higher accuracy": (says([*np.full(9, 0.9), 0.92], best=5, count=100), {DOUBT}),
     "not finite": (says([0.6, 0.5], train_loss=[1, math.nan], best=1), {BROKEN}),
     "an r2 of nothing": (says(np.full(20, 0.02), best=3, count=80, metric="r2"), {CHANCE}),
     "an r2 below nothing": (says(np.full(20, -0.2), best=3, count=80, metric="r2"), {CHANCE}),
-    "an r2 of a tenth on many": (says(np.full(20, 0.1), best=3, count=800, metric="r2"), set()),
+    "an r2 of a tenth on many": (says(np.full(20, 0.1), best=3, count=800, metric="r2"), {NO_GAP, NOTHING}),
     "an r2 that overfits": (says(EARLY - 0.4, EARLY, count=200, metric="r2"), {OVERFITS}),
-    "the same on 12 rows": (says(EARLY - 0.1, EARLY, count=12, metric="r2"), set()),
+    "the same on 12 rows": (says(EARLY - 0.1, EARLY, count=12, metric="r2"), {DOUBT, NOTHING}),
     "an r2 that rises": (says(np.linspace(0.1, 0.6, 20), count=300, metric="r2"), {MORE}),
     "an r2 that is flat at the end": (says(curve(end=0.6, start=0.1, tau=2.0), count=300, metric="r2"), {LITTLE}),
     "an r2 of two epochs on 12 rows": (says([0.6, 0.65], count=12, metric="r2"), {NOISE}),
@@ -131,13 +150,12 @@ def test_the_constant_answer_is_evaluated_on_the_split():
     assert majority({"a": {"train": 9}, "b": {"train": 1}}) == ("a", 0.9) and majority({}) == ("", 0.0)
 
 
-def test_a_head_that_was_fitted_alone_is_no_training_to_go_on_with():
+def test_a_head_that_was_fitted_alone_is_named():
     row = {"epoch": 1.0, "lr": 0.0, "train_accuracy": 0.95, "val_accuracy": 0.94, "train_loss": 0.2, "val_loss": 0.2}
     classes = {"ant": {"train": 400, "val": 50}, "bee": {"train": 400, "val": 50}}
     facts = {"history": [row], "best": row, "classes": classes, "counts": {"train": 800, "val": 100}}
     assert verdicts(facts) == [
-        "Only the head was fitted, to the outputs of the layers before it. With --time-limit 600 more layers are "
-        "trained."
+        "Only the head was fitted, to the outputs of the frozen layers; --time-limit 600 trains more layers."
     ]
 
 
@@ -153,3 +171,9 @@ def test_a_head_that_was_fitted_first_is_no_point_of_the_curve():
     facts = {"best": rows[-1], "classes": {}, "counts": {"train": 2567, "val": 550}}
     found = verdicts({**facts, "history": [head, *rows]})
     assert found == verdicts({**facts, "history": rows}) and SURE not in " ".join(found)
+
+
+def test_spans_of_epochs_are_counted():
+    assert "In the last epoch validation accuracy still rose by 20.0 points" in says([0.6, 0.8])
+    assert "Over the last 4 epochs validation accuracy still rose by" in says(np.linspace(0.5, 0.9, 20))
+    assert "after 2 epochs" in says([0.6, 0.8], metrics=LIMIT) and "1 epochs" not in says([0.9])

@@ -46,7 +46,7 @@ def test_the_flow_is_taken_before_the_first_step_and_after_every_epoch(plain, da
     sizes = [np.mean([block["added"] for block in f["blocks"]]) for f in found.values()]
     assert 0 < sizes[1] and sizes[1] != sizes[2]
     assert "flow: 18 of 20 layers get no gradient in this step" in said
-    assert "<h3>Flow over training</h3>" in run.report.read_text()
+    assert "<h3>Signal flow over training</h3>" in run.report.read_text()
     assert "all options are equal" in str(compare([plain, run.path], tmp_path / "both.png"))
 
 

@@ -96,12 +96,12 @@ def text_of(page):
 
 def test_the_report_speaks_of_rows_and_numbers(price, dear):
     page = text_of(price.report.read_text())
-    assert "Validation R2" in page and "mean absolute error" in page and "Predicted and true" in page
-    assert "Farthest from the truth" in page and "What it confuses" not in page and "icture" not in page
-    assert "Beside it, on the same rows: scikit-learn" in page and "rows/s" in page
+    assert "Validation R2" in page and "Mean absolute error" in page and "Predicted and true values" in page
+    assert "Largest errors" in page and "Confusion matrix" not in page and "icture" not in page
+    assert "Gradient boosting (scikit-learn defaults)" in page and "rows/s" in page
     page = text_of(dear.report.read_text())
-    assert "Validation accuracy" in page and "validation rows. Each row is a true class" in page
-    assert "Worst images" not in page and "gradient boosting with default settings reaches" in page
+    assert "Validation accuracy" in page and "validation rows are on the diagonal" in page
+    assert "Highest-loss images" not in page and "Gradient boosting (scikit-learn defaults)" in page
 
 
 def test_the_header_of_the_weights_is_all_that_is_needed(price, home):

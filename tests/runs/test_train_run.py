@@ -71,7 +71,7 @@ def test_a_run_leaves_the_folder_that_the_design_lists(first):
     assert header == (
         "epoch,seconds,lr,train_loss,train_accuracy,val_loss,val_accuracy,samples_per_second,data_time_fraction"
     )
-    assert first.best.is_file() and first.report.stat().st_size > 10_000
+    assert first.best.is_file() and 10_000 < first.report.stat().st_size < 200_000
     assert first.network().predict_proba([np.zeros((8, 8), np.uint8)]).shape == (1, 3)
     assert first.metrics == numbers(first.path) and len(first.history) == 2
     assert {"val_accuracy", "val_loss", "epochs", "seconds", "samples_per_second"} <= set(first.metrics)

@@ -1,0 +1,128 @@
+"""The first screen of a report: the metric of each split with its interval, the references, and a table of metrics."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from skipway.report.run_reader import mapping, number
+from skipway.report.verdicts import majority, percent
+from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
+
+__all__ = ["SPLITS", "headline", "metric_table"]
+
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_SHARES = {  # metrics of a classification that are shares, and their labels
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "top5_accuracy": "Top-5 accuracy",
+    "auroc": "AUROC",
+    "ece": "Calibration error (ECE, lower is better)",
+}
+_REGRESSION = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
+
+
+def headline(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metric of each evaluated split.
+
+    Args:
+        facts: regression, metrics, best, counts and classes of a run.
+
+    Returns:
+        A dict for each split: split, metric (its name), value, text, count, interval (two numbers or None), exceeded
+        (True if it is clearly above a constant prediction; None if unknown), comparison (with the best reference) and
+        bars (name, value, text): the run, then the references.
+    """
+    key = "r2" if facts["regression"] else "accuracy"
+    rows = []
+    for split in ("val", "test"):
+        value = number(facts["metrics"].get(f"{split}_{key}"))
+        if split == "val" and not math.isfinite(value):
+            value = number(facts["best"].get(f"val_{key}"))
+        if math.isfinite(value) and (key == "r2" or 0 <= value <= 1):
+            rows.append(_row(facts, split, key, value))
+    return rows
+
+
+def _row(facts: Mapping[str, Any], split: str, key: str, value: float) -> dict[str, Any]:
+    count = max(0, facts["counts"].get(split, 0))
+    interval = None
+    if count:
+        interval = r2_interval(value, count) if key == "r2" else wilson_interval(value, count)
+    constant, share = _constant_prediction(facts, split, key)
+    exceeded = None
+    if interval is not None and constant:
+        exceeded = interval[0] > 0 if key == "r2" else exceeds_share(value, count, share)
+    bars = [("This run", value)]
+    baseline = mapping(facts["metrics"].get("baseline"))
+    measured = number(baseline.get(f"{split}_{key}"))
+    if math.isfinite(measured):
+        bars.append((f"{str(baseline.get('name', 'baseline')).capitalize()} (scikit-learn defaults)", measured))
+    if constant:
+        bars.append((constant, share))
+    return {
+        "split": SPLITS[split],
+        "metric": "R2" if key == "r2" else "accuracy",
+        "value": value,
+        "text": _format(value, key),
+        "count": count,
+        "interval": interval,
+        "interval_text": f"{_format(interval[0], key)} to {_format(interval[1], key)}" if interval else "",
+        "exceeded": exceeded,
+        "comparison": _comparison(bars, exceeded, key),
+        "bars": [(name, min(max(bar, 0.0), 1.0), _format(bar, key)) for name, bar in bars],
+    }
+
+
+def _comparison(bars: list[tuple[str, float]], exceeded: bool | None, key: str) -> str:
+    """Compare the run with the best reference, the strongest one first."""
+    if len(bars) < 2:
+        return ""
+    name, value = max(bars[1:], key=lambda bar: bar[1])
+    name = f"{'' if 'scikit' in name else 'the '}{name[:1].lower()}{name[1:]}"
+    difference = bars[0][1] - value
+    text = f"{abs(difference):.3f}" if key == "r2" else f"{100 * abs(difference):.1f} points"
+    clear = "; this is not clearly better than a constant prediction" if exceeded is False else ""
+    return f"{text} {'below' if difference < 0 else 'above'} {name}{clear}"
+
+
+def _constant_prediction(facts: Mapping[str, Any], split: str, key: str) -> tuple[str, float]:
+    """Return the name and the metric of the best constant prediction; no name if it is not known."""
+    if key == "r2":
+        return "Mean of the target", 0.0
+    name, share = majority(facts["classes"], split)
+    return (f"Majority class ({name})", share) if share else ("", 0.0)
+
+
+def _format(value: float, key: str) -> str:
+    return f"{value:.3f}" if key == "r2" else percent(value)
+
+
+def metric_table(facts: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the splits, and rows (label, a text for each split) of all metrics: shares in percent, losses in nats."""
+    metrics, rows = facts["metrics"], facts["headline"]
+    keys = {SPLITS[split]: split for split in ("val", "test")}
+    names = [row["split"] for row in rows]
+
+    def values(name: str) -> list[float]:
+        return [number(metrics.get(f"{keys[split]}_{name}")) for split in names]
+
+    table = []
+    if rows:
+        table.append((rows[0]["metric"].capitalize(), [row["text"] for row in rows]))
+    if any(row["interval"] for row in rows):
+        table.append(("95% interval", [row["interval_text"] or "–" for row in rows]))
+    shown = _REGRESSION if facts["regression"] else {k: v for k, v in _SHARES.items() if k != "accuracy"}
+    for name, label in shown.items():
+        numbers = values(name)
+        if any(map(math.isfinite, numbers)):
+            unit = f" (in units of {facts['target']})" if facts["regression"] and facts["target"] else ""
+            texts = [f"{v:,.4g}" if facts["regression"] else percent(v) for v in numbers]
+            table.append((label + unit, [text if v == v else "–" for text, v in zip(texts, numbers, strict=True)]))
+    losses = values("loss")
+    if any(map(math.isfinite, losses)):
+        label = "Loss (squared error, scaled)" if facts["regression"] else "Loss (cross-entropy, nats)"
+        table.append((label, [f"{loss:.3f}" if math.isfinite(loss) else "–" for loss in losses]))
+    if rows:
+        table.append((f"{facts['noun'].capitalize()}", [f"{row['count']:,}" if row["count"] else "–" for row in rows]))
+    return names, table

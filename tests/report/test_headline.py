@@ -1,0 +1,74 @@
+"""The headline of a report: intervals, references and the table of metrics."""
+
+import pytest
+
+from skipway.report.headline import headline, metric_table
+
+
+def facts(**changes):
+    return {
+        "regression": False,
+        "noun": "images",
+        "target": "",
+        "metrics": {"val_accuracy": 0.9, "val_loss": 0.3123, "val_ece": 0.021},
+        "best": {},
+        "counts": {"train": 100, "val": 100},
+        "classes": {"ant": {"train": 60, "val": 55}, "bee": {"train": 40, "val": 45}},
+        **changes,
+    }
+
+
+def test_the_majority_class_is_the_reference_of_images():
+    (row,) = headline(facts())
+    assert row["bars"] == [("This run", 0.9, "90.0%"), ("Majority class (ant)", 0.55, "55.0%")]
+    assert row["interval_text"] == "82.6% to 94.5%" and row["exceeded"]
+    assert row["comparison"] == "35.0 points above the majority class (ant)"
+
+
+def test_chance_on_four_images_is_not_a_success():
+    (row,) = headline(facts(metrics={"val_accuracy": 1.0}, counts={"val": 4}))
+    assert row["text"] == "100.0%" and row["exceeded"] is False
+    assert "not clearly better than a constant prediction" in row["comparison"]
+
+
+def test_gradient_boosting_is_compared_with_if_it_was_measured():
+    baseline = {"name": "gradient boosting", "val_accuracy": 0.95}
+    (row,) = headline(facts(metrics={"val_accuracy": 0.9, "baseline": baseline}))
+    assert [bar[0] for bar in row["bars"]] == [
+        "This run",
+        "Gradient boosting (scikit-learn defaults)",
+        "Majority class (ant)",
+    ]
+    assert row["comparison"] == "5.0 points below gradient boosting (scikit-learn defaults)"
+
+
+def test_a_regression_is_compared_with_the_mean():
+    metrics = {"val_r2": -0.1, "val_mae": 12.3456}
+    data = facts(regression=True, metrics=metrics, classes={}, noun="rows", target="price")
+    data["headline"] = headline(data)
+    (row,) = data["headline"]
+    assert row["bars"] == [("This run", 0.0, "-0.100"), ("Mean of the target", 0.0, "0.000")]
+    assert row["comparison"].startswith("0.100 below the mean of the target")
+    assert ("Mean absolute error (in units of price)", ["12.35"]) in metric_table(data)[1]
+
+
+def test_metrics_of_both_splits_are_in_one_unit():
+    data = facts()
+    data["metrics"] |= {"test_accuracy": 0.8, "test_macro_f1": 0.75}
+    data["headline"] = headline(data)
+    splits, rows = metric_table(data)
+    assert splits == ["validation", "test"] and dict(rows) == {
+        "Accuracy": ["90.0%", "80.0%"],
+        "95% interval": ["82.6% to 94.5%", "–"],
+        "Macro F1": ["–", "75.0%"],
+        "Calibration error (ECE, lower is better)": ["2.1%", "–"],
+        "Loss (cross-entropy, nats)": ["0.312", "–"],
+        "Images": ["100", "–"],
+    }
+
+
+@pytest.mark.parametrize("value", [None, "x", float("nan"), 1.5])
+def test_a_value_that_is_no_accuracy_has_no_headline(value):
+    data = facts(metrics={"val_accuracy": value})
+    data["headline"] = headline(data)
+    assert data["headline"] == [] and metric_table(data) == ([], [])
