@@ -324,7 +324,7 @@ def check_header_size(where: str, length: int, text: bytes) -> None:
     if length > _MAX_HEADER or tensors > _MAX_TENSORS or values > _MAX_VALUES:
         size = f"{length} bytes with {tensors} tensors and {values} values"
         limits = f"at most {_MAX_HEADER} bytes, {_MAX_TENSORS} tensors and {_MAX_VALUES} values"
-        raise InputError(f"cannot use the header of {where}: expected {limits}, got {size}")
+        raise InputError(f"{where}: cannot use the header: expected {limits}, got {size}")
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_the_command_line(call):
 
 BAD = {
     ("nothing",): "Unknown command",
-    ("train",): "train needs DATA",
+    ("train",): "expected DATA, got none",
     ("train", "absent"): "cannot find the data 'absent'",
     ("train", "kinds", "--epoch", "3"): "--epoch",
     ("train", "kinds", "--epochs", "x"): "--epochs",

@@ -657,7 +657,7 @@ def test_more_than_is_read_is_not_written(tmp_path):
         ({}, {"a": "x" * 2**24}),
         ({}, {"a": [1] * 500_000}),
     ):
-        with pytest.raises(InputError, match="cannot use the header of .*: expected at most 16777216 bytes, 20000"):
+        with pytest.raises(InputError, match="cannot use the header: expected at most 16777216 bytes, 20000"):
             checkpoint.save_weights(tmp_path / "a", tensors, header)
     assert os.listdir(tmp_path) == []
 

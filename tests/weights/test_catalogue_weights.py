@@ -293,7 +293,7 @@ def test_headers_that_lie_are_refused_at_once(header, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     began = os.times()
-    with pytest.raises(InputError, match="is damaged: |cannot use the header of") as refused:
+    with pytest.raises(InputError, match="is damaged: |cannot use the header") as refused:
         read_state(path)
     ended = os.times()
     assert sum(ended[:2]) - sum(began[:2]) < 1 and len(str(refused.value).splitlines()) == 1

@@ -481,7 +481,7 @@ def test_an_adopted_network_is_saved_and_loaded_as_ours(dtype, tmp_path):
     ):
         assert again.plan == adopted.plan and again.spec == adopted.spec and again(x).dtype == dtype
         assert torch.equal(again(x), network(x))
-    with pytest.raises(InputError, match=r"r.th: .*or another tool's file to create_model\(name, pretrained=...\)"):
+    with pytest.raises(InputError, match=r"r.th: .*or load other files with create_model\(name, pretrained=...\)"):
         sw.load(tmp_path / "r.th")
 
 
