@@ -39,6 +39,5 @@ def test_what_is_looked_for_is_found(tmp_path, monkeypatch):
     assert run_folders.run_here(["summary", "nothing"])[0] == 2
     monkeypatch.setattr("skipway.commands.summary.summarize", lambda *_, **__: {}["a"])
     code, errors = run_folders.run_here(["summary", "nothing"])
-    assert (
-        code == 70 and code not in run_folders.CODES and errors.startswith("skipway: error: internal error: KeyError")
-    )
+    assert code == 70 and code not in run_folders.CODES
+    assert errors.startswith("skipway: error: internal error: KeyError")
