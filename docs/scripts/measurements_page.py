@@ -17,8 +17,21 @@ compare, because the speed of shared machines drifts between sessions. `benchmar
 not help.
 """
 GROUPS = {
-    "Accuracy on images": ("photographs-flowers", "photographs-ants_bees", "photographs-clothing", "transfer")
-    + ("from-scratch", "small-images", "whole-commands", "time-to-accuracy", "mirror-test"),
+    "Accuracy on images": (
+        "photographs-flowers",
+        "photographs-flowers-one-core",
+        "photographs-ants_bees",
+        "photographs-clothing",
+    )
+    + (
+        "transfer",
+        "from-scratch",
+        "from-scratch-without-amx",
+        "small-images",
+        "whole-commands",
+        "time-to-accuracy",
+        "mirror-test",
+    ),
     "Accuracy on tables": ("tables",),
     "Training speed": ("training-step-resnet18-32", "training-step-resnet20-32", "training-step-resnet50-224-16")
     + ("drop-path", "loader", "first-step", "processes"),
