@@ -17,21 +17,9 @@ compare, because the speed of shared machines drifts between sessions. `benchmar
 not help.
 """
 GROUPS = {
-    "Accuracy on images": (
-        "photographs-flowers",
-        "photographs-flowers-one-core",
-        "photographs-ants_bees",
-        "photographs-clothing",
-    )
-    + (
-        "transfer",
-        "from-scratch",
-        "from-scratch-without-amx",
-        "small-images",
-        "whole-commands",
-        "time-to-accuracy",
-        "mirror-test",
-    ),
+    "Photographs": ("photographs-flowers", "photographs-flowers-one-core", "photographs-ants_bees")
+    + ("photographs-clothing", "transfer", "from-scratch", "from-scratch-without-amx", "mirror-test"),
+    "Small images": ("small-images", "whole-commands", "time-to-accuracy"),
     "Accuracy on tables": ("tables",),
     "Training speed": ("training-step-resnet18-32", "training-step-resnet20-32", "training-step-resnet50-224-16")
     + ("drop-path", "loader", "first-step", "processes"),
