@@ -20,6 +20,7 @@ import skipway as sw
 from skipway.cli.app import app
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 TUTORIALS = DOCS / "tutorials"  # tests/test_notebooks.py runs them
@@ -210,3 +211,15 @@ def test_the_examples_in_docstrings_give_what_they_say(path):
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted and not result.failed
+
+
+def test_the_results_of_the_readme_are_those_of_the_tables_that_it_links():
+    rows = re.findall(r"^\| \[[^\]]+\]\((benchmarks/results/[^)]+)\) \| ([^|]+) \| ([^|]+) \|", README, re.M)
+    assert len(rows) == 4
+    for path, *cells in rows:
+        table = (ROOT / path).read_text(encoding="utf-8")
+        for value in re.findall(r"\d[\d,.]*%?", " ".join(cells).replace("int8", "").replace("bf16", "")):
+            assert value in table, f"{value} is not in {path}"
+    step = (ROOT / "benchmarks/results/2026-11-21-training-step-resnet18-32.md").read_text(encoding="utf-8")
+    plain, ours = (float(re.search(rf"^\| {way} \| ([\d.]+)", step, re.M)[1]) for way in ("plain", "ours"))
+    assert f"{plain / ours:.2f} times as long as plain PyTorch" in README

@@ -112,6 +112,13 @@ def test_confidence_that_is_off_is_a_warning(accuracy, confidence, smoothing, te
     assert found["Calibration"] == (State.WARN, text)
 
 
+def test_low_confidence_is_the_aim_of_label_smoothing():
+    metrics = {"resolved": {"label_smoothing": 0.2}}
+    found = checks_of(GOOD, rows=predictions(500, 0.99, 0.79), metrics=metrics)
+    text = "Underconfident as label smoothing 0.2 intends: mean confidence is 79.0% at 99.0% accuracy."
+    assert found["Calibration"] == (State.PASS, text)
+
+
 def test_confidence_within_the_sampling_error_passes_and_few_predictions_show_nothing():
     assert checks_of(GOOD, rows=predictions(200, 0.9, 0.87))["Calibration"][0] is State.PASS
     assert checks_of(GOOD, rows=predictions(5, 1.0, 0.6))["Calibration"][0] is State.UNKNOWN
