@@ -395,7 +395,7 @@ def test_widths_are_told_by_the_plan_or_by_a_factor():
         ("v1", {"factor": 2, "widths": [8, 8, 8]}, "expected a factor such as 2, or widths"),
         ("v1", {"factor": 0.5}, "expected a factor above 1"),
         ("v1", {"widths": [4, 8, 12]}, "expected widths larger than"),
-        ("v1", {"widths": [8, 16]}, "as many widths as layers"),
+        ("v1", {"widths": [8, 16]}, "expected one width for each stage, got"),
         ("v1", {"widths": [8, 4, 16]}, "expected widths larger than"),
         ("option A", {"widths": [7, 8, 12]}, "leave too few zeros around"),
         ("group norm", {"factor": 1.5}, "its groups would average other channels"),

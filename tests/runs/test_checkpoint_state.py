@@ -156,7 +156,7 @@ def test_weights_of_the_epoch_that_is_just_over_belong_to_a_run_that_trains(run)
     tensors, header = load_weights(best)
     checkpoint = load_checkpoint(last)
     save_weights(best, tensors, {**header, "metrics": {**header["metrics"], "epoch": 3}})
-    with pytest.raises(InputError, match="got those of epoch 3"):
+    with pytest.raises(InputError, match="got weights of epoch 3"):
         sw.load(run)
     state = changed(checkpoint.state, ("state", "status"), "running")
     save_checkpoint(last, checkpoint.step + 1, checkpoint.tensors, state)

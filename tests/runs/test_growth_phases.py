@@ -61,9 +61,10 @@ def test_the_report_of_a_grown_run_tells_where_it_grew(straight, tmp_path, monke
     monkeypatch.undo()
     shutil.copytree(straight, tmp_path / "run")
     page = html.write(tmp_path / "run").read_text()
-    assert (
-        "After epoch 1 it grew from resnet20 (3-3-3 blocks) to resnet32 (5-5-5 blocks); its outputs moved by 0." in page
+    growth = (
+        "After epoch 1 the network grew from resnet20 (3-3-3 blocks) to resnet32 (5-5-5 blocks); its outputs changed by"
     )
+    assert growth in page
     assert "repeat that one" not in page
     hostile = {"epoch": "<b>", "from": {"name": "<i>", "layers": 1}, "to": {"name": "x", "layers": 2}, "difference": 0}
     metrics = {"schema": 1} | numbers(straight) | {"grown": [3, {"from": 1}, hostile]}
@@ -119,7 +120,7 @@ def test_a_grown_run_trains_on_for_longer_in_its_last_network(straight, tmp_path
         ({"grow": "resnet20:1,resnet32"}, "two or more networks with the epochs of each"),
         (
             {"grow": "resnet20:1,resnet32:1", "model": "resnet18"},
-            "cannot grow: expected --model resnet20, as in --grow, got resnet18",
+            "cannot grow: expected --model resnet20, as in --grow, got 'resnet18'",
         ),
         (
             {"grow": "resnet20:2,resnet32:1", "epochs": 2},

@@ -240,10 +240,10 @@ def test_views_and_epochs_are_what_fits_into_the_time(monkeypatch, seconds, plan
     network = create_model("resnet20", 2, layers=[1, 1], widths=[8, 8])
     network.spec = Spec(3, 128, 128, (0.5,) * 3, (0.2,) * 3, class_names=("a", "b"))
     counts, room = {"train": 400, "val": 300, "test": 200}, 4 * 400 * 8 * 128**2 * 4  # 4 views in float32
-    found = plan_last_layers(network, "stage1", "fp32", counts, seconds=seconds, room=room)
+    found = plan_last_layers(network, "stage1", "fp32", counts, seconds=seconds, max_bytes=room)
     # (900 for the head, views x 400 + 300, 500 at the end) x 10 ms and epochs x 700 x 1 ms
     assert found == (None if plan is None else LastLayersPlan("stage1", *plan))
-    smaller = plan_last_layers(network, "stage1", "fp32", counts, seconds=seconds, room=room - 1)
+    smaller = plan_last_layers(network, "stage1", "fp32", counts, seconds=seconds, max_bytes=room - 1)
     assert smaller is None if plan is None else smaller == LastLayersPlan("stage1", 2, 4)
 
 

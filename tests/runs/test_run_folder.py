@@ -86,7 +86,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("number, got", [(7, "7. Use a newer skipway, or"), (None, "none. Use a run that")])
+@pytest.mark.parametrize("number, got", [(7, "7. Use a newer skipway, or"), (None, "none. Use a run of this")])
 @pytest.mark.parametrize("reader", READERS)
 def test_a_config_of_another_schema_is_refused_by_every_reader(run, tmp_path, reader, number, got):
     renumber(run / "config.yaml", number)

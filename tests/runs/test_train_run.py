@@ -300,12 +300,12 @@ def test_paths_and_numbers_of_numpy_are_taken_as_they_are(data, tmp_path, bare):
 
 
 def test_training_needs_data():
-    with pytest.raises(InputError, match="train needs DATA: a built-in name such as digits, a folder of class folders"):
+    with pytest.raises(InputError, match="cannot train: expected DATA, got none. Pass a built-in dataset such as"):
         train()
 
 
 def test_a_config_and_a_run_to_go_on_with_exclude_each_other(first):
-    with pytest.raises(InputError, match="give --resume or --config, not both"):
+    with pytest.raises(InputError, match="cannot train: expected --resume or --config, got both"):
         train(resume=first.path, config=first.path / "config.yaml")
 
 
