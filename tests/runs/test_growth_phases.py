@@ -65,15 +65,15 @@ def test_the_report_of_a_grown_run_tells_where_it_grew(straight, tmp_path, monke
         "After epoch 1 the network grew from resnet20 (3-3-3 blocks) to resnet32 (5-5-5 blocks); its outputs changed by"
     )
     assert growth in page
-    assert "repeat that one" not in page
+    assert "Repeat that run first" not in page
     hostile = {"epoch": "<b>", "from": {"name": "<i>", "layers": 1}, "to": {"name": "x", "layers": 2}, "difference": 0}
     metrics = {"schema": 1} | numbers(straight) | {"grown": [3, {"from": 1}, hostile]}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
     page = html.write(tmp_path / "run").read_text()
-    assert "After epoch &lt;b&gt; it grew from &lt;i&gt; (1 blocks)" in page
+    assert "After epoch &lt;b&gt; the network grew from &lt;i&gt;" in page
     recipe = (tmp_path / "run" / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(recipe.replace(f"grow: {GROWN['grow']}", "grow: null"))
-    assert "repeat that one, then grow it" in html.write(tmp_path / "run").read_text()
+    assert "Repeat that run first, grow it" in html.write(tmp_path / "run").read_text()
 
 
 def test_a_grown_run_repeats_and_goes_on_from_its_config(straight, data, tmp_path):
