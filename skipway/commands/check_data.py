@@ -60,6 +60,10 @@ def check(
     Raises:
         InputError: the dataset cannot be read, or too much of it is unreadable.
         Interrupted: `stop` was set.
+
+    >>> report = check("wine")
+    >>> report.as_dict()["counts"]
+    {'train': 142, 'val': 36}
     """
     if (tables := open_table_source(os.fspath(data), target)) is not None:
         return _check_tables(tables, max_unreadable)

@@ -74,6 +74,12 @@ def compare(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[st
     Raises:
         InputError: there are fewer than two runs, or one of them is not a run folder.
         StorageError: the plot cannot be written.
+
+    >>> import tempfile, skipway as sw
+    >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
+    >>> other = sw.train("wine", epochs=1, seed=1, output=tempfile.mkdtemp())
+    >>> compare([run.path, other.path], run.path.parent / "compare.png").differences["seed"]
+    [0, 1]
     """
     refuse_output(output, runs)
     if len(runs) < 2:

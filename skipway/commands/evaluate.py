@@ -70,6 +70,12 @@ def evaluate(
     Raises:
         InputError: an argument is invalid, the data cannot be read, or its classes are unknown to the model.
         Interrupted: `stop` was set.
+
+    >>> import tempfile, skipway as sw
+    >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
+    >>> evaluation = evaluate(run.path, "wine")
+    >>> evaluation.split, evaluation.count, 0 <= evaluation.accuracy <= 1
+    ('train', 178, True)
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))

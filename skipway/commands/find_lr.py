@@ -49,6 +49,9 @@ def find_lr(
         InputError: an argument is invalid, or the data cannot be read.
         NotFiniteError: no loss was finite.
         Interrupted: `stop` was set.
+
+    >>> 1e-5 < find_lr("wine").suggestion < 1
+    True
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if output is not None:

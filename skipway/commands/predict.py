@@ -63,6 +63,13 @@ def predict(
     Raises:
         InputError: an argument is invalid, or no input is an image or a table row.
         Interrupted: `stop` was set.
+
+    >>> import tempfile, skipway as sw
+    >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
+    >>> from sklearn.datasets import load_wine
+    >>> predictions = predict(run.path, load_wine(as_frame=True).frame.head(2))
+    >>> [prediction.noun for prediction in predictions], len(predictions[0].top)
+    (['row', 'row'], 3)
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:

@@ -104,6 +104,12 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
     Raises:
         InputError: The network cannot be exported.
         SkipwayError: The outputs of the program differ from those of `network`. No file is written.
+
+    >>> import tempfile, skipway as sw
+    >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
+    >>> exported = program(run.network(), run.path.parent / "wine.pt2")
+    >>> exported.path.name, exported.difference < 1e-4
+    ('wine.pt2', True)
     """
     description, file = describe_export(network, raw), io.BytesIO()
     inputs = description.inputs(check)

@@ -85,6 +85,12 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
         MissingExtra: The extra 'export' is not installed.
         SkipwayError: The outputs in onnxruntime differ from torch by more than 1e-4, or the predicted class differs,
             for a batch of one or of seven inputs. No file is written.
+
+    >>> import tempfile, skipway as sw
+    >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
+    >>> exported = onnx(run.network(), run.path.parent / "wine.onnx")
+    >>> exported.path.name, exported.difference < 1e-4
+    ('wine.onnx', True)
     """
     _need_extra()
     description = describe_export(network, raw)

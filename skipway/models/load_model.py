@@ -27,6 +27,12 @@ def load(run_or_file: str | os.PathLike[str]) -> Network:
 
     Raises:
         InputError: the file cannot be read, or it lies in a run and is not from the best epoch of that run.
+
+    >>> import tempfile, skipway as sw
+    >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
+    >>> network = load(run.path)
+    >>> network.plan["family"], network.spec.class_names
+    ('resmlp', ('class_0', 'class_1', 'class_2'))
     """
     path = weights_file(Path(run_or_file))
     tensors, header = load_weights(path)

@@ -71,7 +71,11 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Data, model and hyperparameters of a training run, as plain values; `config.yaml` has all of them."""
+    """Data, model and hyperparameters of a training run, as plain values; `config.yaml` has all of them.
+
+    >>> Recipe(data="digits", epochs=3).changed()
+    {'data': 'digits', 'epochs': 3}
+    """
 
     data: str | None = _option("Data", None, "Built-in dataset, image folder, Parquet files, Hub dataset or table.")
     target: str | None = _option("Data", None, "Table column to predict.", effective="none; required for table files")

@@ -69,6 +69,10 @@ def train(
     Raises:
         InputError: an argument, an option or the data cannot be used. StorageError: the disk failed.
         NotFiniteError: the loss is not finite. Interrupted: `stop` was set; the work was saved.
+
+    >>> run = train("wine", epochs=2, output=tempfile.mkdtemp())
+    >>> run.metrics["status"], len(run.history)
+    ('finished', 2)
     """
     options = plain_options({"data": data, "model": model, **options})
     console = console or Console(quiet=True)
@@ -97,6 +101,10 @@ def dry_run(
 
     Raises:
         InputError: `train` would refuse the arguments, or they ask for a cross-validation.
+
+    >>> resolved = dry_run("wine", seed=3)
+    >>> [str(option) for option in resolved.options if option.name in ("optimizer", "seed")]
+    ['optimizer: adamw                # auto: default of tables', 'seed: 3                         # set']
     """
     options = plain_options({"data": data, "model": model, **options})
     if is_cross_validation(options, config, None):
