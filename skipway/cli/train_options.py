@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from skipway.cli.shown_default import shown_default
 from skipway.errors import InputError, SkipwayError
 from skipway.runs.recipe import GROUPS, UNUSED_BY_FIND_LR, Recipe
 from skipway.utils import stop_signals
@@ -31,7 +32,9 @@ COMMAND_LINE = CommandLine()
 
 
 HELP_GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS)}
-Quiet = Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Output"], help="Print errors only.")]
+Quiet = Annotated[
+    bool, Parameter(negative="", show_default=shown_default, group=HELP_GROUPS["Output"], help="Print errors only.")
+]
 
 
 def _recipe_flags(*excluded: str) -> type:
@@ -47,7 +50,7 @@ def _recipe_flags(*excluded: str) -> type:
         flag = Parameter(
             alias=option.metadata["alias"] or None,
             group=HELP_GROUPS[option.metadata["group"]],
-            help=f"{option.metadata['help']} [default: {option.metadata['effective'] or _shown(option.default)}]",
+            help=f"{option.metadata['help']} [default: {option.metadata['effective'] or shown_default(option.default)}]",
             negative="" if option.default is False else None,
             show_default=False,
         )
@@ -55,12 +58,6 @@ def _recipe_flags(*excluded: str) -> type:
     flags = make_dataclass("Flags", attributes, frozen=True, kw_only=True)
     flags.__module__ = __name__  # Python 3.11 sets "types", for which cyclopts does not expand the fields
     return flags
-
-
-def _shown(default: object) -> str:
-    if default is False:
-        return "off"
-    return f"{default:,}" if isinstance(default, int) else str(default)
 
 
 RecipeFlags = _recipe_flags()
@@ -79,9 +76,11 @@ def train(
     *,
     config: Annotated[Path | None, Parameter(group=HELP_GROUPS["Data"])] = None,
     resume: Annotated[Path | None, Parameter(group=HELP_GROUPS["Output"])] = None,
-    allow_changed_data: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Safety"])] = False,
+    allow_changed_data: Annotated[
+        bool, Parameter(negative="", show_default=shown_default, group=HELP_GROUPS["Safety"])
+    ] = False,
     nproc: Annotated[int, Parameter(group=HELP_GROUPS["Hardware"])] = 1,
-    dry_run: Annotated[bool, Parameter(negative="", group=HELP_GROUPS["Output"])] = False,
+    dry_run: Annotated[bool, Parameter(negative="", show_default=shown_default, group=HELP_GROUPS["Output"])] = False,
     quiet: Quiet = False,
     flags: Annotated[RecipeFlags, Parameter(name="*")] = _NO_FLAGS,  # type: ignore[valid-type]
 ) -> None:
@@ -90,11 +89,9 @@ def train(
     Parameters
     ----------
     data
-        Image folder with one sub-folder per class, Parquet files, a table (.csv, .tsv, .parquet) with --target, a
-        built-in dataset (digits, wine, breast_cancer, diabetes) or a download (cifar10, mnist, imagenette,
-        hf:org/name). Not needed with --resume.
+        Image folder, Parquet files, table with --target, built-in or Hub dataset.
     config
-        YAML file of options, such as the config.yaml of a run; options on the command line take precedence.
+        YAML file of options; options on the command line take precedence.
     resume
         Run folder to resume exactly; pass more --epochs to train for longer.
     allow_changed_data
@@ -102,7 +99,7 @@ def train(
     nproc
         Processes on this machine; they share every batch.
     dry_run
-        Print all options with the reasons of automatic choices, fit for --config; no training.
+        Print all options with their reasons as YAML for --config, and stop.
     """
     options = _passed(flags)
     if COMMAND_LINE.owns_process and not stop_signals.STOP.requested and _recomputes(options, config, resume):

@@ -9,7 +9,12 @@ from cyclopts import Parameter
 
 __all__ = ["weights"]
 
-weights = cyclopts.App(name="weights", help="Download pretrained weights.", help_format="plaintext")
+weights = cyclopts.App(
+    name="weights",
+    help="Download pretrained weights.",
+    help_epilogue="Examples:\n  skipway weights get resnet50",
+    help_format="plaintext",
+)
 
 
 @weights.command
