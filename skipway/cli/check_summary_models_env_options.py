@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from skipway.cli.json_option import Json, print_report
-from skipway.cli.shown_default import shown_default
+from skipway.cli.switch_option import switch
 from skipway.errors import InputError
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_json, print_result
@@ -14,7 +14,7 @@ from skipway.utils.run_schema import with_schema
 
 __all__ = ["check", "env", "models", "summary"]
 
-Switch = Annotated[bool, Parameter(negative="", show_default=shown_default)]
+Switch = Annotated[bool, switch()]
 Optional = Annotated[int | None, Parameter(show_default=False)]
 
 

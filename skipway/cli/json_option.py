@@ -2,17 +2,13 @@
 
 from typing import Annotated, Any, Protocol
 
-from cyclopts import Parameter
-
-from skipway.cli.shown_default import shown_default
+from skipway.cli.switch_option import switch
 from skipway.utils.console import print_json, print_result
 from skipway.utils.run_schema import with_schema
 
 __all__ = ["Json", "print_report"]
 
-Json = Annotated[
-    bool, Parameter(name="--json", negative="", show_default=shown_default, help="Print JSON instead of text.")
-]
+Json = Annotated[bool, switch(name="--json", help="Print JSON instead of text.")]
 
 
 class _Report(Protocol):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from skipway.cli.json_option import Json, print_report
-from skipway.cli.shown_default import shown_default
+from skipway.cli.switch_option import switch
 from skipway.errors import InputError, NotFiniteError
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
@@ -19,9 +19,7 @@ __all__ = ["evaluate", "export", "predict"]
 # Options that predict and evaluate share.
 Views = Annotated[
     bool,
-    Parameter(
-        negative="",
-        show_default=shown_default,
+    switch(
         help="Test-time augmentation: mean over shifted and, if harmless, mirrored views.",
     ),
 ]
@@ -41,7 +39,7 @@ def predict(
     top: int = 3,
     tta: Views = False,
     csv: Path | None = None,
-    strict: Annotated[bool, Parameter(negative="", show_default=shown_default)] = False,
+    strict: Annotated[bool, switch()] = False,
     engine: Engine = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -140,7 +138,7 @@ def export(
     *,
     to: Literal["onnx", "pt2", "timm", "torchvision"] = "onnx",
     output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
-    raw: Annotated[bool, Parameter(negative="", show_default=shown_default)] = False,
+    raw: Annotated[bool, switch()] = False,
 ) -> None:
     """Export a trained model, verified against PyTorch on the run's images.
 

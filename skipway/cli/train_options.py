@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from skipway.cli.shown_default import shown_default
+from skipway.cli.switch_option import shown_default, switch
 from skipway.errors import InputError, SkipwayError
 from skipway.runs.recipe import GROUPS, UNUSED_BY_FIND_LR, Recipe
 from skipway.utils import stop_signals
@@ -32,9 +32,7 @@ COMMAND_LINE = CommandLine()
 
 
 HELP_GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS)}
-Quiet = Annotated[
-    bool, Parameter(negative="", show_default=shown_default, group=HELP_GROUPS["Output"], help="Print errors only.")
-]
+Quiet = Annotated[bool, switch(group=HELP_GROUPS["Output"], help="Print errors only.")]
 
 
 def _recipe_flags(*excluded: str) -> type:
@@ -47,10 +45,11 @@ def _recipe_flags(*excluded: str) -> type:
     for option in fields(Recipe):
         if option.name in ("data", *excluded):
             continue
+        default = option.metadata["effective"] or shown_default(option.default)
         flag = Parameter(
             alias=option.metadata["alias"] or None,
             group=HELP_GROUPS[option.metadata["group"]],
-            help=f"{option.metadata['help']} [default: {option.metadata['effective'] or shown_default(option.default)}]",
+            help=f"{option.metadata['help']} [default: {default}]",
             negative="" if option.default is False else None,
             show_default=False,
         )
@@ -76,11 +75,9 @@ def train(
     *,
     config: Annotated[Path | None, Parameter(group=HELP_GROUPS["Data"])] = None,
     resume: Annotated[Path | None, Parameter(group=HELP_GROUPS["Output"])] = None,
-    allow_changed_data: Annotated[
-        bool, Parameter(negative="", show_default=shown_default, group=HELP_GROUPS["Safety"])
-    ] = False,
+    allow_changed_data: Annotated[bool, switch(group=HELP_GROUPS["Safety"])] = False,
     nproc: Annotated[int, Parameter(group=HELP_GROUPS["Hardware"])] = 1,
-    dry_run: Annotated[bool, Parameter(negative="", show_default=shown_default, group=HELP_GROUPS["Output"])] = False,
+    dry_run: Annotated[bool, switch(group=HELP_GROUPS["Output"])] = False,
     quiet: Quiet = False,
     flags: Annotated[RecipeFlags, Parameter(name="*")] = _NO_FLAGS,  # type: ignore[valid-type]
 ) -> None:
