@@ -54,7 +54,7 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     models: ("skipway models", 'skipway models "resnet1*"'),
     env: ("skipway env",),
     compare: ("skipway compare runs/a runs/b", "skipway compare runs/a runs/b runs/c -o curves.png"),
-    evaluate: ("skipway evaluate runs/last photos/ --split val", "skipway evaluate runs/last photos/ --tta"),
+    evaluate: ("skipway evaluate runs/last other_photos/", "skipway evaluate runs/last other_photos/ --tta"),
     export: ("skipway export runs/last", "skipway export runs/last --to timm -o exported/"),
     grow: ("skipway grow runs/last --to resnet56", "skipway grow runs/last --widen 2 --name wider"),
     predict: ("skipway predict runs/last new/*.jpg", "skipway predict runs/last new/ --csv predictions.csv"),
