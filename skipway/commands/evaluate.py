@@ -29,6 +29,7 @@ from skipway.runs.resume import training_digests
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["evaluate"]
@@ -81,7 +82,7 @@ def evaluate(
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
     if images.notes[NEARLY_BLACK]:
         num_black = images.notes[NEARLY_BLACK]
-        console.print(f"warning: {num_black:,} of {len(images.labels):,} images: {NEARLY_BLACK}")
+        console.print(f"warning: {num_black:,} of {count_of(len(images.labels), 'image')}: {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(

@@ -20,6 +20,7 @@ from skipway.models.network import Network
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
 from skipway.utils.atomic_files import from_json, make_folder, storing, write_file
+from skipway.utils.format_text import count_of
 from skipway.utils.output_files import refuse_output
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES
@@ -69,7 +70,7 @@ class ExportedFiles:
     def __str__(self) -> str:
         lines = [f"exported: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
         if self.check is not None:
-            inputs = f"{self.num_images} images of the run" if self.num_images else "random inputs"
+            inputs = f"{count_of(self.num_images, 'image')} of the run" if self.num_images else "random inputs"
             lines.append(f"checked on {inputs}: largest difference from torch is {self.check.difference:.2g}")
         return "\n".join(lines)
 
