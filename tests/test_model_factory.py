@@ -64,7 +64,7 @@ def test_models_are_listed_by_pattern():
 
 
 def test_wrong_names_and_options_are_refused():
-    with pytest.raises(InputError, match="unknown model 'resnet19'"):
+    with pytest.raises(InputError, match="unknown architecture 'resnet19'"):
         create_model("resnet19")
     with pytest.raises(InputError, match=r"resnet20: unknown option 'depth': expected one of block, layers, widths"):
         create_model("resnet20", depth=3)

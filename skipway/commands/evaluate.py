@@ -93,7 +93,7 @@ def evaluate(
 
     def poll() -> None:
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} while evaluating")
+            raise Interrupted(f"stopped by {stop.name} while evaluating. Run it again.")
 
     is_open = (engine, precision) == ("auto", "auto")
     chosen = _evaluated_by(run_path) if is_open else (engine, precision)
@@ -146,8 +146,8 @@ def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
     """Return `split`, or the first available split if it is None."""
     if split is not None and split not in available:
         raise InputError(
-            f"{printable(data)} has no split {printable(split)!r}: expected {' or '.join(reversed(available))}. Choose "
-            "another --split."
+            f"cannot evaluate {printable(data)}: expected the split {' or '.join(reversed(available))}, got "
+            f"{printable(split)!r}. Choose another --split."
         )
     return split or available[0]
 

@@ -117,7 +117,9 @@ def export_run(
     target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
     refuse_output(target, [source])
     if output is None and source.is_file() and target.exists():  # the default name must not replace a file
-        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Pass -o.")
+        raise InputError(
+            f"cannot export to {printable(target)}: expected a new file, got one that exists. Choose another with -o."
+        )
     images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program

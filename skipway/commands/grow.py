@@ -112,7 +112,8 @@ def grow_run(
     num_options = sum(option is not None for option in (to, blocks, factor))
     if num_options != 1:
         raise InputError(
-            f"cannot grow: expected exactly one of --to NAME, --blocks stage2=4 and --widen 2, got {num_options}"
+            f"cannot grow: expected exactly one of --to NAME, --blocks stage2=4 and --widen 2, got {num_options}. "
+            "Pass one of them."
         )
     checkpoint = read_checkpoint(last)
     recipe = read_recipe(folder)
@@ -208,6 +209,6 @@ def parse_blocks(text: str) -> dict[str | int, int]:
     if not pairs or not is_whole or len(dict(pairs)) != len(pairs):
         raise InputError(
             f"invalid --blocks: expected each stage once with a number, such as stage2=4,stage3=2, got "
-            f"{printable(text)}"
+            f"{printable(text)}. Correct the list."
         )
     return {stage: int(count) for stage, count in pairs}

@@ -67,7 +67,7 @@ def predict(
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
-        raise InputError(f"invalid top: expected an integer of at least 1, got {top}")
+        raise InputError(f"invalid top: expected an integer of at least 1, got {top}. Pass such a number.")
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
@@ -92,7 +92,9 @@ def predict(
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
     for start in range(0, len(inputs), batch_size):
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} after {start:,} of {count_of(len(inputs), 'image')}")
+            raise Interrupted(
+                f"stopped by {stop.name} after {start:,} of {count_of(len(inputs), 'image')}. Run it again."
+            )
         predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, black=black)
         bar.at(len(predictions))
     bar.done()

@@ -256,7 +256,7 @@ def _check_same_network(
     if errors := differences(values, stored_values):
         shown = join_names(errors, limit=_SHOWN, separator="; ")
         raise InputError(
-            f"{where} has weights of another network than {plan['name']}: {shown}. Use the model "
+            f"{where} has weights of another network than {plan['name']}: {shown}. Use the architecture "
             f"{printable(stored_plan.get('name'))}, or set these options."
         )
 
@@ -298,7 +298,8 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     architecture = config.get("architecture", name)
     if architecture not in registry.ROWS:
         raise InputError(
-            f"{where}: expected a model of skipway, got {printable(architecture)}. `skipway models` lists all models."
+            f"{where}: expected an architecture of skipway, got {printable(architecture)}. Choose one "
+            "from `skipway models`."
         )
     common = {k: v for k, v in options.items() if k in registry.plan_of(architecture)}
     stored_plan = registry.plan_of(architecture, **common)
