@@ -90,7 +90,7 @@ def train(
     Parameters
     ----------
     data
-        Image folder with one sub-folder per class, Parquet files, a table (.csv, .tsv, .parquet) with --target, a
+        Image folder with one subfolder per class, Parquet files, a table (.csv, .tsv, .parquet) with --target, a
         built-in dataset (digits, wine, breast_cancer, diabetes) or a download (cifar10, mnist, imagenette,
         hf:org/name). Not needed with --resume.
     config

@@ -58,7 +58,7 @@ class Network(Chain):
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the weights were loaded and not freshly initialized."""
+        """True if the weights were loaded and not freshly initialized."""
         return self.origin != "fresh weights"
 
     def predict(self, inputs: Any) -> Any:

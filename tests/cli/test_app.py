@@ -170,8 +170,7 @@ def test_every_command_ends_at_a_signal_within_its_work(call, place, monkeypatch
     monkeypatch.setattr(f"skipway.{STOPPED[words]}", signalled)
     code, out, err = call(*words)
     assert (
-        code == 75
-        and err.splitlines()[-1] == "skipway: stopped by SIGTERM: written files are complete. Run it again."
+        code == 75 and err.splitlines()[-1] == "skipway: stopped by SIGTERM: written files are complete. Run it again."
     )
     assert not out or words[0] == "train"
     assert sorted(p.name for p in place.iterdir()) == ["kinds", "runs"]

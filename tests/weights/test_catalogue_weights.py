@@ -250,9 +250,7 @@ def test_every_way_to_call_is_refused(form, tmp_path):
 def test_a_gadget_in_a_sound_checkpoint_is_refused_with_its_name(tmp_path):
     canary = tmp_path / "canary"
     torch.save(GADGETS["beside a state_dict"](canary), tmp_path / "bad.pth")
-    with pytest.raises(
-        InputError, match="bad.pth as plain tensors: it refers to (posix|os).mkdir, which"
-    ):
+    with pytest.raises(InputError, match="bad.pth as plain tensors: it refers to (posix|os).mkdir, which"):
         read_state(tmp_path / "bad.pth")
     assert not sings(canary)
 

@@ -240,9 +240,7 @@ def test_a_hub_that_is_not_reached_is_one_line_at_once(hub, monkeypatch):
     point_to(monkeypatch, "http://127.0.0.1:9")
     slept = []
     monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", slept.append)
-    with pytest.raises(
-        InputError, match=r"cannot download timm/resnet18.tiny_test: .*Check the connection"
-    ):
+    with pytest.raises(InputError, match=r"cannot download timm/resnet18.tiny_test: .*Check the connection"):
         sw.create_model("resnet18", pretrained="tiny_test", **TINY)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -446,7 +444,7 @@ def test_a_stem_answers_equal_channels_as_before(in_chans, stem, tmp_path):
     assert again.plan["in_chans"] == in_chans
     assert (again.spec is None) == (in_chans not in (1, 3))
     if in_chans == 1:
-        assert again.spec.mean == pytest.approx((0.5,)) and again.origin.endswith("stem fitted from 3 to 1 channels")
+        assert again.spec.mean == pytest.approx((0.5,)) and again.origin.endswith("stem fitted from 3 to 1 channel")
 
 
 def test_a_grey_network_can_be_given_color(tmp_path):
@@ -579,7 +577,9 @@ def test_weights_are_fetched_into_a_file_that_trains_without_a_connection(whole_
     assert str(path) == name and same(sw.load(path), whole_hub.network)
     point_to(monkeypatch, "http://127.0.0.1:9")
     assert same(sw.create_model("resnet10t", pretrained=path), whole_hub.network)
-    with pytest.raises(InputError, match="cannot save the weights to .*: expected a new file, got one that exists. Choose"):
+    with pytest.raises(
+        InputError, match="cannot save the weights to .*: expected a new file, got one that exists. Choose"
+    ):
         get_weights("resnet10t", tag)
 
 

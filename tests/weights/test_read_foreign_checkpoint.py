@@ -602,9 +602,7 @@ def test_the_canary_would_sing(tmp_path):
 
 def test_a_gadget_is_refused_by_name_through_the_child(tmp_path):
     path = gadget(tmp_path / "bad.pth", "posix", "system", f"touch {tmp_path}/canary", legacy=True)
-    with pytest.raises(
-        InputError, match=" as plain tensors: it refers to posix.system, which is code. Save"
-    ):
+    with pytest.raises(InputError, match=" as plain tensors: it refers to posix.system, which is code. Save"):
         read_state(path)
     assert not (tmp_path / "canary").exists()
 
