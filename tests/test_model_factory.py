@@ -64,7 +64,7 @@ def test_models_are_listed_by_pattern():
 
 
 def test_wrong_names_and_options_are_refused():
-    with pytest.raises(InputError, match="unknown model 'resnet19'"):
+    with pytest.raises(InputError, match="unknown architecture 'resnet19'"):
         create_model("resnet19")
     with pytest.raises(InputError, match=r"resnet20: unknown option 'depth': expected one of block, layers, widths"):
         create_model("resnet20", depth=3)
@@ -302,5 +302,5 @@ def test_a_file_whose_tensors_do_not_fit_its_plan_is_refused(tmp_path):
 def test_a_file_whose_spec_is_not_that_of_its_network_is_refused(tmp_path):
     spec = Spec(1, 8, 8, (0.4,), (0.3,), ("no", "yes")).as_dict()
     path = save(network_for(GREY), tmp_path / "a.safetensors", spec=spec)
-    with pytest.raises(ShapeError, match="has a plan for 1 channels and 3 classes, but a Spec for 1"):
+    with pytest.raises(ShapeError, match="has a plan for 1 channel and 3 classes, but a Spec for 1"):
         load(path)

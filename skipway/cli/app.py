@@ -123,7 +123,7 @@ def _run(command: Callable[[], Any]) -> int:
 
 
 def _stopped() -> int:
-    print_error(f"stopped by {stop_signals.STOP.name}: every file that was written is whole; start again", "")
+    print_error(f"stopped by {stop_signals.STOP.name}: written files are complete. Run it again.", "")
     return stop_signals.STOPPED
 
 

@@ -30,9 +30,9 @@ def grow(
     run
         Run folder; it is not changed.
     to
-        Deeper or wider architecture of the same family, as resnet56 for a resnet20.
+        Deeper or wider architecture of the same family, such as resnet56 for a resnet20.
     blocks
-        Blocks per stage instead, as stage2=4,stage3=2.
+        Blocks per stage instead, such as stage2=4,stage3=2.
     widen
         Width factor instead.
     output

@@ -11,6 +11,7 @@ from skipway.cli.switch_option import switch
 from skipway.errors import InputError, NotFiniteError
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
+from skipway.utils.format_text import count_of
 from skipway.utils.malloc_settings import paused_collection
 from skipway.utils.output_files import refuse_output
 
@@ -80,7 +81,7 @@ def predict(
         print_result(str(prediction))
     failed = sum(not prediction.usable for prediction in predictions)
     if failed:
-        print_error(f"{failed:,} of {len(predictions):,} {predictions[0].noun}s could not be used", "warning")
+        print_error(f"{failed:,} of {count_of(len(predictions), predictions[0].noun)} could not be used", "warning")
     has_answers = failed < len(predictions)
     if not has_answers and any(prediction.reason == NOT_FINITE for prediction in predictions):
         raise SystemExit(NotFiniteError.exit_code)

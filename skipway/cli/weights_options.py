@@ -32,7 +32,7 @@ def get(
     model
         Architecture from `skipway models`.
     tag
-        Tag of timm's weights, as a1_in1k. [default: timm's default tag]
+        Tag of timm's weights, such as a1_in1k. [default: timm's default tag]
     output
         File to write. [default: MODEL.safetensors]
     """

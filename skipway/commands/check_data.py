@@ -12,6 +12,7 @@ from skipway.data.tables.dataset import TableSource, build_table_dataset, descri
 from skipway.errors import printable
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of, join_counts
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["DataReport", "check"]
@@ -94,10 +95,10 @@ def check(
 
 def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
     """Return the lines on counts, sizes and classes of images."""
-    counts = ", ".join(f"{count:,} {split}" for split, count in facts["counts"].items())
+    counts = join_counts(facts["counts"], "image")
     color = "gray" if decode_settings.channels == 1 else "color"
     lines = [
-        f"{printable(images.name)}: {len(images.class_names)} classes, {counts} images",
+        f"{printable(images.name)}: {count_of(len(images.class_names), 'class', 'classes')}, {counts}",
         f"sizes: {images.sizes}; {color}; training size {decode_settings.size} px",
     ]
     width = max(len(printable(name)) for name in images.class_names)
@@ -115,13 +116,13 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
     """Return a report on a table: its rows, columns, target and missing values."""
     rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
-    counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.splits.items())
-    target = f"{len(spec.class_names)} classes" if spec.class_names else "a number (regression)"
-    lines = [f"{printable(tables.name)}: {counts} rows; target {printable(spec.target)!r}: {target}"]
+    counts = join_counts({split: len(table) for split, table in tables.splits.items()}, "row")
+    target = count_of(len(spec.class_names), "class", "classes") if spec.class_names else "a number (regression)"
+    lines = [f"{printable(tables.name)}: {counts}; target {printable(spec.target)!r}: {target}"]
     width = max(len(printable(column.name)) for column in spec.columns)
     lines += [f"  {printable(column.name):<{width}}  {_describe_column(column)}" for column in spec.columns]
     totals = {name: sum(by_split.values()) for name, by_split in facts.get("classes", {}).items()}
-    lines += [f"  class {printable(name)}: {count:,} rows" for name, count in totals.items()]
+    lines += [f"  class {printable(name)}: {count_of(count, 'row')}" for name, count in totals.items()]
     lines += _note_lines(facts)
     if rows.skipped:
         lines.append(f"{len(rows.skipped):,} without a target: {', '.join(row.key for row in rows.skipped[:10])}")
@@ -133,5 +134,7 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
 
 
 def _describe_column(column: Column) -> str:
-    values = f"{len(column.categories):,} categories" if column.kind == "category" else f"around {column.center:.4g}"
+    values = f"around {column.center:.4g}"
+    if column.kind == "category":
+        values = count_of(len(column.categories), "category", "categories")
     return f"{column.kind}, {values}{', with missing values' if column.indicator else ''}"

@@ -29,6 +29,7 @@ from skipway.runs.resume import training_digests
 from skipway.training.losses import Classification, Regression, Task
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["evaluate"]
@@ -87,7 +88,7 @@ def evaluate(
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
     if images.notes[NEARLY_BLACK]:
         num_black = images.notes[NEARLY_BLACK]
-        console.print(f"warning: {num_black:,} of {len(images.labels):,} images: {NEARLY_BLACK}")
+        console.print(f"warning: {num_black:,} of {count_of(len(images.labels), 'image')}: {NEARLY_BLACK}")
     rows = np.arange(len(images.labels))
     if not len(rows):
         raise InputError(
@@ -98,7 +99,7 @@ def evaluate(
 
     def poll() -> None:
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} while evaluating")
+            raise Interrupted(f"stopped by {stop.name} while evaluating. Run it again.")
 
     is_open = (engine, precision) == ("auto", "auto")
     chosen = _evaluated_by(run_path) if is_open else (engine, precision)
@@ -151,8 +152,8 @@ def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
     """Return `split`, or the first available split if it is None."""
     if split is not None and split not in available:
         raise InputError(
-            f"{printable(data)} has no split {printable(split)!r}: expected {' or '.join(reversed(available))}. Choose "
-            "another --split."
+            f"cannot evaluate {printable(data)}: expected the split {' or '.join(reversed(available))}, got "
+            f"{printable(split)!r}. Choose another --split."
         )
     return split or available[0]
 

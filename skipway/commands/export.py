@@ -20,6 +20,7 @@ from skipway.models.network import Network
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
 from skipway.utils.atomic_files import from_json, make_folder, storing, write_file
+from skipway.utils.format_text import count_of
 from skipway.utils.output_files import refuse_output
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES
@@ -69,7 +70,7 @@ class ExportedFiles:
     def __str__(self) -> str:
         lines = [f"exported: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
         if self.check is not None:
-            inputs = f"{self.num_images} images of the run" if self.num_images else "random inputs"
+            inputs = f"{count_of(self.num_images, 'image')} of the run" if self.num_images else "random inputs"
             lines.append(f"checked on {inputs}: largest difference from torch is {self.check.difference:.2g}")
         return "\n".join(lines)
 
@@ -116,7 +117,9 @@ def export_run(
     target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
     refuse_output(target, [source])
     if output is None and source.is_file() and target.exists():  # the default name must not replace a file
-        raise InputError(f"cannot export to {printable(target)}: expected a new file, got one that exists. Pass -o.")
+        raise InputError(
+            f"cannot export to {printable(target)}: expected a new file, got one that exists. Choose another with -o."
+        )
     images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program

@@ -58,7 +58,9 @@ def find_lr(
         refuse_output(output, [data])
     unused = sorted(UNUSED_BY_FIND_LR.intersection(options))
     if unused:
-        raise InputError(f"find_lr does not use {' and '.join(unused)}. Leave it out.")
+        raise InputError(
+            f"cannot use {' and '.join(unused)} with find_lr: an LR range test has no such option. Leave it out."
+        )
     recipe = Recipe.of({"data": os.fspath(data), "model": model, **options})
 
     def poll() -> None:

@@ -29,6 +29,7 @@ from skipway.runs.run_folder import (
 from skipway.training.best_weights import refuse_other_weights
 from skipway.training.checkpoint import Checkpoint, load_weights, save_checkpoint, save_weights
 from skipway.utils.atomic_files import from_json, make_folder, to_json, write_file
+from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["GrownRun", "grow_run", "parse_blocks"]
@@ -65,11 +66,10 @@ class GrownRun:
         elif self.status != "running":
             command += f" (set another --time-limit or --patience: the run was {self.status})"
         note = ", already created by an earlier call" if self.is_found else ""
-        epochs = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         return (
             f"grown to {self.network}, {self.parameters:,} parameters\n"
             f"largest change of an output: {self.difference:.3g} (largest output: {self.largest:.3g})\n"
-            f"run: {printable(self.path)} after {epochs}{note}; continue with {command}"
+            f"run: {printable(self.path)} after {count_of(self.epochs, 'epoch')}{note}; continue with {command}"
         )
 
 
@@ -112,7 +112,8 @@ def grow_run(
     num_options = sum(option is not None for option in (to, blocks, factor))
     if num_options != 1:
         raise InputError(
-            f"cannot grow: expected exactly one of --to NAME, --blocks stage2=4 and --widen 2, got {num_options}"
+            f"cannot grow: expected exactly one of --to NAME, --blocks stage2=4 and --widen 2, got {num_options}. "
+            "Pass one of them."
         )
     checkpoint = read_checkpoint(last)
     recipe = read_recipe(folder)
@@ -208,6 +209,6 @@ def parse_blocks(text: str) -> dict[str | int, int]:
     if not pairs or not is_whole or len(dict(pairs)) != len(pairs):
         raise InputError(
             f"invalid --blocks: expected each stage once with a number, such as stage2=4,stage3=2, got "
-            f"{printable(text)}"
+            f"{printable(text)}. Correct the list."
         )
     return {stage: int(count) for stage, count in pairs}

@@ -6,7 +6,7 @@ from typing import Any
 from skipway.errors import InputError, printable
 from skipway.model_factory import list_models
 from skipway.models import registry
-from skipway.utils.format_text import join_sizes
+from skipway.utils.format_text import count_of, join_sizes
 
 __all__ = ["model_facts", "model_table"]
 
@@ -54,4 +54,4 @@ def _describe(plan: dict[str, Any]) -> str:
     unusual = [f"{k} {join_sizes(plan[k])}" for k in usual if k not in in_any_line and plan[k] != usual[k]]
     kind = f"{plan.get('block', plan['family'])} {join_sizes(plan['layers'])}"
     stem = [f"{plan['stem']} stem"] if "stem" in plan else []
-    return ", ".join([kind, *stem, *unusual, f"{plan['num_classes']} classes"])
+    return ", ".join([kind, *stem, *unusual, count_of(plan["num_classes"], "class", "classes")])

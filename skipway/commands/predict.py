@@ -21,6 +21,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import as_table, batch_size_for, pixel_probabilities, prepare_image, row_outputs
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["predict"]
@@ -73,7 +74,7 @@ def predict(
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
-        raise InputError(f"invalid top: expected an integer of at least 1, got {top}")
+        raise InputError(f"invalid top: expected an integer of at least 1, got {top}. Pass such a number.")
     network = run if isinstance(run, Network) else load(run)
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
@@ -98,12 +99,16 @@ def predict(
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
     for start in range(0, len(inputs), batch_size):
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} after {start:,} of {len(inputs):,} images")
+            raise Interrupted(
+                f"stopped by {stop.name} after {start:,} of {count_of(len(inputs), 'image')}. Run it again."
+            )
         predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, black=black)
         bar.at(len(predictions))
     bar.done()
     if black:
-        console.print(f"warning: {len(black):,} of {len(inputs):,} images, first {printable(black[0])}: {NEARLY_BLACK}")
+        console.print(
+            f"warning: {len(black):,} of {count_of(len(inputs), 'image')}, first {printable(black[0])}: {NEARLY_BLACK}"
+        )
     return predictions
 
 
@@ -121,8 +126,7 @@ def _images(sources: Any, console: Console) -> list[Any]:
         inputs += files or [path]
         others = sum(len(names) for _, _, names in os.walk(path)) - len(files)
         if files and others:
-            files_word = "file" if others == 1 else "files"
-            console.print(f"{printable(path)}: skipped {others:,} {files_word} without an image suffix")
+            console.print(f"{printable(path)}: skipped {count_of(others, 'file')} without an image suffix")
     return inputs
 
 

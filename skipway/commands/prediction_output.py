@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from skipway.errors import printable
 from skipway.runs.run_csv_tables import write_table
+from skipway.utils.format_text import count_of
 
 __all__ = ["NOT_FINITE", "Evaluation", "RegressionEvaluation", "Prediction", "write_predictions"]
 
@@ -88,7 +89,7 @@ class Evaluation:
     def __str__(self) -> str:
         reason = "unreadable" if self.noun == "images" else "without a target"
         unreadable = f" (skipped {self.skipped:,} {reason})" if self.skipped else ""
-        total = f"{self.count:,} {self.noun}{unreadable}"
+        total = f"{count_of(self.count, self.noun[:-1])}{unreadable}"
         lines = [f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {total}"]
         others = {name: value for name, value in self.metrics.items() if name not in _IN_FIRST_LINE}
         if others:
@@ -142,7 +143,7 @@ class RegressionEvaluation:
         unlabeled = f" (skipped {self.skipped:,} without a target)" if self.skipped else ""
         line = (
             f"{self.split}: R2 {self.r2:.4f}, mean absolute error {self.mae:.6g}, root mean squared error "
-            f"{self.rmse:.6g} on {self.count:,} rows{unlabeled}"
+            f"{self.rmse:.6g} on {count_of(self.count, 'row')}{unlabeled}"
         )
         return "\n".join([line, *_trained_on_lines(self)])
 

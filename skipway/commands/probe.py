@@ -112,7 +112,8 @@ def probe_run(
             )
     if samples < 2 or points < 3:
         raise InputError(
-            f"invalid samples or points: expected at least 2 samples and at least 3 points, got {samples} and {points}"
+            f"invalid samples or points: expected at least 2 samples and at least 3 points, got {samples} and "
+            f"{points}. Pass larger numbers."
         )
     folders = [resolve_run_folder(Path(path)) for path in (run, *compared)]
     networks = {name: load(folder) for name, folder in zip(unique_names(folders), folders, strict=True)}
@@ -129,7 +130,9 @@ def probe_run(
     notes: list[str] = []
     for name in (name for name in ANALYSES if name in only):
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} before the {name} analysis; finished plots are kept")
+            raise Interrupted(
+                f"stopped by {stop.name} before the {name} analysis. Finished plots are kept. Run it again."
+            )
         console.print(f"{name} ...")
         analysis = _ANALYZE[name](inputs)
         values[name] = analysis.values

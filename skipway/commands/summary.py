@@ -25,7 +25,7 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
     """
     for name, value in (("size", size), ("num_classes", num_classes)):
         if value is not None and value < 1:
-            raise InputError(f"invalid {name}: expected an integer of at least 1, got {value}")
+            raise InputError(f"invalid {name}: expected an integer of at least 1, got {value}. Pass such a number.")
     if model not in list_models() and Path(model).exists():  # names win: write ./resnet18 for a folder of this name
         network = load(model)
         spec = network.spec or network.require_image_spec()

@@ -32,8 +32,8 @@ def get_weights(
         raise InputError(f"invalid output: expected a .safetensors file, got {printable(path)}. Choose one with -o.")
     if path.exists():
         raise InputError(
-            f"cannot save the weights: expected a new file, but {printable(path)} exists. Remove it, or choose another "
-            "file with -o."
+            f"cannot save the weights to {printable(path)}: expected a new file, got one that exists. Choose another "
+            "with -o."
         )
     with report_downloads(console.print):
         network = create_model(name, pretrained=tag or True)

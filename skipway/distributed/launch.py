@@ -46,13 +46,15 @@ def launch(count: int, words: list[str]) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", "skipway", *words)
     except SignalException as error:
-        raise Interrupted(f"stopped by {error.sigval.name}: the processes saved their progress") from None
+        raise Interrupted(
+            f"stopped by {error.sigval.name}: the processes saved their progress. Resume with --resume RUN."
+        ) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             raise Interrupted(
                 f"process {rank} of {count} was killed by {signal.Signals(-failure.exitcode).name}, and all were "
-                "stopped; checkpoints are saved. Resume with --resume RUN"
+                "stopped. Checkpoints are saved. Resume with --resume RUN."
             ) from None
         failed = SkipwayError(
             f"process {rank} of {count} ended with exit code {failure.exitcode}. See the error that it printed."

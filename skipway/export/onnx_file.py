@@ -24,6 +24,7 @@ from skipway.errors import InputError, MissingExtra, SkipwayError, printable
 from skipway.export.export_description import Description, describe_export
 from skipway.models.network import Network
 from skipway.utils.atomic_files import from_json, to_json, write_file
+from skipway.utils.format_text import count_of
 from skipway.utils.output_files import refuse_output
 from skipway.utils.quiet_loggers import quiet_loggers
 
@@ -185,8 +186,9 @@ def write_verified(
     if not difference <= _MAX_DIFFERENCE or misclassified:
         raise SkipwayError(
             f"{printable(path)}: export verification failed: expected the outputs of torch within {_MAX_DIFFERENCE:g}, "
-            f"got a difference of {difference:.2g} and another class for {misclassified} of {count} inputs. No file "
-            "was written. Use the skipway checkpoint instead, and please report this."
+            f"got a difference of {difference:.2g} and another class for {misclassified} of "
+            f"{count_of(count, 'input')}. No file was written. Use the "
+            "skipway checkpoint instead, and please report this."
         )
     write_file(path, data)
     return Exported(path, size=len(data), difference=difference, levels=levels)

@@ -185,7 +185,7 @@ def grow_deeper(
     """Deepen a network as `deepen` does, without an optimizer, and return the Growth."""
     if (to is None) == (blocks is None) or not isinstance(blocks, Mapping | None) or not isinstance(to, str | None):
         raise InputError(
-            f'deepen: expected a model name or blocks={{"stage2": 4}}, got to={short_repr(to)} and '
+            f'deepen: expected an architecture or blocks={{"stage2": 4}}, got to={short_repr(to)} and '
             f"blocks={short_repr(blocks)}. Pass one of them."
         )
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):

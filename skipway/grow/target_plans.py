@@ -52,7 +52,7 @@ def deeper_plan(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
     if len(old) != len(new) or old == new or any(a > b for a, b in zip(old, new, strict=True)):
         raise InputError(
             f"cannot deepen {plan['name']} to {to}: expected more blocks per stage than {join_sizes(old)}, got "
-            f"{join_sizes(new)}. Name a deeper model of the same family."
+            f"{join_sizes(new)}. Name a deeper architecture of the same family."
         )
     return target
 
@@ -80,7 +80,7 @@ def check_options(target: dict[str, Any], plan: Mapping[str, Any], *except_for: 
         changes = ", ".join(f"{key} from {plan.get(key)!r} to {target[key]!r}" for key in different[:3])
         raise InputError(
             f"{plan['name']} cannot grow to {target['name']}: expected only more blocks or channels, got changes of "
-            f"{changes}. Name a larger model of the same kind."
+            f"{changes}. Name a larger architecture of the same family."
         )
     return target
 

@@ -156,8 +156,8 @@ class Network(Chain):
         """
         if not isinstance(self.spec, TableSpec):
             raise InputError(
-                "cannot use a table: expected a model trained on a table, got another one. Pass images, "
-                "or load the run of a table."
+                "cannot use a table: expected a model trained on a table, got an image model or no Spec. Pass "
+                "images, or load the run of a table."
             )
         return self.spec
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from skipway.data.image_spec import Spec
 from skipway.data.tables.table_spec import TableSpec
+from skipway.utils.format_text import count_of
 
 __all__ = ["plan_mismatch"]
 
@@ -71,7 +72,7 @@ def _inputs_of_plan(plan: dict[str, Any]) -> str:
     """Describe the inputs of the network of `plan`."""
     if "in_features" in plan:
         return _numbers(plan["in_features"], plan.get("categories", ()))
-    return f"{plan.get('in_chans')} channels"
+    return count_of(plan.get("in_chans", 0), "channel")
 
 
 def _inputs_of_spec(plan: dict[str, Any], spec: Spec | TableSpec) -> str:
@@ -80,7 +81,7 @@ def _inputs_of_spec(plan: dict[str, Any], spec: Spec | TableSpec) -> str:
         return _numbers(math.prod(spec.input_shape), spec.categories)
     if "in_features" in plan:
         return _numbers(math.prod(spec.input_shape), ())
-    return f"{spec.channels} channels"
+    return count_of(spec.channels, "channel")
 
 
 def _numbers(count: int, categories: Any) -> str:

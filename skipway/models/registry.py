@@ -73,7 +73,9 @@ def plan_of(name: str, **options: Any) -> dict[str, Any]:
     10
     """
     if name not in ROWS:
-        raise InputError(f"unknown model {name!r}{did_you_mean(name, ROWS)}. List all names with `skipway models`.")
+        raise InputError(
+            f"unknown architecture {name!r}{did_you_mean(name, ROWS)}. List all names with `skipway models`."
+        )
     family, row = ROWS[name]
     allowed = FAMILIES[family].plan.options()
     for option in options:

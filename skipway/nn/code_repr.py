@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from skipway.nn.shape_inference import NamedErrors
+from skipway.utils.format_text import count_of
 
 __all__ = ["show"]
 
@@ -45,7 +46,7 @@ def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterat
         else:
             yield f"{inner}{prefix}{part},", ""
     tensors = sum(1 for _ in module.parameters())
-    total = f"{_count(module) or '0 parameters'} in {tensors} tensors" if not indent else ""
+    total = f"{_count(module) or '0 parameters'} in {count_of(tensors, 'tensor')}" if not indent else ""
     yield f"{indent}){comma}", total
 
 
@@ -68,4 +69,4 @@ def _count(module: nn.Module) -> str:
     if any(isinstance(p, nn.UninitializedParameter) for p in parameters):
         return "uninferred sizes"
     count = sum(p.numel() for p in parameters)
-    return f"{count:,} parameters" if count else ""
+    return count_of(count, "parameter") if count else ""

@@ -149,7 +149,7 @@ def lesion(
             f"{did_you_mean(str(unknown[0]), CUTS)}. Choose from this list."
         )
     if draws < 1:
-        raise InputError(f"invalid draws: expected an integer of at least 1, got {draws}")
+        raise InputError(f"invalid draws: expected an integer of at least 1, got {draws}. Pass such a number.")
     blocks = blocks_of(network)
     if not blocks:
         raise InputError(

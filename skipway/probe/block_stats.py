@@ -140,7 +140,10 @@ def in_mode(network: nn.Module, mode: str) -> None:
         InputError: `mode` is not one of the two.
     """
     if mode not in MODES:
-        raise InputError(f"invalid mode: expected {' or '.join(MODES)}, got {mode!r}{did_you_mean(str(mode), MODES)}")
+        raise InputError(
+            f"invalid mode: expected {' or '.join(MODES)}, got {mode!r}{did_you_mean(str(mode), MODES)}. Pass "
+            "one of these."
+        )
     for module in network.modules():
         module.training = mode == "training" and isinstance(module, _NORMS)
 
@@ -271,5 +274,5 @@ def _check_samples(x: Any, y: Any) -> None:
         kinds = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, y)]
         raise InputError(
             "invalid x and y: expected tensors of the same number of samples, at least 1, got "
-            f"{kinds[0]} and {kinds[1]}"
+            f"{kinds[0]} and {kinds[1]}. Pass one target for each sample."
         )

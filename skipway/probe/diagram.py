@@ -26,8 +26,9 @@ from skipway.nn.shape_inference import calls
 from skipway.nn.shortcut_types import Project
 from skipway.nn.skip import Dense, Parallel, Skip
 from skipway.probe.svg_layout import ROOM, Row, page, tint
-from skipway.probe.svg_symbols import around, count_of, join_of, kind_of, layer_of, open_sizes, way_of
+from skipway.probe.svg_symbols import around, join_of, kind_of, layer_of, open_sizes, parameter_count, way_of
 from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fit_text, length
+from skipway.utils.format_text import count_of
 
 __all__ = ["diagram"]
 
@@ -82,7 +83,7 @@ def diagram(
     rows = list(reader.rows(network, ""))
     reader.check()
     skips = sum(isinstance(m, Skip) + 2 * isinstance(m, Coupling) for m in network.modules())
-    facts = [_parameters(network) or "no parameters", f"{skips:,} shortcut{'' if skips == 1 else 's'}"]
+    facts = [_parameters(network) or "no parameters", count_of(skips, "shortcut")]
     facts += [f"input {_sizes(shape)}"] if shape else []
     plan = network.plan if isinstance(network, Network) else {}
     return page(fit_text(plan.get("name") or type(network).__name__, 60), facts, rows, reader.scale)
@@ -102,14 +103,14 @@ def _parameters(*modules: nn.Module) -> str:
     """Return the number of parameters in words, or "" for none."""
     if any(map(open_sizes, modules)):
         return "uninferred sizes"
-    return _counted(count_of(*modules), "parameter")
+    return _counted(parameter_count(*modules), "parameter")
 
 
 def _counted(count: int, noun: str) -> str:
     """Return "1 block" or "2 blocks", or "" for none."""
     if count == 0:
         return ""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return count_of(count, noun)
 
 
 def _sizes(shape: Sequence[Any]) -> str:
@@ -332,7 +333,7 @@ def _chip(repeats: list[_Unit], period: int, ground: str = GROUND, caption: str 
     if period > 1:
         words = [f"+ {count} ×", f"these {period}"]
     else:
-        same = len({count_of(unit.module) for unit in repeats}) == 1
+        same = len({parameter_count(unit.module) for unit in repeats}) == 1
         words = [f"+ {count}", f"{'equal' if same else 'similar'} {'blocks' if repeats[0].block else 'layers'}"]
     tip = fit_text(f"{repeats[0].path} to {repeats[-1].path}", 200)
     return Chip(tuple(words + ([caption] if caption else [])), ground, tip)

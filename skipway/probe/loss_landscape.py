@@ -89,13 +89,14 @@ def landscape(
         ([-1.0, 0.0, 1.0], 0.0)
     """
     if dims not in (1, 2):
-        raise InputError(f"invalid dims: expected 1 for a line or 2 for a square, got {dims!r}")
+        raise InputError(f"invalid dims: expected 1 for a line or 2 for a square, got {dims!r}. Pass one of them.")
     if not isinstance(points, Integral) or points < 3 or points % 2 == 0:
         raise InputError(
-            f"invalid points: expected an odd integer of at least 3, whose center is the model, got {points!r}"
+            f"invalid points: expected an odd integer of at least 3, whose center is the model, got {points!r}. "
+            "Pass such a number."
         )
     if not 0 < span < math.inf:
-        raise InputError(f"invalid span: expected a finite step above 0, got {span}")
+        raise InputError(f"invalid span: expected a finite step above 0, got {span}. The default is 1.")
     weights = [p for p in network.parameters() if p.dim() > 1]
     if not weights:
         raise InputError(

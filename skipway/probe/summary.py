@@ -21,6 +21,7 @@ from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on
 from skipway.nn.skip import Parallel, Skip
 from skipway.probe.lint import find_mistakes
 from skipway.probe.receptive_field import Fields
+from skipway.utils.format_text import count_of
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -112,8 +113,8 @@ class Summary:
             [
                 *lines,
                 f"{self.parameters:,} parameters{frozen}, {self.macs:,} multiply-adds, {_size(self.memory)} of "
-                f"activations saved in training, for an input of {'x'.join(map(str, self.input_shape))}, {self.skips} "
-                f"shortcut{'' if self.skips == 1 else 's'}",
+                f"activations saved in training, for an input of {'x'.join(map(str, self.input_shape))}, "
+                f"{count_of(self.skips, 'shortcut')}",
                 *(f"note: {note}" for note in self.notes),
             ]
         )

@@ -12,7 +12,7 @@ from skipway.nn.shortcut_types import Pad, Project
 from skipway.nn.skip import Skip
 from skipway.probe.svg_text import Box, Join, Piece, Sliver, Way, fit_text
 
-__all__ = ["around", "count_of", "join_of", "kind_of", "layer_of", "open_sizes", "way_of"]
+__all__ = ["around", "parameter_count", "join_of", "kind_of", "layer_of", "open_sizes", "way_of"]
 
 _ACTIVATIONS = "relu", "gelu", "silu", "elu", "selu", "tanh", "sigmoid", "leaky_relu", "hardswish", "softmax"
 _NORMS = nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm
@@ -24,7 +24,7 @@ def open_sizes(module: nn.Module) -> bool:
     return any(isinstance(p, nn.UninitializedParameter) for p in module.parameters())
 
 
-def count_of(*modules: nn.Module) -> int:
+def parameter_count(*modules: nn.Module) -> int:
     """Count the parameters of several modules, each once, without those of uninferred size."""
     parameters = set(chain.from_iterable(module.parameters() for module in modules))
     return sum(p.numel() for p in parameters if not isinstance(p, nn.UninitializedParameter))
@@ -53,7 +53,7 @@ def around(shortcut: nn.Module | None) -> Way:
         word = "pad"
     else:
         word = "pool" if _is_pool(shortcut) else kind_of(shortcut)
-    return Way("projected" if count_of(shortcut) else "changed", word)
+    return Way("projected" if parameter_count(shortcut) else "changed", word)
 
 
 def join_of(join: Any) -> Join:

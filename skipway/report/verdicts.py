@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipway.report.run_reader import mapping, number
+from skipway.utils.format_text import count_of
 from skipway.utils.uncertainty import (
     Z95,
     difference_floor,
@@ -268,7 +269,7 @@ def _later_epochs(history: Sequence[Mapping[str, float]], best: Mapping[str, flo
 
 
 def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"
+    return count_of(count, "epoch")
 
 
 def _fifth(history: Sequence[Any]) -> int:

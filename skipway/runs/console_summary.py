@@ -14,6 +14,7 @@ from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
 from skipway.utils.console import duration
+from skipway.utils.format_text import count_of
 
 _HEAD = "head by logistic regression on frozen features"
 
@@ -53,7 +54,7 @@ def introduction(
     if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
         lines.append(f"augmentation: {datamodule.describe_augmentation()}")
     threads = torch.get_num_threads()
-    lines.append(f"device: {settings.device}, {settings.precision}, {threads} CPU thread{'s' * (threads != 1)}")
+    lines.append(f"device: {settings.device}, {settings.precision}, {count_of(threads, 'CPU thread')}")
     line = few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps)
     if line and settings.head != "regression":
         lines.append(line)
@@ -69,7 +70,7 @@ def _training_lines(
 ) -> list[str]:
     """Return the lines about the training method, the number of epochs and the optimizer."""
     count = settings.epochs - (settings.head == "regression")  # the fit of the head counts as epoch 1
-    epochs = f"{count} epoch{'s' * (count != 1)}"
+    epochs = count_of(count, "epoch")
     if epochs_are_open and settings.time_limit is not None and datamodule.time_sets_epochs:
         epochs = f"epochs that fit into {duration(settings.time_limit)}"
     peak = "peak lr from an LR range test" if lr_is_open else f"peak lr {settings.lr:.3g}"
@@ -80,7 +81,7 @@ def _training_lines(
         layers = "all layers"
         if settings.freeze_until is not None:
             views = datamodule.recipe.views
-            layers = f"the layers after {settings.freeze_until} on {views} view{'s' * (views != 1)} of each image"
+            layers = f"the layers after {settings.freeze_until} on {count_of(views, 'view')} of each image"
         return [f"training: {_HEAD} (epoch 1), then fine-tuning of {layers}", f"fine-tuning: {steps}"]
     if epochs_are_open and settings.time_limit is not None:
         return [f"training: {_HEAD}, then fine-tuning of all layers if the time limit allows it"]
@@ -125,7 +126,7 @@ def _split_line(metrics: dict[str, Any], metric: str, datamodule: DataModule, sp
     count, name = datamodule.count(split), f"{split}_{metric}"
     uncertainty = printable(describe_uncertainty(metrics, metric, split, count))
     value = format_metric(metrics[name], metric)
-    line = f"final {split} {metric}: {value} on {count:,} {datamodule.noun}{uncertainty}"
+    line = f"final {split} {metric}: {value} on {count_of(count, datamodule.noun[:-1])}{uncertainty}"
     baseline = metrics.get("baseline", {})
     if name in baseline:
         line += f"\nbaseline {split} {metric}: {format_metric(baseline[name], metric)} ({baseline['name']})"

@@ -29,6 +29,7 @@ from skipway.export.openvino import engine as openvino_engine
 from skipway.models.network import Network
 from skipway.utils.atomic_files import allocate, free_bytes, make_folder, storing, sweep, temporary_path
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = [
@@ -148,8 +149,8 @@ class FeatureCache:
             source = f"computed at {computed / max(seconds, 1e-9):,.0f} images/s with {self.engine}"
         disk, memory = file.nbytes / 1e6, 4 * len(ids) * math.prod(self.shape) / 1e6
         self.console.print(
-            f"  features: {len(ids):,} images x {_times(self.shape)} in {self.precision}, {source}, {disk:,.1f} MB in "
-            f"{printable(self.folder)}, {memory:,.1f} MB in memory"
+            f"  features: {count_of(len(ids), 'image')} x {_times(self.shape)} in {self.precision}, {source}, "
+            f"{disk:,.1f} MB in {printable(self.folder)}, {memory:,.1f} MB in memory"
         )
         return file.take(np.arange(len(ids))).float()
 

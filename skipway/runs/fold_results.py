@@ -23,6 +23,7 @@ from skipway.runs.headline import describe_uncertainty, format_metric, uncertain
 from skipway.runs.run_csv_tables import write_table
 from skipway.training.metrics import RegressionScores
 from skipway.utils.atomic_files import write_json
+from skipway.utils.format_text import count_of
 from skipway.utils.run_schema import with_schema
 
 __all__ = ["describe_fold", "describe_folds", "fold_row", "is_evaluated", "samples_of_run", "write_folds"]
@@ -185,7 +186,7 @@ def describe_fold(run: Run, noun: str) -> str:
     row, metric = fold_row(run), _metric_of(run)
     model = run.metrics["resolved"]["model"]
     epochs = f"best epoch {row['best_epoch']} of {row['epochs']}"
-    return f"{metric} {format_metric(row[metric], metric)} on {row['val']:,} {noun}, {model}, {epochs}"
+    return f"{metric} {format_metric(row[metric], metric)} on {count_of(row['val'], noun[:-1])}, {model}, {epochs}"
 
 
 def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:

@@ -49,7 +49,7 @@ from skipway.training.losses import Classification, Task
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
-from skipway.utils.format_text import join_names, short_repr
+from skipway.utils.format_text import count_of, join_counts, join_names, short_repr
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["ImageDataModule"]
@@ -322,11 +322,11 @@ class ImageDataModule:
     def summary_lines(self) -> list[str]:
         """Return the console lines about the images."""
         images = self.images
-        counts = ", ".join(f"{len(i):,} {split}" for split, i in images.splits.items())
-        lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts} images, {images.sizes}"]
+        counts = join_counts({split: len(rows) for split, rows in images.splits.items()}, "image")
+        lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts}, {images.sizes}"]
         if images.skipped:
-            plural = "s" * (len(images.skipped) != 1)
-            lines.append(f"  {len(images.skipped):,} unreadable image{plural} skipped, listed in skipped.csv")
+            unreadable = count_of(len(images.skipped), "unreadable image")
+            lines.append(f"  {unreadable} skipped, listed in skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in images.notes.most_common()]
         return lines + [f"  warning: {warning}" for warning in describe(images)["warnings"]]
 

@@ -26,6 +26,7 @@ from skipway.runs.head_phase import feature_cache
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["FrozenOutputs", "frozen_batches", "layers_after"]
@@ -94,9 +95,9 @@ def frozen_batches(
     if computed:
         source = f"computed at {computed / max(time.monotonic() - begin, 1e-9):,.0f} images/s with {cache.engine}"
     console.print(
-        f"  outputs of {settings.freeze_until}: {views} view{'s' * (views != 1)} of {len(train_ids):,} images, "
-        f"{len(val_ids):,} images without augmentation, {source}, {sum(file.nbytes for file in files) / 1e6:,.1f} MB "
-        f"in {printable(cache.folder)}"
+        f"  outputs of {settings.freeze_until}: {count_of(views, 'view')} of {count_of(len(train_ids), 'image')}, "
+        f"{count_of(len(val_ids), 'image')} without augmentation, {source}, "
+        f"{sum(file.nbytes for file in files) / 1e6:,.1f} MB in {printable(cache.folder)}"
     )
     return FrozenOutputs(train, files[:-1], train_ids), FrozenOutputs(val, files[-1:], val_ids)
 

@@ -200,7 +200,7 @@ class PreparedRun:
 
         def poll() -> None:
             if self.stop.requested:
-                raise Interrupted(f"stopped by {self.stop.name} before the first step; start again")
+                raise Interrupted(f"stopped by {self.stop.name} before the first step. Run it again.")
 
         result = range_test(trainer, train_batches, poll=poll)
         trainer.settings = replace(trainer.settings, lr=result.suggestion)

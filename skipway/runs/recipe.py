@@ -86,7 +86,7 @@ class Recipe:
     img_size: int | str | None = _option(
         "Data",
         None,
-        "Input height and width, or FIRST:FULL for progressive resizing, as 128:224.",
+        "Input height and width, or FIRST:FULL for progressive resizing, such as 128:224.",
         effective="images up to 96 px: their own; larger: 32:48 to 64:128 from scratch, 128 to 288 pretrained",
         minimum=1,
         maximum=MAX_SIZE,
@@ -121,7 +121,7 @@ class Recipe:
     grow: str | None = _option(
         "Model",
         None,
-        "Architectures to grow through, with epochs, as resnet20:4,resnet32:4,resnet56:8.",
+        "Architectures to grow through, with epochs, such as resnet20:4,resnet32:4,resnet56:8.",
         effective="none",
     )
     epochs: int = _option(
@@ -244,7 +244,9 @@ class Recipe:
         minimum=0,
         maximum=100_000,
     )
-    freeze_until: str = _option("Transfer", "auto", "Last frozen layer, as stage6; none; auto: all but the last stage.")
+    freeze_until: str = _option(
+        "Transfer", "auto", "Last frozen layer, such as stage6; none; auto: all but the last stage."
+    )
     views: int = _option(
         "Transfer", 4, "Cached augmented views per training image with frozen layers.", minimum=1, maximum=1000
     )

@@ -113,7 +113,7 @@ def _automatic_values(
         "precision": (settings.precision, _precision_reason(settings, is_table=datamodule.noun == "rows")),
         "threads": _threads(is_table=datamodule.noun == "rows"),
         "head": (settings.head, _head_reason(network, settings)),
-        "freeze_until": (settings.freeze_until or "none", "by the time and the number of images"),
+        "freeze_until": (settings.freeze_until or "none", _freezing_reason(network)),
         "layer_decay": (
             settings.layer_decay,
             "pretrained weights" if network.is_pretrained else "no pretrained weights",
@@ -173,6 +173,10 @@ def _head_reason(network: Network, settings: Settings) -> str:
     return "pretrained weights" if settings.head == "regression" else "no regression for this network or its options"
 
 
+def _freezing_reason(network: Network) -> str:
+    return "by the time and the number of images" if network.is_pretrained else "no pretrained weights"
+
+
 def _size_reason(recipe: Recipe, *, is_pretrained: bool) -> str:
     if is_pretrained:
         return "by the size of the weights, the time and the number of images"
@@ -181,7 +185,7 @@ def _size_reason(recipe: Recipe, *, is_pretrained: bool) -> str:
 
 def _augment_reason(spec: Spec) -> str:
     movement = "stored larger, for crops" if spec.presize > spec.size else "stored at the input size"
-    return movement if spec.mirrored else f"{movement}, no flips: sides matter here"
+    return movement if spec.mirrored else f"{movement}, no flips: they change classes"
 
 
 def _precision_reason(settings: Settings, *, is_table: bool) -> str:
@@ -193,7 +197,7 @@ def _precision_reason(settings: Settings, *, is_table: bool) -> str:
 def _threads(*, is_table: bool) -> tuple[int, str]:
     count, available = torch.get_num_threads(), available_threads()
     if is_table:
-        return count, "small layers are fastest with one"
+        return count, "small layers are fastest with one thread"
     if count < available.count:
         return count, "other processes use the cores"
     return count, f"limited by {available.reason}"

@@ -19,6 +19,7 @@ from skipway.runs.run_folder import read_recipe
 from skipway.training.best_weights import forget_other_weights
 from skipway.training.checkpoint import Checkpoint
 from skipway.training.settings_diff import differences
+from skipway.utils.format_text import count_of
 
 __all__ = [
     "ENDS",
@@ -133,7 +134,7 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     if ended and not reopened:
         epochs = state["epoch"]
         remarks.append(
-            f"already {state['status']} after {epochs} epoch{'s' * (epochs != 1)}: only evaluated and reported again. "
+            f"already {state['status']} after {count_of(epochs, 'epoch')}: only evaluated and reported again. "
             f"To continue training, add --epochs {epochs + 10}."
         )
     return EarlierRun(folder, requested, recipe, checkpoint=checkpoint, remarks=tuple(remarks), reopened=reopened)

@@ -18,6 +18,8 @@ batch size 20 (one thread of a busy machine).
 
 import math
 
+from skipway.utils.format_text import count_of
+
 __all__ = ["FEW_IMAGES", "MIN_STEPS", "epochs_for_steps", "few_steps_line", "held_out_count", "small_batch_size"]
 
 MIN_STEPS = 200  # optimizer steps of a run without --epochs
@@ -72,10 +74,9 @@ def few_steps_line(epochs: int, count: int, batch_size: int, grad_accum_steps: i
     steps = epochs * _steps_per_epoch(count, batch_size, grad_accum_steps)
     if steps >= FEW_STEPS:
         return ""
-    plural = "s" * (steps != 1)
     return (
-        f"  warning: only {steps} optimizer step{plural} in the whole run, expected at least {FEW_STEPS}. Increase "
-        "--epochs, or drop it for the default."
+        f"  warning: only {count_of(steps, 'optimizer step')} in the whole run, expected at least {FEW_STEPS}. "
+        "Increase --epochs, or drop it for the default."
     )
 
 

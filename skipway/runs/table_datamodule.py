@@ -34,6 +34,7 @@ from skipway.training.metrics import ClassScores, RegressionScores, Scores, comp
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
+from skipway.utils.format_text import count_of, join_counts
 from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
 
@@ -42,6 +43,7 @@ __all__ = ["BASELINE", "TableDataModule", "baseline"]
 BASELINE = "gradient boosting"  # scikit-learn's histogram gradient boosting with default settings
 _IMAGE_OPTIONS = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
 _CLASS_OPTIONS = ("balance", "label_smoothing")
+_PLURALS = {"category": "categories"}  # of the kinds of columns; the others add an "s"
 _MAX_BASELINE_CATEGORIES = 255  # per column; the baseline treats a column with more as numeric
 
 
@@ -180,15 +182,12 @@ class TableDataModule:
     def summary_lines(self) -> list[str]:
         """Return the console lines about the table."""
         facts, rows = self.describe(), self.rows
-        counts = ", ".join(f"{n:,} {split}" for split, n in facts["counts"].items())
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in facts["columns"].items())
+        counts = join_counts(facts["counts"], "row")
+        kinds = ", ".join(count_of(n, kind, _PLURALS.get(kind, "")) for kind, n in facts["columns"].items())
         target = f"{len(rows.spec.class_names)} classes" if rows.spec.class_names else "a number (regression)"
-        lines = [
-            f"data: {rows.name}, {counts} rows; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"
-        ]
+        lines = [f"data: {rows.name}, {counts}; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"]
         if rows.skipped:
-            plural = "s" * (len(rows.skipped) != 1)
-            lines.append(f"  {len(rows.skipped):,} row{plural} without a target skipped, listed in skipped.csv")
+            lines.append(f"  {count_of(len(rows.skipped), 'row')} without a target skipped, listed in skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
         return lines + [f"  warning: {warning}" for warning in facts["warnings"]]
 

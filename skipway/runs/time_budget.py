@@ -11,6 +11,7 @@ from skipway.distributed import collectives
 from skipway.model_factory import auto_model, create_model
 from skipway.training.pace import step_seconds
 from skipway.utils.console import duration
+from skipway.utils.format_text import count_of
 
 __all__ = ["FINISH_SECONDS", "budget_line", "image_size_for", "quick_step_seconds", "scratch_epochs", "size_growth"]
 
@@ -86,5 +87,4 @@ def budget_line(epochs: int, seconds: float, limit: float) -> str:
         seconds: remaining seconds.
         limit: seconds of the time limit.
     """
-    plural = "s" * (epochs != 1)
-    return f"  time limit {duration(limit)}: {epochs} epoch{plural} fit into the remaining {duration(seconds)}"
+    return f"  time limit {duration(limit)}: {count_of(epochs, 'epoch')} within the remaining {duration(seconds)}"

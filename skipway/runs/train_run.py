@@ -141,7 +141,7 @@ def _prepared_run(
     with preserve_global_state(), ExitStack() as stack:
         stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
-            raise Interrupted(f"stopped by {stop.name} before anything was done; start again")
+            raise Interrupted(f"stopped by {stop.name} before training. Run it again.")
         stack.enter_context(process_group.joined_group(device_for(str(options.get("device", "auto")))))
         console = console if console is not None and collectives.rank() == 0 else Console(quiet=True)
         earlier = None

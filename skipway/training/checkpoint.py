@@ -61,7 +61,10 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         StorageError: the step cannot be written or read back.
     """
     if keep < 1 or step < 0:
-        raise InputError(f"cannot save a checkpoint: expected keep >= 1 and step >= 0, got keep {keep} and step {step}")
+        raise InputError(
+            f"cannot save a checkpoint: expected keep >= 1 and step >= 0, got keep {keep} and step {step}. Pass "
+            "larger numbers."
+        )
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
     files = {_TENSORS: _encode(tensors), _STATE: atomic_files.to_json(state, f"the state at step {step}")}

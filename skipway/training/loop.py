@@ -217,10 +217,12 @@ class _CheckpointWriter:
             self.save()
             step = self.trainer.state.step
             if self.folder is None:
-                raise Interrupted(f"stopped by {self.stop.name} after step {step}: training was not saved")
+                raise Interrupted(
+                    f"stopped by {self.stop.name} after step {step}: training was not saved. Run it again."
+                )
             raise Interrupted(
                 f"stopped by {self.stop.name or 'a signal to another process'} after step {step}: progress is saved. "
-                f"Resume with --resume {printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
+                f"Resume with --resume {printable(self.folder.parent.parent)}."  # RUN of RUN/weights/last
             )
 
 

@@ -19,6 +19,7 @@ from skipway.errors import NotFiniteError
 from skipway.training.metrics import Batches
 from skipway.training.optimizers import set_rates
 from skipway.training.trainer import Trainer
+from skipway.utils.format_text import count_of
 
 __all__ = ["RangeTest", "range_test", "preserve_trainer", "train_step"]
 
@@ -101,8 +102,9 @@ def range_test(
                 break
     if len(losses) < _MIN_STEPS:
         raise NotFiniteError(
-            f"cannot find a learning rate: expected a finite loss for {_MIN_STEPS} steps, got {len(losses)} steps up "
-            f"to a rate of {rates[-1] if rates else lowest:.3g}. Check the data, or set --lr."
+            f"cannot find a learning rate: expected a finite loss for {_MIN_STEPS} steps, got "
+            f"{count_of(len(losses), 'step')} up to a rate of {rates[-1] if rates else lowest:.3g}. "
+            "Check the data, or set --lr."
         )
     return _suggest(rates, losses)
 

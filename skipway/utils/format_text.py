@@ -1,12 +1,36 @@
 """Text formatting for errors, console lines and tables: names, sizes and short values."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from skipway.errors import printable
 
-__all__ = ["join_names", "join_sizes", "short_repr"]
+__all__ = ["count_of", "join_counts", "join_names", "join_sizes", "short_repr"]
+
+
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    """Format a count and its noun, in the singular or the plural.
+
+    Args:
+        count: number of things.
+        noun: singular of the noun.
+        plural: plural of the noun; by default the singular and an "s".
+
+    >>> count_of(1, "image"), count_of(1200, "image"), count_of(2, "class", "classes")
+    ('1 image', '1,200 images', '2 classes')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def join_counts(counts: Mapping[str, int], noun: str) -> str:
+    """Join the number of samples of each split, and put `noun` after the last one.
+
+    >>> join_counts({"train": 20, "val": 1}, "image")
+    '20 train, 1 val image'
+    """
+    *others, last = counts.items()
+    return ", ".join([*(f"{count:,} {split}" for split, count in others), count_of(last[1], f"{last[0]} {noun}")])
 
 
 def join_names(names: Iterable[str], limit: int, separator: str = ", ") -> str:

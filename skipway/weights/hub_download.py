@@ -84,8 +84,8 @@ def download(repository: str, file: str) -> Path:
                 f"cannot store the weights of {where}: {error.strerror}. Free disk space, or set HF_HOME elsewhere."
             ) from None
         raise InputError(
-            f"{where} could not be downloaded ({type(error.__cause__ or error).__name__}: is this machine offline?). "
-            f"Try again, or run `skipway weights get {_model_of(repository)}` on another machine and pass its file as "
+            f"cannot download {where}: {type(error.__cause__ or error).__name__}. Check the connection and try "
+            f"again, or run `skipway weights get {_model_of(repository)}` on another machine and pass its file as "
             "--pretrained here."
         ) from None
     _verify_checksum(path, f"{where}/{file}", metadata.etag or "")

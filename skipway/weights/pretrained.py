@@ -21,7 +21,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.settings_diff import differences
-from skipway.utils.format_text import join_names
+from skipway.utils.format_text import count_of, join_names
 from skipway.weights.convert import adopt, keys_shared
 from skipway.weights.hub_download import download
 from skipway.weights.key_maps import LIBRARIES
@@ -189,15 +189,15 @@ def _fit_stem(network: Network, in_chans: int) -> str:
     old_chans = first.in_channels
     if isinstance(first, Whitening):
         raise InputError(
-            f"the whitening stem of {network.plan['name']}: expected images of {old_chans} channels, got {in_chans}. "
-            "Train from scratch."
+            f"the whitening stem of {network.plan['name']}: expected images of "
+            f"{count_of(old_chans, 'channel')}, got {in_chans}. Train from scratch."
         )
     first.weight = nn.Parameter(_fitted_kernel(first.weight.detach(), in_chans))
     first.in_channels = in_chans
     network.plan = {**network.plan, "in_chans": in_chans}
     if isinstance(network.spec, Spec):
         network.spec = _fitted_spec(network.spec, in_chans)
-    return f"stem fitted from {old_chans} to {in_chans} channels"
+    return f"stem fitted from {old_chans} to {count_of(in_chans, 'channel')}"
 
 
 def _fitted_kernel(weight: Tensor, in_chans: int) -> Tensor:
@@ -256,7 +256,7 @@ def _check_same_network(
     if errors := differences(values, stored_values):
         shown = join_names(errors, limit=_SHOWN, separator="; ")
         raise InputError(
-            f"{where} has weights of another network than {plan['name']}: {shown}. Use the model "
+            f"{where} has weights of another network than {plan['name']}: {shown}. Use the architecture "
             f"{printable(stored_plan.get('name'))}, or set these options."
         )
 
@@ -298,7 +298,8 @@ def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
     architecture = config.get("architecture", name)
     if architecture not in registry.ROWS:
         raise InputError(
-            f"{where}: expected a model of skipway, got {printable(architecture)}. `skipway models` lists all models."
+            f"{where}: expected an architecture of skipway, got {printable(architecture)}. Choose one "
+            "from `skipway models`."
         )
     common = {k: v for k, v in options.items() if k in registry.plan_of(architecture)}
     stored_plan = registry.plan_of(architecture, **common)

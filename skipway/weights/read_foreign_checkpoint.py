@@ -113,7 +113,9 @@ def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # safetensors.torch raises many types
-        raise InputError(f"{where}: is damaged: {printable(error)[:300]}. Copy or download it again.") from error
+        raise InputError(
+            f"cannot read {where}: damaged: {printable(error)[:300]}. Copy or download it again."
+        ) from error
 
 
 def _read_in_process(path: Path, size: int, where: str) -> dict[str, Tensor] | None:
@@ -161,7 +163,7 @@ def _read_in_process(path: Path, size: int, where: str) -> dict[str, Tensor] | N
         return None
     if error_text or status or not state:
         reason = error_text or (stderr_lines[-1] if stderr_lines and status == 1 else _exit_reason(status))
-        raise InputError(f"{where}: cannot be read as plain tensors: {printable(reason)}. {_FIX}.")
+        raise InputError(f"cannot read {where} as plain tensors: {printable(reason)}. {_FIX}.")
     return state
 
 
@@ -204,7 +206,7 @@ def _msgpack(data: bytes, where: str) -> dict[str, Tensor]:
         msgpack.UnpackException,
     ) as error:
         raise InputError(
-            f"{where}: is not a Flax checkpoint of plain arrays: {printable(error)[:200]}. Write it with "
+            f"cannot read {where} as a Flax checkpoint of plain arrays: {printable(error)[:200]}. Write it with "
             "flax.serialization.to_bytes."
         ) from error
 

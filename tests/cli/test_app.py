@@ -90,7 +90,7 @@ BAD = {
         "lamb",
     ): 'for --optimizer. Choose from: "auto", "sgd", "adamw"',
     ("find-lr", "kinds", "--patience", "3"): "--patience",
-    ("train", "kinds", "-m", "resnet21"): "unknown model 'resnet21' (did you mean",
+    ("train", "kinds", "-m", "resnet21"): "unknown architecture 'resnet21' (did you mean",
     ("train", "--config", "absent.yaml"): "cannot read the config absent.yaml",
     ("train", "--resume", "kinds"): "is not a run folder",
     ("train", "kinds", "--name", "../x"): "cannot name the run",
@@ -99,9 +99,9 @@ BAD = {
     ("predict", "kinds", "kinds"): "expected weights/best.safetensors in it, found none",
     ("predict", "kinds/ant/00.png", "kinds"): "not a safetensors file",
     ("evaluate", "runs/run", "absent"): "cannot find the data",
-    ("evaluate", "runs/run", "kinds", "--split", "val"): "has no split 'val'",
+    ("evaluate", "runs/run", "kinds", "--split", "val"): "expected the split train, got 'val'",
     ("check", "absent"): "cannot find the data",
-    ("summary", "absent"): "unknown model",
+    ("summary", "absent"): "unknown architecture",
     ("models", "zz*"): "no architecture matches",
 }
 
@@ -170,8 +170,7 @@ def test_every_command_ends_at_a_signal_within_its_work(call, place, monkeypatch
     monkeypatch.setattr(f"skipway.{STOPPED[words]}", signalled)
     code, out, err = call(*words)
     assert (
-        code == 75
-        and err.splitlines()[-1] == "skipway: stopped by SIGTERM: every file that was written is whole; start again"
+        code == 75 and err.splitlines()[-1] == "skipway: stopped by SIGTERM: written files are complete. Run it again."
     )
     assert not out or words[0] == "train"
     assert sorted(p.name for p in place.iterdir()) == ["kinds", "runs"]
@@ -284,7 +283,7 @@ def test_a_signal_while_torch_is_loading_ends_with_75(place):
     )
     done = run_python(script, cwd=place)
     assert done.returncode == 75 and done.stderr.count("\n") == 1, done.stderr
-    assert "stopped by SIGUSR1: every file that was written is whole; start again" in done.stderr
+    assert "stopped by SIGUSR1: written files are complete. Run it again." in done.stderr
 
 
 def test_a_terminal_sees_one_live_line(call, monkeypatch):

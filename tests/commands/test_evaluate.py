@@ -37,7 +37,7 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
     message = r"cannot evaluate .*: expected the classes of the model \(ant, bee, cow\), got yak. Rename the"
     with pytest.raises(InputError, match=message):
         evaluate(weights, other)
-    with pytest.raises(InputError, match="has no split 'test': expected train"):
+    with pytest.raises(InputError, match="expected the split train, got 'test'"):
         evaluate(weights, place / "kinds", split="test")
     for kind in ("ant", "bee"):
         (tmp_path / "torn" / kind).mkdir(parents=True)

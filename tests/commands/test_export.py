@@ -182,7 +182,9 @@ def test_an_export_never_overwrites_what_is_not_an_export(weights, place, tmp_pa
             export_run(run, "pt2", output)
         assert output.read_bytes() == before
     (tmp_path / "resnet20.pt2").write_text("mine")
-    with pytest.raises(InputError, match="cannot export to .*: expected a new file, got one that exists. Pass -o"):
+    with pytest.raises(
+        InputError, match="cannot export to .*: expected a new file, got one that exists. Choose another with -o"
+    ):
         export_run(weights, "pt2")
     (tmp_path / "config.json").write_text("mine")
     with pytest.raises(InputError, match="cannot export to .*: expected a new folder or an earlier export"):

@@ -38,7 +38,7 @@ def test_lr_auto_trains_with_what_the_test_suggests_and_keeps_it_on_resuming(pho
 def test_a_stop_and_a_wrong_option_are_one_line(photos):
     with pytest.raises(InputError, match="unknown option 'batchsize'"):
         sw.find_lr(photos, batchsize=3)
-    with pytest.raises(InputError, match=r"find_lr does not use folds and patience\. Leave it out\."):
+    with pytest.raises(InputError, match=r"cannot use folds and patience with find_lr: .* Leave it out\."):
         sw.find_lr(photos, patience=3, folds=2)
     stop = StopFlag()
     with pytest.raises(Interrupted, match="stopped by SIGTERM before the LR range test ended. Run it again."):

@@ -16,9 +16,9 @@ def test_every_registered_network_has_its_line():
 @pytest.mark.parametrize(
     "name, told",
     [
-        ("resnet50d", "25,576,264 parameters  bottleneck 3-4-6-3, deep stem, shortcut pool, 1000 classes"),
+        ("resnet50d", "25,576,264 parameters  bottleneck 3-4-6-3, deep stem, shortcut pool, 1,000 classes"),
         ("resnet20", "269,722 parameters  basic 3-3-3, small stem, widths 16-32-64, shortcut pad, 10 classes"),
-        ("densenet161", "28,681,000 parameters  densenet 6-12-36-24, large stem, growth 48, 1000 classes"),
+        ("densenet161", "28,681,000 parameters  densenet 6-12-36-24, large stem, growth 48, 1,000 classes"),
         ("resmlp", "274,570 parameters  resmlp 4, 10 classes"),
         ("resnet9", "6,573,120 parameters  resnet9 2-0-2, small stem, 10 classes"),
     ],

@@ -92,7 +92,7 @@ def test_nothing_to_predict_and_nothing_to_name_are_refused(weights):
 def test_a_stop_is_said(place, weights):
     stop = StopFlag()
     stop.request("SIGTERM")
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after 0 of 12 images"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after 0 of 12 images. Run it again"):
         predict(weights, place / "kinds" / "ant", stop=stop)
 
 

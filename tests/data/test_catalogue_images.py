@@ -227,7 +227,7 @@ CASES = [
         "I17",
         "only bad files in a class",
         only_bad,
-        "cannot read any training image of the class 'c'",
+        "got none of 'c'",
         options=(("max_unreadable", 0.5),),
     ),
     Case("I18", "one class", lambda root: class_folders(root, ("a",), 4), "got only 'a'"),

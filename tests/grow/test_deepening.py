@@ -222,8 +222,8 @@ def test_a_tree_of_ones_own_with_dense_joins_grows_too():
 @pytest.mark.parametrize(
     "network, options, words",
     [
-        (("resnet20", SMALL), {}, "expected a model name or blocks"),
-        (("resnet20", SMALL), {"to": "resnet56", "blocks": {1: 1}}, "expected a model name or blocks"),
+        (("resnet20", SMALL), {}, "expected an architecture or blocks"),
+        (("resnet20", SMALL), {"to": "resnet56", "blocks": {1: 1}}, "expected an architecture or blocks"),
         (("resnet20", SMALL), {"blocks": {}}, "expected stages and numbers, got none"),
         (("resnet20", SMALL), {"blocks": {"stage9": 1}}, "expected a stage among .*, got 'stage9'"),
         (
@@ -234,7 +234,7 @@ def test_a_tree_of_ones_own_with_dense_joins_grows_too():
         (("resnet20", SMALL), {"blocks": {1: 0}}, "expected a positive integer for 1, got 0"),
         (("resnet20", SMALL), {"to": "resnet50"}, "cannot grow to resnet50"),
         (("resnet20", {}), {"to": "resnet20"}, "expected more blocks per stage than"),
-        (("resnet20", SMALL), {"to": "resnet57"}, "unknown model 'resnet57'"),
+        (("resnet20", SMALL), {"to": "resnet57"}, "unknown architecture 'resnet57'"),
         (("resnet20", SMALL | {"shortcut": "none"}), {"blocks": {1: 1}}, "has no shortcut. Use a network with"),
         (("resnet20", SMALL | {"shortcut": "project"}), {"blocks": {1: 1}}, "its shortcut is not the identity"),
         (("resnet20", SMALL | {"join": "gate"}), {"blocks": {1: 1}}, "its join is never the identity"),
@@ -732,9 +732,9 @@ def test_what_nobody_can_grow_is_refused_in_a_line():
     with pytest.raises(InputError, match="cannot grow an LBFGS optimizer"):
         deepen(network, blocks={"1": 1}, probe=x, optimizer=torch.optim.LBFGS(network.parameters()))
     for wrong in ([2, 2, 2], "stage1"):
-        with pytest.raises(InputError, match="expected a model name or blocks"):
+        with pytest.raises(InputError, match="expected an architecture or blocks"):
             deepen(planned, blocks=wrong)
-    with pytest.raises(InputError, match="expected a model name or blocks"):
+    with pytest.raises(InputError, match="expected an architecture or blocks"):
         deepen(planned, {"stage1": 2})
     for wrong in (x.numpy(), [1.0], torch.empty(0, 4), torch.ones(4)):
         with pytest.raises(InputError, match="probe: expected a batch of inputs, got"):

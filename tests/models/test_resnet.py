@@ -373,7 +373,7 @@ def test_names_are_found_by_pattern_shallow_before_deep():
 
 
 def test_a_wrong_name_or_option_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match=r"unknown model 'resnet51' \(did you mean .*resnet50.*\?\). List all"):
+    with pytest.raises(InputError, match=r"unknown architecture 'resnet51' \(did you mean .*resnet50.*\?\). List all"):
         registry.build("resnet51")
     with pytest.raises(
         InputError, match=r"resnet18: unknown option 'layer' \(did you mean layers\?\): expected one of block"

@@ -336,7 +336,7 @@ def test_what_is_no_network_is_refused():
         InputError, match="cannot draw a diagram: expected a module, a plan or an architecture name, got int"
     ):
         diagram(3)
-    with pytest.raises(InputError, match=r"unknown model 'resnet19' \(did you mean resnet9"):
+    with pytest.raises(InputError, match=r"unknown architecture 'resnet19' \(did you mean resnet9"):
         diagram("resnet19")
     with pytest.raises(InputError, match=r"expected paths of drawn blocks \(none here\), got 'a'\. Pass"):
         diagram(nn.Linear(2, 2), values={"a": 1})

@@ -126,7 +126,7 @@ def test_a_grown_run_trains_on_for_longer_in_its_last_network(straight, tmp_path
             {"grow": "resnet20:2,resnet32:1", "epochs": 2},
             "cannot grow: expected at least 3 epochs, as in --grow, got 2",
         ),
-        ({"grow": "resnet20:1,resnet57:1"}, "unknown model 'resnet57'"),
+        ({"grow": "resnet20:1,resnet57:1"}, "unknown architecture 'resnet57'"),
         ({"grow": "resnet20:1,resnet50:1"}, "cannot grow to resnet50"),
         ({"grow": "resnet32:1,resnet20:1"}, "expected more blocks per stage than"),
         ({"grow": "resnet20:1,resnet32:1", "fsdp": True}, "cannot combine --grow with --fsdp: sharded weights"),

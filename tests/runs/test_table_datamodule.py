@@ -176,7 +176,7 @@ def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
     assert judged.count == 120 and judged.r2 > 0.7 and str(judged).startswith("train: R2 0.")
     judged = sw.evaluate(dear.path, home)
     assert judged.accuracy > 0.7 and "rows" in str(judged).splitlines()[0]
-    with pytest.raises(InputError, match="has no split 'test': expected train"):
+    with pytest.raises(InputError, match="expected the split train, got 'test'"):
         sw.evaluate(dear.path, home, split="test")
     (tmp_path / "images" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="expected a table, because the model was trained on one. Pass a .csv"):

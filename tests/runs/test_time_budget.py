@@ -80,7 +80,7 @@ def test_a_time_limit_alone_sets_the_epochs_and_is_written_down(tmp_path, monkey
     image_folder(tmp_path / "kinds", count=10)
     run = train(tmp_path / "kinds", output=tmp_path, name="timed", time_limit=600.0, console=words, **TINY)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
-    assert "4 epochs fit into the remaining " in words and config["time_limit"] == 600.0 and config["epochs"] == 4
+    assert "4 epochs within the remaining " in words and config["time_limit"] == 600.0 and config["epochs"] == 4
     assert len(run.history) == 4 and run.metrics["status"] == "finished"
     again = train(tmp_path / "kinds", output=tmp_path, name="untimed", epochs=4, **TINY)
     assert same_runs(run.path, again.path)

@@ -257,7 +257,7 @@ def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, mo
 def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monkeypatch, bare):
     stop = StopFlag()
     stop.request("SIGUSR1")
-    with pytest.raises(Interrupted, match="stopped by SIGUSR1 before anything was done; start again"):
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1 before training. Run it again"):
         quick(data, tmp_path, stop=stop)
     assert not list(tmp_path.iterdir())
     late = StopFlag()
@@ -333,7 +333,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(
 
 def test_a_refused_run_leaves_no_folder(data, tmp_path):
     for options, said in (
-        ({"model": "resnet21"}, "unknown model"),
+        ({"model": "resnet21"}, "unknown architecture"),
         ({"stem": "none"}, "stem"),
         ({"max_pixels": 1}, "read"),
     ):
@@ -431,7 +431,7 @@ def test_where_memory_does_not_hold_two_images_that_is_said(data, tmp_path, monk
 
 
 def test_a_stop_before_the_first_step_says_to_start_again(data, tmp_path):
-    with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step; start again"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step. Run it again"):
         quick(data, tmp_path, lr="auto", stop=StopAt(1 + 60 + 5))  # polls: at the start, for each image, for rates
 
 

@@ -250,9 +250,7 @@ def test_every_way_to_call_is_refused(form, tmp_path):
 def test_a_gadget_in_a_sound_checkpoint_is_refused_with_its_name(tmp_path):
     canary = tmp_path / "canary"
     torch.save(GADGETS["beside a state_dict"](canary), tmp_path / "bad.pth")
-    with pytest.raises(
-        InputError, match="bad.pth: cannot be read as plain tensors: it refers to (posix|os).mkdir, which"
-    ):
+    with pytest.raises(InputError, match="bad.pth as plain tensors: it refers to (posix|os).mkdir, which"):
         read_state(tmp_path / "bad.pth")
     assert not sings(canary)
 
@@ -293,7 +291,7 @@ def test_headers_that_lie_are_refused_at_once(header, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
     began = os.times()
-    with pytest.raises(InputError, match="is damaged: |cannot use the header") as refused:
+    with pytest.raises(InputError, match="damaged: |cannot use the header") as refused:
         read_state(path)
     ended = os.times()
     assert sum(ended[:2]) - sum(began[:2]) < 1 and len(str(refused.value).splitlines()) == 1

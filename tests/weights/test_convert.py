@@ -389,7 +389,7 @@ def test_unknown_libraries_names_and_options_are_refused():
     state = {"conv1.weight": torch.ones(1)}
     with pytest.raises(InputError, match=r"library: expected one of .*'torchvison' \(did you mean torchvision\?\)"):
         adopt(state, "torchvison", "resnet18")
-    with pytest.raises(InputError, match="unknown model 'resnet51'"):
+    with pytest.raises(InputError, match="unknown architecture 'resnet51'"):
         adopt(state, "timm", "resnet51")
     with pytest.raises(InputError, match=r"has no 'resnet50d' .*stem 'deep' \(it has 'large'.*\. Change the options"):
         adopt(state, "torchvision", "resnet50d")

@@ -175,12 +175,12 @@ def test_flax_arrays_in_pieces_are_put_together(tmp_path):
         (b"\x93NUMPY\x01\x00", "is a NumPy array"),
         (pickle.dumps({"a": 1}), "is a pickle, as old versions of PyTorch write it. Convert"),
         (struct.pack("<Q", 2**40) + b"{" + bytes(50), r"cannot use the header: .* got 1099511627776 bytes"),
-        (struct.pack("<Q", 20) + b"{" + bytes(50), "is damaged"),
-        (struct.pack("<Q", 2) + b"{}", "is damaged: it has no tensors. Copy or download it again"),
+        (struct.pack("<Q", 20) + b"{" + bytes(50), "damaged"),
+        (struct.pack("<Q", 2) + b"{}", "damaged: it has no tensors. Copy or download it again"),
         (b"\x00\x00\x1bnothing", "but it has an unknown format. Convert it to safetensors"),
-        (b"\x81\xa1a\xc7", "is not a Flax checkpoint of plain arrays"),
-        (b"\xdf\xff\xff\xff\xff", "is not a Flax checkpoint of plain arrays"),
-        (b"\x81\xa1a\x01", "is not a Flax checkpoint of plain arrays: it has no arrays. Write it with"),
+        (b"\x81\xa1a\xc7", "as a Flax checkpoint of plain arrays"),
+        (b"\xdf\xff\xff\xff\xff", "as a Flax checkpoint of plain arrays"),
+        (b"\x81\xa1a\x01", "as a Flax checkpoint of plain arrays: it has no arrays. Write it with"),
         (b"\x82\xa1a\x01\xa1a\x01", "it has two values of one name"),
         (b"\x81\xda\x04\x00" + b"a" * 1024 + b"\x01", "expected names of at most 1000 characters"),
         (b"\x81\xc4\x01a\x01", "expected names of at most"),
@@ -188,9 +188,9 @@ def test_flax_arrays_in_pieces_are_put_together(tmp_path):
         (b"\x81\xa1a\xc8\xff\xff\x01\xdc\xff\xfc" + b"\x90" * 65532, "65532 exceeds max_array_len"),
         (
             msgpack.packb({"a": {"__msgpack_chunked_array__": True, "shape": {}, "chunks": {"0": 1}}}),
-            "is not a Flax checkpoi",
+            "as a Flax checkpoi",
         ),
-        (b"\x81" * 5000, "is not a Flax checkpoint of plain arrays"),
+        (b"\x81" * 5000, "as a Flax checkpoint of plain arrays"),
     ],
 )
 def test_other_files_are_refused_by_their_content(content, text, tmp_path):
@@ -256,7 +256,7 @@ def test_sizes_are_looked_at_before_anything_is_read(tmp_path):
     size = path.stat().st_size
     os.truncate(path, 4 * 2**30)  # holes, which would take their size in memory
     tracemalloc.start()
-    with pytest.raises(InputError, match=f"is damaged: expected {size} bytes from its header, got {4 * 2**30}"):
+    with pytest.raises(InputError, match=f"damaged: expected {size} bytes from its header, got {4 * 2**30}"):
         read_state(path)
     os.truncate(path, 9 * 2**30)
     with pytest.raises(InputError, match="expected at most 8589934592 bytes, got 9663676416. Save the weights without"):
@@ -280,7 +280,7 @@ def test_other_kinds_of_msgpack_values_are_refused(tmp_path):
     with pytest.raises(InputError, match="it has values of the unknown type 2"):
         read_state(tmp_path / "c")
     (tmp_path / "c").write_bytes(b"\x81\x01")
-    with pytest.raises(InputError, match="is not a Flax checkpoint of plain arrays"):
+    with pytest.raises(InputError, match="as a Flax checkpoint of plain arrays"):
         read_state(tmp_path / "c")
 
 
@@ -364,7 +364,7 @@ def test_files_saved_without_checksums_are_read(tmp_path):
 
 
 def test_what_the_child_refuses_is_one_line_that_says_how_to_mend_it(tmp_path):
-    with pytest.raises(InputError, match="cannot be read as plain tensors: .*. Save the weights again with") as refused:
+    with pytest.raises(InputError, match=" as plain tensors: .*. Save the weights again with") as refused:
         read_state(saved(tmp_path / "whole.pth", nn.Linear(2, 2)))
     assert "torch.nn.modules.linear.Linear" in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
@@ -409,7 +409,7 @@ def child(tmp_path, monkeypatch, text):
 )
 def test_however_the_child_ends_it_is_one_line(text, told, tmp_path, monkeypatch):
     path = child(tmp_path, monkeypatch, text)
-    with pytest.raises(InputError, match=f"cannot be read as plain tensors: {told}") as refused:
+    with pytest.raises(InputError, match=f" as plain tensors: {told}") as refused:
         read_state(path)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -602,9 +602,7 @@ def test_the_canary_would_sing(tmp_path):
 
 def test_a_gadget_is_refused_by_name_through_the_child(tmp_path):
     path = gadget(tmp_path / "bad.pth", "posix", "system", f"touch {tmp_path}/canary", legacy=True)
-    with pytest.raises(
-        InputError, match="cannot be read as plain tensors: it refers to posix.system, which is code. Save"
-    ):
+    with pytest.raises(InputError, match=" as plain tensors: it refers to posix.system, which is code. Save"):
         read_state(path)
     assert not (tmp_path / "canary").exists()
 
@@ -687,6 +685,6 @@ def test_one_changed_bit_of_a_zip_file_is_never_read_as_other_numbers(tmp_path):
 def test_a_damaged_pickle_is_one_line(tmp_path):
     path = saved(tmp_path / "a.pth", TENSORS)
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(InputError, match="cannot be read as plain tensors: ") as refused:
+    with pytest.raises(InputError, match=" as plain tensors: ") as refused:
         read_state(path)
     assert len(str(refused.value).splitlines()) == 1

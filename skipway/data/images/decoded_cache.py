@@ -198,7 +198,7 @@ def decode_images(
         for key, label, outcome in _decode_split(source, split, settings):
             num_decoded += 1
             if stop.requested:
-                raise Interrupted(f"stopped by {stop.name} while decoding, before training. Start the run again.")
+                raise Interrupted(f"stopped by {stop.name} while decoding, before training. Run it again.")
             if isinstance(outcome, InputError):
                 class_name, reason = source.class_names[label], printable(outcome)
                 images.skipped.append(Skipped(key=key, split=split, class_name=class_name, reason=reason))
@@ -385,8 +385,8 @@ def _refuse_lost_classes(images: DecodedImages) -> None:
     lost = [name for name, count in zip(images.class_names, counts, strict=True) if not count]
     if lost:
         raise InputError(
-            f"cannot read any training image of the class {printable(lost[0])!r} of {printable(images.name)}. Repair "
-            "them, or remove the class."
+            f"cannot use {printable(images.name)}: expected readable training images of every class, got none of "
+            f"{printable(lost[0])!r}. Repair them, or remove the class."
         )
 
 

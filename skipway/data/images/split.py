@@ -9,7 +9,7 @@ import numpy as np
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.image_source import SPLITS
 from skipway.errors import InputError, printable
-from skipway.utils.format_text import join_names
+from skipway.utils.format_text import count_of, join_names
 
 __all__ = ["class_counts", "describe", "hold_out", "holdout_mask", "refuse_leaks", "class_warnings", "duplicates"]
 
@@ -171,8 +171,8 @@ def class_warnings(images: DecodedImages) -> list[str]:
         warnings.append(f"fewer than {FEW} training images: {names}. Expect low accuracy for these classes.")
     validation = len(images.splits.get("val", ()))
     if 0 < validation < 100:
-        noun = "image" if validation == 1 else "images"
-        warnings.append(f"only {validation} validation {noun}: 1 image changes the accuracy by {1 / validation:.1%}")
+        few_images = count_of(validation, "validation image")
+        warnings.append(f"only {few_images}: 1 image changes the accuracy by {1 / validation:.1%}")
     return warnings
 
 

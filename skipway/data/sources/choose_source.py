@@ -11,6 +11,7 @@ from skipway.data.sources.image_parquet import parquet_files, parquet_source
 from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.utils.format_text import count_of
 
 __all__ = ["BUILT_IN", "open_source"]
 
@@ -65,7 +66,7 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
         )
     if not has_class_folders(path):
         loose, others = len(image_files(path)), describe_other_files(path)
-        contents = f"{loose} images without subfolders" if loose else f"no images{others}"
+        contents = f"{count_of(loose, 'image')} without subfolders" if loose else f"no images{others}"
         raise InputError(
             f"cannot use {printable(data)}: expected one subfolder of images per class, got {contents}. Put the images "
             "of each class into a subfolder named after the class."

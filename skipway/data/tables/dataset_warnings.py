@@ -7,6 +7,7 @@ from skipway.data.sources.read_table import Table, join_quoted
 from skipway.data.tables.columns import as_texts, factorize_texts, read_numbers
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import printable
+from skipway.utils.format_text import count_of
 
 __all__ = ["warn_of_copies", "warn_of_leaks", "warn_of_splits"]
 
@@ -94,8 +95,7 @@ def warn_of_splits(
             )
     validation = len(splits.get("val", ()))
     if 0 < validation < 100:
-        noun = "row" if validation == 1 else "rows"
-        warnings.append(f"only {validation} validation {noun}: metrics are uncertain")
+        warnings.append(f"only {count_of(validation, 'validation row')}: metrics are uncertain")
     return warnings
 
 
