@@ -22,6 +22,7 @@ from skipway.cli.train_options import COMMAND_LINE, find_lr, train
 from skipway.cli.weights_options import weights
 from skipway.errors import Interrupted, SkipwayError
 from skipway.utils import stop_signals
+from skipway.utils.address_space import refuse_small_address_space
 from skipway.utils.console import print_error
 
 __all__ = ["app", "main"]
@@ -77,7 +78,7 @@ def main(words: list[str] | None = None) -> None:
     stop_signals.STOP.interrupts = True
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home folder that is not writable
     with stop_signals.STOP:
-        code = _run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
+        code = _run(lambda: _call(words))
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -86,6 +87,13 @@ def main(words: list[str] | None = None) -> None:
         if words is None:
             _end(code)
     sys.exit(code)
+
+
+def _call(words: list[str] | None) -> None:
+    """Parse the command line and call its command."""
+    if not {"-h", "--help", "--version"}.intersection(COMMAND_LINE.words):
+        refuse_small_address_space()
+    app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 def _end(code: int) -> None:
