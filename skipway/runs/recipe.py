@@ -245,7 +245,7 @@ class Recipe:
         maximum=100_000,
     )
     freeze_until: str = _option(
-        "Transfer", "auto", "Last frozen layer, such as stage6; none; auto: all but the last stage."
+        "Transfer", "auto", "Last frozen layer (as stage6) or none; auto: before the last stage."
     )
     views: int = _option(
         "Transfer", 4, "Cached augmented views per training image with frozen layers.", minimum=1, maximum=1000

@@ -222,7 +222,7 @@ class _CheckpointWriter:
                 )
             raise Interrupted(
                 f"stopped by {self.stop.name or 'a signal to another process'} after step {step}: progress is saved. "
-                f"Resume with --resume {printable(self.folder.parent.parent)}."  # RUN of RUN/weights/last
+                f"Resume with --resume {printable(self.folder.parent.parent)}"  # RUN of RUN/weights/last
             )
 
 

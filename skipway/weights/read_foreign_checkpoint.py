@@ -205,8 +205,9 @@ def _msgpack(data: bytes, where: str) -> dict[str, Tensor]:
         OverflowError,
         msgpack.UnpackException,
     ) as error:
+        reason = printable(error)[:200] or type(error).__name__
         raise InputError(
-            f"cannot read {where} as a Flax checkpoint of plain arrays: {printable(error)[:200]}. Write it with "
+            f"cannot read {where} as a Flax checkpoint of plain arrays: {reason}. Write it with "
             "flax.serialization.to_bytes."
         ) from error
 

@@ -53,7 +53,7 @@ def test_a_killed_process_ends_the_job_at_once_and_is_named_and_the_run_goes_on_
     words = ["skipway", "train", "kinds", *WORDS, "--name", "broken", "--nproc", "2"]
     code, text = launched(tmp_path, *words, PYTHONPATH=path)
     assert code == 75, text
-    assert "process 1 of 2 was killed by SIGKILL, and all were stopped; checkpoints are saved" in text
+    assert "process 1 of 2 was killed by SIGKILL, and all were stopped. Checkpoints are saved. Resume with" in text
     assert "Traceback" not in text
     code, text = launched(tmp_path, "skipway", "train", "--resume", "runs/broken", "--nproc", "2")
     assert code == 0 and "resuming" in text, text
@@ -219,4 +219,4 @@ def test_a_signal_to_the_launcher_says_that_the_work_is_saved(monkeypatch):
 
     error = launched_in_vain(monkeypatch, SignalException("", signal.SIGTERM))
     assert isinstance(error, Interrupted)
-    assert str(error) == "stopped by SIGTERM: the processes saved their progress"
+    assert str(error) == "stopped by SIGTERM: the processes saved their progress. Resume with --resume RUN."

@@ -270,7 +270,7 @@ def test_what_is_for_images_is_refused_for_tables_and_the_reverse(home, tmp_path
     with pytest.raises(InputError, match="task: expected one of auto, classification, regression, got 'guess'"):
         quick(home, tmp_path, target="price", task="guess")
     image = sw.create_model("resnet20", 2)
-    with pytest.raises(InputError, match="cannot use a table: expected a model trained on a table, got another"):
+    with pytest.raises(InputError, match="cannot use a table: expected a model trained on a table, got an image"):
         image.require_table_spec()
     assert not list(tmp_path.iterdir())
 

@@ -197,7 +197,7 @@ def test_other_files_are_refused_by_their_content(content, text, tmp_path):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(InputError, match=text) as refused:
         read_state(tmp_path / "w.pth")
-    assert str(refused.value).startswith(str(tmp_path / "w.pth")) and len(str(refused.value).splitlines()) == 1
+    assert str(tmp_path / "w.pth") in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
