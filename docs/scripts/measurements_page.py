@@ -27,7 +27,7 @@ GROUPS = {
     "Memory": ("depth-fp32",),
     "Growth": ("growth", "growth-variants", "grown-outputs"),
     "Examples": ("example-notes", "example-fastbook", "example-depth"),
-    "Faults": ("faults-kills", "faults-files", "faults-disks", "faults-races", "faults-limits"),
+    "Faults": ("faults-kills", "faults-files", "faults-disks", "faults-races", "faults-limits", "faults-long-run"),
 }
 PROFILE = re.compile(r"^\w+: [\w:]+ \d+%.*$", re.M)
 
