@@ -4,7 +4,6 @@ Shapes: B samples of a batch, N samples of a dataset, K classes, * any further a
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.skip import Skip
+from skipway.utils.finite_values import finite_values
 
 __all__ = [
     "MODES",
@@ -42,15 +42,7 @@ class Plain:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can store, with None for each number that is not finite."""
-        return _finite(dataclasses.asdict(self))  # type: ignore[call-overload]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return finite_values(dataclasses.asdict(self))  # type: ignore[call-overload]
 
 
 @dataclasses.dataclass(frozen=True)

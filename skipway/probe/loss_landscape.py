@@ -176,8 +176,8 @@ def _bends(losses: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _curvature(losses: np.ndarray, step: float) -> float:
     middle = tuple(size // 2 for size in losses.shape)
-    beside = [tuple(i - (a == axis) for a, i in enumerate(middle)) for axis in range(losses.ndim)]
-    return float(np.mean([_bends(losses, axis)[0][place] for axis, place in enumerate(beside)])) / step**2
+    neighbors = [tuple(i - (a == axis) for a, i in enumerate(middle)) for axis in range(losses.ndim)]
+    return float(np.mean([_bends(losses, axis)[0][place] for axis, place in enumerate(neighbors)])) / step**2
 
 
 def _nonconvex(losses: np.ndarray) -> float:

@@ -121,7 +121,7 @@ class _Flow:
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.lines = [_Line(0)]
         self.brackets: list[_Bracket] = []
-        self.beside: set[int] = set()  # lines that begin another branch, so the previous line does not lead there
+        self.branch_starts: set[int] = set()  # lines that the previous line does not lead to
         self._put(pieces, 0)
         self.lines = [line for line in self.lines if line.pieces]
 
@@ -149,7 +149,7 @@ class _Flow:
         parts, rest = _open_piece(piece)
         for number, (inside, way, title) in enumerate(parts):
             first = self._begin(depth + 1)
-            self.beside |= {first} if number and isinstance(piece, Lanes) else set()
+            self.branch_starts |= {first} if number and isinstance(piece, Lanes) else set()
             self._put(inside, depth + 1)
             last = self._begin(depth + 1) if way is not None else len(self.lines) - 1 - (not self.lines[-1].pieces)
             if way is not None or title:
@@ -240,7 +240,7 @@ def _lines(flow: _Flow, middles: list[float], before: tuple[float, float] | None
     for number, (line, y) in enumerate(zip(flow.lines, middles, strict=True)):
         *places, end = line.places()
         begin, gap = places[0], top - BETWEEN / 2 if number == 0 else y - line.reach()[0] - BETWEEN / 2
-        if before is None or number in flow.beside:
+        if before is None or number in flow.branch_starts:
             yield path(f"M{begin - 16:.1f} {y:.1f}H{begin:.1f}", color=INK if before is None else FAINT)
         elif number in joined:
             yield path(f"M{before[0]:.1f} {before[1]:.1f}h9V{gap:.1f}H{begin + RADIUS:.1f}V{y - RADIUS - 4:.1f}")

@@ -91,10 +91,17 @@ def svg(width: float, height: float, body: Sequence[str], label: str) -> Markup:
     return head + Markup("".join(body)) + Markup("</svg>")
 
 
-def svg_text(x: float, y: float, text: object, *, kind: str = "", anchor: str = "", turned: int = 0) -> str:
-    """Return a text element; `anchor` is "m" (middle) or "e" (end), `turned` an angle around its place."""
+def svg_text(
+    x: float, y: float, text: object, *, kind: str = "", anchor: str = "", turned: int = 0, size: float = 0.0
+) -> str:
+    """Return a text element; `anchor` is "m" (middle) or "e" (end), `turned` an angle around its place.
+
+    `size` is the font size in pixels; 0 leaves it to the stylesheet.
+    """
     classes = " ".join(filter(None, (kind, anchor)))
     attributes = f' class="{classes}"' if classes else ""
+    if size:
+        attributes += f' style="font-size:{size:.1f}px"'
     if turned:
         attributes += f' transform="rotate({turned} {x:.1f} {y:.1f})"'
     return f'<text x="{x:.1f}" y="{y:.1f}"{attributes}>{escape(printable(text))}</text>'

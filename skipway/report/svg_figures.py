@@ -199,19 +199,18 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
     body = [svg_text(0, 15, "Confusion matrix", kind="t"), *_cells(counts, left, top, cell=cell)]
     middle = cell / 2
     for i, label in labels.items():
-        style = f"font-size:{size:.1f}px"
-        body.append(_sized(svg_text(left - 6, top + cell * i + middle + size / 3, label, anchor="e"), style))
+        body.append(svg_text(left - 6, top + cell * i + middle + size / 3, label, anchor="e", size=size))
         x, y = left + cell * i + middle + size / 4, top + side + 12
-        text = svg_text(left + cell * i + middle, y + 3, label, anchor="m")
         if widest > _SHORT_LABEL:
-            text = svg_text(x, y, label, anchor="e", turned=turned)
-        body.append(_sized(text, style))
+            body.append(svg_text(x, y, label, anchor="e", turned=turned, size=size))
+        else:
+            body.append(svg_text(left + cell * i + middle, y + 3, label, anchor="m", size=size))
     if n <= _NUMBERED:
         for (i, j), count in np.ndenumerate(counts):
             if count or i == j:
                 x, y = left + cell * j + middle, top + cell * i + middle + 4
                 fit = min(12.0, cell * 0.92 / (0.6 * len(f"{count:.0f}")))
-                body.append(_sized(svg_text(x, y, f"{count:.0f}", kind="k", anchor="m"), f"font-size:{fit:.1f}px"))
+                body.append(svg_text(x, y, f"{count:.0f}", kind="k", anchor="m", size=fit))
     body.append(svg_text(left + side / 2, top + side + below - 4, "predicted class", anchor="m"))
     body.append(svg_text(12, top + side / 2, "true class", anchor="m", turned=-90))
     right = int(round(np.trace(counts)))
@@ -222,10 +221,6 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun:
         shows += f" Only the {_MOST_CELLS:,} cells with the largest shares are drawn."
     panel = svg(left + side + 18, top + side + below, body, f"Confusion matrix of {n} classes")
     return Figure((panel,), shows, result)
-
-
-def _sized(text: str, style: str) -> str:
-    return text.replace("<text ", f'<text style="{style}" ', 1)
 
 
 def cell_opacity(step: int) -> float:

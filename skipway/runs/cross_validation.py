@@ -26,6 +26,7 @@ from skipway.runs.fold_results import (
     samples_of_run,
     write_folds,
 )
+from skipway.runs.plain_options import requested_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
 from skipway.runs.run_folder import is_run_folder, lock_run, new_run_folder, point_last, resolve_run_folder
@@ -44,18 +45,15 @@ class _BarsOnly(Console):
         """Drop the text."""
 
 
-def is_cross_validation(options: Mapping[str, Any], config: Any, resume: Any) -> bool:
-    """Return True if a call of `train` requests all folds of a cross-validation.
+def is_cross_validation(requested: Mapping[str, Any], resume: str | os.PathLike[str] | None) -> bool:
+    """Check if a call of `train` requests all folds of a cross-validation.
 
     Args:
-        options: options of the call as plain values.
-        config: YAML file of options, or None.
-        resume: run folder to resume, or None.
+        requested: options of the call and of its config file.
+        resume: run folder to resume, whose options count instead, or None.
     """
     if resume is not None:
         requested = Recipe.read(resolve_run_folder(Path(resume)) / "config.yaml")
-    else:
-        requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
     return requested.get("folds") is not None and requested.get("fold") is None
 
 
@@ -93,7 +91,7 @@ def cross_validate(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopFlag())
         if resume is None:
-            requested = {**(Recipe.read(Path(config)) if config is not None else {}), **options}
+            requested = requested_options(options, config)
             pool = _open_pool(Recipe.of(requested))
             name = f"{requested['folds']}-folds"
             folder = stack.enter_context(new_run_folder(Recipe.of(requested), pool.name, name))

@@ -1,11 +1,15 @@
 """Options of a call as plain values, as in YAML and on the command line."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["plain_options"]
+from skipway.runs.recipe import Recipe
+
+__all__ = ["plain_options", "requested_options"]
 
 
 def plain_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -16,6 +20,15 @@ def plain_options(options: dict[str, Any]) -> dict[str, Any]:
     """
     plain = {name: _plain(value) for name, value in options.items()}
     return {name: value for name, value in plain.items() if (name, value) not in (("data", None), ("model", "auto"))}
+
+
+def requested_options(options: Mapping[str, Any], config: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Return the options of a YAML file, if there is one, updated with those of the call.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return {**(Recipe.read(Path(config)) if config is not None else {}), **options}
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ from skipway.runs.table_datamodule import TableDataModule
 from skipway.training.trainer import Settings
 from skipway.utils.console import duration
 from skipway.utils.devices import available_threads
+from skipway.utils.format_text import count_of
 
 __all__ = ["ResolvedOption", "ResolvedOptions", "resolved_options"]
 
@@ -107,7 +108,7 @@ def _automatic_values(
     automatic: dict[str, tuple[Any, str]] = {
         "optimizer": (settings.optimizer, by_family),
         **{name: (getattr(settings, name), f"{by_family} with {settings.optimizer}") for name in _OF_FAMILY},
-        "batch_size": (batch_size, f"{datamodule.count('train'):,} training {datamodule.noun}"),
+        "batch_size": (batch_size, _training_samples(datamodule)),
         "epochs": _epochs(datamodule, settings),
         "device": (settings.device, "GPU found" if settings.device == "cuda" else "no GPU found"),
         "precision": (settings.precision, _precision_reason(settings, is_table=datamodule.noun == "rows")),
@@ -157,14 +158,17 @@ def _image_values(datamodule: ImageDataModule, network: Network, settings: Setti
 def _epochs(datamodule: DataModule, settings: Settings) -> tuple[Any, str]:
     """Return the epochs, or that the pace of the first steps sets them."""
     recipe = datamodule.recipe
-    count = f"{datamodule.count('train'):,} training {datamodule.noun}"
     if settings.freeze_until is not None:
         return settings.epochs, f"1 for the head, the others for the layers after {settings.freeze_until}"
     if recipe.time_limit is not None and datamodule.time_sets_epochs:
         return _UNSET, f"as many as fit in {duration(recipe.time_limit)} at the pace of the first steps"
     if settings.head == "regression":
         return settings.epochs, "1 for the head, by regression on the features"
-    return settings.epochs, count
+    return settings.epochs, _training_samples(datamodule)
+
+
+def _training_samples(datamodule: DataModule) -> str:
+    return count_of(datamodule.count("train"), f"training {datamodule.noun[:-1]}")
 
 
 def _head_reason(network: Network, settings: Settings) -> str:

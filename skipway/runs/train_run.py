@@ -20,7 +20,7 @@ from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.defaults import device_for
 from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import phases
-from skipway.runs.plain_options import plain_options
+from skipway.runs.plain_options import plain_options, requested_options
 from skipway.runs.prepared_run import PreparedRun
 from skipway.runs.recipe import Recipe
 from skipway.runs.resolved_options import ResolvedOptions, resolved_options
@@ -78,10 +78,11 @@ def train(
     console = console or Console(quiet=True)
     if resume is not None and config is not None:
         raise InputError("cannot train: expected --resume or --config, got both. Drop --config: a run has its own.")
-    if is_cross_validation(options, config, resume):
+    requested = requested_options(options, config)
+    if is_cross_validation(requested, resume):
         fold = partial(train, allow_changed_data=allow_changed_data, transform=transform)
         return cross_validate(fold, options, config=config, resume=resume, console=console, stop=stop)
-    with _prepared_run(options, config, resume, console=console, stop=stop, transform=transform) as prepared:
+    with _prepared_run(options, requested, resume, console=console, stop=stop, transform=transform) as prepared:
         return prepared.run(allow_changed_data)
 
 
@@ -107,25 +108,20 @@ def dry_run(
     ['optimizer: adamw                # auto: default of tables', 'seed: 3                         # set']
     """
     options = plain_options({"data": data, "model": model, **options})
-    if is_cross_validation(options, config, None):
+    requested = requested_options(options, config)
+    if is_cross_validation(requested, None):
         raise InputError("cannot resolve the options: expected a single run, got all folds. Add --fold 1.")
-    requested = _requested(options, config)
     with _prepared_run(
-        options, config, None, console=console, stop=stop, transform=transform, is_temporary=True
+        options, requested, None, console=console, stop=stop, transform=transform, is_temporary=True
     ) as prepared:
         network, settings, batch_size = prepared.resolve()
         return resolved_options(requested, prepared.datamodule, network, settings, batch_size)
 
 
-def _requested(options: dict[str, Any], config: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Return the options that were passed or are in the config file."""
-    return {**(Recipe.read(Path(config)) if config is not None else {}), **options}
-
-
 @contextmanager
 def _prepared_run(
     options: dict[str, Any],
-    config: str | os.PathLike[str] | None,
+    requested: dict[str, Any],
     resume: str | os.PathLike[str] | None,
     *,
     console: Console | None,
@@ -147,7 +143,6 @@ def _prepared_run(
         earlier = None
         epochs_given = True
         if resume is None:
-            requested = _requested(options, config)
             recipe = Recipe.of(requested)
             if is_temporary:
                 recipe = replace(recipe, output=collectives.run_on_rank0(lambda: _temporary_folder(stack)))

@@ -5,7 +5,6 @@ show does not stop a run. A result that cannot be written is an error.
 """
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from skipway.errors import StorageError, printable
+from skipway.utils.finite_values import finite_values
 
 __all__ = ["Console", "ProgressBar", "duration", "print_error", "print_json", "print_result"]
 
@@ -133,17 +133,7 @@ def print_json(values: Mapping[str, Any]) -> None:
         StorageError: standard output cannot be written.
         BrokenPipeError: the reader has closed it.
     """
-    print_result(json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print_result(json.dumps(finite_values(values), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def print_error(text: str, label: str = "error") -> None:
