@@ -12,6 +12,7 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import classifier, pooled_channels, pooling
 from skipway.nn.blocks import Layers, Step, init_weights
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
@@ -36,7 +37,10 @@ class DenseNetPlan(Plan):
         compression: fraction of the channels that a transition keeps.
         dropout: dropout rate of the output of each layer.
         in_chans: channels of the images.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
+        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
+            feature map; requires num_classes=0).
+        drop_rate: dropout rate before the head.
 
     >>> DenseNetPlan(layers=(2, 2), growth=12).compression
     0.5
@@ -53,15 +57,18 @@ class DenseNetPlan(Plan):
     dropout: float = 0.0
     in_chans: int = 3
     num_classes: int = 1000
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_head()
         self._check_choices(stem=STEMS)
-        self._check_whole_numbers("layers", "growth", "in_chans", "num_classes")
+        self._check_whole_numbers("layers", "growth", "in_chans")
         self._check_whole_numbers("bottleneck", minimum=0)
         if self.stem_channels is not None:
             self._check_whole_numbers("stem_channels")
         self._check_shares("dropout")
-        if not isinstance(self.compression, int | float) or not 0 < self.compression <= 1:
+        if not 0 < self._number("compression") <= 1:
             raise InputError(
                 f"densenet: expected compression above 0 and up to 1, got {self.compression}. Use 1 for no compression."
             )
@@ -90,9 +97,8 @@ def densenet(plan: DenseNetPlan) -> Chain:
         stem=stem,
         **stages,
         **parts.first(channels),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        head=nn.Linear(channels, plan.num_classes),
+        **pooling(plan.global_pool),
+        **classifier(pooled_channels(channels, plan.global_pool), plan.num_classes, drop_rate=plan.drop_rate),
     )
     init_weights(network)
     return network

@@ -15,6 +15,7 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import classifier, pooled_channels, pooling
 from skipway.nn.blocks import (
     ATTENTIONS,
     EXPANSION,
@@ -73,7 +74,10 @@ class ResNetPlan(Plan):
         reversible: use Couplings of two bodies on half of the channels each, so that memory does not grow with depth.
             Blocks that change the shape keep their activations.
         in_chans: channels of the images.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
+        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
+            feature map; requires num_classes=0).
+        drop_rate: dropout rate before the head.
 
     >>> ResNetPlan(block="bottleneck", layers=(3, 4, 6, 3)).preact
     False
@@ -100,11 +104,15 @@ class ResNetPlan(Plan):
     reversible: bool = False
     in_chans: int = 3
     num_classes: int = 1000
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_head()
         self._check_choices(block=EXPANSION, stem=STEMS, shortcut=(*SHORTCUTS, "none"), join=JOINS, norm=KINDS)
         self._check_choices(attention=ATTENTIONS, padding=PADDINGS, drop_mode=DROP_MODES)
-        self._check_whole_numbers("layers", "widths", "cardinality", "base_width", "in_chans", "num_classes")
+        self._check_switches("reversible")
+        self._check_whole_numbers("layers", "widths", "cardinality", "base_width", "in_chans")
         if self.stem_channels is not None:
             self._check_whole_numbers("stem_channels")
         self._check_shares("attention_ratio", "dropout", "drop_path")
@@ -171,9 +179,8 @@ def resnet(plan: ResNetPlan) -> Chain:
         stem=stem,
         **stages,
         **(parts.first(channels) if plan.preact else {}),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        head=nn.Linear(channels, plan.num_classes),
+        **pooling(plan.global_pool),
+        **classifier(pooled_channels(channels, plan.global_pool), plan.num_classes, drop_rate=plan.drop_rate),
     )
     _initialize(network, plan)
     return network

@@ -354,6 +354,6 @@ def init_fixup(network: nn.Module) -> None:
             layer.weight.data.mul_(len(skips) ** (-1 / (2 * len(weights) - 2)))
         nn.init.zeros_(weights[-1].weight)
     head = network.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    if isinstance(head, nn.Linear):  # not nn.Identity, the head of a network without a classifier
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
