@@ -46,7 +46,9 @@ OPTIONS = {
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
         ({"block": "preact_basic"}, "reversible", [False, True]),
         ({}, "in_chans", [3, 1]),
-        ({}, "num_classes", [3, 5]),
+        ({}, "num_classes", [3, 5, 0]),
+        ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),
+        ({}, "drop_rate", [0.0, 0.1, 0.2]),
     ],
     "densenet": [
         ({}, "layers", [[2, 1], [1, 2], [2, 1, 1]]),
@@ -57,7 +59,9 @@ OPTIONS = {
         ({}, "compression", [0.5, 1.0]),
         ({}, "dropout", [0.0, 0.1, 0.2]),
         ({}, "in_chans", [3, 1]),
-        ({}, "num_classes", [3, 5]),
+        ({}, "num_classes", [3, 5, 0]),
+        ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),
+        ({}, "drop_rate", [0.0, 0.1, 0.2]),
     ],
     "convnext": [
         ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
@@ -71,7 +75,8 @@ OPTIONS = {
         ({}, "drop_path", [0.0, 0.1, 0.2]),
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
         ({}, "in_chans", [3, 1]),
-        ({}, "num_classes", [3, 5]),
+        ({}, "num_classes", [3, 5, 0]),
+        ({}, "global_pool", ["avg", "max", "avgmax"]),
     ],
     "inverted_residual": [
         ({}, "layers", [[2, 1], [1, 2], [3, 1]]),
@@ -91,7 +96,8 @@ OPTIONS = {
         ({}, "drop_path", [0.0, 0.1, 0.2]),
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
         ({}, "in_chans", [3, 1]),
-        ({}, "num_classes", [3, 5]),
+        ({}, "num_classes", [3, 5, 0]),
+        ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),
     ],
     "resmlp": [
         ({}, "layers", [2, 3]),
@@ -104,7 +110,8 @@ OPTIONS = {
         ({}, "drop_path", [0.0, 0.1, 0.2]),
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
         ({}, "in_features", [64, 10]),
-        ({}, "num_classes", [3, 5]),
+        ({}, "num_classes", [3, 5, 0]),
+        ({}, "drop_rate", [0.0, 0.1, 0.2]),
         ({}, "categories", [[], [4], [4, 5]]),
         ({"categories": [40]}, "embedding", [16, 4]),
     ],
@@ -113,7 +120,9 @@ OPTIONS = {
         ({}, "layers", [[2, 0], [1, 1]]),
         ({}, "stem", ["small", "whitening"]),
         ({}, "in_chans", [3, 1]),
-        ({}, "num_classes", [3, 5]),
+        ({}, "num_classes", [3, 5, 0]),
+        ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),
+        ({}, "drop_rate", [0.0, 0.1, 0.2]),
     ],
 }
 ROWS = {
