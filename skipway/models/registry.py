@@ -118,7 +118,7 @@ def count_parameters(plan: dict[str, Any]) -> int:
     """Count the parameters of the network of `plan`; repeated blocks are counted without building them."""
     short_plan = dict(plan)
     repeats = {}
-    if FAMILIES[plan["family"]].repeats:
+    if FAMILIES[plan["family"]].repeats and not plan.get("inner_widths"):  # no two blocks of a pruned network are equal
         short_plan["layers"] = [min(count, 2) for count in plan["layers"]]
         repeats = {f"stage{i}": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
     with torch.device("meta"):
