@@ -64,8 +64,8 @@ class ResNetPlan(Plan):
         out_widths: output channels of each stage, for pruned networks; empty for those of `widths`.
         in_chans: channels of the images.
         num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
-        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (the feature map;
-            requires num_classes=0).
+        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (the feature
+            map; requires num_classes=0).
         drop_rate: dropout rate before the head.
 
     >>> ResNetPlan(block="bottleneck", layers=(3, 4, 6, 3)).preact
@@ -161,8 +161,8 @@ class ResNetPlan(Plan):
         inner = sum(self.layers) * self.inner_convolutions
         if self.inner_widths and (len(self.inner_widths) != inner or self.cardinality != 1 or not self.out_widths):
             raise InputError(
-                f"resnet with inner_widths: expected {inner} values for {sum(self.layers)} blocks, out_widths, one type "
-                f"of block and cardinality 1, got {len(self.inner_widths)} values. Change inner_widths, or remove them."
+                f"resnet with inner_widths: expected {inner} values for {sum(self.layers)} blocks, out_widths, one "
+                f"type of block and cardinality 1, got {len(self.inner_widths)} values. Change inner_widths, or remove them."
             )
 
     def _check_combinations(self) -> None:
