@@ -55,7 +55,7 @@ def steps_of(
         return [Step(max(1, width // reduce_first), 3, stride), Step(width, 3)]
     inner = max(1, int(width * base_width / 64)) * cardinality
     first, second = (stride, 1) if block == "bottleneck_v1" else (1, stride)
-    reduced = max(1, inner // reduce_first)
+    reduced = max(1, inner // reduce_first // cardinality) * cardinality  # the groups of the 3x3 divide them
     return [Step(reduced, 1, first), Step(inner, 3, second, cardinality), Step(4 * width, 1)]
 
 

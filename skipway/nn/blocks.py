@@ -235,13 +235,11 @@ class Layers:
             **self.act_of(step.channels),  # in place on the output of the norm or convolution, never on the input
         )
 
-    def body(
-        self, in_channels: int, steps: list[Step], preact: bool = False, attention_channels: int | None = None
-    ) -> Chain:
+    def body(self, in_channels: int, steps: list[Step], preact: bool = False, nominal: int | None = None) -> Chain:
         """Build the convolutions of `steps`, each followed by a norm and an activation, the last by a norm only.
 
-        With `preact`, each norm and activation comes before its convolution. The size of the attention follows
-        `attention_channels`, by default those of the output.
+        With `preact`, each norm and activation comes before its convolution. `nominal` are the output channels before
+        pruning.
         """
         parts: dict[str, nn.Module] = {}
         for number, step in enumerate(steps, 1):
@@ -259,22 +257,22 @@ class Layers:
             if not preact and not last:
                 parts |= self.act_of(step.channels, number) | aa_of(step)
             in_channels = step.channels
-        return Chain(**parts, **self.attention_of(in_channels, attention_channels or in_channels))
+        return Chain(**parts, **self.attention_of(in_channels, nominal))
 
     def first(self, channels: int, number: int | str = "") -> dict[str, nn.Module]:
         """Build the norm and activation before a convolution; the first of a body does not modify its input."""
         norm = self.norm_of(channels, number)
         return {**norm, **self.act_of(channels, number, inplace=bool(norm) or number != 1)}
 
-    def attention_of(self, channels: int, nominal: int) -> dict[str, nn.Module]:
+    def attention_of(self, channels: int, nominal: int | None = None) -> dict[str, nn.Module]:
         """Build the attention over the output channels of a body by name; return an empty dict for "none".
 
-        The reach of "eca" follows the `nominal` channels, of which pruning may have removed some.
+        The reach of "eca" follows the `nominal` channels, of which pruning left `channels`.
         """
         if self.attention == "se":
             width = max(8, int(channels * self.attention_ratio + 4) // 8 * 8)  # nearest multiple of 8
             return {"attention": SqueezeExcite(channels, width)}
-        return {"attention": EfficientChannelAttention(nominal)} if self.attention == "eca" else {}
+        return {"attention": EfficientChannelAttention(nominal or channels)} if self.attention == "eca" else {}
 
 
 def aa_of(step: Step) -> dict[str, nn.Module]:

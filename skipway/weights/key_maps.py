@@ -218,7 +218,6 @@ _POST = ("basic", "bottleneck")
 _V15: dict[str, tuple[Any, ...]] = {**_PLAIN, "block": _POST, "stem": ("large",), "shortcut": ("auto",)}
 _TIMM: dict[str, tuple[Any, ...]] = {
     **_PLAIN,
-    "shortcut": ("auto", "pool"),
     "output_stride": (None, *OUTPUT_STRIDES),
     "activation": tuple(ACTIVATIONS),
 }
@@ -340,6 +339,7 @@ LIBRARIES: dict[str, Library] = {
                 **{name: known for name, known in _TIMM.items() if name not in _TIMM_ANY},
                 "block": _POST,
                 "stem": ("large", "deep", "tiered", "deep_conv"),
+                "shortcut": ("auto", "pool"),
                 "norm": ("batch", "group"),
                 "attention": ("none", "se", "eca"),
                 "aa_layer": AA_LAYERS,
@@ -347,6 +347,7 @@ LIBRARIES: dict[str, Library] = {
             "preact": {
                 **_TIMM,
                 "stem": ("large", "deep", "tiered", "fixed"),
+                "shortcut": ("auto", "pool"),
                 "norm": ("batch", "group", *NORMS_WITH_ACTIVATION),
                 "cardinality": (1,),
                 "weight_standardization": (False, True),

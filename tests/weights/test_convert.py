@@ -141,6 +141,7 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
         plan = {**plan, "padding": "same"} if library == "flax" and "padding" in plan else plan
         if "layers" in plan and isinstance(plan["layers"], list):  # the rules know no depth
             plan["layers"] = [min(count, 2) for count in plan["layers"]]
+            plan |= {option: [] for option in ("inner_widths", "out_widths") if option in plan}
         if table.refusal(plan):
             continue
         network = build_meta_network(plan)
