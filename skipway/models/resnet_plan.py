@@ -162,7 +162,7 @@ class ResNetPlan(Plan):
         if self.inner_widths and (len(self.inner_widths) != inner or self.cardinality != 1 or not self.out_widths):
             raise InputError(
                 f"resnet with inner_widths: expected {inner} values for {sum(self.layers)} blocks, out_widths, one "
-                f"type of block and cardinality 1, got {len(self.inner_widths)} values. Change inner_widths, or remove them."
+                f"type of block and cardinality 1, got {len(self.inner_widths)} values. Remove inner_widths."
             )
 
     def _check_combinations(self) -> None:
