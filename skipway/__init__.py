@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from skipway.models.network import Network
     from skipway.nn.activation_checkpointing import recompute
     from skipway.nn.chain import Chain
+    from skipway.nn.dense import Dense
     from skipway.nn.joins import Gate, Scale, add, concat, multiply
+    from skipway.nn.parallel import Parallel
     from skipway.nn.reversible import Coupling, Reversible
     from skipway.nn.shape_inference import output_shape
-    from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
+    from skipway.nn.skip import Skip, named_skips, set_submodule
     from skipway.probe.summary import summary
     from skipway.runs.recipe import Recipe
     from skipway.runs.train_run import Run, train

@@ -21,10 +21,11 @@ from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.blocks import SameConv2d, pair
 from skipway.nn.chain import Chain, is_plain_sequence
 from skipway.nn.joins import add
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.shortcut_types import Project
-from skipway.nn.skip import Parallel, Skip
+from skipway.nn.skip import Skip
 
 __all__ = ["FusedSkip", "fold", "plan_quantized_outputs", "run_fused"]
 

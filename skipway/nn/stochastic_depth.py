@@ -13,7 +13,7 @@ from torch.autograd import Function
 
 from skipway.errors import ShapeError
 
-__all__ = ["DROP_MODES", "stochastic_depth"]
+__all__ = ["DROP_MODES", "masked_depth", "stochastic_depth"]
 
 DROP_MODES = ("row", "batch")
 
@@ -55,6 +55,21 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     rows = stays.nonzero().squeeze(1).to(x.device, non_blocking=True)
     computed = _checked_shape(body(_Gather.apply(x, rows)), shortcut, count) / (1 - rate)
     return _Scatter.apply(computed, rows, len(x))
+
+
+def masked_depth(branch: Any, shortcut: Tensor, *, rate: float, mode: str = "row") -> Tensor:
+    """Return branch / (1 - rate) with probability 1 - rate, and zeros otherwise, for a computed branch.
+
+    Args:
+        branch: output of the body for all rows, of the shape of `shortcut`.
+        shortcut: output of the shortcut.
+        rate: probability of dropping the branch.
+        mode: "row" draws for each sample, "batch" once for all.
+    """
+    draws = 1 if mode == "batch" else len(shortcut)
+    stays = (torch.rand(draws, device="cpu") >= rate).to(shortcut.device, non_blocking=True)
+    branch = _checked_shape(branch, shortcut, len(shortcut))
+    return torch.where(stays.view(-1, *[1] * (branch.dim() - 1)), branch / (1 - rate), 0.0)
 
 
 def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, *, stays: Tensor, rate: float) -> Tensor:

@@ -12,9 +12,11 @@ from skipway.errors import InputError, ShapeError
 from skipway.models import registry
 from skipway.nn import shape_inference
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate, Scale
+from skipway.nn.parallel import Parallel
 from skipway.nn.shape_inference import calls, evaluation, output_shape
-from skipway.nn.skip import Dense, Parallel, Skip
+from skipway.nn.skip import Skip
 
 
 def trees(width, depth):

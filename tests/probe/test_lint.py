@@ -58,10 +58,12 @@ from skipway.models import registry
 from skipway.models.network import build_network
 from skipway.nn.blocks import Layers, steps_of
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Scale
+from skipway.nn.parallel import Parallel
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcut_types import Project, make_shortcut
-from skipway.nn.skip import Dense, Parallel, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.summary import summary
 
 SPEC = Spec(1, 8, 8, (0.5,), (0.25,), ("a", "b"))

@@ -1,0 +1,75 @@
+"""In-place layers: refuse them if another layer still needs the tensor that they overwrite."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+
+__all__ = ["refuse_in_place_layers", "refuse_in_place_change", "version_of"]
+
+# Layers that may return their input, or a view of it.
+_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
+
+
+def version_of(x: Any) -> int:
+    """Return the number of in-place changes of a tensor, or 0 if torch does not count them."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
+        return 0
+    return x._version
+
+
+def refuse_in_place_change(x: Any, version: int, culprit: str) -> None:
+    """Check that `x` still has the version of `version_of`.
+
+    Args:
+        x: tensor that two layers take.
+        version: its version before the first layer ran.
+        culprit: layer that ran, for the message.
+
+    Raises:
+        InputError: the layer changed `x` in place.
+    """
+    if version_of(x) != version:
+        raise InputError(
+            f"{culprit} modifies its input in place, but it is needed unchanged. Use layers that return a new tensor "
+            "(inplace=False)."
+        )
+
+
+def refuse_in_place_layers(owner: str, *sides: nn.Module | None) -> None:
+    """Check that no side starts with an in-place layer, which would change the input of the others.
+
+    Raises:
+        InputError: a side starts with such a layer.
+    """
+    for side in sides:
+        for layer in _first_layers(side):
+            if _is_in_place(layer):
+                raise InputError(
+                    f"{layer!r} at the start of a {owner} modifies in place the input that the other side needs. Use "
+                    "a layer that returns a new tensor (inplace=False)."
+                )
+
+
+def _is_in_place(layer: nn.Module) -> bool:
+    name = getattr(getattr(layer, "function", None), "__name__", "")
+    return getattr(layer, "inplace", False) is True or (name.endswith("_") and not name.endswith("__"))
+
+
+def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
+    """Yield the layers that may get the input of `layer` itself."""
+    if isinstance(layer, nn.Sequential):
+        for child in layer:
+            yield from _first_layers(child)
+            if not isinstance(child, _PASSING) or _is_in_place(child):
+                return
+    elif layer is not None:
+        branches = getattr(layer, "branches", None)  # of a Parallel
+        if isinstance(branches, nn.Sequential):
+            for branch in branches:
+                yield from _first_layers(branch)
+        else:
+            yield layer

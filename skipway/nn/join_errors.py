@@ -1,0 +1,84 @@
+"""Checks on the inputs of a join, with the fix that fits what differs.
+
+Shapes: B batch, C channels, * any further axes.
+"""
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from skipway.errors import ShapeError
+
+__all__ = ["need_equal_shapes", "need_tensors", "stride_between"]
+
+
+def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
+    """Check that all inputs of a join are tensors.
+
+    Raises:
+        ShapeError: an input is a tuple, a dict or None, as the output of `nn.LSTM` is.
+    """
+    for branch in branches:
+        if not isinstance(branch, Tensor | fx.Proxy):
+            hint = " and [0] for the first of a tuple" if isinstance(branch, tuple) else ""
+            kinds = " and ".join(type(b).__name__ for b in branches)
+            raise ShapeError(
+                f"`{join}`: expected one tensor from each side, got {kinds} (body first). Append a layer that selects "
+                f"the tensor: Chain(body, lambda output: output[...]){hint}."
+            )
+
+
+def need_equal_shapes(join: str, branches: tuple[Any, ...], dim: int | None = None) -> None:
+    """Check that all inputs of a join are tensors of one shape.
+
+    Args:
+        join: name of the join.
+        branches: its inputs.
+        dim: axis of the channels, None if unknown.
+
+    Raises:
+        ShapeError: they are not. The message has the shapes and a fix.
+    """
+    need_tensors(join, branches)
+    if any(isinstance(branch, fx.Proxy) for branch in branches):
+        return
+    for other in branches[1:]:
+        if branches[0].shape != other.shape:
+            shapes = [tuple(branch.shape) for branch in branches]
+            raise ShapeError(
+                f"`{join}`: expected equal shapes, got {' and '.join(map(str, shapes))} (body first). "
+                f"{_fix(shapes[0], tuple(other.shape), dim)}"
+            )
+
+
+def _fix(branch: tuple[int, ...], shortcut: tuple[int, ...], dim: int | None) -> str:
+    """Return the change that makes the two shapes fit."""
+    if len(branch) != len(shortcut):
+        return "Return as many axes from the body as its input has."
+    if branch[:1] != shortcut[:1]:
+        return "Keep the size of axis 0, the batch, in the body."
+    differing = [axis for axis in range(1, len(branch)) if branch[axis] != shortcut[axis]]
+    if len(branch) == 3 and dim is None:
+        both = " and ".join(map(str, differing))
+        return f'If axis {both} holds channels, set dim={differing[0]} and shortcut="auto"; if positions, pad the body.'
+    channels = (1 if dim is None else dim) % len(branch)
+    positions = [(shortcut[axis], branch[axis]) for axis in differing if axis != channels]
+    if not positions:
+        return 'Set shortcut="project" on the Skip, or join="concat".'
+    others = [(shortcut[axis], branch[axis]) for axis in range(1, len(branch)) if axis != channels]
+    if (stride := stride_between(others)) is not None:
+        return f'Set shortcut="auto" on the Skip, which then has stride {stride}.'
+    if all(size < before for before, size in positions):
+        return "Pad the convolutions of the body so that it keeps the size."
+    return "Keep the size in the body, or pass a module as the shortcut."
+
+
+def stride_between(axes: list[tuple[int, int]]) -> int | None:
+    """Return the stride that maps each size to its target, rounded up, or None.
+
+    >>> stride_between([(7, 4), (8, 4)])
+    2
+    """
+    # The smallest stride of each axis. The largest of them may fit all axes: (4, 1) -> (2, 1) has stride 2.
+    stride = max((-(-a // b) if b else 0 for a, b in axes), default=1)
+    return stride if stride and all(-(-a // stride) == b for a, b in axes) else None
