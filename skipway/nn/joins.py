@@ -12,10 +12,11 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.nn.shape_inference import filling, real_tensors
+from skipway.utils.tracing import is_traced
 
 __all__ = ["JOINS", "Gate", "Scale", "add", "append", "concat", "make_join", "multiply"]
 
@@ -73,7 +74,7 @@ def concat(*branches: Tensor) -> Tensor:
     >>> concat(torch.ones(1, 2), torch.zeros(1, 1))
     tensor([[1., 1., 0.]])
     """
-    shapes = [tuple(b.shape) for b in branches]
+    shapes = [] if any(map(is_traced, branches)) else [tuple(b.shape) for b in branches]
     if any(len(s) < 2 or s[:1] + s[2:] != shapes[0][:1] + shapes[0][2:] for s in shapes):
         raise ShapeError(
             f"`concat`: expected shapes that differ only on axis 1, got {_join_shapes(shapes)}. Pad "
@@ -137,12 +138,12 @@ class Scale(nn.Module):
                 with real_tensors():
                     self._fill(branch.shape[1], branch)
                 scale = self.scale
-            if branch.shape[1] != self.channels:
+            if not is_traced(branch) and branch.shape[1] != self.channels:
                 raise ShapeError(
                     f"`scale`: expected {self.channels} channels, got a branch of shape "
                     f"{tuple(branch.shape)}. Use Scale({branch.shape[1]})."
                 )
-            scale = scale.view(-1, *[1] * (branch.dim() - 2))
+            scale = _on_channels(scale, branch)
         return scale * branch + shortcut
 
     def _fill(self, channels: int, like: Tensor) -> None:
@@ -190,7 +191,7 @@ class Gate(nn.Module):
             _need_filling("gate")
             with real_tensors():
                 self.transform = self._new_transform(shortcut.shape[1]).to(shortcut.device, shortcut.dtype)
-        if shortcut.shape[1] != self.transform.in_features:
+        if not is_traced(shortcut) and shortcut.shape[1] != self.transform.in_features:
             raise ShapeError(
                 f"`gate`: expected {self.transform.in_features} channels, got a shortcut of shape "
                 f"{tuple(shortcut.shape)}. Use Gate({shortcut.shape[1]})."
@@ -259,12 +260,20 @@ def _need_filling(join: str) -> None:
         )
 
 
+@fx.wrap
+def _on_channels(scale: Tensor, branch: Tensor) -> Tensor:
+    """View a scale (C) so that it multiplies the channels of `branch` (B, C, *)."""
+    return scale.view([-1] + [1] * (branch.dim() - 2))
+
+
 def _need_channels(join: str, tensor: Tensor) -> None:
-    if tensor.dim() < 2:
+    if not is_traced(tensor) and tensor.dim() < 2:
         raise ShapeError(f"`{join}`: expected (B, C, *), got {tuple(tensor.shape)}. Add a batch axis: x[None].")
 
 
 def _need_equal(join: str, branches: tuple[Tensor, ...]) -> None:
+    if any(map(is_traced, branches)):
+        return
     for other in branches[1:]:
         if branches[0].shape != other.shape:
             shapes = _join_shapes([tuple(b.shape) for b in branches])

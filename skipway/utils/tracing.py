@@ -1,0 +1,29 @@
+"""Symbolic tracing with torch.fx: values without a shape, and functions that stay single calls in the graph.
+
+Layers skip the checks of a traced value, because a graph serves inputs of any size. A function whose operations depend
+on the number of axes is decorated with `torch.fx.wrap`, so that it runs when the graph runs.
+"""
+
+from typing import Any
+
+from torch import fx
+
+__all__ = ["drop_variadic", "is_traced"]
+
+
+def is_traced(x: Any) -> bool:
+    """Return True if `x` stands for a tensor during a symbolic trace, so that its shape, device and dtype are unknown.
+
+    >>> is_traced(1.0)
+    False
+    """
+    return isinstance(x, fx.Proxy)
+
+
+def drop_variadic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return `inputs` without the single value by which torch.fx stands for all `*inputs` of the traced module.
+
+    >>> drop_variadic((1, 2))
+    (1, 2)
+    """
+    return tuple(x for x in inputs if not (is_traced(x) and str(x.node.target).startswith("*")))
