@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["drop_variadic", "is_traced"]
+__all__ = ["is_traced"]
 
 
 def is_traced(x: Any) -> bool:
@@ -18,12 +18,3 @@ def is_traced(x: Any) -> bool:
     False
     """
     return isinstance(x, fx.Proxy)
-
-
-def drop_variadic(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return `inputs` without the single value by which torch.fx stands for all `*inputs` of the traced module.
-
-    >>> drop_variadic((1, 2))
-    (1, 2)
-    """
-    return tuple(x for x in inputs if not (is_traced(x) and str(x.node.target).startswith("*")))
