@@ -21,9 +21,9 @@ from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.blocks import SameConv2d, pair
 from skipway.nn.chain import Chain, is_plain_sequence
 from skipway.nn.joins import add
+from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.shape_inference import NamedErrors, named_errors
 from skipway.nn.shortcut_types import Project
 from skipway.nn.skip import Skip
 

@@ -14,7 +14,7 @@ from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.channel_axis import check_dim
 from skipway.nn.code_repr import show
 from skipway.nn.extra_inputs import ExtraInputs, call_layers, taken_inputs, with_extra_inputs
-from skipway.nn.shape_inference import NamedErrors, named_errors
+from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.utils.format_text import join_names
 
 __all__ = ["Chain", "Function", "Layer", "as_module", "is_plain_sequence", "warn_shared_layers"]
@@ -59,9 +59,11 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
     # Replaces the plain loop over the layers: see `recompute`.
     forward_impl: Callable[[Sequence[nn.Module], Any], Any] | None = None
 
-    def __init__(self, *layers: Layer | Iterable[Layer] | Mapping[str, Layer], dim: int | None = None, **named: Layer):
+    def __init__(
+        self, *layers: Layer | Iterable[Layer] | Mapping[str, Layer], dim: int | None | Layer = None, **named: Layer
+    ):
         super().__init__()
-        self.dim = check_dim("Chain", dim)
+        self.dim: int | None = check_dim("Chain", dim)
         for name, layer in [*_numbered(layers), *named.items()]:
             if hasattr(self, name) or not name or "." in name:
                 raise InputError(
@@ -95,7 +97,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """Return the layers, and the axis of the channels if it is set."""
         dim: list[tuple[str, nn.Module | str]] = [] if self.dim is None else [("dim", str(self.dim))]
-        return [*self._modules.items(), *dim]  # type: ignore[list-item]  # named_children() would skip repeated ones
+        return [*self._modules.items(), *dim]  # named_children() would skip repeated ones
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """Return the layer at an index or of a name, or a Chain of the layers of a slice.
@@ -111,7 +113,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
         part.forward_impl = self.forward_impl
         return part
 
-    def __setitem__(self, place: int | str, layer: Layer) -> None:  # type: ignore[override]
+    def __setitem__(self, place: int | str, layer: Layer) -> None:
         """Replace the layer at an index or of a name."""
         if isinstance(place, slice):
             raise InputError("cannot set layers of a Chain by a slice: expected an index or a name. Set one at a time.")
@@ -129,15 +131,15 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
         del layers[self._number(place) if isinstance(place, str) else self._numbers(place)]
         self._hold(layers)
 
-    def __add__(self, other: Iterable[nn.Module]) -> "Chain":  # type: ignore[override]
+    def __add__(self, other: Iterable[nn.Module]) -> "Chain":
         """Return a Chain of the layers of both, which are shared with them; unnamed layers are renumbered."""
         if not isinstance(other, nn.Sequential | list | tuple):
             return NotImplemented
-        chain = Chain(self._modules, dim=self.dim)  # type: ignore[arg-type]
+        chain = Chain(self._modules, dim=self.dim)
         chain += other
         return chain
 
-    def __iadd__(self, other: Iterable[nn.Module]) -> "Chain":  # type: ignore[override,misc]
+    def __iadd__(self, other: Iterable[nn.Module]) -> "Chain":
         """Append the layers of `other`, with their names."""
         added = list(other._modules.items()) if isinstance(other, nn.Sequential) else list(_numbered(tuple(other)))
         twice = [name for name, _ in added if not name.isdigit() and name in self._modules]
@@ -146,7 +148,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
                 f"cannot add Chains: expected different names, got {twice[0]!r} in both. Nest them: "
                 "Chain(a=..., b=...)."
             )
-        self._hold([*self._modules.items(), *((name, as_module(layer)) for name, layer in added)])  # type: ignore[arg-type,list-item]
+        self._hold([*self._modules.items(), *((name, as_module(layer)) for name, layer in added)])
         return self
 
     def __mul__(self, other: int) -> NoReturn:
@@ -156,7 +158,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
             "parameters. Build them: Chain(*(block() for _ in range(n)))."
         )
 
-    __rmul__ = __imul__ = __mul__  # type: ignore[assignment]
+    __rmul__ = __imul__ = __mul__
 
     def insert(self, index: int, module: Layer) -> "Chain":
         """Insert a layer or function before the layer at `index`, and return this Chain.
@@ -175,7 +177,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
         >>> len(Chain(nn.ReLU()).append(nn.Tanh()))
         2
         """
-        self._hold([*self._modules.items(), ("0", as_module(module))])  # type: ignore[list-item]
+        self._hold([*self._modules.items(), ("0", as_module(module))])
         return self
 
     def _hold(self, layers: list[tuple[str, nn.Module]]) -> None:
@@ -189,7 +191,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
         """Set the axis of the channels of all layers inside that have none."""
         for module in self.modules() if self.dim is not None else ():
             if isinstance(module, NamedErrors) and getattr(module, "dim", self.dim) is None:
-                module.dim = self.dim
+                module.dim = self.dim  # type: ignore[assignment]
 
     def _number(self, name: str) -> int:
         return list(self._modules).index(self._known(name))

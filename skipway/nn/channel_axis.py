@@ -5,14 +5,15 @@ axis. Feature vectors (B, C) are both.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from skipway.errors import InputError, ShapeError
+from skipway.utils.tracing import is_traced
 
 __all__ = ["channel_axis_of", "check_dim", "resolve_dim"]
 
@@ -70,7 +71,7 @@ def _search(layer: nn.Module) -> tuple[int | None, bool]:
     if isinstance(layer, _FIRST):
         return 1, False
     # A subclass may move the axes, so that only the norms of torch itself are known.
-    is_vector_norm = type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(layer.normalized_shape) == 1
+    is_vector_norm = type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(cast(Any, layer).normalized_shape) == 1
     return (-1, False) if isinstance(layer, _LAST) or is_vector_norm else (None, False)
 
 
@@ -99,7 +100,7 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
     Raises:
         ShapeError: `x` has no such axis, or 3 axes that could be (B, C, L) and (B, T, C) alike.
     """
-    if isinstance(x, fx.Proxy):
+    if is_traced(x):
         axes = {channel_axis_of(layer) for layer in layers if dim is None} - {None}
         return dim or (axes.pop() if len(axes) == 1 else 1) or 1
     if dim is not None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from skipway.nn.shape_inference import NamedErrors
+from skipway.nn.named_errors import NamedErrors
 from skipway.utils.format_text import count_of
 
 __all__ = ["show"]

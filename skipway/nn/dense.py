@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from skipway.errors import ShapeError
 from skipway.nn.chain import Layer, as_module
-from skipway.nn.shape_inference import NamedErrors, filling, named_errors
+from skipway.nn.named_errors import NamedErrors, named_errors
+from skipway.nn.shape_inference import filling
 
 __all__ = ["Dense"]
 

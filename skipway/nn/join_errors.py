@@ -5,11 +5,19 @@ Shapes: B batch, C channels, * any further axes.
 
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from skipway.errors import ShapeError
+from skipway.utils.tracing import is_traced
 
 __all__ = ["need_equal_shapes", "need_tensors", "stride_between"]
+
+
+_SELECTION: dict[type[Any], str] = {
+    tuple: "Chain(body, lambda outputs: outputs[0])",
+    list: "Chain(body, lambda outputs: outputs[0])",
+    dict: 'Chain(body, lambda outputs: outputs["name"])',
+}
 
 
 def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
@@ -19,12 +27,11 @@ def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
         ShapeError: an input is a tuple, a dict or None, as the output of `nn.LSTM` is.
     """
     for branch in branches:
-        if not isinstance(branch, Tensor | fx.Proxy):
-            hint = " and [0] for the first of a tuple" if isinstance(branch, tuple) else ""
-            kinds = " and ".join(type(b).__name__ for b in branches)
+        if not isinstance(branch, Tensor) and not is_traced(branch):
+            kinds = " and ".join("Tensor" if isinstance(b, Tensor) else type(b).__name__ for b in branches)
             raise ShapeError(
-                f"`{join}`: expected one tensor from each side, got {kinds} (body first). Append a layer that selects "
-                f"the tensor: Chain(body, lambda output: output[...]){hint}."
+                f"`{join}`: expected one tensor from each side, got {kinds} (body first). Select it by "
+                f"a further layer: {_SELECTION.get(type(branch), 'Chain(body, lambda output: ...)')}."
             )
 
 
@@ -40,7 +47,7 @@ def need_equal_shapes(join: str, branches: tuple[Any, ...], dim: int | None = No
         ShapeError: they are not. The message has the shapes and a fix.
     """
     need_tensors(join, branches)
-    if any(isinstance(branch, fx.Proxy) for branch in branches):
+    if any(is_traced(branch) for branch in branches):
         return
     for other in branches[1:]:
         if branches[0].shape != other.shape:

@@ -19,6 +19,7 @@ from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.nn.channel_axis import check_dim
 from skipway.nn.join_errors import need_equal_shapes, need_tensors
 from skipway.nn.shape_inference import filling, real_tensors
+from skipway.utils.tracing import is_traced
 
 __all__ = [
     "JOINS",
@@ -91,7 +92,7 @@ def concat(*branches: Tensor, dim: int = 1) -> Tensor:
     tensor([[1., 1., 0.]])
     """
     need_tensors("concat", branches)
-    if not any(isinstance(branch, fx.Proxy) for branch in branches):
+    if not any(is_traced(branch) for branch in branches):
         shapes = [tuple(b.shape) for b in branches]
         others = [s[: dim % len(s)] + s[dim % len(s) + 1 :] for s in shapes if -len(s) < dim < len(s)]
         if len(others) < len(shapes) or any(other != others[0] for other in others):
@@ -159,16 +160,14 @@ class Scale(nn.Module):
             _need_filling("scale")
             with real_tensors():
                 self._fill(branch.shape[axis], branch)
-        if not isinstance(branch, fx.Proxy):
+        if not is_traced(branch):
             _need_channels("scale", branch, axis)
             if branch.shape[axis] != self.channels:
                 raise ShapeError(
                     f"`scale`: expected {self.channels} channels, got a branch of shape "
                     f"{tuple(branch.shape)}. Use Scale({branch.shape[axis]})."
                 )
-        if axis == -1:
-            return self.scale * branch + shortcut
-        return self.scale.view(-1, *[1] * (branch.dim() - 1 - axis % branch.dim())) * branch + shortcut
+        return _on_channels(self.scale, branch, axis) * branch + shortcut
 
     def _fill(self, channels: int, like: Tensor) -> None:
         self.channels = channels
@@ -218,7 +217,7 @@ class Gate(nn.Module):
             with real_tensors():
                 self._fill(shortcut.shape[axis], shortcut)
         assert self.transform is not None
-        if not isinstance(shortcut, fx.Proxy):
+        if not is_traced(shortcut):
             _need_channels("gate", shortcut, axis)
             if shortcut.shape[axis] != self.transform.in_features:
                 raise ShapeError(
@@ -327,6 +326,12 @@ def refuse_join_name(attribute: str, value: Any) -> None:
         )
 
 
+@fx.wrap
+def _on_channels(scale: Tensor, branch: Tensor, axis: int) -> Tensor:
+    """View a scale (C) so that it multiplies the channels of `branch`."""
+    return scale.view([-1] + [1] * (branch.dim() - 1 - axis % branch.dim()))
+
+
 def _need_filling(join: str) -> None:
     if not filling():
         raise ShapeError(
@@ -338,9 +343,7 @@ def _need_filling(join: str) -> None:
 def _need_channels(join: str, tensor: Tensor, dim: int) -> None:
     if tensor.dim() < 2 or not -tensor.dim() < dim < tensor.dim():
         where = "" if dim == 1 else f" with the channels on axis {dim}"
-        raise ShapeError(
-            f"`{join}`: expected (B, C, *){where}, got {tuple(tensor.shape)}. Add a batch axis: x[None]."
-        )
+        raise ShapeError(f"`{join}`: expected (B, C, *){where}, got {tuple(tensor.shape)}. Add a batch axis: x[None].")
 
 
 def _arguments(channels: int | str | None, option: str, dim: int | None) -> str:

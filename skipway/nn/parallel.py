@@ -16,7 +16,7 @@ from skipway.nn.extra_inputs import ExtraInputs
 from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.join_errors import need_tensors
 from skipway.nn.joins import make_join, name_of_join, name_or_module, refuse_join_name, takes_dim
-from skipway.nn.shape_inference import NamedErrors, named_errors
+from skipway.nn.named_errors import NamedErrors, named_errors
 
 __all__ = ["Parallel"]
 
@@ -42,13 +42,15 @@ class Parallel(NamedErrors, ExtraInputs):
     torch.Size([1, 5])
     """
 
-    def __init__(self, join: str | Callable[..., Any], *branches: Layer, dim: int | None = None, **named: Layer):
+    def __init__(
+        self, join: str | Callable[..., Any], *branches: Layer, dim: int | None | Layer = None, **named: Layer
+    ):
         super().__init__()
         if not branches and not named:
             raise InputError(
                 "Parallel: expected at least one branch after the join, got none. Pass modules or functions."
             )
-        self.dim = check_dim("Parallel", dim)
+        self.dim: int | None = check_dim("Parallel", dim)
         self.join = make_join(join)
         self.branches = Chain(*branches, **named)
 

@@ -11,14 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError, ShapeError
 from skipway.nn.chain import Chain, Layer, as_module
 from skipway.nn.joins import add
+from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, rerun_backward
-from skipway.nn.shape_inference import NamedErrors, named_errors
+from skipway.utils.tracing import is_traced
 
 __all__ = ["Coupling", "Reversible"]
 
@@ -95,9 +96,9 @@ class Reversible(Chain):
     @named_errors
     def forward(self, input: Tensor) -> Tensor:
         """Apply all couplings; the shape (B, C, *) is unchanged."""
-        wide = torch.promote_types(input.dtype, torch.float32)
-        x1, x2 = (half.to(wide) for half in _halves(input))
-        if torch.is_grad_enabled() and not x1.is_meta and not torch.compiler.is_compiling():
+        x1, x2 = _wide_halves(input)
+        plain = is_traced(x1) or x1.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if torch.is_grad_enabled() and not plain:
             x1, x2 = _Reversed.apply(self, input.dtype, x1, x2, *(p for p in self.parameters() if p.requires_grad))
         else:
             for f, g in self.bodies():
@@ -148,6 +149,14 @@ class _Reversed(Function):
         return None, None, d1, d2, *(gradients.get(p) for p in ctx.parameters)
 
 
+@fx.wrap
+def _wide_halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    first, second = _halves(x)
+    return first.to(wide), second.to(wide)
+
+
+@fx.wrap
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.shape[1] % 2:
         raise ShapeError(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.kernels.layer_dispatch import run_layers
@@ -99,17 +99,19 @@ class Pad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad half of the zeros before the channels and half after, as is common in CIFAR networks."""
-        return _with_channels_first(self._pad, x, self.dim)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        for axis in range(2, x.dim()):
-            x = x[(slice(None),) * axis + (slice(None, None, self.stride),)]
         new = self.out_channels - self.in_channels
-        return F.pad(x, [0, 0] * (x.dim() - 2) + [new // 2, new - new // 2])
+        return _with_channels_first(lambda x: _subsample_and_pad(x, self.stride, new), x, self.dim)
 
     def extra_repr(self) -> str:
         """Return the constructor arguments."""
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}{_dim_argument(self.dim)}"
+
+
+@fx.wrap
+def _subsample_and_pad(x: Tensor, stride: int, new: int) -> Tensor:
+    for axis in range(2, x.dim()):
+        x = x[(slice(None),) * axis + (slice(None, None, stride),)]
+    return F.pad(x, [0, 0] * (x.dim() - 2) + [new // 2, new - new // 2])
 
 
 class Pool(nn.Module):

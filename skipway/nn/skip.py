@@ -35,7 +35,8 @@ from skipway.nn.joins import (
     refuse_join_name,
     takes_dim,
 )
-from skipway.nn.shape_inference import NamedErrors, filling, named_errors, real_tensors
+from skipway.nn.named_errors import NamedErrors, named_errors
+from skipway.nn.shape_inference import filling, real_tensors
 from skipway.nn.shortcut_types import check_shortcut, fitted_shortcut
 from skipway.nn.stochastic_depth import DROP_MODES, masked_depth, stochastic_depth
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd import Function
 
 from skipway.errors import ShapeError
+from skipway.utils.tracing import is_traced
 
 __all__ = ["DROP_MODES", "masked_depth", "stochastic_depth"]
 
@@ -41,6 +42,8 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     Raises:
         ShapeError: the shapes of the body's output and of the shortcut differ.
     """
+    if is_traced(x):
+        return _drawn_and_masked(body(x), shortcut, rate, mode)
     draws = 1 if mode == "batch" else len(x)
     if torch.compiler.is_compiling():
         return _masked(body, x, shortcut, stays=torch.rand(draws, device=x.device) >= rate, rate=rate)
@@ -66,14 +69,21 @@ def masked_depth(branch: Any, shortcut: Tensor, *, rate: float, mode: str = "row
         rate: probability of dropping the branch.
         mode: "row" draws for each sample, "batch" once for all.
     """
-    draws = 1 if mode == "batch" else len(shortcut)
-    stays = (torch.rand(draws, device="cpu") >= rate).to(shortcut.device, non_blocking=True)
-    branch = _checked_shape(branch, shortcut, len(shortcut))
-    return torch.where(stays.view(-1, *[1] * (branch.dim() - 1)), branch / (1 - rate), 0.0)
+    return _drawn_and_masked(branch, shortcut, rate, mode)
 
 
 def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, *, stays: Tensor, rate: float) -> Tensor:
-    branch = _checked_shape(body(x), shortcut, len(x))
+    return _mask(_checked_shape(body(x), shortcut, len(x)), stays, rate)
+
+
+@fx.wrap
+def _drawn_and_masked(branch: Tensor, shortcut: Tensor, rate: float, mode: str) -> Tensor:
+    """Draw and mask rows when the traced graph runs."""
+    stays = torch.rand(1 if mode == "batch" else len(branch), device="cpu") >= rate
+    return _mask(_checked_shape(branch, shortcut, len(branch)), stays, rate)
+
+
+def _mask(branch: Tensor, stays: Tensor, rate: float) -> Tensor:
     mask = stays.to(branch.device, non_blocking=True).view(-1, *[1] * (branch.dim() - 1))
     return torch.where(mask, branch / (1 - rate), 0.0)
 
