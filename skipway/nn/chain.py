@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 
 from skipway.errors import InputError, did_you_mean
 from skipway.kernels.layer_dispatch import run_layers
@@ -29,9 +29,9 @@ class Function(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the output of the function."""
-        return self.function(*inputs)
+        return self.function(*inputs, **named)
 
     def __repr__(self) -> str:
         return getattr(self.function, "__name__", repr(self.function))

@@ -44,7 +44,7 @@ _LAST = (
 
 
 def channel_axis_of(layer: nn.Module) -> int | None:
-    """Return the axis on which the output of `layer` has its channels: 1, -1, or None if the layer does not tell.
+    """Return the axis on which the output of `layer` has its channels: 1, -1, or None if unknown.
 
     The last layer with channels decides; activations and dropout after it do not count. A module of another kind may
     have an attribute `channel_axis`.
@@ -117,7 +117,7 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
     if axes or x.dim() == 3:
         shape = tuple(x.shape)
         raise ShapeError(
-            f"cannot tell the channel axis of {shape}: it may be (B, C, L) with {shape[1]} channels, or (B, T, C) with "
+            f"ambiguous channel axis of {shape}: it may be (B, C, L) with {shape[1]} channels, or (B, T, C) with "
             f"{shape[-1]}. Set dim=1 or dim=-1 on this layer, or on the Chain around it."
         )
     return 1

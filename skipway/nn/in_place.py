@@ -10,12 +10,9 @@ from skipway.errors import InputError
 
 __all__ = ["refuse_in_place_layers", "refuse_in_place_change", "version_of"]
 
-# Layers that may return their input, or a view of it.
-_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
-
 
 def version_of(x: Any) -> int:
-    """Return the number of in-place changes of a tensor, or 0 if torch does not count them."""
+    """Return the number of in-place changes of a tensor, or 0 if torch does not count them (in inference mode)."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
         return 0
     return x._version
@@ -27,14 +24,14 @@ def refuse_in_place_change(x: Any, version: int, culprit: str) -> None:
     Args:
         x: tensor that two layers take.
         version: its version before the first layer ran.
-        culprit: layer that ran, for the message.
+        culprit: layers that may have run, for the message.
 
     Raises:
         InputError: the layer changed `x` in place.
     """
     if version_of(x) != version:
         raise InputError(
-            f"{culprit} modifies its input in place, but it is needed unchanged. Use layers that return a new tensor "
+            f"{culprit} modifies its input in place, but both need it unchanged. Use layers that return a new tensor "
             "(inplace=False)."
         )
 
@@ -60,12 +57,9 @@ def _is_in_place(layer: nn.Module) -> bool:
 
 
 def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
-    """Yield the layers that may get the input of `layer` itself."""
+    """Yield the layers that get the input of `layer` itself."""
     if isinstance(layer, nn.Sequential):
-        for child in layer:
-            yield from _first_layers(child)
-            if not isinstance(child, _PASSING) or _is_in_place(child):
-                return
+        yield from _first_layers(next(layer.children(), None))
     elif layer is not None:
         branches = getattr(layer, "branches", None)  # of a Parallel
         if isinstance(branches, nn.Sequential):

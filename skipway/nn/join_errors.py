@@ -74,7 +74,7 @@ def _fix(branch: tuple[int, ...], shortcut: tuple[int, ...], dim: int | None) ->
         return 'Set shortcut="project" on the Skip, or join="concat".'
     others = [(shortcut[axis], branch[axis]) for axis in range(1, len(branch)) if axis != channels]
     if (stride := stride_between(others)) is not None:
-        return f'Set shortcut="auto" on the Skip, which then has stride {stride}.'
+        return f'Set shortcut="project" on the Skip, which then has stride {stride}.'
     if all(size < before for before, size in positions):
         return "Pad the convolutions of the body so that it keeps the size."
     return "Keep the size in the body, or pass a module as the shortcut."

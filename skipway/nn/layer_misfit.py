@@ -102,6 +102,8 @@ def _batch_norm(layer: Any, x: Tensor) -> _Misfit | None:
     rank = next((rank for kind, rank in ranks.items() if isinstance(layer, kind)), range(2, 6))
     if x.dim() in rank and x.shape[1] == layer.num_features:
         return None
+    if x.dim() == min(rank) - 1 and x.shape[0] == layer.num_features:
+        return _Misfit(f"(B, {layer.num_features}, *)", "Add the batch axis: x[None].")
     axes = "" if x.dim() in rank else f" of {' or '.join(map(str, rank))} axes"
     fix = "Set num_features to that size, or use a norm for that shape."
     return _Misfit(f"{layer.num_features} channels on axis 1{axes}", fix)

@@ -31,8 +31,8 @@ class NamedErrors(nn.Module):
 def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
     """Decorate a method of a NamedErrors layer so that an error names the path from the outermost NamedErrors.
 
-    An error of a well-known layer of torch about its input becomes a ShapeError. Another error keeps its type and its
-    message, and gets a note.
+    An error of a well-known layer of torch about its input becomes a ShapeError. Another error of torch keeps its
+    type and its message, and gets a note.
     """
 
     @wraps(forward)
@@ -75,7 +75,8 @@ def _named(root: nn.Module, error: Exception) -> ShapeError | None:
     elif (misfit := find_misfit(layer, inputs)) is not None:
         message = misfit
     else:
-        _add_note(error, layer, root)
+        if isinstance(error, RuntimeError | IndexError) or type(layer).__module__.startswith("torch.nn."):
+            _add_note(error, layer, root)  # an error that the user raises is left as it is
         return None
     shape_error = ShapeError()
     shape_error.source = layer, message
@@ -95,9 +96,9 @@ def _add_note(error: Exception, layer: nn.Module, root: nn.Module) -> None:
 def _failed_call(traceback: TracebackType | None) -> tuple[nn.Module | None, tuple[Any, ...]]:
     """Return the innermost module whose `forward` raised, and its positional inputs."""
     for frame, _ in reversed(list(walk_tb(traceback))):
-        module = frame.f_locals.get("self")
+        own, *names = frame.f_code.co_varnames[: frame.f_code.co_argcount] or [""]
+        module = frame.f_locals.get(own)
         if isinstance(module, nn.Module) and frame.f_code.co_name == "forward":
-            names = frame.f_code.co_varnames[1 : frame.f_code.co_argcount]
             inputs = (frame.f_locals.get(name) for name in names)
             return module, tuple(x for x in inputs if isinstance(x, Tensor | list | tuple | dict))
     return None, ()

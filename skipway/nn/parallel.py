@@ -75,10 +75,11 @@ class Parallel(NamedErrors, ExtraInputs):
     def _outputs_of(self, x: Any) -> list[Any]:
         """Return the outputs of all branches for one input, which no branch but the last may modify."""
         outputs: list[Any] = []
-        version = version_of(x)
+        version, before = version_of(x), ""
         for name, branch in self.branches.named_children():
-            refuse_in_place_change(x, version, f"the branch before {name!r}")
+            refuse_in_place_change(x, version, f"{before!r} or {name!r}")
             outputs.append(branch(x))
+            before = name
         return outputs
 
     def takes(self, count: int, names: Collection[str]) -> tuple[bool, set[str]]:

@@ -108,9 +108,10 @@ def _infer(module: nn.Module, examples: ExampleInputs, ended: list[Call] | None 
             return _infer_on_meta(module, examples, ended)
         try:
             return _infer_on_fakes(module, examples, ended)  # any failure: repeat with exact fakes
-        except ShapeError:
+        except ShapeError as error:
             batched = examples.batched()
-            if batched is None or not _fits(module, batched):
+            is_of_torch = error.__cause__ is not None
+            if not is_of_torch or batched is None or not _fits(module, batched):
                 raise
         shapes = " and ".join(str(tuple(shape)) for shape in batched.inputs)
         raise ShapeError(f"{type(module).__name__}: the batch axis is missing: expected {shapes}. Pass that shape.")
@@ -184,10 +185,13 @@ def _infer_on_fakes(module: nn.Module, examples: ExampleInputs, ended: list[Call
             raise
         except Exception as error:
             call, tensors = running[-1] if running else _Running(Call("", module, ()), (*inputs, *named.values()))
-            name = f"{type(call.module).__name__} at {call.path or 'the top'}"
-            misfit = find_misfit(call.module, tensors)
-            message = f"{name} {cannot_process(tensors, error)}" if misfit is None else f"{name}: {misfit}"
-            raise ShapeError(message) from error
+            raise ShapeError(_describe_misfit(call, tensors, error)) from error
+
+
+def _describe_misfit(call: Call, tensors: Sequence[Any], error: Exception) -> str:
+    name = f"{type(call.module).__name__} at {call.path or 'the top'}"
+    misfit = find_misfit(call.module, tensors)
+    return f"{name} {cannot_process(tensors, error)}" if misfit is None else f"{name}: {misfit}"
 
 
 def filling() -> bool:

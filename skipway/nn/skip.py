@@ -147,11 +147,11 @@ class Skip(NamedErrors, ExtraInputs):
 
     @property
     def channel_axis(self) -> int | None:
-        """Axis of the channels of the output, None if neither `dim` nor the body tells."""
+        """Axis of the channels of the output, None if neither `dim` nor the body determines it."""
         return channel_axis_of(self.body) if self.dim is None else self.dim
 
     def _shortcut_of(self, x: Any, branch: Any, version: int) -> Any:
-        refuse_in_place_change(x, version, "the body")
+        refuse_in_place_change(x, version, "the body or the shortcut")
         if self.open_shortcut is not None:
             self._fit_shortcut(x, branch)
         return x if self.shortcut is None else self.shortcut(x)

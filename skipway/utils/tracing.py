@@ -12,7 +12,7 @@ __all__ = ["is_traced"]
 
 
 def is_traced(x: Any) -> bool:
-    """Return True if `x` stands for a tensor during a symbolic trace, so that its shape, device and dtype are unknown.
+    """Return True if `x` is the proxy of a tensor in a symbolic trace, of unknown shape, device and dtype.
 
     >>> is_traced(1.0)
     False
