@@ -36,7 +36,7 @@ class ExampleInputs(NamedTuple):
         """
         if isinstance(self.dtypes, Sequence) and len(self.dtypes) != len(self.inputs):
             raise InputError(
-                f"dtypes: expected one dtype for each of {len(self.inputs)} inputs, got {len(self.dtypes)}. Pass one "
+                f"dtypes: expected {len(self.inputs)}, one per input, got {len(self.dtypes)}. Pass one "
                 "dtype for all, or one for each."
             )
         for example in self.inputs:

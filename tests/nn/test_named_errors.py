@@ -137,7 +137,7 @@ def test_wrong_dtypes_are_refused():
         ShapeError, match=r"Embedding at 0: expected indices of torch.int64, got torch.float32. Convert"
     ):
         output_shape(Chain(nn.Embedding(9, 4)), (2, 5))
-    with pytest.raises(ValueError, match="dtypes: expected one dtype for each of 1 inputs, got 2"):
+    with pytest.raises(ValueError, match="dtypes: expected 1, one per input, got 2"):
         output_shape(nn.Linear(3, 2), (1, 3), dtypes=[None, torch.float64])
 
 
