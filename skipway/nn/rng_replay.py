@@ -1,19 +1,22 @@
 """Run layers a second time in the backward pass, instead of keeping their activations.
 
-The second pass uses the precision and the random numbers of the first, and does not update running statistics.
+The second pass uses the precision, the random numbers and the buffers of the first, and changes no buffer.
 Shapes: those that the layers accept and return.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
+from skipway.nn.in_place import starts_in_place
+from skipway.nn.layer_state import LayerState
 
-__all__ = ["GeneratorStates", "RngSnapshot", "rerun_backward"]
+__all__ = ["GeneratorStates", "RngSnapshot", "gradient_for_hooks", "rerun_backward"]
 
 GeneratorStates = tuple[Tensor, ...]
 
@@ -60,45 +63,67 @@ def rerun_backward(
     x: Tensor,
     out_gradient: Tensor,
     *,
-    parameters: Sequence[nn.Parameter],
-    gradients: dict[nn.Parameter, Tensor],
+    state: LayerState,
+    gradients: dict[Tensor, Tensor],
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Run `layers` again with gradients, and differentiate them.
+
+    The layers use detached aliases of their parameters, so that the hooks of a parameter see its whole gradient once,
+    when autograd gets it.
 
     Args:
         layers: layers to run one after the other.
         x: input of the first pass.
         out_gradient: gradient of the output.
-        parameters: parameters that need a gradient; may include those of other layers.
+        state: state of the layers at the start of the first pass.
         gradients: accumulates the gradients of the parameters of `layers`.
         dtype: dtype in which the layers run; None keeps that of x.
 
     Returns:
-        The output and the gradient of x.
+        The output, and the gradient of x, None if the output does not depend on it or x has no gradients.
     """
-    layer_parameters = set(nn.ModuleList(layers).parameters())
-    leaves = [p for p in parameters if p in layer_parameters]
-    x = x.detach().requires_grad_()
-    with torch.enable_grad(), _copied_buffers(layers):
-        out = run_layers(layers, x if dtype is None else x.to(dtype), call_layer)
-    if not out.requires_grad:  # the output does not depend on the input
-        return out, torch.zeros_like(x)
-    x_gradient, *values = torch.autograd.grad(out, [x, *leaves], out_gradient.to(out.dtype), allow_unused=True)
-    for parameter, value in zip(leaves, values, strict=True):
+    aliases = {leaf: _alias(leaf) for leaf in state.leaves}
+    x = x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
+    with torch.enable_grad(), state.restored(aliases):
+        first = x if dtype is None else x.to(dtype)
+        out = run_layers(layers, first.clone() if starts_in_place(layers) else first, call_layer)
+    if not out.requires_grad:
+        return out, None
+    sources = [*([x] if x.requires_grad else []), *aliases.values()]
+    _refuse_outsiders(out, sources)
+    found = torch.autograd.grad(out, sources, out_gradient.to(out.dtype), allow_unused=True)
+    values = dict(zip(sources, found, strict=True))
+    for leaf, alias in aliases.items():
+        value = values[alias]
         if value is not None:
-            gradients[parameter] = gradients[parameter] + value if parameter in gradients else value
-    return out.detach(), torch.zeros_like(x) if x_gradient is None else x_gradient
+            gradients[leaf] = gradients[leaf] + value if leaf in gradients else value
+    return out.detach(), values.get(x)
 
 
-@contextmanager
-def _copied_buffers(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Replace buffers by copies temporarily, so that norms update their statistics only in the first pass."""
-    originals = [(module._buffers, dict(module._buffers)) for module in nn.ModuleList(layers).modules()]
-    for buffers, values in originals:
-        buffers.update((name, value.clone()) for name, value in values.items() if value is not None)
-    try:
-        yield
-    finally:
-        for buffers, values in originals:
-            buffers.update((name, value) for name, value in values.items() if value is not None)
+def gradient_for_hooks(leaf: Tensor, gradients: Mapping[Tensor, Tensor]) -> Tensor | None:
+    """Return the gradient of `leaf`: None if it was not used, or zeros if it has hooks, which cannot take None."""
+    has_hooks = leaf._backward_hooks or leaf._post_accumulate_grad_hooks
+    return torch.zeros_like(leaf) if has_hooks and leaf not in gradients else gradients.get(leaf)
+
+
+def _alias(leaf: Tensor) -> Tensor:
+    alias = leaf.detach()
+    return nn.Parameter(alias) if isinstance(leaf, nn.Parameter) else alias.requires_grad_()
+
+
+def _refuse_outsiders(out: Tensor, sources: Sequence[Tensor]) -> None:
+    """Check that `out` depends on `sources` alone, because other tensors would silently get no gradient."""
+    known, seen, nodes = set(sources), set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and leaf not in known:
+            raise InputError(
+                "cannot recompute: expected layers that hold all their parameters, got one that uses a tensor of shape "
+                f"{tuple(leaf.shape)} from elsewhere. Register it in that layer, or disable recompute."
+            )
+        nodes.extend(function for function, _ in node.next_functions)
