@@ -21,7 +21,7 @@ from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.nn.call_context import can_recompute
 from skipway.nn.chain import Chain
-from skipway.nn.in_place import refuse_in_place_change, starts_in_place, version_of
+from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.rng_replay import RngSnapshot, gradient_for_hooks, rerun_backward
@@ -121,11 +121,11 @@ class _Group(Function):
         ctx.group, ctx.state, ctx.rng = group, LayerState(group), RngSnapshot(x.device)
         ctx.generator_states = ctx.rng.generator_states()
         ctx.save_for_backward(pages.copy_of(x))
-        first = x.detach().clone() if starts_in_place(group) else x.detach()
+        first = x.detach().clone() if ctx.state.in_place else x.detach()
         version = version_of(first)
         with ctx.rng.autocast_context():
             out = run_layers(group, first, call_layer)
-        if not starts_in_place(group):
+        if not ctx.state.in_place:
             refuse_in_place_change(first, version, "a layer at the start of a recomputed group")
         if not isinstance(out, Tensor):
             raise InputError(

@@ -8,7 +8,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
-__all__ = ["can_recompute", "in_vmap"]
+__all__ = ["can_recompute", "is_transformed"]
 
 
 def can_recompute(x: Any) -> bool:
@@ -32,12 +32,18 @@ def can_recompute(x: Any) -> bool:
     )
 
 
-def in_vmap() -> bool:
-    """Return True inside torch.vmap, where no operation may depend on the values of a tensor.
+def is_transformed() -> bool:
+    """Return True inside torch.vmap or a forward-mode derivative, alone or inside another transform.
 
-    >>> in_vmap(), torch.vmap(lambda x: x + in_vmap())(torch.ones(2))
+    Operations may not depend on values there, and need derivatives other than those of the backward pass.
+
+    >>> is_transformed(), torch.vmap(lambda x: x + is_transformed())(torch.ones(2))
     (False, tensor([2., 2.]))
     """
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
     if not torch._C._are_functorch_transforms_active():
         return False
-    return any(level.key() == TransformType.Vmap for level in get_interpreter_stack() or ())
+    return any(level.key() != TransformType.Grad for level in get_interpreter_stack() or ())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipway.errors import InputError
-from skipway.nn.in_place import version_of
+from skipway.nn.in_place import starts_in_place, version_of
 
 __all__ = ["LayerState", "differentiable_tensors"]
 
@@ -42,7 +42,8 @@ class _ModuleState(NamedTuple):
 
     def apply(self, values: Mapping[Tensor | None, Tensor]) -> None:
         """Put the module into this state, with other tensors for those in `values`."""
-        self.module.training = self.training
+        if self.module.training != self.training:
+            self.module.training = self.training
         self.module._parameters.update((name, values.get(p, p)) for name, p in self.parameters.items())  # type: ignore[misc]
         self.module._buffers.update((name, values.get(b, b)) for name, b in self.buffers.items())
 
@@ -52,10 +53,12 @@ class LayerState:
 
     Attributes:
         leaves: parameters and buffers that need a gradient.
+        in_place: True if the layers start in place, so that they need a copy of their input.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
         self.leaves = differentiable_tensors(layers)
+        self.in_place = starts_in_place(layers)
         modules = dict.fromkeys(chain.from_iterable(layer.modules() for layer in layers))
         self._modules = [_ModuleState.of(m) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
         self._buffers = [{b for b in state.buffers.values() if b is not None} for state in self._modules]

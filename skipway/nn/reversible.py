@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import Function, once_differentiable
 
 from skipway.errors import InputError, ShapeError
-from skipway.nn.call_context import can_recompute, in_vmap
+from skipway.nn.call_context import can_recompute, is_transformed
 from skipway.nn.chain import Chain, Layer, as_module
 from skipway.nn.channel_axis import channel_axis_of, check_dim, resolve_dim
 from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, version_of
@@ -213,7 +213,7 @@ def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         )
     first, second = x.chunk(2, axis)
     # Copies: strided views would slow down every later operation.
-    if in_vmap():  # where the memory format is unknown
+    if is_transformed():  # where the memory format is unknown
         return first.contiguous(), second.contiguous()
     layout = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
     return tuple(h.contiguous(memory_format=layout or torch.contiguous_format) for h in (first, second))  # type: ignore[return-value]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
-from skipway.nn.in_place import starts_in_place
 from skipway.nn.layer_state import LayerState
 
 __all__ = ["GeneratorStates", "RngSnapshot", "gradient_for_hooks", "rerun_backward"]
@@ -87,7 +86,7 @@ def rerun_backward(
     x = x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
     with torch.enable_grad(), state.restored(aliases):
         first = x if dtype is None else x.to(dtype)
-        out = run_layers(layers, first.clone() if starts_in_place(layers) else first, call_layer)
+        out = run_layers(layers, first.clone() if state.in_place else first, call_layer)
     if not out.requires_grad:
         return out, None
     sources = [*([x] if x.requires_grad else []), *aliases.values()]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.autograd import Function
 
 from skipway.errors import ShapeError
-from skipway.nn.call_context import in_vmap
+from skipway.nn.call_context import is_transformed
 from skipway.nn.join_errors import need_tensors
 from skipway.utils.tracing import is_traced
 
@@ -29,7 +29,8 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     run agree.
 
     All rows are computed and masked, with the same distribution, if rows cannot be selected freely. This happens in
-    compiled and traced code, inside torch.vmap, if a single row is kept, and around a norm over all processes.
+    compiled and traced code, in torch.vmap and forward-mode derivatives, if a single row is kept, and around a norm
+    over all processes.
 
     Args:
         body: module to skip. Its norms see only the kept rows.
@@ -44,7 +45,7 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     Raises:
         ShapeError: the shapes of the body's output and of the shortcut differ, or the output is no tensor.
     """
-    if is_traced(x) or in_vmap() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_traced(x) or is_transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _masked(body, x, shortcut, stays=_draw(x, rate, mode), rate=rate)
     draws = 1 if mode == "batch" else len(x)
     stays = _draw(x, rate, mode)
@@ -85,7 +86,7 @@ def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, *, stays: Tensor, rate
 
 @fx.wrap
 def _mask(branch: Any, shortcut: Tensor, stays: Tensor, rate: float) -> Tensor:
-    branch = _checked_shape(branch, shortcut, len(shortcut))
+    branch = _checked_shape(branch, shortcut, shortcut.shape[0])
     mask = stays.to(branch.device, non_blocking=True).view(-1, *[1] * (branch.dim() - 1))
     return torch.where(mask, branch / (1 - rate), 0.0)
 
@@ -116,6 +117,8 @@ def _zeros(body: nn.Module, shortcut: Tensor) -> Tensor:
 class _ZeroGradients(Function):
     """Return `out` unchanged, with gradients of zero for the parameters."""
 
+    generate_vmap_rule = True  # for derivatives of many outputs at once
+
     @staticmethod
     def forward(out: Tensor, *parameters: Tensor) -> Tensor:
         return out.view_as(out)
@@ -135,6 +138,8 @@ class _ZeroGradients(Function):
 class _Gather(Function):
     """Select rows: (B, *), (N) -> (N, *), in the same memory format."""
 
+    generate_vmap_rule = True  # for derivatives of many outputs at once
+
     @staticmethod
     def forward(x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
@@ -151,6 +156,8 @@ class _Gather(Function):
 
 class _Scatter(Function):
     """Place rows in zeros: (N, *), (N) -> (count, *), in the memory format of `values`."""
+
+    generate_vmap_rule = True  # for derivatives of many outputs at once
 
     @staticmethod
     def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:
