@@ -24,7 +24,7 @@ from skipway.nn.chain import Chain
 from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.rng_replay import RngSnapshot, gradient_for_hooks, rerun_backward
+from skipway.nn.rng_replay import RngSnapshot, gradients_of, needed_gradients, rerun_backward
 from skipway.nn.skip import Skip
 
 __all__ = ["recompute"]
@@ -138,12 +138,15 @@ class _Group(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        gradients: dict[Tensor, Tensor] = {}
+        leaves, (needs_x, *needed) = ctx.state.leaves, ctx.needs_input_grad[2:]
+        gradients = needed_gradients(leaves, needed)
         with ctx.rng.replay():
             ctx.rng.restore_generators(ctx.generator_states)
             (x,) = ctx.saved_tensors
-            _, x_gradient = rerun_backward(ctx.group, x, gradient, state=ctx.state, gradients=gradients)
-        return None, None, x_gradient, *(gradient_for_hooks(leaf, gradients) for leaf in ctx.state.leaves)
+            _, x_gradient = rerun_backward(
+                ctx.group, x, gradient, state=ctx.state, gradients=gradients, needs_x=needs_x
+            )
+        return None, None, x_gradient, *gradients_of(leaves, gradients)
 
 
 class _Pages:

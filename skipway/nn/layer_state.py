@@ -7,7 +7,7 @@ buffers in the meantime. Nothing large is copied that the first pass leaves unch
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,13 @@ class _ModuleState(NamedTuple):
     def of(cls, module: nn.Module) -> "_ModuleState":
         return cls(module, module.training, dict(module._parameters), dict(module._buffers))
 
-    def apply(self, values: Mapping[Tensor | None, Tensor]) -> None:
+    def apply(self, values: Mapping[Tensor, Tensor]) -> None:
         """Put the module into this state, with other tensors for those in `values`."""
         if self.module.training != self.training:
             self.module.training = self.training
-        self.module._parameters.update((name, values.get(p, p)) for name, p in self.parameters.items())  # type: ignore[misc]
-        self.module._buffers.update((name, values.get(b, b)) for name, b in self.buffers.items())
+        held: tuple[Any, Any] = self.module._parameters, self.module._buffers
+        for own, tensors in zip(held, (self.parameters, self.buffers), strict=True):
+            own.update((name, None if t is None else values.get(t, t)) for name, t in tensors.items())
 
 
 class LayerState:
@@ -54,17 +55,28 @@ class LayerState:
     Attributes:
         leaves: parameters and buffers that need a gradient.
         in_place: True if the layers start in place, so that they need a copy of their input.
+
+    Raises:
+        InputError: a layer is a ScriptModule.
     """
 
     def __init__(self, layers: Sequence[nn.Module]):
         self.leaves = differentiable_tensors(layers)
         self.in_place = starts_in_place(layers)
         modules = dict.fromkeys(chain.from_iterable(layer.modules() for layer in layers))
-        self._modules = [_ModuleState.of(m) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+        if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+            raise InputError(
+                "cannot recompute: expected layers in Python, got a ScriptModule. Disable recompute for these layers, "
+                "or do not script them."
+            )
+        self._modules = [_ModuleState.of(module) for module in modules]
         self._buffers = [{b for b in state.buffers.values() if b is not None} for state in self._modules]
         parameters = chain.from_iterable(state.parameters.values() for state in self._modules)
         tensors = [*(p for p in parameters if p is not None), *chain.from_iterable(self._buffers)]
         self._versions = {tensor: version_of(tensor) for tensor in tensors}
+        # An embedding scales its rows down in place, which changes nothing the second time.
+        limited = [state for state in self._modules if getattr(state.module, "max_norm", None) is not None]
+        self._renormalized = set(chain.from_iterable(state.parameters.values() for state in limited))
         learning = set(self.leaves)
         copied = {b for b in chain.from_iterable(self._buffers) if b not in _STEADY}
         copied |= {t for t in tensors if t.nbytes <= _SMALL}
@@ -77,14 +89,13 @@ class LayerState:
             InputError: the pass changed a tensor whose value at the start is lost.
         """
         changed = {t for t, version in self._versions.items() if version_of(t) != version}
-        lost = [t for t in changed if t not in self._starts]
+        lost = [t for t in changed if t not in self._starts and t not in self._renormalized]
         if lost:
-            kind = "buffer" if lost[0] in _STEADY else "parameter"
-            _STEADY.pop(lost[0], None)
+            is_steady = _STEADY.pop(lost[0], False)
+            fix = "Run the pass again, which then keeps a copy." if is_steady else "Disable recompute for this layer."
             raise InputError(
-                f"cannot recompute: expected layers whose forward pass leaves large {kind}s unchanged, got a change of "
-                f"{_named(lost[0], self._modules)} in place. "
-                + ("Run the pass again." if kind == "buffer" else "Disable recompute for these layers.")
+                "cannot recompute: expected layers that change only their buffers, and the same ones in every pass, "
+                f"got a change of {_named(lost[0], self._modules)} in place. {fix}"
             )
         for buffers in self._buffers:
             if not buffers & changed:
@@ -111,7 +122,7 @@ class LayerState:
                     f"{_named(tensor, self._modules)} modified in place. Call backward() before optimizer.step() and "
                     "other changes."
                 )
-        values: dict[Tensor | None, Tensor] = dict(aliases)
+        values = {**aliases}
         for tensor, start in self._starts.items():
             copy = start.clone()
             values[tensor] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy

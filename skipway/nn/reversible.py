@@ -22,7 +22,7 @@ from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, 
 from skipway.nn.joins import add
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.named_errors import NamedErrors, named_errors
-from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, gradient_for_hooks, rerun_backward
+from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, gradients_of, needed_gradients, rerun_backward
 
 __all__ = ["Coupling", "Reversible"]
 
@@ -113,7 +113,7 @@ class Reversible(Chain):
                     f"{type(coupling).__name__}{' with shortcuts' if isinstance(coupling, Coupling) else ''}. "
                     "Move it into a Chain before the Reversible."
                 )
-        dims = {self.dim, *(coupling.dim for coupling in self)} - {None}
+        dims = {d for d in (dim, *(c.dim for c in self if isinstance(c, Coupling))) if d is not None}
         if len(dims) > 1:
             raise InputError(
                 f"Reversible: expected Couplings with the same dim, got {' and '.join(map(str, sorted(dims)))}. Put "
@@ -128,8 +128,9 @@ class Reversible(Chain):
         bodies = self.bodies()
         axis = resolve_dim(self.dim, chain.from_iterable(bodies), input)
         x1, x2 = _wide_halves(input, axis)
-        if can_recompute(x1):
-            x1, x2 = _Reversed.apply(self, input.dtype, x1, x2, *differentiable_tensors([self]))
+        leaves = differentiable_tensors([self])
+        if can_recompute(x1) and (leaves or x1.requires_grad):
+            x1, x2 = _Reversed.apply(self, input.dtype, x1, x2, *leaves)
         else:
             for f, g in bodies:
                 x1 = add(_unchanged(f, x2.to(input.dtype)), x1)
@@ -159,7 +160,7 @@ class _Reversed(Function):
     @once_differentiable
     def backward(ctx: Any, d1: Tensor, d2: Tensor) -> Any:
         y1, y2 = ctx.saved_tensors
-        gradients: dict[Tensor, Tensor] = {}
+        gradients = needed_gradients(ctx.leaves, ctx.needs_input_grad[4:])
         with ctx.rng.replay():
             # The last call added a function of the first half to the second half; the halves swap from call to call.
             for call in reversed(ctx.calls):
@@ -169,7 +170,7 @@ class _Reversed(Function):
                 )
                 y1, y2 = y2 - out, y1
                 d1, d2 = d2, d1 if gradient is None else d1 + gradient
-        return None, None, d1, d2, *(gradient_for_hooks(leaf, gradients) for leaf in ctx.leaves)
+        return None, None, d1, d2, *gradients_of(ctx.leaves, gradients)
 
 
 class _Call(NamedTuple):
@@ -206,10 +207,10 @@ def _wide_halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 @fx.wrap
 def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.shape[axis] % 2:
-        axes = {1: "(B, C, *)", -1: "(B, *, C)"}.get(axis, f"channels C on axis {axis}, and")
+        shape = "(B, C, *)" if axis == 1 else "a tensor"
         raise ShapeError(
-            f"Coupling: expected {axes} with an even number of channels C, got {tuple(x.shape)}. "
-            "Change the layer before it."
+            f"cannot halve the channels: expected {shape} with an even number of channels C on axis {axis}, got "
+            f"{tuple(x.shape)}. Change the layer before it."
         )
     first, second = x.chunk(2, axis)
     # Copies: strided views would slow down every later operation.

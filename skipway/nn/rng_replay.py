@@ -15,7 +15,7 @@ from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.nn.layer_state import LayerState
 
-__all__ = ["GeneratorStates", "RngSnapshot", "gradient_for_hooks", "rerun_backward"]
+__all__ = ["GeneratorStates", "RngSnapshot", "gradients_of", "needed_gradients", "rerun_backward"]
 
 GeneratorStates = tuple[Tensor, ...]
 
@@ -63,7 +63,8 @@ def rerun_backward(
     out_gradient: Tensor,
     *,
     state: LayerState,
-    gradients: dict[Tensor, Tensor],
+    gradients: dict[Tensor, Tensor | None],
+    needs_x: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run `layers` again with gradients, and differentiate them.
@@ -76,34 +77,46 @@ def rerun_backward(
         x: input of the first pass.
         out_gradient: gradient of the output.
         state: state of the layers at the start of the first pass.
-        gradients: accumulates the gradients of the parameters of `layers`.
+        gradients: maps each parameter whose gradient is needed to its gradient so far, or None.
+        needs_x: compute the gradient of x.
         dtype: dtype in which the layers run; None keeps that of x.
 
     Returns:
-        The output, and the gradient of x, None if the output does not depend on it or x has no gradients.
+        The output, and the gradient of x, None if it is not needed or the output does not depend on x.
     """
     aliases = {leaf: _alias(leaf) for leaf in state.leaves}
-    x = x.detach().requires_grad_(x.is_floating_point() or x.is_complex())
+    x = x.detach().requires_grad_(needs_x)
     with torch.enable_grad(), state.restored(aliases):
         first = x if dtype is None else x.to(dtype)
         out = run_layers(layers, first.clone() if state.in_place else first, call_layer)
-    if not out.requires_grad:
-        return out, None
-    sources = [*([x] if x.requires_grad else []), *aliases.values()]
-    _refuse_outsiders(out, sources)
-    found = torch.autograd.grad(out, sources, out_gradient.to(out.dtype), allow_unused=True)
-    values = dict(zip(sources, found, strict=True))
-    for leaf, alias in aliases.items():
-        value = values[alias]
-        if value is not None:
-            gradients[leaf] = gradients[leaf] + value if leaf in gradients else value
-    return out.detach(), values.get(x)
+    _refuse_outsiders(out, {x, *aliases.values()})
+    sources = {leaf: alias for leaf, alias in aliases.items() if leaf in gradients}
+    if needs_x:
+        sources[x] = x
+    if not out.requires_grad or not sources:
+        return out.detach(), None
+    values = torch.autograd.grad(out, list(sources.values()), out_gradient.to(out.dtype), allow_unused=True)
+    computed = {leaf: value for leaf, value in zip(sources, values, strict=True) if value is not None}
+    x_gradient = computed.pop(x, None)
+    for leaf, value in computed.items():
+        earlier = gradients[leaf]
+        gradients[leaf] = value if earlier is None else earlier + value
+    return out.detach(), x_gradient
 
 
-def gradient_for_hooks(leaf: Tensor, gradients: Mapping[Tensor, Tensor]) -> Tensor | None:
-    """Return the gradient of `leaf`: None if it was not used, or zeros if it has hooks, which cannot take None."""
-    has_hooks = leaf._backward_hooks or leaf._post_accumulate_grad_hooks
-    return torch.zeros_like(leaf) if has_hooks and leaf not in gradients else gradients.get(leaf)
+def needed_gradients(leaves: Sequence[Tensor], needed: Sequence[bool]) -> dict[Tensor, Tensor | None]:
+    """Return the leaves whose gradient is needed, without gradients yet."""
+    return {leaf: None for leaf, is_needed in zip(leaves, needed, strict=True) if is_needed}
+
+
+def gradients_of(leaves: Sequence[Tensor], gradients: Mapping[Tensor, Tensor | None]) -> list[Tensor | None]:
+    """Return the gradient of each leaf: None if it was not used, or zeros if it has hooks, which cannot take None."""
+    found = [gradients.get(leaf) for leaf in leaves]
+    has_hooks = [leaf._backward_hooks or leaf._post_accumulate_grad_hooks for leaf in leaves]
+    return [
+        torch.zeros_like(leaf) if value is None and hooks else value
+        for leaf, value, hooks in zip(leaves, found, has_hooks, strict=True)
+    ]
 
 
 def _alias(leaf: Tensor) -> Tensor:
@@ -111,15 +124,19 @@ def _alias(leaf: Tensor) -> Tensor:
     return nn.Parameter(alias) if isinstance(leaf, nn.Parameter) else alias.requires_grad_()
 
 
-def _refuse_outsiders(out: Tensor, sources: Sequence[Tensor]) -> None:
-    """Check that `out` depends on `sources` alone, because other tensors would silently get no gradient."""
-    known, seen, nodes = set(sources), set(), [out.grad_fn]
+def _refuse_outsiders(out: Tensor, known: set[Tensor]) -> None:
+    """Check that `out` depends on known tensors alone, because others would silently get no gradient.
+
+    Raises:
+        InputError: it depends on another tensor that needs a gradient.
+    """
+    seen, nodes = set(), [out.grad_fn]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
+        leaf = node.variable if type(node).__name__ == "AccumulateGrad" else None  # type: ignore[attr-defined]
         if leaf is not None and leaf not in known:
             raise InputError(
                 "cannot recompute: expected layers that hold all their parameters, got one that uses a tensor of shape "
