@@ -1,6 +1,6 @@
 """In-place layers: refuse them if another layer still needs the tensor that they overwrite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 
-__all__ = ["refuse_in_place_layers", "refuse_in_place_change", "version_of"]
+__all__ = ["refuse_in_place_change", "refuse_in_place_layers", "starts_in_place", "version_of"]
 
 
 def version_of(x: Any) -> int:
@@ -49,6 +49,15 @@ def refuse_in_place_layers(owner: str, *sides: nn.Module | None) -> None:
                     f"{layer!r} at the start of a {owner} modifies in place the input that the other side needs. Use "
                     "a layer that returns a new tensor (inplace=False)."
                 )
+
+
+def starts_in_place(layers: Sequence[nn.Module]) -> bool:
+    """Return True if layers that run one after the other start with an in-place layer.
+
+    >>> starts_in_place([nn.Identity(), nn.ReLU(inplace=True)])
+    True
+    """
+    return any(_is_in_place(layer) for layer in _first_layers(nn.Sequential(*layers)))
 
 
 def _is_in_place(layer: nn.Module) -> bool:
