@@ -96,8 +96,8 @@ class Reversible(Chain):
     @named_errors
     def forward(self, input: Tensor) -> Tensor:
         """Apply all couplings; the shape (B, C, *) is unchanged."""
-        x1, x2 = _wide_halves(input)
-        plain = is_traced(x1) or x1.is_meta or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        x1, x2 = map(_wide, _halves(input))
+        plain = is_traced(x1) or x1.is_meta or torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not plain:
             x1, x2 = _Reversed.apply(self, input.dtype, x1, x2, *(p for p in self.parameters() if p.requires_grad))
         else:
@@ -150,20 +150,26 @@ class _Reversed(Function):
 
 
 @fx.wrap
-def _wide_halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    first, second = _halves(x)
-    return first.to(wide), second.to(wide)
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
-@fx.wrap
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.dim() < 2 or x.shape[1] % 2:
+    if not is_traced(x) and (x.dim() < 2 or x.shape[1] % 2):
         raise ShapeError(
             f"Coupling: expected (B, C, *) with an even number of channels C, got {tuple(x.shape)}. "
             "Change the layer before it."
         )
+    halves = _split(x)
+    return halves[0], halves[1]
+
+
+@fx.wrap
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return copies of both halves, because strided views would slow down every later operation."""
     first, second = x.chunk(2, 1)
-    # Copies: strided views would slow down every later operation.
-    layout = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
-    return tuple(h.contiguous(memory_format=layout or torch.contiguous_format) for h in (first, second))  # type: ignore[return-value]
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
+    else:
+        layout = torch.contiguous_format
+    return first.contiguous(memory_format=layout), second.contiguous(memory_format=layout)
