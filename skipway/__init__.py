@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from skipway.models.network import Network
     from skipway.nn.activation_checkpointing import recompute
     from skipway.nn.chain import Chain
+    from skipway.nn.dense import Dense
     from skipway.nn.joins import Gate, Scale, add, concat, multiply
+    from skipway.nn.parallel import Parallel
     from skipway.nn.reversible import Coupling, Reversible
     from skipway.nn.shape_inference import output_shape
-    from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
+    from skipway.nn.skip import Skip, named_skips, set_submodule
     from skipway.probe.summary import summary
     from skipway.runs.recipe import Recipe
     from skipway.runs.train_run import Run, train
@@ -48,7 +50,9 @@ _NAMES = {
     "skipway.runs.train_run": ("Run", "train"),
     "skipway.nn.shape_inference": ("output_shape",),
     "skipway.nn.chain": ("Chain",),
-    "skipway.nn.skip": ("Dense", "Parallel", "Skip", "named_skips", "set_submodule"),
+    "skipway.nn.dense": ("Dense",),
+    "skipway.nn.parallel": ("Parallel",),
+    "skipway.nn.skip": ("Skip", "named_skips", "set_submodule"),
     "skipway.data.image_spec": ("Spec",),
     "skipway.commands.check_data": ("check",),
     "skipway.commands.evaluate": ("evaluate",),

@@ -37,8 +37,9 @@ from skipway.grow.verify_equal_outputs import choose_probe, record_calls, verify
 from skipway.grow.widening import Widening
 from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
+from skipway.nn.parallel import Parallel
 from skipway.nn.shortcut_types import Pad
-from skipway.nn.skip import Parallel, Skip
+from skipway.nn.skip import Skip
 from skipway.utils.format_text import short_repr
 
 __all__ = ["Growth", "deepen", "grow_deeper", "grow_to", "widen", "grow_wider"]

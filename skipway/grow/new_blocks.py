@@ -16,9 +16,10 @@ from skipway.grow.widening import reset_parameters
 from skipway.models.network import Network
 from skipway.nn.blocks import EfficientChannelAttention, Shift, SqueezeExcite
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Scale, add, append, concat
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Dense, Skip, named_skips
+from skipway.nn.skip import Skip, named_skips
 
 __all__ = ["appends_channels", "init_as_identity", "insert_repeated_blocks", "insert_planned_blocks"]
 

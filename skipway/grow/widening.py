@@ -22,11 +22,13 @@ from skipway.grow.channel_map import NEW, ChannelMap, Origin, concat_maps, copy_
 from skipway.models.head import Scaled
 from skipway.nn.blocks import LayerNorm2d, SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.chain import Function, is_plain_sequence
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate, Scale, add, append, concat, multiply
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import Call
 from skipway.nn.shortcut_types import Pad, Project
-from skipway.nn.skip import Dense, Parallel, Skip
+from skipway.nn.skip import Skip
 
 __all__ = ["Widening", "reset_parameters"]
 

@@ -51,7 +51,7 @@ class Network(Chain):
         plan: dict[str, Any] | None = None,
         spec: Spec | TableSpec | None = None,
     ):
-        super().__init__(layers)  # type: ignore[arg-type]
+        super().__init__(layers)
         self.plan: dict[str, Any] = plan or {}
         self.spec = spec
         self.origin = "fresh weights"

@@ -2,10 +2,12 @@
 
 from skipway.nn.activation_checkpointing import recompute
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
+from skipway.nn.skip import Skip, named_skips, set_submodule
 
 __all__ = [
     "Chain",

@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
+from torch.nn.parameter import is_lazy
 
 from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
+from skipway.nn.call_context import can_recompute
 from skipway.nn.chain import Chain
+from skipway.nn.in_place import refuse_in_place_change, version_of
+from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.rng_replay import RngSnapshot, rerun_backward
+from skipway.nn.rng_replay import RngSnapshot, gradients_of, needed_gradients, rerun_backward
 from skipway.nn.skip import Skip
 
 __all__ = ["recompute"]
@@ -101,12 +105,10 @@ def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Page
     end = max(0, len(layers) - spared)
     for begin in range(0, end, every):
         group = layers[begin : min(begin + every, end)]
-        # Autograd handles traced calls, and inputs that are not a single tensor.
-        single = torch.is_grad_enabled() and isinstance(x, Tensor) and not x.is_meta
-        if single and not torch.compiler.is_compiling():
-            parameters = (p for p in nn.ModuleList(group).parameters() if p.requires_grad)
-            x = _Group.apply(group, pages, x, *parameters)
-        else:
+        leaves = differentiable_tensors(group)
+        if can_recompute(x) and (leaves or x.requires_grad) and not any(map(is_lazy, leaves)):
+            x = _Group.apply(group, pages, x, *leaves)
+        else:  # nothing to differentiate here, or autograd does it
             x = run_layers(group, x, call_layer)
     return run_layers(layers[end:], x, call_layer)
 
@@ -115,28 +117,36 @@ class _Group(Function):
     """The output of a group; the parameters are arguments so that autograd requests their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *parameters: nn.Parameter) -> Any:
-        ctx.group, ctx.parameters, ctx.rng = group, parameters, RngSnapshot(x.device)
+    def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *leaves: Tensor) -> Any:
+        ctx.group, ctx.state, ctx.rng = group, LayerState(group), RngSnapshot(x.device)
         ctx.generator_states = ctx.rng.generator_states()
         ctx.save_for_backward(pages.copy_of(x))
+        first = x.detach().clone() if ctx.state.in_place else x.detach()
+        version = version_of(first)
         with ctx.rng.autocast_context():
-            out = run_layers(group, x.detach(), call_layer)
+            out = run_layers(group, first, call_layer)
+        if not ctx.state.in_place:
+            refuse_in_place_change(first, version, "a layer at the start of a recomputed group")
         if not isinstance(out, Tensor):
             raise InputError(
                 f"cannot recompute: expected blocks that return one tensor, got {type(out).__name__}. "
                 "Disable recompute for this network."
             )
+        ctx.state.end_pass()
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        gradients: dict[nn.Parameter, Tensor] = {}
+        leaves, (needs_x, *needed) = ctx.state.leaves, ctx.needs_input_grad[2:]
+        gradients = needed_gradients(leaves, needed)
         with ctx.rng.replay():
             ctx.rng.restore_generators(ctx.generator_states)
             (x,) = ctx.saved_tensors
-            _, x_gradient = rerun_backward(ctx.group, x, gradient, parameters=ctx.parameters, gradients=gradients)
-        return None, None, x_gradient, *(gradients.get(p) for p in ctx.parameters)
+            _, x_gradient = rerun_backward(
+                ctx.group, x, gradient, state=ctx.state, gradients=gradients, needs_x=needs_x
+            )
+        return None, None, x_gradient, *gradients_of(leaves, gradients)
 
 
 class _Pages:

@@ -105,8 +105,11 @@ def same_padding(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) ->
     [0, 1, 0, 1]
     """
     edges: list[int] = []
-    for size, k, s in zip(reversed(x.shape[-2:]), reversed(kernel), reversed(stride), strict=True):
-        short = max((-(-size // s) - 1) * s + k - size, 0)
+    for axis in (-1, -2):
+        # Not max(), which cannot be traced. A kernel of at least the stride needs no positions less than zero.
+        short = kernel[axis] - 1 - (x.shape[axis] - 1) % stride[axis]
+        if kernel[axis] < stride[axis]:
+            short = torch.sym_max(short, 0)
         edges += [short // 2, short - short // 2]
     return edges
 

@@ -5,14 +5,15 @@ axis. Feature vectors (B, C) are both.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from skipway.errors import InputError, ShapeError
+from skipway.utils.tracing import is_symbolic
 
 __all__ = ["channel_axis_of", "check_dim", "resolve_dim"]
 
@@ -43,7 +44,7 @@ _LAST = (
 
 
 def channel_axis_of(layer: nn.Module) -> int | None:
-    """Return the axis on which the output of `layer` has its channels: 1, -1, or None if the layer does not tell.
+    """Return the axis on which the output of `layer` has its channels: 1, -1, or None if unknown.
 
     The last layer with channels decides; activations and dropout after it do not count. A module of another kind may
     have an attribute `channel_axis`.
@@ -70,7 +71,7 @@ def _search(layer: nn.Module) -> tuple[int | None, bool]:
     if isinstance(layer, _FIRST):
         return 1, False
     # A subclass may move the axes, so that only the norms of torch itself are known.
-    is_vector_norm = type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(layer.normalized_shape) == 1
+    is_vector_norm = type(layer) in (nn.LayerNorm, nn.RMSNorm) and len(cast(Any, layer).normalized_shape) == 1
     return (-1, False) if isinstance(layer, _LAST) or is_vector_norm else (None, False)
 
 
@@ -99,7 +100,7 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
     Raises:
         ShapeError: `x` has no such axis, or 3 axes that could be (B, C, L) and (B, T, C) alike.
     """
-    if isinstance(x, fx.Proxy):
+    if is_symbolic(x):
         axes = {channel_axis_of(layer) for layer in layers if dim is None} - {None}
         return dim or (axes.pop() if len(axes) == 1 else 1) or 1
     if dim is not None:
@@ -110,13 +111,13 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
         return dim
     if x.dim() <= 2:
         return 1
-    axes = {axis for layer in layers if (axis := channel_axis_of(layer)) is not None}
+    axes = {channel_axis_of(layer) for layer in layers} - {None}  # no walrus, which torch.compile cannot trace
     if len(axes) == 1:
         return axes.pop() or 1
     if axes or x.dim() == 3:
         shape = tuple(x.shape)
         raise ShapeError(
-            f"cannot tell the channel axis of {shape}: it may be (B, C, L) with {shape[1]} channels, or (B, T, C) with "
+            f"ambiguous channel axis of {shape}: it may be (B, C, L) with {shape[1]} channels, or (B, T, C) with "
             f"{shape[-1]}. Set dim=1 or dim=-1 on this layer, or on the Chain around it."
         )
     return 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from skipway.nn.shape_inference import NamedErrors
+from skipway.nn.named_errors import NamedErrors
 from skipway.utils.format_text import count_of
 
 __all__ = ["show"]
@@ -52,9 +52,10 @@ def _lines(module: nn.Module, indent: str, label: str, seen: set[int]) -> Iterat
 
 def _parts(module: nn.Module) -> list[tuple[str, nn.Module | str]] | None:
     """Return (name, module or text) of each constructor argument, or None if `repr` shows them."""
-    if isinstance(module, nn.Sequential):
-        return list(module._modules.items())  # named_children() would skip a repeated module
-    return module.parts() if isinstance(module, NamedErrors) else None
+    if isinstance(module, NamedErrors) and (parts := module.parts()) is not None:
+        return parts
+    # named_children() would skip a repeated module
+    return list(module._modules.items()) if isinstance(module, nn.Sequential) else None
 
 
 def _short(module: nn.Module) -> str:

@@ -1,19 +1,21 @@
 """Run layers a second time in the backward pass, instead of keeping their activations.
 
-The second pass uses the precision and the random numbers of the first, and does not update running statistics.
+The second pass uses the precision, the random numbers and the buffers of the first, and changes no buffer.
 Shapes: those that the layers accept and return.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
+from skipway.nn.layer_state import LayerState
 
-__all__ = ["GeneratorStates", "RngSnapshot", "rerun_backward"]
+__all__ = ["GeneratorStates", "RngSnapshot", "gradients_of", "needed_gradients", "rerun_backward"]
 
 GeneratorStates = tuple[Tensor, ...]
 
@@ -60,45 +62,84 @@ def rerun_backward(
     x: Tensor,
     out_gradient: Tensor,
     *,
-    parameters: Sequence[nn.Parameter],
-    gradients: dict[nn.Parameter, Tensor],
+    state: LayerState,
+    gradients: dict[Tensor, Tensor | None],
+    needs_x: bool = True,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Run `layers` again with gradients, and differentiate them.
+
+    The layers use detached aliases of their parameters, so that the hooks of a parameter see its whole gradient once,
+    when autograd gets it.
 
     Args:
         layers: layers to run one after the other.
         x: input of the first pass.
         out_gradient: gradient of the output.
-        parameters: parameters that need a gradient; may include those of other layers.
-        gradients: accumulates the gradients of the parameters of `layers`.
+        state: state of the layers at the start of the first pass.
+        gradients: maps each parameter whose gradient is needed to its gradient so far, or None.
+        needs_x: compute the gradient of x.
         dtype: dtype in which the layers run; None keeps that of x.
 
     Returns:
-        The output and the gradient of x.
+        The output, and the gradient of x, None if it is not needed or the output does not depend on x.
     """
-    layer_parameters = set(nn.ModuleList(layers).parameters())
-    leaves = [p for p in parameters if p in layer_parameters]
-    x = x.detach().requires_grad_()
-    with torch.enable_grad(), _copied_buffers(layers):
-        out = run_layers(layers, x if dtype is None else x.to(dtype), call_layer)
-    if not out.requires_grad:  # the output does not depend on the input
-        return out, torch.zeros_like(x)
-    x_gradient, *values = torch.autograd.grad(out, [x, *leaves], out_gradient.to(out.dtype), allow_unused=True)
-    for parameter, value in zip(leaves, values, strict=True):
-        if value is not None:
-            gradients[parameter] = gradients[parameter] + value if parameter in gradients else value
-    return out.detach(), torch.zeros_like(x) if x_gradient is None else x_gradient
+    aliases = {leaf: _alias(leaf) for leaf in state.leaves}
+    x = x.detach().requires_grad_(needs_x)
+    with torch.enable_grad(), state.restored(aliases):
+        first = x if dtype is None else x.to(dtype)
+        out = run_layers(layers, first.clone() if state.in_place else first, call_layer)
+    _refuse_outsiders(out, {x, *aliases.values()})
+    sources = {leaf: alias for leaf, alias in aliases.items() if leaf in gradients}
+    if needs_x:
+        sources[x] = x
+    if not out.requires_grad or not sources:
+        return out.detach(), None
+    values = torch.autograd.grad(out, list(sources.values()), out_gradient.to(out.dtype), allow_unused=True)
+    computed = {leaf: value for leaf, value in zip(sources, values, strict=True) if value is not None}
+    x_gradient = computed.pop(x, None)
+    for leaf, value in computed.items():
+        earlier = gradients[leaf]
+        gradients[leaf] = value if earlier is None else earlier + value
+    return out.detach(), x_gradient
 
 
-@contextmanager
-def _copied_buffers(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Replace buffers by copies temporarily, so that norms update their statistics only in the first pass."""
-    originals = [(module._buffers, dict(module._buffers)) for module in nn.ModuleList(layers).modules()]
-    for buffers, values in originals:
-        buffers.update((name, value.clone()) for name, value in values.items() if value is not None)
-    try:
-        yield
-    finally:
-        for buffers, values in originals:
-            buffers.update((name, value) for name, value in values.items() if value is not None)
+def needed_gradients(leaves: Sequence[Tensor], needed: Sequence[bool]) -> dict[Tensor, Tensor | None]:
+    """Return the leaves whose gradient is needed, without gradients yet."""
+    return {leaf: None for leaf, is_needed in zip(leaves, needed, strict=True) if is_needed}
+
+
+def gradients_of(leaves: Sequence[Tensor], gradients: Mapping[Tensor, Tensor | None]) -> list[Tensor | None]:
+    """Return the gradient of each leaf: None if it was not used, or zeros if it has hooks, which cannot take None."""
+    found = [gradients.get(leaf) for leaf in leaves]
+    has_hooks = [leaf._backward_hooks or leaf._post_accumulate_grad_hooks for leaf in leaves]
+    return [
+        torch.zeros_like(leaf) if value is None and hooks else value
+        for leaf, value, hooks in zip(leaves, found, has_hooks, strict=True)
+    ]
+
+
+def _alias(leaf: Tensor) -> Tensor:
+    alias = leaf.detach()
+    return nn.Parameter(alias) if isinstance(leaf, nn.Parameter) else alias.requires_grad_()
+
+
+def _refuse_outsiders(out: Tensor, known: set[Tensor]) -> None:
+    """Check that `out` depends on known tensors alone, because others would silently get no gradient.
+
+    Raises:
+        InputError: it depends on another tensor that needs a gradient.
+    """
+    seen, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = node.variable if type(node).__name__ == "AccumulateGrad" else None  # type: ignore[attr-defined]
+        if leaf is not None and leaf not in known:
+            raise InputError(
+                "cannot recompute: expected layers that hold all their parameters, got one that uses a tensor of shape "
+                f"{tuple(leaf.shape)} from elsewhere. Register it in that layer, or disable recompute."
+            )
+        nodes.extend(function for function, _ in node.next_functions)

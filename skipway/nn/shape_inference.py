@@ -1,15 +1,12 @@
-"""Shape inference: output shapes without data, sizes of lazy layers, and errors that name the layer.
+"""Shape inference: output shapes without data, and sizes of lazy layers.
 
 Shapes include the batch, so that `output_shape(module, x.shape) == module(x).shape` always holds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import wraps
-from numbers import Integral
-from traceback import walk_tb
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,79 +15,33 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
-from skipway.errors import InputError, ShapeError, SkipwayError, printable
+from skipway.errors import ShapeError, SkipwayError
+from skipway.nn.example_inputs import Example, ExampleInputs
+from skipway.nn.late_parameters import warn_late_parameters
+from skipway.nn.layer_misfit import cannot_process, find_misfit
+from skipway.nn.named_errors import put_path_first
 from skipway.utils.quiet_loggers import quiet_loggers
 
 __all__ = [
     "Call",
-    "NamedErrors",
     "calls",
     "evaluation",
     "filling",
     "kept_buffers",
-    "named_errors",
     "on_meta",
     "output_shape",
     "real_tensors",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _FILLING: ContextVar[bool] = ContextVar("filling", default=False)
-_ONE_VALUE = "Expected more than 1"  # "... value per channel when training", "... spatial element when training"
 
 
-class NamedErrors(nn.Module):
-    """Base class of layers whose errors include their path in the network: see `named_errors`."""
-
-    def parts(self) -> "list[tuple[str, nn.Module | str]] | None":
-        """Return the constructor arguments for the code of this layer, or None if `repr` is that code."""
-        return None
-
-
-def named_errors(forward: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a method of a NamedErrors layer so that an error names the path from the outermost NamedErrors."""
-
-    @wraps(forward)
-    def named(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return forward(*args, **kwargs)
-        except ValueError as error:
-            root = cast(nn.Module, args[0])
-            if str(error).startswith(_ONE_VALUE):
-                raise _one_value(root, error) from error
-            if isinstance(error, SkipwayError):
-                _put_path_first(error, root)
-            raise
-
-    return named
-
-
-def _put_path_first(error: SkipwayError, root: nn.Module, path: str | None = None) -> None:
-    """Prefix the message of `error` with the path from `root` of the layer that raised it, `root` by default."""
-    if error.source is None:
-        error.source = root, str(error).removeprefix(f"{type(root).__name__}: ")
-    source, text = error.source
-    if path is None:
-        path = next((path for path, module in root.named_modules() if module is source), None)
-    if path is not None:
-        error.args = (f"{type(source).__name__}{' at ' if path else ''}{path}: {text}",)
-
-
-def _one_value(root: nn.Module, error: ValueError) -> ShapeError:
-    """Convert torch's error about a norm over a single value to a ShapeError with the path and a fix."""
-    scopes = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)][::-1]
-    norm = next((scope["self"] for scope in scopes if isinstance(scope.get("self"), nn.Module)), root)
-    shape = next((tuple(scope["input"].shape) for scope in scopes if isinstance(scope.get("input"), Tensor)), "this")
-    batch = isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    fix = 'Use batches of 2 or more, norm="group" or "layer", or call eval().' if batch else "Use another norm there."
-    shape_error = ShapeError()
-    shape_error.source = norm, f"cannot normalize {shape}: expected more than one value per mean, got one. {fix}"
-    _put_path_first(shape_error, root)
-    return shape_error
-
-
-def output_shape(module: nn.Module, *input_shapes: Sequence[int]) -> tuple[Any, ...]:
+def output_shape(
+    module: nn.Module,
+    *inputs: Example,
+    dtypes: torch.dtype | Sequence[torch.dtype | None] | None = None,
+    **named: Example,
+) -> tuple[Any, ...]:
     """Return the shape of `module(x)` without data and without arithmetic.
 
     Uninferred sizes (`Dense(None, 5)`, `shortcut="auto"`, torch's lazy layers) are set in the process. The module must
@@ -98,7 +49,10 @@ def output_shape(module: nn.Module, *input_shapes: Sequence[int]) -> tuple[Any, 
 
     Args:
         module: the module to run.
-        input_shapes: shape of each input, batch included.
+        inputs: shape of each input, batch included; or an example tensor, or a dictionary or list of shapes and tensors
+            for a module that takes one.
+        dtypes: dtype of the inputs, or one for each; None is that of the parameters. `nn.Embedding` takes torch.int64.
+        named: inputs passed by name, such as `mask=(2, 5)`.
 
     Returns:
         The output shape as a tuple, or a tuple of shapes if the module has several outputs.
@@ -109,8 +63,10 @@ def output_shape(module: nn.Module, *input_shapes: Sequence[int]) -> tuple[Any, 
 
     >>> output_shape(nn.Conv2d(3, 16, 3), (2, 3, 32, 32))
     (2, 16, 30, 30)
+    >>> output_shape(nn.Embedding(10, 4), (2, 5), dtypes=torch.int64)
+    (2, 5, 4)
     """
-    return _shapes_of(_infer(module, input_shapes))
+    return _shapes_of(_infer(module, ExampleInputs(inputs, named, dtypes)))
 
 
 class Call(NamedTuple):
@@ -122,34 +78,57 @@ class Call(NamedTuple):
     output: tuple[Any, ...] = ()
 
 
-def calls(module: nn.Module, *input_shapes: Sequence[int]) -> list[Call]:
-    """Return every call inside `module`, in the order in which the calls end."""
+def calls(
+    module: nn.Module,
+    *inputs: Example,
+    dtypes: torch.dtype | Sequence[torch.dtype | None] | None = None,
+    **named: Example,
+) -> list[Call]:
+    """Return every call inside `module`, in the order in which the calls end; the inputs are as in `output_shape`."""
     before = sum(1 for _ in module.modules())
+    examples = ExampleInputs(inputs, named, dtypes)
     ended: list[Call] = []
-    _infer(module, input_shapes, ended)
+    _infer(module, examples, ended)
     if sum(1 for _ in module.modules()) != before:  # layers created on the first run have no hooks
-        _infer(module, input_shapes, ended)
+        _infer(module, examples, ended)
     return ended
 
 
-def _infer(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None = None) -> Any:
-    """Return the output of `module` for inputs of `shapes`, and record its calls in `ended`."""
-    for shape in shapes:
-        if not isinstance(shape, Sequence) or not all(isinstance(size, Integral) and size >= 0 for size in shape):
-            raise InputError(
-                "output_shape: expected shapes of non-negative integers with the batch first, such as "
-                f"(2, 3, 32, 32), got {shape}. Pass such a shape."
-            )
-    with evaluation(module), _filling_sizes(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+def _infer(module: nn.Module, examples: ExampleInputs, ended: list[Call] | None = None) -> Any:
+    """Return the output of `module` for example inputs, and record its calls in `ended`."""
+    examples.check()
+    with (
+        warn_late_parameters(module),
+        evaluation(module),
+        _filling_sizes(),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
         with suppress(Exception, _Uninferred):
-            return _infer_on_meta(module, shapes, ended)
-        return _infer_on_fakes(module, shapes, ended)  # any failure: repeat with exact fakes
+            return _infer_on_meta(module, examples, ended)
+        try:
+            return _infer_on_fakes(module, examples, ended)  # any failure: repeat with exact fakes
+        except ShapeError as error:
+            batched = examples.batched()
+            is_of_torch = error.__cause__ is not None
+            if not is_of_torch or batched is None or not _fits(module, batched):
+                raise
+        shapes = " and ".join(str(tuple(shape)) for shape in batched.inputs)
+        raise ShapeError(f"{type(module).__name__}: the batch axis is missing: expected {shapes}. Pass that shape.")
 
 
-def _infer_on_meta(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
+def _fits(module: nn.Module, examples: ExampleInputs) -> bool:
+    with suppress(Exception, _Uninferred):
+        _infer_on_meta(module, examples, None)
+        return True
+    return False
+
+
+def _infer_on_meta(module: nn.Module, examples: ExampleInputs, ended: list[Call] | None) -> Any:
     """Run on the meta device: ten times faster than `_infer_on_fakes`, but without new layers or named errors."""
     with on_meta(module), nullcontext() if ended is None else _recorded_calls(module, [], ended), _SameNorm():
-        return module(*(torch.empty(tuple(shape), device="meta", dtype=_dtype(module)) for shape in shapes))
+        inputs, named = examples.build("meta", _dtype(module))
+        return module(*inputs, **named)
 
 
 @contextmanager
@@ -187,26 +166,32 @@ class _SameNorm(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _infer_on_fakes(module: nn.Module, shapes: Sequence[Sequence[int]], ended: list[Call] | None) -> Any:
+def _infer_on_fakes(module: nn.Module, examples: ExampleInputs, ended: list[Call] | None) -> Any:
     """Run on fake tensors, with real parameters for layers whose sizes are inferred."""
-    running: list[Call] = []
+    running: list[_Running] = []
     with (
         kept_buffers(module),
         _recorded_calls(module, running, [] if ended is None else ended),
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
-        inputs = [torch.empty(tuple(shape), device=_device(module), dtype=_dtype(module)) for shape in shapes]
+        inputs, named = examples.build(_device(module), _dtype(module))
         try:
-            return module(*inputs)
+            return module(*inputs, **named)
         except SkipwayError as error:
             if error.source is not None:
                 source, _ = error.source
-                path = next((call.path for call in reversed(running) if call.module is source), None)
-                _put_path_first(error, module, path)
+                path = next((run.call.path for run in reversed(running) if run.call.module is source), None)
+                put_path_first(error, module, path)
             raise
         except Exception as error:
-            call = running[-1] if running else Call("", module, tuple(map(tuple, shapes)))
-            raise ShapeError(_describe_misfit(call, error)) from error
+            call, tensors = running[-1] if running else _Running(Call("", module, ()), (*inputs, *named.values()))
+            raise ShapeError(_describe_misfit(call, tensors, error)) from error
+
+
+def _describe_misfit(call: Call, tensors: Sequence[Any], error: Exception) -> str:
+    name = f"{type(call.module).__name__} at {call.path or 'the top'}"
+    misfit = find_misfit(call.module, tensors)
+    return f"{name} {cannot_process(tensors, error)}" if misfit is None else f"{name}: {misfit}"
 
 
 def filling() -> bool:
@@ -270,8 +255,15 @@ def kept_buffers(root: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffers.get(name)
 
 
+class _Running(NamedTuple):
+    """A call that has not returned, and its inputs."""
+
+    call: Call
+    tensors: tuple[Any, ...]
+
+
 @contextmanager
-def _recorded_calls(root: nn.Module, running: list[Call], ended: list[Call]) -> Iterator[None]:
+def _recorded_calls(root: nn.Module, running: "list[_Running]", ended: list[Call]) -> Iterator[None]:
     """Record the calls in progress in `running`, and those that returned in `ended`.
 
     A module used at several paths is named after them in turn. Lazy modules are initialized with real parameters.
@@ -285,16 +277,17 @@ def _recorded_calls(root: nn.Module, running: list[Call], ended: list[Call]) -> 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         path = paths[module][min(counts[module], len(paths[module]) - 1)]
         counts[module] += 1
-        running.append(Call(path, module, _shapes_of((*args, *(v for v in kwargs.values() if isinstance(v, Tensor))))))
+        tensors = (*args, *(v for v in kwargs.values() if isinstance(v, Tensor)))
+        running.append(_Running(Call(path, module, _shapes_of(tensors)), tensors))
         if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
             # Before torch's hook, which would create parameters from fake tensors.
             with real_tensors():
                 module.initialize_parameters(*args, **kwargs)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        while running[-1].module is not module:  # a failed call whose error the parent caught
+        while running[-1].call.module is not module:  # a failed call whose error the parent caught
             running.pop()
-        ended.append(running.pop()._replace(output=_shapes_of(output)))
+        ended.append(running.pop().call._replace(output=_shapes_of(output)))
 
     handles = []
     for module in (m for m in paths if not isinstance(m, torch.jit.ScriptModule)):
@@ -322,33 +315,6 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
-
-
-def _describe_misfit(call: Call, error: Exception) -> str:
-    name = f"{type(call.module).__name__} at {call.path or 'the top'}"
-    shapes = ", ".join(str(shape) for shape in call.inputs) or "no input"
-    expected, fix = _expectation(call.module)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace("FakeTensor", "Tensor")
-    if expected and not any(word in reason for word in ("type", "device", "Device")):
-        return f"{name}: expected {expected}, got {shapes}. {fix}"
-    return f"{name} cannot process {shapes}: {printable(reason)}. Change this layer or the one before it."
-
-
-def _expectation(layer: nn.Module) -> tuple[str, str]:
-    """Return the input shape that a well-known layer takes and how to fix it, or two empty strings."""
-    if isinstance(layer, nn.Linear):
-        return f"(*, {layer.in_features})", "Set in_features to the last size, or infer it (None, nn.LazyLinear)."
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        axes = ("L",), ("H", "W"), ("D", "H", "W")
-        space = ", ".join(axes[len(layer.kernel_size) - 1])
-        return (
-            f"(B, {layer.in_channels}, {space}) with {space} at least the size of the kernel after padding",
-            f"Set in_channels to that of the input, or change the kernel {layer.kernel_size}, stride or padding.",
-        )
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        return (
-            f"{layer.num_features} channels on axis 1",
-            "Set num_features to that size, or use a norm for that shape.",
-        )
-    return "", ""
+    return next(
+        (p.dtype for p in module.parameters() if p.is_floating_point() or p.is_complex()), torch.get_default_dtype()
+    )

@@ -2,15 +2,14 @@
 
     out = after(join(body(x), shortcut(x)))
 
-Every residual, dense, highway, gated, scaled or projected connection of this package is one `Skip`. `Parallel` and
-`Dense` are also defined here.
+Every residual, dense, highway, gated, scaled or projected connection of this package is one `Skip`.
 
-Shapes: B batch, C channels, * any further axes.
+Shapes: B batch, C channels, * any further axes; sequences are (B, T, C) with dim=-1.
 Sources: He et al. 2015, arXiv:1512.03385; He et al. 2016, arXiv:1603.05027; stochastic depth, Huang et al. 2016,
 arXiv:1603.09382.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -19,108 +18,32 @@ from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.kernels.batchnorm import BATCH_NORM, fusable_norm
 from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.chain import Chain, Function, Layer, as_module, warn_shared_layers
+from skipway.nn.channel_axis import channel_axis_of, check_dim, resolve_dim
 from skipway.nn.code_repr import show
-from skipway.nn.joins import Gate, add, append, concat, make_join, multiply
-from skipway.nn.shape_inference import NamedErrors, filling, named_errors, real_tensors
-from skipway.nn.shortcut_types import SHORTCUTS, fitted_shortcut
-from skipway.nn.stochastic_depth import DROP_MODES, stochastic_depth
+from skipway.nn.extra_inputs import ExtraInputs, taken_inputs, with_extra_inputs
+from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, version_of
+from skipway.nn.join_errors import need_equal_shapes, need_tensors
+from skipway.nn.joins import (
+    Gate,
+    add,
+    append,
+    concat,
+    make_join,
+    multiply,
+    name_of_join,
+    name_or_module,
+    refuse_join_name,
+    takes_dim,
+)
+from skipway.nn.named_errors import NamedErrors, named_errors
+from skipway.nn.shape_inference import filling, real_tensors
+from skipway.nn.shortcut_types import check_shortcut, fitted_shortcut
+from skipway.nn.stochastic_depth import DROP_MODES, masked_depth, stochastic_depth
 
-__all__ = ["Dense", "Parallel", "Skip", "set_submodule", "named_skips"]
-
-
-class Dense(NamedErrors):
-    """A linear layer with an optional activation: `activation(x W^T + b)`.
-
-    Args:
-        in_features: size of the last axis of the input; None infers it by `output_shape`.
-        out_features: size of the last axis of the output.
-        activation: module or function applied to the output.
-        bias: add a learned bias.
-
-    Shapes:
-        (*, in_features) -> (*, out_features).
-
-    >>> import torch
-    >>> Dense(4, 2, torch.relu)(torch.ones(3, 4)).shape
-    torch.Size([3, 2])
-    """
-
-    def __init__(self, in_features: int | None, out_features: int, activation: Layer | None = None, bias: bool = True):
-        super().__init__()
-        if in_features is None:
-            self.linear: nn.Linear = nn.LazyLinear(out_features, bias)
-        else:
-            self.linear = nn.Linear(in_features, out_features, bias)
-        self.activation = None if activation is None else as_module(activation)
-
-    @named_errors
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (*, in_features) to (*, out_features)."""
-        if isinstance(self.linear, nn.LazyLinear) and not filling():
-            raise ShapeError(
-                "its in_features are uninferred. Call skipway.output_shape(network, input_shape) once before use."
-            )
-        y = self.linear(x)
-        return y if self.activation is None else self.activation(y)
-
-    def __repr__(self) -> str:
-        lazy = isinstance(self.linear, nn.LazyLinear)
-        parts = [str(None if lazy else self.linear.in_features), str(self.linear.out_features)]
-        parts += [] if self.activation is None else [repr(self.activation)]
-        parts += [] if self.linear.bias is not None else ["bias=False"]
-        return f"Dense({', '.join(parts)})"
+__all__ = ["Skip", "set_submodule", "named_skips"]
 
 
-class Parallel(NamedErrors):
-    """Join the outputs of several branches: `join(branch1(x), branch2(x), ...)`.
-
-    With as many inputs as branches, each branch takes its input. `Parallel(join, body, nn.Identity())` computes the
-    same as `Skip(body, join=join)`. The join is called once, with all outputs.
-
-    Args:
-        join: name of a join, or a function or module that takes all outputs.
-        branches: modules or functions, named by position.
-        named: modules or functions with names.
-
-    Raises:
-        InputError: there is no branch, or the number of inputs fits neither form.
-
-    >>> import torch
-    >>> Parallel("concat", nn.Linear(4, 2), nn.Linear(4, 3))(torch.ones(1, 4)).shape
-    torch.Size([1, 5])
-    """
-
-    def __init__(self, join: str | Callable[..., Any], *branches: Layer, **named: Layer):
-        super().__init__()
-        if not branches and not named:
-            raise InputError(
-                "Parallel: expected at least one branch after the join, got none. Pass modules or functions."
-            )
-        self.join = make_join(join)
-        self.branches = Chain(*branches, **named)
-
-    @named_errors
-    def forward(self, *inputs: Tensor) -> Any:
-        """Pass one input to all branches, or one input to each, and join the outputs."""
-        if len(inputs) not in (1, len(self.branches)):
-            count = len(self.branches)
-            raise InputError(
-                f"expected 1 or {count} inputs for its {count} branches, got {len(inputs)}. Pass one "
-                "input for all, or one for each."
-            )
-        if len(inputs) == 1:
-            inputs *= len(self.branches)
-        return self.join(*(branch(x) for branch, x in zip(self.branches, inputs, strict=True)))
-
-    def parts(self) -> list[tuple[str, nn.Module | str]]:
-        """Return the join, then the branches by name."""
-        return [("0", _named(self.join)), *self.branches.named_children()]
-
-    def __repr__(self) -> str:
-        return show(self)
-
-
-class Skip(NamedErrors):
+class Skip(NamedErrors, ExtraInputs):
     """A body with a shortcut around it: `after(join(body(x), shortcut(x)))`.
 
     Args:
@@ -135,9 +58,13 @@ class Skip(NamedErrors):
         drop_path: stochastic-depth rate: probability of skipping the body in training. A skipped body is not computed.
             Kept outputs are divided by `1 - drop_path`. Norms in the body see only the kept samples.
         drop_mode: "row" draws for each sample, "batch" draws once for the whole batch.
+        dim: axis of the channels: 1 for (B, C, *), -1 for sequences (B, T, C). None takes that of the Chain around it,
+            or -1 if the body ends in a linear layer or a layer norm, 1 if it ends in a convolution or a batch norm.
 
     Shapes:
         (B, C, *) -> the shape that the join returns.
+
+    Further inputs, such as a mask, go to the body alone: `Skip(body)(x, mask)` joins body(x, mask) and shortcut(x).
 
     Raises:
         InputError: an argument is invalid, or the body or shortcut starts with an in-place layer.
@@ -159,13 +86,11 @@ class Skip(NamedErrors):
         after: Layer | None = None,
         drop_path: float = 0.0,
         drop_mode: str = "row",
+        dim: int | None = None,
     ):
         super().__init__()
-        if isinstance(shortcut, str) and shortcut not in SHORTCUTS:
-            raise InputError(
-                f"unknown shortcut {shortcut!r}{did_you_mean(shortcut, SHORTCUTS)}: expected None, "
-                f"{', '.join(SHORTCUTS)}, or a module. Use one of these."
-            )
+        if isinstance(shortcut, str):
+            check_shortcut(shortcut)
         if not 0 <= drop_path < 1:
             raise InputError(
                 f"Skip: expected drop_path of at least 0 and below 1, got {drop_path}. Use 0 to disable "
@@ -184,13 +109,15 @@ class Skip(NamedErrors):
         self.join = make_join(join)
         self.after = None if after is None else as_module(after)
         self.drop_path, self.drop_mode = drop_path, drop_mode
+        self.dim = check_dim("Skip", dim)
         _refuse_unfit(self)
         warn_shared_layers(self)
 
     @named_errors
+    @with_extra_inputs
     def forward(self, x: Tensor) -> Any:
         """Return the join of body(x) and shortcut(x), passed through `after`; x has shape (B, C, *)."""
-        version, norm = x._version if filling() else 0, None
+        version, norm = version_of(x), None
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
             branch = stochastic_depth(self.body, x, shortcut, rate=self.drop_path, mode=self.drop_mode)
@@ -198,43 +125,94 @@ class Skip(NamedErrors):
             fusable = self.join is add and self.open_shortcut is None
             norm = fusable_norm(self.body, x, self.after) if fusable else None
             branch = self.body(x) if norm is None else run_layers(list(cast(nn.Sequential, self.body))[:-1], x)
-            if self.open_shortcut is not None:
-                self._fit_shortcut(x, branch)
-            shortcut = x if self.shortcut is None else self.shortcut(x)
-        if filling() and x._version != version:
-            raise InputError(
-                "the body or the shortcut modifies its input in place, but both need it unchanged. Use "
-                "layers that return a new tensor (inplace=False)."
-            )
+            shortcut = self._shortcut_of(x, branch, version)
         if norm is not None:
             if BATCH_NORM.fits(norm, branch, shortcut, self.after):
                 return BATCH_NORM.fast(norm, branch, shortcut, self.after)
             branch = norm(branch)
-        out = self.join(branch, shortcut)
+        return self._joined(x, branch, shortcut, version)
+
+    def forward_with(self, x: Any, extra: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Compute `forward` with extra inputs of the body."""
+        version = version_of(x)
+        branch = self.body(x, *extra, **named)
+        shortcut = self._shortcut_of(x, branch, version)
+        if self.drop_path and self.training:
+            branch = masked_depth(branch, shortcut, rate=self.drop_path, mode=self.drop_mode)
+        return self._joined(x, branch, shortcut, version)
+
+    def takes(self, count: int, names: Collection[str]) -> tuple[bool, set[str]]:
+        """Return True if the body takes `count` positional extra inputs, and the names that it takes."""
+        return taken_inputs(self.body, count, names)
+
+    @property
+    def channel_axis(self) -> int | None:
+        """Axis of the channels of the output, None if neither `dim` nor the body determines it."""
+        return channel_axis_of(self.body) if self.dim is None else self.dim
+
+    def _shortcut_of(self, x: Any, branch: Any, version: int) -> Any:
+        refuse_in_place_change(x, version, "the body or the shortcut")
+        if self.open_shortcut is not None:
+            self._fit_shortcut(x, branch)
+        return x if self.shortcut is None else self.shortcut(x)
+
+    def _joined(self, x: Any, branch: Any, shortcut: Any, version: int) -> Any:
+        refuse_in_place_change(x, version, "the body or the shortcut")
+        join = self.join.function if isinstance(self.join, Function) else self.join
+        if takes_dim(join):
+            need_tensors(name_of_join(join), (branch, shortcut))
+            out = join(branch, shortcut, dim=resolve_dim(self.dim, [self.body], branch))
+        else:
+            if join is add or join is multiply:
+                need_equal_shapes(name_of_join(join), (branch, shortcut), self.channel_axis)
+            out = self.join(branch, shortcut)
         return out if self.after is None else self.after(out)
 
-    def _fit_shortcut(self, x: Tensor, branch: Tensor) -> None:
+    def _fit_shortcut(self, x: Tensor, branch: Any) -> None:
+        kind = self.open_shortcut
         if not filling():
             raise ShapeError(
-                f'the sizes of its shortcut "{self.open_shortcut}" are uninferred. Call '
+                f'the sizes of its shortcut "{kind}" are uninferred. Call '
                 "skipway.output_shape(network, input_shape) once before use."
             )
-        assert self.open_shortcut is not None
+        assert kind is not None
+        need_tensors(name_of_join(self.join), (branch, x))
+        dim = resolve_dim(self.dim, [self.body], branch) if branch.shape != x.shape or kind == "project" else 1
         with real_tensors():
-            shortcut = fitted_shortcut(self.open_shortcut, tuple(x.shape), tuple(branch.shape))
+            shortcut = fitted_shortcut(kind, tuple(x.shape), tuple(branch.shape), dim)
             if shortcut is not None:
                 shortcut.to(x.device, x.dtype)
         self.shortcut = shortcut
         self.open_shortcut = None
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        """Load the state; weights of a shortcut that is not there are unexpected, or cannot be placed."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        missing, unexpected, errors = lists
+        keys = [key for key in state_dict if self.shortcut is None and key.startswith(f"{prefix}shortcut.")]
+        if keys and self.open_shortcut is not None:
+            errors.append(
+                f'cannot load {keys[0]!r}: the sizes of the shortcut "{self.open_shortcut}" are uninferred. Call '
+                "skipway.output_shape(network, input_shape) before load_state_dict."
+            )
+        elif strict:
+            unexpected.extend(keys)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_join_name(name, value)
+        super().__setattr__(name, value)
+
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """Return the body, and the parts that differ from a plain residual connection."""
         optional = {
             "shortcut": self.shortcut if self.open_shortcut is None else repr(self.open_shortcut),
-            "join": None if self.join is add else _named(self.join),
+            "join": None if self.join is add else name_or_module(self.join),
             "after": self.after,
             "drop_path": str(self.drop_path) if self.drop_path else None,
             "drop_mode": repr(self.drop_mode) if self.drop_path and self.drop_mode != "row" else None,
+            "dim": None if self.dim is None else str(self.dim),
         }
         return [("0", self.body), *((name, part) for name, part in optional.items() if part is not None)]
 
@@ -293,33 +271,12 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
         warn_shared_layers(container, child)
 
 
-def _named(join: Any) -> nn.Module | str:
-    return join if isinstance(join, nn.Module) else getattr(join, "__name__", repr(join))
-
-
 def _refuse_unfit(skip: Skip) -> None:
     """Reject a body or shortcut that starts in place (both take x), and a drop_path that the join does not support."""
-    for side in (skip.body, skip.shortcut):
-        for layer in _first_layers(side):
-            name = getattr(getattr(layer, "function", None), "__name__", "")
-            if getattr(layer, "inplace", False) is True or (name.endswith("_") and not name.endswith("__")):
-                raise InputError(
-                    f"{layer!r} at the start of a Skip modifies in place the input that the other side needs. Use "
-                    "a layer that returns a new tensor (inplace=False)."
-                )
+    refuse_in_place_layers("Skip", skip.body, skip.shortcut)
     join = skip.join.function if isinstance(skip.join, Function) else skip.join
     if skip.drop_path and (join in (append, concat, multiply) or isinstance(join, Gate)):
         raise InputError(
-            f"cannot use drop_path with the join {_named(join)}, which needs the output of the body. "
+            f"cannot use drop_path with the join {name_or_module(join)}, which needs the output of the body. "
             "Use the join `add`, or drop_path=0."
         )
-
-
-def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
-    if isinstance(layer, nn.Sequential):
-        yield from _first_layers(next(layer.children(), None))
-    elif isinstance(layer, Parallel):
-        for branch in layer.branches:
-            yield from _first_layers(branch)
-    elif layer is not None:
-        yield layer

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd import Function
 
 from skipway.errors import ShapeError
+from skipway.nn.call_context import is_transformed
+from skipway.nn.join_errors import need_tensors
+from skipway.utils.tracing import is_traced
 
-__all__ = ["DROP_MODES", "stochastic_depth"]
+__all__ = ["DROP_MODES", "masked_depth", "stochastic_depth"]
 
 DROP_MODES = ("row", "batch")
 
@@ -26,7 +29,8 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     run agree.
 
     All rows are computed and masked, with the same distribution, if rows cannot be selected freely. This happens in
-    compiled code, if a single row is kept, and around a norm over all processes.
+    compiled and traced code, in torch.vmap and forward-mode derivatives, if a single row is kept, and around a norm
+    over all processes.
 
     Args:
         body: module to skip. Its norms see only the kept rows.
@@ -39,12 +43,12 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
         A tensor of the shape of `shortcut`.
 
     Raises:
-        ShapeError: the shapes of the body's output and of the shortcut differ.
+        ShapeError: the shapes of the body's output and of the shortcut differ, or the output is no tensor.
     """
+    if is_traced(x) or is_transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return _masked(body, x, shortcut, stays=_draw(x, rate, mode), rate=rate)
     draws = 1 if mode == "batch" else len(x)
-    if torch.compiler.is_compiling():
-        return _masked(body, x, shortcut, stays=torch.rand(draws, device=x.device) >= rate, rate=rate)
-    stays = torch.rand(draws, device="cpu") >= rate
+    stays = _draw(x, rate, mode)
     count = int(stays.sum())
     if count == draws:
         return _checked_shape(body(x), shortcut, len(x)) / (1 - rate)
@@ -57,19 +61,43 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     return _Scatter.apply(computed, rows, len(x))
 
 
+def masked_depth(branch: Any, shortcut: Tensor, *, rate: float, mode: str = "row") -> Tensor:
+    """Return branch / (1 - rate) with probability 1 - rate, and zeros otherwise, for a computed branch.
+
+    Args:
+        branch: output of the body for all rows, of the shape of `shortcut`.
+        shortcut: output of the shortcut.
+        rate: probability of dropping the branch.
+        mode: "row" draws for each sample, "batch" once for all.
+    """
+    return _mask(branch, shortcut, _draw(shortcut, rate, mode), rate)
+
+
+@fx.wrap
+def _draw(x: Tensor, rate: float, mode: str) -> Tensor:
+    """Return which rows stay, (B,), or whether the batch stays, (1,)."""
+    draws = 1 if mode == "batch" else x.shape[0]
+    return torch.rand(draws, device=x.device if torch.compiler.is_compiling() else "cpu") >= rate
+
+
 def _masked(body: nn.Module, x: Tensor, shortcut: Tensor, *, stays: Tensor, rate: float) -> Tensor:
-    branch = _checked_shape(body(x), shortcut, len(x))
+    return _mask(body(x), shortcut, stays, rate)
+
+
+@fx.wrap
+def _mask(branch: Any, shortcut: Tensor, stays: Tensor, rate: float) -> Tensor:
+    branch = _checked_shape(branch, shortcut, shortcut.shape[0])
     mask = stays.to(branch.device, non_blocking=True).view(-1, *[1] * (branch.dim() - 1))
     return torch.where(mask, branch / (1 - rate), 0.0)
 
 
 def _checked_shape(branch: Any, shortcut: Tensor, count: int) -> Tensor:
     """Return `branch` if it has `count` rows of the shape of the rows of `shortcut`, else raise."""
-    if not isinstance(branch, Tensor) or branch.shape != (count, *shortcut.shape[1:]):
-        output = tuple(branch.shape) if isinstance(branch, Tensor) else type(branch).__name__
+    need_tensors("drop_path", (branch, shortcut))
+    if branch.shape != (count, *shortcut.shape[1:]):
         raise ShapeError(
             f"cannot use drop_path: expected an output of the body of shape {(count, *shortcut.shape[1:])}, as the "
-            f'shortcut has, got {output}. Set shortcut="project" on the Skip, or drop_path=0.'
+            f'shortcut has, got {tuple(branch.shape)}. Set shortcut="project" on the Skip, or drop_path=0.'
         )
     return branch
 
@@ -88,6 +116,8 @@ def _zeros(body: nn.Module, shortcut: Tensor) -> Tensor:
 
 class _ZeroGradients(Function):
     """Return `out` unchanged, with gradients of zero for the parameters."""
+
+    generate_vmap_rule = True  # for derivatives of many outputs at once
 
     @staticmethod
     def forward(out: Tensor, *parameters: Tensor) -> Tensor:
@@ -108,6 +138,8 @@ class _ZeroGradients(Function):
 class _Gather(Function):
     """Select rows: (B, *), (N) -> (N, *), in the same memory format."""
 
+    generate_vmap_rule = True  # for derivatives of many outputs at once
+
     @staticmethod
     def forward(x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]
@@ -124,6 +156,8 @@ class _Gather(Function):
 
 class _Scatter(Function):
     """Place rows in zeros: (N, *), (N) -> (count, *), in the memory format of `values`."""
+
+    generate_vmap_rule = True  # for derivatives of many outputs at once
 
     @staticmethod
     def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -284,11 +284,12 @@ class _HalvesWithoutBodies(nn.Module):
     def __init__(self, coupling: Coupling):
         super().__init__()
         assert coupling.shortcuts is not None
-        self.shortcuts = coupling.shortcuts
+        self.shortcuts, self.axis_of = coupling.shortcuts, coupling.axis_of
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, *) to (B, C', *)."""
-        return torch.cat([around(half) for around, half in zip(self.shortcuts, x.chunk(2, 1), strict=True)], 1)
+        axis = self.axis_of(x)
+        return torch.cat([around(half) for around, half in zip(self.shortcuts, x.chunk(2, axis), strict=True)], axis)
 
 
 def _find_stand_ins(

@@ -20,11 +20,13 @@ from skipway.models import registry
 from skipway.models.mlp import Embed
 from skipway.models.network import Network, build_meta_network
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import calls
 from skipway.nn.shortcut_types import Project
-from skipway.nn.skip import Dense, Parallel, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.svg_layout import ROOM, Row, page, tint
 from skipway.probe.svg_symbols import around, join_of, kind_of, layer_of, open_sizes, parameter_count, way_of
 from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fit_text, length

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Scale
 from skipway.nn.shape_inference import Call, evaluation
-from skipway.nn.skip import Dense, Skip
+from skipway.nn.skip import Skip
 from skipway.utils.format_text import join_names
 
 __all__ = ["find_mistakes"]

@@ -16,9 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from skipway.errors import InputError, printable
 from skipway.nn.chain import Chain
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Reversible
 from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on_meta
-from skipway.nn.skip import Parallel, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.lint import find_mistakes
 from skipway.probe.receptive_field import Fields
 from skipway.utils.format_text import count_of

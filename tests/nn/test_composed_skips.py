@@ -8,9 +8,10 @@ from torch import nn
 
 from skipway.errors import ShapeError
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import concat
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Dense, Skip
+from skipway.nn.skip import Skip
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from skipway.errors import InputError, ShapeError
+from skipway.nn.join_errors import need_equal_shapes
 from skipway.nn.joins import JOINS, Gate, Scale, add, append, concat, make_join, multiply
+from skipway.nn.parallel import Parallel
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Parallel, Skip
+from skipway.nn.skip import Skip
 
 SHAPES = [(4, 3), (4, 3, 5), (4, 3, 5, 6), (4, 3, 5, 6, 2)]
 EQUAL = {"add": lambda: add, "multiply": lambda: multiply, "gate": lambda: Gate(3), "scale": lambda: Scale(3)}
@@ -65,9 +67,34 @@ def test_concat_puts_the_branch_first():
 )
 def test_no_join_broadcasts(join, branch, shortcut):
     for one, other in ((branch, shortcut), (shortcut, branch)):
-        with pytest.raises(ShapeError, match=rf"`{join}`: expected equal shapes, got .* \(body first\). Set") as no:
+        with pytest.raises(ShapeError, match=rf"`{join}`: expected equal shapes, got .* \(body first\)\. ") as no:
             EQUAL[join]()(torch.ones(one), torch.ones(other))
-        assert f"{one} and {other}" in str(no.value) and 'shortcut="project"' in str(no.value)
+        assert f"{one} and {other}" in str(no.value)
+
+
+@pytest.mark.parametrize(
+    "branch, shortcut, dim, fix",
+    [
+        ((4, 1), (4, 5), None, 'Set shortcut="project"'),
+        ((4, 8, 9, 9), (4, 3, 9, 9), None, 'Set shortcut="project"'),
+        ((4, 5, 8), (4, 5, 3), -1, 'Set shortcut="project"'),
+        ((4, 8, 5), (4, 3, 5), 1, 'Set shortcut="project"'),
+        ((4, 3, 8, 8), (4, 3, 16, 16), None, 'Set shortcut="project" on the Skip, which then has stride 2'),
+        ((4, 6, 5, 5), (4, 3, 9, 9), None, 'Set shortcut="project" on the Skip, which then has stride 2'),
+        ((4, 3, 30, 30), (4, 3, 32, 32), None, "Pad the convolutions"),
+        ((4, 6, 30, 30), (4, 3, 32, 32), None, "Pad the convolutions"),
+        ((4, 30, 8), (4, 32, 8), -1, "Pad the convolutions"),
+        ((4, 3, 64, 64), (4, 3, 32, 32), None, "pass a module as the shortcut"),
+        ((4, 30, 8), (4, 32, 8), None, "If axis 1 holds channels"),
+        ((8, 1), (8,), None, "Return as many axes"),
+        ((4, 2, 3), (4, 3), None, "Return as many axes"),
+        ((1, 3), (8, 3), None, "Keep the size of axis 0"),
+    ],
+)
+def test_a_misfit_names_the_fix_for_what_differs(branch, shortcut, dim, fix):
+    with pytest.raises(ShapeError, match="expected equal shapes") as no:
+        need_equal_shapes("add", (torch.ones(branch), torch.ones(shortcut)), dim)
+    assert fix in str(no.value) and ("project" in fix or "project" not in str(no.value))
 
 
 @pytest.mark.parametrize(

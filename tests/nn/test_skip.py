@@ -13,10 +13,12 @@ from torch import nn
 
 from skipway.errors import InputError, ShapeError
 from skipway.nn.chain import Chain, Function
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate, Scale, add, concat, multiply
+from skipway.nn.parallel import Parallel
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.shortcut_types import Pad, Project
-from skipway.nn.skip import Dense, Parallel, Skip, named_skips, set_submodule
+from skipway.nn.skip import Skip, named_skips, set_submodule
 
 NAMES = {
     **vars(nn),
@@ -212,7 +214,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.chain import Chain
-from skipway.nn.skip import Dense, Skip
+from skipway.nn.dense import Dense
+from skipway.nn.skip import Skip
 
 rank = int(sys.argv[1])
 torch.set_num_threads(1)

@@ -17,8 +17,10 @@ from skipway.model_factory import create_model
 from skipway.models import registry
 from skipway.models.network import build_meta_network
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.skip import Dense, Parallel, Skip, named_skips
+from skipway.nn.skip import Skip, named_skips
 from skipway.probe.diagram import diagram
 from skipway.probe.svg_text import ARCS, BLUE, GREEN, VERMILION, fit_text
 

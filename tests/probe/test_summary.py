@@ -9,9 +9,11 @@ from skipway.errors import ShapeError
 from skipway.models import registry
 from skipway.nn.blocks import EfficientChannelAttention, SameConv2d, SqueezeExcite
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shape_inference import output_shape
-from skipway.nn.skip import Dense, Parallel, Skip
+from skipway.nn.skip import Skip
 from skipway.probe.receptive_field import Fields
 from skipway.probe.summary import summary
 

@@ -1,0 +1,78 @@
+"""In-place layers: refuse them if another layer still needs the tensor that they overwrite."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+
+__all__ = ["refuse_in_place_change", "refuse_in_place_layers", "starts_in_place", "version_of"]
+
+
+def version_of(x: Any) -> int:
+    """Return the number of in-place changes of a tensor, or 0 if torch does not count them (in inference mode)."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
+        return 0
+    return x._version
+
+
+def refuse_in_place_change(x: Any, version: int, culprit: str) -> None:
+    """Check that `x` still has the version of `version_of`.
+
+    Args:
+        x: tensor that two layers take.
+        version: its version before the first layer ran.
+        culprit: layers that may have run, for the message.
+
+    Raises:
+        InputError: the layer changed `x` in place.
+    """
+    if version_of(x) != version:
+        raise InputError(
+            f"{culprit} modifies its input in place, but both need it unchanged. Use layers that return a new tensor "
+            "(inplace=False)."
+        )
+
+
+def refuse_in_place_layers(owner: str, *sides: nn.Module | None) -> None:
+    """Check that no side starts with an in-place layer, which would change the input of the others.
+
+    Raises:
+        InputError: a side starts with such a layer.
+    """
+    for side in sides:
+        for layer in _first_layers(side):
+            if _is_in_place(layer):
+                raise InputError(
+                    f"{layer!r} at the start of a {owner} modifies in place the input that the other side needs. Use "
+                    "a layer that returns a new tensor (inplace=False)."
+                )
+
+
+def starts_in_place(layers: Sequence[nn.Module]) -> bool:
+    """Return True if layers that run one after the other start with an in-place layer.
+
+    >>> starts_in_place([nn.Identity(), nn.ReLU(inplace=True)])
+    True
+    """
+    return any(_is_in_place(layer) for layer in _first_layers(nn.Sequential(*layers)))
+
+
+def _is_in_place(layer: nn.Module) -> bool:
+    name = getattr(getattr(layer, "function", None), "__name__", "")
+    return getattr(layer, "inplace", False) is True or (name.endswith("_") and not name.endswith("__"))
+
+
+def _first_layers(layer: nn.Module | None) -> Iterator[nn.Module]:
+    """Yield the layers that get the input of `layer` itself."""
+    if isinstance(layer, nn.Sequential):
+        yield from _first_layers(next(layer.children(), None))
+    elif layer is not None:
+        branches = getattr(layer, "branches", None)  # of a Parallel
+        if isinstance(branches, nn.Sequential):
+            for branch in branches:
+                yield from _first_layers(branch)
+        else:
+            yield layer
