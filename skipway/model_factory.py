@@ -48,7 +48,7 @@ def create_model(
     pretrained: str | os.PathLike[str] | bool | None = False,
     class_names: Sequence[str] | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Network | Features:
     """Create a model by name, with random initial weights or with pretrained ones.
@@ -65,8 +65,10 @@ def create_model(
             timm, fastai, Flax, lukemelas or akamaster's CIFAR networks.
         class_names: names of the outputs. A pretrained head with class names keeps the rows of equal names. A model
             without a Spec uses only their number.
-        features_only: return a `Features` backbone, which outputs feature maps instead of logits.
-        out_indices: indices of the feature maps to return, with `features_only=True`. Defaults to all.
+        features_only: return a `Features` backbone, which outputs feature maps instead of logits: as in timm, the last
+            one of each resolution.
+        out_indices: indices of the feature maps to return, with `features_only=True`. An integer n returns the last n.
+            Defaults to all.
         options: other values of the family's plan, such as `layers`, `widths`, `block`, `shortcut` or `drop_path`: see
             `ResNetPlan`, `InvertedResidualPlan`, `DenseNetPlan` and the other plans in `skipway.models`.
 
@@ -96,7 +98,7 @@ def create_model(
         kept = {option: value for option, value in options.items() if option != "global_pool"}
         weights = pretrained_network(name, pretrained, kept)
         network = refit(weights, num_classes, in_chans, class_names, options.get("global_pool"))
-    return Features(network, out_indices) if features_only else network
+    return Features(network, out_indices, every_stage=False) if features_only else network
 
 
 def _count_classes(class_names: Sequence[str], num_classes: int | None) -> int:
