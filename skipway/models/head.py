@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.nn.chain import Chain
-from skipway.nn.skip import Parallel
+from skipway.nn.parallel import Parallel
 
 __all__ = [
     "POOLS",

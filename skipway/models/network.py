@@ -22,7 +22,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry
 from skipway.models.feature_levels import head_start
-from skipway.models.head import classifier, pool_name, pooled_channels, pooling, replace_head
+from skipway.models.head import classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain
@@ -125,7 +125,7 @@ class Network(TimmInterface):
             NotFiniteError: the outputs for an input are NaN or infinite.
         """
         if isinstance(self.spec, TableSpec):
-            self._require_classifier()
+            require_classes(self.plan, "predict")
             return network_outputs.predict_table(self, self.spec, inputs)
         spec = self.require_image_spec()
         return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
@@ -152,7 +152,7 @@ class Network(TimmInterface):
                 )
             return self.table_outputs(network_outputs.as_table(inputs))
         spec = self.require_image_spec()
-        self._require_classifier()
+        require_classes(self.plan, "predict")
         return network_outputs.image_probabilities(self, spec, inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
@@ -166,7 +166,7 @@ class Network(TimmInterface):
             NotFiniteError: the outputs for an image are NaN or infinite.
         """
         spec = self.require_image_spec()
-        self._require_classifier()
+        require_classes(self.plan, "predict")
         return network_outputs.require_finite(network_outputs.pixel_probabilities(self, spec, pixels, tta=tta))
 
     def table_outputs(self, table: Table) -> np.ndarray:
@@ -180,7 +180,7 @@ class Network(TimmInterface):
 
     def row_outputs(self, x: np.ndarray) -> np.ndarray:
         """Predict like `table_outputs` for encoded rows x (N, F)."""
-        self._require_classifier()
+        require_classes(self.plan, "predict")
         return network_outputs.require_finite(network_outputs.row_outputs(self, self.require_table_spec(), x))
 
     def require_image_spec(self) -> Spec:
@@ -213,13 +213,6 @@ class Network(TimmInterface):
                 "images, or load the run of a table."
             )
         return self.spec
-
-    def _require_classifier(self) -> None:
-        if self.plan.get("num_classes") == 0:
-            raise InputError(
-                "cannot predict: expected a network with a classifier, got one with num_classes=0. Call "
-                "reset_classifier with the number of classes and train, or call the network for its features."
-            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the weights, the plan and the Spec to one .safetensors file for `skipway.load`.

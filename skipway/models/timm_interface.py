@@ -28,8 +28,10 @@ from skipway.nn.activation_checkpointing import recompute
 from skipway.nn.blocks import Shift
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
+from skipway.nn.named_errors import named_errors
+from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.shape_inference import named_errors, output_shape
+from skipway.nn.shape_inference import output_shape
 
 __all__ = ["TimmInterface", "is_reversible"]
 
@@ -117,14 +119,12 @@ class TimmInterface(Chain):
                 maps.append(x)
             if stop_early and place == last:
                 break
-        after = self._neck()
-        if norm and count - 1 in wanted and all(_is_norm(name) for name, _ in after):
-            maps[-1] = self._run([layer for _, layer in after], x.clone())
-        if intermediates_only:
-            return maps
-        if place == count - 1 and after:  # a ReLU in place would change the last feature map
-            x = self._run([layer for _, layer in after], x.clone())
-        return x, maps
+        neck = self._neck() if place == count - 1 and (norm or not intermediates_only) else []
+        if neck:
+            x = self._run([layer for _, layer in neck], x.clone())  # a ReLU in place would change the last feature map
+            if norm and count - 1 in wanted and all(_is_norm(name) for name, _ in neck):
+                maps[-1] = x
+        return maps if intermediates_only else (x, maps)
 
     def _run(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
         return (self.forward_impl or run_layers)(layers, x)
@@ -142,23 +142,26 @@ class TimmInterface(Chain):
     def num_classes(self) -> int:
         """Number of outputs of the classifier, 0 without one."""
         classifier = self.get_classifier()
-        absent = 0 if isinstance(classifier, nn.Identity) else self.plan.get("num_classes", 0)
-        return int(getattr(_linear(classifier, last=True), "out_features", absent))
+        if isinstance(classifier, nn.Identity):
+            return 0
+        return _sizes(classifier)[1] or int(self.plan.get("num_classes", 0))
 
     @property
     def num_features(self) -> int:
         """Channels of the features."""
-        hidden = getattr(_linear(self.get_classifier()), "in_features", None)
+        hidden = _sizes(self.get_classifier())[0]
         if hidden is None:
             return self._width(head_start(self))
-        return hidden // 2 if self.plan.get("global_pool") == "catavgmax" else hidden
+        return hidden // 2 if isinstance(self._modules.get("pool"), Parallel) else hidden  # the pool "catavgmax"
 
     @property
     def head_hidden_size(self) -> int:
         """Features that the classifier takes."""
-        names = list(self._modules)
-        hidden = getattr(_linear(self.get_classifier()), "in_features", None)
-        return self._width(names.index("head") if "head" in names else len(names)) if hidden is None else hidden
+        hidden = _sizes(self.get_classifier())[0]
+        if hidden is not None:
+            return hidden
+        names = [*self._modules, "head"]
+        return self._width(names.index("head"))
 
     def _width(self, count: int) -> int:
         """Return the channels of the output of the first `count` layers, without arithmetic."""
@@ -269,10 +272,10 @@ class TimmInterface(Chain):
         return {"stem": _pattern([name for name, _ in children[:first]]), "blocks": blocks}
 
 
-def _linear(classifier: nn.Module, last: bool = False) -> nn.Linear | None:
-    """Return the first or last linear layer of a classifier."""
+def _sizes(classifier: nn.Module) -> tuple[int | None, int | None]:
+    """Return the numbers of inputs and outputs of a classifier, None without a linear layer."""
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
-    return layers[-1 if last else 0] if layers else None
+    return (layers[0].in_features, layers[-1].out_features) if layers else (None, None)
 
 
 def _is_norm(name: str) -> bool:

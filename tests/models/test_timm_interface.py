@@ -289,7 +289,7 @@ def test_a_network_without_a_plan_gets_a_classifier_too():
     assert network(x).shape == (2, 3) and isinstance(network.pool, nn.AdaptiveMaxPool2d) and network.plan == {}
     assert [name for name, _ in network.named_children()] == [*layers, "drop", "head"]
     network.reset_classifier(2, "catavgmax")
-    assert network(x).shape == (2, 2) and network.head.in_features == 8
+    assert network(x).shape == (2, 2) and (network.num_features, network.head_hidden_size) == (4, 8)
 
 
 @pytest.mark.parametrize("num_classes, names", [(0, ("a", "b")), (2, ("a", "b")), (3, ("0", "1", "2"))])
