@@ -28,7 +28,8 @@ class Features(nn.Module):
         network: a network of `create_model` with a stem and stages.
         out_indices: indices of the outputs, 0 for the stem; negative ones count from the last stage. An integer n
             returns the last n, None returns all.
-        every_stage: False to keep only the last output of each resolution, with timm's indices, as `create_model` does.
+        every_stage: False for the outputs and indices of timm, as `create_model` does: the last one of each resolution,
+            and that of a DenseNet behind its last norm.
 
     Attributes:
         feature_info: for each output, its channels ("num_chs"), the factor by which the image is reduced ("reduction"),

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.nn.chain import Chain
+from skipway.nn.joins import append
 from skipway.nn.shape_inference import output_shape
+from skipway.nn.skip import Skip
 
 __all__ = ["FeatureInfo", "Piece", "feature_indices", "head_start", "is_stage", "measure", "split_layers", "trunk_end"]
 
@@ -118,8 +120,8 @@ def split_layers(network: Chain, plan: Mapping[str, Any], every_stage: bool = Tr
     Args:
         network: network with a layer "stem" and layers "stage1", "stage2" and so on.
         plan: its plan.
-        every_stage: True if every stage returns a feature map. Otherwise only the last one of each resolution does, as
-            in timm. Both are the same unless stages keep the resolution.
+        every_stage: True if every stage returns a feature map. Otherwise only the last one of each resolution does, and
+            that of the last dense stage is behind its norm, as in timm.
 
     Returns:
         The layers in call order; an empty list for a network without a stem.
@@ -133,7 +135,14 @@ def split_layers(network: Chain, plan: Mapping[str, Any], every_stage: bool = Tr
             pieces += [Piece(path, step, path == steps[-2][0]) for path, step in steps]
         else:
             pieces.append(Piece(name, layer, name == "stem" or is_stage(name)))
-    return pieces if every_stage else list(_last_of_each_resolution(pieces, plan))
+    if every_stage:
+        return pieces
+    pieces = list(_last_of_each_resolution(pieces, plan))
+    neck = list(network.named_children())[trunk_end(network) : head_start(network)]
+    if neck and _is_dense(pieces[-1].layer):
+        pieces[-1] = replace(pieces[-1], is_output=False)
+        pieces += [Piece(name, layer, name == neck[-1][0]) for name, layer in neck]
+    return pieces
 
 
 def _last_of_each_resolution(pieces: list[Piece], plan: Mapping[str, Any]) -> Iterator[Piece]:
@@ -152,6 +161,11 @@ def _last_of_each_resolution(pieces: list[Piece], plan: Mapping[str, Any]) -> It
         if not halves:
             superseded.add(place)
     yield from (replace(piece, is_output=piece.is_output and i not in superseded) for i, piece in enumerate(pieces))
+
+
+def _is_dense(stage: nn.Module) -> bool:
+    """Return True if the blocks of a stage append to their input, so that no norm follows most of its output."""
+    return all(isinstance(block, Skip) and block.join is append for block in stage.children())
 
 
 def _modules(pieces: Sequence[Piece]) -> Iterator[nn.Module]:

@@ -15,13 +15,13 @@ from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import run_layers
 from skipway.models.feature_levels import (
     FeatureInfo,
+    Piece,
     feature_indices,
     head_start,
     input_shape,
     is_stage,
     measure,
     split_layers,
-    trunk_end,
 )
 from skipway.models.pretrained_config import pretrained_config
 from skipway.nn.activation_checkpointing import recompute
@@ -119,7 +119,7 @@ class TimmInterface(Chain):
                 maps.append(x)
             if stop_early and place == last:
                 break
-        neck = self._neck() if place == count - 1 and (norm or not intermediates_only) else []
+        neck = self._neck(pieces) if place == count - 1 and (norm or not intermediates_only) else []
         if neck:
             x = self._run([layer for _, layer in neck], x.clone())  # a ReLU in place would change the last feature map
             if norm and count - 1 in wanted and all(_is_norm(name) for name, _ in neck):
@@ -129,9 +129,10 @@ class TimmInterface(Chain):
     def _run(self, layers: Sequence[nn.Module], x: Tensor) -> Tensor:
         return (self.forward_impl or run_layers)(layers, x)
 
-    def _neck(self) -> list[tuple[str, nn.Module]]:
-        """Return the layers between the last stage and the head."""
-        return list(self.named_children())[trunk_end(self) : head_start(self)]
+    def _neck(self, pieces: Sequence[Piece]) -> list[tuple[str, nn.Module]]:
+        """Return the layers between the last feature map and the head."""
+        begin = list(self._modules).index(pieces[-1].name.partition(".")[0]) + 1 if pieces else 0
+        return list(self.named_children())[begin : head_start(self)]
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -216,7 +217,6 @@ class TimmInterface(Chain):
         places = feature_indices(indices, len(outputs), "indices")
         end = max(places, default=0)
         cut = end < len(outputs) - 1
-        neck = [name for name, _ in self._neck()]
         if cut:
             last, _, step = outputs[end].partition(".")
             names = list(self._modules)[: head_start(self)]
@@ -224,7 +224,7 @@ class TimmInterface(Chain):
             if step:  # the stem ends before its pool
                 del self.get_submodule(last)["pool"]  # type: ignore[operator]
         else:
-            removed = [name for name in neck if prune_norm or (prune_head and not _is_norm(name))]
+            removed = [name for name, _ in self._neck(pieces) if prune_norm or (prune_head and not _is_norm(name))]
         for name in removed:
             del self[name]
         if cut or prune_head:

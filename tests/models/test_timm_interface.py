@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_states import draw, value
 from torch import nn
 
 import skipway as sw
@@ -17,6 +18,7 @@ from skipway.models.feature_levels import FeatureInfo
 from skipway.models.network import build_meta_network
 from skipway.models.registry import FAMILIES, plan_of
 from skipway.nn.reversible import Reversible
+from skipway.weights.convert import adopt, release
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "features" / "timm.json").read_text())
 THREE = {"layers": (2, 1, 1), "widths": (4, 6, 8)}
@@ -30,7 +32,14 @@ SMALL = {
     "resnet32": {"layers": (1, 1, 1), "norm": "fixup"},
     "revnet38": {"layers": (2, 2, 1), "widths": (4, 6, 8)},
     "densenet121": {"layers": (2, 2, 1), "growth": 4},
-    "mobilenetv2_050": {},
+    "mobilenetv2_050": {
+        **THREE,
+        "kernels": (3, 5, 3),
+        "strides": (1, 2, 2),
+        "expansions": (1, 2, 2),
+        "stem_channels": 8,
+        "final_channels": 16,
+    },
     "convnext_atto": THREE,
     "resnet9": {"widths": (4, 4, 6, 8)},
     "resnet9m": {"widths": (4, 4, 6, 8)},
@@ -105,6 +114,16 @@ def test_feature_maps_and_sizes_are_timm_s(name):
     assert (info.channels(), info.reduction()) == (GOLDEN[name]["channels"], GOLDEN[name]["reduction"])
     assert network.num_features == GOLDEN[name]["num_features"]
     assert network.head_hidden_size == GOLDEN[name]["head_hidden_size"]
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if "norms" in GOLDEN[name]])
+def test_intermediates_are_timm_s(name):
+    shapes = {key: tensor.shape for key, tensor in release(build_meta_network(plan_of(name)), "timm").items()}
+    state = {key: value(key, shape, False).astype(float) for key, shape in shapes.items() if "tracked" not in key}
+    x = torch.from_numpy(draw("input", (1, 3, 64, 64)).astype("float32")).double()
+    with torch.no_grad():
+        maps = adopt(state, "timm", name).forward_intermediates(x, intermediates_only=True)
+    assert [float(out.norm()) for out in maps] == pytest.approx(GOLDEN[name]["norms"], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "seresnext26t_32x4d", "densenet121", "mobilenetv2_100"])
@@ -192,7 +211,7 @@ def test_intermediates_stop_early():
         network.forward_intermediates(x, [0, 2])
 
 
-@pytest.mark.parametrize("name, changes", [("resnetv2_18", True), ("densenet121", True), ("resnet18", False)])
+@pytest.mark.parametrize("name, changes", [("resnetv2_18", True), ("densenet121", False), ("resnet18", False)])
 def test_the_norm_applies_to_the_last_intermediate(name, changes):
     network, x = small(name), inputs(name)
     features, maps = network.forward_intermediates(x, norm=True)
@@ -202,9 +221,15 @@ def test_the_norm_applies_to_the_last_intermediate(name, changes):
     assert torch.equal(maps[-1], features)
 
 
+def test_the_last_intermediate_of_a_densenet_is_behind_its_norm():
+    network, x = small("densenet121"), inputs("densenet121")
+    assert network.feature_info.module_name()[-1] == "act"
+    assert torch.equal(network.forward_intermediates(x, 1, intermediates_only=True)[0], network.forward_features(x))
+
+
 def test_a_convolution_behind_the_last_stage_is_no_norm():
     network, x = small("mobilenetv2_050"), inputs("mobilenetv2_050")
-    assert network.forward_intermediates(x, 1, norm=True, intermediates_only=True)[0].shape[1] == 160
+    assert network.forward_intermediates(x, 1, norm=True, intermediates_only=True)[0].shape[1] == 8
 
 
 def test_what_intermediates_refuse():
