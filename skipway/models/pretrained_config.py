@@ -1,4 +1,4 @@
-"""timm's configuration of a model (`pretrained_cfg`): its preprocessing, and the names of its first and last layer."""
+"""The preprocessing of a model in the words of timm, as in its `pretrained_cfg`."""
 
 from typing import Any
 
@@ -15,41 +15,30 @@ _SMALL_SIZE = 32
 _LARGE_STEMS = ("large", "deep", "tiered", "deep_conv")  # the others keep the size of small images
 
 
-def pretrained_config(
-    plan: dict[str, Any], spec: Spec | TableSpec | None, *, num_classes: int, first_conv: str | None, classifier: str
-) -> dict[str, Any]:
-    """Return the configuration of a network with timm's keys.
+def pretrained_config(plan: dict[str, Any], spec: Spec | TableSpec | None, channels: int | None) -> dict[str, Any]:
+    """Return the preprocessing of a model with timm's keys.
 
     Args:
         plan: plan of the network.
         spec: its Spec, which defines the preprocessing. Without one, it is that of timm: images of 224 pixels, or 32
             pixels for a stem that keeps the size, with the mean and standard deviation of ImageNet.
-        num_classes: number of outputs.
-        first_conv: path of the first convolution, None for a table.
-        classifier: name of the classifier.
+        channels: channels of the images, None for a table.
 
     Returns:
         Plain values, such as "input_size", which is (C, H, W), or (F,) for a table.
 
-    >>> config = pretrained_config({"in_chans": 1}, None, num_classes=10, first_conv="stem.conv", classifier="head")
-    >>> config["input_size"], config["num_classes"]
-    ((1, 224, 224), 10)
+    >>> config = pretrained_config({"stem": "small"}, None, channels=1)
+    >>> config["input_size"], config["crop_pct"]
+    ((1, 32, 32), 1.0)
     """
-    names = {} if spec is None else {"label_names": spec.class_names}
-    return {
-        "architecture": plan.get("name"),
-        "num_classes": num_classes,
-        **names,
-        **_input_values(plan, spec),
-        "fixed_input_size": False,
-        "first_conv": first_conv,
-        "classifier": classifier,
-    }
-
-
-def _input_values(plan: dict[str, Any], spec: Spec | TableSpec | None) -> dict[str, Any]:
+    common: dict[str, Any] = {"architecture": plan.get("name"), "fixed_input_size": False}
+    if spec is not None:
+        common["label_names"] = spec.class_names
+    if channels is None:
+        return {**common, "input_size": (plan.get("in_features"),)}
     if isinstance(spec, Spec):
         return {
+            **common,
             "input_size": spec.input_shape,
             "crop_pct": spec.size / spec.presize,
             "crop_mode": _CROP_MODES[spec.resize_mode],
@@ -57,12 +46,11 @@ def _input_values(plan: dict[str, Any], spec: Spec | TableSpec | None) -> dict[s
             "mean": spec.mean,
             "std": spec.std,
         }
-    if spec is not None or "in_features" in plan:
-        return {"input_size": (plan.get("in_features"),)}
-    channels, large = plan.get("in_chans", 3), plan.get("stem", "large") in _LARGE_STEMS
+    is_large = plan.get("stem", "large") in _LARGE_STEMS
     return {
-        "input_size": (channels, *[_SIZE if large else _SMALL_SIZE] * 2),
-        "crop_pct": _CROP_PCT if large else 1.0,
+        **common,
+        "input_size": (channels, *[_SIZE if is_large else _SMALL_SIZE] * 2),
+        "crop_pct": _CROP_PCT if is_large else 1.0,
         "crop_mode": "center",
         "interpolation": _INTERPOLATION,
         "mean": _per_channel(_MEAN, channels),

@@ -179,15 +179,17 @@ class TimmInterface(Chain):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The preprocessing, and the names of the first convolution and of the classifier, with timm's keys.
+        """The preprocessing, the number of classes, and the names of the first convolution and of the classifier.
 
-        The preprocessing is that of the Spec, or of ImageNet without one.
+        The keys are timm's. The preprocessing is that of the Spec, or of ImageNet without one.
         """
-        first = next((path for path, layer in self.named_modules() if isinstance(layer, nn.Conv2d)), None)
-        classifier = self.get_classifier(name_only=True)
-        return pretrained_config(
-            self.plan, self.spec, num_classes=self.num_classes, first_conv=first, classifier=classifier
-        )
+        convolutions = ((path, layer) for path, layer in self.named_modules() if isinstance(layer, nn.Conv2d))
+        path, first = next(convolutions, (None, None))
+        config = pretrained_config(self.plan, self.spec, None if first is None else first.in_channels)
+        if first is not None:
+            features = nn.Sequential(*list(self)[: head_start(self)])
+            config["pool_size"] = output_shape(features, (1, *config["input_size"]))[2:]
+        return {**config, "num_classes": self.num_classes, "first_conv": path, "classifier": "head"}
 
     @property
     def default_cfg(self) -> dict[str, Any]:

@@ -443,6 +443,7 @@ def test_the_configuration_names_the_first_convolution_and_the_classifier(name):
         assert config["first_conv"] is None
     else:
         assert network.get_submodule(config["first_conv"]).in_channels == config["input_size"][0] == 3
+        assert network.forward_features(torch.zeros(1, *config["input_size"])).shape[2:] == config["pool_size"]
 
 
 def test_the_configuration_is_that_of_the_spec():
