@@ -12,7 +12,7 @@ _CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}  # timm's 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _SIZE, _CROP_PCT, _INTERPOLATION = 224, 0.875, "bicubic"
 _SMALL_SIZE = 32
-_LARGE_STEMS = ("large", "deep", "tiered", "deep_conv")  # the others keep the size of small images
+_SMALL_STEMS = ("small", "whitening")  # they keep the size of small images
 
 
 def pretrained_config(plan: dict[str, Any], spec: Spec | TableSpec | None, channels: int | None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def pretrained_config(plan: dict[str, Any], spec: Spec | TableSpec | None, chann
             "mean": spec.mean,
             "std": spec.std,
         }
-    is_large = plan.get("stem", "large") in _LARGE_STEMS
+    is_large = plan.get("stem") not in _SMALL_STEMS
     return {
         **common,
         "input_size": (channels, *[_SIZE if is_large else _SMALL_SIZE] * 2),
