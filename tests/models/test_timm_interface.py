@@ -16,11 +16,12 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models.feature_levels import FeatureInfo
 from skipway.models.network import build_meta_network
-from skipway.models.registry import FAMILIES, plan_of
+from skipway.models.registry import FAMILIES, ROWS, plan_of
 from skipway.nn.reversible import Reversible
 from skipway.weights.convert import adopt, release
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "features" / "timm.json").read_text())
+SHARED = [name for name in GOLDEN if name in ROWS]
 THREE = {"layers": (2, 1, 1), "widths": (4, 6, 8)}
 SMALL = {
     "resnet18": THREE,
@@ -104,7 +105,7 @@ def test_a_head_of_the_user_is_the_classifier():
     assert (network.num_classes, network.num_features, network.head_hidden_size) == (0, 8, 8)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", SHARED)
 def test_feature_maps_and_sizes_are_timm_s(name):
     values = plan_of(name)
     if FAMILIES[values["family"]].repeats:  # further blocks change neither channels nor resolution
