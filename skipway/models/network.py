@@ -4,6 +4,7 @@ Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows 
 for regression.
 """
 
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry
 from skipway.models.feature_levels import head_start
-from skipway.models.head import classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
+from skipway.models.head import POOLS, classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain
@@ -80,14 +81,20 @@ class Network(TimmInterface):
         >>> network(torch.zeros(1, 3, 32, 32)).shape, network.num_classes
         (torch.Size([1, 64]), 0)
         """
-        plan = {**self.plan, "num_classes": num_classes}
-        if global_pool is not None:
+        kind = pool_name(global_pool)
+        if isinstance(num_classes, bool) or num_classes < 0 or kind not in (None, *POOLS):
+            raise InputError(
+                "reset_classifier: expected num_classes of at least 0, and a global_pool of None, "
+                f"{', '.join(POOLS)}, got {num_classes!r} and {global_pool!r}. Change them."
+            )
+        plan = {**self.plan, "num_classes": operator.index(num_classes)}
+        if kind is not None:
             if self.plan and "global_pool" not in registry.FAMILIES[self.plan["family"]].plan.options():
                 raise InputError(
                     f"reset_classifier: expected no global_pool for {self.plan['family']}, which has no feature map, "
                     f"got {global_pool!r}. Remove global_pool."
                 )
-            plan["global_pool"] = pool_name(global_pool)
+            plan["global_pool"] = kind
         replace_head(self, self._new_head(plan))
         self.plan = plan if self.plan else {}
         self.spec = _refitted(self.spec, num_classes)

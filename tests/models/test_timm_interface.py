@@ -5,6 +5,7 @@ import re
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from golden_states import draw, value
@@ -108,7 +109,7 @@ def test_a_head_of_the_user_is_the_classifier():
 @pytest.mark.parametrize("name", SHARED)
 def test_feature_maps_and_sizes_are_timm_s(name):
     values = plan_of(name)
-    if FAMILIES[values["family"]].repeats:  # further blocks change neither channels nor resolution
+    if FAMILIES[values["family"]].repeats and not values.get("inner_widths"):  # further blocks change no shape
         values["layers"] = [min(count, 1) for count in values["layers"]]
     network = build_meta_network(values)
     info = network.feature_info
@@ -274,8 +275,8 @@ def test_a_classifier_is_replaced(name):
     assert torch.equal(network(x), hidden) and isinstance(network.get_classifier(), nn.Identity)
     assert (network.num_classes, network.plan["num_classes"]) == (0, 0)
     assert (network.num_features, network.head_hidden_size) == (features.shape[1], hidden.shape[1])
-    network.reset_classifier(7)
-    assert network(x).shape == (2, 7) and network(x).dtype == torch.float64
+    network.reset_classifier(np.int64(7))
+    assert type(network.plan["num_classes"]) is int and network(x).shape == (2, 7) and network(x).dtype == torch.float64
     assert network.num_classes == network.plan["num_classes"] == 7 and not network.training
     assert torch.equal(network.forward_features(x), features)
     expected = build_meta_network(network.plan).state_dict()
@@ -298,13 +299,22 @@ def test_a_pool_is_replaced(name):
     assert network(x).shape == (2, 5)
 
 
-def test_what_a_classifier_cannot_be():
-    with pytest.raises(InputError, match="num_classes"):
-        small("resnet18").reset_classifier(True)
-    with pytest.raises(InputError, match="unknown global_pool 'median'"):
-        small("resnet18").reset_classifier(3, "median")
+@pytest.mark.parametrize("num_classes, pool", [(True, None), (-1, None), (3, "median"), (3, "Avg")])
+def test_what_a_classifier_cannot_be(num_classes, pool):
+    for network in (small("resnet18"), sw.Network(OrderedDict(head=nn.Linear(2, 3)))):
+        with pytest.raises(InputError, match=f"expected num_classes of .*, got {num_classes} and {pool!r}. Change"):
+            network.reset_classifier(num_classes, pool)
+
+
+def test_what_a_family_cannot_have():
     with pytest.raises(InputError, match="expected no global_pool for resmlp, which has no feature map, got 'avg'"):
         small("resmlp").reset_classifier(3, "avg")
+    with pytest.raises(InputError, match="convnext: unknown global_pool 'catavgmax'"):
+        small("convnext_atto").reset_classifier(3, "catavgmax")
+    network = small("resnet18")
+    with pytest.raises(InputError, match='global_pool "none": expected num_classes=0'):
+        network.reset_classifier(3, "none")
+    assert network.num_classes == network.plan["num_classes"] == 1000  # unchanged
 
 
 def test_a_network_without_a_plan_gets_a_classifier_too():
