@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, instancenorm, padding, pooling
 
 from skipway.errors import InputError, ShapeError
-from skipway.utils.tracing import is_traced
+from skipway.utils.tracing import is_symbolic
 
 __all__ = ["channel_axis_of", "check_dim", "resolve_dim"]
 
@@ -100,7 +100,7 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
     Raises:
         ShapeError: `x` has no such axis, or 3 axes that could be (B, C, L) and (B, T, C) alike.
     """
-    if is_traced(x):
+    if is_symbolic(x):
         axes = {channel_axis_of(layer) for layer in layers if dim is None} - {None}
         return dim or (axes.pop() if len(axes) == 1 else 1) or 1
     if dim is not None:
@@ -111,7 +111,7 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
         return dim
     if x.dim() <= 2:
         return 1
-    axes = {axis for layer in layers if (axis := channel_axis_of(layer)) is not None}
+    axes = {channel_axis_of(layer) for layer in layers} - {None}  # no walrus, which torch.compile cannot trace
     if len(axes) == 1:
         return axes.pop() or 1
     if axes or x.dim() == 3:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from skipway.errors import ShapeError
-from skipway.utils.tracing import is_traced
+from skipway.utils.tracing import is_symbolic, is_traced
 
 __all__ = ["need_equal_shapes", "need_tensors", "stride_between"]
 
@@ -27,7 +27,7 @@ def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
         ShapeError: an input is a tuple, a dict or None, as the output of `nn.LSTM` is.
     """
     for branch in branches:
-        if not isinstance(branch, Tensor) and not is_traced(branch):
+        if not isinstance(branch, Tensor) and not is_symbolic(branch):
             kinds = " and ".join("Tensor" if isinstance(b, Tensor) else type(b).__name__ for b in branches)
             raise ShapeError(
                 f"`{join}`: expected one tensor from each side, got {kinds} (body first). Select it by "

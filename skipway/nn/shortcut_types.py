@@ -9,6 +9,7 @@ Sources: options A (pad), B and C (project), He et al. 2015, arXiv:1512.03385; p
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -109,8 +110,9 @@ class Pad(nn.Module):
 
 @fx.wrap
 def _subsample_and_pad(x: Tensor, stride: int, new: int) -> Tensor:
+    """Compute `Pad`. A graph of torch.fx knows the axes when it runs."""
     for axis in range(2, x.dim()):
-        x = x[(slice(None),) * axis + (slice(None, None, stride),)]
+        x = torch.ops.aten.slice(x, axis, None, None, stride)
     return F.pad(x, [0, 0] * (x.dim() - 2) + [new // 2, new - new // 2])
 
 
