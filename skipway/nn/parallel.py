@@ -3,7 +3,7 @@
 Shapes: those that the branches accept, and that the join returns.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from skipway.errors import InputError
 from skipway.nn.chain import Chain, Layer
 from skipway.nn.channel_axis import check_dim, resolve_dim
 from skipway.nn.code_repr import show
-from skipway.nn.extra_inputs import ExtraInputs
+from skipway.nn.extra_inputs import ExtraInputs, with_extra_inputs
 from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.join_errors import need_tensors
 from skipway.nn.joins import make_join, name_of_join, name_or_module, refuse_join_name, takes_dim
@@ -55,18 +55,22 @@ class Parallel(NamedErrors, ExtraInputs):
         self.branches = Chain(*branches, **named)
 
     @named_errors
-    def forward(self, *inputs: Tensor) -> Any:
+    @with_extra_inputs
+    def forward(self, x: Tensor) -> Any:
         """Pass one input to all branches, or one input to each, and join the outputs."""
-        if len(inputs) not in (1, len(self.branches)):
-            count = len(self.branches)
+        return self._joined(self._outputs_of(x))
+
+    def forward_with(self, x: Any, extra: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Pass one input to each branch, and join the outputs."""
+        count, inputs = len(self.branches), (x, *extra, *named.values())
+        if named or len(inputs) != count:
             raise InputError(
                 f"expected 1 or {count} inputs for its {count} branches, got {len(inputs)}. Pass one "
-                "input for all, or one for each."
+                "input for all, or one for each, without names."
             )
-        if len(inputs) > 1 or len(self.branches) == 1:
-            outputs = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-        else:
-            outputs = self._outputs_of(inputs[0])
+        return self._joined([branch(x) for branch, x in zip(self.branches, inputs, strict=True)])
+
+    def _joined(self, outputs: list[Any]) -> Any:
         if takes_dim(self.join):
             need_tensors(name_of_join(self.join), tuple(outputs))
             return self.join(*outputs, dim=resolve_dim(self.dim, self.branches, outputs[0]))
