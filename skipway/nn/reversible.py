@@ -23,6 +23,7 @@ from skipway.nn.joins import add
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, gradients_of, needed_gradients, rerun_backward
+from skipway.utils.tracing import is_traced
 
 __all__ = ["Coupling", "Reversible"]
 
@@ -127,7 +128,7 @@ class Reversible(Chain):
         """Apply all couplings; the shape (B, C, *) is unchanged."""
         bodies = self.bodies()
         axis = resolve_dim(self.dim, chain.from_iterable(bodies), input)
-        x1, x2 = _wide_halves(input, axis)
+        x1, x2 = map(_wide, _halves(input, axis))
         leaves = differentiable_tensors([self])
         if can_recompute(x1) and (leaves or x1.requires_grad):
             x1, x2 = _Reversed.apply(self, input.dtype, x1, x2, *leaves)
@@ -197,24 +198,33 @@ def _unchanged(body: nn.Module, x: Tensor) -> Any:
     return out
 
 
-@fx.wrap
-def _wide_halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    first, second = _halves(x, axis)
-    return first.to(wide), second.to(wide)
-
-
-@fx.wrap
 def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    if x.dim() < 2 or x.shape[axis] % 2:
+    if not is_traced(x) and (x.dim() < 2 or x.shape[axis] % 2):
         shape = "(B, C, *)" if axis == 1 else "a tensor"
         raise ShapeError(
             f"cannot halve the channels: expected {shape} with an even number of channels C on axis {axis}, got "
             f"{tuple(x.shape)}. Change the layer before it."
         )
+    # In torch.vmap the memory format is unknown.
+    halves = [half.contiguous() for half in x.chunk(2, axis)] if is_transformed() else _split(x, axis)
+    return halves[0], halves[1]
+
+
+# These functions run when a graph of torch.fx runs, and TorchScript compiles them.
+
+
+@fx.wrap
+def _split(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Return copies of both halves, because strided views would slow down every later operation."""
     first, second = x.chunk(2, axis)
-    # Copies: strided views would slow down every later operation.
-    if is_transformed():  # where the memory format is unknown
-        return first.contiguous(), second.contiguous()
-    layout = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
-    return tuple(h.contiguous(memory_format=layout or torch.contiguous_format) for h in (first, second))  # type: ignore[return-value]
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
+    else:
+        layout = torch.contiguous_format
+    return first.contiguous(memory_format=layout), second.contiguous(memory_format=layout)
+
+
+@fx.wrap
+def _wide(x: Tensor) -> Tensor:
+    """Return `x` in float32 or wider."""
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
