@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skipway.errors import ShapeError, SkipwayError, is_out_of_memory
 from skipway.nn.layer_misfit import find_misfit
+from skipway.nn.scripting import scriptable_graph
 
 __all__ = ["NamedErrors", "named_errors", "put_path_first"]
 
@@ -26,6 +27,10 @@ class NamedErrors(nn.Module):
     def parts(self) -> "list[tuple[str, nn.Module | str]] | None":
         """Return the constructor arguments for the code of this layer, or None if `repr` is that code."""
         return None
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what torch.jit.script compiles in place of this layer."""
+        return scriptable_graph(self)
 
 
 def named_errors(forward: Callable[P, R]) -> Callable[P, R]:

@@ -1,0 +1,32 @@
+"""torch.jit.script of a network: compile its graph from torch.fx, because TorchScript cannot read the Python code."""
+
+import torch
+from torch import fx, nn
+
+from skipway.errors import InputError, SkipwayError, printable
+
+__all__ = ["scriptable_graph"]
+
+
+def scriptable_graph(module: nn.Module) -> fx.GraphModule:
+    """Return the graph of `module` in its current mode, which torch.jit.script can compile.
+
+    Raises:
+        InputError: torch.fx cannot trace the module, or TorchScript does not know an operation of it.
+    """
+    try:
+        graph = fx.Tracer().trace(module)
+        for node in graph.nodes:
+            node.type = None  # TorchScript does not know Any
+        traced = fx.GraphModule(module, graph, type(module).__name__)
+        torch.jit.script(traced)
+    except SkipwayError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":.")
+        first = "Call eval() first, or use" if module.training else "Use"
+        raise InputError(
+            f"cannot script {type(module).__name__}: expected operations of TorchScript, got an error: "
+            f"{printable(reason)}. {first} torch.export.export or skipway.export.program, which replace it."
+        ) from None
+    return traced
