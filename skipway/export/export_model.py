@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from skipway.errors import InputError
 from skipway.export.export_description import describe_export
@@ -30,15 +30,19 @@ from skipway.export.quantization import PRECISIONS
 from skipway.models.network import Network
 from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
+from skipway.utils.tracing import is_symbolic
 
 __all__ = ["Exported", "fuse", "onnx", "program"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iterable[Tensor] = ()) -> Chain:
     """Fuse a copy of a model for inference: fold batch norms, activations and residual additions into convolutions.
 
     The copy shares no weights with `network`. It cannot be trained or saved. A `Network` keeps `predict` and
-    `predict_proba`.
+    `predict_proba`. torch.export, torch.compile and torch.jit.trace take a copy in fp32 or bf16, and torch.fx,
+    torch.jit.script and torch.func one in fp32.
 
     Args:
         network: The model, on one device. It is not changed.
@@ -53,8 +57,8 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
         `skipway.evaluate`.
 
     Raises:
-        InputError: The precision is unknown, the parameters are on several devices, or int8 is not available for this
-            model, this device, this build of torch or these calibration inputs.
+        InputError: The precision is unknown, the parameters are on several devices or of a dtype such as complex64 or
+            int8, or int8 is not available for this model, this device, this build of torch or these calibration inputs.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     >>> fuse(network, precision="fp32")
@@ -64,6 +68,7 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     """
     if precision not in PRECISIONS:
         raise InputError(f"fuse: expected a precision of {', '.join(PRECISIONS)}, got {precision!r}. Set one of these.")
+    _need_floats(network)
     with torch.inference_mode(False):
         twin = fold(copy.deepcopy(network).float().eval())
         if type(twin).forward is not Chain.forward:
@@ -125,6 +130,20 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
     return write_verified(Path(path), file.getvalue(), function=run, description=description, inputs=inputs)
 
 
+def _need_floats(network: nn.Module) -> None:
+    """Check that the weights can become float32 without losing a part, a scale or a code."""
+    weights = {name for name, _ in network.named_parameters()}
+    for name, value in network.state_dict().items():
+        for tensor in value if isinstance(value, tuple) else (value,):  # the packed weights of a quantized layer
+            if not isinstance(tensor, Tensor) or tensor.dtype in _FLOATS:
+                continue
+            if name in weights or tensor.is_complex() or tensor.is_quantized or tensor.is_floating_point():
+                raise InputError(
+                    "fuse: expected weights in float16, bfloat16, float32 or float64, got "
+                    f"{str(tensor.dtype).removeprefix('torch.')} at {name}. Convert them, or use the model unfused."
+                )
+
+
 def _to_int8(
     network: Chain, convolutions: list[Convolution], *, device: str, calibration: Tensor | Iterable[Tensor]
 ) -> None:
@@ -161,13 +180,28 @@ def _is_calibration_batch(batch: Any) -> bool:
     return bool(batch.isfinite().all())
 
 
+@fx.wrap
+def _converted(x: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """Return floats in `dtype`, and images in channels_last memory. A graph of torch.fx knows them when it runs."""
+    if x.dtype == torch.uint8:
+        raise InputError("fused network: expected normalized floats, got uint8. Use predict for images.")
+    if not x.is_floating_point():
+        return x
+    if channels_last and x.dim() == 4:
+        return x.to(dtype, memory_format=torch.channels_last)
+    return x.to(dtype)
+
+
 def _run_inference(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
     """Run `layers` in sequence without gradients, in bfloat16 or float32."""
-    if isinstance(x, Tensor) and x.dtype == torch.uint8:
-        raise InputError("fused network: expected normalized floats, got uint8. Use predict for images.")
-    if isinstance(x, Tensor) and x.is_floating_point():
-        layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
-        x = x.to(torch.bfloat16 if narrow else torch.float32, memory_format=layout)
+    is_mapped = torch._C._are_functorch_transforms_active()
+    if half and (is_symbolic(x) or is_mapped):
+        raise InputError(
+            "network fused in bf16 or int8: expected a plain call, got one inside torch.fx or torch.func, which ignore "
+            'autocast. Fuse it in "fp32" for these.'
+        )
+    if isinstance(x, Tensor) or is_symbolic(x):
+        x = _converted(x, torch.bfloat16 if narrow else torch.float32, not is_mapped)
     device = x.device.type if isinstance(x, Tensor) else "cpu"
     available = torch.amp.is_autocast_available(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=half) if available else nullcontext():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.export.quantization import Observer, QuantizationParams, QuantizedTensor, quantize
 from skipway.nn.blocks import SameConv2d, same_padding
+from skipway.utils.tracing import is_recorded
 
 __all__ = ["ACTIVATIONS", "Convolution", "dequantize", "values_of"]
 
@@ -49,6 +50,7 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(conv.weight.detach().float(), requires_grad=False)
         self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
         assert not isinstance(conv.padding, str)
+        self.kernel_size = conv.kernel_size
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.groups, self.activation, self.dtype = conv.groups, "none", torch.float32
         self.is_same = isinstance(conv, SameConv2d)
@@ -68,15 +70,27 @@ class Convolution(nn.Module):
             shortcut: Values or codes that are added before the activation.
             reuse: Allow the output to overwrite the memory of `shortcut`.
         """
-        if self.quantization is not None and type(values_of(x)) is Tensor and not values_of(x).is_meta:
-            return self._int8_forward(x, shortcut, reuse)
-        x, shortcut = dequantize(x).to(self.dtype), None if shortcut is None else dequantize(shortcut).to(self.dtype)
-        assert isinstance(x, Tensor) and not isinstance(shortcut, QuantizedTensor)
+        recorded = is_recorded(x)
+        if self.quantization is not None:
+            if recorded:
+                raise InputError(
+                    "network fused in int8: expected a plain call, got one inside torch.compile, torch.export, "
+                    'torch.jit, torch.fx or torch.func. Fuse it in "fp32" for these.'
+                )
+            if type(values_of(x)) is Tensor and not values_of(x).is_meta:
+                return self._int8_forward(x, shortcut, reuse)
+        x, shortcut = self._cast(x), None if shortcut is None else self._cast(shortcut)
+        if recorded:
+            return self._recorded_forward(x, shortcut)
         y = self._onednn_forward(x, shortcut, reuse) if _has_onednn(x) else self._torch_forward(x, shortcut)
         if self.observers is not None:
             self.observers[0].observe(x)
             self.observers[1].observe(y)
         return y
+
+    def _cast(self, x: Tensor | QuantizedTensor) -> Tensor:
+        values: Tensor = dequantize(x)
+        return values.to(self.dtype)
 
     def with_activation(self, name: str) -> "Convolution":
         """Return a copy that shares the weights and ends with this activation, a key of `ACTIVATIONS`."""
@@ -131,12 +145,20 @@ class Convolution(nn.Module):
         """Return the zeros on both sides of each axis of x, and the zeros in front of the kernel."""
         if not self.is_same:
             return (int(self.padding[0]), int(self.padding[1])), (0, 0)
-        kernel = self.weight.shape[2:]
-        left, right, top, bottom = same_padding(x, tuple(kernel), self.stride)
+        left, right, top, bottom = same_padding(x, self.kernel_size, self.stride)
         return (bottom, right), (bottom - top, right - left)
 
     def _kernel(self, front: tuple[int, int]) -> Tensor:
         return F.pad(self.weight, (front[1], 0, front[0], 0)) if any(front) else self.weight
+
+    def _recorded_forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Compute with operations that every tracer records, for inputs of any size, and without packed weights."""
+        padding = self.padding
+        if self.is_same:
+            x, padding = F.pad(x, same_padding(x, self.kernel_size, self.stride)), (0, 0)
+        weight = self.weight.to(self.dtype, memory_format=torch.channels_last)
+        y = F.conv2d(x, weight, self.bias.to(self.dtype), self.stride, padding, self.dilation, self.groups)
+        return _ACTIVATE[self.activation](y if shortcut is None else y + shortcut)
 
     def _torch_forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         padding, front = self._place(x)
@@ -144,7 +166,7 @@ class Convolution(nn.Module):
         def cast() -> list[Tensor]:
             return [self._kernel(front).to(x.dtype, memory_format=torch.channels_last), self.bias.to(x.dtype)]
 
-        weight, bias = cast() if torch.compiler.is_compiling() else self._pack(f"plain {front}", cast)
+        weight, bias = self._pack(f"plain {front}", cast)
         y = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
         y = y if shortcut is None else y + shortcut
         return _ACTIVATE[self.activation](y)
@@ -226,10 +248,9 @@ def _need_images_on_a_cpu(x: Tensor) -> None:
 
 
 def _has_onednn(x: Tensor) -> bool:
-    """Return True if oneDNN's convolution can run on x. Traced programs use portable operations instead."""
+    """Return True if oneDNN's convolution can run on x."""
     available = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     plain = type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if not available or not plain or traced or torch.is_grad_enabled():
+    if not available or not plain or torch.is_grad_enabled():
         return False
     return x.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

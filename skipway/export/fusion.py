@@ -26,6 +26,7 @@ from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.shortcut_types import Project
 from skipway.nn.skip import Skip
+from skipway.utils.tracing import is_recorded, is_traced
 
 __all__ = ["FusedSkip", "fold", "plan_quantized_outputs", "run_fused"]
 
@@ -53,9 +54,10 @@ class FusedSkip(NamedErrors):
         branch = self.body(x)
         if not self.last.quantizes_output:
             shortcut = dequantize(shortcut)
-        if values_of(shortcut).shape != (shape := self.last.output_shape(values_of(branch).shape)):
+        if not is_traced(x) and values_of(shortcut).shape != (shape := self.last.output_shape(values_of(branch).shape)):
             add(torch.empty(shape, device="meta"), values_of(shortcut).to("meta"))  # raises the shape error
-        return self.last(branch, shortcut, reuse and _storage_address(shortcut) != _storage_address(branch))
+        reuse = reuse and not is_recorded(x) and _storage_address(shortcut) != _storage_address(branch)
+        return self.last(branch, shortcut, reuse)
 
 
 def run_fused(layers: Sequence[nn.Module], x: Any) -> Any:
