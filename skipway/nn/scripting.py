@@ -1,5 +1,7 @@
 """torch.jit.script of a network: compile its graph from torch.fx, because TorchScript cannot read the Python code."""
 
+import warnings
+
 import torch
 from torch import fx, nn
 
@@ -19,7 +21,9 @@ def scriptable_graph(module: nn.Module) -> fx.GraphModule:
         for node in graph.nodes:
             node.type = None  # TorchScript does not know Any
         traced = fx.GraphModule(module, graph, type(module).__name__)
-        torch.jit.script(traced)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of torch, which the caller compiles again
+            torch.jit.script(traced)
     except SkipwayError:
         raise
     except Exception as error:
