@@ -48,14 +48,15 @@ def create_model(
     pretrained: str | os.PathLike[str] | bool | None = False,
     class_names: Sequence[str] | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Network | Features:
     """Create a model by name, with random initial weights or with pretrained ones.
 
     Args:
         name: model name, one of `list_models()`.
-        num_classes: number of outputs. Defaults to that of the paper: 1000, or 10 for the CIFAR networks.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features. Defaults to
+            that of the paper: 1000, or 10 for the CIFAR networks.
         in_chans: channels of the images, 3 by default. `resmlp` takes `in_features` instead.
         stem: "large", "small", "deep" or another stem of the family. Defaults to that of the named model.
         pretrained: source of the weights. True uses an installed pip package if it has `name`, else timm's default
@@ -64,8 +65,10 @@ def create_model(
             timm, fastai, Flax, lukemelas or akamaster's CIFAR networks.
         class_names: names of the outputs. A pretrained head with class names keeps the rows of equal names. A model
             without a Spec uses only their number.
-        features_only: return a `Features` backbone, which outputs feature maps instead of logits.
-        out_indices: indices of the feature maps to return, with `features_only=True`. Defaults to all.
+        features_only: return a `Features` backbone, which outputs feature maps instead of logits: as in timm, the last
+            one of each resolution.
+        out_indices: indices of the feature maps to return, with `features_only=True`. An integer n returns the last n.
+            Defaults to all.
         options: other values of the family's plan, such as `layers`, `widths`, `block`, `shortcut` or `drop_path`: see
             `ResNetPlan`, `InvertedResidualPlan`, `DenseNetPlan` and the other plans in `skipway.models`.
 
@@ -92,8 +95,10 @@ def create_model(
     if pretrained is None or pretrained is False:
         network = build_network(plan)
     else:
-        network = refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
-    return Features(network, out_indices) if features_only else network
+        kept = {option: value for option, value in options.items() if option != "global_pool"}
+        weights = pretrained_network(name, pretrained, kept)
+        network = refit(weights, num_classes, in_chans, class_names, options.get("global_pool"))
+    return Features(network, out_indices, every_stage=False) if features_only else network
 
 
 def _count_classes(class_names: Sequence[str], num_classes: int | None) -> int:

@@ -31,6 +31,10 @@ def shrunken_plan(name):
     if plan["family"] == "inverted_residual":  # the last two stages, so that Skips have the expansion of most blocks
         cut |= {"layers": (2, 2), "widths": CUT["widths"][:2], "strides": (1, 2), "final_channels": 24}
         cut |= {option: plan[option][-2:] for option in ("kernels", "expansions")}
+    if plan.get("out_widths"):  # a pruned block of each stage, and one more in the first
+        cut |= {"inner_widths": (6, 4, 7, 5, 8, 9), "out_widths": (6, 18)}
+    if isinstance(plan.get("block"), list):
+        cut["block"] = plan["block"][-2:]
     if plan.get("stem_channels"):
         cut["stem_channels"] = CUT["stem_channels"]
     if "in_features" in plan:

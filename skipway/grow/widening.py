@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.grow.channel_map import NEW, ChannelMap, Origin, concat_maps, copy_shares, select_channels
-from skipway.models.resnet9 import Scaled
+from skipway.models.head import Scaled
 from skipway.nn.blocks import LayerNorm2d, SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.dense import Dense

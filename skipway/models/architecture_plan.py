@@ -1,12 +1,14 @@
 """Plans: plain values that define a network, validated before any layer is built."""
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from skipway.errors import InputError, did_you_mean
+from skipway.models.head import POOLS, pool_name
 
 __all__ = ["Plan"]
 
@@ -55,31 +57,68 @@ class Plan:
         for name in names:
             value = getattr(self, name)
             try:
-                numbers = tuple(operator.index(v) for v in (value if several[name] else [value]))
+                counts = tuple(_whole_number(v) for v in (value if several[name] else [value]))
             except TypeError:
-                numbers = (minimum - 1,)
-            if min(numbers, default=minimum) < minimum:
+                counts = (minimum - 1,)
+            if min(counts, default=minimum) < minimum:
                 shown = list(value) if isinstance(value, tuple) else value
+                hint = " (did you mean pretrained=True?)" if name == "num_classes" and value is True else ""
                 raise InputError(
-                    f"{self.FAMILY}: expected integers of at least {minimum} for {name}, got {shown}. Change {name}."
+                    f"{self.FAMILY}: expected integers of at least {minimum} for {name}, got {shown}{hint}. "
+                    f"Change {name}."
                 )
-            if len(numbers) > _MAX_COUNT:
+            if len(counts) > _MAX_COUNT:
                 raise InputError(
-                    f"{self.FAMILY}: expected at most {_MAX_COUNT:,} values for {name}, got {len(numbers):,}. "
+                    f"{self.FAMILY}: expected at most {_MAX_COUNT:,} values for {name}, got {len(counts):,}. "
                     f"Make {name} shorter."
                 )
-            object.__setattr__(self, name, numbers if several[name] else numbers[0])
+            object.__setattr__(self, name, counts if several[name] else counts[0])
 
     def _check_shares(self, *names: str) -> None:
         """Check that values are numbers of at least 0 and below 1."""
         for name in names:
-            value = getattr(self, name)
-            number = float(value) if isinstance(value, int | float) else math.nan
-            if not 0 <= number < 1:
+            share = self._number(name)
+            if not 0 <= share < 1:
                 raise InputError(
-                    f"{self.FAMILY}: expected {name} of at least 0 and below 1, got {value}. Change {name}."
+                    f"{self.FAMILY}: expected {name} of at least 0 and below 1, got {getattr(self, name)!r}. "
+                    f"Change {name}."
                 )
-            object.__setattr__(self, name, number)
+            object.__setattr__(self, name, share)
+
+    def _number(self, name: str) -> float:
+        """Return a value as a float, or NaN if it is no real number: no range contains NaN."""
+        value = getattr(self, name)
+        return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+
+    def _check_switches(self, *names: str) -> None:
+        """Check that values are True or False."""
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InputError(f"{self.FAMILY}: expected True or False for {name}, got {value!r}. Change {name}.")
+
+    def _check_head(self, pools: Iterable[str] = POOLS) -> None:
+        """Check the values of the head: `num_classes`, and `global_pool` and `drop_rate` if the family has them.
+
+        Args:
+            pools: global pools of the family.
+        """
+        self._check_whole_numbers("num_classes", minimum=0)
+        values = self.as_dict()
+        if "drop_rate" in values:
+            self._check_shares("drop_rate")
+        if "global_pool" not in values:
+            return
+        default = next(f.default for f in fields(self) if f.name == "global_pool")
+        kind = default if values["global_pool"] is None else pool_name(values["global_pool"])
+        num_classes = values["num_classes"]
+        object.__setattr__(self, "global_pool", kind)
+        self._check_choices(global_pool=pools)
+        if kind == "none" and num_classes:
+            raise InputError(
+                f'{self.FAMILY} with global_pool "none": expected num_classes=0, because the output is a feature map, '
+                f"got {num_classes}. Set num_classes=0, or use another global_pool."
+            )
 
     def _check_choices(self, **choices: Iterable[str]) -> None:
         """Check that each value is one of its choices."""
@@ -90,3 +129,14 @@ class Plan:
                     f"{self.FAMILY}: unknown {name} {value!r}{did_you_mean(str(value), words)}: expected one "
                     f"of {', '.join(words)}. Change {name}."
                 )
+
+
+def _whole_number(value: Any) -> int:
+    """Return an integer of Python or NumPy as an int; a bool is none, although Python counts with it.
+
+    Raises:
+        TypeError: the value is no integer.
+    """
+    if isinstance(value, bool):
+        raise TypeError("a bool is no count")
+    return operator.index(value)

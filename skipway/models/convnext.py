@@ -17,6 +17,7 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import POOLS, classifier, pooling
 from skipway.nn.blocks import LayerNorm2d, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
@@ -27,6 +28,7 @@ __all__ = ["JOINS", "NETWORKS", "STEMS", "ConvNeXtPlan", "convnext"]
 
 STEMS = ("large", "small")
 JOINS = ("layerscale", "add", "scale")
+_POOLS = tuple(kind for kind in POOLS if kind != "catavgmax")  # the norm after the pool has the width of the last stage
 _EPS = 1e-6
 _MAX_BLOCKS = 1000  # a malicious plan must not fill the memory
 
@@ -47,7 +49,8 @@ class ConvNeXtPlan(Plan):
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
         drop_mode: "row" or "batch": see `Skip`.
         in_chans: channels of the images.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
+        global_pool: "avg", "max", "avgmax" (mean of both), or "none" (the feature map; requires num_classes=0).
 
     >>> ConvNeXtPlan(layers=(1, 1), widths=(8, 16), num_classes=10).kernel
     7
@@ -67,10 +70,12 @@ class ConvNeXtPlan(Plan):
     drop_mode: str = "row"
     in_chans: int = 3
     num_classes: int = 1000
+    global_pool: str = "avg"
 
     def __post_init__(self) -> None:
+        self._check_head(pools=_POOLS)
         self._check_choices(stem=STEMS, join=JOINS, drop_mode=DROP_MODES)
-        self._check_whole_numbers("layers", "widths", "kernel", "expansion", "in_chans", "num_classes")
+        self._check_whole_numbers("layers", "widths", "kernel", "expansion", "in_chans")
         self._check_shares("dropout", "drop_path")
         if not self.layers or len(self.layers) != len(self.widths):
             raise InputError(
@@ -81,7 +86,7 @@ class ConvNeXtPlan(Plan):
             raise InputError(f"convnext: expected at most {_MAX_BLOCKS} blocks, got {sum(self.layers)}. Reduce layers.")
         if self.kernel % 2 == 0:
             raise InputError(f"convnext: expected an odd kernel, got {self.kernel}. Use {self.kernel + 1}.")
-        if not isinstance(self.layer_scale, int | float) or not 0 < self.layer_scale <= 1:
+        if not 0 < self._number("layer_scale") <= 1:
             raise InputError(
                 f"convnext: expected layer_scale above 0 and up to 1, got {self.layer_scale}. Use 1e-6, or join "
                 '"scale" to start at 0.'
@@ -106,11 +111,9 @@ def convnext(plan: ConvNeXtPlan) -> Chain:
         before = width
     network = Chain(
         **parts,
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        norm=nn.LayerNorm(last, _EPS),
-        **({"dropout": nn.Dropout(plan.dropout)} if plan.dropout else {}),
-        head=nn.Linear(last, plan.num_classes),
+        **pooling(plan.global_pool),
+        norm=LayerNorm2d(last, _EPS) if plan.global_pool == "none" else nn.LayerNorm(last, _EPS),
+        **classifier(last, plan.num_classes, drop_rate=plan.dropout),
     )
     _initialize(network, plan)
     return network

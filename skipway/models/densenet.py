@@ -2,7 +2,8 @@
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes). H and W are at least 2 to the power of the number of transitions, and 4
 times that with the large stem.
-Source: Huang et al. 2016, arXiv:1608.06993 (121 to 264 for ImageNet; the plain and BC networks for CIFAR).
+Sources: Huang et al. 2016, arXiv:1608.06993 (121 to 264 for ImageNet; the plain and BC networks for CIFAR); the deep
+stem of `densenet264d` and `densenetblur121d`, timm.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import classifier, pooled_channels, pooling
+from skipway.nn.activations import ACTIVATIONS
+from skipway.nn.anti_aliasing import AA_LAYERS
 from skipway.nn.blocks import Layers, Step, init_weights
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
 
 __all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
 
-STEMS = ("large", "small")
+STEMS = ("large", "small", "deep")
 _MAX_LAYERS = 1000  # a malicious plan must not fill the memory
 
 
@@ -29,14 +33,20 @@ class DenseNetPlan(Plan):
     Args:
         layers: dense layers in each block; a transition between blocks halves the resolution.
         growth: channels that each layer adds (growth rate).
-        stem: "large" (7x7, stride 2, max pool) or "small" (3x3, keeps the size).
+        stem: "large" (7x7, stride 2, max pool), "small" (3x3, keeps the size) or "deep" (three 3x3, stride 2, max
+            pool; half as many channels inside).
         stem_channels: output channels of the stem; None is twice `growth`.
         bottleneck: channels of the 1x1 convolution before each 3x3, as a multiple of `growth`; 0 for none (plain
             DenseNet).
         compression: fraction of the channels that a transition keeps.
         dropout: dropout rate of the output of each layer.
+        activation: "relu", "silu", "gelu" or another key of `ACTIVATIONS`.
+        aa_layer: layer that strides instead of the pool of the stem: "none", "blurpool" or "avg".
         in_chans: channels of the images.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
+        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
+            feature map; requires num_classes=0).
+        drop_rate: dropout rate before the head.
 
     >>> DenseNetPlan(layers=(2, 2), growth=12).compression
     0.5
@@ -51,17 +61,22 @@ class DenseNetPlan(Plan):
     bottleneck: int = 4
     compression: float = 0.5
     dropout: float = 0.0
+    activation: str = "relu"
+    aa_layer: str = "none"
     in_chans: int = 3
     num_classes: int = 1000
+    global_pool: str = "avg"
+    drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_choices(stem=STEMS)
-        self._check_whole_numbers("layers", "growth", "in_chans", "num_classes")
+        self._check_head()
+        self._check_choices(stem=STEMS, activation=ACTIVATIONS, aa_layer=AA_LAYERS)
+        self._check_whole_numbers("layers", "growth", "in_chans")
         self._check_whole_numbers("bottleneck", minimum=0)
         if self.stem_channels is not None:
             self._check_whole_numbers("stem_channels")
         self._check_shares("dropout")
-        if not isinstance(self.compression, int | float) or not 0 < self.compression <= 1:
+        if not 0 < self._number("compression") <= 1:
             raise InputError(
                 f"densenet: expected compression above 0 and up to 1, got {self.compression}. Use 1 for no compression."
             )
@@ -72,7 +87,7 @@ class DenseNetPlan(Plan):
 
 def densenet(plan: DenseNetPlan) -> Chain:
     """Build the DenseNet of `plan` with random initial weights."""
-    parts = Layers()
+    parts = Layers(activation=plan.activation)
     channels = plan.stem_channels or 2 * plan.growth
     stages: dict[str, nn.Module] = {}
     stem = _stem(plan, parts, channels)
@@ -90,9 +105,8 @@ def densenet(plan: DenseNetPlan) -> Chain:
         stem=stem,
         **stages,
         **parts.first(channels),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        head=nn.Linear(channels, plan.num_classes),
+        **pooling(plan.global_pool),
+        **classifier(pooled_channels(channels, plan.global_pool), plan.num_classes, drop_rate=plan.drop_rate),
     )
     init_weights(network)
     return network
@@ -101,7 +115,13 @@ def densenet(plan: DenseNetPlan) -> Chain:
 def _stem(plan: DenseNetPlan, parts: Layers, channels: int) -> Chain:
     if plan.stem == "small":  # the first dense layer starts with a norm and an activation
         return Chain(conv=parts.conv(plan.in_chans, Step(channels, 3)))
-    return Chain(step=parts.conv_norm_act(plan.in_chans, Step(channels, 7, 2)), pool=parts.max_pool())
+    if plan.stem == "large":
+        steps = {"step": parts.conv_norm_act(plan.in_chans, Step(channels, 7, 2))}
+    else:
+        inner = max(1, channels // 2)
+        chans, deep = (plan.in_chans, inner, inner), (Step(inner, 3, 2), Step(inner, 3), Step(channels, 3))
+        steps = {f"step{i}": parts.conv_norm_act(c, s) for i, (c, s) in enumerate(zip(chans, deep, strict=True), 1)}
+    return Chain(**steps, pool=parts.max_pool(plan.aa_layer))
 
 
 def _layer(plan: DenseNetPlan, parts: Layers, channels: int) -> Chain:
@@ -127,6 +147,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "densenet201": {"layers": (6, 12, 48, 32)},
     "densenet264": {"layers": (6, 12, 64, 48)},
     "densenet161": {"layers": (6, 12, 36, 24), "growth": 48},
+    "densenet264d": {"layers": (6, 12, 64, 48), "growth": 48, "stem": "deep"},
+    "densenetblur121d": {"layers": (6, 12, 24, 16), "stem": "deep", "aa_layer": "blurpool"},
     **{f"densenet{depth}_{k}": _cifar(depth, k, bottleneck=False) for depth, k in ((40, 12), (100, 12), (100, 24))},
     **{f"densenetbc{depth}_{k}": _cifar(depth, k, bottleneck=True) for depth, k in ((100, 12), (250, 24), (190, 40))},
 }

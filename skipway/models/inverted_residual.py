@@ -17,6 +17,7 @@ from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import classifier, pooled_channels, pooling
 from skipway.nn.blocks import PADDINGS, Layers, SqueezeExcite, Step, init_weights, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
@@ -55,7 +56,9 @@ class InvertedResidualPlan(Plan):
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
         drop_mode: "row" or "batch": see `Skip`.
         in_chans: channels of the images.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
+        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
+            feature map; requires num_classes=0).
 
     >>> InvertedResidualPlan(num_classes=10).widths
     (16, 24, 40, 80, 112, 192, 320)
@@ -81,11 +84,13 @@ class InvertedResidualPlan(Plan):
     drop_mode: str = "row"
     in_chans: int = 3
     num_classes: int = 1000
+    global_pool: str = "avg"
 
     def __post_init__(self) -> None:
+        self._check_head()
         self._check_choices(stem=STEMS, activation=ACTIVATIONS, attention=ATTENTIONS, padding=PADDINGS)
         self._check_choices(drop_mode=DROP_MODES)
-        self._check_whole_numbers(*_PER_STAGE, "stem_channels", "final_channels", "in_chans", "num_classes")
+        self._check_whole_numbers(*_PER_STAGE, "stem_channels", "final_channels", "in_chans")
         self._check_shares("attention_ratio", "dropout", "drop_path")
         counts = {len(getattr(self, name)) for name in _PER_STAGE}
         if len(counts) > 1 or not self.layers:
@@ -103,7 +108,7 @@ class InvertedResidualPlan(Plan):
             raise InputError(
                 f"inverted_residual: expected at most {_MAX_BLOCKS} blocks, got {sum(self.layers)}. Reduce layers."
             )
-        if not isinstance(self.norm_eps, int | float) or not 0 < self.norm_eps < 1:
+        if not 0 < self._number("norm_eps") < 1:
             raise InputError(
                 f"inverted_residual: expected norm_eps between 0 and 1, got {self.norm_eps}. Use 1e-5 or 1e-3."
             )
@@ -127,10 +132,8 @@ def inverted_residual(plan: InvertedResidualPlan) -> Chain:
         stem=stem,
         **stages,
         final=Chain(**_conv_norm_act(plan, parts, channels, Step(plan.final_channels, 1))),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        **({"dropout": nn.Dropout(plan.dropout)} if plan.dropout else {}),
-        head=nn.Linear(plan.final_channels, plan.num_classes),
+        **pooling(plan.global_pool),
+        **classifier(pooled_channels(plan.final_channels, plan.global_pool), plan.num_classes, drop_rate=plan.dropout),
     )
     _initialize(network, plan)
     return network

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import classifier
 from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, Scale
@@ -45,9 +46,10 @@ class ResMLPPlan(Plan):
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
         drop_mode: "row" or "batch": see `Skip`.
         in_features: number of inputs, categories included.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the features before it.
         categories: number of indices of each categorical column. These columns are last in the input.
         embedding: maximum size of the embedding of a category; smaller for columns with few categories.
+        drop_rate: dropout rate before the head.
 
     >>> ResMLPPlan(in_features=30, num_classes=2).width
     128
@@ -68,12 +70,14 @@ class ResMLPPlan(Plan):
     num_classes: int = 10
     categories: tuple[int, ...] = ()
     embedding: int = 16
+    drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_head()
         self._check_choices(join=JOINS, norm=NORMS, drop_mode=DROP_MODES)
-        self._check_whole_numbers("layers", "width", "growth", "in_features", "num_classes", "categories", "embedding")
+        self._check_whole_numbers("layers", "width", "growth", "in_features", "categories", "embedding")
         self._check_shares("dropout", "drop_path")
-        if not isinstance(self.hidden, int | float) or not 0 < self.hidden <= 64:
+        if not 0 < self._number("hidden") <= 64:
             raise InputError(f"resmlp: expected hidden above 0 and up to 64, got {self.hidden}. Change hidden.")
         object.__setattr__(self, "hidden", float(self.hidden))
         if self.layers > _MAX_BLOCKS:
@@ -147,7 +151,7 @@ def resmlp(plan: ResMLPPlan) -> Chain:
         stage1=Chain(*blocks),
         **_norm(plan, width),
         act=nn.ReLU(),
-        head=nn.Linear(width, plan.num_classes),
+        **classifier(width, plan.num_classes, drop_rate=plan.drop_rate),
     )
     _initialize(network, plan)
     return network

@@ -11,6 +11,7 @@ from torch import nn
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.models import convnext, densenet, inverted_residual, mlp, resnet, resnet9
 from skipway.models.architecture_plan import Plan
+from skipway.models.option_aliases import translate_options
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 
@@ -64,7 +65,8 @@ def plan_of(name: str, **options: Any) -> dict[str, Any]:
 
     Args:
         name: a registered name.
-        options: values that replace those of the name.
+        options: values that replace those of the name, also in the words of timm and torchvision: see
+            `option_aliases`.
 
     Raises:
         InputError: the name, an option or a value is invalid.
@@ -78,6 +80,7 @@ def plan_of(name: str, **options: Any) -> dict[str, Any]:
         )
     family, row = ROWS[name]
     allowed = FAMILIES[family].plan.options()
+    options = translate_options(name, options, allowed)
     for option in options:
         if option not in allowed:
             raise InputError(
@@ -118,7 +121,7 @@ def count_parameters(plan: dict[str, Any]) -> int:
     """Count the parameters of the network of `plan`; repeated blocks are counted without building them."""
     short_plan = dict(plan)
     repeats = {}
-    if FAMILIES[plan["family"]].repeats:
+    if FAMILIES[plan["family"]].repeats and not plan.get("inner_widths"):  # no two blocks of a pruned network are equal
         short_plan["layers"] = [min(count, 2) for count in plan["layers"]]
         repeats = {f"stage{i}": count - 2 for i, count in enumerate(plan["layers"], 1) if count > 2}
     with torch.device("meta"):

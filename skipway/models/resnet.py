@@ -1,146 +1,48 @@
-"""Residual networks for images: tables of the ImageNet and CIFAR families, and one function that builds them.
+"""Residual networks for images: one function builds all of the ImageNet and CIFAR families.
 
 Shapes: (B, in_chans, H, W) -> (B, num_classes), any H and W.
 Sources: He et al. 2015, arXiv:1512.03385 (18 to 152 and CIFAR's 20 to 1202; options A and B); norm and activation
 first, 200, 164 and 1001 layers, He et al. 2016, arXiv:1603.05027; deep stem and pooled projection (C and D of "bag of
 tricks", fastai's XResNet), He et al. 2018, arXiv:1812.01187; wide, Zagoruyko and Komodakis 2016, arXiv:1605.07146;
 groups (ResNeXt), Xie et al. 2016, arXiv:1611.05431; SE, Hu et al. 2017, arXiv:1709.01507; ECA, Wang et al. 2019,
-arXiv:1910.03151; ResNet-RS, Bello et al. 2021, arXiv:2103.07579; the tiered stem, 14 and 26 layers, timm.
+arXiv:1910.03151; ResNet-RS, Bello et al. 2021, arXiv:2103.07579; dilation in place of strides, Yu et al. 2017,
+arXiv:1705.09914; the tiered and fixed stems, 14 and 26 layers, timm.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
 
 from torch import nn
 
-from skipway.errors import InputError
-from skipway.models.architecture_plan import Plan
-from skipway.nn.blocks import (
-    ATTENTIONS,
-    EXPANSION,
-    KINDS,
-    PADDINGS,
-    Layers,
-    Step,
-    init_fixup,
-    init_weights,
-    join_of,
-    linear_rates,
-    steps_of,
-    zero_last,
-)
+from skipway.models.head import classifier, pooled_channels, pooling
+from skipway.models.resnet_plan import JOINS, STEMS, ResNetPlan
+from skipway.models.resnet_rows import NETWORKS
+from skipway.nn.anti_aliasing import TrailingAvgPool2d
+from skipway.nn.block_steps import Step, dilated_steps, steps_of
+from skipway.nn.blocks import Layers, aa_of, init_fixup, init_weights, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.shortcut_types import SHORTCUTS, make_shortcut
+from skipway.nn.shortcut_types import make_norm, make_shortcut
 from skipway.nn.skip import Skip
-from skipway.nn.stochastic_depth import DROP_MODES
 
 __all__ = ["JOINS", "NETWORKS", "STEMS", "ResNetPlan", "resnet"]
 
-_FOUR = (64, 128, 256, 512)
-_THREE = (16, 32, 64)
-STEMS = ("large", "small", "deep", "tiered", "deep_conv")
-JOINS = ("add", "scale", "layerscale", "gate")
-_MAX_BLOCKS = 3000  # a malicious plan must not fill the memory
 
+@dataclass(frozen=True)
+class _Place:
+    """A block in the network: its number over all stages, its stage, its channels, its stride and its dilations."""
 
-@dataclass(frozen=True, kw_only=True)
-class ResNetPlan(Plan):
-    """Values that define one residual network.
-
-    Args:
-        block: "basic" (two 3x3), "bottleneck" (1x1, 3x3 with the stride, 1x1), "bottleneck_v1" (stride on the first
-            1x1), "preact_basic" or "preact_bottleneck" (norm and activation first).
-        layers: blocks in each stage; every stage after the first halves the resolution.
-        widths: channels in each stage; the output of a bottleneck has 4 times as many.
-        stem: "large" (7x7, stride 2, max pool), "small" (3x3, keeps the size), "deep" (three 3x3, stride 2, max pool),
-            "tiered" (deep, the first convolution narrower) or "deep_conv" (deep, a convolution instead of the pool).
-        stem_channels: output channels of the stem; a deep stem has half as many inside. None is the first of `widths`.
-        shortcut: "auto" (option B: project if the shape changes), "project" (C: always), "pad" (A), "pool" (D: average,
-            then project) or "none" (no shortcuts: the plain network of the same layers).
-        join: "add", "scale" (ReZero, or SkipInit with norm "none"), "layerscale" or "gate" (highway).
-        norm: "batch", "group", "none" (convolutions with biases) or "fixup" (Fixup's initialization, shifts and
-            scales).
-        attention: "none", "se" or "eca", at the end of every body.
-        attention_ratio: inner channels of "se", as a fraction of those of the body.
-        cardinality: groups in the 3x3 of a bottleneck.
-        base_width: channels of each group at a width of 64.
-        padding: "torch", or "same" for strided convolutions (Flax and TensorFlow).
-        dropout: dropout rate between the convolutions of a body.
-        drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
-        drop_mode: "row" or "batch": see `Skip`.
-        reversible: use Couplings of two bodies on half of the channels each, so that memory does not grow with depth.
-            Blocks that change the shape keep their activations.
-        in_chans: channels of the images.
-        num_classes: number of outputs.
-
-    >>> ResNetPlan(block="bottleneck", layers=(3, 4, 6, 3)).preact
-    False
-    """
-
-    FAMILY: ClassVar[str] = "resnet"
-
-    block: str = "basic"
-    layers: tuple[int, ...] = (2, 2, 2, 2)
-    widths: tuple[int, ...] = _FOUR
-    stem: str = "large"
-    stem_channels: int | None = None
-    shortcut: str = "auto"
-    join: str = "add"
-    norm: str = "batch"
-    attention: str = "none"
-    attention_ratio: float = 1 / 16
-    cardinality: int = 1
-    base_width: int = 64
-    padding: str = "torch"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    drop_mode: str = "row"
-    reversible: bool = False
-    in_chans: int = 3
-    num_classes: int = 1000
-
-    def __post_init__(self) -> None:
-        self._check_choices(block=EXPANSION, stem=STEMS, shortcut=(*SHORTCUTS, "none"), join=JOINS, norm=KINDS)
-        self._check_choices(attention=ATTENTIONS, padding=PADDINGS, drop_mode=DROP_MODES)
-        self._check_whole_numbers("layers", "widths", "cardinality", "base_width", "in_chans", "num_classes")
-        if self.stem_channels is not None:
-            self._check_whole_numbers("stem_channels")
-        self._check_shares("attention_ratio", "dropout", "drop_path")
-        if not self.layers or len(self.layers) != len(self.widths):
-            raise InputError(
-                f"resnet: expected one width for each stage, got {list(self.widths)} for layers "
-                f"{list(self.layers)}. Make the lists equally long."
-            )
-        if sum(self.layers) > _MAX_BLOCKS:
-            raise InputError(f"resnet: expected at most {_MAX_BLOCKS} blocks, got {sum(self.layers)}. Reduce layers.")
-        if self.shortcut == "none" and (self.join != "add" or self.drop_path or self.norm == "fixup"):
-            raise InputError(
-                'resnet with shortcut "none": expected join "add", drop_path 0 and a norm other than "fixup", got '
-                f'join "{self.join}", drop_path {self.drop_path} and norm "{self.norm}". Use another shortcut.'
-            )
-        if self.reversible:
-            self._check_reversible()
-        if self.norm == "fixup" and self.join != "add":
-            raise InputError(f'resnet with norm "fixup": expected join "add", got "{self.join}". Remove join.')
-
-    def _check_reversible(self) -> None:
-        identity = self.shortcut in ("auto", "pad", "pool")  # the identity if the shape is unchanged
-        if not self.preact or self.join != "add" or not identity or self.norm == "fixup" or self.drop_path:
-            raise InputError(
-                'resnet with reversible=True: expected block "preact_basic" or "preact_bottleneck", join '
-                '"add", shortcut "auto", "pad" or "pool", norm "batch", "group" or "none", and no '
-                "drop_path. Change these options."
-            )
-        odd = [width for width in (*self.widths, self.stem_channels or 2) if width % 2]
-        if odd:
-            raise InputError(f"resnet with reversible=True: expected even widths, got {odd[0]}. Make it even.")
+    number: int
+    stage: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    dilations: tuple[int, int]  # of the first 3x3 convolution, and of all others
 
     @property
-    def preact(self) -> bool:
-        """True if norm and activation come before each convolution."""
-        return self.block.startswith("preact")
+    def changes_shape(self) -> bool:
+        return self.stride != 1 or self.in_channels != self.out_channels
 
 
 def resnet(plan: ResNetPlan) -> Chain:
@@ -151,32 +53,43 @@ def resnet(plan: ResNetPlan) -> Chain:
         attention=plan.attention,
         attention_ratio=plan.attention_ratio,
         dropout=plan.dropout,
+        activation=plan.activation,
+        standardized=plan.weight_standardization,
     )
     channels = plan.stem_channels or plan.widths[0]
     stem = _stem(plan, parts, channels)
-    stages: dict[str, nn.Module] = {}
+    stages: list[list[nn.Module]] = [[] for _ in plan.layers]
     rates = linear_rates(plan.drop_path, sum(plan.layers))
-    for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True)):
-        blocks: list[nn.Module] = []
-        for index in range(count):
-            stride = 2 if stage > 0 and index == 0 else 1
-            if plan.reversible:
-                blocks.append(_coupling(plan, parts, in_channels=channels, width=width, stride=stride))
-            else:
-                rate = next(rates)
-                blocks.append(_block(plan, parts, in_channels=channels, width=width, stride=stride, drop_path=rate))
-            channels = width * EXPANSION[plan.block]
-        stages[f"stage{stage + 1}"] = _reversible_stage(blocks) if plan.reversible else Chain(*blocks)
+    for place, rate in zip(_places(plan, channels), rates, strict=True):
+        block = _coupling(plan, parts, place) if plan.reversible else _block(plan, parts, place, rate)
+        stages[place.stage].append(block)
+    channels = plan.out_channels(len(stages) - 1)
     network = Chain(
         stem=stem,
-        **stages,
+        **{
+            f"stage{number}": _reversible_stage(blocks) if plan.reversible else Chain(*blocks)
+            for number, blocks in enumerate(stages, 1)
+        },
         **(parts.first(channels) if plan.preact else {}),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        head=nn.Linear(channels, plan.num_classes),
+        **pooling(plan.global_pool),
+        **classifier(pooled_channels(channels, plan.global_pool), plan.num_classes, drop_rate=plan.drop_rate),
     )
     _initialize(network, plan)
     return network
+
+
+def _places(plan: ResNetPlan, channels: int) -> Iterator[_Place]:
+    """Yield the place of each block; once `output_stride` is reached, dilation replaces strides."""
+    reduction, dilation, previous, number = 1 if plan.stem == "small" else 4, 1, 1, 0
+    for stage, count in enumerate(plan.layers):
+        stride = 1 if stage == 0 else 2
+        if plan.output_stride is not None and reduction >= plan.output_stride:
+            dilation, stride = dilation * stride, 1
+        reduction *= stride
+        for index in range(count):
+            out = plan.out_channels(stage)
+            yield _Place(number, stage, channels, out, stride if index == 0 else 1, (previous, dilation))
+            channels, previous, number = out, dilation, number + 1
 
 
 def _initialize(network: Chain, plan: ResNetPlan) -> None:
@@ -184,45 +97,73 @@ def _initialize(network: Chain, plan: ResNetPlan) -> None:
     init_weights(network)
     if plan.norm == "fixup":
         init_fixup(network)
-    elif plan.join == "add" and (not plan.preact or plan.norm == "none"):
+    elif plan.zeroes_last:
         for module in network.modules():
             if isinstance(module, Skip) and isinstance(module.body, Chain):
                 zero_last(module.body)
 
 
-def _block(
-    plan: ResNetPlan, parts: Layers, *, in_channels: int, width: int, stride: int, drop_path: float
-) -> Chain | Skip:
-    out_channels = width * EXPANSION[plan.block]
-    steps = _steps(plan, width, stride)
-    after = None if plan.preact else nn.ReLU(inplace=True)
+def _block(plan: ResNetPlan, parts: Layers, place: _Place, drop_path: float) -> Chain | Skip:
+    steps = _steps(plan, place)
+    after = {} if plan.preact else parts.act_of(place.out_channels)
+    nominal = plan.nominal_channels(place.stage)
     if plan.shortcut == "none":
-        return Chain(body=parts.body(in_channels, steps, plan.preact), **({} if after is None else {"act": after}))
-    # In a pre-activation network, the next block already normalizes the projection.
-    norm = plan.norm if plan.norm in ("batch", "group") and not plan.preact else "none"
-    shortcut = make_shortcut(plan.shortcut, in_channels, out_channels, stride, norm=norm)
-    join = Scale(init=1.0) if plan.norm == "fixup" else join_of(plan.join, out_channels, sum(plan.layers))
-    body = parts.body(in_channels, steps, plan.preact)
+        return Chain(body=parts.body(place.in_channels, steps, plan.preact, nominal), **after)
+    shortcut = _shortcut(plan, parts, place)
+    join = Scale(init=1.0) if plan.norm == "fixup" else join_of(plan.join, place.out_channels, sum(plan.layers))
+    body = parts.body(place.in_channels, steps, plan.preact, nominal)
     first: dict[str, nn.Module] = {}
     if plan.preact and shortcut is not None:  # body and shortcut share the first norm and activation
         first = {name: layer for name, layer in body.named_children() if name in ("norm1", "shift1", "act1")}
         body = Chain(**{name: layer for name, layer in body.named_children() if name not in first})
-    skip = Skip(body, shortcut, join=join, after=after, drop_path=drop_path, drop_mode=plan.drop_mode)
+    skip = Skip(body, shortcut, join=join, after=after.get("act"), drop_path=drop_path, drop_mode=plan.drop_mode)
     return Chain(**first, skip=skip) if first else skip
 
 
-def _steps(plan: ResNetPlan, width: int, stride: int) -> list[Step]:
-    return steps_of(plan.block, width, stride, cardinality=plan.cardinality, base_width=plan.base_width)
+def _shortcut(plan: ResNetPlan, parts: Layers, place: _Place) -> nn.Module | None:
+    """Build the shortcut of a block: one of `make_shortcut`, or a projection with the same options as the body."""
+    # In a pre-activation network, the next block already normalizes the projection.
+    norm = plan.norm if plan.norm in ("batch", "group") and not plan.preact else "none"
+    channels, (first, dilation) = (place.in_channels, place.out_channels), place.dilations
+    dilated_pool = plan.shortcut == "pool" and dilation > 1 and place.stride == 1
+    special = plan.down_kernel_size != 1 or plan.weight_standardization or dilated_pool
+    identity = not place.changes_shape and plan.shortcut != "project"
+    if plan.shortcut == "pad" or identity or not special:
+        return make_shortcut(plan.shortcut, *channels, place.stride, norm=norm)
+    layers: dict[str, nn.Module | None] = {}
+    if plan.shortcut == "pool":
+        same = place.in_channels, place.in_channels
+        layers["pool"] = TrailingAvgPool2d() if dilated_pool else make_shortcut("pool", *same, place.stride)
+        step = Step(place.out_channels, 1)
+    else:
+        kernel = 1 if place.stride == 1 and dilation == 1 else plan.down_kernel_size
+        step = Step(place.out_channels, kernel, place.stride, dilation=first)
+    layers["conv"] = parts.conv(place.in_channels, step, bias=False)
+    layers["norm"] = make_norm(norm, place.out_channels)
+    return Chain(**{name: layer for name, layer in layers.items() if layer is not None})
 
 
-def _coupling(plan: ResNetPlan, parts: Layers, *, in_channels: int, width: int, stride: int) -> Coupling:
+def _steps(plan: ResNetPlan, place: _Place) -> list[Step]:
+    """Return the convolutions of the body of a block; of each of both bodies if it is reversible."""
+    width = plan.widths[place.stage] // (2 if plan.reversible else 1)
+    counts = {"cardinality": plan.cardinality, "base_width": plan.base_width, "reduce_first": plan.block_reduce_first}
+    steps = steps_of(plan.blocks[place.stage], width, place.stride, **counts)
+    if plan.out_widths:
+        begin = place.number * plan.inner_convolutions
+        inner = plan.inner_widths[begin : begin + plan.inner_convolutions] or [step.channels for step in steps[:-1]]
+        channels = [*inner, place.out_channels]
+        steps = [replace(step, channels=count) for step, count in zip(steps, channels, strict=True)]
+    return dilated_steps(steps, *place.dilations, aa_layer=plan.aa_layer)
+
+
+def _coupling(plan: ResNetPlan, parts: Layers, place: _Place) -> Coupling:
     """Build two bodies on half of the channels each, with a shortcut for each half if the shape changes."""
-    halves = in_channels // 2, width * EXPANSION[plan.block] // 2
-    steps = _steps(plan, width // 2, stride)
-    around = [make_shortcut(plan.shortcut, *halves, stride, norm="none") for _ in range(2)]
+    half = replace(place, in_channels=place.in_channels // 2, out_channels=place.out_channels // 2)
+    steps = _steps(plan, place)
+    around = [_shortcut(plan, parts, half) for _ in range(2)]
     return Coupling(
-        parts.body(halves[0], steps, preact=True),
-        parts.body(halves[1], [replace(step, stride=1) for step in steps], preact=True),
+        parts.body(half.in_channels, steps, preact=True),
+        parts.body(half.out_channels, [replace(step, stride=1, aa_layer="none") for step in steps], preact=True),
         None if around[0] is None or around[1] is None else (around[0], around[1]),
     )
 
@@ -239,8 +180,9 @@ def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
     inner = max(1, channels // 2)
     first = max(1, 3 * (inner // 4)) if plan.stem == "tiered" else inner
     deep = [Step(first, 3, 2), Step(inner, 3), Step(channels, 3)]
-    steps = {"large": [Step(channels, 7, 2)], "small": [Step(channels, 3)]}.get(plan.stem, deep)
-    symmetric = Layers(plan.norm)  # only the stages use "same" padding
+    large = [Step(channels, 7, 2)]
+    steps = {"large": large, "fixed": large, "small": [Step(channels, 3)]}.get(plan.stem, deep)
+    symmetric = replace(parts, padding="torch")  # only the stages use "same" padding
     layers: list[Chain] = []
     in_channels = plan.in_chans
     for step in steps:
@@ -253,108 +195,15 @@ def _stem(plan: ResNetPlan, parts: Layers, channels: int) -> Chain:
     if plan.stem == "small":
         return layers[0]
     names = ["step"] if len(layers) == 1 else [f"step{i}" for i in range(1, len(layers) + 1)]
+    return Chain(**dict(zip(names, layers, strict=True)), pool=_stem_pool(plan, parts, channels))
+
+
+def _stem_pool(plan: ResNetPlan, parts: Layers, channels: int) -> nn.Module:
     if plan.stem == "deep_conv":
-        down = Step(channels, 3, 2)
-        pool: nn.Module = Chain(conv=parts.conv(channels, down)) if plan.preact else parts.conv_norm_act(channels, down)
-    else:
-        pool = parts.max_pool()
-    return Chain(**dict(zip(names, layers, strict=True)), pool=pool)
-
-
-# Each model is one row of these tables.
-
-_DEPTHS: dict[int, dict[str, Any]] = {
-    10: {"block": "basic", "layers": (1, 1, 1, 1)},
-    14: {"block": "bottleneck", "layers": (1, 1, 1, 1)},
-    18: {"block": "basic", "layers": (2, 2, 2, 2)},
-    26: {"block": "bottleneck", "layers": (2, 2, 2, 2)},
-    34: {"block": "basic", "layers": (3, 4, 6, 3)},
-    50: {"block": "bottleneck", "layers": (3, 4, 6, 3)},
-    101: {"block": "bottleneck", "layers": (3, 4, 23, 3)},
-    152: {"block": "bottleneck", "layers": (3, 8, 36, 3)},
-    200: {"block": "bottleneck", "layers": (3, 24, 36, 3)},
-    269: {"block": "bottleneck", "layers": (3, 30, 48, 8)},
-}
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "": {},
-    "c": {"stem": "deep"},
-    "d": {"stem": "deep", "shortcut": "pool"},
-    "s": {"stem": "deep", "stem_channels": 128},
-    "t": {"stem": "tiered", "shortcut": "pool"},
-}
-_SE, _ECA = {"attention": "se"}, {"attention": "eca"}
-
-
-def _rows(pattern: str, depths: dict[int, str], **options: Any) -> dict[str, dict[str, Any]]:
-    """Return one row for each variant ("-" is the plain one) of each depth, named by `pattern`."""
-    rows = {}
-    for depth, variants in depths.items():
-        for letter in variants:
-            variant = letter.strip("-")
-            rows[pattern.format(f"{depth}{variant}")] = {**_DEPTHS[depth], **_VARIANTS[variant], **options}
-    return rows
-
-
-def _cifar(blocks: int, block: str = "basic", factor: int = 1, **options: Any) -> dict[str, Any]:
-    return {
-        "block": block,
-        "layers": (blocks,) * 3,
-        "widths": tuple(width * factor for width in _THREE),
-        "stem": "small",
-        "num_classes": 10,
-        **options,
-    }
-
-
-def _deep_xresnet(depth: int, more: int) -> dict[str, Any]:
-    """Return the row of a depth with `more` additional stages of one block each."""
-    layers, widths = (*_DEPTHS[depth]["layers"], *[1] * more), (*_FOUR, *[256] * more)
-    return {**_DEPTHS[depth], **_VARIANTS["d"], "layers": layers, "widths": widths}
-
-
-_RS = {"stem": "deep_conv", "shortcut": "pool", "attention": "se", "attention_ratio": 0.25, "block": "bottleneck"}
-
-NETWORKS: dict[str, dict[str, Any]] = {
-    **_rows("resnet{}", {10: "-t", 14: "t", 18: "-d", 26: "-dt", 34: "-d", 50: "-cdst"}),
-    **_rows("resnet{}", {101: "-cds", 152: "-cds", 200: "-d"}),
-    **_rows("resnet{}_v1", {50: "-", 101: "-", 152: "-", 200: "-"}, block="bottleneck_v1"),
-    **_rows("resnet{}_gn", {50: "-"}, norm="group"),
-    **{
-        name.replace("resnet", "resnetv2_"): {**row, "block": f"preact_{row['block']}"}
-        for name, row in _rows("resnet{}", {18: "-d", 34: "-d", 50: "-dt", 101: "-d", 152: "-d", 200: "-"}).items()
-    },
-    **_rows("xresnet{}", dict.fromkeys((18, 34, 50, 101, 152), "-"), **_VARIANTS["d"]),
-    **{f"xresnet{depth}_deep": _deep_xresnet(depth, more=2) for depth in (18, 34, 50)},
-    **{f"xresnet{depth}_deeper": _deep_xresnet(depth, more=4) for depth in (18, 34, 50)},
-    "xresnet18_deeper": {**_deep_xresnet(18, more=4), "layers": (2, 2, *[1] * 6)},
-    **_rows("wide_resnet{}_2", {50: "-", 101: "-"}, base_width=128),
-    **_rows("resnext{}_32x4d", {50: "-d", 101: "-"}, cardinality=32, base_width=4),
-    **_rows("resnext{}_32x8d", {101: "-"}, cardinality=32, base_width=8),
-    **_rows("resnext{}_32x16d", {101: "-"}, cardinality=32, base_width=16),
-    **_rows("resnext{}_32x32d", {101: "-"}, cardinality=32, base_width=32),
-    **_rows("resnext{}_64x4d", {101: "-"}, cardinality=64, base_width=4),
-    **_rows("seresnet{}", {18: "-", 34: "-", 50: "-t", 101: "-", 152: "-d", 200: "d", 269: "d"}, **_SE),
-    **_rows("seresnext{}_32x4d", {26: "dt", 50: "-", 101: "-"}, cardinality=32, base_width=4, **_SE),
-    **_rows("seresnext{}_32x8d", {101: "-d"}, cardinality=32, base_width=8, **_SE),
-    **_rows("seresnext{}_64x4d", {101: "-"}, cardinality=64, base_width=4, **_SE),
-    **_rows("ecaresnet{}", {26: "t", 50: "dt", 101: "d", 200: "d", 269: "d"}, **_ECA),
-    **_rows("ecaresnext{}_32x4d", {26: "t", 50: "t"}, cardinality=32, base_width=4, **_ECA),
-    "ecaresnetlight": {"block": "bottleneck", "layers": (1, 1, 11, 3), "shortcut": "pool", **_ECA},
-    "resnetrs50": {"layers": (3, 4, 6, 3), **_RS},
-    "resnetrs101": {"layers": (3, 4, 23, 3), **_RS},
-    "resnetrs152": {"layers": (3, 8, 36, 3), **_RS},
-    "resnetrs200": {"layers": (3, 24, 36, 3), **_RS},
-    "resnetrs270": {"layers": (4, 29, 53, 4), **_RS},
-    "resnetrs350": {"layers": (4, 36, 72, 4), **_RS},
-    "resnetrs420": {"layers": (4, 44, 87, 4), **_RS},
-    **{f"resnet{6 * n + 2}": _cifar(n, shortcut="pad") for n in (3, 5, 7, 9, 18, 200)},
-    "resnetv2_110": _cifar(18, "preact_basic"),
-    **{f"resnetv2_{9 * n + 2}": _cifar(n, "preact_bottleneck") for n in (18, 111)},
-    "revnet38": _cifar(3, "preact_basic", reversible=True, widths=(32, 64, 112)),
-    "revnet110": _cifar(9, "preact_basic", reversible=True, widths=(32, 64, 128)),
-    "revnet164": _cifar(9, "preact_bottleneck", reversible=True, widths=(32, 64, 128), stem_channels=128),
-    **{
-        f"wide_resnet{depth}_{factor}": _cifar((depth - 4) // 6, "preact_basic", factor, stem_channels=16)
-        for depth, factor in ((16, 8), (22, 8), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4))
-    },
-}
+        down = Step(channels, 3, 2, aa_layer=plan.aa_layer)
+        if plan.preact:
+            return Chain(conv=parts.conv(channels, down), **aa_of(down))
+        return parts.conv_norm_act(channels, down)
+    if plan.stem == "fixed" and plan.aa_layer == "none":
+        return Chain(pad=nn.ConstantPad2d(1, 0.0), max=nn.MaxPool2d(3, 2))
+    return parts.max_pool(plan.aa_layer)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
+from skipway.models.head import Scaled, classifier, pooled_channels, pooling
 from skipway.nn.blocks import Layers, Step
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
@@ -74,22 +75,6 @@ def whiten(network: nn.Module, x: Tensor) -> None:
             module.fit(x)
 
 
-class Scaled(nn.Module):
-    """Multiply by a fixed factor."""
-
-    def __init__(self, factor: float):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x times the factor, in the shape of x."""
-        return x * self.factor
-
-    def extra_repr(self) -> str:
-        """Return the factor."""
-        return f"{self.factor:.4g}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ResNet9Plan(Plan):
     """Values that define one ResNet-9.
@@ -100,7 +85,10 @@ class ResNet9Plan(Plan):
         stem: "small" (3x3 convolution) or "whitening" (fixed 2x2 filters that decorrelate the training images;
             `widths[0]` is not used).
         in_chans: channels of the images.
-        num_classes: number of outputs.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
+        global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
+            feature map; requires num_classes=0).
+        drop_rate: dropout rate before the head.
 
     >>> ResNet9Plan().layers
     (2, 0, 2)
@@ -113,9 +101,12 @@ class ResNet9Plan(Plan):
     stem: str = "small"
     in_chans: int = 3
     num_classes: int = 10
+    global_pool: str = "max"
+    drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_whole_numbers("widths", "in_chans", "num_classes")
+        self._check_head()
+        self._check_whole_numbers("widths", "in_chans")
         self._check_whole_numbers("layers", minimum=0)
         if not self.layers or len(self.widths) != len(self.layers) + 1:
             raise InputError(
@@ -142,13 +133,13 @@ def resnet9(plan: ResNet9Plan) -> Chain:
         body: dict[str, nn.Module] = {"skip": Skip([_conv(width, width) for _ in range(count)])} if count else {}
         stages[f"stage{index + 1}"] = Chain(down=_down(channels, width), **body)
         channels = width
+    features = pooled_channels(channels, plan.global_pool)
     return Chain(
         stem=stem,
         **stages,
-        pool=nn.AdaptiveMaxPool2d(1),
-        flatten=nn.Flatten(),
-        head=nn.Linear(channels, plan.num_classes, bias=False),
-        scale=Scaled(_LOGIT_SCALE),
+        **pooling(plan.global_pool),
+        **classifier(features, plan.num_classes, drop_rate=plan.drop_rate, bias=False),
+        **({"scale": Scaled(_LOGIT_SCALE)} if plan.num_classes else {}),
     )
 
 

@@ -17,9 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipway.errors import InputError
+from skipway.nn.activations import make_activation
+from skipway.nn.anti_aliasing import make_aa_layer
+from skipway.nn.block_steps import EXPANSION, Step, steps_of
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, make_join
+from skipway.nn.normalization import (
+    NORMS_WITH_ACTIVATION,
+    EvoNorm2d,
+    FilterResponseNorm2d,
+    StandardizedConv2d,
+    ThresholdedUnit,
+)
 from skipway.nn.shortcut_types import NORMS, make_norm
 from skipway.nn.skip import named_skips
 
@@ -36,6 +45,7 @@ __all__ = [
     "Shift",
     "SqueezeExcite",
     "Step",
+    "aa_of",
     "init_weights",
     "init_fixup",
     "join_of",
@@ -49,7 +59,6 @@ __all__ = [
 KINDS = (*NORMS, "fixup")  # ways to bound activations: a norm, none, or Fixup
 ATTENTIONS = ("none", "se", "eca")
 PADDINGS = ("torch", "same")
-EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}
 
 
 class SameConv2d(nn.Conv2d):
@@ -174,45 +183,6 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One convolution of a body."""
-
-    channels: int
-    kernel: int
-    stride: int = 1
-    groups: int = 1
-
-
-def steps_of(block: str, width: int, stride: int = 1, cardinality: int = 1, base_width: int = 64) -> list[Step]:
-    """Return the convolutions of a block.
-
-    Args:
-        block: block type, a key of `EXPANSION`. The output has `width * EXPANSION[block]` channels.
-        width: channels of the block.
-        stride: stride of the block.
-        cardinality: groups in the 3x3 convolution of a bottleneck.
-        base_width: channels of each group at a width of 64. ResNeXt-50 32x4d has a cardinality of 32 and a base width
-            of 4; Wide ResNet-50-2 has 1 and 128.
-
-    Raises:
-        InputError: a basic block has a `cardinality` or `base_width` other than the default.
-
-    >>> steps_of("basic", 16)
-    [Step(channels=16, kernel=3, stride=1, groups=1), Step(channels=16, kernel=3, stride=1, groups=1)]
-    """
-    if EXPANSION[block] == 1:
-        if cardinality != 1 or base_width != 64:
-            raise InputError(
-                f"block {block!r}: expected cardinality 1 and base_width 64, got {cardinality} and "
-                f'{base_width}. Use a "bottleneck" block, or change widths.'
-            )
-        return [Step(width, 3, stride), Step(width, 3)]
-    inner = max(1, int(width * base_width / 64)) * cardinality
-    first, second = (stride, 1) if block == "bottleneck_v1" else (1, stride)
-    return [Step(inner, 1, first), Step(inner, 3, second, cardinality), Step(4 * width, 1)]
-
-
-@dataclass(frozen=True)
 class Layers:
     """Options shared by all layers of a network, and builders for its parts."""
 
@@ -221,43 +191,65 @@ class Layers:
     attention: str = "none"
     attention_ratio: float = 1 / 16
     dropout: float = 0.0
+    activation: str = "relu"
+    standardized: bool = False
 
-    def conv(self, in_channels: int, step: Step) -> nn.Conv2d:
-        """Build a convolution that keeps the size at stride 1; it has a bias only if no norm or shift follows."""
-        shape = (in_channels, step.channels, step.kernel, step.stride)
-        if self.padding == "same" and step.stride != 1:
-            return SameConv2d(*shape, groups=step.groups, bias=self.norm == "none")
-        return nn.Conv2d(*shape, step.kernel // 2, groups=step.groups, bias=self.norm == "none")
+    def conv(self, in_channels: int, step: Step, bias: bool | None = None) -> nn.Conv2d:
+        """Build a convolution that keeps the size at stride 1; by default with a bias if no norm or shift follows."""
+        bias = self.norm == "none" if bias is None else bias
+        stride = step.stride if step.aa_layer == "none" else 1
+        shape = (in_channels, step.channels, step.kernel, stride)
+        if self.padding == "same" and stride != 1:
+            return SameConv2d(*shape, groups=step.groups, bias=bias)
+        kind = StandardizedConv2d if self.standardized else nn.Conv2d
+        padding = step.dilation * (step.kernel // 2)
+        return kind(*shape, padding, step.dilation, step.groups, bias)
 
-    def max_pool(self) -> nn.MaxPool2d:
-        """Build a 3x3 max pool with stride 2."""
+    def max_pool(self, aa_layer: str = "none") -> nn.Module:
+        """Build a 3x3 max pool with stride 2; an anti-aliasing layer strides in its place, or replaces it."""
+        if aa_layer == "avg":
+            return nn.AvgPool2d(2)
+        if aa_layer == "blurpool":
+            return Chain(max=nn.MaxPool2d(3, 1, padding=1), aa=make_aa_layer(aa_layer, 2))
         return SameMaxPool2d(3, 2) if self.padding == "same" else nn.MaxPool2d(3, 2, padding=1)
 
     def norm_of(self, channels: int, number: int | str = "") -> dict[str, nn.Module]:
         """Build the norm or Fixup shift by name; return an empty dict for norm "none"."""
         if self.norm == "fixup":
             return {f"shift{number}": Shift()}
+        if self.norm in NORMS_WITH_ACTIVATION:
+            return {f"norm{number}": (FilterResponseNorm2d if self.norm == "frn" else EvoNorm2d)(channels)}
         norm = make_norm(self.norm, channels)
         return {} if norm is None else {f"norm{number}": norm}
 
+    def act_of(self, channels: int, number: int | str = "", inplace: bool = True) -> dict[str, nn.Module]:
+        """Build the activation by name; "evonorm" contains it, and "frn" needs one with a learned threshold."""
+        if self.norm == "evonorm":
+            return {}
+        unit = ThresholdedUnit(channels) if self.norm == "frn" else make_activation(self.activation, inplace)
+        return {f"act{number}": unit}
+
     def conv_norm_act(self, in_channels: int, step: Step) -> Chain:
-        """Build a convolution, a norm and a ReLU."""
+        """Build a convolution, a norm and an activation, with the anti-aliasing layer of `step` before the norm."""
         return Chain(
             conv=self.conv(in_channels, step),
+            **aa_of(step),
             **self.norm_of(step.channels),
-            act=nn.ReLU(inplace=True),  # in place on the output of the norm or convolution, never on the input
+            **self.act_of(step.channels),  # in place on the output of the norm or convolution, never on the input
         )
 
-    def body(self, in_channels: int, steps: list[Step], preact: bool = False) -> Chain:
+    def body(self, in_channels: int, steps: list[Step], preact: bool = False, nominal: int | None = None) -> Chain:
         """Build the convolutions of `steps`, each followed by a norm and an activation, the last by a norm only.
 
-        With `preact`, each norm and activation comes before its convolution.
+        With `preact`, each norm and activation comes before its convolution. `nominal` are the output channels before
+        pruning.
         """
         parts: dict[str, nn.Module] = {}
         for number, step in enumerate(steps, 1):
             last = number == len(steps)
             if preact:
                 parts |= self.first(in_channels, number)
+                parts |= aa_of(steps[number - 2]) if number > 1 else {}
             if self.dropout and last and number > 1:
                 parts["dropout"] = nn.Dropout(self.dropout)
             if self.norm == "fixup":
@@ -266,21 +258,30 @@ class Layers:
             if not preact:
                 parts |= self.norm_of(step.channels, number)
             if not preact and not last:
-                parts[f"act{number}"] = nn.ReLU(inplace=True)
+                parts |= self.act_of(step.channels, number) | aa_of(step)
             in_channels = step.channels
-        return Chain(**parts, **self.attention_of(in_channels))
+        return Chain(**parts, **self.attention_of(in_channels, nominal))
 
     def first(self, channels: int, number: int | str = "") -> dict[str, nn.Module]:
         """Build the norm and activation before a convolution; the first of a body does not modify its input."""
         norm = self.norm_of(channels, number)
-        return {**norm, f"act{number}": nn.ReLU(inplace=bool(norm) or number != 1)}
+        return {**norm, **self.act_of(channels, number, inplace=bool(norm) or number != 1)}
 
-    def attention_of(self, channels: int) -> dict[str, nn.Module]:
-        """Build the attention over the output channels of a body by name; return an empty dict for "none"."""
+    def attention_of(self, channels: int, nominal: int | None = None) -> dict[str, nn.Module]:
+        """Build the attention over the output channels of a body by name; return an empty dict for "none".
+
+        The reach of "eca" follows the `nominal` channels, of which pruning left `channels`.
+        """
         if self.attention == "se":
             width = max(8, int(channels * self.attention_ratio + 4) // 8 * 8)  # nearest multiple of 8
             return {"attention": SqueezeExcite(channels, width)}
-        return {"attention": EfficientChannelAttention(channels)} if self.attention == "eca" else {}
+        return {"attention": EfficientChannelAttention(nominal or channels)} if self.attention == "eca" else {}
+
+
+def aa_of(step: Step) -> dict[str, nn.Module]:
+    """Build the anti-aliasing layer of a step by name; return an empty dict if there is none."""
+    layer = make_aa_layer(step.aa_layer, step.stride)
+    return {} if layer is None else {"aa": layer}
 
 
 def linear_rates(top: float, count: int) -> Iterator[float]:
@@ -357,6 +358,6 @@ def init_fixup(network: nn.Module) -> None:
             layer.weight.data.mul_(len(skips) ** (-1 / (2 * len(weights) - 2)))
         nn.init.zeros_(weights[-1].weight)
     head = network.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    if isinstance(head, nn.Linear):  # not nn.Identity, the head of a network without a classifier
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)

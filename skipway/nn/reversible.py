@@ -23,7 +23,7 @@ from skipway.nn.joins import add
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, gradients_of, needed_gradients, rerun_backward
-from skipway.utils.tracing import is_traced
+from skipway.utils.tracing import is_symbolic, is_traced
 
 __all__ = ["Coupling", "Reversible"]
 
@@ -198,6 +198,11 @@ def _unchanged(body: nn.Module, x: Tensor) -> Any:
     return out
 
 
+@fx.wrap
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+
+
 def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     if not is_traced(x) and (x.dim() < 2 or x.shape[axis] % 2):
         shape = "(B, C, *)" if axis == 1 else "a tensor"
@@ -205,12 +210,11 @@ def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
             f"cannot halve the channels: expected {shape} with an even number of channels C on axis {axis}, got "
             f"{tuple(x.shape)}. Change the layer before it."
         )
-    # In torch.vmap the memory format is unknown.
-    halves = [half.contiguous() for half in x.chunk(2, axis)] if is_transformed() else _split(x, axis)
+    if not is_symbolic(x) and is_transformed():  # the memory format is unknown
+        first, second = x.chunk(2, axis)
+        return first.contiguous(), second.contiguous()
+    halves = _split(x, axis)
     return halves[0], halves[1]
-
-
-# These functions run when a graph of torch.fx runs, and TorchScript compiles them.
 
 
 @fx.wrap
@@ -222,9 +226,3 @@ def _split(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     else:
         layout = torch.contiguous_format
     return first.contiguous(memory_format=layout), second.contiguous(memory_format=layout)
-
-
-@fx.wrap
-def _wide(x: Tensor) -> Tensor:
-    """Return `x` in float32 or wider."""
-    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x

@@ -13,7 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from skipway.nn.blocks import EXPANSION
+from skipway.models.resnet_plan import OUTPUT_STRIDES
+from skipway.nn.activations import ACTIVATIONS
+from skipway.nn.anti_aliasing import AA_LAYERS
+from skipway.nn.block_steps import EXPANSION
+from skipway.nn.normalization import NORMS_WITH_ACTIVATION
 from skipway.weights import convnext_keys, inverted_residual_keys
 
 __all__ = ["LIBRARIES", "Library"]
@@ -61,20 +65,32 @@ class Library:
         holds = self.holds.get(kind_of(plan))
         if holds is None:
             return f"it has no {kind_of(plan)}"
+        values = {name: plan.get(name, known[0]) for name, known in holds.items()}  # plans of older files lack some
         unknown = [
-            f"{name} {plan[name]!r} (it has {' or '.join(map(repr, known))})"
+            f"{name} {values[name]!r} (it has {' or '.join(map(repr, known))})"
             for name, known in holds.items()
-            if plan[name] not in known
+            if not _is_held(values[name], known)
         ]
         unknown += [text for text, has in self.lacks.get(kind_of(plan), ()) if has(plan)]
         return "; ".join(unknown)
+
+
+def _is_held(value: Any, known: tuple[Any, ...]) -> bool:
+    """Return True if a value, or each value of a list, is known."""
+    return value in known or (isinstance(value, list) and bool(value) and all(item in known for item in value))
 
 
 def kind_of(plan: Mapping[str, Any]) -> str:
     """Return the family of a plan, with pre-activation ResNets and MobileNets as separate kinds."""
     if plan["family"] == "inverted_residual":
         return "mobilenet" if plan["attention"] == "none" else "efficientnet"
-    return "preact" if str(plan.get("block", "")).startswith("preact") else str(plan["family"])
+    return "preact" if _blocks(plan)[0].startswith("preact") else str(plan["family"])
+
+
+def _blocks(plan: Mapping[str, Any]) -> list[str]:
+    """Return the block type of each stage, "" in families without one."""
+    block = plan.get("block", "")
+    return block if isinstance(block, list) else [block] * (len(plan["layers"]) if block else 1)
 
 
 def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
@@ -93,6 +109,7 @@ def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str,
         "strided": int(pooled and stage > 1),  # fastai has a pool only if there is a stride
         "expanded": expanded,  # a 1x1 convolution and its norm precede the depthwise one
         "project": "conv_pwl" if expanded else "conv_pw",
+        "antialiased": int(plan.get("aa_layer", "none") != "none"),  # a layer precedes the norm of the stem's pool
         "Block": "BottleneckResNetBlock" if plan.get("block") == "bottleneck" else "ResNetBlock",
     }
 
@@ -128,7 +145,7 @@ _TIMM_RESNET: Rules = (
     (r"stem\.step3\.conv", "conv1.6"),
     (r"stem\.step3\.norm", "bn1"),
     (r"stem\.pool\.conv", "maxpool.0"),
-    (r"stem\.pool\.norm", "maxpool.1"),
+    (r"stem\.pool\.norm", "maxpool.{antialiased+1}"),
     (_BODY + r"attention\.squeeze", "layer{stage}.{block}.se.fc1"),
     (_BODY + r"attention\.excite", "layer{stage}.{block}.se.fc2"),
     (_BODY + r"attention\.conv", "layer{stage}.{block}.se.conv"),
@@ -136,17 +153,19 @@ _TIMM_RESNET: Rules = (
 _TIMM_PREACT: Rules = (
     (r"stem\.step\.conv", "stem.conv"),
     (r"stem\.step(?P<n>\d)\.conv", "stem.conv{n}"),
-    (r"stem\.step(?P<n>\d)\.norm", "stem.norm{n}"),
+    (r"stem\.step(?P<n>\d)\.(?:norm|act)", "stem.norm{n}"),  # an activation with weights is a part of timm's norm
     (_BODY + r"conv(?P<n>\d)", "stages.{stage-1}.blocks.{block}.conv{n}"),
-    (_BODY + r"norm(?P<n>\d)", "stages.{stage-1}.blocks.{block}.norm{n}"),
-    (_BLOCK + r"norm(?P<n>\d)", "stages.{stage-1}.blocks.{block}.norm{n}"),
+    (_BODY + r"(?:norm|act)(?P<n>\d)", "stages.{stage-1}.blocks.{block}.norm{n}"),
+    (_BLOCK + r"(?:norm|act)(?P<n>\d)", "stages.{stage-1}.blocks.{block}.norm{n}"),
     (_BLOCK + r"shortcut\.conv", "stages.{stage-1}.blocks.{block}.downsample.conv"),
-    (r"norm", "norm"),
+    (r"norm|act", "norm"),
     (r"head", "head.fc"),
 )
 _DENSENET: Rules = (
     (r"stem\.step\.conv", "features.conv0"),
     (r"stem\.step\.norm", "features.norm0"),
+    (r"stem\.step(?P<n>\d)\.conv", "features.conv{n-1}"),
+    (r"stem\.step(?P<n>\d)\.norm", "features.norm{n-1}"),
     (_BODY + r"conv(?P<n>\d)", "features.denseblock{stage}.denselayer{block+1}.conv{n}"),
     (_BODY + r"norm(?P<n>\d)", "features.denseblock{stage}.denselayer{block+1}.norm{n}"),
     (r"transition(?P<stage>\d+)\.conv", "features.transition{stage}.conv"),
@@ -187,22 +206,53 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "norm": ("batch",),
     "attention": ("none",),
     "padding": ("torch",),
+    "output_stride": (None,),
+    "activation": ("relu",),
+    "aa_layer": ("none",),
+    "block_reduce_first": (1,),
+    "down_kernel_size": (1,),
+    "weight_standardization": (False,),
+    "out_widths": ([],),
 }
 _POST = ("basic", "bottleneck")
 _V15: dict[str, tuple[Any, ...]] = {**_PLAIN, "block": _POST, "stem": ("large",), "shortcut": ("auto",)}
+_TIMM: dict[str, tuple[Any, ...]] = {
+    **_PLAIN,
+    "output_stride": (None, *OUTPUT_STRIDES),
+    "activation": tuple(ACTIVATIONS),
+}
+_TIMM_ANY = (
+    "block_reduce_first",
+    "down_kernel_size",
+    "out_widths",
+)  # timm's post-activation networks have all
 _UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
-_DENSE: dict[str, tuple[Any, ...]] = {"stem": ("large",), "compression": (0.5,)}
+_DENSE: dict[str, tuple[Any, ...]] = {
+    **{"stem": ("large",), "compression": (0.5,)},
+    **{name: _PLAIN[name] for name in ("activation", "aa_layer")},
+}
+_TIMM_DENSE: dict[str, tuple[Any, ...]] = {
+    **{**_DENSE, "stem": ("large", "deep"), "aa_layer": ("none", "blurpool")},
+    "activation": tuple(ACTIVATIONS),
+}
 _PLAIN_DENSE = (("bottleneck 0 (it has 1 or more)", lambda plan: plan["bottleneck"] == 0),)
 # torchvision's DenseNet files predate the current layer names.
 _OLD_DENSE = ((r"(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)", r"\1\2.\3"),)
 
 
 def _keeps_stage_channels(plan: Mapping[str, Any]) -> bool:
-    """Return True if a stage keeps its channels and timm projects anyway: after a pool, in pre-act bottlenecks."""
-    widths = [width * EXPANSION[plan["block"]] for width in plan["widths"]]
+    """Return True if a stage keeps its channels and timm projects anyway.
+
+    That is after a pool, in the first stage of pre-activation bottlenecks, and where pre-activation blocks dilate.
+    """
+    blocks = _blocks(plan)
+    widths = [width * EXPANSION[block] for width, block in zip(plan["widths"], blocks, strict=True)]
     into = [plan["stem_channels"] or plan["widths"][0], *widths]
     keeps = [before == after for before, after in zip(into, widths, strict=False)]
-    return (plan["block"] == "preact_bottleneck" and keeps[0]) or (plan["shortcut"] == "pool" and any(keeps[1:]))
+    dilates = blocks[0].startswith("preact") and plan.get("output_stride") is not None
+    return (blocks[0] == "preact_bottleneck" and keeps[0]) or (
+        (plan["shortcut"] == "pool" or dilates) and any(keeps[1:])
+    )
 
 
 _TIMM_LACKS = (
@@ -265,7 +315,7 @@ LIBRARIES: dict[str, Library] = {
             "convnext": convnext_keys.TORCHVISION,
         },
         holds={
-            "resnet": _V15,
+            "resnet": {**_V15, "output_stride": _TIMM["output_stride"]},
             "densenet": _DENSE,
             "convnext": convnext_keys.HOLDS["torchvision"],
             **inverted_residual_keys.HOLDS["torchvision"],
@@ -286,20 +336,23 @@ LIBRARIES: dict[str, Library] = {
         },
         holds={
             "resnet": {
-                **_PLAIN,
+                **{name: known for name, known in _TIMM.items() if name not in _TIMM_ANY},
                 "block": _POST,
                 "stem": ("large", "deep", "tiered", "deep_conv"),
                 "shortcut": ("auto", "pool"),
                 "norm": ("batch", "group"),
                 "attention": ("none", "se", "eca"),
+                "aa_layer": AA_LAYERS,
             },
             "preact": {
-                **_PLAIN,
-                "stem": ("large", "deep", "tiered"),
+                **_TIMM,
+                "stem": ("large", "deep", "tiered", "fixed"),
                 "shortcut": ("auto", "pool"),
+                "norm": ("batch", "group", *NORMS_WITH_ACTIVATION),
                 "cardinality": (1,),
+                "weight_standardization": (False, True),
             },
-            "densenet": _DENSE,
+            "densenet": _TIMM_DENSE,
             "convnext": convnext_keys.HOLDS["timm"],
             **inverted_residual_keys.HOLDS["timm"],
         },

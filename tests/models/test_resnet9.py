@@ -89,7 +89,7 @@ def test_what_auto_picks_can_be_built_for_its_sizes():
         ({"widths": (4, 0, 8, 8)}, "resnet9: expected integers of at least 1 for widths"),
         ({"layers": (2, -1, 2)}, "resnet9: expected integers of at least 0 for layers"),
         ({"layers": (2.7, 0, 2)}, "resnet9: expected integers of at least 0 for layers"),
-        ({"num_classes": 0}, "resnet9: expected integers of at least 1 for num_classes"),
+        ({"num_classes": -1}, "resnet9: expected integers of at least 0 for num_classes"),
         ({"stem": "whitning"}, r"resnet9: unknown stem 'whitning' \(did you mean whitening\?\)"),
     ],
 )

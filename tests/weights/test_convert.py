@@ -24,9 +24,16 @@ LIKE = {  # what a library's networks of each kind are made of
         "block": ["basic", "bottleneck"],
         "attention": ["none", "se", "eca"],
         "norm": ["batch", "group"],
+        "aa_layer": ["none", "blurpool", "avg"],
+        "activation": ["relu", "silu"],
+        "output_stride": [None, 8],
+        "down_kernel_size": [1, 3],
+        "block_reduce_first": [1, 2],
     },
     ("timm", "preact"): {
-        "stem": ["large", "deep", "tiered"],
+        "stem": ["large", "deep", "tiered", "fixed"],
+        "norm": ["batch", "group", "frn", "evonorm"],
+        "weight_standardization": [False, True],
         "shortcut": ["auto", "pool"],
         "block": ["preact_basic", "preact_bottleneck"],
     },
@@ -52,7 +59,7 @@ LIKE = {  # what a library's networks of each kind are made of
     ("lukemelas", "efficientnet"): {"attention": ["se"], "padding": ["same"], "norm_eps": [1e-3]},
     ("timm", "convnext"): {"join": ["layerscale", "add"], "kernel": [3, 7]},
     ("torchvision", "convnext"): {"layer_scale": [1e-6, 0.1]},
-    ("timm", "densenet"): {"growth": [4, 8], "bottleneck": [1, 4]},
+    ("timm", "densenet"): {"growth": [4, 8], "bottleneck": [1, 4], "stem": ["large", "deep"], "activation": ["silu"]},
 }
 
 
@@ -92,7 +99,7 @@ def held(draw, pair):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_the_outputs_and_what_is_released_are_those_of_the_library_itself(path):
     values, state, x = golden(path)
-    network = adopt(state, values["library"], values["model"])
+    network = adopt(state, values["library"], values["model"], **values.get("options", {}))
     expected = torch.tensor(values["logits_first_8"], dtype=torch.float64)
     assert sum(p.numel() for p in network.parameters()) == values["parameters"] and not network.training
     with torch.no_grad():
@@ -141,6 +148,7 @@ def test_every_name_that_a_library_can_hold_finds_a_place_for_every_tensor(libra
         plan = {**plan, "padding": "same"} if library == "flax" and "padding" in plan else plan
         if "layers" in plan and isinstance(plan["layers"], list):  # the rules know no depth
             plan["layers"] = [min(count, 2) for count in plan["layers"]]
+            plan |= {option: [] for option in ("inner_widths", "out_widths") if option in plan}
         if table.refusal(plan):
             continue
         network = build_meta_network(plan)
