@@ -106,12 +106,14 @@ def test_a_detector_starts_from_a_trained_network(name):
     assert all(torch.equal(a, b) for a, b in zip(copy.eval()(x), detector.eval()(x), strict=True))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_a_segmenter_starts_from_a_trained_network(name):
-    network = trained(name)
+@pytest.mark.parametrize("name, stride", [*dict.fromkeys(OPTIONS).items(), ("resnet18", 8)])
+def test_a_segmenter_starts_from_a_trained_network(name, stride):
+    network, dilation = trained(name), {} if stride is None else {"output_stride": stride}
 
     def build():
-        return Segmenter(sw.create_model(name, features_only=True, out_indices=(-1,), **OPTIONS[name]), num_classes=5)
+        backbone = sw.create_model(name, features_only=True, out_indices=(-1,), **OPTIONS[name], **dilation)
+        assert backbone.feature_info.reduction() == [stride or 32]
+        return Segmenter(backbone, num_classes=5)
 
     segmenter = build()
     segmenter.backbone.load_state_dict(network.state_dict())

@@ -17,12 +17,11 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models.feature_levels import FeatureInfo
 from skipway.models.network import build_meta_network
-from skipway.models.registry import FAMILIES, ROWS, plan_of
+from skipway.models.registry import FAMILIES, plan_of
 from skipway.nn.reversible import Reversible
 from skipway.weights.convert import adopt, release
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "features" / "timm.json").read_text())
-SHARED = [name for name in GOLDEN if name in ROWS]
 THREE = {"layers": (2, 1, 1), "widths": (4, 6, 8)}
 SMALL = {
     "resnet18": THREE,
@@ -106,7 +105,7 @@ def test_a_head_of_the_user_is_the_classifier():
     assert (network.num_classes, network.num_features, network.head_hidden_size) == (0, 8, 8)
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_feature_maps_and_sizes_are_timm_s(name):
     values = plan_of(name)
     if FAMILIES[values["family"]].repeats and not values.get("inner_widths"):  # further blocks change no shape
@@ -116,6 +115,16 @@ def test_feature_maps_and_sizes_are_timm_s(name):
     assert (info.channels(), info.reduction()) == (GOLDEN[name]["channels"], GOLDEN[name]["reduction"])
     assert network.num_features == GOLDEN[name]["num_features"]
     assert network.head_hidden_size == GOLDEN[name]["head_hidden_size"]
+
+
+@pytest.mark.parametrize("stride, reductions", [(8, [2, 4, 8, 8]), (16, [2, 4, 8, 16])])
+def test_dilation_keeps_the_levels(stride, reductions):
+    for name in ("resnet18", "resnetv2_18"):  # one block in the last stage: only its first dilation shows
+        network = small(name, output_stride=stride)
+        info = network.feature_info
+        assert (info.channels(), info.reduction()) == (small(name).feature_info.channels(), reductions)
+        maps = network.forward_intermediates(torch.zeros(1, 3, 32, 32), intermediates_only=True)
+        assert [out.shape[2] for out in maps] == [32 // reduction for reduction in reductions]
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if "norms" in GOLDEN[name]])
