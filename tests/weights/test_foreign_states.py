@@ -290,7 +290,7 @@ FAMILIES = {
 
 @st.composite
 def checkpoints(draw):
-    """A network, and its state in a layout, below a prefix, among leftovers, in wrappers; and the state's key of one tensor."""
+    """A network, its library and options, its state below a prefix, with leftovers and wrappers, and a key of it."""
     library = draw(st.sampled_from(sorted(FAMILIES)))
     name, options = draw(st.sampled_from(FAMILIES[library]))
     mine = build_network(plan_of(name, num_classes=3, **options)).eval()
