@@ -77,7 +77,8 @@ def _is_known(address: str) -> bool:
 def _read_repository(name: str, address: str, source: str | os.PathLike[str] | bool) -> ModelName:
     if not address.removeprefix(LOCAL):
         raise InputError(
-            f"cannot read the name {printable(name)!r}: expected a repository or a folder, got none. Add it."
+            f"cannot read the name {printable(name)!r}: expected a repository or a folder after the colon, got none. "
+            "Add it."
         )
     config = Repository(address).config()
     classes = {"num_classes": config.num_classes} if config.num_classes is not None and source is False else {}
