@@ -27,7 +27,7 @@ __all__ = ["adopt", "adopt_with_notes", "keys_shared", "release"]
 
 _COUNTER = "num_batches_tracked"
 _HEAD = (("weight", 2), ("bias", 1))  # tensors of a head and their number of axes
-_SHOWN = 6
+_SHOWN = 4  # tensors of each kind in a message
 
 
 def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | None = None, **options: Any) -> Network:
@@ -106,7 +106,7 @@ def adopt_with_notes(
     if final_plan != plan:
         network = build_meta_network(final_plan)
     expected = {own: like for own, like in network.state_dict().items() if not (new_head and own.startswith("head."))}
-    source = _Source(table, final_plan, f"{library}'s {name}", foreign.prefix, tuple(notes))
+    source = _Source(table, final_plan, f"{library}'s {name}", foreign.prefix, foreign.notes)
     state_dict = _match_tensors(flat, expected, source)
     if new_head and isinstance(network.head, nn.Linear):
         state_dict |= _fresh_head(network.head, next(iter(state_dict.values())).dtype)

@@ -26,6 +26,9 @@ class Prefix(NamedTuple):
 def find_prefix(keys: Iterable[str], expected: Set[str], current: Callable[[str], str]) -> Prefix:
     """Return the prefix below which the keys of a network are.
 
+    A prefix is found only if more than half of the keys, or of the expected keys, are below it: others have parts with
+    the same names by chance.
+
     If the keys have several copies of the network, the trained one comes before an averaged one, no prefix before any
     prefix, and the first one before the others. A copy counts if it has more than half of the keys of the largest
     one: a missing key must be an error, not a reason to use another copy.
@@ -38,11 +41,12 @@ def find_prefix(keys: Iterable[str], expected: Set[str], current: Callable[[str]
     >>> find_prefix(["net.a.weight", "net.b.bias", "loss.weight"], {"a.weight", "b.bias"}, current=str)
     Prefix(text='net.', size=2, others=())
     """
+    keys = list(keys)
     counts = Counter(key[:start] for key in keys for start in _starts(key) if current(key[start:]) in expected)
     most = max(counts.values(), default=0)
+    if 2 * most <= min(len(keys), len(expected)):
+        return Prefix("", counts[""], ())
     candidates = [prefix for prefix, count in counts.items() if 2 * count > most]
-    if not candidates:
-        return Prefix("", 0, ())
     text = min(candidates, key=lambda prefix: (_is_copy(prefix), prefix != ""))
     return Prefix(text, counts[text], tuple(prefix for prefix in candidates if prefix != text))
 
