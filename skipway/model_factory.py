@@ -55,7 +55,8 @@ def create_model(
 
     Args:
         name: model name, one of `list_models()`.
-        num_classes: number of outputs. Defaults to that of the paper: 1000, or 10 for the CIFAR networks.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features. Defaults to
+            that of the paper: 1000, or 10 for the CIFAR networks.
         in_chans: channels of the images, 3 by default. `resmlp` takes `in_features` instead.
         stem: "large", "small", "deep" or another stem of the family. Defaults to that of the named model.
         pretrained: source of the weights. True uses an installed pip package if it has `name`, else timm's default
@@ -92,7 +93,9 @@ def create_model(
     if pretrained is None or pretrained is False:
         network = build_network(plan)
     else:
-        network = refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
+        kept = {option: value for option, value in options.items() if option != "global_pool"}
+        weights = pretrained_network(name, pretrained, kept)
+        network = refit(weights, num_classes, in_chans, class_names, options.get("global_pool"))
     return Features(network, out_indices) if features_only else network
 
 

@@ -37,7 +37,8 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
             "/", inside "state_dict" or "model", and have the prefix "module.".
         library: "torchvision", "timm", "fastai", "flax", "akamaster" or "lukemelas".
         name: Model name in the library ("resnet50", "ResNet50", "xresnet34").
-        num_classes: Number of classes. If it differs from the state dict, the head is newly initialized.
+        num_classes: Number of classes. If it differs from the state dict, the head is newly initialized; 0 leaves it
+            out.
         options: Options of the plan that differ from `name`, such as `layers` and `widths`.
 
     Returns:
@@ -55,27 +56,24 @@ def adopt(state: Mapping[str, Any], library: str, name: str, num_classes: int | 
     """
     table = _library(library)
     own_name, own_options = table.own_name(name)
-    plan = registry.plan_of(own_name, **{**own_options, **options})
+    requested = {} if num_classes is None else {"num_classes": num_classes}
+    plan = registry.plan_of(own_name, **{**own_options, **options, **requested})
     if refusal := table.refusal(plan):
         raise InputError(f"{library} has no {name!r} with these options: {refusal}. Change the options.")
     flat = unwrap_state_dict(state, table)
     sizes = _read_sizes(flat, plan, table)
     new_head = num_classes is not None and num_classes != sizes.get("num_classes")
-    if new_head:
-        sizes["num_classes"] = num_classes
-    plan = registry.plan_of(own_name, **{**own_options, **sizes, **options})
+    plan = registry.plan_of(own_name, **{**own_options, **sizes, **options, **requested})
     network = build_meta_network(plan)
     expected = network.state_dict()
     source = f"{library}'s {name}{_similar_libraries(flat, plan, table)}"
     keys = {own: table.key(plan, own, like.dim()) for own, like in expected.items()}
-    head = [own for own in expected if new_head and own.startswith("head.")]
-    for own in head:
-        flat.pop(keys[own] or "", None)
-        del expected[own]
+    for own, dims in (("head.weight", 2), ("head.bias", 1)) if new_head else ():
+        flat.pop(table.key(plan, own, dims) or "", None)
+        expected.pop(own, None)
     state_dict = _match_tensors(flat, expected, keys=keys, table=table, plan=plan, source=source)
-    if head:
-        old_head = network.head
-        assert isinstance(old_head, nn.Linear)
+    old_head = network.head
+    if new_head and isinstance(old_head, nn.Linear):
         dtype = next(iter(state_dict.values())).dtype
         fresh_head = nn.Linear(old_head.in_features, old_head.out_features, dtype=dtype)
         state_dict |= {f"head.{leaf}": value for leaf, value in fresh_head.state_dict().items()}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from skipway.data.image_spec import ResizeMode, Spec
 from skipway.errors import InputError, printable
 from skipway.models import registry
+from skipway.models.head import pool_name, replace_head
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
@@ -79,8 +80,8 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
 _RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # by timm's crop_mode
-_FREE = ("drop_path", "drop_mode", "dropout")  # options that do not change the weights
-_SIZES = ("num_classes", "in_chans", "in_features")  # options that the weights determine
+_FREE = ("drop_path", "drop_mode", "dropout", "drop_rate")  # options that do not change the weights
+_SIZES = ("num_classes", "in_chans", "in_features", "global_pool")  # options that the weights determine
 _NUMERICS = ("padding", "norm_eps")  # our inverted-residual files determine these: both variants share a name
 _MAX_HEADER = 16 * 2**20
 _SHOWN = 5
@@ -136,9 +137,13 @@ def _load_usual(name: str, options: dict[str, Any]) -> Network:
 
 
 def refit(
-    network: Network, num_classes: int | None, in_chans: int | None, class_names: Sequence[str] | None
+    network: Network,
+    num_classes: int | None,
+    in_chans: int | None,
+    class_names: Sequence[str] | None,
+    global_pool: str | None = None,
 ) -> Network:
-    """Adapt a network to other classes and channels in place, and append the changes to `network.origin`.
+    """Adapt a network to another head and other channels in place, and append the changes to `network.origin`.
 
     The new head keeps the rows of classes with known names and initializes the others. For fewer channels, the stem
     distributes the sum of its weights equally; for more channels, it repeats them. In both cases the outputs for equal
@@ -146,9 +151,10 @@ def refit(
 
     Args:
         network: Pretrained network.
-        num_classes: New number of classes, or None to keep the head.
+        num_classes: New number of classes, 0 for no classifier, or None to keep the head.
         in_chans: New number of input channels, or None to keep the stem.
         class_names: Names of the new classes.
+        global_pool: New global pool, or None to keep it.
 
     Returns:
         `network`.
@@ -157,31 +163,46 @@ def refit(
         InputError: The whitening stem of the network does not support other channels.
     """
     changes = []
-    if num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"]):
-        changes.append(_fit_head(network, num_classes, class_names))
+    new_classes = num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"])
+    new_pool = global_pool is not None and pool_name(global_pool) != network.plan.get("global_pool")
+    if new_classes or new_pool:
+        changes.append(_fit_head(network, num_classes if new_classes else None, class_names, global_pool))
     if in_chans is not None and in_chans != network.plan.get("in_chans"):
         changes.append(_fit_stem(network, in_chans))
     network.origin = ", ".join([network.origin, *changes])
     return network
 
 
-def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | None) -> str:
-    old, spec = network.head, network.spec
-    assert isinstance(old, nn.Linear)
-    new = nn.Linear(old.in_features, num_classes, old.bias is not None, dtype=old.weight.dtype)
-    known = {name: i for i, name in enumerate(spec.class_names)} if spec is not None else {}
+def _fit_head(
+    network: Network, num_classes: int | None, class_names: Sequence[str] | None, global_pool: str | None
+) -> str:
+    """Replace the head; None keeps the number of classes or the pool."""
+    old, spec, plan = network.head, network.spec, dict(network.plan)
+    if num_classes is not None:
+        plan["num_classes"] = num_classes
+    if global_pool is not None:
+        plan["global_pool"] = pool_name(global_pool)
+    elif plan.get("global_pool") == "none" and plan["num_classes"]:  # weights without a head
+        plan["global_pool"] = registry.plan_of(plan["name"])["global_pool"]
+    replace_head(network, build_meta_network(plan))
+    network.plan = plan
+    new, count = network.head, plan["num_classes"]
+    if not isinstance(new, nn.Linear):
+        return "no classifier"
+    fits = isinstance(old, nn.Linear) and old.in_features == new.in_features
+    if fits and num_classes is None:
+        network.head = old
+        return f"global pool {plan['global_pool']}"
+    known = {name: i for i, name in enumerate(spec.class_names)} if spec is not None and fits else {}
     pairs = [(i, known[name]) for i, name in enumerate(class_names or ()) if name in known]
     with torch.no_grad():
         for row, old_row in pairs:
             new.weight[row] = old.weight[old_row]
-            if old.bias is not None:
+            if new.bias is not None:
                 new.bias[row] = old.bias[old_row]
-    network.head = new
-    network.plan = {**network.plan, "num_classes": num_classes}
-    if isinstance(spec, Spec):
-        names = class_names if class_names is not None else [str(i) for i in range(num_classes)]
-        network.spec = replace(spec, class_names=tuple(names))
-    return f"{len(pairs)} of {num_classes} classes kept by their names, {num_classes - len(pairs)} new"
+    if isinstance(spec, Spec) and num_classes is not None:
+        network.spec = replace(spec, class_names=tuple(class_names or map(str, range(count))))
+    return f"{len(pairs)} of {count} classes kept by their names, {count - len(pairs)} new"
 
 
 def _fit_stem(network: Network, in_chans: int) -> str:
