@@ -5,7 +5,7 @@ Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
 from skipway.data.image_spec import Spec
@@ -14,7 +14,11 @@ from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.feature_extraction import Features
 from skipway.models.network import Network, build_network
+from skipway.weights.factory_options import FactoryOptions
+from skipway.weights.hub_download import download_to
+from skipway.weights.model_name import read_name
 from skipway.weights.pretrained import pretrained_network, refit
+from skipway.weights.timm_tags import weight_tags
 
 __all__ = ["SMALL_STEMS", "auto_model", "create_model", "input_shape", "list_models", "options_for"]
 
@@ -48,31 +52,40 @@ def create_model(
     pretrained: str | os.PathLike[str] | bool | None = False,
     class_names: Sequence[str] | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Network | Features:
     """Create a model by name, with random initial weights or with pretrained ones.
 
     Args:
-        name: model name, one of `list_models()`.
-        num_classes: number of outputs. Defaults to that of the paper: 1000, or 10 for the CIFAR networks.
+        name: model name, one of `list_models()`. A name with weights, as in timm, selects them for
+            `pretrained=True`: "resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k" or "local-dir:FOLDER" with the files
+            of such a repository. Without `pretrained`, only the architecture is used.
+        num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features. Defaults to
+            that of the weights, or of the paper: 1000, or 10 for the CIFAR networks. Required for weights without a
+            classifier.
         in_chans: channels of the images, 3 by default. `resmlp` takes `in_features` instead.
         stem: "large", "small", "deep" or another stem of the family. Defaults to that of the named model.
         pretrained: source of the weights. True uses an installed pip package if it has `name`, else timm's default
             weights on the Hugging Face Hub. Also accepted: "package" (pip packages only), a tag ("a1_in1k"), a
             repository ("timm/resnet50.a1_in1k"), a run folder, or a file. Files may come from skipway, torchvision,
-            timm, fastai, Flax, lukemelas or akamaster's CIFAR networks.
+            timm, fastai, Flax, lukemelas or akamaster's CIFAR networks, and may be checkpoints of a training script
+            with a prefix before the names of the network, such as "model.".
         class_names: names of the outputs. A pretrained head with class names keeps the rows of equal names. A model
             without a Spec uses only their number.
-        features_only: return a `Features` backbone, which outputs feature maps instead of logits.
-        out_indices: indices of the feature maps to return, with `features_only=True`. Defaults to all.
+        features_only: return a `Features` backbone, which outputs feature maps instead of logits: as in timm, the last
+            one of each resolution.
+        out_indices: indices of the feature maps to return, with `features_only=True`. An integer n returns the last n.
+            Defaults to all.
         options: other values of the family's plan, such as `layers`, `widths`, `block`, `shortcut` or `drop_path`: see
-            `ResNetPlan`, `InvertedResidualPlan`, `DenseNetPlan` and the other plans in `skipway.models`.
+            `ResNetPlan`, `InvertedResidualPlan`, `DenseNetPlan` and the other plans in `skipway.models`. timm's
+            `checkpoint_path` (a file to load strictly), `cache_dir` and `pretrained_cfg` (a tag, or {"file": path})
+            are accepted too.
 
     Returns:
         A `Network`, or `Features` if `features_only` is True. A pretrained model is in evaluation mode, its stem is
         adapted to other `in_chans`, and its head is new for other classes. Its `origin` reports which weights were
-        reused.
+        reused, and which tensors of a file were ignored.
 
     Raises:
         InputError: the name, an option or the weights cannot be used.
@@ -84,16 +97,40 @@ def create_model(
         options["stem"] = stem
     if out_indices is not None and not features_only:
         raise InputError("cannot set out_indices: expected features_only=True, got False. Set features_only=True too.")
-    if class_names is not None:
-        num_classes = _count_classes(class_names, num_classes)
-    sizes = {"num_classes": num_classes, "in_chans": in_chans}
-    # Built first, to reject a wrong name or option before any file is read.
-    plan = registry.plan_of(name, **{k: v for k, v in sizes.items() if v is not None}, **options)
-    if pretrained is None or pretrained is False:
-        network = build_network(plan)
-    else:
-        network = refit(pretrained_network(name, pretrained, options), num_classes, in_chans, class_names)
-    return Features(network, out_indices) if features_only else network
+    for size, value in (("num_classes", num_classes), ("in_chans", in_chans)):
+        if isinstance(value, bool):
+            raise InputError(
+                f"{size}: expected a number, got {value} (did you mean pretrained={value}?). Pass pretrained by name."
+            )
+    factory = FactoryOptions.split(options, pretrained)
+    with download_to(factory.cache_dir):
+        model = read_name(name, factory.pretrained)
+        given = registry.own_options(model.architecture, {**model.options, **factory.options})
+        if class_names is not None:
+            num_classes = _count_classes(class_names, num_classes)
+        sizes = {size: given.pop(size, None) for size in ("num_classes", "in_chans")}
+        sizes |= {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
+        # Built first, to reject a wrong name or option before any file of weights is read.
+        plan = registry.plan_of(model.architecture, **{k: v for k, v in sizes.items() if v is not None}, **given)
+        if model.pretrained is False:
+            network = build_network(plan)
+        else:
+            headless = 0 if features_only and sizes["num_classes"] is None else sizes["num_classes"]
+            network = pretrained_network(model.architecture, model.pretrained, given, headless)
+            if factory.is_strict:
+                _require_sizes(network, sizes)
+            network = refit(network, sizes["num_classes"], sizes["in_chans"], class_names, given)
+    return Features(network, out_indices, every_stage=False) if features_only else network
+
+
+def _require_sizes(network: Network, sizes: dict[str, int | None]) -> None:
+    """Raise an InputError if the file of checkpoint_path, which is loaded strictly, has other sizes than requested."""
+    for size, value in sizes.items():
+        if value not in (None, network.plan.get(size)):
+            raise InputError(
+                f"checkpoint_path: expected {size} {value}, got {network.plan.get(size)} in the file. Set "
+                f"pretrained to the file, which adapts its weights."
+            )
 
 
 def _count_classes(class_names: Sequence[str], num_classes: int | None) -> int:
@@ -111,16 +148,48 @@ def _count_classes(class_names: Sequence[str], num_classes: int | None) -> int:
     return len(class_names)
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(
+    filter: str | Iterable[str] = "*",
+    module: str | Iterable[str] = "",
+    pretrained: bool = False,
+    exclude_filters: str | Iterable[str] = "",
+    *,
+    include_tags: bool | None = None,
+) -> list[str]:
     """Return the names of the registered models, in natural order.
 
     Args:
-        pattern: shell pattern that the names must match, such as "resnet*". Defaults to all models.
+        filter: one or more shell patterns, such as "resnet*"; a name matches if one of them does. Defaults to all
+            models.
+        module: one or more modules to select from: a family, such as "resnet", or a module of timm, such as
+            "resnetv2". Defaults to all.
+        pretrained: list only weights that `create_model` can get, from the Hub or from an installed pip package.
+        exclude_filters: one or more shell patterns of names to leave out.
+        include_tags: list a name for each of its weights, as "resnet18.a1_in1k". A pattern without a tag then matches
+            all tags. Defaults to `pretrained`.
 
-    >>> list_models("resnet18*")
-    ['resnet18', 'resnet18d']
+    Returns:
+        The names, or an empty list if nothing matches.
+
+    >>> list_models(["resnet18*", "resnet34*"], exclude_filters="*d")
+    ['resnet18', 'resnet34']
+    >>> list_models("resnet18d", pretrained=True)
+    ['resnet18d.ra2_in1k', 'resnet18d.ra4_e3600_r224_in1k']
     """
-    return registry.names(pattern)
+    modules = set(registry.as_list(module))
+    architectures = [name for name in registry.ROWS if not modules or modules & registry.modules(name)]
+    if pretrained:
+        architectures = [name for name in architectures if weight_tags(name)]
+    if not (pretrained if include_tags is None else include_tags):
+        return registry.select(architectures, filter, exclude_filters)
+    tagged = (f"{name}.{tag}".removesuffix(".") for name in architectures for tag in weight_tags(name) or ("",))
+    return registry.select(tagged, _with_tags(filter), _with_tags(exclude_filters))
+
+
+def _with_tags(patterns: str | Iterable[str]) -> list[str]:
+    """Return patterns that match any tag if they have none."""
+    texts = registry.as_list(patterns)
+    return [*texts, *(f"{text.removesuffix('.')}.*" for text in texts if not text.partition(".")[2])]
 
 
 def options_for(name: str, spec: Spec, options: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def example(name):
 
 
 notes, fastbook, unet, policy = (example(name) for name in ("notes", "fastbook", "unet", "policy"))
+transformer = example("transformer")
 
 
 def count(network):
@@ -215,3 +216,16 @@ def test_a_policy_finds_its_way():
         nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     assert (network(x).argmax(1) == y).double().mean() > 0.9
+
+
+def test_the_transformer_learns_and_ignores_padding(capsys):
+    assert transformer.main(["--steps", "12"]) > 0.4
+    assert "after 12 steps" in capsys.readouterr().out
+    torch.manual_seed(0)
+    network = transformer.Classifier().eval()
+    tokens, padding, labels = transformer.batch(64, torch.Generator().manual_seed(0))
+    changed = torch.where(padding, (tokens + 1) % transformer.TOKENS, tokens)
+    assert torch.allclose(network(tokens, padding), network(changed, padding), atol=1e-5)
+    for row, hidden, label in zip(tokens, padding, labels, strict=True):
+        kept = row[~hidden]
+        assert torch.equal(kept, kept.flip(0)) == bool(label)

@@ -70,6 +70,81 @@ def test_wrong_names_and_options_are_refused():
         create_model("resnet20", depth=3)
 
 
+@pytest.mark.parametrize("given", [(True,), (False,), (10, True)])
+def test_a_bool_is_no_number(given):
+    size = "num_classes" if len(given) == 1 else "in_chans"
+    with pytest.raises(
+        InputError, match=rf"{size}: expected a number, .*did you mean pretrained={given[-1]}\?\)\. Pass"
+    ):
+        create_model("resnet18", *given)
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        ({"weights": "IMAGENET1K_V2"}, "no argument 'weights', .*Set pretrained=True, a tag such as 'tv_in1k'"),
+        ({"progress": True}, "no argument 'progress', .*Drop it: every download is reported"),
+        ({"scriptable": True}, "no argument 'scriptable', .*torch.export replaces torch.jit.script"),
+        ({"pretrained": True, "pretrained_cfg": {"url": "x"}}, "pretrained_cfg: expected a tag or {'file': path}, got"),
+        ({"pretrained": True, "pretrained_cfg_overlay": "a"}, "pretrained_cfg_overlay: expected a tag or"),
+        (
+            {"checkpoint_path": "w.pth", "pretrained": True},
+            "got checkpoint_path and pretrained=True. Set only one",
+        ),
+        ({"checkpoint_path": "w.pth", "pretrained": "a1_in1k"}, "expected one source, got checkpoint_path and pretra"),
+        ({"pretrained_cfg": "a2_in1k", "pretrained": "a1_in1k"}, "expected one source, got pretrained_cfg and"),
+        ({"checkpoint_path": "none.pth"}, "cannot read pretrained='none.pth': no such file"),
+    ],
+)
+def test_arguments_of_other_libraries_are_explained(given, text):
+    with pytest.raises(InputError, match=text) as refused:
+        create_model("resnet18", **given)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_arguments_of_other_libraries_that_are_not_set_change_nothing():
+    unset = dict.fromkeys(
+        ("weights", "progress", "checkpoint_path", "pretrained_cfg", "cache_dir", "stem", "drop_path")
+    )
+    switched = {"scriptable": False, "exportable": True, "no_jit": False, "progress": False, "checkpoint_path": ""}
+    for given in (unset, switched, {"pretrained_cfg": "a2_in1k"}):
+        assert create_model("resnet20", **given).plan == create_model("resnet20").plan
+
+
+def test_a_checkpoint_path_is_loaded_strictly(tmp_path):
+    network = create_model("resnet20", 3, layers=[1, 1, 1]).eval()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    x = torch.randn(2, 3, 16, 16)
+    for given in (
+        {"checkpoint_path": tmp_path / "w.pth"},
+        {"checkpoint_path": tmp_path / "w.pth", "num_classes": 3, "in_chans": 3, "pretrained": False},
+        {"pretrained": True, "pretrained_cfg": {"file": tmp_path / "w.pth"}},
+        {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "w.pth")}},
+    ):
+        assert torch.equal(create_model("resnet20", layers=[1, 1, 1], **given).eval()(x), network(x))
+    for size, value in (("num_classes", 5), ("num_classes", 0), ("in_chans", 1)):
+        with pytest.raises(InputError, match=rf"checkpoint_path: expected {size} {value}, got 3 in the file. Set"):
+            create_model("resnet20", layers=[1, 1, 1], checkpoint_path=tmp_path / "w.pth", **{size: value})
+    assert create_model("resnet20", 5, layers=[1, 1, 1], pretrained=tmp_path / "w.pth").plan["num_classes"] == 5
+
+
+def test_options_of_the_head_are_applied_to_loaded_weights(tmp_path):
+    network = create_model("resnet20", 3, layers=[1, 1, 1]).eval()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    save(network_for(COLOUR), tmp_path / "ours.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    given = {"layers": [1, 1, 1], "pretrained": tmp_path / "w.pth"}
+    pooled = create_model("resnet20", global_pool="max", drop_rate=0.5, **given)
+    assert pooled.plan | {"global_pool": "max", "drop_rate": 0.5, "num_classes": 3} == pooled.plan
+    assert torch.equal(pooled.head.weight, network.head.weight)
+    assert torch.equal(pooled(x), network.head(network[:4](x).amax((2, 3))))
+    assert create_model("resnet20", 0, global_pool="", **given)(x).shape == (2, 64, 4, 4)
+    wide = create_model("resnet20", 4, global_pool="catavgmax", **given)
+    assert wide.head.in_features == 128 and wide.origin.endswith("0 of 4 classes kept by their names, 4 new")
+    again = create_model("resnet20", 0, widths=[4] * 3, pretrained=tmp_path / "ours.safetensors")
+    assert again(x).shape == (2, 4) and again.origin.endswith("ours.safetensors, head ignored")
+
+
 def test_auto_picks_a_network_that_can_be_built():
     for size, count in ((8, 100), (32, 50_000), (128, 100), (224, 10_000)):
         name, options = model_factory.auto_model(size, count)

@@ -52,7 +52,7 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     find_lr: ("skipway find-lr photos/ --model resnet50", "skipway find-lr homes.csv --target price -o lr.png"),
     check: ("skipway check photos/", "skipway check homes.csv --target price"),
     summary: ("skipway summary resnet50 --size 160", "skipway summary runs/last", "skipway summary resnet20 --code"),
-    models: ("skipway models", 'skipway models "resnet1*"'),
+    models: ("skipway models", 'skipway models "resnet1*" --exclude "*d"', "skipway models --pretrained"),
     env: ("skipway env",),
     compare: ("skipway compare runs/a runs/b", "skipway compare runs/a runs/b runs/c -o curves.png"),
     evaluate: ("skipway evaluate runs/last other_photos/", "skipway evaluate runs/last other_photos/ --tta"),

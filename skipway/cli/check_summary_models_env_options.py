@@ -84,19 +84,28 @@ def summary(
         print_report(result, as_json=as_json)
 
 
-def models(pattern: str = "*", /, *, as_json: Json = False) -> None:
+def models(
+    *patterns: str,
+    exclude: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
+    pretrained: Switch = False,
+    as_json: Json = False,
+) -> None:
     """List the architectures for --model with their parameter counts.
 
     Parameters
     ----------
-    pattern
-        Shell pattern, as "resnet1*".
+    patterns
+        Shell patterns, as "resnet1*". [default: all]
+    exclude
+        Shell pattern of names to leave out; may be repeated.
+    pretrained
+        List pretrained weights, as resnet18.a1_in1k.
     """
     from skipway.commands.models import model_facts, model_table
 
     if as_json:
-        return print_json(with_schema({"models": model_facts(pattern)}))
-    for line in model_table(pattern):
+        return print_json(with_schema({"models": model_facts(patterns or "*", exclude, pretrained)}))
+    for line in model_table(patterns or "*", exclude, pretrained):
         print_result(line)
 
 

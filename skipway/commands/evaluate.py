@@ -22,6 +22,7 @@ from skipway.data.tables.dataset import encode_labeled, open_table_source
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
+from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
@@ -80,6 +81,7 @@ def evaluate(
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
+    require_classes(network.plan, "evaluate")
     if isinstance(network.spec, TableSpec):
         return _evaluate_table(network, os.fspath(data), split, run=run_path, console=console)
     spec = network.require_image_spec()

@@ -15,6 +15,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.export.export_model import Exported, onnx, program
 from skipway.models import registry
+from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.runs.resume import find_data
@@ -39,7 +40,7 @@ _TORCHVISION = (
 # Libraries know these only as another architecture with changed layers.
 _STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}
 # Fields of a plan that are not arguments of a library's function: stored elsewhere, or used in training only.
-_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_mode", "layer_scale")
+_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_rate", "drop_mode", "layer_scale")
 # Argument names of a library's functions by plan field, for each kind of network.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
@@ -51,6 +52,8 @@ _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     },
     "torchvision": {},
 }
+
+_HEAD_ARGUMENTS = {"timm": {"global_pool": "global_pool"}, "torchvision": {}}
 
 
 @dataclass(frozen=True)
@@ -183,27 +186,30 @@ def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, 
     name = _STAND_INS.get(plan["name"], re.sub(r"^xresnet(\d+)$", r"resnet\1d", plan["name"]))
     if library == "timm" and plan.get("padding") == "same" and f"tf_{name}" in registry.ROWS:
         name = f"tf_{name}"  # the weights were trained with TensorFlow's padding
+    if library == "torchvision":
+        require_classes(plan, "export to torchvision")
     if library == "torchvision" and name not in _TORCHVISION:
         raise InputError(f"cannot export to torchvision: it has no architecture {name}. Use --to onnx or timm.")
     usual = registry.plan_of(name, **(LIBRARIES[library].own_name(name)[1]))
     kind = "preact" if str(plan.get("block")).startswith("preact") else plan["family"]
-    words = _ARGUMENTS[library].get(kind, {})
+    words = {**_ARGUMENTS[library].get(kind, {}), **_HEAD_ARGUMENTS[library]}
     unusual = {k: v for k, v in plan.items() if k in usual and k not in _NOT_ARGUMENTS and v != usual[k]}
     if unknown := sorted(unusual.keys() - words.keys()):
         raise InputError(
             f"cannot export to {library}: its {name} has no option for a changed {', '.join(unknown)}. Use --to onnx."
         )
-    return name, {words[key]: value for key, value in unusual.items()}
+    return name, {words[key]: "" if value == "none" else value for key, value in unusual.items()}
 
 
 def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
     """Return the config.json of a timm model on the Hugging Face Hub."""
     name, arguments = _name_and_arguments(network, "timm")
+    num_classes = network.plan["num_classes"]
     return {
         "architecture": name,
-        "num_classes": spec.num_classes,
+        "num_classes": num_classes,
         "model_args": arguments,
-        "label_names": list(spec.class_names),
+        "label_names": list(spec.class_names) if num_classes else [],
         "pretrained_cfg": {
             "input_size": [spec.channels, spec.size, spec.size],
             "mean": list(spec.mean),
@@ -211,7 +217,7 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
             "interpolation": spec.interpolation,
             "crop_pct": round(spec.size / spec.presize, 4),
             "crop_mode": {"crop": "center", "squash": "squash", "pad": "border"}[spec.resize_mode],
-            "num_classes": spec.num_classes,
+            "num_classes": num_classes,
         },
     }
 

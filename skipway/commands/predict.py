@@ -17,6 +17,7 @@ from skipway.data.sources.read_table import Table
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
+from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import as_table, batch_size_for, pixel_probabilities, prepare_image, row_outputs
@@ -76,6 +77,7 @@ def predict(
     if top < 1:
         raise InputError(f"invalid top: expected an integer of at least 1, got {top}. Pass such a number.")
     network = run if isinstance(run, Network) else load(run)
+    require_classes(network.plan, "predict")
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
     network.require_image_spec()

@@ -17,15 +17,17 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
     Args:
         model: name of an architecture, run folder or weights file.
         size: image size in pixels; the default is that of the run or the architecture.
-        num_classes: number of outputs of a named architecture.
+        num_classes: number of outputs of a named architecture; 0 for no classifier.
         code: return the code of the network instead of the table.
 
     Raises:
-        InputError: there is no such network, or a number is below 1.
+        InputError: there is no such network, or a number is too small.
     """
-    for name, value in (("size", size), ("num_classes", num_classes)):
-        if value is not None and value < 1:
-            raise InputError(f"invalid {name}: expected an integer of at least 1, got {value}. Pass such a number.")
+    for name, value, least in (("size", size, 1), ("num_classes", num_classes, 0)):
+        if value is not None and value < least:
+            raise InputError(
+                f"invalid {name}: expected an integer of at least {least}, got {value}. Pass such a number."
+            )
     if model not in list_models() and Path(model).exists():  # names win: write ./resnet18 for a folder of this name
         network = load(model)
         spec = network.spec or network.require_image_spec()

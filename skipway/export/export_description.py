@@ -51,14 +51,17 @@ def plain_copy(network: nn.Module) -> nn.Module:
 
 
 class _Images(nn.Module):
-    """Preprocessing, network and softmax: images (N, H, W, C) uint8 -> probabilities (N, K)."""
+    """Preprocessing, network and softmax: images (N, H, W, C) uint8 -> probabilities (N, K).
+
+    Without `classes`, the outputs are those of the network, its features.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, spec: Spec):
+    def __init__(self, network: nn.Module, spec: Spec, classes: bool = True):
         super().__init__()
-        self.prepare, self.network = Preparation(spec), network
+        self.prepare, self.network, self.classes = Preparation(spec), network, classes
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(spec, name)).view(1, -1, 1, 1))
 
@@ -67,8 +70,9 @@ class _Images(nn.Module):
         return (self.prepare(x) / 255 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class probabilities (N, K), as `Network.probabilities` does."""
-        return self.network(self.normalize(x)).softmax(1)
+        """Return class probabilities (N, K), as `Network.probabilities` does, or features without a classifier."""
+        outputs: Tensor = self.network(self.normalize(x))
+        return outputs.softmax(1) if self.classes else outputs
 
 
 class _Rows(nn.Module):
@@ -85,15 +89,21 @@ class _Rows(nn.Module):
 
 
 class _ImageExport:
-    """Export of an image classifier; the axes in `dynamic` have no fixed size."""
+    """Export of an image network; the axes in `dynamic` have no fixed size."""
 
-    classes, offset, unit = True, 0.0, 1.0
+    offset, unit = 0.0, 1.0
 
     def __init__(self, network: Network, spec: Spec, raw: bool):
-        self.network, self.spec, self.raw, with_preparation = network, spec, raw, _Images(network, spec)
+        self.classes = _has_classes(network)
+        self.network, self.spec, self.raw, with_preparation = (
+            network,
+            spec,
+            raw,
+            _Images(network, spec, classes=self.classes),
+        )
         self.prepare, self.normalize = with_preparation.prepare, with_preparation.normalize
         self.module: nn.Module = network if raw else with_preparation
-        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", "probabilities")
+        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", _output(self.classes))
         self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
         # Tracing fixes an axis of size 1 and ties axes of equal size, so the sizes are distinct and above 1.
         any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=torch.uint8)
@@ -110,8 +120,8 @@ class _ImageExport:
     def expected(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs of the network in torch."""
         with torch.no_grad():
-            if self.raw:
-                return self.network(torch.from_numpy(x)).numpy()
+            if self.raw or not self.classes:
+                return self.module(torch.from_numpy(x)).numpy()
             return self.network.probabilities(list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()))
 
     def levels(self, x: np.ndarray) -> float:
@@ -123,13 +133,15 @@ class _ImageExport:
 
 
 class _TableExport:
-    """Export of a table classifier or regressor."""
+    """Export of a network for tables."""
 
     def __init__(self, network: Network, spec: TableSpec, raw: bool):
-        self.network, self.spec, self.raw, self.classes = network, spec, raw, bool(spec.class_names)
-        self.module: nn.Module = network if raw else _Rows(network, spec)
-        output_name = "probabilities" if self.classes else "numbers"
+        has_classes = _has_classes(network)
+        output_name = "numbers" if has_classes and not spec.class_names else _output(has_classes)
         self.input_name, self.output_name = ("inputs", "outputs") if raw else ("rows", output_name)
+        raw = raw or not has_classes  # features are no numbers in the unit of the target
+        self.network, self.spec, self.raw, self.classes = network, spec, raw, has_classes and bool(spec.class_names)
+        self.module: nn.Module = network if raw else _Rows(network, spec)
         self.offset, self.unit = (0.0, 1.0) if raw else (spec.target_mean, spec.target_std)
         self.dynamic = {0: "N"}
         self.example = torch.zeros(3, *spec.input_shape)
@@ -178,6 +190,14 @@ def describe_export(network: Network, raw: bool) -> Description:
     if isinstance(network.spec, TableSpec):
         return _TableExport(twin, network.spec, raw)
     return _ImageExport(twin, network.spec, raw)
+
+
+def _has_classes(network: Network) -> bool:
+    return network.plan.get("num_classes") != 0
+
+
+def _output(has_classes: bool) -> str:
+    return "probabilities" if has_classes else "features"
 
 
 def _full_size_image(source: Any, spec: Spec) -> np.ndarray:

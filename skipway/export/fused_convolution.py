@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, tuple[str, list[float]]] = {
 _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": lambda y: y.relu_(),
-    "relu6": lambda y: y.clamp_(0, 6),
+    "relu6": lambda y: F.hardtanh_(y, 0, 6),  # vmap has no rule for clamp_
     "silu": F.silu,
 }
 

@@ -36,11 +36,14 @@ class ChannelMap(NamedTuple):
         return cls(torch.arange(width), width)
 
     @classmethod
-    def widened(cls, width: int, size: int, *, repeat: bool) -> "ChannelMap":
+    def widened(cls, width: int, size: int, *, repeat: bool, block: int = 1) -> "ChannelMap":
         """Return a map from `width` to `size` channels, in which additional channels are copies or new.
 
-        Copies are adjacent, so that channel groups keep their members.
+        Copies are adjacent, so that channel groups keep their members. A whole factor can repeat blocks of `block`
+        adjacent channels instead, which are whole groups of a group norm.
         """
+        if repeat and block > 1:
+            return cls(torch.arange(width).view(-1, block).repeat(1, size // width).flatten(), width)
         if repeat:
             return cls(torch.arange(size) * width // size, width)
         return cls(torch.cat([torch.arange(width), torch.full((size - width,), NEW)]), width)

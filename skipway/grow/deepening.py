@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.export.fused_convolution import Convolution
 from skipway.grow.channel_map import Origin
+from skipway.grow.layer_roles import LayerRoles
 from skipway.grow.new_blocks import appends_channels, init_as_identity, insert_planned_blocks, insert_repeated_blocks
 from skipway.grow.optimizer_state import move_optimizer
 from skipway.grow.target_plans import (
@@ -37,10 +38,9 @@ from skipway.grow.verify_equal_outputs import choose_probe, record_calls, verify
 from skipway.grow.widening import Widening
 from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
-from skipway.nn.parallel import Parallel
 from skipway.nn.shortcut_types import Pad
 from skipway.nn.skip import Skip
-from skipway.utils.format_text import short_repr
+from skipway.utils.format_text import join_names, short_repr
 
 __all__ = ["Growth", "deepen", "grow_deeper", "grow_to", "widen", "grow_wider"]
 
@@ -216,7 +216,7 @@ def grow_deeper(
             raise InputError("spread: expected blocks without appended channels, got a DenseNet. Leave out spread.")
         if appending:
             state = None if target is None else target.state_dict()
-            widening = Widening(calls, _width_function(target, 1.0), new_state=state, added=added)
+            widening = Widening(LayerRoles(calls), _width_function(target, 1.0), new_state=state, added=added)
             origins = _rewrite(twin, widening, probe, origins)
         _set_plan(twin, plan)
         return Growth(twin, origins, *verify_outputs(network, twin, probe, () if appending else tuple(blocks_added)))
@@ -245,27 +245,46 @@ def grow_wider(
             return _widen_to_plan(wider_plan(plan, factor, widths), network, probe, seed)
         if factor is None:
             raise InputError("widen: expected a network with a plan for widths=, got none. Pass factor=.")
-        return _widen_layers(network, _width_function(None, factor), probe=probe, seed=seed)
+        return _widen_layers(network, None, factor, probe=probe, seed=seed)
 
 
 def _widen_to_plan(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
-    growth = _widen_layers(network, _width_function(build_meta_network(plan), 1.0), probe=probe, seed=seed)
+    growth = _widen_layers(network, build_meta_network(plan), 1.0, probe=probe, seed=seed)
     _set_plan(growth.network, plan)
     return growth
 
 
-def _widen_layers(network: nn.Module, width_of: WidthFunction, *, probe: Tensor, seed: int | None) -> Growth:
+def _widen_layers(
+    network: nn.Module, target: Network | None, factor: float, *, probe: Tensor, seed: int | None
+) -> Growth:
     twin, names = _copy(network)
     origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters()}
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    widening = Widening(record_calls(twin, probe), width_of, share_generator=generator)
+    widening = Widening(
+        LayerRoles(record_calls(twin, probe)),
+        _width_function(target, factor),
+        new_groups=_groups_function(target),
+        share_generator=None if seed is None else torch.Generator().manual_seed(seed),
+    )
     origins = _rewrite(twin, widening, probe, origins)
     if not widening.origins:
-        raise InputError(
-            "widen: expected layers that can be widened, got none. Layers of an unknown type block their neighbors, or "
-            "the factor is too small. Build the network from Chain, Skip, Parallel and torch layers."
+        raise _nothing_widened(widening.blockers, factor)
+    maps, axis = widening.maps, widening.roles.axis
+    return Growth(twin, origins, *verify_outputs(network, twin, probe, maps=maps, axis=axis))
+
+
+def _nothing_widened(blockers: Mapping[str, str], factor: float) -> InputError:
+    """Return the error for a network whose layers all keep their widths, with the layer that is in the way."""
+    if not blockers:
+        return InputError(
+            f"widen: expected a hidden layer that factor {factor:g} widens, got none: inputs and outputs keep their "
+            "width. Add a hidden layer, or pass a larger factor."
         )
-    return Growth(twin, origins, *verify_outputs(network, twin, probe))
+    path, reason = next(iter(blockers.items()))
+    others = f" The layers at {join_names(list(blockers)[1:], limit=3)} block too." if len(blockers) > 1 else ""
+    return InputError(
+        f"widen: expected layers that can be widened, got none. The layer at {path or 'the top'} blocks its "
+        f"neighbors: {reason}{others}"
+    )
 
 
 # The network before and after growth
@@ -274,14 +293,20 @@ def _widen_layers(network: nn.Module, width_of: WidthFunction, *, probe: Tensor,
 def _checked_plan(network: nn.Module) -> dict[str, Any]:
     """Return the plan of a network, or {} if it has none, and check that the network still matches it."""
     plan: dict[str, Any] = network.plan if isinstance(network, Network) else {}
-    if any(isinstance(module, Convolution) for module in network.modules()):
-        raise InputError("growth: expected the original network, got a fused one. Grow the network before fusing it.")
+    fused = [path for path, module in network.named_modules() if isinstance(module, Convolution)]
+    if fused:
+        raise InputError(
+            f"growth: expected the original network, got a fused one, with a fused convolution at {fused[0]}. Grow the "
+            "network before fusing it."
+        )
     if plan:
-        planned = {name: t.shape for name, t in build_meta_network(plan).state_dict().items()}
-        if planned != {name: t.shape for name, t in network.state_dict().items()}:
+        planned = {name: tuple(t.shape) for name, t in build_meta_network(plan).state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+        different = [name for name in planned | shapes if planned.get(name) != shapes.get(name)]
+        if different:
             raise InputError(
-                "growth: expected a network that matches its plan, got one that was modified. Grow it before modifying "
-                "it, or set .plan to {} and pass blocks={path of a Chain: number}."
+                f"growth: expected a network that matches its plan, got one that was modified at {different[0]}. Grow "
+                "it before modifying it, or set .plan to {} and pass blocks={path of a Chain: number}."
             )
     return plan
 
@@ -294,23 +319,41 @@ def _set_plan(network: nn.Module, plan: dict[str, Any] | None) -> None:
 
 def _copy(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
     """Copy a network; return the copy and its parameter names by id."""
-    joins = [module.join for module in network.modules() if isinstance(module, Skip | Parallel)]
-    unsized = any(isinstance(join, Gate) and join.transform is None for join in joins)
-    unsized = unsized or any(isinstance(join, Scale) and join.channels == "each" for join in joins)
-    unsized = unsized or any(isinstance(p, nn.UninitializedParameter) for p in network.parameters())
-    if unsized or any(isinstance(m, Skip) and m.open_shortcut is not None for m in network.modules()):
+    unsized = [path for path, module in network.named_modules() if _is_unsized(module)]
+    if unsized:
         raise InputError(
-            "growth: expected inferred sizes, got uninferred ones. Call skipway.output_shape(network, input_shape) "
-            "first."
+            f"growth: expected inferred sizes, got uninferred ones at {unsized[0] or 'the top'}. Call "
+            "skipway.output_shape(network, input_shape) first."
         )
-    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
-    if len(names) != len(list(network.parameters())):
+    places: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    shared = [names for names in places.values() if len(names) > 1]
+    if shared:
         raise InputError(
-            "growth: expected each layer in one place, got a layer that is used more than once. Create a separate "
-            "layer for each place."
+            "growth: expected each layer in one place, got a layer that is used more than once, with the parameter "
+            f"{' = '.join(shared[0][:2])}. Create a separate layer for each place."
         )
+    for path, module in network.named_modules():
+        computed = [name for name, value in vars(module).items() if isinstance(value, Tensor) and not value.is_leaf]
+        if computed:
+            raise InputError(
+                f"cannot copy the layer at {path or 'the top'}: its {computed[0]} is computed by a hook (weight_norm "
+                "or pruning). Call torch.nn.utils.remove_weight_norm or prune.remove first."
+            )
     twin = copy.deepcopy(network)
     return twin, {id(p): name for name, p in twin.named_parameters()}
+
+
+def _is_unsized(module: nn.Module) -> bool:
+    """Return True for a layer with sizes that `output_shape` has not inferred yet."""
+    if isinstance(module, Gate):
+        return module.transform is None
+    if isinstance(module, Scale):
+        return module.channels == "each"
+    if isinstance(module, Skip) and module.open_shortcut is not None:
+        return True
+    return any(isinstance(p, nn.UninitializedParameter) for p in module.parameters(recurse=False))
 
 
 def _width_function(target: Network | None, factor: float) -> WidthFunction:
@@ -325,7 +368,15 @@ def _width_function(target: Network | None, factor: float) -> WidthFunction:
     return new_width
 
 
+def _groups_function(target: Network | None) -> Callable[[str], int] | None:
+    """Return a function for the number of groups of each group norm of `target`, or None if it has none."""
+    groups = (
+        {} if target is None else {p: m.num_groups for p, m in target.named_modules() if isinstance(m, nn.GroupNorm)}
+    )
+    return groups.__getitem__ if groups else None
+
+
 def _rewrite(twin: nn.Module, widening: Widening, probe: Tensor, origins: Mapping[str, Origin]) -> dict[str, Origin]:
-    widening.rewrite(twin, probe.shape[1])
+    widening.rewrite(twin, probe.shape[widening.roles.axis])
     changed = widening.origins
     return {name: changed[name].compose(origin) if name in changed else origin for name, origin in origins.items()}

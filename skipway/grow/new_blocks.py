@@ -20,6 +20,7 @@ from skipway.nn.dense import Dense
 from skipway.nn.joins import Scale, add, append, concat
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.skip import Skip, named_skips
+from skipway.utils.format_text import join_names
 
 __all__ = ["appends_channels", "init_as_identity", "insert_repeated_blocks", "insert_planned_blocks"]
 
@@ -86,12 +87,14 @@ def insert_repeated_blocks(network: nn.Module, homes: Mapping[str, int], spread:
             )
         alike = [i for i, block in enumerate(home) if _can_repeat(block)]
         if not alike:
+            kinds = join_names(dict.fromkeys(_kind_of(block) for block in home), limit=3) or "no layers"
             raise InputError(
-                f"blocks: expected a Skip with an identity shortcut or a Coupling in the Chain at {path!r}, got none. "
-                "Add such a block first."
+                f"blocks: expected a Skip with an identity shortcut or a Coupling in the Chain at {path!r}, got "
+                f"{kinds}. Add such a block first, or pass the path of another Chain."
             )
         behind = [alike[j * len(alike) // count] if spread else alike[-1] for j in range(count)]
-        blocks = [reset_parameters(copy.deepcopy(home[place])) for place in behind]
+        names = list(home._modules)
+        blocks = [reset_parameters(f"{path}.{names[i]}".lstrip("."), copy.deepcopy(home[i])) for i in behind]
         _insert(home, behind, blocks)
         added += blocks
     return _match_network(network, added)
@@ -113,8 +116,8 @@ def init_as_identity(path: str, block: nn.Module) -> None:
         InputError: The block cannot be an identity, or would not learn from this initialization.
     """
     if isinstance(block, Coupling) and block.shortcuts is None:
-        _zero_last_weights(path, block.f)
-        _zero_last_weights(path, block.g)
+        _zero_last_weights(path, f"{path}.f", block.f)
+        _zero_last_weights(path, f"{path}.g", block.g)
     elif not isinstance(block, Skip):
         raise _no_identity(path, f"{type(block).__name__} has no shortcut. Use a network with shortcuts.")
     elif block.shortcut is not None or block.open_shortcut is not None:
@@ -123,40 +126,51 @@ def init_as_identity(path: str, block: nn.Module) -> None:
         if not _outputs_zeros(block.body):  # otherwise the gradient of the scale would be zero
             nn.init.zeros_(block.join.scale)
     elif block.join is add:
-        _zero_last_weights(path, block.body)
+        _zero_last_weights(path, f"{path}.body", block.body)
     elif not appends_channels(block):
         raise _no_identity(path, 'its join is never the identity. Set join="add", "scale" or "layerscale".')
 
 
-def _zero_last_weights(path: str, body: nn.Module) -> None:
+def _zero_last_weights(path: str, body_path: str, body: nn.Module) -> None:
     """Zero the last weights or norm of `body`; refuse a body whose last layer would block their gradient."""
-    last = _last_layer(body)
+    place, last = _last_layer(body_path, body)
+    name = f"{type(last).__name__} at {place}"
     if not isinstance(last, _WEIGHTED) or last.weight is None:
         raise _no_identity(
             path,
-            f"its body ends with {type(last).__name__}, and zero weights before it would get no gradient. "
-            "End bodies with a norm or a weight layer, and apply the activation after the join.",
+            f"its body ends with {name}, and zero weights before it would get no gradient. "
+            'End bodies with a norm or a weight layer, apply the activation after the join, or use join="scale".',
         )
     if not last.weight.requires_grad:
-        raise _no_identity(path, "the last weight of its body is frozen and would stay at zero. Unfreeze it.")
+        raise _no_identity(
+            path, f"the last weight of its body, of {name}, is frozen and would stay at zero. Unfreeze it."
+        )
     for tensor in (last.weight, last.bias):
         if tensor is not None:
             nn.init.zeros_(tensor)
 
 
 def _outputs_zeros(body: nn.Module) -> bool:
-    last = _last_layer(body)
+    _, last = _last_layer("", body)
     return isinstance(last, _WEIGHTED) and last.weight is not None and not bool(last.weight.any())
 
 
-def _last_layer(layer: nn.Module) -> nn.Module:
-    """Return the last layer of a body, ignoring layers that keep zeros and pass the gradient."""
+def _last_layer(path: str, layer: nn.Module) -> tuple[str, nn.Module]:
+    """Return the path and the last layer of a body, ignoring layers that keep zeros and pass the gradient."""
     if isinstance(layer, Dense):
-        return layer.linear if layer.activation is None else layer.activation
+        part = "linear" if layer.activation is None else "activation"
+        return f"{path}.{part}", getattr(layer, part)
     if isinstance(layer, nn.Sequential):
-        ends = (last for last in map(_last_layer, reversed(list(layer))) if not isinstance(last, _HARMLESS))
-        return next(ends, layer)
-    return layer
+        for name, child in reversed(layer._modules.items()):
+            place, last = _last_layer(f"{path}.{name}", child)
+            if not isinstance(last, _HARMLESS):
+                return place, last
+    return path, layer
+
+
+def _kind_of(block: nn.Module) -> str:
+    has_shortcut = isinstance(block, Skip) and (block.shortcut is not None or block.open_shortcut is not None)
+    return f"{type(block).__name__} with a shortcut" if has_shortcut else type(block).__name__
 
 
 def _can_repeat(block: nn.Module) -> bool:

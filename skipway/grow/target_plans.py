@@ -5,6 +5,7 @@ from typing import Any
 
 from skipway.errors import InputError
 from skipway.models import registry
+from skipway.models.head import require_classes
 from skipway.models.network import build_meta_network
 from skipway.utils.format_text import join_sizes
 
@@ -117,8 +118,10 @@ def wider_plan(plan: Mapping[str, Any], factor: float | None, widths: Any) -> di
     """Return `plan` with its widths multiplied by `factor`, or replaced by `widths`.
 
     Raises:
-        InputError: The widths are not larger, their number differs, or the layers of the network would change.
+        InputError: The widths are not larger, their number differs, or the layers of the network would
+            change, or it has no classifier.
     """
+    require_classes(plan, "widen")  # without a classifier, the features are the outputs, which keep their number
     first, *others = width_options(plan)
     old = {key: plan[key] for key in (first, *others) if plan[key] is not None}
     if factor is not None:

@@ -4,15 +4,19 @@ Shapes: a probe is a batch of inputs of the network.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from skipway.errors import InputError, SkipwayError, printable
+from skipway.grow.channel_map import ChannelMap, select_channels
 from skipway.models.network import Network
 from skipway.nn.shape_inference import Call, evaluation
 from skipway.nn.skip import Skip
+from skipway.utils.format_text import join_names
 
 __all__ = ["record_calls", "choose_probe", "verify_outputs"]
 
@@ -47,7 +51,13 @@ def choose_probe(network: nn.Module, probe: Tensor | None) -> Tensor:
 
 
 def verify_outputs(
-    network: nn.Module, grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...] = ()
+    network: nn.Module,
+    grown: nn.Module,
+    probe: Tensor,
+    blocks: tuple[nn.Module, ...] = (),
+    *,
+    maps: Mapping[str, ChannelMap] | None = None,
+    axis: int = 1,
 ) -> tuple[float, float]:
     """Compare the outputs of two networks in evaluation mode.
 
@@ -56,6 +66,8 @@ def verify_outputs(
         grown: Network after growth.
         probe: Batch of inputs.
         blocks: New blocks that must be identities. If there are any, the outputs must be bitwise equal.
+        maps: Maps of the output channels of the layers of a wider network by path, to find the layer that differs.
+        axis: Axis of the channels.
 
     Returns:
         The largest difference of two outputs, and the largest output.
@@ -70,40 +82,97 @@ def verify_outputs(
     if difference:
         rounding = max([torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()], default=0.0)
         wide = probe.double() if probe.is_floating_point() else probe
-        exact, largest = _compare_outputs(copy.deepcopy(network).double(), copy.deepcopy(grown).double(), wide)
+        first, second = copy.deepcopy(network).double(), copy.deepcopy(grown).double()
+        exact, largest = _compare_outputs(first, second, wide)
         if not exact <= max(_NEAR, 4 * rounding) * largest:
+            path = _first_difference(first, second, wide, maps or {}, axis)
+            place = "A layer" if path is None else f"The layer at {path or 'the top'}"
             raise InputError(
                 f"growth changes the outputs: expected equal ones, got a difference of {exact:.3g} (largest output "
-                f"{largest:.3g}). A layer mixes channels in an unknown way. Grow the other parts of the network."
+                f"{largest:.3g}). {place} mixes channels in an unknown way. Grow the other parts of the network."
             )
     return difference, largest
 
 
+def _first_difference(
+    network: nn.Module, grown: nn.Module, probe: Tensor, maps: Mapping[str, ChannelMap], axis: int
+) -> str | None:
+    """Return the path of the first layer whose output in the grown network is not that of its old channels."""
+    old, new = _layer_outputs(network, probe), _layer_outputs(grown, probe)
+    for path, channels in maps.items():
+        if path in old and path in new:
+            expected = select_channels(old[path], channels, axis)
+            if expected.shape == new[path].shape and not torch.allclose(expected, new[path], rtol=0, atol=_NEAR):
+                return path
+    return None
+
+
+def _layer_outputs(network: nn.Module, probe: Tensor) -> dict[str, Tensor]:
+    """Return the output of each layer by path."""
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    for path, module in network.named_modules():
+
+        def record(module: nn.Module, inputs: Any, out: Any, path: str = path) -> None:
+            if isinstance(out, Tensor):
+                outputs[path] = out
+
+        handles.append(module.register_forward_hook(record))
+    try:
+        _outputs(network, probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
 def _compare_outputs(first: nn.Module, second: nn.Module, probe: Tensor) -> tuple[float, float]:
     """Return the largest difference of two outputs, and the largest output."""
-    pairs = list(zip(_outputs(first, probe), _outputs(second, probe), strict=True))
+    pairs = list(zip(_outputs(first, probe), _outputs(second, probe, is_grown=True), strict=True))
     differences = [(float((p - q).abs().max()), float(p.abs().max())) for p, q in pairs]
     if any(difference != difference for difference, _ in differences):
         raise InputError("growth: expected finite outputs on the probe, got NaN or infinity. Grow from finite weights.")
     return max(d for d, _ in differences), max(size for _, size in differences)
 
 
-def _outputs(network: nn.Module, probe: Tensor) -> list[Tensor]:
+def _outputs(network: nn.Module, probe: Tensor, is_grown: bool = False) -> list[Tensor]:
     """Return the outputs of the network in evaluation mode, as a list of tensors."""
+    running: list[nn.Module] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        running.append(module)
+
+    def leave(module: nn.Module, inputs: Any, out: Any) -> None:
+        running.pop()
+
+    handles = [module.register_forward_pre_hook(enter) for module in network.modules()]
+    handles += [module.register_forward_hook(leave) for module in network.modules()]
     try:
         with evaluation(network), torch.no_grad():
             out = network(probe)
-    except SkipwayError:
-        raise
     except Exception as error:
-        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
+        if running and not isinstance(error, SkipwayError):  # whose messages name the layer
+            path = next((path for path, module in network.named_modules() if module is running[-1]), "")
+            reason = f"{type(running[-1]).__name__} at {path or 'the top'}: {reason}"
+        if is_grown:
+            raise InputError(
+                f"cannot grow the network: the layers no longer fit together: {reason}. Replace this layer by one of "
+                "torch.nn, or grow the other parts."
+            ) from error
         raise InputError(
             f"the network failed on the probe {tuple(probe.shape)} of {probe.dtype}: {reason}. Pass probe=x, a valid "
             "batch of inputs."
         ) from error
-    outputs = list(out) if isinstance(out, list | tuple) else [out]
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = tree_leaves(out)
     if not outputs or not all(isinstance(output, Tensor) and output.numel() for output in outputs):
-        raise InputError("growth: expected a tensor or list of tensors as output, got another type. Wrap the network.")
+        kinds = [type(v).__name__ for v in outputs if not isinstance(v, Tensor)] or [type(out).__name__]
+        raise InputError(
+            f"growth: expected tensors as output, got {join_names(dict.fromkeys(kinds), limit=3)}. Wrap the network."
+        )
     return outputs
 
 

@@ -109,7 +109,9 @@ class Plan:
             self._check_shares("drop_rate")
         if "global_pool" not in values:
             return
-        kind, num_classes = pool_name(values["global_pool"]), values["num_classes"]
+        default = next(f.default for f in fields(self) if f.name == "global_pool")
+        kind = default if values["global_pool"] is None else pool_name(values["global_pool"])
+        num_classes = values["num_classes"]
         object.__setattr__(self, "global_pool", kind)
         self._check_choices(global_pool=pools)
         if kind == "none" and num_classes:

@@ -8,13 +8,25 @@ Shapes: (B, C, H, W) -> (B, num_classes); without a classifier (B, C), or (B, 2C
 pool (B, C, H, W).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from skipway.errors import InputError
 from skipway.nn.chain import Chain
 from skipway.nn.parallel import Parallel
 
-__all__ = ["POOLS", "Scaled", "classifier", "pool_name", "pooled_channels", "pooling", "replace_head", "require_head"]
+__all__ = [
+    "POOLS",
+    "Scaled",
+    "classifier",
+    "pool_name",
+    "pooled_channels",
+    "pooling",
+    "replace_head",
+    "require_classes",
+]
 
 POOLS = ("avg", "max", "avgmax", "catavgmax", "none")
 _TIMM_POOLS = {"": "none", "fast": "avg", **{f"fast{kind}": kind for kind in POOLS[:-1]}}
@@ -128,23 +140,20 @@ def _head_of(network: Chain) -> dict[str, nn.Module]:
     return {name: network.get_submodule(name) for name in names[begin:]}
 
 
-def require_head(network: nn.Module, action: str) -> nn.Linear:
-    """Return the linear classifier of a network.
+def require_classes(plan: Mapping[str, Any], action: str) -> None:
+    """Raise an error if the network of `plan` has no classifier.
 
     Args:
-        network: network of a family.
-        action: what needs the classifier, such as "train"; the error starts with it.
+        plan: plan of a network; a plan without `num_classes` passes.
+        action: what needs the classifier, such as "predict"; the error starts with it.
 
     Raises:
-        InputError: the network has no linear layer "head".
+        InputError: the plan has `num_classes=0`.
 
-    >>> require_head(Chain(head=nn.Linear(8, 2)), "train").out_features
-    2
+    >>> require_classes({"num_classes": 10}, "predict")
     """
-    head = dict(network.named_children()).get("head")
-    if isinstance(head, nn.Linear):
-        return head
-    raise InputError(
-        f"cannot {action}: expected a network with a classifier, got one with {head or 'no layer'} as its head "
-        "(num_classes=0). Set num_classes to the number of classes."
-    )
+    if plan.get("num_classes") == 0:
+        raise InputError(
+            f"cannot {action}: expected a network with a classifier, got one with num_classes=0, whose outputs are "
+            "features. Call reset_classifier with the number of classes, and train it."
+        )

@@ -4,9 +4,11 @@ Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows 
 for regression.
 """
 
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from skipway.data.sources.read_table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry
+from skipway.models.feature_levels import head_start
+from skipway.models.head import POOLS, classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
 from skipway.models.plan_consistency import plan_mismatch
+from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain
 from skipway.training.checkpoint import save_weights
 from skipway.utils.output_files import refuse_output
@@ -28,7 +33,7 @@ from skipway.utils.output_files import refuse_output
 __all__ = ["Network", "build_meta_network", "build_network", "read_spec"]
 
 
-class Network(Chain):
+class Network(TimmInterface):
     """A model that carries its plan and its Spec, so that a file of it can be loaded without user code.
 
     Args:
@@ -56,6 +61,56 @@ class Network(Chain):
         self.spec = spec
         self.origin = "fresh weights"
 
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one, in place, and update the plan and the Spec.
+
+        A Spec keeps its class names if their number is unchanged, or 0. Otherwise they become "0", "1" and so on. The
+        Spec of a regression is removed if the number changes.
+
+        Args:
+            num_classes: number of outputs. With 0, the network returns its pooled features, or its feature map with
+                the pool "none".
+            global_pool: "avg", "max", "avgmax", "catavgmax" or "none". None keeps the pool.
+
+        Raises:
+            InputError: the network cannot have this number of classes or this pool.
+
+        >>> from skipway.models.registry import plan_of
+        >>> network = build_network(plan_of("resnet20"))
+        >>> network.reset_classifier(0)
+        >>> network(torch.zeros(1, 3, 32, 32)).shape, network.num_classes
+        (torch.Size([1, 64]), 0)
+        """
+        kind = pool_name(global_pool)
+        if isinstance(num_classes, bool) or num_classes < 0 or kind not in (None, *POOLS):
+            raise InputError(
+                "reset_classifier: expected num_classes of at least 0, and a global_pool of None, "
+                f"{', '.join(POOLS)}, got {num_classes!r} and {global_pool!r}. Change them."
+            )
+        plan = {**self.plan, "num_classes": operator.index(num_classes)}
+        if kind is not None:
+            if self.plan and "global_pool" not in registry.FAMILIES[self.plan["family"]].plan.options():
+                raise InputError(
+                    f"reset_classifier: expected no global_pool for {self.plan['family']}, which has no feature map, "
+                    f"got {global_pool!r}. Remove global_pool."
+                )
+            plan["global_pool"] = kind
+        replace_head(self, self._new_head(plan))
+        self.plan = plan if self.plan else {}
+        self.spec = _refitted(self.spec, num_classes)
+
+    def _new_head(self, plan: dict[str, Any]) -> Chain:
+        """Return a network with the head of `plan`, or only a head if this network is not that of its plan."""
+        if self.plan:
+            template = build_meta_network(plan)
+            if _trained_layers(template) == _trained_layers(self):
+                return template
+        num_classes, kind = plan["num_classes"], plan.get("global_pool")
+        if kind is not None:
+            return Chain(**pooling(kind), **classifier(pooled_channels(self.num_features, kind), num_classes))
+        kept = {name: layer for name, layer in list(self.named_children())[head_start(self) :] if name != "head"}
+        return Chain(**kept, **classifier(self.head_hidden_size, num_classes))
+
     @property
     def is_pretrained(self) -> bool:
         """True if the weights were loaded, not freshly initialized."""
@@ -77,6 +132,7 @@ class Network(Chain):
             NotFiniteError: the outputs for an input are NaN or infinite.
         """
         if isinstance(self.spec, TableSpec):
+            require_classes(self.plan, "predict")
             return network_outputs.predict_table(self, self.spec, inputs)
         spec = self.require_image_spec()
         return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
@@ -102,7 +158,9 @@ class Network(Chain):
                     "Use predict."
                 )
             return self.table_outputs(network_outputs.as_table(inputs))
-        return network_outputs.image_probabilities(self, self.require_image_spec(), inputs)
+        spec = self.require_image_spec()
+        require_classes(self.plan, "predict")
+        return network_outputs.image_probabilities(self, spec, inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
         """Predict probabilities (N, K) of prepared images.
@@ -115,6 +173,7 @@ class Network(Chain):
             NotFiniteError: the outputs for an image are NaN or infinite.
         """
         spec = self.require_image_spec()
+        require_classes(self.plan, "predict")
         return network_outputs.require_finite(network_outputs.pixel_probabilities(self, spec, pixels, tta=tta))
 
     def table_outputs(self, table: Table) -> np.ndarray:
@@ -128,6 +187,7 @@ class Network(Chain):
 
     def row_outputs(self, x: np.ndarray) -> np.ndarray:
         """Predict like `table_outputs` for encoded rows x (N, F)."""
+        require_classes(self.plan, "predict")
         return network_outputs.require_finite(network_outputs.row_outputs(self, self.require_table_spec(), x))
 
     def require_image_spec(self) -> Spec:
@@ -181,6 +241,20 @@ class Network(Chain):
         if mismatch := plan_mismatch(self.plan, spec, expected, state):
             raise ShapeError(f"cannot save: the network {mismatch}. Fix .plan or .spec.")
         save_weights(Path(path), state, {"plan": self.plan, "spec": spec.as_dict()})
+
+
+def _trained_layers(network: Network) -> list[str]:
+    """Return the names of the layers with weights, without the classifier."""
+    return [name for name, layer in network.named_children() if name != "head" and layer.state_dict()]
+
+
+def _refitted(spec: Spec | TableSpec | None, num_classes: int) -> Spec | TableSpec | None:
+    """Return the Spec for another number of outputs, or None if it cannot describe them."""
+    if spec is None or num_classes in (0, spec.num_classes):
+        return spec
+    if isinstance(spec, TableSpec) and spec.task == "regression":
+        return None
+    return replace(spec, class_names=tuple(map(str, range(num_classes))))
 
 
 def build_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:

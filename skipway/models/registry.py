@@ -2,7 +2,8 @@
 
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,21 @@ from skipway.models.option_aliases import translate_options
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 
-__all__ = ["FAMILIES", "ROWS", "build", "count_parameters", "names", "plan_of", "rebuild"]
+__all__ = [
+    *(
+        "FAMILIES",
+        "ROWS",
+        "as_list",
+        "build",
+        "count_parameters",
+        "modules",
+        "names",
+        "own_options",
+        "plan_of",
+        "rebuild",
+        "select",
+    ),
+]
 
 
 class Family(NamedTuple):
@@ -48,16 +63,57 @@ for _kind, _family in FAMILIES.items():
     ROWS.update({name: (_kind, row) for name, row in _family.rows.items()})
 
 
+_TIMM_MODULES = {"inverted_residual": "efficientnet"}  # by family, if the names differ
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)  # the name becomes part of file names
 
 
-def names(pattern: str = "*") -> list[str]:
+def names(pattern: str | Iterable[str] = "*") -> list[str]:
     """Return the registered names that match a shell pattern, in natural order.
 
     >>> names("resnet18*")
     ['resnet18', 'resnet18d']
     """
-    return sorted(fnmatch.filter(ROWS, pattern), key=_natural)
+    return select(ROWS, pattern)
+
+
+def select(candidates: Iterable[str], include: str | Iterable[str], exclude: str | Iterable[str] = "") -> list[str]:
+    """Return the names that match a shell pattern of `include` and none of `exclude`, in natural order.
+
+    Args:
+        candidates: names to select from.
+        include: one or more shell patterns; empty for all names.
+        exclude: one or more shell patterns; empty for none.
+
+    >>> select(["resnet18", "resnet34", "resnet18d"], "resnet*", exclude=["*d"])
+    ['resnet18', 'resnet34']
+    """
+    wanted, unwanted = as_list(include) or ["*"], as_list(exclude)
+    chosen = (name for name in dict.fromkeys(candidates) if _matches(name, wanted) and not _matches(name, unwanted))
+    return sorted(chosen, key=_natural)
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def as_list(texts: str | Iterable[str] | None) -> list[str]:
+    """Return one text or several as a list; an empty text is none.
+
+    >>> as_list("resnet*"), as_list(("a", "b")), as_list("")
+    (['resnet*'], ['a', 'b'], [])
+    """
+    return [text for text in ([texts] if isinstance(texts, str) else texts or ()) if text]
+
+
+def modules(name: str) -> set[str]:
+    """Return the modules that a named model is listed in: its family, and the module of timm that has such models.
+
+    >>> sorted(modules("efficientnet_b0")), sorted(modules("resnetv2_50"))
+    (['efficientnet', 'inverted_residual'], ['resnet', 'resnetv2'])
+    """
+    family, row = ROWS[name]
+    timm = "resnetv2" if str(row.get("block", "")).startswith("preact") else _TIMM_MODULES.get(family, family)
+    return {family, timm}
 
 
 def plan_of(name: str, **options: Any) -> dict[str, Any]:
@@ -74,12 +130,32 @@ def plan_of(name: str, **options: Any) -> dict[str, Any]:
     >>> plan_of("resnet18", num_classes=10)["num_classes"]
     10
     """
+    options = own_options(name, options)
+    family, row = ROWS[name]
+    return {"name": name, "family": family, **FAMILIES[family].plan(**{**row, **options}).as_dict()}
+
+
+def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a named model in the words of its plan.
+
+    None leaves an option at its default, unless None is the default itself.
+
+    Args:
+        name: a registered name.
+        options: values that replace those of the name.
+
+    Raises:
+        InputError: the name or an option is unknown.
+
+    >>> own_options("resnet18", {"drop_path": None, "stem_channels": None})
+    {'stem_channels': None}
+    """
     if name not in ROWS:
         raise InputError(
             f"unknown architecture {name!r}{did_you_mean(name, ROWS)}. List all names with `skipway models`."
         )
-    family, row = ROWS[name]
-    allowed = FAMILIES[family].plan.options()
+    plan = FAMILIES[ROWS[name][0]].plan
+    allowed = plan.options()
     options = translate_options(name, options, allowed)
     for option in options:
         if option not in allowed:
@@ -87,7 +163,8 @@ def plan_of(name: str, **options: Any) -> dict[str, Any]:
                 f"{name}: unknown option {option!r}{did_you_mean(option, allowed)}: expected one of "
                 f"{', '.join(allowed)}. Change the option."
             )
-    return {"name": name, "family": family, **FAMILIES[family].plan(**{**row, **options}).as_dict()}
+    usual = {field.name: field.default for field in fields(plan)}
+    return {option: value for option, value in options.items() if value is not None or usual[option] is None}
 
 
 def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd import Function
 from torch.nn.parameter import is_lazy
 
 from skipway.errors import InputError
@@ -24,7 +24,7 @@ from skipway.nn.chain import Chain
 from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.rng_replay import RngSnapshot, gradients_of, needed_gradients, rerun_backward
+from skipway.nn.rng_replay import RngSnapshot, differentiable_once, gradients_of, needed_gradients, rerun_backward
 from skipway.nn.skip import Skip
 
 __all__ = ["recompute"]
@@ -107,7 +107,8 @@ def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Page
         group = layers[begin : min(begin + every, end)]
         leaves = differentiable_tensors(group)
         if can_recompute(x) and (leaves or x.requires_grad) and not any(map(is_lazy, leaves)):
-            x = _Group.apply(group, pages, x, *leaves)
+            history = x[:0].clone() if x.dim() else x  # the link to the layers before, which a copy of x has not
+            x = _Group.apply(group, pages, x, history, *leaves)
         else:  # nothing to differentiate here, or autograd does it
             x = run_layers(group, x, call_layer)
     return run_layers(layers[end:], x, call_layer)
@@ -117,9 +118,11 @@ class _Group(Function):
     """The output of a group; the parameters are arguments so that autograd requests their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, *leaves: Tensor) -> Any:
+    def forward(
+        ctx: Any, group: Sequence[nn.Module], pages: "_Pages", x: Tensor, history: Tensor, *leaves: Tensor
+    ) -> Any:
         ctx.group, ctx.state, ctx.rng = group, LayerState(group), RngSnapshot(x.device)
-        ctx.generator_states = ctx.rng.generator_states()
+        ctx.generator_states, ctx.history = ctx.rng.generator_states(), history
         ctx.save_for_backward(pages.copy_of(x))
         first = x.detach().clone() if ctx.state.in_place else x.detach()
         version = version_of(first)
@@ -136,17 +139,18 @@ class _Group(Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        leaves, (needs_x, *needed) = ctx.state.leaves, ctx.needs_input_grad[2:]
-        gradients = needed_gradients(leaves, needed)
-        with ctx.rng.replay():
+        leaves = ctx.state.leaves
+        gradients = needed_gradients(leaves, ctx.needs_input_grad[4:])
+        with torch.no_grad(), ctx.rng.replay():
             ctx.rng.restore_generators(ctx.generator_states)
             (x,) = ctx.saved_tensors
             _, x_gradient = rerun_backward(
-                ctx.group, x, gradient, state=ctx.state, gradients=gradients, needs_x=needs_x
+                ctx.group, x, gradient, state=ctx.state, gradients=gradients, needs_x=ctx.needs_input_grad[2]
             )
-        return None, None, x_gradient, *gradients_of(leaves, gradients)
+            found = [x_gradient, *gradients_of(leaves, gradients)]
+        x_gradient, *found = differentiable_once(found, [gradient, ctx.history, *leaves])
+        return None, None, x_gradient, None, *found
 
 
 class _Pages:

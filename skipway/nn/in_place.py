@@ -1,6 +1,6 @@
 """In-place layers: refuse them if another layer still needs the tensor that they overwrite."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 
 __all__ = ["refuse_in_place_change", "refuse_in_place_layers", "starts_in_place", "version_of"]
+
+
+# Layers that may return their input, or a view of it.
+_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten)
 
 
 def version_of(x: Any) -> int:
@@ -57,7 +61,18 @@ def starts_in_place(layers: Sequence[nn.Module]) -> bool:
     >>> starts_in_place([nn.Identity(), nn.ReLU(inplace=True)])
     True
     """
-    return any(_is_in_place(layer) for layer in _first_layers(nn.Sequential(*layers)))
+    first = next(
+        (layer for layer in _flattened(layers) if not isinstance(layer, _PASSING) or _is_in_place(layer)), None
+    )
+    return any(_is_in_place(layer) for layer in _first_layers(first))
+
+
+def _flattened(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            yield from _flattened(layer)
+        else:
+            yield layer
 
 
 def _is_in_place(layer: nn.Module) -> bool:

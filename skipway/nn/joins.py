@@ -224,7 +224,8 @@ class Gate(nn.Module):
                     f"`gate`: expected {self.transform.in_features} channels, got a shortcut of shape "
                     f"{tuple(shortcut.shape)}. Use Gate({shortcut.shape[axis]})."
                 )
-        t = torch.sigmoid(self.transform(shortcut.movedim(axis, -1)).movedim(-1, axis))
+        # The sigmoid comes before movedim: torch.ao computes it wrongly for a quantized tensor with strides.
+        t = torch.sigmoid(self.transform(shortcut.movedim(axis, -1))).movedim(-1, axis)
         return shortcut + t * (branch - shortcut)  # equal, with one operation less
 
     def _fill(self, channels: int, like: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd import Function
 
 from skipway.errors import InputError, ShapeError
 from skipway.nn.call_context import can_recompute, is_transformed
@@ -22,7 +22,14 @@ from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, 
 from skipway.nn.joins import add
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.named_errors import NamedErrors, named_errors
-from skipway.nn.rng_replay import GeneratorStates, RngSnapshot, gradients_of, needed_gradients, rerun_backward
+from skipway.nn.rng_replay import (
+    GeneratorStates,
+    RngSnapshot,
+    differentiable_once,
+    gradients_of,
+    needed_gradients,
+    rerun_backward,
+)
 from skipway.utils.tracing import is_symbolic, is_traced
 
 __all__ = ["Coupling", "Reversible"]
@@ -158,11 +165,11 @@ class _Reversed(Function):
         return x1, x2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d1: Tensor, d2: Tensor) -> Any:
         y1, y2 = ctx.saved_tensors
+        sources = [d1, d2, y1, y2, *ctx.leaves]
         gradients = needed_gradients(ctx.leaves, ctx.needs_input_grad[4:])
-        with ctx.rng.replay():
+        with torch.no_grad(), ctx.rng.replay():
             # The last call added a function of the first half to the second half; the halves swap from call to call.
             for call in reversed(ctx.calls):
                 ctx.rng.restore_generators(call.generator_states)
@@ -171,7 +178,8 @@ class _Reversed(Function):
                 )
                 y1, y2 = y2 - out, y1
                 d1, d2 = d2, d1 if gradient is None else d1 + gradient
-        return None, None, d1, d2, *gradients_of(ctx.leaves, gradients)
+            found = [d1, d2, *gradients_of(ctx.leaves, gradients)]
+        return None, None, *differentiable_once(found, sources)
 
 
 class _Call(NamedTuple):

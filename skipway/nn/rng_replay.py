@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.nn.layer_state import LayerState
 
-__all__ = ["GeneratorStates", "RngSnapshot", "gradients_of", "needed_gradients", "rerun_backward"]
+__all__ = [
+    "GeneratorStates",
+    "RngSnapshot",
+    "differentiable_once",
+    "gradients_of",
+    "needed_gradients",
+    "rerun_backward",
+]
 
 GeneratorStates = tuple[Tensor, ...]
 
@@ -87,8 +95,9 @@ def rerun_backward(
     aliases = {leaf: _alias(leaf) for leaf in state.leaves}
     x = x.detach().requires_grad_(needs_x)
     with torch.enable_grad(), state.restored(aliases):
-        first = x if dtype is None else x.to(dtype)
-        out = run_layers(layers, first.clone() if state.in_place else first, call_layer)
+        # Never x itself: hooks that modules put on their inputs could not be on a leaf here.
+        first = x.clone() if state.in_place else x.view_as(x)
+        out = run_layers(layers, first if dtype is None else first.to(dtype), call_layer)
     _refuse_outsiders(out, {x, *aliases.values()})
     sources = {leaf: alias for leaf, alias in aliases.items() if leaf in gradients}
     if needs_x:
@@ -117,6 +126,36 @@ def gradients_of(leaves: Sequence[Tensor], gradients: Mapping[Tensor, Tensor | N
         torch.zeros_like(leaf) if value is None and hooks else value
         for leaf, value, hooks in zip(leaves, found, has_hooks, strict=True)
     ]
+
+
+def differentiable_once(gradients: Sequence[Tensor | None], sources: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients, such that a second derivative raises an error.
+
+    Args:
+        gradients: gradients that a backward pass returns.
+        sources: tensors on which they depend.
+    """
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not torch.is_grad_enabled() or not present:
+        return list(gradients)
+    # torch's once_differentiable would return None or zeros if only some tensors are differentiated.
+    linked = iter(_Once.apply(len(present), *present, *sources))
+    return [None if gradient is None else next(linked) for gradient in gradients]
+
+
+class _Once(Function):
+    """Return the first `count` tensors, with an error for their derivatives with respect to any of the tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(
+            "cannot differentiate twice: expected layers without recompute or Reversible, got one, which is "
+            'once_differentiable. Use torch.func, recompute(network, every="none"), or a Chain of the Couplings.'
+        )
 
 
 def _alias(leaf: Tensor) -> Tensor:

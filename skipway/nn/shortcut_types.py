@@ -18,6 +18,7 @@ from skipway.kernels.layer_dispatch import run_layers
 from skipway.nn.join_errors import stride_between
 
 __all__ = [
+    "GROUPS",
     "NORMS",
     "SHORTCUTS",
     "Pad",
@@ -33,7 +34,7 @@ SHORTCUTS = ("project", "pad", "pool", "auto")
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 NORMS = ("batch", "group", "none")
-_GROUPS = 32  # Wu and He 2018, arXiv:1803.08494
+GROUPS = 32  # Wu and He 2018, arXiv:1803.08494
 _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 # Names of other libraries -> name here.
 _ALIASES = {
@@ -66,7 +67,7 @@ def make_norm(kind: str, channels: int, dims: int = 2) -> nn.Module | None:
             f"unknown norm {kind!r}{did_you_mean(kind, NORMS)}: expected {', '.join(NORMS)}. Use one of these."
         )
     if kind == "group":
-        return nn.GroupNorm(math.gcd(_GROUPS, channels), channels)
+        return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
     return _BATCH_NORMS[dims](channels) if kind == "batch" else None
 
 

@@ -162,7 +162,9 @@ class _Scatter(Function):
     @staticmethod
     def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:
         like = values[:1].expand(count, *values.shape[1:])  # zeros_like copies its memory format
-        return torch.zeros_like(like).index_copy_(0, rows, values)
+        out = torch.zeros_like(like)
+        # Only index_put_ works on many values at once, but index_copy_ is faster.
+        return out.index_put_((rows,), values) if is_transformed() else out.index_copy_(0, rows, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -53,7 +53,9 @@ def choose_model(recipe: Recipe, size: int, count: int) -> tuple[str, dict[str, 
     path = Path(weights)
     if path.is_dir() or (path.is_file() and is_ours(path)):
         plan = load(weights).plan
-        set_by_data = ("name", "family", "num_classes", "in_chans", "in_features")
+        set_by_data = ["name", "family", "num_classes", "in_chans", "in_features"]
+        if plan["num_classes"] == 0:  # weights without a classifier, perhaps without a pool
+            set_by_data.append("global_pool")
         return plan["name"], {key: value for key, value in plan.items() if key not in set_by_data}
     name = weights.removeprefix("hf:").rpartition("/")[2].partition(".")[0]
     if "/" in weights and name in list_models():

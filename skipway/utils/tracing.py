@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["is_recorded", "is_symbolic", "is_traced"]
+__all__ = ["is_mapped", "is_recorded", "is_symbolic", "is_traced"]
 
 
 def is_symbolic(x: Any) -> bool:
@@ -30,10 +30,19 @@ def is_traced(x: Any) -> bool:
     return is_symbolic(x) or torch.jit.is_tracing()
 
 
+def is_mapped() -> bool:
+    """Return True inside a transform of torch.func, such as vmap, where tensors have no memory format.
+
+    >>> is_mapped()
+    False
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def is_recorded(x: Any) -> bool:
     """Return True if a compiler or a tracer records what happens to `x`, or if a transform such as vmap changes it.
 
     >>> is_recorded(torch.ones(1))
     False
     """
-    return torch.compiler.is_compiling() or is_traced(x) or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or is_traced(x) or is_mapped()

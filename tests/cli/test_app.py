@@ -102,7 +102,8 @@ BAD = {
     ("evaluate", "runs/run", "kinds", "--split", "val"): "expected the split train, got 'val'",
     ("check", "absent"): "cannot find the data",
     ("summary", "absent"): "unknown architecture",
-    ("models", "zz*"): "no architecture matches",
+    ("models", "zz*"): "no architecture matches 'zz*'",
+    ("models", "resnet20", "zz*", "--pretrained"): "no pretrained weights match 'resnet20, zz*'",
 }
 
 
@@ -231,6 +232,8 @@ def test_the_other_commands_answer(call):
         (("summary", "runs/run"), "8"),
         (("summary", "resnet20", "--code"), "Skip("),
         (("models", "resnet1*"), "resnet18"),
+        (("models", "resnet18*", "resnet34", "--exclude", "*d"), "resnet34   21,797,672 parameters  basic 3-4-6-3"),
+        (("models", "resnet18", "--pretrained"), "resnet18.a2_in1k "),
         (("env",), "torch"),
         (("--version",), "skipway 0"),
         (("--help",), "train"),

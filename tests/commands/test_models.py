@@ -3,7 +3,7 @@
 import pytest
 
 import skipway as sw
-from skipway.commands.models import model_table
+from skipway.commands.models import model_facts, model_table
 from skipway.errors import InputError
 
 
@@ -25,6 +25,16 @@ def test_every_registered_network_has_its_line():
 )
 def test_a_line_tells_what_the_network_is_made_of(name, told):
     assert [line.split(maxsplit=1) for line in model_table(name)] == [[name, told]]
+
+
+def test_weights_are_listed_with_the_classes_of_their_tag():
+    lines = {
+        line.split()[0]: line for line in model_table(["convnext_tiny", "resnet18d"], "*.fb_in1k", pretrained=True)
+    }
+    assert [*lines] == sw.list_models(["convnext_tiny", "resnet18d"], pretrained=True, exclude_filters="*.fb_in1k")
+    assert " 44,615,857 parameters  " in lines["convnext_tiny.fb_in22k"], "as in timm"
+    (row,) = model_facts("convnext_tiny.in12k", pretrained=True)
+    assert row["parameters"] == 36_910_477 and row["plan"]["num_classes"] == 11821
 
 
 def test_a_pattern_that_nothing_matches_is_refused():

@@ -15,7 +15,7 @@ def test_a_summary_takes_names_runs_and_files(place, weights, tmp_path):
     assert str(summarize("resnet20", num_classes=3)) == by_name
     with pytest.raises(InputError, match="invalid size: expected an integer of at least 1, got 0"):
         summarize("resnet20", size=0)
-    with pytest.raises(InputError, match="invalid num_classes: expected an integer of at least 1, got -1"):
+    with pytest.raises(InputError, match="invalid num_classes: expected an integer of at least 0, got -1"):
         summarize("resnet20", num_classes=-1)
     with pytest.raises(InputError, match="unknown architecture 'resnet21'"):
         summarize("resnet21")

@@ -255,7 +255,11 @@ def ends_with(*layers, after=None, before=()):
     "network, path, words",
     [
         (ends_with(nn.Linear(4, 4), after=nn.GELU()), "1", "after the join of 1.1 changes its input"),
-        (ends_with(nn.Linear(4, 4), nn.ReLU()), "1", "as the identity: its body ends with ReLU"),
+        (
+            ends_with(nn.Linear(4, 4), nn.ReLU()),
+            "1",
+            "at 1.1 as the identity: its body ends with ReLU at 1.1.body.1",
+        ),
         (ends_with(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)), "1", "its body ends with BatchNorm1d"),
         (ends_with(nn.Linear(4, 4)), "0", "expected the path of a Chain, got '0'"),
         (ends_with(nn.Linear(4, 4)), "", "expected a Skip with an identity shortcut or a Coupling"),
@@ -287,7 +291,7 @@ class Odd(nn.Module):
 
 def test_layers_that_cannot_be_drawn_anew_or_that_do_more_than_they_should_are_refused():
     x = torch.randn(16, 4)
-    with pytest.raises(InputError, match="has no reset_parameters"):
+    with pytest.raises(InputError, match=r"cannot repeat the block at 1.0: Odd at 1.0.body.0 has no reset_parameters"):
         deepen(ends_with(Odd(), nn.Linear(4, 4)), blocks={"1": 1}, probe=x)
     fixed = nn.Linear(4, 4)
     fixed.weight.requires_grad_(False)
@@ -310,12 +314,12 @@ def test_networks_that_tell_too_little_are_refused():
         deepen(plain, to="resnet56", probe=torch.randn(2, 4))
     changed = lively("resnet20", SMALL)
     changed.head = nn.Linear(12, 4)
-    with pytest.raises(InputError, match="expected a network that matches its plan, got one that was modified"):
+    with pytest.raises(InputError, match="matches its plan, got one that was modified at head.weight"):
         deepen(changed, blocks={1: 1})
     with pytest.warns(UserWarning, match="share parameters"):
         layer = nn.Linear(4, 4)
         shared = sw.Chain(layer, layer, sw.Skip(nn.Linear(4, 4)))
-    with pytest.raises(InputError, match="a layer that is used more than once"):
+    with pytest.raises(InputError, match="a layer that is used more than once, with the parameter 0.weight = 1.weight"):
         deepen(shared, blocks={"": 1}, probe=torch.randn(2, 4))
     broken = lively("resnet20", SMALL)
     with torch.no_grad():
@@ -400,7 +404,11 @@ def test_widths_are_told_by_the_plan_or_by_a_factor():
         ("option A", {"widths": [7, 8, 12]}, "leave too few zeros around"),
         ("group norm", {"factor": 1.5}, "its groups would average other channels"),
         ("mlp with layer norm", {"factor": 1.5}, "its mean would weight channels differently"),
-        ("ECA", {"factor": 2}, "EfficientChannelAttention uses channels in an unknown way"),
+        (
+            "ECA",
+            {"factor": 2},
+            "at stage1.0.body.attention: EfficientChannelAttention weighs each channel",
+        ),
     ],
 )
 def test_what_cannot_be_widened_is_refused_with_the_reason(kind, options, words):
@@ -451,7 +459,7 @@ def test_a_network_in_which_nothing_is_known_is_refused():
         def forward(self, x):
             return self.layer(x)
 
-    with pytest.raises(InputError, match="expected layers that can be widened, got none"):
+    with pytest.raises(InputError, match="The layer at the top blocks its neighbors: Own runs its layers"):
         widen(Own(), 2, probe=torch.randn(2, 4))
     with pytest.raises(InputError, match="expected a network with a plan for widths="):
         widen(tree(), widths=[3], probe=torch.randn(2, 3, 9, 9))
@@ -464,14 +472,14 @@ def test_what_is_told_of_a_layer_wrongly_is_found_on_the_probe(monkeypatch):
         return torch.ones(outputs, len(channels.source))
 
     monkeypatch.setattr("skipway.grow.widening.copy_shares", all_ones)
-    with pytest.raises(InputError, match="mixes channels in an unknown way"):
+    with pytest.raises(InputError, match="The layer at stage1.0.body.conv1 mixes channels in an unknown way"):
         widen(network, 2)
 
 
 def test_what_leaves_a_block_for_good_cannot_be_widened_in_part():
     x = torch.randn(4, 6)
     network = sw.Chain(nn.Linear(6, 6), sw.Skip(nn.Identity(), join="concat"), nn.Softmax(1))
-    with pytest.raises(InputError, match="expected layers that can be widened, got none"):
+    with pytest.raises(InputError, match="The layer at 2 blocks its neighbors: Softmax computes"):
         widen(network, 2, probe=x)
     halves = sw.Chain(nn.Linear(6, 6), sw.Coupling(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(6, 2))
     torch.testing.assert_close(widen(halves, 2, probe=x)(x), halves(x), rtol=1e-5, atol=1e-6)
@@ -742,8 +750,8 @@ def test_what_nobody_can_grow_is_refused_in_a_line():
     for wrong in (torch.randn(4, 5), torch.ones(4, 4, dtype=torch.float64)):
         with pytest.raises(InputError, match="the network failed on the probe|Linear at 0: expected"):
             widen(network, 2, probe=wrong)
-    with pytest.raises(InputError, match="expected a tensor or list of tensors as output"):
-        deepen(sw.Chain(sw.Skip(nn.Linear(4, 4)), lambda x: {"out": x}), blocks={"": 1}, probe=x)
+    with pytest.raises(InputError, match="expected tensors as output, got str"):
+        deepen(sw.Chain(sw.Skip(nn.Linear(4, 4)), lambda x: {"out": x, "kind": "a"}), blocks={"": 1}, probe=x)
     for lazy in (
         sw.Dense(None, 4),
         sw.Skip(nn.Linear(4, 4), join="gate"),
@@ -752,5 +760,5 @@ def test_what_nobody_can_grow_is_refused_in_a_line():
     ):
         with pytest.raises(InputError, match="expected inferred sizes, got uninferred"):
             widen(sw.Chain(nn.Linear(4, 4), lazy), 2, probe=x)
-    with pytest.raises(InputError, match="got a fused one. Grow the network before"):
+    with pytest.raises(InputError, match="got a fused one, with a fused convolution at stem.conv. Grow"):
         widen(sw.export.fuse(planned), 2)

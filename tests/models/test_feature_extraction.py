@@ -1,4 +1,6 @@
+import json
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,16 @@ TIMM = {
     "convnext_atto": [(40, 4), (40, 4), (80, 8), (160, 16), (320, 32)],  # timm's begin behind the stem
     "resnetrs50": [(64, 2), (256, 4), (512, 8), (1024, 16), (2048, 32)],
 }
-# timm leaves out stages that one of the same reduction follows; here every stage has its output.
+# timm leaves out stages that one of the same reduction follows, as create_model does; Features has every stage.
 EVERY_STAGE = {
     "efficientnet_lite0": [(32, 2), (16, 2), (24, 4), (40, 8), (80, 16), (112, 16), (192, 32), (320, 32)],
 }
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "features" / "timm.json").read_text())
+GOLDEN = {
+    name: GOLDEN[name]
+    for name in ("resnet18", "resnext50_32x4d", "resnetv2_50", "convnext_tiny", "tf_efficientnet_lite0")
+}
+TAIL = ("pool", "flatten", "head")
 SMALL = {
     "resnet18": {"widths": [4] * 4},
     "resnet9": {"widths": [4] * 4},
@@ -85,6 +93,84 @@ def test_create_model_gives_features_as_timm_s_does():
         assert torch.equal(found, wanted)
     with pytest.raises(InputError, match="cannot set out_indices: expected features_only=True, got False"):
         sw.create_model("resnet18", out_indices=(1,))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_create_model_has_the_feature_maps_of_timm(name):
+    with torch.device("meta"):
+        features = sw.create_model(name, features_only=True)
+        last_three = sw.create_model(name, features_only=True, out_indices=3)
+    info = features.feature_info
+    assert (info.channels(), info.reduction()) == (GOLDEN[name]["channels"], GOLDEN[name]["reduction"])
+    assert last_three.feature_info.channels() == GOLDEN[name]["channels"][-3:]
+    assert last_three.feature_info.reduction(0) == GOLDEN[name]["reduction"][0]
+
+
+def test_features_load_the_state_of_a_network():
+    network, other = (sw.create_model("resnet18", widths=[4, 5, 6, 7]).eval() for _ in range(2))
+    x = torch.randn(2, 3, 64, 64)
+    network(x)
+    for indices in (None, (1, 3), (0,)):
+        features = sw.Features(other, indices).eval()
+        keys = features.load_state_dict(network.state_dict())
+        assert keys.missing_keys == [] and {"head.weight", "head.bias"} <= set(keys.unexpected_keys)
+        assert all(key.startswith(tuple(f"{path}." for path in features.left_out)) for key in keys.unexpected_keys)
+        wanted = sw.Features(network, indices).eval()
+        assert all(torch.equal(a, b) for a, b in zip(features(x), wanted(x), strict=True))
+        own = features.state_dict()
+        assert all(key.startswith("layers.") for key in own)
+        assert wanted.load_state_dict(own) == ([], [])
+    assert sw.Features(network, (0,)).left_out == ("stem.pool", "stage1", "stage2", "stage3", "stage4", *TAIL)
+
+
+def test_plain_tensors_are_a_state_too():
+    network = sw.create_model("resnet18", widths=[4] * 4)
+    features = sw.Features(sw.create_model("resnet18", widths=[4] * 4))
+    plain = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    features.load_state_dict(plain, assign=True)
+    assert features.layers.stage1[0].body.conv1.weight.data_ptr() == plain["stage1.0.body.conv1.weight"].data_ptr()
+
+
+def without(network, *keys):
+    state = network.state_dict()  # its metadata has torch's version of each layer, unlike that of a plain dict
+    for key in keys:
+        del state[key]
+    return state
+
+
+def test_loading_features_is_strict_but_for_the_head():
+    network = sw.create_model("resnet18", widths=[4] * 4)
+    features, state = sw.Features(network), network.state_dict()
+    with pytest.raises(RuntimeError, match=r'Missing key.* "layers.stage1.0.body.conv1.weight"'):
+        features.load_state_dict(without(network, "stage1.0.body.conv1.weight"))
+    with pytest.raises(RuntimeError, match='Missing key.* "layers.stem_step.norm.num_batches_tracked"'):
+        features.load_state_dict(without(network, "stem.step.norm.num_batches_tracked"))
+    for stray in ("stage1.9.weight", "fc.weight", "header.weight", "stem.other"):
+        with pytest.raises(
+            RuntimeError, match=f'Unexpected key.* "{stray.replace(".", "[.]").replace("stage1", ".*")}"'
+        ):
+            features.load_state_dict({**state, stray: torch.ones(1)})
+        assert stray.split(".")[-1] in str(features.load_state_dict({**state, stray: torch.ones(1)}, strict=False))
+    with pytest.raises(RuntimeError, match="size mismatch for layers.stage4"):
+        features.load_state_dict(sw.create_model("resnet18", widths=[4, 4, 4, 5]).state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        features.load_state_dict({})
+    assert features.load_state_dict(without(network, "head.weight", "head.bias")) == ([], [])
+    with pytest.raises(RuntimeError, match='Unexpected key.* "head.weight"'):  # two layouts in one state
+        features.load_state_dict({**features.state_dict(), "head.weight": state["head.weight"]})
+
+
+def test_checkpointing_of_features_changes_nothing_but_memory():
+    features, x = sw.create_model("resnet18", widths=[4] * 4, features_only=True), torch.randn(2, 3, 32, 32)
+    state, gradients = {k: v.clone() for k, v in features.state_dict().items()}, []
+    for enable in (False, True):
+        features.load_state_dict(state)
+        features.zero_grad()
+        features.set_grad_checkpointing(enable)
+        assert any(getattr(module, "forward_impl", None) for module in features.layers) == enable
+        sum(out.square().sum() for out in features(x)).backward()
+        gradients.append([p.grad.clone() for p in features.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_features_of_pretrained_weights(tmp_path):

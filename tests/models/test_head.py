@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_networks import SMALL, images, small
 from torch import nn
 
 import skipway as sw
@@ -12,22 +13,6 @@ from skipway.models.head import Scaled, classifier, pooling, replace_head
 from skipway.models.network import build_meta_network
 from skipway.nn.chain import Chain
 
-SMALL = {
-    "resnet18": {"layers": (1, 1), "widths": (4, 8)},
-    "resnetv2_18": {"layers": (1, 1), "widths": (4, 8)},
-    "densenet121": {"layers": (2, 2), "growth": 4},
-    "mobilenetv2_100": {
-        "layers": (1, 1),
-        "widths": (4, 8),
-        "kernels": (3, 3),
-        "strides": (1, 2),
-        "expansions": (1, 6),
-        "stem_channels": 8,
-        "final_channels": 16,
-    },
-    "convnext_atto": {"layers": (1, 1), "widths": (4, 8)},
-    "resnet9": {"widths": (4, 8, 8), "layers": (1, 1)},
-}
 BY_HAND = {
     "avg": lambda x: x.mean((2, 3)),
     "max": lambda x: x.amax((2, 3)),
@@ -35,15 +20,6 @@ BY_HAND = {
     "catavgmax": lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1),
     "none": lambda x: x,
 }
-
-
-def small(name, **options):
-    torch.manual_seed(0)
-    return sw.create_model(name, **{**SMALL[name], **options})
-
-
-def images(size=32):
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def feature_map(network, x):

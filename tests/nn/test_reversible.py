@@ -206,3 +206,121 @@ def test_only_couplings_that_keep_the_shape_make_a_reversible():
 def test_recomputation_has_nothing_to_save_there():
     with pytest.raises(InputError, match="a Chain of blocks that are not reversible, got none"):
         sw.recompute(sw.create_model("revnet38"))
+
+
+# The axis of the channels
+
+
+@pytest.mark.parametrize("kind", [lambda *c: Chain(*c), Reversible], ids=["Chain", "Reversible"])
+def test_the_last_layers_tell_the_axis_of_the_channels(kind):
+    last = kind(*(Coupling(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2))) for _ in range(2)))
+    x = torch.randn(3, 6, 4)
+    rows = torch.stack([last(x[:, t]) for t in range(6)], 1)  # of (B, C), which has only one reading
+    torch.testing.assert_close(last(x), rows)
+    assert kind(Coupling(nn.Conv1d(3, 3, 1), nn.BatchNorm1d(3)))(x).shape == x.shape
+
+
+def test_an_axis_that_is_set_wins_and_is_shared():
+    halves = lambda **dim: Coupling(torch.tanh, torch.zeros_like, **dim)  # noqa: E731
+    x = torch.randn(2, 6, 4)
+    first = torch.cat([x[:, :3] + x[:, 3:].tanh(), x[:, 3:]], 1)
+    last = torch.cat([x[..., :2] + x[..., 2:].tanh(), x[..., 2:]], 2)
+    for network, expected in [
+        (halves(dim=1), first),
+        (halves(dim=-1), last),
+        (halves(dim=2), last),
+        (Reversible(halves(), dim=-1), last),
+        (Reversible(halves(), halves(dim=1))[:1], first),
+        (Chain(Reversible(halves()), dim=-1), last),
+    ]:
+        assert torch.equal(network(x), expected)
+    assert "dim=-1" in repr(Chain(halves(dim=-1))) and "dim" not in repr(Chain(halves()))
+
+
+def test_a_sequence_with_two_readings_is_refused():
+    for network in (Coupling(nn.Identity(), nn.Tanh()), Reversible(Coupling(nn.Identity(), nn.Tanh()))):
+        with pytest.raises(
+            ShapeError, match=r"\(B, C, L\) with 6 channels, or \(B, T, C\) with 4. Set dim=1 or dim=-1"
+        ):
+            network(torch.ones(2, 6, 4))
+    with pytest.raises(InputError, match="Reversible: expected Couplings with the same dim, got -1 and 1"):
+        Reversible(Coupling(nn.Tanh(), nn.Tanh(), dim=-1), Coupling(nn.Tanh(), nn.Tanh(), dim=1))
+    with pytest.raises(ShapeError, match=r"cannot halve the channels: .* on axis -1, got \(2, 4, 3\)"):
+        Coupling(nn.Tanh(), nn.Tanh(), dim=-1)(torch.ones(2, 4, 3))
+
+
+# Bodies that cannot be coupled
+
+
+@pytest.mark.parametrize("kind", [lambda *c: Chain(*c), Reversible], ids=["Chain", "Reversible"])
+@pytest.mark.parametrize("bodies", [(lambda x: x.mul_(2), nn.Tanh()), (nn.Tanh(), lambda x: x.mul_(2))])
+def test_a_body_that_changes_its_input_is_refused(bodies, kind):
+    for enabled in (True, False):
+        with pytest.raises(InputError, match="the body Function modifies its input"), torch.set_grad_enabled(enabled):
+            kind(Coupling(*bodies))(torch.ones(2, 4))
+    with pytest.raises(InputError, match="at the start of a Coupling modifies in place"):
+        Coupling(nn.Tanh(), nn.ReLU(inplace=True))
+
+
+@pytest.mark.parametrize("kind", [lambda *c: Chain(*c), Reversible], ids=["Chain", "Reversible"])
+@pytest.mark.parametrize("body, name", [(nn.LSTM(2, 2), "tuple"), (lambda x: None, "NoneType")])
+def test_a_body_that_returns_no_tensor_is_refused(body, name, kind):
+    with pytest.raises(ShapeError, match=f"expected one tensor from each side, got {name} and Tensor"):
+        kind(Coupling(body, nn.Tanh()))(torch.ones(2, 4))
+
+
+# Transforms and tracers take the plain path
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "network",
+    [
+        Reversible(*(Coupling(linears(2), linears(2)) for _ in range(2))),
+        sw.recompute(Chain(*(sw.Skip(linears(4)) for _ in range(3))), 1),
+    ],
+    ids=["Reversible", "recompute"],
+)
+def test_transforms_and_tracers_see_through_recomputation(network):
+    x = torch.randn(3, 4)
+    values = dict(network.named_parameters())
+    detached = {name: p.detach() for name, p in values.items()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(network, parameters, (x,)).square().sum()
+
+    whole = torch.autograd.grad(loss(values, x), list(values.values()))
+    each = torch.func.vmap(torch.func.grad(lambda p, row: loss(p, row[None])), (None, 0))(detached, x)
+    for expected, gradient in zip(whole, each.values(), strict=True):
+        torch.testing.assert_close(gradient.sum(0), expected, rtol=1e-4, atol=1e-5)
+    plain = nn.Sequential(*network)
+    expected = torch.autograd.functional.hessian(lambda x: plain(x).square().sum(), x)
+    torch.testing.assert_close(torch.func.hessian(lambda x: loss(detached, x))(x), expected, rtol=1e-4, atol=1e-4)
+    out, tangent = torch.func.jvp(network, (x,), (x,))
+    torch.testing.assert_close(tangent, torch.autograd.functional.jvp(plain, x, x)[1], rtol=1e-4, atol=1e-5)
+    with nn.utils.parametrize.cached():
+        torch.testing.assert_close(network(x), out)
+    for traced in (
+        torch.jit.trace(network, x),
+        torch.fx.symbolic_trace(network),
+        torch.export.export(network, (x,)).module(),
+    ):
+        torch.testing.assert_close(traced(x), out)
+
+
+def test_images_in_channels_last_are_halved_in_vmap():
+    network, kept = pair(convolutions, count=1)
+    x = torch.randn(3, 2, 8, 5, 5)
+    out = torch.func.vmap(network.eval())(x)
+    torch.testing.assert_close(out, torch.stack([kept.eval()(image) for image in x]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trainable_cached_parametrization_keeps_its_gradient():
+    network, kept = pair(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), count=2)
+    for chain in (network, kept):
+        with nn.utils.parametrize.cached():
+            out = chain(torch.ones(1, 4)).sum()
+        out.backward()
+    for p, q in zip(network.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)

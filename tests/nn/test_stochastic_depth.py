@@ -319,6 +319,60 @@ def test_a_single_row_that_stays_does_not_starve_a_norm():
         assert skip(torch.randn(4, 2)).shape == (4, 2)
 
 
+# Transforms and tracers
+
+
+@pytest.mark.parametrize("mode", ["row", "batch"])
+def test_each_sample_of_vmap_draws_for_itself_or_all_alike(mode):
+    skip, x = Skip(nn.Linear(4, 4), drop_path=0.5, drop_mode=mode), torch.randn(64, 4)
+    parameters = {name: p.detach() for name, p in skip.named_parameters()}
+
+    def loss(parameters, row):
+        return torch.func.functional_call(skip, parameters, (row[None],)).sum()
+
+    for randomness, shares in [("different", (0.2, 0.8)), ("same", (0, 1))]:
+        gradient = torch.func.vmap(torch.func.grad(loss), (None, 0), randomness=randomness)(parameters, x)
+        stays = gradient["body.bias"].any(1)
+        assert torch.allclose(gradient["body.bias"][stays], torch.tensor(2.0))
+        share = stays.float().mean()
+        assert shares[0] < share < shares[1] if randomness == "different" else share in shares
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("mode", ["row", "batch"])
+def test_transforms_and_graphs_drop_the_rows_of_the_same_seed(mode):
+    skip, x = Skip(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), drop_path=0.5, drop_mode=mode), torch.randn(8, 3)
+    stacked = {name: torch.stack([p.detach()] * 2) for name, p in skip.named_parameters()}
+    ensemble = torch.func.vmap(lambda p: torch.func.functional_call(skip, p, (x,)), randomness="same")
+    jacobian = torch.autograd.functional.jacobian
+    pairs = [
+        (skip, torch.fx.symbolic_trace(skip)),
+        (skip, torch.jit.trace(skip, torch.cat([x, x]), check_trace=False)),  # any batch size
+        (skip, lambda x: ensemble(stacked)[1]),
+        (lambda x: jacobian(skip, x), torch.func.jacrev(skip)),
+        (lambda x: jacobian(skip, x), torch.func.jacfwd(skip, randomness="same")),
+        (lambda x: torch.autograd.functional.jvp(skip, x, x)[1], lambda x: torch.func.jvp(skip, (x,), (x,))[1]),
+    ]
+    for seed in (0, 1, 2):
+        for plain, other in pairs:
+            torch.manual_seed(seed)
+            expected = plain(x)
+            torch.manual_seed(seed)
+            torch.testing.assert_close(other(x), expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_training_graph_draws_for_any_batch(strict):
+    skip, size = Skip(nn.Linear(3, 3), drop_path=0.5), torch.export.Dim("batch", min=2, max=99)
+    graph = torch.export.export(skip, (torch.ones(4, 3),), strict=strict, dynamic_shapes=({0: size},)).module()
+    x = torch.ones(64, 3)
+    stays = (graph(x) != x).any(1)
+    assert 0.2 < stays.float().mean() < 0.8 and torch.allclose(graph(x)[0] * 0 + x[0], x[0])
+
+
 def test_an_empty_batch_passes():
     assert Skip(nn.Linear(2, 2), drop_path=0.5)(torch.ones(0, 2)).shape == (0, 2)
 
@@ -344,3 +398,8 @@ def test_a_body_of_another_shape_is_refused(mode):
 def test_a_mode_that_is_not_there_is_refused():
     with pytest.raises(InputError, match="Skip: expected drop_mode to be row or batch, got 'sample'"):
         Skip(nn.Linear(2, 2), drop_path=0.1, drop_mode="sample")
+
+
+def test_a_body_that_returns_no_tensor_is_refused():
+    with pytest.raises(ShapeError, match="`drop_path`: expected one tensor from each side, got tuple and Tensor"):
+        Skip(nn.LSTM(3, 3), drop_path=0.01)(torch.ones(6, 3))

@@ -19,12 +19,9 @@ from skipway.cli.app import main
 from skipway.commands.weights_get import get_weights
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, ShapeError, StorageError
-from skipway.models import registry
 from skipway.models.network_outputs import prepare_image
 from skipway.training.checkpoint import save_weights
 from skipway.weights.convert import release
-from skipway.weights.key_maps import LIBRARIES
-from skipway.weights.pretrained import TAGS
 
 TINY = {"layers": [1, 1], "widths": [4, 8]}
 SPEC = Spec(3, 8, 8, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), ("ant", "bee", "cow"))
@@ -290,10 +287,6 @@ def test_a_full_disk_is_a_matter_of_storage(hub, monkeypatch):
         sw.create_model("resnet18", pretrained="tiny_test", **TINY)
 
 
-def test_every_tag_is_for_a_network_of_timm_s_that_can_hold_its_weights():
-    assert len(TAGS) == 97 and all(not LIBRARIES["timm"].refusal(registry.plan_of(name)) for name in TAGS)
-
-
 # Files and runs
 
 
@@ -411,10 +404,10 @@ def test_class_names_that_are_no_such_list_are_refused(given):
             sw.create_model("resnet18", class_names=wrong, **given)
 
 
-@pytest.mark.parametrize("given", [{"num_classes": 0}, {"in_chans": 0}, {"depth": 3}])
+@pytest.mark.parametrize("given", [{"num_classes": -1}, {"in_chans": 0}, {"depth": 3}])
 def test_sizes_and_options_are_refused_before_any_file_is_read(given):
     with pytest.raises(
-        InputError, match="resnet: expected integers of at least 1 for|resnet18: unknown option 'depth'"
+        InputError, match="resnet: expected integers of at least [01] for|resnet18: unknown option 'depth'"
     ):
         sw.create_model("resnet18", pretrained="none.pth", **given)
 

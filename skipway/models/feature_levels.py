@@ -1,0 +1,240 @@
+"""Feature maps of a network: where its layers end in one, and what each of them looks like, as in timm.
+
+A feature map is the output of the stem, before its pool, or of a stage. timm keeps the last one of each resolution.
+
+Shapes: (B, C, H, W) -> (B, C_i, H / reduction_i, W / reduction_i), rounded up.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import index as as_index
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipway.errors import InputError
+from skipway.nn.chain import Chain
+from skipway.nn.joins import append
+from skipway.nn.shape_inference import output_shape
+from skipway.nn.skip import Skip
+
+__all__ = ["FeatureInfo", "Piece", "feature_indices", "head_start", "is_stage", "measure", "split_layers", "trunk_end"]
+
+_PROBE = 224  # a size that every network halves exactly
+_HEAD = ("pool", "dropout", "head")  # the head starts at the first of these layers that the network has
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """The feature maps of a model: a list of dictionaries, with the methods of timm's class of this name.
+
+    Each dictionary has the number of channels ("num_chs"), the factor by which the image is reduced ("reduction"), the
+    path of the layer ("module") and the place among all feature maps ("index"). The list has one for each output. The
+    methods take the places of `idx` among all feature maps, and by default describe the outputs.
+
+    Args:
+        info: one dictionary for each feature map.
+        out_indices: places of the outputs, in their order. None selects all.
+
+    >>> info = FeatureInfo([{"num_chs": 8, "reduction": 2}, {"num_chs": 16, "reduction": 4}], (1,))
+    >>> info.channels(), info.reduction([0, 1]), len(info)
+    ([16], [2, 4], 1)
+    """
+
+    def __init__(self, info: Sequence[Mapping[str, Any]], out_indices: int | Sequence[int] | None = None):
+        self.info = [{**level, "index": place} for place, level in enumerate(info)]
+        self.out_indices = tuple(feature_indices(out_indices, len(self.info)))
+        super().__init__(self.info[i] for i in self.out_indices)
+
+    def from_other(self, out_indices: int | Sequence[int]) -> "FeatureInfo":
+        """Return a FeatureInfo of the same feature maps with other outputs."""
+        return FeatureInfo(self.info, out_indices)
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """Return the value of a key for each output, for each place of a sequence, or for one place."""
+        if isinstance(idx, int):
+            return self.info[idx][key]
+        return [self.info[i][key] for i in (self.out_indices if idx is None else idx)]
+
+    def get_dicts(self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None) -> Any:
+        """Return the dictionaries, with only the named keys if there are any; see `get` for `idx`."""
+        if isinstance(idx, int):
+            return self.info[idx] if keys is None else {key: self.info[idx][key] for key in keys}
+        return [self.get_dicts(keys, i) for i in (self.out_indices if idx is None else idx)]
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Return the number of channels; see `get` for `idx`."""
+        return self.get("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Return the factor by which the image is reduced; see `get` for `idx`."""
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Return the path of the layer; see `get` for `idx`."""
+        return self.get("module", idx)
+
+
+def feature_indices(indices: int | Sequence[int] | None, count: int, name: str = "out_indices") -> list[int]:
+    """Return the places of `indices` among `count` feature maps.
+
+    Args:
+        indices: places; negative ones count from the last. An integer n selects the last n, None selects all.
+        count: number of feature maps.
+        name: name of the argument, for the error.
+
+    Raises:
+        InputError: a place is out of range.
+
+    >>> feature_indices((0, -1), 5), feature_indices(2, 5)
+    ([0, 4], [3, 4])
+    """
+    if indices is None:
+        return list(range(count))
+    if not isinstance(indices, Sequence):
+        if isinstance(indices, bool) or not 0 < as_index(indices) <= count:
+            raise InputError(
+                f"{name}: expected a number of outputs from 1 to {count}, got {indices}. Pass a list to select outputs."
+            )
+        return list(range(count - indices, count))
+    for place in indices:
+        if not -count <= place < count:
+            raise InputError(
+                f"{name}: expected indices from {-count} to {count - 1}, for {count} outputs, got "
+                f"{place}. Change {name}."
+            )
+    return [place % count for place in indices]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A layer of a network and its path; `is_output` is True if it returns a feature map."""
+
+    name: str
+    layer: nn.Module
+    is_output: bool
+
+
+def split_layers(network: Chain, plan: Mapping[str, Any], every_stage: bool = True) -> list[Piece]:
+    """Split a network into its layers up to the last stage, with the pool of the stem separate.
+
+    Args:
+        network: network with a layer "stem" and layers "stage1", "stage2" and so on.
+        plan: its plan.
+        every_stage: True if every stage returns a feature map. Otherwise only the last one of each resolution does, and
+            that of the last dense stage is behind its norm, as in timm.
+
+    Returns:
+        The layers in call order; an empty list for a network without a stem.
+    """
+    pieces: list[Piece] = []
+    if "stem" not in network._modules:
+        return pieces
+    for name, layer in list(network.named_children())[: trunk_end(network)]:
+        if name == "stem" and isinstance(layer, Chain) and "pool" in layer._modules:
+            steps = [(f"stem.{n}", step) for n, step in layer.named_children()]
+            pieces += [Piece(path, step, path == steps[-2][0]) for path, step in steps]
+        else:
+            pieces.append(Piece(name, layer, name == "stem" or is_stage(name)))
+    if every_stage:
+        return pieces
+    pieces = list(_last_of_each_resolution(pieces, plan))
+    neck = list(network.named_children())[trunk_end(network) : head_start(network)]
+    if neck and _is_dense(pieces[-1].layer):
+        pieces[-1] = replace(pieces[-1], is_output=False)
+        pieces += [Piece(name, layer, name == neck[-1][0]) for name, layer in neck]
+    return pieces
+
+
+def _last_of_each_resolution(pieces: list[Piece], plan: Mapping[str, Any]) -> Iterator[Piece]:
+    """Yield the pieces; a feature map of the resolution of the next one is no longer an output.
+
+    Strides are those of the plan, because dilation (`output_stride`) replaces them in the layers, and timm's levels do
+    not depend on it.
+    """
+    places = [place for place, piece in enumerate(pieces) if piece.is_output]
+    superseded = set()
+    for number, (place, following) in enumerate(zip(places, places[1:], strict=False)):
+        if number:
+            halves = plan["strides"][number] > 1 if "strides" in plan else True
+        else:
+            halves = any(_is_strided(module) for module in _modules(pieces[place + 1 : following + 1]))
+        if not halves:
+            superseded.add(place)
+    yield from (replace(piece, is_output=piece.is_output and i not in superseded) for i, piece in enumerate(pieces))
+
+
+def _is_dense(stage: nn.Module) -> bool:
+    """Return True if the blocks of a stage append to their input, so that no norm follows most of its output."""
+    return all(isinstance(block, Skip) and block.join is append for block in stage.children())
+
+
+def _modules(pieces: Sequence[Piece]) -> Iterator[nn.Module]:
+    return nn.ModuleList(piece.layer for piece in pieces).modules()
+
+
+def _is_strided(layer: nn.Module) -> bool:
+    stride = getattr(layer, "stride", 1)
+    return any(s != 1 for s in stride) if isinstance(stride, tuple) else stride != 1
+
+
+def is_stage(name: str) -> bool:
+    """Return True if a layer of this name is a stage."""
+    return name.startswith("stage")
+
+
+def trunk_end(network: Chain) -> int:
+    """Return the number of layers up to the last stage, or up to the stem if there is no stage."""
+    end = 0
+    for place, name in enumerate(network._modules, 1):
+        if name == "stem" or is_stage(name):
+            end = place
+    return end
+
+
+def head_start(network: Chain) -> int:
+    """Return the number of layers before the head: up to the global pool, or to the classifier if there is none.
+
+    >>> head_start(Chain(stem=nn.Conv2d(3, 8, 3), stage1=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+    2
+    """
+    names, place = list(network._modules), trunk_end(network)
+    while place < len(names) and names[place] not in _HEAD:
+        place += 1
+    return place
+
+
+def measure(pieces: Sequence[Piece], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the channels, the reduction and the path of every feature map, without arithmetic."""
+    if not pieces:
+        return []
+    size, *shapes = output_shape(_Outputs(pieces), input_shape(pieces, plan))
+    names = [piece.name for piece in pieces if piece.is_output]
+    return [
+        {"num_chs": shape[1], "reduction": round(size[2] / shape[2]) if len(shape) > 2 else 1, "module": name}
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+
+
+def input_shape(pieces: Sequence[Piece], plan: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape of an input of which every layer can make a feature map."""
+    if "in_features" in plan:
+        return 1, plan["in_features"]
+    first = next((module for module in _modules(pieces) if isinstance(module, nn.Conv2d)), None)
+    return 1, plan.get("in_chans", 3) if first is None else first.in_channels, _PROBE, _PROBE
+
+
+class _Outputs(nn.Module):
+    """The layers of pieces, which return their input and every feature map."""
+
+    def __init__(self, pieces: Sequence[Piece]):
+        super().__init__()
+        self.pieces = pieces
+        self.layers = nn.ModuleList(piece.layer for piece in pieces)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return x and the feature maps of x."""
+        outputs = [x]
+        for piece in self.pieces:
+            x = piece.layer(x)
+            outputs += [x] if piece.is_output else []
+        return outputs
