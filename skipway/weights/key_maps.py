@@ -89,8 +89,10 @@ def kind_of(plan: Mapping[str, Any]) -> str:
 
 def _blocks(plan: Mapping[str, Any]) -> list[str]:
     """Return the block type of each stage, "" in families without one."""
-    block = plan.get("block", "")
-    return block if isinstance(block, list) else [block] * (len(plan["layers"]) if block else 1)
+    block = plan.get("block")
+    if block is None:
+        return [""]
+    return block if isinstance(block, list) else [block] * len(plan["layers"])
 
 
 def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
