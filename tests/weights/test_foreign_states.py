@@ -141,9 +141,7 @@ def test_no_prefix_comes_before_any_prefix():
 
 def test_equal_names_in_another_network_are_no_prefix():
     children = nn.Sequential(*network().children()).state_dict()
-    with pytest.raises(
-        ShapeError, match=r"torchvision's resnet18: conv1\.weight is missing; .*0\.step\.conv\.wei"
-    ):
+    with pytest.raises(ShapeError, match=r"torchvision's resnet18: conv1\.weight is missing; .*0\.step\.conv\.wei"):
         adopt(children, "torchvision", "resnet18", **SMALL)
     assert find_prefix(["0.x", "1.a", "1.b", "1.c"], {"x", "y"}, str) == ("", 0, ())
     assert find_prefix(["0.x", "0.y"], {"x", "y", "z", "u", "v"}, str).text == "0.", "a part of a deeper network"
