@@ -9,11 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from skipway.errors import InputError, SkipwayError, printable
 from skipway.nn.example_inputs import Example, ExampleInputs
 from skipway.nn.shape_inference import Call, calls
+from skipway.utils.format_text import join_names
 
-__all__ = ["Dtypes", "calls_of", "examples_of", "shape_of", "shape_text", "unfused_attention", "with_one_sample"]
+__all__ = [
+    "Dtypes",
+    "call_network",
+    "calls_of",
+    "check_batch",
+    "examples_of",
+    "shape_of",
+    "shape_text",
+    "unfused_attention",
+    "with_one_sample",
+]
 
 Dtypes = torch.dtype | Sequence[torch.dtype | None] | None
 
@@ -73,6 +86,39 @@ def shape_text(shapes: Any, separator: str = "x") -> str:
     if isinstance(shapes, list | tuple) and any(isinstance(part, list | tuple | Mapping) for part in shapes):
         return ", ".join(shape_text(part, separator) for part in shapes if part != ())  # None has no shape
     return separator.join(map(str, shapes)) if isinstance(shapes, list | tuple) else str(shapes)
+
+
+def check_batch(x: Any) -> None:
+    """Check a batch of inputs.
+
+    Raises:
+        InputError: it is no tensor, and no tuple, list or dictionary of tensors with a batch axis.
+    """
+    tensors = tree_leaves(x)
+    if not tensors or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in tensors):
+        raise InputError(
+            f"invalid x: expected a batch as a tensor (B, *), got {type(x).__name__}. Stack the samples with "
+            "torch.stack, and pass a tuple of tensors to a network with several inputs."
+        )
+
+
+def call_network(network: nn.Module, x: Any) -> Any:
+    """Return the output of a network for a batch; a tuple holds one positional input each.
+
+    Raises:
+        InputError: the network does not take the batch.
+    """
+    try:
+        return network(*(x if isinstance(x, tuple) else (x,)))
+    except SkipwayError:
+        raise
+    except Exception as error:
+        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
+        shapes = [str(tuple(tensor.shape)) for tensor in tree_leaves(x)]
+        raise InputError(
+            f"invalid x: expected inputs that the network takes, got {join_names(shapes, limit=3)}: {reason}. Pass a "
+            "tuple with one tensor for each input."
+        ) from error
 
 
 def _map(example: Any, of_shape: Callable[[tuple[int, ...]], Any], of_tensor: Callable[[Tensor], Any]) -> Any:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from skipway.errors import InputError, SkipwayError, printable
+from skipway.errors import InputError
 from skipway.nn.reversible import Coupling
 from skipway.nn.skip import Skip
 from skipway.probe.block_stats import Plain, blocks_of, in_mode, natural_loss, unrolled, untouched
+from skipway.probe.call_inputs import call_network, check_batch
 from skipway.probe.flow_hooks import BlockCall, MeanSquare, norm_of, record_flow, weights_of
-from skipway.utils.format_text import join_names
 
 __all__ = ["BlockFlow", "Flow", "Flows", "LayerFlow", "flow"]
 
@@ -142,7 +142,7 @@ def flow(
         >>> [block.path for block in flow(network, torch.randn(8, 4)).blocks]
         ['0']
     """
-    _check_batch(x)
+    check_batch(x)
     if not factor > 1:
         raise InputError(f"invalid factor: expected a number above 1, got {factor}. The default is 100.")
     device = next((p.device for p in network.parameters()), tree_leaves(x)[0].device)
@@ -152,7 +152,7 @@ def flow(
         leaves = [leaf for leaf in tree_leaves(batch) if leaf.requires_grad]
         inputs = tree_map(Tensor.clone, batch)  # a layer may change its input in place
         with record_flow(network) as record:
-            outputs = _run(network, inputs if isinstance(inputs, tuple) else (inputs,), x)
+            outputs = call_network(network, inputs)
             record.running = False
             value = _loss(outputs, y, loss, device)
             trained = [p for p in network.parameters() if p.requires_grad]
@@ -198,32 +198,9 @@ class Flows:
         return {name: measured.as_dict() for name, measured in self.by_name.items()}
 
 
-def _check_batch(x: Any) -> None:
-    tensors = tree_leaves(x)
-    if not tensors or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in tensors):
-        raise InputError(
-            f"invalid x: expected a batch as a tensor (B, *), got {type(x).__name__}. Stack the samples with torch.stack, "
-            "and pass a tuple of tensors to a network with several inputs."
-        )
-
-
 def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
     differentiable = tensor.is_floating_point() or tensor.is_complex()
     return tensor.detach().to(device, copy=True).requires_grad_(differentiable)
-
-
-def _run(network: nn.Module, inputs: tuple[Any, ...], x: Any) -> Any:
-    try:
-        return network(*inputs)
-    except SkipwayError:
-        raise
-    except Exception as error:
-        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
-        shapes = [str(tuple(tensor.shape)) for tensor in tree_leaves(x)]
-        raise InputError(
-            f"invalid x: expected inputs that the network takes, got {join_names(shapes, limit=3)}: {reason}. Pass a "
-            "tuple with one tensor for each input."
-        ) from error
 
 
 def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.device) -> Tensor:

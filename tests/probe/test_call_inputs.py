@@ -8,7 +8,10 @@ from torch import nn
 
 import skipway as sw
 from skipway.errors import InputError, ShapeError
+from skipway.probe.ablation import lesion
+from skipway.probe.block_stats import batches_accuracy, batches_loss
 from skipway.probe.diagram import diagram
+from skipway.probe.loss_landscape import landscape
 from skipway.probe.signal_flow import flow
 from skipway.probe.summary import summary
 
@@ -149,6 +152,32 @@ def test_the_flow_of_networks_with_several_inputs_is_measured():
     assert flow(OfDictionary(), batch, loss=lambda out, y: out["out"].square().mean()).loss > 0
     lstm = sw.Chain(nn.LSTM(4, 8, batch_first=True), lambda out: out[0][:, -1], sw.Skip(nn.Linear(8, 8)))
     assert [block.path for block in flow(lstm, torch.randn(4, 5, 4)).blocks] == ["2"]
+
+
+class TwoWithBlock(Two):
+    def __init__(self):
+        super().__init__()
+        self.block = sw.Skip(nn.Linear(8, 8))
+
+    def forward(self, x, y):
+        return self.block(super().forward(x, y))
+
+
+def test_blocks_and_losses_of_networks_with_several_inputs_are_measured():
+    torch.manual_seed(0)
+    x, y = (torch.randn(6, 4), torch.randn(6, 3)), torch.arange(6)
+    network = TwoWithBlock().eval()
+    loss, accuracy = batches_loss(x, y, batch_size=4)(network)
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(network(*x), y).detach()), rel=1e-5)
+    assert accuracy == float((network(*x).argmax(1) == y).double().mean())
+    cut = lesion(network, batches_accuracy(x, y), cuts=["drop"])
+    assert cut.score == accuracy and [drop.path for drop in cut.dropped] == ["block"]
+    without = Two().eval()
+    without.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("block")})
+    assert cut.dropped[0].score == batches_accuracy(x, y)(without)
+    assert landscape(network, batches_loss(x, y), points=3).losses[1] == pytest.approx(loss)
+    with pytest.raises(InputError, match="expected tensors of the same number of samples"):
+        batches_loss((x[0], x[1][:5]), y)
 
 
 @pytest.mark.parametrize(
