@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from skipway.models.head import Scaled
+from skipway.nn.anti_aliasing import BlurPool2d, TrailingAvgPool2d
 from skipway.nn.blocks import EfficientChannelAttention, LayerNorm2d, SameConv2d, SameMaxPool2d, Shift, SqueezeExcite
 from skipway.nn.chain import Function, is_plain_sequence
 from skipway.nn.dense import Dense
@@ -37,7 +38,7 @@ _CHANNEL_NORMS = (
 _VECTOR_NORMS = (nn.LayerNorm, nn.RMSNorm)
 NORMS = (*_CHANNEL_NORMS, *_VECTOR_NORMS)
 _ELEMENTWISE_LAYERS = (Shift, Scaled, nn.Identity)
-_IMAGE_LAYERS = (SqueezeExcite, SameMaxPool2d)
+_IMAGE_LAYERS = (SqueezeExcite, SameMaxPool2d, BlurPool2d, TrailingAvgPool2d)
 _ELEMENTWISE = {
     *(torch.relu, torch.tanh, torch.sigmoid, F.relu, F.gelu, F.silu, F.elu, F.leaky_relu, F.hardswish, F.mish),
     *(F.softplus, F.tanh, F.sigmoid),

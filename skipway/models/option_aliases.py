@@ -29,6 +29,8 @@ _ALIASES = {
     "growth_rate": "growth",
     "bn_size": "bottleneck",
     "bn_eps": "norm_eps",
+    "kernel_sizes": "kernel",
+    "ls_init_value": "layer_scale",
     # torchvision
     "zero_init_residual": "zero_init_last",
     "replace_stride_with_dilation": "output_stride",
@@ -73,7 +75,7 @@ _HINTS = {
     "width_factor": "Use widths, and stem_channels.",
     "drop_block_rate": "Use dropout or drop_path, because there is no DropBlock.",
     "memory_efficient": "Use set_grad_checkpointing.",
-    "ls_init_value": 'Use join="layerscale" and layer_scale.',
+    "ls_init_value": 'Use join="layerscale".',
     "img_size": "Remove it: these networks take images of any size.",
 }
 
@@ -99,7 +101,7 @@ def translate_options(name: str, options: Mapping[str, Any], allowed: Iterable[s
     translated: dict[str, Any] = {}
     words: dict[str, str] = {}
     for word, value in options.items():
-        if word in _HINTS and word not in known:
+        if word in _HINTS and known.isdisjoint((word, _ALIASES.get(word))):
             if value is None or (isinstance(value, bool | int | float | str) and not value):
                 continue
             raise InputError(f"{name}: expected an option of its plan, got {word}. {_HINTS[word]}")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.nn.activations import make_activation
-from skipway.nn.anti_aliasing import make_aa_layer
+from skipway.nn.anti_aliasing import BlurPool2d, make_aa_layer
 from skipway.nn.block_steps import EXPANSION, Step, steps_of
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, make_join
@@ -73,7 +73,8 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, same_padding(x, self.kernel_size, self.stride)))
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return super().forward(F.pad(x, same_padding(x, reach, self.stride)))
 
 
 class SameMaxPool2d(nn.MaxPool2d):
@@ -210,7 +211,7 @@ class Layers:
         if aa_layer == "avg":
             return nn.AvgPool2d(2)
         if aa_layer == "blurpool":
-            return Chain(max=nn.MaxPool2d(3, 1, padding=1), aa=make_aa_layer(aa_layer, 2))
+            return Chain(max=nn.MaxPool2d(3, 1, padding=1), aa=BlurPool2d(2))
         return SameMaxPool2d(3, 2) if self.padding == "same" else nn.MaxPool2d(3, 2, padding=1)
 
     def norm_of(self, channels: int, number: int | str = "") -> dict[str, nn.Module]:

@@ -108,7 +108,7 @@ class EvoNorm2d(nn.Module):
         return activated * _per_channel(self.weight, x) + _per_channel(self.bias, x)
 
 
-@fx.wrap  # a graph of torch.fx knows the dtype when it runs
+@fx.wrap
 def _at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32 if it is in lower precision, where squares overflow."""
     return x if x.dtype == torch.float64 else x.float()

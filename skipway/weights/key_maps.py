@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skipway.models.resnet_plan import OUTPUT_STRIDES
+from skipway.models.architecture_plan import OUTPUT_STRIDES
 from skipway.nn.activations import ACTIVATIONS
 from skipway.nn.anti_aliasing import AA_LAYERS
 from skipway.nn.block_steps import EXPANSION
@@ -89,8 +89,10 @@ def kind_of(plan: Mapping[str, Any]) -> str:
 
 def _blocks(plan: Mapping[str, Any]) -> list[str]:
     """Return the block type of each stage, "" in families without one."""
-    block = plan.get("block", "")
-    return block if isinstance(block, list) else [block] * (len(plan["layers"]) if block else 1)
+    block = plan.get("block")
+    if block is None:
+        return [""]
+    return block if isinstance(block, list) else [block] * len(plan["layers"])
 
 
 def _template_values(plan: Mapping[str, Any], match: re.Match[str]) -> dict[str, Any]:
@@ -229,7 +231,7 @@ _TIMM_ANY = (
 _UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
 _DENSE: dict[str, tuple[Any, ...]] = {
     **{"stem": ("large",), "compression": (0.5,)},
-    **{name: _PLAIN[name] for name in ("activation", "aa_layer")},
+    **{name: _PLAIN[name] for name in ("norm", "activation", "aa_layer")},
 }
 _TIMM_DENSE: dict[str, tuple[Any, ...]] = {
     **{**_DENSE, "stem": ("large", "deep"), "aa_layer": ("none", "blurpool")},

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from skipway.errors import InputError
+from skipway.grow.deepening import widen
 from skipway.models import registry
+from skipway.models.network import build_network
 from skipway.models.resnet import ResNetPlan, resnet
 from skipway.nn.anti_aliasing import BlurPool2d
 from skipway.nn.skip import named_skips
@@ -161,6 +163,13 @@ def test_narrower_first_convolutions_and_wider_projections_are_those_of_senet154
     assert [m.out_channels for m in body if isinstance(m, nn.Conv2d)] == [256, 512, 512]
     assert (shortcut.conv.kernel_size, shortcut.conv.stride, shortcut.conv.padding) == ((3, 3), (2, 2), (1, 1))
     assert network.stage1[0].shortcut.conv.kernel_size == (1, 1)
+
+
+def test_blurred_and_dilated_networks_can_be_widened():
+    plan = registry.plan_of("resnetblur50d", **{**SMALL, "layers": [1] * 4}, output_stride=16)
+    network, x = build_network(plan).eval(), torch.randn(1, 3, 64, 64)
+    wider = widen(network, 2)
+    assert wider.plan["widths"] == [16, 32, 48, 64] and torch.allclose(wider(x), network(x), atol=1e-4)
 
 
 # Refusals
