@@ -64,6 +64,7 @@ _WEIGHTS = "Use pretrained=True, or pretrained with a tag, a repository or a fil
 _HINTS = {
     **dict.fromkeys(("scriptable", "exportable", "no_jit", "jit"), _EXPORT),
     **dict.fromkeys(("weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"), _WEIGHTS),
+    "progress": "Remove it: every download is reported.",
     **dict.fromkeys(("device", "dtype"), "Remove it, and convert the network with .to(...)."),
     "channels": "Use widths: the channels of a stage, before a bottleneck widens them.",
     "stem_type": "Use stem, and stem_channels.",

@@ -568,6 +568,8 @@ def test_weights_are_fetched_into_a_file_that_trains_without_a_connection(whole_
     monkeypatch.chdir(tmp_path)
     path = get_weights("resnet10t", tag)
     assert str(path) == name and same(sw.load(path), whole_hub.network)
+    again = get_weights("hf-hub:timm/resnet10t.c3_in1k", output="again.safetensors")
+    assert same(sw.load(again), whole_hub.network)
     point_to(monkeypatch, "http://127.0.0.1:9")
     assert same(sw.create_model("resnet10t", pretrained=path), whole_hub.network)
     with pytest.raises(
