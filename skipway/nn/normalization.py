@@ -55,8 +55,9 @@ class FilterResponseNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W)."""
-        scale = _at_least_float32(x).square().mean((2, 3), keepdim=True).add(self.EPS).rsqrt().to(x.dtype)
-        return x * scale * _per_channel(self.weight, x) + _per_channel(self.bias, x)
+        wide = _at_least_float32(x)
+        normalized = wide * wide.square().mean((2, 3), keepdim=True).add(self.EPS).rsqrt()
+        return (normalized * _per_channel(self.weight, wide) + _per_channel(self.bias, wide)).to(x.dtype)
 
 
 class ThresholdedUnit(nn.Module):
@@ -101,16 +102,16 @@ class EvoNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (B, C, H, W), and apply the activation."""
-        grouped = _at_least_float32(x).unflatten(1, (self.groups, -1))
-        variance = grouped.var((2, 3, 4), correction=0, keepdim=True).add(self.EPS)
-        deviation = variance.sqrt().to(x.dtype).expand_as(grouped).flatten(1, 2)
-        activated = x * (x * _per_channel(self.v, x)).sigmoid() / deviation
-        return activated * _per_channel(self.weight, x) + _per_channel(self.bias, x)
+        wide = _at_least_float32(x)
+        grouped = wide.unflatten(1, (self.groups, -1))
+        deviation = grouped.var((2, 3, 4), correction=0, keepdim=True).add(self.EPS).sqrt()
+        normalized = (grouped / deviation).flatten(1, 2) * (wide * _per_channel(self.v, wide)).sigmoid()
+        return (normalized * _per_channel(self.weight, wide) + _per_channel(self.bias, wide)).to(x.dtype)
 
 
 @fx.wrap
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float32 if it is in lower precision, where squares overflow."""
+    """Return x in float32 if it is in lower precision, where squares overflow and each step would round."""
     return x if x.dtype == torch.float64 else x.float()
 
 
