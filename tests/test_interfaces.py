@@ -44,7 +44,7 @@ def test_the_table_has_all_rows():
     assert len(ROWS) > 30 and len(ROWS) == sum(line.endswith(" yes |") for line in PAGE.read_text().splitlines())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")  # of torch.jit, which is deprecated
 @pytest.mark.parametrize("name, expression", ROWS, ids=[name.replace("`", "") for name, _ in ROWS])
 def test_an_interface_of_the_table_is_there(name, expression):
     small = {"widths": [8], "layers": [1]}
