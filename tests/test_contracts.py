@@ -70,6 +70,7 @@ OPTIONS = {
         ({}, "bottleneck", [4, 0, 2]),
         ({}, "compression", [0.5, 1.0]),
         ({}, "dropout", [0.0, 0.1, 0.2]),
+        ({}, "norm", ["batch", "group"]),
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5, 0]),
         ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),
@@ -86,6 +87,8 @@ OPTIONS = {
         ({}, "dropout", [0.0, 0.1, 0.2]),
         ({}, "drop_path", [0.0, 0.1, 0.2]),
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "activation", ["gelu", "relu", "silu"]),
+        ({"layers": [1] * 4, "widths": [8] * 4}, "output_stride", [None, 8, 16]),
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5, 0]),
         ({}, "global_pool", ["avg", "max", "avgmax"]),
@@ -99,7 +102,7 @@ OPTIONS = {
         ({}, "stem", ["large", "small"]),
         ({}, "stem_channels", [16, 8]),
         ({}, "final_channels", [24, 32]),
-        ({}, "activation", ["silu", "relu", "relu6"]),
+        ({}, "activation", ["silu", "relu", "relu6", "hardswish"]),
         ({}, "attention", ["none", "se"]),
         ({"attention": "se"}, "attention_ratio", [0.25, 0.5]),
         ({}, "norm_eps", [1e-5, 1e-3]),
@@ -107,6 +110,12 @@ OPTIONS = {
         ({}, "dropout", [0.0, 0.1, 0.2]),
         ({}, "drop_path", [0.0, 0.1, 0.2]),
         ({"drop_path": 0.1}, "drop_mode", ["row", "batch"]),
+        ({}, "norm", ["batch", "group"]),
+        (
+            {**dict.fromkeys(("strides", "layers", "expansions"), [2] * 3), "kernels": [3] * 3, "widths": [8] * 3},
+            "output_stride",
+            [None, 8],
+        ),
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5, 0]),
         ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),
@@ -247,6 +256,7 @@ def test_every_option_changes_the_plan_and_the_network(family, needed, option, v
 def test_no_option_is_left_out():
     told = {family: {option for _, option, _ in rows} for family, rows in OPTIONS.items()}
     told["resnet"].add("zero_init_last")  # which changes values alone: see test_resnet_options
+    told["convnext"].add("head_init_scale")  # which changes values alone: see test_timm_options
     assert told == {f: set(v.plan.options()) for f, v in registry.FAMILIES.items()}
 
 

@@ -82,9 +82,12 @@ def test_a_bool_is_no_number(given):
 @pytest.mark.parametrize(
     "given, text",
     [
-        ({"weights": "IMAGENET1K_V2"}, "no argument 'weights', .*Set pretrained=True, a tag such as 'tv_in1k'"),
-        ({"progress": True}, "no argument 'progress', .*Drop it: every download is reported"),
-        ({"scriptable": True}, "no argument 'scriptable', .*torch.export replaces torch.jit.script"),
+        (
+            {"weights": "IMAGENET1K_V2"},
+            "resnet18: expected an option of its plan, got weights. Use pretrained",
+        ),
+        ({"progress": True}, "got progress. Remove it: every download is reported"),
+        ({"scriptable": True}, "got scriptable. Remove it: torch.jit.script is replaced by torch.export"),
         ({"pretrained": True, "pretrained_cfg": {"url": "x"}}, "pretrained_cfg: expected a tag or {'file': path}, got"),
         ({"pretrained": True, "pretrained_cfg_overlay": "a"}, "pretrained_cfg_overlay: expected a tag or"),
         (

@@ -40,7 +40,10 @@ _TORCHVISION = (
 # Libraries know these only as another architecture with changed layers.
 _STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}
 # Fields of a plan that are not arguments of a library's function: stored elsewhere, or used in training only.
-_NOT_ARGUMENTS = ("name", "num_classes", "drop_path", "dropout", "drop_rate", "drop_mode", "layer_scale")
+_NOT_ARGUMENTS = (
+    *("name", "num_classes", "drop_path", "dropout", "drop_rate", "drop_mode"),
+    *("layer_scale", "zero_init_last", "head_init_scale"),
+)
 # Argument names of a library's functions by plan field, for each kind of network.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
@@ -53,7 +56,12 @@ _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "torchvision": {},
 }
 
-_HEAD_ARGUMENTS = {"timm": {"global_pool": "global_pool"}, "torchvision": {}}
+# Those of all kinds, and other words for values.
+_COMMON_ARGUMENTS: dict[str, dict[str, str]] = {
+    "timm": {"global_pool": "global_pool", "output_stride": "output_stride", "activation": "act_layer"},
+    "torchvision": {},
+}
+_VALUES = {"none": "", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -192,13 +200,15 @@ def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, 
         raise InputError(f"cannot export to torchvision: it has no architecture {name}. Use --to onnx or timm.")
     usual = registry.plan_of(name, **(LIBRARIES[library].own_name(name)[1]))
     kind = "preact" if str(plan.get("block")).startswith("preact") else plan["family"]
-    words = {**_ARGUMENTS[library].get(kind, {}), **_HEAD_ARGUMENTS[library]}
+    words = {**_ARGUMENTS[library].get(kind, {}), **_COMMON_ARGUMENTS[library]}
     unusual = {k: v for k, v in plan.items() if k in usual and k not in _NOT_ARGUMENTS and v != usual[k]}
     if unknown := sorted(unusual.keys() - words.keys()):
         raise InputError(
             f"cannot export to {library}: its {name} has no option for a changed {', '.join(unknown)}. Use --to onnx."
         )
-    return name, {words[key]: "" if value == "none" else value for key, value in unusual.items()}
+    return name, {
+        words[key]: _VALUES.get(value, value) if isinstance(value, str) else value for key, value in unusual.items()
+    }
 
 
 def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def get_weights(
     """Save the pretrained weights of an architecture to one .safetensors file and return its path.
 
     Args:
-        name: name from `list_models()`.
+        name: name from `list_models()`, which may have a tag, or a repository, as for `create_model`.
         tag: tag of the timm weights, such as "a1_in1k"; the default is the default of timm.
         output: output file; the default is NAME.safetensors or NAME.TAG.safetensors in the working directory.
         console: prints the download progress; by default, nothing is printed.
@@ -26,7 +26,7 @@ def get_weights(
         StorageError: the file cannot be written.
     """
     console = console or Console(quiet=True)
-    default = ".".join(part for part in (name, tag, "safetensors") if part)
+    default = ".".join(part for part in (name.rpartition("/")[2], tag, "safetensors") if part)
     path = Path(default if output is None else output)
     if path.suffix != ".safetensors":
         raise InputError(f"invalid output: expected a .safetensors file, got {printable(path)}. Choose one with -o.")

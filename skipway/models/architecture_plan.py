@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 from skipway.errors import InputError, did_you_mean
 from skipway.models.head import POOLS, pool_name
 
-__all__ = ["Plan"]
+__all__ = ["OUTPUT_STRIDES", "Plan"]
 
 # Values in a sequence: the maximum number of columns of a table. Layers are built, without weights, before they are
 # compared with those of a file, so a malicious plan could otherwise fill the memory.
 _MAX_COUNT = 10_000
+OUTPUT_STRIDES = (8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,15 @@ class Plan:
                 f'{self.FAMILY} with global_pool "none": expected num_classes=0, because the output is a feature map, '
                 f"got {num_classes}. Set num_classes=0, or use another global_pool."
             )
+
+    def _check_output_stride(self) -> None:
+        """Check that `output_stride` is None or one of `OUTPUT_STRIDES`."""
+        value = self.as_dict()["output_stride"]
+        if value is None:
+            return
+        if isinstance(value, bool) or value not in OUTPUT_STRIDES:
+            raise InputError(f"{self.FAMILY}: expected output_stride 8, 16 or 32, got {value!r}. Change output_stride.")
+        object.__setattr__(self, "output_stride", int(value))
 
     def _check_choices(self, **choices: Iterable[str]) -> None:
         """Check that each value is one of its choices."""

@@ -13,12 +13,14 @@ nano, timm.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.models.head import POOLS, classifier, pooling
-from skipway.nn.blocks import LayerNorm2d, linear_rates, zero_last
+from skipway.nn.activations import ACTIVATIONS, make_activation
+from skipway.nn.blocks import LayerNorm2d, SameConv2d, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Scale
 from skipway.nn.skip import Skip
@@ -30,6 +32,7 @@ STEMS = ("large", "small")
 JOINS = ("layerscale", "add", "scale")
 _POOLS = tuple(kind for kind in POOLS if kind != "catavgmax")  # the norm after the pool has the width of the last stage
 _EPS = 1e-6
+_MAX_SCALE = 1000
 _MAX_BLOCKS = 1000  # a malicious plan must not fill the memory
 
 
@@ -45,9 +48,13 @@ class ConvNeXtPlan(Plan):
         stem: "large" (4x4, stride 4) or "small" (3x3, keeps the size).
         join: "layerscale", "add" or "scale" (ReZero).
         layer_scale: initial value of every LayerScale.
+        activation: "gelu", "silu", "relu" or another key of `ACTIVATIONS`.
+        head_init_scale: factor of the initial weights of the head.
         dropout: dropout rate before the head.
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
         drop_mode: "row" or "batch": see `Skip`.
+        output_stride: 8, 16 or 32: the image is reduced at most by this factor. Further stages dilate their
+            convolutions instead of striding. None for no limit.
         in_chans: channels of the images.
         num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
         global_pool: "avg", "max", "avgmax" (mean of both), or "none" (the feature map; requires num_classes=0).
@@ -65,16 +72,20 @@ class ConvNeXtPlan(Plan):
     stem: str = "large"
     join: str = "layerscale"
     layer_scale: float = 1e-6
+    activation: str = "gelu"
+    head_init_scale: float = 1.0
     dropout: float = 0.0
     drop_path: float = 0.0
     drop_mode: str = "row"
+    output_stride: int | None = None
     in_chans: int = 3
     num_classes: int = 1000
     global_pool: str = "avg"
 
     def __post_init__(self) -> None:
         self._check_head(pools=_POOLS)
-        self._check_choices(stem=STEMS, join=JOINS, drop_mode=DROP_MODES)
+        self._check_choices(stem=STEMS, join=JOINS, drop_mode=DROP_MODES, activation=ACTIVATIONS)
+        self._check_output_stride()
         self._check_whole_numbers("layers", "widths", "kernel", "expansion", "in_chans")
         self._check_shares("dropout", "drop_path")
         if not self.layers or len(self.layers) != len(self.widths):
@@ -91,7 +102,12 @@ class ConvNeXtPlan(Plan):
                 f"convnext: expected layer_scale above 0 and up to 1, got {self.layer_scale}. Use 1e-6, or join "
                 '"scale" to start at 0.'
             )
-        object.__setattr__(self, "layer_scale", float(self.layer_scale))
+        if not 0 <= self._number("head_init_scale") <= _MAX_SCALE:
+            raise InputError(
+                f"convnext: expected head_init_scale from 0 to {_MAX_SCALE}, got {self.head_init_scale!r}. Use 1."
+            )
+        for name in ("layer_scale", "head_init_scale"):
+            object.__setattr__(self, name, self._number(name))
 
 
 def convnext(plan: ConvNeXtPlan) -> Chain:
@@ -102,12 +118,14 @@ def convnext(plan: ConvNeXtPlan) -> Chain:
     )
     parts: dict[str, nn.Module] = {"stem": Chain(conv=patches, norm=LayerNorm2d(first, _EPS))}
     rates = linear_rates(plan.drop_path, sum(plan.layers))
-    before = first
+    before, reduction, dilation = first, 4 if plan.stem == "large" else 1, 1
     for stage, (count, width) in enumerate(zip(plan.layers, plan.widths, strict=True), 1):
         if stage > 1:
-            halving = nn.Conv2d(before, width, 2, 2)
-            parts[f"transition{stage - 1}"] = Chain(norm=LayerNorm2d(before, _EPS), conv=halving)
-        parts[f"stage{stage}"] = Chain(*[_block(plan, width, next(rates)) for _ in range(count)])
+            dilates = plan.output_stride is not None and reduction >= plan.output_stride
+            conv = SameConv2d(before, width, 2, dilation=dilation) if dilates else nn.Conv2d(before, width, 2, 2)
+            parts[f"transition{stage - 1}"] = Chain(norm=LayerNorm2d(before, _EPS), conv=conv)
+            reduction, dilation = (reduction, 2 * dilation) if dilates else (2 * reduction, dilation)
+        parts[f"stage{stage}"] = Chain(*[_block(plan, width, dilation, next(rates)) for _ in range(count)])
         before = width
     network = Chain(
         **parts,
@@ -119,12 +137,13 @@ def convnext(plan: ConvNeXtPlan) -> Chain:
     return network
 
 
-def _block(plan: ConvNeXtPlan, width: int, drop_path: float) -> Skip:
+def _block(plan: ConvNeXtPlan, width: int, dilation: int, drop_path: float) -> Skip:
+    padding = dilation * (plan.kernel // 2)
     body = Chain(
-        depthwise=nn.Conv2d(width, width, plan.kernel, padding=plan.kernel // 2, groups=width),
+        depthwise=nn.Conv2d(width, width, plan.kernel, padding=padding, dilation=dilation, groups=width),
         norm=LayerNorm2d(width, _EPS),
         expand=nn.Conv2d(width, plan.expansion * width, 1),
-        act=nn.GELU(),
+        act=make_activation(plan.activation),
         project=nn.Conv2d(plan.expansion * width, width, 1),
     )
     join = Scale(width, init=plan.layer_scale) if plan.join == "layerscale" else plan.join
@@ -138,6 +157,11 @@ def _initialize(network: Chain, plan: ConvNeXtPlan) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
+    head = network.get_submodule("head")
+    if isinstance(head, nn.Linear) and plan.head_init_scale != 1:
+        with torch.no_grad():
+            head.weight.mul_(plan.head_init_scale)
+            head.bias.mul_(plan.head_init_scale)
     for module in network.modules():
         if plan.join == "add" and isinstance(module, Skip) and isinstance(module.body, Chain):
             zero_last(module.body)

@@ -20,9 +20,10 @@ from skipway.nn.blocks import Layers, Step, init_weights
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
 
-__all__ = ["NETWORKS", "STEMS", "DenseNetPlan", "densenet"]
+__all__ = ["NETWORKS", "NORMS", "STEMS", "DenseNetPlan", "densenet"]
 
 STEMS = ("large", "small", "deep")
+NORMS = ("batch", "group")
 _MAX_LAYERS = 1000  # a malicious plan must not fill the memory
 
 
@@ -41,6 +42,7 @@ class DenseNetPlan(Plan):
         compression: fraction of the channels that a transition keeps.
         dropout: dropout rate of the output of each layer.
         activation: "relu", "silu", "gelu" or another key of `ACTIVATIONS`.
+        norm: "batch" or "group".
         aa_layer: layer that strides instead of the pool of the stem: "none", "blurpool" or "avg".
         in_chans: channels of the images.
         num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
@@ -62,6 +64,7 @@ class DenseNetPlan(Plan):
     compression: float = 0.5
     dropout: float = 0.0
     activation: str = "relu"
+    norm: str = "batch"
     aa_layer: str = "none"
     in_chans: int = 3
     num_classes: int = 1000
@@ -70,7 +73,7 @@ class DenseNetPlan(Plan):
 
     def __post_init__(self) -> None:
         self._check_head()
-        self._check_choices(stem=STEMS, activation=ACTIVATIONS, aa_layer=AA_LAYERS)
+        self._check_choices(stem=STEMS, activation=ACTIVATIONS, aa_layer=AA_LAYERS, norm=NORMS)
         self._check_whole_numbers("layers", "growth", "in_chans")
         self._check_whole_numbers("bottleneck", minimum=0)
         if self.stem_channels is not None:
@@ -87,7 +90,7 @@ class DenseNetPlan(Plan):
 
 def densenet(plan: DenseNetPlan) -> Chain:
     """Build the DenseNet of `plan` with random initial weights."""
-    parts = Layers(activation=plan.activation)
+    parts = Layers(norm=plan.norm, activation=plan.activation)
     channels = plan.stem_channels or 2 * plan.growth
     stages: dict[str, nn.Module] = {}
     stem = _stem(plan, parts, channels)

@@ -5,7 +5,7 @@ A feature map is the output of the stem, before its pool, or of a stage. timm ke
 Shapes: (B, C, H, W) -> (B, C_i, H / reduction_i, W / reduction_i), rounded up.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index as as_index
 from typing import Any
@@ -18,7 +18,17 @@ from skipway.nn.joins import append
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.skip import Skip
 
-__all__ = ["FeatureInfo", "Piece", "feature_indices", "head_start", "is_stage", "measure", "split_layers", "trunk_end"]
+__all__ = [
+    "FeatureInfo",
+    "Piece",
+    "feature_indices",
+    "first_convolution",
+    "head_start",
+    "is_stage",
+    "measure",
+    "split_layers",
+    "trunk_end",
+]
 
 _PROBE = 224  # a size that every network halves exactly
 _HEAD = ("pool", "dropout", "head")  # the head starts at the first of these layers that the network has
@@ -219,8 +229,21 @@ def input_shape(pieces: Sequence[Piece], plan: Mapping[str, Any]) -> tuple[int, 
     """Return the shape of an input of which every layer can make a feature map."""
     if "in_features" in plan:
         return 1, plan["in_features"]
-    first = next((module for module in _modules(pieces) if isinstance(module, nn.Conv2d)), None)
-    return 1, plan.get("in_chans", 3) if first is None else first.in_channels, _PROBE, _PROBE
+    _, channels = first_convolution(("", module) for module in _modules(pieces))
+    return 1, plan.get("in_chans", 3) if channels is None else channels, _PROBE, _PROBE
+
+
+def first_convolution(modules: Iterable[tuple[str, nn.Module]]) -> tuple[str | None, int | None]:
+    """Return the path and the input channels of the first 2d convolution, also of a fused one; None without any.
+
+    >>> first_convolution(nn.Sequential(nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2)).named_modules())
+    ('1', 6)
+    """
+    for path, module in modules:
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 4:  # (C', C / groups, H, W)
+            return path, weight.shape[1] * int(getattr(module, "groups", 1))
+    return None, None
 
 
 class _Outputs(nn.Module):

@@ -10,7 +10,8 @@ squeeze-and-excitation, Hu et al. 2017, arXiv:1709.01507; `mobilenetv2_110d` and
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -18,16 +19,20 @@ from torch import nn
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.models.head import classifier, pooled_channels, pooling
+from skipway.nn.activations import ACTIVATIONS as ALL_ACTIVATIONS
+from skipway.nn.activations import make_activation
 from skipway.nn.blocks import PADDINGS, Layers, SqueezeExcite, Step, init_weights, linear_rates, zero_last
 from skipway.nn.chain import Chain
+from skipway.nn.shortcut_types import make_norm
 from skipway.nn.skip import Skip
 from skipway.nn.stochastic_depth import DROP_MODES
 
-__all__ = ["ACTIVATIONS", "NETWORKS", "STEMS", "InvertedResidualPlan", "inverted_residual"]
+__all__ = ["ACTIVATIONS", "NETWORKS", "NORMS", "STEMS", "InvertedResidualPlan", "inverted_residual"]
 
-ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU}
+ACTIVATIONS = tuple(name for name in ALL_ACTIVATIONS if name != "identity")  # two linear layers would be one
 ATTENTIONS = ("none", "se")
 STEMS = ("large", "small")
+NORMS = ("batch", "group")
 _MAX_BLOCKS = 1000  # a malicious plan must not fill the memory
 _PER_STAGE = ("layers", "widths", "kernels", "strides", "expansions")
 
@@ -46,15 +51,18 @@ class InvertedResidualPlan(Plan):
         stem: "large" (3x3, stride 2) or "small" (3x3, keeps the size).
         stem_channels: output channels of the stem.
         final_channels: output channels of the 1x1 convolution before the pool.
-        activation: "relu6", "relu" or "silu".
+        activation: "relu6", "relu", "silu" or another of `ACTIVATIONS`.
+        norm: "batch" or "group".
         attention: "none", or "se" after every depthwise convolution.
         attention_ratio: inner channels of "se", as a fraction of the input channels of the block.
-        norm_eps: epsilon of every batch norm (1e-3 in TensorFlow's networks).
+        norm_eps: epsilon of every norm (1e-3 in TensorFlow's networks).
         padding: "torch", or "same" for TensorFlow's padding of strided convolutions, which depends on the input size
             and adds an odd zero at the end.
         dropout: dropout rate before the head.
         drop_path: stochastic-depth rate of the last block; it rises linearly from 0 over the depth.
         drop_mode: "row" or "batch": see `Skip`.
+        output_stride: 8, 16 or 32: the image is reduced at most by this factor. Further stages dilate their
+            convolutions instead of striding. None for no limit.
         in_chans: channels of the images.
         num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
         global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
@@ -75,6 +83,7 @@ class InvertedResidualPlan(Plan):
     stem_channels: int = 32
     final_channels: int = 1280
     activation: str = "silu"
+    norm: str = "batch"
     attention: str = "none"
     attention_ratio: float = 0.25
     norm_eps: float = 1e-5
@@ -82,6 +91,7 @@ class InvertedResidualPlan(Plan):
     dropout: float = 0.0
     drop_path: float = 0.0
     drop_mode: str = "row"
+    output_stride: int | None = None
     in_chans: int = 3
     num_classes: int = 1000
     global_pool: str = "avg"
@@ -89,7 +99,8 @@ class InvertedResidualPlan(Plan):
     def __post_init__(self) -> None:
         self._check_head()
         self._check_choices(stem=STEMS, activation=ACTIVATIONS, attention=ATTENTIONS, padding=PADDINGS)
-        self._check_choices(drop_mode=DROP_MODES)
+        self._check_choices(drop_mode=DROP_MODES, norm=NORMS)
+        self._check_output_stride()
         self._check_whole_numbers(*_PER_STAGE, "stem_channels", "final_channels", "in_chans")
         self._check_shares("attention_ratio", "dropout", "drop_path")
         counts = {len(getattr(self, name)) for name in _PER_STAGE}
@@ -117,15 +128,16 @@ class InvertedResidualPlan(Plan):
 
 def inverted_residual(plan: InvertedResidualPlan) -> Chain:
     """Build the inverted residual network of `plan` with random initial weights."""
-    parts = Layers(padding=plan.padding)
+    parts = Layers(padding=plan.padding, norm=plan.norm)
     channels = plan.stem_channels
     stem = Chain(**_conv_norm_act(plan, parts, plan.in_chans, Step(channels, 3, 2 if plan.stem == "large" else 1)))
     stages: dict[str, nn.Module] = {}
     rates = linear_rates(plan.drop_path, sum(plan.layers))
+    depthwise = _depthwise_steps(plan)
     for stage, count in enumerate(plan.layers):
         blocks: list[nn.Module] = []
-        for index in range(count):
-            blocks.append(_block(plan, parts, channels, stage=stage, is_first=index == 0, drop_path=next(rates)))
+        for _ in range(count):
+            blocks.append(_block(plan, parts, channels, stage=stage, depthwise=next(depthwise), drop_path=next(rates)))
             channels = plan.widths[stage]
         stages[f"stage{stage + 1}"] = Chain(*blocks)
     network = Chain(
@@ -139,22 +151,37 @@ def inverted_residual(plan: InvertedResidualPlan) -> Chain:
     return network
 
 
+def _depthwise_steps(plan: InvertedResidualPlan) -> Iterator[Step]:
+    """Yield the depthwise convolution of each block, for one channel.
+
+    Once `output_stride` is reached, a stage dilates instead of striding, from its second block on.
+    """
+    reduction, dilation = 2 if plan.stem == "large" else 1, 1
+    for count, kernel, stride in zip(plan.layers, plan.kernels, plan.strides, strict=True):
+        before = dilation
+        if plan.output_stride is not None and reduction * stride > plan.output_stride:
+            dilation, stride = dilation * stride, 1
+        reduction *= stride
+        yield Step(1, kernel, stride, dilation=before)
+        yield from [Step(1, kernel, dilation=dilation)] * (count - 1)
+
+
 def _block(
-    plan: InvertedResidualPlan, parts: Layers, in_channels: int, *, stage: int, is_first: bool, drop_path: float
+    plan: InvertedResidualPlan, parts: Layers, in_channels: int, *, stage: int, depthwise: Step, drop_path: float
 ) -> Chain | Skip:
     """Build a Skip if the block keeps the shape of its input, else a Chain with only the body."""
-    width, stride = plan.widths[stage], plan.strides[stage] if is_first else 1
+    width = plan.widths[stage]
     inner = in_channels * plan.expansions[stage]
     body: dict[str, nn.Module] = {}
     if plan.expansions[stage] > 1:
         body |= _conv_norm_act(plan, parts, in_channels, Step(inner, 1), "expand")
-    body |= _conv_norm_act(plan, parts, inner, Step(inner, plan.kernels[stage], stride, inner), "depthwise")
+    body |= _conv_norm_act(plan, parts, inner, replace(depthwise, channels=inner, groups=inner), "depthwise")
     if plan.attention == "se":
         squeezed = max(1, round(in_channels * plan.attention_ratio))
         body["attention"] = SqueezeExcite(inner, squeezed, plan.activation)
     body["project"] = parts.conv(inner, Step(width, 1))
-    body["project_norm"] = nn.BatchNorm2d(width)
-    if stride != 1 or in_channels != width:
+    body["project_norm"] = _norm(plan, width)
+    if depthwise.stride != 1 or in_channels != width:
         return Chain(body=Chain(**body))
     return Skip(Chain(**body), drop_path=drop_path, drop_mode=plan.drop_mode)
 
@@ -164,18 +191,22 @@ def _conv_norm_act(
 ) -> dict[str, nn.Module]:
     """Build a convolution, a norm and an activation by name, with `name` as the prefix if it is set."""
     names = (name, f"{name}_norm", f"{name}_act") if name else ("conv", "norm", "act")
-    # The gradient of SiLU needs its input, so working in place would save no memory.
-    activation = ACTIVATIONS[plan.activation](inplace=plan.activation != "silu")
-    return dict(zip(names, (parts.conv(in_channels, step), nn.BatchNorm2d(step.channels), activation), strict=True))
+    layers = parts.conv(in_channels, step), _norm(plan, step.channels), make_activation(plan.activation)
+    return dict(zip(names, layers, strict=True))
+
+
+def _norm(plan: InvertedResidualPlan, channels: int) -> nn.Module:
+    norm = make_norm(plan.norm, channels)
+    assert isinstance(norm, nn.BatchNorm2d | nn.GroupNorm)
+    norm.eps = plan.norm_eps
+    return norm
 
 
 def _initialize(network: Chain, plan: InvertedResidualPlan) -> None:
     """Initialize the weights: a depthwise filter has the fan-out of one channel, and every body starts at zero."""
     init_weights(network)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = plan.norm_eps
-        elif isinstance(module, nn.Conv2d) and module.groups > 1 and not module.weight.is_meta:
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and not module.weight.is_meta:
             nn.init.normal_(module.weight, std=math.sqrt(2 / math.prod(module.kernel_size)))
         elif isinstance(module, Skip) and isinstance(module.body, Chain):
             zero_last(module.body)

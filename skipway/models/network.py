@@ -61,6 +61,15 @@ class Network(TimmInterface):
         self.spec = spec
         self.origin = "fresh weights"
 
+    def __getitem__(self, place: int | slice | str) -> Any:
+        """Return a layer, or for a slice a Network without a plan and a Spec, which describe the whole network."""
+        part = super().__getitem__(place)
+        if not isinstance(place, slice):
+            return part
+        network = Network(OrderedDict(part._modules))
+        network.dim, network.forward_impl = part.dim, part.forward_impl
+        return network
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one, in place, and update the plan and the Spec.
 

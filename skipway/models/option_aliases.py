@@ -29,6 +29,8 @@ _ALIASES = {
     "growth_rate": "growth",
     "bn_size": "bottleneck",
     "bn_eps": "norm_eps",
+    "kernel_sizes": "kernel",
+    "ls_init_value": "layer_scale",
     # torchvision
     "zero_init_residual": "zero_init_last",
     "replace_stride_with_dilation": "output_stride",
@@ -62,6 +64,7 @@ _WEIGHTS = "Use pretrained=True, or pretrained with a tag, a repository or a fil
 _HINTS = {
     **dict.fromkeys(("scriptable", "exportable", "no_jit", "jit"), _EXPORT),
     **dict.fromkeys(("weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"), _WEIGHTS),
+    "progress": "Remove it: every download is reported.",
     **dict.fromkeys(("device", "dtype"), "Remove it, and convert the network with .to(...)."),
     "channels": "Use widths: the channels of a stage, before a bottleneck widens them.",
     "stem_type": "Use stem, and stem_channels.",
@@ -73,7 +76,7 @@ _HINTS = {
     "width_factor": "Use widths, and stem_channels.",
     "drop_block_rate": "Use dropout or drop_path, because there is no DropBlock.",
     "memory_efficient": "Use set_grad_checkpointing.",
-    "ls_init_value": 'Use join="layerscale" and layer_scale.',
+    "ls_init_value": 'Use join="layerscale".',
     "img_size": "Remove it: these networks take images of any size.",
 }
 
@@ -99,7 +102,7 @@ def translate_options(name: str, options: Mapping[str, Any], allowed: Iterable[s
     translated: dict[str, Any] = {}
     words: dict[str, str] = {}
     for word, value in options.items():
-        if word in _HINTS and word not in known:
+        if word in _HINTS and known.isdisjoint((word, _ALIASES.get(word))):
             if value is None or (isinstance(value, bool | int | float | str) and not value):
                 continue
             raise InputError(f"{name}: expected an option of its plan, got {word}. {_HINTS[word]}")

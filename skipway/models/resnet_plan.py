@@ -13,11 +13,10 @@ from skipway.nn.normalization import NORMS_WITH_ACTIVATION
 from skipway.nn.shortcut_types import SHORTCUTS
 from skipway.nn.stochastic_depth import DROP_MODES
 
-__all__ = ["JOINS", "OUTPUT_STRIDES", "STEMS", "ResNetPlan"]
+__all__ = ["JOINS", "STEMS", "ResNetPlan"]
 
 STEMS = ("large", "small", "deep", "tiered", "deep_conv", "fixed")
 JOINS = ("add", "scale", "layerscale", "gate")
-OUTPUT_STRIDES = (8, 16, 32)
 _MAX_BLOCKS = 3000  # a malicious plan must not fill the memory
 
 
@@ -167,10 +166,7 @@ class ResNetPlan(Plan):
 
     def _check_combinations(self) -> None:
         """Check that options fit together."""
-        if self.output_stride is not None and self.output_stride not in OUTPUT_STRIDES:
-            raise InputError(
-                f"resnet: expected output_stride 8, 16 or 32, got {self.output_stride!r}. Change output_stride."
-            )
+        self._check_output_stride()
         if self.down_kernel_size % 2 == 0:
             raise InputError(f"resnet: expected an odd down_kernel_size, got {self.down_kernel_size}. Use 1 or 3.")
         if self.shortcut == "none" and (self.join != "add" or self.drop_path or self.norm == "fixup"):

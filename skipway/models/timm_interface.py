@@ -17,6 +17,7 @@ from skipway.models.feature_levels import (
     FeatureInfo,
     Piece,
     feature_indices,
+    first_convolution,
     head_start,
     input_shape,
     is_stage,
@@ -183,10 +184,9 @@ class TimmInterface(Chain):
 
         The keys are timm's. The preprocessing is that of the Spec, or of ImageNet without one.
         """
-        convolutions = ((path, layer) for path, layer in self.named_modules() if isinstance(layer, nn.Conv2d))
-        path, first = next(convolutions, (None, None))
-        config = pretrained_config(self.plan, self.spec, None if first is None else first.in_channels)
-        if first is not None:
+        path, channels = first_convolution(self.named_modules())
+        config = pretrained_config(self.plan, self.spec, channels)
+        if channels is not None:
             features = nn.Sequential(*list(self)[: head_start(self)])
             config["pool_size"] = output_shape(features, (1, *config["input_size"]))[2:]
         return {**config, "num_classes": self.num_classes, "first_conv": path, "classifier": "head"}

@@ -39,13 +39,15 @@ _INSIDE = 3  # memory of a block's activations over that of its input: between 2
 def recompute(network: AnyModule, every: int | str = "auto") -> AnyModule:
     """Enable activation checkpointing in `network`, in place.
 
-    In training, only the input of each group of blocks is stored, and the backward pass computes the group again.
-    Gradients, running statistics and random choices are bitwise equal to those without checkpointing. Outputs without
-    gradients are computed as usual. Autograd raises an error for second derivatives.
+    In training, only the input of each group of blocks is stored, and the backward pass computes the group again, with
+    the buffers and in the mode of the forward pass. Gradients, buffers and random choices are bitwise equal to those
+    without checkpointing. Hooks of parameters and backward hooks run once, forward hooks in both passes.
 
-    Traced networks (torch.compile, torch.export) are left unchanged. On Linux, set
-    GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does. glibc then
-    reuses freed memory, which saves several times as much.
+    Outputs without gradients, and all outputs in torch.func, torch.fx, torch.jit, torch.compile and torch.export, are
+    computed as usual. In plain autograd, second derivatives raise an error.
+
+    On Linux, set GLIBC_TUNABLES=glibc.malloc.tcache_count=0 before Python starts, as `skipway train --recompute` does.
+    glibc then reuses freed memory, which saves several times as much.
 
     Args:
         network: module with chains of blocks: a `Chain` that contains a `Skip`, or only `Chain`s.

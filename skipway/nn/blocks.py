@@ -73,7 +73,8 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', ceil(H/stride), ceil(W/stride))."""
-        return super().forward(F.pad(x, same_padding(x, self.kernel_size, self.stride)))
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return super().forward(F.pad(x, same_padding(x, reach, self.stride)))
 
 
 class SameMaxPool2d(nn.MaxPool2d):

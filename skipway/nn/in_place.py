@@ -58,7 +58,7 @@ def refuse_in_place_layers(owner: str, *sides: nn.Module | None) -> None:
 def starts_in_place(layers: Sequence[nn.Module]) -> bool:
     """Return True if layers that run one after the other start with an in-place layer.
 
-    >>> starts_in_place([nn.Identity(), nn.ReLU(inplace=True)])
+    >>> starts_in_place([nn.ReLU(inplace=True), nn.Linear(2, 2)])
     True
     """
     first = next(

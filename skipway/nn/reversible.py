@@ -80,7 +80,7 @@ class Coupling(NamedErrors):
 
     @property
     def channel_axis(self) -> int | None:
-        """Axis of the channels of the output, None if neither `dim` nor the bodies tell."""
+        """Axis of the channels of the output, None if neither `dim` nor the bodies determine it."""
         return channel_axis_of(self.g) or channel_axis_of(self.f) if self.dim is None else self.dim
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:

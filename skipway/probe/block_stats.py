@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
 
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.skip import Skip
+from skipway.probe.call_inputs import call_network
 from skipway.utils.finite_values import finite_values
 
 __all__ = [
@@ -191,13 +193,13 @@ def natural_loss(outputs: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def batches_loss(x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evaluation") -> Callable[[nn.Module], Any]:
+def batches_loss(x: Any, y: Tensor, batch_size: int = 500, mode: str = "evaluation") -> Callable[[nn.Module], Any]:
     """Return a function that computes the mean loss of a network on fixed samples, and the accuracy for classes.
 
     The function does not change the network.
 
     Args:
-        x: samples (N, *).
+        x: samples (N, *), or a tuple with one tensor for each input.
         y: class indices (N,), or real numbers.
         batch_size: samples per forward pass.
         mode: "evaluation" normalizes with the running statistics, as Li et al. 2018 do; "training" with those of each
@@ -217,27 +219,29 @@ def batches_loss(x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evalu
     _check_samples(x, y)
 
     def evaluate(network: nn.Module) -> Any:
-        device = next(network.parameters(), x).device
+        device = next(network.parameters(), y).device
         loss = right = 0.0
         with untouched(network), torch.no_grad():
             in_mode(network, mode)
-            for batch, targets in zip(x.split(batch_size), y.to(device).split(batch_size), strict=True):
-                outputs = network(batch.to(device))
-                loss += float(natural_loss(outputs, targets)) * len(batch)
+            for start in range(0, len(y), batch_size):
+                part = slice(start, start + batch_size)
+                targets = y[part].to(device)
+                outputs = call_network(network, tree_map(lambda tensor, part=part: tensor[part].to(device), x))
+                loss += float(natural_loss(outputs, targets)) * len(targets)
                 if not y.is_floating_point():
-                    right += float((outputs.argmax(1) == targets).double().mean()) * len(batch)
-        return loss / len(x) if y.is_floating_point() else (loss / len(x), right / len(x))
+                    right += float((outputs.argmax(1) == targets).double().mean()) * len(targets)
+        return loss / len(y) if y.is_floating_point() else (loss / len(y), right / len(y))
 
     return evaluate
 
 
 def batches_accuracy(
-    x: Tensor, y: Tensor, batch_size: int = 500, mode: str = "evaluation"
+    x: Any, y: Tensor, batch_size: int = 500, mode: str = "evaluation"
 ) -> Callable[[nn.Module], float]:
     """Return a function that computes the accuracy of a network on fixed samples.
 
     Args:
-        x: samples (N, *).
+        x: samples (N, *), or a tuple with one tensor for each input.
         y: class indices (N,).
         batch_size: samples per forward pass.
         mode: as for `batches_loss`.
@@ -262,7 +266,8 @@ def batches_accuracy(
 
 
 def _check_samples(x: Any, y: Any) -> None:
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not len(x) or len(x) != len(y):
+    tensors = tree_leaves(x)
+    if not all(isinstance(v, Tensor) and v.dim() and len(v) == len(tensors[0]) > 0 for v in (*tensors, y)):
         kinds = [tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, y)]
         raise InputError(
             "invalid x and y: expected tensors of the same number of samples, at least 1, got "

@@ -6,7 +6,7 @@ each block gets a card. Repeated blocks are drawn twice and then counted.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,12 +21,13 @@ from skipway.models.mlp import Embed
 from skipway.models.network import Network, build_meta_network
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.nn.dense import Dense
+from skipway.nn.example_inputs import Example, ExampleInputs
 from skipway.nn.joins import Gate
 from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.shape_inference import calls
 from skipway.nn.shortcut_types import Project
 from skipway.nn.skip import Skip
+from skipway.probe.call_inputs import Dtypes, calls_of, examples_of, shape_of
 from skipway.probe.svg_layout import ROOM, Row, page, tint
 from skipway.probe.svg_symbols import around, join_of, kind_of, layer_of, open_sizes, parameter_count, way_of
 from skipway.probe.svg_text import GROUND, Card, Chip, Coupled, Frame, Lanes, Piece, Skipped, fit_text, length
@@ -45,9 +46,11 @@ _MAX_PERIOD = 4  # longest repeating pattern, in layers
 
 def diagram(
     network: nn.Module | Mapping[str, Any] | str,
-    input_shape: tuple[int, ...] | None = None,
-    *,
+    input_shape: Example | None = None,
+    *inputs: Example,
+    dtypes: Dtypes = None,
     values: Mapping[str, float] | None = None,
+    **named: Example,
 ) -> str:
     """Draw a network, a plan or a named architecture as an SVG.
 
@@ -56,6 +59,9 @@ def diagram(
         input_shape: shape of the input with its batch axis, as for `summary`. The default is that of the network's
             Spec or of its plan (224 pixels, or 32 with a small stem). A network without either is drawn without output
             shapes.
+        inputs: further inputs of a network that takes several, as for `summary`.
+        dtypes: dtype of the inputs, or one for each; None is that of the parameters.
+        named: inputs passed by name.
         values: numbers by block path ("stage1.0"), such as the accuracy that dropping the block costs. They tint the
             blocks from white (lowest) to orange (highest). Blocks that are only counted share the tint of their mean.
 
@@ -80,13 +86,14 @@ def diagram(
             f"cannot draw a diagram: expected a module, a plan or an architecture name, got {type(network).__name__}. "
             "List the names with `skipway models`."
         )
-    shape = tuple(input_shape) if input_shape is not None else _default_shape(network)
-    reader = _Reader(network, shape, values or {})
+    first = _default_shape(network) if input_shape is None else input_shape
+    examples = None if first is None and not named else examples_of(inputs, named, dtypes, first)
+    reader = _Reader(network, examples, values or {})
     rows = list(reader.rows(network, ""))
     reader.check()
     skips = sum(isinstance(m, Skip) + 2 * isinstance(m, Coupling) for m in network.modules())
     facts = [_parameters(network) or "no parameters", count_of(skips, "shortcut")]
-    facts += [f"input {_sizes(shape)}"] if shape else []
+    facts += [f"input {_sizes(shape_of(examples))}"] if examples else []
     plan = network.plan if isinstance(network, Network) else {}
     return page(fit_text(plan.get("name") or type(network).__name__, 60), facts, rows, reader.scale)
 
@@ -115,9 +122,16 @@ def _counted(count: int, noun: str) -> str:
     return count_of(count, noun)
 
 
-def _sizes(shape: Sequence[Any]) -> str:
-    """Format a shape without its batch axis."""
-    return fit_text(" × ".join(map(str, shape[1:])) or "scalar", 40)
+def _sizes(shape: Any) -> str:
+    """Format a shape, or several, without the batch axis."""
+    return fit_text(_sizes_text(shape) or "scalar", 40)
+
+
+def _sizes_text(shape: Any) -> str:
+    parts = list(shape.values()) if isinstance(shape, Mapping) else list(shape)
+    if all(isinstance(size, int) for size in parts):
+        return " × ".join(map(str, parts[1:]))
+    return ", ".join(filter(None, map(_sizes_text, parts)))
 
 
 @dataclass(frozen=True)
@@ -163,8 +177,8 @@ def _holds_stages(module: nn.Module) -> bool:
 class _Reader:
     """Converter from a module tree to rows."""
 
-    def __init__(self, network: nn.Module, shape: tuple[int, ...] | None, values: Mapping[str, float]):
-        called = calls(network, shape) if shape else []
+    def __init__(self, network: nn.Module, examples: ExampleInputs | None, values: Mapping[str, float]):
+        called = calls_of(network, examples) if examples else []
         self.shapes = {call.path: call.output for call in called}
         self.places = {call.path: place for place, call in reversed(list(enumerate(called)))}
         self.values = {name: _finite_value(name, value) for name, value in values.items()}
@@ -291,7 +305,7 @@ class _Reader:
         count, shape = _parameters(module), self.shapes.get(path)
         facts = [f"{path or 'the network'}: {type(module).__name__}({module.extra_repr()})"]
         facts += [count] if count else []
-        return fit_text(", ".join(facts + ([f"output {' × '.join(map(str, shape[1:]))}"] if shape else [])), 300)
+        return fit_text(", ".join(facts + ([f"output {_sizes_text(shape)}"] if shape else [])), 300)
 
 
 def _finite_value(name: str, value: Any) -> float:

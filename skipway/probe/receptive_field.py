@@ -77,11 +77,12 @@ class Fields(TorchDispatchMode):
         self._axes: dict[tuple[Any, ...], Axes] = {}
         self._alive: list[Any] = []  # storages kept alive so that no address is reused
 
-    def begin(self, x: Tensor) -> None:
-        """Start tracking the axes of x (B, C, *) after its channels."""
-        self.sizes = tuple(x.shape[2:])
+    def begin(self, x: Tensor, channel_axis: int = 1) -> None:
+        """Start tracking the axes of x (B, C, *) other than batch and channels; (B, *, C) with channel axis -1."""
+        axes = [axis - x.dim() for axis in range(1, x.dim()) if axis != channel_axis % x.dim()]
+        self.sizes = tuple(x.shape[axis] for axis in axes)
         places = [np.arange(float(size)) for size in self.sizes]
-        self._set(x, tuple(Span(at, at, dim=i - len(places)) for i, at in enumerate(places)))
+        self._set(x, tuple(Span(at, at, dim=axis) for axis, at in zip(axes, places, strict=True)))
 
     def of(self, value: Any) -> tuple[tuple[int, ...], bool]:
         """Return the field of a position of `value` in pixels along each axis, and True if it is the whole input."""

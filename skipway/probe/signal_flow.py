@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from skipway.errors import InputError
 from skipway.nn.reversible import Coupling
 from skipway.nn.skip import Skip
 from skipway.probe.block_stats import Plain, blocks_of, in_mode, natural_loss, unrolled, untouched
+from skipway.probe.call_inputs import call_network, check_batch
 from skipway.probe.flow_hooks import BlockCall, MeanSquare, norm_of, record_flow, weights_of
 
 __all__ = ["BlockFlow", "Flow", "Flows", "LayerFlow", "flow"]
@@ -105,7 +107,7 @@ class Flow(Plain):
 
 def flow(
     network: nn.Module,
-    x: Tensor,
+    x: Any,
     y: Tensor | None = None,
     loss: Loss | None = None,
     *,
@@ -120,7 +122,8 @@ def flow(
 
     Args:
         network: model to measure.
-        x: batch of inputs (B, *).
+        x: batch of inputs (B, *); a dictionary or list of tensors for a network that takes one; or a tuple with one of
+            these for each input.
         y: class indices (B,) or real numbers. None uses random classes, the same in every call.
         loss: function of (outputs, y). None uses cross entropy for classes and the mean squared error for numbers.
         mode: "training" normalizes with the statistics of the batch, which untrained networks need; "evaluation" with
@@ -139,23 +142,21 @@ def flow(
         >>> [block.path for block in flow(network, torch.randn(8, 4)).blocks]
         ['0']
     """
-    if not isinstance(x, Tensor) or not x.dim():
-        raise InputError(
-            f"invalid x: expected a batch as a tensor (B, *), got {type(x).__name__}. Stack the samples with "
-            "torch.stack."
-        )
+    check_batch(x)
     if not factor > 1:
         raise InputError(f"invalid factor: expected a number above 1, got {factor}. The default is 100.")
-    device = next(network.parameters(), x).device
+    device = next((p.device for p in network.parameters()), tree_leaves(x)[0].device)
     with torch.inference_mode(False), torch.enable_grad(), untouched(network), unrolled(network):
         in_mode(network, mode)
-        leaf = x.detach().to(device, copy=True).requires_grad_(x.is_floating_point())
+        batch = tree_map(lambda tensor: _leaf(tensor, device), x)
+        leaves = [leaf for leaf in tree_leaves(batch) if leaf.requires_grad]
+        inputs = tree_map(Tensor.clone, batch)  # a layer may change its input in place
         with record_flow(network) as record:
-            outputs = network(leaf.clone())  # a layer may change its input in place
+            outputs = call_network(network, inputs)
             record.running = False
             value = _loss(outputs, y, loss, device)
             trained = [p for p in network.parameters() if p.requires_grad]
-            sources = [leaf, *trained] if leaf.requires_grad else trained
+            sources = [*leaves, *trained]
             by_source = torch.autograd.grad(value, sources, allow_unused=True)
     gradients = dict(zip(trained, by_source[len(sources) - len(trained) :], strict=True))
     blocks, layers = [_block_flow(call) for call in record.calls], _layer_flows(network, record.outputs, gradients)
@@ -177,7 +178,7 @@ class Flows:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Any,
         y: Tensor | None = None,
         loss: Loss | None = None,
         *,
@@ -195,6 +196,11 @@ class Flows:
     def as_dict(self) -> dict[str, Any]:
         """Return {name: plain values of its flow}, in the order of measurement."""
         return {name: measured.as_dict() for name, measured in self.by_name.items()}
+
+
+def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
+    differentiable = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.detach().to(device, copy=True).requires_grad_(differentiable)
 
 
 def _loss(outputs: Any, y: Tensor | None, loss: Loss | None, device: torch.device) -> Tensor:

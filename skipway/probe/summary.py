@@ -13,13 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from skipway.errors import InputError, printable
 from skipway.nn.chain import Chain
+from skipway.nn.channel_axis import channel_axis_of
+from skipway.nn.example_inputs import Example, ExampleInputs
 from skipway.nn.parallel import Parallel
 from skipway.nn.reversible import Reversible
-from skipway.nn.shape_inference import Call, calls, evaluation, kept_buffers, on_meta
+from skipway.nn.shape_inference import Call, evaluation, kept_buffers, on_meta
 from skipway.nn.skip import Skip
+from skipway.probe.call_inputs import (
+    Dtypes,
+    calls_of,
+    examples_of,
+    shape_of,
+    shape_text,
+    unfused_attention,
+    with_one_sample,
+)
 from skipway.probe.lint import find_mistakes
 from skipway.probe.receptive_field import Fields
 from skipway.utils.format_text import count_of
@@ -34,14 +46,14 @@ class Row:
     Attributes:
         path: path of the layer.
         layer: class name of the layer.
-        shape: shape of the output.
+        shape: shape of the output, or a tuple of shapes for several outputs.
         parameters: number of parameters, 0 if rows above have counted them.
         macs: multiply-adds for the whole input.
         shared: True if rows above have counted all its parameters.
         memory: bytes that a training step saves for the backward pass (see `Summary.memory`). Tensors saved between two
             rows, as by a join, count for the row above.
-        receptive_field: input pixels, along each axis after the channels, that one output position depends on. It
-            ignores the edges and can exceed the input. Norms count as elementwise.
+        receptive_field: input pixels, along each axis other than batch and channels, that one output position depends
+            on. It ignores the edges and can exceed the input. Norms count as elementwise.
         sees_all: True if the output depends on the whole input, as after global pooling or squeeze-and-excitation;
             `receptive_field` is then the input size.
     """
@@ -63,7 +75,7 @@ class Summary:
 
     Attributes:
         rows: layers in call order.
-        input_shape: shape of the input, with its batch axis.
+        input_shape: shape of the input, with its batch axis; a tuple or dictionary of shapes for several inputs.
         parameters: number of parameters.
         trainable: number of parameters that require a gradient.
         skips: number of Skip modules.
@@ -71,7 +83,7 @@ class Summary:
     """
 
     rows: list[Row]
-    input_shape: tuple[int, ...]
+    input_shape: Any
     parameters: int
     trainable: int
     skips: int
@@ -109,12 +121,14 @@ class Summary:
             )
             for row in table
         ]
+        inputs = shape_text(self.input_shape)
+        noun = "inputs" if ", " in inputs or " " in inputs else "an input"
         frozen = f" ({self.parameters - self.trainable:,} frozen)" if self.trainable != self.parameters else ""
         return "\n".join(
             [
                 *lines,
                 f"{self.parameters:,} parameters{frozen}, {self.macs:,} multiply-adds, {_size(self.memory)} of "
-                f"activations saved in training, for an input of {'x'.join(map(str, self.input_shape))}, "
+                f"activations saved in training, for {noun} of {inputs}, "
                 f"{count_of(self.skips, 'shortcut')}",
                 *(f"note: {note}" for note in self.notes),
             ]
@@ -125,7 +139,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.path,
         row.layer,
-        "x".join(map(str, row.shape)),
+        shape_text(row.shape),
         "shared" if row.shared else f"{row.parameters:,}",
         f"{row.macs:,}",
         _size(row.memory),
@@ -141,17 +155,30 @@ def _size(count: int) -> str:
     return f"{count / 1024**power:,.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
 
 
-def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
-    """Summarize `network` for one input shape, without running data.
+def summary(
+    network: nn.Module,
+    *inputs: Example,
+    dtypes: Dtypes = None,
+    input_shape: Example | None = None,
+    **named: Example,
+) -> Summary:
+    """Summarize `network` for inputs of one shape, without running data.
+
+    Receptive fields are those in the first tensor.
 
     Args:
         network: network to summarize.
-        input_shape: shape of the input with its batch axis, such as (1, 3, 224, 224).
+        inputs: shape of each input with its batch axis, such as (1, 3, 224, 224); or an example tensor, or a dictionary
+            or list of shapes and tensors.
+        dtypes: dtype of the inputs, or one for each; None is that of the parameters. `nn.Embedding` takes torch.int64.
+        input_shape: another name of the first input.
+        named: inputs passed by name, such as `mask=(2, 5)`.
 
     Returns:
         A `Summary`, which prints as a table.
 
     Raises:
+        InputError: an input is no shape.
         ShapeError: a layer does not accept its input. The error names the path of the layer.
 
     Example:
@@ -160,8 +187,9 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
                Linear  1x2             10              8    16 B
         10 parameters, 8 multiply-adds, 16 B of activations saved in training, for an input of 1x4, 0 shortcuts
     """
-    called = calls(network, input_shape)
-    records, notes = _record_pass(network, input_shape, called)
+    examples = examples_of(inputs, named, dtypes, input_shape)
+    called = calls_of(network, examples)
+    records, notes = _record_pass(network, examples, called)
     computing = list(_computing_calls(called))
     ends = [number for number, *_ in computing[1:]] + [len(called)]  # each row counts the calls before the next row
     rows, counted, begin = [], set(), 0
@@ -187,11 +215,11 @@ def summary(network: nn.Module, input_shape: tuple[int, ...]) -> Summary:
     parameters = list(network.parameters())
     return Summary(
         rows=rows,
-        input_shape=tuple(input_shape),
+        input_shape=shape_of(examples),
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
         skips=sum(isinstance(m, Skip) for m in network.modules()),
-        notes=[*find_mistakes(network, called, _with_one_sample(network, called, input_shape)), *notes],
+        notes=[*find_mistakes(network, called, _calls_with_one_sample(network, called, examples)), *notes],
     )
 
 
@@ -204,13 +232,18 @@ class _CallRecord:
     field: tuple[tuple[int, ...], bool] = ((), False)
 
 
-def _record_pass(network: nn.Module, shape: tuple[int, ...], called: list[Call]) -> tuple[list[_CallRecord], list[str]]:
+def _record_pass(
+    network: nn.Module, examples: ExampleInputs, called: list[Call]
+) -> tuple[list[_CallRecord], list[str]]:
     """Return memory and receptive field of each call, or an empty list and a note with the reason."""
     reason = ""
+    first = next(iter(called[-1].inputs), ()) if called else ()
+    axes = (channel_axis_of(call.module) for call in called if call.inputs and call.inputs[0] == first)
+    channel_axis = next((axis for axis in axes if axis is not None), 1)
     for meta in (True, False):  # the meta device is fast; fake tensors behave more like real data
-        recorder = _PassRecorder()
+        recorder = _PassRecorder(channel_axis)
         try:
-            recorder.run(network, shape, meta)
+            recorder.run(network, examples, meta)
         except Exception as error:  # a user's module may fail only with gradients; its shapes are known anyway
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             continue
@@ -223,17 +256,18 @@ def _record_pass(network: nn.Module, shape: tuple[int, ...], called: list[Call])
 class _PassRecorder:
     """Recorder of one pass with gradients over tensors without data; `ended` lists the calls in the order they end."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel_axis: int) -> None:
+        self.channel_axis = channel_axis
         self.ended: list[_CallRecord] = []
         self.running: list[_CallRecord] = []
         self.fields = Fields()
         self.known: dict[int, Any] = {}  # storages already counted; kept alive so that no address is reused
 
-    def run(self, network: nn.Module, shape: tuple[int, ...], meta: bool) -> None:
+    def run(self, network: nn.Module, examples: ExampleInputs, meta: bool) -> None:
         """Run the pass on the meta device or on fake tensors, without changing the network."""
         parameters = dict(network.named_parameters(remove_duplicate=False))
         trainable = {name: p.requires_grad for name, p in parameters.items()}
-        like = next((p for p in parameters.values() if p.is_floating_point()), torch.empty(0))
+        like = next((p for p in parameters.values() if p.is_floating_point() or p.is_complex()), torch.empty(0))
         with ExitStack() as stack:
             enter = stack.enter_context
             for context in (evaluation(network), torch.enable_grad(), torch.random.fork_rng(devices=[])):
@@ -249,7 +283,8 @@ class _PassRecorder:
             else:
                 enter(kept_buffers(network))
                 enter(FakeTensorMode(allow_non_fake_inputs=True))
-            x = torch.empty(tuple(shape), device="meta" if meta else like.device, dtype=like.dtype)
+            enter(unfused_attention())
+            inputs, named = examples.build("meta" if meta else like.device, like.dtype)
             for tensor in (*network.parameters(), *network.buffers()):
                 self._count(tensor)
             for module in (m for m in network.modules() if not isinstance(m, torch.jit.ScriptModule)):
@@ -257,8 +292,10 @@ class _PassRecorder:
                 stack.callback(module.register_forward_hook(self._leave).remove)
             enter(saved_tensors_hooks(self._keep, lambda kept: kept))
             enter(self.fields)
-            self.fields.begin(x)
-            network(x)
+            first = next((x for x in tree_leaves((inputs, named)) if isinstance(x, Tensor)), None)
+            if first is not None:
+                self.fields.begin(first, self.channel_axis)
+            network(*inputs, **named)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.running.append(_CallRecord(module))
@@ -301,11 +338,12 @@ def _computing_calls(called: list[Call]) -> Iterator[tuple[int, Call, list[nn.Pa
             yield number, call, own
 
 
-def _with_one_sample(network: nn.Module, called: list[Call], shape: tuple[int, ...]) -> list[Call]:
-    if not shape or shape[0] == 1:
+def _calls_with_one_sample(network: nn.Module, called: list[Call], examples: ExampleInputs) -> list[Call]:
+    lone = with_one_sample(examples)
+    if shape_of(lone) == shape_of(examples):
         return called
     try:
-        return calls(network, (1, *shape[1:]))
+        return calls_of(network, lone)
     except InputError:  # the network only accepts a fixed batch size
         return []
 

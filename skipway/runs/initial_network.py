@@ -15,6 +15,7 @@ from skipway.errors import InputError, printable
 from skipway.model_factory import auto_model, create_model, list_models, options_for
 from skipway.models.load_model import load
 from skipway.models.network import Network
+from skipway.models.registry import plan_of
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
 from skipway.utils.format_text import join_names
@@ -44,8 +45,7 @@ def choose_model(recipe: Recipe, size: int, count: int) -> tuple[str, dict[str, 
         InputError: the name is unknown, or the network of the weights cannot be inferred.
     """
     if recipe.model != "auto":
-        if recipe.model not in list_models():
-            create_model(recipe.model)  # raises for an unknown name, before any image is decoded
+        plan_of(recipe.model)  # raises for an unknown name, before any image is decoded
         return recipe.model, {}
     weights = recipe.pretrained
     if weights in ("auto", "none"):

@@ -43,7 +43,10 @@ TORCHVISION: Rules = (
 )
 HOLDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "timm": {"stem": ("large",), "join": ("layerscale", "add"), "expansion": (4,)},
-    "torchvision": {"stem": ("large",), "join": ("layerscale",), "expansion": (4,), "kernel": (7,)},
+    "torchvision": {
+        **{"stem": ("large",), "join": ("layerscale",), "expansion": (4,), "kernel": (7,)},
+        **{"activation": ("gelu",), "output_stride": (None,)},
+    },
 }
 LACKS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("layers in other than 4 stages", lambda plan: len(plan["layers"]) != 4),

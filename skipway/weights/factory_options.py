@@ -13,12 +13,6 @@ Pretrained = str | os.PathLike[str] | bool | None
 
 # Arguments that change nothing here: every network can be exported and traced.
 _WITHOUT_EFFECT = ("exportable", "no_jit")
-# Arguments of timm and torchvision that are written in another way here.
-_HINTS = {
-    "scriptable": "torch.export replaces torch.jit.script: drop it, and use skipway.export",
-    "weights": "Set pretrained=True, a tag such as 'tv_in1k' or 'tv2_in1k', or the path of a file",
-    "progress": "Drop it: every download is reported",
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class FactoryOptions:
             pretrained: Its argument `pretrained`.
 
         Raises:
-            InputError: An argument of another library has no effect here, or two arguments name weights.
+            InputError: Two arguments name weights, or `pretrained_cfg` has other values than a file.
 
         >>> FactoryOptions.split({"checkpoint_path": "a.pth", "drop_path": 0.1}, pretrained=False).pretrained
         'a.pth'
@@ -54,9 +48,6 @@ class FactoryOptions:
         plan = dict(options)
         for name in _WITHOUT_EFFECT:
             plan.pop(name, None)
-        for name, hint in _HINTS.items():
-            if plan.pop(name, None) not in (None, False):
-                raise InputError(f"create_model has no argument {name!r}, which is one of timm or torchvision. {hint}.")
         cache_dir = plan.pop("cache_dir", None)
         source = _configured(plan.pop("pretrained_cfg", None), plan.pop("pretrained_cfg_overlay", None))
         checkpoint = plan.pop("checkpoint_path", None) or None

@@ -71,11 +71,13 @@ LUKEMELAS: Rules = (
     (r"head", "_fc"),
 )
 
-_TORCH: dict[str, tuple[Any, ...]] = {"stem": ("large",), "padding": ("torch",)}
-_TENSORFLOW: dict[str, tuple[Any, ...]] = {"stem": ("large",), "padding": ("same",), "norm_eps": (1e-3,)}
+_TIMM: dict[str, tuple[Any, ...]] = {"stem": ("large",), "norm": ("batch",)}
+_PLAIN: dict[str, tuple[Any, ...]] = {**_TIMM, "output_stride": (None,)}
+_TORCH: dict[str, tuple[Any, ...]] = {**_PLAIN, "padding": ("torch",)}
+_TENSORFLOW: dict[str, tuple[Any, ...]] = {**_PLAIN, "padding": ("same",), "norm_eps": (1e-3,)}
 # Values of the plan that each library supports, by kind of network.
 HOLDS: dict[str, dict[str, dict[str, tuple[Any, ...]]]] = {
-    "timm": {"mobilenet": {"stem": ("large",)}, "efficientnet": {"stem": ("large",)}},
+    "timm": {"mobilenet": _TIMM, "efficientnet": _TIMM},
     "torchvision": {
         "mobilenet": {**_TORCH, "activation": ("relu6",), "norm_eps": (1e-5,)},
         "efficientnet": {**_TORCH, "activation": ("silu",), "norm_eps": (1e-5, 1e-3), "attention_ratio": (0.25,)},

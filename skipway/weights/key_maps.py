@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skipway.models.resnet_plan import OUTPUT_STRIDES
+from skipway.models.architecture_plan import OUTPUT_STRIDES
 from skipway.nn.activations import ACTIVATIONS
 from skipway.nn.anti_aliasing import AA_LAYERS
 from skipway.nn.block_steps import EXPANSION
@@ -231,7 +231,7 @@ _TIMM_ANY = (
 _UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
 _DENSE: dict[str, tuple[Any, ...]] = {
     **{"stem": ("large",), "compression": (0.5,)},
-    **{name: _PLAIN[name] for name in ("activation", "aa_layer")},
+    **{name: _PLAIN[name] for name in ("norm", "activation", "aa_layer")},
 }
 _TIMM_DENSE: dict[str, tuple[Any, ...]] = {
     **{**_DENSE, "stem": ("large", "deep"), "aa_layer": ("none", "blurpool")},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError, printable
 from skipway.models import registry
+from skipway.models.head import pool_name
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.resnet9 import Whitening
@@ -43,7 +44,7 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
 }
 _HEAD_OPTIONS = ("global_pool", "drop_rate")  # options of the layers around the head, applied to loaded weights
 # Options that do not change the weights.
-_FREE = ("drop_path", "drop_mode", "dropout", "drop_rate", "output_stride", "zero_init_last")
+_FREE = ("drop_path", "drop_mode", "dropout", "drop_rate", "output_stride", "zero_init_last", "head_init_scale")
 _SIZES = ("num_classes", "in_chans", "in_features", "global_pool")  # options that the weights determine
 _NUMERICS = ("padding", "norm_eps")  # our inverted-residual files determine these: both variants share a name
 _MAX_HEADER = 16 * 2**20
@@ -140,7 +141,7 @@ def refit(
         InputError: The whitening stem of the network does not support other channels.
     """
     count = network.plan["num_classes"] if num_classes is None else num_classes
-    around = {option: options[option] for option in _HEAD_OPTIONS if option in options}
+    around = {option: pool_name(options[option]) for option in _HEAD_OPTIONS if option in options}
     if count and network.plan.get("global_pool") == "none":  # weights without a head
         around = {"global_pool": registry.plan_of(network.plan["name"])["global_pool"], **around}
     changes = []

@@ -60,10 +60,10 @@ def test_a_headless_file_gets_a_classifier(headless, tmp_path):
 @pytest.mark.parametrize(
     ("options", "shape", "origin"),
     [
-        ({"num_classes": 0}, (2, 8), "no classifier"),
-        ({"num_classes": 0, "global_pool": ""}, (2, 8, 4, 4), "no classifier"),
-        ({"num_classes": 0, "global_pool": "catavgmax"}, (2, 16), "no classifier"),
-        ({"global_pool": "max"}, (2, 3), "global pool max"),
+        ({"num_classes": 0}, (2, 8), "head ignored"),
+        ({"num_classes": 0, "global_pool": ""}, (2, 8, 4, 4), "head ignored"),
+        ({"num_classes": 0, "global_pool": "catavgmax"}, (2, 16), "head ignored"),
+        ({"global_pool": "max"}, (2, 3), "whole.safetensors"),
         ({"global_pool": "catavgmax"}, (2, 3), "0 of 3 classes kept by their names, 3 new"),
         ({"class_names": ("dog", "fox"), "global_pool": "max"}, (2, 2), "1 of 2 classes kept by their names, 1 new"),
     ],
@@ -176,3 +176,13 @@ def test_a_summary_of_a_headless_network():
 def test_the_parameters_of_a_headless_network_are_counted(name):
     network = sw.create_model(name, num_classes=0, **SMALL.get(name, {}))
     assert registry.count_parameters(network.plan) == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "convnext_atto", "resnet18"])
+def test_options_with_other_words_in_timm_are_exported(name, tmp_path):
+    network = sw.create_model(name, 3, activation="hardswish", output_stride=16, global_pool="max")
+    network.spec = SPEC
+    network.save(tmp_path / "network.safetensors")
+    export_run(tmp_path / "network.safetensors", "timm", tmp_path / "timm")
+    arguments = json.loads((tmp_path / "timm" / "config.json").read_text())["model_args"]
+    assert arguments == {"act_layer": "hard_swish", "output_stride": 16, "global_pool": "max"}

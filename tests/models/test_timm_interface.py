@@ -243,6 +243,14 @@ def test_a_convolution_behind_the_last_stage_is_no_norm():
     assert network.forward_intermediates(x, 1, norm=True, intermediates_only=True)[0].shape[1] == 8
 
 
+def test_a_slice_has_the_methods_too():
+    network, x = small("resnet18"), inputs("resnet18")
+    body = network[: list(network._modules).index("pool")]
+    assert torch.equal(body(x), network.forward_features(x)) and body.num_features == 8 and body.plan == {}
+    assert body.feature_info == network.feature_info
+    assert torch.equal(body.forward_intermediates(x, 1)[1][0], network.forward_features(x))
+
+
 def test_what_intermediates_refuse():
     network, x = small("resnet18"), inputs("resnet18")
     with pytest.raises(InputError, match="forward_intermediates: expected output_fmt \"NCHW\", got 'NHWC'. Permute"):

@@ -32,7 +32,7 @@ def check_float64(network, x):
 
 def check_bfloat16(network, x):
     found, wanted = copy.deepcopy(network).bfloat16()(x.bfloat16()), network(x)
-    assert found.dtype == torch.bfloat16 and (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert found.dtype == torch.bfloat16 and (found - wanted).abs().max() < 0.2 * wanted.abs().max()
 
 
 def check_gradients_of_each_image(network, x):

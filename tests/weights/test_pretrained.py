@@ -125,7 +125,7 @@ def hub(tmp_path, monkeypatch):
         "bare": {},
         "deeper": {**CONFIG, "architecture": "resnet34"},
         "wider": {**CONFIG, "architecture": "wide_resnet50_2"},
-        "blurred": {**CONFIG, "architecture": "resnetblur18"},
+        "other": {**CONFIG, "architecture": "vit_tiny"},
         **{name: {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], **change}} for name, change in ODD.items()},
     }
     files = {("some/thing", "README.md"): b"#"}
@@ -214,8 +214,8 @@ def test_a_second_call_does_not_ask_the_hub(hub, monkeypatch):
             "wider has weights of another network than resnet18: block: 'basic' here, 'bottleneck' in the .*base",
         ),
         (
-            "blurred",
-            "resnet18.blurred: expected an architecture of skipway, got resnetblur18. Choose one from `skipway",
+            "other",
+            "resnet18.other: expected an architecture of skipway, got vit_tiny. Choose one from `skipway",
         ),
     ],
 )
@@ -568,6 +568,8 @@ def test_weights_are_fetched_into_a_file_that_trains_without_a_connection(whole_
     monkeypatch.chdir(tmp_path)
     path = get_weights("resnet10t", tag)
     assert str(path) == name and same(sw.load(path), whole_hub.network)
+    again = get_weights("hf-hub:timm/resnet10t.c3_in1k", output="again.safetensors")
+    assert same(sw.load(again), whole_hub.network)
     point_to(monkeypatch, "http://127.0.0.1:9")
     assert same(sw.create_model("resnet10t", pretrained=path), whole_hub.network)
     with pytest.raises(
