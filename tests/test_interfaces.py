@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 import skipway as sw
 
