@@ -7,12 +7,12 @@ Shapes: (B, C, H, W) -> (B, C_i, H / reduction_i, W / reduction_i), rounded up.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import index as as_index
 from typing import Any
 
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.models.architecture_plan import whole_number
 from skipway.nn.chain import Chain
 from skipway.nn.joins import append
 from skipway.nn.shape_inference import output_shape
@@ -100,19 +100,28 @@ def feature_indices(indices: int | Sequence[int] | None, count: int, name: str =
     """
     if indices is None:
         return list(range(count))
-    if not isinstance(indices, Sequence):
-        if isinstance(indices, bool) or not 0 < as_index(indices) <= count:
+    if isinstance(indices, str) or not isinstance(indices, Iterable):
+        if not _is_between(indices, 1, count):
             raise InputError(
-                f"{name}: expected a number of outputs from 1 to {count}, got {indices}. Pass a list to select outputs."
+                f"{name}: expected a number of outputs from 1 to {count}, got {indices!r}. "
+                "Pass a list to select outputs."
             )
-        return list(range(count - indices, count))
-    for place in indices:
-        if not -count <= place < count:
+        return list(range(count - int(indices), count))
+    places = list(indices)
+    for place in places:
+        if not _is_between(place, -count, count - 1):
             raise InputError(
                 f"{name}: expected indices from {-count} to {count - 1}, for {count} outputs, got "
-                f"{place}. Change {name}."
+                f"{place!r}. Change {name}."
             )
-    return [place % count for place in indices]
+    return [int(place) % count for place in places]
+
+
+def _is_between(value: object, low: int, high: int) -> bool:
+    try:
+        return low <= whole_number(value) <= high
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,12 @@ def test_what_intermediates_refuse():
         network.forward_intermediates(x, [4])
     with pytest.raises(InputError, match="indices: expected a number of outputs from 1 to 4, got 5. Pass a list"):
         network.forward_intermediates(x, 5)
+    for indices in (True, 1.5, "last"):
+        with pytest.raises(InputError, match=f"indices: expected a number of outputs from 1 to 4, got {indices!r}"):
+            network.forward_intermediates(x, indices)
+    for place in (True, 1.5, "last"):
+        with pytest.raises(InputError, match=f"indices: expected indices from -4 to 3, for 4 outputs, got {place!r}"):
+            network.forward_intermediates(x, [0, place])
     plain = sw.Network(OrderedDict(head=nn.Linear(2, 3)))
     assert plain.feature_info == [] and (plain.num_classes, plain.num_features) == (3, 2)
     assert torch.equal(plain.forward_features(torch.ones(1, 2)), torch.ones(1, 2))
@@ -316,7 +322,9 @@ def test_a_pool_is_replaced(name):
     assert network(x).shape == (2, 5)
 
 
-@pytest.mark.parametrize("num_classes, pool", [(True, None), (-1, None), (3, "median"), (3, "Avg")])
+@pytest.mark.parametrize(
+    "num_classes, pool", [(True, None), (-1, None), (2.5, None), (None, None), (3, "median"), (3, "Avg"), (3, 1)]
+)
 def test_what_a_classifier_cannot_be(num_classes, pool):
     for network in (small("resnet18"), sw.Network(OrderedDict(head=nn.Linear(2, 3)))):
         with pytest.raises(InputError, match=f"expected num_classes of .*, got {num_classes} and {pool!r}. Change"):
