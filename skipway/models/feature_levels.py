@@ -30,7 +30,7 @@ __all__ = [
     "trunk_end",
 ]
 
-_PROBE = 224  # a size that every network halves exactly
+_PROBE = 1024  # a power of two, so that the eight stages of an xresnet18_deeper halve it exactly
 _HEAD = ("pool", "dropout", "head")  # the head starts at the first of these layers that the network has
 
 
