@@ -22,7 +22,7 @@ from skipway.nn.channel_axis import channel_axis_of, check_dim, resolve_dim
 from skipway.nn.code_repr import show
 from skipway.nn.extra_inputs import ExtraInputs, taken_inputs, with_extra_inputs
 from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, version_of
-from skipway.nn.join_errors import need_equal_shapes, need_tensors
+from skipway.nn.join_errors import have_equal_shapes, need_equal_shapes, need_tensors
 from skipway.nn.joins import (
     Gate,
     add,
@@ -121,6 +121,7 @@ class Skip(NamedErrors, ExtraInputs):
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
             branch = stochastic_depth(self.body, x, shortcut, rate=self.drop_path, mode=self.drop_mode)
+            refuse_in_place_change(x, version, "the body or the shortcut")
         else:
             fusable = self.join is add and self.open_shortcut is None
             norm = fusable_norm(self.body, x, self.after) if fusable else None
@@ -130,7 +131,7 @@ class Skip(NamedErrors, ExtraInputs):
             if BATCH_NORM.fits(norm, branch, shortcut, self.after):
                 return BATCH_NORM.fast(norm, branch, shortcut, self.after)
             branch = norm(branch)
-        return self._joined(x, branch, shortcut, version)
+        return self._joined(branch, shortcut)
 
     def forward_with(self, x: Any, extra: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """Compute `forward` with extra inputs of the body."""
@@ -139,7 +140,7 @@ class Skip(NamedErrors, ExtraInputs):
         shortcut = self._shortcut_of(x, branch, version)
         if self.drop_path and self.training:
             branch = masked_depth(branch, shortcut, rate=self.drop_path, mode=self.drop_mode)
-        return self._joined(x, branch, shortcut, version)
+        return self._joined(branch, shortcut)
 
     def takes(self, count: int, names: Collection[str]) -> tuple[bool, set[str]]:
         """Return True if the body takes `count` positional extra inputs, and the names that it takes."""
@@ -151,20 +152,23 @@ class Skip(NamedErrors, ExtraInputs):
         return channel_axis_of(self.body) if self.dim is None else self.dim
 
     def _shortcut_of(self, x: Any, branch: Any, version: int) -> Any:
-        refuse_in_place_change(x, version, "the body or the shortcut")
         if self.open_shortcut is not None:
             self._fit_shortcut(x, branch)
-        return x if self.shortcut is None else self.shortcut(x)
-
-    def _joined(self, x: Any, branch: Any, shortcut: Any, version: int) -> Any:
+        layer = self.shortcut
+        shortcut = x if layer is None else layer(x)
         refuse_in_place_change(x, version, "the body or the shortcut")
+        return shortcut
+
+    def _joined(self, branch: Any, shortcut: Any) -> Any:
         join = self.join.function if isinstance(self.join, Function) else self.join
-        if takes_dim(join):
+        if join is add or join is multiply:
+            if not have_equal_shapes(branch, shortcut):  # the axis of the channels is only for the message
+                need_equal_shapes(name_of_join(join), (branch, shortcut), self.channel_axis)
+            out = self.join(branch, shortcut)
+        elif takes_dim(join):
             need_tensors(name_of_join(join), (branch, shortcut))
             out = join(branch, shortcut, dim=resolve_dim(self.dim, [self.body], branch))
         else:
-            if join is add or join is multiply:
-                need_equal_shapes(name_of_join(join), (branch, shortcut), self.channel_axis)
             out = self.join(branch, shortcut)
         return out if self.after is None else self.after(out)
 
