@@ -21,6 +21,7 @@ __all__ = [
     "is_out_of_memory",
     "out_of_memory",
     "printable",
+    "reason_of",
 ]
 
 
@@ -111,6 +112,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of the message of another library's error, without its period, or the type of the error.
+
+    >>> reason_of(ValueError("no such axis.\\nHere is a long traceback"))
+    'no such axis'
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0].rstrip(".:"))
 
 
 def printable(text: object) -> str:

@@ -46,9 +46,12 @@ def _names(patterns: str | Iterable[str], exclude: str | Iterable[str], pretrain
     patterns = registry.as_list(patterns)
     names = list_models(patterns, pretrained=pretrained, exclude_filters=exclude)
     if not names:
-        kind = "pretrained weights match" if pretrained else "architecture matches"
+        kind = "pretrained weights" if pretrained else "an architecture"
         text = join_names((printable(pattern) for pattern in patterns), limit=5)
-        raise InputError(f"no {kind} {text!r}. List all names with `skipway models`.")
+        raise InputError(
+            f"cannot list models: expected a pattern that matches {kind}, got {text!r}. List all names with "
+            "`skipway models`."
+        )
     return names
 
 

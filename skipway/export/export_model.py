@@ -30,7 +30,7 @@ from skipway.export.quantization import PRECISIONS
 from skipway.models.network import Network
 from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
-from skipway.utils.tracing import is_mapped, is_symbolic
+from skipway.utils.tracing import is_symbolic, is_transformed
 
 __all__ = ["Exported", "fuse", "onnx", "program"]
 
@@ -194,13 +194,13 @@ def _converted(x: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
 
 def _run_inference(layers: Sequence[nn.Module], x: Any, *, half: bool, narrow: bool = False) -> Any:
     """Run `layers` in sequence without gradients, in bfloat16 or float32."""
-    if half and (is_symbolic(x) or is_mapped()):
+    if half and (is_symbolic(x) or is_transformed()):
         raise InputError(
             "network fused in bf16 or int8: expected a plain call, got one inside torch.fx or torch.func, which ignore "
             'autocast. Fuse it in "fp32" for these.'
         )
     if isinstance(x, Tensor) or is_symbolic(x):
-        x = _converted(x, torch.bfloat16 if narrow else torch.float32, not is_mapped())
+        x = _converted(x, torch.bfloat16 if narrow else torch.float32, not is_transformed())
     device = x.device.type if isinstance(x, Tensor) else "cpu"
     available = torch.amp.is_autocast_available(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=half) if available else nullcontext():

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipway.errors import InputError, MissingExtra, SkipwayError, printable
+from skipway.errors import InputError, MissingExtra, SkipwayError, printable, reason_of
 from skipway.export.export_description import Description, describe_export
 from skipway.models.network import Network
 from skipway.utils.atomic_files import from_json, to_json, write_file
@@ -141,10 +141,9 @@ def trace_program(module: nn.Module, example: Tensor, dynamic: dict[int, str]) -
             sizes = {axis: torch.export.Dim(name) for axis, name in dynamic.items()}
             return torch.export.export(module, (example,), dynamic_shapes=(sizes,))
     except Exception as error:
-        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
         raise InputError(
-            f"torch.export cannot trace this network: {reason}. Use only torch operations, and no control flow that "
-            "depends on tensor values."
+            f"torch.export cannot trace this network: {reason_of(error)[:200]}. Use only torch operations, and no "
+            "control flow that depends on tensor values."
         ) from error
 
 

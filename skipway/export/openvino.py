@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipway.errors import InputError, MissingExtra, ShapeError, printable
+from skipway.errors import InputError, MissingExtra, ShapeError, reason_of
 from skipway.export.export_description import plain_copy
 from skipway.export.onnx_file import quiet_exporters, trace_program
 from skipway.export.quantization import PRECISIONS, Observer
@@ -192,8 +192,9 @@ def _convert(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
             model = openvino.convert_model(program)
             model.reshape(openvino.PartialShape([-1, *shape]))  # conversion drops unused axis sizes
     except Exception as error:
-        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
-        raise InputError(f"OpenVINO cannot convert this network: {reason}. Use export.fuse instead.") from error
+        raise InputError(
+            f"OpenVINO cannot convert this network: {reason_of(error)[:200]}. Use export.fuse instead."
+        ) from error
     return model
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from skipway.errors import InputError, SkipwayError, printable
+from skipway.errors import InputError, SkipwayError, reason_of
 from skipway.grow.channel_map import ChannelMap, select_channels
 from skipway.models.network import Network
 from skipway.nn.shape_inference import Call, evaluation
@@ -151,7 +151,7 @@ def _outputs(network: nn.Module, probe: Tensor, is_grown: bool = False) -> list[
         with evaluation(network), torch.no_grad():
             out = network(probe)
     except Exception as error:
-        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
+        reason = reason_of(error)
         if running and not isinstance(error, SkipwayError):  # whose messages name the layer
             path = next((path for path, module in network.named_modules() if module is running[-1]), "")
             reason = f"{type(running[-1]).__name__} at {path or 'the top'}: {reason}"

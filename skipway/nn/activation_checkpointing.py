@@ -19,12 +19,18 @@ from torch.nn.parameter import is_lazy
 
 from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
-from skipway.nn.call_context import can_recompute
 from skipway.nn.chain import Chain
 from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.layer_state import LayerState, differentiable_tensors
 from skipway.nn.reversible import Coupling, Reversible
-from skipway.nn.rng_replay import RngSnapshot, differentiable_once, gradients_of, needed_gradients, rerun_backward
+from skipway.nn.rng_replay import (
+    RngSnapshot,
+    can_recompute,
+    differentiable_once,
+    gradients_of,
+    needed_gradients,
+    rerun_backward,
+)
 from skipway.nn.skip import Skip
 
 __all__ = ["recompute"]

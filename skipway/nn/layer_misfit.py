@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skipway.errors import printable
+from skipway.errors import reason_of
 
 __all__ = ["cannot_process", "find_misfit"]
 
@@ -37,8 +37,8 @@ def find_misfit(layer: nn.Module, inputs: Sequence[Any]) -> str | None:
 def cannot_process(inputs: Sequence[Any], error: Exception) -> str:
     """Return a one-line message for an error of torch whose cause was not found."""
     got = ", ".join(_shown(x) for x in inputs) or "no input"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace("FakeTensor", "Tensor")
-    return f"cannot process {got}: {printable(reason).rstrip('.')}. Change this layer or the one before it."
+    reason = reason_of(error).replace("FakeTensor", "Tensor")
+    return f"cannot process {got}: {reason}. Change this layer or the one before it."
 
 
 def _shown(x: Any) -> str:

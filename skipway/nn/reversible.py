@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.autograd import Function
 
 from skipway.errors import InputError, ShapeError
-from skipway.nn.call_context import can_recompute, is_transformed
 from skipway.nn.chain import Chain, Layer, as_module
 from skipway.nn.channel_axis import channel_axis_of, check_dim, resolve_dim
 from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, version_of
@@ -25,12 +24,13 @@ from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.nn.rng_replay import (
     GeneratorStates,
     RngSnapshot,
+    can_recompute,
     differentiable_once,
     gradients_of,
     needed_gradients,
     rerun_backward,
 )
-from skipway.utils.tracing import is_symbolic, is_traced
+from skipway.utils.tracing import is_forward_transformed, is_symbolic, is_traced
 
 __all__ = ["Coupling", "Reversible"]
 
@@ -218,7 +218,7 @@ def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
             f"cannot halve the channels: expected {shape} with an even number of channels C on axis {axis}, got "
             f"{tuple(x.shape)}. Change the layer before it."
         )
-    if not is_symbolic(x) and is_transformed():  # the memory format is unknown
+    if not is_symbolic(x) and is_forward_transformed():  # the memory format is unknown
         first, second = x.chunk(2, axis)
         return first.contiguous(), second.contiguous()
     halves = _split(x, axis)

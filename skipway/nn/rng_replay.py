@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+from torch.nn.utils import parametrize
 
 from skipway.errors import InputError
 from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.nn.layer_state import LayerState
+from skipway.utils.tracing import is_recorded
 
 __all__ = [
     "GeneratorStates",
     "RngSnapshot",
+    "can_recompute",
     "differentiable_once",
     "gradients_of",
     "needed_gradients",
@@ -26,6 +29,25 @@ __all__ = [
 ]
 
 GeneratorStates = tuple[Tensor, ...]
+
+
+def can_recompute(x: Any) -> bool:
+    """Return True if a backward pass follows a call with input `x`, and may compute the call again.
+
+    Tracers, function transforms (torch.func) and forward-mode derivatives need every operation of the call itself. A
+    cache of parametrized weights would keep them without gradients.
+
+    >>> can_recompute(torch.ones(2)), torch.func.vmap(lambda x: x + can_recompute(x))(torch.ones(2))
+    (True, tensor([1., 1.]))
+    """
+    return (
+        isinstance(x, Tensor)
+        and torch.is_grad_enabled()
+        and not x.is_meta
+        and not is_recorded(x)
+        and forward_ad._current_level < 0
+        and not parametrize._cache_enabled
+    )
 
 
 class RngSnapshot:

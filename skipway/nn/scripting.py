@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import fx, nn
 
-from skipway.errors import InputError, SkipwayError, printable
+from skipway.errors import InputError, SkipwayError, reason_of
 
 __all__ = ["scriptable_graph"]
 
@@ -27,10 +27,9 @@ def scriptable_graph(module: nn.Module) -> fx.GraphModule:
     except SkipwayError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":.")
         first = "Call eval() first, or use" if module.training else "Use"
         raise InputError(
             f"cannot script {type(module).__name__}: expected operations of TorchScript, got an error: "
-            f"{printable(reason)}. {first} torch.export.export or skipway.export.program, which replace it."
+            f"{reason_of(error)}. {first} torch.export.export or skipway.export.program, which replace it."
         ) from None
     return traced

@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 from torch.autograd import Function
 
 from skipway.errors import ShapeError
-from skipway.nn.call_context import is_transformed
 from skipway.nn.join_errors import need_tensors
-from skipway.utils.tracing import is_traced
+from skipway.utils.tracing import is_forward_transformed, is_traced
 
 __all__ = ["DROP_MODES", "masked_depth", "stochastic_depth"]
 
@@ -45,7 +44,7 @@ def stochastic_depth(body: nn.Module, x: Tensor, shortcut: Tensor, rate: float, 
     Raises:
         ShapeError: the shapes of the body's output and of the shortcut differ, or the output is no tensor.
     """
-    if is_traced(x) or is_transformed() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_traced(x) or is_forward_transformed():
         return _masked(body, x, shortcut, stays=_draw(x, rate, mode), rate=rate)
     draws = 1 if mode == "batch" else len(x)
     stays = _draw(x, rate, mode)
@@ -164,7 +163,7 @@ class _Scatter(Function):
         like = values[:1].expand(count, *values.shape[1:])  # zeros_like copies its memory format
         out = torch.zeros_like(like)
         # Only index_put_ works on many values at once, but index_copy_ is faster.
-        return out.index_put_((rows,), values) if is_transformed() else out.index_copy_(0, rows, values)
+        return out.index_put_((rows,), values) if is_forward_transformed() else out.index_copy_(0, rows, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

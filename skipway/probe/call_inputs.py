@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from skipway.errors import InputError, SkipwayError, printable
+from skipway.errors import InputError, SkipwayError, reason_of
 from skipway.nn.example_inputs import Example, ExampleInputs
 from skipway.nn.shape_inference import Call, calls
 from skipway.utils.format_text import join_names
@@ -113,11 +113,10 @@ def call_network(network: nn.Module, x: Any) -> Any:
     except SkipwayError:
         raise
     except Exception as error:
-        reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0]).rstrip(".")
         shapes = [str(tuple(tensor.shape)) for tensor in tree_leaves(x)]
         raise InputError(
-            f"invalid x: expected inputs that the network takes, got {join_names(shapes, limit=3)}: {reason}. Pass a "
-            "tuple with one tensor for each input."
+            f"invalid x: expected inputs that the network takes, got {join_names(shapes, limit=3)}: "
+            f"{reason_of(error)}. Pass a tuple with one tensor for each input."
         ) from error
 
 

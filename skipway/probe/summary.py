@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, reason_of
 from skipway.nn.chain import Chain
 from skipway.nn.channel_axis import channel_axis_of
 from skipway.nn.example_inputs import Example, ExampleInputs
@@ -245,12 +245,12 @@ def _record_pass(
         try:
             recorder.run(network, examples, meta)
         except Exception as error:  # a user's module may fail only with gradients; its shapes are known anyway
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason_of(error)
             continue
         if [p.module for p in recorder.ended] == [c.module for c in called]:
             return recorder.ended, []
         reason = "the calls with gradients differ from those without"
-    return [], [f"memory and receptive fields are unknown: {printable(reason)}"]
+    return [], [f"memory and receptive fields are unknown: {reason}"]
 
 
 class _PassRecorder:

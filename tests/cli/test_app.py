@@ -102,8 +102,13 @@ BAD = {
     ("evaluate", "runs/run", "kinds", "--split", "val"): "expected the split train, got 'val'",
     ("check", "absent"): "cannot find the data",
     ("summary", "absent"): "unknown architecture",
-    ("models", "zz*"): "no architecture matches 'zz*'",
-    ("models", "resnet20", "zz*", "--pretrained"): "no pretrained weights match 'resnet20, zz*'",
+    ("models", "zz*"): "expected a pattern that matches an architecture, got 'zz*'",
+    (
+        "models",
+        "resnet20",
+        "zz*",
+        "--pretrained",
+    ): "expected a pattern that matches pretrained weights, got 'resnet20, zz",
 }
 
 

@@ -139,7 +139,11 @@ def test_weights_without_a_head_have_none_unless_classes_are_requested(hub):
         ),
         ("hf-hub:", {}, "cannot read the name 'hf-hub:': expected a repository or a folder after the colon, got none"),
         ("local-dir:", {}, "expected a repository or a folder after the colon, got none"),
-        ("local-dir:nowhere", {}, "cannot read nowhere: expected a folder with config.json, got none. Pass a folder"),
+        (
+            "local-dir:nowhere",
+            {},
+            "expected a folder with config.json, got none. Pass a folder with a timm model",
+        ),
         ("hf-hub:timm/none", {}, "expected a readable Hub repository, got timm/none"),
         (
             "resnet18.a1_in1k",

@@ -14,7 +14,7 @@ import numpy as np
 
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_source import SPLITS, Content, Source, split_of
-from skipway.errors import InputError, MissingExtra, printable
+from skipway.errors import InputError, MissingExtra, printable, reason_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -139,8 +139,9 @@ def open_parquet(path: Path) -> Iterator[Any]:
     except (InputError, MemoryError):  # the MemoryError of pyarrow is also an ArrowException
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
-        raise InputError(f"cannot read the parquet file {printable(path)}: {reason}. Download it again.") from None
+        raise InputError(
+            f"cannot read the parquet file {printable(path)}: {reason_of(error)}. Download it again."
+        ) from None
 
 
 def _columns(path: Path, where: str) -> tuple[str, str]:
