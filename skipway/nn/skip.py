@@ -131,7 +131,7 @@ class Skip(NamedErrors, ExtraInputs):
             if BATCH_NORM.fits(norm, branch, shortcut, self.after):
                 return BATCH_NORM.fast(norm, branch, shortcut, self.after)
             branch = norm(branch)
-        return self._joined(branch, shortcut)
+        return self._joined(x, branch, shortcut, version)
 
     def forward_with(self, x: Any, extra: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """Compute `forward` with extra inputs of the body."""
@@ -140,7 +140,7 @@ class Skip(NamedErrors, ExtraInputs):
         shortcut = self._shortcut_of(x, branch, version)
         if self.drop_path and self.training:
             branch = masked_depth(branch, shortcut, rate=self.drop_path, mode=self.drop_mode)
-        return self._joined(branch, shortcut)
+        return self._joined(x, branch, shortcut, version)
 
     def takes(self, count: int, names: Collection[str]) -> tuple[bool, set[str]]:
         """Return True if the body takes `count` positional extra inputs, and the names that it takes."""
@@ -159,7 +159,7 @@ class Skip(NamedErrors, ExtraInputs):
         refuse_in_place_change(x, version, "the body or the shortcut")
         return shortcut
 
-    def _joined(self, branch: Any, shortcut: Any) -> Any:
+    def _joined(self, x: Any, branch: Any, shortcut: Any, version: int) -> Any:
         join = self.join.function if isinstance(self.join, Function) else self.join
         if join is add or join is multiply:
             if not have_equal_shapes(branch, shortcut):  # the axis of the channels is only for the message
@@ -170,6 +170,9 @@ class Skip(NamedErrors, ExtraInputs):
             out = join(branch, shortcut, dim=resolve_dim(self.dim, [self.body], branch))
         else:
             out = self.join(branch, shortcut)
+            out = out if self.after is None else self.after(out)
+            refuse_in_place_change(x, version, "the join or the layer after it")
+            return out
         return out if self.after is None else self.after(out)
 
     def _fit_shortcut(self, x: Tensor, branch: Any) -> None:

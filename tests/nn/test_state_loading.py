@@ -87,6 +87,15 @@ def test_a_side_that_changes_its_input_in_place_is_refused_when_it_runs(side, dr
     assert torch.equal(Skip([torch.neg, nn.ReLU(inplace=True)])(torch.ones(2)), torch.ones(2))
 
 
+def test_a_join_that_works_in_place_on_the_shortcut_is_refused():
+    with pytest.raises(InputError, match="the join or the layer after it modifies its input in place"):
+        Skip(nn.Linear(3, 3), join=lambda branch, shortcut: shortcut.add_(1))(torch.ones(2, 3))
+    with pytest.raises(InputError, match="the join or the layer after it modifies its input in place"):
+        Skip(nn.Linear(3, 3), join=lambda branch, shortcut: shortcut, after=nn.ReLU(inplace=True))(torch.ones(2, 3))
+    in_place = Skip(nn.Linear(3, 3), join=lambda branch, shortcut: branch.add_(shortcut))
+    assert torch.equal(in_place(torch.zeros(2, 3)), in_place.body(torch.zeros(2, 3)))
+
+
 def test_a_branch_may_change_a_shared_input_in_place_only_if_it_is_the_last():
     with pytest.raises(InputError, match="'a' or 'b' modifies its input in place"):
         Parallel("add", a=lambda x: x.relu_(), b=nn.Identity())(torch.ones(2))
