@@ -5,6 +5,7 @@ Shapes: B batch, C channels, * any further axes.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skipway.errors import ShapeError
@@ -41,7 +42,7 @@ def have_equal_shapes(first: Any, *others: Any) -> bool:
     >>> have_equal_shapes(None, None)
     False
     """
-    if type(first) is not Tensor:
+    if type(first) is not Tensor or torch.jit.is_tracing():
         return False
     for other in others:  # a loop, because this runs in every call
         if type(other) is not Tensor or other.shape != first.shape:
