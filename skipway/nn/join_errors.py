@@ -5,6 +5,7 @@ Shapes: B batch, C channels, * any further axes.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skipway.errors import ShapeError
@@ -36,12 +37,12 @@ def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
 
 
 def have_equal_shapes(first: Any, *others: Any) -> bool:
-    """Return True if all branches are plain tensors of one shape, which is fast to see.
+    """Return True if all branches are plain tensors of one shape, which is fast to see; False if traced.
 
     >>> have_equal_shapes(None, None)
     False
     """
-    if type(first) is not Tensor:
+    if type(first) is not Tensor or torch.jit.is_tracing():
         return False
     for other in others:  # a loop, because this runs in every call
         if type(other) is not Tensor or other.shape != first.shape:
