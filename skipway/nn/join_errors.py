@@ -37,7 +37,7 @@ def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
 
 
 def have_equal_shapes(first: Any, *others: Any) -> bool:
-    """Return True if all branches are plain tensors of one shape, which is fast to see.
+    """Return True if all branches are plain tensors of one shape, which is fast to see; False if traced.
 
     >>> have_equal_shapes(None, None)
     False

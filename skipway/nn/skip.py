@@ -100,7 +100,7 @@ class Skip(NamedErrors, ExtraInputs):
             raise InputError(
                 f"Skip: expected drop_mode to be {' or '.join(DROP_MODES)}, got {drop_mode!r}. Use one of these."
             )
-        self.body = Chain(*body) if isinstance(body, Sequence) else as_module(body)
+        self.body = Chain(*body) if isinstance(body, Sequence) and not isinstance(body, str) else as_module(body)
         self.open_shortcut = shortcut if isinstance(shortcut, str) else None
         # Registered even if its sizes are uninferred, so that the order of parameters never changes.
         self.register_module("shortcut", None)
@@ -210,6 +210,8 @@ class Skip(NamedErrors, ExtraInputs):
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_join_name(name, value)
         super().__setattr__(name, value)
+        if name == "shortcut" and isinstance(value, nn.Module):
+            self.open_shortcut = None
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """Return the body, and the parts that differ from a plain residual connection."""
@@ -274,7 +276,9 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
         raise
     if isinstance(parent, Skip) and name == "shortcut":
         parent.open_shortcut = None
-    for container, child in around:
+    for container, child in reversed(around):
+        if isinstance(container, Chain):
+            container.share_dim()
         warn_shared_layers(container, child)
 
 

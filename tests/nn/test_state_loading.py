@@ -10,6 +10,7 @@ from torch import nn
 from skipway.errors import InputError, ShapeError
 from skipway.model_factory import create_model
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate, Scale, add, make_join
 from skipway.nn.parallel import Parallel
 from skipway.nn.shape_inference import output_shape
@@ -223,3 +224,18 @@ def test_the_names_of_other_libraries_get_a_hint(name, here):
 def test_the_names_of_other_libraries_for_shortcuts_get_a_hint(name, here):
     with pytest.raises(InputError, match=rf"unknown shortcut '{name}' \(did you mean {here}\?\)"):
         Skip(nn.ReLU(), name)
+
+
+def test_a_dense_layer_takes_its_size_from_a_state():
+    dense = Dense(None, 2)
+    dense.load_state_dict(Dense(3, 2).state_dict())
+    assert repr(dense) == "Dense(3, 2)"
+    assert dense(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_the_warning_about_an_optimizer_survives_a_failed_inference():
+    network = Chain(Skip(nn.Linear(4, 6), "project"), nn.Linear(5, 2))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="after the optimizer"), pytest.raises(ShapeError, match="Linear at 1"):
+        output_shape(network, (2, 4))
+    assert len(optimizer.param_groups) == 1
