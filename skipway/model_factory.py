@@ -12,6 +12,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import SMALL
 from skipway.errors import InputError
 from skipway.models import registry
+from skipway.models.architecture_plan import SMALL_STEMS
 from skipway.models.feature_extraction import Features
 from skipway.models.head import pool_name
 from skipway.models.network import Network, build_network
@@ -21,9 +22,7 @@ from skipway.weights.model_name import read_name
 from skipway.weights.pretrained import pretrained_network, refit
 from skipway.weights.timm_tags import weight_tags
 
-__all__ = ["SMALL_STEMS", "auto_model", "create_model", "input_shape", "list_models", "options_for"]
-
-SMALL_STEMS = "small", "whitening"  # stems that keep the size of small images
+__all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for"]
 
 
 @overload

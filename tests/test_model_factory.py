@@ -87,7 +87,7 @@ def test_a_bool_is_no_number(given):
             "resnet18: expected an option of its plan, got weights. Use pretrained",
         ),
         ({"progress": True}, "got progress. Remove it: every download is reported"),
-        ({"scriptable": True}, "got scriptable. Remove it: torch.jit.script is replaced by torch.export"),
+        ({"scriptable": True}, "got scriptable. Remove it: torch.jit.script, torch.jit.trace and torch.export work on"),
         ({"pretrained": True, "pretrained_cfg": {"url": "x"}}, "pretrained_cfg: expected a tag or {'file': path}, got"),
         ({"pretrained": True, "pretrained_cfg_overlay": "a"}, "pretrained_cfg_overlay: expected a tag or"),
         (

@@ -18,6 +18,7 @@ from skipway.models import registry
 from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
+from skipway.models.pretrained_config import CROP_MODES
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
 from skipway.utils.atomic_files import from_json, make_folder, storing, write_file
@@ -40,10 +41,17 @@ _TORCHVISION = (
 # Libraries know these only as another architecture with changed layers.
 _STAND_INS = {"resnet10": "resnet18", "densenet264": "densenet121", "resnetv2_200": "resnetv2_152"}
 # Fields of a plan that are not arguments of a library's function: stored elsewhere, or used in training only.
-_NOT_ARGUMENTS = (
-    *("name", "num_classes", "drop_path", "dropout", "drop_rate", "drop_mode"),
-    *("layer_scale", "zero_init_last", "head_init_scale"),
-)
+_NOT_ARGUMENTS = {
+    "name",
+    "num_classes",
+    "drop_path",
+    "dropout",
+    "drop_rate",
+    "drop_mode",
+    "layer_scale",
+    "zero_init_last",
+    "head_init_scale",
+}
 # Argument names of a library's functions by plan field, for each kind of network.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     "timm": {
@@ -55,13 +63,12 @@ _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
     },
     "torchvision": {},
 }
-
-# Those of all kinds, and other words for values.
+# Argument names for networks of every kind.
 _COMMON_ARGUMENTS: dict[str, dict[str, str]] = {
     "timm": {"global_pool": "global_pool", "output_stride": "output_stride", "activation": "act_layer"},
     "torchvision": {},
 }
-_VALUES = {"none": "", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid"}
+_TIMM_VALUES = {"none": "", "hardswish": "hard_swish", "hardsigmoid": "hard_sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -206,9 +213,11 @@ def _name_and_arguments(network: Network, library: str) -> tuple[str, dict[str, 
         raise InputError(
             f"cannot export to {library}: its {name} has no option for a changed {', '.join(unknown)}. Use --to onnx."
         )
-    return name, {
-        words[key]: _VALUES.get(value, value) if isinstance(value, str) else value for key, value in unusual.items()
-    }
+    return name, {words[option]: _timm_value(value) for option, value in unusual.items()}
+
+
+def _timm_value(value: Any) -> Any:
+    return _TIMM_VALUES.get(value, value) if isinstance(value, str) else value
 
 
 def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
@@ -226,7 +235,7 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
             "std": list(spec.std),
             "interpolation": spec.interpolation,
             "crop_pct": round(spec.size / spec.presize, 4),
-            "crop_mode": {"crop": "center", "squash": "squash", "pad": "border"}[spec.resize_mode],
+            "crop_mode": CROP_MODES[spec.resize_mode],
             "num_classes": num_classes,
         },
     }

@@ -94,13 +94,8 @@ class _ImageExport:
     offset, unit = 0.0, 1.0
 
     def __init__(self, network: Network, spec: Spec, raw: bool):
-        self.classes = _has_classes(network)
-        self.network, self.spec, self.raw, with_preparation = (
-            network,
-            spec,
-            raw,
-            _Images(network, spec, classes=self.classes),
-        )
+        self.network, self.spec, self.raw, self.classes = network, spec, raw, _has_classes(network)
+        with_preparation = _Images(network, spec, classes=self.classes)
         self.prepare, self.normalize = with_preparation.prepare, with_preparation.normalize
         self.module: nn.Module = network if raw else with_preparation
         self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", _output(self.classes))

@@ -31,10 +31,9 @@ PASSES: Final = "passes"
 MIXES: Final = "mixes"
 FIXED: Final = "fixed"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, SameConv2d)
-_CHANNEL_NORMS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_CHANNEL_NORMS = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm)
 _VECTOR_NORMS = (nn.LayerNorm, nn.RMSNorm)
 NORMS = (*_CHANNEL_NORMS, *_VECTOR_NORMS)
 _ELEMENTWISE_LAYERS = (Shift, Scaled, nn.Identity)

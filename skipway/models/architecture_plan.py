@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Self
 from skipway.errors import InputError, did_you_mean
 from skipway.models.head import POOLS, pool_name
 
-__all__ = ["OUTPUT_STRIDES", "Plan", "whole_number"]
+__all__ = ["OUTPUT_STRIDES", "SMALL_STEMS", "Plan", "whole_number"]
 
 # Values in a sequence: the maximum number of columns of a table. Layers are built, without weights, before they are
 # compared with those of a file, so a malicious plan could otherwise fill the memory.
 _MAX_COUNT = 10_000
 OUTPUT_STRIDES = (8, 16, 32)
+SMALL_STEMS = ("small", "whitening")  # stems that keep the size of small images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.models.feature_levels import head_start
 from skipway.nn.chain import Chain
 from skipway.nn.parallel import Parallel
 
@@ -30,7 +31,6 @@ __all__ = [
 
 POOLS = ("avg", "max", "avgmax", "catavgmax", "none")
 _TIMM_POOLS = {"": "none", "fast": "avg", **{f"fast{kind}": kind for kind in POOLS[:-1]}}
-_FIRST = ("pool", "dropout", "head")  # a head starts at the first of these layers that the network has
 
 
 class Scaled(nn.Module):
@@ -135,9 +135,7 @@ def replace_head(network: Chain, template: Chain) -> None:
 
 def _head_of(network: Chain) -> dict[str, nn.Module]:
     """Return the layers of the head by name."""
-    names = list(network._modules)
-    begin = names.index(next(name for name in _FIRST if name in names))
-    return {name: network.get_submodule(name) for name in names[begin:]}
+    return dict(list(network.named_children())[head_start(network) :])
 
 
 def require_classes(plan: Mapping[str, Any], action: str) -> None:

@@ -60,7 +60,7 @@ _VALUES: dict[str, dict[Any, Any]] = {
     "avg_down": {"true": "pool", "false": "auto"},
     "replace_stride_with_dilation": {"false,false,false": None, "false,false,true": 16, "false,true,true": 8},
 }
-_EXPORT = "Remove it: torch.jit.script is replaced by torch.export, and skipway.export writes files."
+_EXPORT = "Remove it: torch.jit.script, torch.jit.trace and torch.export work on every network."
 _WEIGHTS = "Use pretrained=True, or pretrained with a tag, a repository or a file."
 # Word without an option -> what to do instead. Values that ask for nothing, such as False, are dropped.
 _HINTS = {

@@ -4,15 +4,15 @@ from typing import Any
 
 from skipway.data.image_spec import Spec
 from skipway.data.tables.table_spec import TableSpec
+from skipway.models.architecture_plan import SMALL_STEMS
 
-__all__ = ["pretrained_config"]
+__all__ = ["CROP_MODES", "IMAGENET_MEAN", "IMAGENET_STD", "pretrained_config"]
 
-_CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}  # timm's names, by resize_mode
+CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}  # timm's names, by resize_mode
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # timm's defaults for a model without weights.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _SIZE, _CROP_PCT, _INTERPOLATION = 224, 0.875, "bicubic"
 _SMALL_SIZE = 32
-_SMALL_STEMS = ("small", "whitening")  # they keep the size of small images
 
 
 def pretrained_config(plan: dict[str, Any], spec: Spec | TableSpec | None, channels: int | None) -> dict[str, Any]:
@@ -41,20 +41,20 @@ def pretrained_config(plan: dict[str, Any], spec: Spec | TableSpec | None, chann
             **common,
             "input_size": spec.input_shape,
             "crop_pct": spec.size / spec.presize,
-            "crop_mode": _CROP_MODES[spec.resize_mode],
+            "crop_mode": CROP_MODES[spec.resize_mode],
             "interpolation": spec.interpolation,
             "mean": spec.mean,
             "std": spec.std,
         }
-    is_large = plan.get("stem") not in _SMALL_STEMS
+    is_large = plan.get("stem") not in SMALL_STEMS
     return {
         **common,
         "input_size": (channels, *[_SIZE if is_large else _SMALL_SIZE] * 2),
         "crop_pct": _CROP_PCT if is_large else 1.0,
         "crop_mode": "center",
         "interpolation": _INTERPOLATION,
-        "mean": _per_channel(_MEAN, channels),
-        "std": _per_channel(_STD, channels),
+        "mean": _per_channel(IMAGENET_MEAN, channels),
+        "std": _per_channel(IMAGENET_STD, channels),
     }
 
 

@@ -17,19 +17,17 @@ from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 
 __all__ = [
-    *(
-        "FAMILIES",
-        "ROWS",
-        "as_list",
-        "build",
-        "count_parameters",
-        "modules",
-        "names",
-        "own_options",
-        "plan_of",
-        "rebuild",
-        "select",
-    ),
+    "FAMILIES",
+    "ROWS",
+    "as_list",
+    "build",
+    "count_parameters",
+    "modules",
+    "names",
+    "own_options",
+    "plan_of",
+    "rebuild",
+    "select",
 ]
 
 

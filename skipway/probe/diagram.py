@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from skipway.errors import InputError, did_you_mean, printable
-from skipway.model_factory import SMALL_STEMS
 from skipway.model_factory import input_shape as shape_for
 from skipway.models import registry
+from skipway.models.architecture_plan import SMALL_STEMS
 from skipway.models.mlp import Embed
 from skipway.models.network import Network, build_meta_network
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite

@@ -44,8 +44,12 @@ TORCHVISION: Rules = (
 HOLDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "timm": {"stem": ("large",), "join": ("layerscale", "add"), "expansion": (4,)},
     "torchvision": {
-        **{"stem": ("large",), "join": ("layerscale",), "expansion": (4,), "kernel": (7,)},
-        **{"activation": ("gelu",), "output_stride": (None,)},
+        "stem": ("large",),
+        "join": ("layerscale",),
+        "expansion": (4,),
+        "kernel": (7,),
+        "activation": ("gelu",),
+        "output_stride": (None,),
     },
 }
 LACKS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (

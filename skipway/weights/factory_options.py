@@ -7,7 +7,7 @@ from typing import Any
 
 from skipway.errors import InputError, printable
 
-__all__ = ["FactoryOptions"]
+__all__ = ["FactoryOptions", "Pretrained"]
 
 Pretrained = str | os.PathLike[str] | bool | None
 

@@ -223,18 +223,17 @@ _TIMM: dict[str, tuple[Any, ...]] = {
     "output_stride": (None, *OUTPUT_STRIDES),
     "activation": tuple(ACTIVATIONS),
 }
-_TIMM_ANY = (
-    "block_reduce_first",
-    "down_kernel_size",
-    "out_widths",
-)  # timm's post-activation networks have all
+_TIMM_ANY = ("block_reduce_first", "down_kernel_size", "out_widths")  # timm's post-activation networks have all values
 _UNGROUPED: dict[str, tuple[Any, ...]] = {"cardinality": (1,), "base_width": (64,)}
 _DENSE: dict[str, tuple[Any, ...]] = {
-    **{"stem": ("large",), "compression": (0.5,)},
+    "stem": ("large",),
+    "compression": (0.5,),
     **{name: _PLAIN[name] for name in ("norm", "activation", "aa_layer")},
 }
 _TIMM_DENSE: dict[str, tuple[Any, ...]] = {
-    **{**_DENSE, "stem": ("large", "deep"), "aa_layer": ("none", "blurpool")},
+    **_DENSE,
+    "stem": ("large", "deep"),
+    "aa_layer": ("none", "blurpool"),
     "activation": tuple(ACTIVATIONS),
 }
 _PLAIN_DENSE = (("bottleneck 0 (it has 1 or more)", lambda plan: plan["bottleneck"] == 0),)

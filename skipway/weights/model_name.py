@@ -6,12 +6,12 @@ from typing import Any
 
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.models import registry
+from skipway.weights.factory_options import Pretrained
 from skipway.weights.timm_repository import LOCAL, Repository
 from skipway.weights.timm_tags import CLASSES, weight_tags
 
 __all__ = ["HUB_PREFIXES", "ModelName", "read_name"]
 
-Pretrained = str | os.PathLike[str] | bool | None
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "hf:")
 _OWNER = "timm/"  # its repositories are named after architecture and tag
 

@@ -18,6 +18,7 @@ from skipway.models import registry
 from skipway.models.head import pool_name
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
+from skipway.models.pretrained_config import IMAGENET_MEAN, IMAGENET_STD
 from skipway.models.resnet9 import Whitening
 from skipway.training.settings_diff import differences
 from skipway.utils.format_text import count_of, join_names
@@ -31,7 +32,7 @@ from skipway.weights.weight_packages import PACKAGES, find_weights, package_netw
 
 __all__ = ["TAGS", "is_ours", "pretrained_network", "refit"]
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _CENTERED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # EfficientNet-Lite: inputs from -1 to 1
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Preprocessing for the files of each library.
