@@ -2,15 +2,15 @@
 
 import math
 import numbers
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from skipway.errors import InputError, did_you_mean
 from skipway.models.head import POOLS, pool_name
+from skipway.utils.whole_number import whole_number
 
-__all__ = ["OUTPUT_STRIDES", "SMALL_STEMS", "Plan", "whole_number"]
+__all__ = ["OUTPUT_STRIDES", "SMALL_STEMS", "Plan"]
 
 # Values in a sequence: the maximum number of columns of a table. Layers are built, without weights, before they are
 # compared with those of a file, so a malicious plan could otherwise fill the memory.
@@ -140,17 +140,3 @@ class Plan:
                     f"{self.FAMILY}: unknown {name} {value!r}{did_you_mean(str(value), words)}: expected one "
                     f"of {', '.join(words)}. Change {name}."
                 )
-
-
-def whole_number(value: Any) -> int:
-    """Return an integer of Python or NumPy as an int; a bool is none, although Python counts with it.
-
-    Raises:
-        TypeError: the value is no integer.
-
-    >>> whole_number(7)
-    7
-    """
-    if isinstance(value, bool):
-        raise TypeError("a bool is no count")
-    return operator.index(value)

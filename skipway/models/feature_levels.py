@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.models.architecture_plan import whole_number
 from skipway.nn.chain import Chain
 from skipway.nn.joins import append
 from skipway.nn.shape_inference import output_shape
 from skipway.nn.skip import Skip
+from skipway.utils.whole_number import whole_number
 
 __all__ = [
     "FeatureInfo",

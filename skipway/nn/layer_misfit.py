@@ -112,7 +112,9 @@ def _pool(layer: Any, x: Tensor) -> _Misfit | None:
     if x.dim() in (dims + 1, dims + 2) and all(size >= k for size, k in zip(x.shape[-dims:], least, strict=True)):
         return None
     space = _SPACES[dims]
-    return _Misfit(f"(B, C, {space}) with {space} at least the window", f"Use a smaller window than {kernel}.")
+    has_axes = x.dim() in (dims + 1, dims + 2)
+    fix = f"Use a smaller window than {kernel}." if has_axes else "Keep these axes in the layer before."
+    return _Misfit(f"(B, C, {space}) with {space} at least the window", fix)
 
 
 def _instance_norm(layer: Any, x: Tensor) -> _Misfit | None:
