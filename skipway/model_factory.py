@@ -14,6 +14,7 @@ from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.architecture_plan import SMALL_STEMS
 from skipway.models.feature_extraction import Features
+from skipway.models.head import pool_name
 from skipway.models.network import Network, build_network
 from skipway.weights.factory_options import FactoryOptions
 from skipway.weights.hub_download import download_to
@@ -110,12 +111,14 @@ def create_model(
         sizes = {size: given.pop(size, None) for size in ("num_classes", "in_chans")}
         sizes |= {k: v for k, v in {"num_classes": num_classes, "in_chans": in_chans}.items() if v is not None}
         # Built first, to reject a wrong name or option before any file of weights is read.
-        plan = registry.plan_of(model.architecture, **{k: v for k, v in sizes.items() if v is not None}, **given)
+        headless = {**sizes, "num_classes": 0} if features_only and sizes["num_classes"] is None else sizes
+        # With its classifier, a fresh network draws the same initial weights as without features_only.
+        fresh = headless if pool_name(given.get("global_pool")) == "none" else sizes
+        plan = registry.plan_of(model.architecture, **{k: v for k, v in fresh.items() if v is not None}, **given)
         if model.pretrained is False:
             network = build_network(plan)
         else:
-            headless = 0 if features_only and sizes["num_classes"] is None else sizes["num_classes"]
-            network = pretrained_network(model.architecture, model.pretrained, given, headless)
+            network = pretrained_network(model.architecture, model.pretrained, given, headless["num_classes"])
             if factory.is_strict:
                 _require_sizes(network, sizes)
             network = refit(network, sizes["num_classes"], sizes["in_chans"], class_names, given)

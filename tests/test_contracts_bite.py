@@ -347,9 +347,15 @@ def an_activation_after_a_zeroed_norm():
     return with_first_skip(made=fresh(), body=lambda body: Chain(body, nn.ReLU())), random_images(6)
 
 
+def change_in_place(x):
+    x.mul_(2)
+
+
 @bite("check_in_place", "stage1.0 changes its input in place")
-def a_body_that_changes_its_input():
-    return with_first_skip(body=lambda body: Chain(lambda x: x.relu_(), body)), random_images()
+def a_hook_that_changes_the_input_of_a_skip():  # a Skip itself refuses layers that do
+    made = network()
+    first_skip(made).register_forward_hook(lambda skip, inputs, out: change_in_place(inputs[0]))
+    return made, random_images()
 
 
 @bite("check_in_place", "the network changes its input in place")

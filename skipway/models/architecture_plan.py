@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from skipway.errors import InputError, did_you_mean
 from skipway.models.head import POOLS, pool_name
 
-__all__ = ["OUTPUT_STRIDES", "SMALL_STEMS", "Plan"]
+__all__ = ["OUTPUT_STRIDES", "SMALL_STEMS", "Plan", "whole_number"]
 
 # Values in a sequence: the maximum number of columns of a table. Layers are built, without weights, before they are
 # compared with those of a file, so a malicious plan could otherwise fill the memory.
@@ -59,7 +59,7 @@ class Plan:
         for name in names:
             value = getattr(self, name)
             try:
-                counts = tuple(_whole_number(v) for v in (value if several[name] else [value]))
+                counts = tuple(whole_number(v) for v in (value if several[name] else [value]))
             except TypeError:
                 counts = (minimum - 1,)
             if min(counts, default=minimum) < minimum:
@@ -142,11 +142,14 @@ class Plan:
                 )
 
 
-def _whole_number(value: Any) -> int:
+def whole_number(value: Any) -> int:
     """Return an integer of Python or NumPy as an int; a bool is none, although Python counts with it.
 
     Raises:
         TypeError: the value is no integer.
+
+    >>> whole_number(7)
+    7
     """
     if isinstance(value, bool):
         raise TypeError("a bool is no count")

@@ -4,7 +4,6 @@ Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows 
 for regression.
 """
 
-import operator
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from skipway.data.sources.read_table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry
-from skipway.models.feature_levels import head_start
+from skipway.models.architecture_plan import whole_number
 from skipway.models.head import POOLS, classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
+from skipway.models.layer_names import head_start
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain
@@ -91,12 +91,16 @@ class Network(TimmInterface):
         (torch.Size([1, 64]), 0)
         """
         kind = pool_name(global_pool)
-        if isinstance(num_classes, bool) or num_classes < 0 or kind not in (None, *POOLS):
+        try:
+            count = whole_number(num_classes)
+        except TypeError:
+            count = -1
+        if count < 0 or kind not in (None, *POOLS):
             raise InputError(
                 "reset_classifier: expected num_classes of at least 0, and a global_pool of None, "
                 f"{', '.join(POOLS)}, got {num_classes!r} and {global_pool!r}. Change them."
             )
-        plan = {**self.plan, "num_classes": operator.index(num_classes)}
+        plan = {**self.plan, "num_classes": count}
         if kind is not None:
             if self.plan and "global_pool" not in registry.FAMILIES[self.plan["family"]].plan.options():
                 raise InputError(
@@ -106,7 +110,7 @@ class Network(TimmInterface):
             plan["global_pool"] = kind
         replace_head(self, self._new_head(plan))
         self.plan = plan if self.plan else {}
-        self.spec = _refitted(self.spec, num_classes)
+        self.spec = _refitted(self.spec, count)
 
     def _new_head(self, plan: dict[str, Any]) -> Chain:
         """Return a network with the head of `plan`, or only a head if this network is not that of its plan."""

@@ -30,6 +30,7 @@ _ALIASES = {
     "bn_size": "bottleneck",
     "bn_eps": "norm_eps",
     "kernel_sizes": "kernel",
+    "pad_type": "padding",
     "ls_init_value": "layer_scale",
     # torchvision
     "zero_init_residual": "zero_init_last",
@@ -55,6 +56,7 @@ _VALUES: dict[str, dict[Any, Any]] = {
         **dict.fromkeys(("avgpool", "avgpool2d"), "avg"),
         "none": "none",
     },
+    "pad_type": {"": "torch"},
     "avg_down": {"true": "pool", "false": "auto"},
     "replace_stride_with_dilation": {"false,false,false": None, "false,false,true": 16, "false,true,true": 8},
 }
@@ -73,6 +75,15 @@ _HINTS = {
     "replace_stem_pool": 'Use stem="deep_conv".',
     "conv_layer": "Use weight_standardization=True for StdConv2d.",
     "block_args": "Use attention and attention_ratio.",
+    **dict.fromkeys(("bn_momentum", "bn_eps"), "Remove it, and set momentum or eps of the BatchNorm layers."),
+    **dict.fromkeys(
+        ("drop_path_rate", "drop_connect_rate", "stochastic_depth_prob"),
+        "Remove it: this family has no stochastic depth.",
+    ),
+    "conv_mlp": "Remove it: both forms compute the same.",
+    **dict.fromkeys(
+        ("feature_cls", "flatten_sequential", "output_fmt"), "Remove it: Features runs the layers in order, as NCHW."
+    ),
     "width_factor": "Use widths, and stem_channels.",
     "drop_block_rate": "Use dropout or drop_path, because there is no DropBlock.",
     "memory_efficient": "Use set_grad_checkpointing.",
@@ -103,7 +114,7 @@ def translate_options(name: str, options: Mapping[str, Any], allowed: Iterable[s
     words: dict[str, str] = {}
     for word, value in options.items():
         if word in _HINTS and known.isdisjoint((word, _ALIASES.get(word))):
-            if value is None or (isinstance(value, bool | int | float | str) and not value):
+            if value is None or (isinstance(value, bool | int | float | str | dict) and not value):
                 continue
             raise InputError(f"{name}: expected an option of its plan, got {word}. {_HINTS[word]}")
         option = word if word in known else _ALIASES.get(word, word)

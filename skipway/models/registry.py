@@ -136,7 +136,8 @@ def plan_of(name: str, **options: Any) -> dict[str, Any]:
 def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of a named model in the words of its plan.
 
-    None leaves an option at its default, unless None is the default itself.
+    None leaves an option at its default, unless None is the default itself, and is ignored for an unknown option, as in
+    timm, whose scripts pass many options as None.
 
     Args:
         name: a registered name.
@@ -155,14 +156,14 @@ def own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     plan = FAMILIES[ROWS[name][0]].plan
     allowed = plan.options()
     options = translate_options(name, options, allowed)
-    for option in options:
-        if option not in allowed:
+    for option, value in options.items():
+        if option not in allowed and value is not None:
             raise InputError(
                 f"{name}: unknown option {option!r}{did_you_mean(option, allowed)}: expected one of "
                 f"{', '.join(allowed)}. Change the option."
             )
-    usual = {field.name: field.default for field in fields(plan)}
-    return {option: value for option, value in options.items() if value is not None or usual[option] is None}
+    optional = {field.name for field in fields(plan) if field.default is None}
+    return {option: value for option, value in options.items() if value is not None or option in optional}
 
 
 def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:

@@ -71,7 +71,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
                     "attribute of Chain. Choose another name."
                 )
             self.add_module(name, as_module(layer))
-        self._share_dim()
+        self.share_dim()
         warn_shared_layers(self)
 
     @named_errors
@@ -122,7 +122,7 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
             self._modules[self._known(place)] = module
         else:
             super().__setitem__(place, module)
-        self._share_dim()
+        self.share_dim()
         warn_shared_layers(self)
 
     def __delitem__(self, place: int | slice | str) -> None:
@@ -184,10 +184,10 @@ class Chain(NamedErrors, ExtraInputs, nn.Sequential):
         named = {str(i) if name.isdigit() else name: layer for i, (name, layer) in enumerate(layers)}
         self._modules.clear()
         self._modules.update(named)
-        self._share_dim()
+        self.share_dim()
         warn_shared_layers(self)
 
-    def _share_dim(self) -> None:
+    def share_dim(self) -> None:
         """Set the axis of the channels of all layers inside that have none."""
         for module in self.modules() if self.dim is not None else ():
             if isinstance(module, NamedErrors) and getattr(module, "dim", self.dim) is None:

@@ -43,16 +43,20 @@ class Dense(NamedErrors):
     @named_errors
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, in_features) to (*, out_features)."""
-        if isinstance(self.linear, nn.LazyLinear) and not filling():
+        if self._is_uninferred() and not filling():
             raise ShapeError(
                 "its in_features are uninferred. Call skipway.output_shape(network, input_shape) once before use."
             )
         y = self.linear(x)
         return y if self.activation is None else self.activation(y)
 
+    def _is_uninferred(self) -> bool:
+        # A state that was loaded has the sizes too.
+        return isinstance(self.linear, nn.LazyLinear) and self.linear.has_uninitialized_params()
+
     def __repr__(self) -> str:
-        lazy = isinstance(self.linear, nn.LazyLinear)
-        parts = [str(None if lazy else self.linear.in_features), str(self.linear.out_features)]
+        in_features = None if self._is_uninferred() else self.linear.weight.shape[1]
+        parts = [str(in_features), str(self.linear.out_features)]
         parts += [] if self.activation is None else [repr(self.activation)]
         parts += [] if self.linear.bias is not None else ["bias=False"]
         return f"Dense({', '.join(parts)})"

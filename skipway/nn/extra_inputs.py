@@ -67,7 +67,9 @@ def taken_inputs(layer: nn.Module, count: int, names: Collection[str]) -> tuple[
     except (TypeError, ValueError):  # a function of C without a signature
         return False, set()
     kinds = {p.kind for p in parameters}
-    positional = sum(p.kind in _POSITIONAL for p in parameters)
+    # In torch, arguments with a default are options or states: F.relu(x, inplace), nn.LSTM(x, hx).
+    is_torch = (getattr(function, "__module__", None) or "").startswith("torch.")
+    positional = sum(p.kind in _POSITIONAL and (p.default is p.empty or not is_torch) for p in parameters)
     any_name = inspect.Parameter.VAR_KEYWORD in kinds
     taken = {p.name for p in parameters if p.kind != inspect.Parameter.POSITIONAL_ONLY}
     is_taking = count > 0 and (positional == 1 + count or inspect.Parameter.VAR_POSITIONAL in kinds)

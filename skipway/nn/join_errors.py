@@ -5,12 +5,13 @@ Shapes: B batch, C channels, * any further axes.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skipway.errors import ShapeError
 from skipway.utils.tracing import is_symbolic, is_traced
 
-__all__ = ["need_equal_shapes", "need_tensors", "stride_between"]
+__all__ = ["have_equal_shapes", "need_equal_shapes", "need_tensors", "stride_between"]
 
 
 _SELECTION: dict[type[Any], str] = {
@@ -35,6 +36,20 @@ def need_tensors(join: str, branches: tuple[Any, ...]) -> None:
             )
 
 
+def have_equal_shapes(first: Any, *others: Any) -> bool:
+    """Return True if all branches are plain tensors of one shape, which is fast to see; False if traced.
+
+    >>> have_equal_shapes(None, None)
+    False
+    """
+    if type(first) is not Tensor or torch.jit.is_tracing():
+        return False
+    for other in others:  # a loop, because this runs in every call
+        if type(other) is not Tensor or other.shape != first.shape:
+            return False
+    return True
+
+
 def need_equal_shapes(join: str, branches: tuple[Any, ...], dim: int | None = None) -> None:
     """Check that all inputs of a join are tensors of one shape.
 
@@ -46,6 +61,8 @@ def need_equal_shapes(join: str, branches: tuple[Any, ...], dim: int | None = No
     Raises:
         ShapeError: they are not. The message has the shapes and a fix.
     """
+    if have_equal_shapes(*branches):
+        return
     need_tensors(join, branches)
     if any(is_traced(branch) for branch in branches):
         return

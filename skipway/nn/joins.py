@@ -261,9 +261,10 @@ JOINS: dict[str, Callable[[int | None], Callable[..., Tensor]]] = {
 
 # Names of other libraries -> name here.
 _ALIASES = {
-    **dict.fromkeys(("sum", "plus", "+", "residual", "addition"), "add"),
-    **dict.fromkeys(("mul", "prod", "product", "*", "times"), "multiply"),
+    **dict.fromkeys(("sum", "plus", "+", "residual", "addition", "identity", "resnet"), "add"),
+    **dict.fromkeys(("mul", "prod", "product", "*", "times", "hadamard"), "multiply"),
     **dict.fromkeys(("cat", "concatenate", "dense", "hcat", "vcat", "stack"), "concat"),
+    "densenet": "append",
     **dict.fromkeys(("highway", "gated"), "gate"),
     **dict.fromkeys(("rezero", "skipinit", "scaled"), "scale"),
     **dict.fromkeys(("layer_scale", "ls"), "layerscale"),
@@ -314,13 +315,15 @@ def name_or_module(join: Any) -> nn.Module | str:
 
 
 def refuse_join_name(attribute: str, value: Any) -> None:
-    """Check that the attribute `join` is not set to a name, which only constructors replace by a join.
+    """Check that the attribute `join` is set to a callable, and not to a name, which only constructors replace.
 
     Raises:
         InputError: it is.
     """
-    if attribute == "join" and isinstance(value, str):
-        make_join(value)  # an unknown name has its own message
+    if attribute != "join":
+        return
+    make_join(value)  # an unknown name and a value of another type have their own messages
+    if isinstance(value, str):
         raise InputError(
             f"cannot set join to the name {value!r} after construction: expected a function or a module. Set it to "
             f"skipway.nn.joins.make_join({value!r})."

@@ -15,13 +15,19 @@ __all__ = ["warn_late_parameters"]
 def warn_late_parameters(module: nn.Module) -> Iterator[None]:
     """Warn after the block if it created parameters that an existing optimizer of `module` misses."""
     before = set(module.parameters())  # torch's lazy parameters keep their identity
-    yield
+    try:
+        yield
+    finally:  # a later layer may have failed: the next run finds these parameters in place
+        _warn_if_missed(module, before)
+
+
+def _warn_if_missed(module: nn.Module, before: set[nn.Parameter]) -> None:
     created = [name for name, parameter in module.named_parameters() if parameter not in before]
     if created and any(_misses(optimizer, before) for optimizer in _optimizers()):
         warnings.warn(
             f"shape inference created {created[0]!r} after the optimizer, which does not train it. Create the "
             "optimizer after output_shape.",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

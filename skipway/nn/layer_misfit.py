@@ -54,7 +54,7 @@ def _misfit(layer: nn.Module, x: Any) -> _Misfit | None:
     if check is None:
         return None
     if not isinstance(x, Tensor):
-        return _Misfit("a tensor", "Select it by a layer before: lambda outputs: outputs[0].")
+        return _Misfit("a tensor", _SELECTION.get(type(x), "Convert it first: torch.as_tensor(x)."))
     parameter = next((p for p in layer.parameters() if not isinstance(p, nn.UninitializedParameter)), None)
     if parameter is not None and parameter.device != x.device:
         device = str(parameter.device)
@@ -63,6 +63,15 @@ def _misfit(layer: nn.Module, x: Any) -> _Misfit | None:
     if dtype not in (None, x.dtype) and not torch.is_autocast_enabled(x.device.type):
         return _Misfit(f"an input of {dtype}", f"Convert the input: x.to({dtype}).", str(x.dtype))
     return check(layer, x)
+
+
+# Kind of a value that is no tensor -> the fix.
+_SELECTION: dict[type[Any], str] = {
+    tuple: "Select it by a layer before: lambda outputs: outputs[0].",
+    list: "Select it by a layer before: lambda outputs: outputs[0].",
+    dict: 'Select it by a layer before: lambda outputs: outputs["name"].',
+    type(None): "Return a tensor from the layer before.",
+}
 
 
 def _embedding(layer: nn.Embedding, x: Tensor) -> _Misfit | None:
@@ -83,14 +92,65 @@ def _linear(layer: nn.Linear, x: Tensor) -> _Misfit | None:
     return _Misfit(f"(*, {layer.in_features})", fix)
 
 
+_SPACES = {1: "L", 2: "H, W", 3: "D, H, W"}
+
+
+def _transposed(layer: Any, x: Tensor) -> _Misfit | None:
+    dims = len(layer.kernel_size)
+    if x.dim() in (dims + 1, dims + 2) and x.shape[-dims - 1] == layer.in_channels:
+        return None
+    return _Misfit(f"(B, {layer.in_channels}, {_SPACES[dims]})", "Set in_channels to that of the input.")
+
+
+def _pool(layer: Any, x: Tensor) -> _Misfit | None:
+    dims = int(type(layer).__name__[-2])
+    sizes = getattr(layer, "kernel_size", 1)
+    pads = getattr(layer, "padding", 0)
+    kernel = sizes if isinstance(sizes, tuple) else (sizes,) * dims
+    padding = pads if isinstance(pads, tuple) else (pads,) * dims
+    least = [size - 2 * pad for size, pad in zip(kernel, padding, strict=True)]
+    if x.dim() in (dims + 1, dims + 2) and all(size >= k for size, k in zip(x.shape[-dims:], least, strict=True)):
+        return None
+    space = _SPACES[dims]
+    return _Misfit(f"(B, C, {space}) with {space} at least the window", f"Use a smaller window than {kernel}.")
+
+
+def _instance_norm(layer: Any, x: Tensor) -> _Misfit | None:
+    dims = int(type(layer).__name__[-2])
+    if x.dim() in (dims + 1, dims + 2) and x.shape[-dims - 1] == layer.num_features:
+        return None
+    return _Misfit(f"(B, {layer.num_features}, {_SPACES[dims]})", "Set num_features to the size of axis 1.")
+
+
+def _cell(layer: Any, x: Tensor) -> _Misfit | None:
+    if x.dim() in (1, 2) and x.shape[-1] == layer.input_size:
+        return None
+    return _Misfit(f"(B, {layer.input_size})", "Set input_size to the last size.")
+
+
+def _prelu(layer: nn.PReLU, x: Tensor) -> _Misfit | None:
+    if layer.num_parameters in (1, *x.shape[1:2]):
+        return None
+    return _Misfit(f"{layer.num_parameters} channels on axis 1", "Set num_parameters to that size.")
+
+
+def _bilinear(layer: nn.Bilinear, x: Tensor) -> _Misfit | None:
+    if x.shape[-1:] == (layer.in1_features,):
+        return None
+    return _Misfit(f"a first input (*, {layer.in1_features})", "Set in1_features to the last size.")
+
+
 def _convolution(layer: Any, x: Tensor) -> _Misfit | None:
     dims = len(layer.kernel_size)
-    padding = layer.padding if isinstance(layer.padding, tuple) else (max(x.shape),) * dims
+    if layer.padding == "same":
+        padding = (max((*x.shape, 0)),) * dims
+    else:
+        padding = (0,) * dims if layer.padding == "valid" else layer.padding
     reach = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(layer.dilation, layer.kernel_size, padding, strict=True)]
     has_channels = x.dim() in (dims + 1, dims + 2) and x.shape[-dims - 1] == layer.in_channels
     if has_channels and all(size >= least for size, least in zip(x.shape[-dims:], reach, strict=True)):
         return None
-    space = ", ".join((("L",), ("H", "W"), ("D", "H", "W"))[dims - 1])
+    space = _SPACES[dims]
     return _Misfit(
         f"(B, {layer.in_channels}, {space}) with {space} at least the size of the kernel after padding",
         f"Set in_channels to that of the input, or change the kernel {layer.kernel_size}, stride or padding.",
@@ -134,6 +194,12 @@ def _sequence(layer: Any, x: Tensor) -> _Misfit | None:
 _CHECKS: tuple[tuple[Any, Callable[..., _Misfit | None]], ...] = (
     (nn.Linear, _linear),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+    (nn.modules.conv._ConvTransposeNd, _transposed),
+    ((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pool),
+    (nn.modules.instancenorm._InstanceNorm, _instance_norm),
+    (nn.modules.rnn.RNNCellBase, _cell),
+    (nn.PReLU, _prelu),
+    (nn.Bilinear, _bilinear),
     (nn.modules.batchnorm._BatchNorm, _batch_norm),
     (nn.GroupNorm, _group_norm),
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),

@@ -104,8 +104,8 @@ def _failed_call(traceback: TracebackType | None) -> tuple[nn.Module | None, tup
         own, *names = frame.f_code.co_varnames[: frame.f_code.co_argcount] or [""]
         module = frame.f_locals.get(own)
         if isinstance(module, nn.Module) and frame.f_code.co_name == "forward":
-            inputs = (frame.f_locals.get(name) for name in names)
-            return module, tuple(x for x in inputs if isinstance(x, Tensor | list | tuple | dict))
+            first, *others = [frame.f_locals.get(name) for name in names] or [None]
+            return module, (first, *(x for x in others if isinstance(x, Tensor | list | tuple | dict)))
     return None, ()
 
 

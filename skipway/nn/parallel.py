@@ -12,7 +12,7 @@ from skipway.errors import InputError
 from skipway.nn.chain import Chain, Layer
 from skipway.nn.channel_axis import check_dim, resolve_dim
 from skipway.nn.code_repr import show
-from skipway.nn.extra_inputs import ExtraInputs, with_extra_inputs
+from skipway.nn.extra_inputs import ExtraInputs, taken_inputs, with_extra_inputs
 from skipway.nn.in_place import refuse_in_place_change, version_of
 from skipway.nn.join_errors import need_tensors
 from skipway.nn.joins import make_join, name_of_join, name_or_module, refuse_join_name, takes_dim
@@ -24,7 +24,8 @@ __all__ = ["Parallel"]
 class Parallel(NamedErrors, ExtraInputs):
     """Join the outputs of several branches: `join(branch1(x), branch2(x), ...)`.
 
-    With as many inputs as branches, each branch takes its input. `Parallel(join, body, nn.Identity())` computes the
+    With as many inputs as branches, each branch takes its input. Inputs passed by name, such as a mask, go to the
+    branches that take them. `Parallel(join, body, nn.Identity())` computes the
     same as `Skip(body, join=join)`. The join is called once, with all outputs.
 
     Args:
@@ -61,14 +62,22 @@ class Parallel(NamedErrors, ExtraInputs):
         return self._joined(self._outputs_of(x))
 
     def forward_with(self, x: Any, extra: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-        """Pass one input to each branch, and join the outputs."""
-        count, inputs = len(self.branches), (x, *extra, *named.values())
-        if named or len(inputs) != count:
+        """Pass one input to all branches or one to each, and named inputs to the branches that take them."""
+        count, inputs = len(self.branches), (x, *extra)
+        if extra and len(inputs) != count:
             raise InputError(
                 f"expected 1 or {count} inputs for its {count} branches, got {len(inputs)}. Pass one "
-                "input for all, or one for each, without names."
+                "input for all, or one for each, and further ones by name."
             )
-        return self._joined([branch(x) for branch, x in zip(self.branches, inputs, strict=True)])
+        unused = sorted(set(named) - self.takes(0, named)[1])
+        if unused:
+            raise InputError(
+                f"expected a branch whose forward takes argument {unused[0]!r}, got none. Pass one input for each "
+                "branch without names, or add such a branch."
+            )
+        if not extra:
+            return self._joined(self._outputs_of(x, named))
+        return self._joined([_call(branch, own, named) for branch, own in zip(self.branches, inputs, strict=True)])
 
     def _joined(self, outputs: list[Any]) -> Any:
         if takes_dim(self.join):
@@ -76,19 +85,20 @@ class Parallel(NamedErrors, ExtraInputs):
             return self.join(*outputs, dim=resolve_dim(self.dim, self.branches, outputs[0]))
         return self.join(*outputs)
 
-    def _outputs_of(self, x: Any) -> list[Any]:
+    def _outputs_of(self, x: Any, named: Mapping[str, Any] | None = None) -> list[Any]:
         """Return the outputs of all branches for one input, which no branch but the last may modify."""
         outputs: list[Any] = []
         version, before = version_of(x), ""
         for name, branch in self.branches.named_children():
             refuse_in_place_change(x, version, f"{before!r} or {name!r}")
-            outputs.append(branch(x))
+            outputs.append(_call(branch, x, named) if named else branch(x))
             before = name
         return outputs
 
     def takes(self, count: int, names: Collection[str]) -> tuple[bool, set[str]]:
-        """Return True if there is a branch for the main input and each extra one; a Parallel takes none by name."""
-        return count > 0 and 1 + count == len(self.branches), set()
+        """Return True if there is a branch for the main input and each extra one, and the names that branches take."""
+        taken = (taken_inputs(branch, 0, names)[1] for branch in self.branches)
+        return count > 0 and 1 + count == len(self.branches), set().union(*taken)
 
     def __getitem__(self, place: int | slice | str) -> Any:
         """Return the branch at an index or of a name, or a Chain of the branches of a slice."""
@@ -111,3 +121,8 @@ class Parallel(NamedErrors, ExtraInputs):
 
     def __repr__(self) -> str:
         return show(self)
+
+
+def _call(branch: nn.Module, x: Any, named: Mapping[str, Any]) -> Any:
+    """Return the output of a branch, with those of the named inputs that it takes."""
+    return branch(x, **{name: named[name] for name in taken_inputs(branch, 0, named)[1]})

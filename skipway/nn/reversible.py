@@ -128,7 +128,7 @@ class Reversible(Chain):
                 "them into two Reversibles."
             )
         self.dim = dims.pop() if dims else None
-        self._share_dim()
+        self.share_dim()
 
     @named_errors
     def forward(self, input: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from skipway.nn.channel_axis import channel_axis_of, check_dim, resolve_dim
 from skipway.nn.code_repr import show
 from skipway.nn.extra_inputs import ExtraInputs, taken_inputs, with_extra_inputs
 from skipway.nn.in_place import refuse_in_place_change, refuse_in_place_layers, version_of
-from skipway.nn.join_errors import need_equal_shapes, need_tensors
+from skipway.nn.join_errors import have_equal_shapes, need_equal_shapes, need_tensors
 from skipway.nn.joins import (
     Gate,
     add,
@@ -100,7 +100,7 @@ class Skip(NamedErrors, ExtraInputs):
             raise InputError(
                 f"Skip: expected drop_mode to be {' or '.join(DROP_MODES)}, got {drop_mode!r}. Use one of these."
             )
-        self.body = Chain(*body) if isinstance(body, Sequence) else as_module(body)
+        self.body = Chain(*body) if isinstance(body, Sequence) and not isinstance(body, str) else as_module(body)
         self.open_shortcut = shortcut if isinstance(shortcut, str) else None
         # Registered even if its sizes are uninferred, so that the order of parameters never changes.
         self.register_module("shortcut", None)
@@ -121,6 +121,7 @@ class Skip(NamedErrors, ExtraInputs):
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
             branch = stochastic_depth(self.body, x, shortcut, rate=self.drop_path, mode=self.drop_mode)
+            refuse_in_place_change(x, version, "the body or the shortcut")
         else:
             fusable = self.join is add and self.open_shortcut is None
             norm = fusable_norm(self.body, x, self.after) if fusable else None
@@ -151,21 +152,27 @@ class Skip(NamedErrors, ExtraInputs):
         return channel_axis_of(self.body) if self.dim is None else self.dim
 
     def _shortcut_of(self, x: Any, branch: Any, version: int) -> Any:
-        refuse_in_place_change(x, version, "the body or the shortcut")
         if self.open_shortcut is not None:
             self._fit_shortcut(x, branch)
-        return x if self.shortcut is None else self.shortcut(x)
+        layer = self.shortcut
+        shortcut = x if layer is None else layer(x)
+        refuse_in_place_change(x, version, "the body or the shortcut")
+        return shortcut
 
     def _joined(self, x: Any, branch: Any, shortcut: Any, version: int) -> Any:
-        refuse_in_place_change(x, version, "the body or the shortcut")
         join = self.join.function if isinstance(self.join, Function) else self.join
-        if takes_dim(join):
+        if join is add or join is multiply:
+            if not have_equal_shapes(branch, shortcut):  # the axis of the channels is only for the message
+                need_equal_shapes(name_of_join(join), (branch, shortcut), self.channel_axis)
+            out = self.join(branch, shortcut)
+        elif takes_dim(join):
             need_tensors(name_of_join(join), (branch, shortcut))
             out = join(branch, shortcut, dim=resolve_dim(self.dim, [self.body], branch))
         else:
-            if join is add or join is multiply:
-                need_equal_shapes(name_of_join(join), (branch, shortcut), self.channel_axis)
             out = self.join(branch, shortcut)
+            out = out if self.after is None else self.after(out)
+            refuse_in_place_change(x, version, "the join or the layer after it")
+            return out
         return out if self.after is None else self.after(out)
 
     def _fit_shortcut(self, x: Tensor, branch: Any) -> None:
@@ -203,6 +210,8 @@ class Skip(NamedErrors, ExtraInputs):
     def __setattr__(self, name: str, value: Any) -> None:
         refuse_join_name(name, value)
         super().__setattr__(name, value)
+        if name == "shortcut" and isinstance(value, nn.Module):
+            self.open_shortcut = None
 
     def parts(self) -> list[tuple[str, nn.Module | str]]:
         """Return the body, and the parts that differ from a plain residual connection."""
@@ -267,7 +276,9 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
         raise
     if isinstance(parent, Skip) and name == "shortcut":
         parent.open_shortcut = None
-    for container, child in around:
+    for container, child in reversed(around):
+        if isinstance(container, Chain):
+            container.share_dim()
         warn_shared_layers(container, child)
 
 

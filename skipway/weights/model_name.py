@@ -40,12 +40,23 @@ def read_name(name: str, pretrained: Pretrained) -> ModelName:
         pretrained: True for the weights of the name. Another source contradicts a name with weights.
 
     Raises:
-        InputError: The tag or the repository does not exist, or both arguments name weights.
+        InputError: An argument has another type, the tag or the repository does not exist, or both arguments name
+            weights.
 
     >>> read_name("resnet18.a1_in1k", pretrained=True)
     ModelName(architecture='resnet18', pretrained='a1_in1k', options={})
     """
+    if not isinstance(name, str):
+        raise InputError(
+            f"unknown architecture {printable(repr(name))[:80]}: expected a name, got {type(name).__name__}. "
+            "Set pretrained to the path of a file."
+        )
     source = False if pretrained is None else pretrained
+    if not isinstance(source, str | os.PathLike | bool):
+        raise InputError(
+            f"pretrained: expected True, False, a tag, a repository or a path, got {printable(repr(source))[:80]}. "
+            "Change pretrained."
+        )
     hub = next((prefix for prefix in HUB_PREFIXES if name.startswith(prefix)), "")
     address = name.removeprefix(hub)
     if name.startswith(LOCAL) or (hub and not _is_known(address)):

@@ -91,6 +91,8 @@ def test_create_model_gives_features_as_timm_s_does():
     x = torch.randn(2, 3, 64, 64)
     for found, wanted in zip(features(x), sw.Features(network, (2, 4))(x), strict=True):
         assert torch.equal(found, wanted)
+    headless = sw.create_model("resnet18", widths=[4, 5, 6, 7], features_only=True, global_pool="", out_indices=(2, 4))
+    assert info(headless) == info(features)
     with pytest.raises(InputError, match="cannot set out_indices: expected features_only=True, got False"):
         sw.create_model("resnet18", out_indices=(1,))
 

@@ -92,7 +92,7 @@ def test_the_drop_rate_of_a_densenet_is_before_the_head_and_that_of_its_layers_h
         ("convnext_atto", {"output_stride": 4}, "convnext: expected output_stride 8, 16 or 32, got 4"),
         ("efficientnet_b0", {"output_stride": True}, "inverted_residual: expected output_stride 8, 16 or 32, got True"),
         ("densenet121", {"output_stride": 8}, "densenet121: unknown option 'output_stride'.*expected one of layers"),
-        ("densenet121", {"drop_path_rate": 0.1}, "densenet121: unknown option 'drop_path_rate'"),
+        ("densenet121", {"drop_path_rate": 0.1}, "got drop_path_rate. Remove it: this family has no stochastic depth"),
         ("convnext_atto", {"act_layer": "gel"}, r"convnext: unknown activation 'gel' \(did you mean gelu"),
         ("efficientnet_b0", {"act_layer": "identity"}, "inverted_residual: unknown activation 'identity'"),
         ("efficientnet_b0", {"norm_layer": "layer"}, "inverted_residual: unknown norm 'layer'"),

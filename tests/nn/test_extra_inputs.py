@@ -2,6 +2,7 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from skipway.errors import InputError
@@ -97,3 +98,26 @@ def test_activation_checkpointing_refuses_extra_inputs():
     with pytest.raises(InputError, match="cannot pass extra inputs: expected a Chain without activation checkpointing"):
         chain(X, MASK)
     assert torch.equal(recompute(chain, every="none")(X, MASK), Chain(*chain)(X, MASK))
+
+
+class _Masked(nn.Linear):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * mask
+
+
+def test_an_option_of_a_layer_of_torch_is_no_extra_input():
+    """`relu(x, inplace)` and `LSTM(x, hx)` have two arguments, of which the second is none of a mask."""
+    x, mask = torch.ones(2, 3, 4), torch.zeros(2, 3, 4)
+    chain = Chain(F.relu, nn.LSTM(4, 4, batch_first=True), lambda outputs: outputs[0], _Masked(4, 4))
+    assert torch.equal(chain(x, mask), mask)
+    decoder = nn.TransformerDecoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    assert torch.equal(Chain(decoder)(x, mask), decoder(x, mask))
+
+
+def test_named_inputs_reach_the_branches_of_a_parallel_that_take_them():
+    x, mask = torch.ones(2, 4), torch.zeros(2, 4)
+    parallel = Parallel("add", _Masked(4, 4), nn.Identity())
+    assert torch.equal(Chain(nn.Identity(), parallel)(x, mask=mask), x)
+    assert torch.equal(parallel(mask, x, mask=mask), x)
+    with pytest.raises(InputError, match="expected a branch whose forward takes argument 'maks'"):
+        parallel(x, maks=mask)

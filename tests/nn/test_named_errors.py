@@ -150,3 +150,27 @@ def test_a_missing_batch_axis_is_called_one():
     with pytest.raises(ShapeError, match=r"Conv2d at 0: expected \(B, 3, H, W\)"):
         output_shape(network, (4, 3, 3))
     assert output_shape(nn.Conv2d(3, 8, 3), (3, 5, 5)) == (8, 3, 3)  # torch takes it without a batch
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "message"),
+    [
+        (nn.ConvTranspose2d(3, 4, 3), torch.ones(2, 4, 8, 8), r"expected \(B, 3, H, W\), got \(2, 4, 8, 8\)"),
+        (nn.Conv1d(3, 4, 3, padding="valid"), torch.ones(2, 3, 2), "at least the size of the kernel"),
+        (nn.InstanceNorm1d(4, affine=True), torch.ones(2, 5, 3), r"expected \(B, 4, L\)"),
+        (nn.MaxPool2d(5), torch.ones(2, 3, 4, 4), r"at least the window, got \(2, 3, 4, 4\)"),
+        (nn.AvgPool1d(2), torch.ones(2, 3, 4, 4), r"expected \(B, C, L\)"),
+        (nn.LSTMCell(4, 3), torch.ones(2, 5), r"expected \(B, 4\), got \(2, 5\)"),
+        (nn.PReLU(4), torch.ones(2, 3), "expected 4 channels on axis 1"),
+        (nn.Linear(4, 3), None, "expected a tensor, got NoneType. Return a tensor"),
+        (nn.Linear(4, 3), {"x": torch.ones(2, 4)}, 'outputs\\["name"\\]'),
+    ],
+)
+def test_layers_of_torch_that_do_not_fit_their_input_are_named(layer, x, message):
+    with pytest.raises(ShapeError, match=rf"^{type(layer).__name__} at body.0: .*{message}"):
+        Chain(body=nn.Sequential(layer))(x)
+
+
+def test_a_bilinear_layer_that_does_not_fit_is_named():
+    with pytest.raises(ShapeError, match=r"Bilinear at 1: expected a first input \(\*, 3\)"):
+        Chain(nn.Identity(), nn.Bilinear(3, 4, 2))(torch.ones(2, 5), torch.ones(2, 4))

@@ -566,3 +566,37 @@ def test_what_is_printed_builds_the_same_network_again(tree):
     again.load_state_dict(network.state_dict())
     x = torch.randn(2, 3)
     assert torch.equal(again.eval()(x), network.eval()(x))
+
+
+def test_parts_that_are_set_later_are_checked_and_used():
+    skip = Skip(nn.Linear(4, 4), "project")
+    skip.shortcut = nn.Identity()
+    assert skip(torch.ones(1, 4)).shape == (1, 4)
+    with pytest.raises(InputError, match="expected a name or a callable"):
+        skip.join = None
+
+
+def test_a_new_skip_takes_the_axis_of_the_chains_around_it():
+    chain = Chain(nn.Linear(6, 6), Skip(nn.Identity()), dim=-1)
+    set_submodule(chain, "1", Skip(nn.ReLU(), join="layerscale"))
+    assert output_shape(chain, (2, 5, 6)) == (2, 5, 6)
+    assert chain[1].join.channels == 6
+
+
+def test_a_traced_join_warns_about_no_shape():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.jit.trace(Skip(nn.Linear(4, 4)), torch.ones(1, 4), check_trace=False)
+    assert not [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("identity", "add"), ("densenet", "append"), ("hadamard", "multiply")])
+def test_the_join_of_another_library_has_a_hint(name, hint):
+    with pytest.raises(InputError, match=f"did you mean {hint}"):
+        Skip(nn.Linear(4, 4), join=name)
+
+
+def test_a_good_join_does_not_search_for_the_axis_of_the_channels(monkeypatch):
+    """The axis is only for the advice of an error, and the search would cost more than the addition."""
+    monkeypatch.setattr(Skip, "channel_axis", property(lambda self: pytest.fail("searched")))
+    assert Skip(nn.Linear(4, 4))(torch.ones(1, 4)).shape == (1, 4)

@@ -10,6 +10,7 @@ from torch import nn
 from skipway.errors import InputError, ShapeError
 from skipway.model_factory import create_model
 from skipway.nn.chain import Chain
+from skipway.nn.dense import Dense
 from skipway.nn.joins import Gate, Scale, add, make_join
 from skipway.nn.parallel import Parallel
 from skipway.nn.shape_inference import output_shape
@@ -85,6 +86,15 @@ def test_a_side_that_changes_its_input_in_place_is_refused_when_it_runs(side, dr
     with pytest.raises(InputError, match="modifies its input in place"):
         masked(torch.ones(2, 3), torch.ones(2, 3))
     assert torch.equal(Skip([torch.neg, nn.ReLU(inplace=True)])(torch.ones(2)), torch.ones(2))
+
+
+def test_a_join_that_works_in_place_on_the_shortcut_is_refused():
+    with pytest.raises(InputError, match="the join or the layer after it modifies its input in place"):
+        Skip(nn.Linear(3, 3), join=lambda branch, shortcut: shortcut.add_(1))(torch.ones(2, 3))
+    with pytest.raises(InputError, match="the join or the layer after it modifies its input in place"):
+        Skip(nn.Linear(3, 3), join=lambda branch, shortcut: shortcut, after=nn.ReLU(inplace=True))(torch.ones(2, 3))
+    in_place = Skip(nn.Linear(3, 3), join=lambda branch, shortcut: branch.add_(shortcut))
+    assert torch.equal(in_place(torch.zeros(2, 3)), in_place.body(torch.zeros(2, 3)))
 
 
 def test_a_branch_may_change_a_shared_input_in_place_only_if_it_is_the_last():
@@ -214,3 +224,18 @@ def test_the_names_of_other_libraries_get_a_hint(name, here):
 def test_the_names_of_other_libraries_for_shortcuts_get_a_hint(name, here):
     with pytest.raises(InputError, match=rf"unknown shortcut '{name}' \(did you mean {here}\?\)"):
         Skip(nn.ReLU(), name)
+
+
+def test_a_dense_layer_takes_its_size_from_a_state():
+    dense = Dense(None, 2)
+    dense.load_state_dict(Dense(3, 2).state_dict())
+    assert repr(dense) == "Dense(3, 2)"
+    assert dense(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_the_warning_about_an_optimizer_survives_a_failed_inference():
+    network = Chain(Skip(nn.Linear(4, 6), "project"), nn.Linear(5, 2))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="after the optimizer"), pytest.raises(ShapeError, match="Linear at 1"):
+        output_shape(network, (2, 4))
+    assert len(optimizer.param_groups) == 1

@@ -130,6 +130,13 @@ def test_weights_without_a_head_have_none_unless_classes_are_requested(hub):
         ),
         ("resnet19.a1_in1k", {}, "unknown architecture 'resnet19' .did you mean"),
         ("someone/ants", {}, "unknown architecture 'someone/ants': expected a name, got a path. Write hf-hub:someone/"),
+        (None, {}, "unknown architecture None: expected a name, got NoneType. Set pretrained to the path of a file"),
+        (b"resnet18", {}, "unknown architecture b'resnet18': expected a name, got bytes"),
+        (
+            "resnet18",
+            {"pretrained": 1},
+            "expected True, False, a tag, a repository or a path, got 1. Change",
+        ),
         ("hf-hub:", {}, "cannot read the name 'hf-hub:': expected a repository or a folder after the colon, got none"),
         ("local-dir:", {}, "expected a repository or a folder after the colon, got none"),
         (
