@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.models.feature_levels import FeatureInfo, feature_indices, is_stage, measure, split_layers
+from skipway.models.feature_levels import FeatureInfo, feature_indices, measure, split_layers
+from skipway.models.layer_names import is_stage
 from skipway.models.network import Network
 from skipway.models.timm_interface import is_reversible
 from skipway.nn.activation_checkpointing import recompute

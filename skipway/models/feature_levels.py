@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipway.errors import InputError
+from skipway.models.layer_names import head_start, is_stage, trunk_end
 from skipway.nn.chain import Chain
 from skipway.nn.joins import append
 from skipway.nn.shape_inference import output_shape
@@ -23,15 +24,11 @@ __all__ = [
     "Piece",
     "feature_indices",
     "first_convolution",
-    "head_start",
-    "is_stage",
     "measure",
     "split_layers",
-    "trunk_end",
 ]
 
 _PROBE = 1024  # a power of two, so that the eight stages of an xresnet18_deeper halve it exactly
-_HEAD = ("pool", "dropout", "head")  # the head starts at the first of these layers that the network has
 
 
 class FeatureInfo(list[dict[str, Any]]):
@@ -194,32 +191,6 @@ def _modules(pieces: Sequence[Piece]) -> Iterator[nn.Module]:
 def _is_strided(layer: nn.Module) -> bool:
     stride = getattr(layer, "stride", 1)
     return any(s != 1 for s in stride) if isinstance(stride, tuple) else stride != 1
-
-
-def is_stage(name: str) -> bool:
-    """Return True if a layer of this name is a stage."""
-    return name.startswith("stage")
-
-
-def trunk_end(network: Chain) -> int:
-    """Return the number of layers up to the last stage, or up to the stem if there is no stage."""
-    end = 0
-    for place, name in enumerate(network._modules, 1):
-        if name == "stem" or is_stage(name):
-            end = place
-    return end
-
-
-def head_start(network: Chain) -> int:
-    """Return the number of layers before the head: up to the global pool, or to the classifier if there is none.
-
-    >>> head_start(Chain(stem=nn.Conv2d(3, 8, 3), stage1=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
-    2
-    """
-    names, place = list(network._modules), trunk_end(network)
-    while place < len(names) and names[place] not in _HEAD:
-        place += 1
-    return place
 
 
 def measure(pieces: Sequence[Piece], plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.models.feature_levels import head_start
+from skipway.models.layer_names import head_start
 from skipway.nn.chain import Chain
 from skipway.nn.parallel import Parallel
 

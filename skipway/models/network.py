@@ -22,8 +22,8 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry
 from skipway.models.architecture_plan import whole_number
-from skipway.models.feature_levels import head_start
 from skipway.models.head import POOLS, classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
+from skipway.models.layer_names import head_start
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain

@@ -18,12 +18,11 @@ from skipway.models.feature_levels import (
     Piece,
     feature_indices,
     first_convolution,
-    head_start,
     input_shape,
-    is_stage,
     measure,
     split_layers,
 )
+from skipway.models.layer_names import head_start, is_stage
 from skipway.models.pretrained_config import pretrained_config
 from skipway.nn.activation_checkpointing import recompute
 from skipway.nn.blocks import Shift
