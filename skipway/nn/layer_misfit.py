@@ -113,7 +113,7 @@ def _pool(layer: Any, x: Tensor) -> _Misfit | None:
         return None
     space = _SPACES[dims]
     has_axes = x.dim() in (dims + 1, dims + 2)
-    fix = f"Use a smaller window than {kernel}." if has_axes else "Keep these axes in the layer before."
+    fix = f"Use larger inputs, or a smaller window than {kernel}." if has_axes else "Keep these axes before it."
     return _Misfit(f"(B, C, {space}) with {space} at least the window", fix)
 
 

@@ -99,7 +99,7 @@ def test_any_layers_from_one_up_are_a_network(layers, in_chans, num_classes):
 
 
 def test_a_image_that_is_too_small_is_named_with_its_place():
-    with pytest.raises(ShapeError, match=r"AvgPool2d at transition1.pool cannot process \(1, 8, 1, 1\)"):
+    with pytest.raises(ShapeError, match=r"AvgPool2d at transition1.pool: expected .*, got .* Use larger"):
         output_shape(tiny(), (1, 3, 1, 1))
 
 
