@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -229,3 +230,25 @@ def test_a_join_keeps_the_memory_format(join, layout):
     with torch.autocast("cpu", torch.bfloat16):
         assert make_join(join, 3)(branch, shortcut).is_contiguous(memory_format=layout)
     assert make_join(join, 3)(branch, shortcut).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(
+    "body, shape",
+    [
+        (nn.Linear(4, 6), (2, 4)),
+        (nn.Linear(4, 6), (2, 5, 4)),
+        (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4)), (1, 6, 6, 8)),
+        (nn.Conv1d(3, 6, 3, padding=1), (2, 3, 9)),
+        (nn.Conv1d(3, 3, 3, 3, 1), (2, 3, 9)),
+        (nn.Conv2d(3, 8, 3, 2, 1), (2, 3, 16, 16)),
+        (nn.Conv2d(3, 3, 3, 2, 1), (2, 3, 17, 17)),
+        (nn.Conv3d(2, 4, 3, 2, 1), (1, 2, 8, 8, 8)),
+    ],
+)
+def test_the_advised_shortcut_works(body, shape):
+    with pytest.raises(ShapeError, match="expected equal shapes") as refused:
+        Skip(body)(torch.randn(shape))
+    advised = re.search(r'Set shortcut="(\w+)"', str(refused.value))
+    skip = Skip(body, advised[1])
+    output_shape(skip, shape)
+    assert skip(torch.randn(shape)).shape == body(torch.randn(shape)).shape
