@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from skipway.errors import InputError
 
-__all__ = ["refuse_in_place_change", "refuse_in_place_layers", "starts_in_place", "version_of"]
+__all__ = ["is_changed", "refuse_in_place_change", "refuse_in_place_layers", "starts_in_place", "version_of"]
 
 
 # Layers that may return their input, or a view of it.
@@ -16,10 +16,22 @@ _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten)
 
 
 def version_of(x: Any) -> int:
-    """Return the number of in-place changes of a tensor, or 0 if torch does not count them (in inference mode)."""
+    """Return the number of in-place changes of a tensor, or -1 if torch does not count them (in inference mode)."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_inference():
-        return 0
+        return -1
     return x._version
+
+
+def is_changed(x: Any, version: int) -> bool:
+    """Return True if `x` was changed in place since it had `version`, as far as torch counts changes.
+
+    >>> x = torch.ones(1)
+    >>> before = version_of(x)
+    >>> is_changed(x.add_(1), before)
+    True
+    """
+    now = version_of(x)
+    return now != version and now >= 0 and version >= 0  # a thread that compiles hides versions from all threads
 
 
 def refuse_in_place_change(x: Any, version: int, culprit: str) -> None:
@@ -33,7 +45,7 @@ def refuse_in_place_change(x: Any, version: int, culprit: str) -> None:
     Raises:
         InputError: the layer changed `x` in place.
     """
-    if version_of(x) != version:
+    if is_changed(x, version):
         raise InputError(
             f"{culprit} modifies its input in place, but both need it unchanged. Use layers that return a new tensor "
             "(inplace=False)."

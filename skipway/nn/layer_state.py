@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipway.errors import InputError
-from skipway.nn.in_place import starts_in_place, version_of
+from skipway.nn.in_place import is_changed, starts_in_place, version_of
 
 __all__ = ["LayerState", "differentiable_tensors"]
 
@@ -88,7 +88,7 @@ class LayerState:
         Raises:
             InputError: the pass changed a tensor whose value at the start is lost.
         """
-        changed = {t for t, version in self._versions.items() if version_of(t) != version}
+        changed = {t for t, version in self._versions.items() if is_changed(t, version)}
         lost = [t for t in changed if t not in self._starts and t not in self._renormalized]
         if lost:
             is_steady = _STEADY.pop(lost[0], False)
@@ -116,7 +116,7 @@ class LayerState:
             InputError: a parameter or a large buffer was modified since the forward pass.
         """
         for tensor, version in self._versions.items():
-            if version_of(tensor) != version:
+            if is_changed(tensor, version):
                 raise InputError(
                     "cannot recompute: expected parameters and buffers as in the forward pass, got "
                     f"{_named(tensor, self._modules)} modified in place. Call backward() before optimizer.step() and "
