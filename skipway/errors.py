@@ -6,7 +6,7 @@ Every message is one line: what failed and where, what was expected, and how to 
 import difflib
 import errno
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "STORAGE_ERRNOS",
@@ -104,13 +104,20 @@ def out_of_memory() -> StorageError:
     return StorageError("out of memory. Use a smaller model, smaller images, or a machine with more memory.")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:
     """Return ' (did you mean a, b?)' with up to three known names close to `name`, or an empty string.
+
+    Args:
+        name: unknown name.
+        known: known names.
+        aliases: names of other libraries, each with the known name to suggest instead.
 
     >>> did_you_mean("resnet8", ["resnet18", "mobilenetv2_100"])
     ' (did you mean resnet18?)'
     """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    aliases = aliases or {}
+    alias = aliases.get(name, aliases.get(name.lower()))
+    close = [alias] if alias else difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 

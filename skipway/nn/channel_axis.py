@@ -100,21 +100,19 @@ def resolve_dim(dim: int | None, layers: Iterable[nn.Module], x: Tensor) -> int:
     Raises:
         ShapeError: `x` has no such axis, or 3 axes that could be (B, C, L) and (B, T, C) alike.
     """
-    if is_symbolic(x):
-        axes = {channel_axis_of(layer) for layer in layers if dim is None} - {None}
-        return dim or (axes.pop() if len(axes) == 1 else 1) or 1
+    has_shape = not is_symbolic(x)
     if dim is not None:
-        if not -x.dim() < dim < x.dim():
+        if has_shape and not -x.dim() < dim < x.dim():
             raise ShapeError(
                 f"dim={dim}: expected a tensor with that axis next to the batch axis, got {tuple(x.shape)}. Change dim."
             )
         return dim
-    if x.dim() <= 2:
+    if has_shape and x.dim() <= 2:
         return 1
     axes = {channel_axis_of(layer) for layer in layers} - {None}  # no walrus, which torch.compile cannot trace
     if len(axes) == 1:
         return axes.pop() or 1
-    if axes or x.dim() == 3:
+    if has_shape and (axes or x.dim() == 3):
         shape = tuple(x.shape)
         raise ShapeError(
             f"ambiguous channel axis of {shape}: it may be (B, C, L) with {shape[1]} channels, or (B, T, C) with "

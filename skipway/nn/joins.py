@@ -283,8 +283,7 @@ def make_join(join: str | Callable[..., Tensor], channels: int | None = None) ->
     """
     if isinstance(join, str):
         if join not in JOINS:
-            alias = _ALIASES.get(join.lower())
-            hint = f" (did you mean {alias}?)" if alias else did_you_mean(join, JOINS)
+            hint = did_you_mean(join, JOINS, _ALIASES)
             raise InputError(
                 f"unknown join {join!r}{hint}: expected {', '.join(JOINS)}, or a callable. Use one of these."
             )

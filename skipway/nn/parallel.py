@@ -25,8 +25,8 @@ class Parallel(NamedErrors, ExtraInputs):
     """Join the outputs of several branches: `join(branch1(x), branch2(x), ...)`.
 
     With as many inputs as branches, each branch takes its input. Inputs passed by name, such as a mask, go to the
-    branches that take them. `Parallel(join, body, nn.Identity())` computes the
-    same as `Skip(body, join=join)`. The join is called once, with all outputs.
+    branches that take them. `Parallel(join, body, nn.Identity())` computes the same as `Skip(body, join=join)`. The
+    join is called once, with all outputs.
 
     Args:
         join: name of a join, or a function or module that takes all outputs.

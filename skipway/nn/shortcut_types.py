@@ -36,12 +36,12 @@ _BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.B
 NORMS = ("batch", "group", "none")
 GROUPS = 32  # Wu and He 2018, arXiv:1803.08494
 _POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-# Names of other libraries -> name here.
+# Names of other libraries, in lower case -> name here.
 _ALIASES = {
     **dict.fromkeys(("identity", "id", "none", "skip", "residual"), "None"),
-    **dict.fromkeys(("projection", "proj", "conv", "conv1x1", "linear", "downsample", "1x1", "B", "C"), "project"),
-    **dict.fromkeys(("zeropad", "zero_pad", "padding", "A"), "pad"),
-    **dict.fromkeys(("avg", "avgpool", "avg_down", "D"), "pool"),
+    **dict.fromkeys(("projection", "proj", "conv", "conv1x1", "linear", "downsample", "1x1", "b", "c"), "project"),
+    **dict.fromkeys(("zeropad", "zero_pad", "padding", "a"), "pad"),
+    **dict.fromkeys(("avg", "avgpool", "avg_down", "d"), "pool"),
 }
 
 
@@ -229,8 +229,7 @@ def check_shortcut(kind: str) -> None:
         InputError: the name is unknown. The message has the name here of a common other name.
     """
     if kind not in SHORTCUTS:
-        alias = _ALIASES.get(kind.lower(), _ALIASES.get(kind.upper()))
-        hint = f" (did you mean {alias}?)" if alias else did_you_mean(kind.lower(), SHORTCUTS)
+        hint = did_you_mean(kind.lower(), SHORTCUTS, _ALIASES)
         raise InputError(
             f"unknown shortcut {kind!r}{hint}: expected None, {', '.join(SHORTCUTS)}, or a module. Use one of these."
         )

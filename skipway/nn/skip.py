@@ -160,7 +160,7 @@ class Skip(NamedErrors, ExtraInputs):
         return shortcut
 
     def _joined(self, x: Any, branch: Any, shortcut: Any, version: int) -> Any:
-        join = self.join.function if isinstance(self.join, Function) else self.join
+        join = _function_of(self.join)
         if join is add or join is multiply:
             if not have_equal_shapes(branch, shortcut):  # the axis of the channels is only for the message
                 need_equal_shapes(name_of_join(join), (branch, shortcut), self.channel_axis)
@@ -197,7 +197,7 @@ class Skip(NamedErrors, ExtraInputs):
     ) -> None:
         """Load the state; weights of a shortcut that is not there are unexpected, or cannot be placed."""
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
-        missing, unexpected, errors = lists
+        _, unexpected, errors = lists
         keys = [key for key in state_dict if self.shortcut is None and key.startswith(f"{prefix}shortcut.")]
         if keys and self.open_shortcut is not None:
             errors.append(
@@ -282,10 +282,15 @@ def set_submodule(root: nn.Module, path: str, new: Layer) -> None:
         warn_shared_layers(container, child)
 
 
+def _function_of(join: Any) -> Any:
+    """Return the function of a join that `set_submodule` wrapped, or the join itself."""
+    return join.function if isinstance(join, Function) else join
+
+
 def _refuse_unfit(skip: Skip) -> None:
     """Reject a body or shortcut that starts in place (both take x), and a drop_path that the join does not support."""
     refuse_in_place_layers("Skip", skip.body, skip.shortcut)
-    join = skip.join.function if isinstance(skip.join, Function) else skip.join
+    join = _function_of(skip.join)
     if skip.drop_path and (join in (append, concat, multiply) or isinstance(join, Gate)):
         raise InputError(
             f"cannot use drop_path with the join {name_or_module(join)}, which needs the output of the body. "

@@ -5,12 +5,12 @@ torch.export and torch.compile) and in tests/nn/test_tracing.py (torch.fx and to
 """
 
 import copy
-import re
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from parameter_groups import groups
 from shrunken import SIZE, kinds, random_images, settle, settled, shrunken_plan
 from torch import func, nn
 
@@ -176,18 +176,6 @@ def check_groups(network, x):
         assert len(found) == stages + 2 if coarse else len(found) >= stages + 2
         assert found[0][0].startswith("stem.") and "head.weight" in found[-1]
     assert network.no_weight_decay() <= set(dict(network.named_parameters()))
-
-
-def groups(network, coarse):
-    """Return the names of parameters by group, as timm's `group_parameters` sorts them."""
-    matcher = network.group_matcher(coarse)
-    patterns = [(re.compile(matcher["stem"]), (0,))]
-    patterns += [(re.compile(pattern), (1, *number)) for pattern, number in matcher["blocks"]]
-    found = {}
-    for name, _ in network.named_parameters():
-        key = next((key for pattern, key in patterns if pattern.match(name)), (float("inf"),))
-        found.setdefault(key, []).append(name)
-    return [found[key] for key in sorted(found)]
 
 
 CHECKS = {name.removeprefix("check_"): value for name, value in list(globals().items()) if name.startswith("check_")}

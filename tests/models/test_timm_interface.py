@@ -1,13 +1,13 @@
 """timm's methods on every family, and its numbers for every name that both libraries have."""
 
 import json
-import re
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from golden_states import draw, value
+from parameter_groups import groups
 from torch import nn
 
 import skipway as sw
@@ -60,18 +60,6 @@ def small(name, **options):
 
 def inputs(name, size=32):
     return torch.randn(2, 64) if name == "resmlp" else torch.randn(2, 3, size, size)
-
-
-def groups(network, coarse=False):
-    """Return the names of parameters by group, as timm's `group_parameters` sorts them."""
-    matcher = network.group_matcher(coarse)
-    patterns = [(re.compile(matcher["stem"]), (0,))]
-    patterns += [(re.compile(pattern), (1, *number)) for pattern, number in matcher["blocks"]]
-    found = {}
-    for name, _ in network.named_parameters():
-        key = next((key for pattern, key in patterns if pattern.match(name)), (float("inf"),))
-        found.setdefault(key, []).append(name)
-    return [found[key] for key in sorted(found)]
 
 
 def spec(*names):
