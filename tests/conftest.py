@@ -24,6 +24,11 @@ settings.load_profile("fixed")
 gc.set_threshold(10_000)
 
 
+def pytest_collectstart():
+    """Seed torch before a module is imported: networks of `parametrize` have the same weights in every run."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_finish():
     """Leave what is imported by now, which stays to the end, out of every search for cycles."""
     gc.freeze()
