@@ -2,17 +2,15 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
+from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_input
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
-from skipway.data.image_spec import Spec
 from skipway.data.sources.decode import NEARLY_BLACK
-from skipway.data.sources.image_folder import describe_other_files, image_files
 from skipway.data.sources.read_table import Table
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
@@ -20,7 +18,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, batch_size_for, pixel_probabilities, prepare_image, row_outputs
+from skipway.models.network_outputs import as_table, batch_size_for, pixel_probabilities, row_outputs
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -81,11 +79,7 @@ def predict(
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
     network.require_image_spec()
-    inputs = _images(sources, console)
-    if not inputs:
-        raise InputError("cannot predict: expected at least one image or a folder of images, got none. Add a path.")
-    if all(isinstance(image, Path) and image.is_dir() for image in inputs):
-        raise _no_images(inputs[0])
+    inputs = list_inputs(sources, console)
     network = with_fastest_engine(
         network,
         engine,
@@ -114,58 +108,24 @@ def predict(
     return predictions
 
 
-def _images(sources: Any, console: Console) -> list[Any]:
-    """Return the arrays and image files in `sources`, in order, and print the number of skipped files."""
-    if isinstance(sources, str | os.PathLike | np.ndarray):
-        sources = [sources]
-    inputs: list[Any] = []
-    for source in sources:
-        if isinstance(source, np.ndarray):
-            inputs.append(source)
-            continue
-        path = Path(source)
-        files = image_files(path) if path.is_dir() else []
-        inputs += files or [path]
-        others = sum(len(names) for _, _, names in os.walk(path)) - len(files)
-        if files and others:
-            console.print(f"{printable(path)}: skipped {count_of(others, 'file')} without an image suffix")
-    return inputs
-
-
 def _predict_batch(
-    network: Network, inputs: list[Any], top: int, tta: bool, *, black: list[str]
+    network: Network, inputs: list[PredictionInput], top: int, tta: bool, *, black: list[str]
 ) -> Iterator[Prediction]:
     """Yield the predictions for a batch of images, in order; add names of nearly black images to `black`."""
     spec = network.require_image_spec()
-    prepared = [_prepared(image, spec, black) for image in inputs]
+    prepared = [prepare_input(image, spec, black.append) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
     probabilities = iter(pixel_probabilities(network, spec, usable, tta=tta) if usable else ())
     for image, pixels in zip(inputs, prepared, strict=True):
-        name = "array" if isinstance(image, np.ndarray) else str(image)
         if isinstance(pixels, InputError):
-            yield Prediction(name, (), printable(pixels))
+            yield Prediction(image.name, (), printable(pixels))
             continue
         shares = next(probabilities)
         if not np.isfinite(shares).all():
-            yield Prediction(name, (), NOT_FINITE)
+            yield Prediction(image.name, (), NOT_FINITE)
             continue
         order = np.argsort(-shares, kind="stable")[:top]
-        yield Prediction(name, tuple((spec.class_names[i], float(shares[i])) for i in order))
-
-
-def _no_images(folder: Path) -> InputError:
-    others = describe_other_files(folder)
-    return InputError(f"{printable(folder)} holds no images{others}. Pass images, or a folder with images.")
-
-
-def _prepared(image: Any, spec: Spec, black: list[str]) -> np.ndarray | InputError:
-    """Return the pixels of one input, or the error that prevents it."""
-    try:
-        if not isinstance(image, np.ndarray) and image.is_dir():
-            raise _no_images(image)
-        return prepare_image(image, spec, on_black=partial(black.append, str(image)))
-    except InputError as error:
-        return error
+        yield Prediction(image.name, tuple((spec.class_names[i], float(shares[i])) for i in order))
 
 
 def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
