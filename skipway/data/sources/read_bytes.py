@@ -7,13 +7,13 @@ from pathlib import Path
 from skipway.data.sources.decode import BadImage
 from skipway.errors import printable
 
-__all__ = ["read_image_file"]
+__all__ = ["checked_status", "read_image_file"]
 
 _MAX_BYTES = 1_000_000_000  # more than 50 million pixels (the default of --max-pixels) at 16 bytes each
 
 
 def read_image_file(
-    path: Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
+    path: str | Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
 ) -> bytes:
     """Read a regular file; other kinds of files raise an error and never block.
 
@@ -26,15 +26,8 @@ def read_image_file(
     Raises:
         BadImage: the file cannot be read, is empty or too large, or is outside of `root`.
     """
+    checked_status(path, root, follow_links=follow_links, inside=inside)
     try:
-        if root is not None and not follow_links:
-            inside = {} if inside is None else inside
-            folder = os.fspath(path) if os.path.islink(path) else os.path.dirname(path)
-            if folder not in inside:
-                inside[folder] = _lies_in(folder, root)
-            if not inside[folder]:
-                raise BadImage("the symbolic link leads out of the data folder (allow it with --follow-links)")
-        _refuse_special(os.stat(path))
         # O_NONBLOCK, because the file may have been replaced by a FIFO between `stat` and `open`.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         file = os.open(path, flags)
@@ -47,10 +40,39 @@ def read_image_file(
     except BadImage:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise BadImage(f"not readable: {printable(getattr(error, 'strerror', None) or error)}") from error
+        raise _not_readable(error) from error
     if not data:
         raise BadImage("empty file")
     return data
+
+
+def checked_status(
+    path: str | Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
+) -> os.stat_result:
+    """Return the status of a regular file that may be read; see `read_image_file` for the arguments.
+
+    Raises:
+        BadImage: the file is of another kind, too large or outside of `root`, or its status cannot be read.
+    """
+    try:
+        if root is not None and not follow_links:
+            inside = {} if inside is None else inside
+            folder = os.fspath(path) if os.path.islink(path) else os.path.dirname(path)
+            if folder not in inside:
+                inside[folder] = _lies_in(folder, root)
+            if not inside[folder]:
+                raise BadImage("the symbolic link leads out of the data folder (allow it with --follow-links)")
+        status = os.stat(path)
+    except BadImage:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise _not_readable(error) from error
+    _refuse_special(status)
+    return status
+
+
+def _not_readable(error: OSError | ValueError) -> BadImage:
+    return BadImage(f"not readable: {printable(getattr(error, 'strerror', None) or error)}")
 
 
 def _read_all(file: int, size: int) -> bytes:
