@@ -16,17 +16,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from skipway.data.image_spec import RESIZE_MODES, Interpolation, ResizeMode
+from skipway.data.sources.image_formats import FORMAT_OF_SUFFIX, SNIFF_BYTES, SUFFIXES, image_format_of, pillow_formats
 from skipway.data.sources.pillow_warnings import CollectedWarnings, collect_warnings, number_in
 from skipway.errors import InputError, printable
 
-__all__ = ["FORMATS", "MAX_PIXELS", "NEARLY_BLACK", "SUFFIXES", "BadImage", "DecodedImage", "decode", "size_of"]
+__all__ = ["MAX_PIXELS", "NEARLY_BLACK", "SUFFIXES", "BadImage", "DecodedImage", "decode", "size_of"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_FORMAT_OF = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG")
-_FORMAT_OF |= {".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
-SUFFIXES = frozenset(_FORMAT_OF)
 MAX_PIXELS = 50_000_000
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _END_OF_JPEG = b"\xff\xd9"
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
@@ -68,13 +64,13 @@ class DecodedImage:
     mode: str
 
 
-def size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
+def size_of(data: bytes, max_pixels: int = MAX_PIXELS, suffix: str = "") -> tuple[int, int, str]:
     """Read the width, height and Pillow mode from the header of an image file, in EXIF orientation.
 
     Raises:
         BadImage: the file is not a supported image, or has more than `max_pixels` pixels.
     """
-    with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _pillow(data, max_pixels), Image.open(io.BytesIO(data), formats=pillow_formats(suffix)) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise _too_large(width * height, max_pixels)
@@ -115,13 +111,13 @@ def decode(
             f"cannot decode: expected size >= 1, channels 1 or 3 and resize_mode {', '.join(RESIZE_MODES)}, got "
             f"{size}, {channels} and {printable(resize_mode)!r}. Pass supported values."
         )
-    with _pillow(data, max_pixels) as collected, Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+    with _pillow(data, max_pixels) as collected, Image.open(io.BytesIO(data), formats=pillow_formats(suffix)) as opened:
         width, height = opened.size
         if width * height > max_pixels:
             raise _too_large(width * height, max_pixels)
         mode, file_format = opened.mode, "JPEG" if opened.format == "MPO" else opened.format
         notes = _oddities(data, opened, str(file_format))
-        if suffix and _FORMAT_OF.get(suffix.lower(), file_format) != file_format:
+        if suffix and FORMAT_OF_SUFFIX.get(suffix.lower(), file_format) != file_format:
             notes.append("extension does not match content")
         reduces = file_format == "JPEG" and max(width, height) > 2 * size
         scale = _draft(opened, size, resize_mode) if reduces else 1.0
@@ -157,10 +153,10 @@ def _pillow(data: bytes, max_pixels: int) -> Iterator[CollectedWarnings]:
     except Image.DecompressionBombError as error:
         raise _too_large(number_in(error), min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from error
     except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES) or data[8:12] == b"WEBP":
+        if data.startswith(b"BM") or image_format_of(data[:SNIFF_BYTES]) is not None:
             raise BadImage("broken: cannot read the header") from error
         raise BadImage(
-            "unsupported format: expected the content of a JPEG, PNG, WebP, GIF, BMP or TIFF file"
+            "unsupported format: expected the content of an image file, such as JPEG, PNG or TIFF"
         ) from error
     except Exception as error:
         text = printable(error)[:200] or type(error).__name__
@@ -275,7 +271,7 @@ def _load(data: bytes, image: Image.Image, size: int, resize_mode: ResizeMode) -
             raise
         decoded_pixels = set()
         for filler in (b"", b"\x55", b"\xaa", b"\xff\0", b"\x33", b"\xcc"):
-            candidate = Image.open(io.BytesIO(data + filler * 4096 + _END_OF_JPEG), formats=FORMATS)
+            candidate = Image.open(io.BytesIO(data + filler * 4096 + _END_OF_JPEG), formats=("JPEG",))
             _draft(candidate, size, resize_mode)
             decoded_pixels.add(candidate.tobytes())
             if len(decoded_pixels) > 1:

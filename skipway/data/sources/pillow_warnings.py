@@ -19,7 +19,8 @@ from PIL import Image
 
 __all__ = ["CollectedWarnings", "collect_warnings", "number_in"]
 
-_PLUGINS = [import_module(f"PIL.{name}ImagePlugin") for name in ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")]
+_NAMES = ("Bmp", "Gif", "Ico", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
+_PLUGINS = [import_module(f"PIL.{name}ImagePlugin") for name in _NAMES]
 _MODULES = [module for module in (Image, *_PLUGINS) if hasattr(module, "warnings")]
 
 

@@ -81,7 +81,7 @@ def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
     packed = decode_images(open_source(str(mixed)), PACKING, max_unreadable=0.1)
     left_out = [(s.key, s.split, s.class_name, s.reason) for s in packed.skipped]
-    reason = "unsupported format: expected the content of a JPEG, PNG, WebP, GIF, BMP or TIFF file"
+    reason = "unsupported format: expected the content of an image file, such as JPEG, PNG or TIFF"
     assert left_out == [
         ("train/cow/1.png", "train", "cow", reason),
         ("val/cat/2.png", "val", "cat", reason),

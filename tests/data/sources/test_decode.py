@@ -11,7 +11,6 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from skipway.data.images.decoded_cache import DecodeSettings, decode_images
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import (
-    FORMATS,
     MAX_PIXELS,
     NEARLY_BLACK,
     SUFFIXES,
@@ -22,6 +21,7 @@ from skipway.data.sources.decode import (
 )
 from skipway.errors import InputError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 RESIZE_MODES = ("squash", "crop", "pad")
 
 
@@ -474,17 +474,15 @@ def test_an_extension_of_another_format_is_noted():
         b"just text",
         b"<!DOCTYPE html><html><body>404</body></html>",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
-        b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(300),
         b"%PDF-1.4\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF",
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-        b"P6 2 2 255\n" + bytes(12),
         b"RIFF\x24\0\0\0WAVEfmt " + bytes(30),
     ],
 )
 def test_other_content_is_refused_whatever_its_name(data):
     for refused in (lambda: decode(data, size=8, suffix=".jpg"), lambda: size_of(data)):
         with pytest.raises(
-            BadImage, match="unsupported format: expected the content of a JPEG, PNG, WebP, GIF, BMP or TIFF file"
+            BadImage, match="unsupported format: expected the content of an image file, such as JPEG, PNG or TIFF"
         ):
             refused()
 
