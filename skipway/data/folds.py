@@ -9,6 +9,7 @@ import numpy as np
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.read_table import Table
+from skipway.data.sources.text_column import Cells, join_columns
 from skipway.data.tables.columns import as_texts
 from skipway.errors import InputError, printable
 
@@ -210,10 +211,10 @@ def pool_tables(splits: Mapping[str, Table], ignored: Sequence[str]) -> dict[str
     return {"train": replace(train, columns=columns, row_name=row_name, notes=notes, thousands=thousands)}
 
 
-def _join_columns(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    if first.dtype != second.dtype:
-        first, second = as_texts(first), as_texts(second)
-    return np.concatenate([first, second])
+def _join_columns(first: Cells, second: Cells) -> Cells:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return np.concatenate([first, second])
+    return join_columns([as_texts(first), as_texts(second)])
 
 
 def _row_names(first: Table, second: Table) -> Callable[[int], str]:

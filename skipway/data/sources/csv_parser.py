@@ -8,12 +8,14 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from skipway.data.sources.plain_csv import read_plain
+from skipway.data.sources.text_column import TextColumn
 from skipway.errors import InputError, printable
 
 __all__ = ["MAX_COLUMNS", "TextTable", "check_names", "read_text"]
@@ -39,16 +41,20 @@ _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
 @dataclass
 class TextTable:
-    """Columns of text, (N,) each, in the order of the file; row i begins in line `lines[i]`, counted from 1."""
+    """Columns of N cells in the order of the file; row i begins in line `lines[i]`, counted from 1."""
 
-    columns: dict[str, np.ndarray]
-    lines: np.ndarray
+    columns: dict[str, TextColumn]
+    lines: Sequence[int] | np.ndarray
     separator: str
     notes: list[str] = field(default_factory=list)
 
 
-def read_text(path: Path) -> TextTable:
+def read_text(path: Path, plain: bool = True) -> TextTable:
     """Read a CSV or TSV file whose first line holds the column names.
+
+    Args:
+        path: the file.
+        plain: False to parse plain text in the same way as all other text, which is slower.
 
     Raises:
         InputError: the file cannot be read, has no rows, or has a malformed line.
@@ -59,23 +65,36 @@ def read_text(path: Path) -> TextTable:
     separator = _guess_separator(text, usual)
     if separator != usual:
         notes.append(f"separator: {_SEPARATOR_NAMES[separator]}")
-    columns: _ColumnBuilder | None = None
-    ragged: list[tuple[int, int]] = []  # (line, number of fields)
-    for line, row in _records(text, separator, where):
-        if columns is None:
-            columns = _ColumnBuilder(_read_header(row, line=line, where=where, notes=notes))
-        elif len(row) != len(columns.names):
-            ragged.append((line, len(row)))
-        else:
-            columns.add(line, row)
-    if columns is None:
+    records = _records(text, separator, where)
+    first = next(records, None)
+    if first is None:
         raise InputError(
             f"cannot read {where}: expected column names in the first line, got blank lines. Add a header."
         )
+    line, last, row = first
+    names = _read_header(row, line=line, where=where, notes=notes)
+    columns = read_plain(text, separator, len(names)) if plain and last == 1 else None
+    lines: Sequence[int] | np.ndarray = range(2, 2 + len(columns[0])) if columns else ()
+    if columns is None:
+        columns, lines = _parse_rows(records, names, separator=separator, where=where)
+    return TextTable(dict(zip(names, columns, strict=True)), lines=lines, separator=separator, notes=notes)
+
+
+def _parse_rows(
+    records: Iterator[tuple[int, int, list[str]]], names: tuple[str, ...], *, separator: str, where: str
+) -> tuple[list[TextColumn], np.ndarray]:
+    """Return the columns, and the first line of each row, from the records after the header."""
+    columns = _ColumnBuilder(names)
+    ragged: list[tuple[int, int]] = []  # (line, number of fields)
+    for line, _, row in records:
+        if len(row) != len(names):
+            ragged.append((line, len(row)))
+        else:
+            columns.add(line, row)
     if ragged:
         line, count = ragged[0]
         raise InputError(
-            f"cannot read {where}:{line}: expected {len(columns.names)} fields as in the header, got {count}"
+            f"cannot read {where}:{line}: expected {len(names)} fields as in the header, got {count}"
             + (f" (and {len(ragged) - 1:,} more such lines)" if len(ragged) > 1 else "")
             + f". Correct the line, or quote texts that contain a {_SEPARATOR_NAMES[separator]}."
         )
@@ -83,13 +102,17 @@ def read_text(path: Path) -> TextTable:
         raise InputError(
             f"cannot read {where}: expected rows after the header, got only the header. Add a line per sample."
         )
-    lines = np.array(columns.lines, np.int64)
-    return TextTable(columns.arrays(), lines=lines, separator=separator, notes=notes)
+    return columns.build(), np.array(columns.lines, np.int64)
 
 
-def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Iterate over (first line, fields) of all records that are not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+def _lines(text: bytes) -> io.TextIOWrapper:
+    """Iterate over the lines of UTF-8 text, with their ends."""
+    return io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline="")
+
+
+def _records(text: bytes, separator: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Iterate over (first line, last line, fields) of all records that are not blank."""
+    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -99,7 +122,7 @@ def _records(text: str, separator: str, where: str) -> Iterator[tuple[int, list[
         except csv.Error as error:
             raise InputError(_describe_error(where, line, str(error))) from None
         if row and (len(row) > 1 or row[0].strip()):
-            yield line, row
+            yield line, reader.line_num, row
 
 
 class _ColumnBuilder:
@@ -119,10 +142,10 @@ class _ColumnBuilder:
         if len(self._chunk) == _CHUNK:
             self._flush()
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return {name: (N,) texts}, for at least 1 row."""
+    def build(self) -> list[TextColumn]:
+        """Return the columns, for at least 1 row."""
         self._flush()
-        return {name: np.concatenate(parts) for name, parts in zip(self.names, self._parts, strict=True)}
+        return [TextColumn.of(np.concatenate(parts)) for parts in self._parts]
 
     def _flush(self) -> None:
         for i, cells in enumerate(zip(*self._chunk, strict=True)):
@@ -173,43 +196,47 @@ def _read_bytes(path: Path, where: str) -> bytes:
     for start, kind in _OTHER_FORMATS.items():
         if data.startswith(start):
             raise InputError(f"cannot read {where}: expected a text table, got {kind}. Save it as CSV.")
-    if not data.strip():
+    if not data or data.isspace():
         raise InputError(
             f"cannot read {where}: expected column names in the first line, got an empty file. Add a header."
         )
     return data
 
 
-def _decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
-    """Return the text and notes on its encoding."""
+def _decode_text(data: bytes, where: str) -> tuple[bytes, list[str]]:
+    """Return the text as UTF-8 without a byte order mark, and notes on its encoding."""
     for mark, name in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             try:
-                return data.decode(name), ([] if name == "utf-8-sig" else ["read as UTF-16"])
+                text = data.decode(name).encode("utf-8")
             except UnicodeDecodeError as error:
                 raise InputError(
                     f"cannot read {where}: expected {name.removesuffix('-sig').upper()} by its byte order mark, got "
                     f"an invalid byte at offset {error.start:,}. Save it as UTF-8."
                 ) from None
+            return text, ([] if name == "utf-8-sig" else ["read as UTF-16"])
     head = data[:4096]
     for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every second byte of Latin text is zero
         if len(head) >= 4 and head[offset::2].count(0) > 0.7 * len(head[offset::2]):
             try:
-                return data.decode(name), ["read as UTF-16"]
+                return data.decode(name).encode("utf-8"), ["read as UTF-16"]
             except UnicodeDecodeError:
                 break
     if (zero := data.find(0)) >= 0:
         raise InputError(
             f"cannot read {where}:{_line_at(data, zero)}: expected text, got a NUL byte. Save the table as UTF-8."
         )
+    if data.isascii():
+        return data, []
     try:
-        return data.decode("utf-8"), []
+        data.decode("utf-8")
+        return data, []
     except UnicodeDecodeError as error:
         note = f"line {_line_at(data, error.start):,} is not UTF-8: read as Windows-1252 (Latin-1)"
         try:
-            return data.decode("cp1252"), [note]
+            return data.decode("cp1252").encode("utf-8"), [note]
         except UnicodeDecodeError:
-            return data.decode("latin-1"), [note]
+            return data.decode("latin-1").encode("utf-8"), [note]
 
 
 def _line_at(data: bytes, offset: int) -> int:
@@ -217,11 +244,11 @@ def _line_at(data: bytes, offset: int) -> int:
     return before.count(b"\n") + before.count(b"\r") + 1
 
 
-def _guess_separator(text: str, usual: str) -> str:
+def _guess_separator(text: bytes, usual: str) -> str:
     """Detect the separator that splits the first records most evenly, into the most fields."""
     best_rank, best_separator = (0.0, 0, False), usual
     for separator in _SEPARATORS:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        reader = csv.reader(_lines(text), delimiter=separator)
         counts: list[int] = []
         try:
             for row in reader:

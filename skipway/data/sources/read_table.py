@@ -1,12 +1,14 @@
 """Table: named columns of text or numbers, from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn.
 
-A column is either float64 with NaN for missing values, or text with None for missing values. Booleans and dates of
-typed sources are converted to text, so that they are parsed in the same way for all sources.
+A column is either float64 with NaN for missing values, or text with None for missing values (`TextColumn`), as are all
+columns of CSV files. Booleans and dates of typed sources are converted to text, so that they are parsed in the same way
+for all sources.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,21 @@ import numpy as np
 from skipway.data.sources.csv_parser import check_names, read_text
 from skipway.data.sources.image_parquet import open_parquet
 from skipway.data.sources.image_source import split_of
+from skipway.data.sources.text_column import Cells, TextColumn
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.format_text import join_names
 
-__all__ = ["BUILT_IN_TABLES", "SUFFIXES", "Table", "bundled_table", "frame_table", "read_table", "table_files"]
+__all__ = [
+    "BUILT_IN_TABLES",
+    "SUFFIXES",
+    "RowNames",
+    "Table",
+    "bundled_table",
+    "frame_table",
+    "join_quoted",
+    "read_table",
+    "table_files",
+]
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
@@ -32,22 +45,32 @@ class Table:
 
     Attributes:
         name: name of the table, for messages.
-        columns: {name: (N,) float64 or text (object)}.
+        columns: {name: (N,) float64 or text}; arrays of objects are converted to text.
         row_name: function that returns the name of row i for messages, such as "train.csv:12".
         notes: remarks about the file, such as its encoding.
         thousands: True if "1,234" could mean 1234; False if the file uses another separator than commas.
     """
 
     name: str
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Cells]
     row_name: Callable[[int], str]
     notes: list[str] = field(default_factory=list)
     thousands: bool = True
 
+    def __post_init__(self) -> None:
+        for name, cells in self.columns.items():
+            if isinstance(cells, np.ndarray) and cells.dtype == object:
+                self.columns[name] = TextColumn.of(cells)
+
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
-    def column(self, name: str) -> np.ndarray:
+    def take(self, rows: np.ndarray) -> "Table":
+        """Return a table of some of the rows, by their indices."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, columns=columns, row_name=lambda i: self.row_name(int(rows[i])))
+
+    def column(self, name: str) -> Cells:
         """Return the (N,) values of a column.
 
         Raises:
@@ -59,6 +82,28 @@ class Table:
                 f"{join_quoted(list(self.columns))}{did_you_mean(name, self.columns)}. Correct the name."
             )
         return self.columns[name]
+
+
+class RowNames(Sequence[str]):
+    """Names of the rows of several tables, one after the other; a name is made when it is read.
+
+    Args:
+        tables: the tables.
+    """
+
+    def __init__(self, tables: Sequence[Table]):
+        self._names = [table.row_name for table in tables]
+        self._ends = np.cumsum([len(table) for table in tables]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._ends else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        index = range(len(self))[row]
+        part = bisect_right(self._ends, index)
+        return self._names[part](index - (self._ends[part - 1] if part else 0))
 
 
 def join_quoted(names: list[str], limit: int = 8) -> str:
@@ -101,8 +146,8 @@ def read_table(path: Path) -> Table:
         return _parquet_table(path)
     text = read_text(path)
     lines, name = text.lines, printable(path.name)
-    columns = {key: _strip_texts(column) for key, column in text.columns.items()}
     has_thousands = text.separator == ","
+    columns: dict[str, Cells] = {**text.columns}
     return Table(str(path), columns, lambda i: f"{name}:{lines[i]}", notes=text.notes, thousands=has_thousands)
 
 
@@ -156,15 +201,7 @@ def _parquet_table(path: Path) -> Table:
     return Table(str(path), columns, lambda i: f"{name}:{i + 1}")
 
 
-def _strip_texts(column: np.ndarray) -> np.ndarray:
-    """Strip spaces; empty texts remain, and mean missing values."""
-    import pandas as pd
-
-    codes, texts = pd.factorize(column)
-    return _texts([text.strip() for text in texts])[codes]
-
-
-def _to_column(series: Any, where: str) -> np.ndarray:
+def _to_column(series: Any, where: str) -> Cells:
     """Convert a pandas Series to float64, or to text with None for missing values."""
     import pandas as pd
 
@@ -174,17 +211,16 @@ def _to_column(series: Any, where: str) -> np.ndarray:
             f"cannot use {where}: expected real numbers, got complex ones. Store the two parts separately."
         )
     if pd.api.types.is_bool_dtype(kind):
-        return _texts([None if pd.isna(v) else str(bool(v)) for v in series])
+        return TextColumn.of([None if pd.isna(v) else str(bool(v)) for v in series])
     if pd.api.types.is_numeric_dtype(kind):
         return series.to_numpy(np.float64, na_value=np.nan)
     if pd.api.types.is_datetime64_any_dtype(kind):
         moments = pd.to_datetime(series, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
-        return _texts([None if np.isnat(m) else str(m) for m in moments])
+        return TextColumn.of([None if np.isnat(m) else str(m) for m in moments])
     codes, values = _factorize(series.astype(object), where)
     if values and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values):
         return np.append(np.array([float(v) for v in values]), np.nan)[codes]
-    texts = [v.strip() if isinstance(v, str) else str(v) for v in values]
-    return _texts([*texts, None])[codes]
+    return TextColumn.of_codes(codes, [v if isinstance(v, str) else str(v) for v in values])
 
 
 def _factorize(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
@@ -198,9 +234,3 @@ def _factorize(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
             )
     codes, values = pd.factorize(series)
     return np.asarray(codes), list(values)
-
-
-def _texts(values: list[Any]) -> np.ndarray:
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column

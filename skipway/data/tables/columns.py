@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from skipway.data.sources.read_table import Table
+from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
 from skipway.errors import InputError, printable
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "factorize_texts",
     "fit_column",
     "infer_kind",
+    "missing_mask",
     "read_numbers",
 ]
 
@@ -40,9 +42,9 @@ _CLIP = 3.0  # bound of the smooth clipping
 _MOSTLY = 0.9  # share of values of one kind, from which the others are errors rather than categories
 _FEW = 20  # in fewer rows, the values of any column may all differ
 _LARGEST = 1e300  # differences of larger numbers overflow
-_MISSING = frozenset(["", "na", "n/a", "#n/a", "nan", "-nan", "null", "<na>", "nat", "?"])
-_NO_NUMBER = _MISSING | {"none", "-", "."}
+_NO_NUMBER = MISSING | {"none", "-", "."}
 _DIGITS = frozenset("0123456789+-.eE")
+_FIRST_OF_NUMBER = frozenset("0123456789+-.,iI")
 _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
@@ -92,7 +94,7 @@ class Column:
         """Number of indices of a category column, with those for unseen and missing values."""
         return FIRST + len(self.categories)
 
-    def read_numbers(self, raw: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+    def read_numbers(self, raw: Cells) -> tuple[np.ndarray, list[Problem]]:
         """Parse (N,) values as float64; see the function `read_numbers`."""
         return read_numbers(raw, self.kind, self.name)
 
@@ -102,62 +104,59 @@ class Column:
             z = np.clip((values - self.center) / self.scale, -1e6, 1e6)
         return np.nan_to_num(z / np.sqrt(1 + (z / _CLIP) ** 2), nan=0.0).astype(np.float32)
 
-    def slot_indices(self, raw: np.ndarray) -> np.ndarray:
+    def slot_indices(self, raw: Cells) -> np.ndarray:
         """Encode (N,) categories as indices."""
         slot = {name: FIRST + i for i, name in enumerate(self.categories)}
-        codes, texts = factorize_texts(as_texts(raw))
+        codes, texts = factorize_texts(raw)
         return np.array([*(slot.get(text, UNSEEN) for text in texts), ABSENT], np.int64)[codes]
 
 
-def as_texts(raw: np.ndarray) -> np.ndarray:
+def as_texts(raw: Cells) -> TextColumn:
     """Convert a column to text, with None for missing values; the number 1.0 becomes "1"."""
-    if raw.dtype == object:
+    import pandas as pd
+
+    if isinstance(raw, TextColumn):
         return raw
-    values, codes = np.unique(raw, return_inverse=True)
-    texts = np.empty(len(values), object)
-    texts[:] = [None if np.isnan(value) else _number_as_text(float(value)) for value in values]
-    return texts[codes]
+    if raw.dtype == object:
+        return TextColumn.of(raw)
+    codes, values = pd.factorize(raw)
+    return TextColumn.of_codes(codes, [_number_as_text(float(value)) for value in values])
 
 
 def _number_as_text(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def factorize_texts(texts: np.ndarray, missing: frozenset[str] = _MISSING) -> tuple[np.ndarray, list[str]]:
-    """Factorize a column of text.
-
-    Args:
-        texts: (N,) texts, with None for missing values.
-        missing: lowercase texts that mean a missing value.
-
-    Returns:
-        (N,) codes, -1 for missing values, and the distinct texts.
-    """
-    import pandas as pd
-
-    codes, distinct = pd.factorize(texts)
-    present = np.array([text.casefold() not in missing for text in distinct], bool)
-    new_codes = np.append(np.where(present, np.cumsum(present) - 1, -1), -1)
-    return new_codes[codes], [text for text, is_present in zip(distinct, present, strict=True) if is_present]
+def factorize_texts(raw: Cells) -> tuple[np.ndarray, list[str]]:
+    """Return (N,) codes, with -1 for missing values, and the distinct texts of a column."""
+    return as_texts(raw).factorize_present()
 
 
-def read_numbers(raw: np.ndarray, kind: ColumnKind, name: str) -> tuple[np.ndarray, list[Problem]]:
+def missing_mask(raw: Cells) -> np.ndarray:
+    """Return (N,) booleans: True for missing values."""
+    return np.isnan(raw) if isinstance(raw, np.ndarray) and raw.dtype != object else as_texts(raw).missing()
+
+
+def read_numbers(raw: Cells, kind: ColumnKind, name: str) -> tuple[np.ndarray, list[Problem]]:
     """Parse a column as float64.
 
     Args:
-        raw: (N,) text or float64.
+        raw: (N,) cells.
         kind: "number", "boolean" or "date" (parsed as days since 1970).
         name: name of the column, for the problems.
 
     Returns:
         (N,) values, with NaN for missing and invalid cells, and a list of the invalid cells.
     """
-    if raw.dtype != object:
+    if isinstance(raw, np.ndarray) and raw.dtype != object:
         bad = np.flatnonzero(np.abs(raw) > _LARGEST)
         values = raw.copy()
         values[bad] = np.nan
         return values, [Problem(int(i), name, _describe_cell(str(raw[i]), "number")) for i in bad]
-    codes, texts = factorize_texts(raw, _NO_NUMBER)
+    cells = as_texts(raw)
+    if kind == "number" and cells.numbers is not None:
+        return cells.numbers, []
+    codes, texts = without_texts(*cells.factorize(), _NO_NUMBER)
     if kind == "number":
         numbers = _parse_numbers(texts)
     else:
@@ -178,7 +177,9 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
         InputError: a number such as 1,234 is ambiguous.
     """
     raw = table.columns[name]
-    if raw.dtype != object:
+    if isinstance(raw, TextColumn) and raw.numbers is not None:
+        raw = raw.numbers
+    if isinstance(raw, np.ndarray):
         return _infer_kind_of_numbers(raw[~np.isnan(raw)], len(raw))
     codes, texts = factorize_texts(raw)
     counts = np.bincount(codes[codes >= 0], minlength=len(texts))
@@ -209,19 +210,19 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     return "category", ""
 
 
-def fit_column(name: str, kind: ColumnKind, raw: np.ndarray) -> tuple[Column, dict[str, int]]:
+def fit_column(name: str, kind: ColumnKind, raw: Cells) -> tuple[Column, dict[str, int]]:
     """Fit the encoder of a column to the training rows.
 
     Args:
         name: name of the column.
         kind: kind of the column.
-        raw: (N,) values of the training rows.
+        raw: (N,) cells of the training rows.
 
     Returns:
         The encoder, and the number of "rare" categories or "missing" values.
     """
     if kind == "category":
-        codes, texts = factorize_texts(as_texts(raw))
+        codes, texts = factorize_texts(raw)
         counts = np.bincount(codes[codes >= 0], minlength=len(texts))
         order = sorted(range(len(texts)), key=lambda i: (-counts[i], texts[i]))
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
@@ -252,7 +253,7 @@ def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind 
 
 
 def _is_numeric(text: str) -> bool:
-    return bool(
+    return text[:1] in _FIRST_OF_NUMBER and bool(
         _POINT.fullmatch(text) or _COMMA.fullmatch(text) or _INFINITE.fullmatch(text) or _GROUPS.fullmatch(text)
     )
 

@@ -7,8 +7,8 @@ that determine the target are reported.
 import csv
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ import numpy as np
 from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.images.split import holdout_mask
 from skipway.data.sources.image_source import SPLITS, Skipped
-from skipway.data.sources.read_table import BUILT_IN_TABLES, Table, bundled_table, join_quoted, read_table, table_files
+from skipway.data.sources.read_table import (
+    BUILT_IN_TABLES,
+    RowNames,
+    Table,
+    bundled_table,
+    join_quoted,
+    read_table,
+    table_files,
+)
 from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
 from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.row_digests import digest_rows
@@ -54,14 +62,14 @@ class TableSource:
 class TableDataset:
     """Encoded rows of all splits: x (N, F + K) float32; y (N,) int64 classes or standardized float32 numbers.
 
-    `keys` are the N names of the rows for messages and CSV files, `left_out` is {unused column: reason}.
+    `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason}.
     """
 
     name: str
     spec: TableSpec
     x: np.ndarray
     y: np.ndarray
-    keys: list[str]
+    keys: Sequence[str]
     digests: list[str]
     splits: dict[str, np.ndarray]
     skipped: list[Skipped]
@@ -164,8 +172,8 @@ def build_table_dataset(
     bounds = np.cumsum([0, *(len(table) for table in tables.values())])
     splits = {split: np.arange(begin, end) for split, begin, end in zip(tables, bounds[:-1], bounds[1:], strict=True)}
     choice = _choose_columns(source) if spec is None else _ColumnChoice({}, {}, [])
-    used = [column.name for column in spec.columns] if spec else list(choice.kinds)
-    digests = digest_rows(list(tables.values()), used, target.values)
+    kinds = {column.name: column.kind for column in spec.columns} if spec else choice.kinds
+    digests = digest_rows(list(tables.values()), kinds, target.values)
     warnings = choice.warnings + warn_of_copies(digests, splits)
     if fold is not None:
         labels = target.values if target.task == "classification" else np.zeros(len(digests), np.int64)
@@ -185,7 +193,7 @@ def build_table_dataset(
         spec=spec,
         x=np.concatenate([part.x for part in encoded]),
         y=_scale_target(target.values, spec),
-        keys=list(chain.from_iterable(map(table.row_name, range(len(table))) for table in tables.values())),
+        keys=RowNames(list(tables.values())),
         digests=digests,
         splits={split: splits[split] for split in SPLITS if split in splits},
         skipped=skipped,
@@ -220,23 +228,24 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
         InputError: no row has a target, or a cell cannot be used.
     """
     missing = missing_rows(table.column(spec.target))
-    rows = _select_rows(table, np.setdiff1d(np.arange(len(table)), missing))
+    rows = table.take(np.setdiff1d(np.arange(len(table)), missing))
     if not len(rows):
         raise InputError(
             f"cannot use {printable(table.name)}: expected values in the target {printable(spec.target)!r}, got none. "
             "Fill in the target."
         )
     y = read_targets(rows, spec.target, task=spec.task, names=spec.class_names)
-    encoded, digests = spec.encode_strict(rows), digest_rows([rows], [column.name for column in spec.columns], y)
+    kinds = {column.name: column.kind for column in spec.columns}
+    encoded, digests = spec.encode_strict(rows), digest_rows([rows], kinds, y)
     return LabeledRows(encoded.x, _scale_target(y, spec), digests, len(missing), encoded)
 
 
 def fingerprint_table(rows: TableDataset) -> str:
-    """Return a SHA-256 hex digest of all rows, their names and splits, and of the encoders."""
+    """Return a SHA-256 hex digest of all rows, their order and splits, and of the encoders."""
     digest = hashlib.sha256(repr(rows.spec).encode("utf-8", "surrogatepass"))
     for split, indices in rows.splits.items():
-        for i in indices:
-            digest.update(f"{split}\0{rows.keys[i]}\0{rows.digests[i]}\n".encode("utf-8", "surrogatepass"))
+        digest.update(f"{split}\0".encode())
+        digest.update("".join([rows.digests[i] for i in indices.tolist()]).encode())
     return digest.hexdigest()
 
 
@@ -279,11 +288,6 @@ class _ColumnChoice:
     warnings: list[str]
 
 
-def _select_rows(table: Table, rows: np.ndarray) -> Table:
-    columns = {name: column[rows] for name, column in table.columns.items()}
-    return replace(table, columns=columns, row_name=lambda i: table.row_name(int(rows[i])))
-
-
 def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[str, Table], list[Skipped]]:
     """Separate the rows without a target from the tables."""
     tables, skipped = {}, []
@@ -291,7 +295,7 @@ def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[st
     for split, table in source.splits.items():
         missing = missing_rows(table.column(source.target))
         skipped += [Skipped(key=table.row_name(i), split=split, class_name="", reason=reason) for i in missing]
-        tables[split] = _select_rows(table, np.setdiff1d(np.arange(len(table)), missing))
+        tables[split] = table.take(np.setdiff1d(np.arange(len(table)), missing)) if len(missing) else table
     total = sum(len(table) for table in source.splits.values())
     if len(skipped) > max_unreadable * total:
         examples = ", ".join(row.key for row in skipped[:5]) + (" ..." if len(skipped) > 5 else "")

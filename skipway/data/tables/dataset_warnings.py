@@ -4,7 +4,8 @@ import numpy as np
 
 from skipway.data.images.split import FEW, IMBALANCED
 from skipway.data.sources.read_table import Table, join_quoted
-from skipway.data.tables.columns import as_texts, factorize_texts, read_numbers
+from skipway.data.sources.text_column import Cells, TextColumn
+from skipway.data.tables.columns import factorize_texts, read_numbers
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import printable
 from skipway.utils.format_text import count_of
@@ -12,6 +13,7 @@ from skipway.utils.format_text import count_of
 __all__ = ["warn_of_copies", "warn_of_leaks", "warn_of_splits"]
 
 _MAX_LEAK_VALUES = 50  # a column with more distinct values may determine the class without leakage
+_SAMPLED = 1000  # rows of a column of numbers that show that it has many values
 _IDENTIFIERS = ("id", "uuid", "guid", "index", "key", "rowid")
 
 
@@ -22,17 +24,17 @@ def warn_of_copies(digests: list[str], splits: dict[str, np.ndarray]) -> list[st
         digests: N digests of the rows' contents.
         splits: row indices of each split.
     """
-    home: dict[str, set[str]] = {}
-    for split, indices in splits.items():
-        for i in indices:
-            home.setdefault(digests[i], set()).add(split)
-    across = 0
-    for split in splits.keys() - {"train"}:
-        across += sum(len({split} | home[digests[i]]) > 1 for i in splits[split])
+    import pandas as pd
+
+    codes, distinct = pd.factorize(np.array(digests, object))
+    homes = np.zeros(len(distinct), np.int64)  # number of splits with this content
+    for indices in splits.values():
+        homes[np.unique(codes[indices])] += 1
+    across = sum(int((homes[codes[indices]] > 1).sum()) for split, indices in splits.items() if split != "train")
     warnings = []
     if across:
         warnings.append(f"duplicates across splits: {across:,}. Validation and test metrics are inflated.")
-    if copies := len(digests) - len(home):
+    if copies := len(codes) - len(distinct):
         warnings.append(f"exact duplicates of other rows: {copies:,}")
     return warnings
 
@@ -51,16 +53,16 @@ def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndar
     kinds = {column.name: column.kind for column in spec.columns}
     for name in names:
         raw = train.columns[name]
-        codes, values = factorize_texts(as_texts(raw))
-        if spec.task == "classification" and _determines_class(codes, y, len(values), spec.num_classes):
+        numbers = read_numbers(raw, "number", name)[0] if kinds[name] == "number" else None
+        if spec.task == "classification" and _determines_class(
+            raw if numbers is None else numbers, y, spec.num_classes
+        ):
             warnings.append(_leak(name, spec.target))
-        if kinds[name] != "number":
+        if numbers is None:
             continue
-        numbers = read_numbers(raw, "number", name)[0] if raw.dtype == object else raw
         if spec.task == "regression" and _is_linear(numbers, y):
             warnings.append(_leak(name, spec.target))
-        all_differ = len(values) == len(raw) >= 20
-        if all_differ and np.all(numbers == np.round(numbers)) and _is_named_as_identifier(name):
+        if _is_named_as_identifier(name) and len(raw) >= 20 and _are_distinct_integers(numbers):
             warnings.append(
                 f"column {printable(name)!r} looks like an identifier: all values differ. Exclude it with --ignore."
             )
@@ -99,13 +101,33 @@ def warn_of_splits(
     return warnings
 
 
-def _determines_class(codes: np.ndarray, y: np.ndarray, num_values: int, num_classes: int) -> bool:
-    """Return True if each of a few distinct values occurs with one class only."""
-    if not 2 <= num_values <= _MAX_LEAK_VALUES or len(codes) < 3 * num_values:
+def _determines_class(raw: Cells, y: np.ndarray, num_classes: int) -> bool:
+    """Return True if each of a few distinct values of a column occurs with one class only."""
+    codes, values = _few_values(raw)
+    if not 2 <= values <= _MAX_LEAK_VALUES or len(codes) < 3 * values:
         return False
-    counts = np.zeros((num_values + 1, num_classes), np.int64)
+    counts = np.zeros((values + 1, num_classes), np.int64)
     np.add.at(counts, (codes, y), 1)
     return bool(counts.max(axis=1).sum() == len(codes))
+
+
+def _few_values(raw: Cells) -> tuple[np.ndarray, int]:
+    """Return (N,) codes, -1 for missing values, and the number of distinct values.
+
+    For a column of many numbers, only some rows are used.
+    """
+    import pandas as pd
+
+    if isinstance(raw, TextColumn):
+        codes, texts = factorize_texts(raw)
+        return codes, len(texts)
+    some = raw[:_SAMPLED]
+    codes, values = pd.factorize(some if len(np.unique(some)) > _MAX_LEAK_VALUES + 1 else raw)
+    return codes, len(values)
+
+
+def _are_distinct_integers(numbers: np.ndarray) -> bool:
+    return bool(np.all(numbers == np.round(numbers))) and len(np.unique(numbers)) == len(numbers)
 
 
 def _is_linear(numbers: np.ndarray, y: np.ndarray) -> bool:

@@ -9,7 +9,16 @@ import numpy as np
 
 from skipway.data.sources.image_source import class_order
 from skipway.data.sources.read_table import Table, join_quoted
-from skipway.data.tables.columns import as_texts, describe_problems, factorize_texts, infer_kind, read_numbers
+from skipway.data.sources.text_column import Cells, TextColumn
+from skipway.data.tables.columns import (
+    Problem,
+    as_texts,
+    describe_problems,
+    factorize_texts,
+    infer_kind,
+    missing_mask,
+    read_numbers,
+)
 from skipway.data.tables.table_spec import TASKS, TableTask
 from skipway.errors import InputError, printable
 
@@ -19,9 +28,9 @@ _MAX_CLASSES = 20  # maximum distinct integers of a target that is inferred as c
 _ROWS_A_CLASS = 5  # minimum average rows per class of such a target
 
 
-def missing_rows(raw: np.ndarray) -> np.ndarray:
+def missing_rows(raw: Cells) -> np.ndarray:
     """Return the indices of the rows of `raw` (N,) without a value."""
-    return np.flatnonzero(np.isnan(raw) if raw.dtype != object else factorize_texts(raw)[0] < 0)
+    return np.flatnonzero(missing_mask(raw))
 
 
 def infer_task(train: Table, target: str, task: str) -> tuple[TableTask, tuple[str, ...]]:
@@ -49,9 +58,7 @@ def infer_task(train: Table, target: str, task: str) -> tuple[TableTask, tuple[s
         raise InputError(f"cannot learn {where}: expected at least 2 distinct values, got 1. Choose another target.")
     numeric = kind == "number" or remark == "row counter"
     if numeric:
-        values, problems = read_numbers(raw, "number", target)
-        if problems:
-            raise InputError(describe_problems(problems, train.row_name))
+        values = _read_numbers(train, target)
         distinct = np.unique(values)
         few = len(distinct) <= _MAX_CLASSES and len(values) >= _ROWS_A_CLASS * len(distinct)
         whole = bool(np.all(distinct == np.round(distinct)))
@@ -71,7 +78,7 @@ def infer_task(train: Table, target: str, task: str) -> tuple[TableTask, tuple[s
             f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected a number for --task regression, "
             f"got {printable(raw[row])[:60]!r}. Drop --task to learn classes."
         )
-    _, names = factorize_texts(as_texts(raw))
+    _, names = factorize_texts(raw)
     return "classification", _class_names(names, len(raw), where)
 
 
@@ -105,24 +112,36 @@ def read_targets(table: Table, target: str, *, task: TableTask, names: tuple[str
     """
     raw = table.column(target)
     if task == "regression":
-        values, problems = read_numbers(raw, "number", target)
-        if problems:
-            raise InputError(describe_problems(problems, table.row_name))
-        return values
+        return _read_numbers(table, target)
     # If all classes are integers, "1" and "1.0" are the same class.
-    if raw.dtype == object and all(map(_is_whole, names)):
+    if isinstance(raw, TextColumn) and all(map(_is_whole, names)):
         values, problems = read_numbers(raw, "number", target)
         raw = values if not problems else raw
     index = {name: i for i, name in enumerate(names)}
-    texts = as_texts(raw)
-    indices = np.array([index.get(text, -1) for text in texts], np.int64)
+    cells = as_texts(raw)
+    codes, texts = cells.factorize()
+    indices = np.array([*(index.get(text, -1) for text in texts), -1], np.int64)[codes]
     if (wrong := np.flatnonzero(indices < 0)).size:
-        text = printable(texts[wrong[0]])[:60]
+        text = printable(cells[int(wrong[0])])[:60]
         raise InputError(
             f"cannot use {table.row_name(int(wrong[0]))}, target {printable(target)!r}: expected one of the training "
             f"classes {join_quoted(list(names))}, got {text!r}. Correct it, or remove the row."
         )
     return indices
+
+
+def _read_numbers(table: Table, target: str) -> np.ndarray:
+    """Return the (N,) numbers of a target; cells such as "-", which only mean a missing feature, are errors too."""
+    raw = table.column(target)
+    values, problems = read_numbers(raw, "number", target)
+    if not problems:
+        problems = [
+            Problem(int(i), target, f"expected a number, got {printable(as_texts(raw)[int(i)])!r}")
+            for i in np.flatnonzero(np.isnan(values))
+        ]
+    if problems:
+        raise InputError(describe_problems(problems, table.row_name))
+    return values
 
 
 def _is_whole(text: str) -> bool:

@@ -262,6 +262,14 @@ def test_a_bad_cell_is_refused_with_line_column_and_value(tmp_path):
         build_table_dataset(open_table_source(str(path), "y"), 0.2, 0)
 
 
+def test_a_sign_that_is_no_number_is_refused_in_a_target(tmp_path):
+    path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i * i}" for i in range(30)], "1,-")
+    with pytest.raises(
+        InputError, match="t.csv:32, column 'y': expected a number, got '-'. Correct the cell, or leave"
+    ):
+        build_table_dataset(open_table_source(str(path), "y"), 0.2, 0)
+
+
 def test_labelled_rows_of_another_table():
     rows = rows_of(homes(60), "dear")
     other = homes(20, seed=3)

@@ -1,0 +1,163 @@
+"""Fast reading of plain CSV text with pandas; the parser in `csv_parser.py` reads everything else.
+
+Text is plain if both parsers must agree on it: every line has the same number of fields, every quote opens or closes a
+field or is doubled, and no field spans lines. This is checked on the bytes before pandas reads them.
+"""
+
+import csv
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from skipway.data.sources.text_column import MISSING, TextColumn
+
+__all__ = ["read_plain"]
+
+_MISSING_CELLS = sorted({*MISSING, *map(str.upper, MISSING), *map(str.title, MISSING), "NaN", "-NaN", "NaT"})
+_LARGEST = 1e300  # larger numbers are errors that quote the cell
+_BLOCK = 4 << 20  # bytes per check
+_NEWLINE, _RETURN, _QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
+
+
+def read_plain(text: bytes, separator: str, count: int) -> list[TextColumn] | None:
+    """Read the rows of plain CSV text.
+
+    Args:
+        text: UTF-8 text; its first line holds the column names.
+        separator: separator of the fields.
+        count: number of columns.
+
+    Returns:
+        The columns, or None if the text is not plain.
+    """
+    start, end = text.find(b"\n") + 1, _end_of_text(text)
+    if count < 2 or not 0 < start < end or b"\0" in text:
+        return None
+    if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
+        return None
+    rows = _count_rows(text, ord(separator), count, start=start, end=end)
+    return None if rows is None else _Cells(text, separator, start=start, count=count, rows=rows).columns()
+
+
+def _end_of_text(text: bytes) -> int:
+    """Return the offset after the last line that is not empty."""
+    tail = text[-_BLOCK:]
+    return len(text) - len(tail) + len(tail.rstrip(b"\r\n"))
+
+
+def _count_rows(text: bytes, separator: int, count: int, *, start: int, end: int) -> int | None:
+    """Return the number of lines from `start` to `end`, or None if they are not plain."""
+    limit, rows = csv.field_size_limit(), 0
+    while start < end:
+        stop = end if start + _BLOCK >= end else text.rfind(b"\n", start, start + _BLOCK) + 1
+        if not stop:
+            return None  # a line is longer than a block
+        block = np.frombuffer(text, np.uint8, stop - start, start)
+        if block[-1] == _NEWLINE:
+            block = block[:-1]  # the last line of a block has a mark for its end in any case
+        ends, separators = block == _NEWLINE, block == separator
+        quotes = block == _QUOTE
+        if quotes.any():
+            inside = np.bitwise_xor.accumulate(quotes.view(np.uint8)).view(bool)
+            if not _has_plain_quotes(block, quotes, separator) or (inside & ends).any():
+                return None
+            separators &= ~inside
+        marks = np.append(np.flatnonzero(ends | separators), len(block))
+        lines = int(ends.sum()) + 1
+        if len(marks) != lines * count or not ends[marks[count - 1 : -1 : count]].all():
+            return None
+        if np.diff(marks, prepend=-1).max() > limit:
+            return None
+        rows, start = rows + lines, stop
+    return rows
+
+
+def _has_plain_quotes(block: np.ndarray, quotes: np.ndarray, separator: int) -> bool:
+    """Return True if each quote begins or ends a field, or is one of two quotes inside of a quoted field."""
+    at = np.flatnonzero(quotes)
+    if len(at) % 2:
+        return False
+    around = np.full(len(block) + 2, _NEWLINE, np.uint8)
+    around[1:-1] = block
+    before, after = around[at[::2]], around[at[1::2] + 2]
+    opens = (before == separator) | (before == _NEWLINE) | (before == _QUOTE)
+    closes = (after == separator) | (after == _NEWLINE) | (after == _QUOTE) | (after == _RETURN)
+    return bool(opens.all() and closes.all())
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of plain text: `rows` lines of `count` fields from the offset `start`."""
+
+    text: bytes
+    separator: str
+    start: int
+    count: int
+    rows: int
+
+    def columns(self) -> list[TextColumn] | None:
+        """Read all columns; None if pandas finds another number of rows."""
+        frame = self._frame()
+        if len(frame) != self.rows:
+            return None
+        columns: dict[int, TextColumn] = {}
+        for i in range(self.count):
+            cells = frame.pop(i)
+            if (numbers := _numbers(cells)) is not None:
+                columns[i] = TextColumn(partial(self._texts, i), self.rows, numbers)
+            elif _holds_texts(cells):
+                columns[i] = TextColumn.of(cells.array)
+        rest = [i for i in range(self.count) if i not in columns]  # such as true and false, and texts among numbers
+        if rest:
+            frame = self._frame(dict.fromkeys(rest, str), usecols=rest)
+            columns.update((i, TextColumn.of(frame[i].array)) for i in rest)
+        return [columns[i] for i in range(self.count)]
+
+    def _texts(self, column: int) -> tuple[np.ndarray, list[str]]:
+        """Read a column as text."""
+        return TextColumn.of(self._frame({column: str}, usecols=[column])[column].array).factorize()
+
+    def _frame(self, kinds: Mapping[int, type] | None = None, **options: Any) -> Any:
+        import pandas as pd
+
+        stream = io.BytesIO(self.text)
+        stream.seek(self.start)
+        version = tuple(int(part) for part in pd.__version__.split(".")[:2])
+        if version < (3, 1):  # later versions round correctly by default
+            options["float_precision"] = "round_trip"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.DtypeWarning)  # such columns are read again
+            return pd.read_csv(
+                stream,
+                sep=self.separator,
+                header=None,
+                names=range(self.count),
+                index_col=False,
+                dtype=dict(kinds or {}),
+                nrows=self.rows,
+                keep_default_na=False,
+                na_values=_MISSING_CELLS,
+                skip_blank_lines=False,
+                **options,
+            )
+
+
+def _numbers(cells: Any) -> np.ndarray | None:
+    """Return (N,) numbers, or None if a cell is no finite number, or all are missing."""
+    if cells.dtype.kind not in "iuf":
+        return None
+    numbers = cells.to_numpy(np.float64)
+    largest = np.nanmax(np.abs(numbers)) if not np.isnan(numbers).all() else np.inf
+    return numbers if largest <= _LARGEST else None
+
+
+def _holds_texts(cells: Any) -> bool:
+    """Return True if all cells are text or missing; pandas may have read parts of a column as numbers."""
+    import pandas as pd
+
+    return isinstance(cells.dtype, pd.StringDtype) or pd.api.types.infer_dtype(cells, skipna=True) == "string"

@@ -1,0 +1,150 @@
+"""TextColumn: the cells of a column as codes and distinct texts, so that equal cells are stored and parsed once.
+
+A column of a large file whose cells are all numbers holds them as float64, and reads its texts from the file only if
+they are needed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
+
+import numpy as np
+
+__all__ = ["MISSING", "Cells", "TextColumn", "join_columns", "without_texts"]
+
+MISSING = frozenset(["", "na", "n/a", "#n/a", "nan", "-nan", "null", "<na>", "nat", "?"])  # in any case
+
+
+class TextColumn:
+    """N cells of text; None means that there is no text.
+
+    Indexing with a number returns a cell, and with a slice or an array another TextColumn. Iteration and
+    `numpy.asarray` return the cells. Texts are as in the file, without spaces around them. Texts that mean a missing
+    value may be None.
+
+    Args:
+        load: function that returns the (N,) codes, with -1 for None, and the distinct texts in the order of their
+            first cells. It is called at most once.
+        count: the number of cells N.
+        numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None.
+    """
+
+    dtype = np.dtype(object)
+
+    def __init__(self, load: Callable[[], tuple[np.ndarray, list[str]]], count: int, numbers: np.ndarray | None = None):
+        self._load: Callable[[], tuple[np.ndarray, list[str]]] | None = load
+        self._cells: tuple[np.ndarray, list[str]] | None = None
+        self._present: tuple[np.ndarray, list[str]] | None = None
+        self._count, self.numbers = count, numbers
+
+    @classmethod
+    def of(cls, cells: Any) -> "TextColumn":
+        """Create a column from texts, None and NaN; spaces around the texts are removed."""
+        cells = _as_objects(cells) if isinstance(cells, list | tuple) else cells
+        return cls.of_codes(*_factorize(cells))
+
+    @classmethod
+    def of_codes(cls, codes: np.ndarray, texts: list[str]) -> "TextColumn":
+        """Create a column from (N,) codes, with -1 for None, and texts, which may repeat or have spaces around them."""
+        distinct = _strip(codes, texts)
+        return cls(lambda: distinct, len(codes))
+
+    def factorize(self) -> tuple[np.ndarray, list[str]]:
+        """Return the (N,) codes, with -1 for None, and the distinct texts in the order of their first cells."""
+        if self._cells is None:
+            assert self._load is not None
+            self._cells, self._load = self._load(), None  # without `_load`, the data of the file can be freed
+        return self._cells
+
+    def factorize_present(self) -> tuple[np.ndarray, list[str]]:
+        """Return the same as `factorize`, with -1 also for texts that mean a missing value."""
+        if self._present is None:
+            self._present = without_texts(*self.factorize(), MISSING)
+        return self._present
+
+    def missing(self) -> np.ndarray:
+        """Return (N,) booleans: True for missing values."""
+        return self.factorize_present()[0] < 0 if self.numbers is None else np.isnan(self.numbers)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, int | np.integer):
+            codes, texts = self.factorize()
+            return texts[codes[rows]] if codes[rows] >= 0 else None
+        numbers = None if self.numbers is None else self.numbers[rows]
+        count = len(numbers) if numbers is not None else len(np.empty(self._count, bool)[rows])
+        return TextColumn(lambda: _used(*self._take(rows)), count, numbers)
+
+    def _take(self, rows: Any) -> tuple[np.ndarray, list[str]]:
+        codes, texts = self.factorize()
+        return codes[rows], texts
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self.tolist())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        codes, texts = self.factorize()
+        cells = _as_objects([*texts, None])[codes]
+        return cells if dtype is None else cells.astype(dtype)
+
+    def tolist(self) -> list[str | None]:
+        """Return the cells."""
+        return cast(list[str | None], np.asarray(self).tolist())
+
+
+Cells = np.ndarray | TextColumn  # of a column: (N,) float64 with NaN for missing values, or text
+
+
+def join_columns(columns: Iterable[TextColumn]) -> TextColumn:
+    """Return a column of the cells of several columns, one after the other."""
+    parts = list(columns)
+    numbers = [part.numbers for part in parts]
+
+    def load() -> tuple[np.ndarray, list[str]]:
+        return _factorize(np.concatenate([np.asarray(part) for part in parts]))
+
+    present = [values for values in numbers if values is not None]
+    return TextColumn(load, sum(map(len, parts)), np.concatenate(present) if len(present) == len(parts) else None)
+
+
+def without_texts(codes: np.ndarray, texts: list[str], removed: frozenset[str]) -> tuple[np.ndarray, list[str]]:
+    """Replace the codes of the texts in `removed`, which are in lowercase, by -1."""
+    longest = max(map(len, removed))
+    kept = np.array([len(text) > longest or text.casefold() not in removed for text in texts], bool)
+    if kept.all():
+        return codes, texts
+    new_codes = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1).astype(np.int32)
+    return new_codes[codes], [text for text, is_kept in zip(texts, kept, strict=True) if is_kept]
+
+
+def _factorize(cells: Any) -> tuple[np.ndarray, list[str]]:
+    import pandas as pd
+
+    codes, texts = pd.factorize(cells)
+    return np.asarray(codes, np.int32), np.asarray(texts, object).tolist()
+
+
+def _strip(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Remove the spaces around the texts, some of which may become equal."""
+    stripped = [text.strip() for text in texts]
+    if len(set(stripped)) == len(texts):
+        return codes, stripped
+    merged, distinct = _factorize(_as_objects(stripped))
+    return np.append(merged, np.int32(-1))[codes], distinct
+
+
+def _used(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Drop the texts without a cell, and order the others by their first cells."""
+    import pandas as pd
+
+    used = pd.unique(codes[codes >= 0])
+    new_codes = np.full(len(texts) + 1, -1, np.int32)
+    new_codes[used] = np.arange(len(used), dtype=np.int32)
+    return new_codes[codes], [texts[code] for code in used]
+
+
+def _as_objects(cells: list[Any] | tuple[Any, ...]) -> np.ndarray:
+    column = np.empty(len(cells), dtype=object)
+    column[:] = cells
+    return column
