@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from skipway.data.image_spec import Spec
-from skipway.data.sources.image_folder import describe_other_files, image_files
+from skipway.data.sources.file_tree import DiskTree
+from skipway.data.sources.image_folder import describe_content
+from skipway.data.sources.other_files import describe_files
 from skipway.errors import InputError, printable
 from skipway.models.network_outputs import prepare_image
 from skipway.utils.console import Console
-from skipway.utils.format_text import count_of
 
 __all__ = ["PredictionInput", "list_inputs", "prepare_input"]
 
@@ -78,12 +79,11 @@ def prepare_input(image: PredictionInput, spec: Spec, on_black: Callable[[str], 
 
 def _images_of_folder(folder: Path, console: Console) -> list[PredictionInput]:
     """List the images of a folder at any depth; a folder without images is one input, with the reason."""
-    files = image_files(folder)
+    root = DiskTree(folder).root
+    files, others = root.image_paths(), describe_files(root.other_paths())
     if not files:
-        others = describe_other_files(folder)
-        reason = f"{printable(folder)} holds no images{others}. Pass images, or a folder with images."
+        reason = f"{printable(folder)} holds no images{describe_content(root)}. Pass images, or a folder with images."
         return [PredictionInput(str(folder), InputError(reason))]
-    skipped = sum(len(names) for _, _, names in os.walk(folder)) - len(files)
-    if skipped:
-        console.print(f"{printable(folder)}: skipped {count_of(skipped, 'file')} without an image suffix")
-    return [PredictionInput(str(path), path) for path in files]
+    if others:
+        console.print(f"{printable(folder)}: skipped {others}")
+    return [PredictionInput(str(folder / path), folder / path) for path in files]

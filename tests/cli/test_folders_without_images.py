@@ -20,12 +20,12 @@ COMMANDS = {
 # Files of each folder, and what the error says besides its name.
 FOLDERS = {
     "empty": ((), ("holds no", "got no images. Put")),
-    "text": (("a.txt", "b.md"), ("1 .md, 1 .txt; supported extensions: .bmp",)),
-    "heic": (("ant/a.heic", "bee/b.heic"), ("files: 1 .heic; supported", "files: 2 .heic; supported")),
+    "text": (("a.txt", "b.md"), ("1 .txt file (text), 1 .md file (text)). P",)),
+    "films": (("ant/a.mp4", "bee/b.MP4"), ("files: 1 .mp4 file (video", "files: 2 .mp4 files (video")),
     "classes": (("ant/", "bee/"), ("found none in 'ant'", "holds no image")),
     "splits": (("train/", "val/"), ("splits/train: expected at least 2 classes", "holds no image")),
     "broken": (("ant/1.png", "ant/2.png", "bee/3.png"), ("3 of 3 images", "cannot evaluate broken: expected")),
-    "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("expected images directly in a class folder", "2 of 2 images")),
+    "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("2 of 2 images", "cannot evaluate deep: expected")),
 }
 
 

@@ -1,13 +1,16 @@
 """Resolution of DATA: a bundled dataset, a dataset of the Hub, a folder of class folders, or parquet files."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from skipway.data.sources.annotation_exports import refuse_exports
+from skipway.data.sources.archive_tree import is_archive, open_archive
+from skipway.data.sources.file_tree import DiskTree, FileTree
 from skipway.data.sources.hub import HUB_NAMES, hub_folder
-from skipway.data.sources.image_folder import describe_other_files, folder_source, has_class_folders, image_files
-from skipway.data.sources.image_parquet import parquet_files, parquet_source
+from skipway.data.sources.image_folder import describe_content, labeled_source
+from skipway.data.sources.image_parquet import parquet_source
 from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
 from skipway.errors import InputError, did_you_mean, printable
@@ -19,13 +22,19 @@ BUILT_IN = ("digits", *BUILT_IN_TABLES)
 _HANDWRITTEN = {"mnist", "emnist", "kmnist", "qmnist", "svhn"}  # Hub datasets whose classes change under a flip
 
 
-def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool = False) -> Source:
+def open_source(
+    data: str,
+    follow_links: bool = False,
+    allow_empty_classes: bool = False,
+    known_classes: Collection[str] | None = None,
+) -> Source:
     """Open labeled images; an existing folder or file takes precedence over a name on the Hub.
 
     Args:
-        data: a bundled dataset, a folder, a parquet file, a name of `HUB_NAMES`, or "hf:org/name".
+        data: a bundled dataset, a folder, an archive, a parquet file, a name of `HUB_NAMES`, or "hf:org/name".
         follow_links: True to follow symbolic links that lead out of a folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
+        known_classes: classes of a trained model, with which one class and one split of class folders are enough.
 
     Raises:
         InputError: there are no labeled images at `data`, or they cannot be read.
@@ -51,27 +60,39 @@ def open_source(data: str, follow_links: bool = False, allow_empty_classes: bool
             f"cannot find the data {printable(data)!r}{did_you_mean(data, names)}. Pass a folder with one subfolder "
             f"per class, parquet files, hf:org/name, or one of {', '.join(names)}."
         )
-    if parquet_files(path):
-        if path.is_dir() and image_files(path):
+    if path.is_file() and path.suffix == ".parquet":
+        return parquet_source(path, allow_empty_classes)
+    if path.is_file() and not is_archive(path):
+        kind = f"a {printable(path.suffix)} file" if path.suffix else "a file without extension"
+        raise InputError(
+            f"cannot use {printable(data)}: expected a folder with one subfolder per class, an archive of it, or a "
+            f".parquet, .csv or .tsv file, got {kind}. Convert the data."
+        )
+    tree = open_archive(path) if path.is_file() else DiskTree(path, follow_links)
+    if any(name.endswith(".parquet") for name in tree.root.other_paths()):
+        if path.is_file():
+            raise InputError(f"cannot use {tree.where}: expected images, got parquet files. Unpack the archive.")
+        if tree.root.has_images():
             raise InputError(
-                f"cannot use {printable(data)}: expected either images or parquet files, got both. Move one of them to "
+                f"cannot use {tree.where}: expected either images or parquet files, got both. Move one of them to "
                 "another folder."
             )
         return parquet_source(path, allow_empty_classes)
-    if path.is_file():
-        kind = f"a {printable(path.suffix)} file" if path.suffix else "a file without extension"
-        raise InputError(
-            f"cannot use {printable(data)}: expected a folder with one subfolder per class, or a .parquet, .csv or "
-            f".tsv file, got {kind}. Convert the data."
-        )
-    if not has_class_folders(path):
-        loose, others = len(image_files(path)), describe_other_files(path)
+    return _class_folders(tree, allow_empty_classes, known_classes)
+
+
+def _class_folders(tree: FileTree, allow_empty_classes: bool, known_classes: Collection[str] | None) -> Source:
+    """Open the class folders of a tree; a tree without folders raises an error that describes its files."""
+    root = tree.root
+    refuse_exports(root, tree)
+    if not root.folders and not tree.outside:
+        loose, others = len(root.images), describe_content(root)
         contents = f"{count_of(loose, 'image')} without subfolders" if loose else f"no images{others}"
         raise InputError(
-            f"cannot use {printable(data)}: expected one subfolder of images per class, got {contents}. Put the images "
+            f"cannot use {tree.where}: expected one subfolder of images per class, got {contents}. Put the images "
             "of each class into a subfolder named after the class."
         )
-    return folder_source(path, follow_links, allow_empty_classes)
+    return labeled_source(tree, allow_empty_classes, known_classes)
 
 
 def digits() -> Source:

@@ -1,5 +1,6 @@
 """Source: labeled images of one to three splits, before they are decoded."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -7,8 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from skipway.errors import InputError, printable
+from skipway.utils.format_text import count_of
 
-__all__ = ["SPLITS", "Skipped", "Source", "class_order", "refuse_near_equal", "split_of"]
+__all__ = [
+    "SPLITS",
+    "Skipped",
+    "Source",
+    "class_order",
+    "refuse_near_equal",
+    "split_of",
+    "split_of_folder",
+    "words_of",
+]
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {
@@ -17,9 +28,14 @@ _SPLIT_NAMES = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
 }
+
+_SET_WORDS = frozenset(
+    {*("set", "data", "dataset", "images", "image", "imgs", "img", "photos", "samples", "split", "folder", "seg")}
+)
 
 # One image: the content of its file, its pixels (H, W) or (H, W, C) uint8, or the reason why it cannot be read.
 Content = bytes | np.ndarray | InputError
@@ -73,23 +89,54 @@ def split_of(name: str) -> str | None:
     return _SPLIT_NAMES.get(name.lower())
 
 
-def class_order(names: list[str], where: str) -> tuple[str, ...]:
+def split_of_folder(name: str) -> str | None:
+    """Return the split for the name of a folder, which may have words for a set around that of the split, or None.
+
+    >>> split_of_folder("training_set"), split_of_folder("seg_test"), split_of_folder("train station")
+    ('train', 'test', None)
+    """
+    words = words_of(name)
+    splits = [word for word in words if word in _SPLIT_NAMES]
+    others = [word for word in words if word not in _SPLIT_NAMES]
+    return _SPLIT_NAMES[splits[0]] if len(splits) == 1 and _SET_WORDS.issuperset(others) else None
+
+
+def words_of(name: str) -> list[str]:
+    """Split the name of a folder into lower-case words; words such as "trainset" are split, too.
+
+    >>> words_of("JPEGImages"), words_of("valset-2017")
+    (['jpeg', 'images'], ['val', 'set', '2017'])
+    """
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+|\d+", unicodedata.normalize("NFC", name))
+    parts: list[str] = []
+    for word in map(str.lower, words):
+        split = next((s for s in _SPLIT_NAMES if word.startswith(s) and word[len(s) :] in _SET_WORDS), "")
+        parts += [split, word[len(split) :]] if split else [word]
+    return parts
+
+
+def class_order(names: list[str], where: str, *, least: int = 2, hint: str = "") -> tuple[str, ...]:
     """Sort class names by their characters, after Unicode normalization.
 
     Args:
-        names: at least 2 class names.
+        names: at least `least` class names.
         where: name of the dataset, for errors.
+        least: minimum number of classes.
+        hint: advice for the error on too few classes.
 
     Raises:
-        InputError: there are fewer than 2 names, or two are nearly equal.
+        InputError: there are too few names, or two are nearly equal.
 
     >>> class_order(["2", "10", "1"], "data")
     ('1', '10', '2')
     """
     refuse_near_equal(names, where)
-    if len(names) < 2:
+    if len(names) < least:
         only = f"only {printable(names[0])!r}" if names else "none"
-        raise InputError(f"cannot use {where}: expected at least 2 classes, got {only}. Add a folder for each class.")
+        classes = count_of(least, "class", "classes")
+        raise InputError(
+            f"cannot use {where}: expected at least {classes}, got {only}.{hint} Add a folder for each class."
+        )
     return tuple(sorted(unicodedata.normalize("NFC", name) for name in names))
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from skipway.data.sources.decode import BadImage
 from skipway.errors import printable
 
-__all__ = ["checked_status", "read_image_file"]
+__all__ = ["MAX_BYTES", "checked_status", "read_head", "read_image_file"]
 
-_MAX_BYTES = 1_000_000_000  # more than 50 million pixels (the default of --max-pixels) at 16 bytes each
+MAX_BYTES = 1_000_000_000  # more than 50 million pixels (the default of --max-pixels) at 16 bytes each
 
 
 def read_image_file(
@@ -27,29 +27,53 @@ def read_image_file(
         BadImage: the file cannot be read, is empty or too large, or is outside of `root`.
     """
     checked_status(path, root, follow_links=follow_links, inside=inside)
+    data = _read(path)
+    if not data:
+        raise BadImage("empty file")
+    return data
+
+
+def read_head(path: str | Path, count: int, root: Path | None = None, *, follow_links: bool = False) -> bytes:
+    """Read at most `count` bytes from the beginning of a regular file of any size.
+
+    See `read_image_file` for the arguments.
+
+    Raises:
+        BadImage: the file cannot be read, or is outside of `root`.
+    """
+    checked_status(path, root, follow_links=follow_links, max_bytes=None)
+    return _read(path, count)
+
+
+def _read(path: str | Path, count: int | None = None) -> bytes:
+    """Read a file, or its first `count` bytes."""
     try:
         # O_NONBLOCK, because the file may have been replaced by a FIFO between `stat` and `open`.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         file = os.open(path, flags)
         try:
             status = os.fstat(file)
-            _refuse_special(status)
-            data = _read_all(file, status.st_size)
+            _refuse_special(status, MAX_BYTES if count is None else None)
+            return _read_all(file, status.st_size) if count is None else os.read(file, count)
         finally:
             os.close(file)
     except BadImage:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise _not_readable(error) from error
-    if not data:
-        raise BadImage("empty file")
-    return data
 
 
 def checked_status(
-    path: str | Path, root: Path | None = None, *, follow_links: bool = False, inside: dict[str, bool] | None = None
+    path: str | Path,
+    root: Path | None = None,
+    *,
+    follow_links: bool = False,
+    inside: dict[str, bool] | None = None,
+    max_bytes: int | None = MAX_BYTES,
 ) -> os.stat_result:
-    """Return the status of a regular file that may be read; see `read_image_file` for the arguments.
+    """Return the status of a regular file of at most `max_bytes` that may be read.
+
+    See `read_image_file` for the other arguments.
 
     Raises:
         BadImage: the file is of another kind, too large or outside of `root`, or its status cannot be read.
@@ -67,7 +91,7 @@ def checked_status(
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise _not_readable(error) from error
-    _refuse_special(status)
+    _refuse_special(status, max_bytes)
     return status
 
 
@@ -92,9 +116,9 @@ def _lies_in(path: str, root: Path) -> bool:
     return os.path.commonpath([real, home]) == home
 
 
-def _refuse_special(status: os.stat_result) -> None:
+def _refuse_special(status: os.stat_result, max_bytes: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         raise BadImage(f"expected a regular file, got a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}")
-    if status.st_size > _MAX_BYTES:
-        raise BadImage(f"file too large: expected at most {_MAX_BYTES:,} bytes, got {status.st_size:,}")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise BadImage(f"file too large: expected at most {max_bytes:,} bytes, got {status.st_size:,}")

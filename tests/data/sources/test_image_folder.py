@@ -7,7 +7,8 @@ from image_folders import class_folders, fill, image_bytes, split_folders
 
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadImage
-from skipway.data.sources.image_folder import folder_source, has_class_folders, image_files
+from skipway.data.sources.file_tree import DiskTree
+from skipway.data.sources.image_folder import image_files, labeled_source
 from skipway.data.sources.image_source import class_order, split_of
 from skipway.errors import InputError
 
@@ -92,17 +93,11 @@ def test_files_that_are_no_images_of_a_class_are_counted(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     for name in ("README", "a/labels.txt", "a/more.txt", "loose.png"):
         (tmp_path / name).write_bytes(b"text")
-    said = open_source(str(tmp_path)).warnings
-    assert said == ["ignored files in the folder, which are not images of a class: 2 .txt, 1 no extension, 1 .png"]
-
-
-def test_a_folder_of_images_within_a_class_is_refused(tmp_path):
-    for inner in ("a/cat", "b/cat"):
-        fill(tmp_path / inner)
-    with pytest.raises(
-        InputError, match=r"a: expected images directly in a class folder, found images in the subfolder 'cat'"
-    ):
-        open_source(str(tmp_path))
+    assert open_source(str(tmp_path)).warnings == [
+        "ignored 1 image in the folder, outside of its class folders",
+        "ignored files in the folder, which are not images: 2 .txt files (text), 1 file without suffix (no known image "
+        "format)",
+    ]
 
 
 def test_an_empty_folder_within_a_class_is_none_of_our_business(tmp_path):
@@ -213,8 +208,10 @@ def test_links_within_the_folder_are_read_and_circles_end(tmp_path):
 def test_a_link_to_a_parent_ends(tmp_path):
     class_folders(tmp_path, ("a", "b"), 1)
     (tmp_path / "up").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="expected images directly in a class folder"):
-        open_source(str(tmp_path), follow_links=True)
+    for follow in (False, True):
+        source = open_source(str(tmp_path), follow_links=follow, allow_empty_classes=True)
+        assert source.class_names == ("a", "b") and source.count("train") == 2
+        assert source.warnings[0] == "ignored 1 link to folders that are read already, first up"
 
 
 def test_a_class_name_that_is_no_text_is_named(tmp_path):
@@ -278,13 +275,13 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(InputError, match="cannot list the folder .*b: Permission denied. Check its permissions"):
-        folder_source(tmp_path)
+        labeled_source(DiskTree(tmp_path))
     with pytest.raises(InputError, match="cannot list the folder .*b: Permission denied"):
         image_files(tmp_path)
 
 
 def test_peeking_reads_some_images_from_all_over(tmp_path):
-    source = folder_source(class_folders(tmp_path, {"a": 250, "b": 250}))
+    source = labeled_source(DiskTree(class_folders(tmp_path, {"a": 250, "b": 250})))
     peeked = source.peek()
     assert len(peeked) == 200 and peeked[:2] == [(tmp_path / "a" / n).read_bytes() for n in ("0.png", "10.png")]
     everything = list(source.contents("train"))
@@ -293,7 +290,7 @@ def test_peeking_reads_some_images_from_all_over(tmp_path):
 
 def test_loose_images_are_no_classes(tmp_path):
     fill(tmp_path, 3)
-    assert not has_class_folders(tmp_path) and [p.name for p in image_files(tmp_path)] == ["0.png", "1.png", "2.png"]
+    assert [p.name for p in image_files(tmp_path)] == ["0.png", "1.png", "2.png"]
     with pytest.raises(
         InputError, match="expected one subfolder of images per class, got 3 images without subfolders. Put"
     ):
@@ -313,11 +310,9 @@ def test_data_that_is_not_there_is_named_with_what_there_could_be(data):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "set.zip").write_bytes(b"PK")
-    with pytest.raises(
-        InputError, match="expected a folder with one subfolder per class, or .*got a .zip file. Convert"
-    ):
-        open_source(str(tmp_path / "set.zip"))
+    (tmp_path / "set.mp4").write_bytes(b"video")
+    with pytest.raises(InputError, match="one subfolder per class, an archive of it, or a .*got a .mp4 file. Convert"):
+        open_source(str(tmp_path / "set.mp4"))
     (tmp_path / "set").write_bytes(b"")
     with pytest.raises(InputError, match="got a file without extension"):
         open_source(str(tmp_path / "set"))
