@@ -14,7 +14,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skipway.data.sources.read_table import Table, frame_table
+from skipway.data.sources.read_table import frame_table
+from skipway.data.sources.table import Table
 from skipway.data.tables.columns import fit_column, infer_kind
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec

@@ -11,7 +11,7 @@ from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_input
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.sources.decode import NEARLY_BLACK
-from skipway.data.sources.read_table import Table
+from skipway.data.sources.table import Table
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable

@@ -1,6 +1,6 @@
 """K-fold cross-validation: each sample is in the validation set of 1 fold and in the training set of all others."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from skipway.data.images.decoded_cache import DecodedImages
 from skipway.data.sources.image_source import Content, Source
-from skipway.data.sources.read_table import Table
-from skipway.data.sources.text_column import Cells, join_columns
-from skipway.data.tables.columns import as_texts
+from skipway.data.sources.table import Table
+from skipway.data.tables.join_tables import join_tables
 from skipway.errors import InputError, printable
 
 __all__ = [
@@ -202,20 +201,5 @@ def pool_tables(splits: Mapping[str, Table], ignored: Sequence[str]) -> dict[str
     train = splits["train"]
     if "val" not in splits:
         return {"train": train}
-    val = splits["val"]
-    columns = {
-        name: _join_columns(column, val.column(name)) for name, column in train.columns.items() if name not in ignored
-    }
-    thousands = train.thousands and val.thousands
-    row_name, notes = _row_names(train, val), [*train.notes, *val.notes]
-    return {"train": replace(train, columns=columns, row_name=row_name, notes=notes, thousands=thousands)}
-
-
-def _join_columns(first: Cells, second: Cells) -> Cells:
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return np.concatenate([first, second])
-    return join_columns([as_texts(first), as_texts(second)])
-
-
-def _row_names(first: Table, second: Table) -> Callable[[int], str]:
-    return lambda i: first.row_name(i) if i < len(first) else second.row_name(i - len(first))
+    kept = {name: column for name, column in train.columns.items() if name not in ignored}
+    return {"train": join_tables([replace(train, columns=kept), splits["val"]])}

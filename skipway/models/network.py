@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skipway.data.image_spec import Spec
-from skipway.data.sources.read_table import Table
+from skipway.data.sources.table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry

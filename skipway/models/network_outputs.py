@@ -21,7 +21,8 @@ from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.decoded_cache import fitted_array
 from skipway.data.sources.decode import NEARLY_BLACK, BadImage, decode
 from skipway.data.sources.read_bytes import read_image_file
-from skipway.data.sources.read_table import Table, frame_table, read_table
+from skipway.data.sources.read_table import frame_table, read_table
+from skipway.data.sources.table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, NotFiniteError, printable
 from skipway.nn.shape_inference import evaluation

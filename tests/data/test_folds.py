@@ -13,7 +13,7 @@ from skipway.data.folds import (
     split_rows,
 )
 from skipway.data.sources.image_source import Source
-from skipway.data.sources.read_table import Table
+from skipway.data.sources.table import Table
 from skipway.errors import InputError
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from skipway.data.sources.read_table import Table
+from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
 from skipway.errors import InputError, printable
 

@@ -17,17 +17,11 @@ import numpy as np
 from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.images.split import holdout_mask
 from skipway.data.sources.image_source import SPLITS, Skipped
-from skipway.data.sources.read_table import (
-    BUILT_IN_TABLES,
-    RowNames,
-    Table,
-    bundled_table,
-    join_quoted,
-    read_table,
-    table_files,
-)
+from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
+from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
 from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks, warn_of_splits
+from skipway.data.tables.join_tables import select_rows
 from skipway.data.tables.row_digests import digest_rows
 from skipway.data.tables.table_spec import Encoded, TableSpec, TableTask
 from skipway.data.tables.target import infer_task, missing_rows, read_targets
@@ -228,7 +222,7 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
         InputError: no row has a target, or a cell cannot be used.
     """
     missing = missing_rows(table.column(spec.target))
-    rows = table.take(np.setdiff1d(np.arange(len(table)), missing))
+    rows = select_rows(table, np.setdiff1d(np.arange(len(table)), missing))
     if not len(rows):
         raise InputError(
             f"cannot use {printable(table.name)}: expected values in the target {printable(spec.target)!r}, got none. "
@@ -295,7 +289,7 @@ def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[st
     for split, table in source.splits.items():
         missing = missing_rows(table.column(source.target))
         skipped += [Skipped(key=table.row_name(i), split=split, class_name="", reason=reason) for i in missing]
-        tables[split] = table.take(np.setdiff1d(np.arange(len(table)), missing)) if len(missing) else table
+        tables[split] = select_rows(table, np.setdiff1d(np.arange(len(table)), missing)) if len(missing) else table
     total = sum(len(table) for table in source.splits.values())
     if len(skipped) > max_unreadable * total:
         examples = ", ".join(row.key for row in skipped[:5]) + (" ..." if len(skipped) > 5 else "")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from skipway.data.images.split import FEW, IMBALANCED
-from skipway.data.sources.read_table import Table, join_quoted
+from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.text_column import Cells, TextColumn
 from skipway.data.tables.columns import factorize_texts, read_numbers
 from skipway.data.tables.table_spec import TableSpec

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from skipway.data.sources.read_table import Table
+from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
 from skipway.data.tables.columns import ColumnKind, factorize_texts, read_numbers
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from skipway.data.sources.csv_parser import MAX_COLUMNS
-from skipway.data.sources.read_table import Table, join_quoted
+from skipway.data.sources.table import Table, join_quoted
 from skipway.data.tables.columns import (
     ABSENT,
     KINDS,

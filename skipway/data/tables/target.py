@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from skipway.data.sources.image_source import class_order
-from skipway.data.sources.read_table import Table, join_quoted
+from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.text_column import Cells, TextColumn
 from skipway.data.tables.columns import (
     Problem,

@@ -7,7 +7,8 @@ import pytest
 from pyarrow import parquet
 from table_files import homes, lines
 
-from skipway.data.sources.read_table import Table, bundled_table, frame_table, read_table
+from skipway.data.sources.read_table import bundled_table, frame_table, read_table
+from skipway.data.sources.table import Table
 from skipway.data.tables.columns import MAX_CATEGORIES, Column, factorize_texts, fit_column, infer_kind, read_numbers
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
