@@ -1,7 +1,7 @@
-"""Inputs of predict: image files, folders and arrays become one list, in order, before any of them is read."""
+"""Inputs of predict: images, folders, archives and arrays become one list, in order, before any of them is read."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from skipway.data.image_spec import Spec
-from skipway.data.sources.file_tree import DiskTree
+from skipway.data.sources.archive_tree import is_archive, open_archive
+from skipway.data.sources.file_tree import DiskTree, FileTree
 from skipway.data.sources.image_folder import describe_content
-from skipway.data.sources.other_files import describe_files
+from skipway.data.sources.other_files import describe_files, is_known, reason_of_kind
 from skipway.errors import InputError, printable
-from skipway.models.network_outputs import prepare_image
+from skipway.models.network_outputs import holds_many, prepare_image
 from skipway.utils.console import Console
 
 __all__ = ["PredictionInput", "list_inputs", "prepare_input"]
@@ -26,7 +27,7 @@ class PredictionInput:
 
     Attributes:
         name: name in messages and tables.
-        source: the path or array that `prepare_image` reads, or the error that prevents it.
+        source: what `prepare_image` reads, or the error that prevents it.
     """
 
     name: str
@@ -34,29 +35,25 @@ class PredictionInput:
 
 
 def list_inputs(sources: Any, console: Console) -> list[PredictionInput]:
-    """List the images of `sources`, in order, and print the number of skipped files of each folder.
+    """List the images of `sources`, in order, and print a remark on the other files of each folder and archive.
 
     An input that cannot be read is also listed, with its reason, so that every input gets a prediction.
 
     Args:
-        sources: one or several image paths, folders or uint8 arrays.
+        sources: one or several image paths, folders, archives or uint8 arrays, or an array of several images.
         console: prints the remarks.
 
     Raises:
-        InputError: there are no inputs, or all inputs are folders without images.
+        InputError: there are no inputs, or the only input is a folder or an archive without images.
     """
     if isinstance(sources, str | os.PathLike | np.ndarray):
         sources = [sources]
     inputs: list[PredictionInput] = []
     for source in sources:
-        if isinstance(source, np.ndarray):
-            inputs.append(PredictionInput("array", source))
-            continue
-        path = Path(source)
-        inputs += _images_of_folder(path, console) if path.is_dir() else [PredictionInput(str(path), path)]
+        inputs += _array_inputs(source) if isinstance(source, np.ndarray) else _path_inputs(Path(source), console)
     if not inputs:
         raise InputError("cannot predict: expected at least one image or a folder of images, got none. Add a path.")
-    if all(isinstance(image.source, InputError) for image in inputs):
+    if len(inputs) == 1 and isinstance(inputs[0].source, InputError):
         raise inputs[0].source
     return inputs
 
@@ -74,16 +71,45 @@ def prepare_input(image: PredictionInput, spec: Spec, on_black: Callable[[str], 
     try:
         return prepare_image(image.source, spec, on_black=partial(on_black, image.name))
     except InputError as error:
-        return error
+        is_of_other_kind = isinstance(image.source, Path) and image.source.is_file() and is_known(image.name)
+        return InputError(f"not an image: {reason_of_kind(image.name)}") if is_of_other_kind else error
 
 
-def _images_of_folder(folder: Path, console: Console) -> list[PredictionInput]:
-    """List the images of a folder at any depth; a folder without images is one input, with the reason."""
-    root = DiskTree(folder).root
-    files, others = root.image_paths(), describe_files(root.other_paths())
-    if not files:
-        reason = f"{printable(folder)} holds no images{describe_content(root)}. Pass images, or a folder with images."
-        return [PredictionInput(str(folder), InputError(reason))]
-    if others:
-        console.print(f"{printable(folder)}: skipped {others}")
-    return [PredictionInput(str(folder / path), folder / path) for path in files]
+def _array_inputs(array: np.ndarray) -> Iterable[PredictionInput]:
+    if not holds_many(array):
+        return [PredictionInput("array", array)]
+    return [PredictionInput(f"array[{i}]", pixels) for i, pixels in enumerate(array)]
+
+
+def _path_inputs(path: Path, console: Console) -> Iterable[PredictionInput]:
+    """List the images of a folder or an archive; if there are none, or it is a file, return one input."""
+    try:
+        if path.is_dir():
+            return _tree_inputs(DiskTree(path), path, console)
+        if path.is_file() and is_archive(path):
+            return _tree_inputs(open_archive(path), path, console)
+    except InputError as error:
+        return [PredictionInput(str(path), error)]
+    return [PredictionInput(str(path), path)]
+
+
+def _tree_inputs(tree: FileTree, path: Path, console: Console) -> Iterable[PredictionInput]:
+    """List the images of a tree at any depth.
+
+    Raises:
+        InputError: there are none, or the tree cannot be listed.
+    """
+    images, others = tree.root.image_paths(), describe_files(tree.root.other_paths())
+    if not images:
+        raise InputError(
+            f"{tree.where} holds no images{describe_content(tree.root)}. Pass images, or a folder with images."
+        )
+    remarks = [*tree.warnings, *([f"skipped {others}"] if others else [])]
+    if tree.outside:
+        remarks.append(f"skipped links to folders outside, first {printable(tree.outside[0])}; pass these folders, too")
+    for remark in remarks:
+        console.print(f"{tree.where}: {remark}")
+    if isinstance(tree, DiskTree):  # single files may be links that lead out of the folder
+        return [PredictionInput(str(path / inner), path / inner) for inner in images]
+    contents = tree.contents(images)
+    return [PredictionInput(f"{path}/{inner}", content) for inner, content in zip(images, contents, strict=True)]

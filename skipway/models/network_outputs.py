@@ -32,6 +32,7 @@ __all__ = [
     "as_table",
     "batch_size_for",
     "average_views",
+    "holds_many",
     "image_probabilities",
     "pixel_probabilities",
     "predict_table",
@@ -57,7 +58,7 @@ def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarr
         InputError: `inputs` is a single image, or an image cannot be read.
         NotFiniteError: the outputs for an image are NaN or infinite.
     """
-    if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not _holds_many(inputs)):
+    if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not holds_many(inputs)):
         raise InputError("predict: expected a list of images, got a single image. Pass [image].")
     images = list(inputs)
     parts, batch_size = [], batch_size_for(spec, _BATCH)
@@ -158,7 +159,7 @@ def prepare_image(
     """Read one image as the (S, S, C) uint8 pixels that the network of `spec` expects.
 
     Args:
-        source: a path or a uint8 array.
+        source: a path, a uint8 array, or a callable that returns the bytes of a file or the reason why it has none.
         spec: conversion of the image to pixels.
         root: folder that links in the path must not leave.
         on_black: called for a 16-bit image that is nearly black in 8 bits. Defaults to a warning.
@@ -171,7 +172,9 @@ def prepare_image(
         if isinstance(source, np.ndarray):
             pixels = _checked_array(source, spec)
         else:
-            data = read_image_file(Path(source), root)
+            data = source() if callable(source) else read_image_file(Path(source), root)
+            if isinstance(data, BadImage):
+                raise data
             decoded = decode(data, **spec.decode_options)
             pixels = decoded.pixels
             if NEARLY_BLACK in decoded.notes:
@@ -182,7 +185,7 @@ def prepare_image(
     return pixels[start : start + spec.size, start : start + spec.size]
 
 
-def _holds_many(array: np.ndarray) -> bool:
+def holds_many(array: np.ndarray) -> bool:
     """Return True if the first axis counts images: (N, H, W) or (N, H, W, C), but not a color image (H, W, 3)."""
     return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
 

@@ -381,7 +381,7 @@ def test_names_and_places_that_cannot_be_are_no_faults_of_ours(call, place, word
 def test_predict_counts_the_files_of_a_folder_that_it_leaves_out(call, place):
     (place / "kinds" / "ant" / "notes.txt").write_text("x")
     code, out, err = call("predict", "runs/run", "kinds/ant")
-    assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: skipped 1 file without an image suffix" in err
+    assert code == 0 and len(out.splitlines()) == 12 and "kinds/ant: skipped 1 .txt file (text)" in err
 
 
 def test_a_working_folder_that_was_removed_is_one_line(tmp_path):

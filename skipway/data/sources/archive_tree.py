@@ -106,6 +106,9 @@ class ArchiveContent:
         except BadImage as error:
             return error
 
+    def __str__(self) -> str:
+        return f"{self.tree.where}/{printable(self.path)}"
+
     def stamp(self) -> Stamp | None:
         """Return the state of the archive, with the place of the file in it."""
         return self.tree.stamp(self.path)
@@ -231,12 +234,12 @@ class ArchiveTree(FileTree):
             folder.folders = dict(sorted(folder.folders.items()))
         if unsafe:
             self.warnings.append(
-                f"ignored {count_of(len(unsafe), 'entry', 'entries')} of {self.where} with unsafe names, first "
+                f"ignored {count_of(len(unsafe), 'entry', 'entries')} of the archive with unsafe names, first "
                 f"{printable(unsafe[0])[:100]}"
             )
         if repeated:
             count = count_of(repeated, "entry", "entries")
-            self.warnings.append(f"ignored {count} of {self.where} whose names occur again later in the archive")
+            self.warnings.append(f"ignored {count} of the archive whose names occur again later in it")
         return root
 
     def _damaged(self, reason: object) -> InputError:
@@ -316,7 +319,7 @@ class _TarTree(ArchiveTree):
         if ending.strip(b"\0"):  # tarfile ends at a damaged header without an error
             raise self._damaged(f"a damaged header at byte {end:,}")
         if not ending:
-            self.warnings.append(f"{self.where} has no end marker; it may be incomplete")
+            self.warnings.append("the archive has no end marker; it may be incomplete")
         for name, target in links:  # a hard link is another name of an entry
             entry = self._entries.get("/".join(_safe_parts(target) or ()))
             ignored += entry is None
@@ -324,10 +327,10 @@ class _TarTree(ArchiveTree):
                 yield name, entry
         if ignored:
             count = count_of(ignored, "entry", "entries")
-            self.warnings.append(f"ignored {count} of {self.where} that are links or devices")
+            self.warnings.append(f"ignored {count} of the archive that are links or devices")
         if self._is_compressed():
             self.warnings.append(
-                f"decompressed {self.where} to a temporary file of {size:,} bytes; a .tar or .zip file is read in place"
+                f"decompressed the archive to a temporary file of {size:,} bytes; a .tar or .zip file is read in place"
             )
 
 

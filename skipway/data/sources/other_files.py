@@ -8,7 +8,7 @@ from skipway.data.sources.image_formats import NOT_READ
 from skipway.errors import printable
 from skipway.utils.format_text import count_of, join_names
 
-__all__ = ["ARCHIVES", "describe_files", "is_known", "suffix_of"]
+__all__ = ["ARCHIVES", "describe_files", "is_known", "reason_of_kind", "suffix_of"]
 
 _MAX_KINDS = 5
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -19,7 +19,7 @@ _KINDS = {
     NOT_READ[".svg"]: ".ai .xcf .cdr .sketch .fig .djvu",
     NOT_READ[".nii"]: ".nii.gz .mha .mhd .nrrd .nhdr .svs .ndpi .mrxs .scn .vms .czi .lif .nd2 .oib .oif .vsi .ims",
     "arrays or objects of Python, save one image per .npy file": ".hdf5 .pkl .pickle .pt .pth .zarr",
-    "archives, unpack them or pass one as DATA": " ".join((*ARCHIVES, ".tar.zst")),
+    "archives, unpack them or pass one by its name": " ".join((*ARCHIVES, ".tar.zst")),
     "archives, unpack them": ".rar .7z .gz .bz2 .xz .zst .lzma .cab .iso .dmg",
     "TFRecord files, convert them to images in class folders": ".tfrecord .tfrecords .tfrec",
     "incomplete downloads": ".crdownload .part .partial .download .aria2",
@@ -55,6 +55,15 @@ def is_known(name: str) -> bool:
     return suffix_of(name) in _KIND_OF
 
 
+def reason_of_kind(name: str) -> str:
+    """Return what a file is that is not read as an image, and how to use it, by its suffix.
+
+    >>> reason_of_kind("clip.mp4")
+    'video: save its frames as images'
+    """
+    return _KIND_OF.get(suffix_of(name), "no known image format")
+
+
 def describe_files(names: Iterable[str]) -> str:
     """Describe files that are not read as images: their numbers by suffix, each with the reason; "" for no files.
 
@@ -62,13 +71,9 @@ def describe_files(names: Iterable[str]) -> str:
     '1 .mp4 file (video: save its frames as images), 1 .md file (text), 1 file without suffix (no known image format)'
     """
     suffixes = Counter(map(suffix_of, names))
-    parts = [f"{_counted(suffix, count)} ({_reason(suffix)})" for suffix, count in suffixes.most_common()]
+    parts = [f"{_counted(suffix, count)} ({reason_of_kind(f'x{suffix}')})" for suffix, count in suffixes.most_common()]
     return join_names(parts, limit=_MAX_KINDS)
 
 
 def _counted(suffix: str, count: int) -> str:
     return count_of(count, f"{printable(suffix)} file") if suffix else f"{count_of(count, 'file')} without suffix"
-
-
-def _reason(suffix: str) -> str:
-    return _KIND_OF.get(suffix, "no known image format")

@@ -70,7 +70,7 @@ def test_contents_have_the_state_of_the_archive_and_their_place(tmp_path, kind):
 def test_names_that_lead_out_are_counted(tmp_path, write, suffix, name):
     tree = open_archive(write(tmp_path / f"set{suffix}", FILES | {name: image_bytes(9)}))
     assert contents(tree) == FILES
-    assert tree.warnings == [f"ignored 1 entry of {tmp_path}/set{suffix} with unsafe names, first {name}"]
+    assert tree.warnings == [f"ignored 1 entry of the archive with unsafe names, first {name}"]
 
 
 @pytest.mark.parametrize("write, suffix", [(write_zip, ".zip"), (write_tar, ".tar")])
@@ -104,7 +104,7 @@ def test_the_last_entry_of_a_name_counts(tmp_path):
     for name in ("set.zip", "set.tar"):
         tree = open_archive(tmp_path / name)
         assert contents(tree) == {"a/x.png": image_bytes(3)}
-        assert tree.warnings == [f"ignored 2 entries of {tmp_path / name} whose names occur again later in the archive"]
+        assert tree.warnings == ["ignored 2 entries of the archive whose names occur again later in it"]
 
 
 def special(name, kind, target=""):
@@ -123,7 +123,7 @@ def test_links_and_devices_in_a_tar_are_counted_and_hard_links_are_read(tmp_path
     }
     tree = open_archive(write_tar(tmp_path / "set.tar", FILES | odd))
     assert contents(tree) == FILES | {"a/same.png": FILES["a/0.png"]}
-    assert tree.warnings == [f"ignored 4 entries of {tmp_path}/set.tar that are links or devices"]
+    assert tree.warnings == ["ignored 4 entries of the archive that are links or devices"]
 
 
 def test_links_and_encrypted_entries_in_a_zip_have_their_reason(tmp_path):
@@ -206,7 +206,7 @@ def test_a_tar_without_its_end_is_a_warning(tmp_path):
     path = write_tar(tmp_path / "set.tar", FILES)
     path.write_bytes(path.read_bytes()[:4096])
     source = open_source(str(path))
-    assert source.count("train") == 4 and source.warnings == [f"{path} has no end marker; it may be incomplete"]
+    assert source.count("train") == 4 and source.warnings == ["the archive has no end marker; it may be incomplete"]
 
 
 def test_a_damaged_header_within_a_tar_loses_nothing_in_silence(tmp_path):
@@ -252,7 +252,7 @@ def test_a_compressed_tar_is_decompressed_once_and_says_so(tmp_path, monkeypatch
     monkeypatch.setattr(decompressed_tar, "_copy", lambda *a, **k: calls.append(1) or plain(*a, **k))
     first, second = open_source(str(path)), open_source(str(path))
     assert len(calls) == 1 and first.warnings == second.warnings and list((tmp_path / "cache").iterdir()) == []
-    assert first.warnings[0].startswith(f"decompressed {path} to a temporary file of ")
+    assert first.warnings[0].startswith("decompressed the archive to a temporary file of ")
 
 
 def test_a_compressed_tar_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
