@@ -21,6 +21,7 @@ WAYS = ("ours", "pillow")
 
 
 def ours(folder):
+    from skipway.data.image_spec import Spec
     from skipway.data.images.augment_policy import resolve_policy
     from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
     from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
@@ -34,7 +35,15 @@ def ours(folder):
     parts = resolve_policy("light", stored_size=packed.settings.stored_size, size=SIZE, mirrored=True)
     assert parts == "zoom+flip", f"the photographs are too small for random crops: {packed.sizes}"
     mean, std = mean_and_std(packed.pixels, rows)
-    batches = ImageBatches(packed, rows, BATCH, mean=mean, std=std, augmentation=Augmentation(parts))
+    spec = Spec(
+        channels=len(mean),
+        size=SIZE,
+        presize=packed.settings.stored_size,
+        mean=mean,
+        std=std,
+        class_names=packed.class_names,
+    )
+    batches = ImageBatches(packed, rows, BATCH, spec=spec, augmentation=Augmentation(parts))
     return batches.epoch, len(rows)
 
 

@@ -26,7 +26,7 @@ from skipway.models.network_outputs import require_finite
 from skipway.runs.defaults import TABLE_NETWORK, settings_for, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.training.loop import fit as train_network
-from skipway.training.losses import Classification, Regression, Task
+from skipway.training.losses import task_of
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
@@ -67,7 +67,7 @@ class _SkipEstimator(BaseEstimator):
         return tags
 
     def _fit(self, spec: TableSpec, table: Table, y: np.ndarray) -> Self:
-        """Train a network for `spec` on all rows of `table`; y (N,) holds class indices or standardized numbers."""
+        """Train a network on all rows of `table`; y holds class indices (N,) or standardized numbers (N, 1)."""
         x, count = spec.encode_strict(table).x, len(table)
         seed = int(check_random_state(self.random_state).randint(2**31))
         batch_size = self.batch_size or table_batch_size(count)
@@ -93,9 +93,7 @@ class _SkipEstimator(BaseEstimator):
             )
             network.spec = spec
             settings = settings_for(recipe, network.plan, batch_size, is_table=True)
-            task: Task = Classification(settings.label_smoothing)
-            if spec.task == "regression":
-                task = Regression(spec.target_mean, spec.target_std)
+            task = task_of(spec, settings.label_smoothing, samples="rows")
             trainer = Trainer(network, settings, table.row_name, task)
             rows = np.arange(count)
             train_network(
@@ -138,6 +136,10 @@ class _SkipEstimator(BaseEstimator):
                 "that differ between rows."
             )
         return tuple(columns)
+
+    def _spec(self, table: Table, **outputs: Any) -> TableSpec:
+        """Return the encoders of the table's columns, with the fields `outputs` of OutputSpec."""
+        return TableSpec(self._columns(table), target_names=("y",), **outputs)
 
     def _outputs(self, X: Any) -> np.ndarray:
         """Compute the outputs (N, K) of the network for X."""
@@ -197,7 +199,7 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         names = tuple(str(c) for c in self.classes_)
         if len(set(names)) < len(names):
             names = tuple(f"{type(c).__name__} {c}" for c in self.classes_)
-        return self._fit(TableSpec(self._columns(table), "y", "classification", names), table, codes.astype(np.int64))
+        return self._fit(self._spec(table, class_names=names), table, codes.astype(np.int64))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return class probabilities of shape (N, K), in the order of `classes_`."""
@@ -247,15 +249,14 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
                 "cannot fit a regressor: expected a finite mean and standard deviation of y, got numbers "
                 "too large to average. Scale y first."
             )
-        spec = TableSpec(
-            self._columns(table), "y", "regression", class_names=(), target_mean=mean, target_std=std or 1.0
-        )
-        return self._fit(spec, table, ((y - mean) / spec.target_std).astype(np.float32))
+        spec = self._spec(table, task="regression", target_mean=(mean,), target_std=(std or 1.0,))
+        return self._fit(spec, table, spec.standardized(y[:, None]))
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the predicted values, an array of shape (N,)."""
         with np.errstate(over="ignore"):
-            return require_finite(self._outputs(X) * self.spec_.target_std + self.spec_.target_mean)[:, 0]
+            outputs = self._outputs(X)
+            return require_finite(self.spec_.in_units(outputs))[:, 0]
 
 
 def _all_numbers(frame: Any) -> bool:

@@ -44,7 +44,8 @@ def table_network(task="classification"):
         Column("color", "category", categories=("red", "green")),
         Column("height", "number", 170.0, 10.0),
     )
-    spec = TableSpec(columns, "y", task, *((NAMES,) if task == "classification" else ((), 2000.0, 3.0)))
+    outputs = {"class_names": NAMES} if task == "classification" else {"target_mean": (2000.0,), "target_std": (3.0,)}
+    spec = TableSpec(columns, target_names=("y",), task=task, **outputs)
     plan = ResMLPPlan(layers=2, width=8, in_features=4, num_classes=spec.num_classes, categories=spec.categories)
     network = build_network({"family": plan.FAMILY, **plan.as_dict()}, spec)
     settle(network)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings
+from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.sources.image_source import Source
 
 CLASSES = ("cat", "cow", "dog")
@@ -108,7 +108,7 @@ def decoded_noise(labels, size=8, room=0, channels=3, splits=None, digests=None,
         class_names=names,
         settings=DecodeSettings(size, side, channels),
         pixels=pixels,
-        labels=labels,
+        targets=np.asarray(labels),
         keys=[f"{i}.png" for i in range(len(labels))],
         digests=list(digests or map(str, range(len(labels)))),
         splits=splits or {"train": np.arange(len(labels))},

@@ -22,6 +22,7 @@ from torch import nn
 import skipway as sw
 from skipway.commands.find_lr import find_lr
 from skipway.commands.probe import probe_run
+from skipway.data.image_spec import Spec
 from skipway.data.images.loader import Augmentation, ImageBatches
 from skipway.errors import Interrupted
 from skipway.export import fuse, program
@@ -281,13 +282,12 @@ def test_an_exported_program_moves_to_the_device(small, device, tmp_path, resize
 
 def test_augmented_images_are_drawn_from_the_device(device, tmp_path):
     images = decoded_noise([0, 1, 0, 1])
+    spec = Spec(channels=3, size=1, presize=1, mean=(0.4,) * 3, std=(0.2,) * 3, class_names=("a",))
     for name, place in (("host", "cpu"), ("device", device)):
         augmentation = Augmentation("shift+color", transform=lambda x: x.flip(-1))
         draw_augmented(
             tmp_path / name,
-            ImageBatches(
-                images, np.arange(4), 2, mean=(0.4,) * 3, std=(0.2,) * 3, augmentation=augmentation, device=place
-            ),
+            ImageBatches(images, np.arange(4), 2, spec=spec, augmentation=augmentation, device=place),
         )
     host, drawn = (np.asarray(Image.open(tmp_path / n / "plots" / "augmented.png")) for n in ("host", "device"))
     assert np.abs(host.astype(int) - drawn).max() <= 2

@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, choose_decode_settings, decode_images
+from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.columns import Column

@@ -13,7 +13,8 @@ import numpy as np
 from skipway.commands.inference_engine import ENGINES, with_fastest_engine
 from skipway.commands.prediction_output import Evaluation, RegressionEvaluation
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import DecodedImages, DecodeSettings, decode_images
+from skipway.data.images.decoded_cache import decode_images
+from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import NEARLY_BLACK
@@ -27,7 +28,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
 from skipway.runs.resume import training_digests
-from skipway.training.losses import Classification, Regression, Task
+from skipway.training.losses import Classification, task_of
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
@@ -90,14 +91,14 @@ def evaluate(
     images = _decoded_split(source, spec, data, split, console=console, stop=stop)
     if images.notes[NEARLY_BLACK]:
         num_black = images.notes[NEARLY_BLACK]
-        console.print(f"warning: {num_black:,} of {count_of(len(images.labels), 'image')}: {NEARLY_BLACK}")
-    rows = np.arange(len(images.labels))
+        console.print(f"warning: {num_black:,} of {count_of(len(images.keys), 'image')}: {NEARLY_BLACK}")
+    rows = np.arange(len(images.keys))
     if not len(rows):
         raise InputError(
             f"cannot evaluate {printable(data)}: expected readable images, got none. Run `skipway check` to list the "
             "reasons."
         )
-    batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), mean=spec.mean, std=spec.std)
+    batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), spec=spec)
 
     def poll() -> None:
         if stop.requested:
@@ -175,7 +176,7 @@ def _decoded_split(
     source = replace(
         source,
         keys={split: source.keys[split]},
-        labels={split: class_of[source.labels[split]]},
+        targets={split: class_of[source.targets[split]]},
         class_names=spec.class_names,
     )
     decode_settings = DecodeSettings(
@@ -203,9 +204,7 @@ def _evaluate_table(
         console.print(f"{printable(table.name)}: {line}")
     facts: dict[str, Any] = {"split": split, "count": len(rows.y), "skipped": rows.skipped, "is_asked": is_asked}
     facts["trained_on"] = _count_trained_on(run, rows.digests)
-    task: Task = Classification(samples="rows")
-    if spec.task == "regression":
-        task = Regression(spec.target_mean, spec.target_std)
+    task = task_of(spec, samples="rows")
     batches = RowBatches(rows.x, rows.y, np.arange(len(rows.y)), _TABLE_BATCH_SIZE)
     scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)
     metrics = compute_metrics(scores)

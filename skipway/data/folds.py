@@ -6,8 +6,8 @@ from itertools import chain
 
 import numpy as np
 
-from skipway.data.images.decoded_cache import DecodedImages
-from skipway.data.sources.image_source import Content, Source
+from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.sources.image_source import Item, Source
 from skipway.data.sources.table import Table
 from skipway.data.tables.join_tables import join_tables
 from skipway.errors import InputError, printable
@@ -108,8 +108,16 @@ def split_fold(images: DecodedImages, fold: Fold, seed: int) -> None:
         InputError: a class has fewer images than there are folds.
     """
     pooled = images.splits["train"]
-    labels, digests = images.labels[pooled], [images.digests[i] for i in pooled]
-    refuse_too_many_folds(labels, digests, images.class_names, count=fold.count, name=images.name, noun="images")
+    labels, digests = images.strata[pooled], [images.digests[i] for i in pooled]
+    is_classified = images.task == "classification"
+    refuse_too_many_folds(
+        labels if is_classified else np.zeros(len(pooled), np.int64),
+        digests,
+        images.class_names if is_classified else (),
+        count=fold.count,
+        name=images.name,
+        noun="images",
+    )
     in_val = fold_numbers(labels, digests, fold.count, seed) == fold.number
     images.splits = {"train": pooled[~in_val], "val": pooled[in_val]}
 
@@ -177,13 +185,16 @@ def pool_images(source: Source) -> Source:
     """Return a source that merges the training and validation images into one training set, without test images."""
     splits = [split for split in ("train", "val") if source.count(split)]
 
-    def contents(split: str) -> Iterator[Content]:
+    def contents(split: str) -> Iterator[Item]:
         return chain.from_iterable(map(source.contents, splits if split == "train" else ()))
 
     return replace(
         source,
         keys={"train": list(chain.from_iterable(source.keys[split] for split in splits))},
-        labels={"train": np.concatenate([source.labels[split] for split in splits])},
+        targets={"train": np.concatenate([source.targets[split] for split in splits])},
+        groups={"train": list(chain.from_iterable(source.groups[split] for split in splits))} if source.groups else {},
+        weights={"train": np.concatenate([source.weights[split] for split in splits])} if source.weights else {},
+        columns={"train": join_tables([source.columns[split] for split in splits])} if source.columns else {},
         contents=contents,
     )
 

@@ -5,9 +5,10 @@ Every checkpoint and export contains the Spec, so that images are preprocessed a
 
 import math
 import operator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast, get_args
 
+from skipway.data.output_spec import OUTPUT_FIELDS, OutputSpec, TaskName
 from skipway.errors import InputError, printable
 
 __all__ = ["INTERPOLATIONS", "MAX_PRESIZE", "MAX_SIZE", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
@@ -17,14 +18,13 @@ Interpolation = Literal["bilinear", "bicubic"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MAX_SIZE = 4096  # pixels per side; memory grows with its square, and a file could request any size
+_INPUT_FIELDS = ("channels", "size", "presize", "mean", "std", "resize_mode", "interpolation", "mirrored")
 MAX_PRESIZE = 4710  # MAX_SIZE with the crop margin that training stores
-_MAX_CLASSES = 100_000
-_MAX_NAME_BYTES = 1024
 
 
 @dataclass(frozen=True)
-class Spec:
-    """Preprocessing of images to inputs (B, channels, size, size), and the classes of the (B, num_classes) logits.
+class Spec(OutputSpec):
+    """Preprocessing of images to inputs (B, channels, size, size), and the meaning of the (B, num_outputs) outputs.
 
     An image is resized to `presize` x `presize` (antialiased), center-cropped to `size` x `size`, divided by 255 and
     normalized per channel.
@@ -35,10 +35,11 @@ class Spec:
         presize: height and width before the center crop, in pixels.
         mean: mean of each channel, for pixels in [0, 1].
         std: standard deviation of each channel, for pixels in [0, 1].
-        class_names: names of the classes, in the order of the logits.
+        class_names: names of the classes or labels, in the order of the outputs; empty for regression.
         resize_mode: "squash" ignores the aspect ratio, "crop" cuts the longer side, "pad" adds gray bars.
         interpolation: "bilinear" or "bicubic".
         mirrored: True if a horizontally flipped image keeps its class, so that test-time augmentation may flip.
+        task, target_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
 
     Raises:
         InputError: a value is out of range, or values contradict each other.
@@ -48,25 +49,28 @@ class Spec:
     ((1, 8, 8), 2)
     """
 
+    kind: ClassVar[str] = "a Spec"
+
     channels: int
     size: int
     presize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     resize_mode: ResizeMode = "squash"
     interpolation: Interpolation = "bilinear"
     mirrored: bool = False
+    task: TaskName = "classification"
+    target_names: tuple[str, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    label_sep: str = ""
 
     def __post_init__(self) -> None:
-        names = self.class_names
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise InputError(
-                f"cannot create a Spec: expected class_names as a list of strings, got {printable(repr(names)[:60])}. "
-                "Pass one string per class."
-            )
-        for name in ("mean", "std", "class_names"):
+        for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would break equality and hashing
+        self._check_outputs()
         if self.channels not in (1, 3):
             raise InputError(
                 f"cannot create a Spec: expected 1 or 3 channels, got {self.channels}. Use 1 for gray or 3 for RGB."
@@ -101,26 +105,6 @@ class Spec:
                 f"cannot create a Spec: expected interpolation to be one of {', '.join(INTERPOLATIONS)}, got "
                 f"{printable(self.interpolation)!r}. Choose one of these."
             )
-        if not 1 <= len(self.class_names) <= _MAX_CLASSES:
-            raise InputError(
-                f"cannot create a Spec: expected 1 to {_MAX_CLASSES:,} class names, got {len(self.class_names):,}. "
-                "Pass one name per class."
-            )
-        if len(set(self.class_names)) != len(self.class_names):
-            raise InputError(
-                "cannot create a Spec: expected unique class names, got duplicates. Rename or merge equal classes."
-            )
-        for name in self.class_names:
-            if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
-                raise InputError(
-                    f"cannot create a Spec: expected class names of at most {_MAX_NAME_BYTES} bytes, got "
-                    f"{printable(name[:40])}... Shorten it."
-                )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, and of logits per image."""
-        return len(self.class_names)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -129,7 +113,8 @@ class Spec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can represent."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        inputs = {name: getattr(self, name) for name in _INPUT_FIELDS}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()} | self.output_dict()
 
     @property
     def decode_options(self) -> dict[str, Any]:
@@ -147,22 +132,23 @@ class Spec:
         """Create a Spec from the values that `as_dict` returned.
 
         Args:
-            values: the fields; files of older versions lack `interpolation` and `mirrored`.
+            values: the fields; files of older versions lack some.
 
         Raises:
             InputError: fields are missing or unknown, or a value cannot be used.
         """
-        names = {field.name for field in fields(cls)}
         older = {"interpolation": "bilinear", "mirrored": False}  # files of older versions lack these fields
         values = {**older, **values} if isinstance(values, dict) else {}
-        if set(values) != names:
+        expected = {*_INPUT_FIELDS, "class_names"}
+        if not expected <= set(values) <= expected | set(OUTPUT_FIELDS):
             raise InputError(
-                f"cannot read a Spec: expected the fields {', '.join(sorted(names))}, got "
+                f"cannot read a Spec: expected the fields {', '.join(sorted(expected))}, got "
                 f"{', '.join(printable(name)[:40] for name in sorted(map(str, values))[:12]) or 'no fields'}. "
                 "Use a file saved by skipway."
             )
         try:
-            plain = {name: operator.index(values[name]) for name in ("channels", "size", "presize")}
+            outputs = cls.output_fields(values)
+            sizes: dict[str, Any] = {name: operator.index(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
@@ -170,10 +156,10 @@ class Spec:
                 "saved by skipway."
             ) from None
         return cls(
-            **plain,
+            **outputs,
+            **sizes,
             mean=means,
             std=stds,
-            class_names=values["class_names"],
             resize_mode=cast(ResizeMode, str(values["resize_mode"])),
             interpolation=cast(Interpolation, str(values["interpolation"])),
             mirrored=values["mirrored"] is True,

@@ -85,7 +85,7 @@ class _Rows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return probabilities or target values, as `Network.row_outputs` does."""
         y, spec = self.network(x), self.spec
-        return y.softmax(1) if spec.class_names else y.double() * spec.target_std + spec.target_mean
+        return y.softmax(1) if spec.class_names else spec.in_units(y.double())
 
 
 class _ImageExport:
@@ -137,7 +137,9 @@ class _TableExport:
         raw = raw or not has_classes  # features are no numbers in the unit of the target
         self.network, self.spec, self.raw, self.classes = network, spec, raw, has_classes and bool(spec.class_names)
         self.module: nn.Module = network if raw else _Rows(network, spec)
-        self.offset, self.unit = (0.0, 1.0) if raw else (spec.target_mean, spec.target_std)
+        self.offset, self.unit = (0.0, 1.0)
+        if not raw and spec.task == "regression":
+            self.offset, self.unit = spec.target_mean[0], spec.target_std[0]
         self.dynamic = {0: "N"}
         self.example = torch.zeros(3, *spec.input_shape)
 

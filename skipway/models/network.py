@@ -265,9 +265,9 @@ def _refitted(spec: Spec | TableSpec | None, num_classes: int) -> Spec | TableSp
     """Return the Spec for another number of outputs, or None if it cannot describe them."""
     if spec is None or num_classes in (0, spec.num_classes):
         return spec
-    if isinstance(spec, TableSpec) and spec.task == "regression":
+    if spec.task == "regression":
         return None
-    return replace(spec, class_names=tuple(map(str, range(num_classes))))
+    return replace(spec, class_names=tuple(map(str, range(num_classes))), thresholds=())
 
 
 def build_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:

@@ -134,7 +134,7 @@ def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarra
     with evaluation(network), torch.inference_mode():
         parts = [network(part.to(parameter.device, parameter.dtype)) for part in torch.from_numpy(x).split(_ROWS)]
         outputs = torch.cat(parts).double() if parts else torch.empty(0, spec.num_classes)
-        outputs = softmax(outputs) if spec.class_names else outputs * spec.target_std + spec.target_mean
+        outputs = softmax(outputs) if spec.class_names else spec.in_units(outputs)
         return outputs.cpu().numpy()
 
 

@@ -165,8 +165,8 @@ def _class_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _number_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return R2, RMSE and MAE of all rows, with the interval and the constant prediction to compare with."""
-    targets, predicted = (np.array([row[name] for row in rows]) for name in ("target", "predicted"))
-    scores = RegressionScores(np.arange(len(rows)), np.square(predicted - targets), predicted, targets)
+    targets, predicted = (np.array([[row[name]] for row in rows]) for name in ("target", "predicted"))
+    scores = RegressionScores(np.arange(len(rows)), np.square(predicted - targets)[:, 0], predicted, targets)
     values = {"r2": scores.r2, "rmse": scores.rmse, "mae": scores.mae}
     return {**values, **_uncertainty(values, "r2", {"counts": {"val": len(rows)}})}
 

@@ -106,7 +106,7 @@ def feature_cache(
     images = datamodule.images
     fingerprint = pixels_fingerprint(images)  # runs with different splits share features
     where = cache_folder(folder)
-    return FeatureCache(network, precision, where, fingerprint, len(images.labels), console, stop, last)
+    return FeatureCache(network, precision, where, fingerprint, len(images.keys), console, stop, last)
 
 
 def head_features(
@@ -130,8 +130,8 @@ def head_features(
     """
     images = datamodule.images
     cache = feature_cache(network, datamodule, precision, folder, console=console, stop=stop)
-    features = cache.features(datamodule.batches("val"), np.arange(len(images.labels)))
-    return HeadFeatures(features, torch.from_numpy(images.labels), cache.engine)
+    features = cache.features(datamodule.batches("val"), np.arange(len(images.keys)))
+    return HeadFeatures(features, torch.from_numpy(images.targets), cache.engine)
 
 
 def fit_head(

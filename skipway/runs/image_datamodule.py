@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor, nn
 
 from skipway.data.folds import Fold, pool_images, split_fold
@@ -13,15 +12,15 @@ from skipway.data.image_spec import MAX_PRESIZE, Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.decoded_cache import (
     SMALL,
-    DecodeSettings,
     choose_decode_settings,
     decode_images,
     decoding_seconds,
     fingerprint,
 )
+from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
-from skipway.data.images.split import describe, hold_out, refuse_leaks
+from skipway.data.images.split import count_classes, describe, describe_targets, hold_out, refuse_leaks
 from skipway.data.sample_order import Shard
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.image_source import SPLITS
@@ -45,7 +44,7 @@ from skipway.runs.time_budget import (
     scratch_epochs,
     size_growth,
 )
-from skipway.training.losses import Classification, Task
+from skipway.training.losses import Task, task_of
 from skipway.training.metrics import ClassScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
@@ -99,7 +98,8 @@ class ImageDataModule:
         if new:
             size, channels = self.decode_settings.size, self.decode_settings.channels
             self.model = choose_model(recipe, size, count)
-            self.weights = trained_weights(recipe, self.model, self.source.class_names, size=size, channels=channels)
+            names = self.source.class_names or self.source.target_names
+            self.weights = trained_weights(recipe, self.model, names, size=size, channels=channels)
         if earlier_spec is not None:
             known = Spec.from_dict(earlier_spec)
             self.decode_settings = replace(_settings_as(self.decode_settings, known), channels=known.channels)
@@ -216,19 +216,19 @@ class ImageDataModule:
         return self.images.keys[image]
 
     def class_counts(self) -> list[int]:
-        """Return the number of training images of each class."""
-        labels = self.images.labels[self.images.splits["train"]]
-        return np.bincount(labels, minlength=len(self.images.class_names)).tolist()
+        """Return the number of training images of each class or label; empty for regression."""
+        if not self.images.class_names:
+            return []
+        return count_classes(self.images, self.images.splits["train"]).tolist()
 
     def spec(self, earlier: dict[str, Any] | None) -> Spec:
         """Return the Spec of the inputs: from the training images, or `earlier`, that of the run to resume."""
         images, decode_settings = self.images, self.decode_settings
         if earlier is not None:
             spec = Spec.from_dict(earlier)
-            if spec.class_names != images.class_names:
-                known, present = (
-                    join_names(map(printable, names), limit=8) for names in (spec.class_names, images.class_names)
-                )
+            names_of = [(of.task, of.class_names or of.target_names) for of in (spec, images)]
+            if names_of[0] != names_of[1]:
+                known, present = (join_names(map(printable, names), limit=8) for _, names in names_of)
                 raise InputError(
                     f"cannot resume: expected the classes {known}, got {present}. Restore the class folders, or start "
                     "a new run."
@@ -245,7 +245,7 @@ class ImageDataModule:
             presize=decode_settings.stored_size,
             mean=mean,
             std=std,
-            class_names=images.class_names,
+            **images.output_fields(),
             resize_mode=decode_settings.resize_mode,
             interpolation=decode_settings.interpolation,
             mirrored=images.mirrored,
@@ -258,7 +258,7 @@ class ImageDataModule:
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """Configure the batches; `earlier` is the state of the run to resume, or None."""
         spec, images, decode_settings = network.require_image_spec(), self.images, self.decode_settings
-        self.batch_size, self.device, self.mean, self.std = batch_size, device, spec.mean, spec.std
+        self.batch_size, self.device, self.network_spec = batch_size, device, spec
         chosen = augment_policy.resolve_policy(
             self.recipe.augment,
             stored_size=decode_settings.stored_size,
@@ -282,8 +282,7 @@ class ImageDataModule:
             self.images,
             self.images.splits[split],
             batch_size=self.batch_size if train else 2 * self.batch_size,
-            mean=self.mean,
-            std=self.std,
+            spec=self.network_spec,
             augmentation=self._augmentation() if train else None,
             device=self.device,
             shard=Shard(collectives.rank(), collectives.world_size()),
@@ -308,8 +307,8 @@ class ImageDataModule:
             whiten(network, batches.some(_NUM_WHITENED)[0])
 
     def task(self, settings: Settings) -> Task:
-        """Return the task: classification."""
-        return Classification(settings.label_smoothing, settings.class_weights)
+        """Return the task of the targets."""
+        return task_of(self.network_spec, settings.label_smoothing, settings.class_weights)
 
     def describe_changes(self, folder: Path) -> str:
         """Describe the changes since the run in `folder` read its images, in one line."""
@@ -323,7 +322,7 @@ class ImageDataModule:
         """Return the console lines about the images."""
         images = self.images
         counts = join_counts({split: len(rows) for split, rows in images.splits.items()}, "image")
-        lines = [f"data: {images.name}, {len(images.class_names)} classes, {counts}, {images.sizes}"]
+        lines = [f"data: {images.name}, {describe_targets(images)}, {counts}, {images.sizes}"]
         if images.skipped:
             unreadable = count_of(len(images.skipped), "unreadable image")
             lines.append(f"  {unreadable} skipped, listed in skipped.csv")

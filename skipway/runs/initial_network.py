@@ -102,7 +102,8 @@ def initial_network(
         The network, and True if its weights are pretrained.
     """
     if weights is None:
-        weights = trained_weights(recipe, model, spec.class_names, size=spec.size, channels=spec.channels)
+        names = spec.class_names or spec.target_names
+        weights = trained_weights(recipe, model, names, size=spec.size, channels=spec.channels)
     for line in weights.lines:
         console.print(line)
     network = weights.network
@@ -123,7 +124,7 @@ def trained_weights(
     Args:
         recipe: options of the run.
         model: name and options of the network from scratch.
-        class_names: classes of the dataset.
+        class_names: classes or labels of the dataset, or names of its numbers.
         size: image size in pixels.
         channels: number of image channels.
 

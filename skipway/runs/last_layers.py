@@ -44,7 +44,7 @@ class FrozenOutputs(ImageBatches):
     def __init__(self, batches: ImageBatches, files: Sequence[FeatureFile], ids: np.ndarray):
         self.__dict__.update(batches.__dict__)
         self.files = files
-        self.row_of = np.full(len(batches.images.labels), -1)
+        self.row_of = np.full(len(batches.images.keys), -1)
         self.row_of[ids] = np.arange(len(ids))
         seed = batches.augmentation.seed if batches.augmentation is not None else 0
         self.first_view = np.random.default_rng(seed).integers(len(files), size=len(self.row_of))

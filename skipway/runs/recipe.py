@@ -4,7 +4,7 @@ It does not import torch, so that `skipway --help` is fast.
 """
 
 import re
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -12,24 +12,14 @@ import yaml
 
 from skipway.data.image_spec import MAX_SIZE
 from skipway.errors import InputError, did_you_mean, printable
+from skipway.runs.data_options import DataOptions
+from skipway.runs.option_field import GROUPS, option
 from skipway.runs.option_values import TEXTS, option_problem, read_yaml
 from skipway.utils.format_text import short_repr
 from skipway.utils.run_schema import refuse_unknown_schema, with_schema
 
 __all__ = ["GROUPS", "UNUSED_BY_FIND_LR", "Recipe"]
 
-# Groups of options in `--help`, in their order.
-GROUPS = (
-    "Data",
-    "Model",
-    "Optimization",
-    "Augmentation",
-    "Regularization",
-    "Transfer",
-    "Hardware",
-    "Output",
-    "Safety",
-)
 # Options without effect on an LR range test, which neither ends, evaluates nor writes a run.
 UNUSED_BY_FIND_LR = frozenset(
     ("epochs", "lr", "schedule", "ema", "patience", "time_limit", "tta", "folds", "fold", "grow", "watch", "fsdp")
@@ -37,94 +27,27 @@ UNUSED_BY_FIND_LR = frozenset(
 )
 
 
-def _option(
-    group: str,
-    default: Any,
-    help: str,
-    *,
-    effective: str = "",
-    alias: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-) -> Any:
-    """Return a field with its help text and the range of its value.
-
-    Args:
-        group: one of `GROUPS`.
-        default: default value.
-        help: a noun phrase of at most 12 words.
-        effective: the default to show in `--help`, if the field's default is open.
-        alias: short flag.
-        minimum, maximum: range of a number.
-    """
-    assert group in GROUPS
-    metadata = {
-        "group": group,
-        "help": help,
-        "effective": effective,
-        "alias": alias,
-        "minimum": minimum,
-        "maximum": maximum,
-    }
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(DataOptions):
     """Data, model and hyperparameters of a training run, as plain values; `config.yaml` has all of them.
 
     >>> Recipe(data="digits", epochs=3).changed()
     {'data': 'digits', 'epochs': 3}
     """
 
-    data: str | None = _option("Data", None, "Built-in dataset, image folder, Parquet files, Hub dataset or table.")
-    target: str | None = _option("Data", None, "Table column to predict.", effective="none; required for table files")
-    task: Literal["auto", "classification", "regression"] = _option(
-        "Data", "auto", "Task of a table; auto infers it from the target's values."
-    )
-    ignore: str | None = _option("Data", None, "Table columns to leave out, separated by commas.", effective="none")
-    img_size: int | str | None = _option(
-        "Data",
-        None,
-        "Input height and width, or FIRST:FULL for progressive resizing, such as 128:224.",
-        effective="images up to 96 px: their own; larger: 32:48 to 64:128 from scratch, 128 to 288 pretrained",
-        minimum=1,
-        maximum=MAX_SIZE,
-    )
-    resize_mode: Literal["auto", "squash", "crop", "pad"] = _option(
-        "Data", "auto", "Conversion of images to squares; auto decides by their aspect ratios."
-    )
-    val_fraction: float = _option(
-        "Data",
-        0.2,
-        "Validation share without a validation split, at most 5,000 samples.",
-        minimum=0.001,
-        maximum=0.9,
-    )
-    folds: int | None = _option(
-        "Data",
-        None,
-        "Number of cross-validation folds, which share --time-limit.",
-        effective="none",
-        minimum=2,
-        maximum=1000,
-    )
-    fold: int | None = _option(
-        "Data", None, "Single fold of --folds to train, counted from 1.", effective="all", minimum=1, maximum=1000
-    )
-    model: str = _option(
+    model: str = option(
         "Model", "auto", "Architecture from `skipway models`; auto selects it by data and time.", alias="-m"
     )
-    stem: Literal["large", "small", "deep", "tiered", "deep_conv", "whitening"] | None = _option(
+    stem: Literal["large", "small", "deep", "tiered", "deep_conv", "whitening"] | None = option(
         "Model", None, "First layers of the network.", effective="small up to 96 px, else the architecture's"
     )
-    grow: str | None = _option(
+    grow: str | None = option(
         "Model",
         None,
         "Architectures to grow through, with epochs, such as resnet20:4,resnet32:4,resnet56:8.",
         effective="none",
     )
-    epochs: int = _option(
+    epochs: int = option(
         "Optimization",
         10,
         "Passes over the training set.",
@@ -133,7 +56,7 @@ class Recipe:
         minimum=1,
         maximum=100_000,
     )
-    batch_size: int | None = _option(
+    batch_size: int | None = option(
         "Optimization",
         None,
         "Samples per batch.",
@@ -142,7 +65,7 @@ class Recipe:
         minimum=2,
         maximum=1_000_000,
     )
-    lr: float | Literal["auto"] | None = _option(
+    lr: float | Literal["auto"] | None = option(
         "Optimization",
         None,
         "Peak learning rate; auto runs an LR range test.",
@@ -150,10 +73,10 @@ class Recipe:
         minimum=1e-9,
         maximum=1e4,
     )
-    optimizer: Literal["auto", "sgd", "adamw", "muon"] = _option(
+    optimizer: Literal["auto", "sgd", "adamw", "muon"] = option(
         "Optimization", "auto", "Optimizer; auto: muon for ResNet-9, adamw for ConvNeXt and tables, else sgd."
     )
-    momentum: float | None = _option(
+    momentum: float | None = option(
         "Optimization",
         None,
         "Momentum of sgd and muon, beta1 of adamw.",
@@ -161,7 +84,7 @@ class Recipe:
         minimum=0,
         maximum=0.9999,
     )
-    weight_decay: float | None = _option(
+    weight_decay: float | None = option(
         "Optimization",
         None,
         "Weight decay; norms and biases have none.",
@@ -169,7 +92,7 @@ class Recipe:
         minimum=0,
         maximum=10,
     )
-    bias_lr_mult: float | None = _option(
+    bias_lr_mult: float | None = option(
         "Optimization",
         None,
         "Learning-rate multiplier of norms and biases.",
@@ -177,66 +100,62 @@ class Recipe:
         minimum=0,
         maximum=1e4,
     )
-    schedule: Literal["one-cycle", "cosine", "steps", "flat-cosine", "constant"] = _option(
+    schedule: Literal["one-cycle", "cosine", "steps", "flat-cosine", "constant"] = option(
         "Optimization", "one-cycle", "Learning-rate schedule."
     )
-    grad_accum_steps: int = _option(
+    grad_accum_steps: int = option(
         "Optimization", 1, "Batches accumulated per optimizer step.", minimum=1, maximum=100_000
     )
-    clip_grad: float | None = _option("Optimization", None, "Maximum gradient norm.", effective="none", minimum=1e-9)
-    ema: float | None = _option(
+    clip_grad: float | None = option("Optimization", None, "Maximum gradient norm.", effective="none", minimum=1e-9)
+    ema: float | None = option(
         "Optimization", None, "EMA decay of the weights, per step.", effective="none", minimum=0, maximum=0.999999
     )
-    balance: Literal["none", "weights", "sampling"] = _option(
+    balance: Literal["none", "weights", "sampling"] = option(
         "Optimization", "none", "Class-imbalance handling: class weights in the loss, or weighted sampling."
     )
-    patience: int | None = _option(
+    patience: int | None = option(
         "Optimization", None, "Epochs without improvement before early stopping.", effective="none", minimum=1
     )
-    time_limit: float | None = _option(
+    time_limit: float | None = option(
         "Optimization",
         None,
         "Seconds for the whole run; sets epochs of images unless passed.",
         effective="none",
         minimum=0,
     )
-    seed: int = _option(
+    seed: int = option(
         "Optimization",
         0,
         "Random seed of initialization, sample order and augmentation.",
         minimum=0,
         maximum=2**32 - 1,
     )
-    augment: str = _option(
+    augment: str = option(
         "Augmentation",
         "auto",
         "none, light, medium, strong, or operations joined by +, as flip+color.",
     )
-    mixup: float = _option(
-        "Augmentation", 0.0, "MixUp alpha (arXiv:1710.09412); 0.2 is common.", minimum=0, maximum=100
-    )
-    cutmix: float = _option(
-        "Augmentation", 0.0, "CutMix alpha (arXiv:1905.04899); 1 is common.", minimum=0, maximum=100
-    )
-    tta: bool = _option("Augmentation", False, "Test-time augmentation in the final evaluation.")
-    label_smoothing: float | None = _option(
+    mixup: float = option("Augmentation", 0.0, "MixUp alpha (arXiv:1710.09412); 0.2 is common.", minimum=0, maximum=100)
+    cutmix: float = option("Augmentation", 0.0, "CutMix alpha (arXiv:1905.04899); 1 is common.", minimum=0, maximum=100)
+    tta: bool = option("Augmentation", False, "Test-time augmentation in the final evaluation.")
+    label_smoothing: float | None = option(
         "Regularization", None, "Label smoothing.", effective="0.1; ResNet-9 0.2", minimum=0, maximum=0.99
     )
-    dropout: float = _option("Regularization", 0.0, "Dropout rate inside blocks.", minimum=0, maximum=0.99)
-    drop_path: float = _option(
+    dropout: float = option("Regularization", 0.0, "Dropout rate inside blocks.", minimum=0, maximum=0.99)
+    drop_path: float = option(
         "Regularization", 0.0, "Stochastic-depth rate of the deepest block.", minimum=0, maximum=0.99
     )
-    l1: float = _option("Regularization", 0.0, "L1 penalty on the weights.", minimum=0, maximum=10)
-    l2: float = _option(
+    l1: float = option("Regularization", 0.0, "L1 penalty on the weights.", minimum=0, maximum=10)
+    l2: float = option(
         "Regularization", 0.0, "L2 penalty on the weights, in addition to weight decay.", minimum=0, maximum=10
     )
-    pretrained: str = _option(
+    pretrained: str = option(
         "Transfer", "auto", "Pretrained weights: auto (for photographs), none, a Hub tag, run or file."
     )
-    head: Literal["auto", "regression", "train"] = _option(
+    head: Literal["auto", "regression", "train"] = option(
         "Transfer", "auto", "Head of a pretrained model: regression on its features, or training."
     )
-    freeze_epochs: int | None = _option(
+    freeze_epochs: int | None = option(
         "Transfer",
         None,
         "Epochs in which only the head of a pretrained model trains.",
@@ -244,13 +163,13 @@ class Recipe:
         minimum=0,
         maximum=100_000,
     )
-    freeze_until: str = _option(
+    freeze_until: str = option(
         "Transfer", "auto", "Last frozen layer (as stage6) or none; auto: before the last stage."
     )
-    views: int = _option(
+    views: int = option(
         "Transfer", 4, "Cached augmented views per training image with frozen layers.", minimum=1, maximum=1000
     )
-    layer_decay: float | None = _option(
+    layer_decay: float | None = option(
         "Transfer",
         None,
         "Layer-wise learning-rate decay, per stage.",
@@ -258,32 +177,30 @@ class Recipe:
         minimum=1e-3,
         maximum=1,
     )
-    device: Literal["auto", "cpu", "cuda"] = _option("Hardware", "auto", "Compute device.")
-    precision: Literal["auto", "bf16", "fp32"] = _option(
+    device: Literal["auto", "cpu", "cuda"] = option("Hardware", "auto", "Compute device.")
+    precision: Literal["auto", "bf16", "fp32"] = option(
         "Hardware", "auto", "Compute precision; auto: bf16 if the hardware supports it."
     )
-    threads: int | None = _option(
-        "Hardware", None, "CPU threads.", effective="available cores", minimum=1, maximum=1024
-    )
-    recompute: int | Literal["none", "auto", "stages"] = _option(
+    threads: int | None = option("Hardware", None, "CPU threads.", effective="available cores", minimum=1, maximum=1024)
+    recompute: int | Literal["none", "auto", "stages"] = option(
         "Hardware",
         "none",
         "Activation checkpointing: blocks per group, whole stages, or auto for least memory.",
         minimum=1,
         maximum=100_000,
     )
-    fsdp: bool = _option("Hardware", False, "Shard weights and optimizer state across processes (FSDP).")
-    output: str = _option("Output", "runs", "Parent folder of run folders.", alias="-o")
-    name: str | None = _option(
+    fsdp: bool = option("Hardware", False, "Shard weights and optimizer state across processes (FSDP).")
+    output: str = option("Output", "runs", "Parent folder of run folders.", alias="-o")
+    name: str | None = option(
         "Output", None, "Name of the run folder.", effective="DATA-MODEL, with a number if it exists"
     )
-    watch: bool = _option("Output", False, "Plots of signal flow before training and after every epoch.")
-    save_every: float = _option("Safety", 120.0, "Seconds between checkpoints within an epoch.", minimum=0)
-    max_unreadable: float = _option("Safety", 0.01, "Maximum share of unreadable images.", minimum=0, maximum=1)
-    max_pixels: int = _option("Safety", 50_000_000, "Maximum pixels of an image to decode.", minimum=1)
-    follow_links: bool = _option("Safety", False, "Read images behind symbolic links that leave the folder.")
-    allow_empty_classes: bool = _option("Safety", False, "Skip class folders without images.")
-    allow_duplicates: bool = _option("Safety", False, "Train although splits share identical images.")
+    watch: bool = option("Output", False, "Plots of signal flow before training and after every epoch.")
+    save_every: float = option("Safety", 120.0, "Seconds between checkpoints within an epoch.", minimum=0)
+    max_unreadable: float = option("Safety", 0.01, "Maximum share of unreadable images.", minimum=0, maximum=1)
+    max_pixels: int = option("Safety", 50_000_000, "Maximum pixels of an image to decode.", minimum=1)
+    follow_links: bool = option("Safety", False, "Read images behind symbolic links that leave the folder.")
+    allow_empty_classes: bool = option("Safety", False, "Skip class folders without images.")
+    allow_duplicates: bool = option("Safety", False, "Train although splits share identical images.")
 
     def __post_init__(self) -> None:
         problems = [*self._field_problems(), *self._text_problems(), *self._size_problems(), *self._fold_problems()]

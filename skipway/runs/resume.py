@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.sources.choose_source import BUILT_IN
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
@@ -208,7 +208,7 @@ def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedIma
     now: dict[str, tuple[str, str, str]] = {}
     for split, indices in images.splits.items():
         for i in indices:
-            class_name = escape_cell(images.class_names[images.labels[i]])
+            class_name = escape_cell(images.target_text(i))
             now[escape_cell(images.keys[i])] = (class_name, split, images.digests[i])
     added, removed = sorted(set(now) - set(before)), sorted(set(before) - set(now))
     new_name = {now[name][2]: name for name in added}

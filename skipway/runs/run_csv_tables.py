@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.errors import printable
 from skipway.training.metrics import ClassScores, per_class
 from skipway.utils.atomic_files import write_file
@@ -87,7 +87,7 @@ def write_image_splits(folder: Path, images: DecodedImages) -> None:
 def _split_rows(images: DecodedImages) -> Iterator[tuple[str, str, str, str]]:
     for split, indices in images.splits.items():
         for i in indices:
-            yield images.keys[i], images.class_names[images.labels[i]], split, images.digests[i]
+            yield images.keys[i], images.target_text(i), split, images.digests[i]
 
 
 def write_class_tables(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.loader import ImageBatches
 from skipway.report import classification_plots, learning_curves
 from skipway.runs.run_csv_tables import prediction_cells, write_table
@@ -32,9 +32,8 @@ def draw_augmented(folder: Path, batches: ImageBatches) -> None:
     ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
     x = (batches.inputs(ids) - batches.offset) / batches.factor
     images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    names = batches.images.class_names
     make_folder(folder / "plots")
-    captions = [names[batches.images.labels[i]] for i in ids]
+    captions = [batches.images.target_text(i) for i in ids]
     classification_plots.plot_image_grid(
         [_without_gray_axis(i) for i in images], captions, folder / "plots" / "augmented.png", columns=_SHEET_COLUMNS
     )

@@ -29,7 +29,7 @@ from skipway.report.regression_plot import plot_predictions
 from skipway.runs.defaults import TABLE_NETWORK, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_class_tables, write_table
-from skipway.training.losses import Classification, Regression, Task
+from skipway.training.losses import Task, task_of
 from skipway.training.metrics import ClassScores, RegressionScores, Scores, compute_metrics
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import make_folder, write_json
@@ -153,10 +153,7 @@ class TableDataModule:
 
     def task(self, settings: Settings) -> Task:
         """Return the task: classification or regression."""
-        spec = self.rows.spec
-        if spec.task == "regression":
-            return Regression(spec.target_mean, spec.target_std)
-        return Classification(settings.label_smoothing, settings.class_weights, samples="rows")
+        return task_of(self.rows.spec, settings.label_smoothing, settings.class_weights, samples="rows")
 
     def describe_changes(self, folder: Path) -> str:
         """Describe the changes since the run in `folder` read its rows, in one line."""
@@ -216,11 +213,12 @@ class TableDataModule:
             ("row", "split", "target", "predicted", "error"),
             (
                 (rows.keys[i], split, _seven_digits(t), _seven_digits(p), _seven_digits(p - t))
-                for i, t, p in zip(scores.ids, scores.targets, scores.predicted, strict=True)
+                for i, t, p in zip(scores.ids, scores.targets[:, 0], scores.predicted[:, 0], strict=True)
             ),
         )
         make_folder(folder / "plots")
-        plot_predictions(scores.targets, scores.predicted, rows.spec.target, folder / "plots" / "predicted.png")
+        path = folder / "plots" / "predicted.png"
+        plot_predictions(scores.targets[:, 0], scores.predicted[:, 0], rows.spec.target, path)
 
     def size_growth(self, epochs: int) -> list[float]:
         """Return 1 for each epoch, because rows have a fixed size."""
@@ -285,7 +283,7 @@ def baseline(rows: TableDataset) -> dict[str, Any]:
     estimator = HistGradientBoostingClassifier if spec.class_names else HistGradientBoostingRegressor
     model = estimator(categorical_features=categorical if any(categorical) else None, random_state=0)
     train = rows.splits["train"]
-    model.fit(x[train], rows.y[train])
+    model.fit(x[train], rows.y[train] if spec.class_names else rows.y[train, 0])
     metrics: dict[str, Any] = {"name": BASELINE}
     for split in [split for split in ("val", "test") if split in rows.splits]:
         ids = rows.splits[split]
@@ -293,8 +291,8 @@ def baseline(rows: TableDataset) -> dict[str, Any]:
         if spec.class_names:
             metrics[f"{split}_accuracy"] = float((predicted == y).mean())
             continue
-        predicted, y = (v.astype(np.float64) * spec.target_std + spec.target_mean for v in (predicted, y))
-        values = compute_metrics(RegressionScores(ids, np.square(predicted - y), predicted, y))
+        predicted, y = (spec.in_units(v.astype(np.float64).reshape(len(ids), -1)) for v in (predicted, y))
+        values = compute_metrics(RegressionScores(ids, np.square(predicted - y).mean(1), predicted, y))
         metrics |= {f"{split}_{name}": value for name, value in values.items() if name != "loss"}
     return {**metrics, "seconds": round(time.monotonic() - start, 2)}
 

@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.training.metrics import ClassScores, RegressionScores, Scores, softmax
+from skipway.data.output_spec import OutputSpec
+from skipway.training.metrics import (
+    ClassScores,
+    LabelScores,
+    RegressionScores,
+    Scores,
+    ranking_precision,
+    sigmoid,
+    softmax,
+)
 
-__all__ = ["Classification", "Regression", "Task"]
+__all__ = ["Classification", "MultiLabel", "Regression", "Task", "task_of"]
 
 
 class Task(Protocol):
@@ -28,14 +36,20 @@ class Task(Protocol):
     def samples(self) -> str:
         """Noun for the samples in messages, such as "images"."""
 
-    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Compute the scalar training loss of a batch, including regularization of the targets."""
+    def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Compute the scalar training loss of a batch, including regularization of the targets.
+
+        Args:
+            outputs: (B, K) outputs of the network.
+            y: targets.
+            weights: (B,) weights of the samples, 1 on average over the training set; None for equal weights.
+        """
 
     def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
         """Compute the sum of the metric over the samples of a batch."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Scores:
-        """Compute the scores of outputs (N, K) for targets (N,), float32 on the CPU."""
+        """Compute the scores of outputs (N, K) for targets, float32 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +68,16 @@ class Classification:
     primary_metric: str = "accuracy"
     samples: str = "images"
 
-    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Compute the mean class-weighted cross-entropy with label smoothing."""
-        if self.class_weights is None:
+        if self.class_weights is None and weights is None:
             return F.cross_entropy(outputs, y, label_smoothing=self.label_smoothing)
-        shares = y if y.dim() > 1 else F.one_hot(y, outputs.shape[1])
-        weights = shares.to(outputs.dtype) @ torch.tensor(self.class_weights, dtype=outputs.dtype, device=y.device)
         # torch divides by the weights in the batch, so that a batch of rare classes would count as much as any other.
         losses = F.cross_entropy(outputs, y, label_smoothing=self.label_smoothing, reduction="none")
-        return (weights * losses).mean()
+        if self.class_weights is not None:
+            shares = y if y.dim() > 1 else F.one_hot(y, outputs.shape[1])
+            losses = losses * (shares.to(outputs.dtype) @ outputs.new_tensor(self.class_weights))
+        return _weighted_mean(losses, weights)
 
     def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
         """Count the samples that are classified as their class, or as the dominant class of a mixture."""
@@ -75,31 +90,90 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class Regression:
-    """Regression: outputs (B, 1) and targets (B,) are standardized.
+class MultiLabel:
+    """Several labels per sample: outputs are logits (B, K); targets (B, K) are 0 or 1, or between them with mixup.
 
     Args:
-        mean: mean of the training targets.
-        std: standard deviation of the training targets.
+        thresholds: (K,) probability from which a label is predicted; empty for 0.5.
+        positive_weights: (K,) factor of the loss of samples that have the label; None for 1.
         primary_metric: name of the metric.
         samples: noun for the samples in messages.
     """
 
-    mean: float = 0.0
-    std: float = 1.0
-    primary_metric: str = "r2"
-    samples: str = "rows"
+    thresholds: tuple[float, ...] = ()
+    positive_weights: tuple[float, ...] | None = None
+    primary_metric: str = "map"
+    samples: str = "images"
 
-    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Compute the mean binary cross-entropy over labels and samples."""
+        positive = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
+        losses = F.binary_cross_entropy_with_logits(outputs, y, pos_weight=positive, reduction="none")
+        return _weighted_mean(losses.mean(1), weights)
+
+    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
+        """Compute the sum over samples of the average precision of the ranking of their labels."""
+        return float(ranking_precision(outputs.detach(), y).sum())
+
+    def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> LabelScores:
+        """Compute probabilities and binary cross-entropies without label weights."""
+        losses = F.binary_cross_entropy_with_logits(outputs, y, reduction="none").mean(1)
+        thresholds = np.array(self.thresholds or (0.5,) * outputs.shape[1])
+        return LabelScores(ids, losses.numpy(), sigmoid(outputs).numpy(), y.numpy() > 0.5, thresholds)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Regression: outputs and targets (B, T) are standardized.
+
+    Args:
+        mean: (T,) mean of the training targets.
+        std: (T,) standard deviation of the training targets.
+        primary_metric: name of the metric.
+        samples: noun for the samples in messages.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    primary_metric: str = "r2"
+    samples: str = "images"
+
+    def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Compute the mean squared error of standardized targets."""
-        return F.mse_loss(outputs[:, 0], y.to(outputs.dtype))
+        return _weighted_mean((outputs - y.to(outputs.dtype)).square().mean(1), weights)
 
     def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
         """Compute the sum of 1 - squared error, whose mean is R2 because the training targets have variance 1."""
-        return float((1 - (outputs.detach()[:, 0] - y).square()).sum())
+        return float((1 - (outputs.detach() - y).square()).mean(1).sum())
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> RegressionScores:
-        """Compute squared errors of standardized targets, and predictions and targets in the original unit."""
-        losses = (outputs[:, 0] - y).square()
-        predicted, targets = (v.double().numpy() * self.std + self.mean for v in (outputs[:, 0], y))
+        """Compute squared errors of standardized targets, and predictions and targets in their units."""
+        losses = (outputs - y).square().mean(1)
+        predicted, targets = (v.double().numpy() * np.array(self.std) + np.array(self.mean) for v in (outputs, y))
         return RegressionScores(ids, losses.numpy(), predicted, targets)
+
+
+def task_of(
+    spec: OutputSpec,
+    label_smoothing: float = 0.0,
+    class_weights: tuple[float, ...] | None = None,
+    samples: str = "images",
+) -> Task:
+    """Return the task of a model.
+
+    Args:
+        spec: meaning of its outputs.
+        label_smoothing: label smoothing of a classification.
+        class_weights: (K,) weights of the classes of a classification.
+        samples: noun for the samples in messages.
+    """
+    if spec.task == "regression":
+        return Regression(spec.target_mean, spec.target_std, samples=samples)
+    if spec.task == "multilabel":
+        return MultiLabel(spec.thresholds, samples=samples)
+    return Classification(label_smoothing, class_weights, samples=samples)
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of losses (B,), each multiplied by its weight, which is 1 on average over the training set."""
+    return losses.mean() if weights is None else (losses * weights.to(losses.dtype)).mean()

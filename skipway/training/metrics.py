@@ -19,13 +19,16 @@ from skipway.errors import NotFiniteError
 
 __all__ = [
     "Averaged",
-    "ClassScores",
     "Batches",
+    "ClassScores",
+    "LabelScores",
     "RegressionScores",
     "Scores",
     "compute_metrics",
     "per_class",
+    "ranking_precision",
     "score",
+    "sigmoid",
     "softmax",
 ]
 
@@ -33,7 +36,7 @@ _BINS = 15  # probability bins of the calibration error
 
 
 class Batches(Protocol):
-    """Protocol of a source of batches (x (B, C, S, S), y (B,), ids (B,))."""
+    """Protocol of a source of batches (x (B, C, S, S), targets y, ids (B,))."""
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -100,41 +103,69 @@ class ClassScores(Scores):
 
 
 @dataclass(frozen=True)
+class LabelScores(Scores):
+    """Scores of a multi-label model: probabilities and true labels (N, K), and the thresholds (K,) of prediction."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    thresholds: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Predicted labels (N, K), booleans."""
+        return self.probabilities >= self.thresholds
+
+    @property
+    def map(self) -> float:
+        """Mean average precision over the labels that occur in the set; NaN if none does."""
+        present = np.flatnonzero(self.labels.any(axis=0))
+        values = [average_precision(self.labels[:, k], self.probabilities[:, k]) for k in present]
+        return float(np.mean(values)) if values else math.nan
+
+    primary_metric = map
+
+    def finite(self) -> np.ndarray:
+        """Return a mask (N,) of the samples whose outputs are finite."""
+        return super().finite() & np.isfinite(self.probabilities).all(axis=1)
+
+
+@dataclass(frozen=True)
 class RegressionScores(Scores):
-    """Scores of a regression: predictions and targets (N,) in the original unit, and squared standardized errors."""
+    """Scores of a regression: predictions and targets (N, T) in their units, and mean squared standardized errors."""
 
     predicted: np.ndarray
     targets: np.ndarray
 
     @property
     def r2(self) -> float:
-        """Coefficient of determination: 1 at best, 0 for a constant prediction of the mean."""
-        residual = float(((self.targets - self.predicted) ** 2).sum())
-        total = float(((self.targets - self.targets.mean()) ** 2).sum())
-        return 1 - residual / total if total > 0 else float(residual == 0)
+        """Coefficient of determination, averaged over the targets: 1 at best, 0 for predictions of the mean."""
+        residual = ((self.targets - self.predicted) ** 2).sum(axis=0)
+        total = ((self.targets - self.targets.mean(axis=0)) ** 2).sum(axis=0)
+        values = np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), residual == 0)
+        return float(values.mean())
 
     primary_metric = r2
 
     def finite(self) -> np.ndarray:
-        """Return a mask (N,) of the samples whose prediction is finite."""
-        return super().finite() & np.isfinite(self.predicted)
+        """Return a mask (N,) of the samples whose predictions are finite."""
+        return super().finite() & np.isfinite(self.predicted).all(axis=1)
 
     @property
     def mae(self) -> float:
-        """Mean absolute error in the original unit."""
+        """Mean absolute error, averaged over the targets in their units."""
         return float(np.abs(self.targets - self.predicted).mean())
 
     @property
     def rmse(self) -> float:
-        """Root mean squared error in the original unit."""
-        return float(((self.targets - self.predicted) ** 2).mean() ** 0.5)
+        """Root mean squared error, averaged over the targets in their units."""
+        return float((((self.targets - self.predicted) ** 2).mean(axis=0) ** 0.5).mean())
 
 
 class Scorer(Protocol):
     """Protocol of the part of a task that `score` uses."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Any:
-        """Compute the scores of outputs (N, K) for targets (N,)."""
+        """Compute the scores of outputs (N, K) for targets."""
 
 
 def score(
@@ -186,6 +217,41 @@ def softmax(outputs: Tensor) -> Tensor:
     return outputs.softmax(1).masked_fill(~outputs.isfinite().all(1, keepdim=True), math.nan)
 
 
+def sigmoid(outputs: Tensor) -> Tensor:
+    """Compute label probabilities (N, K) from logits (N, K); NaN for samples with a logit that is not finite."""
+    return outputs.sigmoid().masked_fill(~outputs.isfinite().all(1, keepdim=True), math.nan)
+
+
+def average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """Return the area under the precision-recall curve of one label, by steps, as scikit-learn computes it.
+
+    Args:
+        positive: (N,) True for the samples with the label; at least one.
+        score: (N,) probabilities of the label.
+
+    >>> round(average_precision(np.array([False, True, True]), np.array([0.4, 0.3, 0.9])), 4)
+    0.8333
+    """
+    order = np.argsort(-score, kind="stable")
+    hits, sorted_scores = np.cumsum(positive[order]), score[order]
+    last_of_tie = np.append(np.flatnonzero(np.diff(sorted_scores)), len(score) - 1)
+    precision = hits[last_of_tie] / (last_of_tie + 1)
+    recalled = np.diff(hits[last_of_tie], prepend=0)
+    return float((precision * recalled).sum() / hits[-1])
+
+
+def ranking_precision(outputs: Tensor, y: Tensor) -> Tensor:
+    """Return the average precision of the labels of each sample, ranked by the outputs: (B, K), (B, K) -> (B,).
+
+    The value of a sample without labels is 1. Ties count against the sample.
+    """
+    positive = (y > 0.5).float()
+    at_least = (outputs[:, None, :] >= outputs[:, :, None]).float()  # [b, k, j]: label j ranks as high as k
+    precision = (at_least @ positive[:, :, None])[:, :, 0] / at_least.sum(2)
+    counts = positive.sum(1)
+    return torch.where(counts > 0, (precision * positive).sum(1) / counts.clamp(min=1), torch.ones_like(counts))
+
+
 class Averaged(nn.Module):
     """Test-time augmentation: the logarithm of the mean probabilities (B, K) over several views of each input.
 
@@ -227,6 +293,8 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
         )
     if isinstance(scores, RegressionScores):
         return {"r2": scores.r2, "mae": scores.mae, "rmse": scores.rmse, "loss": scores.loss}
+    if isinstance(scores, LabelScores):
+        return {"map": scores.map, "loss": scores.loss}
     assert isinstance(scores, ClassScores)
     labels, shares, predicted = scores.labels, scores.probabilities, scores.predicted
     present = np.unique(labels)

@@ -121,7 +121,7 @@ def test_estimators_have_no_answer_that_is_not_finite(estimator):
         with torch.no_grad():
             list(model.network_.modules())[-1].weight.zero_()
         model.spec_ = copy.copy(model.spec_)
-        object.__setattr__(model.spec_, "target_std", 1e10)
+        object.__setattr__(model.spec_, "target_std", (1e10,))
         with pytest.raises(NotFiniteError, match="got NaN or infinity for 30 of 30 inputs"):
             model.predict(X)
 

@@ -13,7 +13,8 @@ import pytest
 from image_folders import class_folders, fill, image_bytes, split_folders, tree
 from PIL import Image
 
-from skipway.data.images.decoded_cache import DecodedImages, choose_decode_settings, decode_images
+from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.errors import InputError
@@ -310,4 +311,4 @@ def check_whole(packed, root):
     assert sorted(rows) == list(range(len(packed.keys))) and len(packed.pixels) == len(packed.keys)
     assert not {s.key for s in packed.skipped} & set(packed.keys)
     for i, key in enumerate(packed.keys):
-        assert packed.class_names[packed.labels[i]] in key.split("/")[:2]
+        assert packed.class_names[packed.targets[i]] in key.split("/")[:2]

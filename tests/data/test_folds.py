@@ -85,7 +85,7 @@ def test_train_and_val_are_pooled_and_test_is_left_out():
     pooled = pool_images(source)
     assert {split: pooled.count(split) for split in ("train", "val", "test")} == {"train": 3, "val": 0, "test": 0}
     assert pooled.keys["train"] == list(pooled.contents("train")) == ["a", "b", "c"]
-    assert pooled.labels["train"].tolist() == [0, 1, 1] and source.count("test") == 1
+    assert pooled.targets["train"].tolist() == [0, 1, 1] and source.count("test") == 1
     assert describe_pool({"train": 2, "val": 1}, "images") == "the 2 train and 1 val images are pooled"
     assert describe_pool({"train": 2, "test": 1}, "rows") == "the 1 test rows are left out"
     assert describe_pool({"train": 2}, "rows") == ""

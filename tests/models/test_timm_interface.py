@@ -287,7 +287,7 @@ def test_a_network_without_a_classifier_does_not_predict():
 def test_the_spec_of_a_table_follows_the_classifier():
     column = (Column("size", "number", center=0.0, scale=1.0),)
     network = sw.create_model("resmlp", 1, in_features=1, width=4, layers=1)
-    network.spec = TableSpec(column, target="price", task="regression")
+    network.spec = TableSpec(column, target_names=("price",), task="regression")
     network.reset_classifier(1)
     assert network.spec.task == "regression"
     network.reset_classifier(0)
@@ -295,7 +295,7 @@ def test_the_spec_of_a_table_follows_the_classifier():
         network.row_outputs(torch.zeros(1, 1).numpy())
     network.reset_classifier(2)
     assert network.spec is None
-    network.spec = TableSpec(column, target="kind", task="classification", class_names=("a", "b"))
+    network.spec = TableSpec(column, target_names=("kind",), task="classification", class_names=("a", "b"))
     network.reset_classifier(3)
     assert network.spec.class_names == ("0", "1", "2")
 

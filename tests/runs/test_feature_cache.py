@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from skipway.utils.stop_signals import StopFlag
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, COUNT = 16, 150
-STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
+STATISTICS = {
+    "spec": Spec(channels=3, size=1, presize=1, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), class_names=("a",))
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def network():
     """A network with norms whose statistics are those of a training."""
     torch.manual_seed(3)
     network = create_model("resnet20", num_classes=3, layers=[1, 1], widths=[8, 12])
-    network.spec = Spec(3, SIZE, SIZE + 2, **STATISTICS, class_names=("a", "b", "c"))
+    network.spec = replace(STATISTICS["spec"], size=SIZE, presize=SIZE + 2, class_names=("a", "b", "c"))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)
@@ -80,7 +83,7 @@ def test_features_are_those_of_the_plain_network_and_give_the_same_classes(
     expected = plain_features(network, batches(images).inputs(ids))
     assert (features - expected).abs().max() <= tolerance * expected.abs().max()
     assert all(value.equal(before[name]) for name, value in network.state_dict().items()) and network.training
-    labels = torch.from_numpy(images.labels)
+    labels = torch.from_numpy(images.targets)
     heads = [fit_linear_head(x, labels, 3, penalty=100.0) for x in (features, expected)]
     classes = [(expected @ head.weight.T + head.bias).argmax(1) for head in heads]
     assert (classes[0] == classes[1]).float().mean() >= (1.0 if precision == "fp32" else 0.96)

@@ -76,7 +76,7 @@ def test_a_regression_leaves_its_figures_tables_and_images(price):
     encoders = json.loads((price.path / "encoders.json").read_text())
     assert (
         encoders.pop("schema") == SCHEMA
-        and encoders["target"] == "price"
+        and encoders["target_names"] == ["price"]
         and encoders == sw.load(price.path).spec.as_dict()
     )
 
@@ -267,7 +267,9 @@ def test_what_is_for_images_is_refused_for_tables_and_the_reverse(home, tmp_path
         InputError, match="cannot use --target with digits: expected a table, got images. Drop --target"
     ):
         quick("digits", tmp_path, target="price")
-    with pytest.raises(InputError, match="task: expected one of auto, classification, regression, got 'guess'"):
+    with pytest.raises(
+        InputError, match="task: expected one of auto, classification, multilabel, regression, got 'guess'"
+    ):
         quick(home, tmp_path, target="price", task="guess")
     image = sw.create_model("resnet20", 2)
     with pytest.raises(InputError, match="cannot use a table: expected a model trained on a table, got an image"):

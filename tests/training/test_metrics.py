@@ -144,14 +144,14 @@ def test_several_views_are_the_mean_of_their_probabilities():
 
 def test_figures_of_numbers_are_scikit_learns():
     rng = np.random.default_rng(0)
-    outputs, y = rng.normal(size=(50, 1)).astype(np.float32), rng.normal(size=50).astype(np.float32)
-    task = Regression(mean=10.0, std=3.0)
+    outputs, y = rng.normal(size=(50, 1)).astype(np.float32), rng.normal(size=(50, 1)).astype(np.float32)
+    task = Regression(mean=(10.0,), std=(3.0,))
     scores = task.scores(torch.from_numpy(outputs), torch.from_numpy(y), np.arange(50))
-    true, predicted = y.astype(np.float64) * 3 + 10, outputs[:, 0].astype(np.float64) * 3 + 10
+    true, predicted = y[:, 0].astype(np.float64) * 3 + 10, outputs[:, 0].astype(np.float64) * 3 + 10
     found = compute_metrics(scores)
     assert found["r2"] == pytest.approx(r2_score(true, predicted)) == scores.primary_metric
     assert found["mae"] == pytest.approx(mean_absolute_error(true, predicted))
     assert found["rmse"] == pytest.approx(mean_squared_error(true, predicted) ** 0.5)
     assert found["loss"] == pytest.approx(float(task.loss(torch.from_numpy(outputs), torch.from_numpy(y))))
-    same = task.scores(torch.ones(3, 1), torch.ones(3), np.arange(3))
-    assert same.r2 == 1 and task.scores(torch.zeros(3, 1), torch.ones(3), np.arange(3)).r2 == 0
+    same = task.scores(torch.ones(3, 1), torch.ones(3, 1), np.arange(3))
+    assert same.r2 == 1 and task.scores(torch.zeros(3, 1), torch.ones(3, 1), np.arange(3)).r2 == 0

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
-from skipway.data.image_spec import Interpolation, ResizeMode
+from skipway.data.image_spec import ResizeMode
+from skipway.data.images.decoded_images import DecodedImages, DecodeSettings, take_values
 from skipway.data.sources.decode import BadImage, decode, size_of
-from skipway.data.sources.image_source import SPLITS, Content, Skipped, Source
+from skipway.data.sources.image_source import SPLITS, Item, Skipped, Source
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.atomic_files import allocate
 from skipway.utils.console import Console
@@ -34,8 +35,6 @@ from skipway.utils.format_text import join_names
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = [
-    "DecodedImages",
-    "DecodeSettings",
     "choose_decode_settings",
     "decode_images",
     "decoding_seconds",
@@ -54,55 +53,6 @@ _CROPPED_RATIO = 2.0  # images up to this ratio are cropped, others are padded
 _THREADS = max(2, available_cores().count // local_processes())  # of Pillow; OMP_NUM_THREADS does not apply
 _TIMED = 16  # images in the decoding benchmark
 _SMALL_FILE = 4096  # bytes; for smaller files the work under the GIL dominates, and threads do not help
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """Settings for decoding images to (stored_size, stored_size, channels), for models with input size `size`.
-
-    `max_pixels` limits the pixels of a source image; the other fields are those of `decode`.
-    """
-
-    size: int
-    stored_size: int
-    channels: int
-    resize_mode: ResizeMode = "squash"
-    max_pixels: int = 50_000_000
-    interpolation: Interpolation = "bilinear"
-
-    @property
-    def decode_options(self) -> dict[str, Any]:
-        """Keyword arguments of `decode`."""
-        return {
-            "size": self.stored_size,
-            "crop_size": self.size,
-            "channels": self.channels,
-            "resize_mode": self.resize_mode,
-            "interpolation": self.interpolation,
-        }
-
-
-@dataclass
-class DecodedImages:
-    """Decoded images of all splits in one array, with their labels and a record of the decoding.
-
-    `pixels` is (N, P, P, C) uint8, `labels` (N,) indices into `class_names`, `keys` the N names used in messages and
-    CSV files. `skipped` lists unreadable images, `notes` counts conversions, `sizes` describes the original sizes.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    settings: DecodeSettings
-    pixels: np.ndarray
-    labels: np.ndarray
-    keys: list[str]
-    digests: list[str]  # SHA-256 of the image files
-    splits: dict[str, np.ndarray]  # indices of the images of each split
-    skipped: list[Skipped]
-    notes: Counter[str]
-    sizes: str
-    mirrored: bool  # flips preserve the classes
-    warnings: list[str] = field(default_factory=list)
 
 
 def choose_decode_settings(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> DecodeSettings:
@@ -181,30 +131,35 @@ def decode_images(
         class_names=source.class_names,
         settings=settings,
         pixels=pixels,
-        labels=np.empty(total, np.int64),
+        targets=np.empty(0),
         keys=[],
         digests=[],
         splits={},
-        skipped=[],
+        skipped=list(source.skipped),
         notes=Counter(),
         sizes="",
         mirrored=source.mirrored,
         warnings=list(source.warnings),
+        task=source.task,
+        target_names=source.target_names,
+        label_sep=source.label_sep,
     )
     num_decoded = 0
+    usable: list[int] = []  # positions in the order of the source
+    unreadable: list[tuple[int, Skipped]] = []
     sizes: list[tuple[int, int]] = []
     for split in splits:
         split_start = len(images.keys)
-        for key, label, outcome in _decode_split(source, split, settings):
+        for key, outcome in _decode_split(source, split, settings):
             num_decoded += 1
             if stop.requested:
                 raise Interrupted(f"stopped by {stop.name} while decoding, before training. Run it again.")
             if isinstance(outcome, InputError):
-                class_name, reason = source.class_names[label], printable(outcome)
-                images.skipped.append(Skipped(key=key, split=split, class_name=class_name, reason=reason))
+                unreadable.append((num_decoded - 1, Skipped(key, split, "", printable(outcome))))
             else:
                 row = len(images.keys)
-                pixels[row], images.labels[row] = outcome.pixels, label
+                pixels[row] = outcome.pixels
+                usable.append(num_decoded - 1)
                 images.keys.append(key)
                 images.digests.append(outcome.digest)
                 images.notes.update(outcome.notes)
@@ -213,7 +168,8 @@ def decode_images(
         images.splits[split] = np.arange(split_start, len(images.keys))
     bar.done()
     count = len(images.keys)
-    images.pixels, images.labels, images.sizes = pixels[:count], images.labels[:count], _describe_sizes(sizes)
+    images.pixels, images.sizes = pixels[:count], _describe_sizes(sizes)
+    take_values(images, source, splits, np.array(usable, np.int64), unreadable)
     _refuse_too_many_unreadable(images, total, max_unreadable)
     if need_every_class:
         _refuse_lost_classes(images)
@@ -259,7 +215,8 @@ def fingerprint(images: DecodedImages) -> str:
     digest = hashlib.sha256(repr((settings, images.class_names)).encode("utf-8", "surrogatepass"))
     for split, indices in images.splits.items():
         for i in indices:
-            line = f"{split}\0{images.keys[i]}\0{images.labels[i]}\0{images.digests[i]}\n"
+            target = images.targets[i] if images.task == "classification" else images.targets[i].tolist()
+            line = f"{split}\0{images.keys[i]}\0{target}\0{images.digests[i]}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))  # names need not be UTF-8
     return digest.hexdigest()
 
@@ -298,26 +255,27 @@ class _DecodedImage:
 _Outcome = _DecodedImage | InputError
 
 
-def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Iterator[tuple[str, int, _Outcome]]:
+def _decode_split(source: Source, split: str, settings: DecodeSettings) -> Iterator[tuple[str, _Outcome]]:
     """Decode the images of a split in order, large files in threads with a bounded queue."""
-    waiting: deque[tuple[str, int, Callable[[], _Outcome]]] = deque()
+    waiting: deque[tuple[str, Callable[[], _Outcome]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        for key, label, content in zip(source.keys[split], source.labels[split], source.contents(split), strict=True):
-            task = partial(_decode_content, content, key=key, settings=settings)
-            is_large = isinstance(content, bytes) and len(content) > _SMALL_FILE
-            waiting.append((key, int(label), pool.submit(task).result if is_large else task))
+        for key, item in zip(source.keys[split], source.contents(split), strict=True):
+            task = partial(_decode_content, item, key=key, settings=settings)
+            is_slow = callable(item) or (isinstance(item, bytes) and len(item) > _SMALL_FILE)
+            waiting.append((key, pool.submit(task).result if is_slow else task))
             if len(waiting) > 8 * _THREADS:
-                first_key, first_label, result = waiting.popleft()
-                yield first_key, first_label, result()
+                first_key, result = waiting.popleft()
+                yield first_key, result()
         while waiting:
-            first_key, first_label, result = waiting.popleft()
-            yield first_key, first_label, result()
+            first_key, result = waiting.popleft()
+            yield first_key, result()
     finally:  # do not decode the rest of the queue if the consumer stops early
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_content(content: Content, key: str, settings: DecodeSettings) -> _Outcome:
+def _decode_content(item: Item, key: str, settings: DecodeSettings) -> _Outcome:
+    content = item() if callable(item) else item
     if isinstance(content, InputError):
         return content
     if isinstance(content, np.ndarray):
@@ -381,7 +339,12 @@ def _refuse_too_many_unreadable(images: DecodedImages, total: int, max_unreadabl
 
 
 def _refuse_lost_classes(images: DecodedImages) -> None:
-    counts = np.bincount(images.labels[images.splits["train"]], minlength=len(images.class_names))
+    if images.task == "regression":
+        return
+    trained = images.targets[images.splits["train"]]
+    counts = trained.sum(axis=0)
+    if images.task == "classification":
+        counts = np.bincount(trained, minlength=len(images.class_names))
     lost = [name for name, count in zip(images.class_names, counts, strict=True) if not count]
     if lost:
         raise InputError(

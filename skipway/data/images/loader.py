@@ -1,6 +1,7 @@
 """Batches of decoded images, in an order that is a function of (seed, epoch).
 
-Shapes: a batch is x (B, C, S, S) float, normalized, channels_last; y (B,) int64; ids (B,) indices of images.
+Shapes: a batch is x (B, C, S, S) float, normalized, channels_last; y its targets: classes (B,)
+int64, labels (B, K) or standardized numbers (B, T) float32; ids (B,) indices of images.
 """
 
 import math
@@ -13,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skipway.data.image_spec import Spec
 from skipway.data.images.augment_policy import augment_random_table, random_table
 from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
-from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples
 from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
 from skipway.errors import InputError
@@ -94,7 +96,7 @@ class ImageBatches:
         images: decoded images.
         rows: indices of the images to use, such as those of a split.
         batch_size: images per batch, over all processes.
-        mean, std: normalization of each channel, for pixels in [0, 1].
+        spec: normalization of the channels, and the standardization of the targets of a regression.
         augmentation: augmentation for training; None for evaluation, in the order of `rows`.
         device: device of the batches.
         shard: the part of every batch that this process loads; default: all of it.
@@ -106,8 +108,7 @@ class ImageBatches:
         rows: np.ndarray,
         batch_size: int,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        spec: Spec,
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
         shard: Shard | None = None,
@@ -120,8 +121,9 @@ class ImageBatches:
             self.bounds = training_bounds(len(rows), batch_size, self.shard, "images")
         # (x / 255 - mean) / std as one multiplication and one addition.
         per_channel = partial(torch.tensor, dtype=torch.float32, device=device)
-        mean_tensor, std_tensor = per_channel(mean).view(1, -1, 1, 1), per_channel(std).view(1, -1, 1, 1)
-        self.factor, self.offset = 1 / (255 * std_tensor), -mean_tensor / std_tensor
+        mean, std = per_channel(spec.mean).view(1, -1, 1, 1), per_channel(spec.std).view(1, -1, 1, 1)
+        self.factor, self.offset = 1 / (255 * std), -mean / std
+        self.targets = spec.standardized(images.targets)
 
     @property
     def steps(self) -> int:
@@ -137,11 +139,11 @@ class ImageBatches:
         """Iterate over (x, y, ids) of an epoch, beginning with batch `start`."""
         augmentation, order = self.augmentation, self.rows
         if augmentation is not None:
-            labels = self.images.labels if augmentation.balanced else None
+            labels = self.images.targets if augmentation.balanced else None
             order = shuffle_rows(self.rows, labels, seed=augmentation.seed, epoch=epoch)
         for begin, end in self.bounds[start:]:
             ids = self.shard.take(order[begin:end])
-            x, y = self.inputs(ids, epoch), torch.from_numpy(self.images.labels[ids]).to(self.device)
+            x, y = self.inputs(ids, epoch), self._targets(ids)
             if augmentation is not None and (augmentation.mixup or augmentation.cutmix):
                 count = _MIX_START + NUM_MIX_UNIFORM
                 uniform = random_table(augmentation.seed, epoch, ids, count=count)[:, _MIX_START:]
@@ -155,14 +157,17 @@ class ImageBatches:
                 )
             yield x, y, ids
 
+    def _targets(self, ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.targets[ids]).to(self.device)
+
     def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return x (N, C, S, S) and y (N,) of up to `count` evenly spaced images, without augmentation.
+        """Return x (N, C, S, S) and targets y of up to `count` evenly spaced images, without augmentation.
 
         The sample is the same in every process.
         """
         ids = evenly_spaced(self.rows, count)
         x = self._normalize(center_crop(self.images.pixels, ids, self.images.settings.size))
-        return x, torch.from_numpy(self.images.labels[ids]).to(self.device)
+        return x, self._targets(ids)
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """Return the inputs (B, C, S, S) for the images `ids` in an epoch, before mixup and CutMix."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.errors import printable
 
 __all__ = ["apply_mirror_problem", "flip_harm", "mirror_problem", "sided_names"]
@@ -49,7 +49,9 @@ def mirror_problem(images: DecodedImages) -> str:
     """Return the reason not to flip the training images, or "" if flips seem harmless."""
     if names := sided_names(images.class_names):
         return names
-    harm, chance = flip_harm(images.pixels, images.labels, images.splits["train"])
+    if images.task != "classification":
+        return ""
+    harm, chance = flip_harm(images.pixels, images.targets, images.splits["train"])
     if harm < _HARM or chance > _CHANCE:
         return ""
     return f"flipped training images lower the accuracy of a simple classifier by {harm:.0%}"

@@ -1,6 +1,7 @@
 """Mixup and CutMix: mix each image of a batch and its target with those of the previous image.
 
-Shapes: x is (B, C, S, S) float; uniform (B, 4) random numbers in [0, 1); y (B,) class indices.
+Shapes: x is (B, C, S, S) float; uniform (B, 4) random numbers in [0, 1); y (B,) class indices, or (B, K) labels or
+numbers.
 Sources: mixup, Zhang et al. 2017, arXiv:1710.09412; CutMix, Yun et al. 2019, arXiv:1905.04899.
 """
 
@@ -26,14 +27,14 @@ def mix_samples(
 
     Args:
         x: (B, C, S, S) images.
-        y: (B,) class indices.
+        y: (B,) class indices, or (B, K) labels or numbers.
         uniform: (B, 4) random numbers in [0, 1).
         num_classes: number of classes K.
         mixup: alpha of mixup; 0 disables it.
         cutmix: alpha of CutMix; 0 disables it.
 
     Returns:
-        Mixed images (B, C, S, S) and soft targets (B, K).
+        Mixed images (B, C, S, S) and mixed targets (B, K).
     """
     from scipy.special import betaincinv
 
@@ -48,5 +49,5 @@ def mix_samples(
     share = torch.where(cut, 1 - (side / size) ** 2, share)
     partner = x.roll(1, 0)
     blended = torch.where(cut.view(-1, 1, 1, 1), x, torch.lerp(partner, x, share.view(-1, 1, 1, 1)))
-    targets = F.one_hot(y, num_classes).float()
+    targets = (F.one_hot(y, num_classes) if y.dim() == 1 else y).float()
     return torch.where(inside, partner, blended), torch.lerp(targets.roll(1, 0), targets, share.view(-1, 1))

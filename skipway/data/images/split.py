@@ -6,12 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.images.decoded_cache import DecodedImages
+from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.sources.image_source import SPLITS
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
 
-__all__ = ["class_counts", "describe", "hold_out", "holdout_mask", "refuse_leaks", "class_warnings", "duplicates"]
+__all__ = [
+    "class_counts",
+    "class_warnings",
+    "count_classes",
+    "describe",
+    "describe_targets",
+    "duplicates",
+    "hold_out",
+    "holdout_mask",
+    "refuse_leaks",
+]
 
 MAX_HELD_OUT = 5000  # the 95% interval of an accuracy of 97% is then within half a point
 IMBALANCED = 5.0
@@ -34,17 +44,23 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     if len(images.splits.get("val", ())):
         return
     train = images.splits["train"]
+    strata = images.strata
     first_of = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first image
     kinds = np.array(sorted(first_of.values()), dtype=np.int64)
-    labels = images.labels[kinds]
-    counts = np.bincount(labels, minlength=len(images.class_names))
-    single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
+    if len(kinds) < 2:
+        raise InputError(
+            f"cannot split {printable(images.name)}: expected at least 2 distinct images, got {len(kinds)}. Add images."
+        )
+    single: list[str] = []
+    if images.task == "classification":
+        counts = np.bincount(strata[kinds], minlength=len(images.class_names))
+        single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
     if single:
         raise InputError(
             f"cannot split {printable(images.name)}: expected at least 2 distinct images per class, got 1 of the class "
             f"{printable(single[0])!r}. Add images of this class, or add a val folder."
         )
-    in_val = holdout_mask(train, images.labels, images.digests, fraction=fraction, seed=seed)
+    in_val = holdout_mask(train, strata, images.digests, fraction=fraction, seed=seed)
     images.splits = {
         "train": train[~in_val],
         "val": train[in_val],
@@ -117,7 +133,7 @@ def refuse_leaks(images: DecodedImages, allow: bool) -> None:
         split_of.update(dict.fromkeys(map(int, images.splits.get(split, ())), split))
     groups = duplicates(images)
     across = [g for g in groups if len({split_of[i] for i in g}) > 1]
-    crossed = [g for g in groups if len({int(images.labels[i]) for i in g}) > 1]
+    crossed = [g for g in groups if len({images.target_text(i) for i in g}) > 1]
     if across:
         example = " and ".join(f"{printable(images.keys[i])} ({split_of[i]})" for i in _unlike(across[0], split_of))
         if not allow:
@@ -129,7 +145,7 @@ def refuse_leaks(images: DecodedImages, allow: bool) -> None:
             f"duplicates across splits: {len(across):,}, such as {example}. Validation and test metrics are inflated."
         )
     if crossed:
-        names = {i: images.class_names[images.labels[i]] for i in crossed[0]}
+        names = {i: images.target_text(i) for i in crossed[0]}
         pair = _unlike(crossed[0], names)
         example = " and ".join(f"{printable(images.keys[i])} ({printable(names[i])})" for i in pair)
         images.warnings.append(
@@ -146,16 +162,43 @@ def _unlike(group: list[int], kind: dict[int, str]) -> tuple[int, int]:
 
 
 def class_counts(images: DecodedImages) -> dict[str, dict[str, int]]:
-    """Return {class name: {split: number of images}}, in the order of the classes."""
-    table = {
-        split: np.bincount(images.labels[indices], minlength=len(images.class_names))
-        for split, indices in images.splits.items()
-    }
+    """Return {class or label: {split: number of images}}, in the order of the classes; empty for regression."""
+    table = {split: count_classes(images, indices) for split, indices in images.splits.items()}
     return {name: {split: int(n[i]) for split, n in table.items()} for i, name in enumerate(images.class_names)}
+
+
+def count_classes(images: DecodedImages, indices: np.ndarray) -> np.ndarray:
+    """Return (K,) numbers of images with each class or label among the images at `indices`."""
+    targets = images.targets[indices]
+    if images.task == "classification":
+        return np.bincount(targets, minlength=len(images.class_names))
+    return (targets > 0.5).sum(axis=0)
+
+
+def describe_targets(images: DecodedImages) -> str:
+    """Return the number of classes or labels, or the names of the numbers, in words."""
+    if images.task == "classification":
+        return count_of(len(images.class_names), "class", "classes")
+    if images.task == "multilabel":
+        return count_of(len(images.class_names), "label")
+    return f"target {join_names(map(printable, images.target_names), limit=8)} (regression)"
 
 
 def class_warnings(images: DecodedImages) -> list[str]:
     """Return warnings of class imbalance, of classes with few images and of a small validation set."""
+    warnings = [*_imbalance_warnings(images)] if images.class_names else []
+    validation = len(images.splits.get("val", ()))
+    if 0 < validation < 100:
+        few_images = count_of(validation, "validation image")
+        effect = f"1 image changes the accuracy by {1 / validation:.1%}"
+        if images.task != "classification":
+            effect = "metrics are uncertain"
+        warnings.append(f"only {few_images}: {effect}")
+    return warnings
+
+
+def _imbalance_warnings(images: DecodedImages) -> list[str]:
+    """Return warnings of class imbalance and of classes with few images."""
     counts = {name: by_split.get("train", 0) for name, by_split in class_counts(images).items()}
     largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     warnings = []
@@ -169,10 +212,6 @@ def class_warnings(images: DecodedImages) -> list[str]:
     if few:
         names = join_names(map(printable, few), limit=5)
         warnings.append(f"fewer than {FEW} training images: {names}. Expect low accuracy for these classes.")
-    validation = len(images.splits.get("val", ()))
-    if 0 < validation < 100:
-        few_images = count_of(validation, "validation image")
-        warnings.append(f"only {few_images}: 1 image changes the accuracy by {1 / validation:.1%}")
     return warnings
 
 
@@ -180,10 +219,13 @@ def describe(images: DecodedImages) -> dict[str, Any]:
     """Summarize a dataset as plain values, for the console, the report and `check`.
 
     Returns:
-        A dictionary with the keys name, counts, classes, skipped, notes, warnings and sizes.
+        A dictionary with the keys name, task, target, counts, classes, skipped, notes, warnings and sizes. Regression
+        has no classes; the target is empty if the classes are folders.
     """
     return {
         "name": images.name,
+        "task": images.task,
+        "target": ", ".join(images.target_names),
         "counts": {split: len(indices) for split, indices in images.splits.items()},
         "classes": class_counts(images),
         "skipped": len(images.skipped),

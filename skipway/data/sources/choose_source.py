@@ -109,7 +109,7 @@ def digits() -> Source:
         name="digits",
         class_names=tuple(str(n) for n in bunch.target_names),
         keys={"train": [f"digits:{i}" for i in range(len(pixels))]},
-        labels={"train": bunch.target.astype(np.int64)},
+        targets={"train": bunch.target.astype(np.int64)},
         contents=contents,
         peek=lambda: list(pixels[:200]),
         mirrored=False,

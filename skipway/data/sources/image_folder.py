@@ -73,7 +73,7 @@ def labeled_source(
         name=tree.name,
         class_names=class_names,
         keys=keys,
-        labels=labels,
+        targets=labels,
         contents=contents,
         peek=peek,
         warnings=warnings,

@@ -1,4 +1,7 @@
-"""Source: labeled images of one to three splits, before they are decoded."""
+"""Source: labeled images of one to three splits, before they are decoded.
+
+Shapes: N images of a split, K labels, T numbers.
+"""
 
 import re
 import unicodedata
@@ -7,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from skipway.data.output_spec import TaskName
+from skipway.data.sources.table import Table
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
@@ -39,6 +44,7 @@ _SET_WORDS = frozenset(
 
 # One image: the content of its file, its pixels (H, W) or (H, W, C) uint8, or the reason why it cannot be read.
 Content = bytes | np.ndarray | InputError
+Item = Content | Callable[[], Content]  # a callable reads the image in the thread that decodes it
 
 
 @dataclass(frozen=True)
@@ -57,23 +63,38 @@ class Source:
 
     Attributes:
         name: name of the dataset.
-        class_names: names of the classes.
+        class_names: names of the classes or labels; empty for regression.
         keys: {split: names of the images}, such as relative paths, for messages and CSV files.
-        labels: {split: (N,) indices into `class_names`}.
+        targets: {split: targets}: (N,) int64 indices into `class_names`, (N, K) float32 labels of 0 and 1, or (N, T)
+            float64 numbers in their units.
         contents: function that iterates over the images of a split, in the order of `keys`.
         peek: function that returns a sample of the training images.
         mirrored: True if flips preserve the classes.
         warnings: remarks about the dataset.
+        task: "classification", "multilabel" or "regression".
+        target_names: target columns of a table of images; empty if the classes are folders.
+        label_sep: text between the labels in the target column.
+        groups: {split: N names of groups that stay in one split}; empty if there are none.
+        weights: {split: (N,) float64 positive sample weights}; empty if there are none.
+        columns: {split: table of N rows with feature columns}; empty if there are none.
+        skipped: images without a usable target, which are left out.
     """
 
     name: str
     class_names: tuple[str, ...]
     keys: dict[str, list[str]]
-    labels: dict[str, np.ndarray]
-    contents: Callable[[str], Iterator[Content]]
+    targets: dict[str, np.ndarray]
+    contents: Callable[[str], Iterator[Item]]
     peek: Callable[[], list[Content]]
     mirrored: bool = True
     warnings: list[str] = field(default_factory=list)
+    task: TaskName = "classification"
+    target_names: tuple[str, ...] = ()
+    label_sep: str = ""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, Table] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
 
     def count(self, split: str) -> int:
         """Return the number of images in a split."""

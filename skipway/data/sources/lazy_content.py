@@ -1,7 +1,7 @@
 """Lazy content: image files that are read in the decoding threads, and the state of a file on the disk.
 
-A source may yield callables instead of bytes. If a callable has a method `stamp`, the decode cache finds unchanged files
-without reading them.
+A source may yield callables instead of bytes. If a callable has a method `stamp`, the decode cache finds unchanged
+files without reading them.
 """
 
 import os

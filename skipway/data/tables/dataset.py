@@ -16,14 +16,16 @@ import numpy as np
 
 from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.images.split import holdout_mask
+from skipway.data.output_spec import TaskName
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
 from skipway.data.sources.table import RowNames, Table, join_quoted
+from skipway.data.strata import bin_numbers
 from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
 from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.join_tables import select_rows
 from skipway.data.tables.row_digests import digest_rows
-from skipway.data.tables.table_spec import Encoded, TableSpec, TableTask
+from skipway.data.tables.table_spec import Encoded, TableSpec
 from skipway.data.tables.target import infer_task, missing_rows, read_targets
 from skipway.errors import InputError, printable
 
@@ -38,7 +40,6 @@ __all__ = [
 ]
 
 _MIN_ROWS = 5
-_BINS = 10  # of a regression target, for stratified splits
 
 
 @dataclass
@@ -54,7 +55,8 @@ class TableSource:
 
 @dataclass
 class TableDataset:
-    """Encoded rows of all splits: x (N, F + K) float32; y (N,) int64 classes or standardized float32 numbers.
+    """Encoded rows of all splits: x (N, F + K) float32; y (N,) int64 classes or (N, 1) standardized
+    float32 numbers.
 
     `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason}.
     """
@@ -76,7 +78,7 @@ class TableDataset:
         """(N,) class names, or numbers in their original unit."""
         if self.spec.class_names:
             return np.array(self.spec.class_names, dtype=object)[self.y]
-        return self.y.astype(np.float64) * self.spec.target_std + self.spec.target_mean
+        return self.spec.in_units(self.y.astype(np.float64))[:, 0]
 
 
 def open_table_source(
@@ -186,7 +188,7 @@ def build_table_dataset(
         name=source.name,
         spec=spec,
         x=np.concatenate([part.x for part in encoded]),
-        y=_scale_target(target.values, spec),
+        y=_as_batches(target.values, spec),
         keys=RowNames(list(tables.values())),
         digests=digests,
         splits={split: splits[split] for split in SPLITS if split in splits},
@@ -231,7 +233,7 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
     y = read_targets(rows, spec.target, task=spec.task, names=spec.class_names)
     kinds = {column.name: column.kind for column in spec.columns}
     encoded, digests = spec.encode_strict(rows), digest_rows([rows], kinds, y)
-    return LabeledRows(encoded.x, _scale_target(y, spec), digests, len(missing), encoded)
+    return LabeledRows(encoded.x, _as_batches(y, spec), digests, len(missing), encoded)
 
 
 def fingerprint_table(rows: TableDataset) -> str:
@@ -268,7 +270,7 @@ class _Target:
     """The target of all rows: (N,) indices into `class_names`, or numbers in their original unit."""
 
     name: str
-    task: TableTask
+    task: TaskName
     class_names: tuple[str, ...]
     values: np.ndarray
 
@@ -310,11 +312,9 @@ def _read_target(source: TableSource, tables: dict[str, Table], spec: TableSpec 
     return _Target(name=source.target, task=task, class_names=names, values=np.concatenate(values))
 
 
-def _scale_target(y: np.ndarray, spec: TableSpec) -> np.ndarray:
-    """Standardize the targets of a regression; return classes unchanged."""
-    if spec.task == "classification":
-        return y
-    return ((y - spec.target_mean) / spec.target_std).astype(np.float32)
+def _as_batches(y: np.ndarray, spec: TableSpec) -> np.ndarray:
+    """Return targets (N,) as the loss expects them: standardized numbers (N, 1), or classes (N,)."""
+    return y if spec.task == "classification" else spec.standardized(y[:, None])
 
 
 def _choose_columns(source: TableSource) -> _ColumnChoice:
@@ -347,7 +347,7 @@ def _hold_out(
 ) -> dict[str, np.ndarray]:
     """Move a part of the training rows to validation, stratified by class or by bins of the target."""
     train, is_classified = splits["train"], target.task == "classification"
-    labels = target.values if is_classified else _bin_numbers(target.values, train)
+    labels = target.values if is_classified else bin_numbers(target.values, train)
     counts = np.bincount(labels[train], minlength=len(target.class_names))
     if is_classified and counts.min() < 2:
         single = [printable(target.class_names[k]) for k in np.flatnonzero(counts < 2)]
@@ -361,14 +361,6 @@ def _hold_out(
     return {"train": train[~in_val], "val": train[in_val], **{k: v for k, v in splits.items() if k == "test"}}
 
 
-def _bin_numbers(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return (N,) bins with equal counts of `rows`; 0 for other rows."""
-    labels = np.zeros(len(y), np.int64)
-    bins = max(1, min(_BINS, len(rows) // 5))
-    labels[rows] = np.argsort(np.argsort(y[rows], kind="stable"), kind="stable") * bins // len(rows)
-    return labels
-
-
 def _fit_spec(
     train: Table, target: _Target, kinds: dict[str, ColumnKind], *, rows: np.ndarray, notes: Counter[str]
 ) -> TableSpec:
@@ -379,15 +371,16 @@ def _fit_spec(
         columns.append(column)
         if counts.get("rare"):
             notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]
-    mean, std = 0.0, 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     if target.task == "regression":
         y = target.values[rows]
-        mean, std = float(y.mean()), float(y.std())
+        mean, std = (float(y.mean()),), (float(y.std()) or 1.0,)
     return TableSpec(
         columns=tuple(columns),
-        target=target.name,
+        target_names=(target.name,),
         task=target.task,
         class_names=target.class_names,
         target_mean=mean,
-        target_std=std if std > 0 else 1.0,
+        target_std=std,
     )

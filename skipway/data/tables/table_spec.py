@@ -9,10 +9,11 @@ Shapes: x is (N, F + K): F numbers and indicators, then the indices of K categor
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from skipway.data.output_spec import MAX_NAMES, OUTPUT_FIELDS, OutputSpec, TaskName, check_texts
 from skipway.data.sources.csv_parser import MAX_COLUMNS
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.tables.columns import (
@@ -27,13 +28,7 @@ from skipway.data.tables.columns import (
 )
 from skipway.errors import InputError, printable
 
-__all__ = ["TASKS", "Encoded", "TableSpec", "TableTask"]
-
-TableTask = Literal["classification", "regression"]
-TASKS: tuple[TableTask, ...] = get_args(TableTask)
-_MAX_NAMES = 100_000  # class names, and categories of all columns; the header of every checkpoint holds them
-_MAX_NAME_BYTES = 1024
-_FIELDS = {"columns", "target", "task", "class_names", "target_mean", "target_std"}
+__all__ = ["Encoded", "TableSpec"]
 
 
 @dataclass(frozen=True)
@@ -59,44 +54,37 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class TableSpec:
-    """Encoders of table rows to inputs (B, F + K), and the meaning of the outputs.
-
-    Outputs are logits (B, num_classes) for classification, and standardized numbers (B, 1) for regression.
+class TableSpec(OutputSpec):
+    """Encoders of table rows to inputs (B, F + K), and the meaning of the outputs (B, num_outputs).
 
     Args:
         columns: encoders of the input columns.
-        target: name of the target column.
-        task: "classification" or "regression".
-        class_names: names of the classes, in the order of the logits; empty for regression.
-        target_mean: mean of the target in training, for regression.
-        target_std: standard deviation of the target in training, for regression.
+        target_names, task, class_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
 
     Raises:
         InputError: a value is out of range, or values contradict each other.
 
     >>> from skipway.data.tables.columns import Column
     >>> columns = (Column("size", "number", center=80.0, scale=20.0), Column("city", "category", categories=("Bonn",)))
-    >>> spec = TableSpec(columns, target="price", task="regression")
-    >>> spec.input_shape, spec.num_classes
+    >>> spec = TableSpec(columns, target_names=("price",), task="regression")
+    >>> spec.input_shape, spec.num_outputs
     ((2,), 1)
     """
 
+    kind: ClassVar[str] = "a TableSpec"
+
     columns: tuple[Column, ...]
-    target: str
-    task: TableTask
+    target_names: tuple[str, ...]
+    task: TaskName = "classification"
     class_names: tuple[str, ...] = ()
-    target_mean: float = 0.0
-    target_std: float = 1.0
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    label_sep: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        if self.task not in TASKS:
-            raise InputError(
-                f"cannot create a TableSpec: expected task to be one of {', '.join(TASKS)}, got "
-                f"{printable(self.task)!r}. Choose one of these."
-            )
+        self._check_outputs()
         unique = len({c.name for c in self.columns})
         if not 1 <= len(self.columns) <= MAX_COLUMNS or unique != len(self.columns):
             raise InputError(
@@ -114,28 +102,12 @@ class TableSpec:
                     f"cannot create a TableSpec: expected a finite center and a positive, finite scale, got "
                     f"{column.center} and {column.scale}. Fit the column again."
                 )
-            _check_names(column.categories)
-        if sum(len(c.categories) for c in self.columns) > _MAX_NAMES or len(self.class_names) > _MAX_NAMES:
+            check_texts(column.categories, self.kind, "categories")
+        if sum(len(c.categories) for c in self.columns) > MAX_NAMES:
             raise InputError(
-                f"cannot create a TableSpec: expected at most {_MAX_NAMES:,} categories and {_MAX_NAMES:,} classes. "
-                "Use --ignore for columns with many categories."
+                f"cannot create a TableSpec: expected at most {MAX_NAMES:,} categories. Use --ignore for columns with "
+                "many categories."
             )
-        if (self.task == "classification") != bool(self.class_names):
-            raise InputError(
-                f"cannot create a TableSpec: expected class names only for classification, got {len(self.class_names)} "
-                f"for {self.task}. Add or remove the names."
-            )
-        _check_names(self.class_names)
-        if not (math.isfinite(self.target_mean) and math.isfinite(self.target_std) and self.target_std > 0):
-            raise InputError(
-                f"cannot create a TableSpec: expected a finite target_mean and a positive, finite target_std, got "
-                f"{self.target_mean} and {self.target_std}. Compute them from the training rows."
-            )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of outputs: that of the classes, or 1 for regression."""
-        return len(self.class_names) or 1
 
     @property
     def number_columns(self) -> tuple[Column, ...]:
@@ -212,14 +184,7 @@ class TableSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can represent."""
-        return {
-            "columns": [column_to_dict(c) for c in self.columns],
-            "target": self.target,
-            "task": self.task,
-            "class_names": list(self.class_names),
-            "target_mean": self.target_mean,
-            "target_std": self.target_std,
-        }
+        return {"columns": [column_to_dict(c) for c in self.columns], "task": self.task, **self.output_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TableSpec":
@@ -231,12 +196,13 @@ class TableSpec:
         Raises:
             InputError: fields are missing or unknown, or a value cannot be used.
         """
-        if not isinstance(values, dict) or set(values) != _FIELDS:
-            fields = sorted(map(str, values)) if isinstance(values, dict) else []
+        values = _as_lists(values) if isinstance(values, dict) else {}
+        expected = {"columns", "task", "class_names", "target_names"}
+        if not expected <= set(values) <= {"columns", *OUTPUT_FIELDS}:
+            names = sorted(map(str, values))
             raise InputError(
-                f"cannot read a TableSpec: expected the fields {', '.join(sorted(_FIELDS))}, got "
-                f"{', '.join(printable(name)[:40] for name in fields[:12]) or 'no fields'}. Use a file saved by "
-                "skipway."
+                f"cannot read a TableSpec: expected the fields {', '.join(sorted(expected))}, got "
+                f"{', '.join(printable(name)[:40] for name in names[:12]) or 'no fields'}. Use a file saved by skipway."
             )
         try:
             columns = tuple(
@@ -250,32 +216,23 @@ class TableSpec:
                 )
                 for c in values["columns"]
             )
-            mean, std = float(values["target_mean"]), float(values["target_std"])
-            names = tuple(values["class_names"])
+            outputs = cls.output_fields(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"cannot read a TableSpec: expected valid columns and numbers, got {printable(error)[:200]}. Use a "
                 "file saved by skipway."
             ) from None
-        return cls(
-            columns=columns,
-            target=str(values["target"]),
-            task=cast(TableTask, str(values["task"])),
-            class_names=names,
-            target_mean=mean,
-            target_std=std,
-        )
+        return cls(columns=columns, **outputs)
 
 
-def _check_names(names: tuple[str, ...]) -> None:
-    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise InputError(
-            "cannot create a TableSpec: expected categories and class names as unique strings, got duplicates or other "
-            "types. Rename them."
-        )
-    for name in names:
-        if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
-            raise InputError(
-                f"cannot create a TableSpec: expected categories and class names of at most {_MAX_NAME_BYTES} bytes, "
-                f"got {printable(name[:40])}... Shorten it."
-            )
+def _as_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a file, with the single target of an older version as lists of one."""
+    values = dict(values)
+    if "target" not in values:
+        return values
+    values["target_names"] = [str(values.pop("target"))]
+    for name in ("target_mean", "target_std"):
+        number = values.pop(name, None)
+        if values.get("task") == "regression":
+            values[name] = [number]
+    return values

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from skipway.data.output_spec import TASKS, TaskName
 from skipway.data.sources.image_source import class_order
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.text_column import Cells, TextColumn
@@ -19,7 +20,6 @@ from skipway.data.tables.columns import (
     missing_mask,
     read_numbers,
 )
-from skipway.data.tables.table_spec import TASKS, TableTask
 from skipway.errors import InputError, printable
 
 __all__ = ["infer_task", "missing_rows", "read_targets"]
@@ -33,7 +33,7 @@ def missing_rows(raw: Cells) -> np.ndarray:
     return np.flatnonzero(missing_mask(raw))
 
 
-def infer_task(train: Table, target: str, task: str) -> tuple[TableTask, tuple[str, ...]]:
+def infer_task(train: Table, target: str, task: str) -> tuple[TaskName, tuple[str, ...]]:
     """Infer the task and the class names from the target of the training table.
 
     Args:
@@ -95,7 +95,7 @@ def _class_names(names: list[str], count: int, where: str, ordered: bool = False
     return tuple(names) if ordered and len(names) > 1 else class_order(names, where)
 
 
-def read_targets(table: Table, target: str, *, task: TableTask, names: tuple[str, ...]) -> np.ndarray:
+def read_targets(table: Table, target: str, *, task: TaskName, names: tuple[str, ...]) -> np.ndarray:
     """Read the targets of a table.
 
     Args:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from skipway.data.images import decoded_cache as module
 from skipway.data.images.decoded_cache import (
-    DecodeSettings,
     choose_decode_settings,
     decode_images,
     decoding_seconds,
@@ -22,6 +21,7 @@ from skipway.data.images.decoded_cache import (
     pixels_fingerprint,
     share_decoded,
 )
+from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadImage
@@ -54,7 +54,7 @@ def test_every_image_is_decoded_once_into_its_place(tmp_path):
         data = file.read_bytes()
         assert np.array_equal(packed.pixels[i], pixels_of(data))
         assert packed.digests[i] == hashlib.sha256(data).hexdigest()
-        assert packed.class_names[packed.labels[i]] == file.parent.name
+        assert packed.class_names[packed.targets[i]] == file.parent.name
     assert packed.splits["train"].tolist() == list(range(9)) and packed.splits["val"].tolist() == list(range(9, 18))
     assert packed.sizes == "all 8 x 8 pixels" and packed.skipped == [] and not packed.notes and packed.mirrored
 
@@ -66,7 +66,7 @@ def test_memory_map_and_threads_change_nothing(mixed, threads, monkeypatch):
     monkeypatch.setattr(module, "_THREADS", threads)
     mapped = decode_images(source, PACKING, max_unreadable=1, ram_limit=0)
     assert isinstance(mapped.pixels.base if mapped.pixels.base is not None else mapped.pixels, np.memmap)
-    assert np.array_equal(plain.pixels, mapped.pixels) and np.array_equal(plain.labels, mapped.labels)
+    assert np.array_equal(plain.pixels, mapped.pixels) and np.array_equal(plain.targets, mapped.targets)
     assert (plain.keys, plain.digests, plain.skipped) == (mapped.keys, mapped.digests, mapped.skipped)
     assert fingerprint(plain) == fingerprint(mapped)
 
@@ -88,12 +88,12 @@ def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
         ("test/dog/0.png", "test", "dog", reason),
     ]
     assert {split: len(rows) for split, rows in packed.splits.items()} == {"train": 11, "val": 11, "test": 11}
-    assert len(packed.pixels) == len(packed.labels) == len(packed.keys) == len(packed.digests) == 33
+    assert len(packed.pixels) == len(packed.targets) == len(packed.keys) == len(packed.digests) == 33
     for split, rows in packed.splits.items():
         for i in rows:
             data = (mixed / packed.keys[i]).read_bytes()
             assert packed.keys[i].startswith(split) and np.array_equal(packed.pixels[i], pixels_of(data))
-            assert packed.class_names[packed.labels[i]] == packed.keys[i].split("/")[1]
+            assert packed.class_names[packed.targets[i]] == packed.keys[i].split("/")[1]
     assert len(set(packed.digests)) == 33, "no image stands twice"
 
 

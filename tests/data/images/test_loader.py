@@ -6,13 +6,19 @@ from hypothesis import strategies as st
 from image_folders import decoded_noise
 from PIL import Image
 
+from skipway.data.image_spec import Spec
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.sample_order import Shard, batch_bounds
 from skipway.data.tables.loader import RowBatches
 from skipway.errors import InputError
 
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-GREY = {"mean": (0.0,), "std": (1.0,)}
+
+def normalization(mean, std):
+    return Spec(channels=len(mean), size=1, presize=1, mean=mean, std=std, class_names=("a",))
+
+
+PLAIN = {"spec": normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+GREY = {"spec": normalization((0.0,), (1.0,))}
 
 
 def training(packed, batch_size=4, level="shift+flip", seed=0):
@@ -52,7 +58,7 @@ def test_batches_too_small_for_the_processes_are_refused(batch_size, processes):
     with pytest.raises(InputError, match=text.format("images") + f".*got {batch_size}. Use a larger"):
         ImageBatches(packed, np.arange(40), batch_size, **PLAIN, augmentation=Augmentation("none"), shard=shard)
     with pytest.raises(InputError, match=text.format("rows")):
-        RowBatches(np.zeros((40, 2), np.float32), packed.labels, np.arange(40), batch_size, seed=0, shard=shard)
+        RowBatches(np.zeros((40, 2), np.float32), packed.targets, np.arange(40), batch_size, seed=0, shard=shard)
     feed = ImageBatches(packed, np.arange(40), 2 * processes, **PLAIN, augmentation=Augmentation("none"), shard=shard)
     assert min(len(ids) for _, _, ids in feed.epoch()) >= 2
     ImageBatches(packed, np.arange(40), batch_size, **PLAIN, shard=shard)  # evaluation takes what there is
@@ -60,19 +66,13 @@ def test_batches_too_small_for_the_processes_are_refused(batch_size, processes):
 
 def test_every_epoch_has_an_order_of_its_own():
     packed = decoded_noise(np.arange(100) % 3, size=1, channels=1, splits={"train": np.arange(10, 90)})
-    feed = ImageBatches(
-        packed, packed.splits["train"], 7, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 5)
-    )
+    feed = ImageBatches(packed, packed.splits["train"], 7, **GREY, augmentation=Augmentation("none", 5))
     orders = [np.concatenate([ids for _, _, ids in feed.epoch(epoch)]) for epoch in range(4)]
     assert all(sorted(order) == list(range(10, 90)) for order in orders)
     assert len({order.tobytes() for order in orders}) == 4
-    again = ImageBatches(
-        packed, packed.splits["train"], 11, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 5)
-    )
+    again = ImageBatches(packed, packed.splits["train"], 11, **GREY, augmentation=Augmentation("none", 5))
     assert np.array_equal(np.concatenate([ids for _, _, ids in again.epoch(2)]), orders[2]), "whatever the batch size"
-    other = ImageBatches(
-        packed, packed.splits["train"], 7, mean=(0.0,), std=(1.0,), augmentation=Augmentation("none", 6)
-    )
+    other = ImageBatches(packed, packed.splits["train"], 7, **GREY, augmentation=Augmentation("none", 6))
     assert not np.array_equal(np.concatenate([ids for _, _, ids in other.epoch(2)]), orders[2])
 
 
@@ -119,7 +119,7 @@ def test_validation_is_the_plain_centre_in_the_order_of_the_set():
 def test_images_are_normalised_per_channel():
     packed = decoded_noise([0, 1] * 4)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
-    feed = ImageBatches(packed, packed.splits["train"], 8, mean=mean, std=std)
+    feed = ImageBatches(packed, packed.splits["train"], 8, spec=normalization(mean, std))
     wanted = (packed.pixels / 255 - np.array(mean)) / np.array(std)
     x = feed.inputs(np.arange(8))
     assert np.allclose(x.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-5)
@@ -138,7 +138,7 @@ def test_a_few_images_are_shown_as_they_are():
     feed = training(packed, 4, "zoom+flip")
     x, y = feed.some(5)
     few = (x * 255).round().permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(few, packed.pixels[::4, 1:9, 1:9]) and y.tolist() == packed.labels[::4].tolist()
+    assert np.array_equal(few, packed.pixels[::4, 1:9, 1:9]) and y.tolist() == packed.targets[::4].tolist()
     assert len(feed.some(100)[0]) == 20
 
 
@@ -239,7 +239,7 @@ def test_balanced_sampling_shows_every_class_as_often_and_all_of_the_small_ones(
         _, ys, ids = zip(*feed.epoch(epoch), strict=True)
         ids, counts = np.concatenate(ids), np.bincount(torch.cat(ys), minlength=3)
         assert len(ids) == len(rows) and counts.max() - counts.min() <= 1
-        assert {i for i in rows if packed.labels[i] == 2} <= set(ids)
+        assert {i for i in rows if packed.targets[i] == 2} <= set(ids)
         seen.append(ids)
     assert not np.array_equal(*seen)
     assert np.array_equal(np.concatenate([i for _, _, i in feed.epoch(1)]), seen[1])

@@ -19,7 +19,7 @@ def test_some_of_every_class_are_held_out():
     packed = decoded_noise([0] * 50 + [1] * 30 + [2] * 20)
     hold_out(packed, 0.2, 0)
     assert list(packed.splits) == ["train", "val"]
-    assert np.bincount(packed.labels[packed.splits["val"]]).tolist() == [10, 6, 4]
+    assert np.bincount(packed.targets[packed.splits["val"]]).tolist() == [10, 6, 4]
     train, val = sides(packed)
     assert sorted(train + val) == list(range(100)) and train == sorted(train) and val == sorted(val)
 
@@ -78,14 +78,14 @@ def test_a_class_of_one_image_cannot_be_divided():
 def test_the_smallest_set_gives_one_of_each_class(fraction):
     packed = decoded_noise([0, 0, 1, 1, 2, 2])
     hold_out(packed, fraction, 0)
-    assert [sorted(packed.labels[packed.splits[s]].tolist()) for s in ("train", "val")] == [[0, 1, 2], [0, 1, 2]]
+    assert [sorted(packed.targets[packed.splits[s]].tolist()) for s in ("train", "val")] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_no_more_than_are_needed_for_a_certain_accuracy_are_held_out():
     packed = decoded_noise([i % 10 for i in range(60_000)], size=1, channels=1)
     hold_out(packed, 0.2, 0)
     assert len(packed.splits["val"]) == module.MAX_HELD_OUT == 5000
-    assert set(np.bincount(packed.labels[packed.splits["val"]])) == {500}
+    assert set(np.bincount(packed.targets[packed.splits["val"]])) == {500}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -172,3 +172,10 @@ def test_counts_are_told_by_class_and_split():
     said = describe(packed)
     assert said["counts"] == {"train": 3, "val": 1} and said["notes"] == {"gray": 2} and said["skipped"] == 0
     assert said["classes"] == class_counts(packed) and said["warnings"] == class_warnings(packed)
+
+
+def test_one_image_of_a_number_cannot_be_split():
+    packed = decoded_noise([0, 0], digests=["a", "a"])
+    packed.task, packed.targets, packed.target_names = "regression", np.array([[1.0], [1.0]]), ("age",)
+    with pytest.raises(InputError, match="cannot split noise: expected at least 2 distinct images, got 1. Add images"):
+        hold_out(packed, 0.2, seed=0)

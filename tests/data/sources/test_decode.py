@@ -8,7 +8,8 @@ import pytest
 from image_folders import class_folders
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from skipway.data.images.decoded_cache import DecodeSettings, decode_images
+from skipway.data.images.decoded_cache import decode_images
+from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import (
     MAX_PIXELS,

@@ -26,7 +26,7 @@ def test_class_folders_become_labelled_images_in_a_fixed_order(tmp_path):
     source = open_source(str(class_folders(tmp_path, ("dog", "cat"), 3)))
     assert source.class_names == ("cat", "dog") and source.name == tmp_path.name and source.mirrored
     assert source.keys == {"train": [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]}
-    assert source.labels["train"].tolist() == [0, 0, 0, 1, 1, 1] and source.labels["train"].dtype == np.int64
+    assert source.targets["train"].tolist() == [0, 0, 0, 1, 1, 1] and source.targets["train"].dtype == np.int64
     assert list(source.contents("train")) == [(tmp_path / key).read_bytes() for key in source.keys["train"]]
     assert source.count("train") == 6 and source.count("val") == 0 and source.warnings == []
 
@@ -73,7 +73,7 @@ def test_an_accent_spelt_otherwise_in_validation_is_the_same_class(tmp_path):
     class_folders(tmp_path / "val", ("e\u0301", "z"), 1)
     source = open_source(str(tmp_path))
     assert source.class_names == ("z", "\u00e9")
-    assert dict(zip(source.keys["val"], source.labels["val"].tolist(), strict=True)) == {
+    assert dict(zip(source.keys["val"], source.targets["val"].tolist(), strict=True)) == {
         "val/e\u0301/0.png": 1,
         "val/z/0.png": 0,
     }
@@ -110,7 +110,7 @@ def test_a_class_missing_from_validation_moves_no_label(tmp_path):
     class_folders(tmp_path / "val", ("cat", "dog"), 1)
     (tmp_path / "val" / "cow").mkdir()
     source = open_source(str(tmp_path))
-    by_key = dict(zip(source.keys["val"], source.labels["val"].tolist(), strict=True))
+    by_key = dict(zip(source.keys["val"], source.targets["val"].tolist(), strict=True))
     assert by_key == {"val/cat/0.png": 0, "val/dog/0.png": 2} and source.class_names == ("cat", "cow", "dog")
     assert source.warnings == ["the val set has no images of: cow"]
 

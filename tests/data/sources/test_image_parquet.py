@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from image_folders import fill, image_bytes, parquet
 
-from skipway.data.images.decoded_cache import DecodeSettings, decode_images
+from skipway.data.images.decoded_cache import decode_images
+from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_parquet import parquet_files, parquet_source
@@ -22,7 +23,7 @@ def test_images_and_class_names_come_out_of_the_file(tmp_path, column):
     file = parquet(tmp_path / "train-00000-of-00001.parquet", [2, 0, 1], NAMES, column)
     for data in (tmp_path, file):
         source = open_source(str(data))
-        assert source.class_names == NAMES and source.labels["train"].tolist() == [2, 0, 1]
+        assert source.class_names == NAMES and source.targets["train"].tolist() == [2, 0, 1]
         assert source.keys["train"] == [f"{file.name}:{i}" for i in range(3)]
         assert list(source.contents("train")) == source.peek() == [image_bytes(i) for i in range(3)]
     assert open_source(str(tmp_path)).name == tmp_path.name and open_source(str(file)).name == file.stem
@@ -31,15 +32,15 @@ def test_images_and_class_names_come_out_of_the_file(tmp_path, column):
 def test_labels_that_are_text_are_class_names(tmp_path):
     parquet(tmp_path / "train.parquet", ["dog", "cat", "dog"])
     source = open_source(str(tmp_path))
-    assert source.class_names == ("cat", "dog") and source.labels["train"].tolist() == [1, 0, 1]
+    assert source.class_names == ("cat", "dog") and source.targets["train"].tolist() == [1, 0, 1]
 
 
 def test_numbers_without_names_are_sorted_as_numbers(tmp_path):
     parquet(tmp_path / "train.parquet", [10, 2, 1, 2])
     parquet(tmp_path / "test.parquet", [2, 10])
     source = open_source(str(tmp_path))
-    assert source.class_names == ("1", "2", "10") and source.labels["train"].tolist() == [2, 1, 0, 1]
-    assert source.labels["test"].tolist() == [1, 2] and source.warnings == ["the test set has no images of: 1"]
+    assert source.class_names == ("1", "2", "10") and source.targets["train"].tolist() == [2, 1, 0, 1]
+    assert source.targets["test"].tolist() == [1, 2] and source.warnings == ["the test set has no images of: 1"]
 
 
 def test_shards_of_a_split_follow_one_another(tmp_path):
@@ -47,7 +48,7 @@ def test_shards_of_a_split_follow_one_another(tmp_path):
         parquet(tmp_path / "data" / f"train-0000{i}-of-00003.parquet", labels, NAMES, seed=i)
     parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [1, 2, 0], NAMES, seed=9)
     source = open_source(str(tmp_path))
-    assert source.labels["train"].tolist() == [0, 1, 2, 0, 1] and list(source.keys) == ["train", "val"]
+    assert source.targets["train"].tolist() == [0, 1, 2, 0, 1] and list(source.keys) == ["train", "val"]
     assert source.keys["train"][2] == "data/train-00001-of-00003.parquet:0"
     assert list(source.contents("train")) == [
         image_bytes(1000 * i + j) for i, j in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
@@ -77,8 +78,8 @@ def test_labels_of_another_split_are_matched_by_name_in_every_shard(tmp_path):
     parquet(tmp_path / "test-0.parquet", [0, 1], ("dog", "cat"))
     parquet(tmp_path / "test-1.parquet", [0, 1, 2], ("cow", "dog", "cat"))
     source = open_source(str(tmp_path))
-    assert source.labels["train"].tolist() == [0, 1, 2, 2, 1, 0]
-    assert source.labels["test"].tolist() == [2, 0, 1, 2, 0]
+    assert source.targets["train"].tolist() == [0, 1, 2, 2, 1, 0]
+    assert source.targets["test"].tolist() == [2, 0, 1, 2, 0]
 
 
 def test_several_data_sets_in_one_folder_are_refused(tmp_path):
@@ -178,8 +179,8 @@ def test_declared_classes_without_images_are_refused_or_left_out(tmp_path):
     ):
         open_source(str(tmp_path))
     source = open_source(str(tmp_path), allow_empty_classes=True)
-    assert source.class_names == ("cat", "dog") and source.labels["train"].tolist() == [0, 1, 1]
-    assert source.labels["test"].tolist() == [1]
+    assert source.class_names == ("cat", "dog") and source.targets["train"].tolist() == [0, 1, 1]
+    assert source.targets["test"].tolist() == [1]
     assert source.warnings[0] == "ignored classes without training images: cow, eel"
 
 
@@ -189,7 +190,7 @@ def test_rows_without_bytes_are_skipped_and_counted(tmp_path):
     source = open_source(str(tmp_path))
     assert [type(c) for c in source.contents("train")] == [bytes, BadImage, BadImage, bytes, bytes]
     packed = decode_images(source, DecodeSettings(8, 8, 3), max_unreadable=0.6)
-    assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.labels.tolist() == [0, 1]
+    assert packed.keys == ["train.parquet:0", "train.parquet:3"] and packed.targets.tolist() == [0, 1]
     reasons = {s.key: s.reason for s in packed.skipped}
     assert reasons["train.parquet:1"] == reasons["train.parquet:2"] == "empty: the row has no image bytes"
     assert reasons["train.parquet:4"].startswith("unsupported format") and not packed.notes
@@ -276,7 +277,7 @@ def test_rows_and_labels_stay_aligned_over_many_batches(tmp_path):
     source = parquet_source(tmp_path)
     for i, content in enumerate(source.contents("train")):
         assert isinstance(content, BadImage) if i % 37 == 0 else content == b"%d" % i
-    assert np.array_equal(source.labels["train"], np.arange(700) % 3)
+    assert np.array_equal(source.targets["train"], np.arange(700) % 3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def opened(root, files, kind="folder", **options):
 def labeled(source):
     """{split: {key: class name}}."""
     return {
-        split: {key: source.class_names[i] for key, i in zip(keys, source.labels[split].tolist(), strict=True)}
+        split: {key: source.class_names[i] for key, i in zip(keys, source.targets[split].tolist(), strict=True)}
         for split, keys in source.keys.items()
     }
 
