@@ -23,7 +23,8 @@ WAYS = ("ours", "pillow")
 def ours(folder):
     from skipway.data.image_spec import Spec
     from skipway.data.images.augment_policy import resolve_policy
-    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+    from skipway.data.images.choose_decode_settings import choose_decode_settings
+    from skipway.data.images.decoded_cache import decode_images
     from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
     from skipway.data.sources.choose_source import open_source
     from skipway.utils.malloc_settings import keep_freed_memory

@@ -25,7 +25,8 @@ KINDS = {"plain": "none", "residual": "pad"}
 
 def images(folder, count, size):
     """Load (images, labels) of the training and the test set; images are (N, 3, size, size), normalized."""
-    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+    from skipway.data.images.choose_decode_settings import choose_decode_settings
+    from skipway.data.images.decoded_cache import decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)

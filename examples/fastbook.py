@@ -57,7 +57,8 @@ NETWORKS = {
 
 def photographs(folder, size):
     """Load (images, labels) for training and validation, and the class names; images are uint8 (N, 3, size, size)."""
-    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+    from skipway.data.images.choose_decode_settings import choose_decode_settings
+    from skipway.data.images.decoded_cache import decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)

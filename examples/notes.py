@@ -88,7 +88,8 @@ NETWORKS = {
 
 def birds_and_airplanes(folder):
     """Load (images, labels) for training and validation; images are (N, 3, 32, 32), normalized; airplanes are 0."""
-    from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+    from skipway.data.images.choose_decode_settings import choose_decode_settings
+    from skipway.data.images.decoded_cache import decode_images
     from skipway.data.sources.choose_source import open_source
 
     source = open_source(folder)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, overload
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import SMALL
+from skipway.data.images.choose_decode_settings import SMALL
 from skipway.errors import InputError
 from skipway.models import registry
 from skipway.models.architecture_plan import SMALL_STEMS

@@ -4,12 +4,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+from skipway.data.images.choose_decode_settings import choose_decode_settings
+from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.data.tables.columns import Column
 from skipway.data.tables.dataset import TableSource, build_table_dataset, describe_table, open_table_source
+from skipway.data.value_range import describe_range
 from skipway.errors import printable
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
@@ -97,7 +99,9 @@ def check(
 def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: dict[str, Any]) -> list[str]:
     """Return the lines on counts, sizes and classes of images."""
     counts = join_counts(facts["counts"], "image")
-    color = "gray" if decode_settings.channels == 1 else "color"
+    color = {1: "gray", 3: "color"}.get(decode_settings.channels, count_of(decode_settings.channels, "channel"))
+    if decode_settings.value_range:
+        color += f"; deep, {describe_range(decode_settings.value_range)}"
     lines = [
         f"{printable(images.name)}: {count_of(len(images.class_names), 'class', 'classes')}, {counts}",
         f"sizes: {images.sizes}; {color}; training size {decode_settings.size} px",

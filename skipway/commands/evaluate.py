@@ -180,7 +180,12 @@ def _decoded_split(
         class_names=spec.class_names,
     )
     decode_settings = DecodeSettings(
-        spec.size, spec.presize, spec.channels, spec.resize_mode, interpolation=spec.interpolation
+        spec.size,
+        spec.presize,
+        spec.channels,
+        spec.resize_mode,
+        interpolation=spec.interpolation,
+        value_range=spec.value_range,
     )
     return decode_images(source, decode_settings, 1.0, console=console, stop=stop, need_every_class=False)
 

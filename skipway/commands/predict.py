@@ -78,8 +78,7 @@ def predict(
     require_classes(network.plan, "predict")
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
-    network.require_image_spec()
-    inputs = list_inputs(sources, console)
+    inputs = list_inputs(sources, console, network.require_image_spec().channels)
     network = with_fastest_engine(
         network,
         engine,

@@ -34,14 +34,15 @@ class PredictionInput:
     source: Any
 
 
-def list_inputs(sources: Any, console: Console) -> list[PredictionInput]:
+def list_inputs(sources: Any, console: Console, channels: int = 3) -> list[PredictionInput]:
     """List the images of `sources`, in order, and print a remark on the other files of each folder and archive.
 
     An input that cannot be read is also listed, with its reason, so that every input gets a prediction.
 
     Args:
-        sources: one or several image paths, folders, archives or uint8 arrays, or an array of several images.
+        sources: one or several image paths, folders, archives or arrays, or an array of several images.
         console: prints the remarks.
+        channels: channels of the model's images, by which an array of one image is distinguished from several.
 
     Raises:
         InputError: there are no inputs, or the only input is a folder or an archive without images.
@@ -50,7 +51,8 @@ def list_inputs(sources: Any, console: Console) -> list[PredictionInput]:
         sources = [sources]
     inputs: list[PredictionInput] = []
     for source in sources:
-        inputs += _array_inputs(source) if isinstance(source, np.ndarray) else _path_inputs(Path(source), console)
+        is_array = isinstance(source, np.ndarray)
+        inputs += _array_inputs(source, channels) if is_array else _path_inputs(Path(source), console)
     if not inputs:
         raise InputError("cannot predict: expected at least one image or a folder of images, got none. Add a path.")
     if len(inputs) == 1 and isinstance(inputs[0].source, InputError):
@@ -75,8 +77,8 @@ def prepare_input(image: PredictionInput, spec: Spec, on_black: Callable[[str], 
         return InputError(f"not an image: {reason_of_kind(image.name)}") if is_of_other_kind else error
 
 
-def _array_inputs(array: np.ndarray) -> Iterable[PredictionInput]:
-    if not holds_many(array):
+def _array_inputs(array: np.ndarray, channels: int) -> Iterable[PredictionInput]:
+    if not holds_many(array, channels):
         return [PredictionInput("array", array)]
     return [PredictionInput(f"array[{i}]", pixels) for i, pixels in enumerate(array)]
 

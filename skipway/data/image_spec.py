@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from skipway.data.output_spec import OUTPUT_FIELDS, OutputSpec, TaskName
+from skipway.data.value_range import MAX_CHANNELS, ValueRange, checked_range
 from skipway.errors import InputError, printable
 
 __all__ = ["INTERPOLATIONS", "MAX_PRESIZE", "MAX_SIZE", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
@@ -19,6 +20,7 @@ RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 MAX_SIZE = 4096  # pixels per side; memory grows with its square, and a file could request any size
 _INPUT_FIELDS = ("channels", "size", "presize", "mean", "std", "resize_mode", "interpolation", "mirrored")
+_DEEP_FIELDS = ("value_range",)  # absent from the files of models for images of 8 bits
 MAX_PRESIZE = 4710  # MAX_SIZE with the crop margin that training stores
 
 
@@ -30,7 +32,7 @@ class Spec(OutputSpec):
     normalized per channel.
 
     Args:
-        channels: 1 (gray) or 3 (RGB).
+        channels: 1 (gray), 3 (RGB), or another number of bands up to 16.
         size: height and width of the model's input, in pixels.
         presize: height and width before the center crop, in pixels.
         mean: mean of each channel, for pixels in [0, 1].
@@ -39,6 +41,8 @@ class Spec(OutputSpec):
         resize_mode: "squash" ignores the aspect ratio, "crop" cuts the longer side, "pad" adds gray bars.
         interpolation: "bilinear" or "bicubic".
         mirrored: True if a horizontally flipped image keeps its class, so that test-time augmentation may flip.
+        value_range: (low, high) of each channel, which deep images (16-bit, 32-bit or float) are scaled by, so that
+            `low` becomes 0 and `high` becomes 1; empty for images of 8 bits.
         task, target_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
 
     Raises:
@@ -60,6 +64,7 @@ class Spec(OutputSpec):
     resize_mode: ResizeMode = "squash"
     interpolation: Interpolation = "bilinear"
     mirrored: bool = False
+    value_range: ValueRange = ()
     task: TaskName = "classification"
     target_names: tuple[str, ...] = ()
     target_mean: tuple[float, ...] = ()
@@ -71,10 +76,12 @@ class Spec(OutputSpec):
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would break equality and hashing
         self._check_outputs()
-        if self.channels not in (1, 3):
+        if not 1 <= self.channels <= MAX_CHANNELS:
             raise InputError(
-                f"cannot create a Spec: expected 1 or 3 channels, got {self.channels}. Use 1 for gray or 3 for RGB."
+                f"cannot create a Spec: expected 1 to {MAX_CHANNELS} channels, got {self.channels}. Use 1 for gray or "
+                "3 for RGB."
             )
+        object.__setattr__(self, "value_range", checked_range(self.value_range, self.channels))
         if not 1 <= self.size <= self.presize:
             raise InputError(
                 f"cannot create a Spec: expected 1 <= size <= presize, got size {self.size} and presize "
@@ -113,7 +120,8 @@ class Spec(OutputSpec):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can represent."""
-        inputs = {name: getattr(self, name) for name in _INPUT_FIELDS}
+        names = (*_INPUT_FIELDS, *(_DEEP_FIELDS if self.value_range else ()))
+        inputs = {name: getattr(self, name) for name in names}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()} | self.output_dict()
 
     @property
@@ -125,6 +133,7 @@ class Spec(OutputSpec):
             "channels": self.channels,
             "resize_mode": self.resize_mode,
             "interpolation": self.interpolation,
+            "value_range": self.value_range,
         }
 
     @classmethod
@@ -137,10 +146,11 @@ class Spec(OutputSpec):
         Raises:
             InputError: fields are missing or unknown, or a value cannot be used.
         """
-        older = {"interpolation": "bilinear", "mirrored": False}  # files of older versions lack these fields
+        # Files of older versions lack these fields.
+        older = {"interpolation": "bilinear", "mirrored": False}
         values = {**older, **values} if isinstance(values, dict) else {}
         expected = {*_INPUT_FIELDS, "class_names"}
-        if not expected <= set(values) <= expected | set(OUTPUT_FIELDS):
+        if not expected <= set(values) <= expected | {*OUTPUT_FIELDS, *_DEEP_FIELDS}:
             raise InputError(
                 f"cannot read a Spec: expected the fields {', '.join(sorted(expected))}, got "
                 f"{', '.join(printable(name)[:40] for name in sorted(map(str, values))[:12]) or 'no fields'}. "
@@ -163,4 +173,5 @@ class Spec(OutputSpec):
             resize_mode=cast(ResizeMode, str(values["resize_mode"])),
             interpolation=cast(Interpolation, str(values["interpolation"])),
             mirrored=values["mirrored"] is True,
+            value_range=values.get("value_range", ()),
         )

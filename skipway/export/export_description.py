@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import fitted_array
-from skipway.data.sources.decode import decode, size_of
+from skipway.data.sources.decode import decode, decode_array, header_of, size_of
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.tables.table_spec import TableSpec
+from skipway.data.value_range import levels_of
 from skipway.errors import InputError
 from skipway.export.fused_convolution import Convolution
 from skipway.export.preprocessing import Preparation
@@ -51,9 +51,10 @@ def plain_copy(network: nn.Module) -> nn.Module:
 
 
 class _Images(nn.Module):
-    """Preprocessing, network and softmax: images (N, H, W, C) uint8 -> probabilities (N, K).
+    """Preprocessing, network and softmax: images (N, H, W, C) -> probabilities (N, K).
 
-    Without `classes`, the outputs are those of the network, its features.
+    The images are uint8, or float32 in their own values if the Spec has a value range. Without `classes`, the outputs
+    are those of the network, its features.
     """
 
     mean: Tensor
@@ -101,7 +102,8 @@ class _ImageExport:
         self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", _output(self.classes))
         self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
         # Tracing fixes an axis of size 1 and ties axes of equal size, so the sizes are distinct and above 1.
-        any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=torch.uint8)
+        dtype = torch.float32 if spec.value_range else torch.uint8
+        any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=dtype)
         self.example = torch.zeros(3, *spec.input_shape) if raw else any_size
 
     def inputs(self, check: Any) -> list[np.ndarray]:
@@ -124,7 +126,7 @@ class _ImageExport:
         if self.raw:
             return 0.0
         pixels = self.prepare(torch.from_numpy(x[:1]))[0].permute(1, 2, 0).numpy()
-        return float(np.abs(pixels - prepare_image(x[0], self.spec)).max())
+        return float(np.abs(pixels - levels_of(prepare_image(x[0], self.spec))).max())
 
 
 class _TableExport:
@@ -198,17 +200,26 @@ def _output(has_classes: bool) -> str:
 
 
 def _full_size_image(source: Any, spec: Spec) -> np.ndarray:
-    """Return an image at its original size, upright, as (H, W, C) uint8."""
+    """Return an image at its original size, upright, as (H, W, C) uint8, or as float32 values of a deep model."""
     prepare_image(source, spec)  # raises an error for an unusable image
+    target: dict[str, Any] = {"channels": spec.channels, "resize_mode": "pad", "value_range": spec.value_range}
     if isinstance(source, np.ndarray):
-        height, width = source.shape[:2]
-        pixels = fitted_array(np.atleast_3d(source), size=max(height, width), channels=spec.channels, resize_mode="pad")
+        header = header_of(source)
+        image = decode_array(source, size=max(header.width, header.height), **target)
     else:
         data = read_image_file(Path(source))
-        image = decode(data, size=max(size_of(data)[:2]), channels=spec.channels, resize_mode="pad")
-        height, width, pixels = image.height, image.width, image.pixels
+        image = decode(data, size=max(size_of(data)[:2]), **target)
+    height, width, pixels = image.height, image.width, image.pixels
     top, left = (len(pixels) - height) // 2, (len(pixels) - width) // 2  # removes the padding
-    return pixels[top : top + height, left : left + width]
+    return _as_input(pixels[top : top + height, left : left + width], spec)
+
+
+def _as_input(pixels: np.ndarray, spec: Spec) -> np.ndarray:
+    """Convert stored pixels (H, W, C) or levels to the input of the exported graph."""
+    if not spec.value_range:
+        return pixels
+    low, high = np.array(spec.value_range).T
+    return (low + levels_of(pixels).astype(np.float64) * ((high - low) / 255)).astype(np.float32)
 
 
 def _random_images(spec: Spec) -> list[np.ndarray]:
@@ -218,5 +229,6 @@ def _random_images(spec: Spec) -> list[np.ndarray]:
         height, width = (max(1, round(share * spec.presize)) for share in (down, across))
         coarse = torch.from_numpy(generator.uniform(0, 255, (1, spec.channels, height // 16 + 2, width // 16 + 2)))
         soft = F.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0).numpy()
-        images.append(np.clip(soft + generator.normal(0, 8, soft.shape), 0, 255).astype(np.uint8))
+        pixels = np.clip(soft + generator.normal(0, 8, soft.shape), 0, 255)
+        images.append(_as_input(pixels if spec.value_range else pixels.astype(np.uint8), spec))
     return images

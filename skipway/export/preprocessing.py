@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset
+from skipway.data.value_range import NO_DATA
 
 __all__ = ["Preparation"]
 
@@ -20,27 +21,42 @@ _GAP = 2  # box reduction by an integer factor stops at this multiple of the out
 
 
 class Preparation(nn.Module):
-    """Resize and crop images (N, H, W, C) uint8 of any size to (N, C, S, S) floats in 0..255.
+    """Resize and crop images (N, H, W, C) of any size to (N, C, S, S) floats in 0..255.
 
+    The images are uint8, or float32 in their own values if the Spec has a value range, by which they are then scaled.
     The result equals the preprocessing of `predict`, but is not rounded to integers. Resizing is one matrix product
     per axis, which every runtime supports, for every `resize_mode` of a Spec.
 
     Args:
-        spec: Input size, resize mode and interpolation.
+        spec: Input size, resize mode, interpolation and value range.
     """
+
+    low: Tensor
+    unit: Tensor
 
     def __init__(self, spec: Spec):
         super().__init__()
         self.spec = spec
+        if spec.value_range:
+            low, high = torch.tensor(spec.value_range, dtype=torch.float64).T
+            self.register_buffer("low", low.float(), persistent=False)
+            self.register_buffer("unit", (255 / (high - low)).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the resized and cropped images (N, C, S, S)."""
         height, width = (x.new_full((), x.shape[axis], dtype=torch.float64) for axis in (1, 2))
         down, inside_down = self._weights(height, width, _positions(height, x.shape[1]))
         across, inside_across = self._weights(width, height, _positions(width, x.shape[2]))
-        x = (x.permute(0, 3, 1, 2).float() @ across.T).clamp(0, 255)
+        x = x.permute(0, 3, 1, 2).float() if not self.spec.value_range else self._scaled(x).permute(0, 3, 1, 2)
+        x = x @ across.T
+        x = x if self.spec.value_range else x.clamp(0, 255)  # Pillow clips bytes after each axis, but no floats
         x = (down @ x).clamp(0, 255)
         return torch.where(inside_down[:, None] & inside_across, x, _GRAY) if self.spec.resize_mode == "pad" else x
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """Scale values (N, H, W, C) by the range to 0..255; NaN and no-data values become 0, as in `to_levels`."""
+        is_valid = (x.abs() < NO_DATA) | (x == torch.inf)
+        return ((torch.where(is_valid, x, self.low) - self.low) * self.unit).clamp(0, 255)
 
     def _weights(self, length: Tensor, other: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the resampling weights (S, n) of one axis, and a mask (S,) that is False in the padding.

@@ -11,7 +11,7 @@ A crop is resampled horizontally to bytes, then vertically. An output pixel is a
 
 #define BITS 22 /* 31 bits less 8 for a byte and 1 for headroom */
 #define HALF (1 << (BITS - 1))
-#define CHUNK 48 /* elements per iteration, a multiple of 1 and 3 channels */
+#define CHUNK 48 /* elements per iteration, a multiple of every number of channels that Python passes */
 
 typedef int32_t Four __attribute__((vector_size(16)));
 
@@ -130,7 +130,7 @@ int zoomed(const uint8_t *pixels, int64_t in, int64_t channels, const int64_t *r
     return enough;
 }
 
-/* Compute bytes * factor + offset, with a factor and an offset per channel, for 1 or 3 interleaved channels. */
+/* Compute bytes * factor + offset, with a factor and an offset per channel, for interleaved channels that divide CHUNK. */
 void normalized(const uint8_t *bytes, int64_t count, int64_t channels, const float *factor, const float *offset,
                 int64_t threads, float *result) {
     float factors[CHUNK], offsets[CHUNK];

@@ -1,6 +1,7 @@
 """Resampling and normalization of image batches, in C if there is a compiler, else with Pillow and torch.
 
-Both versions are equal to the last bit. Shapes: N cached images of P x P x C bytes, batches of B images of S x S.
+Both versions are equal to the last bit. Zooms in C are for 1 or 3 channels of 8 bits.
+Shapes: N cached images of P x P x C bytes, batches of B images of S x S.
 """
 
 import ctypes
@@ -18,24 +19,35 @@ from skipway.kernels.kernel_eligibility import Kernel, kernels_enabled
 
 __all__ = ["NORMALIZE", "ZOOM"]
 
+_CHUNK = 48  # values per iteration of the kernel: a multiple of 1, 2, 3, 4, 6, 8, 12 and 16 channels
+
 
 def _plain_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
-    """Crop, resize (antialiased bilinear) and flip images to (B, S, S, C) bytes.
+    """Crop, resize (antialiased bilinear) and flip images to (B, S, S, C) of the same type.
 
     Args:
-        pixels: (N, P, P, C) bytes.
+        pixels: (N, P, P, C) uint8, or uint16 of deep images.
         rows: (B,) indices of images.
         boxes: (B, 4) left, top, right, bottom of each crop.
         flips: (B,) flags of a horizontal flip.
         size: S.
     """
-    zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
+    zoomed = np.empty((len(rows), size, size, pixels.shape[3]), pixels.dtype)
     for i, box in enumerate(boxes.tolist()):
-        array = pixels[rows[i]]
-        image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-        small = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)).reshape(zoomed.shape[1:])
+        small = _resized(pixels[rows[i]], size, tuple(box))
         zoomed[i] = small[:, ::-1] if flips[i] else small
     return zoomed
+
+
+def _resized(array: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Resize a crop of one image (P, P, C) to (S, S, C); Pillow reads RGB at once, and other channels one by one."""
+    if array.dtype == np.uint8 and array.shape[2] == 3:
+        return np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.BILINEAR, box))
+    is_deep = array.dtype != np.uint8
+    planes = [np.ascontiguousarray(array[:, :, c], np.float32 if is_deep else None) for c in range(array.shape[2])]
+    small = [Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR, box) for plane in planes]
+    resized = np.stack([np.asarray(plane) for plane in small], axis=2)
+    return np.rint(resized) if is_deep else resized
 
 
 def _fast_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, size: int) -> np.ndarray:
@@ -69,7 +81,7 @@ def _normalize_fits(x: Tensor, *_: object) -> bool:
     return (
         x.dtype == torch.uint8
         and x.device.type == "cpu"
-        and x.shape[1] in (1, 3)
+        and _CHUNK % x.shape[1] == 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and kernels_enabled()
         and _library() is not None

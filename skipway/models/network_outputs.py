@@ -18,12 +18,12 @@ from torch import nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
-from skipway.data.images.decoded_cache import fitted_array
-from skipway.data.sources.decode import NEARLY_BLACK, BadImage, decode
+from skipway.data.sources.decode import NEARLY_BLACK, BadImage, decode, decode_array
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import frame_table, read_table
 from skipway.data.sources.table import Table
 from skipway.data.tables.table_spec import TableSpec
+from skipway.data.value_range import levels_of
 from skipway.errors import InputError, NotFiniteError, printable
 from skipway.nn.shape_inference import evaluation
 from skipway.training.metrics import Averaged, softmax
@@ -52,13 +52,14 @@ def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarr
     Args:
         network: an image model.
         spec: its Spec.
-        inputs: paths or uint8 arrays.
+        inputs: paths or arrays.
 
     Raises:
         InputError: `inputs` is a single image, or an image cannot be read.
         NotFiniteError: the outputs for an image are NaN or infinite.
     """
-    if isinstance(inputs, str | os.PathLike) or (isinstance(inputs, np.ndarray) and not holds_many(inputs)):
+    is_one_array = isinstance(inputs, np.ndarray) and not holds_many(inputs, spec.channels)
+    if isinstance(inputs, str | os.PathLike) or is_one_array:
         raise InputError("predict: expected a list of images, got a single image. Pass [image].")
     images = list(inputs)
     parts, batch_size = [], batch_size_for(spec, _BATCH)
@@ -92,7 +93,7 @@ def pixel_probabilities(
     Args:
         network: an image model.
         spec: its Spec.
-        pixels: images, each (S, S, C) uint8.
+        pixels: images, each (S, S, C) uint8, uint16 of deep images, or levels in [0, 255].
         tta: average over several views of each image.
 
     Returns:
@@ -100,7 +101,7 @@ def pixel_probabilities(
     """
     parameter = next(network.parameters())
     device = parameter.device
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(device).float()
+    x = torch.from_numpy(levels_of(np.stack(pixels))).permute(0, 3, 1, 2).to(device).float()
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     model = average_views(network, spec) if tta else network
     with evaluation(network), torch.inference_mode():
@@ -156,10 +157,11 @@ def as_table(inputs: Any) -> Table:
 def prepare_image(
     source: Any, spec: Spec, root: Path | None = None, on_black: Callable[[], None] | None = None
 ) -> np.ndarray:
-    """Read one image as the (S, S, C) uint8 pixels that the network of `spec` expects.
+    """Read one image as the stored pixels (S, S, C) that the network of `spec` expects.
 
     Args:
-        source: a path, a uint8 array, or a callable that returns the bytes of a file or the reason why it has none.
+        source: a path, an array (uint8, or any real numbers if the Spec has a value range), or a callable that returns
+            the bytes of a file or the reason why it has none.
         spec: conversion of the image to pixels.
         root: folder that links in the path must not leave.
         on_black: called for a 16-bit image that is nearly black in 8 bits. Defaults to a warning.
@@ -185,16 +187,20 @@ def prepare_image(
     return pixels[start : start + spec.size, start : start + spec.size]
 
 
-def holds_many(array: np.ndarray) -> bool:
-    """Return True if the first axis counts images: (N, H, W) or (N, H, W, C), but not a color image (H, W, 3)."""
-    return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3))
+def holds_many(array: np.ndarray, channels: int) -> bool:
+    """Return True if the first axis counts images: (N, H, W) or (N, H, W, C), but not one image (H, W, C)."""
+    return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3, channels))
 
 
 def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
-    array = source[:, :, None] if source.ndim == 2 else source
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+    if spec.value_range or spec.channels not in (1, 3):
+        is_readable = bool(spec.value_range) or source.dtype == np.uint8
+    else:
+        is_image = source.ndim > 1 and 0 not in source.shape and source.shape[2:] in ((), (1,), (3,))
+        is_readable = is_image and source.dtype == np.uint8
+    if not is_readable:
         raise InputError(
-            f"image array: expected uint8 of shape (H, W), (H, W, 1) or (H, W, 3), got {array.dtype} "
-            f"of shape {source.shape}. Convert the array."
+            f"image array: expected uint8 of shape (H, W), (H, W, 1) or (H, W, {max(3, spec.channels)}), got "
+            f"{source.dtype} of shape {source.shape}. Convert the array."
         )
-    return fitted_array(array, **spec.decode_options)
+    return decode_array(source, **spec.decode_options).pixels

@@ -10,13 +10,8 @@ from torch import Tensor, nn
 from skipway.data.folds import Fold, pool_images, split_fold
 from skipway.data.image_spec import MAX_PRESIZE, Spec
 from skipway.data.images import augment_policy
-from skipway.data.images.decoded_cache import (
-    SMALL,
-    choose_decode_settings,
-    decode_images,
-    decoding_seconds,
-    fingerprint,
-)
+from skipway.data.images.choose_decode_settings import SMALL, choose_decode_settings
+from skipway.data.images.decoded_cache import decode_images, decoding_seconds, fingerprint
 from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
@@ -24,6 +19,7 @@ from skipway.data.images.split import count_classes, describe, describe_targets,
 from skipway.data.sample_order import Shard
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.image_source import SPLITS
+from skipway.data.value_range import describe_range
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
@@ -102,7 +98,8 @@ class ImageDataModule:
             self.weights = trained_weights(recipe, self.model, names, size=size, channels=channels)
         if earlier_spec is not None:
             known = Spec.from_dict(earlier_spec)
-            self.decode_settings = replace(_settings_as(self.decode_settings, known), channels=known.channels)
+            settings = replace(self.decode_settings, channels=known.channels, value_range=known.value_range)
+            self.decode_settings = _settings_as(settings, known)
         elif self.weights.network is not None:
             network = self.weights.network
             self.model = str(network.plan["name"]), self.model[1]
@@ -137,6 +134,8 @@ class ImageDataModule:
         if not isinstance(known, Spec):
             return recipe
         settings = replace(self.decode_settings, interpolation=known.interpolation)
+        if len(known.value_range) == settings.channels:
+            settings = replace(settings, value_range=known.value_range)
         if settings.size > SMALL:
             size = _sizes(recipe)[1] or known.size
             if head_alone and recipe.img_size is None:
@@ -249,6 +248,7 @@ class ImageDataModule:
             resize_mode=decode_settings.resize_mode,
             interpolation=decode_settings.interpolation,
             mirrored=images.mirrored,
+            value_range=decode_settings.value_range,
         )
 
     def network(self, console: Console) -> tuple[Network, bool]:
@@ -326,6 +326,8 @@ class ImageDataModule:
         if images.skipped:
             unreadable = count_of(len(images.skipped), "unreadable image")
             lines.append(f"  {unreadable} skipped, listed in skipped.csv")
+        if self.decode_settings.value_range:
+            lines.append(f"  deep images: {describe_range(self.decode_settings.value_range)} are scaled to [0, 1]")
         lines += [f"  {count:,} {note}" for note, count in images.notes.most_common()]
         return lines + [f"  warning: {warning}" for warning in describe(images)["warnings"]]
 

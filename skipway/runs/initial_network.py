@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import SMALL
+from skipway.data.images.choose_decode_settings import SMALL
 from skipway.errors import InputError, printable
 from skipway.model_factory import auto_model, create_model, list_models, options_for
 from skipway.models.load_model import load

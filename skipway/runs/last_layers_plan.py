@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import SMALL
+from skipway.data.images.choose_decode_settings import SMALL
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.models.network import Network
 from skipway.runs.feature_cache import frozen_layers, output_shape

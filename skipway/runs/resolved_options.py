@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.decoded_cache import SMALL
+from skipway.data.images.choose_decode_settings import SMALL
 from skipway.data.tables.table_spec import TableSpec
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule

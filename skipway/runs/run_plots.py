@@ -10,6 +10,7 @@ from PIL import Image
 
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.loader import ImageBatches
+from skipway.data.value_range import viewable
 from skipway.report import classification_plots, learning_curves
 from skipway.runs.run_csv_tables import prediction_cells, write_table
 from skipway.training.metrics import ClassScores
@@ -31,7 +32,7 @@ def draw_augmented(folder: Path, batches: ImageBatches) -> None:
     """
     ids = batches.rows[:: max(1, len(batches.rows) // _NUM_AUGMENTED)][:_NUM_AUGMENTED]
     x = (batches.inputs(ids) - batches.offset) / batches.factor
-    images = x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    images = viewable(x.permute(0, 2, 3, 1).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
     make_folder(folder / "plots")
     captions = [batches.images.target_text(i) for i in ids]
     classification_plots.plot_image_grid(
@@ -74,7 +75,7 @@ def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores)
 
 def _png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(_without_gray_axis(pixels)).save(file, "PNG")
+    Image.fromarray(_without_gray_axis(viewable(pixels))).save(file, "PNG")
     return file.getvalue()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
+from skipway.data.value_range import MAX_CHANNELS
 from skipway.errors import InputError, printable
 from skipway.models import registry
 from skipway.models.head import pool_name
@@ -220,13 +221,17 @@ def _fitted_kernel(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def _fitted_spec(spec: Spec, channels: int) -> Spec | None:
-    """Return the Spec for this number of channels, or None unless it is 1 or 3."""
-    if channels not in (1, 3):
+    """Return the Spec for this number of channels: the average for fewer channels, copies of a channel for more.
+
+    Return None for more channels than images have.
+    """
+    if channels > MAX_CHANNELS:
         return None
-    if channels == 1:
-        mean, std = (sum(values) / len(values) for values in (spec.mean, spec.std))
-        return replace(spec, channels=1, mean=(mean,), std=(std,))
-    return replace(spec, channels=3, mean=spec.mean * 3, std=spec.std * 3)
+    if channels < spec.channels:
+        mean, std = ((sum(values) / len(values),) * channels for values in (spec.mean, spec.std))
+    else:
+        mean, std = (tuple(values[i % len(values)] for i in range(channels)) for values in (spec.mean, spec.std))
+    return replace(spec, channels=channels, mean=mean, std=std, value_range=())
 
 
 def is_ours(path: Path) -> bool:

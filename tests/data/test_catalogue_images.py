@@ -13,7 +13,8 @@ import pytest
 from image_folders import class_folders, fill, image_bytes, split_folders, tree
 from PIL import Image
 
-from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+from skipway.data.images.choose_decode_settings import choose_decode_settings
+from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.split import describe, hold_out, refuse_leaks
 from skipway.data.sources.choose_source import open_source

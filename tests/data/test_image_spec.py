@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipway.data.image_spec import INTERPOLATIONS, MAX_PRESIZE, MAX_SIZE, RESIZE_MODES, Spec
-from skipway.data.images.decoded_cache import ROOM
+from skipway.data.images.choose_decode_settings import ROOM
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 
@@ -60,7 +60,17 @@ def test_every_valid_spec_comes_back_equal(spec):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"channels": 2}, "expected 1 or 3 channels, got 2. Use 1 for gray"),
+        ({"channels": 17}, "expected 1 to 16 channels, got 17. Use 1 for gray"),
+        (
+            {"value_range": ((0, 1), (0, 1))},
+            "expected one finite pair .* for each of 1 channels",
+        ),
+        (
+            {"value_range": ((1, 0),)},
+            "a value range: expected one finite pair .*Compute it from",
+        ),
+        ({"value_range": ((0, math.inf),)}, "a value range: expected one finite pair"),
+        ({"value_range": "0:255"}, "a value range: expected one finite pair"),
         ({"size": 0}, "expected 1 <= size <= presize, got size 0 and presize 28"),
         ({"size": 29}, "expected 1 <= size <= presize, got size 29 and presize 28"),
         ({"mean": (0.5, 0.5)}, "expected mean and std of length 1, got 2 and 1"),

@@ -1,6 +1,7 @@
 """Crop, shift, zoom (random resized crop) and flip: from stored images to inputs, for training and evaluation.
 
-Shapes: B batch, P stored size, S input size of the model. Pixels are (N, P, P, C) uint8; outputs (B, C, S, S) uint8.
+Shapes: B batch, P stored size, S input size of the model. Pixels are (N, P, P, C) uint8 and outputs (B, C, S, S) uint8.
+Deep images are uint16, and their outputs float32 levels in [0, 255].
 Sources: shift by padding, He et al. 2015, arXiv:1512.03385; random resized crop, Szegedy et al. 2014, arXiv:1409.4842.
 """
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skipway.data.value_range import levels_of
 from skipway.kernels.image_ops import ZOOM
 
 __all__ = ["ZOOM_AREA", "augment_pixels", "center_crop", "crop_offset", "max_shift", "tta_views"]
@@ -21,14 +23,14 @@ def augment_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *,
     """Crop, shift or zoom, and flip the images `rows`.
 
     Args:
-        pixels: (N, P, P, C) uint8.
+        pixels: (N, P, P, C) uint8 or uint16.
         rows: (B,) indices into `pixels`.
         uniform: (B, 5) random numbers in [0, 1), as `augment_random_table` returns them.
         parts: operations joined by "+", such as "zoom+flip"; others than zoom, shift and flip are ignored.
         size: size S of the output.
 
     Returns:
-        (B, C, S, S) uint8 in channels_last memory format.
+        (B, C, S, S) uint8, or float32 levels of deep images, in channels_last memory format.
     """
     names = parts.split("+")
     flip = (uniform[:, 0] < 0.5) if "flip" in names else np.zeros(len(rows), bool)
@@ -49,12 +51,12 @@ def center_crop(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
     """Center-crop the images `rows`, as for evaluation.
 
     Args:
-        pixels: (N, P, P, C) uint8.
+        pixels: (N, P, P, C) uint8 or uint16.
         rows: (B,) indices into `pixels`.
         size: size S of the crop.
 
     Returns:
-        (B, C, S, S) uint8 in channels_last memory format.
+        (B, C, S, S) uint8, or float32 levels of deep images, in channels_last memory format.
     """
     start = crop_offset(pixels.shape[1], size)
     return _tensor(pixels[rows, start : start + size, start : start + size])
@@ -104,8 +106,8 @@ def _reflect_index(index: np.ndarray, size: int) -> np.ndarray:
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
-    """Convert (B, S, S, C) to (B, C, S, S) in channels_last memory format, as a view."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+    """Convert (B, S, S, C) to (B, C, S, S) in channels_last memory format: bytes as a view, uint16 as levels."""
+    return torch.from_numpy(np.ascontiguousarray(levels_of(pixels))).permute(0, 3, 1, 2)
 
 
 def _zoom_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *, flip: np.ndarray, size: int) -> Tensor:

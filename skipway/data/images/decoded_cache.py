@@ -1,11 +1,10 @@
-"""Decode cache: all images of a dataset, decoded once into one uint8 array in memory or on disk.
+"""Decode cache: all images of a dataset, decoded once into one array in memory or on disk.
 
 Shapes: N images, P the stored size; `pixels` is (N, P, P, C).
 """
 
 import ctypes
 import hashlib
-import io
 import math
 import os
 import shutil
@@ -16,17 +15,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from skipway.data.image_spec import ResizeMode
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings, take_values
-from skipway.data.sources.decode import BadImage, decode, size_of
+from skipway.data.sources.decode import BadImage, decode, decode_array
 from skipway.data.sources.image_source import SPLITS, Item, Skipped, Source
+from skipway.data.value_range import stored_dtype
 from skipway.errors import InputError, Interrupted, StorageError, printable
 from skipway.utils.atomic_files import allocate
 from skipway.utils.console import Console
@@ -35,63 +34,17 @@ from skipway.utils.format_text import join_names
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = [
-    "choose_decode_settings",
     "decode_images",
     "decoding_seconds",
     "fingerprint",
-    "fitted_array",
     "pixels_fingerprint",
     "share_decoded",
 ]
 
 RAM_LIMIT = 1 << 30  # bytes; larger datasets are memory-mapped
-SMALL = 96  # images up to this size are not resized
-PHOTOGRAPH = 128  # default input size for larger images
-ROOM = 1.15  # larger images are stored at this multiple of the input size, to crop from
-_SQUASHED_RATIO = 1.1  # longest over shortest side; images up to this ratio are squashed
-_CROPPED_RATIO = 2.0  # images up to this ratio are cropped, others are padded
 _THREADS = max(2, available_cores().count // local_processes())  # of Pillow; OMP_NUM_THREADS does not apply
 _TIMED = 16  # images in the decoding benchmark
 _SMALL_FILE = 4096  # bytes; for smaller files the work under the GIL dominates, and threads do not help
-
-
-def choose_decode_settings(source: Source, size: int | None, resize_mode: str, max_pixels: int) -> DecodeSettings:
-    """Choose size, channels and resize mode from a sample of the training images.
-
-    Without a `size`, small images keep theirs, and larger ones get 128. With `resize_mode` "auto", the 90th percentile
-    of the aspect ratio decides between squash, crop and pad. `max_pixels` limits the pixels of a source image.
-    """
-    sides, ratios, is_gray = [], [], True
-    for content in source.peek():
-        if isinstance(content, np.ndarray):
-            sides.append(max(content.shape[:2]))
-            ratios.append(max(content.shape[:2]) / min(content.shape[:2]))
-            is_gray = is_gray and content.ndim == 2
-        elif isinstance(content, bytes):
-            try:
-                width, height, mode = size_of(content, max_pixels)
-            except BadImage:
-                continue
-            sides.append(max(width, height))
-            ratios.append(max(width, height) / min(width, height))
-            is_gray = is_gray and (mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"))
-    natural = int(np.median(sides)) if sides else PHOTOGRAPH
-    small = natural <= SMALL
-    size = size or (natural if small else PHOTOGRAPH)
-    return DecodeSettings(
-        size=size,
-        stored_size=size if natural <= size else min(natural, round(size * ROOM)),
-        channels=1 if is_gray and sides else 3,
-        resize_mode=_resize_mode_for(ratios) if resize_mode == "auto" else cast(ResizeMode, resize_mode),
-        max_pixels=max_pixels,
-    )
-
-
-def _resize_mode_for(ratios: list[float]) -> ResizeMode:
-    ratio = float(np.quantile(ratios, 0.9)) if ratios else 1.0
-    if ratio <= _SQUASHED_RATIO:
-        return "squash"
-    return "crop" if ratio <= _CROPPED_RATIO else "pad"
 
 
 def decode_images(
@@ -124,7 +77,8 @@ def decode_images(
     console, stop = console or Console(quiet=True), stop or StopFlag()
     splits = [split for split in SPLITS if source.count(split)]
     total = sum(source.count(split) for split in splits)
-    pixels = _allocate((total, settings.stored_size, settings.stored_size, settings.channels), ram_limit)
+    shape = (total, settings.stored_size, settings.stored_size, settings.channels)
+    pixels = _allocate(shape, stored_dtype(settings.value_range), ram_limit)
     bar = console.bar("decoding", total)
     images = DecodedImages(
         name=source.name,
@@ -211,8 +165,7 @@ def fingerprint(images: DecodedImages) -> str:
 
     `max_pixels` is excluded, because it does not change decoded pixels.
     """
-    settings = astuple(replace(images.settings, max_pixels=0))
-    digest = hashlib.sha256(repr((settings, images.class_names)).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(repr((images.settings.identity, images.class_names)).encode("utf-8", "surrogatepass"))
     for split, indices in images.splits.items():
         for i in indices:
             target = images.targets[i] if images.task == "classification" else images.targets[i].tolist()
@@ -223,8 +176,7 @@ def fingerprint(images: DecodedImages) -> str:
 
 def pixels_fingerprint(images: DecodedImages) -> str:
     """Return a SHA-256 hex digest of all contents and of the decode settings, independent of the splits."""
-    settings = astuple(replace(images.settings, max_pixels=0))
-    return hashlib.sha256(repr((settings, images.digests)).encode()).hexdigest()
+    return hashlib.sha256(repr((images.settings.identity, images.digests)).encode()).hexdigest()
 
 
 def _mute_libtiff() -> None:
@@ -281,9 +233,12 @@ def _decode_content(item: Item, key: str, settings: DecodeSettings) -> _Outcome:
     if isinstance(content, np.ndarray):
         pixels = content if content.ndim == 3 else content[:, :, None]
         digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
-        height, width = pixels.shape[:2]
-        fitted = fitted_array(pixels, **settings.decode_options)
-        return _DecodedImage(pixels=fitted, digest=digest, notes=(), width=width, height=height)
+        try:
+            image = decode_array(pixels, **settings.decode_options)
+        except BadImage as error:
+            return error
+        notes = () if pixels.dtype == np.uint8 else image.notes
+        return _DecodedImage(image.pixels, digest=digest, notes=notes, width=image.width, height=image.height)
     suffix = os.path.splitext(key)[1].lower()
     suffix = "" if suffix.startswith(".parquet") else suffix
     try:
@@ -294,20 +249,11 @@ def _decode_content(item: Item, key: str, settings: DecodeSettings) -> _Outcome:
     return _DecodedImage(image.pixels, digest=digest, notes=image.notes, width=image.width, height=image.height)
 
 
-def fitted_array(pixels: np.ndarray, *, size: int, channels: int, **decode_options: Any) -> np.ndarray:
-    """Convert pixels (H, W, C) to (size, size, channels) as `decode` converts a PNG file; unchanged if they fit."""
-    if pixels.shape == (size, size, channels):
-        return pixels
-    file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return decode(file.getvalue(), size=size, channels=channels, **decode_options).pixels
-
-
-def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
-    """Allocate a uint8 array in memory, or above `ram_limit` in a temporary memory-mapped file."""
-    needed = int(np.prod(shape))
+def _allocate(shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]], ram_limit: int) -> np.ndarray:
+    """Allocate an array of pixels in memory, or above `ram_limit` in a temporary memory-mapped file."""
+    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if needed <= ram_limit:
-        return np.empty(shape, np.uint8)
+        return np.empty(shape, dtype)
     folder = os.environ.get("SKIPWAY_CACHE") or tempfile.gettempdir()
     try:
         free = shutil.disk_usage(folder).free
@@ -318,7 +264,7 @@ def _allocate(shape: tuple[int, ...], ram_limit: int) -> np.ndarray:
             )
         with tempfile.TemporaryFile(dir=folder, prefix="skipway-") as file:
             allocate(file, needed)
-            return np.memmap(file, np.uint8, "r+", shape=shape)
+            return np.memmap(file, dtype, "r+", shape=shape)
     except StorageError:
         raise
     except OSError as error:

@@ -4,7 +4,7 @@ Shapes: N images, P the stored size; `pixels` is (N, P, P, C).
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -16,6 +16,7 @@ from skipway.data.sources.image_source import Skipped, Source
 from skipway.data.sources.table import Table
 from skipway.data.strata import strata_of
 from skipway.data.tables.join_tables import join_tables, select_rows
+from skipway.data.value_range import ValueRange
 
 __all__ = ["DecodeSettings", "DecodedImages", "take_values"]
 
@@ -33,6 +34,7 @@ class DecodeSettings:
     resize_mode: ResizeMode = "squash"
     max_pixels: int = 50_000_000
     interpolation: Interpolation = "bilinear"
+    value_range: ValueRange = ()
 
     @property
     def decode_options(self) -> dict[str, Any]:
@@ -43,16 +45,23 @@ class DecodeSettings:
             "channels": self.channels,
             "resize_mode": self.resize_mode,
             "interpolation": self.interpolation,
+            "value_range": self.value_range,
         }
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Values that change the decoded pixels; those of images of 8 bits are equal to those of earlier versions."""
+        values = astuple(replace(self, max_pixels=0))
+        return values if self.value_range else values[:-1]
 
 
 @dataclass
 class DecodedImages:
     """Decoded images of all splits in one array, with their labels and a record of the decoding.
 
-    `pixels` is (N, P, P, C) uint8, `keys` the N names used in messages and CSV files. `skipped` lists the images that
-    are left out, `notes` counts conversions, `sizes` describes the original sizes. The targets and the values of each
-    sample (groups, weights, columns) are those of a `Source`, for all splits.
+    `pixels` is (N, P, P, C) uint8, or uint16 of deep images, `keys` the N names used in messages and CSV files.
+    `skipped` lists the images that are left out, `notes` counts conversions, `sizes` describes the original sizes. The
+    targets and the values of each sample (groups, weights, columns) are those of a `Source`, for all splits.
     """
 
     name: str

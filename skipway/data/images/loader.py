@@ -38,22 +38,24 @@ def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...
     Both are exact: they are computed from histograms of integers, not from running sums.
 
     Args:
-        pixels: (N, P, P, C) uint8.
+        pixels: (N, P, P, C) uint8, or uint16 of deep images.
         rows: indices of the images to use.
 
     Returns:
-        Means and standard deviations, of length C each; a standard deviation is at least 1 / 255.
+        Means and standard deviations, of length C each; a standard deviation is at least one level: 1 / 255, or
+        1 / 65535 for deep images.
     """
-    counts = np.zeros((pixels.shape[3], 256), np.int64)
+    highest = int(np.iinfo(pixels.dtype).max)
+    counts = np.zeros((pixels.shape[3], highest + 1), np.int64)
     for begin in range(0, len(rows), 256):
         chunk = pixels[rows[begin : begin + 256]]
         for channel in range(pixels.shape[3]):
-            counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
-    values = np.arange(256) / 255
+            counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=highest + 1)
+    values = np.arange(highest + 1) / highest
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ values
     std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
-    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / highest).tolist())
 
 
 @dataclass(frozen=True)

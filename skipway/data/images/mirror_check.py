@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.value_range import levels_of
 from skipway.errors import printable
 
 __all__ = ["apply_mirror_problem", "flip_harm", "mirror_problem", "sided_names"]
@@ -122,7 +123,7 @@ def flip_harm(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple
     """Measure the accuracy that a simple classifier loses if flipped images are added to its training set.
 
     Args:
-        pixels: (N, P, P, C) uint8.
+        pixels: (N, P, P, C) uint8 or uint16.
         labels: (N,) class indices.
         rows: indices of the images to use; at most 1,000 of them are sampled.
 
@@ -151,7 +152,7 @@ def _thumbnails(pixels: np.ndarray, rows: np.ndarray) -> Tensor:
     """Return standardized thumbnails (N, C, S, S)."""
     parts = []
     for begin in range(0, len(rows), 64):
-        part = torch.from_numpy(np.ascontiguousarray(pixels[rows[begin : begin + 64]])).permute(0, 3, 1, 2).float()
+        part = torch.from_numpy(levels_of(pixels[rows[begin : begin + 64]])).permute(0, 3, 1, 2).float()
         parts.append(F.adaptive_avg_pool2d(part, _SIDE) if part.shape[-1] > _SIDE else part)
     x = torch.cat(parts)
     return (x - x.mean()) / (x.std() + 1e-6)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from skipway.errors import InputError
+
 __all__ = [
     "EXTRA_OF",
     "FORMAT_OF_SUFFIX",
@@ -18,10 +20,16 @@ __all__ = [
     "PILLOW_FORMATS",
     "SNIFF_BYTES",
     "SUFFIXES",
+    "BadImage",
     "image_format_of",
     "is_image_file",
     "pillow_formats",
 ]
+
+
+class BadImage(InputError):
+    """An image file cannot be decoded; the message is a short reason without the file name."""
+
 
 # Reviewed decoders of Pillow: they decode in this process only, and open no other file. The first line has those that
 # earlier versions read. Pillow tries the formats in this order.

@@ -7,6 +7,7 @@ the modules are restored.
 """
 
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ __all__ = ["CollectedWarnings", "collect_warnings", "number_in"]
 _NAMES = ("Bmp", "Gif", "Ico", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
 _PLUGINS = [import_module(f"PIL.{name}ImagePlugin") for name in _NAMES]
 _MODULES = [module for module in (Image, *_PLUGINS) if hasattr(module, "warnings")]
+_OTHER_NAMES = ("numpy.lib._format_impl", "pydicom.misc", "tifffile.tifffile")  # readers of other formats, if imported
 
 
 class CollectedWarnings:
@@ -68,9 +70,9 @@ class _Installation:
 
     def __enter__(self) -> None:
         with self.lock:
-            if self.num_users == 0:
-                self.originals = {module: vars(module)["warnings"] for module in _MODULES}
-                for module in _MODULES:
+            for module in (*_MODULES, *(sys.modules[name] for name in _OTHER_NAMES if name in sys.modules)):
+                if module not in self.originals and hasattr(module, "warnings"):
+                    self.originals[module] = vars(module)["warnings"]
                     vars(module)["warnings"] = self.proxy
             self.num_users += 1
 
@@ -80,6 +82,7 @@ class _Installation:
             if self.num_users == 0:
                 for module, original in self.originals.items():
                     vars(module)["warnings"] = original
+                self.originals = {}
 
 
 _THREAD_WARNINGS = _ThreadWarnings()

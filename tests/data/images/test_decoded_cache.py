@@ -12,19 +12,18 @@ from image_folders import array_source, class_folders, decoded_noise, fill, imag
 from PIL import Image
 
 from skipway.data.images import decoded_cache as module
+from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decoded_cache import (
-    choose_decode_settings,
     decode_images,
     decoding_seconds,
     fingerprint,
-    fitted_array,
     pixels_fingerprint,
     share_decoded,
 )
 from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.decode import BadImage
+from skipway.data.sources.decode import BadImage, decode_array
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.utils.stop_signals import StopFlag
 
@@ -224,7 +223,7 @@ def test_fitted_pixels_equal_those_of_a_lossless_file(channels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     wanted = module.decode(file.getvalue(), size=7, channels=channels, resize_mode="crop").pixels
-    assert np.array_equal(fitted_array(pixels, size=7, channels=channels, resize_mode="crop"), wanted)
+    assert np.array_equal(decode_array(pixels, size=7, channels=channels, resize_mode="crop").pixels, wanted)
 
 
 def test_the_pace_of_decoding_is_that_of_a_few_images_on_all_cores(monkeypatch):
@@ -267,9 +266,9 @@ def test_small_images_keep_their_size_and_photographs_get_room_to_crop(side, giv
 
 @pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1), ("1", 1), ("I;16", 1), ("LA", 1), ("P", 3)])
 def test_grey_images_need_one_channel(mode, channels):
-    assert choose_decode_settings(noise_source(8, mode), None, "pad", 10**6) == DecodeSettings(
-        8, 8, channels, "pad", 10**6
-    )
+    settings = choose_decode_settings(noise_source(8, mode), None, "pad", 10**6)
+    assert replace(settings, value_range=()) == DecodeSettings(8, 8, channels, "pad", 10**6)
+    assert bool(settings.value_range) == (mode == "I;16")
 
 
 def test_one_image_in_color_makes_all_of_three_channels():

@@ -13,7 +13,8 @@ import pytest
 from huggingface_hub import close_session, constants
 from image_folders import image_bytes, parquet
 
-from skipway.data.images.decoded_cache import choose_decode_settings, decode_images
+from skipway.data.images.choose_decode_settings import choose_decode_settings
+from skipway.data.images.decoded_cache import decode_images
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.hub import HUB_NAMES, hub_folder
 from skipway.errors import InputError, StorageError
