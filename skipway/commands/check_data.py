@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from skipway.data.column_roles import ColumnRoles
 from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
@@ -69,7 +70,7 @@ def check(
     >>> report.as_dict()["counts"]
     {'train': 142, 'val': 36}
     """
-    if (tables := open_table_source(os.fspath(data), target)) is not None:
+    if (tables := open_table_source(os.fspath(data), ColumnRoles.of({"target": target}))) is not None:
         return _check_tables(tables, max_unreadable)
     source = open_source(os.fspath(data), follow_links, allow_empty_classes)
     decode_settings = choose_decode_settings(source, None, "squash", Recipe.max_pixels)

@@ -12,6 +12,7 @@ import numpy as np
 
 from skipway.commands.inference_engine import ENGINES, with_fastest_engine
 from skipway.commands.prediction_output import Evaluation, RegressionEvaluation
+from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
@@ -195,7 +196,7 @@ def _evaluate_table(
 ) -> Evaluation | RegressionEvaluation:
     """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
     spec = network.require_table_spec()
-    tables = open_table_source(data, spec.target)
+    tables = open_table_source(data, ColumnRoles(target=spec.target_names))
     if tables is None:
         raise InputError(
             f"cannot evaluate {printable(data)}: expected a table, because the model was trained on one. Pass a .csv "

@@ -149,7 +149,7 @@ class _Pool:
 def _open_pool(recipe: Recipe) -> _Pool:
     if recipe.data is None:
         raise InputError("cannot cross-validate: expected DATA, got none. Pass a folder, a table or a built-in name.")
-    tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
+    tables = open_table_source(recipe.data, recipe.roles)
     if tables is not None:
         return _Pool(tables.name, "rows", {split: len(table) for split, table in tables.splits.items()})
     source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)

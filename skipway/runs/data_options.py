@@ -6,6 +6,7 @@ It does not import torch, so that `skipway --help` is fast.
 from dataclasses import dataclass
 from typing import Literal
 
+from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_spec import MAX_SIZE
 from skipway.runs.option_field import option
 
@@ -70,3 +71,8 @@ class DataOptions:
     fold: int | None = option(
         "Data", None, "Single fold of --folds to train, counted from 1.", effective="all", minimum=1, maximum=1000
     )
+
+    @property
+    def roles(self) -> ColumnRoles:
+        """Roles of the columns of a table, as these options set them."""
+        return ColumnRoles.of(vars(self))

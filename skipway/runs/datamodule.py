@@ -130,7 +130,7 @@ def open_datamodule(
         InputError: the dataset does not exist, or an option does not apply to it.
     """
     assert recipe.data is not None
-    tables = open_table_source(recipe.data, recipe.target, recipe.task, recipe.ignore)
+    tables = open_table_source(recipe.data, recipe.roles)
     if tables is None:
         if recipe.target is not None:
             raise InputError(

@@ -4,7 +4,6 @@ Rows without a target are listed with their line, unused columns with the reason
 that determine the target are reported.
 """
 
-import csv
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from skipway.data.column_roles import NO_ROLES, ColumnRoles
 from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.images.split import holdout_mask
 from skipway.data.output_spec import TaskName
@@ -51,6 +51,7 @@ class TableSource:
     target: str
     task: str = "auto"
     ignored: tuple[str, ...] = ()
+    roles: ColumnRoles = NO_ROLES
 
 
 @dataclass
@@ -81,16 +82,12 @@ class TableDataset:
         return self.spec.in_units(self.y.astype(np.float64))[:, 0]
 
 
-def open_table_source(
-    data: str, target: str | None, task: str = "auto", ignore: str | None = None
-) -> TableSource | None:
+def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource | None:
     """Open a bundled table, a table file, or a folder with train, val and test tables.
 
     Args:
         data: name, file or folder.
-        target: column to predict; None for the target of a bundled table.
-        task: "auto", "classification" or "regression".
-        ignore: columns to ignore, separated by commas.
+        roles: roles of the columns; a bundled table has a default target.
 
     Returns:
         The tables, or None if `data` is not a table.
@@ -98,37 +95,39 @@ def open_table_source(
     Raises:
         InputError: a table cannot be read, or a column does not exist.
     """
-    names = next(csv.reader([ignore or ""], skipinitialspace=True), [])
-    ignored = tuple(name.strip() for name in names if name.strip())
     if data in BUILT_IN_TABLES:
         table, usual_target, usual_task = bundled_table(data)
         source = TableSource(
             name=data,
             splits={"train": table},
-            target=target or usual_target,
-            task=usual_task if task == "auto" and not target else task,
-            ignored=ignored,
+            target=", ".join(roles.target) or usual_target,
+            task=usual_task if roles.task == "auto" and not roles.target else roles.task,
+            ignored=roles.ignore,
+            roles=roles,
         )
     else:
         path = Path(data).expanduser()
         files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
-        if not files or (target is None and any(p.suffix.lower() == ".parquet" for p in files.values())):
+        if not files or (not roles.target and any(p.suffix.lower() == ".parquet" for p in files.values())):
             return None  # parquet files of images need no --target
         tables = {split: read_table(files[split]) for split in SPLITS if split in files}
-        if target is None:
+        if not roles.target:
             columns = join_quoted(list(tables["train"].columns))
             raise InputError(
                 f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
             )
         name = path.stem if path.is_file() else path.resolve().name
-        source = TableSource(name=name, splits=tables, target=target, task=task, ignored=ignored)
-    train = source.splits["train"]
-    for name in (source.target, *ignored):
-        train.column(name)
-    if source.target in ignored:
-        raise InputError(
-            f"cannot ignore the column {printable(source.target)!r}: it is also --target. Remove it from --ignore."
+        source = TableSource(
+            name=name,
+            splits=tables,
+            target=", ".join(roles.target),
+            task=roles.task,
+            ignored=roles.ignore,
+            roles=roles,
         )
+    train = source.splits["train"]
+    for name in (source.target, *roles.ignore):
+        train.column(name)
     return source
 
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_files import homes, lines, written
 
+from skipway.data.column_roles import ColumnRoles
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.read_table import frame_table
 from skipway.data.tables.dataset import (
@@ -34,21 +35,24 @@ def rows_of(frame, target="price", fraction=0.25, seed=0, max_unreadable=0.01, *
 
 def test_a_file_a_folder_and_a_bundled_name_are_tables(tmp_path):
     path = written(tmp_path / "homes.csv", homes())
-    assert open_table_source(str(path), "price").name == "homes"
+    assert open_table_source(str(path), ColumnRoles(target=("price",))).name == "homes"
     folder = tmp_path / "split"
     folder.mkdir()
     for name, seed in (("train", 0), ("valid", 1), ("test", 2)):
         written(folder / f"{name}.csv", homes(40, seed))
-    found = open_table_source(str(folder), "dear")
+    found = open_table_source(str(folder), ColumnRoles(target=("dear",)))
     assert list(found.splits) == ["train", "val", "test"]
     rows = build_table_dataset(found, 0.2, 0)
     assert [len(rows.splits[s]) for s in ("train", "val", "test")] == [40, 40, 40]
-    wine = open_table_source("wine", None)
+    wine = open_table_source("wine")
     assert wine.target == "target" and wine.task == "classification"
-    assert open_table_source(str(tmp_path / "none"), "price") is None and open_table_source("digits", None) is None
+    assert (
+        open_table_source(str(tmp_path / "none"), ColumnRoles(target=("price",))) is None
+        and open_table_source("digits") is None
+    )
     written(folder / "validation.tsv", homes(9), sep="\t")
     with pytest.raises(InputError, match="expected one val table, got .*valid.csv and validation.tsv. Remove one"):
-        open_table_source(str(folder), "dear")
+        open_table_source(str(folder), ColumnRoles(target=("dear",)))
 
 
 def test_target_and_ignored_columns_are_found_by_name(tmp_path):
@@ -56,17 +60,19 @@ def test_target_and_ignored_columns_are_found_by_name(tmp_path):
     with pytest.raises(
         InputError, match="cannot use the table .*homes.csv: expected --target, got none. Choose one of"
     ):
-        open_table_source(path, None)
+        open_table_source(path)
     with pytest.raises(
         InputError,
         match=r"cannot find the column 'prise' in .*: expected one of 'size', 'city'.* \(did you mean price\?\)",
     ):
-        open_table_source(path, "prise")
+        open_table_source(path, ColumnRoles(target=("prise",)))
     with pytest.raises(InputError, match="cannot find the column 'sizes'"):
-        open_table_source(path, "price", ignore="sizes")
-    with pytest.raises(InputError, match="cannot ignore the column 'price': it is also --target"):
-        open_table_source(path, "price", ignore="city,price")
-    rows = build_table_dataset(open_table_source(path, "price", ignore='city, "dear"'), 0.2, 0)
+        open_table_source(path, ColumnRoles.of({"target": "price", "ignore": "sizes"}))
+    with pytest.raises(InputError, match="column 'price' as --ignore: expected another column, got one that is also"):
+        open_table_source(path, ColumnRoles.of({"target": "price", "ignore": "city,price"}))
+    rows = build_table_dataset(
+        open_table_source(path, ColumnRoles.of({"target": "price", "ignore": 'city, "dear"'})), 0.2, 0
+    )
     assert [c.name for c in rows.spec.columns] == ["size", "garden", "built"]
     assert rows.left_out == {"city": "--ignore", "dear": "--ignore"}
     with pytest.raises(InputError, match="expected images, got a table. Pass a folder of class folders"):
@@ -135,7 +141,7 @@ def test_rows_without_a_target_are_named_counted_and_limited(tmp_path):
     frame = homes(200)
     frame.loc[7, "price"] = np.nan
     path = written(tmp_path / "homes.csv", frame)
-    rows = build_table_dataset(open_table_source(str(path), "price"), 0.2, 0)
+    rows = build_table_dataset(open_table_source(str(path), ColumnRoles(target=("price",))), 0.2, 0)
     assert [(s.key, s.reason) for s in rows.skipped] == [("homes.csv:9", "no value in the target 'price'")]
     assert len(rows.x) == 199 and describe_table(rows)["skipped"] == 1
     frame.loc[:9, "price"] = np.nan
@@ -263,7 +269,7 @@ def test_a_bad_cell_is_refused_with_line_column_and_value(tmp_path):
     path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i}" for i in range(30)], "abc,1", "inf,2")
     said = "t.csv:32, column 'a': expected a number, got 'abc' .and 1 more such cells."
     with pytest.raises(InputError, match=said):
-        build_table_dataset(open_table_source(str(path), "y"), 0.2, 0)
+        build_table_dataset(open_table_source(str(path), ColumnRoles(target=("y",))), 0.2, 0)
 
 
 def test_a_sign_that_is_no_number_is_refused_in_a_target(tmp_path):
@@ -271,7 +277,7 @@ def test_a_sign_that_is_no_number_is_refused_in_a_target(tmp_path):
     with pytest.raises(
         InputError, match="t.csv:32, column 'y': expected a number, got '-'. Correct the cell, or leave"
     ):
-        build_table_dataset(open_table_source(str(path), "y"), 0.2, 0)
+        build_table_dataset(open_table_source(str(path), ColumnRoles(target=("y",))), 0.2, 0)
 
 
 def test_labelled_rows_of_another_table():
