@@ -12,7 +12,6 @@ import yaml
 
 from skipway.data.folds import describe_pool
 from skipway.data.images.decoded_cache import share_decoded
-from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.tables.dataset import open_table_source
 from skipway.errors import InputError, Interrupted, printable
@@ -26,6 +25,7 @@ from skipway.runs.fold_results import (
     samples_of_run,
     write_folds,
 )
+from skipway.runs.open_images import open_images
 from skipway.runs.plain_options import requested_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
@@ -152,7 +152,7 @@ def _open_pool(recipe: Recipe) -> _Pool:
     tables = open_table_source(recipe.data, recipe.roles)
     if tables is not None:
         return _Pool(tables.name, "rows", {split: len(table) for split, table in tables.splits.items()})
-    source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
+    source = open_images(recipe)
     return _Pool(source.name, "images", {split: n for split in SPLITS if (n := source.count(split))})
 
 

@@ -132,11 +132,6 @@ def open_datamodule(
     assert recipe.data is not None
     tables = open_table_source(recipe.data, recipe.roles)
     if tables is None:
-        if recipe.target is not None:
-            raise InputError(
-                f"cannot use --target with {printable(recipe.data)}: expected a table, got images. Drop --target, or "
-                "pass a .csv, .tsv or .parquet file or a folder with train.csv and val.csv."
-            )
         images = ImageDataModule(recipe, new, transform, earlier_spec, epochs_given)
         if new and not epochs_given:
             images.recipe = replace(images.recipe, epochs=images.epochs)

@@ -17,7 +17,6 @@ from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
 from skipway.data.images.split import count_classes, describe, describe_targets, hold_out, refuse_leaks
 from skipway.data.sample_order import Shard
-from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.value_range import describe_range
 from skipway.distributed import collectives
@@ -28,6 +27,7 @@ from skipway.runs.defaults import batch_size_for, device_for, head_for, precisio
 from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.last_layers_plan import frozen_layer_for, size_for_last_layers
+from skipway.runs.open_images import open_images
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
@@ -83,7 +83,7 @@ class ImageDataModule:
                 "a function or an nn.Module."
             )
         self.transform = transform
-        self.source = open_source(recipe.data, recipe.follow_links, recipe.allow_empty_classes)
+        self.source = open_images(recipe)
         if recipe.fold is not None:
             self.source = pool_images(self.source)
         self.decode_settings = self._decode_settings(recipe)

@@ -264,7 +264,8 @@ def test_what_is_for_images_is_refused_for_tables_and_the_reverse(home, tmp_path
     ):
         quick(home, tmp_path, target="price", balance="sampling", label_smoothing=0.1)
     with pytest.raises(
-        InputError, match="cannot use --target with digits: expected a table, got images. Drop --target"
+        InputError,
+        match="cannot use --target with digits: expected a table or parquet files, got images. Drop",
     ):
         quick("digits", tmp_path, target="price")
     with pytest.raises(

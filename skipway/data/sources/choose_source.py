@@ -1,10 +1,12 @@
 """Resolution of DATA: a bundled dataset, a dataset of the Hub, a folder of class folders, or parquet files."""
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from skipway.data.column_roles import NO_ROLES, ColumnRoles
 from skipway.data.sources.annotation_exports import refuse_exports
 from skipway.data.sources.archive_tree import is_archive, open_archive
 from skipway.data.sources.file_tree import DiskTree, FileTree
@@ -27,6 +29,8 @@ def open_source(
     follow_links: bool = False,
     allow_empty_classes: bool = False,
     known_classes: Collection[str] | None = None,
+    *,
+    roles: ColumnRoles = NO_ROLES,
 ) -> Source:
     """Open labeled images; an existing folder or file takes precedence over a name on the Hub.
 
@@ -35,14 +39,17 @@ def open_source(
         follow_links: True to follow symbolic links that lead out of a folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
         known_classes: classes of a trained model, with which one class and one split of class folders are enough.
+        roles: roles of the columns of parquet files.
 
     Raises:
         InputError: there are no labeled images at `data`, or they cannot be read.
     """
     if data == "digits":
+        _refuse_target(data, roles)
         return digits()
     if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
         raise InputError(f"cannot use {printable(data)}: expected images, got a table. Pass a folder of class folders.")
+    parquet = partial(parquet_source, allow_empty_classes=allow_empty_classes, roles=roles, follow_links=follow_links)
     path = Path(data)
     try:
         path = path.expanduser()
@@ -50,7 +57,7 @@ def open_source(
     except (OSError, RuntimeError):  # no permission, or an unknown home directory
         exists = False
     if not exists and (data in HUB_NAMES or data.startswith("hf:")):
-        source = parquet_source(hub_folder(data), allow_empty_classes)
+        source = parquet(hub_folder(data))
         source.name = data.removeprefix("hf:").rpartition("/")[2]
         source.mirrored = not _HANDWRITTEN & set(data.lower().removeprefix("hf:").split("/"))
         return source
@@ -61,7 +68,7 @@ def open_source(
             f"per class, parquet files, hf:org/name, or one of {', '.join(names)}."
         )
     if path.is_file() and path.suffix == ".parquet":
-        return parquet_source(path, allow_empty_classes)
+        return parquet(path)
     if path.is_file() and not is_archive(path):
         kind = f"a {printable(path.suffix)} file" if path.suffix else "a file without extension"
         raise InputError(
@@ -77,8 +84,17 @@ def open_source(
                 f"cannot use {tree.where}: expected either images or parquet files, got both. Move one of them to "
                 "another folder."
             )
-        return parquet_source(path, allow_empty_classes)
+        return parquet(path)
+    _refuse_target(data, roles)
     return _class_folders(tree, allow_empty_classes, known_classes)
+
+
+def _refuse_target(data: str, roles: ColumnRoles) -> None:
+    if roles.target:
+        raise InputError(
+            f"cannot use --target with {printable(data)}: expected a table or parquet files, got images. Drop "
+            "--target, or pass a .csv, .tsv or .parquet file or a folder with train.csv and val.csv."
+        )
 
 
 def _class_folders(tree: FileTree, allow_empty_classes: bool, known_classes: Collection[str] | None) -> Source:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from skipway.data.sources.csv_parser import check_names, read_text
-from skipway.data.sources.image_parquet import open_parquet
 from skipway.data.sources.image_source import split_of
+from skipway.data.sources.parquet_files import open_parquet
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells, TextColumn
 from skipway.errors import InputError, printable

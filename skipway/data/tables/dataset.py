@@ -18,6 +18,8 @@ from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.images.split import holdout_mask
 from skipway.data.output_spec import TaskName
 from skipway.data.sources.image_source import SPLITS, Skipped
+from skipway.data.sources.parquet_columns import holds_images
+from skipway.data.sources.parquet_files import open_parquet
 from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import bin_numbers
@@ -108,7 +110,8 @@ def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource |
     else:
         path = Path(data).expanduser()
         files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
-        if not files or (not roles.target and any(p.suffix.lower() == ".parquet" for p in files.values())):
+        parquet = [file for file in files.values() if file.suffix.lower() == ".parquet"]
+        if not files or (parquet and (not roles.target or _holds_images(parquet[0]))):
             return None  # parquet files of images need no --target
         tables = {split: read_table(files[split]) for split in SPLITS if split in files}
         if not roles.target:
@@ -129,6 +132,11 @@ def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource |
     for name in (source.target, *roles.ignore):
         train.column(name)
     return source
+
+
+def _holds_images(file: Path) -> bool:
+    with open_parquet(file) as parquet:
+        return holds_images(parquet.schema_arrow)
 
 
 def build_table_dataset(
