@@ -69,6 +69,11 @@ def parquet(path, labels, names=None, column="image", seed=0, rows=None, struct=
     return Path(path)
 
 
+def contents_of(source, split="train"):
+    """The contents of a split, read now if they are read when they are called."""
+    return [content() if callable(content) else content for content in source.contents(split)]
+
+
 def tree(root):
     """SHA-256 of every file under `root`, with what each link points to: equal before and after, or something wrote."""
     found = {}

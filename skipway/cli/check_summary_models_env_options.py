@@ -6,14 +6,18 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from skipway.cli.json_option import Json, print_report
+from skipway.cli.recipe_flags import passed, recipe_flags
 from skipway.cli.switch_option import switch
 from skipway.errors import InputError
+from skipway.runs.read_options import READ_OPTIONS
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_json, print_result
 from skipway.utils.run_schema import with_schema
 
 __all__ = ["check", "env", "models", "summary"]
 
+ReadFlags = recipe_flags(READ_OPTIONS, __name__)
+_NO_READ_FLAGS = ReadFlags()
 Switch = Annotated[bool, switch()]
 Optional = Annotated[int | None, Parameter(show_default=False)]
 
@@ -24,9 +28,8 @@ def check(
     *,
     target: str | None = None,
     max_unreadable: float = 1.0,
-    follow_links: Switch = False,
-    allow_empty_classes: Switch = False,
     as_json: Json = False,
+    flags: Annotated[ReadFlags, Parameter(name="*")] = _NO_READ_FLAGS,  # type: ignore[valid-type]
 ) -> None:
     """Check DATA before training: counts, sizes, imbalance, unreadable files, duplicates within and across splits.
 
@@ -38,21 +41,16 @@ def check(
         Table column to predict.
     max_unreadable
         Maximum share of unreadable images.
-    follow_links
-        Read images behind symbolic links that leave the folder.
-    allow_empty_classes
-        Skip class folders without images.
     """
     from skipway.commands.check_data import check as check_data
 
     report = check_data(
         data,
         max_unreadable=max_unreadable,
-        follow_links=follow_links,
-        allow_empty_classes=allow_empty_classes,
         console=Console(stream=sys.stderr),
         stop=stop_signals.STOP,
         target=target,
+        **passed(flags),
     )
     print_report(report, as_json=as_json)
 

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from skipway.cli.json_option import Json, print_report
+from skipway.cli.recipe_flags import passed, recipe_flags
 from skipway.cli.switch_option import switch
 from skipway.errors import InputError, NotFiniteError
+from skipway.runs.read_options import READ_OPTIONS
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_error, print_result
 from skipway.utils.format_text import count_of
@@ -16,6 +18,9 @@ from skipway.utils.malloc_settings import paused_collection
 from skipway.utils.output_files import refuse_output
 
 __all__ = ["evaluate", "export", "predict"]
+
+ReadFlags = recipe_flags(READ_OPTIONS, __name__)
+_NO_READ_FLAGS = ReadFlags()
 
 # Options that predict and evaluate share.
 Views = Annotated[
@@ -51,7 +56,7 @@ def predict(
     run
         Run folder or .safetensors file of skipway.
     sources
-        Images, or folders that are searched recursively; table files for a run on a table.
+        Images, folders or archives, which are searched recursively; table files for a run on a table.
     top
         Number of most likely classes per input.
     csv
@@ -105,6 +110,7 @@ def evaluate(
         Parameter(help="Inference precision; auto evaluates as the end of the run did."),
     ] = "auto",
     as_json: Json = False,
+    flags: Annotated[ReadFlags, Parameter(name="*")] = _NO_READ_FLAGS,  # type: ignore[valid-type]
 ) -> None:
     """Evaluate a trained model on DATA: accuracy, loss and per-class metrics.
 
@@ -129,6 +135,7 @@ def evaluate(
         precision=precision,
         console=Console(stream=sys.stderr),
         stop=stop_signals.STOP,
+        **passed(flags),
     )
     print_report(evaluation, as_json=as_json)
 

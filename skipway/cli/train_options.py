@@ -4,15 +4,16 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from skipway.cli.switch_option import shown_default, switch
+from skipway.cli.recipe_flags import HELP_GROUPS, passed, recipe_flags
+from skipway.cli.switch_option import switch
 from skipway.errors import InputError, SkipwayError
-from skipway.runs.recipe import GROUPS, UNUSED_BY_FIND_LR, Recipe
+from skipway.runs.recipe import UNUSED_BY_FIND_LR, Recipe
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_result
 from skipway.utils.malloc_settings import keep_freed_memory, paused_collection, restart_gathering
@@ -31,43 +32,13 @@ class CommandLine:
 COMMAND_LINE = CommandLine()
 
 
-HELP_GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS)}
 Quiet = Annotated[bool, switch(group=HELP_GROUPS["Output"], help="Print errors only.")]
 
 
-def _recipe_flags(*excluded: str) -> type:
-    """Return a class with the fields of a Recipe as flags.
-
-    A flag that was not passed is None, so that a config or a run takes precedence over the default.
-    """
-    hints = get_type_hints(Recipe)
-    attributes = []
-    for option in fields(Recipe):
-        if option.name in ("data", *excluded):
-            continue
-        default = option.metadata["effective"] or shown_default(option.default)
-        flag = Parameter(
-            alias=option.metadata["alias"] or None,
-            group=HELP_GROUPS[option.metadata["group"]],
-            help=f"{option.metadata['help']} [default: {default}]",
-            negative="" if option.default is False else None,
-            show_default=False,
-        )
-        attributes.append((option.name, Annotated[hints[option.name] | None, flag], None))
-    flags = make_dataclass("Flags", attributes, frozen=True, kw_only=True)
-    flags.__module__ = __name__  # Python 3.11 sets "types", for which cyclopts does not expand the fields
-    return flags
-
-
-RecipeFlags = _recipe_flags()
+RecipeFlags = recipe_flags(set(Recipe.names()) - {"data"}, __name__)
 _NO_FLAGS = RecipeFlags()
-RangeTestFlags = _recipe_flags(*UNUSED_BY_FIND_LR)
+RangeTestFlags = recipe_flags(set(Recipe.names()) - {"data", *UNUSED_BY_FIND_LR}, __name__)
 _NO_RANGE_TEST_FLAGS = RangeTestFlags()
-
-
-def _passed(flags: Any) -> dict[str, Any]:
-    """Return the flags that were passed, by field name."""
-    return {name: value for name, value in vars(flags).items() if value is not None}
 
 
 def train(
@@ -98,7 +69,7 @@ def train(
     dry_run
         Print all options with their reasons as YAML for --config, and stop.
     """
-    options = _passed(flags)
+    options = passed(flags)
     if COMMAND_LINE.owns_process and not stop_signals.STOP.requested and _recomputes(options, config, resume):
         restart_gathering()
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
@@ -159,6 +130,6 @@ def find_lr(
 
     keep_freed_memory()
     console = Console(quiet, stream=sys.stderr)
-    result = run_range_test(data, output=output, console=console, stop=stop_signals.STOP, **_passed(flags))
+    result = run_range_test(data, output=output, console=console, stop=stop_signals.STOP, **passed(flags))
     rates = f"steepest {result.steepest:.3g}, valley {result.valley:.3g}"
     print_result(f"suggested: --lr {result.suggestion:.2g} ({rates})\nplot: {output}")

@@ -14,7 +14,7 @@ from skipway.data.tables.columns import Column
 from skipway.data.tables.dataset import TableSource, build_table_dataset, describe_table, open_table_source
 from skipway.data.value_range import describe_range
 from skipway.errors import printable
-from skipway.runs.recipe import Recipe
+from skipway.runs.read_options import recipe_for_reading
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of, join_counts
 from skipway.utils.stop_signals import StopFlag
@@ -42,22 +42,21 @@ class DataReport:
 def check(
     data: str | os.PathLike[str],
     max_unreadable: float = 1.0,
-    follow_links: bool = False,
-    allow_empty_classes: bool = False,
+    *,
     console: Console | None = None,
     stop: StopFlag | None = None,
     target: str | None = None,
+    **options: Any,
 ) -> DataReport:
     """Check a dataset before training and return a report, which prints as text. Every image is decoded once.
 
     Args:
         data: folder of images, table, archive or name of a dataset, as for `train`.
         max_unreadable: largest allowed share of unreadable images, or of table rows without a target.
-        follow_links: follow symbolic links in folders.
-        allow_empty_classes: accept class folders without images.
         console: prints progress; by default, nothing is printed.
         stop: flag that stops the check when it is set.
         target: column to predict in a table.
+        options: options of `train` on how the data are read: max_pixels, follow_links, allow_empty_classes.
 
     Returns:
         Counts, sizes and classes, followed by the unreadable files and by warnings.
@@ -70,10 +69,11 @@ def check(
     >>> report.as_dict()["counts"]
     {'train': 142, 'val': 36}
     """
+    reading = recipe_for_reading("check", data, options)
     if (tables := open_table_source(os.fspath(data), ColumnRoles.of({"target": target}))) is not None:
         return _check_tables(tables, max_unreadable)
-    source = open_source(os.fspath(data), follow_links, allow_empty_classes)
-    decode_settings = choose_decode_settings(source, None, "squash", Recipe.max_pixels)
+    source = open_source(os.fspath(data), reading.follow_links, reading.allow_empty_classes)
+    decode_settings = choose_decode_settings(source, None, "squash", reading.max_pixels)
     images = decode_images(
         source,
         decode_settings,

@@ -28,6 +28,8 @@ from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
+from skipway.runs.read_options import recipe_for_reading
+from skipway.runs.recipe import Recipe
 from skipway.runs.resume import training_digests
 from skipway.training.losses import Classification, task_of
 from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
@@ -51,6 +53,7 @@ def evaluate(
     precision: str = "auto",
     console: Console | None = None,
     stop: StopFlag | None = None,
+    **options: Any,
 ) -> Evaluation | RegressionEvaluation:
     """Evaluate a trained model on a labeled dataset. Classes are matched by name.
 
@@ -67,6 +70,7 @@ def evaluate(
         precision: "auto", "fp32", "bf16" or "int8".
         console: prints progress and warnings; by default, nothing is printed.
         stop: flag that stops the evaluation when it is set.
+        options: options of `train` on how the data are read: max_pixels, follow_links, allow_empty_classes.
 
     Returns:
         Metrics, with one row per class; for regression, R2 and errors.
@@ -82,14 +86,20 @@ def evaluate(
     ('train', 178, True)
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
+    reading = recipe_for_reading("evaluate", data, options)
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
     require_classes(network.plan, "evaluate")
     if isinstance(network.spec, TableSpec):
         return _evaluate_table(network, os.fspath(data), split, run=run_path, console=console)
     spec = network.require_image_spec()
-    source, is_asked = open_source(os.fspath(data)), split is not None
+    source = open_source(
+        os.fspath(data), reading.follow_links, reading.allow_empty_classes, known_classes=spec.class_names
+    )
+    is_asked = split is not None
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
-    images = _decoded_split(source, spec, data, split, console=console, stop=stop)
+    images = _decoded_split(source, spec, reading, split, console=console, stop=stop)
+    for warning in source.warnings:
+        console.print(f"warning: {warning}")
     if images.notes[NEARLY_BLACK]:
         num_black = images.notes[NEARLY_BLACK]
         console.print(f"warning: {num_black:,} of {count_of(len(images.keys), 'image')}: {NEARLY_BLACK}")
@@ -163,13 +173,13 @@ def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
 
 
 def _decoded_split(
-    source: Source, spec: Spec, data: object, split: str, *, console: Console, stop: StopFlag
+    source: Source, spec: Spec, reading: Recipe, split: str, *, console: Console, stop: StopFlag
 ) -> DecodedImages:
     """Decode the images of one split for the network, with labels in the order of its classes."""
     unknown = [name for name in source.class_names if name not in spec.class_names]
     if unknown:
         raise InputError(
-            f"cannot evaluate {printable(data)}: expected the classes of the model "
+            f"cannot evaluate {printable(reading.data)}: expected the classes of the model "
             f"({', '.join(map(printable, spec.class_names[:8]))}), got {', '.join(map(printable, unknown[:5]))}. "
             "Rename the classes, or evaluate another model."
         )
@@ -185,6 +195,7 @@ def _decoded_split(
         spec.presize,
         spec.channels,
         spec.resize_mode,
+        max_pixels=reading.max_pixels,
         interpolation=spec.interpolation,
         value_range=spec.value_range,
     )

@@ -23,7 +23,7 @@ FOLDERS = {
     "text": (("a.txt", "b.md"), ("1 .txt file (text), 1 .md file (text)). P",)),
     "films": (("ant/a.mp4", "bee/b.MP4"), ("files: 1 .mp4 file (video", "files: 2 .mp4 files (video")),
     "classes": (("ant/", "bee/"), ("found none in 'ant'", "holds no image")),
-    "splits": (("train/", "val/"), ("splits/train: expected at least 2 classes", "holds no image")),
+    "splits": (("train/", "val/"), ("splits/train: expected at least", "holds no image")),
     "broken": (("ant/1.png", "ant/2.png", "bee/3.png"), ("3 of 3 images", "cannot evaluate broken: expected")),
     "deep": (("a/b/c/1.png", "a/d/c/2.png"), ("2 of 2 images", "cannot evaluate deep: expected")),
 }

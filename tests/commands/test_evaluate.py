@@ -4,11 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from file_trees import write_tree, write_zip
 from small_runs import Words, image_folder, table
 from table_files import homes, written
 
 import skipway as sw
 from skipway.commands import evaluate as evaluate_command
+from skipway.commands.check_data import check
 from skipway.commands.evaluate import evaluate
 from skipway.errors import InputError, Interrupted
 from skipway.runs.train_run import train
@@ -30,6 +32,48 @@ def test_evaluation_counts_every_image_once_and_matches_classes_by_name(place, w
         assert row["class"] == all_row["class"] and row["recall"] == all_row["recall"]
     text = str(part)
     assert text.startswith("train: accuracy ") and "(skipped 1 unreadable)" in text and len(text.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "form", ["{}/{}", "wrapped/deeper/{}/{}", "val/{}/{}", "test/test/{}/{}", "{}/patient/left/{}", "val/{}/patient/{}"]
+)
+@pytest.mark.parametrize("kinds", [("bee",), ("ant", "bee")])
+def test_a_part_of_the_classes_and_one_split_are_enough(place, weights, tmp_path, kinds, form):
+    whole = {row["class"]: row for row in evaluate(weights, place / "kinds").classes}
+    files = {}
+    for kind in kinds:
+        files |= {form.format(kind, file.name): file.read_bytes() for file in (place / "kinds" / kind).iterdir()}
+    split = form.partition("/")[0] if form.startswith(("val", "test")) else "train"
+    for data in (write_tree(tmp_path / "set", files), write_zip(tmp_path / "set.zip", files)):
+        part = evaluate(weights, data)
+        assert part.count == 12 * len(kinds) and part.split == split
+        by_class = {row["class"]: row for row in part.classes}
+        assert {name: row["count"] for name, row in by_class.items()} == {n: 12 * (n in kinds) for n in whole}
+        assert all(by_class[kind]["recall"] == whole[kind]["recall"] for kind in kinds)
+        assert np.isfinite([part.accuracy, part.loss]).all()
+
+
+def test_evaluation_takes_the_options_that_training_takes(place, weights, tmp_path):
+    data = shutil.copytree(place / "kinds", tmp_path / "data")
+    shutil.move(data / "ant", tmp_path / "ant")
+    (data / "ant").symlink_to(tmp_path / "ant")
+    (data / "cow" / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="leads out of the folder. Use --follow-links"):
+        evaluate(weights, data)
+    words = Words()
+    assert evaluate(weights, data, follow_links=True, console=words).count == 36
+    assert words.lines == ["warning: ignored files in the folder, which are not images: 1 .txt file (text)"]
+    (data / "emu").mkdir()
+    with pytest.raises(InputError, match="found none in 'emu'. Add images, remove the folder, or use --allow-empty"):
+        evaluate(weights, data, follow_links=True)
+    assert evaluate(weights, data, follow_links=True, allow_empty_classes=True).count == 36
+    with pytest.raises(
+        InputError, match="expected options for reading data .*got follow_link .did you mean follow_links"
+    ):
+        evaluate(weights, data, follow_link=True)
+    with pytest.raises(InputError, match="expected readable images, got none"):
+        evaluate(weights, place / "kinds", max_pixels=10)
+    assert len(check(data, max_pixels=10, follow_links=True, allow_empty_classes=True).as_dict()["unreadable"]) == 36
 
 
 def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):

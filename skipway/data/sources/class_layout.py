@@ -1,5 +1,6 @@
 """Layouts of class folders: which folder is which split, and which folders below it are the classes."""
 
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -81,7 +82,8 @@ def _wrapped(folder: Folder, known_classes: Collection[str]) -> Folder | None:
     if len(folder.folders) != 1:
         return None
     (inner,) = folder.folders.values()
-    return inner if inner.name not in known_classes and inner.with_images() else None
+    is_class = unicodedata.normalize("NFC", inner.name) in known_classes
+    return inner if not is_class and inner.with_images() else None
 
 
 def _split_folders(folder: Folder, tree: FileTree, need_train: bool, *, warnings: list[str]) -> dict[str, Folder]:

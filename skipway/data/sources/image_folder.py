@@ -13,7 +13,7 @@ import numpy as np
 from skipway.data.sources.annotation_exports import mask_warning
 from skipway.data.sources.class_layout import class_folder_hint, find_layout
 from skipway.data.sources.file_tree import DiskTree, FileTree, Folder
-from skipway.data.sources.image_source import Content, Source, class_order, refuse_near_equal
+from skipway.data.sources.image_source import Content, Item, Source, class_order, refuse_near_equal
 from skipway.data.sources.other_files import describe_files
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
@@ -62,8 +62,8 @@ def labeled_source(
         labels[split] = np.repeat(np.array(index, np.int64), [len(paths) for paths in images])
         warnings += _remarks(folder, classes)
 
-    def contents(split: str) -> Iterator[Content]:
-        return (read() for read in tree.contents(keys[split]))
+    def contents(split: str) -> Iterator[Item]:
+        return iter(tree.contents(keys[split]))
 
     def peek() -> list[Content]:
         sample = keys[defining][:: max(1, len(keys[defining]) // _PEEK)][:_PEEK]

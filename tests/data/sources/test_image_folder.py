@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from image_folders import class_folders, fill, image_bytes, split_folders
+from image_folders import class_folders, contents_of, fill, image_bytes, split_folders
 
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadImage
@@ -27,7 +27,7 @@ def test_class_folders_become_labelled_images_in_a_fixed_order(tmp_path):
     assert source.class_names == ("cat", "dog") and source.name == tmp_path.name and source.mirrored
     assert source.keys == {"train": [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]}
     assert source.targets["train"].tolist() == [0, 0, 0, 1, 1, 1] and source.targets["train"].dtype == np.int64
-    assert list(source.contents("train")) == [(tmp_path / key).read_bytes() for key in source.keys["train"]]
+    assert contents_of(source) == [(tmp_path / key).read_bytes() for key in source.keys["train"]]
     assert source.count("train") == 6 and source.count("val") == 0 and source.warnings == []
 
 
@@ -173,7 +173,7 @@ def test_links_that_lead_out_are_refused_unless_they_may_be_followed(tmp_path):
     with pytest.raises(InputError, match="b: the symbolic link leads out of the folder. Use --follow-links"):
         open_source(str(inside))
     source = open_source(str(inside), follow_links=True)
-    assert source.count("train") == 2 and all(isinstance(c, bytes) for c in source.contents("train"))
+    assert source.count("train") == 2 and all(isinstance(c, bytes) for c in contents_of(source))
 
 
 def test_a_split_folder_that_leads_out_is_refused_too(tmp_path):
@@ -188,7 +188,7 @@ def test_a_image_that_leads_out_is_left_out_with_its_reason(tmp_path):
     inside = class_folders(tmp_path / "set", ("a", "b"), 1)
     (tmp_path / "secret.png").write_bytes(image_bytes(5))
     (inside / "a" / "link.png").symlink_to(tmp_path / "secret.png")
-    contents = list(open_source(str(inside)).contents("train"))
+    contents = contents_of(open_source(str(inside)))
     assert [type(c) for c in contents] == [bytes, BadImage, bytes] and "leads out" in str(contents[1])
 
 
@@ -200,7 +200,7 @@ def test_links_within_the_folder_are_read_and_circles_end(tmp_path):
     (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "b" / "nowhere.png")
     for follow in (False, True):
         source = open_source(str(tmp_path), follow_links=follow)
-        kinds = dict(zip(source.keys["train"], map(type, source.contents("train")), strict=True))
+        kinds = dict(zip(source.keys["train"], map(type, contents_of(source)), strict=True))
         assert [key for key, kind in kinds.items() if kind is bytes] == ["a/0.png", "a/again.png", "b/0.png"]
         assert {kinds["b/round.png"], kinds["b/gone.png"]} == {BadImage}
 
@@ -230,7 +230,7 @@ def test_a_file_name_that_is_no_text_is_read(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"a", b"\xff\xfe.png"), "wb") as file:
         file.write(image_bytes(7))
     source = open_source(str(tmp_path))
-    assert source.keys["train"][1] == "a/\udcff\udcfe.png" and list(source.contents("train"))[1] == image_bytes(7)
+    assert source.keys["train"][1] == "a/\udcff\udcfe.png" and contents_of(source)[1] == image_bytes(7)
 
 
 @pytest.mark.parametrize("name", [n for n in HOSTILE if "/" not in n and n != ".."])
@@ -257,7 +257,7 @@ def test_what_is_no_regular_file_never_blocks(tmp_path):
     (tmp_path / "a" / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe")
     source = open_source(str(tmp_path))
-    reasons = {key: str(c) for key, c in zip(source.keys["train"], source.contents("train"), strict=True)}
+    reasons = {key: str(c) for key, c in zip(source.keys["train"], contents_of(source), strict=True)}
     assert reasons["a/pipe.jpg"] == "expected a regular file, got a FIFO"
     assert reasons["a/folder.jpg"] == "expected a regular file, got a folder"
     with pytest.raises(InputError, match="cannot list the folder"):
@@ -284,7 +284,7 @@ def test_peeking_reads_some_images_from_all_over(tmp_path):
     source = labeled_source(DiskTree(class_folders(tmp_path, {"a": 250, "b": 250})))
     peeked = source.peek()
     assert len(peeked) == 200 and peeked[:2] == [(tmp_path / "a" / n).read_bytes() for n in ("0.png", "10.png")]
-    everything = list(source.contents("train"))
+    everything = contents_of(source)
     assert any(content in peeked for content in everything[250:])
 
 

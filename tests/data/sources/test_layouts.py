@@ -2,6 +2,7 @@
 
 import pytest
 from file_trees import KINDS, noise, numbered, place
+from image_folders import contents_of
 
 from skipway.data.sources.choose_source import open_source
 from skipway.errors import InputError
@@ -29,8 +30,7 @@ def test_a_folder_and_an_archive_of_it_are_the_same_dataset(tmp_path, kind):
     assert labeled(source) == labeled(folder) and source.keys == folder.keys
     assert sorted(source.keys["train"] + source.keys["val"]) == sorted(set(files) - {"val/a.txt"})
     for split, keys in source.keys.items():
-        contents = [content() if callable(content) else content for content in source.contents(split)]
-        assert contents == [files[key] for key in keys]
+        assert contents_of(source, split) == [files[key] for key in keys]
     assert source.peek() == folder.peek()
     assert [w for w in source.warnings if "temporary file" not in w] == folder.warnings
 
