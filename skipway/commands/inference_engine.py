@@ -45,7 +45,8 @@ def with_fastest_engine(
         network: trained network.
         engine: "torch", "openvino" or "auto". "auto" uses OpenVINO if it is installed, supports the network, and saves
             more time on this many `inputs` than it needs to start; else torch.
-        precision: "fp32", "bf16", "int8", or "auto" (bf16 if the hardware supports it, else fp32).
+        precision: "fp32", "bf16", "int8", or "auto" (bf16 for classes and labels if the hardware supports it; otherwise
+            fp32, because a number in bf16 has two or three digits).
         inputs: number of inputs, if known.
         run: folder of the network's run. int8 is calibrated on its training samples, and the accuracy loss on its
             validation samples is printed.
@@ -74,7 +75,7 @@ def with_fastest_engine(
             'engine, supports them. Leave both at "auto".'
         )
     console = console or Console(quiet=True)
-    kind = _resolve_precision(precision)
+    kind = _resolve_precision(precision, network)
     samples = _calibration_samples(network, run, console, stop) if kind == "int8" else {}
 
     def convert(name: str) -> Network:
@@ -99,10 +100,11 @@ def _can_choose(network: Network) -> bool:
     return all(p.device.type == "cpu" for p in network.parameters())
 
 
-def _resolve_precision(precision: str) -> str:
+def _resolve_precision(precision: str, network: Network) -> str:
     if precision != "auto":
         return precision
-    return "bf16" if has_bf16("cpu") else "fp32"
+    has_numbers = network.spec is not None and network.spec.task == "regression"
+    return "bf16" if has_bf16("cpu") and not has_numbers else "fp32"
 
 
 def _work(network: Network, inputs: int | None) -> float:

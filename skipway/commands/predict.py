@@ -1,15 +1,16 @@
-"""Predict classes or numbers for images and for table rows."""
+"""Predict classes, labels or numbers for images and for table rows."""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_input
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
+from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.decode import NEARLY_BLACK
 from skipway.data.sources.table import Table
 from skipway.data.tables.columns import Problem
@@ -18,7 +19,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, batch_size_for, pixel_probabilities, row_outputs
+from skipway.models.network_outputs import as_table, batch_size_for, pixel_outputs, row_outputs
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -39,7 +40,7 @@ def predict(
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
-    """Predict classes or numbers with a trained model.
+    """Predict classes, labels or numbers with a trained model.
 
     If an input is unreadable, or the outputs of the model for it are not finite, its prediction has a reason instead of
     an answer. The other inputs are not affected.
@@ -48,12 +49,14 @@ def predict(
         run: run folder, weights file or network.
         sources: one or several image paths, folders or uint8 arrays (H, W) or (H, W, C); for a table model, table files
             or DataFrames. A folder includes its images at any depth.
-        top: number of most likely classes per prediction.
+        top: number of most likely classes or labels in `Prediction.top`. `Prediction.labels` of a multilabel model has
+            all labels whose probability reaches their threshold.
         tta: average the outputs over several views of each image (test-time augmentation).
         engine: inference engine for image models: "torch" (fused, see `skipway.export.fuse`), "openvino", or "auto"
             (the installed engine that is fastest for this many images).
-        precision: "fp32", "bf16", "int8" (calibrated on training images of the run), or "auto" (bf16 if the hardware
-            supports it, else fp32). Probabilities differ by about 1e-6 in fp32, and by about 1e-3 in bf16.
+        precision: "fp32", "bf16", "int8" (calibrated on training images of the run), or "auto" (for classes and labels,
+            bf16 if the hardware supports it; else fp32). Probabilities differ by about 1e-6 in fp32, and by about 1e-3
+            in bf16.
         console: prints progress and warnings; by default, nothing is printed.
         stop: flag that stops the prediction when it is set.
 
@@ -114,17 +117,30 @@ def _predict_batch(
     spec = network.require_image_spec()
     prepared = [prepare_input(image, spec, black.append) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
-    probabilities = iter(pixel_probabilities(network, spec, usable, tta=tta) if usable else ())
+    outputs = iter(pixel_outputs(network, spec, usable, tta=tta) if usable else ())
     for image, pixels in zip(inputs, prepared, strict=True):
         if isinstance(pixels, InputError):
             yield Prediction(image.name, (), printable(pixels))
             continue
-        shares = next(probabilities)
-        if not np.isfinite(shares).all():
-            yield Prediction(image.name, (), NOT_FINITE)
-            continue
-        order = np.argsort(-shares, kind="stable")[:top]
-        yield Prediction(image.name, tuple((spec.class_names[i], float(shares[i])) for i in order))
+        yield _prediction(spec, image.name, next(outputs), top, "image")
+
+
+def _prediction(spec: OutputSpec, name: str, values: np.ndarray, top: int, noun: Literal["image", "row"]) -> Prediction:
+    """Return the Prediction for the values (K,) of one input, see `OutputSpec.values`."""
+    if not np.isfinite(values).all():
+        return Prediction(name, (), NOT_FINITE, noun=noun)
+    if spec.task == "regression":
+        numbers = (float(f"{value:.7g}") for value in values)  # about the precision of float32
+        return Prediction(name, (), values=tuple(zip(spec.target_names, numbers, strict=True)), noun=noun)
+
+    def with_shares(indices: Iterable[int]) -> tuple[tuple[str, float], ...]:
+        return tuple((spec.class_names[i], float(values[i])) for i in indices)
+
+    most_likely = with_shares(np.argsort(-values, kind="stable")[:top])
+    if spec.task == "classification":
+        return Prediction(name, most_likely, noun=noun)
+    labels = with_shares(spec.labels_over_threshold(values))
+    return Prediction(name, most_likely, labels=labels, separator=spec.separator, noun=noun)
 
 
 def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
@@ -155,15 +171,9 @@ def _predict_rows(network: Network, table: Table, top: int, console: Console) ->
     for problem in sorted(encoded.problems, key=lambda problem: problem.row):
         problems.setdefault(problem.row, problem)
     outputs = row_outputs(network, spec, encoded.x)
-    order = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
     for i, output in enumerate(outputs):
         if i in problems:
             reason = f"column {printable(problems[i].column)!r}: {problems[i].why}"
             yield Prediction(table.row_name(i), (), reason, noun="row")
-        elif not np.isfinite(output).all():
-            yield Prediction(table.row_name(i), (), NOT_FINITE, noun="row")
-        elif spec.class_names:
-            classes = tuple((spec.class_names[k], float(output[k])) for k in order[i])
-            yield Prediction(table.row_name(i), classes, noun="row")
         else:
-            yield Prediction(table.row_name(i), (), value=float(f"{output[0]:.7g}"), noun="row")
+            yield _prediction(spec, table.row_name(i), output, top, "row")

@@ -130,6 +130,12 @@ class OutputSpec:
         """Name of the target, or the names of all targets, joined by a comma; empty if classes are folders."""
         return ", ".join(self.target_names)
 
+    @property
+    def separator(self) -> str:
+        """Text that joins the labels of a sample in a table: `label_sep`, or else one that is in no label."""
+        usual = ("|", ";", ",", "/", "\t")
+        return self.label_sep or next((s for s in usual if not any(s in name for name in self.class_names)), "|")
+
     def standardized(self, targets: np.ndarray) -> np.ndarray:
         """Standardize targets (N, K) of a regression to float32; return classes and labels unchanged."""
         if self.task != "regression":
@@ -141,6 +147,43 @@ class OutputSpec:
         if isinstance(outputs, np.ndarray):
             return outputs * np.array(self.target_std) + np.array(self.target_mean)
         return outputs * outputs.new_tensor(self.target_std) + outputs.new_tensor(self.target_mean)
+
+    def values(self, outputs: Any) -> Any:
+        """Convert outputs (N, K) of a model, a tensor, to probabilities or numbers.
+
+        Returns:
+            Probabilities (N, K) of the classes, which add up to 1, or of each label alone; for a regression, numbers
+            (N, K) in the units of the targets, float64.
+
+        >>> import torch
+        >>> from skipway.data.image_spec import Spec
+        >>> spec = Spec(1, 8, 8, (0.5,), (0.5,), class_names=("cat", "dog"), task="multilabel")
+        >>> spec.values(torch.zeros(1, 2))
+        tensor([[0.5000, 0.5000]])
+        """
+        if self.task == "classification":
+            return outputs.softmax(1)
+        if self.task == "multilabel":
+            return outputs.sigmoid()
+        return self.in_units(outputs.double())
+
+    def answers(self, values: np.ndarray) -> Any:
+        """Convert values (N, K), an array from `values`, to the answer for each sample.
+
+        Returns:
+            A list of N class names; for multilabel, a list of N tuples of the labels whose probability reaches their
+            threshold, most likely first; for a regression, an array of numbers (N,), or (N, K) for several targets.
+        """
+        if self.task == "classification":
+            return [self.class_names[i] for i in values.argmax(axis=1)]
+        if self.task == "multilabel":
+            return [tuple(self.class_names[i] for i in self.labels_over_threshold(row)) for row in values]
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def labels_over_threshold(self, probabilities: np.ndarray) -> list[int]:
+        """Return the labels of a sample whose probability, of (K,), reaches their threshold, most likely first."""
+        is_over = probabilities >= np.array(self.thresholds)  # in float64, as in LabelScores
+        return [int(i) for i in np.argsort(-probabilities, kind="stable") if is_over[i]]
 
     def output_dict(self) -> dict[str, Any]:
         """Return the fields of OutputSpec that are set, as plain values that JSON can represent."""

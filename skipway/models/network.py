@@ -1,7 +1,6 @@
 """Network: a tree of layers with its plan and its Spec, which predicts from images or tables.
 
-Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows of a table, (B, F) -> (B, K), or (B, 1)
-for regression.
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K outputs; for rows of a table, (B, F) -> (B, K).
 """
 
 import os
@@ -130,67 +129,82 @@ class Network(TimmInterface):
         return self.origin != "fresh weights"
 
     def predict(self, inputs: Any) -> Any:
-        """Predict the class of each input, or a number for regression.
+        """Predict the class, the labels or the numbers of each input.
 
         Args:
             inputs: a list of image paths or uint8 arrays (H, W) or (H, W, C). A table model takes a DataFrame, or the
                 path of a .csv, .tsv or .parquet file; columns are matched by name.
 
         Returns:
-            A list of N class names, or an array of N numbers for regression.
+            A list of N class names; for multilabel, a list of N tuples of labels, those whose probability reaches the
+            threshold of the label, most likely first; for regression, an array of numbers (N,), or (N, T) for several
+            targets.
 
         Raises:
             InputError: an input cannot be read; the message names it. `skipway predict` writes a row for each input
                 instead.
             NotFiniteError: the outputs for an input are NaN or infinite.
         """
-        if isinstance(self.spec, TableSpec):
-            require_classes(self.plan, "predict")
-            return network_outputs.predict_table(self, self.spec, inputs)
-        spec = self.require_image_spec()
-        return [spec.class_names[i] for i in self.predict_proba(inputs).argmax(axis=1)]
+        outputs = self._outputs(inputs)
+        assert self.spec is not None
+        return self.spec.answers(outputs)
 
     def predict_proba(self, inputs: Any) -> np.ndarray:
-        """Predict the probability of each class.
+        """Predict the probability of each class, or of each label.
 
         Args:
             inputs: see `predict`.
 
         Returns:
-            An array (N, K), columns in the order of `spec.class_names`.
+            An array (N, K), columns in the order of `spec.class_names`. The probabilities of classes add up to 1;
+            those of labels are independent.
 
         Raises:
             InputError: an input cannot be read; the message names it. `skipway predict` writes a row for each input
-                instead.
+                instead. The model is that of a regression.
             NotFiniteError: the outputs for an input are NaN or infinite.
         """
-        if isinstance(self.spec, TableSpec):
-            if not self.spec.class_names:
-                raise InputError(
-                    "cannot predict probabilities: expected a classification model, got a regression model. "
-                    "Use predict."
-                )
-            return self.table_outputs(network_outputs.as_table(inputs))
-        spec = self.require_image_spec()
-        require_classes(self.plan, "predict")
-        return network_outputs.image_probabilities(self, spec, inputs)
+        self._require_probabilities()
+        return self._outputs(inputs)
 
     def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
-        """Predict probabilities (N, K) of prepared images.
+        """Predict probabilities (N, K) of prepared images, as `predict_proba`.
 
         Args:
             pixels: images, each (S, S, C) uint8.
             tta: average over several views of each image (test-time augmentation).
 
         Raises:
+            InputError: the model is that of a regression, or of a table.
             NotFiniteError: the outputs for an image are NaN or infinite.
         """
+        self.require_image_spec()
+        self._require_probabilities()
+        return self.pixel_outputs(pixels, tta)
+
+    def pixel_outputs(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
+        """Predict like `probabilities`; for regression, predict numbers (N, T) in the units of the targets."""
         spec = self.require_image_spec()
         require_classes(self.plan, "predict")
-        return network_outputs.require_finite(network_outputs.pixel_probabilities(self, spec, pixels, tta=tta))
+        return network_outputs.require_finite(network_outputs.pixel_outputs(self, spec, pixels, tta=tta))
+
+    def _outputs(self, inputs: Any) -> np.ndarray:
+        """Compute probabilities or numbers (N, K) of inputs."""
+        if isinstance(self.spec, TableSpec):
+            return self.table_outputs(network_outputs.as_table(inputs))
+        spec = self.require_image_spec()
+        require_classes(self.plan, "predict")
+        return network_outputs.image_outputs(self, spec, inputs)
+
+    def _require_probabilities(self) -> None:
+        if self.spec is not None and self.spec.task == "regression":
+            raise InputError(
+                "cannot predict probabilities: expected a model of classes or labels, got a regression model. Use "
+                "predict."
+            )
 
     def table_outputs(self, table: Table) -> np.ndarray:
-        """Predict probabilities (N, K) for the rows of a table, or numbers (N, 1) in the unit of the target.
+        """Predict probabilities (N, K) for the rows of a table, or numbers (N, T) in the units of the targets.
 
         Raises:
             InputError: a column is missing, or a cell cannot be used; the message names it.

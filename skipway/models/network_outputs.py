@@ -1,7 +1,6 @@
 """Convert inputs (paths, arrays, DataFrames) to tensors, and the outputs of a network to predictions.
 
-Shapes: (B, C, H, W) -> (B, K) for images of C channels and K classes; for rows of a table, (B, F) -> (B, K), or (B, 1)
-for regression.
+Shapes: (B, C, H, W) -> (B, K) for images of C channels and K outputs; for rows of a table, (B, F) -> (B, K).
 """
 
 import math
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
@@ -26,16 +25,15 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.data.value_range import levels_of
 from skipway.errors import InputError, NotFiniteError, printable
 from skipway.nn.shape_inference import evaluation
-from skipway.training.metrics import Averaged, softmax
+from skipway.training.metrics import Averaged
 
 __all__ = [
     "as_table",
     "batch_size_for",
     "average_views",
     "holds_many",
-    "image_probabilities",
-    "pixel_probabilities",
-    "predict_table",
+    "image_outputs",
+    "pixel_outputs",
     "prepare_image",
     "require_finite",
     "row_outputs",
@@ -46,8 +44,8 @@ _BATCH_BYTES = 1 << 29  # float32 inputs of one batch: images may be large
 _ROWS = 4096  # rows of a table per batch
 
 
-def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarray:
-    """Compute probabilities (N, K) of images.
+def image_outputs(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarray:
+    """Compute probabilities or numbers (N, K) of images, see `OutputSpec.values`.
 
     Args:
         network: an image model.
@@ -65,8 +63,8 @@ def image_probabilities(network: nn.Module, spec: Spec, inputs: Any) -> np.ndarr
     parts, batch_size = [], batch_size_for(spec, _BATCH)
     for begin in range(0, len(images), batch_size):
         pixels = [prepare_image(image, spec) for image in images[begin : begin + batch_size]]
-        parts.append(pixel_probabilities(network, spec, pixels))
-    return require_finite(np.concatenate(parts) if parts else np.empty((0, spec.num_classes), np.float32))
+        parts.append(pixel_outputs(network, spec, pixels))
+    return require_finite(np.concatenate(parts) if parts else np.empty((0, spec.num_outputs), np.float32))
 
 
 def require_finite(outputs: np.ndarray) -> np.ndarray:
@@ -85,10 +83,8 @@ def require_finite(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
-def pixel_probabilities(
-    network: nn.Module, spec: Spec, pixels: Sequence[np.ndarray], *, tta: bool = False
-) -> np.ndarray:
-    """Compute probabilities (N, K) of prepared images.
+def pixel_outputs(network: nn.Module, spec: Spec, pixels: Sequence[np.ndarray], *, tta: bool = False) -> np.ndarray:
+    """Compute probabilities or numbers (N, K) of prepared images, see `OutputSpec.values`.
 
     Args:
         network: an image model.
@@ -97,7 +93,7 @@ def pixel_probabilities(
         tta: average over several views of each image.
 
     Returns:
-        Probabilities, NaN for an image with outputs that are not finite.
+        The values, NaN for an image with outputs that are not finite.
     """
     parameter = next(network.parameters())
     device = parameter.device
@@ -105,7 +101,7 @@ def pixel_probabilities(
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     model = average_views(network, spec) if tta else network
     with evaluation(network), torch.inference_mode():
-        return softmax(model(((x / 255 - mean) / std).to(parameter.dtype)).float()).cpu().numpy()
+        return _values(spec, model(((x / 255 - mean) / std).to(parameter.dtype)).float().cpu())
 
 
 def batch_size_for(spec: Spec, most: int) -> int:
@@ -118,25 +114,21 @@ def average_views(network: nn.Module, spec: Spec) -> Averaged:
     return Averaged(network, partial(tta_views, mirrored=spec.mirrored))
 
 
-def predict_table(network: nn.Module, spec: TableSpec, inputs: Any) -> Any:
-    """Predict each row of a table: return a list of class names, or an array (N,) of numbers."""
-    outputs = require_finite(row_outputs(network, spec, spec.encode_strict(as_table(inputs)).x))
-    if spec.class_names:
-        return [spec.class_names[i] for i in outputs.argmax(axis=1)]
-    return outputs[:, 0]
-
-
 def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarray:
-    """Compute probabilities (N, K), or numbers (N, 1) in the unit of the target, for encoded rows x (N, F).
+    """Compute probabilities or numbers (N, K), see `OutputSpec.values`, for encoded rows x (N, F).
 
     A row has outputs that are not finite if those of the network are not.
     """
     parameter = next(network.parameters())
     with evaluation(network), torch.inference_mode():
         parts = [network(part.to(parameter.device, parameter.dtype)) for part in torch.from_numpy(x).split(_ROWS)]
-        outputs = torch.cat(parts).double() if parts else torch.empty(0, spec.num_classes)
-        outputs = softmax(outputs) if spec.class_names else spec.in_units(outputs)
-        return outputs.cpu().numpy()
+        return _values(spec, torch.cat(parts).cpu().double() if parts else torch.empty(0, spec.num_outputs))
+
+
+def _values(spec: Spec | TableSpec, outputs: Tensor) -> np.ndarray:
+    """Convert outputs (N, K) on the CPU to values, NaN for a sample with outputs that are not finite."""
+    is_finite = outputs.isfinite().all(1, keepdim=True)  # the sigmoid of infinity is 1
+    return spec.values(outputs).masked_fill(~is_finite, math.nan).numpy()
 
 
 def as_table(inputs: Any) -> Table:

@@ -67,10 +67,10 @@ def test_batches_of_large_images_are_small(weights, monkeypatch):
     network = sw.load(weights)
     assert network_outputs.batch_size_for(network.spec, 64) == 64
     assert network_outputs.batch_size_for(replace(network.spec, size=4096, presize=4096), 64) == 8  # of one channel
-    arrays, sizes, forward = [np.full((8, 8), 40 * v, np.uint8) for v in range(5)], [], network_outputs.softmax
+    arrays, sizes, forward = [np.full((8, 8), 40 * v, np.uint8) for v in range(5)], [], network_outputs._values
     expected = network.predict_proba(arrays)
     monkeypatch.setattr(network_outputs, "_BATCH_BYTES", 2 * 4 * 8 * 8)
-    monkeypatch.setattr(network_outputs, "softmax", lambda outputs: (sizes.append(len(outputs)), forward(outputs))[1])
+    monkeypatch.setattr(network_outputs, "_values", lambda spec, y: (sizes.append(len(y)), forward(spec, y))[1])
     assert np.allclose(network.predict_proba(arrays), expected, atol=1e-6) and sizes == [2, 2, 1]
     rows = predict(network, arrays, precision="fp32")
     assert sizes == [2, 2, 1] * 2 and [r.top[0][1] for r in rows] == pytest.approx(expected.max(1).tolist(), abs=1e-5)

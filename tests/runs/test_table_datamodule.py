@@ -112,7 +112,7 @@ def test_the_header_of_the_weights_is_all_that_is_needed(price, home):
     assert np.allclose(network.predict(frame), network.predict(home), equal_nan=False)
     assert isinstance(network.spec, sw.TableSpec) and network.spec == sw.TableSpec.from_dict(network.spec.as_dict())
     with pytest.raises(
-        InputError, match="cannot predict probabilities: expected a classification model, got a regression"
+        InputError, match="cannot predict probabilities: expected a model of classes or labels, got a regression"
     ):
         network.predict_proba(frame)
     with pytest.raises(InputError, match="predict: expected a DataFrame or the path of .*, got ndarray. Name"):
