@@ -183,7 +183,10 @@ CASES = [
         options=(("max_unreadable", 0.02),),
     ),
     Case(
-        "I4", "three bad files are all named", many_bad, r"3 of 80 .*b/0.png: unsupported format.*b/1.png: empty file"
+        "I4",
+        "three bad files are all named",
+        many_bad,
+        r"3 of 80 .*b/0.png: unsupported format.*b/1.png, b/2.png: empty file",
     ),
     Case(
         "I5",

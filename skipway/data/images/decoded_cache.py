@@ -277,11 +277,19 @@ def _allocate(shape: tuple[int, ...], dtype: type[np.unsignedinteger[Any]], ram_
 def _refuse_too_many_unreadable(images: DecodedImages, total: int, max_unreadable: float) -> None:
     bad = images.skipped
     if bad and len(bad) > max_unreadable * total:
-        reasons = join_names((f"{printable(s.key)}: {s.reason}" for s in bad), limit=5, separator="; ")
         raise InputError(
-            f"cannot read {len(bad):,} of {total:,} images of {printable(images.name)} ({reasons}). Repair or remove "
-            f"them, or use --max-unreadable {math.ceil(1000 * len(bad) / total) / 1000}."
+            f"cannot read {len(bad):,} of {total:,} images of {printable(images.name)} ({_reasons(bad)}). Repair or "
+            f"remove them, or use --max-unreadable {math.ceil(1000 * len(bad) / total) / 1000}."
         )
+
+
+def _reasons(bad: list[Skipped]) -> str:
+    """Return the reasons of unreadable images, each once, with the first images that have it."""
+    keys: dict[str, list[str]] = {}
+    for image in bad:
+        keys.setdefault(image.reason, []).append(printable(image.key))
+    named = (f"{join_names(group, limit=3)}: {reason}" for reason, group in keys.items())
+    return join_names(named, limit=5, separator="; ")
 
 
 def _refuse_lost_classes(images: DecodedImages) -> None:

@@ -23,7 +23,8 @@ _MASK_WORDS = frozenset(
     }
 )
 _MASK_ENDING = re.compile(r"[ _-]+(mask|masks|label|labels|gt|seg|segmentation|annotation|l|m)(_?\d+)?$", re.I)
-_YOLO_LINE = re.compile(rb"\d+( -?\d*\.?\d+(e-?\d+)?){4,}\s*$", re.M)
+_ENDING_LENGTH = 24  # characters at the end of a name that are searched for the ending of a mask
+_YOLO_LINE = re.compile(rb"\d+( [-+.\de]+){4,}\s*$", re.M)
 _COCO_KEY = re.compile(rb'"(images|annotations|categories)"\s*:')
 
 
@@ -52,12 +53,19 @@ def refuse_exports(folder: Folder, tree: FileTree) -> None:
 def mask_warning(folder: Folder) -> str:
     """Return a warning if images of a class folder are named like masks of other images, or ""."""
     for inner in folder.walk():
-        stems = set(map(_stem, inner.images))
-        masks = [name for name in inner.images if _unmasked(name) != _stem(name) and _unmasked(name) in stems]
-        if 2 * len(masks) >= len(stems) - len(masks) > 0:
+        images, masks = _masks(inner)
+        if masks:
             return (
-                f"{len(masks):,} of {len(inner.images):,} images in {printable(inner.path)} are named like masks of "
-                f"the others, such as {printable(masks[0])}; remove them if they are masks"
+                f"the images in {printable(inner.below(masks))} have the names of those in {printable(images)}; remove "
+                "them if they are masks"
+            )
+        named = [name for name in inner.images if _MASK_ENDING.search(_stem(name[-2 * _ENDING_LENGTH :]))]
+        stems = set(map(_stem, inner.images)) if named else set()
+        named = [name for name in named if _unmasked(name) in stems]
+        if 2 * len(named) >= len(stems) - len(named) > 0:
+            return (
+                f"{len(named):,} of {len(inner.images):,} images in {printable(inner.path)} are named like masks of "
+                f"the others, such as {printable(named[0])}; remove them if they are masks"
             )
     return ""
 
@@ -176,4 +184,6 @@ def _stem(path: str) -> str:
 
 def _unmasked(path: str) -> str:
     """Return the stem of the image for a file of masks: "a_mask.png" -> "a"."""
-    return _MASK_ENDING.sub("", _stem(path)) or _stem(path)
+    stem = _stem(path)
+    ending = _MASK_ENDING.search(stem[-_ENDING_LENGTH:])
+    return stem[: -len(ending.group())] or stem if ending else stem

@@ -51,7 +51,8 @@ def labeled_source(
     least = 2
     if known_classes is not None:
         named, least = _classes_of_splits(layout.splits.values()), 1
-    class_names = class_order(named, folders.place(tree.where), least=least, hint=class_folder_hint(tree.root))
+    hint = class_folder_hint(tree.root) if len(named) < least else ""
+    class_names = class_order(named, folders.place(tree.where), least=least, hint=hint)
     keys: dict[str, list[str]] = {}
     labels: dict[str, np.ndarray] = {}
     for split, folder in layout.splits.items():

@@ -98,7 +98,7 @@ def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
 
 def test_too_many_bad_files_are_refused_with_their_list(mixed):
     with pytest.raises(
-        InputError, match=r"cannot read 3 of 36 images of .* \(train/cow/1.png: unsupported format"
+        InputError, match=r"cannot read 3 of 36 images of .* \(train/cow/1.png, .*: unsupported format"
     ) as error:
         decode_images(open_source(str(mixed)), PACKING, max_unreadable=3 / 36 - 1e-6)
     assert str(error.value).endswith("Repair or remove them, or use --max-unreadable 0.084.")
@@ -111,7 +111,7 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path):
         file.write_bytes(b"")
     for file in list((tmp_path / "b").iterdir())[:3]:
         file.write_bytes(b"")
-    with pytest.raises(InputError, match="7 of 8 images .* and 2 more") as error:
+    with pytest.raises(InputError, match="7 of 8 images .*a/0.png, .* and 4 more: empty file") as error:
         decode_images(open_source(str(tmp_path)), PACKING)
     assert "\n" not in str(error.value)
 

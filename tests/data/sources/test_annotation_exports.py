@@ -86,6 +86,13 @@ def test_class_folders_next_to_boxes_are_meant(tmp_path):
         open_source(str(place(tmp_path, files, "folder")))
 
 
+def test_folders_of_masks_within_class_folders_are_a_warning(tmp_path):
+    files = numbered(("benign/images", "benign/masks", "normal"))
+    warnings = open_source(str(place(tmp_path, files, "folder"))).warnings
+    masks = "the images in benign/masks have the names of those in images; remove them if they are masks"
+    assert masks in warnings and len(warnings) == 2
+
+
 def test_masks_within_class_folders_are_a_warning(tmp_path):
     files = noise(
         *[f"{name}/{name} ({i}){end}.png" for name in ("benign", "normal") for i in (1, 2) for end in ("", "_mask")]
