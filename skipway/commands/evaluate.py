@@ -18,7 +18,7 @@ from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.decode import NEARLY_BLACK
+from skipway.data.sources.decode import REPORTED_NOTES
 from skipway.data.sources.image_source import Source
 from skipway.data.tables.dataset import encode_labeled, open_table_source
 from skipway.data.tables.loader import RowBatches
@@ -100,9 +100,9 @@ def evaluate(
     images = _decoded_split(source, spec, reading, split, console=console, stop=stop)
     for warning in source.warnings:
         console.print(f"warning: {warning}")
-    if images.notes[NEARLY_BLACK]:
-        num_black = images.notes[NEARLY_BLACK]
-        console.print(f"warning: {num_black:,} of {count_of(len(images.keys), 'image')}: {NEARLY_BLACK}")
+    for note in REPORTED_NOTES:
+        if images.notes[note]:
+            console.print(f"warning: {images.notes[note]:,} of {count_of(len(images.keys), 'image')}: {note}")
     rows = np.arange(len(images.keys))
     if not len(rows):
         raise InputError(

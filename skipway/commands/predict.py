@@ -11,7 +11,6 @@ from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_input
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.output_spec import OutputSpec
-from skipway.data.sources.decode import NEARLY_BLACK
 from skipway.data.sources.table import Table
 from skipway.data.tables.columns import Problem
 from skipway.data.tables.table_spec import TableSpec
@@ -92,7 +91,7 @@ def predict(
         stop=stop,
     )
     predictions: list[Prediction] = []
-    black: list[str] = []
+    noted: dict[str, list[str]] = {}
     bar = console.bar("predicting", len(inputs))
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
     for start in range(0, len(inputs), batch_size):
@@ -100,22 +99,25 @@ def predict(
             raise Interrupted(
                 f"stopped by {stop.name} after {start:,} of {count_of(len(inputs), 'image')}. Run it again."
             )
-        predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, black=black)
+        predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, noted=noted)
         bar.at(len(predictions))
     bar.done()
-    if black:
-        console.print(
-            f"warning: {len(black):,} of {count_of(len(inputs), 'image')}, first {printable(black[0])}: {NEARLY_BLACK}"
-        )
+    for note, names in noted.items():
+        count = f"{len(names):,} of {count_of(len(inputs), 'image')}"
+        console.print(f"warning: {count}, first {printable(names[0])}: {note}")
     return predictions
 
 
 def _predict_batch(
-    network: Network, inputs: list[PredictionInput], top: int, tta: bool, *, black: list[str]
+    network: Network, inputs: list[PredictionInput], top: int, tta: bool, *, noted: dict[str, list[str]]
 ) -> Iterator[Prediction]:
-    """Yield the predictions for a batch of images, in order; add names of nearly black images to `black`."""
+    """Yield the predictions for a batch of images, in order; add the names of images to their notes in `noted`."""
+
+    def add_note(name: str, note: str) -> None:
+        noted.setdefault(note, []).append(name)
+
     spec = network.require_image_spec()
-    prepared = [prepare_input(image, spec, black.append) for image in inputs]
+    prepared = [prepare_input(image, spec, add_note) for image in inputs]
     usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
     outputs = iter(pixel_outputs(network, spec, usable, tta=tta) if usable else ())
     for image, pixels in zip(inputs, prepared, strict=True):

@@ -60,18 +60,19 @@ def list_inputs(sources: Any, console: Console, channels: int = 3) -> list[Predi
     return inputs
 
 
-def prepare_input(image: PredictionInput, spec: Spec, on_black: Callable[[str], None]) -> np.ndarray | InputError:
+def prepare_input(image: PredictionInput, spec: Spec, on_note: Callable[[str, str], None]) -> np.ndarray | InputError:
     """Read one input as the pixels (S, S, C) of `spec`, or return the error that prevents it.
 
     Args:
         image: the input.
         spec: conversion of the image to pixels.
-        on_black: called with the name of a 16-bit image that is nearly black in 8 bits.
+        on_note: called with the name of an image that is nearly black or lacks values, and a note about it.
     """
     if isinstance(image.source, InputError):
         return image.source
     try:
-        return prepare_image(image.source, spec, on_black=partial(on_black, image.name))
+        suffix = os.path.splitext(image.name)[1]
+        return prepare_image(image.source, spec, suffix=suffix, on_note=partial(on_note, image.name))
     except InputError as error:
         is_of_other_kind = isinstance(image.source, Path) and image.source.is_file() and is_known(image.name)
         return InputError(f"not an image: {reason_of_kind(image.name)}") if is_of_other_kind else error

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
-from skipway.data.sources.decode import NEARLY_BLACK, BadImage, decode, decode_array
+from skipway.data.sources.decode import REPORTED_NOTES, BadImage, DecodedImage, decode, decode_array
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import frame_table, read_table
 from skipway.data.sources.table import Table
@@ -147,7 +147,12 @@ def as_table(inputs: Any) -> Table:
 
 
 def prepare_image(
-    source: Any, spec: Spec, root: Path | None = None, on_black: Callable[[], None] | None = None
+    source: Any,
+    spec: Spec,
+    root: Path | None = None,
+    *,
+    suffix: str = "",
+    on_note: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """Read one image as the stored pixels (S, S, C) that the network of `spec` expects.
 
@@ -156,7 +161,8 @@ def prepare_image(
             the bytes of a file or the reason why it has none.
         spec: conversion of the image to pixels.
         root: folder that links in the path must not leave.
-        on_black: called for a 16-bit image that is nearly black in 8 bits. Defaults to a warning.
+        suffix: suffix of the file that a callable reads; a path has its own.
+        on_note: called with a note on an image that is nearly black or lacks values. Defaults to a warning.
 
     Raises:
         InputError: the image cannot be read.
@@ -164,19 +170,22 @@ def prepare_image(
     name = "an array" if isinstance(source, np.ndarray) else printable(source)
     try:
         if isinstance(source, np.ndarray):
-            pixels = _checked_array(source, spec)
+            image = _decode_checked(source, spec)
         else:
+            suffix = suffix if callable(source) else Path(source).suffix
             data = source() if callable(source) else read_image_file(Path(source), root)
             if isinstance(data, BadImage):
                 raise data
-            decoded = decode(data, **spec.decode_options)
-            pixels = decoded.pixels
-            if NEARLY_BLACK in decoded.notes:
-                (on_black or partial(warnings.warn, f"{name} is {NEARLY_BLACK}", stacklevel=2))()
+            image = decode(data, **spec.decode_options, suffix=suffix)
     except BadImage as error:
         raise InputError(f"cannot use {name}: {error}") from None
+    for note in image.notes:
+        if note in REPORTED_NOTES and on_note is not None:
+            on_note(note)
+        elif note in REPORTED_NOTES:
+            warnings.warn(f"{name}: {note}", stacklevel=2)
     start = crop_offset(spec.presize, spec.size)
-    return pixels[start : start + spec.size, start : start + spec.size]
+    return image.pixels[start : start + spec.size, start : start + spec.size]
 
 
 def holds_many(array: np.ndarray, channels: int) -> bool:
@@ -184,7 +193,7 @@ def holds_many(array: np.ndarray, channels: int) -> bool:
     return array.ndim == 4 or array.dtype == object or (array.ndim == 3 and array.shape[2] not in (1, 3, channels))
 
 
-def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
+def _decode_checked(source: np.ndarray, spec: Spec) -> DecodedImage:
     if spec.value_range or spec.channels not in (1, 3):
         is_readable = bool(spec.value_range) or source.dtype == np.uint8
     else:
@@ -195,4 +204,4 @@ def _checked_array(source: np.ndarray, spec: Spec) -> np.ndarray:
             f"image array: expected uint8 of shape (H, W), (H, W, 1) or (H, W, {max(3, spec.channels)}), got "
             f"{source.dtype} of shape {source.shape}. Convert the array."
         )
-    return decode_array(source, **spec.decode_options).pixels
+    return decode_array(source, **spec.decode_options)

@@ -349,7 +349,8 @@ class ImageDataModule:
 
     def describe_augmentation(self) -> str:
         """Describe the augmentation of training images in words."""
-        parts = [augment_policy.describe_policy(self.level, self.decode_settings.size)]
+        size, channels = self.decode_settings.size, self.decode_settings.channels
+        parts = [augment_policy.describe_policy(self.level, size, channels)]
         first, full = _sizes(self.recipe)
         parts += [f"progressive resizing from {first} to {full} px"] if first else []
         parts += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]

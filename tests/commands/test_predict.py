@@ -118,5 +118,5 @@ def test_images_of_16_bits_that_became_black_are_named(weights, tmp_path, capsys
     assert re.search(r"warning: 1 of 3 images, first .*dark.png: nearly black: 16-bit values", capsys.readouterr().out)
     evaluate(network, folder, console=console)
     assert "images: nearly black: 16-bit values" in capsys.readouterr().out
-    with pytest.warns(UserWarning, match="dark.png is nearly black: 16-bit values that use only the lowest bits"):
+    with pytest.warns(UserWarning, match="dark.png: nearly black: 16-bit values that use only the lowest bits"):
         network.predict([folder / "ant" / "dark.png"])

@@ -29,6 +29,30 @@ def test_c_gives_the_bytes_of_pillow(seed, packed, size, channels):
     assert np.array_equal(ZOOM.fast(*asked), ZOOM.plain(*asked))
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5, 16])
+def test_other_channels_are_zoomed_one_by_one(channels):
+    random = np.random.default_rng(channels)
+    pixels, rows = random.integers(0, 256, (3, 14, 14, channels), np.uint8), np.array([2, 0])
+    boxes, flips = np.array([[1, 2, 11.5, 13], [0, 0, 14, 14]], np.float32), np.array([True, False])
+    assert not ZOOM.fits(pixels, rows, boxes, flips, 8)
+    zoomed = ZOOM(pixels, rows, boxes, flips, 8)
+    for c in range(channels):
+        plane = np.ascontiguousarray(pixels[..., c : c + 1])
+        assert np.array_equal(zoomed[..., c : c + 1], ZOOM(plane, rows, boxes, flips, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_deep_images_are_zoomed_with_all_their_bits(channels):
+    random = np.random.default_rng(channels)
+    pixels, rows = random.integers(0, 65536, (3, 14, 14, channels), np.uint16), np.array([2, 0])
+    boxes, flips = np.array([[1, 2, 11.5, 13], [0, 0, 14, 14]], np.float32), np.array([True, False])
+    assert not ZOOM.fits(pixels, rows, boxes, flips, 14)
+    zoomed = ZOOM(pixels, rows, boxes, flips, 14)
+    assert zoomed.dtype == np.uint16 and np.array_equal(zoomed[1], pixels[0])
+    narrow = ZOOM((pixels >> 8).astype(np.uint8), rows, boxes, flips, 14)
+    assert np.abs(zoomed / 256 - narrow - 0.5).max() < 1.6
+
+
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(threads, monkeypatch):
@@ -62,7 +86,7 @@ def test_no_memory_is_an_error_and_not_a_image(monkeypatch):
 
 @needs_compiler
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 21), st.sampled_from([1, 3]))
+@given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 21), st.sampled_from([1, 2, 3, 4, 8, 16]))
 def test_c_gives_the_numbers_of_torch(seed, count, size, channels):
     random = torch.Generator().manual_seed(seed)
     x = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
@@ -75,6 +99,8 @@ def test_c_gives_the_numbers_of_torch(seed, count, size, channels):
 def test_what_is_not_bytes_in_order_is_normalised_by_torch(monkeypatch):
     factor, offset = torch.full((1, 3, 1, 1), 2.0), torch.ones(1, 3, 1, 1)
     x = torch.arange(24, dtype=torch.uint8).view(1, 3, 2, 4)
+    five = torch.arange(40, dtype=torch.uint8).view(1, 2, 4, 5).permute(0, 3, 1, 2)  # 5 channels do not divide a chunk
+    assert not NORMALIZE.fits(five, factor, offset)
     for odd in (x, x.float().contiguous(memory_format=torch.channels_last), x[:, :2]):
         of = slice(0, odd.shape[1])
         assert not NORMALIZE.fits(odd, factor[:, of], offset[:, of])

@@ -92,21 +92,23 @@ def resolve_policy(level: str, *, stored_size: int, size: int, mirrored: bool) -
     return _LEVELS[level].format(moved=moved)
 
 
-def describe_policy(level: str, size: int) -> str:
+def describe_policy(level: str, size: int, channels: int = 3) -> str:
     """Describe the operations of a policy and their strengths, for console and report.
 
     Args:
         level: operations joined by "+", as `resolve_policy` returns them.
         size: size of the model's input, in pixels.
+        channels: channels of the images; changes of saturation need RGB.
     """
+    no_saturation = "" if channels in (1, 3) else ", without saturation, which needs RGB"
     descriptions = {
         "none": "none",
         "flip": "flip",
         "shift": f"shift by up to {max_shift(size)} px",
         "zoom": f"zoom to {ZOOM_AREA[0]:.0%} to 100% of the area",
         "affine": "small rotation, scaling and shear",
-        "color": "brightness, contrast and saturation",
-        "trivial": "TrivialAugment",
+        "color": f"brightness and contrast{no_saturation}" if no_saturation else "brightness, contrast and saturation",
+        "trivial": f"TrivialAugment{no_saturation}",
         "erase": "random erasing in 25% of the images",
     }
     return ", ".join(descriptions[part] for part in level.split("+"))

@@ -37,7 +37,7 @@ def affine(x: Tensor, uniform: Tensor) -> Tensor:
 
 
 def color(x: Tensor, uniform: Tensor) -> Tensor:
-    """Multiply or divide brightness, contrast and saturation by up to 1.25."""
+    """Multiply or divide brightness, contrast and, in RGB, saturation by up to 1.25."""
     reach = math.log(_MAX_COLOR_FACTOR)
     brightness, contrast, saturation = (
         torch.exp(_scale_uniform(uniform, column, low=-reach, high=reach)).view(-1, 1, 1, 1) for column in (0, 2, 4)
@@ -115,8 +115,9 @@ def _resample(x: Tensor, maps: Tensor) -> Tensor:
 
 
 def _to_gray(x: Tensor) -> Tensor:
+    """Return the gray of RGB; bands other than RGB have no common gray, and each keeps its own values."""
     if x.shape[1] != 3:
-        return x.mean(1, keepdim=True)
+        return x
     return (x * x.new_tensor(_GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 

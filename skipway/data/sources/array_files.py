@@ -4,6 +4,7 @@ Shapes: values are (H, W, C) with 1 to 16 channels, in the type of the file.
 """
 
 import io
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from skipway.errors import printable
 __all__ = ["ArrayImage", "checked_values", "read_array_file"]
 
 _MAX_HEADER = 10_000  # bytes of the header of a .npy file, which numpy parses as Python
+_SPACE = rb"(?:\s+|#[^\n]*\n)+"
+_PPM_HEADER = re.compile(b"P6" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})\s")
 _TIFF_GRAY, _TIFF_RGB = (0, 1), 2  # photometric interpretations
 _PILLOW_GRAY = frozenset({*((bits, 1) for bits in (1, 2, 4, 8, 12, 16, 32)), (16, 2), (32, 2), (32, 3)})
 _ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
@@ -56,6 +59,8 @@ def read_array_file(
         return _read_npy(data, max_pixels)
     if file_format == "DICOM":
         return _read_dicom(data, max_pixels, header)
+    if file_format == "PPM" and data.startswith(b"P6"):
+        return _read_deep_ppm(data, max_pixels)
     if file_format == "TIFF" and _needs_tifffile(data, channels):
         return _read_tiff(data, max_pixels, header)
     return None
@@ -120,6 +125,21 @@ def _read_npy(data: bytes, max_pixels: int) -> ArrayImage:
     image = checked_values(values.astype(dtype.newbyteorder("=")) if dtype.kind in "biuf" else values)
     _check_pixels(image.shape[0], image.shape[1], max_pixels)
     return image
+
+
+def _read_deep_ppm(data: bytes, max_pixels: int) -> ArrayImage | None:
+    """Read a binary PPM file of 16 bits, of which Pillow keeps 8; return None if it has 8 bits or no such header."""
+    match = _PPM_HEADER.match(data)
+    width, height, highest = (int(number) for number in match.groups()) if match else (0, 0, 0)
+    if match is None or not 255 < highest < 65536 or width * height == 0:
+        return None
+    _check_pixels(height, width, max_pixels)
+    needed, present = width * height * 6, len(data) - match.end()
+    if needed > present:
+        raise BadImage(f"truncated: expected {needed:,} bytes of values, got {present:,}")
+    values = np.frombuffer(data, ">u2", width * height * 3, match.end()).reshape(height, width, 3)
+    scaled = np.minimum(values.astype(np.float64) * (65535 / highest), 65535)  # as Pillow scales gray of 16 bits
+    return checked_values(np.rint(scaled).astype(np.uint16))
 
 
 def _tiff_tags(data: bytes) -> dict[int, Any]:

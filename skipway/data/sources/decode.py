@@ -40,7 +40,9 @@ from skipway.errors import InputError, printable
 
 __all__ = [
     "MAX_PIXELS",
+    "MISSING_VALUES",
     "NEARLY_BLACK",
+    "REPORTED_NOTES",
     "SUFFIXES",
     "BadImage",
     "DecodedImage",
@@ -54,6 +56,8 @@ __all__ = [
 ]
 
 MAX_PIXELS = 50_000_000
+MISSING_VALUES = "NaN, infinite or no-data values replaced"
+REPORTED_NOTES = (NEARLY_BLACK, MISSING_VALUES)  # about images for which a prediction may be wrong
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,7 @@ def _split_alpha(values: np.ndarray, opened: Image.Image) -> tuple[np.ndarray, n
 def _levels(values: np.ndarray, target: TargetImage, notes: list[str]) -> np.ndarray:
     levels, any_missing = to_levels(values, target.value_range)
     if any_missing:
-        notes.append("NaN, infinite or no-data values replaced")
+        notes.append(MISSING_VALUES)
     return levels
 
 

@@ -114,6 +114,8 @@ def bits_of(data: bytes, image: Image.Image, file_format: str) -> int:
         start = data.find(b"av1C")
         flags = data[start + 6] if 0 <= start < len(data) - 6 else 0
         return {0x40: 10, 0x60: 12}.get(flags & 0x60, 8)
+    if file_format == "SGI":
+        return 8 * data[3]
     return int(image.info.get("bit_depth", 8))  # pillow-heif has the key
 
 
@@ -124,7 +126,9 @@ def deep_values(data: bytes, image: Image.Image, bits: int) -> np.ndarray | None
     two passes give both. Alpha, if any, is the last channel.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return np.asarray(image)[:, :, None]
+        values = np.asarray(image)[:, :, None]
+        # Integers of FITS files have a sign, which Pillow drops.
+        return values.view(np.int16) if image.format == "FITS" and values.dtype == np.uint16 else values
     if bits != 16 or image.format not in ("PNG", "TIFF"):
         return None
     if image.format == "PNG" and data[25] == _PNG_GRAY_ALPHA:

@@ -89,3 +89,6 @@ def test_levels_are_parts(level, wanted):
     assert resolve_policy(level, stored_size=40, size=32, mirrored=True) == wanted
     assert resolve_policy("strong", stored_size=32, size=32, mirrored=False) == "shift+trivial+erase"
     assert "TrivialAugment" in describe_policy("shift+trivial", 32)
+    for channels, text in ((1, "brightness, contrast and saturation"), (5, "without saturation, which needs RGB")):
+        assert text in describe_policy("shift+color", 32, channels)
+    assert "TrivialAugment, without saturation, which needs RGB" in describe_policy("shift+trivial", 32, 2)

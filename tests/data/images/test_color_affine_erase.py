@@ -30,7 +30,7 @@ def changed(number, x, signed):
     return color_affine_erase._TRIVIAL[number](x, torch.full((len(x),), signed)).clamp(0, 255)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("name", AUGMENT_OPS)
 def test_what_happens_to_a_image_does_not_depend_on_the_others(name, channels):
     x, c = random_images(40, channels=channels), uniform(40)
@@ -129,3 +129,14 @@ def test_erasing_leaves_a_rectangle_of_the_mean_in_a_quarter_of_the_images():
         rows, columns = torch.where(touched[i])
         box = found[i, :, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert torch.allclose(box, x[i].mean((1, 2)).view(3, 1, 1).expand_as(box), atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_bands_are_changed_as_images_of_their_own(channels):
+    """There is no gray of bands that are not RGB, so that no band gets values of another."""
+    x, numbers = random_images(channels=channels), uniform(5)
+    for name in ("color", "trivial"):
+        out = AUGMENT_OPS[name](x, numbers)
+        for c in range(channels):
+            alone = AUGMENT_OPS[name](x[:, c : c + 1], numbers)
+            assert torch.allclose(out[:, c : c + 1], alone, atol=1e-3)

@@ -166,3 +166,15 @@ def test_views_are_the_image_its_shifts_and_their_mirror_images(mirrored):
 
 def test_a_image_too_small_to_shift_is_seen_once():
     assert len(tta_views(torch.randn(1, 1, 2, 2), True)) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("parts", LEVELS)
+def test_deep_images_are_moved_like_bytes_and_become_levels(channels, parts):
+    pixels, rows = noise(4, 12, channels), np.arange(4)
+    uniform = random_table(0, 0, rows, 5)
+    x = augmented(pixels, rows, parts, 8, uniform).float()
+    deep = augmented(pixels.astype(np.uint16) * 257, rows, parts, 8, uniform)
+    assert deep.dtype == torch.float32 and deep.stride() == x.stride()
+    assert torch.allclose(deep, x, atol=1.0 if "zoom" in parts else 0)  # bytes are rounded after each axis
+    assert torch.equal(center_crop(pixels.astype(np.uint16) * 257, rows, 8), center_crop(pixels, rows, 8).float())

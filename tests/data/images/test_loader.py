@@ -154,6 +154,15 @@ def test_mean_and_deviation_are_those_of_all_pixels(channels, count):
     assert np.allclose(std, values.std(axis=0), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_statistics_of_deep_images_are_those_of_all_values(channels):
+    pixels = np.random.default_rng(0).integers(0, 65536, (40, 6, 6, channels), dtype=np.uint16)
+    mean, std = mean_and_std(pixels, np.arange(40))
+    np.testing.assert_allclose(mean, (pixels / 65535).mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(std, (pixels / 65535).std((0, 1, 2)), rtol=1e-6)
+    assert mean_and_std(np.zeros((2, 3, 3, 1), np.uint16), np.arange(2)) == ((0.0,), (1 / 65535,))
+
+
 def test_a_channel_of_one_value_has_a_deviation_to_divide_by():
     assert mean_and_std(np.full((3, 2, 2, 1), 51, np.uint8), np.arange(3)) == ((pytest.approx(0.2),), (1 / 255,))
 

@@ -137,6 +137,39 @@ def test_npy_files_in_other_layouts():
     assert not header_of(npy(mask)).is_deep
 
 
+def test_16_bit_color_of_a_ppm_file_keeps_all_bits():
+    values = deep(3)
+    data = b"P6 # a comment\n24\n24 65535\n" + values.astype(">u2").tobytes()
+    assert header_of(data).is_deep
+    np.testing.assert_array_equal(decoded(data, 3).pixels, values)
+    twelve = b"P6\n24 24\n4095\n" + (values >> 4).astype(">u2").tobytes()
+    np.testing.assert_allclose(decoded(twelve, 3).pixels, (values >> 4) * (65535 / 4095), atol=0.5)
+    with pytest.raises(BadImage, match="truncated: expected 3,456 bytes of values, got 3,455"):
+        decode(data[:-1], size=8)
+    for hostile in (b"P6 999999999 999999999 65535\n", b"P6 " + b"#" * 10_000 + b" 2 2 65535\n", b"P6 2 2 99999\n"):
+        with pytest.raises(BadImage):
+            decode(hostile, size=8)
+
+
+def test_deep_color_of_formats_that_keep_8_bits_is_noted():
+    pixels = GENERATOR.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "SGI", bpc=2)
+    image = decode(file.getvalue(), size=24)
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert "16-bit color reduced to 8 bits" in image.notes
+
+
+def test_integers_of_astronomical_images_have_a_sign():
+    values = (deep(1).astype(np.int32) - 32768).astype(">i2")
+    cards = [b"SIMPLE  =                    T", b"BITPIX  =                   16", b"NAXIS   =                    2"]
+    cards += [b"NAXIS1  =                   24", b"NAXIS2  =                   24", b"END"]
+    data = b"".join(card.ljust(80) for card in cards).ljust(2880) + values.tobytes()
+    assert header_of(data).is_deep
+    image = decode(data, size=24, channels=1, value_range=((-32768.0, 32767.0),), suffix=".fits")
+    np.testing.assert_allclose(image.pixels[::-1], values.astype(float) + 32768, atol=0.5)
+
+
 @pytest.mark.parametrize("channels", [2, 4, 5, 16])
 @pytest.mark.parametrize("resize_mode", ["squash", "crop", "pad"])
 def test_every_band_is_resized_as_pillow_resizes_gray(channels, resize_mode):
