@@ -1,11 +1,14 @@
 """Preparation gives what Pillow gives through `prepare`, but for the rounding to whole grey levels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from skipway.data.image_spec import RESIZE_MODES, Spec
+from skipway.data.value_range import levels_of
 from skipway.export.preprocessing import Preparation
 from skipway.models.network_outputs import prepare_image
 
@@ -68,3 +71,28 @@ def test_every_image_of_a_batch_is_prepared_by_itself():
     images = torch.from_numpy(np.stack([photograph(50, 70), photograph(50, 70)[::-1]]))
     made = Preparation(spec_of("crop"))(images)
     assert torch.equal(made[1], Preparation(spec_of("crop"))(images[1:])[0]) and not torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
+def test_deep_images_are_scaled_by_the_range_as_in_predict(resize_mode, interpolation, size, channels):
+    height, width = SIZES[size]
+    bands = photograph(height, width * channels).mean(2).reshape(height, channels, width).transpose(0, 2, 1)
+    image = (bands * np.linspace(1, 90, channels) - 200).astype(np.float32)
+    value_range = tuple((-210.0 + c, -200 + 230 * factor) for c, factor in enumerate(np.linspace(1, 90, channels)))
+    spec = replace(spec_of(resize_mode, interpolation, channels=channels), value_range=value_range)
+    levels = Preparation(spec)(torch.from_numpy(image[None]))[0].permute(1, 2, 0).numpy()
+    assert np.abs(levels - levels_of(prepare_image(image, spec))).max() < 0.02
+
+
+def test_missing_values_are_replaced_in_the_graph_as_in_predict():
+    spec = replace(spec_of(channels=1, size=40), value_range=((10.0, 20.0),))
+    image = np.full((40, 40, 1), 15, np.float32)
+    image[0, :5, 0] = np.nan, np.inf, -np.inf, 3e38, -3e38
+    levels = Preparation(spec)(torch.from_numpy(image[None]))[0, 0].numpy()
+    assert levels[0, :6].tolist() == [0, 255, 0, 0, 0, 127.5]
+    with pytest.warns(UserWarning, match="an array: NaN, infinite or no-data values replaced"):
+        pixels = prepare_image(image, spec)
+    assert np.abs(levels - levels_of(pixels)[:, :, 0]).max() < 0.01
