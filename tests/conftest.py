@@ -61,6 +61,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Keep the cache of this machine out of the tests, which set another one for what is about it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIPWAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -237,7 +237,7 @@ class ImageDataModule:
         if weights is not None and isinstance(weights.spec, Spec):
             mean, std = weights.spec.mean, weights.spec.std
         else:
-            mean, std = mean_and_std(images.pixels, images.splits["train"])
+            mean, std = mean_and_std(images, images.splits["train"])
         return Spec(
             channels=decode_settings.channels,
             size=decode_settings.size,

@@ -8,7 +8,7 @@ Shapes: N images, V views, (C, H, W) output of the last frozen layer for one ima
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,10 @@ class FrozenOutputs(ImageBatches):
         self.row_of[ids] = np.arange(len(ids))
         seed = batches.augmentation.seed if batches.augmentation is not None else 0
         self.first_view = np.random.default_rng(seed).integers(len(files), size=len(self.row_of))
+
+    def inputs_of(self, batches: Iterable[np.ndarray], epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield the ids of each batch with its inputs."""
+        return ((ids, self.inputs(ids, epoch)) for ids in batches)
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """Return the frozen-layer outputs of the images `ids`; the view changes with the epoch."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from skipway.data.image_spec import Interpolation, ResizeMode
+from skipway.data.images.stored_pixels import Pixels
 from skipway.data.output_spec import TaskName
 from skipway.data.sources.image_source import Skipped, Source
 from skipway.data.sources.table import Table
@@ -67,7 +68,7 @@ class DecodedImages:
     name: str
     class_names: tuple[str, ...]
     settings: DecodeSettings
-    pixels: np.ndarray
+    pixels: Pixels
     targets: np.ndarray
     keys: list[str]
     digests: list[str]  # SHA-256 of the image files
@@ -83,6 +84,7 @@ class DecodedImages:
     groups: list[str] | None = None
     weights: np.ndarray | None = None
     columns: Table | None = None
+    sums: np.ndarray | None = None  # (N, 2, C) sum and sum of squares of each image's channels
 
     @property
     def strata(self) -> np.ndarray:

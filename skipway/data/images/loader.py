@@ -5,7 +5,7 @@ int64, labels (B, K) or standardized numbers (B, T) float32; ids (B,) indices of
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,10 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.augment_policy import augment_random_table, random_table
 from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
+from skipway.data.images.decode_pass import channel_sums
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples
+from skipway.data.images.stored_pixels import gather, gather_ahead
 from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALIZE
@@ -29,33 +31,38 @@ __all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 # Columns of an image's random numbers: crop and flip, then one block per operation, then mixup and CutMix.
 _OPS_START = 5
 _MIX_START = _OPS_START + NUM_UNIFORM * len(AUGMENT_OPS)
+_SUMMED = 16_384  # images whose sums are added in 64 bits
 Batch = tuple[Tensor, Tensor, np.ndarray]
 
 
-def mean_and_std(pixels: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(images: DecodedImages, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute the mean and standard deviation of each channel, for pixels in [0, 1].
 
-    Both are exact: they are computed from histograms of integers, not from running sums.
+    Both are exact: they are computed from sums of integers, which are taken when the images are decoded.
 
     Args:
-        pixels: (N, P, P, C) uint8, or uint16 of deep images.
+        images: decoded images.
         rows: indices of the images to use.
 
     Returns:
         Means and standard deviations, of length C each; a standard deviation is at least one level: 1 / 255, or
         1 / 65535 for deep images.
     """
-    highest = int(np.iinfo(pixels.dtype).max)
-    counts = np.zeros((pixels.shape[3], highest + 1), np.int64)
-    for begin in range(0, len(rows), 256):
-        chunk = pixels[rows[begin : begin + 256]]
-        for channel in range(pixels.shape[3]):
-            counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=highest + 1)
-    values = np.arange(highest + 1) / highest
-    share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ values
-    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
-    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / highest).tolist())
+    size, channels = images.pixels.shape[1], images.pixels.shape[3]
+    totals = [[0] * channels, [0] * channels]
+    for begin in range(0, len(rows), _SUMMED):
+        part = rows[begin : begin + _SUMMED]
+        if images.sums is None:
+            sums = np.array([channel_sums(images.pixels[row]) for row in part])
+        else:
+            sums = images.sums[part]
+        for power, total in enumerate(sums.sum(axis=0).tolist()):
+            totals[power] = [a + b for a, b in zip(totals[power], total, strict=True)]
+    count, highest = len(rows) * size * size, int(np.iinfo(images.pixels.dtype).max)
+    mean = [total / (highest * count) for total in totals[0]]
+    variance = [count * square - total**2 for total, square in zip(*totals, strict=True)]
+    std = [max(math.sqrt(value) / (highest * count), 1 / highest) for value in variance]
+    return tuple(mean), tuple(std)
 
 
 @dataclass(frozen=True)
@@ -143,9 +150,9 @@ class ImageBatches:
         if augmentation is not None:
             labels = self.images.targets if augmentation.balanced else None
             order = shuffle_rows(self.rows, labels, seed=augmentation.seed, epoch=epoch)
-        for begin, end in self.bounds[start:]:
-            ids = self.shard.take(order[begin:end])
-            x, y = self.inputs(ids, epoch), self._targets(ids)
+        batches = (self.shard.take(order[begin:end]) for begin, end in self.bounds[start:])
+        for ids, x in self.inputs_of(batches, epoch):
+            y = self._targets(ids)
             if augmentation is not None and (augmentation.mixup or augmentation.cutmix):
                 count = _MIX_START + NUM_MIX_UNIFORM
                 uniform = random_table(augmentation.seed, epoch, ids, count=count)[:, _MIX_START:]
@@ -168,18 +175,29 @@ class ImageBatches:
         The sample is the same in every process.
         """
         ids = evenly_spaced(self.rows, count)
-        x = self._normalize(center_crop(self.images.pixels, ids, self.images.settings.size))
+        pixels, rows = gather(self.images.pixels, ids)
+        x = self._normalize(center_crop(pixels, rows, self.images.settings.size))
         return x, self._targets(ids)
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """Return the inputs (B, C, S, S) for the images `ids` in an epoch, before mixup and CutMix."""
+        pixels, rows = gather(self.images.pixels, ids)
+        return self._inputs(pixels, rows, ids=ids, epoch=epoch)
+
+    def inputs_of(self, batches: Iterable[np.ndarray], epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield the ids of each batch with its inputs; pixels on the disk are read ahead."""
+        for ids, (pixels, rows) in gather_ahead(self.images.pixels, batches):
+            yield ids, self._inputs(pixels, rows, ids=ids, epoch=epoch)
+
+    def _inputs(self, pixels: np.ndarray, rows: np.ndarray, *, ids: np.ndarray, epoch: int) -> Tensor:
+        """Return the inputs for the images `ids`, which are the `rows` of `pixels`."""
         size, augmentation = self.images.settings.size, self.augmentation
         if augmentation is None:
-            return self._normalize(center_crop(self.images.pixels, ids, size))
+            return self._normalize(center_crop(pixels, rows, size))
         parts, epoch_size = augmentation.parts.split("+"), augmentation.size_at(epoch, size)
         crop_size = epoch_size if "zoom" in parts else size
         uniform = augment_random_table(augmentation.seed, epoch, ids)
-        x = augment_pixels(self.images.pixels, ids, uniform, parts=augmentation.parts, size=crop_size).to(self.device)
+        x = augment_pixels(pixels, rows, uniform, parts=augmentation.parts, size=crop_size).to(self.device)
         if epoch_size != crop_size:
             x = F.interpolate(x.float(), (epoch_size, epoch_size), mode="bilinear", antialias=True)
         if any(part in AUGMENT_OPS for part in parts):

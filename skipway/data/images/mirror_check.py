@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.images.stored_pixels import Pixels
 from skipway.data.value_range import levels_of
 from skipway.errors import printable
 
@@ -119,7 +120,7 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[^\W\d_]+|\d+", split.casefold()))
 
 
-def flip_harm(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
+def flip_harm(pixels: Pixels, labels: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     """Measure the accuracy that a simple classifier loses if flipped images are added to its training set.
 
     Args:
@@ -148,7 +149,7 @@ def flip_harm(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple
     return (better - worse) / len(order), _sign_test(better, better + worse)
 
 
-def _thumbnails(pixels: np.ndarray, rows: np.ndarray) -> Tensor:
+def _thumbnails(pixels: Pixels, rows: np.ndarray) -> Tensor:
     """Return standardized thumbnails (N, C, S, S)."""
     parts = []
     for begin in range(0, len(rows), 64):

@@ -4,7 +4,7 @@ The class of an image is the top folder below its split. Files that are not imag
 """
 
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -13,14 +13,16 @@ import numpy as np
 from skipway.data.sources.annotation_exports import mask_warning
 from skipway.data.sources.class_layout import class_folder_hint, find_layout
 from skipway.data.sources.file_tree import DiskTree, FileTree, Folder
-from skipway.data.sources.image_source import Content, Item, Source, class_order, refuse_near_equal
+from skipway.data.sources.image_source import Content, Item, Source, class_order, read_content, refuse_near_equal
 from skipway.data.sources.other_files import describe_files
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
+from skipway.utils.map_ahead import map_ahead
 
 __all__ = ["describe_content", "image_files", "labeled_source"]
 
 _PEEK = 200
+_READERS = 8  # threads that read the sample, because disks over a network have latency
 
 
 def labeled_source(
@@ -63,12 +65,12 @@ def labeled_source(
         labels[split] = np.repeat(np.array(index, np.int64), [len(paths) for paths in images])
         warnings += _remarks(folder, classes)
 
-    def contents(split: str) -> Iterator[Item]:
-        return iter(tree.contents(keys[split]))
+    def contents(split: str) -> Sequence[Item]:
+        return tree.contents(keys[split])
 
     def peek() -> list[Content]:
         sample = keys[defining][:: max(1, len(keys[defining]) // _PEEK)][:_PEEK]
-        return [read() for read in tree.contents(sample)]
+        return list(map_ahead(read_content, tree.contents(sample), threads=_READERS, ahead=2 * _READERS))
 
     return Source(
         name=tree.name,

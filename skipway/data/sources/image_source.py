@@ -5,7 +5,7 @@ Shapes: N images of a split, K labels, T numbers.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "Skipped",
     "Source",
     "class_order",
+    "read_content",
     "refuse_near_equal",
     "split_of",
     "split_of_folder",
@@ -67,7 +68,8 @@ class Source:
         keys: {split: names of the images}, such as relative paths, for messages and CSV files.
         targets: {split: targets}: (N,) int64 indices into `class_names`, (N, K) float32 labels of 0 and 1, or (N, T)
             float64 numbers in their units.
-        contents: function that iterates over the images of a split, in the order of `keys`.
+        contents: function that iterates over the images of a split, in the order of `keys`. A sequence and callables
+            can also be read later and in any order.
         peek: function that returns a sample of the training images.
         mirrored: True if flips preserve the classes.
         warnings: remarks about the dataset.
@@ -84,7 +86,7 @@ class Source:
     class_names: tuple[str, ...]
     keys: dict[str, list[str]]
     targets: dict[str, np.ndarray]
-    contents: Callable[[str], Iterator[Item]]
+    contents: Callable[[str], Iterable[Item]]
     peek: Callable[[], list[Content]]
     mirrored: bool = True
     warnings: list[str] = field(default_factory=list)
@@ -99,6 +101,11 @@ class Source:
     def count(self, split: str) -> int:
         """Return the number of images in a split."""
         return len(self.keys.get(split, ()))
+
+
+def read_content(item: Item) -> Content:
+    """Return an image, which is read first if it is callable."""
+    return item() if callable(item) else item
 
 
 def split_of(name: str) -> str | None:

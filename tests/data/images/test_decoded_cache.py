@@ -1,8 +1,5 @@
 import hashlib
 import io
-import os
-import shutil
-from collections import namedtuple
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +10,7 @@ from PIL import Image
 
 from skipway.data.images import decoded_cache as module
 from skipway.data.images.choose_decode_settings import choose_decode_settings
+from skipway.data.images.decode_source import decode_source
 from skipway.data.images.decoded_cache import (
     decode_images,
     decoding_seconds,
@@ -23,8 +21,8 @@ from skipway.data.images.decoded_cache import (
 from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.split import hold_out
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.decode import BadImage, decode_array
-from skipway.errors import InputError, Interrupted, StorageError
+from skipway.data.sources.decode import BadImage, decode, decode_array
+from skipway.errors import InputError, Interrupted
 from skipway.utils.stop_signals import StopFlag
 
 PACKING = DecodeSettings(8, 8, 3)
@@ -56,25 +54,6 @@ def test_every_image_is_decoded_once_into_its_place(tmp_path):
         assert packed.class_names[packed.targets[i]] == file.parent.name
     assert packed.splits["train"].tolist() == list(range(9)) and packed.splits["val"].tolist() == list(range(9, 18))
     assert packed.sizes == "all 8 x 8 pixels" and packed.skipped == [] and not packed.notes and packed.mirrored
-
-
-@pytest.mark.parametrize("threads", [1, 2, 7])
-def test_memory_map_and_threads_change_nothing(mixed, threads, monkeypatch):
-    source = open_source(str(mixed))
-    plain = decode_images(source, PACKING, max_unreadable=1)
-    monkeypatch.setattr(module, "_THREADS", threads)
-    mapped = decode_images(source, PACKING, max_unreadable=1, ram_limit=0)
-    assert isinstance(mapped.pixels.base if mapped.pixels.base is not None else mapped.pixels, np.memmap)
-    assert np.array_equal(plain.pixels, mapped.pixels) and np.array_equal(plain.targets, mapped.targets)
-    assert (plain.keys, plain.digests, plain.skipped) == (mapped.keys, mapped.digests, mapped.skipped)
-    assert fingerprint(plain) == fingerprint(mapped)
-
-
-def test_a_memory_map_leaves_no_file_behind(tmp_path, monkeypatch):
-    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    packed = decode_images(open_source(str(class_folders(tmp_path / "set"))), PACKING, ram_limit=0)
-    assert list((tmp_path / "cache").iterdir()) == [] and packed.pixels.any()
 
 
 def test_a_bad_file_is_left_out_named_and_never_replaced(mixed):
@@ -154,38 +133,6 @@ def test_sizes_are_told_in_words(tmp_path):
     assert decode_images(nothing, PACKING, max_unreadable=1, need_every_class=False).sizes == "no images"
 
 
-def test_a_disk_that_is_too_small_is_named_before_anything_is_decoded(tmp_path, monkeypatch):
-    source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 4}, {"train": [0, 1, 0, 1]})
-    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 10, 800))
-    with pytest.raises(StorageError, match="expected 768 bytes of free space in .*, got 800. Set SKIPWAY_CACHE"):
-        decode_images(source, PACKING, ram_limit=0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
-    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "nowhere"))
-    with pytest.raises(
-        StorageError, match="cannot cache the decoded images in .*nowhere: No such file.*writable folder"
-    ):
-        decode_images(source, PACKING, ram_limit=0)
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call here")
-def test_a_disk_that_fills_up_meanwhile_is_an_error_and_not_a_crash(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
-    source = array_source({"train": [np.zeros((8, 8), np.uint8)] * 2}, {"train": [0, 1]})
-    with pytest.raises(StorageError, match="cannot cache the decoded images .*No space left"):
-        decode_images(source, PACKING, ram_limit=0)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_stop_ends_decoding_soon(tmp_path):
     stop, given = StopFlag(), []
 
@@ -222,7 +169,7 @@ def test_fitted_pixels_equal_those_of_a_lossless_file(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    wanted = module.decode(file.getvalue(), size=7, channels=channels, resize_mode="crop").pixels
+    wanted = decode(file.getvalue(), size=7, channels=channels, resize_mode="crop").pixels
     assert np.array_equal(decode_array(pixels, size=7, channels=channels, resize_mode="crop").pixels, wanted)
 
 
@@ -319,8 +266,12 @@ def test_a_copy_of_the_folder_elsewhere_has_the_same_fingerprint(tmp_path):
 def test_a_source_is_decoded_once_where_that_is_shared(tmp_path, monkeypatch):
     source = open_source(str(class_folders(tmp_path / "set", count=5)))
     passes = []
-    decode_split = module._decode_split
-    monkeypatch.setattr(module, "_decode_split", lambda *args: passes.append(args[1]) or decode_split(*args))
+
+    def counted(*args, **options):
+        passes.append(args[1].stored_size)
+        return decode_source(*args, **options)
+
+    monkeypatch.setattr(module, "decode_source", counted)
     with share_decoded():
         first = decode_images(source, PACKING)
         hold_out(first, 0.2, 0)
@@ -328,7 +279,7 @@ def test_a_source_is_decoded_once_where_that_is_shared(tmp_path, monkeypatch):
         second = decode_images(open_source(str(tmp_path / "set")), PACKING)
         assert list(second.splits) == ["train"] and not second.warnings and second.pixels is first.pixels
         assert pixels_fingerprint(first) == pixels_fingerprint(second) and fingerprint(first) != fingerprint(second)
-        assert passes == ["train"]
+        assert passes == [8]
         decode_images(source, replace(PACKING, stored_size=9))
         assert len(passes) == 2
     decode_images(source, PACKING)
