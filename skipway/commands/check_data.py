@@ -10,8 +10,10 @@ from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.in_memory import hold_data
 from skipway.data.tables.columns import Column
-from skipway.data.tables.dataset import TableSource, build_table_dataset, describe_table, open_table_source
+from skipway.data.tables.dataset import build_table_dataset, describe_table
+from skipway.data.tables.table_source import TableSource, open_table_source
 from skipway.data.value_range import describe_range
 from skipway.errors import printable
 from skipway.runs.read_options import recipe_for_reading
@@ -40,22 +42,24 @@ class DataReport:
 
 
 def check(
-    data: str | os.PathLike[str],
+    data: Any,
     max_unreadable: float = 1.0,
     *,
     console: Console | None = None,
     stop: StopFlag | None = None,
     target: str | None = None,
+    y: Any = None,
     **options: Any,
 ) -> DataReport:
     """Check a dataset before training and return a report, which prints as text. Every image is decoded once.
 
     Args:
-        data: folder of images, table, archive or name of a dataset, as for `train`.
+        data: folder of images, table, archive, name of a dataset or objects, as for `train`.
         max_unreadable: largest allowed share of unreadable images, or of table rows without a target.
         console: prints progress; by default, nothing is printed.
         stop: flag that stops the check when it is set.
         target: column to predict in a table.
+        y: targets of objects, one per sample.
         options: options of `train` on how the data are read: max_pixels, follow_links, allow_empty_classes.
 
     Returns:
@@ -69,19 +73,16 @@ def check(
     >>> report.as_dict()["counts"]
     {'train': 142, 'val': 36}
     """
-    reading = recipe_for_reading("check", data, options)
-    if (tables := open_table_source(os.fspath(data), ColumnRoles.of({"target": target}))) is not None:
-        return _check_tables(tables, max_unreadable)
-    source = open_source(os.fspath(data), reading.follow_links, reading.allow_empty_classes)
-    decode_settings = choose_decode_settings(source, None, "squash", reading.max_pixels)
-    images = decode_images(
-        source,
-        decode_settings,
-        max_unreadable,
-        console=console or Console(quiet=True),
-        stop=stop or StopFlag(),
-        need_every_class=False,
-    )
+    console, stop = console or Console(quiet=True), stop or StopFlag()
+    with hold_data(data, y) as name:
+        reading = recipe_for_reading("check", name, options)
+        if (tables := open_table_source(os.fspath(name), ColumnRoles.of({"target": target}))) is not None:
+            return _check_tables(tables, max_unreadable)
+        source = open_source(os.fspath(name), reading.follow_links, reading.allow_empty_classes)
+        decode_settings = choose_decode_settings(source, None, "squash", reading.max_pixels)
+        images = decode_images(
+            source, decode_settings, max_unreadable, console=console, stop=stop, need_every_class=False
+        )
     refuse_leaks(images, allow=True)
     facts = describe(images)
     lines = _image_lines(images, decode_settings, facts)

@@ -20,8 +20,10 @@ from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import REPORTED_NOTES
 from skipway.data.sources.image_source import Source
-from skipway.data.tables.dataset import encode_labeled, open_table_source
+from skipway.data.sources.in_memory import hold_data
+from skipway.data.tables.dataset import encode_labeled
 from skipway.data.tables.loader import RowBatches
+from skipway.data.tables.table_source import open_table_source
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
@@ -45,7 +47,8 @@ _TABLE_BATCH_SIZE = 4096
 
 def evaluate(
     run: Network | str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: Any,
+    y: Any = None,
     *,
     split: str | None = None,
     tta: bool = False,
@@ -62,7 +65,8 @@ def evaluate(
 
     Args:
         run: run folder, weights file or network.
-        data: labeled images or a labeled table.
+        data: labeled images or a labeled table, also as objects: see `skipway.train`.
+        y: targets of objects, one per sample; None if they are part of `data`.
         split: "train", "val" or "test". The default is test if it exists, else val, else train (all images of a
             dataset without splits).
         tta: average the outputs over several views of each image (test-time augmentation).
@@ -86,15 +90,30 @@ def evaluate(
     ('train', 178, True)
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
-    reading = recipe_for_reading("evaluate", data, options)
+    with hold_data(data, y) as name:
+        reading = recipe_for_reading("evaluate", name, options)
+        return _evaluate(run, reading, split, tta=tta, engine=engine, precision=precision, console=console, stop=stop)
+
+
+def _evaluate(
+    run: Network | str | os.PathLike[str],
+    reading: Recipe,
+    split: str | None,
+    *,
+    tta: bool,
+    engine: str,
+    precision: str,
+    console: Console,
+    stop: StopFlag,
+) -> Evaluation | RegressionEvaluation:
+    """Evaluate a trained model on the data of a recipe; the other arguments are those of `evaluate`."""
+    data = str(reading.data)
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
     require_classes(network.plan, "evaluate")
     if isinstance(network.spec, TableSpec):
-        return _evaluate_table(network, os.fspath(data), split, run=run_path, console=console)
+        return _evaluate_table(network, data, split, run=run_path, console=console)
     spec = network.require_image_spec()
-    source = open_source(
-        os.fspath(data), reading.follow_links, reading.allow_empty_classes, known_classes=spec.class_names
-    )
+    source = open_source(data, reading.follow_links, reading.allow_empty_classes, known_classes=spec.class_names)
     is_asked = split is not None
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, reading, split, console=console, stop=stop)

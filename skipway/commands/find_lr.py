@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skipway.data.sources.in_memory import hold_data
 from skipway.errors import InputError, Interrupted
 from skipway.report import learning_curves
 from skipway.runs.datamodule import open_datamodule
@@ -24,9 +25,10 @@ __all__ = ["find_lr"]
 
 
 def find_lr(
-    data: str | os.PathLike[str],
-    model: str = "auto",
+    data: Any,
+    y: Any = None,
     *,
+    model: str = "auto",
     output: str | os.PathLike[str] | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
@@ -36,7 +38,7 @@ def find_lr(
     """Suggest a learning rate for a network on `data` with an LR range test of 100 steps.
 
     Args:
-        data, model, transform: as for `train`.
+        data, y, model, transform: as for `train`.
         output: .png file for a plot of the loss over the learning rate; by default, no plot is written.
         console: prints progress; by default, nothing is printed.
         stop: flag that stops the test when it is set.
@@ -54,20 +56,22 @@ def find_lr(
     True
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
+    if isinstance(y, str):
+        y, model = None, y
     if output is not None:
-        refuse_output(output, [data])
+        refuse_output(output, [data] if isinstance(data, str | os.PathLike) else [])
     unused = sorted(UNUSED_BY_FIND_LR.intersection(options))
     if unused:
         raise InputError(
             f"cannot use {' and '.join(unused)} with find_lr: an LR range test has no such option. Leave it out."
         )
-    recipe = Recipe.of({"data": os.fspath(data), "model": model, **options})
 
     def poll() -> None:
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before the LR range test ended. Run it again.")
 
-    with preserve_global_state():
+    with hold_data(data, y) as name, preserve_global_state():
+        recipe = Recipe.of({"data": os.fspath(name), "model": model, **options})
         datamodule = open_datamodule(recipe, new=True, epochs_given=True, transform=transform)
         is_table = datamodule.noun == "rows"
         set_threads(recipe.threads, table=is_table, report=console.print)

@@ -150,7 +150,7 @@ def _predict_tables(network: Network, sources: Any, top: int, console: Console) 
 
     Columns are matched by name. The target is not needed, and additional columns are ignored.
     """
-    if isinstance(sources, str | os.PathLike) or hasattr(sources, "columns") or not isinstance(sources, Iterable):
+    if isinstance(sources, str | os.PathLike) or hasattr(sources, "shape") or not isinstance(sources, Iterable):
         sources = [sources]
     predictions: list[Prediction] = []
     for source in sources:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
+from torch import Tensor
 
 from skipway.data.image_spec import Spec
 from skipway.data.sources.archive_tree import is_archive, open_archive
 from skipway.data.sources.file_tree import DiskTree, FileTree
 from skipway.data.sources.image_folder import describe_content
+from skipway.data.sources.in_memory import dataset_images, is_dataset
 from skipway.data.sources.other_files import describe_files, is_known, reason_of_kind
 from skipway.errors import InputError, printable
 from skipway.models.network_outputs import holds_many, prepare_image
@@ -47,12 +50,16 @@ def list_inputs(sources: Any, console: Console, channels: int = 3) -> list[Predi
     Raises:
         InputError: there are no inputs, or the only input is a folder or an archive without images.
     """
-    if isinstance(sources, str | os.PathLike | np.ndarray):
+    if isinstance(sources, str | os.PathLike | np.ndarray | Tensor | Image):
         sources = [sources]
+    elif is_dataset(sources):
+        return [PredictionInput(f"image {i}", item) for i, item in enumerate(dataset_images(sources))]
     inputs: list[PredictionInput] = []
     for source in sources:
-        is_array = isinstance(source, np.ndarray)
-        inputs += _array_inputs(source, channels) if is_array else _path_inputs(Path(source), console)
+        if isinstance(source, np.ndarray | Tensor | Image):
+            inputs += _object_inputs(source, channels)
+        else:
+            inputs += _path_inputs(Path(source), console)
     if not inputs:
         raise InputError("cannot predict: expected at least one image or a folder of images, got none. Add a path.")
     if len(inputs) == 1 and isinstance(inputs[0].source, InputError):
@@ -78,10 +85,18 @@ def prepare_input(image: PredictionInput, spec: Spec, on_note: Callable[[str, st
         return InputError(f"not an image: {reason_of_kind(image.name)}") if is_of_other_kind else error
 
 
-def _array_inputs(array: np.ndarray, channels: int) -> Iterable[PredictionInput]:
-    if not holds_many(array, channels):
-        return [PredictionInput("array", array)]
-    return [PredictionInput(f"array[{i}]", pixels) for i, pixels in enumerate(array)]
+def _object_inputs(image: np.ndarray | Tensor | Image, channels: int) -> Iterable[PredictionInput]:
+    """List a PIL image, or the images of an array (N, H, W, C) or a tensor (N, C, H, W)."""
+    if isinstance(image, Image):
+        return [PredictionInput("image", image)]
+    if isinstance(image, Tensor):
+        is_one = image.dim() == 2 or (image.dim() == 3 and image.shape[0] == channels)
+        return [PredictionInput("tensor", image)] if is_one else _numbered("tensor", image)
+    return _numbered("array", image) if holds_many(image, channels) else [PredictionInput("array", image)]
+
+
+def _numbered(name: str, images: np.ndarray | Tensor) -> list[PredictionInput]:
+    return [PredictionInput(f"{name}[{i}]", image) for i, image in enumerate(images)]
 
 
 def _path_inputs(path: Path, console: Console) -> Iterable[PredictionInput]:

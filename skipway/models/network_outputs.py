@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.sources.decode import REPORTED_NOTES, BadImage, DecodedImage, decode, decode_array
+from skipway.data.sources.image_source import Content
+from skipway.data.sources.in_memory import image_item, read_item
+from skipway.data.sources.in_memory_source import matrix_table
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import frame_table, read_table
 from skipway.data.sources.table import Table
@@ -132,17 +136,18 @@ def _values(spec: Spec | TableSpec, outputs: Tensor) -> np.ndarray:
 
 
 def as_table(inputs: Any) -> Table:
-    """Convert a DataFrame, the path of a table file, or a Table to a Table."""
+    """Convert a DataFrame, a matrix (N, F) of numbers, the path of a table file, or a Table to a Table."""
     if isinstance(inputs, Table):
         return inputs
     if isinstance(inputs, str | os.PathLike):
         return read_table(Path(inputs))
     if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):
         return frame_table(inputs)
+    if isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 2:
+        return matrix_table(inputs)
     raise InputError(
-        "predict: expected a DataFrame or the path of a .csv or .parquet file, got "
-        f"{type(inputs).__name__}. Name the columns of an array: pandas.DataFrame(array, "
-        "columns=[...])."
+        "predict: expected a DataFrame, a matrix (N, F) or the path of a .csv or .parquet file, got "
+        f"{type(inputs).__name__}. Pass one of these."
     )
 
 
@@ -157,8 +162,8 @@ def prepare_image(
     """Read one image as the stored pixels (S, S, C) that the network of `spec` expects.
 
     Args:
-        source: a path, an array (uint8, or any real numbers if the Spec has a value range), or a callable that returns
-            the bytes of a file or the reason why it has none.
+        source: a path, a PIL image, a tensor (C, H, W) or an array. The array is uint8, or holds any real numbers if the
+            Spec has a value range. A callable returns an array, the bytes of a file, or the reason why it has none.
         spec: conversion of the image to pixels.
         root: folder that links in the path must not leave.
         suffix: suffix of the file that a callable reads; a path has its own.
@@ -167,16 +172,17 @@ def prepare_image(
     Raises:
         InputError: the image cannot be read.
     """
-    name = "an array" if isinstance(source, np.ndarray) else printable(source)
+    name = "an array" if isinstance(source, np.ndarray | Tensor | Image) else printable(source)
     try:
-        if isinstance(source, np.ndarray):
-            image = _decode_checked(source, spec)
+        item = image_item(source) if isinstance(source, Image | Tensor) else source
+        is_path = isinstance(item, str | os.PathLike)
+        data: Content = read_image_file(Path(str(item)), root) if is_path else read_item(item)
+        if isinstance(data, InputError):
+            raise data
+        if isinstance(data, np.ndarray):
+            image = _decode_checked(data, spec)
         else:
-            suffix = suffix if callable(source) else Path(source).suffix
-            data = source() if callable(source) else read_image_file(Path(source), root)
-            if isinstance(data, BadImage):
-                raise data
-            image = decode(data, **spec.decode_options, suffix=suffix)
+            image = decode(data, **spec.decode_options, suffix=Path(str(item)).suffix if is_path else suffix)
     except BadImage as error:
         raise InputError(f"cannot use {name}: {error}") from None
     for note in image.notes:

@@ -13,7 +13,7 @@ import yaml
 from skipway.data.folds import describe_pool
 from skipway.data.images.decoded_cache import share_decoded
 from skipway.data.sources.image_source import SPLITS
-from skipway.data.tables.dataset import open_table_source
+from skipway.data.tables.table_source import open_table_source
 from skipway.errors import InputError, Interrupted, printable
 from skipway.report.run_reader import Reader, history_of
 from skipway.runs.finished_run import CrossValidation, Run

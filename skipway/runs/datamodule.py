@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from skipway.data.tables.dataset import open_table_source
+from skipway.data.tables.table_source import open_table_source
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.runs.image_datamodule import ImageDataModule

@@ -11,14 +11,9 @@ import numpy as np
 
 from skipway.data.folds import Fold, pool_tables
 from skipway.data.sample_order import Shard
-from skipway.data.tables.dataset import (
-    TableDataset,
-    TableSource,
-    build_table_dataset,
-    describe_table,
-    fingerprint_table,
-)
+from skipway.data.tables.dataset import TableDataset, build_table_dataset, describe_table, fingerprint_table
 from skipway.data.tables.loader import RowBatches
+from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import TableSpec
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skipway.data.sources.in_memory import hold_data
 from skipway.distributed import collectives, process_group
 from skipway.errors import InputError, Interrupted
 from skipway.runs.cross_validation import cross_validate, is_cross_validation
@@ -37,9 +38,11 @@ __all__ = ["Run", "dry_run", "train"]
 
 
 def train(
-    data: str | os.PathLike[str] | None = None,
-    model: str = "auto",
+    data: Any = None,
+    y: Any = None,
     *,
+    model: str = "auto",
+    validation: Any = None,
     config: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     allow_changed_data: bool = False,
@@ -51,9 +54,14 @@ def train(
     """Train a network on `data` and write a run folder with its weights, tables and a report.
 
     Args:
-        data: a built-in dataset, a folder of class folders, Parquet files, `hf:org/name`, or a table with `target`;
-            optional when resuming.
+        data: a built-in dataset, a folder of class folders, an archive, Parquet files, `hf:org/name`, or a table with
+            `target`; or objects: an array or tensor of images (N, H, W) or (N, H, W, C) or of rows (N, F), a list of
+            paths or PIL images, a DataFrame, a Hugging Face Dataset, or a map-style dataset of (image, target). It is
+            optional when resuming, except for objects.
+        y: targets of objects: classes (N,), numbers (N,) or (N, T), a matrix (N, K) of 0 and 1, or lists of labels;
+            None if they are part of `data`. A text is taken for `model`.
         model: a name of `list_models()`, or "auto".
+        validation: (X, y) or a dataset to validate objects on; None to hold out `val_fraction` of them.
         config: a YAML file of recipe fields; `options` take precedence.
         resume: a run folder to resume exactly; pass more `epochs` to train for longer.
         allow_changed_data: resume although the data has changed.
@@ -74,22 +82,24 @@ def train(
     >>> run.metrics["status"], len(run.history)
     ('finished', 2)
     """
-    options = plain_options({"data": data, "model": model, **options})
     console = console or Console(quiet=True)
     if resume is not None and config is not None:
         raise InputError("cannot train: expected --resume or --config, got both. Drop --config: a run has its own.")
-    requested = requested_options(options, config)
-    if is_cross_validation(requested, resume):
-        fold = partial(train, allow_changed_data=allow_changed_data, transform=transform)
-        return cross_validate(fold, options, config=config, resume=resume, console=console, stop=stop)
-    with _prepared_run(options, requested, resume, console=console, stop=stop, transform=transform) as prepared:
-        return prepared.run(allow_changed_data)
+    with _options_of_call(data, y, model=model, validation=validation, options=options) as options:
+        requested = requested_options(options, config)
+        if is_cross_validation(requested, resume):
+            fold = partial(train, allow_changed_data=allow_changed_data, transform=transform)
+            return cross_validate(fold, options, config=config, resume=resume, console=console, stop=stop)
+        with _prepared_run(options, requested, resume, console=console, stop=stop, transform=transform) as prepared:
+            return prepared.run(allow_changed_data)
 
 
 def dry_run(
-    data: str | os.PathLike[str] | None = None,
-    model: str = "auto",
+    data: Any = None,
+    y: Any = None,
     *,
+    model: str = "auto",
+    validation: Any = None,
     config: str | os.PathLike[str] | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
@@ -107,15 +117,28 @@ def dry_run(
     >>> [str(option) for option in resolved.options if option.name in ("optimizer", "seed")]
     ['optimizer: adamw                # auto: default of tables', 'seed: 3                         # set']
     """
-    options = plain_options({"data": data, "model": model, **options})
-    requested = requested_options(options, config)
-    if is_cross_validation(requested, None):
-        raise InputError("cannot resolve the options: expected a single run, got all folds. Add --fold 1.")
-    with _prepared_run(
-        options, requested, None, console=console, stop=stop, transform=transform, is_temporary=True
-    ) as prepared:
-        network, settings, batch_size = prepared.resolve()
-        return resolved_options(requested, prepared.datamodule, network, settings, batch_size)
+    with _options_of_call(data, y, model=model, validation=validation, options=options) as options:
+        requested = requested_options(options, config)
+        if is_cross_validation(requested, None):
+            raise InputError("cannot resolve the options: expected a single run, got all folds. Add --fold 1.")
+        with _prepared_run(
+            options, requested, None, console=console, stop=stop, transform=transform, is_temporary=True
+        ) as prepared:
+            network, settings, batch_size = prepared.resolve()
+            return resolved_options(requested, prepared.datamodule, network, settings, batch_size)
+
+
+@contextmanager
+def _options_of_call(
+    data: Any, y: Any, *, model: str, validation: Any, options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Return the options of a call as plain values, and keep its data if it is passed as objects."""
+    if isinstance(y, str):
+        if model != "auto":
+            raise InputError(f"cannot train: expected one model, got {y!r} and {model!r}. Pass targets as y.")
+        y, model = None, y
+    with hold_data(data, y, validation) as name:
+        yield plain_options({"data": name, "model": model, **options})
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from skipway.data.sources.hub import HUB_NAMES, hub_folder
 from skipway.data.sources.image_folder import describe_content, labeled_source
 from skipway.data.sources.image_parquet import parquet_source
 from skipway.data.sources.image_source import Content, Source
+from skipway.data.sources.in_memory import held_data
+from skipway.data.sources.in_memory_source import held_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.format_text import count_of
@@ -35,7 +37,8 @@ def open_source(
     """Open labeled images; an existing folder or file takes precedence over a name on the Hub.
 
     Args:
-        data: a bundled dataset, a folder, an archive, a parquet file, a name of `HUB_NAMES`, or "hf:org/name".
+        data: a bundled dataset, a name of `hold_data`, a folder, an archive, a parquet file, a name of `HUB_NAMES`, or
+            "hf:org/name".
         follow_links: True to follow symbolic links that lead out of a folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
         known_classes: classes of a trained model, with which one class and one split of class folders are enough.
@@ -44,6 +47,8 @@ def open_source(
     Raises:
         InputError: there are no labeled images at `data`, or they cannot be read.
     """
+    if (held := held_data(data)) is not None:
+        return held_images(held, min_classes=2 if known_classes is None else 1)
     if data == "digits":
         _refuse_target(data, roles)
         return digits()

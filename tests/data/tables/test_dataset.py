@@ -8,15 +8,9 @@ from table_files import homes, lines, written
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.read_table import frame_table
-from skipway.data.tables.dataset import (
-    TableSource,
-    build_table_dataset,
-    describe_table,
-    encode_labeled,
-    fingerprint_table,
-    open_table_source,
-)
+from skipway.data.tables.dataset import build_table_dataset, describe_table, encode_labeled, fingerprint_table
 from skipway.data.tables.loader import RowBatches
+from skipway.data.tables.table_source import TableSource, open_table_source
 from skipway.errors import InputError
 
 CITIES = ["Bonn", "Mars"]

@@ -1,0 +1,109 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from skipway.data.sources.plain_targets import plain_targets
+from skipway.errors import InputError
+
+
+def of(y, task="auto", names=(), **others):
+    found = plain_targets({"train": y, **others}, task, names)
+    return found.task, found.class_names or found.target_names, found.values["train"].tolist()
+
+
+def test_text_booleans_and_integers_are_classes():
+    assert of(["b", "a", "b"]) == ("classification", ("a", "b"), [1, 0, 1])
+    assert of(np.array([10, 2, 10])) == ("classification", ("2", "10"), [1, 0, 1])
+    assert of(torch.tensor([3.0, 1.0])) == ("classification", ("1", "3"), [1, 0])
+    assert of([True, False]) == ("classification", ("False", "True"), [1, 0])
+    assert of(pd.Series(["x", "y"])) == ("classification", ("x", "y"), [0, 1])
+    assert of([torch.tensor(1), np.int64(0)]) == ("classification", ("0", "1"), [1, 0])
+    assert of([[1], [0]]) == ("classification", ("0", "1"), [1, 0])
+
+
+def test_names_of_a_dataset_are_used_in_their_order_if_they_occur():
+    assert of([2, 0, 2], names=("cat", "ant", "bee")) == ("classification", ("cat", "bee"), [1, 0, 1])
+
+
+def test_numbers_with_a_fraction_and_requested_ones_are_a_regression():
+    assert of([0.5, 2.0]) == ("regression", ("y",), [[0.5], [2.0]])
+    assert of([1, 2], "regression") == ("regression", ("y",), [[1.0], [2.0]])
+    frame = pd.DataFrame({"height": [1.5, 2.0], "width": [3.0, 4.0]})
+    assert of(frame) == ("regression", ("height", "width"), [[1.5, 3.0], [2.0, 4.0]])
+    assert of(np.array([[1, 5], [0, 2]])) == ("regression", ("y0", "y1"), [[1.0, 5.0], [0.0, 2.0]])
+
+
+def test_lists_and_columns_of_0_and_1_are_labels():
+    assert of([["b", "a"], [], ["b"]]) == ("multilabel", ("a", "b"), [[1, 1], [0, 0], [0, 1]])
+    assert of([("x",), ("x", "y")]) == ("multilabel", ("x", "y"), [[1, 0], [1, 1]])
+    assert of(np.array([[0, 1], [1, 1]])) == ("multilabel", ("0", "1"), [[0, 1], [1, 1]])
+    assert of(pd.DataFrame({"sun": [0, 1], "sea": [1, 1]})) == ("multilabel", ("sun", "sea"), [[0, 1], [1, 1]])
+
+
+def test_samples_without_a_target_are_left_out():
+    found = plain_targets({"train": ["a", None, "b", float("nan")]})
+    assert found.kept["train"].tolist() == [0, 2] and found.values["train"].tolist() == [0, 1]
+    found = plain_targets({"train": [1.5, np.nan, 2.5]})
+    assert found.kept["train"].tolist() == [0, 2]
+    found = plain_targets({"train": [["a"], None, ["b"]]})
+    assert found.kept["train"].tolist() == [0, 2] and found.values["train"].tolist() == [[1, 0], [0, 1]]
+
+
+def test_validation_has_the_classes_of_training():
+    found = plain_targets({"train": ["a", "b"], "val": ["b"]})
+    assert found.values["val"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "y, task, message",
+    [
+        ({"train": ["a", "b"]}, "guess", "cannot set task: expected one of auto, .*got 'guess'. Use one"),
+        (
+            {"train": ["a", "b"], "val": ["c"]},
+            "auto",
+            r"y of val: expected the classes of the training set \(a, b\), g",
+        ),
+        (
+            {"train": ["a", "a"]},
+            "auto",
+            "cannot use y: expected at least 2 classes, got only 'a'. Add samples of anoth",
+        ),
+        ({"train": [None, None]}, "auto", "cannot use y: expected at least 2 classes, got none. Add"),
+        ({"train": ["a", "A"]}, "auto", "expected distinct class names, got 'A' and 'a'"),
+        (
+            {"train": [["a"], ["b"]], "val": [["c"]]},
+            "auto",
+            "y of val: expected the labels of the training set, got 'c'",
+        ),
+        ({"train": [[], []]}, "auto", "cannot use y: expected labels in the training set, got none. Add labels"),
+        (
+            {"train": [["a"], ["b"]]},
+            "regression",
+            "y for task regression: expected one value per sample, got lists. Use",
+        ),
+        (
+            {"train": [0.5, 1.5]},
+            "multilabel",
+            r"y for task multilabel: expected lists of labels or a matrix .*\(2,\) of",
+        ),
+        (
+            {"train": [[0, 2], [1, 1]]},
+            "multilabel",
+            "task multilabel: expected only 0 and 1, got other numbers. Correct",
+        ),
+        (
+            {"train": [[0, 1], [1, 1]]},
+            "classification",
+            "task classification: expected one class per sample, got sever",
+        ),
+        ({"train": [[0, 1], [1, 1]], "val": [0, 1]}, "auto", r"as many columns in each split, got train \(2, 2\)"),
+        ({"train": np.zeros((2, 2, 2))}, "auto", r"cannot use y: expected one or two axes .*got \(2, 2, 2\). Reshape"),
+        ({"train": [1.5, 1.5]}, "auto", "cannot learn y: expected at least 2 distinct numbers, got a constant. Pass"),
+        ({"train": [1.5, float("inf")]}, "regression", "y of train: expected finite numbers, got infinity"),
+        ({"train": ["a", "b"]}, "regression", "y of train: expected numbers: could not convert.*Correct it"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(y, task, message):
+    with pytest.raises(InputError, match=message):
+        plain_targets(y, task)
