@@ -162,7 +162,7 @@ def prepare_image(
     """Read one image as the stored pixels (S, S, C) that the network of `spec` expects.
 
     Args:
-        source: a path, a PIL image, a tensor (C, H, W) or an array. The array is uint8, or holds any real numbers if the
+        source: a path, a PIL image, a tensor (C, H, W) or an array. The array is uint8, or holds real numbers if the
             Spec has a value range. A callable returns an array, the bytes of a file, or the reason why it has none.
         spec: conversion of the image to pixels.
         root: folder that links in the path must not leave.
