@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from file_trees import write_tree, write_zip
+from image_folders import parquet
 from small_runs import Words, image_folder, table
 from table_files import homes, written
 
@@ -51,6 +52,17 @@ def test_a_part_of_the_classes_and_one_split_are_enough(place, weights, tmp_path
         assert {name: row["count"] for name, row in by_class.items()} == {n: 12 * (n in kinds) for n in whole}
         assert all(by_class[kind]["recall"] == whole[kind]["recall"] for kind in kinds)
         assert np.isfinite([part.accuracy, part.loss]).all()
+
+
+def test_one_class_and_one_split_of_parquet_files_are_enough(place, weights, tmp_path):
+    pytest.importorskip("pyarrow")
+    files = sorted((place / "kinds" / "bee").iterdir())
+    rows = [file.read_bytes() for file in files]
+    names = ["ant", "bee", "cow"]
+    for i, path in enumerate(("a/test-00000-of-00001.parquet", "b/bees.parquet")):
+        parquet(tmp_path / path, [1] * len(rows), names, rows=rows)
+        part = evaluate(weights, tmp_path / path.partition("/")[0])
+        assert part.split == ("test", "train")[i] and [row["count"] for row in part.classes] == [0, 12, 0]
 
 
 def test_evaluation_takes_the_options_that_training_takes(place, weights, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from file_trees import KINDS, noise, write_zip
 from file_trees import place as place_tree
 from image_folders import image_bytes
+from PIL import Image
 from small_runs import Words
 
 from skipway.cli import app
@@ -107,3 +108,9 @@ def test_the_exit_code_is_2_only_if_no_input_has_an_answer(weights, tmp_path, mo
         app.main(["predict", weights, *names])
     out, err = capfd.readouterr()
     assert ended.value.code == code and len(out.splitlines()) == 2 and "could not be used" in err
+
+
+def test_a_file_of_a_format_without_a_signature_is_read_by_its_suffix(weights, tmp_path):
+    Image.new("L", (8, 8), 90).save(tmp_path / "a.tga")
+    write_zip(tmp_path / "set.zip", {"a.tga": (tmp_path / "a.tga").read_bytes()})
+    assert [row.usable for row in predict(weights, [tmp_path / "a.tga", tmp_path / "set.zip"])] == [True, True]

@@ -41,7 +41,7 @@ def open_source(
             "hf:org/name".
         follow_links: True to follow symbolic links that lead out of a folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
-        known_classes: classes of a trained model, with which one class and one split of class folders are enough.
+        known_classes: classes of a trained model, with which one class and one split are enough.
         roles: roles of the columns of parquet files.
 
     Raises:
@@ -54,7 +54,13 @@ def open_source(
         return digits()
     if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
         raise InputError(f"cannot use {printable(data)}: expected images, got a table. Pass a folder of class folders.")
-    parquet = partial(parquet_source, allow_empty_classes=allow_empty_classes, roles=roles, follow_links=follow_links)
+    parquet = partial(
+        parquet_source,
+        allow_empty_classes=allow_empty_classes,
+        roles=roles,
+        follow_links=follow_links,
+        known_classes=known_classes,
+    )
     path = Path(data)
     try:
         path = path.expanduser()

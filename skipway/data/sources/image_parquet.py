@@ -1,6 +1,6 @@
 """Hugging Face parquet files of labeled images: a column of image files as bytes or paths, and one of labels."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, compress, islice
 from pathlib import Path
@@ -29,6 +29,7 @@ def parquet_source(
     *,
     roles: ColumnRoles = NO_ROLES,
     follow_links: bool = False,
+    known_classes: Collection[str] | None = None,
 ) -> Source:
     """Open the images of a parquet file, or of a folder of files named by split ("train-00000-of-00002.parquet").
 
@@ -37,18 +38,22 @@ def parquet_source(
         allow_empty_classes: True to leave out declared classes without training images instead of raising.
         roles: roles of the columns; unset are the target if one column holds labels, and that of the images.
         follow_links: True to follow symbolic links that lead out of the folder.
+        known_classes: classes of a trained model. With them, one class and one split are enough.
 
     Raises:
         InputError: a file is damaged, lacks a column, or has values that do not fit the task.
         MissingExtra: pyarrow is not installed.
     """
     where = printable(root)
-    files = files_by_split(root)
-    with open_parquet(files["train"][0]) as file:
+    files = files_by_split(root, need_train=known_classes is None)
+    defining = next(iter(files))
+    with open_parquet(files[defining][0]) as file:
         schema = file.schema_arrow
     image = choose_image_column(schema, roles.image_column, where)
     names = choose_target_columns(schema, roles.target, image.name, where)
-    found = read_targets(files, names, roles=roles, allow_empty=allow_empty_classes, where=where)
+    found = read_targets(
+        files, names, roles=roles, allow_empty=allow_empty_classes, is_known=known_classes is not None, where=where
+    )
     warnings = list(found.warnings)
     if "test" in files and not found.labeled["test"].any():
         warnings = ["ignored the test set: its labels are withheld", *warnings]
@@ -61,7 +66,7 @@ def parquet_source(
         return compress(items, found.labeled[split].tolist())
 
     def peek() -> list[Content]:
-        return [item() if callable(item) else item for item in islice(contents("train"), _PEEK)]
+        return [item() if callable(item) else item for item in islice(contents(defining), _PEEK)]
 
     name = root.stem if root.is_file() else root.resolve().name
     return Source(

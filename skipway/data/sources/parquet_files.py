@@ -25,11 +25,15 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def files_by_split(root: Path) -> dict[str, list[Path]]:
+def files_by_split(root: Path, need_train: bool = True) -> dict[str, list[Path]]:
     """Return {split: files} of a parquet file or of a folder of them, by the names of the files or of their folders.
 
     A word of the name is enough, as in "train-00000-of-00002", "cifar10-test" and "split_val_2". Numbered files such as
     "0000" or "part-00001" belong to the training set if no file names a split.
+
+    Args:
+        root: the file or folder.
+        need_train: True to require a training file.
 
     Raises:
         InputError: a file belongs to no split, there is no training file, or the folder holds several datasets.
@@ -55,7 +59,7 @@ def files_by_split(root: Path) -> dict[str, list[Path]]:
             f"cannot use {printable(root)}: expected one dataset, got several ({configurations}). Pass one of their "
             f"folders, such as {printable(root)}/{printable('/'.join(max(folders)))} or hf:org/name/folder."
         )
-    if "train" not in files:
+    if need_train and "train" not in files:
         raise InputError(
             f"cannot use {printable(root)}: expected a parquet file whose name contains train. Rename one."
         )

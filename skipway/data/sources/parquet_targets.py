@@ -16,6 +16,7 @@ from skipway.data.output_spec import TaskName
 from skipway.data.sources.parquet_columns import declared_names, is_list
 from skipway.data.sources.parquet_files import open_parquet
 from skipway.errors import InputError, printable
+from skipway.utils.format_text import count_of
 
 __all__ = ["ParquetTargets", "read_targets"]
 
@@ -49,6 +50,7 @@ def read_targets(
     roles: ColumnRoles,
     allow_empty: bool,
     where: str,
+    is_known: bool = False,
 ) -> ParquetTargets:
     """Read the targets of all splits.
 
@@ -58,6 +60,7 @@ def read_targets(
         roles: the task, and the text between several labels in a column of text.
         allow_empty: True to leave out declared classes without training images instead of raising.
         where: name of the dataset, for errors.
+        is_known: True if a trained model has the classes, so that those of all splits are used, and one is enough.
 
     Raises:
         InputError: a column is missing, or holds values that do not fit the task.
@@ -72,17 +75,21 @@ def read_targets(
     if roles.label_sep and len(names) == 1:
         for values in columns.values():
             values[0] = [_split(value, roles.label_sep) for value in values[0]]
-    reader = _Reader(where, names)
+    reader = _Reader(where, names, least=1 if is_known else 2)
     labeled = {split: reader.labeled(values) for split, values in columns.items()}
-    chosen = reader.task_of([_take(values, labeled["train"]) for values in columns["train"]], roles.task)
+    defining = next(iter(files))
+    chosen = reader.task_of([_take(values, labeled[defining]) for values in columns[defining]], roles.task)
     warnings: list[str] = []
     class_names: tuple[str, ...] = ()
     if chosen != "regression":
         class_names = names
         if len(names) == 1:
-            with open_parquet(files["train"][0]) as file:
+            with open_parquet(files[defining][0]) as file:
                 declared = declared_names(file.schema_arrow, names[0])
-            trained = _take(columns["train"][0], labeled["train"])
+            trained = _take(columns[defining][0], labeled[defining])
+            if is_known:
+                everything = chain.from_iterable(_take(columns[split][0], labeled[split]) for split in files)
+                trained, declared = list(everything), None
             class_names = reader.class_names(trained, declared, chosen, allow_empty=allow_empty, warnings=warnings)
     result = ParquetTargets(chosen, class_names, labeled=labeled, warnings=warnings)
     for split, values in columns.items():
@@ -155,10 +162,11 @@ def _plain(value: Any, declared: Sequence[str] | None) -> Any:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The target columns: the name of their file or folder, for errors, and the names of the columns."""
+    """The target columns: the name of their file or folder, for errors, their names, and the fewest classes."""
 
     where: str
     names: tuple[str, ...]
+    least: int
 
     def labeled(self, columns: list[Values]) -> np.ndarray:
         """Return (N,) booleans: True for the rows with a value in every column."""
@@ -210,10 +218,11 @@ class _Reader:
         if unused:
             warnings.append(f"ignored classes without training images: {', '.join(map(printable, unused[:20]))}")
         names = [name for name in names if name not in set(unused)]
-        if len(names) < (1 if task == "multilabel" else 2):
+        if len(names) < (1 if task == "multilabel" else self.least):
+            least = count_of(self.least, "class", "classes")
             raise InputError(
-                f"cannot use the column {label} of {where}: expected at least 2 classes, got {len(names)}. Add "
-                "images of other classes."
+                f"cannot use the column {label} of {where}: expected at least {least}, got {len(names)}. Add images of "
+                "other classes."
             )
         return tuple(names)
 
