@@ -6,16 +6,17 @@ from itertools import chain
 
 import numpy as np
 
+from skipway.data.groups import refuse_few_groups
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.sources.image_source import Item, Source
 from skipway.data.sources.table import Table
+from skipway.data.stratified_split import fold_numbers, units_of
 from skipway.data.tables.join_tables import join_tables
 from skipway.errors import InputError, printable
 
 __all__ = [
     "Fold",
     "describe_pool",
-    "fold_numbers",
     "groups_of_copies",
     "pool_images",
     "pool_tables",
@@ -36,33 +37,6 @@ class Fold:
 
     number: int
     count: int
-
-
-def fold_numbers(labels: np.ndarray, groups: Sequence[str], count: int, seed: int) -> np.ndarray:
-    """Assign each sample to a fold, stratified by class and grouped by content.
-
-    Fold sizes differ by at most 1 group, and so do the counts of each class. Samples of one group share a fold and
-    count as one sample.
-
-    Args:
-        labels: (N,) class of each sample, or zeros for a regression target.
-        groups: N identifiers of the samples' contents.
-        count: number of folds.
-        seed: seed of the shuffle before samples are assigned.
-
-    Returns:
-        (N,) fold numbers from 1 to `count`.
-    """
-    first_of: dict[str, int] = {}
-    for i, group in enumerate(groups):
-        first_of.setdefault(group, i)
-    kinds = np.array(list(first_of.values()), np.int64)
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
-    by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
-    numbers = np.empty(len(kinds), np.int64)
-    numbers[by_class] = 1 + np.arange(len(kinds)) % count
-    number_of = dict(zip(first_of, numbers.tolist(), strict=True))
-    return np.array([number_of[group] for group in groups])
 
 
 def refuse_too_many_folds(
@@ -97,7 +71,7 @@ def refuse_too_many_folds(
 def split_fold(images: DecodedImages, fold: Fold, seed: int) -> None:
     """Split the training images in place: one fold for validation, all others for training.
 
-    Duplicates stay in one fold.
+    Duplicates and groups stay in one fold.
 
     Args:
         images: decoded images; `images.splits` is replaced.
@@ -105,35 +79,64 @@ def split_fold(images: DecodedImages, fold: Fold, seed: int) -> None:
         seed: seed of the assignment to folds.
 
     Raises:
-        InputError: a class has fewer images than there are folds.
+        InputError: a class has fewer images than there are folds, or there are too few groups.
     """
     pooled = images.splits["train"]
-    labels, digests = images.strata[pooled], [images.digests[i] for i in pooled]
-    is_classified = images.task == "classification"
-    refuse_too_many_folds(
-        labels if is_classified else np.zeros(len(pooled), np.int64),
+    digests = [images.digests[i] for i in pooled]
+    in_val = _in_fold(
+        images.strata[pooled],
         digests,
-        images.class_names if is_classified else (),
-        count=fold.count,
+        images.class_names if images.task == "classification" else (),
+        groups=None if images.groups is None else [images.groups[i] for i in pooled],
+        fold=fold,
+        seed=seed,
         name=images.name,
         noun="images",
     )
-    in_val = fold_numbers(labels, digests, fold.count, seed) == fold.number
     images.splits = {"train": pooled[~in_val], "val": pooled[in_val]}
 
 
+def _in_fold(
+    strata: np.ndarray,
+    digests: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    groups: Sequence[str] | None,
+    fold: Fold,
+    seed: int,
+    name: str,
+    noun: str,
+) -> np.ndarray:
+    """Return (N,) booleans, True for the samples of a fold; too few samples or groups raise InputError."""
+    labels = strata if len(class_names) else np.zeros(len(strata), np.int64)
+    if groups is None:
+        refuse_too_many_folds(labels, digests, class_names, count=fold.count, name=name, noun=noun)
+    else:
+        units = units_of(strata, digests, groups)
+        refuse_few_groups(units, labels, class_names, parts=fold.count, name=name, noun=noun, are_folds=True)
+    return fold_numbers(strata, digests, fold.count, seed, groups) == fold.number
+
+
 def split_rows(
-    labels: np.ndarray, digests: list[str], class_names: Sequence[str], *, fold: Fold, seed: int, name: str
+    labels: np.ndarray,
+    digests: list[str],
+    class_names: Sequence[str],
+    *,
+    fold: Fold,
+    seed: int,
+    name: str,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Split the rows of a table: one fold for validation, all others for training.
 
     Args:
-        labels: (N,) class of each row, or zeros for a regression target.
+        labels: (N,) stratum of each row, its class for a classification.
         digests: N digests of the rows' contents.
-        class_names: names of the classes; empty for a regression target.
+        class_names: names of the classes; empty for labels and numbers.
         fold: the fold to hold out.
         seed: seed of the assignment to folds.
         name: name of the table, for the error.
+        groups: N names of groups, or None.
 
     Returns:
         Row indices of "train" and "val".
@@ -142,9 +145,8 @@ def split_rows(
         InputError: a class has fewer rows than there are folds.
     """
     rows = np.arange(len(digests))
-    groups = groups_of_copies(rows, labels, digests, least=fold.count)
-    refuse_too_many_folds(labels, groups, class_names, count=fold.count, name=name, noun="rows")
-    in_val = fold_numbers(labels, groups, fold.count, seed) == fold.number
+    copies = groups_of_copies(rows, labels, digests, least=fold.count)
+    in_val = _in_fold(labels, copies, class_names, groups=groups, fold=fold, seed=seed, name=name, noun="rows")
     return {"train": rows[~in_val], "val": rows[in_val]}
 
 

@@ -41,6 +41,9 @@ class DataOptions:
     )
     split_by: str | None = option("Data", None, "Column of times or numbers; the last rows validate.", effective="none")
     group_column: str | None = option("Data", None, "Table column of groups that stay in one split.", effective="none")
+    group_regex: str | None = option(
+        "Data", None, "Pattern in image paths whose first group stays in one split.", effective="none"
+    )
     weight_column: str | None = option("Data", None, "Table column of sample weights.", effective="none")
     img_size: int | str | None = option(
         "Data",

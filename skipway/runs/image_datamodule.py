@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from skipway.data.folds import Fold, pool_images, split_fold
+from skipway.data.folds import pool_images
 from skipway.data.image_spec import MAX_PRESIZE, Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.choose_decode_settings import SMALL, choose_decode_settings
+from skipway.data.images.choose_splits import split_images
 from skipway.data.images.decoded_cache import decode_images, decoding_seconds, fingerprint
 from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
-from skipway.data.images.split import count_classes, describe, describe_targets, hold_out, refuse_leaks
+from skipway.data.images.split import count_classes, describe, describe_targets
 from skipway.data.sample_order import Shard
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.value_range import describe_range
@@ -27,7 +28,7 @@ from skipway.runs.defaults import batch_size_for, device_for, head_for, precisio
 from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.last_layers_plan import frozen_layer_for, size_for_last_layers
-from skipway.runs.open_images import open_images
+from skipway.runs.open_images import open_images, split_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
@@ -192,11 +193,7 @@ class ImageDataModule:
         self.images = decode_images(
             self.source, self.decode_settings, self.recipe.max_unreadable, console=console, stop=stop
         )
-        refuse_leaks(self.images, self.recipe.allow_duplicates)
-        if self.recipe.fold is not None and self.recipe.folds is not None:
-            split_fold(self.images, Fold(self.recipe.fold, self.recipe.folds), self.recipe.seed)
-        else:
-            hold_out(self.images, self.recipe.val_fraction, self.recipe.seed)
+        split_images(self.images, split_options(self.recipe))
         if self.images.mirrored and self.recipe.augment != "none":
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)

@@ -235,6 +235,11 @@ class Recipe(DataOptions):
         problems = []
         if isinstance(self.fold, int) and isinstance(self.folds, int) and self.fold > self.folds:
             problems.append(f"fold: expected a number from 1 to {self.folds}, the number of folds, got {self.fold}")
+        if self.folds is not None and self.split_by is not None:
+            problems.append(
+                "split_by: expected no value with folds, which would validate on samples before the training ones; "
+                "drop one of them"
+            )
         if self.folds is not None and "val_fraction" in self.changed():
             problems.append(
                 "val_fraction: expected no value with folds, which hold out their own share; drop one of them"

@@ -78,6 +78,7 @@ class TableDataModule:
             max_unreadable=recipe.max_unreadable,
             spec=spec,
             fold=self.fold,
+            allow_duplicates=recipe.allow_duplicates,
         )
 
     def unused_options(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skipway.data.stratified_split import fold_numbers
 from skipway.errors import NotFiniteError
 
 __all__ = ["PENALTIES", "LinearHead", "fit_linear_head", "held_out_folds"]
@@ -109,16 +110,8 @@ def held_out_folds(labels: Tensor, seed: int, groups: Tensor | None = None, fold
     Returns:
         (N,) fold index of each sample.
     """
-    if groups is None:
-        groups = torch.arange(len(labels))
-    _, index = torch.unique(groups, return_inverse=True)
-    count = int(index.max()) + 1
-    label_of = torch.empty(count, dtype=torch.long).scatter_(0, index, labels)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    by_class = order[torch.argsort(label_of[order], stable=True)]
-    fold = torch.empty(count, dtype=torch.long)
-    fold[by_class] = torch.arange(count) % min(folds, count)
-    return fold[index]
+    names = range(len(labels)) if groups is None else groups.tolist()
+    return torch.from_numpy(fold_numbers(labels.numpy(), list(map(str, names)), folds, seed) - 1)
 
 
 @dataclass(frozen=True)

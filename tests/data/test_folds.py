@@ -5,7 +5,6 @@ from image_folders import decoded_noise
 from skipway.data.folds import (
     Fold,
     describe_pool,
-    fold_numbers,
     pool_images,
     pool_tables,
     refuse_too_many_folds,
@@ -14,6 +13,7 @@ from skipway.data.folds import (
 )
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.table import Table
+from skipway.data.stratified_split import fold_numbers
 from skipway.errors import InputError
 
 

@@ -142,7 +142,7 @@ def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
 
 
 def fingerprint(images: DecodedImages) -> str:
-    """Return a SHA-256 hex digest of all names, labels, splits and contents, and of the decode settings.
+    """Return a SHA-256 hex digest of all names, labels, splits, contents and weights, and of the decode settings.
 
     `max_pixels` is excluded, because it does not change decoded pixels.
     """
@@ -150,7 +150,8 @@ def fingerprint(images: DecodedImages) -> str:
     for split, indices in images.splits.items():
         for i in indices:
             target = images.targets[i] if images.task == "classification" else images.targets[i].tolist()
-            line = f"{split}\0{images.keys[i]}\0{target}\0{images.digests[i]}\n"
+            weight = "" if images.weights is None else f"\0{images.weights[i]!r}"
+            line = f"{split}\0{images.keys[i]}\0{target}\0{images.digests[i]}{weight}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))  # names need not be UTF-8
     return digest.hexdigest()
 

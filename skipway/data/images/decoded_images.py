@@ -62,7 +62,7 @@ class DecodedImages:
 
     `pixels` is (N, P, P, C) uint8, or uint16 of deep images, `keys` the N names used in messages and CSV files.
     `skipped` lists the images that are left out, `notes` counts conversions, `sizes` describes the original sizes. The
-    targets and the values of each sample (groups, weights, columns) are those of a `Source`, for all splits.
+    targets and the values of each sample (groups, weights, columns, order) are those of a `Source`, for all splits.
     """
 
     name: str
@@ -85,6 +85,7 @@ class DecodedImages:
     weights: np.ndarray | None = None
     columns: Table | None = None
     sums: np.ndarray | None = None  # (N, 2, C) sum and sum of squares of each image's channels
+    order: Table | None = None
 
     @property
     def strata(self) -> np.ndarray:
@@ -137,3 +138,5 @@ def take_values(
         images.weights = np.concatenate([source.weights[split] for split in splits])[usable]
     if source.columns:
         images.columns = select_rows(join_tables([source.columns[split] for split in splits]), usable)
+    if source.order:
+        images.order = select_rows(join_tables([source.order[split] for split in splits]), usable)

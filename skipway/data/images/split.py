@@ -1,13 +1,14 @@
 """Validation split, duplicate and leak checks, and the summary of an image dataset."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from skipway.data.groups import refuse_crossing_groups, refuse_few_groups
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.sources.image_source import SPLITS
+from skipway.data.stratified_split import holdout_mask, units_of
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
 
@@ -19,11 +20,9 @@ __all__ = [
     "describe_targets",
     "duplicates",
     "hold_out",
-    "holdout_mask",
     "refuse_leaks",
 ]
 
-MAX_HELD_OUT = 5000  # the 95% interval of an accuracy of 97% is then within half a point
 IMBALANCED = 5.0
 FEW = 20
 
@@ -31,7 +30,8 @@ FEW = 20
 def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     """Hold out a stratified part of the training images for validation, unless a validation set exists.
 
-    Duplicates stay in one split, and every class is in both. The split is a function of (dataset, fraction, seed).
+    Duplicates and groups stay in one split, and every class is in both, unless one group has all of its images; these
+    are trained on. The split is a function of (dataset, fraction, seed).
 
     Args:
         images: decoded images; `images.splits` is replaced.
@@ -39,28 +39,13 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
         seed: seed of the selection.
 
     Raises:
-        InputError: a class has fewer than 2 distinct images.
+        InputError: a class has fewer than 2 distinct images, or there are too few groups.
     """
     if len(images.splits.get("val", ())):
         return
-    train = images.splits["train"]
-    strata = images.strata
-    first_of = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first image
-    kinds = np.array(sorted(first_of.values()), dtype=np.int64)
-    if len(kinds) < 2:
-        raise InputError(
-            f"cannot split {printable(images.name)}: expected at least 2 distinct images, got {len(kinds)}. Add images."
-        )
-    single: list[str] = []
-    if images.task == "classification":
-        counts = np.bincount(strata[kinds], minlength=len(images.class_names))
-        single = [name for name, count in zip(images.class_names, counts, strict=True) if count < 2]
-    if single:
-        raise InputError(
-            f"cannot split {printable(images.name)}: expected at least 2 distinct images per class, got 1 of the class "
-            f"{printable(single[0])!r}. Add images of this class, or add a val folder."
-        )
-    in_val = holdout_mask(train, strata, images.digests, fraction=fraction, seed=seed)
+    train, strata, groups = images.splits["train"], images.strata, images.groups
+    _refuse_inseparable(images, train, strata)
+    in_val = holdout_mask(train, strata, images.digests, fraction=fraction, seed=seed, groups=groups)
     images.splits = {
         "train": train[~in_val],
         "val": train[in_val],
@@ -68,46 +53,27 @@ def hold_out(images: DecodedImages, fraction: float, seed: int) -> None:
     }
 
 
-def holdout_mask(
-    train: np.ndarray, labels: np.ndarray, digests: Sequence[str], *, fraction: float, seed: int
-) -> np.ndarray:
-    """Select a stratified part of the training samples for validation.
-
-    Duplicates are held out together. A label with 2 or more distinct samples is in both splits.
-
-    Args:
-        train: indices of the training samples.
-        labels: (N,) class indices of all samples.
-        digests: N digests of the samples' contents.
-        fraction: share to hold out.
-        seed: seed of the selection.
-
-    Returns:
-        (len(train),) booleans, True for validation.
-    """
-    first_of = {digests[i]: i for i in reversed(train.tolist())}  # digest -> its first sample
+def _refuse_inseparable(images: DecodedImages, train: np.ndarray, strata: np.ndarray) -> None:
+    """Raise InputError if a class has no images for one of two splits."""
+    names = images.class_names if images.task == "classification" else ()
+    if images.groups is not None:
+        digests, groups = ([values[i] for i in train] for values in (images.digests, images.groups))
+        units = units_of(strata[train], digests, groups)
+        refuse_few_groups(units, images.targets[train], names, parts=2, name=images.name, noun="images")
+        return
+    first_of = {images.digests[i]: i for i in reversed(train.tolist())}  # digest -> its first image
     kinds = np.array(sorted(first_of.values()), dtype=np.int64)
-    counts = np.bincount(labels[kinds])
-    shares = _shares(counts, min(round(len(kinds) * fraction), MAX_HELD_OUT))
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(kinds))
-    by_class = drawn[np.argsort(labels[kinds][drawn], kind="stable")]
-    rank = np.arange(len(kinds)) - np.repeat(np.cumsum(counts) - counts, counts)  # position within its class
-    held_digests = {digests[i] for i in kinds[by_class[rank < np.repeat(shares, counts)]]}
-    return np.array([digests[i] in held_digests for i in train])
-
-
-def _shares(counts: np.ndarray, total: int) -> np.ndarray:
-    """Return the number of samples to hold out per class: its rounded share, at least 1, never all.
-
-    >>> _shares(np.array([70, 30, 2]), 10).tolist()
-    [6, 3, 1]
-    """
-    exact = counts * (total / counts.sum())
-    shares = np.clip(np.floor(exact).astype(np.int64), 1, counts - 1)
-    rounded_down = np.flatnonzero((shares < exact) & (shares < counts - 1))
-    largest_first = rounded_down[np.argsort(shares[rounded_down] - exact[rounded_down], kind="stable")]
-    shares[largest_first[: max(0, total - int(shares.sum()))]] += 1
-    return shares
+    if len(kinds) < 2:
+        raise InputError(
+            f"cannot split {printable(images.name)}: expected at least 2 distinct images, got {len(kinds)}. Add images."
+        )
+    counts = np.bincount(strata[kinds], minlength=len(names))
+    single = [name for name, count in zip(names, counts, strict=False) if count < 2]
+    if single:
+        raise InputError(
+            f"cannot split {printable(images.name)}: expected at least 2 distinct images per class, got 1 of the class "
+            f"{printable(single[0])!r}. Add images of this class, or add a val folder."
+        )
 
 
 def duplicates(images: DecodedImages) -> list[list[int]]:
@@ -119,15 +85,17 @@ def duplicates(images: DecodedImages) -> list[list[int]]:
 
 
 def refuse_leaks(images: DecodedImages, allow: bool) -> None:
-    """Warn of duplicate images, and refuse duplicates across splits, which inflate the validation accuracy.
+    """Warn of duplicate images, and refuse duplicates and groups across splits, which inflate the validation accuracy.
 
     Args:
         images: decoded images; `warnings` is extended.
         allow: True to warn of duplicates across splits instead of raising.
 
     Raises:
-        InputError: an image is in more than one split, and `allow` is False.
+        InputError: an image or a group is in more than one split, and `allow` is False.
     """
+    if images.groups is not None:
+        images.warnings += refuse_crossing_groups(images.groups, images.splits, name=images.name, allow=allow)
     split_of: dict[int, str] = {}
     for split in SPLITS:
         split_of.update(dict.fromkeys(map(int, images.splits.get(split, ())), split))

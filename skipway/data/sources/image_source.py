@@ -79,6 +79,7 @@ class Source:
         groups: {split: N names of groups that stay in one split}; empty if there are none.
         weights: {split: (N,) float64 positive sample weights}; empty if there are none.
         columns: {split: table of N rows with feature columns}; empty if there are none.
+        order: {split: table of N rows with the column of --split-by}; empty if there is none.
         skipped: images without a usable target, which are left out.
     """
 
@@ -96,6 +97,7 @@ class Source:
     groups: dict[str, list[str]] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     columns: dict[str, Table] = field(default_factory=dict)
+    order: dict[str, Table] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
 
     def count(self, split: str) -> int:

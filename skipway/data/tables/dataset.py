@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.folds import Fold, groups_of_copies, split_rows
-from skipway.data.images.split import holdout_mask
+from skipway.data.column_roles import ColumnRoles
+from skipway.data.folds import Fold
 from skipway.data.output_spec import TaskName
+from skipway.data.sample_weights import read_weights, refuse_zero_weights
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import bin_numbers
@@ -23,6 +24,7 @@ from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_ki
 from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.join_tables import select_rows
 from skipway.data.tables.row_digests import digest_rows
+from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import Encoded, TableSpec
 from skipway.data.tables.target import infer_task, missing_rows, read_targets
@@ -44,7 +46,8 @@ class TableDataset:
     """Encoded rows of all splits: x (N, F + K) float32; y (N,) int64 classes or (N, 1) standardized
     float32 numbers.
 
-    `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason}.
+    `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason},
+    `weights` (N,) sample weights or None.
     """
 
     name: str
@@ -58,6 +61,7 @@ class TableDataset:
     notes: Counter[str]
     warnings: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    weights: np.ndarray | None = None
 
     @property
     def targets(self) -> np.ndarray:
@@ -75,6 +79,7 @@ def build_table_dataset(
     max_unreadable: float = 0.01,
     spec: TableSpec | None = None,
     fold: Fold | None = None,
+    allow_duplicates: bool = False,
 ) -> TableDataset:
     """Encode the rows of all splits, and hold out training rows if there is no validation table.
 
@@ -85,6 +90,7 @@ def build_table_dataset(
         max_unreadable: maximum share of rows without a target.
         spec: encoders of a trained model; None to fit them to the training rows.
         fold: fold of a cross-validation to hold out instead.
+        allow_duplicates: accept groups in more than one split.
 
     Raises:
         InputError: a cell, a column or the target cannot be used.
@@ -100,17 +106,15 @@ def build_table_dataset(
             f"{len(train)}. Add rows."
         )
     target = _read_target(source, tables, spec)
-    bounds = np.cumsum([0, *(len(table) for table in tables.values())])
-    splits = {split: np.arange(begin, end) for split, begin, end in zip(tables, bounds[:-1], bounds[1:], strict=True)}
     choice = _choose_columns(source) if spec is None else _ColumnChoice({}, {}, [])
     kinds = {column.name: column.kind for column in spec.columns} if spec else choice.kinds
     digests = digest_rows(list(tables.values()), kinds, target.values)
-    warnings = choice.warnings + warn_of_copies(digests, splits)
-    if fold is not None:
-        labels = target.values if target.task == "classification" else np.zeros(len(digests), np.int64)
-        splits = split_rows(labels, digests, target.class_names, fold=fold, seed=seed, name=source.name)
-    elif "val" not in splits:
-        splits = _hold_out(splits, target, digests, fraction=fraction, seed=seed)
+    splitter = RowSplitter(source.name, source.roles, fraction, seed, fold, allow_duplicates)
+    strata = _strata(target, len(train), fold)
+    splits, remarks = splitter.split(tables, strata, digests, target.class_names, notes)
+    given = given_splits(tables)
+    warnings = choice.warnings + warn_of_copies(digests, given) + remarks
+    weights = refuse_zero_weights(_read_weights(source.roles, tables), splits, source.name)
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
         spec = _fit_spec(train, target, choice.kinds, rows=rows, notes=notes)
@@ -131,7 +135,21 @@ def build_table_dataset(
         notes=notes,
         warnings=warnings,
         left_out=choice.left_out,
+        weights=weights,
     )
+
+
+def _read_weights(roles: ColumnRoles, tables: dict[str, Table]) -> np.ndarray | None:
+    if roles.weight_column is None:
+        return None
+    return np.concatenate([read_weights(table, roles.weight_column) for table in tables.values()])
+
+
+def _strata(target: "_Target", num_train: int, fold: Fold | None) -> np.ndarray:
+    """Return the (N,) strata of the rows: classes, or bins of numbers for a held-out part."""
+    if target.task == "classification":
+        return target.values
+    return np.zeros(len(target.values), np.int64) if fold else bin_numbers(target.values, np.arange(num_train))
 
 
 @dataclass(frozen=True)
@@ -177,6 +195,8 @@ def fingerprint_table(rows: TableDataset) -> str:
     for split, indices in rows.splits.items():
         digest.update(f"{split}\0".encode())
         digest.update("".join([rows.digests[i] for i in indices.tolist()]).encode())
+        if rows.weights is not None:
+            digest.update(rows.weights[indices].tobytes())
     return digest.hexdigest()
 
 
@@ -256,7 +276,10 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
     """Choose the input columns of the training table."""
     train = source.splits["train"]
     kinds: dict[str, ColumnKind] = {}
-    left_out = dict.fromkeys(source.ignored, "--ignore")
+    roles = source.roles
+    left_out = {name: f"--{option.replace('_', '-')}" for option, name in roles.single().items()}
+    left_out = {name: why for name, why in left_out.items() if name not in roles.features}
+    left_out |= dict.fromkeys(source.ignored, "--ignore")
     warnings = []
     for name in train.columns:
         if name == source.target or name in left_out:
@@ -275,25 +298,6 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
             + ". Add columns whose values vary."
         )
     return _ColumnChoice(kinds, left_out, warnings)
-
-
-def _hold_out(
-    splits: dict[str, np.ndarray], target: _Target, digests: list[str], *, fraction: float, seed: int
-) -> dict[str, np.ndarray]:
-    """Move a part of the training rows to validation, stratified by class or by bins of the target."""
-    train, is_classified = splits["train"], target.task == "classification"
-    labels = target.values if is_classified else bin_numbers(target.values, train)
-    counts = np.bincount(labels[train], minlength=len(target.class_names))
-    if is_classified and counts.min() < 2:
-        single = [printable(target.class_names[k]) for k in np.flatnonzero(counts < 2)]
-        raise InputError(
-            f"cannot split the rows: expected at least 2 rows per class, got 1 of the class {single[0]!r}"
-            + (f" (and of {len(single) - 1} more)" if len(single) > 1 else "")
-            + ". Add rows of this class, or add a val table."
-        )
-    groups = groups_of_copies(train, labels, digests, least=2)
-    in_val = holdout_mask(train, labels, groups, fraction=fraction, seed=seed)
-    return {"train": train[~in_val], "val": train[in_val], **{k: v for k, v in splits.items() if k == "test"}}
 
 
 def _fit_spec(

@@ -78,7 +78,7 @@ def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource |
             roles=roles,
         )
     train = source.splits["train"]
-    for name in (source.target, *roles.ignore):
+    for name in (source.target, *roles.ignore, *roles.single().values()):
         train.column(name)
     return source
 

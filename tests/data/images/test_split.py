@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_folders import decoded_noise
 
-from skipway.data.images import split as module
 from skipway.data.images.split import class_counts, class_warnings, describe, duplicates, hold_out, refuse_leaks
+from skipway.data.stratified_split import MAX_HELD_OUT
 from skipway.errors import InputError
 
 
@@ -84,7 +84,7 @@ def test_the_smallest_set_gives_one_of_each_class(fraction):
 def test_no_more_than_are_needed_for_a_certain_accuracy_are_held_out():
     packed = decoded_noise([i % 10 for i in range(60_000)], size=1, channels=1)
     hold_out(packed, 0.2, 0)
-    assert len(packed.splits["val"]) == module.MAX_HELD_OUT == 5000
+    assert len(packed.splits["val"]) == MAX_HELD_OUT == 5000
     assert set(np.bincount(packed.targets[packed.splits["val"]])) == {500}
 
 
@@ -105,7 +105,7 @@ def test_holding_out_divides_fairly_whatever_the_set(counts, copies, fraction, s
     assert sorted(train + val) == list(range(len(labels))), "each image stands on exactly one side"
     assert not {digests[i] for i in train} & {digests[i] for i in val}, "copies stay together"
     held = np.bincount(kinds[[int(d) for d in {digests[i] for i in val}]], minlength=len(counts))
-    wanted = min(round(len(kinds) * fraction), module.MAX_HELD_OUT)
+    wanted = min(round(len(kinds) * fraction), MAX_HELD_OUT)
     share = np.array(counts) * wanted / len(kinds)
     assert (np.abs(held - share) <= 1 + 1e-9).all() and (held >= 1).all() and (held < counts).all()
 
