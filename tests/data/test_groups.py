@@ -56,9 +56,7 @@ def test_too_few_groups_are_one_line():
     with pytest.raises(InputError, match="cannot make 5 folds of noise: expected at least 5 groups, got 3. Use --fo"):
         split_fold(images, Fold(1, 5), 0)
     lone = grouped_images(labels, ["p" if label else f"q{i % 3}" for i, label in enumerate(labels)])
-    message = (
-        "cannot make 3 folds of noise: expected images of each class in at least 2 groups, got 1 group of"
-    )
+    message = "cannot make 3 folds of noise: expected images of each class in at least 2 groups, got 1 group of"
     with pytest.raises(InputError, match=message):
         split_fold(lone, Fold(1, 3), 0)
     hold_out(lone, 0.2, 0)
