@@ -13,7 +13,7 @@ from typing import Any
 
 import cyclopts
 
-from skipway.cli.check_summary_models_env_options import check, env, models, summary
+from skipway.cli.check_summary_models_env_options import cache, check, env, models, summary
 from skipway.cli.crash_traceback import write_crash_traceback
 from skipway.cli.grow_options import grow
 from skipway.cli.predict_evaluate_export_options import evaluate, export, predict
@@ -54,6 +54,7 @@ EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     summary: ("skipway summary resnet50 --size 160", "skipway summary runs/last", "skipway summary resnet20 --code"),
     models: ("skipway models", 'skipway models "resnet1*" --exclude "*d"', "skipway models --pretrained"),
     env: ("skipway env",),
+    cache: ("skipway cache", "skipway cache --clear"),
     compare: ("skipway compare runs/a runs/b", "skipway compare runs/a runs/b runs/c -o curves.png"),
     evaluate: ("skipway evaluate runs/last other_photos/", "skipway evaluate runs/last other_photos/ --tta"),
     export: ("skipway export runs/last", "skipway export runs/last --to timm -o exported/"),

@@ -1,4 +1,4 @@
-"""Commands that only print: check, summary, models, env."""
+"""Commands that only print: check, summary, models, env, cache."""
 
 import sys
 from typing import Annotated
@@ -14,7 +14,7 @@ from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_json, print_result
 from skipway.utils.run_schema import with_schema
 
-__all__ = ["check", "env", "models", "summary"]
+__all__ = ["cache", "check", "env", "models", "summary"]
 
 ReadFlags = recipe_flags(READ_OPTIONS, __name__)
 _NO_READ_FLAGS = ReadFlags()
@@ -114,3 +114,16 @@ def env(*, as_json: Json = False) -> None:
     if as_json:
         return print_json(with_schema(environment_facts()))
     print_result(environment_table())
+
+
+def cache(*, clear: Switch = False, as_json: Json = False) -> None:
+    """List the cache of decoded images and features, or clear it.
+
+    Parameters
+    ----------
+    clear
+        Remove all files that no process uses.
+    """
+    from skipway.commands.cache import cache as cache_report
+
+    print_report(cache_report(clear=clear), as_json=as_json)

@@ -6,6 +6,7 @@ from typing import Any
 
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.images.choose_decode_settings import choose_decode_settings
+from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, refuse_leaks
@@ -81,7 +82,13 @@ def check(
         source = open_source(os.fspath(name), reading.follow_links, reading.allow_empty_classes)
         decode_settings = choose_decode_settings(source, None, "squash", reading.max_pixels)
         images = decode_images(
-            source, decode_settings, max_unreadable, console=console, stop=stop, need_every_class=False
+            source,
+            decode_settings,
+            max_unreadable,
+            console=console,
+            stop=stop,
+            need_every_class=False,
+            storage=Storage(cache_size=reading.cache_size, keep_pixels=False),
         )
     refuse_leaks(images, allow=True)
     facts = describe(images)

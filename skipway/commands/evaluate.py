@@ -14,6 +14,7 @@ from skipway.commands.inference_engine import ENGINES, with_fastest_engine
 from skipway.commands.prediction_output import Evaluation, RegressionEvaluation
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_spec import Spec
+from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.loader import ImageBatches
@@ -218,7 +219,15 @@ def _decoded_split(
         interpolation=spec.interpolation,
         value_range=spec.value_range,
     )
-    return decode_images(source, decode_settings, 1.0, console=console, stop=stop, need_every_class=False)
+    return decode_images(
+        source,
+        decode_settings,
+        1.0,
+        console=console,
+        stop=stop,
+        need_every_class=False,
+        storage=Storage(cache_size=reading.cache_size),
+    )
 
 
 def _evaluate_table(

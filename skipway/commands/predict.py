@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
-from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_input
+from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_ahead
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.table import Table
@@ -94,12 +95,18 @@ def predict(
     noted: dict[str, list[str]] = {}
     bar = console.bar("predicting", len(inputs))
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
+    prepared = prepare_ahead(
+        inputs,
+        network.require_image_spec(),
+        2 * batch_size,
+        lambda name, note: noted.setdefault(note, []).append(name),
+    )
     for start in range(0, len(inputs), batch_size):
         if stop.requested:
             raise Interrupted(
                 f"stopped by {stop.name} after {start:,} of {count_of(len(inputs), 'image')}. Run it again."
             )
-        predictions += _predict_batch(network, inputs[start : start + batch_size], top, tta, noted=noted)
+        predictions += _predict_batch(network, list(islice(prepared, batch_size)), top, tta)
         bar.at(len(predictions))
     bar.done()
     for note, names in noted.items():
@@ -109,18 +116,13 @@ def predict(
 
 
 def _predict_batch(
-    network: Network, inputs: list[PredictionInput], top: int, tta: bool, *, noted: dict[str, list[str]]
+    network: Network, batch: list[tuple[PredictionInput, np.ndarray | InputError]], top: int, tta: bool
 ) -> Iterator[Prediction]:
-    """Yield the predictions for a batch of images, in order; add the names of images to their notes in `noted`."""
-
-    def add_note(name: str, note: str) -> None:
-        noted.setdefault(note, []).append(name)
-
+    """Yield the predictions for a batch of images with their pixels, in order."""
     spec = network.require_image_spec()
-    prepared = [prepare_input(image, spec, add_note) for image in inputs]
-    usable = [pixels for pixels in prepared if isinstance(pixels, np.ndarray)]
+    usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
     outputs = iter(pixel_outputs(network, spec, usable, tta=tta) if usable else ())
-    for image, pixels in zip(inputs, prepared, strict=True):
+    for image, pixels in batch:
         if isinstance(pixels, InputError):
             yield Prediction(image.name, (), printable(pixels))
             continue

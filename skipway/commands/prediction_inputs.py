@@ -1,7 +1,7 @@
 """Inputs of predict: images, folders, archives and arrays become one list, in order, before any of them is read."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,12 @@ from skipway.data.sources.other_files import describe_files, is_known, reason_of
 from skipway.errors import InputError, printable
 from skipway.models.network_outputs import holds_many, prepare_image
 from skipway.utils.console import Console
+from skipway.utils.devices import available_cores
+from skipway.utils.map_ahead import map_ahead
 
-__all__ = ["PredictionInput", "list_inputs", "prepare_input"]
+__all__ = ["PredictionInput", "list_inputs", "prepare_ahead", "prepare_input"]
+
+_LEAST_THREADS = 4  # more than cores, because disks over a network have latency
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,31 @@ def prepare_input(image: PredictionInput, spec: Spec, on_note: Callable[[str, st
     except InputError as error:
         is_of_other_kind = isinstance(image.source, Path) and image.source.is_file() and is_known(image.name)
         return InputError(f"not an image: {reason_of_kind(image.name)}") if is_of_other_kind else error
+
+
+def prepare_ahead(
+    inputs: Iterable[PredictionInput], spec: Spec, ahead: int, on_note: Callable[[str, str], None]
+) -> Iterator[tuple[PredictionInput, np.ndarray | InputError]]:
+    """Yield each input with the result of `prepare_input`, in order; threads read and decode ahead of the network.
+
+    Args:
+        inputs: the inputs.
+        spec: conversion of the images to pixels.
+        ahead: number of images that are decoded ahead.
+        on_note: called with the name of an image and a note about it, in order.
+    """
+
+    def prepare(image: PredictionInput) -> tuple[np.ndarray | InputError, list[tuple[str, str]]]:
+        notes: list[tuple[str, str]] = []
+        return prepare_input(image, spec, lambda *note: notes.append(note)), notes
+
+    images = list(inputs)
+    threads = max(_LEAST_THREADS, available_cores().count)
+    results = map_ahead(prepare, images, threads=threads, ahead=ahead)
+    for image, (pixels, notes) in zip(images, results, strict=True):
+        for note in notes:
+            on_note(*note)
+        yield image, pixels
 
 
 def _object_inputs(image: np.ndarray | Tensor | Image, channels: int) -> Iterable[PredictionInput]:

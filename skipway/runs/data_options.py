@@ -75,6 +75,15 @@ class DataOptions:
         "Data", None, "Single fold of --folds to train, counted from 1.", effective="all", minimum=1, maximum=1000
     )
 
+    cache_size: float | None = option(
+        "Data",
+        None,
+        "Size limit of the cache in GB; larger image sets are decoded per batch.",
+        effective="SKIPWAY_CACHE_SIZE or 20; 0 disables",
+        minimum=0,
+        maximum=1_000_000,
+    )
+
     @property
     def roles(self) -> ColumnRoles:
         """Roles of the columns of a table, as these options set them."""

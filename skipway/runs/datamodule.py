@@ -48,8 +48,11 @@ class DataModule(Protocol):
     def epochs(self) -> int:
         """Default number of passes over the training samples."""
 
-    def prepare(self, console: Console, stop: StopFlag) -> None:
-        """Read every sample, and raise InputError for data that cannot be trained on."""
+    def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
+        """Read every sample, and raise InputError for data that cannot be trained on.
+
+        With `keep_samples` False, samples are read again when they are used, because few of them will be.
+        """
 
     def default_batch_size(self) -> int:
         """Return the batch size of the recipe, or a default by the number of training samples."""

@@ -28,6 +28,7 @@ from skipway.export.export_model import fuse
 from skipway.export.openvino import engine as openvino_engine
 from skipway.models.network import Network
 from skipway.utils.atomic_files import allocate, free_bytes, make_folder, storing, sweep, temporary_path
+from skipway.utils.cache_folder import default_cache_size, lock_shared, mark_used, trim_cache
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -35,7 +36,6 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = [
     "FeatureCache",
     "FeatureFile",
-    "cache_folder",
     "choose_engine",
     "frozen_layers",
     "output_shape",
@@ -45,19 +45,8 @@ _BATCH_SIZE = 64
 # Fewest images of 224 px for which OpenVINO makes up for its startup time; with AMX torch is nearly as fast.
 _WORTH_OPENVINO, _WORTH_OPENVINO_WITH_AMX = 2_000, 12_000
 _OPENVINO_SIZE = 224
-_MAX_BYTES = 4 << 30  # of all files in the cache; the oldest are removed
 _SUFFIX = ".features"
 _STORED = {"bf16": ("<u2", torch.bfloat16), "fp32": ("<f4", torch.float32)}
-
-
-def cache_folder(run_folder: Path) -> Path:
-    """Return the cache folder: within SKIPWAY_CACHE if it is set, else next to the run folders."""
-    folder = os.environ.get("SKIPWAY_CACHE")
-    if folder:
-        return Path(folder) / "features"
-    parent = run_folder.parent
-    is_fold = (parent / "config.yaml").is_file()  # the parent is a cross-validation, which lies next to other runs
-    return (parent.parent if is_fold else parent) / ".cache"
 
 
 def frozen_layers(network: Network, last: str | None = None) -> Network:
@@ -185,9 +174,12 @@ class FeatureCache:
                 finally:
                     new_path.unlink(missing_ok=True)
                 sweep(self.folder, f".tmp-{path.name[:40]}-")
-            os.utime(path)
-            _remove_oldest(self.folder, path)
-            return np.memmap(path, row, "r+", shape=(len(ids),))
+            mark_used(path)
+            with open(path, "r+b") as file:
+                lock_shared(file.fileno())  # until the mapping ends
+                rows = np.memmap(file, row, "r+", shape=(len(ids),))
+            trim_cache(1e9 * default_cache_size(), self.folder.parent)
+            return rows
 
     def _key(self, batches: ImageBatches, ids: np.ndarray, view: int) -> str:
         """Return a hash of everything that the features depend on."""
@@ -298,14 +290,3 @@ def _invalid_rows(rows: np.ndarray) -> np.ndarray:
     """Return the indices of rows that are missing or incomplete."""
     values, checksums = rows["values"], rows["checksum"]
     return np.array([i for i in range(len(rows)) if zlib.crc32(values[i].tobytes()) != checksums[i]], np.int64)
-
-
-def _remove_oldest(folder: Path, current: Path) -> None:
-    """Remove the least recently used files until the cache is within its size limit."""
-    with suppress(OSError):  # another run may remove files at the same time
-        others = [path for path in folder.glob(f"*{_SUFFIX}") if path != current]
-        total = current.stat().st_size
-        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-            total += path.stat().st_size
-            if total > _MAX_BYTES:
-                path.unlink()

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from skipway.data.images.decoded_cache import pixels_fingerprint
 from skipway.models.network import Network
 from skipway.runs.defaults import class_weights_for
-from skipway.runs.feature_cache import FeatureCache, cache_folder
+from skipway.runs.feature_cache import FeatureCache
 from skipway.runs.feature_size import seconds_per_image
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.linear_head import fit_linear_head
 from skipway.training.metrics import Scores
 from skipway.training.trainer import Settings, Trainer
+from skipway.utils.cache_folder import cache_folder
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
@@ -105,7 +106,7 @@ def feature_cache(
     """
     images = datamodule.images
     fingerprint = pixels_fingerprint(images)  # runs with different splits share features
-    where = cache_folder(folder)
+    where = cache_folder("features")
     return FeatureCache(network, precision, where, fingerprint, len(images.keys), console, stop, last)
 
 

@@ -12,6 +12,7 @@ from skipway.data.image_spec import MAX_PRESIZE, Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.choose_decode_settings import SMALL, choose_decode_settings
 from skipway.data.images.choose_splits import split_images
+from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images, decoding_seconds, fingerprint
 from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
@@ -188,13 +189,18 @@ class ImageDataModule:
         is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained in ("auto", "none")
         return is_open and self.decode_settings.size > SMALL
 
-    def prepare(self, console: Console, stop: StopFlag) -> None:
+    def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
         """Decode every image, reject duplicates across splits, and split off the validation images."""
         self.images = decode_images(
-            self.source, self.decode_settings, self.recipe.max_unreadable, console=console, stop=stop
+            self.source,
+            self.decode_settings,
+            self.recipe.max_unreadable,
+            console=console,
+            stop=stop,
+            storage=Storage(cache_size=self.recipe.cache_size, keep_pixels=keep_samples),
         )
         split_images(self.images, split_options(self.recipe))
-        if self.images.mirrored and self.recipe.augment != "none":
+        if self.images.mirrored and self.recipe.augment != "none" and keep_samples:
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)
         self.fingerprint = fingerprint(self.images)

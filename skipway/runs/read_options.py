@@ -9,7 +9,7 @@ from skipway.runs.recipe import Recipe
 
 __all__ = ["READ_OPTIONS", "recipe_for_reading"]
 
-READ_OPTIONS = ("max_pixels", "follow_links", "allow_empty_classes")
+READ_OPTIONS = ("max_pixels", "follow_links", "allow_empty_classes", "cache_size")
 
 
 def recipe_for_reading(command: str, data: str | os.PathLike[str], options: Mapping[str, Any]) -> Recipe:

@@ -41,7 +41,7 @@ def samples_of(
     source = data if data is not None else find_data(recipe.data, folder)
     spec = network.spec.as_dict() if network.spec is not None else None
     datamodule = open_datamodule(replace(recipe, data=source), new=False, epochs_given=True, earlier_spec=spec)
-    datamodule.prepare(console or Console(quiet=True), stop or StopFlag())
+    datamodule.prepare(console or Console(quiet=True), stop or StopFlag(), keep_samples=False)
     assert network.spec is not None
     datamodule.spec(network.spec.as_dict())
     datamodule.setup(network, _BATCH, "cpu", {"level": "none", "transform": ""})

@@ -46,6 +46,7 @@ MAY_CHANGE = {
     "patience",
     "max_unreadable",
     "max_pixels",
+    "cache_size",
     "follow_links",
     "allow_duplicates",
     "allow_empty_classes",

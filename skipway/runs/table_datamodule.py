@@ -85,7 +85,7 @@ class TableDataModule:
         """Return the names of the options without effect on this table."""
         return _IMAGE_OPTIONS + (_CLASS_OPTIONS if self.rows.spec.task == "regression" else ())
 
-    def prepare(self, console: Console, stop: StopFlag) -> None:
+    def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
         """Do nothing, because tables are read when they are opened."""
 
     @property

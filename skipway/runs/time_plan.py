@@ -11,13 +11,13 @@ from typing import Any
 from skipway.distributed import collectives
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
-from skipway.runs.feature_cache import cache_folder
 from skipway.runs.head_phase import HeadFit
 from skipway.runs.last_layers_plan import LastLayersPlan, plan_last_layers
 from skipway.runs.time_budget import FINISH_SECONDS
 from skipway.training.pace import epochs_within, measure_pace
 from skipway.training.trainer import Settings, Trainer
 from skipway.utils.atomic_files import free_bytes, make_folder, storing
+from skipway.utils.cache_folder import cache_folder
 
 __all__ = ["DEFAULT_SECONDS", "FEWEST_IMAGES", "last_layers_in_time", "scheduled_epochs"]
 
@@ -43,7 +43,7 @@ def last_layers_in_time(
     Returns:
         The plan, or None if time or disk space does not suffice.
     """
-    cache = cache_folder(folder)
+    cache = cache_folder("features")
     with storing(cache, 0):
         make_folder(cache)
         max_bytes = free_bytes(cache) // 2

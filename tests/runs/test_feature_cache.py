@@ -13,7 +13,7 @@ from skipway.data.images.loader import Augmentation, ImageBatches
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.model_factory import create_model
 from skipway.runs import feature_cache
-from skipway.runs.feature_cache import FeatureCache, cache_folder, choose_engine, frozen_layers
+from skipway.runs.feature_cache import FeatureCache, choose_engine, frozen_layers
 from skipway.training.linear_head import fit_linear_head
 from skipway.utils.stop_signals import StopFlag
 
@@ -185,17 +185,17 @@ def test_a_file_of_the_cache_that_another_name_or_process_has_is_never_cut(image
 
 
 def test_files_that_were_not_used_for_long_are_removed(images, network, tmp_path, monkeypatch):
-    ids = np.arange(30)
+    ids, folder = np.arange(30), tmp_path / "features"
     for index, name in enumerate("abc"):
-        cache(network, tmp_path, fingerprint=name).features(batches(images), ids)
-        newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        cache(network, folder, fingerprint=name).features(batches(images), ids)
+        newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         newest.touch()
         if index == 0:
             oldest, size = newest, newest.stat().st_size
-    (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(feature_cache, "_MAX_BYTES", 3 * size)
-    cache(network, tmp_path, fingerprint="d").features(batches(images), ids)
-    names = {path.name for path in tmp_path.iterdir()}
+    (folder / "notes.txt").write_text("mine")
+    monkeypatch.setenv("SKIPWAY_CACHE_SIZE", str(3.5 * size / 1e9))
+    cache(network, folder, fingerprint="d").features(batches(images), ids)
+    names = {path.name for path in folder.iterdir()}
     assert len(names) == 4 and oldest.name not in names and "notes.txt" in names
 
 
@@ -208,12 +208,6 @@ def test_a_full_disk_is_refused_before_anything_is_computed(images, network, tmp
 def test_a_network_with_another_head_is_refused():
     with pytest.raises(InputError, match='expected a final linear layer "head", got another end. Use --head train.'):
         frozen_layers(create_model("resnet9", num_classes=3))
-
-
-def test_the_folder_is_next_to_the_runs_or_where_the_variable_says(tmp_path, monkeypatch):
-    assert cache_folder(tmp_path / "runs" / "bees-resnet18") == tmp_path / "runs" / ".cache"
-    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path))
-    assert cache_folder(tmp_path / "runs" / "bees-resnet18") == tmp_path / "features"
 
 
 def test_openvino_computes_many_images_if_it_is_installed(images, network, tmp_path, monkeypatch):

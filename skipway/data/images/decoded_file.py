@@ -22,7 +22,7 @@ import numpy as np
 from skipway.utils.atomic_files import make_folder, temporary_path
 from skipway.utils.cache_folder import lock_shared
 
-__all__ = ["DecodedFile", "DecodedFileWriter", "DamagedFile", "fact_type", "row_checksum"]
+__all__ = ["DecodedFile", "DecodedFileWriter", "DamagedFile", "about_file", "fact_type", "row_checksum"]
 
 SUFFIX = ".decoded"
 _END = struct.Struct("<II8s")  # length and checksum of the header
@@ -51,6 +51,21 @@ def row_checksum(pixels: np.ndarray) -> int:
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return int(np.prod(shape)) * dtype.itemsize
+
+
+def about_file(path: Path) -> dict[str, Any]:
+    """Return the plain values in the header of a file, or nothing if it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END.size))
+            length, checksum, signature = _END.unpack(file.read())
+            file.seek(max(0, size - _END.size - length))
+            header = file.read(length)
+        values: dict[str, Any] = json.loads(header)
+        return values if signature == _SIGNATURE and zlib.crc32(header) == checksum else {}
+    except (OSError, ValueError, struct.error):
+        return {}
 
 
 class DecodedFile:
