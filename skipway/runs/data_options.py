@@ -78,7 +78,7 @@ class DataOptions:
     cache_size: float | None = option(
         "Data",
         None,
-        "Size limit of the cache in GB; larger image sets are decoded per batch.",
+        "Cache limit in GB; larger image sets are decoded per batch.",
         effective="SKIPWAY_CACHE_SIZE or 20; 0 disables",
         minimum=0,
         maximum=1_000_000,
