@@ -95,7 +95,8 @@ def with_fastest_engine(
 
 def _can_choose(network: Network) -> bool:
     """Return True for an image model on a CPU that has no engine yet."""
-    if network.forward_impl is not None or "in_features" in network.plan or not network.plan:
+    plan = network.plan
+    if network.forward_impl is not None or not plan or "in_features" in plan or "columns" in plan:
         return False
     return all(p.device.type == "cpu" for p in network.parameters())
 

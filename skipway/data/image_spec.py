@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
 from skipway.data.output_spec import OUTPUT_FIELDS, OutputSpec, TaskName
+from skipway.data.tables.columns import Column, column_to_dict, columns_from_dicts
+from skipway.data.tables.table_spec import TableSpec
 from skipway.data.value_range import MAX_CHANNELS, ValueRange, checked_range
 from skipway.errors import InputError, printable
 
@@ -44,6 +46,7 @@ class Spec(OutputSpec):
         value_range: (low, high) of each channel, which deep images (16-bit, 32-bit or float) are scaled by, so that
             `low` becomes 0 and `high` becomes 1; empty for images of 8 bits.
         task, target_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
+        feature_columns: encoders of the columns next to the images, which are further inputs; empty for none.
 
     Raises:
         InputError: a value is out of range, or values contradict each other.
@@ -71,11 +74,15 @@ class Spec(OutputSpec):
     target_std: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
     label_sep: str = ""
+    feature_columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists would break equality and hashing
+        object.__setattr__(self, "feature_columns", tuple(self.feature_columns))
         self._check_outputs()
+        if self.feature_columns:
+            self.row_spec.input_shape  # noqa: B018  # refuses columns that cannot be used
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise InputError(
                 f"cannot create a Spec: expected 1 to {MAX_CHANNELS} channels, got {self.channels}. Use 1 for gray or "
@@ -118,11 +125,24 @@ class Spec(OutputSpec):
         """Shape (C, H, W) of one preprocessed image."""
         return (self.channels, self.size, self.size)
 
+    @property
+    def row_spec(self) -> TableSpec:
+        """Encoder of the feature columns, as a TableSpec with the same outputs.
+
+        Raises:
+            InputError: there are no feature columns.
+        """
+        outputs = {name: getattr(self, name) for name in OUTPUT_FIELDS}
+        return TableSpec(self.feature_columns, **{**outputs, "target_names": self.target_names or ("class",)})
+
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can represent."""
         names = (*_INPUT_FIELDS, *(_DEEP_FIELDS if self.value_range else ()))
         inputs = {name: getattr(self, name) for name in names}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()} | self.output_dict()
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()} | self.output_dict()
+        if self.feature_columns:
+            values["feature_columns"] = [column_to_dict(column) for column in self.feature_columns]
+        return values
 
     @property
     def decode_options(self) -> dict[str, Any]:
@@ -150,7 +170,7 @@ class Spec(OutputSpec):
         older = {"interpolation": "bilinear", "mirrored": False}
         values = {**older, **values} if isinstance(values, dict) else {}
         expected = {*_INPUT_FIELDS, "class_names"}
-        if not expected <= set(values) <= expected | {*OUTPUT_FIELDS, *_DEEP_FIELDS}:
+        if not expected <= set(values) <= expected | {*OUTPUT_FIELDS, *_DEEP_FIELDS, "feature_columns"}:
             raise InputError(
                 f"cannot read a Spec: expected the fields {', '.join(sorted(expected))}, got "
                 f"{', '.join(printable(name)[:40] for name in sorted(map(str, values))[:12]) or 'no fields'}. "
@@ -160,7 +180,8 @@ class Spec(OutputSpec):
             outputs = cls.output_fields(values)
             sizes: dict[str, Any] = {name: operator.index(values[name]) for name in ("channels", "size", "presize")}
             means, stds = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
-        except (TypeError, ValueError, OverflowError) as error:
+            columns = columns_from_dicts(values.get("feature_columns", ()))
+        except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"cannot read a Spec: expected numbers for sizes, mean and std, got {printable(error)}. Use a file "
                 "saved by skipway."
@@ -174,4 +195,5 @@ class Spec(OutputSpec):
             interpolation=cast(Interpolation, str(values["interpolation"])),
             mirrored=values["mirrored"] is True,
             value_range=values.get("value_range", ()),
+            feature_columns=columns,
         )

@@ -23,7 +23,7 @@ from skipway.nn.joins import Gate, Scale
 from skipway.nn.skip import Skip, named_skips
 from skipway.nn.stochastic_depth import DROP_MODES
 
-__all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "resmlp"]
+__all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "residual_block", "resmlp"]
 
 JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
@@ -155,6 +155,13 @@ def resmlp(plan: ResMLPPlan) -> Chain:
     )
     _initialize(network, plan)
     return network
+
+
+def residual_block(plan: ResMLPPlan, width: int) -> nn.Module:
+    """Return one initialized block of `plan` for `width` features: (B, width) -> (B, width)."""
+    block = _block(plan, width, 0.0)
+    _initialize(Chain(block), plan)
+    return block
 
 
 def _block(plan: ResMLPPlan, width: int, drop_path: float) -> nn.Module:

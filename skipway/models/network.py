@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skipway.data.image_spec import Spec
+from skipway.data.images.image_rows import ImageRows
 from skipway.data.sources.table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
@@ -26,10 +27,11 @@ from skipway.models.layer_names import head_start
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain
+from skipway.nn.extra_inputs import with_extra_inputs
 from skipway.training.checkpoint import save_weights
 from skipway.utils.output_files import refuse_output
 
-__all__ = ["Network", "build_meta_network", "build_network", "read_spec"]
+__all__ = ["Network", "build_meta_network", "build_network", "read_spec", "with_feature_columns"]
 
 
 class Network(TimmInterface):
@@ -68,6 +70,13 @@ class Network(TimmInterface):
         network = Network(OrderedDict(part._modules))
         network.dim, network.forward_impl = part.dim, part.forward_impl
         return network
+
+    @with_extra_inputs
+    def forward(self, input: Any) -> Any:
+        """Compute the outputs of a batch: images (B, C, H, W), rows (B, F), or images with feature columns."""
+        if isinstance(input, ImageRows):
+            return self.forward_with(input.images, (), {"rows": input.rows})
+        return super().forward(input)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one, in place, and update the plan and the Spec.
@@ -287,6 +296,19 @@ def _refitted(spec: Spec | TableSpec | None, num_classes: int) -> Spec | TableSp
 def build_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:
     """Build the network of `plan` with random initial weights, on the current default device."""
     return Network(OrderedDict(registry.rebuild(plan).named_children()), plan, spec)
+
+
+def with_feature_columns(network: Network, spec: Spec) -> Network:
+    """Return a network with the layers of `network` and a new head that also takes the feature columns of `spec`."""
+    encoder = spec.row_spec
+    columns = {"in_features": encoder.input_shape[0], "categories": list(encoder.categories)}
+    own = network.spec if isinstance(network.spec, Spec) else spec
+    joined_spec = replace(own, feature_columns=spec.feature_columns)
+    joined = build_network({**network.plan, "columns": columns}, joined_spec)
+    trunk = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
+    joined.load_state_dict(trunk, strict=False)
+    joined.origin = network.origin
+    return joined
 
 
 def build_meta_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
+from skipway.data.images.image_rows import ImageRows
 from skipway.data.sources.decode import REPORTED_NOTES, BadImage, DecodedImage, decode, decode_array
 from skipway.data.sources.image_source import Content
 from skipway.data.sources.in_memory import image_item, read_item
@@ -87,25 +88,39 @@ def require_finite(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
-def pixel_outputs(network: nn.Module, spec: Spec, pixels: Sequence[np.ndarray], *, tta: bool = False) -> np.ndarray:
+def pixel_outputs(
+    network: nn.Module,
+    spec: Spec,
+    pixels: Sequence[np.ndarray],
+    *,
+    rows: np.ndarray | None = None,
+    tta: bool = False,
+) -> np.ndarray:
     """Compute probabilities or numbers (N, K) of prepared images, see `OutputSpec.values`.
 
     Args:
         network: an image model.
         spec: its Spec.
         pixels: images, each (S, S, C) uint8, uint16 of deep images, or levels in [0, 255].
+        rows: (N, F + K) encoded feature columns of the images, for a model that has them.
         tta: average over several views of each image.
 
     Returns:
         The values, NaN for an image with outputs that are not finite.
+
+    Raises:
+        InputError: the model has feature columns, and `rows` is None.
     """
     parameter = next(network.parameters())
     device = parameter.device
     x = torch.from_numpy(levels_of(np.stack(pixels))).permute(0, 3, 1, 2).to(device).float()
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     model = average_views(network, spec) if tta else network
+    inputs: Any = ((x / 255 - mean) / std).to(parameter.dtype)
+    if rows is not None:
+        inputs = ImageRows(inputs, torch.from_numpy(rows).to(device))
     with evaluation(network), torch.inference_mode():
-        return _values(spec, model(((x / 255 - mean) / std).to(parameter.dtype)).float().cpu())
+        return _values(spec, model(inputs).float().cpu())
 
 
 def batch_size_for(spec: Spec, most: int) -> int:
@@ -115,7 +130,14 @@ def batch_size_for(spec: Spec, most: int) -> int:
 
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
     """Wrap an image network to average its probabilities over the views of `crop_zoom_flip.tta_views`."""
-    return Averaged(network, partial(tta_views, mirrored=spec.mirrored))
+    return Averaged(network, partial(_views, mirrored=spec.mirrored))
+
+
+def _views(x: Tensor | ImageRows, mirrored: bool) -> list[Any]:
+    """Return the views of a batch, each with the feature columns of its images."""
+    if isinstance(x, ImageRows):
+        return [ImageRows(view, x.rows) for view in tta_views(x.images, mirrored=mirrored)]
+    return list(tta_views(x, mirrored=mirrored))
 
 
 def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarray:

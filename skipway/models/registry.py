@@ -12,6 +12,7 @@ from torch import nn
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.models import convnext, densenet, inverted_residual, mlp, resnet, resnet9
 from skipway.models.architecture_plan import Plan
+from skipway.models.feature_columns import add_feature_columns
 from skipway.models.option_aliases import translate_options
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
@@ -173,7 +174,7 @@ def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:
 
 
 def rebuild(plan: dict[str, Any]) -> Chain:
-    """Build the network of a plan with random initial weights.
+    """Build the network of a plan with random initial weights, with feature columns if it has the key `columns`.
 
     Raises:
         InputError: the plan is invalid.
@@ -190,7 +191,9 @@ def rebuild(plan: dict[str, Any]) -> Chain:
         raise InputError(
             f"cannot read the plan: expected a family of {', '.join(FAMILIES)}, got {family!r}. Upgrade skipway."
         )
-    return FAMILIES[family].build(FAMILIES[family].plan.of(values))
+    columns = values.pop("columns", None)
+    network = FAMILIES[family].build(FAMILIES[family].plan.of(values))
+    return network if columns is None else add_feature_columns(network, columns)
 
 
 def count_parameters(plan: dict[str, Any]) -> int:

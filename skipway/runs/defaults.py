@@ -218,6 +218,7 @@ def head_for(recipe: Recipe, plan: dict[str, Any], *, pretrained: bool, count: i
         f"{collectives.world_size()} processes": collectives.world_size() > 1,
         "--grow": recipe.grow is not None,
         "--freeze-epochs": recipe.freeze_epochs is not None,
+        "--features": recipe.features is not None,
     }
     present = [name for name, is_there in obstacles.items() if is_there]
     if recipe.head == "regression":

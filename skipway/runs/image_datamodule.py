@@ -15,6 +15,7 @@ from skipway.data.images.choose_splits import split_images
 from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images, decoding_seconds, fingerprint
 from skipway.data.images.decoded_images import DecodeSettings
+from skipway.data.images.image_rows import ImageRows, fit_feature_columns
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
 from skipway.data.images.split import count_classes, describe, describe_targets
@@ -88,6 +89,11 @@ class ImageDataModule:
         self.source = open_images(recipe)
         if recipe.fold is not None:
             self.source = pool_images(self.source)
+        if self.source.columns and (recipe.mixup or recipe.cutmix):
+            raise InputError(
+                "cannot use --mixup or --cutmix with --features: expected images alone, because categories cannot be "
+                "mixed. Drop --mixup and --cutmix."
+            )
         self.decode_settings = self._decode_settings(recipe)
         count = self.source.count("train")
         self.epochs = recipe.epochs
@@ -203,6 +209,7 @@ class ImageDataModule:
         if self.images.mirrored and self.recipe.augment != "none" and keep_samples:
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)
+        self.feature_columns = fit_feature_columns(self.images)
         self.fingerprint = fingerprint(self.images)
 
     def default_batch_size(self) -> int:
@@ -248,6 +255,7 @@ class ImageDataModule:
             mean=mean,
             std=std,
             **images.output_fields(),
+            feature_columns=self.feature_columns,
             resize_mode=decode_settings.resize_mode,
             interpolation=decode_settings.interpolation,
             mirrored=images.mirrored,
@@ -307,7 +315,8 @@ class ImageDataModule:
     def fit_first_layer(self, network: Network, batches: ImageBatches) -> None:
         """Fit a whitening stem, if there is one, to decorrelate the training images."""
         if any(isinstance(module, Whitening) for module in network.modules()):
-            whiten(network, batches.some(_NUM_WHITENED)[0])
+            x = batches.some(_NUM_WHITENED)[0]
+            whiten(network, x.images if isinstance(x, ImageRows) else x)
 
     def task(self, settings: Settings) -> Task:
         """Return the task of the targets."""

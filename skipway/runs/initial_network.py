@@ -14,7 +14,7 @@ from skipway.data.images.choose_decode_settings import SMALL
 from skipway.errors import InputError, printable
 from skipway.model_factory import auto_model, create_model, list_models, options_for
 from skipway.models.load_model import load
-from skipway.models.network import Network
+from skipway.models.network import Network, with_feature_columns
 from skipway.models.registry import plan_of
 from skipway.runs.recipe import Recipe
 from skipway.utils.console import Console
@@ -113,6 +113,8 @@ def initial_network(
     else:
         known = network.spec
         network.spec = replace(spec, mean=known.mean, std=known.std) if isinstance(known, Spec) else spec
+    if spec.feature_columns:
+        network = with_feature_columns(network, spec)
     return network, network.is_pretrained
 
 

@@ -22,6 +22,7 @@ __all__ = ["Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
 
 # Data type of autocast by precision.
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+_COLUMNS = "columns"  # first layer of the head of a network with feature columns
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,8 @@ class Trainer:
         """Return the frozen layers of this epoch: those before the head, those up to `freeze_until`, or none."""
         layers = dict(self.network.named_children())
         if self.state.epoch < self.settings.freeze_epochs:
+            if _COLUMNS in layers:
+                return list(layers.values())[: list(layers).index(_COLUMNS)]
             trunk = list(layers.values())
             while trunk and not any(True for _ in trunk.pop().parameters()):  # removes the head
                 pass

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
 from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
 from skipway.data.images.decode_pass import channel_sums
 from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.images.image_rows import ImageRows, encode_columns
 from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples
 from skipway.data.images.stored_pixels import gather, gather_ahead
 from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
@@ -32,7 +34,7 @@ __all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 _OPS_START = 5
 _MIX_START = _OPS_START + NUM_UNIFORM * len(AUGMENT_OPS)
 _SUMMED = 16_384  # images whose sums are added in 64 bits
-Batch = tuple[Tensor, Tensor, np.ndarray]
+Batch = tuple[Any, Tensor, np.ndarray]  # x is a tensor, or ImageRows if there are feature columns
 
 
 def mean_and_std(images: DecodedImages, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -133,6 +135,9 @@ class ImageBatches:
         mean, std = per_channel(spec.mean).view(1, -1, 1, 1), per_channel(spec.std).view(1, -1, 1, 1)
         self.factor, self.offset = 1 / (255 * std), -mean / std
         self.targets = spec.standardized(images.targets)
+        self.columns: Tensor | None = None
+        if spec.feature_columns:
+            self.columns = torch.from_numpy(encode_columns(images, spec)).to(device)
 
     @property
     def steps(self) -> int:
@@ -164,20 +169,25 @@ class ImageBatches:
                     mixup=augmentation.mixup,
                     cutmix=augmentation.cutmix,
                 )
-            yield x, y, ids
+            yield self._with_columns(x, ids), y, ids
+
+    def _with_columns(self, x: Tensor, ids: np.ndarray) -> Any:
+        return x if self.columns is None else ImageRows(x, self.columns[torch.from_numpy(ids)])
 
     def _targets(self, ids: np.ndarray) -> Tensor:
         return torch.from_numpy(self.targets[ids]).to(self.device)
 
-    def some(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return x (N, C, S, S) and targets y of up to `count` evenly spaced images, without augmentation.
+    def some(self, count: int) -> tuple[Any, Tensor]:
+        """Return inputs x, with feature columns if there are any, and targets y of up to `count` images.
+
+        The images are evenly spaced, and not augmented.
 
         The sample is the same in every process.
         """
         ids = evenly_spaced(self.rows, count)
         pixels, rows = gather(self.images.pixels, ids)
         x = self._normalize(center_crop(pixels, rows, self.images.settings.size))
-        return x, self._targets(ids)
+        return self._with_columns(x, ids), self._targets(ids)
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """Return the inputs (B, C, S, S) for the images `ids` in an epoch, before mixup and CutMix."""

@@ -10,7 +10,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "Problem",
     "as_texts",
     "column_to_dict",
+    "columns_from_dicts",
     "describe_problems",
     "factorize_texts",
     "fit_column",
@@ -332,6 +333,25 @@ def describe_problems(problems: Iterable[Problem], row_name: Callable[[int], str
     return (
         f"cannot use {row_name(first.row)}, column {printable(first.column)!r}: {first.why}{others}. Correct the cell, "
         "or leave it empty if the value is missing."
+    )
+
+
+def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
+    """Create columns from the dictionaries of `column_to_dict`; a Spec checks their values.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: a value is missing or has another type.
+    """
+    return tuple(
+        Column(
+            name=str(c["name"]),
+            kind=cast(ColumnKind, str(c["kind"])),
+            center=float(c.get("center", 0)),
+            scale=float(c.get("scale", 1)),
+            indicator=bool(c.get("indicator", False)),
+            categories=tuple(c.get("categories", ())),
+        )
+        for c in values
     )
 
 

@@ -9,7 +9,7 @@ Shapes: x is (N, F + K): F numbers and indicators, then the indices of K categor
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from skipway.data.tables.columns import (
     KINDS,
     UNSEEN,
     Column,
-    ColumnKind,
     Problem,
     column_to_dict,
+    columns_from_dicts,
     describe_problems,
 )
 from skipway.errors import InputError, printable
@@ -205,17 +205,7 @@ class TableSpec(OutputSpec):
                 f"{', '.join(printable(name)[:40] for name in names[:12]) or 'no fields'}. Use a file saved by skipway."
             )
         try:
-            columns = tuple(
-                Column(
-                    name=str(c["name"]),
-                    kind=cast(ColumnKind, str(c["kind"])),  # checked by the TableSpec
-                    center=float(c.get("center", 0)),
-                    scale=float(c.get("scale", 1)),
-                    indicator=bool(c.get("indicator", False)),
-                    categories=tuple(c.get("categories", ())),
-                )
-                for c in values["columns"]
-            )
+            columns = columns_from_dicts(values["columns"])
             outputs = cls.output_fields(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(

@@ -1,0 +1,90 @@
+"""ImageRows: a batch of images with the encoded columns of a table next to them.
+
+Shapes: images (B, C, S, S) float; rows (B, F + K) float: F numbers, then the indices of K categories.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skipway.data.image_spec import Spec
+from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.tables.columns import Column, fit_column, infer_kind
+from skipway.data.tables.join_tables import select_rows
+from skipway.errors import InputError, printable
+
+__all__ = ["ImageRows", "encode_columns", "fit_feature_columns"]
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Inputs of a network for images with columns; it is moved, sliced and counted like a tensor.
+
+    Attributes:
+        images: (B, C, S, S).
+        rows: (B, F + K).
+    """
+
+    images: Tensor
+    rows: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageRows":
+        """Move both tensors as `Tensor.to` does. Rows keep their dtype, because bf16 cannot hold all categories."""
+        images = self.images.to(*args, **kwargs)
+        return ImageRows(images, self.rows.to(images.device))
+
+    def __getitem__(self, samples: Any) -> "ImageRows":
+        return ImageRows(self.images[samples], self.rows[samples])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the images."""
+        return self.images.device
+
+
+def encode_columns(images: DecodedImages, spec: Spec) -> np.ndarray:
+    """Return the feature columns of all images as (N, F + K) float32.
+
+    Raises:
+        InputError: the images have no columns, a column is missing, or a cell cannot be used.
+    """
+    if images.columns is None:
+        names = ", ".join(printable(column.name) for column in spec.feature_columns[:8])
+        raise InputError(
+            f"cannot use {printable(images.name)}: expected the columns {names} next to the images, got none. Pass the "
+            "table of the images, with --features."
+        )
+    return spec.row_spec.encode_strict(images.columns).x
+
+
+def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:
+    """Fit the encoders of the feature columns to the training images; constant columns are left out with a warning.
+
+    Returns:
+        The encoders; empty if the images have no columns.
+
+    Raises:
+        InputError: no column varies.
+    """
+    if images.columns is None:
+        return ()
+    train = select_rows(images.columns, images.splits["train"])
+    columns = []
+    for name, cells in train.columns.items():
+        kind, remark = infer_kind(name, train)
+        if remark:
+            images.warnings.append(f"feature column {printable(name)!r}: {remark}{'' if kind else ', left out'}")
+        if kind:
+            columns.append(fit_column(name, kind, cells)[0])
+    if not columns:
+        names = ", ".join(map(printable, train.columns))
+        raise InputError(
+            f"cannot use the features {names}: expected columns whose values vary, got none. Choose other --features."
+        )
+    return tuple(columns)
