@@ -26,6 +26,7 @@ from skipway.utils.format_text import count_of
 from skipway.utils.output_files import refuse_output
 from skipway.weights.convert import release
 from skipway.weights.key_maps import LIBRARIES
+from skipway.weights.timm_repository import OUTPUTS
 
 __all__ = ["FORMATS", "ExportedFiles", "export_run"]
 
@@ -51,6 +52,11 @@ _NOT_ARGUMENTS = {
     "layer_scale",
     "zero_init_last",
     "head_init_scale",
+}
+# How to convert outputs that are no classes, which the libraries do not.
+_CONVERSIONS = {
+    "multilabel": "outputs: logits of the labels; apply a sigmoid, then the thresholds in config.json",
+    "regression": "outputs: standardized numbers; multiply by target_std and add target_mean, both in config.json",
 }
 # Argument names of a library's functions by plan field, for each kind of network.
 _ARGUMENTS: dict[str, dict[str, dict[str, str]]] = {
@@ -79,18 +85,20 @@ class ExportedFiles:
         paths: written files.
         check: largest difference from the outputs of torch, if it was measured.
         num_images: images of the run used for the check; 0 for random inputs.
+        note: how to convert the outputs, for a library that does not.
     """
 
     paths: list[Path]
     check: Exported | None = None
     num_images: int = 0
+    note: str = ""
 
     def __str__(self) -> str:
         lines = [f"exported: {printable(path)}, {path.stat().st_size:,} bytes" for path in self.paths]
         if self.check is not None:
             inputs = f"{count_of(self.num_images, 'image')} of the run" if self.num_images else "random inputs"
             lines.append(f"checked on {inputs}: largest difference from torch is {self.check.difference:.2g}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *filter(None, [self.note])])
 
 
 def export_run(
@@ -183,7 +191,7 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     make_folder(folder)
     write_file(paths[1], json.dumps(config, indent=2).encode())
     write_file(paths[0], safetensors.torch.save(state, {"format": "pt"}))
-    return ExportedFiles(paths)
+    return ExportedFiles(paths, note=_CONVERSIONS.get(spec.task, "") if network.plan["num_classes"] else "")
 
 
 def _config_of_export(path: Path) -> dict[str, Any]:
@@ -229,6 +237,7 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
         "num_classes": num_classes,
         "model_args": arguments,
         "label_names": list(spec.class_names) if num_classes else [],
+        **_output_fields(spec, num_classes),
         "pretrained_cfg": {
             "input_size": [spec.channels, spec.size, spec.size],
             "mean": list(spec.mean),
@@ -241,6 +250,11 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
     }
 
 
+def _output_fields(spec: Spec, num_outputs: int) -> dict[str, Any]:
+    """Return the meaning of outputs that are no classes, which the libraries themselves do not store."""
+    return {OUTPUTS: spec.output_dict()} if num_outputs and spec.task != "classification" else {}
+
+
 def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
     """Return the arguments that create the network in torchvision, and its preprocessing."""
     name, _ = _name_and_arguments(network, "torchvision")
@@ -248,6 +262,7 @@ def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
         "model": {"mobilenetv2_100": "mobilenet_v2"}.get(name, name),
         "arguments": {"num_classes": spec.num_classes},
         "class_names": list(spec.class_names),
+        **_output_fields(spec, spec.num_outputs),
         "input_size": [spec.channels, spec.size, spec.size],
         "resize": spec.presize,
         "resize_mode": spec.resize_mode,

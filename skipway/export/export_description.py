@@ -1,6 +1,6 @@
 """Descriptions of an export: module, input and output names, dynamic axes, and the inputs that verify the file.
 
-Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K classes, F encoded values of a
+Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K outputs, F encoded values of a
 table row.
 """
 
@@ -51,18 +51,18 @@ def plain_copy(network: nn.Module) -> nn.Module:
 
 
 class _Images(nn.Module):
-    """Preprocessing, network and softmax: images (N, H, W, C) -> probabilities (N, K).
+    """Preprocessing, network and `Spec.values`: images (N, H, W, C) -> probabilities or numbers (N, K).
 
-    The images are uint8, or float32 in their own values if the Spec has a value range. Without `classes`, the outputs
-    are those of the network, its features.
+    The images are uint8, or float32 in their own values if the Spec has a value range. Without a head, the outputs are
+    those of the network, its features.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, spec: Spec, classes: bool = True):
+    def __init__(self, network: nn.Module, spec: Spec, has_head: bool = True):
         super().__init__()
-        self.prepare, self.network, self.classes = Preparation(spec), network, classes
+        self.prepare, self.network, self.spec, self.has_head = Preparation(spec), network, spec, has_head
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(spec, name)).view(1, -1, 1, 1))
 
@@ -71,35 +71,39 @@ class _Images(nn.Module):
         return (self.prepare(x) / 255 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class probabilities (N, K), as `Network.probabilities` does, or features without a classifier."""
+        """Return probabilities or numbers (N, K), as `Network.pixel_outputs` does, or features without a head."""
         outputs: Tensor = self.network(self.normalize(x))
-        return outputs.softmax(1) if self.classes else outputs
+        return self.spec.values(outputs) if self.has_head else outputs
 
 
 class _Rows(nn.Module):
-    """Network and output transform: encoded rows (N, F) -> probabilities (N, K), or target values (N, 1) float64."""
+    """Network and `TableSpec.values`: encoded rows (N, F) -> probabilities or numbers (N, K)."""
 
     def __init__(self, network: nn.Module, spec: TableSpec):
         super().__init__()
         self.network, self.spec = network, spec
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return probabilities or target values, as `Network.row_outputs` does."""
-        y, spec = self.network(x), self.spec
-        return y.softmax(1) if spec.class_names else spec.in_units(y.double())
+        """Return probabilities or numbers (N, K), as `Network.row_outputs` does."""
+        values: Tensor = self.spec.values(self.network(x))
+        return values
 
 
 class _ImageExport:
-    """Export of an image network; the axes in `dynamic` have no fixed size."""
+    """Export of an image network; the axes in `dynamic` have no fixed size.
 
-    offset, unit = 0.0, 1.0
+    Attributes:
+        meaning: kind of the outputs: "probabilities", "numbers", "features", or "outputs" of the network alone.
+        classes: True if the largest output is that of the predicted class.
+    """
 
     def __init__(self, network: Network, spec: Spec, raw: bool):
-        self.network, self.spec, self.raw, self.classes = network, spec, raw, _has_classes(network)
-        with_preparation = _Images(network, spec, classes=self.classes)
+        self.network, self.spec, self.raw = network, spec, raw
+        self.meaning, self.classes = "outputs" if raw else _meaning(network), _has_classes(network)
+        with_preparation = _Images(network, spec, has_head=self.meaning != "features")
         self.prepare, self.normalize = with_preparation.prepare, with_preparation.normalize
         self.module: nn.Module = network if raw else with_preparation
-        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("images", _output(self.classes))
+        self.input_name, self.output_name = "inputs" if raw else "images", self.meaning
         self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
         # Tracing fixes an axis of size 1 and ties axes of equal size, so the sizes are distinct and above 1.
         dtype = torch.float32 if spec.value_range else torch.uint8
@@ -117,9 +121,9 @@ class _ImageExport:
     def expected(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs of the network in torch."""
         with torch.no_grad():
-            if self.raw or not self.classes:
+            if self.meaning in ("outputs", "features"):
                 return self.module(torch.from_numpy(x)).numpy()
-            return self.network.probabilities(list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()))
+            return self.network.pixel_outputs(list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()))
 
     def levels(self, x: np.ndarray) -> float:
         """Return the largest pixel difference between exported and `predict` preprocessing, in gray levels of 256."""
@@ -133,15 +137,10 @@ class _TableExport:
     """Export of a network for tables."""
 
     def __init__(self, network: Network, spec: TableSpec, raw: bool):
-        has_classes = _has_classes(network)
-        output_name = "numbers" if has_classes and not spec.class_names else _output(has_classes)
-        self.input_name, self.output_name = ("inputs", "outputs") if raw else ("rows", output_name)
-        raw = raw or not has_classes  # features are no numbers in the unit of the target
-        self.network, self.spec, self.raw, self.classes = network, spec, raw, has_classes and bool(spec.class_names)
-        self.module: nn.Module = network if raw else _Rows(network, spec)
-        self.offset, self.unit = (0.0, 1.0)
-        if not raw and spec.task == "regression":
-            self.offset, self.unit = spec.target_mean[0], spec.target_std[0]
+        self.network, self.spec = network, spec
+        self.meaning, self.classes = "outputs" if raw else _meaning(network), _has_classes(network)
+        self.module: nn.Module = _Rows(network, spec) if self._has_values else network
+        self.input_name, self.output_name = "inputs" if raw else "rows", self.meaning
         self.dynamic = {0: "N"}
         self.example = torch.zeros(3, *spec.input_shape)
 
@@ -150,6 +149,10 @@ class _TableExport:
         x = self._random_rows() if check is None else self.spec.encode_strict(as_table(check)).x
         x = x if len(x) else self._random_rows()
         return [x[:1], x[np.arange(_BATCH_SIZE) % len(x)], x]
+
+    @property
+    def _has_values(self) -> bool:
+        return self.meaning not in ("outputs", "features")
 
     def _random_rows(self) -> np.ndarray:
         generator, spec = np.random.default_rng(0), self.spec
@@ -160,7 +163,7 @@ class _TableExport:
 
     def expected(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs of the network in torch."""
-        if not self.raw:
+        if self._has_values:
             return self.network.row_outputs(x)
         with torch.no_grad():
             return self.network(torch.from_numpy(x)).numpy()
@@ -192,11 +195,16 @@ def describe_export(network: Network, raw: bool) -> Description:
 
 
 def _has_classes(network: Network) -> bool:
-    return network.plan.get("num_classes") != 0
+    assert network.spec is not None
+    return network.plan.get("num_classes") != 0 and network.spec.task == "classification"
 
 
-def _output(has_classes: bool) -> str:
-    return "probabilities" if has_classes else "features"
+def _meaning(network: Network) -> str:
+    """Return the kind of the outputs of `network` after `OutputSpec.values`: an output name of the file."""
+    assert network.spec is not None
+    if network.plan.get("num_classes") == 0:
+        return "features"
+    return "numbers" if network.spec.task == "regression" else "probabilities"
 
 
 def _full_size_image(source: Any, spec: Spec) -> np.ndarray:

@@ -100,7 +100,7 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
     Args:
         network: Model with its Spec.
         path: Output file.
-        raw: Export the network alone, without preprocessing and without softmax.
+        raw: Export the network alone, without preprocessing and without softmax, sigmoid or units.
         check: Images (paths or uint8 arrays) or a table to verify the file with. Default: random inputs.
 
     Returns:

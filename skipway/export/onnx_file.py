@@ -1,6 +1,6 @@
 """ONNX export with preprocessing in the graph, verified against torch before the file is written.
 
-Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K classes, F encoded values of a
+Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K outputs, F encoded values of a
 table row.
 """
 
@@ -62,11 +62,13 @@ class Exported:
 
 
 def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
-    """Write a self-contained ONNX file: preprocessing, network, softmax and metadata.
+    """Write a self-contained ONNX file: preprocessing, network, probabilities or numbers, and metadata.
 
-    An image classifier maps `images` (N, H, W, C) uint8 of any size to `probabilities` (N, K). A table model maps
-    `rows` (N, F) float32, encoded by `TableSpec.encode`, to `probabilities` (N, K), or to `numbers` (N, 1) float64 in
-    the unit of the target. The metadata hold `class_names`, `spec` and `plan` as ASCII JSON, and `skipway_version`.
+    An image model maps `images` (N, H, W, C) uint8 of any size, a table model `rows` (N, F) float32, encoded by
+    `TableSpec.encode`, to one output. Its name tells what it is: `probabilities` (N, K) of the classes (softmax) or of
+    each label (sigmoid), `numbers` (N, T) float64 in the units of the targets, or `features` of a network without a
+    head. The metadata hold `task`, `class_names` (of classes or labels), `thresholds` (of labels), `target_names` (of
+    numbers), `spec` and `plan` as ASCII JSON, and `skipway_version`.
 
     Images are resized as in `predict` for arrays, but not rounded to integers. Pixels differ by 0.3 of 256 gray levels
     on average, and in photographs by at most 1.5 (bilinear) or 4 (bicubic). Resizing takes time proportional to the
@@ -180,6 +182,7 @@ def write_verified(
         difference = float(np.maximum(difference, _relative_difference(outputs, expected, description)))
         levels = max(levels, description.levels(x))
         count += len(x)
+        # The labels of a multilabel model cannot differ, but for ties, if the probabilities do not.
         if description.classes and outputs.shape == expected.shape:
             misclassified += _misclassified(outputs, expected)
     if not difference <= _MAX_DIFFERENCE or misclassified:
@@ -196,8 +199,10 @@ def write_verified(
 def _relative_difference(outputs: np.ndarray, expected: np.ndarray, description: Description) -> float:
     if outputs.shape != expected.shape:
         return math.inf
-    largest = max(description.unit, float(np.abs(expected - description.offset).max()))
-    return float(np.abs(outputs - expected).max()) / largest
+    if description.meaning == "numbers":
+        spec = description.spec
+        outputs, expected = ((v - np.array(spec.target_mean)) / np.array(spec.target_std) for v in (outputs, expected))
+    return float(np.abs(outputs - expected).max()) / max(1.0, float(np.abs(expected).max()))
 
 
 def _misclassified(outputs: np.ndarray, expected: np.ndarray) -> int:
@@ -216,13 +221,17 @@ def _onnxruntime_function(model: bytes, description: Description) -> Callable[[n
 
 
 def file_metadata(network: Network) -> dict[str, str]:
-    """Return class names, Spec, plan and version as ASCII text that is safe in terminals, logs and web pages.
+    """Return task, names, Spec, plan and version as ASCII text that is safe in terminals, logs and web pages.
 
     Raises:
         InputError: The metadata are larger than 16 MB.
     """
     assert network.spec is not None
-    values = {"class_names": list(network.spec.class_names), "spec": network.spec.as_dict(), "plan": network.plan}
+    spec = network.spec
+    values: dict[str, Any] = {"task": spec.task, "class_names": list(spec.class_names)}
+    values |= {"thresholds": list(spec.thresholds)} if spec.task == "multilabel" else {}
+    values |= {"target_names": list(spec.target_names)} if spec.task == "regression" else {}
+    values |= {"spec": spec.as_dict(), "plan": network.plan}
     metadata = {"skipway_version": version("skipway")}
     for name, value in values.items():
         text = json.dumps(from_json(to_json(value, f"the network's {name}")))

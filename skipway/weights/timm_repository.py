@@ -11,9 +11,10 @@ from skipway.errors import InputError, printable
 from skipway.models import registry
 from skipway.weights.hub_download import download
 
-__all__ = ["LOCAL", "Repository", "RepositoryConfig"]
+__all__ = ["LOCAL", "OUTPUTS", "Repository", "RepositoryConfig"]
 
 LOCAL = "local-dir:"  # prefix of a folder on this machine, as in timm
+OUTPUTS = "skipway"  # key of the fields of OutputSpec in the config.json of an export
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _RESIZE_MODE_OF: dict[str, ResizeMode] = {"center": "crop", "squash": "squash"}  # by timm's crop_mode
 
@@ -66,21 +67,28 @@ class RepositoryConfig:
             raise ValueError(
                 f"input_size {channels} x {size} x {other} is not a square with {plan['in_chans']} channels"
             )
-        names = self.values.get("label_names") or settings.get("label_names")
-        count = plan["num_classes"] or 1  # a Spec without a class is invalid
-        if not isinstance(names, list) or len(set(map(str, names))) != count:
-            names = list(range(count))  # classes without names are numbered
         return Spec(
             channels=channels,
             size=size,
             presize=math.floor(size / float(settings.get("crop_pct") or 1)),
             mean=tuple(map(float, settings["mean"])),
             std=tuple(map(float, settings["std"])),
-            class_names=tuple(map(str, names)),
+            **self._outputs(plan["num_classes"], settings),
             resize_mode=_RESIZE_MODE_OF[settings.get("crop_mode") or "center"],
             interpolation=settings.get("interpolation") or "bicubic",
             mirrored=True,  # trained on ImageNet with horizontal flips
         )
+
+    def _outputs(self, num_classes: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of OutputSpec: those of a model that skipway exported, or numbered or named classes."""
+        fields = self.values.get(OUTPUTS)
+        if isinstance(fields, dict):
+            return Spec.output_fields(dict(fields))
+        names = self.values.get("label_names") or settings.get("label_names")
+        count = num_classes or 1  # a Spec without a class is invalid
+        if not isinstance(names, list) or len(set(map(str, names))) != count:
+            names = list(range(count))
+        return {"class_names": tuple(map(str, names))}
 
 
 @dataclass(frozen=True)

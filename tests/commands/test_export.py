@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from small_runs import image_folder, quick
+from task_networks import TASKS
 
 import skipway as sw
 from skipway.cli.app import app
@@ -218,3 +219,27 @@ def test_an_export_to_a_library_that_is_killed_is_never_of_two_networks_and_is_d
         paths = [folder / "model.safetensors", folder / "config.json"]
         assert not paths[0].exists() or [path.read_bytes() for path in paths] in whole
     assert export(files[0]) == whole[0]
+
+
+@pytest.mark.parametrize("name", ["classes", "labels", "number", "numbers"])
+@pytest.mark.parametrize("to", ["timm", "torchvision"])
+def test_weights_for_a_library_come_with_the_meaning_of_outputs_that_are_no_classes(tmp_path, name, to):
+    outputs = TASKS[name]
+    file, network = saved(tmp_path, dropout=0.1)
+    network.reset_classifier(len(outputs.get("class_names") or outputs["target_names"]))
+    network.spec = sw.Spec(3, 32, 36, (0.4,) * 3, (0.2,) * 3, **outputs)
+    network.save(file)
+    written = export_run(file, to)
+    config = json.loads(written.paths[1].read_text())
+    stored = json.loads(json.dumps(network.spec.output_dict()))
+    assert config.get("skipway") == (None if name == "classes" else stored)
+    numbers = "outputs: standardized numbers; multiply by target_std and add target_mean, both in config.json"
+    notes = dict.fromkeys(["number", "numbers"], numbers) | {
+        "classes": "",
+        "labels": "outputs: logits of the labels; apply a sigmoid, then the thresholds in config.json",
+    }
+    assert written.note == notes[name] and written.note in str(written).splitlines()[-1]
+    if to == "timm":
+        again = sw.create_model(f"local-dir:{written.paths[0].parent}", pretrained=True)
+        assert (again.spec.task, again.spec.class_names) == (network.spec.task, network.spec.class_names)
+        assert again.spec.output_dict() == network.spec.output_dict()

@@ -85,7 +85,7 @@ def test_the_metadata_give_back_what_the_network_is_and_nothing_that_a_terminal_
     network = sw.create_model("resmlp", in_features=12, layers=1, width=4, num_classes=5)
     network.spec = Spec(3, 2, 2, (0.5,) * 3, (0.25,) * 3, names)
     found = metadata(sw.export.onnx(network, tmp_path / "network.onnx").path)
-    assert set(found) == {"skipway_version", "class_names", "spec", "plan"}
+    assert set(found) == {"skipway_version", "task", "class_names", "spec", "plan"}
     assert read_spec(json.loads(found["spec"])) == network.spec and tuple(json.loads(found["class_names"])) == names
     again = build_network(json.loads(found["plan"]))
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
