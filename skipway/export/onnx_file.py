@@ -65,7 +65,7 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
     """Write a self-contained ONNX file: preprocessing, network, probabilities or numbers, and metadata.
 
     An image model maps `images` (N, H, W, C) uint8 of any size, a table model `rows` (N, F) float32, encoded by
-    `TableSpec.encode`, to one output. Its name tells what it is: `probabilities` (N, K) of the classes (softmax) or of
+    `TableSpec.encode`, to one output: `probabilities` (N, K) of the classes (softmax) or of
     each label (sigmoid), `numbers` (N, T) float64 in the units of the targets, or `features` of a network without a
     head. The metadata hold `task`, `class_names` (of classes or labels), `thresholds` (of labels), `target_names` (of
     numbers), `spec` and `plan` as ASCII JSON, and `skipway_version`.
