@@ -16,6 +16,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -218,11 +219,11 @@ class ArchiveTree(FileTree):
             if parts is None:
                 unsafe.append(name)
                 continue
-            if not parts or any(map(is_junk, parts)):
+            kept = list(takewhile(lambda part: not is_junk(part), parts))
+            if entry is None or kept != parts or not parts:
+                _folder_at(folders, kept)
                 continue
-            parent = _folder_at(folders, parts if entry is None else parts[:-1])
-            if entry is None:
-                continue
+            parent = _folder_at(folders, parts[:-1])
             path = parent.below(parts[-1])
             repeated += path in self._entries
             if path not in self._entries:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from skipway.errors import STORAGE_ERRNOS, InputError, StorageError, printable, reason_of
+from skipway.utils.atomic_files import make_folder
+from skipway.utils.cache_folder import cache_folder
 
 __all__ = ["decompressed", "is_compressed"]
 
@@ -27,15 +29,15 @@ def is_compressed(head: bytes) -> bool:
 
 
 def decompressed(path: Path) -> BinaryIO:
-    """Decompress a file to a temporary file without a name, in SKIPWAY_CACHE or the folder of temporary files.
+    """Decompress a file to a temporary file without a name, in the cache folder.
 
     Raises:
         InputError: the file is damaged, or expands like a decompression bomb.
         StorageError: the disk has too little free space.
     """
-    folder = os.environ.get("SKIPWAY_CACHE") or tempfile.gettempdir()
-    where = printable(path)
+    folder, where = cache_folder(), printable(path)
     try:
+        make_folder(folder)
         file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, prefix="skipway-"))
     except OSError as error:
         raise StorageError(
@@ -68,7 +70,7 @@ def _opened(path: Path) -> IO[bytes]:
     return cast(IO[bytes], opener(path, "rb"))
 
 
-def _copy(source: IO[bytes], file: BinaryIO, *, path: Path, folder: str) -> None:
+def _copy(source: IO[bytes], file: BinaryIO, *, path: Path, folder: Path) -> None:
     """Copy decompressed bytes, as long as the disk has space and the archive does not expand like a bomb."""
     packed, written = os.path.getsize(path), 0
     while part := source.read(_PART):

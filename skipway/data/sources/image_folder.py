@@ -53,6 +53,11 @@ def labeled_source(
     least = 2
     if known_classes is not None:
         named, least = _classes_of_splits(layout.splits.values()), 1
+    if not named and (content := describe_content(tree.root)):
+        raise InputError(
+            f"cannot use {tree.where}: expected images in class folders, found none{content}. Pass a folder with one "
+            "subfolder of images per class."
+        )
     hint = class_folder_hint(tree.root) if len(named) < least else ""
     class_names = class_order(named, folders.place(tree.where), least=least, hint=hint)
     keys: dict[str, list[str]] = {}

@@ -243,11 +243,11 @@ def test_an_archive_is_opened_by_its_content(tmp_path):
 
 
 def test_a_compressed_tar_is_decompressed_once_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
     path = place(tmp_path, FILES, "tar.gz")
-    with pytest.raises(StorageError, match="cannot decompress .*cache: No such file.*Set SKIPWAY_CACHE to a writable"):
+    monkeypatch.setenv("SKIPWAY_CACHE", str(path))
+    with pytest.raises(StorageError, match="cannot decompress .* to .*: (Not a|File ex).*Set SKIPWAY_CACHE to a wr"):
         open_source(str(path))
-    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
     calls, plain = [], decompressed_tar._copy
     monkeypatch.setattr(decompressed_tar, "_copy", lambda *a, **k: calls.append(1) or plain(*a, **k))
     first, second = open_source(str(path)), open_source(str(path))
