@@ -13,7 +13,7 @@ from skipway.data.images.split import describe, refuse_leaks
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.in_memory import hold_data
 from skipway.data.tables.columns import Column
-from skipway.data.tables.dataset import build_table_dataset, describe_table
+from skipway.data.tables.dataset import build_table_dataset, describe_table, describe_target
 from skipway.data.tables.table_source import TableSource, open_table_source
 from skipway.data.value_range import describe_range
 from skipway.errors import printable
@@ -131,12 +131,12 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
     rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     counts = join_counts({split: len(table) for split, table in tables.splits.items()}, "row")
-    target = count_of(len(spec.class_names), "class", "classes") if spec.class_names else "a number (regression)"
-    lines = [f"{printable(tables.name)}: {counts}; target {printable(spec.target)!r}: {target}"]
+    lines = [f"{printable(tables.name)}: {counts}; target {printable(spec.target)!r}: {describe_target(spec)}"]
     width = max(len(printable(column.name)) for column in spec.columns)
     lines += [f"  {printable(column.name):<{width}}  {_describe_column(column)}" for column in spec.columns]
     totals = {name: sum(by_split.values()) for name, by_split in facts.get("classes", {}).items()}
-    lines += [f"  class {printable(name)}: {count_of(count, 'row')}" for name, count in totals.items()]
+    noun = "label" if spec.task == "multilabel" else "class"
+    lines += [f"  {noun} {printable(name)}: {count_of(count, 'row')}" for name, count in totals.items()]
     lines += _note_lines(facts)
     if rows.skipped:
         lines.append(f"{len(rows.skipped):,} without a target: {', '.join(row.key for row in rows.skipped[:10])}")

@@ -145,7 +145,8 @@ def split_rows(
         InputError: a class has fewer rows than there are folds.
     """
     rows = np.arange(len(digests))
-    copies = groups_of_copies(rows, labels, digests, least=fold.count)
+    kinds = labels if len(class_names) else np.zeros(len(labels), np.int64)
+    copies = groups_of_copies(rows, kinds, digests, least=fold.count)
     in_val = _in_fold(labels, copies, class_names, groups=groups, fold=fold, seed=seed, name=name, noun="rows")
     return {"train": rows[~in_val], "val": rows[in_val]}
 

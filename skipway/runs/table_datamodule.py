@@ -1,7 +1,6 @@
 """Table data of a run: splits, batches, Spec, network, fingerprint, baseline, and the files and lines about them."""
 
 import csv
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from skipway.data.folds import Fold, pool_tables
+from skipway.data.output_spec import TaskName
 from skipway.data.sample_order import Shard
-from skipway.data.tables.dataset import TableDataset, build_table_dataset, describe_table, fingerprint_table
+from skipway.data.tables.dataset import (
+    TableDataset,
+    build_table_dataset,
+    describe_table,
+    describe_target,
+    fingerprint_table,
+)
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import TableSpec
@@ -24,8 +30,9 @@ from skipway.report.regression_plot import plot_predictions
 from skipway.runs.defaults import TABLE_NETWORK, table_batch_size, table_epochs
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_class_tables, write_table
+from skipway.runs.table_baseline import baseline
 from skipway.training.losses import Task, task_of
-from skipway.training.metrics import ClassScores, RegressionScores, Scores, compute_metrics
+from skipway.training.metrics import ClassScores, RegressionScores, Scores
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console
@@ -33,13 +40,15 @@ from skipway.utils.format_text import count_of, join_counts
 from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["BASELINE", "TableDataModule", "baseline"]
+__all__ = ["TableDataModule"]
 
-BASELINE = "gradient boosting"  # scikit-learn's histogram gradient boosting with default settings
 _IMAGE_OPTIONS = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
-_CLASS_OPTIONS = ("balance", "label_smoothing")
+_UNUSED: dict[TaskName, tuple[str, ...]] = {  # options without effect on a task
+    "classification": (),
+    "multilabel": ("label_smoothing",),
+    "regression": ("balance", "label_smoothing"),
+}
 _PLURALS = {"category": "categories"}  # of the kinds of columns; the others add an "s"
-_MAX_BASELINE_CATEGORIES = 255  # per column; the baseline treats a column with more as numeric
 
 
 class TableDataModule:
@@ -60,14 +69,13 @@ class TableDataModule:
         self.recipe, self.name, self.fold = recipe, tables.name, None
         if recipe.fold is not None and recipe.folds is not None:
             self.fold = Fold(recipe.fold, recipe.folds)
-            tables = replace(tables, splits=pool_tables(tables.splits, tables.ignored))
+            tables = replace(tables, splits=pool_tables(tables.splits, tables.roles.ignore))
         self.tables = tables
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)
         self.rows = self._read(None)
         self.fingerprint = fingerprint_table(self.rows)
-        if self.rows.spec.task == "regression":
-            _refuse_class_options(recipe, self.rows.spec.target)
+        _refuse_class_options(recipe, self.rows.spec)
 
     def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
@@ -83,7 +91,7 @@ class TableDataModule:
 
     def unused_options(self) -> tuple[str, ...]:
         """Return the names of the options without effect on this table."""
-        return _IMAGE_OPTIONS + (_CLASS_OPTIONS if self.rows.spec.task == "regression" else ())
+        return _IMAGE_OPTIONS + _UNUSED[self.rows.spec.task]
 
     def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
         """Do nothing, because tables are read when they are opened."""
@@ -177,7 +185,7 @@ class TableDataModule:
         facts, rows = self.describe(), self.rows
         counts = join_counts(facts["counts"], "row")
         kinds = ", ".join(count_of(n, kind, _PLURALS.get(kind, "")) for kind, n in facts["columns"].items())
-        target = f"{len(rows.spec.class_names)} classes" if rows.spec.class_names else "a number (regression)"
+        target = describe_target(rows.spec)
         lines = [f"data: {rows.name}, {counts}; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"]
         if rows.skipped:
             lines.append(f"  {count_of(len(rows.skipped), 'row')} without a target skipped, listed in skipped.csv")
@@ -192,10 +200,10 @@ class TableDataModule:
         write_table(folder / "skipped.csv", ("row", "split", "reason"), skipped)
 
     def _split_rows(self) -> Iterator[tuple[Any, ...]]:
-        rows, targets = self.rows, self.rows.targets
+        rows = self.rows
         for split, ids in rows.splits.items():
             for i in ids:
-                yield rows.keys[i], targets[i], split, rows.digests[i]
+                yield rows.keys[i], rows.target_text(i), split, rows.digests[i]
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
         """Write predictions.csv, with per-class metrics or a plot of predicted against true values."""
@@ -247,12 +255,17 @@ def _refuse_image_options(recipe: Recipe) -> None:
         )
 
 
-def _refuse_class_options(recipe: Recipe, target: str) -> None:
-    """Raise InputError for options that only apply to classification."""
-    if names := _changed(recipe, _CLASS_OPTIONS):
+def _refuse_class_options(recipe: Recipe, spec: TableSpec) -> None:
+    """Raise InputError for options that do not apply to the task."""
+    if names := _changed(recipe, _UNUSED[spec.task]):
         raise InputError(
-            f"cannot use {_flags(names)} with the target {printable(target)!r}: expected classes, got numbers. Drop "
-            f"{_flags(names)}, or add --task classification."
+            f"cannot use {_flags(names)} with the target {printable(spec.target)!r}: expected a classification, got "
+            f"{spec.task}. Drop {_flags(names)}, or choose a target of classes."
+        )
+    if spec.task == "multilabel" and recipe.balance == "sampling":
+        raise InputError(
+            f"cannot use --balance sampling with the target {printable(spec.target)!r}: expected one class per row, "
+            "got labels. Use --balance weights."
         )
 
 
@@ -264,45 +277,6 @@ def _changed(recipe: Recipe, names: tuple[str, ...]) -> list[str]:
 
 def _flags(names: list[str]) -> str:
     return " and ".join("--" + name.replace("_", "-") for name in names)
-
-
-def baseline(rows: TableDataset) -> dict[str, Any]:
-    """Train scikit-learn's histogram gradient boosting with default settings, and return its metrics.
-
-    Args:
-        rows: encoded rows with their splits.
-    """
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
-    spec, start = rows.spec, time.monotonic()
-    x, categorical = _baseline_inputs(rows)
-    estimator = HistGradientBoostingClassifier if spec.class_names else HistGradientBoostingRegressor
-    model = estimator(categorical_features=categorical if any(categorical) else None, random_state=0)
-    train = rows.splits["train"]
-    model.fit(x[train], rows.y[train] if spec.class_names else rows.y[train, 0])
-    metrics: dict[str, Any] = {"name": BASELINE}
-    for split in [split for split in ("val", "test") if split in rows.splits]:
-        ids = rows.splits[split]
-        predicted, y = model.predict(x[ids]), rows.y[ids]
-        if spec.class_names:
-            metrics[f"{split}_accuracy"] = float((predicted == y).mean())
-            continue
-        predicted, y = (spec.in_units(v.astype(np.float64).reshape(len(ids), -1)) for v in (predicted, y))
-        values = compute_metrics(RegressionScores(ids, np.square(predicted - y).mean(1), predicted, y))
-        metrics |= {f"{split}_{name}": value for name, value in values.items() if name != "loss"}
-    return {**metrics, "seconds": round(time.monotonic() - start, 2)}
-
-
-def _baseline_inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
-    """Return the inputs (N, F) with NaN for missing numbers, and a list that is True for categorical columns."""
-    spec = rows.spec
-    numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
-    x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
-    position = {column.name: i for i, column in enumerate(spec.number_columns)}
-    for i, column in enumerate(spec.indicator_columns):  # the baseline handles NaN itself
-        x[rows.x[:, numbers + i] > 0, position[column.name]] = np.nan
-    few = [count <= _MAX_BASELINE_CATEGORIES for count in spec.categories]
-    return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
 
 
 def _seven_digits(value: Any) -> float:

@@ -1,11 +1,13 @@
 """Read a Table from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn."""
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from skipway.data.output_spec import TaskName
 from skipway.data.sources.csv_parser import check_names, read_text
 from skipway.data.sources.image_source import split_of
 from skipway.data.sources.parquet_files import open_parquet
@@ -78,7 +80,7 @@ def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
     return Table(name, columns, lambda i: f"row {printable(index[i])}")
 
 
-def bundled_table(name: str) -> tuple[Table, str, str]:
+def bundled_table(name: str) -> tuple[Table, str, TaskName]:
     """Load a table that is bundled with scikit-learn.
 
     Args:
@@ -127,20 +129,40 @@ def _to_column(series: Any, where: str) -> Cells:
     if pd.api.types.is_datetime64_any_dtype(kind):
         moments = pd.to_datetime(series, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         return TextColumn.of([None if np.isnat(m) else str(m) for m in moments])
-    codes, values = _factorize(series.astype(object), where)
+    if lists := _lists(series, where):
+        return TextColumn.of_lists(lists)
+    codes, values = _factorize(series.astype(object))
     if values and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values):
         return np.append(np.array([float(v) for v in values]), np.nan)[codes]
     return TextColumn.of_codes(codes, [v if isinstance(v, str) else str(v) for v in values])
 
 
-def _factorize(series: Any, where: str) -> tuple[np.ndarray, list[Any]]:
+def _lists(series: Any, where: str) -> list[list[Any] | None]:
+    """Return the cells of a column of lists of texts or numbers, or no cells if they are no lists."""
+    kinds = {type(value) for value in series if not _is_scalar(value)}
+    if not kinds:
+        return []
+    nested = next((kind for kind in kinds if kind not in (list, set, tuple, np.ndarray)), None)
+    cells = [None if _is_scalar(value) else [v for v in value if v is not None] for value in series]
+    if nested is None and not any(chain.from_iterable(map(_has_nested, (cell for cell in cells if cell)))):
+        mixed = next((v for v in series if _is_scalar(v) and v is not None and v == v), None)
+        if mixed is None:
+            return cells
+    kind = (nested or list).__name__
+    raise InputError(f"cannot use {where}: expected strings or numbers, got a {kind}. Split it into columns.")
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, dict | list | set | tuple | np.ndarray)
+
+
+def _has_nested(cell: list[Any]) -> list[bool]:
+    return [not _is_scalar(value) for value in cell]
+
+
+def _factorize(series: Any) -> tuple[np.ndarray, list[Any]]:
     """Return (codes, distinct values); the code of NaN and None is -1."""
     import pandas as pd
 
-    for value in series:
-        if isinstance(value, dict | list | set | tuple | np.ndarray):
-            raise InputError(
-                f"cannot use {where}: expected strings or numbers, got a {type(value).__name__}. Split it into columns."
-            )
     codes, values = pd.factorize(series)
     return np.asarray(codes), list(values)

@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = ["MISSING", "Cells", "TextColumn", "join_columns", "without_texts"]
 
+LIST_SEPARATOR = "\0"  # between the elements of a list; no text of a CSV file has it
 MISSING = frozenset(["", "na", "n/a", "#n/a", "nan", "-nan", "null", "<na>", "nat", "?"])  # in any case
 
 
@@ -26,21 +27,35 @@ class TextColumn:
             first cells. It is called at most once.
         count: the number of cells N.
         numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None.
+        separator: text between the elements of a cell, if the cells are lists.
     """
 
     dtype = np.dtype(object)
 
-    def __init__(self, load: Callable[[], tuple[np.ndarray, list[str]]], count: int, numbers: np.ndarray | None = None):
+    def __init__(
+        self,
+        load: Callable[[], tuple[np.ndarray, list[str]]],
+        count: int,
+        numbers: np.ndarray | None = None,
+        separator: str = "",
+    ):
         self._load: Callable[[], tuple[np.ndarray, list[str]]] | None = load
         self._cells: tuple[np.ndarray, list[str]] | None = None
         self._present: tuple[np.ndarray, list[str]] | None = None
-        self._count, self.numbers = count, numbers
+        self._count, self.numbers, self.separator = count, numbers, separator
 
     @classmethod
     def of(cls, cells: Any) -> "TextColumn":
         """Create a column from texts, None and NaN; spaces around the texts are removed."""
         cells = _as_objects(cells) if isinstance(cells, list | tuple) else cells
         return cls.of_codes(*_factorize(cells))
+
+    @classmethod
+    def of_lists(cls, cells: Iterable[Iterable[Any] | None]) -> "TextColumn":
+        """Create a column from lists of texts or numbers; None is a missing list."""
+        texts = [None if cell is None else LIST_SEPARATOR.join(map(str, cell)) for cell in cells]
+        codes, distinct = _factorize(_as_objects(texts))
+        return cls(lambda: (codes, distinct), len(codes), separator=LIST_SEPARATOR)
 
     @classmethod
     def of_codes(cls, codes: np.ndarray, texts: list[str]) -> "TextColumn":
@@ -74,7 +89,7 @@ class TextColumn:
             return texts[codes[rows]] if codes[rows] >= 0 else None
         numbers = None if self.numbers is None else self.numbers[rows]
         count = len(numbers) if numbers is not None else len(np.empty(self._count, bool)[rows])
-        return TextColumn(lambda: _used(*self._take(rows)), count, numbers)
+        return TextColumn(lambda: _used(*self._take(rows)), count, numbers, self.separator)
 
     def _take(self, rows: Any) -> tuple[np.ndarray, list[str]]:
         codes, texts = self.factorize()
@@ -105,7 +120,8 @@ def join_columns(columns: Iterable[TextColumn]) -> TextColumn:
         return _factorize(np.concatenate([np.asarray(part) for part in parts]))
 
     present = [values for values in numbers if values is not None]
-    return TextColumn(load, sum(map(len, parts)), np.concatenate(present) if len(present) == len(parts) else None)
+    joined = np.concatenate(present) if len(present) == len(parts) else None
+    return TextColumn(load, sum(map(len, parts)), joined, parts[0].separator)
 
 
 def without_texts(codes: np.ndarray, texts: list[str], removed: frozenset[str]) -> tuple[np.ndarray, list[str]]:

@@ -178,6 +178,8 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
         InputError: a number such as 1,234 is ambiguous.
     """
     raw = table.columns[name]
+    if isinstance(raw, TextColumn) and raw.separator:
+        return "", "lists"
     if isinstance(raw, TextColumn) and raw.numbers is not None:
         raw = raw.numbers
     if isinstance(raw, np.ndarray):

@@ -15,25 +15,26 @@ import numpy as np
 
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.folds import Fold
-from skipway.data.output_spec import TaskName
 from skipway.data.sample_weights import read_weights, refuse_zero_weights
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
-from skipway.data.strata import bin_numbers
+from skipway.data.strata import strata_of
 from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
-from skipway.data.tables.dataset_warnings import warn_of_copies, warn_of_leaks, warn_of_splits
+from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.join_tables import select_rows
 from skipway.data.tables.row_digests import digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import Encoded, TableSpec
-from skipway.data.tables.target import infer_task, missing_rows, read_targets
+from skipway.data.tables.target import Target, infer_target, missing_targets
 from skipway.errors import InputError, printable
+from skipway.utils.format_text import count_of
 
 __all__ = [
     "TableDataset",
     "build_table_dataset",
     "describe_table",
+    "describe_target",
     "encode_labeled",
     "fingerprint_table",
 ]
@@ -43,7 +44,9 @@ _MIN_ROWS = 5
 
 @dataclass
 class TableDataset:
-    """Encoded rows of all splits: x (N, F + K) float32; y (N,) int64 classes or (N, 1) standardized
+    """Encoded rows of all splits, and their targets.
+
+    Shapes: x is (N, F + K) float32; y is (N,) int64 classes, (N, L) float32 labels of 0 and 1, or (N, T) standardized
     float32 numbers.
 
     `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason},
@@ -63,12 +66,14 @@ class TableDataset:
     left_out: dict[str, str] = field(default_factory=dict)
     weights: np.ndarray | None = None
 
-    @property
-    def targets(self) -> np.ndarray:
-        """(N,) class names, or numbers in their original unit."""
-        if self.spec.class_names:
-            return np.array(self.spec.class_names, dtype=object)[self.y]
-        return self.spec.in_units(self.y.astype(np.float64))[:, 0]
+    def target_text(self, i: int) -> str:
+        """Return the target of row i as text: its class, its labels or its numbers, joined by "|"."""
+        spec, target = self.spec, self.y[i]
+        if spec.task == "classification":
+            return spec.class_names[target]
+        if spec.task == "multilabel":
+            return "|".join(spec.class_names[k] for k in np.flatnonzero(target > 0.5))
+        return "|".join(f"{number:.7g}" for number in spec.in_units(target.astype(np.float64)))
 
 
 def build_table_dataset(
@@ -105,20 +110,23 @@ def build_table_dataset(
             f"cannot train on {printable(train.name)}: expected at least {_MIN_ROWS} rows with a target, got "
             f"{len(train)}. Add rows."
         )
-    target = _read_target(source, tables, spec)
+    roles = source.roles
+    target = Target.of(spec) if spec else infer_target(train, roles.target, roles.task, roles.label_sep)
+    y = np.concatenate([target.read(table) for table in tables.values()])
     choice = _choose_columns(source) if spec is None else _ColumnChoice({}, {}, [])
     kinds = {column.name: column.kind for column in spec.columns} if spec else choice.kinds
-    digests = digest_rows(list(tables.values()), kinds, target.values)
-    splitter = RowSplitter(source.name, source.roles, fraction, seed, fold, allow_duplicates)
-    strata = _strata(target, len(train), fold)
-    splits, remarks = splitter.split(tables, strata, digests, target.class_names, notes)
+    digests = digest_rows(list(tables.values()), kinds, y)
+    splitter = RowSplitter(source.name, roles, fraction, seed, fold, allow_duplicates)
+    strata = strata_of(target.task, y, np.arange(len(train)))
+    class_names = target.class_names if target.task == "classification" else ()
+    splits, remarks = splitter.split(tables, strata, digests, class_names, notes)
     given = given_splits(tables)
     warnings = choice.warnings + warn_of_copies(digests, given) + remarks
-    weights = refuse_zero_weights(_read_weights(source.roles, tables), splits, source.name)
+    weights = refuse_zero_weights(_read_weights(roles, tables), splits, source.name)
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
-        spec = _fit_spec(train, target, choice.kinds, rows=rows, notes=notes)
-        warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=target.values)
+        spec = _fit_spec(train, target, y[rows], choice.kinds, rows=rows, notes=notes)
+        warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=y)
     encoded = [spec.encode_strict(table) for table in tables.values()]
     for part in encoded:
         notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
@@ -127,7 +135,7 @@ def build_table_dataset(
         name=source.name,
         spec=spec,
         x=np.concatenate([part.x for part in encoded]),
-        y=_as_batches(target.values, spec),
+        y=spec.standardized(y),
         keys=RowNames(list(tables.values())),
         digests=digests,
         splits={split: splits[split] for split in SPLITS if split in splits},
@@ -143,13 +151,6 @@ def _read_weights(roles: ColumnRoles, tables: dict[str, Table]) -> np.ndarray | 
     if roles.weight_column is None:
         return None
     return np.concatenate([read_weights(table, roles.weight_column) for table in tables.values()])
-
-
-def _strata(target: "_Target", num_train: int, fold: Fold | None) -> np.ndarray:
-    """Return the (N,) strata of the rows: classes, or bins of numbers for a held-out part."""
-    if target.task == "classification":
-        return target.values
-    return np.zeros(len(target.values), np.int64) if fold else bin_numbers(target.values, np.arange(num_train))
 
 
 @dataclass(frozen=True)
@@ -176,17 +177,17 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
     Raises:
         InputError: no row has a target, or a cell cannot be used.
     """
-    missing = missing_rows(table.column(spec.target))
-    rows = select_rows(table, np.setdiff1d(np.arange(len(table)), missing))
+    missing = missing_targets(table, spec.target_names, spec.label_sep)
+    rows = select_rows(table, np.flatnonzero(~missing))
     if not len(rows):
         raise InputError(
             f"cannot use {printable(table.name)}: expected values in the target {printable(spec.target)!r}, got none. "
             "Fill in the target."
         )
-    y = read_targets(rows, spec.target, task=spec.task, names=spec.class_names)
+    y = Target.of(spec).read(rows)
     kinds = {column.name: column.kind for column in spec.columns}
     encoded, digests = spec.encode_strict(rows), digest_rows([rows], kinds, y)
-    return LabeledRows(encoded.x, _as_batches(y, spec), digests, len(missing), encoded)
+    return LabeledRows(encoded.x, spec.standardized(y), digests, int(missing.sum()), encoded)
 
 
 def fingerprint_table(rows: TableDataset) -> str:
@@ -198,6 +199,14 @@ def fingerprint_table(rows: TableDataset) -> str:
         if rows.weights is not None:
             digest.update(rows.weights[indices].tobytes())
     return digest.hexdigest()
+
+
+def describe_target(spec: TableSpec) -> str:
+    """Describe the target in words: its number of classes, labels or numbers."""
+    if spec.task == "regression":
+        return "a number (regression)" if spec.num_outputs == 1 else f"{spec.num_outputs} numbers (regression)"
+    noun = ("class", "classes") if spec.task == "classification" else ("label", "labels")
+    return count_of(len(spec.class_names), *noun)
 
 
 def describe_table(rows: TableDataset) -> dict[str, Any]:
@@ -215,19 +224,9 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
         "warnings": rows.warnings + warn_of_splits(rows.spec, rows.y, rows.splits, rows.left_out),
     }
     if names := rows.spec.class_names:
-        counts = {split: np.bincount(rows.y[i], minlength=len(names)) for split, i in rows.splits.items()}
+        counts = {split: count_rows(rows.y[i], len(names)) for split, i in rows.splits.items()}
         facts["classes"] = {name: {split: int(n[k]) for split, n in counts.items()} for k, name in enumerate(names)}
     return facts
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The target of all rows: (N,) indices into `class_names`, or numbers in their original unit."""
-
-    name: str
-    task: TaskName
-    class_names: tuple[str, ...]
-    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -242,34 +241,22 @@ class _ColumnChoice:
 def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[str, Table], list[Skipped]]:
     """Separate the rows without a target from the tables."""
     tables, skipped = {}, []
-    reason = f"no value in the target {source.target!r}"
+    names = " or ".join(repr(printable(name)) for name in source.roles.target)
+    reason = f"no value in the target {names}"
     for split, table in source.splits.items():
-        missing = missing_rows(table.column(source.target))
-        skipped += [Skipped(key=table.row_name(i), split=split, class_name="", reason=reason) for i in missing]
-        tables[split] = select_rows(table, np.setdiff1d(np.arange(len(table)), missing)) if len(missing) else table
+        missing = missing_targets(table, source.roles.target, source.roles.label_sep)
+        rows = np.flatnonzero(missing).tolist()
+        skipped += [Skipped(key=table.row_name(i), split=split, class_name="", reason=reason) for i in rows]
+        tables[split] = select_rows(table, np.flatnonzero(~missing)) if rows else table
     total = sum(len(table) for table in source.splits.values())
     if len(skipped) > max_unreadable * total:
         examples = ", ".join(row.key for row in skipped[:5]) + (" ..." if len(skipped) > 5 else "")
         raise InputError(
-            f"cannot use the target {printable(source.target)!r}: expected a share of missing values of at most "
+            f"cannot use the target {names}: expected a share of missing values of at most "
             f"--max-unreadable {max_unreadable:g}, got {len(skipped):,} of {total:,} rows ({examples}). Fill in the "
             "values, or use a higher --max-unreadable."
         )
     return tables, skipped
-
-
-def _read_target(source: TableSource, tables: dict[str, Table], spec: TableSpec | None) -> _Target:
-    if spec is None:
-        task, names = infer_task(tables["train"], source.target, source.task)
-    else:
-        task, names = spec.task, spec.class_names
-    values = [read_targets(table, source.target, task=task, names=names) for table in tables.values()]
-    return _Target(name=source.target, task=task, class_names=names, values=np.concatenate(values))
-
-
-def _as_batches(y: np.ndarray, spec: TableSpec) -> np.ndarray:
-    """Return targets (N,) as the loss expects them: standardized numbers (N, 1), or classes (N,)."""
-    return y if spec.task == "classification" else spec.standardized(y[:, None])
 
 
 def _choose_columns(source: TableSource) -> _ColumnChoice:
@@ -279,10 +266,13 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
     roles = source.roles
     left_out = {name: f"--{option.replace('_', '-')}" for option, name in roles.single().items()}
     left_out = {name: why for name, why in left_out.items() if name not in roles.features}
-    left_out |= dict.fromkeys(source.ignored, "--ignore")
+    left_out |= dict.fromkeys(roles.ignore, "--ignore")
     warnings = []
     for name in train.columns:
-        if name == source.target or name in left_out:
+        if name in source.roles.target or name in left_out:
+            continue
+        if source.roles.features and name not in source.roles.features:
+            left_out[name] = "not in --features"
             continue
         kind, remark = infer_kind(name, train)
         if kind:
@@ -293,7 +283,7 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
     if not kinds:
         raise InputError(
             f"cannot train on {printable(train.name)}: expected columns other than the target "
-            f"{printable(source.target)!r}, got none"
+            f"{printable(', '.join(source.roles.target))!r}, got none"
             + (f" (unused: {join_quoted([f'{k} ({v})' for k, v in left_out.items()])})" if left_out else "")
             + ". Add columns whose values vary."
         )
@@ -301,25 +291,29 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
 
 
 def _fit_spec(
-    train: Table, target: _Target, kinds: dict[str, ColumnKind], *, rows: np.ndarray, notes: Counter[str]
+    train: Table,
+    target: Target,
+    y: np.ndarray,
+    kinds: dict[str, ColumnKind],
+    *,
+    rows: np.ndarray,
+    notes: Counter[str],
 ) -> TableSpec:
-    """Fit the encoders of the columns and of the target to the training rows."""
+    """Fit the encoders of the columns, and the statistics of the targets y, to the training rows."""
     columns: list[Column] = []
     for name, kind in kinds.items():
         column, counts = fit_column(name, kind, train.columns[name][rows])
         columns.append(column)
         if counts.get("rare"):
             notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    if target.task == "regression":
-        y = target.values[rows]
-        mean, std = (float(y.mean()),), (float(y.std()) or 1.0,)
+    is_regression = target.task == "regression"
+    std = y.std(axis=0) if is_regression else np.empty(0)
     return TableSpec(
         columns=tuple(columns),
-        target_names=(target.name,),
+        target_names=target.names,
         task=target.task,
         class_names=target.class_names,
-        target_mean=mean,
-        target_std=std,
+        target_mean=tuple(y.mean(axis=0).tolist()) if is_regression else (),
+        target_std=tuple(np.where(std > 0, std, 1.0).tolist()),
+        label_sep=target.label_sep,
     )

@@ -10,7 +10,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import printable
 from skipway.utils.format_text import count_of
 
-__all__ = ["warn_of_copies", "warn_of_leaks", "warn_of_splits"]
+__all__ = ["count_rows", "warn_of_copies", "warn_of_leaks", "warn_of_splits"]
 
 _MAX_LEAK_VALUES = 50  # a column with more distinct values may determine the class without leakage
 _SAMPLED = 1000  # rows of a column of numbers that show that it has many values
@@ -46,7 +46,7 @@ def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndar
         train: the training table.
         names: names of the columns to check.
         spec: encoders of the table, with its target and task.
-        y: (N,) targets; the rows of `train` come first.
+        y: targets as in a TableDataset, but numbers in their units; the rows of `train` come first.
     """
     warnings = []
     y = y[: len(train)]
@@ -54,19 +54,20 @@ def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndar
     for name in names:
         raw = train.columns[name]
         numbers = read_numbers(raw, "number", name)[0] if kinds[name] == "number" else None
-        if spec.task == "classification" and _determines_class(
-            raw if numbers is None else numbers, y, spec.num_classes
-        ):
-            warnings.append(_leak(name, spec.target))
+        cells = raw if numbers is None else numbers
+        warnings += [_leak(name, target) for target in _determined(cells, spec, y)]
         if numbers is None:
             continue
-        if spec.task == "regression" and _is_linear(numbers, y):
-            warnings.append(_leak(name, spec.target))
         if _is_named_as_identifier(name) and len(raw) >= 20 and _are_distinct_integers(numbers):
             warnings.append(
                 f"column {printable(name)!r} looks like an identifier: all values differ. Exclude it with --ignore."
             )
     return warnings
+
+
+def count_rows(y: np.ndarray, count: int) -> np.ndarray:
+    """Return the number of rows of each class, from (N,) indices, or with each label, from (N, K) labels of 0 and 1."""
+    return (y > 0.5).sum(axis=0) if y.ndim == 2 else np.bincount(y, minlength=count)
 
 
 def warn_of_splits(
@@ -76,7 +77,7 @@ def warn_of_splits(
 
     Args:
         spec: encoders of the table, with its class names.
-        y: (N,) targets.
+        y: targets as in a TableDataset.
         splits: row indices of each split.
         left_out: {unused column: reason}.
     """
@@ -84,8 +85,8 @@ def warn_of_splits(
     if left_out:
         warnings.append(f"unused columns: {join_quoted([f'{name} ({why})' for name, why in left_out.items()], 12)}")
     if names := spec.class_names:
-        counts = np.bincount(y[splits["train"]], minlength=len(names))
-        if counts.max() >= IMBALANCED * max(1, counts.min()):
+        counts = count_rows(y[splits["train"]], len(names))
+        if spec.task == "classification" and counts.max() >= IMBALANCED * max(1, counts.min()):
             low, high = printable(names[int(counts.argmin())]), printable(names[int(counts.argmax())])
             warnings.append(
                 f"class imbalance ({low} {counts.min():,}, {high} {counts.max():,} training rows): accuracy favors "
@@ -101,14 +102,23 @@ def warn_of_splits(
     return warnings
 
 
-def _determines_class(raw: Cells, y: np.ndarray, num_classes: int) -> bool:
-    """Return True if each of a few distinct values of a column occurs with one class only."""
-    codes, values = _few_values(raw)
+def _determined(cells: Cells, spec: TableSpec, y: np.ndarray) -> list[str]:
+    """Return the targets, or labels, that a column determines by itself."""
+    if spec.task == "regression":
+        return [name for name, values in zip(spec.target_names, y.T, strict=True) if _is_linear(cells, values)]
+    codes, values = _few_values(cells)
     if not 2 <= values <= _MAX_LEAK_VALUES or len(codes) < 3 * values:
-        return False
-    counts = np.zeros((values + 1, num_classes), np.int64)
-    np.add.at(counts, (codes, y), 1)
-    return bool(counts.max(axis=1).sum() == len(codes))
+        return []
+    if spec.task == "classification":
+        return [spec.target] if _determines(codes, y, spec.num_outputs) else []
+    labels = zip(spec.class_names, y.T, strict=True)
+    return [name for name, label in labels if 0 < label.sum() < len(label) and _determines(codes, label > 0.5, 2)]
+
+
+def _determines(codes: np.ndarray, y: np.ndarray, num_classes: int) -> bool:
+    """Return True if each value of a column, as codes of which -1 is missing, occurs with one class only."""
+    counts = np.bincount((codes + 1) * num_classes + y, minlength=(codes.max() + 2) * num_classes)
+    return bool(counts.reshape(-1, num_classes).max(axis=1).sum() == len(codes))
 
 
 def _few_values(raw: Cells) -> tuple[np.ndarray, int]:
@@ -130,8 +140,10 @@ def _are_distinct_integers(numbers: np.ndarray) -> bool:
     return bool(np.all(numbers == np.round(numbers))) and len(np.unique(numbers)) == len(numbers)
 
 
-def _is_linear(numbers: np.ndarray, y: np.ndarray) -> bool:
-    """Return True if the target is a linear function of a column."""
+def _is_linear(numbers: Cells, y: np.ndarray) -> bool:
+    """Return True if the target is a linear function of a column of numbers."""
+    if not isinstance(numbers, np.ndarray):
+        return False
     known = ~np.isnan(numbers)
     if known.sum() <= 2 or not np.ptp(numbers[known]) > 0 or not np.ptp(y[known]) > 0:
         return False

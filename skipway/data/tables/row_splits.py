@@ -51,7 +51,7 @@ class RowSplitter:
             tables: tables by given split; the indices of their rows follow each other.
             strata: (N,) strata of all rows, the classes of a classification.
             digests: N digests of the rows.
-                class_names: names of the classes; empty for labels and numbers.
+            class_names: names of the classes; empty for labels and numbers.
             notes: counts of warnings, which are extended.
 
         Raises:

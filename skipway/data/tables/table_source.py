@@ -1,6 +1,6 @@
-"""TableSource: tables of one to three splits before they are encoded, with the target to predict."""
+"""TableSource: the tables of a dataset by split, before they are encoded, with the roles of their columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
@@ -18,14 +18,11 @@ __all__ = ["TableSource", "open_table_source"]
 
 @dataclass
 class TableSource:
-    """Tables by split before encoding, with the target and the columns to ignore."""
+    """Tables by split before encoding, with the roles of their columns; `roles.target` is set."""
 
     name: str
     splits: dict[str, Table]
-    target: str
-    task: str = "auto"
-    ignored: tuple[str, ...] = ()
-    roles: ColumnRoles = NO_ROLES
+    roles: ColumnRoles
 
 
 def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource | None:
@@ -45,17 +42,14 @@ def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource |
         if held.are_images:
             return None
         tables, names = held_tables(held, roles.target)
-        source = TableSource("rows", tables, ", ".join(names), roles.task, ignored=roles.ignore, roles=roles)
+        source = TableSource(name="rows", splits=tables, roles=replace(roles, target=names))
     elif data in BUILT_IN_TABLES:
         table, usual_target, usual_task = bundled_table(data)
-        source = TableSource(
-            name=data,
-            splits={"train": table},
-            target=", ".join(roles.target) or usual_target,
-            task=usual_task if roles.task == "auto" and not roles.target else roles.task,
-            ignored=roles.ignore,
-            roles=roles,
-        )
+        if not roles.target:
+            roles = replace(roles, target=(usual_target,))
+            if roles.task == "auto":
+                roles = replace(roles, task=usual_task)
+        source = TableSource(name=data, splits={"train": table}, roles=roles)
     else:
         path = Path(data).expanduser()
         files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
@@ -68,17 +62,9 @@ def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource |
             raise InputError(
                 f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
             )
-        name = path.stem if path.is_file() else path.resolve().name
-        source = TableSource(
-            name=name,
-            splits=tables,
-            target=", ".join(roles.target),
-            task=roles.task,
-            ignored=roles.ignore,
-            roles=roles,
-        )
-    train = source.splits["train"]
-    for name in (source.target, *roles.ignore, *roles.single().values()):
+        source = TableSource(path.stem if path.is_file() else path.resolve().name, tables, roles)
+    train, roles = source.splits["train"], source.roles
+    for name in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
         train.column(name)
     return source
 

@@ -131,7 +131,7 @@ def test_rows_in_python_are_tables():
         with hold_data(data, y) as name:
             roles = sw.Recipe(data=name, target=target).roles
             tables = open_table_source(name, roles)
-        assert tables.target == "target" and len(tables.splits["train"]) == 178
+        assert tables.roles.target == ("target",) and len(tables.splits["train"]) == 178
         assert tables.splits["train"].row_name(5) == "row 5"
     with hold_data(wine.data.to_numpy(), torch.tensor(wine.target.to_numpy())) as name:
         tables = open_table_source(name)

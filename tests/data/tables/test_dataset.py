@@ -17,7 +17,7 @@ CITIES = ["Bonn", "Mars"]
 
 
 def tables(frame, target="price", **more):
-    return TableSource("t", {"train": frame_table(frame)}, target, **more)
+    return TableSource("t", {"train": frame_table(frame)}, ColumnRoles.of({"target": target, **more}))
 
 
 def rows_of(frame, target="price", fraction=0.25, seed=0, max_unreadable=0.01, **more):
@@ -39,7 +39,7 @@ def test_a_file_a_folder_and_a_bundled_name_are_tables(tmp_path):
     rows = build_table_dataset(found, 0.2, 0)
     assert [len(rows.splits[s]) for s in ("train", "val", "test")] == [40, 40, 40]
     wine = open_table_source("wine")
-    assert wine.target == "target" and wine.task == "classification"
+    assert wine.roles.target == ("target",) and wine.roles.task == "classification"
     assert (
         open_table_source(str(tmp_path / "none"), ColumnRoles(target=("price",))) is None
         and open_table_source("digits") is None
@@ -92,7 +92,8 @@ def test_the_task_is_read_off_the_target_or_asked_for(values, asked, task, names
     frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(values)), "y": values})
     rows = rows_of(frame, "y", task=asked)
     assert (rows.spec.task, rows.spec.class_names) == (task, names)
-    told = [float(v) for v in rows.targets] if names == () else [str(v) for v in rows.targets]
+    told = [rows.target_text(i) for i in range(len(values))]
+    told = [float(text) for text in told] if names == () else told
     assert told == pytest.approx([float(v) for v in values], abs=1e-4) if names == () else set(told) == set(names)
 
 
@@ -161,7 +162,7 @@ def test_a_class_that_training_does_not_know_is_refused(tmp_path):
     with pytest.raises(
         InputError, match="row 39, target 'dear': expected one of the training classes 'cheap', 'dear', got 'odd'"
     ):
-        build_table_dataset(TableSource("t", both, "dear"), 0.2, 0)
+        build_table_dataset(TableSource("t", both, ColumnRoles(target=("dear",))), 0.2, 0)
 
 
 # Statistics come from the training rows alone
@@ -219,14 +220,14 @@ def test_leaks_identifiers_and_what_is_left_out_are_called_by_name():
     frame["home_id"] = np.random.default_rng(0).permutation(1000)[:60]
     frame["row"] = np.arange(60)
     frame["const"], frame["empty"] = 1, None
-    rows = rows_of(frame, "dear", ignored=("price", "twice"))
+    rows = rows_of(frame, "dear", ignore=("price", "twice"))
     said = "\n".join(describe_table(rows)["warnings"])
     assert "column 'copy' determines the target 'dear', which may be target leakage" in said
     assert "'city' determines" not in said
     assert "column 'home_id' looks like an identifier: all values differ" in said
     assert "unused columns: 'price (--ignore)'" in said and "'row (row counter)'" in said
     assert "'const (constant)'" in said and "'empty (empty)'" in said
-    said = "\n".join(rows_of(frame, ignored=("dear", "copy")).warnings)
+    said = "\n".join(rows_of(frame, ignore=("dear", "copy")).warnings)
     assert "column 'twice' determines the target 'price'" in said
 
 
@@ -238,7 +239,7 @@ def test_copies_are_counted_and_stay_on_one_side():
     side = {int(i): s for s, ids in rows.splits.items() for i in ids}
     assert all(side[i] == side[60 + i] for i in range(10))
     both = {"train": frame_table(homes(60)), "test": frame_table(homes(60).head(7))}
-    rows = build_table_dataset(TableSource("t", both, "price"), 0.2, 0)
+    rows = build_table_dataset(TableSource("t", both, ColumnRoles(target=("price",))), 0.2, 0)
     assert "duplicates across splits: 7. Validation and test metrics are inflated." in rows.warnings
     few = pd.DataFrame({"x": ["a", "b"] * 20, "y": ["p", "q"] * 20})  # two different rows: copies must be parted
     assert set(rows_of(few, "y").y[rows_of(few, "y").splits["val"]]) == {0, 1}

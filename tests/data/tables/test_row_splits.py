@@ -27,7 +27,7 @@ def visits(count=60, start=0, **more):
 def dataset(table=None, fold=None, test=None, allow=False, **roles):
     splits = {"train": table or visits(), **(test or {})}
     roles = ColumnRoles(target=("ill",), task="classification", **roles)
-    source = TableSource("visits", splits, "ill", "classification", roles=roles)
+    source = TableSource("visits", splits, roles)
     return build_table_dataset(source, 0.25, 0, fold=fold, allow_duplicates=allow)
 
 

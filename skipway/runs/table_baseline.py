@@ -1,0 +1,81 @@
+"""The baseline of a table: gradient boosting of scikit-learn with default settings, on the same rows."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from skipway.data.tables.dataset import TableDataset
+from skipway.training.metrics import LabelScores, RegressionScores, Scores, compute_metrics
+
+__all__ = ["BASELINE", "baseline"]
+
+BASELINE = "gradient boosting"  # scikit-learn's histogram gradient boosting with default settings
+_MAX_CATEGORIES = 255  # per column; the baseline treats a column with more as numeric
+_MAX_OUTPUTS = 20  # labels or numbers, each of which has a model of its own
+
+
+def baseline(rows: TableDataset) -> dict[str, Any]:
+    """Train gradient boosting, one model per label or number, and return its metrics.
+
+    Args:
+        rows: encoded rows with their splits.
+
+    Returns:
+        The name, the metrics of the val and the test split, and the seconds; a "reason" instead of metrics if there are
+        too many labels or numbers.
+    """
+    spec, start = rows.spec, time.monotonic()
+    if spec.task != "classification" and spec.num_outputs > _MAX_OUTPUTS:
+        reason = f"not trained: expected at most {_MAX_OUTPUTS} labels or numbers, got {spec.num_outputs}"
+        return {"name": BASELINE, "reason": reason}
+    x, categorical = _inputs(rows)
+    train = rows.splits["train"]
+    columns = [rows.y] if rows.y.ndim == 1 else list(rows.y.T)
+    models = [_fitted(x[train], y[train], categorical, is_class=bool(spec.class_names)) for y in columns]
+    metrics: dict[str, Any] = {"name": BASELINE}
+    for split in [split for split in ("val", "test") if split in rows.splits]:
+        ids = rows.splits[split]
+        metrics |= {f"{split}_{name}": value for name, value in _metrics(rows, ids, models, x[ids]).items()}
+    return {**metrics, "seconds": round(time.monotonic() - start, 2)}
+
+
+def _metrics(rows: TableDataset, ids: np.ndarray, models: list[Any], x: np.ndarray) -> dict[str, float]:
+    """Return the metrics of the models on the rows `ids`, whose inputs are x."""
+    spec, y, losses = rows.spec, rows.y[ids], np.zeros(len(ids))
+    if spec.task == "classification":
+        return {"accuracy": float((models[0].predict(x) == y).mean())}
+    if spec.task == "multilabel":
+        shares = np.stack([_probability(model, x) for model in models], axis=1)
+        scores: Scores = LabelScores(ids, losses, shares, y > 0.5, np.full(len(models), 0.5))
+    else:
+        outputs = np.stack([model.predict(x) for model in models], axis=1).astype(np.float64)
+        scores = RegressionScores(ids, losses, spec.in_units(outputs), spec.in_units(y.astype(np.float64)))
+    return {name: value for name, value in compute_metrics(scores).items() if name != "loss"}
+
+
+def _inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
+    """Return the inputs (N, F) with NaN for missing numbers, and a list that is True for categorical columns."""
+    spec = rows.spec
+    numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
+    x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
+    position = {column.name: i for i, column in enumerate(spec.number_columns)}
+    for i, column in enumerate(spec.indicator_columns):  # the baseline handles NaN itself
+        x[rows.x[:, numbers + i] > 0, position[column.name]] = np.nan
+    few = [count <= _MAX_CATEGORIES for count in spec.categories]
+    return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
+
+
+def _fitted(x: np.ndarray, y: np.ndarray, categorical: list[bool], *, is_class: bool) -> Any:
+    """Return a model of one target; a label that is the same in all rows needs none, and is returned."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    if is_class and np.ptp(y) == 0:
+        return float(y[0])
+    estimator = HistGradientBoostingClassifier if is_class else HistGradientBoostingRegressor
+    return estimator(categorical_features=categorical if any(categorical) else None, random_state=0).fit(x, y)
+
+
+def _probability(model: Any, x: np.ndarray) -> np.ndarray:
+    """Return the (N,) probabilities of a label."""
+    return np.full(len(x), model) if isinstance(model, float) else model.predict_proba(x)[:, 1]
