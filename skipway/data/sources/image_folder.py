@@ -6,20 +6,19 @@ The class of an image is the top folder below its split. Files that are not imag
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
 from skipway.data.sources.annotation_exports import mask_warning
 from skipway.data.sources.class_layout import class_folder_hint, find_layout
-from skipway.data.sources.file_tree import DiskTree, FileTree, Folder
+from skipway.data.sources.file_tree import FileTree, Folder
 from skipway.data.sources.image_source import Content, Item, Source, class_order, read_content, refuse_near_equal
 from skipway.data.sources.other_files import describe_files
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
 from skipway.utils.map_ahead import map_ahead
 
-__all__ = ["describe_content", "image_files", "labeled_source"]
+__all__ = ["describe_content", "labeled_source"]
 
 _PEEK = 200
 _READERS = 8  # threads that read the sample, because disks over a network have latency
@@ -86,11 +85,6 @@ def labeled_source(
         peek=peek,
         warnings=warnings,
     )
-
-
-def image_files(root: Path) -> list[Path]:
-    """List all images under a folder, at any depth, in a fixed order."""
-    return [root / path for path in DiskTree(root).root.image_paths()]
 
 
 def describe_content(folder: Folder) -> str:

@@ -3,10 +3,7 @@
 A file counts as an image by its suffix, or by its first bytes if the suffix belongs to no format.
 """
 
-import os
 import re
-import stat
-from pathlib import Path
 
 from PIL import Image
 
@@ -22,7 +19,6 @@ __all__ = [
     "SUFFIXES",
     "BadImage",
     "image_format_of",
-    "is_image_file",
     "pillow_formats",
 ]
 
@@ -74,9 +70,6 @@ NOT_READ |= {
     ".mat": "MATLAB file: save one image per .npy file",
     ".h5": "HDF5 file: save one image per .npy file",
 }
-_TEXT_SUFFIXES = frozenset(
-    (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".py", ".log", ".parquet")
-)
 
 
 def _suffixes() -> dict[str, str]:
@@ -144,31 +137,6 @@ def _format_of_brands(first_bytes: bytes) -> str | None:
     if brands & _AVIF_BRANDS:
         return "AVIF"
     return "HEIF" if brands & _HEIF_BRANDS else None
-
-
-def is_image_file(path: Path) -> bool:
-    """Return True if a file counts as an image: by its suffix, or by its content if the suffix is of no format.
-
-    A file with the suffix of text, a table or a format in `NOT_READ` is no image, and neither is one that cannot be
-    read.
-    """
-    suffix = path.suffix.lower()
-    if suffix in FORMAT_OF_SUFFIX:
-        return True
-    if suffix in NOT_READ or suffix in _TEXT_SUFFIXES:
-        return False
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            return image_format_of(file.read(SNIFF_BYTES)) is not None
-    except (OSError, ValueError):  # ValueError: a NUL byte in the name
-        return False
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file that may have been replaced by a FIFO since it was checked."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
 def pillow_formats(suffix: str) -> tuple[str, ...]:

@@ -113,9 +113,7 @@ def test_files_that_are_not_images_are_named_by_their_reason(tmp_path, kind):
 @pytest.mark.parametrize("known", [None, ("a", "b")])
 def test_class_folders_of_other_files_are_named_by_them(tmp_path, kind, known):
     files = {"a/1.mp4": b"x", "b/2.mp4": b"x"}
-    with pytest.raises(
-        InputError, match=r"expected images in class folders, found none \(only other files: 2 .mp4"
-    ):
+    with pytest.raises(InputError, match=r"expected images in class folders, found none \(only other files: 2 .mp4"):
         opened(tmp_path, files, kind, allow_empty_classes=True, known_classes=known)
 
 
