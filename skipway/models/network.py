@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.image_rows import ImageRows
 from skipway.data.sources.table import Table
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
@@ -27,7 +26,6 @@ from skipway.models.layer_names import head_start
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
 from skipway.nn.chain import Chain
-from skipway.nn.extra_inputs import with_extra_inputs
 from skipway.training.checkpoint import save_weights
 from skipway.utils.output_files import refuse_output
 
@@ -70,13 +68,6 @@ class Network(TimmInterface):
         network = Network(OrderedDict(part._modules))
         network.dim, network.forward_impl = part.dim, part.forward_impl
         return network
-
-    @with_extra_inputs
-    def forward(self, input: Any) -> Any:
-        """Compute the outputs of a batch: images (B, C, H, W), rows (B, F), or images with feature columns."""
-        if isinstance(input, ImageRows):
-            return self.forward_with(input.images, (), {"rows": input.rows})
-        return super().forward(input)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one, in place, and update the plan and the Spec.

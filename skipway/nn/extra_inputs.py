@@ -14,9 +14,17 @@ from torch import nn
 
 from skipway.errors import InputError
 
-__all__ = ["ExtraInputs", "call_layers", "taken_inputs", "with_extra_inputs"]
+__all__ = ["ExtraInputs", "NamedInputs", "call_layers", "taken_inputs", "with_extra_inputs"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class NamedInputs:
+    """Base class of batches that hold extra inputs next to the main one, so that one object travels to the network."""
+
+    def split_inputs(self) -> tuple[Any, dict[str, Any]]:
+        """Return the main input, and the extra inputs by the names of the arguments that take them."""
+        raise NotImplementedError
 
 
 class ExtraInputs(nn.Module):
@@ -43,6 +51,9 @@ def with_extra_inputs(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: ExtraInputs, *inputs: Any, **named: Any) -> Any:
         if main in named and not inputs:
             inputs = (named.pop(main),)
+        if len(inputs) == 1 and isinstance(inputs[0], NamedInputs):
+            x, own = inputs[0].split_inputs()
+            inputs, named = (x,), {**own, **named}
         if not inputs or (len(inputs) == 1 and not named):
             return forward(self, *inputs, **named)
         return self.forward_with(inputs[0], inputs[1:], named)

@@ -15,12 +15,13 @@ from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.tables.columns import Column, fit_column, infer_kind
 from skipway.data.tables.join_tables import select_rows
 from skipway.errors import InputError, printable
+from skipway.nn.extra_inputs import NamedInputs
 
 __all__ = ["ImageRows", "encode_columns", "fit_feature_columns"]
 
 
 @dataclass(frozen=True)
-class ImageRows:
+class ImageRows(NamedInputs):
     """Inputs of a network for images with columns; it is moved, sliced and counted like a tensor.
 
     Attributes:
@@ -30,6 +31,10 @@ class ImageRows:
 
     images: Tensor
     rows: Tensor
+
+    def split_inputs(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the images, and the rows as the argument `rows` of the layer that takes them."""
+        return self.images, {"rows": self.rows}
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageRows":
         """Move both tensors as `Tensor.to` does. Rows keep their dtype, because bf16 cannot hold all categories."""
