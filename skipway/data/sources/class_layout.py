@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from skipway.data.sources.annotation_exports import refuse_exports
+from skipway.data.sources.dataset_parts import refuse_parts
 from skipway.data.sources.file_tree import FileTree, Folder
 from skipway.data.sources.image_source import SPLITS, split_of_folder, words_of
 from skipway.data.sources.other_files import describe_files
@@ -48,6 +49,8 @@ def find_layout(tree: FileTree, known_classes: Collection[str] = (), need_train:
             break
         inner = _wrapped(folder, known_classes)
         if inner is None:
+            if not known_classes:
+                refuse_parts(folder, tree)
             return Layout({"train": folder}, warnings)
         folder = inner
     if need_train and "train" not in named:
@@ -55,13 +58,20 @@ def find_layout(tree: FileTree, known_classes: Collection[str] = (), need_train:
             f"cannot use {folder.place(tree.where)}: expected a train folder, got only "
             f"{', '.join(printable(split.name) for split in named.values())}. Add a train folder."
         )
-    splits = {}
+    splits: dict[str, Folder] = {}
     for split in (split for split in SPLITS if split in named):
-        splits[split] = named[split]
-        refuse_exports(splits[split], tree)
-        while (inner := _wrapped(splits[split], known_classes)) is not None:
+        inner = _unwrapped(named[split], tree, known_classes)
+        if split == "train":  # the first
+            if not known_classes:
+                refuse_parts(inner, tree)
+            known_classes = {*known_classes, *map(_plain_name, inner.with_images())}
+        if _has_no_classes(inner, splits.get("train")):
+            images = count_of(len(inner.image_paths()), "image")
+            warnings.append(
+                f"ignored {printable(named[split].path)}: {images} without class folders of the training set"
+            )
+        else:
             splits[split] = inner
-            refuse_exports(inner, tree)
     return Layout(splits, warnings)
 
 
@@ -77,12 +87,33 @@ def class_folder_hint(root: Folder) -> str:
     return ""
 
 
+def _unwrapped(folder: Folder, tree: FileTree, known_classes: Collection[str]) -> Folder:
+    """Return a split folder, or the folder inside its wrappers that has the class folders."""
+    refuse_exports(folder, tree)
+    while (inner := _wrapped(folder, known_classes)) is not None:
+        folder = inner
+        refuse_exports(folder, tree)
+    return folder
+
+
+def _has_no_classes(split: Folder, train: Folder | None) -> bool:
+    """Return True if all images of a split are in one folder that is not a class of the training set."""
+    classes = split.with_images()
+    if train is None or len(classes) != 1 or len(train.with_images()) < 2:
+        return False
+    return _plain_name(classes[0]) not in set(map(_plain_name, train.with_images()))
+
+
+def _plain_name(folder: Folder) -> str:
+    return unicodedata.normalize("NFC", folder.name)
+
+
 def _wrapped(folder: Folder, known_classes: Collection[str]) -> Folder | None:
     """Return the only folder in `folder`, if its own folders have the images."""
     if len(folder.folders) != 1:
         return None
     (inner,) = folder.folders.values()
-    is_class = unicodedata.normalize("NFC", inner.name) in known_classes
+    is_class = _plain_name(inner) in known_classes
     return inner if not is_class and inner.with_images() else None
 
 
@@ -150,11 +181,17 @@ def _is_class(named: dict[str, Folder], others: list[Folder]) -> bool:
     return sum(bool(inner.images) for inner in others) >= _MIN_CLASSES_NEXT_TO_TRAIN
 
 
+def _has_no_labels(folder: Folder) -> bool:
+    """Return True for a folder next to split folders that is no class: without labels, or a dataset of its own."""
+    is_dataset = any(split_of_folder(inner.name) for inner in folder.with_images())
+    return is_dataset or not folder.has_images() or bool(_UNLABELED.intersection(words_of(folder.name)))
+
+
 def _refuse_other_classes(
     folder: Folder, tree: FileTree, splits: dict[str, Folder], others: list[Folder], *, warnings: list[str]
 ) -> None:
     """Record folders without labels next to split folders; other folders with images raise an error."""
-    ignored = [inner for inner in others if not inner.has_images() or _UNLABELED.intersection(words_of(inner.name))]
+    ignored = [inner for inner in others if _has_no_labels(inner)]
     classes = [printable(inner.name) for inner in others if inner not in ignored]
     if classes:
         raise InputError(

@@ -170,6 +170,49 @@ def test_images_without_labels_next_to_splits_are_counted(tmp_path, kind):
     ]
 
 
+@pytest.mark.parametrize(
+    "folders, reason",
+    [
+        (("HAM_images_part_1", "HAM_images_part_2"), r"named like parts of one dataset \(HAM_images_part_1, HAM_"),
+        (("train/batch1", "train/batch2", "train/batch10"), "named like parts of one dataset"),
+        (
+            ("set1/cat", "set1/dog", "set2/cat", "set2/dog"),
+            r"\(set1, set2\) with the same class folders \(cat, dog\)",
+        ),
+        (("cat", "dog", "Pets/cat", "Pets/dog"), r"got a copy of the class folders in 'Pets'. Remove it, or pass"),
+    ],
+)
+def test_parts_and_copies_of_a_dataset_are_no_classes(tmp_path, folders, reason):
+    with pytest.raises(InputError, match=reason):
+        opened(tmp_path, numbered(folders))
+
+
+@pytest.mark.parametrize(
+    "folders, classes",
+    [
+        (("1", "2"), ("1", "2")),
+        (("grade_1", "grade_2"), ("grade_1", "grade_2")),
+        (("cat/front", "cat/back", "dog/front", "dog/back"), ("cat", "dog")),
+        (("part", "party"), ("part", "party")),
+        (("train/cat/p1", "train/cat/p2", "train/dog", "val/cat/p3", "val/cat/p4"), ("cat", "dog")),
+    ],
+)
+def test_class_folders_that_resemble_parts_are_classes(tmp_path, folders, classes):
+    source = opened(tmp_path, numbered(folders))
+    assert source.class_names == classes and sum(map(len, source.keys.values())) == 2 * len(folders)
+
+
+def test_splits_of_images_in_one_folder_have_no_classes(tmp_path):
+    files = numbered(("train/a/images", "train/b/images", "val/images", "test/test", "set/train/a", "set/train/b"))
+    source = opened(tmp_path, files)
+    assert list(source.keys) == ["train"] and source.class_names == ("a", "b")
+    assert source.warnings[:3] == [
+        "ignored set: 4 images",
+        "ignored val: 2 images without class folders of the training set",
+        "ignored test: 2 images without class folders of the training set",
+    ]
+
+
 @pytest.mark.parametrize("follow", [False, True])
 def test_linked_folders_that_multiply_are_read_once(tmp_path, follow):
     root = place(tmp_path, numbered(("a", "b")), "folder")
