@@ -84,7 +84,7 @@ def find_lr(
             network.plan,
             batch_size,
             pretrained=pretrained,
-            class_counts=datamodule.class_counts(),
+            targets=datamodule.target_counts(),
             is_table=is_table,
         )
         datamodule.setup(network, batch_size, settings.device, None)

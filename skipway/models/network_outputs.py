@@ -129,8 +129,8 @@ def batch_size_for(spec: Spec, most: int) -> int:
 
 
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
-    """Wrap an image network to average its probabilities over the views of `crop_zoom_flip.tta_views`."""
-    return Averaged(network, partial(_views, mirrored=spec.mirrored))
+    """Wrap an image network to average its predictions over the views of `crop_zoom_flip.tta_views`."""
+    return Averaged(network, partial(_views, mirrored=spec.mirrored), spec.task)
 
 
 def _views(x: Tensor | ImageRows, mirrored: bool) -> list[Any]:

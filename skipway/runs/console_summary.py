@@ -8,6 +8,7 @@ import torch
 from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.runs.datamodule import DataModule
+from skipway.runs.head_phase import HEAD_FITS
 from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
 from skipway.runs.small_sets import few_steps_line
 from skipway.training.lr_finder import RangeTest
@@ -15,8 +16,6 @@ from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
 from skipway.utils.console import duration
 from skipway.utils.format_text import count_of
-
-_HEAD = "head by logistic regression on frozen features"
 
 __all__ = ["introduction", "range_test_line", "verdict"]
 
@@ -77,15 +76,16 @@ def _training_lines(
     steps = f"{epochs}, batch size {batch_size}, {settings.optimizer}, {peak}, {settings.schedule} schedule"
     if settings.head != "regression":
         return [f"training: {steps}"]
+    head = f"head by {HEAD_FITS[datamodule.target_counts().task]} on frozen features"
     if settings.epochs > 1:
         layers = "all layers"
         if settings.freeze_until is not None:
             views = datamodule.recipe.views
             layers = f"the layers after {settings.freeze_until} on {count_of(views, 'view')} of each image"
-        return [f"training: {_HEAD} (epoch 1), then fine-tuning of {layers}", f"fine-tuning: {steps}"]
+        return [f"training: {head} (epoch 1), then fine-tuning of {layers}", f"fine-tuning: {steps}"]
     if epochs_are_open and settings.time_limit is not None:
-        return [f"training: {_HEAD}, then fine-tuning of all layers if the time limit allows it"]
-    return [f"training: {_HEAD}, no fine-tuning (to fine-tune, add --time-limit 600 or --epochs 5)"]
+        return [f"training: {head}, then fine-tuning of all layers if the time limit allows it"]
+    return [f"training: {head}, no fine-tuning (to fine-tune, add --time-limit 600 or --epochs 5)"]
 
 
 def range_test_line(result: RangeTest) -> str:
@@ -101,7 +101,7 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
 
     Args:
         metrics: values of metrics.json.
-        metric: "accuracy" or "r2".
+        metric: "accuracy", "map" or "r2".
         datamodule: data of the run.
         folder: run folder.
         report: HTML report of the run.

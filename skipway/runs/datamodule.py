@@ -10,6 +10,7 @@ from torch import Tensor
 from skipway.data.tables.table_source import open_table_source
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
+from skipway.runs.defaults import TargetCounts
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.recipe import Recipe
 from skipway.runs.table_datamodule import TableDataModule
@@ -63,8 +64,8 @@ class DataModule(Protocol):
     def name_of(self, sample: int, /) -> str:
         """Return the name of a sample: its file, or the row of its table."""
 
-    def class_counts(self) -> list[int]:
-        """Return the number of training samples of each class; empty for regression."""
+    def target_counts(self) -> TargetCounts:
+        """Return the task, and the number of training samples in total and of each class or label."""
 
     def spec(self, earlier: dict[str, Any] | None) -> Any:
         """Return the Spec of the inputs: from the training samples, or `earlier`, that of the run to resume."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from skipway.data.output_spec import TaskName
 from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
@@ -19,10 +20,12 @@ __all__ = [
     "FAMILY_DEFAULTS",
     "TABLE_NETWORK",
     "FamilyDefaults",
+    "TargetCounts",
     "batch_size_for",
     "class_weights_for",
     "device_for",
     "head_for",
+    "positive_weights_for",
     "precision_for",
     "settings_for",
     "table_batch_size",
@@ -44,6 +47,21 @@ class FamilyDefaults:
     weight_decay: float
     label_smoothing: float = 0.1
     bias_lr_mult: float = 1.0
+
+
+@dataclass(frozen=True)
+class TargetCounts:
+    """Task of a run, the number of its training samples, and how many have each class or label (none: regression)."""
+
+    task: TaskName = "classification"
+    count: int = 0
+    of_classes: tuple[int, ...] = ()
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """Return the weights of the loss that balance the classes, or the samples with and without each label."""
+        if self.task == "multilabel":
+            return positive_weights_for(self.of_classes, self.count)
+        return class_weights_for(self.of_classes)
 
 
 FAMILY_DEFAULTS = {
@@ -88,6 +106,7 @@ TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
 TABLE_DEFAULTS = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
 _TABLE_STEPS = 300
 _SMALL_SET = 5_000  # training samples
+_MOST_POSITIVE = 100.0  # factor of the loss of samples with a rare label
 
 
 def table_batch_size(count: int) -> int:
@@ -119,7 +138,7 @@ def settings_for(
     batch_size: int,
     *,
     pretrained: bool = False,
-    class_counts: Sequence[int] = (),
+    targets: TargetCounts = TargetCounts(),  # noqa: B008 (frozen)
     is_table: bool = False,
     freeze_until: str | None = None,
 ) -> Settings:
@@ -130,7 +149,7 @@ def settings_for(
         plan: the plan of the network.
         batch_size: samples per batch.
         pretrained: the network has pretrained weights.
-        class_counts: training samples of each class.
+        targets: task and training samples of the run.
         is_table: the samples are rows of a table.
         freeze_until: the last frozen layer, or None.
 
@@ -140,7 +159,7 @@ def settings_for(
     device = device_for(recipe.device)
     if recipe.fsdp:
         _refuse_unshared(recipe)
-    head = head_for(recipe, plan, pretrained=pretrained, count=sum(class_counts))
+    head = head_for(recipe, plan, pretrained=pretrained, count=targets.count)
     is_later_part = freeze_until is not None
     optimizer, defaults = _optimizer_and_defaults(recipe, plan["family"], is_table, is_later_part)
     return Settings(
@@ -155,8 +174,8 @@ def settings_for(
         freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
         freeze_until=freeze_until,
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained and not is_later_part else 1.0),
-        label_smoothing=_value_or(recipe.label_smoothing, defaults.label_smoothing),
-        class_weights=class_weights_for(class_counts) if recipe.balance == "weights" else None,
+        label_smoothing=_label_smoothing(recipe, defaults, targets.task),
+        class_weights=targets.loss_weights() if recipe.balance == "weights" else None,
         l1=recipe.l1,
         l2=recipe.l2,
         ema=recipe.ema,
@@ -189,6 +208,11 @@ def _optimizer_and_defaults(
 
 def _value_or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _label_smoothing(recipe: Recipe, defaults: FamilyDefaults, task: TaskName) -> float:
+    """Return the recipe's smoothing, or that of the family for classes; a binary cross-entropy has none by default."""
+    return _value_or(recipe.label_smoothing, defaults.label_smoothing if task == "classification" else 0.0)
 
 
 def _learning_rate(recipe: Recipe, defaults: FamilyDefaults, batch_size: int, pretrained: bool) -> float:
@@ -244,6 +268,14 @@ def class_weights_for(counts: Sequence[int]) -> tuple[float, ...]:
     """Return the loss weight of each class, inverse to its frequency and 1 on average over the samples."""
     total, classes = sum(counts), sum(1 for count in counts if count)
     return tuple(total / (classes * count) if count else 0.0 for count in counts)
+
+
+def positive_weights_for(counts: Sequence[int], total: int) -> tuple[float, ...]:
+    """Return the factor of the loss of samples with each label, by which they weigh as much as those without it.
+
+    It is at most 100, so that a few samples do not dominate the loss, and 1 for a label without samples.
+    """
+    return tuple(min((total - count) / count, _MOST_POSITIVE) if count else 1.0 for count in counts)
 
 
 def _refuse_unshared(recipe: Recipe) -> None:

@@ -1,12 +1,13 @@
 """End of a run: evaluate the best weights, and write metrics.json, tables, plots and the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from skipway.errors import Interrupted, printable
 from skipway.export.export_model import fuse
@@ -18,13 +19,15 @@ from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
 from skipway.runs.head_phase import HeadFeatures, head_features, head_scores
-from skipway.runs.headline import uncertainty_metrics
+from skipway.runs.headline import label_uncertainty, uncertainty_metrics
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.run_folder import require_run_folder
 from skipway.runs.signal_flow_callback import draw_signal_flow
 from skipway.training.best_weights import refuse_other_weights
-from skipway.training.checkpoint import load_weights
+from skipway.training.checkpoint import load_weights, save_weights
+from skipway.training.label_metrics import best_thresholds
 from skipway.training.metrics import compute_metrics, score
+from skipway.training.scores import LabelScores, Scores
 from skipway.training.trainer import State, Trainer
 from skipway.utils.atomic_files import write_json
 from skipway.utils.console import Console
@@ -79,7 +82,16 @@ def finish_run(
         else:  # fp32 would take as long as training the last layers
             model = fuse(best, precision)
         computed = (features.engine if features is not None else "torch", precision)
-    metrics = _evaluate(model, folder, datamodule, trainer, features=features, poll=poll)
+    scores_of = _evaluate(model, datamodule, trainer, features=features, poll=poll)
+    if isinstance(scores_of["val"], LabelScores):
+        scores_of = _with_thresholds(scores_of, path, tensors, header)
+    metrics: dict[str, Any] = {}
+    for split, scores in scores_of.items():
+        metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
+        if isinstance(scores, LabelScores):
+            metrics |= label_uncertainty(scores, split)
+    split, scores = list(scores_of.items())[-1]
+    datamodule.write_evaluation(folder, scores, split)
     metrics |= _describe_training(best, datamodule, trainer, facts)
     metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
@@ -97,31 +109,39 @@ def finish_run(
 
 def _evaluate(
     network: Network,
-    folder: Path,
     datamodule: DataModule,
     trainer: Trainer,
     *,
     features: HeadFeatures | None,
     poll: Callable[[], None],
-) -> dict[str, Any]:
-    """Return the metrics of the validation and test splits, and write the tables of the last one.
+) -> dict[str, Scores]:
+    """Return the scores of the validation and test splits.
 
     If `features` are passed, only the head of `network` is computed.
     """
     model = average_views(network, network.require_image_spec()) if datamodule.recipe.tta else network
-    metrics: dict[str, Any] = {}
-    splits = [split for split in ("val", "test") if datamodule.count(split)]
-    for split in splits:
+    scores_of: dict[str, Scores] = {}
+    for split in [split for split in ("val", "test") if datamodule.count(split)]:
         if features is not None:
             ids = cast(ImageDataModule, datamodule).images.splits[split]
-            scores = head_scores(trainer, features, ids, network.get_submodule("head"))
+            scores_of[split] = head_scores(trainer, features, ids, network.get_submodule("head"))
         else:
-            scores = score(
+            scores_of[split] = score(
                 model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
             )
-        metrics |= {f"{split}_{name}": value for name, value in compute_metrics(scores).items()}
-    datamodule.write_evaluation(folder, scores, splits[-1])
-    return metrics
+    return scores_of
+
+
+def _with_thresholds(
+    scores_of: Mapping[str, Scores], path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
+) -> dict[str, Scores]:
+    """Choose the threshold of each label on the validation samples, and store them in the Spec of the best weights."""
+    val = cast(LabelScores, scores_of["val"])
+    if not val.finite().all():  # the metrics refuse these scores
+        return dict(scores_of)
+    thresholds = best_thresholds(val.labels, val.probabilities)
+    save_weights(path, tensors, header | {"spec": header["spec"] | {"thresholds": thresholds.tolist()}})
+    return {split: replace(cast(LabelScores, scores), thresholds=thresholds) for split, scores in scores_of.items()}
 
 
 def _describe_training(

@@ -1,8 +1,8 @@
 """First epoch of a pretrained network: its head is fitted to features that are computed once.
 
 The layers before the head are frozen, so fitting the head is a convex problem, which a solver handles instead of
-gradient descent: see `skipway.training.linear_head`. Fine-tuning may follow. Its weights replace those of this epoch
-only if they are better on the validation images.
+gradient descent: see `skipway.training.linear_head` and `ridge_head`. Fine-tuning may follow. Its weights
+replace those of this epoch only if they are better on the validation images.
 
 Shapes: N images, D features.
 """
@@ -18,20 +18,26 @@ from torch import Tensor, nn
 
 from skipway.data.images.decoded_cache import pixels_fingerprint
 from skipway.models.network import Network
-from skipway.runs.defaults import class_weights_for
 from skipway.runs.feature_cache import FeatureCache
 from skipway.runs.feature_size import seconds_per_image
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.linear_head import fit_linear_head
 from skipway.training.metrics import Scores
+from skipway.training.ridge_head import fit_ridge_head
 from skipway.training.trainer import Settings, Trainer
 from skipway.utils.cache_folder import cache_folder
 from skipway.utils.console import Console
+from skipway.utils.primary_metric import PRIMARY_METRIC_OF, PRIMARY_METRICS
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["HeadFeatures", "HeadFit", "feature_cache", "fit_head", "head_features", "head_scores"]
+__all__ = ["HEAD_FITS", "HeadFeatures", "HeadFit", "feature_cache", "fit_head", "head_features", "head_scores"]
 
 
+HEAD_FITS = {  # method by task
+    "classification": "logistic regression",
+    "multilabel": "logistic regression per label",
+    "regression": "ridge regression",
+}
 _TRAINING_COST = 12  # approximate ratio of a training step to the features of the same images
 _MEASURED = 600  # images that are processed to measure the pace of training
 
@@ -42,7 +48,7 @@ class HeadFeatures:
 
     Attributes:
         features: (N, D) in the order of the images.
-        labels: (N,) class indices.
+        labels: (N,) class indices, (N, K) labels or (N, T) standardized numbers.
         engine: inference engine that computed the features.
     """
 
@@ -51,7 +57,7 @@ class HeadFeatures:
     engine: str
 
     def of(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the features (N, D) and labels (N,) of the images `ids`."""
+        """Return the features (N, D) and targets of the images `ids`."""
         return self.features[ids], self.labels[ids]
 
 
@@ -132,7 +138,8 @@ def head_features(
     images = datamodule.images
     cache = feature_cache(network, datamodule, precision, folder, console=console, stop=stop)
     features = cache.features(datamodule.batches("val"), np.arange(len(images.keys)))
-    return HeadFeatures(features, torch.from_numpy(images.targets), cache.engine)
+    targets = datamodule.network_spec.standardized(images.targets)
+    return HeadFeatures(features, torch.from_numpy(targets), cache.engine)
 
 
 def fit_head(
@@ -159,15 +166,20 @@ def fit_head(
     features = head_features(network, datamodule, settings.precision, folder, console=console, stop=stop)
     x, y = features.of(datamodule.images.splits["train"])
     head = cast(nn.Linear, network.get_submodule("head"))
-    weights = class_weights_for(datamodule.class_counts()) if datamodule.recipe.balance != "none" else None
-    fitted = fit_linear_head(x, y, head.out_features, class_weights=weights, seed=settings.seed)
+    targets = datamodule.target_counts()
+    if targets.task == "regression":
+        fitted = fit_ridge_head(x, y)
+    else:
+        weights = targets.loss_weights() if datamodule.recipe.balance != "none" else None
+        fitted = fit_linear_head(x, y, head.out_features, class_weights=weights, seed=settings.seed)
     with torch.no_grad():
         head.weight.copy_(fitted.weight)
         if head.bias is not None:
             head.bias.copy_(fitted.bias)
+    metric = PRIMARY_METRICS[PRIMARY_METRIC_OF[targets.task]]
     console.print(
-        f"  head: logistic regression, L2 penalty {fitted.penalty:.3g} by cross-validation on the training images "
-        f"(accuracy {fitted.accuracy:.1%})"
+        f"  head: {HEAD_FITS[targets.task]}, L2 penalty {fitted.penalty:.3g} by cross-validation on the training "
+        f"images ({metric.title} {metric.text(fitted.score, 1)})"
     )
     return HeadFit(features, time.monotonic() - begin)
 

@@ -1,13 +1,24 @@
 """Uncertainty of the primary metric of a run: intervals, the constant prediction to compare with, the precision."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from skipway.report.verdicts import majority
 from skipway.runs.small_sets import FEW_IMAGES
+from skipway.training.label_metrics import constant_map, exceeds_chance, map_interval
+from skipway.training.scores import LabelScores
+from skipway.utils.primary_metric import PRIMARY_METRICS
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
-__all__ = ["describe_precision", "describe_uncertainty", "format_metric", "offer_folds", "uncertainty_metrics"]
+__all__ = [
+    "describe_precision",
+    "describe_uncertainty",
+    "format_metric",
+    "label_uncertainty",
+    "offer_folds",
+    "uncertainty_metrics",
+]
 
 _FOLDS = 5  # of the cross-validation that is offered
 _CERTAIN = 1000  # samples from which the 95% interval of an accuracy is at most +-3.1 points
@@ -18,11 +29,11 @@ def uncertainty_metrics(metrics: Mapping[str, Any], metric: str, data: Mapping[s
 
     Args:
         metrics: metrics by split, such as `val_accuracy`.
-        metric: "accuracy" or "r2".
+        metric: "accuracy" or "r2"; the interval of a "map" needs the predictions: see `label_uncertainty`.
         data: description of the data with its counts.
     """
     values: dict[str, Any] = {}
-    for split in [split for split in ("val", "test") if f"{split}_{metric}" in metrics]:
+    for split in [split for split in ("val", "test") if metric != "map" and f"{split}_{metric}" in metrics]:
         value, count = metrics[f"{split}_{metric}"], data["counts"][split]
         if metric == "r2":
             interval = r2_interval(value, count)
@@ -36,6 +47,15 @@ def uncertainty_metrics(metrics: Mapping[str, Any], metric: str, data: Mapping[s
     return values
 
 
+def label_uncertainty(scores: LabelScores, split: str) -> dict[str, Any]:
+    """Return the interval of the mean average precision of a split, and the constant prediction, for metrics.json."""
+    labels, probabilities = scores.labels, scores.probabilities
+    interval = map_interval(labels, probabilities)
+    exceeded = exceeds_chance(labels, probabilities, interval[0])
+    constant = {"answer": "the frequency of each label", "map": constant_map(labels), "exceeded": exceeded}
+    return {f"{split}_map_interval": list(interval), f"{split}_constant_answer": constant}
+
+
 def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, count: int) -> str:
     """Return the interval of a split's metric in brackets, with a remark if a constant prediction is as good.
 
@@ -43,7 +63,7 @@ def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, co
 
     Args:
         metrics: metrics with the values of `uncertainty_metrics`.
-        metric: "accuracy" or "r2".
+        metric: "accuracy", "map" or "r2".
         split: "val" or "test".
         count: samples of the split.
     """
@@ -51,21 +71,21 @@ def describe_uncertainty(metrics: Mapping[str, Any], metric: str, split: str, co
     constant = metrics[f"{split}_constant_answer"]
     if count >= _CERTAIN and constant["exceeded"]:
         return ""
-    form = ".1%" if metric == "accuracy" else ".3f"
-    interval = f"95% interval {low:{form}} to {high:{form}}"
+    text = partial(PRIMARY_METRICS[metric].text, digits=1)
+    interval = f"95% interval {text(low)} to {text(high)}"
     if constant["exceeded"]:
         return f" ({interval})"
-    answer = constant["answer"] if metric == "r2" else f"{constant['answer']!r}"
-    return f" ({interval}; not clearly better than always predicting {answer}: {constant[metric]:{form}})"
+    answer = f"{constant['answer']!r}" if metric == "accuracy" else constant["answer"]
+    return f" ({interval}; not clearly better than always predicting {answer}: {text(constant[metric])})"
 
 
 def format_metric(value: float, metric: str) -> str:
-    """Format an accuracy in percent, and R2 with four decimals.
+    """Format an accuracy or a mean average precision in percent, and R2 with four decimals.
 
     >>> format_metric(0.98886, "accuracy"), format_metric(0.5, "r2")
     ('98.89%', '0.5000')
     """
-    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+    return PRIMARY_METRICS[metric].text(value, 2)
 
 
 def offer_folds(data: Mapping[str, Any], noun: str) -> str:

@@ -18,7 +18,7 @@ from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.image_rows import ImageRows, fit_feature_columns
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
-from skipway.data.images.split import count_classes, describe, describe_targets
+from skipway.data.images.split import class_counts, count_classes, describe, describe_targets
 from skipway.data.sample_order import Shard
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.value_range import describe_range
@@ -26,16 +26,18 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import Whitening, whiten
-from skipway.runs.defaults import batch_size_for, device_for, head_for, precision_for
+from skipway.runs.defaults import TargetCounts, batch_size_for, device_for, head_for, precision_for
 from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.last_layers_plan import frozen_layer_for, size_for_last_layers
 from skipway.runs.open_images import open_images, split_options
+from skipway.runs.prediction_tables import write_evaluation_tables
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
-from skipway.runs.run_csv_tables import write_class_tables, write_image_splits
+from skipway.runs.run_csv_tables import write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
 from skipway.runs.small_sets import epochs_for_steps, held_out_count
+from skipway.runs.target_checks import label_warnings, refuse_class_options
 from skipway.runs.time_budget import (
     FINISH_SECONDS,
     image_size_for,
@@ -44,7 +46,7 @@ from skipway.runs.time_budget import (
     size_growth,
 )
 from skipway.training.losses import Task, task_of
-from skipway.training.metrics import ClassScores, Scores
+from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of, join_counts, join_names, short_repr
@@ -87,6 +89,7 @@ class ImageDataModule:
             )
         self.transform = transform
         self.source = open_images(recipe)
+        refuse_class_options(recipe, self.source.task, ", ".join(self.source.target_names))
         if recipe.fold is not None:
             self.source = pool_images(self.source)
         if self.source.columns and (recipe.mixup or recipe.cutmix):
@@ -206,6 +209,8 @@ class ImageDataModule:
             storage=Storage(cache_size=self.recipe.cache_size, keep_pixels=keep_samples),
         )
         split_images(self.images, split_options(self.recipe))
+        if self.images.task == "multilabel":
+            self.images.warnings += label_warnings(class_counts(self.images), self.images.name)
         if self.images.mirrored and self.recipe.augment != "none" and keep_samples:
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)
@@ -224,11 +229,11 @@ class ImageDataModule:
         """Return the path of an image within the dataset."""
         return self.images.keys[image]
 
-    def class_counts(self) -> list[int]:
-        """Return the number of training images of each class or label; empty for regression."""
-        if not self.images.class_names:
-            return []
-        return count_classes(self.images, self.images.splits["train"]).tolist()
+    def target_counts(self) -> TargetCounts:
+        """Return the task, and the number of training images in total and of each class or label."""
+        images, train = self.images, self.images.splits["train"]
+        counts = count_classes(images, train).tolist() if images.class_names else []
+        return TargetCounts(images.task, len(train), tuple(counts))
 
     def spec(self, earlier: dict[str, Any] | None) -> Spec:
         """Return the Spec of the inputs: from the training images, or `earlier`, that of the run to resume."""
@@ -349,11 +354,10 @@ class ImageDataModule:
         draw_augmented(folder, batches)
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
-        """Write per-class metrics, confusion matrix, predictions and the highest-loss images."""
-        assert isinstance(scores, ClassScores)
-        images = self.images
-        write_class_tables(folder, images.keys, images.class_names, scores, split=split, key_column="file")
-        write_worst_images(folder, images, scores)
+        """Write predictions, the metrics of each class, label or number, and the highest-loss images."""
+        images, spec = self.images, self.network_spec
+        write_evaluation_tables(folder, images.keys, spec, scores, split=split, key_column="file")
+        write_worst_images(folder, images, spec, scores)
 
     def size_growth(self, epochs: int) -> list[float]:
         """Return the growth of the images in each epoch, by area: 0 at the first size, 1 at the full size."""

@@ -136,16 +136,16 @@ class PreparedRun:
         """Return the settings and the batch size; a resumed run keeps the values that were resolved at its start."""
         datamodule, checkpoint = self.datamodule, self.checkpoint
         batch_size = datamodule.default_batch_size()
-        recipe, class_counts, freeze_until = self.recipe, datamodule.class_counts(), None
+        recipe, targets, freeze_until = self.recipe, datamodule.target_counts(), None
         if checkpoint is None:
-            head = head_for(recipe, network.plan, pretrained=pretrained, count=sum(class_counts))
+            head = head_for(recipe, network.plan, pretrained=pretrained, count=targets.count)
             freeze_until = frozen_layer_for(network, recipe, head, has_transform=self.has_transform)
         settings = settings_for(
             recipe,
             network.plan,
             batch_size,
             pretrained=pretrained,
-            class_counts=class_counts,
+            targets=targets,
             is_table=datamodule.noun == "rows",
             freeze_until=freeze_until,
         )

@@ -9,18 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.errors import printable
-from skipway.training.metrics import ClassScores, per_class
 from skipway.utils.atomic_files import write_file
 
 __all__ = [
     "RESULTS",
     "escape_cell",
-    "prediction_cells",
-    "write_class_tables",
     "write_image_splits",
     "write_results",
     "write_table",
@@ -70,7 +65,7 @@ def write_results(folder: Path, history: list[dict[str, Any]]) -> None:
         folder: run folder.
         history: metrics of each epoch.
     """
-    columns = tuple(history[0]) if history else RESULTS  # regression has val_r2 instead of val_accuracy
+    columns = tuple(history[0]) if history else RESULTS  # other tasks have other metrics
     write_table(folder / "results.csv", columns, ([row[name] for name in columns] for row in history))
 
 
@@ -88,63 +83,3 @@ def _split_rows(images: DecodedImages) -> Iterator[tuple[str, str, str, str]]:
     for split, indices in images.splits.items():
         for i in indices:
             yield images.keys[i], images.target_text(i), split, images.digests[i]
-
-
-def write_class_tables(
-    folder: Path,
-    keys: Sequence[str],
-    names: tuple[str, ...],
-    scores: ClassScores,
-    *,
-    split: str,
-    key_column: str,
-) -> None:
-    """Write per_class.csv, confusion_matrix.csv and predictions.csv of an evaluated split.
-
-    Args:
-        folder: run folder.
-        keys: names of all samples, indexed by id.
-        names: class names.
-        scores: predictions for the samples of the split.
-        split: name of the split.
-        key_column: header of the sample names, "file" or "row".
-    """
-    rows = per_class(scores, names)
-    write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
-    matrix = scores.confusion()
-    write_table(
-        folder / "confusion_matrix.csv",
-        ("true", *names),
-        ((name, *matrix[i].tolist()) for i, name in enumerate(names)),
-    )
-    cells = prediction_cells(keys, names, scores)
-    write_table(
-        folder / "predictions.csv",
-        (key_column, "split", "label", "predicted", "probability", "label_probability", "loss"),
-        ((key, split, *rest, round(float(scores.losses[i]), 6)) for i, (key, *rest) in enumerate(cells)),
-    )
-
-
-def prediction_cells(
-    keys: Sequence[str], names: tuple[str, ...], scores: ClassScores
-) -> list[tuple[str, str, str, float, float]]:
-    """Return (name, label, predicted class, its probability, probability of the label) of every evaluated sample.
-
-    Args:
-        keys: names of all samples, indexed by id.
-        names: class names.
-        scores: predictions for the samples.
-    """
-    samples = np.arange(len(scores.predicted))
-    of_predicted = scores.probabilities[samples, scores.predicted]
-    of_label = scores.probabilities[samples, scores.labels]
-    return [
-        (
-            keys[scores.ids[i]],
-            names[scores.labels[i]],
-            names[scores.predicted[i]],
-            round(float(of_predicted[i]), 6),
-            round(float(of_label[i]), 6),
-        )
-        for i in samples
-    ]

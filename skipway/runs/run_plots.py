@@ -10,10 +10,12 @@ from PIL import Image
 
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.loader import ImageBatches
+from skipway.data.output_spec import OutputSpec
 from skipway.data.value_range import viewable
 from skipway.report import classification_plots, learning_curves
-from skipway.runs.run_csv_tables import prediction_cells, write_table
-from skipway.training.metrics import ClassScores
+from skipway.runs.prediction_tables import prediction_cells
+from skipway.runs.run_csv_tables import write_table
+from skipway.training.scores import Scores
 from skipway.utils.atomic_files import make_folder, write_file, write_json
 from skipway.utils.run_schema import with_schema
 
@@ -52,12 +54,13 @@ def write_range_test(folder: Path, values: dict[str, Any]) -> None:
     learning_curves.plot_lr_range_test(values, folder / "plots" / "find_lr.png")
 
 
-def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores) -> None:
+def write_worst_images(folder: Path, images: DecodedImages, spec: OutputSpec, scores: Scores) -> None:
     """Write the highest-loss images to plots/worst, and their predictions to plots/worst.csv.
 
     Args:
         folder: run folder.
         images: decoded images.
+        spec: meaning of the outputs.
         scores: predictions for the evaluated images.
     """
     worst = [int(i) for i in np.argsort(-scores.losses, kind="stable")[:_NUM_WORST]]
@@ -65,11 +68,11 @@ def write_worst_images(folder: Path, images: DecodedImages, scores: ClassScores)
     make_folder(folder / "plots" / "worst")
     for rank, i in enumerate(worst):
         write_file(folder / "plots" / "worst" / f"{rank}.png", _png(images.pixels[scores.ids[i]]))
-    cells = prediction_cells(images.keys, images.class_names, scores)
+    columns, cells = prediction_cells(spec, scores)
     write_table(
         folder / "plots" / "worst.csv",
-        ("image", "file", "label", "predicted", "probability", "label_probability"),
-        ((f"worst/{rank}.png", *cells[i]) for rank, i in enumerate(worst)),
+        ("image", "file", *columns),
+        ((f"worst/{rank}.png", images.keys[scores.ids[i]], *cells[i]) for rank, i in enumerate(worst)),
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from skipway.data.folds import Fold, pool_tables
-from skipway.data.output_spec import TaskName
 from skipway.data.sample_order import Shard
 from skipway.data.tables.dataset import (
     TableDataset,
@@ -26,15 +25,16 @@ from skipway.errors import InputError, printable
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
-from skipway.report.regression_plot import plot_predictions
-from skipway.runs.defaults import TABLE_NETWORK, table_batch_size, table_epochs
+from skipway.runs.defaults import TABLE_NETWORK, TargetCounts, table_batch_size, table_epochs
+from skipway.runs.prediction_tables import write_evaluation_tables
 from skipway.runs.recipe import Recipe
-from skipway.runs.run_csv_tables import write_class_tables, write_table
+from skipway.runs.run_csv_tables import write_table
 from skipway.runs.table_baseline import baseline
+from skipway.runs.target_checks import CLASS_OPTIONS, changed_options, flags, refuse_class_options
 from skipway.training.losses import Task, task_of
-from skipway.training.metrics import ClassScores, RegressionScores, Scores
+from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
-from skipway.utils.atomic_files import make_folder, write_json
+from skipway.utils.atomic_files import write_json
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of, join_counts
 from skipway.utils.run_schema import with_schema
@@ -43,11 +43,6 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["TableDataModule"]
 
 _IMAGE_OPTIONS = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
-_UNUSED: dict[TaskName, tuple[str, ...]] = {  # options without effect on a task
-    "classification": (),
-    "multilabel": ("label_smoothing",),
-    "regression": ("balance", "label_smoothing"),
-}
 _PLURALS = {"category": "categories"}  # of the kinds of columns; the others add an "s"
 
 
@@ -75,7 +70,7 @@ class TableDataModule:
         _refuse_image_options(recipe)
         self.rows = self._read(None)
         self.fingerprint = fingerprint_table(self.rows)
-        _refuse_class_options(recipe, self.rows.spec)
+        refuse_class_options(recipe, self.rows.spec.task, self.rows.spec.target)
 
     def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
@@ -91,7 +86,7 @@ class TableDataModule:
 
     def unused_options(self) -> tuple[str, ...]:
         """Return the names of the options without effect on this table."""
-        return _IMAGE_OPTIONS + _UNUSED[self.rows.spec.task]
+        return _IMAGE_OPTIONS + (CLASS_OPTIONS if self.rows.spec.task == "regression" else ())
 
     def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
         """Do nothing, because tables are read when they are opened."""
@@ -113,11 +108,13 @@ class TableDataModule:
         """Return the name of a row: its file and line."""
         return self.rows.keys[row]
 
-    def class_counts(self) -> list[int]:
-        """Return the number of training rows of each class; empty for regression."""
-        if not self.rows.spec.class_names:
-            return []
-        return np.bincount(self.rows.y[self.rows.splits["train"]], minlength=self.rows.spec.num_classes).tolist()
+    def target_counts(self) -> TargetCounts:
+        """Return the task, and the number of training rows in total and of each class or label."""
+        spec, y = self.rows.spec, self.rows.y[self.rows.splits["train"]]
+        counts: list[int] = []
+        if spec.class_names:
+            counts = ((y > 0.5).sum(axis=0) if y.ndim == 2 else np.bincount(y, minlength=spec.num_classes)).tolist()
+        return TargetCounts(spec.task, len(y), tuple(counts))
 
     def spec(self, earlier: dict[str, Any] | None) -> TableSpec:
         """Return the Spec of the inputs: from the training rows, or `earlier`, that of the run to resume."""
@@ -206,23 +203,9 @@ class TableDataModule:
                 yield rows.keys[i], rows.target_text(i), split, rows.digests[i]
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
-        """Write predictions.csv, with per-class metrics or a plot of predicted against true values."""
+        """Write predictions.csv, and the metrics of each class, label or number."""
         rows = self.rows
-        if isinstance(scores, ClassScores):
-            write_class_tables(folder, rows.keys, rows.spec.class_names, scores, split=split, key_column="row")
-            return
-        assert isinstance(scores, RegressionScores)
-        write_table(
-            folder / "predictions.csv",
-            ("row", "split", "target", "predicted", "error"),
-            (
-                (rows.keys[i], split, _seven_digits(t), _seven_digits(p), _seven_digits(p - t))
-                for i, t, p in zip(scores.ids, scores.targets[:, 0], scores.predicted[:, 0], strict=True)
-            ),
-        )
-        make_folder(folder / "plots")
-        path = folder / "plots" / "predicted.png"
-        plot_predictions(scores.targets[:, 0], scores.predicted[:, 0], rows.spec.target, path)
+        write_evaluation_tables(folder, rows.keys, rows.spec, scores, split=split, key_column="row")
 
     def size_growth(self, epochs: int) -> list[float]:
         """Return 1 for each epoch, because rows have a fixed size."""
@@ -248,37 +231,8 @@ def _refuse_image_options(recipe: Recipe) -> None:
             f"cannot train {printable(recipe.model)} on {printable(recipe.data)}: expected a network for tables, got "
             "one for images. Use --model resmlp, or drop --model."
         )
-    if names := _changed(recipe, _IMAGE_OPTIONS):
-        flags = _flags(names)
+    if names := changed_options(recipe, _IMAGE_OPTIONS):
+        names_of = flags(names)
         raise InputError(
-            f"cannot use {flags} with {printable(recipe.data)}: expected images, got a table. Drop {flags}."
+            f"cannot use {names_of} with {printable(recipe.data)}: expected images, got a table. Drop {names_of}."
         )
-
-
-def _refuse_class_options(recipe: Recipe, spec: TableSpec) -> None:
-    """Raise InputError for options that do not apply to the task."""
-    if names := _changed(recipe, _UNUSED[spec.task]):
-        raise InputError(
-            f"cannot use {_flags(names)} with the target {printable(spec.target)!r}: expected a classification, got "
-            f"{spec.task}. Drop {_flags(names)}, or choose a target of classes."
-        )
-    if spec.task == "multilabel" and recipe.balance == "sampling":
-        raise InputError(
-            f"cannot use --balance sampling with the target {printable(spec.target)!r}: expected one class per row, "
-            "got labels. Use --balance weights."
-        )
-
-
-def _changed(recipe: Recipe, names: tuple[str, ...]) -> list[str]:
-    """Return those of `names` that the recipe sets to another value than the default."""
-    changed = recipe.changed()
-    return [name for name in names if name in changed]
-
-
-def _flags(names: list[str]) -> str:
-    return " and ".join("--" + name.replace("_", "-") for name in names)
-
-
-def _seven_digits(value: Any) -> float:
-    """Round a number to the seven significant digits of float32."""
-    return float(f"{float(value):.7g}")

@@ -25,6 +25,7 @@ from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.atomic_files import make_folder, storing
 from skipway.utils.best_epoch import is_best_so_far
 from skipway.utils.console import Console
+from skipway.utils.primary_metric import PRIMARY_METRICS, PrimaryMetric
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["fit", "record_epoch"]
@@ -148,7 +149,7 @@ def _end_epoch(
 ) -> None:
     """Record an epoch, hand over the best weights, save a checkpoint and print a row."""
     settings, state = trainer.settings, trainer.state
-    best = _close_epoch(state, scores, lr=lr, settings=settings, metric=trainer.task.primary_metric)
+    best = _close_epoch(state, scores, lr=lr, settings=settings, metric=PRIMARY_METRICS[trainer.task.primary_metric])
     weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
     if collectives.rank() == 0:
         on_epoch(state, weights)
@@ -226,7 +227,7 @@ class _CheckpointWriter:
             )
 
 
-def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: str) -> bool:
+def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: PrimaryMetric) -> bool:
     """Append the row of the epoch, reset the sums, and return True if this epoch is the best so far."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
@@ -240,14 +241,14 @@ def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings,
         "seconds": round(state.seconds, 3),
         "lr": lr,
         "train_loss": state.loss / state.seen,
-        f"train_{metric}": state.metric_sum / state.seen,
+        f"train_{metric.train_name}": state.metric_sum / state.seen,
         "val_loss": scores.loss,
-        f"val_{metric}": scores.primary_metric,
+        f"val_{metric.name}": scores.primary_metric,
         "samples_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
         "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    best = is_best_so_far(state.history, state.best.get("epoch", 0), metric, len(scores.ids))
+    best = is_best_so_far(state.history, state.best.get("epoch", 0), metric.name, len(scores.ids))
     if best:
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":

@@ -1,4 +1,4 @@
-"""Task: the loss and the metrics of a classification or a regression.
+"""Task: the loss and the metrics of a classification, of several labels per sample, or of a regression.
 
 Shapes: B samples of a batch, N of a set, K classes.
 Sources: label smoothing, Szegedy et al. 2015, arXiv:1512.00567.
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.data.output_spec import OutputSpec
+from skipway.training.label_metrics import ranking_precision
 from skipway.training.metrics import (
     ClassScores,
     LabelScores,
     RegressionScores,
     Scores,
-    ranking_precision,
     sigmoid,
     softmax,
 )
@@ -30,7 +31,7 @@ class Task(Protocol):
 
     @property
     def primary_metric(self) -> str:
-        """Name of the metric, a mean over samples; results.csv has the columns train_NAME and val_NAME."""
+        """Name of the metric on the validation samples, a key of `PRIMARY_METRICS`."""
 
     @property
     def samples(self) -> str:
@@ -46,7 +47,7 @@ class Task(Protocol):
         """
 
     def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
-        """Compute the sum of the metric over the samples of a batch."""
+        """Compute the sum over a batch of the metric on training batches; see `PrimaryMetric.train_name`."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Scores:
         """Compute the scores of outputs (N, K) for targets, float32 on the CPU."""
@@ -95,24 +96,27 @@ class MultiLabel:
 
     Args:
         thresholds: (K,) probability from which a label is predicted; empty for 0.5.
+        label_smoothing: shift of the targets of the training loss towards 0.5: s turns 0 and 1 into s/2 and 1 - s/2.
         positive_weights: (K,) factor of the loss of samples that have the label; None for 1.
         primary_metric: name of the metric.
         samples: noun for the samples in messages.
     """
 
     thresholds: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
     positive_weights: tuple[float, ...] | None = None
     primary_metric: str = "map"
     samples: str = "images"
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Compute the mean binary cross-entropy over labels and samples."""
+        """Compute the mean binary cross-entropy over labels and samples, with label smoothing and label weights."""
+        y = y.to(outputs.dtype).lerp(torch.full_like(outputs, 0.5), self.label_smoothing) if self.label_smoothing else y
         positive = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
         losses = F.binary_cross_entropy_with_logits(outputs, y, pos_weight=positive, reduction="none")
         return _weighted_mean(losses.mean(1), weights)
 
     def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
-        """Compute the sum over samples of the average precision of the ranking of their labels."""
+        """Compute the sum over samples of the average precision of their labels (label ranking average precision)."""
         return float(ranking_precision(outputs.detach(), y).sum())
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> LabelScores:
@@ -163,14 +167,14 @@ def task_of(
 
     Args:
         spec: meaning of its outputs.
-        label_smoothing: label smoothing of a classification.
-        class_weights: (K,) weights of the classes of a classification.
+        label_smoothing: label smoothing of classes or labels.
+        class_weights: (K,) weights of the classes, or factors of the samples with each label.
         samples: noun for the samples in messages.
     """
     if spec.task == "regression":
         return Regression(spec.target_mean, spec.target_std, samples=samples)
     if spec.task == "multilabel":
-        return MultiLabel(spec.thresholds, samples=samples)
+        return MultiLabel(spec.thresholds, label_smoothing, class_weights, samples=samples)
     return Classification(label_smoothing, class_weights, samples=samples)
 
 

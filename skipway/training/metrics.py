@@ -1,21 +1,24 @@
-"""Scores of a model on a set of samples, and the metrics computed from them.
+"""Evaluation of a model on a set of samples, and the metrics computed from its scores.
 
-Shapes: N samples, K classes.
+Shapes: N samples, K classes or labels, T targets.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipway.data.output_spec import TaskName
 from skipway.distributed import collectives
 from skipway.errors import NotFiniteError
+from skipway.training.label_metrics import auroc, average_precisions
+from skipway.training.scores import ClassScores, LabelScores, RegressionScores, Scores
 
 __all__ = [
     "Averaged",
@@ -26,7 +29,8 @@ __all__ = [
     "Scores",
     "compute_metrics",
     "per_class",
-    "ranking_precision",
+    "per_label",
+    "per_target",
     "score",
     "sigmoid",
     "softmax",
@@ -48,117 +52,6 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """Yield the batches of an epoch, starting with batch `start`."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of each sample: ids (N,) and unweighted losses (N,)."""
-
-    ids: np.ndarray
-    losses: np.ndarray
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the samples."""
-        return float(self.losses.mean())
-
-    @property
-    def primary_metric(self) -> float:
-        """Value of the primary metric of the task on the set."""
-        raise NotImplementedError
-
-    def finite(self) -> np.ndarray:
-        """Return a mask (N,) of the samples whose outputs are finite."""
-        return np.isfinite(self.losses)
-
-
-@dataclass(frozen=True)
-class ClassScores(Scores):
-    """Scores of a classification: cross-entropies, probabilities (N, K) and true classes (N,)."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Class (N,) with the highest probability."""
-        return self.probabilities.argmax(axis=1)
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy in [0, 1]."""
-        return float((self.predicted == self.labels).mean())
-
-    primary_metric = accuracy
-
-    def finite(self) -> np.ndarray:
-        """Return a mask (N,) of the samples whose outputs are finite."""
-        return super().finite() & np.isfinite(self.probabilities).all(axis=1)
-
-    def confusion(self) -> np.ndarray:
-        """Compute the confusion matrix (K, K): rows are true classes, columns predicted classes."""
-        classes = self.probabilities.shape[1]
-        flat = np.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
-        return flat.reshape(classes, classes)
-
-
-@dataclass(frozen=True)
-class LabelScores(Scores):
-    """Scores of a multi-label model: probabilities and true labels (N, K), and the thresholds (K,) of prediction."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    thresholds: np.ndarray
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Predicted labels (N, K), booleans."""
-        return self.probabilities >= self.thresholds
-
-    @property
-    def map(self) -> float:
-        """Mean average precision over the labels that occur in the set; NaN if none does."""
-        present = np.flatnonzero(self.labels.any(axis=0))
-        values = [average_precision(self.labels[:, k], self.probabilities[:, k]) for k in present]
-        return float(np.mean(values)) if values else math.nan
-
-    primary_metric = map
-
-    def finite(self) -> np.ndarray:
-        """Return a mask (N,) of the samples whose outputs are finite."""
-        return super().finite() & np.isfinite(self.probabilities).all(axis=1)
-
-
-@dataclass(frozen=True)
-class RegressionScores(Scores):
-    """Scores of a regression: predictions and targets (N, T) in their units, and mean squared standardized errors."""
-
-    predicted: np.ndarray
-    targets: np.ndarray
-
-    @property
-    def r2(self) -> float:
-        """Coefficient of determination, averaged over the targets: 1 at best, 0 for predictions of the mean."""
-        residual = ((self.targets - self.predicted) ** 2).sum(axis=0)
-        total = ((self.targets - self.targets.mean(axis=0)) ** 2).sum(axis=0)
-        values = np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), residual == 0)
-        return float(values.mean())
-
-    primary_metric = r2
-
-    def finite(self) -> np.ndarray:
-        """Return a mask (N,) of the samples whose predictions are finite."""
-        return super().finite() & np.isfinite(self.predicted).all(axis=1)
-
-    @property
-    def mae(self) -> float:
-        """Mean absolute error, averaged over the targets in their units."""
-        return float(np.abs(self.targets - self.predicted).mean())
-
-    @property
-    def rmse(self) -> float:
-        """Root mean squared error, averaged over the targets in their units."""
-        return float((((self.targets - self.predicted) ** 2).mean(axis=0) ** 0.5).mean())
 
 
 class Scorer(Protocol):
@@ -222,56 +115,34 @@ def sigmoid(outputs: Tensor) -> Tensor:
     return outputs.sigmoid().masked_fill(~outputs.isfinite().all(1, keepdim=True), math.nan)
 
 
-def average_precision(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return the area under the precision-recall curve of one label, by steps, as scikit-learn computes it.
-
-    Args:
-        positive: (N,) True for the samples with the label; at least one.
-        score: (N,) probabilities of the label.
-
-    >>> round(average_precision(np.array([False, True, True]), np.array([0.4, 0.3, 0.9])), 4)
-    0.8333
-    """
-    order = np.argsort(-score, kind="stable")
-    hits, sorted_scores = np.cumsum(positive[order]), score[order]
-    last_of_tie = np.append(np.flatnonzero(np.diff(sorted_scores)), len(score) - 1)
-    precision = hits[last_of_tie] / (last_of_tie + 1)
-    recalled = np.diff(hits[last_of_tie], prepend=0)
-    return float((precision * recalled).sum() / hits[-1])
-
-
-def ranking_precision(outputs: Tensor, y: Tensor) -> Tensor:
-    """Return the average precision of the labels of each sample, ranked by the outputs: (B, K), (B, K) -> (B,).
-
-    The value of a sample without labels is 1. Ties count against the sample.
-    """
-    positive = (y > 0.5).float()
-    at_least = (outputs[:, None, :] >= outputs[:, :, None]).float()  # [b, k, j]: label j ranks as high as k
-    precision = (at_least @ positive[:, :, None])[:, :, 0] / at_least.sum(2)
-    counts = positive.sum(1)
-    return torch.where(counts > 0, (precision * positive).sum(1) / counts.clamp(min=1), torch.ones_like(counts))
-
-
 class Averaged(nn.Module):
-    """Test-time augmentation: the logarithm of the mean probabilities (B, K) over several views of each input.
+    """Test-time augmentation: outputs (B, K) of the mean prediction over several views of each input.
+
+    The outputs are the logarithm of mean class probabilities, the logit of mean label probabilities, or mean numbers.
 
     Args:
-        network: returns logits (B, K).
+        network: returns outputs (B, K).
         views: returns the views of a batch, each of its shape.
+        task: meaning of the outputs.
     """
 
-    def __init__(self, network: nn.Module, views: Callable[[Tensor], list[Tensor]]):
+    def __init__(self, network: nn.Module, views: Callable[[Tensor], list[Tensor]], task: TaskName = "classification"):
         super().__init__()
-        self.network, self.views = network, views
+        self.network, self.views, self.task = network, views, task
 
     def forward(self, x: Tensor) -> Tensor:
         """Average the predictions: (B, C, S, S) -> (B, K)."""
-        outputs = torch.stack([self.network(view).float().log_softmax(1) for view in self.views(x)])
-        return outputs.logsumexp(0) - math.log(len(outputs))
+        outputs = torch.stack([self.network(view).float() for view in self.views(x)])
+        if self.task == "regression":
+            return outputs.mean(0)
+        if self.task == "multilabel":
+            present, absent = (F.logsigmoid(sign * outputs).logsumexp(0) for sign in (1, -1))
+            return present - absent
+        return outputs.log_softmax(2).logsumexp(0) - math.log(len(outputs))
 
 
 def compute_metrics(scores: Scores) -> dict[str, float]:
-    """Compute the metrics of a classification or a regression.
+    """Compute the metrics of a classification, of labels or of a regression.
 
     Args:
         scores: scores of a set.
@@ -280,8 +151,10 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
         Metrics by name. Classification: accuracy, loss, balanced_accuracy (mean recall), macro_f1, top5_accuracy (for
         more than 5 classes), auroc and ece. auroc is one-vs-rest (Hanley and McNeil 1982). ece is the expected
         calibration error over 15 bins (Guo et al. 2017, arXiv:1706.04599). Recall, F1 and auroc are averaged over the
-        classes in the set, and auroc is omitted for a single class. Regression: r2, mae and rmse in the original unit,
-        and loss.
+        classes in the set, and auroc is omitted for a single class. Labels: map (mean average precision), loss,
+        macro_f1 and micro_f1 at the thresholds, subset_accuracy (share of samples with exactly the true labels) and
+        auroc; averages are over the labels that occur in the set. Regression: r2, mae and rmse in the original unit,
+        averaged over the targets, and loss.
 
     Raises:
         NotFiniteError: the outputs for a sample are NaN or infinite.
@@ -294,7 +167,7 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
     if isinstance(scores, RegressionScores):
         return {"r2": scores.r2, "mae": scores.mae, "rmse": scores.rmse, "loss": scores.loss}
     if isinstance(scores, LabelScores):
-        return {"map": scores.map, "loss": scores.loss}
+        return _label_metrics(scores)
     assert isinstance(scores, ClassScores)
     labels, shares, predicted = scores.labels, scores.probabilities, scores.predicted
     present = np.unique(labels)
@@ -305,7 +178,7 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
         top = np.argpartition(-shares, 4, axis=1)[:, :5]
         metrics["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
     if len(present) > 1:
-        metrics["auroc"] = float(np.mean([_auroc(labels == c, shares[:, c]) for c in present]))
+        metrics["auroc"] = float(np.mean([auroc(labels == c, shares[:, c]) for c in present]))
     likely = shares.max(axis=1)
     bins = np.minimum((likely * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, weights=(predicted == labels) - likely, minlength=_BINS)
@@ -333,6 +206,67 @@ def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any
     ]
 
 
+def _label_metrics(scores: LabelScores) -> dict[str, float]:
+    rows = per_label(scores, tuple(map(str, range(scores.labels.shape[1]))))
+    present = [row for row in rows if row["count"]]
+    hits, answers = (scores.labels & scores.predicted).sum(), scores.labels.sum() + scores.predicted.sum()
+    metrics = {"map": scores.map, "loss": scores.loss}
+    metrics["macro_f1"] = float(np.mean([row["f1"] for row in present])) if present else 0.0
+    metrics["micro_f1"] = float(2 * hits / max(answers, 1))
+    metrics["subset_accuracy"] = float((scores.labels == scores.predicted).all(axis=1).mean())
+    areas = [row["auroc"] for row in rows if row["auroc"] is not None]
+    return metrics | ({"auroc": float(np.mean(areas))} if areas else {})
+
+
+def per_label(scores: LabelScores, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return class (the label), count, precision, recall, f1, average_precision, auroc and threshold of each label.
+
+    An undefined precision, recall or f1 is 0. The average precision of a label without positive samples is None, and
+    so is an auroc without positive or without negative samples.
+
+    Args:
+        scores: scores of a multi-label model.
+        names: (K,) label names.
+    """
+    predicted, labels = scores.predicted, scores.labels
+    hits, count, answers = (labels & predicted).sum(axis=0), labels.sum(axis=0), predicted.sum(axis=0)
+    precisions = average_precisions(labels, scores.probabilities)
+    areas = [auroc(labels[:, k], scores.probabilities[:, k]) for k in range(len(names))]
+    return [
+        {
+            "class": name,
+            "count": int(count[k]),
+            "precision": float(hits[k] / max(answers[k], 1)),
+            "recall": float(hits[k] / max(count[k], 1)),
+            "f1": float(2 * hits[k] / max(count[k] + answers[k], 1)),
+            "average_precision": None if math.isnan(precisions[k]) else float(precisions[k]),
+            "auroc": None if math.isnan(areas[k]) else areas[k],
+            "threshold": float(scores.thresholds[k]),
+        }
+        for k, name in enumerate(names)
+    ]
+
+
+def per_target(scores: RegressionScores, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return target, r2, mae, rmse, mean_error (predicted minus true), mean and std of the true values of each target.
+
+    Args:
+        scores: scores of a regression.
+        names: (T,) names of the targets.
+    """
+    columns = {
+        "r2": scores.r2_of_targets,
+        "mae": scores.mae_of_targets,
+        "rmse": scores.rmse_of_targets,
+        "mean_error": (scores.predicted - scores.targets).mean(axis=0),
+        "mean": scores.targets.mean(axis=0),
+        "std": scores.targets.std(axis=0),
+    }
+    return [
+        {"target": name, **{key: float(values[t]) for key, values in columns.items()}} for t, name in enumerate(names)
+    ]
+
+
 # scikit-learn returns the same values, but importing it takes 1 second.
 
 
@@ -341,12 +275,3 @@ def _precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     hits, count, answers = confusion.diagonal().astype(float), confusion.sum(axis=1), confusion.sum(axis=0)
     precision, recall = hits / np.maximum(answers, 1), hits / np.maximum(count, 1)
     return precision, recall, 2 * hits / np.maximum(count + answers, 1), count
-
-
-def _auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return the probability that a positive sample has a higher score than a negative one; a tie counts half."""
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positives = int(positive.sum())
-    above = rank[positive].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * (len(positive) - positives)))

@@ -2,11 +2,13 @@
 
 With many validation samples, the best epoch has the highest metric; ties are resolved by the lowest loss. With few, a
 single sample changes the accuracy by more than an epoch of training does. The curve is then smoothed: each epoch
-is averaged with the two before it, and accuracies that differ by at most one sample are equal.
+is averaged with the two before it, and shares (accuracy, mAP) that differ by at most one sample are equal.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from skipway.utils.primary_metric import PRIMARY_METRICS
 
 __all__ = ["FEW_SAMPLES", "best_epoch", "is_best_so_far"]
 
@@ -35,7 +37,8 @@ def is_best_so_far(history: Sequence[Mapping[str, Any]], best: int, metric: str,
     index, last = best - 1, len(history) - 1
     if index + 1 < min(window, len(history)):  # the first epochs have no full window, so they are always replaced
         return True
-    tolerance = 1 / count if metric == "accuracy" and window > 1 else 0.0
+    # One sample changes an accuracy by 1 / count, and a mean average precision by about as much.
+    tolerance = 1 / count if PRIMARY_METRICS[metric].is_share and window > 1 else 0.0
     curve = [_smooth(history, i, f"val_{metric}", window) for i in range(window - 1, len(history))]
     floor = max(curve) - tolerance - 1e-9 * (window > 1)  # tolerates rounding in the mean
     if curve[-1] < floor:

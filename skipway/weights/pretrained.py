@@ -45,6 +45,15 @@ _USUAL_PREPARATION: dict[str, dict[str, Any]] = {
     "akamaster": {"size": 32, "presize": 32, "resize_mode": "squash", "interpolation": "bilinear"},
 }
 _HEAD_OPTIONS = ("global_pool", "drop_rate")  # options of the layers around the head, applied to loaded weights
+# Fields of a Spec whose outputs are classes; a new head begins with them, whatever the old one predicted.
+_PLAIN_CLASSES: dict[str, Any] = {
+    "task": "classification",
+    "target_names": (),
+    "target_mean": (),
+    "target_std": (),
+    "thresholds": (),
+    "label_sep": "",
+}
 # Options that do not change the weights.
 _FREE = ("drop_path", "drop_mode", "dropout", "drop_rate", "output_stride", "zero_init_last", "head_init_scale")
 _SIZES = ("num_classes", "in_chans", "in_features", "global_pool")  # options that the weights determine
@@ -169,7 +178,7 @@ def _fit_head(network: Network, options: Mapping[str, Any], class_names: Sequenc
             new, change = _new_head(network, new, class_names)
             if isinstance(network.spec, Spec):
                 names = class_names if class_names is not None else [str(i) for i in range(new.out_features)]
-                fitted.spec = replace(network.spec, class_names=tuple(names))
+                fitted.spec = replace(network.spec, **_PLAIN_CLASSES, class_names=tuple(names))
         else:
             new = old
         state |= {f"head.{leaf}": value for leaf, value in new.state_dict().items()}
@@ -184,7 +193,7 @@ def _new_head(network: Network, like: nn.Linear, class_names: Sequence[str] | No
     new = nn.Linear(like.in_features, num_classes, like.bias is not None, dtype=dtype)
     known = {}
     if isinstance(old, nn.Linear) and network.spec is not None and old.in_features == new.in_features:
-        known = {name: i for i, name in enumerate(network.spec.class_names)}
+        known = {name: i for i, name in enumerate(network.spec.class_names or network.spec.target_names)}
         with torch.no_grad():
             for row, name in enumerate(class_names or ()):
                 if name in known:

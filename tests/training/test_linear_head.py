@@ -43,7 +43,7 @@ def test_weights_are_those_of_scikit_learn(count, dim, penalty):
     intercept = expected.intercept_ - expected.coef_ @ (mean / scale)
     assert head.bias.numpy() == pytest.approx(intercept - intercept.mean(), abs=1e-4)
     assert shares(head, x) == pytest.approx(expected.predict_proba(standardized(x)), abs=1e-6)
-    assert head.penalty == penalty and np.isnan(head.accuracy)
+    assert head.penalty == penalty and np.isnan(head.score)
 
 
 def test_float32_gives_the_same_shares():
@@ -73,7 +73,7 @@ def test_the_penalty_is_the_one_with_the_least_loss_on_held_out_folds():
     }
     losses = {p: log_loss(y, value) for p, value in held_out.items()}
     assert head.penalty == min(losses, key=losses.get)
-    assert head.accuracy == pytest.approx(accuracy_score(y, held_out[head.penalty].argmax(1)), abs=0.011)
+    assert head.score == pytest.approx(accuracy_score(y, held_out[head.penalty].argmax(1)), abs=0.011)
     assert len(set(losses.values())) == len(losses)
 
 
@@ -91,7 +91,7 @@ def test_folds_hold_every_class_evenly_and_keep_groups_together():
 def test_sixteen_samples_of_two_classes_are_enough():
     x, y = features_of_classes(16, 200, 2, noise=0.5, dtype=torch.float32)
     head = fit_linear_head(x, y, 2)
-    assert head.accuracy == 1.0 and (shares(head, x).argmax(1) == y.numpy()).all()
+    assert head.score == 1.0 and (shares(head, x).argmax(1) == y.numpy()).all()
     again = fit_linear_head(x, y, 2)
     assert head.weight.equal(again.weight) and head.bias.equal(again.bias)
 
@@ -99,7 +99,7 @@ def test_sixteen_samples_of_two_classes_are_enough():
 def test_a_part_of_many_samples_chooses_the_penalty():
     x, y = features_of_classes(9_000, 8, 3, dtype=torch.float32)
     head = fit_linear_head(x, y, 3)
-    assert (shares(head, x).argmax(1) == y.numpy()).mean() == pytest.approx(head.accuracy, abs=0.03)
+    assert (shares(head, x).argmax(1) == y.numpy()).mean() == pytest.approx(head.score, abs=0.03)
 
 
 def test_constant_features_and_classes_without_samples_do_no_harm():
@@ -117,3 +117,41 @@ def test_features_that_are_not_finite_are_refused():
     x[4, 1] = float("nan")
     with pytest.raises(NotFiniteError, match="expected finite features, got NaN or infinity. Check the pretrained"):
         fit_linear_head(x, y, 2)
+
+
+def several_labels(count=120, dim=15, labels=4, seed=1):
+    x, _ = features_of_classes(count, dim, 3, seed=seed)
+    random = torch.Generator().manual_seed(seed)
+    directions = torch.randn(dim, labels, generator=random, dtype=x.dtype)
+    noise = torch.randn(count, labels, generator=random, dtype=x.dtype)
+    return x, (torch.from_numpy(standardized(x)) @ directions + 2 * noise > 1.0).double()
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0, 0.5, 10.0)])
+def test_several_labels_are_one_logistic_regression_each(weights):
+    x, y = several_labels()
+    head = fit_linear_head(x, y, 4, penalty=2.0, class_weights=weights)
+    probabilities = torch.sigmoid(x @ head.weight.T + head.bias).numpy()
+    for k in range(4):
+        balance = None if weights is None else {0: 1.0, 1: weights[k]}
+        expected = oracle(2.0, class_weight=balance).fit(standardized(x), y[:, k])
+        assert probabilities[:, k] == pytest.approx(expected.predict_proba(standardized(x))[:, 1], abs=1e-5)
+
+
+def test_the_penalty_of_labels_is_chosen_on_held_out_folds_and_labels_may_be_absent():
+    x, y = several_labels()
+    y[:, 3] = 0
+    head = fit_linear_head(x, y, 4)
+    assert head.penalty in PENALTIES and 0.3 < head.score <= 1
+    assert head.weight.isfinite().all() and torch.sigmoid(x @ head.weight.T + head.bias)[:, 3].max() < 0.1
+    again = fit_linear_head(x, y, 4)
+    assert again.weight.equal(head.weight)
+
+
+def test_sample_weights_equal_repeated_samples():
+    x, y = features_of_classes(60, 6, 3)
+    counts = torch.arange(60) % 3 + 1
+    weighted = fit_linear_head(x, y, 3, penalty=2.0, sample_weights=counts.double())
+    repeated = fit_linear_head(x.repeat_interleave(counts, 0), y.repeat_interleave(counts), 3, penalty=2.0)
+    # The features are standardized with equal weights, so that the two penalties differ a little.
+    assert shares(weighted, x) == pytest.approx(shares(repeated, x), abs=0.02)

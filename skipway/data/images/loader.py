@@ -78,7 +78,7 @@ class Augmentation:
         first_size: image size of the first epoch, for progressive resizing; it reaches the full size after two thirds
             of the epochs. 0 disables.
         epochs: number of epochs, for progressive resizing.
-        balanced: True for class-balanced sampling.
+        balanced: True for class-balanced sampling: classes, or the rarest label of each image, are equally frequent.
         transform: custom transform of a batch (B, C, S, S) in [0, 1], applied last, on the device. torch's random
             number generator is seeded for each batch.
     """
@@ -153,7 +153,7 @@ class ImageBatches:
         """Iterate over (x, y, ids) of an epoch, beginning with batch `start`."""
         augmentation, order = self.augmentation, self.rows
         if augmentation is not None:
-            labels = self.images.targets if augmentation.balanced else None
+            labels = self.images.strata if augmentation.balanced else None
             order = shuffle_rows(self.rows, labels, seed=augmentation.seed, epoch=epoch)
         batches = (self.shard.take(order[begin:end]) for begin, end in self.bounds[start:])
         for ids, x in self.inputs_of(batches, epoch):

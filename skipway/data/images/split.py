@@ -171,7 +171,7 @@ def _imbalance_warnings(images: DecodedImages) -> list[str]:
     largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
     warnings = []
     ratio = counts[largest] / max(1, counts[smallest])
-    if ratio >= IMBALANCED:
+    if ratio >= IMBALANCED and images.task == "classification":
         warnings.append(
             f"class imbalance 1:{ratio:.0f} ({printable(smallest)} {counts[smallest]:,}, {printable(largest)} "
             f"{counts[largest]:,} training images): accuracy favors large classes. See the per-class metrics."
@@ -179,7 +179,8 @@ def _imbalance_warnings(images: DecodedImages) -> list[str]:
     few = [name for name, count in counts.items() if count < FEW]
     if few:
         names = join_names(map(printable, few), limit=5)
-        warnings.append(f"fewer than {FEW} training images: {names}. Expect low accuracy for these classes.")
+        effect = "accuracy for these classes" if images.task == "classification" else "precision for these labels"
+        warnings.append(f"fewer than {FEW} training images: {names}. Expect low {effect}.")
     return warnings
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
+from skipway.data.strata import strata_of
 
 __all__ = ["RowBatches"]
 
@@ -23,7 +24,7 @@ class RowBatches:
         rows: indices of the rows to use, such as those of a split.
         batch_size: rows per batch, over all processes.
         seed: seed of the sample order, for training; None for evaluation, in the order of `rows`.
-        balanced: True for class-balanced sampling.
+        balanced: True for class-balanced sampling: classes, or the rarest label of each row, are equally frequent.
         shard: the part of every batch that this process loads; default: all of it.
     """
 
@@ -40,7 +41,9 @@ class RowBatches:
     ):
         self.shard = shard or Shard()
         self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
-        self.labels = y if balanced else None
+        self.labels = None
+        if balanced:
+            self.labels = y if y.ndim == 1 else strata_of("multilabel", y, rows)
         if seed is None:
             self.bounds = batch_bounds(len(rows), batch_size)
         else:
