@@ -18,7 +18,7 @@ from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.images.image_rows import ImageRows, fit_feature_columns
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
-from skipway.data.images.split import class_counts, count_classes, describe, describe_targets
+from skipway.data.images.split import describe, describe_targets
 from skipway.data.sample_order import Shard
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.value_range import describe_range
@@ -37,7 +37,7 @@ from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
 from skipway.runs.small_sets import epochs_for_steps, held_out_count
-from skipway.runs.target_checks import label_warnings, refuse_class_options
+from skipway.runs.target_checks import count_targets, refuse_class_options, refuse_other_targets, warnings_of
 from skipway.runs.time_budget import (
     FINISH_SECONDS,
     image_size_for,
@@ -49,7 +49,7 @@ from skipway.training.losses import Task, task_of
 from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
-from skipway.utils.format_text import count_of, join_counts, join_names, short_repr
+from skipway.utils.format_text import count_of, join_counts, short_repr
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["ImageDataModule"]
@@ -209,8 +209,7 @@ class ImageDataModule:
             storage=Storage(cache_size=self.recipe.cache_size, keep_pixels=keep_samples),
         )
         split_images(self.images, split_options(self.recipe))
-        if self.images.task == "multilabel":
-            self.images.warnings += label_warnings(class_counts(self.images), self.images.name)
+        self.images.warnings += warnings_of(self.images)
         if self.images.mirrored and self.recipe.augment != "none" and keep_samples:
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)
@@ -231,22 +230,14 @@ class ImageDataModule:
 
     def target_counts(self) -> TargetCounts:
         """Return the task, and the number of training images in total and of each class or label."""
-        images, train = self.images, self.images.splits["train"]
-        counts = count_classes(images, train).tolist() if images.class_names else []
-        return TargetCounts(images.task, len(train), tuple(counts))
+        return count_targets(self.images)
 
     def spec(self, earlier: dict[str, Any] | None) -> Spec:
         """Return the Spec of the inputs: from the training images, or `earlier`, that of the run to resume."""
         images, decode_settings = self.images, self.decode_settings
         if earlier is not None:
             spec = Spec.from_dict(earlier)
-            names_of = [(of.task, of.class_names or of.target_names) for of in (spec, images)]
-            if names_of[0] != names_of[1]:
-                known, present = (join_names(map(printable, names), limit=8) for _, names in names_of)
-                raise InputError(
-                    f"cannot resume: expected the classes {known}, got {present}. Restore the class folders, or start "
-                    "a new run."
-                )
+            refuse_other_targets(spec, images)
             return spec
         weights = self.weights.network
         if weights is not None and isinstance(weights.spec, Spec):

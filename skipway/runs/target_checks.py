@@ -2,12 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 
+from skipway.data.image_spec import Spec
+from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.images.split import class_counts, count_classes
 from skipway.data.output_spec import TaskName
 from skipway.errors import InputError, printable
+from skipway.runs.defaults import TargetCounts
 from skipway.runs.recipe import Recipe
 from skipway.utils.format_text import join_names
 
-__all__ = ["CLASS_OPTIONS", "changed_options", "flags", "label_warnings", "refuse_class_options"]
+__all__ = [
+    "CLASS_OPTIONS",
+    "changed_options",
+    "count_targets",
+    "flags",
+    "label_warnings",
+    "refuse_class_options",
+    "refuse_other_targets",
+    "warnings_of",
+]
 
 CLASS_OPTIONS = ("balance", "label_smoothing")  # they only apply to classes and labels
 
@@ -36,6 +49,28 @@ def refuse_class_options(recipe: Recipe, task: TaskName, target: str) -> None:
             f"cannot use {flags(names)} with the target {printable(target)!r}: expected classes or labels, got "
             f"regression. Drop {flags(names)}, or choose a target of classes."
         )
+
+
+def refuse_other_targets(spec: Spec, images: DecodedImages) -> None:
+    """Raise InputError if the images have other classes, labels or numbers than the run to resume, by its Spec."""
+    known, present = ((of.task, of.class_names or of.target_names) for of in (spec, images))
+    if known == present:
+        return
+    nouns = {"classification": "classes", "multilabel": "labels", "regression": "targets"}
+    texts = [f"{nouns[task]} {join_names(map(printable, names), limit=8)}" for task, names in (known, present)]
+    raise InputError(f"cannot resume: expected the {texts[0]}, got the {texts[1]}. Restore them, or start a new run.")
+
+
+def count_targets(images: DecodedImages) -> TargetCounts:
+    """Return the task, and the number of training images in total and of each class or label."""
+    train = images.splits["train"]
+    counts = count_classes(images, train).tolist() if images.class_names else []
+    return TargetCounts(images.task, len(train), tuple(counts))
+
+
+def warnings_of(images: DecodedImages) -> list[str]:
+    """Return the warnings of `label_warnings` for images of labels, and none for another task."""
+    return label_warnings(class_counts(images), images.name) if images.task == "multilabel" else []
 
 
 def label_warnings(counts: Mapping[str, Mapping[str, int]], name: str) -> list[str]:

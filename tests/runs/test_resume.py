@@ -216,7 +216,7 @@ def test_changed_images_are_refused_with_the_list(place):
 def test_other_classes_are_refused(place):
     (place / "kinds" / "ant").rename(place / "kinds" / "wasp")
     with pytest.raises(
-        InputError, match="cannot resume: expected the classes ant, bee, cow, got bee, cow, wasp. Restore"
+        InputError, match="cannot resume: expected the classes ant, bee, cow, got the classes bee, cow, wasp. Restore"
     ):
         train(resume=place / "runs" / "half", allow_changed_data=True)
 
