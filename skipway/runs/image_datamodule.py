@@ -37,7 +37,7 @@ from skipway.runs.resume import describe_changes, read_splits
 from skipway.runs.run_csv_tables import write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
 from skipway.runs.small_sets import epochs_for_steps, held_out_count
-from skipway.runs.target_checks import count_targets, refuse_class_options, refuse_other_targets, warnings_of
+from skipway.runs.target_checks import count_targets, refuse_options, refuse_other_targets, warnings_of
 from skipway.runs.time_budget import (
     FINISH_SECONDS,
     image_size_for,
@@ -89,14 +89,9 @@ class ImageDataModule:
             )
         self.transform = transform
         self.source = open_images(recipe)
-        refuse_class_options(recipe, self.source.task, ", ".join(self.source.target_names))
+        refuse_options(recipe, self.source)
         if recipe.fold is not None:
             self.source = pool_images(self.source)
-        if self.source.columns and (recipe.mixup or recipe.cutmix):
-            raise InputError(
-                "cannot use --mixup or --cutmix with --features: expected images alone, because categories cannot be "
-                "mixed. Drop --mixup and --cutmix."
-            )
         self.decode_settings = self._decode_settings(recipe)
         count = self.source.count("train")
         self.epochs = recipe.epochs
@@ -356,8 +351,8 @@ class ImageDataModule:
 
     def describe_augmentation(self) -> str:
         """Describe the augmentation of training images in words."""
-        size, channels = self.decode_settings.size, self.decode_settings.channels
-        parts = [augment_policy.describe_policy(self.level, size, channels)]
+        settings = self.decode_settings
+        parts = [augment_policy.describe_policy(self.level, settings.size, settings.channels)]
         first, full = _sizes(self.recipe)
         parts += [f"progressive resizing from {first} to {full} px"] if first else []
         parts += [f"{name} {amount:g}" for name in ("mixup", "cutmix") if (amount := getattr(self.recipe, name))]

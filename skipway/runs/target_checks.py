@@ -6,6 +6,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.split import class_counts, count_classes
 from skipway.data.output_spec import TaskName
+from skipway.data.sources.image_source import Source
 from skipway.errors import InputError, printable
 from skipway.runs.defaults import TargetCounts
 from skipway.runs.recipe import Recipe
@@ -18,6 +19,7 @@ __all__ = [
     "flags",
     "label_warnings",
     "refuse_class_options",
+    "refuse_options",
     "refuse_other_targets",
     "warnings_of",
 ]
@@ -48,6 +50,16 @@ def refuse_class_options(recipe: Recipe, task: TaskName, target: str) -> None:
         raise InputError(
             f"cannot use {flags(names)} with the target {printable(target)!r}: expected classes or labels, got "
             f"regression. Drop {flags(names)}, or choose a target of classes."
+        )
+
+
+def refuse_options(recipe: Recipe, source: Source) -> None:
+    """Raise InputError if the recipe sets an option that does not apply to the targets or the columns of its images."""
+    refuse_class_options(recipe, source.task, ", ".join(source.target_names))
+    if source.columns and (recipe.mixup or recipe.cutmix):
+        raise InputError(
+            "cannot use --mixup or --cutmix with --features: expected images alone, because categories cannot be "
+            "mixed. Drop --mixup and --cutmix."
         )
 
 
