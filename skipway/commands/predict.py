@@ -150,13 +150,20 @@ def _prediction(spec: OutputSpec, name: str, values: np.ndarray, top: int, noun:
 def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
     """Return one Prediction per table row, in order; a row with an invalid cell gets a reason that names the cell.
 
-    Columns are matched by name. The target is not needed, and additional columns are ignored.
+    Columns are matched by name. The target is not needed, and additional columns are ignored. A table that cannot
+    be used, one of several, has one Prediction with the reason.
     """
     if isinstance(sources, str | os.PathLike) or hasattr(sources, "shape") or not isinstance(sources, Iterable):
         sources = [sources]
-    predictions: list[Prediction] = []
-    for source in sources:
-        predictions += _predict_rows(network, as_table(source), top, console)
+    tables, predictions = list(sources), list[Prediction]()
+    for source in tables:
+        try:
+            predictions += _predict_rows(network, as_table(source), top, console)
+        except InputError as error:
+            if len(tables) == 1:
+                raise
+            name = str(source) if isinstance(source, str | os.PathLike) else "table"
+            predictions.append(Prediction(name, (), printable(error), noun="row"))
     if not predictions:
         raise InputError(
             "cannot predict: expected at least one table with rows, got none. Pass a .csv, .tsv or .parquet file, or a "

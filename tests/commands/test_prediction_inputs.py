@@ -6,12 +6,14 @@ from file_trees import KINDS, noise, write_zip
 from file_trees import place as place_tree
 from image_folders import image_bytes
 from PIL import Image
+from sklearn.datasets import load_wine
 from small_runs import Words
 
 from skipway.cli import app
 from skipway.commands.predict import predict
 from skipway.commands.prediction_inputs import list_inputs
 from skipway.errors import InputError
+from skipway.runs.train_run import train
 from skipway.utils import stop_signals
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
@@ -114,3 +116,17 @@ def test_a_file_of_a_format_without_a_signature_is_read_by_its_suffix(weights, t
     Image.new("L", (8, 8), 90).save(tmp_path / "a.tga")
     write_zip(tmp_path / "set.zip", {"a.tga": (tmp_path / "a.tga").read_bytes()})
     assert [row.usable for row in predict(weights, [tmp_path / "a.tga", tmp_path / "set.zip"])] == [True, True]
+
+
+def test_one_of_several_tables_that_cannot_be_used_has_a_row(tmp_path):
+    run = train("wine", epochs=1, output=tmp_path)
+    frame = load_wine(as_frame=True).frame.head(2)
+    frame.to_csv(tmp_path / "good.csv", index=False)
+    frame[["alcohol"]].to_csv(tmp_path / "short.csv", index=False)
+    sources = [tmp_path / name for name in ("good.csv", "short.csv", "gone.csv")]
+    rows = predict(run.path, [*sources, frame])
+    assert [row.usable for row in rows] == [True, True, False, False, True, True]
+    assert [row.source for row in rows[2:4]] == [str(tmp_path / "short.csv"), str(tmp_path / "gone.csv")]
+    assert "malic_acid" in rows[2].reason and "gone.csv" in rows[3].reason
+    with pytest.raises(InputError, match="gone.csv"):
+        predict(run.path, sources[2])
