@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-SIDE, CLASSES, QUALITY, MODEL, EPOCHS = 200, 100, 75, "resnet8", 3
+SIDE, CLASSES, QUALITY, MODEL, EPOCHS = 200, 100, 75, "resnet20", 3
 SIZE = 32  # input size of the network; its decoded images have 37 px
 WAYS = ("memory", "disk", "decoded for each batch")
 _FILES = 500  # per task
@@ -69,8 +69,6 @@ def worker(folder: Path, way: str, size: int) -> None:
 
     keep_freed_memory()  # as the command line does
     decode_source.RAM_LIMIT = 1 << 40 if way == "memory" else 0
-    if way != "memory":
-        decode_source.DEFAULT_STORAGE = decode_source.Storage(ram_limit=0)
     begin = time.perf_counter()
     run = sw.train(
         folder,

@@ -40,13 +40,13 @@ class Storage:
     """Place of decoded pixels: in memory, on the disk, or nowhere, in which case each batch is decoded.
 
     Args:
-        ram_limit: bytes of pixels of all processes above which they are not in memory.
+        ram_limit: bytes of pixels of all processes above which they are not in memory; None for `RAM_LIMIT`.
         cache_size: size limit of the cache in GB, above which pixels are decoded for each batch; 0 for no cache; None
             for `default_cache_size()`.
         keep_pixels: False if few pixels will be used, which are then read or decoded when they are used.
     """
 
-    ram_limit: int = RAM_LIMIT
+    ram_limit: int | None = None
     cache_size: float | None = None
     keep_pixels: bool = True
 
@@ -130,7 +130,8 @@ class _Decoding:
         self.cache_size = default_cache_size() if storage.cache_size is None else storage.cache_size
         self.dtype = np.dtype(stored_dtype(settings.value_range))
         self.needed = self.total * int(np.prod(self.shape)) * self.dtype.itemsize
-        self.in_memory = storage.keep_pixels and self.needed <= storage.ram_limit // local_processes()
+        ram_limit = RAM_LIMIT if storage.ram_limit is None else storage.ram_limit
+        self.in_memory = storage.keep_pixels and self.needed <= ram_limit // local_processes()
         self.cache = self._cache(self.needed, storage.keep_pixels)
         is_remembered = not self.in_memory
         self.contents = {split: _Contents(source.contents(split), is_remembered) for split in self.splits}
