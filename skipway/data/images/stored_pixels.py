@@ -64,7 +64,7 @@ class StoredPixels:
     def _take(self, ids: np.ndarray) -> np.ndarray:
         pixels = np.empty((len(ids), *self.shape[1:]), self.dtype)
         files, rows = self.places[ids].T
-        for i in np.lexsort((rows, files)):  # the order of the file is faster on a hard disk
+        for i in np.lexsort((ids, rows, files)):  # neighbors in a file are read one after the other
             self._read(int(ids[i]), int(files[i]), int(rows[i]), pixels[i])
         return pixels
 

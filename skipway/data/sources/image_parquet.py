@@ -1,7 +1,9 @@
 """Hugging Face parquet files of labeled images: a column of image files as bytes or paths, and one of labels."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_source import Content, Item, Skipped, Source
 from skipway.data.sources.lazy_content import FileContent
 from skipway.data.sources.parquet_columns import ImageColumn, choose_image_column, choose_target_columns
-from skipway.data.sources.parquet_files import files_by_split, open_parquet
+from skipway.data.sources.parquet_files import files_by_split, num_rows, open_parquet
 from skipway.data.sources.parquet_targets import ParquetTargets, read_targets
 from skipway.errors import InputError, printable
 
@@ -21,6 +23,7 @@ __all__ = ["parquet_source"]
 
 _ROWS = 128  # rows converted to Python objects at a time; pyarrow itself holds a row group
 _PEEK = 200
+_GROUPS = 4  # row groups in memory for reads in any order
 
 
 def parquet_source(
@@ -61,9 +64,8 @@ def parquet_source(
     keys = {split: list(chain.from_iterable(_keys(path, root) for path in paths)) for split, paths in files.items()}
     reader = _Contents(image, root if root.is_dir() else root.parent, follow_links)
 
-    def contents(split: str) -> Iterator[Item]:
-        items = chain.from_iterable(map(reader.items, files[split]))
-        return compress(items, found.labeled[split].tolist())
+    def contents(split: str) -> Sequence[Item]:
+        return _LabeledRows(reader, files[split], found.labeled[split])
 
     def peek() -> list[Content]:
         return [item() if callable(item) else item for item in islice(contents(defining), _PEEK)]
@@ -86,10 +88,8 @@ def parquet_source(
 
 def _keys(path: Path, root: Path) -> list[str]:
     """Return a name for every row of a file."""
-    with open_parquet(path) as file:
-        count = file.metadata.num_rows
     name = path.relative_to(root).as_posix() if path != root else path.name
-    return [f"{name}:{row}" for row in range(count)]
+    return [f"{name}:{row}" for row in range(num_rows(path))]
 
 
 def _unlabeled(split: str, keys: list[str], found: ParquetTargets, names: tuple[str, ...]) -> list[Skipped]:
@@ -106,6 +106,8 @@ class _Contents:
     column: ImageColumn
     root: Path
     follow_links: bool
+    _groups: "OrderedDict[tuple[Path, int], Any]" = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def items(self, path: Path) -> Iterator[Item]:
         """Iterate over the images of a file."""
@@ -119,6 +121,23 @@ class _Contents:
             for batch in file.iter_batches(batch_size=_ROWS, columns=[name]):
                 for data, location in zip(*self._fields(batch.column(0)), strict=True):
                     yield self._item(data.as_py(), location.as_py(), path.parent, inside)
+
+    def item(self, path: Path, row: int) -> Item:
+        """Return the image of a row; the row groups that were used last stay in memory."""
+        with self._lock:
+            with open_parquet(path) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+                ends = np.cumsum(sizes)
+                group = int(np.searchsorted(ends, row, side="right"))
+                if (path, group) not in self._groups:
+                    cells = file.read_row_group(group, columns=[self.column.name]).column(0).combine_chunks()
+                    self._groups[path, group] = cells
+            self._groups.move_to_end((path, group))
+            while len(self._groups) > _GROUPS:
+                self._groups.popitem(last=False)
+            cells = self._groups[path, group].slice(row - int(ends[group]) + sizes[group], 1)
+        data, location = (cell[0].as_py() for cell in self._fields(cells))
+        return self._item(data, location, path.parent, {})
 
     def _fields(self, cells: Any) -> tuple[Any, Any]:
         """Return the bytes and the paths of a batch of cells."""
@@ -142,3 +161,35 @@ class _Contents:
         return FileContent(
             near if near.exists() or self.root == folder else self.root / location, self.root, self.follow_links, inside
         )
+
+
+class _LabeledRows(Sequence[Item]):
+    """Images of the rows with a target, in order or by index.
+
+    Args:
+        contents: reader of the image column.
+        paths: parquet files of a split.
+        labeled: True for each row of these files that has a target.
+    """
+
+    def __init__(self, contents: _Contents, paths: list[Path], labeled: np.ndarray):
+        self._contents, self._paths, self._labeled = contents, paths, labeled
+        self._rows = np.flatnonzero(labeled)
+        self._ends = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Item]:
+        items = chain.from_iterable(map(self._contents.items, self._paths))
+        return compress(items, self._labeled.tolist())
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not len(self._ends):
+            self._ends = np.cumsum([num_rows(path) for path in self._paths])
+        row = int(self._rows[index])
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        first = int(self._ends[file - 1]) if file else 0
+        return self._contents.item(self._paths[file], row - first)

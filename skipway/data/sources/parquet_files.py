@@ -9,7 +9,7 @@ from typing import Any
 from skipway.data.sources.image_source import SPLITS, split_of, split_of_folder
 from skipway.errors import InputError, MissingExtra, printable, reason_of
 
-__all__ = ["files_by_split", "open_parquet", "parquet_files"]
+__all__ = ["files_by_split", "num_rows", "open_parquet", "parquet_files"]
 
 _PARTIAL = "partial-"  # prefix of the Hub for the folder of a split that it converted in part
 
@@ -101,3 +101,10 @@ def open_parquet(path: Path) -> Iterator[Any]:
         raise InputError(
             f"cannot read the parquet file {printable(path)}: {reason_of(error)}. Download it again."
         ) from None
+
+
+def num_rows(path: Path) -> int:
+    """Return the number of rows of a file."""
+    with open_parquet(path) as file:
+        count: int = file.metadata.num_rows
+    return count

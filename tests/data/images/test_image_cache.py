@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_folders import array_source, class_folders, fill, image_bytes, split_folders
+from image_folders import array_source, class_folders, fill, image_bytes, parquet, split_folders
 from PIL import Image
 
 from skipway.data.image_spec import Spec
@@ -458,3 +458,19 @@ def test_reads_are_in_the_threads_of_the_decoding(tmp_path, monkeypatch):
     images = decode_images(source, SETTINGS)
     assert time.perf_counter() - begin < 0.8 * 200 * 0.005
     assert_same(images, decoded(Path(root), PLACES["no cache"]))
+
+
+@pytest.mark.parametrize("place", ["disk", "each batch", "few"])
+def test_parquet_rows_are_read_in_any_order(tmp_path, place):
+    pytest.importorskip("pyarrow")
+    for name, seed in (("train-00000-of-00002", 0), ("train-00001-of-00002", 1)):
+        rows = [image_bytes(100 * seed + i) for i in range(11)]
+        rows[3], labels = b"", [i % 2 for i in range(11)]
+        labels[5] = None
+        parquet(tmp_path / "set" / f"{name}.parquet", labels, ["a", "b"], rows=rows, row_group_size=3)
+    plain, stored = decoded(tmp_path / "set", PLACES["no cache"]), decoded(tmp_path / "set", PLACES[place])
+    assert_same(stored, plain)
+    order = np.random.default_rng(0).permutation(len(plain.keys))
+    assert len(order) == 18 and np.array_equal(stored.pixels[order], plain.pixels[order])
+    contents = open_source(str(tmp_path / "set")).contents("train")
+    assert [contents[i] for i in (0, 19)] == [contents[:1][0], list(contents)[19]] and len(contents) == 20
