@@ -37,6 +37,7 @@ def test_the_suffixes_of_archives(suffix):
     assert is_archive(name) and not is_archive(name + ".txt") and not is_archive(f"{name}/b.png")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # the children only read
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_threads_and_processes_read_at_once(tmp_path, kind):
     files = {f"a/{i}.png": os.urandom(1000 + 3000 * (i % 9)) for i in range(60)}
@@ -46,11 +47,13 @@ def test_threads_and_processes_read_at_once(tmp_path, kind):
         assert list(pool.map(lambda content: content(), tree.contents(paths))) == [files[path] for path in paths]
     one = tree.contents(paths)[7]
     assert pickle.loads(pickle.dumps(one))() == one() == files[paths[7]]
-    pids = [os.fork() for _ in range(3)] if hasattr(os, "fork") else []
-    if 0 in pids:  # a child has the same open file
-        same = all(content() == files[path] for path, content in zip(paths, tree.contents(paths), strict=True))
-        os._exit(0 if same else 1)
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
+    children = []
+    for _ in range(3 if hasattr(os, "fork") else 0):
+        if not (pid := os.fork()):  # a child has the same open file
+            same = all(content() == files[path] for path, content in zip(paths, tree.contents(paths), strict=True))
+            os._exit(0 if same else 1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(children)
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
