@@ -19,7 +19,7 @@ from skipway.data.sources.table import Table
 from skipway.data.tables.columns import fit_column, infer_kind
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
-from skipway.errors import InputError
+from skipway.errors import InputError, printable
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.network_outputs import require_finite
@@ -67,7 +67,7 @@ class _SkipEstimator(BaseEstimator):
         return tags
 
     def _fit(self, spec: TableSpec, table: Table, y: np.ndarray) -> Self:
-        """Train a network on all rows of `table`; y holds class indices (N,) or standardized numbers (N, 1)."""
+        """Train a network on all rows of `table`; y: class indices (N,), labels or standardized numbers (N, K)."""
         x, count = spec.encode_strict(table).x, len(table)
         seed = int(check_random_state(self.random_state).randint(2**31))
         batch_size = self.batch_size or table_batch_size(count)
@@ -139,18 +139,20 @@ class _SkipEstimator(BaseEstimator):
 
     def _spec(self, table: Table, **outputs: Any) -> TableSpec:
         """Return the encoders of the table's columns, with the fields `outputs` of OutputSpec."""
-        return TableSpec(self._columns(table), target_names=("y",), **outputs)
+        return TableSpec(self._columns(table), **{"target_names": ("y",), **outputs})
 
-    def _outputs(self, X: Any) -> np.ndarray:
-        """Compute the outputs (N, K) of the network for X."""
+    def _values(self, X: Any) -> np.ndarray:
+        """Compute probabilities or numbers (N, K) for X, see `OutputSpec.values`."""
         check_is_fitted(self)
         x = torch.from_numpy(self.spec_.encode_strict(self._table(X, reset=False)).x).double()
         with torch.inference_mode():
-            return require_finite(torch.cat([self.network_(part) for part in x.split(_BATCH_SIZE)]).numpy())
+            outputs = torch.cat([self.network_(part) for part in x.split(_BATCH_SIZE)])
+            require_finite(outputs.numpy())
+            return require_finite(self.spec_.values(outputs).numpy())
 
 
 class SkipClassifier(ClassifierMixin, _SkipEstimator):
-    """A residual network that classifies rows of a table.
+    """A residual network that classifies rows of a table, with one class or several labels per row.
 
     Args:
         layers: number of residual blocks.
@@ -163,7 +165,7 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         random_state: seed of the initial weights, the order of the rows and the dropout.
 
     Attributes:
-        classes_: class labels.
+        classes_: class labels; for several labels per row, the indices 0, ..., K - 1 of the columns of y.
         network_: the trained network in float64. `network_.save(path)` writes a file for `skipway.load`.
         spec_: encoders of the columns.
         n_iter_: number of training epochs.
@@ -179,15 +181,19 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
 
         Args:
             X: features, a DataFrame or an array of shape (N, F); NaN marks a missing value.
-            y: class labels of shape (N,).
+            y: class labels of shape (N,), or an indicator matrix of shape (N, K) with 1 for each label of a row, else
+                0; the column names of a DataFrame become the names of the labels in `spec_`.
 
         Returns:
             The fitted estimator.
 
         Raises:
-            InputError: `y` has fewer than two classes, or no column of `X` can be used.
+            InputError: `y` has fewer than two classes, or has several columns that are no indicators, or no column of
+                `X` can be used.
         """
         table = self._table(X, reset=True)
+        if _has_columns(y):
+            return self._fit_labels(table, y)
         y = _target(y, len(table))
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -201,20 +207,37 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
             names = tuple(f"{type(c).__name__} {c}" for c in self.classes_)
         return self._fit(self._spec(table, class_names=names), table, codes.astype(np.int64))
 
+    def _fit_labels(self, table: Table, y: Any) -> Self:
+        """Fit to an indicator matrix."""
+        names, labels = _column_names(y), _target(y, len(table))
+        others = labels[~np.isin(labels, (0, 1))]
+        if others.size:
+            raise InputError(
+                f"cannot fit a classifier: expected classes (N,) or an indicator matrix (N, K) of 0 and 1, got "
+                f"{printable(str(others[0]))[:40]!r} in a matrix of shape {labels.shape}. Fit one per column."
+            )
+        self.classes_, self._label_dtype = np.arange(labels.shape[1]), labels.dtype
+        return self._fit(self._spec(table, task="multilabel", class_names=names), table, labels.astype(np.float32))
+
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return class probabilities of shape (N, K), in the order of `classes_`."""
-        outputs = self._outputs(X)
-        exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
+        """Return probabilities of shape (N, K), in the order of `classes_`; those of labels are independent."""
+        return self._values(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most likely class of each row, an array of shape (N,)."""
-        indices = self._outputs(X).argmax(axis=1)
-        return self.classes_[indices]
+        """Return the most likely class of each row, of shape (N,), or an indicator matrix (N, K) of its labels."""
+        values = self._values(X)
+        if self.spec_.task == "multilabel":
+            return (values >= np.array(self.spec_.thresholds)).astype(self._label_dtype)
+        return self.classes_[values.argmax(axis=1)]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
 
 class SkipRegressor(RegressorMixin, _SkipEstimator):
-    """A residual network that predicts a number for each row of a table.
+    """A residual network that predicts a number, or several numbers, for each row of a table.
 
     Args:
         layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state: see `SkipClassifier`.
@@ -232,7 +255,8 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
 
         Args:
             X: features, a DataFrame or an array of shape (N, F); NaN marks a missing value.
-            y: finite targets of shape (N,).
+            y: finite targets of shape (N,), or (N, T) for several targets; the column names of a DataFrame become the
+                names of the targets in `spec_`.
 
         Returns:
             The fitted estimator.
@@ -241,34 +265,63 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
             InputError: `y` overflows when averaged, or no column of `X` can be used.
         """
         table = self._table(X, reset=True)
-        y = _target(y, len(table), numeric=True)
+        names = _column_names(y) if _has_columns(y) else ("y",)
+        y = _target(y, len(table), numeric=True).reshape(len(table), len(names))
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = float(y.mean()), float(y.std())
-        if not (np.isfinite(mean) and np.isfinite(std)):
+            mean, std = y.mean(axis=0), y.std(axis=0)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
             raise InputError(
                 "cannot fit a regressor: expected a finite mean and standard deviation of y, got numbers "
                 "too large to average. Scale y first."
             )
-        spec = self._spec(table, task="regression", target_mean=(mean,), target_std=(std or 1.0,))
-        return self._fit(spec, table, spec.standardized(y[:, None]))
+        units = {"target_mean": mean.tolist(), "target_std": np.where(std > 0, std, 1.0).tolist()}
+        spec = self._spec(table, task="regression", target_names=names, **units)
+        return self._fit(spec, table, spec.standardized(y))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the predicted values, an array of shape (N,)."""
-        with np.errstate(over="ignore"):
-            outputs = self._outputs(X)
-            return require_finite(self.spec_.in_units(outputs))[:, 0]
+        """Return the predicted values, an array of shape (N,), or (N, T) for several targets."""
+        values: np.ndarray = self._values(X)
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
 
 def _all_numbers(frame: Any) -> bool:
     return all(getattr(dtype, "kind", "O") in "iuf" for dtype in frame.dtypes)
 
 
+def _has_columns(y: Any) -> bool:
+    """Return True if y has several columns, as an array, a DataFrame, a sparse matrix or a list of lists."""
+    shape = _shape(y)
+    return len(shape) == 2 and shape[1] > 1
+
+
+def _shape(y: Any) -> tuple[int, ...]:
+    return tuple(y.shape if hasattr(y, "shape") else np.asarray(y).shape)
+
+
+def _column_names(y: Any) -> tuple[str, ...]:
+    """Return the names of the columns of y: those of a DataFrame if they differ, or else their indices."""
+    names = tuple(map(str, getattr(y, "columns", ())))
+    count = _shape(y)[1]
+    return names if len(set(names)) == count else tuple(map(str, range(count)))
+
+
 def _target(y: Any, count: int, numeric: bool = False) -> np.ndarray:
-    """Return y as a plain array with one value per row of X."""
+    """Return y as a plain array with one value, or one row of values, per row of X."""
     from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
     if y is None:
         raise InputError("requires y to be passed, but the target y is None. Pass one value per row.")
+    if _has_columns(y):
+        kind = np.float64 if numeric else None
+        y = check_array(y, accept_sparse=not numeric, dtype=kind, input_name="y")
+        y = y.toarray() if hasattr(y, "toarray") else y
+        check_consistent_length(np.empty(count), y)
+        return y
     y = column_or_1d(y, warn=True)
     if numeric:
         y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")

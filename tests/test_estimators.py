@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skipway as sw
+from skipway.data.sources.read_table import frame_table
 from skipway.errors import InputError
 from skipway.estimators import SkipClassifier, SkipRegressor
 
@@ -95,3 +96,46 @@ def test_what_cannot_be_learnt_is_refused():
         SkipRegressor(**QUICK).fit(X, np.where(np.arange(len(X)) % 2, 1.7e308, 1.6e308))
     with pytest.raises(InputError, match="cannot fit: expected a column of X with at least two values, got none"):
         SkipRegressor(**QUICK).fit(pd.DataFrame({"a": ["x"] * 30}), np.arange(30.0))
+
+
+def labeled(count=200):
+    """Two columns; a row has the first label if the first number is large, the second if any of both is."""
+    X = np.random.default_rng(0).normal(size=(count, 2))
+    return X, np.stack([X[:, 0] > 0.5, X.max(axis=1) > 0.5, np.zeros(count, bool)], axis=1)
+
+
+@pytest.mark.parametrize("dtype", [bool, int, float])
+def test_an_indicator_matrix_is_several_labels_per_row(dtype, tmp_path):
+    X, y = labeled()
+    model = SkipClassifier(**QUICK | {"epochs": 60}).fit(X, y.astype(dtype))
+    shares, found = model.predict_proba(X), model.predict(X)
+    assert shares.shape == found.shape == y.shape and found.dtype == dtype and model.classes_.tolist() == [0, 1, 2]
+    assert np.array_equal(found, shares >= 0.5) and model.score(X, y) > 0.9  # all labels of a row are right
+    rows = torch.from_numpy(model.spec_.encode_strict(frame_table(pd.DataFrame(X, columns=["x0", "x1"]))).x).double()
+    with torch.no_grad():
+        assert np.allclose(shares, 1 / (1 + np.exp(-model.network_(rows).numpy())))
+    model.network_.save(tmp_path / "model.safetensors")
+    network = sw.load(tmp_path / "model.safetensors")
+    assert network.predict(pd.DataFrame(X[:5], columns=["x0", "x1"])) == [
+        tuple(str(i) for i in np.argsort(-p) if p[i] >= 0.5) for p in shares[:5]
+    ]
+
+
+def test_columns_of_a_frame_name_the_labels_and_the_targets():
+    X, y = labeled(40)
+    labels = pd.DataFrame(y, columns=["large", "any", "none"])
+    assert SkipClassifier(**QUICK).fit(X, labels).spec_.class_names == ("large", "any", "none")
+    assert SkipClassifier(**QUICK).fit(X, labels.astype(int).to_numpy().tolist()).spec_.class_names == ("0", "1", "2")
+    numbers = pd.DataFrame(X, columns=["left", "right"])
+    assert SkipRegressor(**QUICK).fit(X, numbers).spec_.target_names == ("left", "right")
+    with pytest.raises(InputError, match=r"expected classes \(N,\) or an indicator matrix .* got '3' in a matrix"):
+        SkipClassifier(**QUICK).fit(X, y * 2 + 1)
+
+
+def test_several_numbers_have_their_own_units():
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    y = np.stack([1e6 + 1e3 * X[:, 0], 1e-3 * X[:, 1], np.full(200, 7.0)], axis=1)
+    model = SkipRegressor(**QUICK | {"epochs": 100}).fit(X, y)
+    found = model.predict(X)
+    assert found.shape == y.shape and np.abs((found - y) / [1e3, 1e-3, 1.0]).mean(axis=0).max() < 0.2
+    assert model.spec_.target_mean == pytest.approx(y.mean(axis=0)) and model.spec_.target_std[2] == 1
