@@ -16,6 +16,8 @@ import pytest
 import yaml
 from processes import HANG
 
+from skipway.data.sources.optional_readers import EXTRA_OF
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
@@ -163,7 +165,8 @@ def test_the_wheel_compiles_its_kernels_or_does_without(environment, installed, 
 
 
 def extras_in_code():
-    """Names of the extras in every `MissingExtra("name", ...)` of the package."""
+    """Names of the extras in every `MissingExtra("name", ...)` of the package, and of those that read image files."""
+    yield from EXTRA_OF.values()
     for path in sorted((ROOT / "skipway").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("MissingExtra"):

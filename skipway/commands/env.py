@@ -14,7 +14,14 @@ from skipway.utils.devices import available_threads
 
 __all__ = ["EXTRAS", "environment_facts", "environment_table"]
 
-EXTRAS = {"parquet": "pyarrow", "export": "onnxruntime", "openvino": "openvino"}
+EXTRAS = {
+    "parquet": "pyarrow",
+    "export": "onnxruntime",
+    "openvino": "openvino",
+    "heif": "pillow_heif",
+    "dicom": "pydicom",
+    "tiff": "tifffile",
+}
 
 
 def environment_table() -> str:

@@ -10,7 +10,6 @@ from PIL import Image
 from skipway.errors import InputError
 
 __all__ = [
-    "EXTRA_OF",
     "FORMAT_OF_SUFFIX",
     "LEFT_OUT",
     "NOT_READ",
@@ -55,7 +54,6 @@ _MORE_SUFFIXES = {
     "DICOM": (".dcm", ".dicom", ".dic"),
     "NPY": (".npy",),
 }
-EXTRA_OF = {"HEIF": "heif", "DICOM": "dicom"}  # format -> the extra of skipway that reads it
 _RAW = "camera raw: expected a developed image. Convert it to JPEG, PNG or TIFF"
 NOT_READ = dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"), _RAW)
 NOT_READ |= dict.fromkeys((".svg", ".eps", ".ps", ".pdf", ".wmf", ".emf"), "drawing: convert it to PNG")
