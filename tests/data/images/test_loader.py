@@ -162,11 +162,15 @@ def test_mean_and_deviation_are_those_of_all_pixels(channels, count):
 
 @pytest.mark.parametrize("channels", [1, 5])
 def test_statistics_of_deep_images_are_those_of_all_values(channels):
-    pixels = np.random.default_rng(0).integers(0, 65536, (40, 6, 6, channels), dtype=np.uint16)
-    mean, std = mean_and_std(pixels, np.arange(40))
-    np.testing.assert_allclose(mean, (pixels / 65535).mean((0, 1, 2)), rtol=1e-9)
-    np.testing.assert_allclose(std, (pixels / 65535).std((0, 1, 2)), rtol=1e-6)
-    assert mean_and_std(np.zeros((2, 3, 3, 1), np.uint16), np.arange(2)) == ((0.0,), (1 / 65535,))
+    images = decoded_noise(np.zeros(40), channels=channels)
+    images.pixels = np.random.default_rng(0).integers(0, 65536, (40, 6, 6, channels), dtype=np.uint16)
+    mean, std = mean_and_std(images, np.arange(40))
+    np.testing.assert_allclose(mean, (images.pixels / 65535).mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(std, (images.pixels / 65535).std((0, 1, 2)), rtol=1e-6)
+    images.sums = np.stack([channel_sums(image) for image in images.pixels])
+    assert mean_and_std(images, np.arange(40)) == (mean, std)
+    images.pixels, images.sums = np.zeros((2, 3, 3, channels), np.uint16), None
+    assert mean_and_std(images, np.arange(2)) == ((0.0,) * channels, (1 / 65535,) * channels)
 
 
 def test_a_channel_of_one_value_has_a_deviation_to_divide_by():
