@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from skipway.commands.evaluation_output import AnyEvaluation, evaluation_of
 from skipway.commands.inference_engine import ENGINES, with_fastest_engine
-from skipway.commands.prediction_output import Evaluation, RegressionEvaluation
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_spec import Spec
 from skipway.data.images.decode_source import Storage
@@ -34,8 +34,8 @@ from skipway.models.network_outputs import average_views, batch_size_for
 from skipway.runs.read_options import recipe_for_reading
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import training_digests
-from skipway.training.losses import Classification, task_of
-from skipway.training.metrics import ClassScores, compute_metrics, per_class, score
+from skipway.training.losses import task_of
+from skipway.training.metrics import score
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -58,8 +58,8 @@ def evaluate(
     console: Console | None = None,
     stop: StopFlag | None = None,
     **options: Any,
-) -> Evaluation | RegressionEvaluation:
-    """Evaluate a trained model on a labeled dataset. Classes are matched by name.
+) -> AnyEvaluation:
+    """Evaluate a trained model on a labeled dataset. Classes, labels and targets are matched by name.
 
     By default, the engine and the precision are those that evaluated the run when it ended, so that its metrics are
     reproduced: torch in float32, unless metrics.json names others.
@@ -78,10 +78,12 @@ def evaluate(
         options: options of `train` on how the data are read: max_pixels, follow_links, allow_empty_classes.
 
     Returns:
-        Metrics, with one row per class; for regression, R2 and errors.
+        An `Evaluation` with one row per class, a `LabelEvaluation` with one row per label, or a `RegressionEvaluation`
+        with R2 and errors.
 
     Raises:
-        InputError: an argument is invalid, the data cannot be read, or its classes are unknown to the model.
+        InputError: an argument is invalid, the data cannot be read, or its classes, labels or targets are not those of
+            the model.
         Interrupted: `stop` was set.
 
     >>> import tempfile, skipway as sw
@@ -106,7 +108,7 @@ def _evaluate(
     precision: str,
     console: Console,
     stop: StopFlag,
-) -> Evaluation | RegressionEvaluation:
+) -> AnyEvaluation:
     """Evaluate a trained model on the data of a recipe; the other arguments are those of `evaluate`."""
     data = str(reading.data)
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
@@ -142,16 +144,14 @@ def _evaluate(
         network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)
     model = average_views(network, network.require_image_spec()) if tta else network
     device = next(network.parameters()).device
-    scores: ClassScores = score(model, batches, Classification(), autocast=nullcontext, device=device, poll=poll)
-    metrics = compute_metrics(scores)
-    return Evaluation(
+    scores = score(model, batches, task_of(spec), autocast=nullcontext, device=device, poll=poll)
+    return evaluation_of(
+        spec,
+        scores,
         split=split,
         count=len(rows),
-        accuracy=scores.accuracy,
-        loss=scores.loss,
-        classes=per_class(scores, spec.class_names),
         skipped=len(images.skipped),
-        metrics=metrics,
+        noun="images",
         trained_on=_count_trained_on(run_path, images.digests),
         is_asked=is_asked,
     )
@@ -195,20 +195,13 @@ def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
 def _decoded_split(
     source: Source, spec: Spec, reading: Recipe, split: str, *, console: Console, stop: StopFlag
 ) -> DecodedImages:
-    """Decode the images of one split for the network, with labels in the order of its classes."""
-    unknown = [name for name in source.class_names if name not in spec.class_names]
-    if unknown:
-        raise InputError(
-            f"cannot evaluate {printable(reading.data)}: expected the classes of the model "
-            f"({', '.join(map(printable, spec.class_names[:8]))}), got {', '.join(map(printable, unknown[:5]))}. "
-            "Rename the classes, or evaluate another model."
-        )
-    class_of = np.array([spec.class_names.index(name) for name in source.class_names])
+    """Decode the images of one split for the network, with targets in the order of its outputs."""
     source = replace(
         source,
         keys={split: source.keys[split]},
-        targets={split: class_of[source.targets[split]]},
+        targets={split: _targets_of_model(source, spec, split, data=str(reading.data))},
         class_names=spec.class_names,
+        target_names=spec.target_names,
     )
     decode_settings = DecodeSettings(
         spec.size,
@@ -230,9 +223,38 @@ def _decoded_split(
     )
 
 
+def _targets_of_model(source: Source, spec: Spec, split: str, *, data: str) -> np.ndarray:
+    """Return the targets of a split with the classes, labels or numbers of the model, matched by name.
+
+    A label that does not occur in the data is absent from all images.
+    """
+    if source.task != spec.task:
+        raise InputError(
+            f"cannot evaluate {printable(data)}: expected targets for {spec.task}, the task of the model, got "
+            f"{source.task}. Set --target and --label-sep as in training, or evaluate another model."
+        )
+    noun = {"classification": "classes", "multilabel": "labels", "regression": "targets"}[spec.task]
+    expected, names = (of.class_names or of.target_names for of in (spec, source))
+    unknown = [name for name in names if name not in expected]
+    lacking = [name for name in expected if name not in names] if spec.task == "regression" else []
+    if unknown or lacking:
+        raise InputError(
+            f"cannot evaluate {printable(data)}: expected the {noun} of the model "
+            f"({', '.join(map(printable, expected[:8]))}), got {', '.join(map(printable, (unknown or names)[:5]))}. "
+            f"Rename the {noun}, or evaluate another model."
+        )
+    places = np.array([expected.index(name) for name in names])
+    targets = source.targets[split]
+    if spec.task == "classification":
+        return places[targets]
+    matched = np.zeros((len(targets), len(expected)), targets.dtype)
+    matched[:, places] = targets
+    return matched
+
+
 def _evaluate_table(
     network: Network, data: str, split: str | None, *, run: Path | None, console: Console
-) -> Evaluation | RegressionEvaluation:
+) -> AnyEvaluation:
     """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
     spec = network.require_table_spec()
     tables = open_table_source(data, ColumnRoles(target=spec.target_names))
@@ -247,20 +269,16 @@ def _evaluate_table(
     rows = encode_labeled(table, spec)
     for line in [*table.notes, *rows.encoded.remarks()]:
         console.print(f"{printable(table.name)}: {line}")
-    facts: dict[str, Any] = {"split": split, "count": len(rows.y), "skipped": rows.skipped, "is_asked": is_asked}
-    facts["trained_on"] = _count_trained_on(run, rows.digests)
     task = task_of(spec, samples="rows")
     batches = RowBatches(rows.x, rows.y, np.arange(len(rows.y)), _TABLE_BATCH_SIZE)
     scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)
-    metrics = compute_metrics(scores)
-    if spec.task == "regression":
-        facts |= {name: metrics[name] for name in ("r2", "mae", "rmse", "loss")}
-        return RegressionEvaluation(**facts)
-    return Evaluation(
-        **facts,
-        accuracy=metrics["accuracy"],
-        loss=metrics["loss"],
-        classes=per_class(scores, spec.class_names),
-        metrics=metrics,
+    return evaluation_of(
+        spec,
+        scores,
+        split=split,
+        count=len(rows.y),
+        skipped=rows.skipped,
         noun="rows",
+        trained_on=_count_trained_on(run, rows.digests),
+        is_asked=is_asked,
     )

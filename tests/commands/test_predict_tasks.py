@@ -86,7 +86,7 @@ def test_a_line_names_all_labels_or_numbers():
     assert str(sw.predict(table_network("number"), FRAME)[0]) == "row 0: 2003.27"
 
 
-@pytest.mark.parametrize("name", ["classes"])
+@pytest.mark.parametrize("name", TASKS)
 def test_test_time_augmentation_averages_probabilities_or_numbers(name):
     network = image_network(name)
     views = tta_views(normalized(arrays()), mirrored=False)

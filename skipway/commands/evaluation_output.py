@@ -1,0 +1,208 @@
+"""Results of evaluate: the metrics of a model on one split, for each task."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from skipway.data.output_spec import OutputSpec
+from skipway.errors import printable
+from skipway.training.metrics import compute_metrics, per_class, per_label, per_target
+from skipway.training.scores import Scores
+from skipway.utils.finite_values import finite_values
+from skipway.utils.format_text import count_of
+
+__all__ = ["AnyEvaluation", "Evaluation", "LabelEvaluation", "RegressionEvaluation", "evaluation_of"]
+
+_IN_FIRST_LINE = ("accuracy", "map", "loss")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Classification metrics of a model on one split; prints as a table.
+
+    Attributes:
+        split: "train", "val" or "test".
+        count: number of evaluated samples.
+        accuracy: accuracy between 0 and 1.
+        loss: mean loss.
+        classes: one row per class, with its count, precision, recall and F1 score.
+        skipped: number of unreadable images, or of rows without a target.
+        metrics: further metrics by name.
+        noun: "images" or "rows".
+        trained_on: number of evaluated samples in the training set of the run.
+        is_asked: True if the caller named the split.
+    """
+
+    split: str
+    count: int
+    accuracy: float
+    loss: float
+    classes: list[dict[str, Any]]
+    skipped: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    noun: Literal["images", "rows"] = "images"
+    trained_on: int = 0
+    is_asked: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics, counts and rows of the classes as plain values."""
+        return _plain_values(self)
+
+    def __str__(self) -> str:
+        first = f"{self.split}: accuracy {self.accuracy:.2%}, loss {self.loss:.4f} on {_total(self)}"
+        rows: list[tuple[str, ...]] = [("class", self.noun, "precision", "recall", "f1")]
+        for row in self.classes:
+            numbers = (f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
+            rows.append((printable(row["class"]), f"{row['count']:,}", *numbers))
+        return "\n".join([first, *_metric_lines(self.metrics), *_trained_on_lines(self), *_aligned(rows)])
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """Multilabel metrics of a model on one split; prints as a table.
+
+    Attributes:
+        split: "train", "val" or "test".
+        count: number of evaluated samples.
+        map: mean average precision over the labels that occur; NaN if none does.
+        loss: mean loss.
+        labels: one row per label, with its count, precision, recall, F1 score, average precision and threshold.
+        skipped: number of unreadable images, or of rows without a target.
+        metrics: further metrics by name, such as macro_f1 and micro_f1.
+        noun: "images" or "rows".
+        trained_on: number of evaluated samples in the training set of the run.
+        is_asked: True if the caller named the split.
+    """
+
+    split: str
+    count: int
+    map: float
+    loss: float
+    labels: list[dict[str, Any]]
+    skipped: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    noun: Literal["images", "rows"] = "images"
+    trained_on: int = 0
+    is_asked: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics, counts and rows of the labels as plain values."""
+        return _plain_values(self)
+
+    def __str__(self) -> str:
+        first = f"{self.split}: mean average precision {self.map:.4f}, loss {self.loss:.4f} on {_total(self)}"
+        rows: list[tuple[str, ...]] = [
+            ("label", self.noun, "precision", "recall", "f1", "average precision", "threshold")
+        ]
+        for row in self.labels:
+            numbers = [row[name] for name in ("precision", "recall", "f1", "average_precision", "threshold")]
+            cells = ("-" if number is None else f"{number:.3f}" for number in numbers)
+            rows.append((printable(row["class"]), f"{row['count']:,}", *cells))
+        return "\n".join([first, *_metric_lines(self.metrics), *_trained_on_lines(self), *_aligned(rows)])
+
+
+@dataclass(frozen=True)
+class RegressionEvaluation:
+    """Regression metrics of a model on one split; prints as a line, and a table if there are several targets.
+
+    Attributes:
+        split: "train", "val" or "test".
+        count: number of evaluated samples.
+        r2: coefficient of determination, averaged over the targets.
+        mae, rmse: mean absolute and root mean squared error in units of the target, averaged over the targets.
+        loss: mean loss.
+        skipped: number of unreadable images, or of rows without a target.
+        targets: one row per target, with its R2 and errors.
+        noun: "images" or "rows".
+        trained_on: number of evaluated samples in the training set of the run.
+        is_asked: True if the caller named the split.
+    """
+
+    split: str
+    count: int
+    r2: float
+    mae: float
+    rmse: float
+    loss: float
+    skipped: int
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    noun: Literal["images", "rows"] = "rows"
+    trained_on: int = 0
+    is_asked: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the metrics, counts and rows of the targets as plain values."""
+        return _plain_values(self)
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.split}: R2 {self.r2:.4f}, mean absolute error {self.mae:.6g}, root mean squared error "
+            f"{self.rmse:.6g} on {_total(self)}"
+        )
+        rows: list[tuple[str, ...]] = [("target", "r2", "mae", "rmse")]
+        for row in self.targets:
+            rows.append((printable(row["target"]), f"{row['r2']:.4f}", f"{row['mae']:.6g}", f"{row['rmse']:.6g}"))
+        table = _aligned(rows) if len(self.targets) > 1 else []
+        return "\n".join([line, *_trained_on_lines(self), *table])
+
+
+AnyEvaluation = Evaluation | LabelEvaluation | RegressionEvaluation
+
+
+def evaluation_of(spec: OutputSpec, scores: Scores, **facts: Any) -> AnyEvaluation:
+    """Return the evaluation of a model from its scores.
+
+    Args:
+        spec: meaning of the outputs.
+        scores: scores of the split.
+        facts: split, count, skipped, noun, trained_on and is_asked.
+
+    Raises:
+        NotFiniteError: the outputs for a sample are NaN or infinite.
+    """
+    metrics: dict[str, Any] = compute_metrics(scores)
+    rows: Any = scores
+    if spec.task == "regression":
+        values = {name: metrics[name] for name in ("r2", "mae", "rmse", "loss")}
+        return RegressionEvaluation(**facts, **values, targets=per_target(rows, spec.target_names))
+    if spec.task == "multilabel":
+        labels = per_label(rows, spec.class_names)
+        return LabelEvaluation(**facts, map=metrics["map"], loss=metrics["loss"], labels=labels, metrics=metrics)
+    classes = per_class(rows, spec.class_names)
+    return Evaluation(**facts, accuracy=metrics["accuracy"], loss=metrics["loss"], classes=classes, metrics=metrics)
+
+
+def _plain_values(evaluation: AnyEvaluation) -> dict[str, Any]:
+    return finite_values({name: value for name, value in asdict(evaluation).items() if name != "is_asked"})
+
+
+def _total(evaluation: AnyEvaluation) -> str:
+    """Return the number of evaluated and of skipped samples as text."""
+    reason = "unreadable" if evaluation.noun == "images" else "without a target"
+    skipped = f" (skipped {evaluation.skipped:,} {reason})" if evaluation.skipped else ""
+    return f"{count_of(evaluation.count, evaluation.noun[:-1])}{skipped}"
+
+
+def _metric_lines(metrics: dict[str, float]) -> list[str]:
+    others = {name.replace("_", " "): value for name, value in metrics.items() if name not in _IN_FIRST_LINE}
+    return [", ".join(f"{name} {value:.4f}" for name, value in others.items())] if others else []
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table: the first column left-aligned, the others right-aligned."""
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+        lines.append("  ".join([name.ljust(first), *aligned]))
+    return lines
+
+
+def _trained_on_lines(evaluation: AnyEvaluation) -> list[str]:
+    """Return a warning if evaluated samples are in the run's training set, unless the caller chose that split."""
+    if not evaluation.trained_on or (evaluation.is_asked and evaluation.split == "train"):
+        return []
+    return [
+        f"warning: {evaluation.trained_on:,} of these samples are in the training set of the run, so the result is "
+        "optimistic"
+    ]
