@@ -247,6 +247,7 @@ def _timm_config(network: Network, spec: Spec) -> dict[str, Any]:
             "crop_mode": CROP_MODES[spec.resize_mode],
             "num_classes": num_classes,
         },
+        **_range_config(spec),
     }
 
 
@@ -269,4 +270,10 @@ def _torchvision_config(network: Network, spec: Spec) -> dict[str, Any]:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "interpolation": spec.interpolation,
+        **_range_config(spec),
     }
+
+
+def _range_config(spec: Spec) -> dict[str, Any]:
+    """Return the range that deep images are scaled by before the mean is subtracted; nothing for images of 8 bits."""
+    return {"value_range": [list(pair) for pair in spec.value_range]} if spec.value_range else {}

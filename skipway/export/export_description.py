@@ -209,7 +209,7 @@ def _meaning(network: Network) -> str:
 
 def _full_size_image(source: Any, spec: Spec) -> np.ndarray:
     """Return an image at its original size, upright, as (H, W, C) uint8, or as float32 values of a deep model."""
-    prepare_image(source, spec)  # raises an error for an unusable image
+    prepare_image(source, spec, on_note=lambda note: None)  # raises an error for an unusable image
     target: dict[str, Any] = {"channels": spec.channels, "resize_mode": "pad", "value_range": spec.value_range}
     if isinstance(source, np.ndarray):
         header = header_of(source)

@@ -1,5 +1,7 @@
 """Runs on images of other channels than 1 and 3, and of more than 8 bits: train, resume, predict, evaluate, export."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -8,6 +10,8 @@ from PIL import Image
 from small_runs import StopAt, Words, image_folder, quick, same_runs
 
 import skipway as sw
+from skipway.commands import export
+from skipway.data.image_spec import Spec
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
 from skipway.runs.train_run import train
@@ -152,3 +156,13 @@ def test_check_prints_the_range(tmp_path):
     report = sw.check(deep_folder(tmp_path / "deep", "float", 6))
     assert "2 channels; deep, values from -0.5 to 0.59, -500 to 590" in str(report)
     assert "18 NaN, infinite or no-data values replaced" in str(report)
+
+
+def test_configurations_for_other_libraries_have_the_range():
+    channels = {"channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    plain = Spec(size=8, presize=8, class_names=("ant", "bee"), **channels)
+    deep = replace(plain, value_range=((0.0, 4095.0),) * 3)
+    network = sw.create_model("resnet18", num_classes=2)
+    for describe in (export._timm_config, export._torchvision_config):
+        assert "value_range" not in describe(network, plain)
+        assert describe(network, deep)["value_range"] == [[0.0, 4095.0]] * 3
