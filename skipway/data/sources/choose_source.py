@@ -80,13 +80,14 @@ def open_source(
         )
     if path.is_file() and path.suffix == ".parquet":
         return parquet(path)
-    if path.is_file() and not is_archive(path):
+    if not path.is_dir() and not is_archive(path):
         kind = f"a {printable(path.suffix)} file" if path.suffix else "a file without extension"
+        kind = kind if path.is_file() else "a pipe, a socket or a device"
         raise InputError(
             f"cannot use {printable(data)}: expected a folder with one subfolder per class, an archive of it, or a "
             f".parquet, .csv or .tsv file, got {kind}. Convert the data."
         )
-    tree = open_archive(path) if path.is_file() else DiskTree(path, follow_links)
+    tree = DiskTree(path, follow_links) if path.is_dir() else open_archive(path)
     if any(name.endswith(".parquet") for name in tree.root.other_paths()):
         if path.is_file():
             raise InputError(f"cannot use {tree.where}: expected images, got parquet files. Unpack the archive.")

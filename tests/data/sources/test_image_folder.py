@@ -260,8 +260,11 @@ def test_what_is_no_regular_file_never_blocks(tmp_path):
     reasons = {key: str(c) for key, c in zip(source.keys["train"], contents_of(source), strict=True)}
     assert reasons["a/pipe.jpg"] == "expected a regular file, got a FIFO"
     assert reasons["a/folder.jpg"] == "expected a regular file, got a folder"
-    with pytest.raises(InputError, match="cannot list the folder"):
+    with pytest.raises(InputError, match="or .tsv file, got a pipe, a socket or a device. Convert"):
         open_source(str(tmp_path / "pipe"))
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(InputError, match="cannot read the archive .*pipe.zip: expected a regular file, got a FIFO"):
+        open_source(str(tmp_path / "pipe.zip"))
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
