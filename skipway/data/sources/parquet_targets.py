@@ -75,10 +75,13 @@ def read_targets(
     if roles.label_sep and len(names) == 1:
         for values in columns.values():
             values[0] = [_split(value, roles.label_sep) for value in values[0]]
+    for values in chain.from_iterable(columns.values()):
+        values[:] = [None if isinstance(value, str) and not value.strip() else value for value in values]
     reader = _Reader(where, names, least=1 if is_known else 2)
     labeled = {split: reader.labeled(values) for split, values in columns.items()}
     defining = next(iter(files))
-    chosen = reader.task_of([_take(values, labeled[defining]) for values in columns[defining]], roles.task)
+    present = [_take(values, labeled[defining]) for values in columns[defining]]
+    chosen = reader.task_of(present, roles.task, len(labeled[defining]))
     warnings: list[str] = []
     class_names: tuple[str, ...] = ()
     if chosen != "regression":
@@ -86,7 +89,7 @@ def read_targets(
         if len(names) == 1:
             with open_parquet(files[defining][0]) as file:
                 declared = declared_names(file.schema_arrow, names[0])
-            trained = _take(columns[defining][0], labeled[defining])
+            trained = present[0]
             if is_known:
                 everything = chain.from_iterable(_take(columns[split][0], labeled[split]) for split in files)
                 trained, declared = list(everything), None
@@ -172,9 +175,22 @@ class _Reader:
         """Return (N,) booleans: True for the rows with a value in every column."""
         return np.array([all(value is not None for value in row) for row in zip(*columns, strict=True)], bool)
 
-    def task_of(self, columns: list[Values], task: str) -> TaskName:
-        """Return the task of the training targets: the requested one, or that of their values."""
-        is_lists = any(isinstance(value, list) for value in columns[0])
+    def task_of(self, columns: list[Values], task: str, count: int) -> TaskName:
+        """Return the task of the training targets: the requested one, or that of their values.
+
+        Args:
+            columns: the values of the rows that have a target.
+            task: "auto" or a task.
+            count: number of all training rows.
+        """
+        if not columns[0] and count:
+            raise InputError(
+                f"cannot use the column {self._quoted()} of {self.where}: expected a value in some training rows, got "
+                f"none in {count:,}. Choose another --target."
+            )
+        lists = [value for value in columns[0] if isinstance(value, list)]
+        self._refuse_vectors(lists)
+        is_lists = bool(lists)
         if len(columns) > 1:
             if task == "classification":
                 raise InputError(
@@ -196,6 +212,15 @@ class _Reader:
         if is_lists:
             return "multilabel"
         return "regression" if task == "regression" else "classification"
+
+    def _refuse_vectors(self, lists: list[list[Any]]) -> None:
+        """Raise InputError for vectors of 0 and 1, which are not lists of the labels 0 and 1."""
+        lengths, values = set(map(len, lists)), set(chain.from_iterable(lists))
+        if len(lengths) == 1 and values <= {0, 1} and any(len(set(row)) < len(row) for row in lists):
+            raise InputError(
+                f"cannot use the column {self._quoted()} of {self.where}: expected lists of labels, got vectors of "
+                f"{lengths.pop()} numbers. Store the names of the labels, or a column for each number."
+            )
 
     def class_names(
         self, values: Values, declared: list[str] | None, task: TaskName, *, allow_empty: bool, warnings: list[str]
@@ -247,7 +272,7 @@ class _Reader:
 
     def _index(self, split: str, row: int, value: Any, index: dict[str, int]) -> int:
         """Return the index of a class or label."""
-        if not isinstance(value, str) and value != int(value):
+        if isinstance(value, float) and not value.is_integer():
             raise InputError(
                 f"cannot use row {row} of the {split} set of {self.where}: expected a class in the column "
                 f"{self._quoted()}, got the number {value:g}. Use --task regression."

@@ -48,7 +48,8 @@ class TextColumn:
     def of(cls, cells: Any) -> "TextColumn":
         """Create a column from texts, None and NaN; spaces around the texts are removed."""
         cells = _as_objects(cells) if isinstance(cells, list | tuple) else cells
-        return cls.of_codes(*_factorize(cells))
+        distinct = _strip(*_factorize(cells))
+        return cls(lambda: distinct, len(distinct[0]))
 
     @classmethod
     def of_lists(cls, cells: Iterable[Iterable[Any] | None]) -> "TextColumn":
@@ -60,8 +61,10 @@ class TextColumn:
     @classmethod
     def of_codes(cls, codes: np.ndarray, texts: list[str]) -> "TextColumn":
         """Create a column from (N,) codes, with -1 for None, and texts, which may repeat or have spaces around them."""
-        distinct = _strip(codes, texts)
-        return cls(lambda: distinct, len(codes))
+        if len(set(texts)) < len(texts):
+            codes, texts = _merged(codes, texts)
+        cells = _strip(codes, texts)
+        return cls(lambda: cells, len(codes))
 
     def factorize(self) -> tuple[np.ndarray, list[str]]:
         """Return the (N,) codes, with -1 for None, and the distinct texts in the order of their first cells."""
@@ -142,12 +145,15 @@ def _factorize(cells: Any) -> tuple[np.ndarray, list[str]]:
 
 
 def _strip(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Remove the spaces around the texts, some of which may become equal."""
+    """Remove the spaces around distinct texts, some of which may become equal."""
     stripped = [text.strip() for text in texts]
-    if len(set(stripped)) == len(texts):
-        return codes, stripped
-    merged, distinct = _factorize(_as_objects(stripped))
-    return np.append(merged, np.int32(-1))[codes], distinct
+    return (codes, texts) if stripped == texts else _merged(codes, stripped)
+
+
+def _merged(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return one code for equal texts."""
+    new_codes, distinct = _factorize(_as_objects(texts))
+    return np.append(new_codes, np.int32(-1))[codes], distinct
 
 
 def _used(codes: np.ndarray, texts: list[str]) -> tuple[np.ndarray, list[str]]:

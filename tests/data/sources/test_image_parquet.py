@@ -371,6 +371,29 @@ def test_lists_of_labels_are_a_multilabel_target(tmp_path, labels):
         parquet_source(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "labels, task, said",
+    [
+        (
+            pyarrow.array([[1, 0], [1, 1]]),
+            "auto",
+            "expected lists of labels, got vectors of 2 numbers. Store the",
+        ),
+        (
+            pyarrow.array([None, None], pyarrow.string()),
+            "auto",
+            "expected a value in some training rows, got none in 2",
+        ),
+        (pyarrow.array([None, ""]), "regression", "expected a value in some training rows, got none in 2. Choose"),
+        (pyarrow.array([1.0, float("inf")]), "auto", "expected a class in the column 'label', got the number inf. Use"),
+    ],
+)
+def test_labels_that_mean_nothing_are_refused(tmp_path, labels, task, said):
+    parquet(tmp_path / "train.parquet", labels)
+    with pytest.raises(InputError, match=said):
+        opened(tmp_path, task=task)
+
+
 def test_labels_with_a_separator(tmp_path):
     parquet(tmp_path / "train.parquet", ["dog; cat", "", "cow"])
     source = opened(tmp_path, label_sep=";")
