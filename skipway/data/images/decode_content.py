@@ -3,13 +3,11 @@
 Shapes: P the stored size, C channels; H, W the size of the original.
 """
 
-import ctypes
 import hashlib
 import os
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from skipway.data.images.decoded_images import DecodeSettings
 from skipway.data.sources.decode import BadImage, decode, decode_array
@@ -81,17 +79,3 @@ def fits(pixels: np.ndarray, settings: DecodeSettings) -> bool:
     shape = (settings.stored_size, settings.stored_size, settings.channels)
     has_shape = pixels.shape == shape or (pixels.ndim == 2 and (*pixels.shape, 1) == shape)
     return has_shape and pixels.dtype == np.uint8 and not settings.value_range
-
-
-def _mute_libtiff() -> None:
-    """Disable messages of libtiff, which it prints to the terminal; Pillow raises the same as exceptions."""
-    try:
-        library = ctypes.CDLL(Image.core.__file__)
-        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
-            setter.restype = ctypes.c_void_p
-            setter(None)
-    except (OSError, AttributeError):  # libtiff is not exported by this build of Pillow
-        pass
-
-
-_mute_libtiff()

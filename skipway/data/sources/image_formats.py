@@ -34,7 +34,7 @@ PILLOW_FORMATS = (
     *("DCX", "FLI", "PIXAR", "MSP", "XPM"),
 )
 # Decoders that accept nearly any content. They are used only for a file with their suffix.
-_BY_SUFFIX_ONLY = ("TGA", "PCX", "DIB", "XBM", "IM", "GBR", "PCD")
+_BY_SUFFIX_ONLY = ("TGA", "PCX", "DIB", "XBM", "GBR", "PCD")
 LEFT_OUT = {
     "EPS": "runs Ghostscript, an interpreter of programs",
     "WMF": "draws with an interface of Windows, or a handler of another package",
@@ -43,6 +43,7 @@ LEFT_OUT = {
     "GRIB": "only names the format; a handler of another package would decode",
     "HDF5": "only names the format; a handler of another package would decode",
     "MPEG": "only names the format; no decoder for video",
+    "IM": "is deprecated in Pillow",
     "IMT": "has no suffix and no signature",
     "MCIDAS": "has no suffix",
     "SPIDER": "has no suffix and no signature",

@@ -3,7 +3,9 @@
 Notes are fixed phrases; `decode` documents them.
 """
 
+import ctypes
 import io
+import logging
 import struct
 import sys
 import zlib
@@ -192,3 +194,18 @@ def load_pixels(data: bytes, image: Image.Image, size: int, resize_mode: ResizeM
             if len(decoded_pixels) > 1:
                 raise
         return candidate
+
+
+def _mute_libtiff() -> None:
+    """Disable messages of libtiff, which it prints to the terminal; Pillow raises the same as exceptions."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+    try:
+        library = ctypes.CDLL(Image.core.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.restype = ctypes.c_void_p
+            setter(None)
+    except (OSError, AttributeError):  # libtiff is not exported by this build of Pillow
+        pass
+
+
+_mute_libtiff()
