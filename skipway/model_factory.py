@@ -71,7 +71,7 @@ def create_model(
             repository ("timm/resnet50.a1_in1k"), a run folder, or a file. Files may come from skipway, torchvision,
             timm, fastai, Flax, lukemelas or akamaster's CIFAR networks, and may be checkpoints of a training script
             with a prefix before the names of the network, such as "model.".
-        class_names: names of the outputs. A pretrained head with class names keeps the rows of equal names. A model
+        class_names: names of the outputs. A pretrained head for the same task keeps the rows of equal names. A model
             without a Spec uses only their number.
         features_only: return a `Features` backbone, which outputs feature maps instead of logits: as in timm, the last
             one of each resolution.
@@ -80,7 +80,8 @@ def create_model(
         options: other values of the family's plan, such as `layers`, `widths`, `block`, `shortcut` or `drop_path`: see
             `ResNetPlan`, `InvertedResidualPlan`, `DenseNetPlan` and the other plans in `skipway.models`. timm's
             `checkpoint_path` (a file to load strictly), `cache_dir` and `pretrained_cfg` (a tag, or {"file": path})
-            are accepted too.
+            are accepted too, and `task`, the meaning of `class_names`: "classification" (default), "multilabel" or
+            "regression".
 
     Returns:
         A `Network`, or `Features` if `features_only` is True. A pretrained model is in evaluation mode, its stem is
@@ -121,7 +122,7 @@ def create_model(
             network = pretrained_network(model.architecture, model.pretrained, given, headless["num_classes"])
             if factory.is_strict:
                 _require_sizes(network, sizes)
-            network = refit(network, sizes["num_classes"], sizes["in_chans"], class_names, given)
+            network = refit(network, sizes["num_classes"], sizes["in_chans"], class_names, given, factory.task)
     return Features(network, out_indices, every_stage=False) if features_only else network
 
 

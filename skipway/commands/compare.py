@@ -18,7 +18,8 @@ from skipway.utils.output_files import refuse_output
 __all__ = ["Comparison", "compare"]
 
 _IGNORED = ("output", "name", "threads", "save_every", "watch")  # options that do not change the trained model
-_METRICS = ("val_accuracy", "test_accuracy", "val_r2", "test_r2", "val_loss")
+_PRIMARY = ("accuracy", "map", "r2")  # of classification, multilabel and regression; higher is better
+_METRICS = (*(f"{split}_{name}" for name in _PRIMARY for split in ("val", "test")), "val_loss")
 _MAX_WIDTH = 40
 _OPEN = (None, "auto")  # values that a run resolves when it starts
 
@@ -137,7 +138,8 @@ def _metrics(folder: Path, history: Sequence[dict[str, float]]) -> dict[str, Any
 
 def _goodness(epoch: dict[str, float]) -> float:
     """Return the validation metric of an epoch, where higher is better."""
-    return epoch.get("val_accuracy", epoch.get("val_r2", -epoch.get("val_loss", math.inf)))
+    metrics = [epoch[f"val_{name}"] for name in _PRIMARY if f"val_{name}" in epoch]
+    return metrics[0] if metrics else -epoch.get("val_loss", math.inf)
 
 
 def _history(folder: Path) -> list[dict[str, float]]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from skipway.errors import InputError, ShapeError, did_you_mean
@@ -12,9 +14,10 @@ from skipway.export.export_model import fuse
 from skipway.export.openvino import PRECISIONS, fastest
 from skipway.export.openvino import engine as openvino_engine
 from skipway.models.network import Network, build_meta_network
-from skipway.probe.block_stats import batches_accuracy
+from skipway.nn.shape_inference import evaluation
 from skipway.probe.summary import summary
 from skipway.runs.report_samples import samples_of
+from skipway.training.losses import Task, task_of
 from skipway.training.trainer import has_bf16
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
@@ -24,7 +27,9 @@ __all__ = ["ENGINES", "with_fastest_engine"]
 ENGINES = ("auto", "openvino", "torch")
 _CALIBRATION = {"train": 128, "val": 500}  # train samples set the int8 ranges, val samples measure the accuracy loss
 _FEW_INPUTS = 40  # for fewer inputs another engine never pays off; counting the work takes a second
-_MAX_LOSS = 0.02  # largest accepted accuracy loss of int8
+_MAX_LOSS = 0.02  # largest accepted loss of the metric in int8
+_BATCH_SIZE = 64  # samples per step of the metric
+_METRICS = {"classification": "accuracy", "multilabel": "mean average precision", "regression": "R2"}
 
 
 def with_fastest_engine(
@@ -145,14 +150,21 @@ def _convert(
     if precision != "int8":
         return make(network, precision)
     converted: Network = make(network, "int8", samples["train"][0])
-    accuracy = batches_accuracy(*samples["val"], batch_size=64)
-    before, after = accuracy(network), accuracy(converted)
-    console.print(
-        f"int8: accuracy {after:.2%} (unquantized: {before:.2%}) on {len(samples['val'][1]):,} validation images"
-    )
-    if before - after > _MAX_LOSS:
+    assert network.spec is not None
+    task = network.spec.task
+    before, after = (_primary_metric(model, task_of(network.spec), *samples["val"]) for model in (network, converted))
+    name, count = _METRICS[task], len(samples["val"][1])
+    console.print(f"int8: {name} {after:.2%} (unquantized: {before:.2%}) on {count:,} validation images")
+    if not before - after <= _MAX_LOSS:
         raise InputError(
-            f"cannot use int8: expected an accuracy loss of at most {_MAX_LOSS:.0%}, got {before - after:.2%}. Use "
-            "--precision bf16."
+            f"cannot use int8: expected a loss of {name} of at most {_MAX_LOSS:.0%}, got {before - after:.2%}. Use "
+            f"--precision {'fp32' if task == 'regression' else 'bf16'}."
         )
     return converted
+
+
+def _primary_metric(network: Network, task: Task, x: Tensor, y: Tensor) -> float:
+    """Compute the metric of the task on samples x (N, C, H, W) and their targets y."""
+    with evaluation(network), torch.inference_mode():
+        outputs = torch.cat([network(part).float() for part in x.split(_BATCH_SIZE)])
+    return float(task.scores(outputs, y, np.arange(len(y))).primary_metric)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.errors import InputError, Interrupted, did_you_mean, printable
 from skipway.models.load_model import load
 from skipway.models.network import Network, build_network
 from skipway.probe.ablation import lesion
-from skipway.probe.block_stats import batches_accuracy, batches_loss
+from skipway.probe.block_stats import batches_accuracy, batches_loss, natural_loss
 from skipway.probe.diagram import diagram
 from skipway.probe.loss_landscape import landscape
 from skipway.probe.signal_flow import flow
@@ -55,13 +56,20 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Inputs of an analysis: networks by name, samples x (N, *) and y (N,), points, and the run folder."""
+    """Inputs of an analysis: networks by name, samples x (N, *) and y (N, ...), points, and the run folder."""
 
     networks: dict[str, Network]
     x: Tensor
     y: Tensor
     points: int
     folder: Path
+
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Loss of the task, without class weights or smoothing."""
+        spec = next(iter(self.networks.values())).spec
+        is_multilabel = spec is not None and spec.task == "multilabel"
+        return F.binary_cross_entropy_with_logits if is_multilabel else natural_loss
 
 
 @dataclass(frozen=True)
@@ -164,8 +172,8 @@ def _flow(inputs: _Inputs) -> _Analysis:
         prefix = f"{name}, " if len(inputs.networks) > 1 else ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(read_recipe(inputs.folder).seed)
-            flows[f"{prefix}fresh weights"] = flow(build_network(network.plan, network.spec), x, y)
-        flows[f"{prefix}trained"] = flow(network, x, y)
+            flows[f"{prefix}fresh weights"] = flow(build_network(network.plan, network.spec), x, y, inputs.loss)
+        flows[f"{prefix}trained"] = flow(network, x, y, inputs.loss)
     values = {name: result.as_dict() for name, result in flows.items()}
     path = inputs.folder / "plots" / "flow.png"
     network_plots.plot_signal_flow(values, path)
@@ -176,9 +184,11 @@ def _flow(inputs: _Inputs) -> _Analysis:
 
 
 def _lesion(inputs: _Inputs) -> _Analysis:
-    is_regression = inputs.y.is_floating_point()
-    score: Callable[..., Any] = (batches_loss if is_regression else batches_accuracy)(inputs.x, inputs.y)
-    measure = "loss" if is_regression else "accuracy"
+    has_classes = not inputs.y.is_floating_point()
+    score: Callable[..., Any] = batches_loss(inputs.x, inputs.y, loss=inputs.loss)
+    if has_classes:
+        score = batches_accuracy(inputs.x, inputs.y)
+    measure = "accuracy" if has_classes else "loss"
     cuts = {name: lesion(network, score, measure=measure) for name, network in inputs.networks.items()}
     values = {name: cut.as_dict() for name, cut in cuts.items()}
     path = inputs.folder / "plots" / "lesion.png"
@@ -190,7 +200,7 @@ def _lesion(inputs: _Inputs) -> _Analysis:
 
 
 def _landscape(inputs: _Inputs) -> _Analysis:
-    loss = batches_loss(inputs.x, inputs.y)
+    loss = batches_loss(inputs.x, inputs.y, loss=inputs.loss)
     side = max(3, round(inputs.points * _SQUARE) // 2 * 2 + 1)
     kinds = {"landscape": (1, inputs.points // 2 * 2 + 1), "landscape_square": (2, side)}
     values, plots = {}, []

@@ -193,7 +193,13 @@ def natural_loss(outputs: Tensor, y: Tensor) -> Tensor:
     )
 
 
-def batches_loss(x: Any, y: Tensor, batch_size: int = 500, mode: str = "evaluation") -> Callable[[nn.Module], Any]:
+def batches_loss(
+    x: Any,
+    y: Tensor,
+    batch_size: int = 500,
+    mode: str = "evaluation",
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Callable[[nn.Module], Any]:
     """Return a function that computes the mean loss of a network on fixed samples, and the accuracy for classes.
 
     The function does not change the network.
@@ -204,6 +210,7 @@ def batches_loss(x: Any, y: Tensor, batch_size: int = 500, mode: str = "evaluati
         batch_size: samples per forward pass.
         mode: "evaluation" normalizes with the running statistics, as Li et al. 2018 do; "training" with those of each
             batch.
+        loss: function of (outputs, y). None uses cross entropy for classes and the mean squared error for numbers.
 
     Returns:
         A function from a network to (loss, accuracy) for class indices, or to the loss for real numbers.
@@ -220,17 +227,17 @@ def batches_loss(x: Any, y: Tensor, batch_size: int = 500, mode: str = "evaluati
 
     def evaluate(network: nn.Module) -> Any:
         device = next(network.parameters(), y).device
-        loss = right = 0.0
+        total = right = 0.0
         with untouched(network), torch.no_grad():
             in_mode(network, mode)
             for start in range(0, len(y), batch_size):
                 part = slice(start, start + batch_size)
                 targets = y[part].to(device)
                 outputs = call_network(network, tree_map(lambda tensor, part=part: tensor[part].to(device), x))
-                loss += float(natural_loss(outputs, targets)) * len(targets)
+                total += float((loss or natural_loss)(outputs, targets)) * len(targets)
                 if not y.is_floating_point():
                     right += float((outputs.argmax(1) == targets).double().mean()) * len(targets)
-        return loss / len(y) if y.is_floating_point() else (loss / len(y), right / len(y))
+        return total / len(y) if y.is_floating_point() else (total / len(y), right / len(y))
 
     return evaluate
 

@@ -15,6 +15,7 @@ __all__ = ["plot_run_comparison"]
 
 _FIGURES = {
     "val_accuracy": ("Validation accuracy", "%, higher is better", 100.0),
+    "val_map": ("Validation mean average precision", "higher is better", 1.0),
     "val_r2": ("Validation R2", "share of the variance, higher is better", 1.0),
 }
 _LOSS = ("Validation loss", "lower is better", 1.0)

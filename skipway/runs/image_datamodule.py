@@ -101,7 +101,8 @@ class ImageDataModule:
             size, channels = self.decode_settings.size, self.decode_settings.channels
             self.model = choose_model(recipe, size, count)
             names = self.source.class_names or self.source.target_names
-            self.weights = trained_weights(recipe, self.model, names, size=size, channels=channels)
+            task = self.source.task
+            self.weights = trained_weights(recipe, self.model, names, size=size, channels=channels, task=task)
         if earlier_spec is not None:
             known = Spec.from_dict(earlier_spec)
             settings = replace(self.decode_settings, channels=known.channels, value_range=known.value_range)

@@ -11,6 +11,7 @@ import torch
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.choose_decode_settings import SMALL
+from skipway.data.output_spec import TaskName
 from skipway.errors import InputError, printable
 from skipway.model_factory import auto_model, create_model, list_models, options_for
 from skipway.models.load_model import load
@@ -103,7 +104,7 @@ def initial_network(
     """
     if weights is None:
         names = spec.class_names or spec.target_names
-        weights = trained_weights(recipe, model, names, size=spec.size, channels=spec.channels)
+        weights = trained_weights(recipe, model, names, size=spec.size, channels=spec.channels, task=spec.task)
     for line in weights.lines:
         console.print(line)
     network = weights.network
@@ -119,7 +120,13 @@ def initial_network(
 
 
 def trained_weights(
-    recipe: Recipe, model: tuple[str, dict[str, Any]], class_names: tuple[str, ...], *, size: int, channels: int
+    recipe: Recipe,
+    model: tuple[str, dict[str, Any]],
+    class_names: tuple[str, ...],
+    *,
+    size: int,
+    channels: int,
+    task: TaskName = "classification",
 ) -> TrainedWeights:
     """Load the pretrained weights that a recipe requests, with a head for `class_names`.
 
@@ -129,6 +136,7 @@ def trained_weights(
         class_names: classes or labels of the dataset, or names of its numbers.
         size: image size in pixels.
         channels: number of image channels.
+        task: task of the dataset. Rows of the head are kept only from weights for the same task.
 
     Raises:
         InputError: the weights of --pretrained cannot be used.
@@ -150,7 +158,9 @@ def trained_weights(
         # The new rows of the head depend on the seed of the run alone.
         with report_downloads(lines.append), torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            network = create_model(name, in_chans=channels, pretrained=weights, class_names=class_names, **options)
+            network = create_model(
+                name, in_chans=channels, pretrained=weights, class_names=class_names, task=task, **options
+            )
     except InputError as error:
         if recipe.pretrained != "auto":
             raise

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from skipway.data.output_spec import TASKS, TaskName
 from skipway.errors import InputError, printable
 
 __all__ = ["FactoryOptions", "Pretrained"]
@@ -24,12 +25,14 @@ class FactoryOptions:
         pretrained: Source of the weights.
         cache_dir: Cache folder of the Hub, or None for the usual one.
         is_strict: True if the weights must have the requested classes and channels.
+        task: Task of the new outputs.
     """
 
     options: dict[str, Any]
     pretrained: Pretrained
     cache_dir: str | os.PathLike[str] | None = None
     is_strict: bool = False
+    task: TaskName = "classification"
 
     @classmethod
     def split(cls, options: Mapping[str, Any], pretrained: Pretrained) -> "FactoryOptions":
@@ -40,7 +43,7 @@ class FactoryOptions:
             pretrained: Its argument `pretrained`.
 
         Raises:
-            InputError: Two arguments name weights, or `pretrained_cfg` has other values than a file.
+            InputError: Two arguments name weights, `pretrained_cfg` has other values than a file, or `task` is unknown.
 
         >>> FactoryOptions.split({"checkpoint_path": "a.pth", "drop_path": 0.1}, pretrained=False).pretrained
         'a.pth'
@@ -48,7 +51,11 @@ class FactoryOptions:
         plan = dict(options)
         for name in _WITHOUT_EFFECT:
             plan.pop(name, None)
-        cache_dir = plan.pop("cache_dir", None)
+        cache_dir, task = plan.pop("cache_dir", None), plan.pop("task", None) or "classification"
+        if task not in TASKS:
+            raise InputError(
+                f"create_model: expected the task {' or '.join(TASKS)}, got {printable(task)!r}. Correct it."
+            )
         source = _configured(plan.pop("pretrained_cfg", None), plan.pop("pretrained_cfg_overlay", None))
         checkpoint = plan.pop("checkpoint_path", None) or None
         sources = {"pretrained_cfg": source if pretrained else None, "checkpoint_path": checkpoint}
@@ -59,7 +66,7 @@ class FactoryOptions:
                 f"{printable(pretrained)}. Set only one of them."
             )
         chosen = next(iter(sources.values()), pretrained)
-        return cls(plan, chosen, cache_dir, is_strict=checkpoint is not None)
+        return cls(plan, chosen, cache_dir, is_strict=checkpoint is not None, task=task)
 
 
 def _configured(config: Any, overlay: Any) -> str | os.PathLike[str] | None:

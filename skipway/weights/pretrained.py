@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
+from skipway.data.output_spec import TaskName
 from skipway.data.value_range import MAX_CHANNELS
 from skipway.errors import InputError, printable
 from skipway.models import registry
@@ -131,6 +132,7 @@ def refit(
     in_chans: int | None,
     class_names: Sequence[str] | None,
     options: Mapping[str, Any],
+    task: TaskName = "classification",
 ) -> Network:
     """Adapt a network to other classes and channels, and append the changes to its `origin`.
 
@@ -144,6 +146,7 @@ def refit(
         in_chans: New number of input channels, or None to keep the stem.
         class_names: Names of the new classes.
         options: Options of the plan; those of the layers around the head are applied.
+        task: Task of the new head. Rows of known names are kept only from a head for the same task.
 
     Returns:
         The adapted network, in evaluation mode.
@@ -157,7 +160,7 @@ def refit(
         around = {"global_pool": registry.plan_of(network.plan["name"])["global_pool"], **around}
     changes = []
     if class_names is not None or {**network.plan, **around, "num_classes": count} != network.plan:
-        network, change = _fit_head(network, {**around, "num_classes": count}, class_names)
+        network, change = _fit_head(network, {**around, "num_classes": count}, class_names, task)
         changes.append(change)
     if in_chans is not None and in_chans != network.plan.get("in_chans"):
         changes.append(_fit_stem(network, in_chans))
@@ -165,7 +168,9 @@ def refit(
     return network
 
 
-def _fit_head(network: Network, options: Mapping[str, Any], class_names: Sequence[str] | None) -> tuple[Network, str]:
+def _fit_head(
+    network: Network, options: Mapping[str, Any], class_names: Sequence[str] | None, task: TaskName
+) -> tuple[Network, str]:
     """Return a network with the tensors of `network` and another head, and what was changed."""
     fitted = build_meta_network({**network.plan, **options}, network.spec)
     fitted.origin = network.origin
@@ -175,7 +180,7 @@ def _fit_head(network: Network, options: Mapping[str, Any], class_names: Sequenc
         change = "head ignored" if isinstance(old, nn.Linear) else ""
     else:
         if class_names is not None or not isinstance(old, nn.Linear) or old.weight.shape != new.weight.shape:
-            new, change = _new_head(network, new, class_names)
+            new, change = _new_head(network, new, class_names, task)
             if isinstance(network.spec, Spec):
                 names = class_names if class_names is not None else [str(i) for i in range(new.out_features)]
                 fitted.spec = replace(network.spec, **_PLAIN_CLASSES, class_names=tuple(names))
@@ -186,13 +191,16 @@ def _fit_head(network: Network, options: Mapping[str, Any], class_names: Sequenc
     return fitted.eval(), change
 
 
-def _new_head(network: Network, like: nn.Linear, class_names: Sequence[str] | None) -> tuple[nn.Linear, str]:
+def _new_head(
+    network: Network, like: nn.Linear, class_names: Sequence[str] | None, task: TaskName
+) -> tuple[nn.Linear, str]:
     """Return a new head of the size of `like` that keeps the rows of known classes, and how many it keeps."""
     old, num_classes = network.head, like.out_features
     dtype = next(network.parameters()).dtype
     new = nn.Linear(like.in_features, num_classes, like.bias is not None, dtype=dtype)
     known = {}
-    if isinstance(old, nn.Linear) and network.spec is not None and old.in_features == new.in_features:
+    is_alike = network.spec is not None and network.spec.task == task
+    if is_alike and isinstance(old, nn.Linear) and network.spec is not None and old.in_features == new.in_features:
         known = {name: i for i, name in enumerate(network.spec.class_names or network.spec.target_names)}
         with torch.no_grad():
             for row, name in enumerate(class_names or ()):
