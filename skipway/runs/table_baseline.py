@@ -12,6 +12,7 @@ __all__ = ["BASELINE", "baseline"]
 
 BASELINE = "gradient boosting"  # scikit-learn's histogram gradient boosting with default settings
 _MAX_CATEGORIES = 255  # per column; the baseline treats a column with more as numeric
+_METRICS = frozenset(("map", "macro_f1", "micro_f1", "r2", "mae", "rmse"))
 _MAX_OUTPUTS = 20  # labels or numbers, each of which has a model of its own
 
 
@@ -51,7 +52,7 @@ def _metrics(rows: TableDataset, ids: np.ndarray, models: list[Any], x: np.ndarr
     else:
         outputs = np.stack([model.predict(x) for model in models], axis=1).astype(np.float64)
         scores = RegressionScores(ids, losses, spec.in_units(outputs), spec.in_units(y.astype(np.float64)))
-    return {name: value for name, value in compute_metrics(scores).items() if name != "loss"}
+    return {name: value for name, value in compute_metrics(scores).items() if name in _METRICS}
 
 
 def _inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:

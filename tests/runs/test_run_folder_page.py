@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from many_targets import label_source, number_source
@@ -26,6 +27,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md").read
 ROW = re.compile(r"^\| (`[^|]+`) \| ([^|]+) \| .* \|$", re.M)
 KINDS = ("ant", "bee", "cow", "dog", "eel", "fly")
 RUNS = ("image", "grown", "classes", "number", "labels", "many_labels", "image_number", "image_numbers")
+TABLE_RUNS = ("row_labels", "row_numbers", "many_row_labels")
 CROSS_VALIDATIONS = ("dear_folds", "price_folds")
 TYPES = {
     "integer": int,
@@ -134,6 +136,12 @@ def runs(tmp_path_factory):
         frame = homes(40, i)
         frame.loc[0, ["price", "dear"]] = None
         written(table / f"{split}.csv", frame)
+    tagged = base / "tagged"
+    tagged.mkdir()
+    for i, split in enumerate(("train", "val", "test")):
+        frame = homes(40, i).drop(columns="dear").assign(rent=lambda f: f["price"] / 9 + f["size"].notna())
+        frame["tags"] = np.where(frame["garden"] == "yes", "green|" + frame["city"].fillna("rural"), "")
+        written(tagged / f"{split}.csv", frame.assign(**{f"y{k}": np.arange(40) % (k + 2) == 0 for k in range(21)}))
     common = {"output": base, "epochs": 1, "max_unreadable": 0.1}
     grown = {"grow": "resnet20:1,resnet32:1", "model": "auto", "epochs": 2, "balance": "weights"}
     few = {"train": 24, "val": 12, "test": 12}
@@ -151,6 +159,10 @@ def runs(tmp_path_factory):
             patch.setattr(image_datamodule, "open_images", lambda recipe, source=source: source)
             quick("squares", base, name=name, epochs=1)
         train(table, target="dear", ignore="price", name="classes", **common)
+        many = ",".join(f"y{k}" for k in range(21))
+        for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):
+            options = {"target": target, "label_sep": label_sep, "features": "size,city,garden"}
+            train(tagged, name=name, **options, **common)
         for target, other in (("dear", "price"), ("price", "dear")):
             train(table, target=target, ignore=other, name=f"{target}_folds", folds=2, **common)
         patch.setattr(html, "write", lambda folder: {}["odd"])
@@ -159,7 +171,7 @@ def runs(tmp_path_factory):
         patch.setattr("skipway.commands.export.program", write_program)
         export_run(base / "classes", "pt2")
     probe_run(base / "image", samples=8, points=3)
-    return [base / name for name in (*RUNS, *CROSS_VALIDATIONS)]
+    return [base / name for name in (*RUNS, *TABLE_RUNS, *CROSS_VALIDATIONS)]
 
 
 def write_program(network, path, **options):
