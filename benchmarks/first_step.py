@@ -43,11 +43,12 @@ def worker(data, model):
 def unpacked(data, folder):
     """Unpack the images of parquet files to a subfolder per split and class, and return their number."""
     from skipway.data.sources.choose_source import open_source
+    from skipway.data.sources.image_source import read_content
 
     source = open_source(data)
     count = 0
     for split in source.keys:
-        for label, content in zip(source.labels[split], source.contents(split), strict=True):
+        for label, content in zip(source.targets[split], map(read_content, source.contents(split)), strict=True):
             place = Path(folder, split, source.class_names[label])
             place.mkdir(parents=True, exist_ok=True)
             if not isinstance(content, bytes):

@@ -35,7 +35,7 @@ def ours(folder):
     rows = packed.splits["train"]
     parts = resolve_policy("light", stored_size=packed.settings.stored_size, size=SIZE, mirrored=True)
     assert parts == "zoom+flip", f"the photographs are too small for random crops: {packed.sizes}"
-    mean, std = mean_and_std(packed.pixels, rows)
+    mean, std = mean_and_std(packed, rows)
     spec = Spec(
         channels=len(mean),
         size=SIZE,
