@@ -7,8 +7,10 @@ Shapes: N rows, K labels, T numbers.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -144,6 +146,10 @@ def infer_target(train: Table, names: tuple[str, ...], task: str, label_sep: str
             f"cannot use --label-sep with {len(names)} target columns: expected one column of labels. Drop "
             "--label-sep, or name one column."
         )
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"cannot use --target {printable(','.join(names))}: expected each column once. Remove the repeated name."
+        )
     separator = _separator(train.columns[names[0]], label_sep)
     if len(names) == 1 and separator:
         if task in ("classification", "regression"):
@@ -174,8 +180,21 @@ def _infer_columns(train: Table, names: tuple[str, ...], task: str) -> Target:
                 )
         return Target(names, "multilabel", names)
     for name in names:
+        _refuse_texts(train, name)
         _infer_single(train, name, "regression")
     return Target(names, "regression")
+
+
+def _refuse_texts(train: Table, target: str) -> None:
+    """Raise InputError if most values of one of several targets are not numbers."""
+    if infer_kind(target, train)[0] in ("number", ""):
+        return
+    texts = as_texts(train.columns[target]).tolist()
+    row = next(i for i, text in enumerate(texts) if not _is_number(text))
+    raise InputError(
+        f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected several targets to be numbers, or 0 "
+        f"and 1, got {printable(texts[row])[:60]!r}. Train a model for each target of classes."
+    )
 
 
 def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple[str, ...]]:
@@ -231,8 +250,15 @@ def _is_whole(text: str) -> bool:
 def _label_names(train: Table, target: str, separator: str) -> tuple[str, ...]:
     """Return the distinct labels of a column, sorted."""
     _, texts = as_texts(train.columns[target]).factorize()
-    labels = {label for text in texts for label in _labels_in(text, separator)}
-    return class_order(sorted(labels), f"the target {printable(target)!r} of {printable(train.name)}", least=1)
+    counts = Counter(chain.from_iterable(_labels_in(text, separator) for text in texts))
+    where = f"the target {printable(target)!r} of {printable(train.name)}"
+    if not counts or (len(counts) > 2 and len(texts) == len(train) == counts.total() == len(counts)):
+        found = "a different one in every row" if counts else "none"
+        raise InputError(
+            f"cannot learn {where}: expected labels that occur in several rows, got {found}. Check --label-sep, or "
+            "choose another target."
+        )
+    return class_order(sorted(counts), where, least=1)
 
 
 def _labels_in(text: str, separator: str) -> list[str]:

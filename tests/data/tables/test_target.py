@@ -141,7 +141,10 @@ def test_lists_in_parquet_are_labels(tmp_path):
             "expected one target column for --task classification, got",
         ),
         ({"target": "big,size", "task": "multilabel"}, r"row 0, column 'size': expected 0 or 1, got '60.*Correct"),
-        ({"target": "big,city"}, "target 'city': expected a number for --task regression, got 'Ulm'. Drop"),
+        ({"target": "big,city"}, "'city': expected several targets to be numbers, or 0 and 1, got 'Ulm'. Train a"),
+        ({"target": "big,big"}, "cannot use --target big,big: expected each column once. Remove the repeated name"),
+        ({"target": "blank", "label_sep": ";"}, "expected labels that occur in several rows, got none. Check --label"),
+        ({"target": "name", "label_sep": ";"}, "labels that occur in several rows, got a different one in every row"),
         ({"target": "big,none"}, "cannot learn the label 'none' of t: expected rows with 1, got none. Remove it"),
         ({"target": "big,green", "label_sep": ";"}, "--label-sep with 2 target columns: expected one column of labels"),
         (
@@ -153,6 +156,7 @@ def test_lists_in_parquet_are_labels(tmp_path):
 )
 def test_targets_that_fit_no_task_are_named_by_row_and_column(roles, said):
     frame, _ = tagged()
+    frame["blank"], frame["name"] = "", [f"home {i}" for i in range(60)]
     frame["none"], frame["size"] = 0, frame["size"].fillna(60)
     frame.loc[0, ["size", "city"]] = [60.5, "Ulm"]
     source = TableSource("t", {"train": frame_table(frame, "t")}, ColumnRoles.of(roles))
