@@ -26,7 +26,6 @@ def check(
     data: str,
     /,
     *,
-    target: str | None = None,
     max_unreadable: float = 1.0,
     as_json: Json = False,
     flags: Annotated[ReadFlags, Parameter(name="*")] = _NO_READ_FLAGS,  # type: ignore[valid-type]
@@ -37,8 +36,6 @@ def check(
     ----------
     data
         Dataset, as for `skipway train`.
-    target
-        Table column to predict.
     max_unreadable
         Maximum share of unreadable images.
     """
@@ -49,7 +46,6 @@ def check(
         max_unreadable=max_unreadable,
         console=Console(stream=sys.stderr),
         stop=stop_signals.STOP,
-        target=target,
         **passed(flags),
     )
     print_report(report, as_json=as_json)

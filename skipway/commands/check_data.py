@@ -1,22 +1,21 @@
 """Check a dataset before training: counts, sizes, class imbalance, unreadable files, duplicates across splits."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
-from skipway.data.column_roles import ColumnRoles
 from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, refuse_leaks
-from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import hold_data
 from skipway.data.tables.columns import Column
 from skipway.data.tables.dataset import build_table_dataset, describe_table, describe_target
-from skipway.data.tables.table_source import TableSource, open_table_source
+from skipway.data.tables.table_source import TableSource
 from skipway.data.value_range import describe_range
 from skipway.errors import printable
+from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.read_options import recipe_for_reading
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of, join_counts
@@ -48,7 +47,6 @@ def check(
     *,
     console: Console | None = None,
     stop: StopFlag | None = None,
-    target: str | None = None,
     y: Any = None,
     **options: Any,
 ) -> DataReport:
@@ -59,9 +57,8 @@ def check(
         max_unreadable: largest allowed share of unreadable images, or of table rows without a target.
         console: prints progress; by default, nothing is printed.
         stop: flag that stops the check when it is set.
-        target: column to predict in a table.
         y: targets of objects, one per sample.
-        options: options of `train` on how the data are read: max_pixels, follow_links, allow_empty_classes.
+        options: options of `train` on how the data are read, such as target, image_root and follow_links.
 
     Returns:
         Counts, sizes and classes, followed by the unreadable files and by warnings.
@@ -77,9 +74,9 @@ def check(
     console, stop = console or Console(quiet=True), stop or StopFlag()
     with hold_data(data, y) as name:
         reading = recipe_for_reading("check", name, options)
-        if (tables := open_table_source(os.fspath(name), ColumnRoles.of({"target": target}))) is not None:
-            return _check_tables(tables, max_unreadable)
-        source = open_source(os.fspath(name), reading.follow_links, reading.allow_empty_classes)
+        source = open_recipe_data(reading)
+        if not isinstance(source, Source):
+            return _check_tables(source, max_unreadable)
         decode_settings = choose_decode_settings(source, None, "squash", reading.max_pixels)
         images = decode_images(
             source,
@@ -93,6 +90,7 @@ def check(
     refuse_leaks(images, allow=True)
     facts = describe(images)
     lines = _image_lines(images, decode_settings, facts)
+    lines += [source.roles] if source.roles else []
     if images.skipped:
         lines.append(f"{len(images.skipped):,} unreadable:")
         lines += [f"  {printable(image.key)}: {image.reason}" for image in images.skipped[:_MAX_LISTED]]

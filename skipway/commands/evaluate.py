@@ -18,7 +18,6 @@ from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.loader import ImageBatches
-from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import REPORTED_NOTES
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import hold_data
@@ -31,6 +30,7 @@ from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
+from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.read_options import recipe_for_reading
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import training_digests
@@ -75,7 +75,7 @@ def evaluate(
         precision: "auto", "fp32", "bf16" or "int8".
         console: prints progress and warnings; by default, nothing is printed.
         stop: flag that stops the evaluation when it is set.
-        options: options of `train` on how the data are read: max_pixels, follow_links, allow_empty_classes.
+        options: options of `train` on how the data are read, such as target, image_root and follow_links.
 
     Returns:
         An `Evaluation` with one row per class, a `LabelEvaluation` with one row per label, or a `RegressionEvaluation`
@@ -116,7 +116,12 @@ def _evaluate(
     if isinstance(network.spec, TableSpec):
         return _evaluate_table(network, data, split, run=run_path, console=console)
     spec = network.require_image_spec()
-    source = open_source(data, reading.follow_links, reading.allow_empty_classes, known_classes=spec.class_names)
+    source = open_recipe_data(reading, known=spec)
+    if not isinstance(source, Source):
+        raise InputError(
+            f"cannot evaluate {printable(data)}: expected images, because the model was trained on images, got a table "
+            "of rows. Pass a folder of class folders, or a table that names images."
+        )
     is_asked = split is not None
     split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
     images = _decoded_split(source, spec, reading, split, console=console, stop=stop)

@@ -12,8 +12,7 @@ import yaml
 
 from skipway.data.folds import describe_pool
 from skipway.data.images.decoded_cache import share_decoded
-from skipway.data.sources.image_source import SPLITS
-from skipway.data.tables.table_source import open_table_source
+from skipway.data.sources.image_source import SPLITS, Source
 from skipway.errors import InputError, Interrupted, printable
 from skipway.report.run_reader import Reader, history_of
 from skipway.runs.finished_run import CrossValidation, Run
@@ -25,7 +24,7 @@ from skipway.runs.fold_results import (
     samples_of_run,
     write_folds,
 )
-from skipway.runs.open_images import open_images
+from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.plain_options import requested_options
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import ENDS, MAY_CHANGE, find_data
@@ -149,11 +148,10 @@ class _Pool:
 def _open_pool(recipe: Recipe) -> _Pool:
     if recipe.data is None:
         raise InputError("cannot cross-validate: expected DATA, got none. Pass a folder, a table or a built-in name.")
-    tables = open_table_source(recipe.data, recipe.roles)
-    if tables is not None:
-        return _Pool(tables.name, "rows", {split: len(table) for split, table in tables.splits.items()})
-    source = open_images(recipe)
-    return _Pool(source.name, "images", {split: n for split in SPLITS if (n := source.count(split))})
+    data = open_recipe_data(recipe)
+    if isinstance(data, Source):
+        return _Pool(data.name, "images", {split: n for split in SPLITS if (n := data.count(split))})
+    return _Pool(data.name, "rows", {split: len(table) for split, table in data.splits.items()})
 
 
 @dataclass

@@ -7,11 +7,12 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from skipway.data.tables.table_source import open_table_source
+from skipway.data.sources.image_source import Source
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.runs.defaults import TargetCounts
 from skipway.runs.image_datamodule import ImageDataModule
+from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.recipe import Recipe
 from skipway.runs.table_datamodule import TableDataModule
 from skipway.training.checkpoint import Checkpoint
@@ -134,9 +135,9 @@ def open_datamodule(
         InputError: the dataset does not exist, or an option does not apply to it.
     """
     assert recipe.data is not None
-    tables = open_table_source(recipe.data, recipe.roles)
-    if tables is None:
-        images = ImageDataModule(recipe, new, transform, earlier_spec, epochs_given)
+    data = open_recipe_data(recipe)
+    if isinstance(data, Source):
+        images = ImageDataModule(data, recipe, new, transform, earlier_spec, epochs_given)
         if new and not epochs_given:
             images.recipe = replace(images.recipe, epochs=images.epochs)
         return images
@@ -144,7 +145,7 @@ def open_datamodule(
         raise InputError(
             f"cannot use transform with {printable(recipe.data)}: expected images, got a table. Drop transform."
         )
-    datamodule = TableDataModule(tables, recipe)
+    datamodule = TableDataModule(data, recipe)
     if new and not epochs_given:
         datamodule.recipe = replace(recipe, epochs=datamodule.epochs)
     return datamodule

@@ -20,7 +20,7 @@ from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
 from skipway.data.images.split import describe, describe_targets
 from skipway.data.sample_order import Shard
-from skipway.data.sources.image_source import SPLITS
+from skipway.data.sources.image_source import SPLITS, Source
 from skipway.data.value_range import describe_range
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
@@ -30,7 +30,7 @@ from skipway.runs.defaults import TargetCounts, batch_size_for, device_for, head
 from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.last_layers_plan import frozen_layer_for, size_for_last_layers
-from skipway.runs.open_images import open_images, split_options
+from skipway.runs.open_recipe_data import split_options
 from skipway.runs.prediction_tables import write_evaluation_tables
 from skipway.runs.recipe import Recipe
 from skipway.runs.resume import describe_changes, read_splits
@@ -61,6 +61,7 @@ class ImageDataModule:
     """Images of one run; `DataModule` documents the methods.
 
     Args:
+        source: opened images.
         recipe: options of the run.
         new: the run has no checkpoint yet, so that network and image size are selected by the data.
         transform: transform of training images (B, C, H, W), applied after the recipe's augmentation.
@@ -75,6 +76,7 @@ class ImageDataModule:
 
     def __init__(
         self,
+        source: Source,
         recipe: Recipe,
         new: bool,
         transform: Callable[[Tensor], Tensor] | None = None,
@@ -88,7 +90,7 @@ class ImageDataModule:
                 "a function or an nn.Module."
             )
         self.transform = transform
-        self.source = open_images(recipe)
+        self.source = source
         refuse_options(recipe, self.source)
         if recipe.fold is not None:
             self.source = pool_images(self.source)
@@ -327,6 +329,7 @@ class ImageDataModule:
         images = self.images
         counts = join_counts({split: len(rows) for split, rows in images.splits.items()}, "image")
         lines = [f"data: {images.name}, {describe_targets(images)}, {counts}, {images.sizes}"]
+        lines += [f"  {self.source.roles}"] if self.source.roles else []
         if images.skipped:
             unreadable = count_of(len(images.skipped), "unreadable image")
             lines.append(f"  {unreadable} skipped, listed in skipped.csv")

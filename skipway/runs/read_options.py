@@ -9,7 +9,10 @@ from skipway.runs.recipe import Recipe
 
 __all__ = ["READ_OPTIONS", "recipe_for_reading"]
 
-READ_OPTIONS = ("max_pixels", "follow_links", "allow_empty_classes", "cache_size")
+READ_OPTIONS = (
+    *("max_pixels", "follow_links", "allow_empty_classes", "cache_size", "target", "task", "label_sep", "image_column"),
+    *("image_root", "split_column", "split_by", "group_column", "weight_column", "features", "ignore", "label_regex"),
+)
 
 
 def recipe_for_reading(command: str, data: str | os.PathLike[str], options: Mapping[str, Any]) -> Recipe:

@@ -19,7 +19,7 @@ from skipway.errors import SkipwayError
 from skipway.export.onnx_file import Exported
 from skipway.models.registry import FAMILIES
 from skipway.report import html
-from skipway.runs import image_datamodule
+from skipway.runs import datamodule
 from skipway.runs.train_run import train
 from skipway.utils.atomic_files import Lock
 
@@ -156,8 +156,9 @@ def runs(tmp_path_factory):
         quick(images, base, name="image", lr="auto", watch=True, max_unreadable=0.1)
         quick(images, base, name="grown", max_unreadable=0.1, **grown)
         for name, source in sources.items():
-            patch.setattr(image_datamodule, "open_images", lambda recipe, source=source: source)
-            quick("squares", base, name=name, epochs=1)
+            with pytest.MonkeyPatch.context() as of_source:
+                of_source.setattr(datamodule, "open_recipe_data", lambda recipe, source=source: source)
+                quick("squares", base, name=name, epochs=1)
         train(table, target="dear", ignore="price", name="classes", **common)
         many = ",".join(f"y{k}" for k in range(21))
         for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):

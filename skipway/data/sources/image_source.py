@@ -81,6 +81,7 @@ class Source:
         columns: {split: table of N rows with feature columns}; empty if there are none.
         order: {split: table of N rows with the column of --split-by}; empty if there is none.
         skipped: images without a usable target, which are left out.
+        roles: roles of the columns of a table of images, in one line; "" for other datasets.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Source:
     columns: dict[str, Table] = field(default_factory=dict)
     order: dict[str, Table] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    roles: str = ""
 
     def count(self, split: str) -> int:
         """Return the number of images in a split."""

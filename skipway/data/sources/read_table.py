@@ -10,6 +10,7 @@ import numpy as np
 from skipway.data.output_spec import TaskName
 from skipway.data.sources.csv_parser import check_names, read_text
 from skipway.data.sources.image_source import split_of
+from skipway.data.sources.json_lines import read_json_lines
 from skipway.data.sources.parquet_files import open_parquet
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells, TextColumn
@@ -17,7 +18,7 @@ from skipway.errors import InputError, printable
 
 __all__ = ["BUILT_IN_TABLES", "SUFFIXES", "bundled_table", "frame_table", "read_table", "table_files"]
 
-SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # the column that pandas stores for an unnamed index
 _TARGET = "target"  # of the bundled tables
@@ -49,13 +50,15 @@ def table_files(root: Path) -> dict[str, Path]:
 
 
 def read_table(path: Path) -> Table:
-    """Read a .csv, .tsv or .parquet file.
+    """Read a .csv, .tsv, .jsonl or .parquet file.
 
     Raises:
         InputError: the file cannot be read as a table.
     """
     if path.suffix.lower() == ".parquet":
         return _parquet_table(path)
+    if path.suffix.lower() == ".jsonl":
+        return read_json_lines(path)
     text = read_text(path)
     lines, name = text.lines, printable(path.name)
     has_thousands = text.separator == ","

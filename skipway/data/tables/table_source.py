@@ -1,5 +1,6 @@
 """TableSource: the tables of a dataset by split, before they are encoded, with the roles of their columns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read
 from skipway.data.sources.table import Table, join_quoted
 from skipway.errors import InputError, printable
 
-__all__ = ["TableSource", "open_table_source"]
+__all__ = ["TableSource", "open_table_source", "table_source"]
 
 
 @dataclass
@@ -25,12 +26,15 @@ class TableSource:
     roles: ColumnRoles
 
 
-def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource | None:
+def open_table_source(
+    data: str, roles: ColumnRoles = NO_ROLES, read: Callable[[Path], Table] = read_table
+) -> TableSource | None:
     """Open a bundled table, a table file, or a folder with train, val and test tables.
 
     Args:
         data: name, file or folder.
         roles: roles of the columns; a bundled table has a default target.
+        read: function that reads a file.
 
     Returns:
         The tables, or None if `data` is not a table.
@@ -56,17 +60,30 @@ def open_table_source(data: str, roles: ColumnRoles = NO_ROLES) -> TableSource |
         parquet = [file for file in files.values() if file.suffix.lower() == ".parquet"]
         if not files or (parquet and (not roles.target or _holds_images(parquet[0]))):
             return None  # parquet files of images need no --target
-        tables = {split: read_table(files[split]) for split in SPLITS if split in files}
+        tables = {split: read(files[split]) for split in SPLITS if split in files}
         if not roles.target:
             columns = join_quoted(list(tables["train"].columns))
             raise InputError(
                 f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
             )
-        source = TableSource(path.stem if path.is_file() else path.resolve().name, tables, roles)
-    train, roles = source.splits["train"], source.roles
-    for name in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
-        train.column(name)
-    return source
+        return table_source(path.stem if path.is_file() else path.resolve().name, tables, roles)
+    return table_source(source.name, source.splits, source.roles)
+
+
+def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> TableSource:
+    """Return the tables of a dataset with the roles of their columns, which must exist.
+
+    Args:
+        name: name of the dataset.
+        tables: {split: table}.
+        roles: roles of the columns, with a target.
+
+    Raises:
+        InputError: a column does not exist.
+    """
+    for column in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
+        tables["train"].column(column)
+    return TableSource(name, tables, roles)
 
 
 def _holds_images(file: Path) -> bool:

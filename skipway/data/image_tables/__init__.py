@@ -1,0 +1,1 @@
+"""Tables of images: tables of which a column names image files."""

@@ -1,0 +1,269 @@
+"""Resolution of DATA: labeled images, a table of images, or a table of rows."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from skipway.data.column_roles import NO_ROLES, ColumnRoles
+from skipway.data.image_tables.choose_columns import column_of_names, find_image_column, has_target
+from skipway.data.image_tables.class_folders import class_folders, refuse_two_readings, warn_of_unnamed
+from skipway.data.image_tables.file_index import FileIndex, looks_like_image
+from skipway.data.image_tables.image_table import ImageTable, image_table_source
+from skipway.data.image_tables.named_images import FILE, table_of_names
+from skipway.data.image_tables.near_tree import NearTree
+from skipway.data.image_tables.read_tables import find_tables, is_table_file, read_file, read_files
+from skipway.data.output_spec import OutputSpec
+from skipway.data.sources.archive_tree import is_archive, open_archive
+from skipway.data.sources.choose_source import open_source
+from skipway.data.sources.file_tree import DiskTree, FileTree
+from skipway.data.sources.image_source import Source
+from skipway.data.sources.in_memory import Held, held_data, is_frame
+from skipway.data.sources.in_memory_source import held_tables
+from skipway.data.sources.parquet_columns import holds_images
+from skipway.data.sources.parquet_files import open_parquet
+from skipway.data.sources.read_table import BUILT_IN_TABLES
+from skipway.data.sources.table import Table
+from skipway.data.tables.table_source import TableSource, open_table_source, table_source
+from skipway.errors import InputError, printable
+from skipway.utils.format_text import join_names
+
+__all__ = ["open_data"]
+
+_FIRST = 20  # rows of a DataFrame that decide if a column names images
+
+
+def open_data(
+    data: str,
+    roles: ColumnRoles = NO_ROLES,
+    *,
+    follow_links: bool = False,
+    allow_empty_classes: bool = False,
+    known: OutputSpec | None = None,
+) -> Source | TableSource:
+    """Open labeled images, or a table of rows.
+
+    Args:
+        data: folder, archive or file, or the name of a bundled or Hub dataset.
+        roles: roles of the columns of a table.
+        follow_links: True to read files outside of the folder.
+        allow_empty_classes: True to leave out classes without images instead of raising.
+        known: outputs of a trained model, whose classes and targets the data must have.
+
+    Returns:
+        A Source for images, and a TableSource for a table that names no images.
+
+    Raises:
+        InputError: the data cannot be found or read, or could mean two datasets.
+    """
+    opening = _Opening(data, roles, follow_links, allow_empty_classes, known)
+    if (held := held_data(data)) is not None and not held.are_images:
+        return opening.frame(held)
+    path = _existing_path(data)
+    if path is None or data in BUILT_IN_TABLES:
+        return opening.other()
+    if path.is_dir() or is_archive(path):
+        return opening.folder(path)
+    return opening.table_file(path) if is_table_file(path.name) and not _packs_images(path) else opening.other()
+
+
+def _existing_path(data: str) -> Path | None:
+    try:
+        path = Path(data).expanduser()
+        return path if data and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # no permission, an unknown home directory, or a NUL byte
+        return None
+
+
+def _packs_images(path: Path) -> bool:
+    """Return True for a Parquet file whose cells are image files."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    with open_parquet(path) as file:
+        return holds_images(file.schema_arrow)
+
+
+@dataclass
+class _Opening:
+    """The arguments of `open_data`, and the tables that have been read."""
+
+    data: str
+    roles: ColumnRoles
+    follow_links: bool
+    allow_empty_classes: bool
+    known: OutputSpec | None
+    tables: dict[Path, Table] = field(default_factory=dict)
+
+    def other(self) -> Source | TableSource:
+        """Open a plain table, class folders, images in Parquet files, or a dataset by its name."""
+        rows = open_table_source(self.data, self.roles, self.read)
+        return self.images() if rows is None else rows
+
+    def images(self) -> Source:
+        """Open images that no table of names describes."""
+        return open_source(
+            self.data,
+            self.follow_links,
+            self.allow_empty_classes,
+            known_classes=None if self.known is None else self.known.class_names,
+            roles=self.roles,
+        )
+
+    def read(self, path: Path) -> Table:
+        """Read a table once."""
+        if path not in self.tables:
+            self.tables[path] = read_file(path)
+        return self.tables[path]
+
+    def table_file(self, path: Path) -> Source | TableSource:
+        """Open a table file, of images or of rows."""
+        table = self.read(path)
+        root = self._root(path.parent)
+        is_deep = self.roles.image_column or self.roles.image_root or column_of_names(table, self.roles)
+        index = FileIndex(NearTree(root, self.follow_links, depth=8 if is_deep else 1), root, self.follow_links)
+        images = ImageTable(path.stem, {"train": table}, {"train": ""}, index, "", nearby=self._nearby(path.parent))
+        images.image = find_image_column(table, index, self.roles) or column_of_names(table, self.roles)
+        return image_table_source(images, self.roles, self.known) if images.image else self.other()
+
+    def frame(self, held: Held) -> Source | TableSource:
+        """Open a DataFrame, of images whose files are in --image-root or in the current folder, or of rows."""
+        frame = held.splits["train"].x
+        if not is_frame(frame) or not (self.roles.image_column or _names_files(frame)):
+            return self.other()
+        tables, names = held_tables(held, self.roles.target)
+        roles, root = replace(self.roles, target=names), self._root(Path())
+        index = FileIndex(NearTree(root, self.follow_links), root, self.follow_links)
+        images = ImageTable("rows", tables, dict.fromkeys(tables, ""), index, "")
+        images.image = find_image_column(tables["train"], index, roles) or column_of_names(tables["train"], roles)
+        return image_table_source(images, roles, self.known) if images.image else self.other()
+
+    def folder(self, path: Path) -> Source | TableSource:
+        """Open a folder or an archive, of images with or without a table, or of tables of rows."""
+        tree = DiskTree(path, self.follow_links) if path.is_dir() else open_archive(path)
+        base = path if path.is_dir() else None
+        if self.roles.label_regex is not None:
+            return self._by_name(tree, base)
+        candidates, unread = self._candidates(tree, base)
+        images = [candidate for candidate in candidates if candidate.image]
+        if len(images) > 1 and len({table.name for one in images for table in one.tables.values()}) > 1:
+            names = join_names((printable(one.tables["train"].name) for one in images), 3)
+            raise InputError(
+                f"cannot choose the table of {tree.where}: expected one table of images, got {names}. Pass one of them "
+                "as DATA."
+            )
+        if images:
+            return self._folder_with_table(images[0], tree)
+        folders = class_folders(tree)
+        for candidate in candidates if self.roles.target or not folders else ():
+            candidate.image = column_of_names(candidate.tables["train"], self.roles)
+            if candidate.image:  # its images are missing
+                return image_table_source(candidate, self.roles, self.known)
+        if self.roles.target or not folders:
+            if unread:
+                raise unread[0]
+            if base is None and candidates and self.roles.target:  # an archive has no files to open by their names
+                return table_source(tree.name, candidates[0].tables, self.roles)
+            return self.other()
+        source = self.images()
+        ignored = [printable(table.name) for candidate in candidates for table in candidate.tables.values()]
+        if ignored:
+            source.warnings.append(
+                f"ignored {join_names(ignored, 3)}, which names no images; pass a table as DATA with --target to learn "
+                "from its rows"
+            )
+        source.warnings += [f"ignored a table: {error}" for error in unread]
+        return source
+
+    def _candidates(self, tree: FileTree, base: Path | None) -> tuple[list[ImageTable], list[InputError]]:
+        """Return the tables of a tree with the columns that name images, and the errors of unreadable ones."""
+        candidates: list[ImageTable] = []
+        unread: list[InputError] = []
+        index: FileIndex | None = None
+        for files in find_tables(tree.root):
+            if base is not None and any(_packs_images(base / path) for path in files.paths.values()):
+                continue
+            try:
+                tables = read_files(files, tree, base, self.read)
+            except InputError as error:
+                unread.append(error)
+                continue
+            index = index or self._index(tree, base)
+            folders = {split: files.folder(split) for split in tables}
+            candidate = ImageTable(tree.name, tables, folders, index, "", warnings=list(tree.warnings))
+            candidate.image = find_image_column(
+                tables["train"], index, self.roles, folder=folders["train"], split="train" if len(tables) > 1 else None
+            )
+            candidates.append(candidate)
+        return candidates, unread
+
+    def _index(self, tree: FileTree, base: Path | None) -> FileIndex:
+        if self.roles.image_root is None or base is None:
+            return FileIndex(tree, base, self.follow_links)
+        root = self._root(base)
+        return FileIndex(NearTree(root, self.follow_links), root, self.follow_links)
+
+    def _folder_with_table(self, images: ImageTable, tree: FileTree) -> Source:
+        """Open the images of a table; class folders of other classes next to it raise an error."""
+        folders = class_folders(tree)
+        asked = bool(self.roles.target)
+        if folders and not asked:
+            table = images.tables["train"]
+            if list(table.columns) == [images.image]:
+                source = self.images()
+                source.warnings.append(f"ignored {printable(table.name)}, which only lists images")
+                return source
+            if not has_target(table, images.image, self.roles, self.known):
+                refuse_two_readings(images, None, folders, asked)
+        source = image_table_source(images, self.roles, self.known)
+        refuse_two_readings(images, source, folders, asked)
+        if folders:
+            warn_of_unnamed(source, tree)
+        return source
+
+    def _by_name(self, tree: FileTree, base: Path | None) -> Source:
+        """Open images whose names hold their targets."""
+        assert self.roles.label_regex is not None
+        table, names = table_of_names(tree, self.roles.label_regex)
+        roles = replace(self.roles, target=self.roles.target or names, image_column=FILE)
+        index = FileIndex(tree, base, self.follow_links)
+        images = ImageTable(tree.name, {"train": table}, {"train": ""}, index, FILE, warnings=list(tree.warnings))
+        source = image_table_source(images, roles, self.known)
+        if source.task != "regression":
+            source.target_names = ()  # no table has these columns
+        return source
+
+    def _root(self, folder: Path) -> Path:
+        """Return the folder of the images: --image-root, or that of the table."""
+        if self.roles.image_root is None:
+            return folder
+        path = Path(self.roles.image_root).expanduser()
+        for root in (path, folder / path):
+            if root.is_dir():
+                return root
+        raise InputError(
+            f"cannot find --image-root {printable(self.roles.image_root)}: expected a folder, relative to the current "
+            f"folder or to {printable(folder)}. Correct the path."
+        )
+
+    def _nearby(self, folder: Path) -> Callable[[list[str]], str]:
+        """Return a function that looks for files in other folders than that of the images, for an error."""
+
+        def look(texts: list[str]) -> str:
+            for place in (folder, folder.absolute().parent):
+                index = FileIndex(NearTree(place, depth=2))
+                paths = [match.path for match in index.matches(texts) if match.path]
+                if 2 * len(paths) > len(texts):
+                    return os.path.relpath(place / paths[0].rpartition("/")[0])
+            return ""
+
+        return look
+
+
+def _names_files(frame: Any) -> bool:
+    """Return True if the first texts of a column of a DataFrame are names of images."""
+    for i in range(frame.shape[1]):
+        texts = [text for text in frame.iloc[:_FIRST, i].tolist() if isinstance(text, str)]
+        if 2 * sum(map(looks_like_image, texts)) > len(texts):
+            return True
+    return False

@@ -1,0 +1,84 @@
+"""Training, checking and evaluating on a table of images."""
+
+import json
+
+import numpy as np
+import pytest
+from file_trees import place
+from table_of_images import images, rows
+
+import skipway as sw
+from skipway.cli import app
+from skipway.errors import InputError
+from skipway.utils import stop_signals
+from skipway.utils.stop_signals import StopFlag
+
+QUICK = {"epochs": 1, "batch_size": 8, "model": "resnet9", "pretrained": "none", "augment": "none"}
+
+
+@pytest.fixture(autouse=True)
+def no_signal(monkeypatch):
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
+
+
+def exit_code(words):
+    try:
+        app.main(words)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def folder(root, **files):
+    return place(root, images("photos", 24) | {name.replace("_", "."): data for name, data in files.items()}, "folder")
+
+
+def test_a_run_on_a_table_of_images_is_evaluated_on_other_tables(tmp_path, capsys):
+    data = folder(tmp_path, train_csv=rows("file,kind,age,place", "{0}.jpg,{1},{0}.5,p{0}", 24) + b"99.jpg,cat,1,p\n")
+    output = tmp_path / "runs"
+    run = sw.train(data / "train.csv", target="kind", group_column="place", max_unreadable=0.1, output=output, **QUICK)
+    skipped = (run.path / "skipped.csv").read_text()
+    assert "99.jpg" in skipped and "no such file (train.csv:26)" in skipped
+    assert run.metrics["data"]["counts"] == {"train": 19, "val": 5}
+    assert exit_code(["evaluate", str(run.path), str(data), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["count"] == 24 and facts["trained_on"] == 19
+    other = place(tmp_path / "other", images("x", 8) | {"t.csv": rows("path,label", "{}.jpg,{}", 8)}, "folder")
+    assert sw.evaluate(run.path, other / "t.csv", target="label").count == 8
+    plain = place(tmp_path / "plain", {"t.csv": rows("size,kind", "{0}.5,{1}")}, "folder")
+    with pytest.raises(InputError, match="because the model was trained on images, got a table of rows. Pass a folder"):
+        sw.evaluate(run.path, plain / "t.csv", target="kind")
+
+
+def test_the_roles_are_printed_and_checked(tmp_path, capsys):
+    data = folder(tmp_path, train_csv=rows("file,kind,age", "{0}.jpg,{1},{0}.5", 24))
+    assert exit_code(["check", str(data), "--target", "kind"]) == 0
+    assert "columns: image 'file', target 'kind'" in capsys.readouterr().out
+    assert (
+        exit_code(
+            ["train", str(data), "--target", "kind", "--epochs", "1", "--model", "resnet9", "-o", str(tmp_path / "r")]
+        )
+        == 0
+    )
+    assert "  columns: image 'file', target 'kind'\n" in capsys.readouterr().out
+
+
+def test_find_lr_takes_the_same_table(tmp_path):
+    data = folder(tmp_path, train_csv=rows("id,kind", "{},{}", 24))
+    result = sw.find_lr(data, model="resnet9", batch_size=8, pretrained="none", image_column="id", target="kind")
+    assert np.isfinite(result.suggestion)
+
+
+def test_folds_of_a_table_of_images(tmp_path):
+    data = folder(tmp_path, train_csv=rows("file,kind", "{}.jpg,{}", 24))
+    result = sw.train(data, folds=2, output=tmp_path / "runs", **QUICK)
+    assert [run.metrics["data"]["counts"]["val"] for run in result.runs] == [12, 12]
+
+
+def test_a_run_on_images_with_columns_is_evaluated_on_its_table(tmp_path):
+    data = folder(tmp_path, train_csv=rows("file,kind,age", "{0}.jpg,{1},{0}.5", 24))
+    run = sw.train(data, target="kind", features="age", output=tmp_path / "runs", **QUICK)
+    assert sw.evaluate(run.path, data, target="kind").count == 24
+    bare = folder(tmp_path / "bare", train_csv=rows("file,kind", "{0}.jpg,{1}", 24))
+    with pytest.raises(InputError, match="cannot find the column 'age'"):
+        sw.evaluate(run.path, bare)
