@@ -169,7 +169,7 @@ REFUSED = {
         {**images(), "t.csv": rows("file,x,y", "{0}.jpg,{0},{1}")},
         "",
         {"target": "x,y"},
-        "t.csv:2, target 'y': expected a number for --task regression, got 'cat'",
+        "t.csv:2, target 'y': expected several targets to be numbers, or 0 and 1, got 'cat'",
     ),
     "a dash as number": (
         {**images(), "t.csv": rows("file,x,y", "{0}.jpg,{0},{0}") + b"3.jpg,1,-\n"},
