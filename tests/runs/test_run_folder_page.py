@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from many_targets import label_source, number_source
+from PIL import Image
 from safetensors import safe_open
 from small_runs import image_folder, quick
 from table_files import homes, written
@@ -130,6 +131,7 @@ def runs(tmp_path_factory):
     base = tmp_path_factory.mktemp("schema")
     images = image_folder(base / "kinds", 4, ("train", "val", "test"), kinds=KINDS)
     (images / "train" / "ant" / "torn.png").write_bytes(b"torn")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(images / "train" / "ant" / "deep.png")
     table = base / "homes"
     table.mkdir()
     for i, split in enumerate(("train", "val", "test")):
