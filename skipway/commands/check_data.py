@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
-from skipway.data.images.split import describe, refuse_leaks
+from skipway.data.images.split import describe, describe_targets, refuse_leaks
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import hold_data
 from skipway.data.tables.columns import Column
@@ -110,14 +112,22 @@ def _image_lines(images: DecodedImages, decode_settings: DecodeSettings, facts: 
     if decode_settings.value_range:
         color += f"; deep, {describe_range(decode_settings.value_range)}"
     lines = [
-        f"{printable(images.name)}: {count_of(len(images.class_names), 'class', 'classes')}, {counts}",
+        f"{printable(images.name)}: {describe_targets(images)}, {counts}",
         f"sizes: {images.sizes}; {color}; training size {decode_settings.size} px",
     ]
-    width = max(len(printable(name)) for name in images.class_names)
+    width = max(len(printable(name)) for name in images.class_names or images.target_names)
+    if images.task == "regression":
+        for t, name in enumerate(images.target_names):
+            ranges = (f"{split} {_describe_numbers(images.targets[ids, t])}" for split, ids in images.splits.items())
+            lines.append(f"  {printable(name):<{width}}  {'  '.join(ranges)}")
     for name, by_split in facts["classes"].items():
         counts = "  ".join(f"{split} {count:,}" for split, count in by_split.items())
         lines.append(f"  {printable(name):<{width}}  {counts}")
     return [*lines, *_note_lines(facts)]
+
+
+def _describe_numbers(numbers: np.ndarray) -> str:
+    return f"{numbers.min():.4g} to {numbers.max():.4g}, mean {numbers.mean():.4g}" if len(numbers) else "none"
 
 
 def _note_lines(facts: dict[str, Any]) -> list[str]:
