@@ -12,7 +12,7 @@ import numpy as np
 from skipway.report.run_reader import number
 from skipway.utils.uncertainty import Z95, share_noise
 
-__all__ = ["Bias", "Reliability", "bias", "reliability"]
+__all__ = ["Bias", "Reliability", "bias", "reliability", "reliability_of"]
 
 _BINS = 10
 _MATERIAL = 0.02  # between confidence and accuracy: less does not matter in practice
@@ -48,11 +48,15 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Bias:
-    """Mean error of predicted numbers (predicted minus true) and its 95% sampling error, over `count` samples."""
+    """Mean error of predicted numbers (predicted minus true) and its 95% sampling error, over `count` samples.
+
+    `target` names the number if there are several.
+    """
 
     count: int
     mean: float
     noise: float
+    target: str = ""
 
     @property
     def is_off(self) -> bool:
@@ -71,9 +75,14 @@ def reliability(rows: Iterable[Mapping[str, str]]) -> Reliability | None:
     """
     pairs = [(number(row.get("probability")), row.get("predicted") == row.get("label")) for row in rows]
     usable = [(share, hit) for share, hit in pairs if 0 <= share <= 1]
-    if not usable:
-        return None
     shares, hits = np.array([share for share, _ in usable]), np.array([hit for _, hit in usable], dtype=float)
+    return reliability_of(shares, hits)
+
+
+def reliability_of(shares: np.ndarray, hits: np.ndarray) -> Reliability | None:
+    """Compare probabilities (N,) with what came true (N,), 0 or 1; None without any."""
+    if not len(shares):
+        return None
     index = np.minimum((shares * _BINS).astype(int), _BINS - 1)
     bins = []
     for i in np.unique(index):
@@ -88,10 +97,18 @@ def reliability(rows: Iterable[Mapping[str, str]]) -> Reliability | None:
 def bias(rows: Iterable[Mapping[str, str]]) -> Bias | None:
     """Return the mean error of predicted numbers; None for less than two of them.
 
+    Of several targets, it is that of the largest mean error relative to its sampling error.
+
     Args:
-        rows: rows of predictions.csv, with error.
+        rows: rows of predictions.csv, with error or with error_TARGET.
     """
-    errors = np.array([error for error in (number(row.get("error")) for row in rows) if math.isfinite(error)])
-    if len(errors) < 2:
-        return None
-    return Bias(len(errors), float(errors.mean()), Z95 * float(errors.std(ddof=1)) / math.sqrt(len(errors)))
+    rows = list(rows)
+    columns = [name for name in (rows[0] if rows else ()) if name == "error" or name.startswith("error_")]
+    results = []
+    for column in columns:
+        errors = np.array([error for error in (number(row.get(column)) for row in rows) if math.isfinite(error)])
+        if len(errors) > 1:
+            noise = Z95 * float(errors.std(ddof=1)) / math.sqrt(len(errors))
+            target = column.removeprefix("error").removeprefix("_")
+            results.append(Bias(len(errors), float(errors.mean()), noise, target))
+    return max(results, key=lambda result: abs(result.mean) / max(result.noise, 1e-300), default=None)

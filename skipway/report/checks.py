@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from skipway.report.calibration import Bias, Reliability
+from skipway.report.plot_style import shorten
 from skipway.report.run_reader import mapping, number
 from skipway.report.verdicts import fit_verdicts, percent, waiting
 
@@ -87,11 +88,18 @@ def _calibration(facts: Mapping[str, Any]) -> Check:
         count = "1 prediction is" if result.count == 1 else f"{result.count:,} predictions are"
         return Check("Calibration", State.UNKNOWN, f"{count} too few to compare confidence with accuracy.")
     values = f"mean confidence is {percent(result.confidence)} at {percent(result.accuracy)} accuracy"
+    if facts.get("multilabel"):
+        values = (
+            f"the mean probability of a label is {percent(result.confidence)} at {percent(result.accuracy)} frequency"
+        )
     if not result.is_off:
         gap = f"a gap of {100 * abs(result.gap):.1f} points (sampling error {100 * result.noise:.1f})"
         return Check("Calibration", State.PASS, _sentence(f"{values}, {gap}"))
     if result.gap > 0:
-        return Check("Calibration", State.WARN, f"Overconfident: {values}.")
+        word = "Probabilities are too high" if facts.get("multilabel") else "Overconfident"
+        return Check("Calibration", State.WARN, f"{word}: {values}.")
+    if facts.get("multilabel"):
+        return Check("Calibration", State.WARN, f"Probabilities are too low: {values}.")
     smoothing = number(mapping(facts["metrics"].get("resolved")).get("label_smoothing"))
     if smoothing > 0 and -result.gap <= smoothing + result.noise:  # the share of the target that smoothing moves
         return Check("Calibration", State.PASS, f"Underconfident as label smoothing {smoothing:g} intends: {values}.")
@@ -103,11 +111,16 @@ def _bias(result: Bias | None) -> Check:
     if result is None:
         return Check("Calibration", State.UNKNOWN, "This run has no predictions with errors.")
     value = f"{result.mean:+.3g} ± {result.noise:.2g}"
+    of_target = f" of {shorten(result.target, 30)}" if result.target else ""
     if result.is_off:
         word = "high" if result.mean > 0 else "low"
-        return Check("Calibration", State.WARN, f"Predictions are too {word}: the mean error is {value} (95%).")
+        return Check(
+            "Calibration", State.WARN, f"Predictions{of_target} are too {word}: the mean error is {value} (95%)."
+        )
     return Check(
-        "Calibration", State.PASS, f"Predictions are unbiased within the noise: the mean error is {value} (95%)."
+        "Calibration",
+        State.PASS,
+        f"Predictions are unbiased within the noise: the mean error{of_target} is {value} (95%).",
     )
 
 

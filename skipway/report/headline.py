@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from skipway.report.run_reader import mapping, number
-from skipway.report.verdicts import majority, percent
+from skipway.report.verdicts import majority, metric_of, percent
+from skipway.utils.primary_metric import PRIMARY_METRICS
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
 __all__ = ["SPLITS", "headline", "metric_table"]
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_LOSSES = {
+    "accuracy": "Loss (cross-entropy, nats)",
+    "map": "Loss (binary cross-entropy, nats)",
+    "r2": "Loss (squared error, scaled)",
+}
 _SHARES = {  # metrics of a classification that are shares, and their labels
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -19,6 +25,12 @@ _SHARES = {  # metrics of a classification that are shares, and their labels
     "auroc": "AUROC",
     "ece": "Calibration error (ECE, lower is better)",
 }
+_LABELS = {
+    "macro_f1": "Macro F1 at the thresholds",
+    "micro_f1": "Micro F1 at the thresholds",
+    "subset_accuracy": "Subset accuracy (all labels right)",
+    "auroc": "AUROC",
+}
 _REGRESSION = {"mae": "Mean absolute error", "rmse": "Root mean squared error"}
 
 
@@ -26,14 +38,14 @@ def headline(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the metric of each evaluated split.
 
     Args:
-        facts: regression, metrics, best, counts and classes of a run.
+        facts: regression, multilabel (default: False), metrics, best, counts and classes of a run.
 
     Returns:
         A dict for each split: split, metric (its name), value, text, count, interval (two numbers or None), exceeded
         (True if it is clearly above a constant prediction; None if unknown), comparison (with the best reference) and
         bars (name, value, text): the run, then the references.
     """
-    key = "r2" if facts["regression"] else "accuracy"
+    key = metric_of(facts).name
     rows = []
     for split in ("val", "test"):
         value = number(facts["metrics"].get(f"{split}_{key}"))
@@ -47,11 +59,15 @@ def headline(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _row(facts: Mapping[str, Any], split: str, key: str, value: float) -> dict[str, Any]:
     count = max(0, facts["counts"].get(split, 0))
     interval = None
-    if count:
+    if key == "map":
+        interval = _stored_interval(facts["metrics"].get(f"{split}_map_interval"))
+    elif count:
         interval = r2_interval(value, count) if key == "r2" else wilson_interval(value, count)
     constant, share = _constant_prediction(facts, split, key)
     exceeded = None
-    if interval is not None and constant:
+    if key == "map" and constant:
+        exceeded = bool(mapping(facts["metrics"].get(f"{split}_constant_answer")).get("exceeded"))
+    elif interval is not None and constant:
         exceeded = interval[0] > 0 if key == "r2" else exceeds_share(value, count, share)
     bars = [("This run", value)]
     baseline = mapping(facts["metrics"].get("baseline"))
@@ -62,7 +78,7 @@ def _row(facts: Mapping[str, Any], split: str, key: str, value: float) -> dict[s
         bars.append((constant, share))
     return {
         "split": SPLITS[split],
-        "metric": "R2" if key == "r2" else "accuracy",
+        "metric": PRIMARY_METRICS[key].title,
         "value": value,
         "text": _format(value, key),
         "count": count,
@@ -90,8 +106,17 @@ def _constant_prediction(facts: Mapping[str, Any], split: str, key: str) -> tupl
     """Return the name and the metric of the best constant prediction; no name if it is not known."""
     if key == "r2":
         return "Mean of the target", 0.0
+    if key == "map":
+        share = number(mapping(facts["metrics"].get(f"{split}_constant_answer")).get("map"))
+        return ("Frequency of each label", share) if 0 <= share <= 1 else ("", 0.0)
     name, share = majority(facts["classes"], split)
     return (f"Majority class ({name})", share) if share else ("", 0.0)
+
+
+def _stored_interval(value: Any) -> tuple[float, float] | None:
+    """Return the interval of metrics.json if it has two finite ends, else None."""
+    ends = [number(end) for end in value] if isinstance(value, list) else []
+    return (ends[0], ends[1]) if len(ends) == 2 and all(map(math.isfinite, ends)) else None
 
 
 def _format(value: float, key: str) -> str:
@@ -109,20 +134,23 @@ def metric_table(facts: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, l
 
     table = []
     if rows:
-        table.append((rows[0]["metric"].capitalize(), [row["text"] for row in rows]))
+        table.append((metric_of(facts).heading, [row["text"] for row in rows]))
     if any(row["interval"] for row in rows):
         table.append(("95% interval", [row["interval_text"] or "–" for row in rows]))
-    shown = _REGRESSION if facts["regression"] else {k: v for k, v in _SHARES.items() if k != "accuracy"}
+    key = metric_of(facts).name
+    shown = {"r2": _REGRESSION, "map": _LABELS}.get(key, {k: v for k, v in _SHARES.items() if k != "accuracy"})
     for name, label in shown.items():
         numbers = values(name)
         if any(map(math.isfinite, numbers)):
-            unit = f" (in units of {facts['target']})" if facts["regression"] and facts["target"] else ""
+            unit = ""
+            if facts["regression"] and facts["target"]:
+                words = "mean over" if len(facts.get("targets", ())) > 1 else "in units of"
+                unit = f" ({words} {facts['target']})"
             texts = [f"{v:,.4g}" if facts["regression"] else percent(v) for v in numbers]
             table.append((label + unit, [text if v == v else "–" for text, v in zip(texts, numbers, strict=True)]))
     losses = values("loss")
     if any(map(math.isfinite, losses)):
-        label = "Loss (squared error, scaled)" if facts["regression"] else "Loss (cross-entropy, nats)"
-        table.append((label, [f"{loss:.3f}" if math.isfinite(loss) else "–" for loss in losses]))
+        table.append((_LOSSES[key], [f"{loss:.3f}" if math.isfinite(loss) else "–" for loss in losses]))
     if rows:
         table.append((f"{facts['noun'].capitalize()}", [f"{row['count']:,}" if row["count"] else "–" for row in rows]))
     return names, table

@@ -19,13 +19,15 @@ from skipway.report.calibration import bias, reliability
 from skipway.report.checks import run_checks
 from skipway.report.embed_images import embed_plots, worst_images
 from skipway.report.headline import SPLITS, headline, metric_table
+from skipway.report.label_figures import confused_labels, label_predictions
 from skipway.report.palette import css_variables
 from skipway.report.report_figures import figures_of
 from skipway.report.run_events import growth_lines
 from skipway.report.run_reader import UNREADABLE, Reader, history_of, mapping, number, rows_of
-from skipway.report.verdicts import percent, verdicts
+from skipway.report.verdicts import metric_of, percent, verdicts
 from skipway.utils.atomic_files import write_file
 from skipway.utils.best_epoch import FEW_SAMPLES, best_epoch
+from skipway.utils.primary_metric import primary_metric_in
 
 __all__ = ["write"]
 
@@ -37,6 +39,7 @@ LINKS = (
     "results.csv",
     "metrics.json",
     "per_class.csv",
+    "per_target.csv",
     "confusion_matrix.csv",
     "predictions.csv",
     "splits.csv",
@@ -102,6 +105,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     predictions = reader.table("predictions.csv", limit=PREDICTIONS)
     skipped = reader.table("skipped.csv")
     names, matrix = reader.matrix("confusion_matrix.csv")
+    multilabel = any("val_map" in row for row in history)
+    labels = label_predictions(predictions) if multilabel else None
     facts: dict[str, Any] = {
         "folder": folder.resolve().name,
         "metrics": metrics,
@@ -112,12 +117,15 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
         "matrix": matrix,
         "per_class": sorted(reader.table("per_class.csv"), key=lambda row: np.nan_to_num(number(row.get("f1")))),
         "split": _split_of(predictions),
-        "pairs": _pairs(names, matrix),
-        "worst": worst_images(folder),
+        "pairs": confused_labels(predictions, PAIRS) if multilabel else _pairs(names, matrix),
+        "worst": [{**row, **_worst_texts(row)} for row in worst_images(folder)],
         "skipped": skipped[:SKIPPED],
         "skipped_count": None if "skipped.csv" in reader.missing else len(skipped),
         "regression": any("val_r2" in row for row in history),
-        "reliability": reliability(predictions),
+        "multilabel": multilabel,
+        "label_predictions": labels,
+        "reliability": labels.reliability() if labels else reliability(predictions),
+        "per_target": reader.table("per_target.csv") if (folder / "per_target.csv").is_file() else [],
         "bias": bias(predictions),
         "schedule": _schedule(metrics, recipe, history),
         "model": mapping(metrics.get("resolved")).get("model") or recipe.get("model"),
@@ -126,7 +134,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     }
     facts |= _data_facts(reader, data)
     facts["best"] = _best(history, metrics, facts["counts"].get("val", 0))
-    facts |= {"largest_errors": _largest_errors(predictions), "predictions": predictions}
+    facts["targets"] = _targets(predictions, facts["target"])
+    facts |= {"largest_errors": _largest_errors(predictions, facts["targets"]), "predictions": predictions}
     facts["headline"] = headline(facts)
     facts["splits"], facts["metric_rows"] = metric_table(facts)
     facts["figures"] = figures_of(facts, reader)
@@ -149,7 +158,10 @@ def _page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "class_bars_rows": largest[:CLASSES],
         "most_of_a_class": max((sum(row.values()) for _, row in largest), default=0),
         "class_splits": sorted(set().union(*(row for _, row in largest)), key=_split_order),
-        "class_result": _class_result(largest, facts["noun"]),
+        "class_result": "" if facts["multilabel"] else _class_result(largest, facts["noun"]),
+        "metric_name": metric_of(facts).title,
+        "kind": "label" if facts["multilabel"] else "class",
+        "kinds": "labels" if facts["multilabel"] else "classes",
         "light": Markup(css_variables(dark=False)),
         "dark": Markup(css_variables(dark=True)),
     }
@@ -204,7 +216,7 @@ def _split_of(predictions: list[dict[str, str]]) -> str:
 def _best(history: list[dict[str, float]], metrics: dict[str, Any], count: int) -> dict[str, float]:
     """Return the row of the best epoch: the one that metrics.json names, else the one that the same rule chooses."""
     named = [row for row in history if row["epoch"] == number(metrics.get("best_epoch"))]
-    metric = "r2" if any("val_r2" in row for row in history) else "accuracy"
+    metric = primary_metric_in(set().union(*history)).name
     needed = ("val_loss", f"val_{metric}")
     validated = [row for row in history if all(math.isfinite(row.get(key, math.nan)) for key in needed)]
     if named or not validated:
@@ -238,12 +250,39 @@ def _pairs(names: list[str], matrix: np.ndarray | None) -> list[dict[str, Any]]:
     ]
 
 
-def _largest_errors(predictions: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Return the predicted numbers with the largest errors."""
-    errors = [(abs(number(row.get("error"))), i) for i, row in enumerate(predictions)]
-    largest = sorted(((error, i) for error, i in errors if math.isfinite(error)), key=lambda pair: -pair[0])[:ERRORS]
-    rows = [predictions[i] for _, i in largest]
-    return [{"row": r.get("row", ""), **{k: number(r.get(k)) for k in ("target", "predicted", "error")}} for r in rows]
+def _worst_texts(row: dict[str, Any]) -> dict[str, str]:
+    """Return the true and the predicted class, labels or numbers of a row of plots/worst.csv as text."""
+    if "label" in row or not any(name.startswith("target") for name in row):
+        texts = [str(row.get(name, "?")).replace("|", ", ") or "no label" for name in ("label", "predicted")]
+    else:
+        endings = [name.removeprefix("target") for name in row if name.startswith("target")]
+        texts = [
+            ", ".join(f"{ending[1:]} {number(row.get(f'{name}{ending}')):.4g}".strip() for ending in endings)
+            for name in ("target", "predicted")
+        ]
+    return {"true_text": texts[0], "predicted_text": texts[1]}
+
+
+def _targets(predictions: list[dict[str, str]], target: str) -> list[tuple[str, str]]:
+    """Return the name, and the ending of the columns of predictions.csv, of each target."""
+    columns = list(predictions[0]) if predictions else []
+    endings = [name.removeprefix("error") for name in columns if name.startswith("error_")]
+    return [(ending[1:], ending) for ending in endings] or [(target, "")]
+
+
+def _largest_errors(predictions: list[dict[str, str]], targets: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return the predicted numbers with the largest errors, of several targets relative to their typical errors."""
+    errors: list[tuple[float, int, tuple[str, str]]] = []
+    for target in targets:
+        sizes = [abs(number(row.get(f"error{target[1]}"))) for row in predictions]
+        finite = [size for size in sizes if math.isfinite(size)]
+        scale = (sum(size * size for size in finite) / max(len(finite), 1)) ** 0.5 or 1.0
+        errors += [(size / scale, i, target) for i, size in enumerate(sizes) if math.isfinite(size)]
+    rows = []
+    for _, i, (name, ending) in sorted(errors, key=lambda error: -error[0])[:ERRORS]:
+        values = {key: number(predictions[i].get(f"{key}{ending}")) for key in ("target", "predicted", "error")}
+        rows.append({"row": predictions[i].get("row") or predictions[i].get("file") or "", "name": name, **values})
+    return rows
 
 
 def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:

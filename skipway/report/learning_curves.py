@@ -27,17 +27,19 @@ from skipway.report.plot_style import (
     save_note,
     set_titles,
 )
+from skipway.utils.primary_metric import PRIMARY_METRICS, primary_metric_in
 
 __all__ = ["plot_learning_curves", "plot_lr_range_test", "plot_schedule"]
 
 _UNITS = {
     "accuracy": "accuracy, % (higher is better)",
+    "map": "mean average precision, % (higher is better)",
     "r2": "R2 (higher is better)",
     "loss": "loss, nats (lower is better)",
     "squares": "squared error, scaled (lower is better)",
 }
-_SPARE = {"accuracy": 5.0, "r2": 0.05}
-_BEST = {"accuracy": ", {:.1f}%", "r2": ", {:.3f}"}
+_SPARE = {"accuracy": 5.0, "map": 5.0, "r2": 0.05}
+_BEST = {"accuracy": ", {:.1f}%", "map": ", {:.1f}%", "r2": ", {:.3f}"}
 
 
 def plot_learning_curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None) -> None:
@@ -48,19 +50,20 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]], path: str | Path,
     if not history:
         return save_note("no epoch was finished, so there are no curves", path)
     epochs = np.array([finite_or_nan(row.get("epoch")) for row in history])
-    metric = "r2" if "val_r2" in history[0] else "accuracy"
+    metric = primary_metric_in(history[0]).name
     columns = ("train_loss", "val_loss", f"train_{metric}", f"val_{metric}")
     series = {column: np.array([finite_or_nan(row.get(column)) for row in history]) for column in columns}
     best_row = _best_row(epochs, series[f"val_{metric}"], best)
     figure = Figure(figsize=(10, 3.9), dpi=DPI)
-    percent = 100.0 if metric == "accuracy" else 1.0
+    percent = 100.0 if PRIMARY_METRICS[metric].is_share else 1.0
     for left, kind, factor in ((0.6, "loss", 1.0), (5.75, metric, percent)):
         axes = add_axes(figure, (left, 0.6, 3.5, 2.75))
         train, val = (series[f"{split}_{kind}"] * factor for split in ("train", "val"))
         values = np.r_[train, val][np.isfinite(np.r_[train, val])]
         steep = kind == "loss" and len(values) and values.min() > 0 and values.max() > 30 * np.median(values)
         unit = _UNITS["squares" if (kind, metric) == ("loss", "r2") else kind]
-        set_titles(axes, kind.capitalize(), x="epoch", y=unit + (", log scale" if steep else ""))
+        title = PRIMARY_METRICS[kind].heading if kind in PRIMARY_METRICS else kind.capitalize()
+        set_titles(axes, title, x="epoch", y=unit + (", log scale" if steep else ""))
         if steep:
             axes.set_yscale("log")
         draw_line(axes, epochs, train, color=BLUE, width=1.3)
@@ -90,7 +93,7 @@ def _widen_y_axis(axes: Axes, values: np.ndarray, kind: str) -> None:
     low, high = axes.get_ylim()
     spare = max(0.0, (_SPARE.get(kind) or 0.2 * abs(values).max()) - (high - low)) / 2
     floor = max(low - spare, -0.5) if kind == "r2" else max(0.0, low - spare)  # early epochs go far below 0
-    axes.set_ylim(floor, min({"accuracy": 101.0, "r2": 1.01}.get(kind, math.inf), high + spare))
+    axes.set_ylim(floor, min({"accuracy": 101.0, "map": 101.0, "r2": 1.01}.get(kind, math.inf), high + spare))
 
 
 def _label_ends(axes: Axes, epochs: np.ndarray, ends: list[tuple[str, np.ndarray, str]]) -> None:

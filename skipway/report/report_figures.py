@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skipway.report import svg_diagnostics, svg_figures
+from skipway.report.label_figures import precision_recall
 from skipway.report.run_events import run_events
 from skipway.report.run_reader import Reader, mapping, number
 from skipway.report.svg_figures import Figure
+from skipway.report.verdicts import metric_of
 
 __all__ = ["figures_of"]
 
@@ -19,8 +21,8 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
         reader: the reader of the run folder.
 
     Returns:
-        curves, schedule, confusion, reliability, predicted; and diagnostics, a dict of (heading, chart) by the stem of
-        the plot in `plots` that they replace.
+        curves, schedule, confusion, reliability, predicted, precision_recall; and diagnostics, a dict of (heading,
+        chart) by the stem of the plot in `plots` that they replace.
     """
     history, noun, split = facts["history"], facts["noun"], facts["split"]
     last = history[-1]["epoch"] if history else 0.0
@@ -28,18 +30,20 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
     if facts["matrix"] is not None:
         confusion = svg_figures.confusion_matrix(facts["matrix"], facts["names"], split, noun)
     if facts["reliability"] is not None:
-        reliability = svg_figures.reliability_diagram(facts["reliability"], split, noun)
+        reliability = svg_figures.reliability_diagram(facts["reliability"], split, noun, of_labels=facts["multilabel"])
+    labels = facts["label_predictions"]
     return {
         "curves": svg_figures.learning_curves(
             history,
-            "r2" if facts["regression"] else "accuracy",
+            metric_of(facts).name,
             best=facts["best"].get("epoch", 0),
             events=run_events(facts["metrics"], last),
         ),
         "schedule": svg_figures.schedule(facts["schedule"], [number(row.get("lr")) for row in history]),
         "confusion": confusion,
         "reliability": reliability,
-        "predicted": svg_figures.predicted_over_true(facts["predictions"], facts["target"], split),
+        "predicted": svg_figures.predicted_over_true(facts["predictions"], facts["targets"], split, noun),
+        "precision_recall": labels and precision_recall(labels, facts["per_class"], split, noun),
         "diagnostics": _diagnostics(reader),
     }
 

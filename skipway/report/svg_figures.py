@@ -12,6 +12,7 @@ from skipway.report.calibration import Reliability
 from skipway.report.plot_style import finite_or_nan, shorten
 from skipway.report.run_events import Event
 from skipway.report.svg_chart import Axis, Line, Mark, label_width, line_chart, svg, svg_text
+from skipway.utils.primary_metric import PRIMARY_METRICS
 from skipway.utils.uncertainty import wilson_interval
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 
 _STEEP = 30.0  # largest loss over the median, from which on the axis is logarithmic
 _MOST_POINTS = 1500  # of a scatter plot
+_MOST_PANELS = 6  # targets with a scatter plot
 _NUMBERED = 25  # classes up to which the cells of a confusion matrix have their counts
 _LABELED = 50  # rows and columns that have their name
 _MOST_CELLS = 6000  # of a confusion matrix, those with the largest shares
@@ -44,22 +46,23 @@ class Figure:
 def learning_curves(
     history: Sequence[Mapping[str, Any]], metric: str, *, best: float, events: Sequence[Event]
 ) -> Figure | None:
-    """Draw loss and metric ("accuracy" or "r2") over the epochs; None if there is no epoch."""
+    """Draw loss and metric ("accuracy", "map" or "r2") over the epochs; None if there is no epoch."""
     if not history:
         return None
     epochs = [finite_or_nan(row.get("epoch")) for row in history]
     marks = [Mark(event.epoch, event.text) for event in events]
-    name = "R2" if metric == "r2" else "accuracy"
-    factor = 1.0 if metric == "r2" else 100.0
+    name = PRIMARY_METRICS[metric].title
+    factor = 100.0 if PRIMARY_METRICS[metric].is_share else 1.0
     score_axis = Axis("R2", least=0.05, low=None, bounds=(-0.5, 1.0))
-    if metric == "accuracy":
-        score_axis = Axis("accuracy", least=5.0, bounds=(0.0, 100.0), unit="%")
+    if PRIMARY_METRICS[metric].is_share:
+        score_axis = Axis(name, least=5.0, bounds=(0.0, 100.0), unit="%")
     panels, courses = [], []
-    for key, title, scale in (("loss", "Loss", 1.0), (metric, name[0].upper() + name[1:], factor)):
+    for key, title, scale in (("loss", "Loss", 1.0), (metric, PRIMARY_METRICS[metric].heading, factor)):
         values = {part: [finite_or_nan(row.get(f"{part}_{key}")) * scale for row in history] for part in _PARTS}
         courses.append(values)
         y = score_axis if key == metric else _loss_axis([*values["train"], *values["val"]], metric)
         lines = [Line(word, epochs, values[part], color) for part, (word, color) in _PARTS.items()]
+        lines = [line for line in lines if any(map(math.isfinite, line.ys))]  # mAP is measured in validation alone
         extra = [Mark(e, f"best epoch {e:g}", v) for e, v in zip(epochs, values["val"], strict=True) if e == best]
         ordered = sorted([*marks, *extra], key=lambda mark: mark.x)
         panels.append(line_chart(title, lines, x=Axis("epoch", whole=True), y=y, marks=ordered))
@@ -74,7 +77,7 @@ _PARTS = {"train": ("training", "blue"), "val": ("validation", "orange")}
 
 def _loss_axis(values: Sequence[float], metric: str) -> Axis:
     finite = [value for value in values if math.isfinite(value)]
-    label = "loss, nats" if metric == "accuracy" else "squared error, scaled"
+    label = "squared error, scaled" if metric == "r2" else "loss, nats"
     if finite and min(finite) > 0 and max(finite) > _STEEP * float(np.median(finite)):
         return Axis(f"{label}, log scale", log=True)
     return Axis(label, bounds=(0.0, math.inf), least=0.2 * max(map(abs, finite), default=1.0))
@@ -143,44 +146,72 @@ def schedule(points: Sequence[Sequence[float]], rates_used: Sequence[float]) -> 
     return Figure(tuple(panels), f"{shows}, over the planned length of the run.", f"{result}.")
 
 
-def reliability_diagram(result: Reliability, split: str, noun: str) -> Figure:
-    """Draw accuracy over confidence with 95% intervals, next to the diagonal of a calibrated model."""
+def reliability_diagram(result: Reliability, split: str, noun: str, *, of_labels: bool = False) -> Figure:
+    """Draw accuracy over confidence with 95% intervals, next to the diagonal of a calibrated model.
+
+    `of_labels` names both for the probabilities of labels: the frequency of a label over its probability.
+    """
     lines = [Line("calibrated", [0, 100], [0, 100], "ink", dashed=True, dots="none")]
     lines.append(Line("this run", [100 * b[0] for b in result.bins], [100 * b[1] for b in result.bins], "blue"))
     for confidence, accuracy, count in result.bins:
         low, high = wilson_interval(accuracy, count)
         lines.append(Line("", [100 * confidence] * 2, [100 * low, 100 * high], "blue", dots="none", opacity=0.5))
-    x = Axis("confidence (probability of the prediction)", low=0.0, high=100.0, unit="%")
-    panels = (line_chart("Reliability", lines, x=x, y=Axis("accuracy", low=0.0, high=100.0, unit="%")),)
+    label = "probability of the label" if of_labels else "confidence (probability of the prediction)"
+    x, y = (Axis(text, low=0.0, high=100.0, unit="%") for text in (label, "frequency" if of_labels else "accuracy"))
+    panels = (line_chart("Reliability", lines, x=x, y=y),)
     count = max(row[2] for row in result.bins)
     share = count / result.count
     shows = "Accuracy of predictions by confidence, in ten bins with 95% intervals. Below the diagonal: overconfident."
     means = f"mean confidence {result.confidence:.1%}, accuracy {result.accuracy:.1%}"
+    if of_labels:
+        shows = "Frequency of labels by their probability, in ten bins with 95% intervals, over all pairs of both."
+        means = f"mean probability {result.confidence:.1%}, frequency {result.accuracy:.1%}"
+        noun = f"pairs of {noun} and labels"
     text = f"This run: {means}, on {result.count:,} {split} {noun}; the largest bin holds {count:,} ({share:.1%})."
     return Figure(panels, shows, text)
 
 
-def predicted_over_true(rows: Sequence[Mapping[str, Any]], target: str, split: str) -> Figure | None:
-    """Draw predicted over true numbers; None if there is no pair of finite numbers."""
-    pairs = [(finite_or_nan(row.get("target")), finite_or_nan(row.get("predicted"))) for row in rows]
-    pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-    if not pairs:
+def predicted_over_true(
+    rows: Sequence[Mapping[str, Any]], targets: Sequence[tuple[str, str]], split: str, noun: str
+) -> Figure | None:
+    """Draw predicted over true numbers; None if there is no pair of finite numbers.
+
+    Args:
+        rows: rows of predictions.csv.
+        targets: name, and ending of the columns, of each target; the first six are drawn.
+        split: name of the split.
+        noun: noun of the samples.
+    """
+    panels, above, total, most = [], 0, 0, 0
+    for target, ending in targets[:_MOST_PANELS]:
+        pairs = [
+            (finite_or_nan(row.get(f"target{ending}")), finite_or_nan(row.get(f"predicted{ending}"))) for row in rows
+        ]
+        pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+        if pairs:
+            shown = pairs[:: -(-len(pairs) // _MOST_POINTS)]
+            panels.append(_scatter(shown, target, several=len(targets) > 1))
+            above, total, most = above + sum(b > a for a, b in pairs), total + len(pairs), max(most, len(shown))
+    if not panels:
         return None
-    step = -(-len(pairs) // _MOST_POINTS)
-    shown = pairs[::step]
+    name = shorten(targets[0][0], 24) if len(targets) == 1 else "numbers"
+    shows = f"Predicted over true {name} of {most:,} {split} {noun}. Points on the line are exact."
+    result = f"This run: {above:,} of {total:,} predictions are above the true value, {above / total:.0%}."
+    return Figure(tuple(panels), shows, result)
+
+
+def _scatter(pairs: Sequence[tuple[float, float]], target: str, *, several: bool) -> Markup:
+    """Draw predicted over true values of one target."""
     values = [value for pair in pairs for value in pair]
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 1.0
-    opacity = min(0.9, max(0.25, 12 / math.sqrt(len(shown))))
-    dots = Line("this run", [a for a, _ in shown], [b for _, b in shown], "blue", dots="only", opacity=opacity)
+    opacity = min(0.9, max(0.25, 12 / math.sqrt(len(pairs))))
+    dots = Line("this run", [a for a, _ in pairs], [b for _, b in pairs], "blue", dots="only", opacity=opacity)
     diagonal = Line("equal", [low, high], [low, high], "ink", dashed=True, dots="none")
-    limits = (low - margin, high + margin)
     name = shorten(target, 24)
-    x, y = (Axis(f"{word} {name}", low=limits[0], high=limits[1]) for word in ("true", "predicted"))
-    above = sum(b > a for a, b in pairs)
-    shows = f"Predicted over true {name} of {len(shown):,} {split} rows. Points on the line are exact."
-    result = f"This run: {above:,} of {len(pairs):,} predictions are above the true value, {above / len(pairs):.0%}."
-    return Figure((line_chart("Predicted and true values", [diagonal, dots], x=x, y=y),), shows, result)
+    x, y = (Axis(f"{word} {name}", low=low - margin, high=high + margin) for word in ("true", "predicted"))
+    title = f"Predicted and true {name}" if several else "Predicted and true values"
+    return line_chart(title, [diagonal, dots], x=x, y=y)
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], split: str, noun: str) -> Figure | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from skipway.report.run_reader import mapping, number
 from skipway.utils.format_text import count_of
+from skipway.utils.primary_metric import PRIMARY_METRICS, PrimaryMetric
 from skipway.utils.uncertainty import (
     Z95,
     difference_floor,
@@ -21,7 +22,7 @@ from skipway.utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["Verdict", "fit_verdicts", "majority", "percent", "verdicts", "waiting"]
+__all__ = ["Verdict", "fit_verdicts", "majority", "metric_of", "percent", "verdicts", "waiting"]
 
 _MATERIAL_GAP = 0.05  # between training and validation: a smaller one is normal, however certain
 _MATERIAL_GAIN = 0.003  # of the metric in the last fifth of the epochs
@@ -59,7 +60,7 @@ def fit_verdicts(facts: Mapping[str, Any]) -> list[Verdict]:
     if not history:
         return []
     regression = bool(facts.get("regression"))
-    metric = "r2" if regression else "accuracy"
+    metric = metric_of(facts).name
     count = _count(facts, "val")
     # A head that was fitted first has another loss, without label smoothing, and is no point of the curve after it.
     trained = history[1:] if len(history) > 1 and history[0].get("lr") == 0 else history
@@ -74,6 +75,13 @@ def fit_verdicts(facts: Mapping[str, Any]) -> list[Verdict]:
     if not _cut_short(facts, trained):
         found += _trend(trained, best, metric, count)
     return found or [Verdict(text) for text in _nothing_notable(history, best, metric, count)]
+
+
+def metric_of(facts: Mapping[str, Any]) -> PrimaryMetric:
+    """Return the primary metric of a run, by its regression and multilabel; by default accuracy."""
+    if facts.get("regression"):
+        return PRIMARY_METRICS["r2"]
+    return PRIMARY_METRICS["map" if facts.get("multilabel") else "accuracy"]
 
 
 def _count(facts: Mapping[str, Any], split: str) -> int:
@@ -91,6 +99,8 @@ def _not_finite(history: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _chance_level(facts: Mapping[str, Any], best: Mapping[str, float], count: int) -> list[str]:
     """Report an accuracy that may be that of a constant answer: its interval reaches the share of the largest class."""
+    if facts.get("multilabel"):
+        return _frequency_level(facts)
     accuracy = best.get("val_accuracy", math.nan)
     name, share = majority(facts["classes"])
     if not count or not share or not math.isfinite(accuracy) or exceeds_share(accuracy, count, share):
@@ -98,6 +108,15 @@ def _chance_level(facts: Mapping[str, Any], best: Mapping[str, float], count: in
     return [
         f"Accuracy is not clearly better than always predicting the largest class, {name} ({percent(share)} of all)."
     ]
+
+
+def _frequency_level(facts: Mapping[str, Any]) -> list[str]:
+    """Report a mean average precision that may be that of constant probabilities, as the run measured it."""
+    constant = mapping(mapping(facts.get("metrics")).get("val_constant_answer"))
+    if constant.get("exceeded") is not False:
+        return []
+    share = percent(constant.get("map"))
+    return [f"mAP is not clearly better than always predicting the frequency of each label ({share})."]
 
 
 def majority(classes: Mapping[str, Mapping[str, int]], split: str = "val") -> tuple[str, float]:
@@ -202,7 +221,7 @@ def _trend(history: Sequence[Mapping[str, float]], best: Mapping[str, float], me
     if not all(math.isfinite(value) for value in late + before):
         return []
     gain = _mean(late) - _mean(before)
-    name = "R2" if metric == "r2" else "accuracy"
+    name = PRIMARY_METRICS[metric].title
     change = f"{abs(gain):.3f}" if metric == "r2" else f"{100 * abs(gain):.1f} points"
     span = f"Over the last {_epochs(fifth)} validation {name}" if fifth > 1 else f"In the last epoch validation {name}"
     if gain > max(_gain_noise(curve, count, metric, fifth), _MATERIAL_GAIN):
@@ -243,6 +262,12 @@ def _nothing_notable(
     history: Sequence[Mapping[str, float]], best: Mapping[str, float], metric: str, count: int
 ) -> list[str]:
     """Write the gap between training and validation, its uncertainty, and how later epochs compare."""
+    if metric == "map":  # the training batches have another metric
+        losses = [number(best.get(f"{part}_loss")) for part in ("train", "val")]
+        if not all(map(math.isfinite, losses)):
+            return []
+        text = f"In the best epoch, the loss is {losses[0]:.3g} in training and {losses[1]:.3g} in validation"
+        return [f"{text}{_later_epochs(history, best, metric)}."]
     train, val = (number(best.get(f"{part}_{metric}")) for part in ("train", "val"))
     if not math.isfinite(train - val):
         return []
@@ -262,7 +287,7 @@ def _later_epochs(history: Sequence[Mapping[str, float]], best: Mapping[str, flo
     scores = [number(row.get(f"val_{metric}")) for row in later]
     if not later or not all(map(math.isfinite, scores)) or max(scores) > best[f"val_{metric}"]:
         return ""
-    name = "R2" if metric == "r2" else "accuracy"
+    name = PRIMARY_METRICS[metric].title
     if later[-1].get("val_loss", math.inf) < best.get("val_loss", math.nan):
         return f"; after epoch {best['epoch']:g} the validation loss fell further, but {name} did not rise"
     return f"; no epoch after epoch {best['epoch']:g} was better"

@@ -26,7 +26,9 @@ __all__ = [
     "ranking_precision",
 ]
 
-RARE = 10  # positive samples that count as much as the threshold of all labels
+# Positive samples that weigh as much as the threshold of all labels. In simulations with 20 labels and 100 or 1,000
+# validation samples, weights from 2 to 10 gave the same macro F1 on new samples, and 0 one to two points less.
+RARE = 3
 _RESAMPLES = (100, 1000)  # of a bootstrap: fewer if samples or labels are many
 _MOST_VALUES = 5e7  # probabilities that all resamples visit
 _CHUNK_VALUES = 4e6
@@ -127,7 +129,7 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
 
     A label's own threshold maximizes its F1, in the middle between the two probabilities around it. A rare label has
     too few samples for that. So the logit of the threshold is a mean of its own one, with the weight of the positive
-    samples, and of the one that maximizes F1 over all labels, with the weight of 10 samples.
+    samples, and of the one that maximizes F1 over all labels, with the weight of 3 samples.
 
     >>> labels, probabilities = np.array([[True], [True], [False]]), np.array([[0.8], [0.3], [0.1]])
     >>> best_thresholds(labels, probabilities).tolist()

@@ -26,6 +26,11 @@ class PrimaryMetric:
     train_name: str
     train_title: str
 
+    @property
+    def heading(self) -> str:
+        """Title as the first word of a heading."""
+        return self.title.capitalize() if self.title.islower() else self.title
+
     def text(self, value: float, digits: int) -> str:
         """Format a value: a share as a percentage with `digits` decimals, another one with two decimals more."""
         return f"{value:.{digits}%}" if self.is_share else f"{value:.{digits + 2}f}"

@@ -159,10 +159,16 @@ def test_a_reliability_diagram_has_an_interval_for_every_bin():
 
 def test_predicted_numbers_are_drawn_over_true_ones():
     rows = [{"target": str(i), "predicted": str(i + 1)} for i in range(5000)] + [{"target": "x"}]
-    figure = svg_figures.predicted_over_true(rows, "<price>", "test")
+    figure = svg_figures.predicted_over_true(rows, [("<price>", "")], "test", "rows")
     assert len(str(figure.panels[0])) < 40_000 and "&lt;price&gt;" in figure.panels[0]
     assert figure.result == "This run: 5,000 of 5,000 predictions are above the true value, 100%."
-    assert svg_figures.predicted_over_true([], "", "test") is None
+    assert svg_figures.predicted_over_true([], [("", "")], "test", "rows") is None
+
+
+def test_each_of_several_numbers_has_a_panel():
+    rows = [{f"{part}_{name}": str(i) for part in ("target", "predicted") for name in "xy"} for i in range(9)]
+    figure = svg_figures.predicted_over_true(rows, [("x", "_x"), ("y", "_y")], "val", "images")
+    assert len(figure.panels) == 2 and "9 val images" in figure.shows and "0 of 18 predictions" in figure.result
 
 
 def landscape(losses):

@@ -99,7 +99,7 @@ def test_thresholds_of_frequent_labels_maximize_f1_and_rare_ones_lean_on_all_lab
     best = max(f1_score(labels[:, 0], probabilities[:, 0] >= t) for t in grid)
     assert f1_score(labels[:, 0], probabilities[:, 0] >= chosen[0]) > best - 0.01
     own, common = best_thresholds(labels[:, 1:2], probabilities[:, 1:2])[0], chosen[2]
-    assert common < chosen[1] < own  # two positive samples weigh 2 to 10
+    assert common < chosen[1] < own  # two positive samples weigh 2 to 3
     logits = np.log(np.array([own, common, chosen[1]]) / (1 - np.array([own, common, chosen[1]])))
     assert logits[2] == pytest.approx((2 * logits[0] + RARE * logits[1]) / (2 + RARE), abs=1e-3)
 
