@@ -10,7 +10,7 @@ from small_runs import QUICK, Words, quick, same_runs, table
 
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
-from skipway.runs import image_datamodule
+from skipway.runs import datamodule
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
 from skipway.utils.stop_signals import StopFlag
@@ -34,7 +34,7 @@ class StopWhenTrained(StopFlag):
 def opened():
     """A function that makes the next run read a source."""
     with pytest.MonkeyPatch.context() as patch:
-        yield lambda source: patch.setattr(image_datamodule, "open_images", lambda recipe: source)
+        yield lambda source: patch.setattr(datamodule, "open_recipe_data", lambda recipe: source)
 
 
 @pytest.fixture(scope="module")
