@@ -82,3 +82,25 @@ def test_a_run_on_images_with_columns_is_evaluated_on_its_table(tmp_path):
     bare = folder(tmp_path / "bare", train_csv=rows("file,kind", "{0}.jpg,{1}", 24))
     with pytest.raises(InputError, match="cannot find the column 'age'"):
         sw.evaluate(run.path, bare)
+
+
+@pytest.mark.parametrize("kind", ["separator", "lists", "columns", "numbers", "one_hot"])
+def test_labels_and_numbers_of_tables_of_images_are_trained_and_evaluated(tmp_path, kind):
+    forms = {
+        "separator": ("file,tags", "{0}.jpg,{1}|pet"),
+        "lists": ("file,tags", '{0}.jpg,"[""{1}"", ""pet""]"'),
+        "columns": ("file,cat,pet", "{0}.jpg,1,1"),
+        "numbers": ("file,age,size", "{0}.jpg,{0}.5,-{0}"),
+        "one_hot": ("file,cat,dog", "{0}.jpg,0,1"),
+    }
+    table = rows(*forms[kind], 24)
+    options = {"label_sep": "|"} if kind == "separator" else {}
+    if kind == "numbers":
+        options = {"target": "age,size"}
+    elif kind in ("columns", "one_hot"):
+        table = table.replace(b"3.jpg,1,1", b"3.jpg,0,1").replace(b"4.jpg,0,1", b"4.jpg,1,0")
+    data = folder(tmp_path, train_csv=table)
+    run = sw.train(data, output=tmp_path / "runs", **QUICK, **options)
+    evaluation = sw.evaluate(run.path, data)
+    assert evaluation.count == 24 and np.isfinite(evaluation.loss)
+    assert sw.check(data, **options).as_dict()["counts"] == {"train": 24}

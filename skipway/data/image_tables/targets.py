@@ -63,7 +63,7 @@ def read_image_targets(
     """
     defining = tables.get("train") or next(iter(tables.values()))
     task = roles.task if known is None else known.task
-    separator = roles.label_sep
+    separator = roles.label_sep or (known.label_sep if known is not None else None) or None
     if len(names) == 1:
         separator = _prepare_labels(tables, defining, names[0], task, separator)
     elif task in ("auto", "classification") and (classes := _single_ones(tables, names, task)):
@@ -71,7 +71,7 @@ def read_image_targets(
     if known is None:
         target = infer_target(defining, names, task, separator)
     else:
-        target = Target(names, known.task, known.class_names, separator or known.label_sep)
+        target = Target(names, known.task, known.class_names, separator or "")
     values = {split: target.read(table) for split, table in tables.items()}
     return ImageTargets(target.task, target.class_names, values, label_sep=target.label_sep)
 
