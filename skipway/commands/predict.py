@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
-from skipway.commands.prediction_inputs import PredictionInput, list_inputs, prepare_ahead
+from skipway.commands.prediction_inputs import PredictionInput, prepare_ahead
 from skipway.commands.prediction_output import NOT_FINITE, Prediction
+from skipway.commands.table_inputs import list_image_inputs
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.table import Table
 from skipway.data.tables.columns import Problem
@@ -47,8 +48,8 @@ def predict(
 
     Args:
         run: run folder, weights file or network.
-        sources: one or several image paths, folders or uint8 arrays (H, W) or (H, W, C); for a table model, table files
-            or DataFrames. A folder includes its images at any depth.
+        sources: one or several image paths, folders, archives, arrays (H, W) or (H, W, C), PIL images, or tables that
+            name images; for a table model, table files or DataFrames. A folder includes its images at any depth.
         top: number of most likely classes or labels in `Prediction.top`. `Prediction.labels` of a multilabel model has
             all labels whose probability reaches their threshold.
         tta: average the outputs over several views of each image (test-time augmentation).
@@ -81,7 +82,7 @@ def predict(
     require_classes(network.plan, "predict")
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
-    inputs = list_inputs(sources, console, network.require_image_spec().channels)
+    inputs = list_image_inputs(sources, network.require_image_spec(), console)
     network = with_fastest_engine(
         network,
         engine,
@@ -121,7 +122,9 @@ def _predict_batch(
     """Yield the predictions for a batch of images with their pixels, in order."""
     spec = network.require_image_spec()
     usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
-    outputs = iter(pixel_outputs(network, spec, usable, tta=tta) if usable else ())
+    columns = [image.row for image, pixels in batch if isinstance(pixels, np.ndarray) and image.row is not None]
+    rows = np.stack(columns) if columns else None
+    outputs = iter(pixel_outputs(network, spec, usable, rows=rows, tta=tta) if usable else ())
     for image, pixels in batch:
         if isinstance(pixels, InputError):
             yield Prediction(image.name, (), printable(pixels))

@@ -35,10 +35,12 @@ class PredictionInput:
     Attributes:
         name: name in messages and tables.
         source: what `prepare_image` reads, or the error that prevents it.
+        row: (F + K,) encoded feature columns of the image, or None.
     """
 
     name: str
     source: Any
+    row: np.ndarray | None = None
 
 
 def list_inputs(sources: Any, console: Console, channels: int = 3) -> list[PredictionInput]:

@@ -21,12 +21,12 @@ from skipway.data.tables.target import missing_targets
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
 
-__all__ = ["ImageRows", "read_rows", "refuse_wrong_root", "split_table"]
+__all__ = ["REASONS", "ImageRows", "read_rows", "refuse_wrong_root", "split_table"]
 
 _ENOUGH = 0.5  # share of the images that must be found
 _SAMPLE = 20  # missing files that are looked for elsewhere
 _LONGEST_KEY = 200  # characters of a name that is no file
-_REASONS = {
+REASONS = {
     "missing": "no such file",
     "outside": "outside of the data folder (allow it with --follow-links, or use --image-root)",
 }
@@ -51,7 +51,7 @@ class ImageRows:
     def reason(self, row: int) -> str:
         """Return why the file of a row cannot be read, or ""."""
         problem = self.matches[row].problem
-        return f"{_REASONS[problem]} ({self.table.row_name(row)})" if problem else ""
+        return f"{REASONS[problem]} ({self.table.row_name(row)})" if problem else ""
 
 
 def split_table(table: Table, columns: ImageColumns, roles: ColumnRoles) -> dict[str, Table]:

@@ -1,0 +1,81 @@
+"""Inputs of predict that a table names: an image for each row, with its feature columns if the model has them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skipway.commands.prediction_inputs import PredictionInput, list_inputs
+from skipway.data.image_spec import Spec
+from skipway.data.image_tables.read_tables import is_table_file, read_file
+from skipway.data.image_tables.unlabeled_images import unlabeled_images
+from skipway.data.sources.in_memory import is_frame
+from skipway.data.sources.read_table import frame_table
+from skipway.data.sources.table import Table
+from skipway.data.tables.columns import Problem
+from skipway.errors import InputError, printable
+from skipway.utils.console import Console
+
+__all__ = ["list_image_inputs"]
+
+
+def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[PredictionInput]:
+    """List the inputs of an image model, in order; a table becomes the images that its rows name.
+
+    Args:
+        sources: tables or DataFrames of images, or what `list_inputs` accepts.
+        spec: Spec of the model; its feature columns must be in each table.
+        console: prints remarks.
+
+    Raises:
+        InputError: a table names no images or lacks a column, or the model has feature columns and gets no table.
+    """
+    is_one = isinstance(sources, str | os.PathLike) or is_frame(sources)
+    parts = [sources] if is_one else sources
+    are_tables = list(map(_is_table, parts)) if isinstance(parts, list | tuple) else [False]
+    if spec.feature_columns and not all(are_tables):
+        names = ", ".join(printable(column.name) for column in spec.feature_columns[:8])
+        raise InputError(
+            f"cannot predict: expected a table that names images, with the columns {names}, got images alone. Pass a "
+            ".csv file or a DataFrame."
+        )
+    if not any(are_tables):
+        return list_inputs(sources, console, spec.channels)
+    inputs: list[PredictionInput] = []
+    for part in parts:
+        inputs += _rows_of(part, spec, console) if _is_table(part) else list_inputs([part], console, spec.channels)
+    return inputs
+
+
+def _is_table(source: Any) -> bool:
+    return is_frame(source) or (isinstance(source, str | os.PathLike) and is_table_file(os.fspath(source)))
+
+
+def _rows_of(source: Any, spec: Spec, console: Console) -> list[PredictionInput]:
+    """List the images of a table, each with its encoded feature columns."""
+    table = frame_table(source) if is_frame(source) else read_file(Path(source))
+    root = Path() if is_frame(source) else Path(source).parent
+    images = unlabeled_images(table, root)
+    if not spec.feature_columns:
+        return [PredictionInput(image.name, image.content) for image in images]
+    rows, problems = _encoded(table, spec, console)
+    return [
+        PredictionInput(image.name, _row_error(problems[i]) if i in problems else image.content, rows[i])
+        for i, image in enumerate(images)
+    ]
+
+
+def _encoded(table: Table, spec: Spec, console: Console) -> tuple[np.ndarray, dict[int, Problem]]:
+    """Return the encoded feature columns (N, F + K), and the first unusable cell of each row that has one."""
+    encoded = spec.row_spec.encode(table)
+    for line in [*table.notes, *encoded.remarks()]:
+        console.print(f"{printable(table.name)}: {line}")
+    problems: dict[int, Problem] = {}
+    for problem in encoded.problems:
+        problems.setdefault(problem.row, problem)
+    return encoded.x, problems
+
+
+def _row_error(problem: Problem) -> InputError:
+    return InputError(f"column {printable(problem.column)!r}: {problem.why}")
