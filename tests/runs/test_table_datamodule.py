@@ -117,6 +117,8 @@ def test_the_header_of_the_weights_is_all_that_is_needed(price, home):
         network.predict_proba(frame)
     with pytest.raises(InputError, match="cannot encode the matrix: expected 4 columns as in training, got all but"):
         network.predict(np.zeros((2, 4)))
+    with pytest.raises(InputError, match=r"predict: expected a DataFrame, a matrix \(N, F\) or the path of a .csv"):
+        network.predict(3)
     with pytest.raises(InputError, match="cannot use images: expected an image model, got one trained on a table"):
         network.probabilities([np.zeros((8, 8, 1), np.uint8)])
 
