@@ -86,7 +86,7 @@ def _packs_images(path: Path) -> bool:
 
 @dataclass
 class _Opening:
-    """The arguments of `open_data`, and the tables that have been read."""
+    """The arguments of `open_data`, the tables that have been read, and the files that have been listed."""
 
     data: str
     roles: ColumnRoles
@@ -94,6 +94,7 @@ class _Opening:
     allow_empty_classes: bool
     known: OutputSpec | None
     tables: dict[Path, Table] = field(default_factory=dict)
+    tree: FileTree | None = None
 
     def other(self) -> Source | TableSource:
         """Open a plain table, class folders, images in Parquet files, or a dataset by its name."""
@@ -108,6 +109,7 @@ class _Opening:
             self.allow_empty_classes,
             known_classes=None if self.known is None else self.known.class_names,
             roles=self.roles,
+            tree=self.tree,
         )
 
     def read(self, path: Path) -> Table:
@@ -142,6 +144,7 @@ class _Opening:
         """Open a folder or an archive, of images with or without a table, or of tables of rows."""
         tree = DiskTree(path, self.follow_links) if path.is_dir() else open_archive(path)
         base = path if path.is_dir() else None
+        self.tree = tree
         if self.roles.label_regex is not None:
             return self._by_name(tree, base)
         candidates, unread = self._candidates(tree, base)

@@ -33,6 +33,7 @@ def open_source(
     known_classes: Collection[str] | None = None,
     *,
     roles: ColumnRoles = NO_ROLES,
+    tree: FileTree | None = None,
 ) -> Source:
     """Open labeled images; an existing folder or file takes precedence over a name on the Hub.
 
@@ -43,6 +44,7 @@ def open_source(
         allow_empty_classes: True to leave out classes without images instead of raising.
         known_classes: classes of a trained model, with which one class and one split are enough.
         roles: roles of the columns of parquet files.
+        tree: files of the folder or archive if they are already listed.
 
     Raises:
         InputError: there are no labeled images at `data`, or they cannot be read.
@@ -87,7 +89,8 @@ def open_source(
             f"cannot use {printable(data)}: expected a folder with one subfolder per class, an archive of it, or a "
             f".parquet, .csv or .tsv file, got {kind}. Convert the data."
         )
-    tree = DiskTree(path, follow_links) if path.is_dir() else open_archive(path)
+    if tree is None:
+        tree = DiskTree(path, follow_links) if path.is_dir() else open_archive(path)
     if any(name.endswith(".parquet") for name in tree.root.other_paths()):
         if path.is_file():
             raise InputError(f"cannot use {tree.where}: expected images, got parquet files. Unpack the archive.")

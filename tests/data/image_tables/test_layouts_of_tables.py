@@ -9,6 +9,7 @@ from file_trees import noise
 from table_of_images import LABELS, images, labels_of, opened, rows
 
 from skipway.data.open_data import open_data
+from skipway.data.sources.file_tree import DiskTree
 from skipway.data.sources.image_source import Source, read_content
 
 
@@ -213,3 +214,10 @@ def test_a_table_that_names_no_images_stays_a_table(tmp_path):
     for data in ("", "train.csv"):
         assert not isinstance(opened(tmp_path, files, data=data, target="city"), Source)
     assert not isinstance(opened(tmp_path, {"t.jsonl": b'{"a": 1, "b": "x"}\n'}, data="t.jsonl", target="b"), Source)
+
+
+def test_class_folders_are_listed_once(tmp_path, monkeypatch):
+    listed = []
+    monkeypatch.setattr(DiskTree, "_list", lambda tree, real=DiskTree._list: listed.append(tree) or real(tree))
+    assert opened(tmp_path, images("cat") | images("dog", 10, 10)).count("train") == 20
+    assert len(listed) == 1
