@@ -26,7 +26,7 @@ class Evaluation:
         accuracy: accuracy between 0 and 1.
         loss: mean loss.
         classes: one row per class, with its count, precision, recall and F1 score.
-        skipped: number of unreadable images, or of rows without a target.
+        skipped: number of unreadable or unlabeled images, or of rows without a target.
         metrics: further metrics by name.
         noun: "images" or "rows".
         trained_on: number of evaluated samples in the training set of the run.
@@ -67,7 +67,7 @@ class LabelEvaluation:
         map: mean average precision over the labels that occur; NaN if none does.
         loss: mean loss.
         labels: one row per label, with its count, precision, recall, F1 score, average precision and threshold.
-        skipped: number of unreadable images, or of rows without a target.
+        skipped: number of unreadable or unlabeled images, or of rows without a target.
         metrics: further metrics by name, such as macro_f1 and micro_f1.
         noun: "images" or "rows".
         trained_on: number of evaluated samples in the training set of the run.
@@ -111,7 +111,7 @@ class RegressionEvaluation:
         r2: coefficient of determination, averaged over the targets.
         mae, rmse: mean absolute and root mean squared error in units of the target, averaged over the targets.
         loss: mean loss.
-        skipped: number of unreadable images, or of rows without a target.
+        skipped: number of unreadable or unlabeled images, or of rows without a target.
         targets: one row per target, with its R2 and errors.
         noun: "images" or "rows".
         trained_on: number of evaluated samples in the training set of the run.
@@ -178,7 +178,7 @@ def _plain_values(evaluation: AnyEvaluation) -> dict[str, Any]:
 
 def _total(evaluation: AnyEvaluation) -> str:
     """Return the number of evaluated and of skipped samples as text."""
-    reason = "unreadable" if evaluation.noun == "images" else "without a target"
+    reason = "unreadable or unlabeled" if evaluation.noun == "images" else "without a target"
     skipped = f" (skipped {evaluation.skipped:,} {reason})" if evaluation.skipped else ""
     return f"{count_of(evaluation.count, evaluation.noun[:-1])}{skipped}"
 

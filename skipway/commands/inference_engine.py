@@ -154,11 +154,12 @@ def _convert(
     task = network.spec.task
     before, after = (_primary_metric(model, task_of(network.spec), *samples["val"]) for model in (network, converted))
     name, count = _METRICS[task], len(samples["val"][1])
-    console.print(f"int8: {name} {after:.2%} (unquantized: {before:.2%}) on {count:,} validation images")
+    form = ".4f" if task == "regression" else ".2%"  # R2 is no share of the samples
+    console.print(f"int8: {name} {after:{form}} (unquantized: {before:{form}}) on {count:,} validation images")
     if not before - after <= _MAX_LOSS:
         raise InputError(
-            f"cannot use int8: expected a loss of {name} of at most {_MAX_LOSS:.0%}, got {before - after:.2%}. Use "
-            f"--precision {'fp32' if task == 'regression' else 'bf16'}."
+            f"cannot use int8: expected a loss of {name} of at most {_MAX_LOSS:{form}}, got {before - after:{form}}. "
+            f"Use --precision {'fp32' if task == 'regression' else 'bf16'}."
         )
     return converted
 

@@ -90,7 +90,7 @@ class Turned(torch.nn.Module):
 def test_int8_at_too_high_a_price_is_refused(run, monkeypatch):
     accuracies = iter([0.9, 0.87])
     monkeypatch.setattr(inference_engine, "_primary_metric", lambda *_: next(accuracies))
-    with pytest.raises(InputError, match="cannot use int8: expected a loss of accuracy of at most 2%, got 3.00%"):
+    with pytest.raises(InputError, match="cannot use int8: expected a loss of accuracy of at most 2.00%, got 3.00%"):
         predict(run, np.zeros((8, 8), np.uint8), engine="torch", precision="int8")
 
 
