@@ -23,7 +23,7 @@ from skipway.errors import InputError
 from skipway.export.fused_convolution import Convolution
 from skipway.export.preprocessing import Preparation
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, prepare_image
+from skipway.models.network_outputs import as_table, prepare_image, refuse_columns
 from skipway.nn.chain import Chain
 
 __all__ = ["Description", "describe_export", "plain_copy"]
@@ -187,6 +187,8 @@ def describe_export(network: Network, raw: bool) -> Description:
             "export: expected a Network with a Spec (its inputs and outputs), got none. Load it from a run or a "
             "skipway file, or set its .spec."
         )
+    if isinstance(network.spec, Spec):
+        refuse_columns(network.spec, "export", "Train without --features to export.")
     twin = plain_copy(network)
     assert isinstance(twin, Network)
     if isinstance(network.spec, TableSpec):

@@ -39,6 +39,7 @@ __all__ = [
     "holds_many",
     "image_outputs",
     "pixel_outputs",
+    "refuse_columns",
     "prepare_image",
     "require_finite",
     "row_outputs",
@@ -126,6 +127,24 @@ def pixel_outputs(
 def batch_size_for(spec: Spec, most: int) -> int:
     """Return the batch size for images of `spec`: `most`, or fewer if the images are large."""
     return max(1, min(most, _BATCH_BYTES // (4 * math.prod(spec.input_shape))))
+
+
+def refuse_columns(spec: Spec, action: str, remedy: str) -> None:
+    """Raise an error if the model of `spec` needs feature columns next to its images.
+
+    Args:
+        spec: Spec of an image model.
+        action: what works on images alone, such as "export"; the error starts with it.
+        remedy: what to do instead, as a sentence.
+
+    Raises:
+        InputError: the model has feature columns.
+    """
+    if spec.feature_columns:
+        names = ", ".join(printable(column.name) for column in spec.feature_columns[:8])
+        raise InputError(
+            f"cannot {action}: expected a model of images alone, got one with the feature columns {names}. {remedy}"
+        )
 
 
 def average_views(network: nn.Module, spec: Spec) -> Averaged:
