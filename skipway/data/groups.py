@@ -35,6 +35,7 @@ _GROUP_COLUMN = re.compile(
 )
 _SAMPLED = 1000  # names that decide if a pattern is tried on all of them
 _MATCHED = 0.9  # share of the names that a pattern must match
+_SAME = 1.1  # most pairs of group and target, relative to the targets, of groups that are the target itself
 
 
 def groups_of_column(raw: Cells) -> list[str]:
@@ -168,8 +169,9 @@ def hint_at_names(names: Sequence[str], classes: Sequence[str], splits: Sequence
     """
     if any(":" in name for name in names[:1]):  # rows of a Parquet file
         return []
-    parents = Counter(name.rpartition("/")[0] for name in names)
-    has_subfolders = len(parents) > len(set(classes)) * len(splits)
+    parents = {name.rpartition("/")[0] for name in names}
+    num_classes = len(set(classes))
+    has_subfolders = len(parents) > (num_classes if 2 * num_classes <= len(names) else 1) * len(splits)
     for pattern in (_FOLDER,) * has_subfolders + (_IDENTIFIER, _NUMBERED):
         groups = _suggested(pattern, names, classes)
         if not groups:
@@ -198,7 +200,12 @@ def _suggested(pattern: str, names: Sequence[str], classes: Sequence[str]) -> li
     sizes.pop("", None)
     repeated = sum(size for size in sizes.values() if size > 1)
     num_classes = len(set(classes))
-    is_grouped = num_classes < len(sizes) <= len(names) / 2 and repeated >= _MATCHED * len(names)
+    pairs = len(set(zip(groups, classes, strict=True)) if classes else set())
+    if pairs and pairs <= _SAME * min(num_classes, len(set(groups))):
+        return []  # the names spell the target
+    most = len(names) / 2
+    is_grouped = len(sizes) <= most and repeated >= _MATCHED * len(names)
+    is_grouped = is_grouped and (num_classes < len(sizes) or num_classes > most)
     return groups if is_grouped and len(sizes) > 1 else []
 
 

@@ -114,6 +114,17 @@ def test_usual_names_suggest_no_groups(names):
     assert hint_at_names(names, [name[0] for name in names], [np.arange(len(names))], "images") == []
 
 
+def test_names_that_spell_the_target_suggest_no_groups():
+    ages = [str(20 + i % 30) for i in range(300)]
+    names = [f"faces/{age}_{i}.jpg" for i, age in enumerate(ages)]
+    assert hint_at_names(names, ages, [np.arange(300)], "images") == []
+    patients = [f"faces/p{i % 40}_{i}.jpg" for i in range(300)]
+    (warning,) = hint_at_names(patients, ages, [np.arange(300)], "images")
+    assert "file names suggest 40 groups" in warning
+    heights = [f"{i / 7:.4f}" for i in range(300)]  # as many numbers as images
+    assert "40 groups" in hint_at_names(patients, heights, [np.arange(300)], "images")[0]
+
+
 def test_columns_named_like_groups_are_reported():
     columns = {"lesion_id": np.arange(12.0) // 3, "site": np.arange(12.0), "age": np.arange(12.0) // 3}
     table = Table("t.csv", columns, str)

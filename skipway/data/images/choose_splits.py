@@ -50,7 +50,7 @@ def split_images(images: DecodedImages, options: SplitOptions) -> None:
         images.groups = groups_by_regex(images.keys, options.group_regex)
     elif images.groups is None:
         given = [rows for split, rows in images.splits.items() if split != "test" and len(rows)]
-        targets = [images.target_text(i) for i in range(len(images.keys))] if images.class_names else []
+        targets = [images.target_text(i) for i in range(len(images.keys))]
         images.warnings += hint_at_names(images.keys, targets, given, "images")
     if images.order is not None:
         _split_by_order(images, options.fraction)
