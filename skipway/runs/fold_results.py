@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from skipway.errors import InputError, printable
+from skipway.report.label_figures import label_predictions
 from skipway.report.run_reader import UNREADABLE, rows_of
 from skipway.runs.finished_run import Run
-from skipway.runs.headline import describe_uncertainty, format_metric, uncertainty_metrics
+from skipway.runs.headline import describe_uncertainty, format_metric, label_uncertainty, uncertainty_metrics
 from skipway.runs.run_csv_tables import write_table
-from skipway.training.metrics import RegressionScores
+from skipway.training.scores import LabelScores, RegressionScores
 from skipway.utils.atomic_files import write_json
 from skipway.utils.format_text import count_of
+from skipway.utils.primary_metric import PRIMARY_METRICS, primary_metric_in
 from skipway.utils.run_schema import with_schema
 
 __all__ = ["describe_fold", "describe_folds", "fold_row", "is_evaluated", "samples_of_run", "write_folds"]
@@ -54,7 +56,7 @@ def write_folds(folder: Path, runs: Sequence[Run], *, data: str, counts: Mapping
         "data": data,
         "counts": dict(counts),
         "count": len(rows),
-        **(_class_metrics(rows) if metric == "accuracy" else _number_metrics(rows)),
+        **_POOLED[metric](rows),
         "mean": mean(values),
         "standard_deviation": stdev(values),
         "seconds": round(sum(fold["seconds"] for fold in folds), 2),
@@ -65,13 +67,13 @@ def write_folds(folder: Path, runs: Sequence[Run], *, data: str, counts: Mapping
 
 
 def _metric_of(run: Run) -> str:
-    return "accuracy" if "val_accuracy" in run.metrics else "r2"
+    return primary_metric_in(run.metrics).name
 
 
 def fold_row(run: Run) -> dict[str, Any]:
     """Return the row of a fold in folds.csv."""
     metrics = run.metrics
-    names = ("accuracy", "loss") if _metric_of(run) == "accuracy" else ("r2", "rmse", "mae")
+    names = _FOLD_METRICS[_metric_of(run)]
     return {
         "fold": int(run.path.name.rpartition("-")[2]),
         "folder": run.path.name,
@@ -114,7 +116,8 @@ def _pooled_predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         number = int(run.path.name.rpartition("-")[2])
         try:
-            rows += [{**_with_numbers(row), "fold": number} for row in rows_of(run.path / "predictions.csv")]
+            table = rows_of(run.path / "predictions.csv")
+            rows += [{**_with_numbers(row, _metric_of(run)), "fold": number} for row in table]
         except (*UNREADABLE, KeyError) as error:
             raise _damaged(run.path) from error
         if len(rows) != sum(r.metrics["data"]["counts"]["val"] for r in runs[:number]):
@@ -122,19 +125,25 @@ def _pooled_predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: _natural(next(iter(row.values()))))
 
 
-def _with_numbers(row: Mapping[str, str]) -> dict[str, Any]:
+def _with_numbers(row: Mapping[str, str], metric: str) -> dict[str, Any]:
     """Return a row of predictions.csv with its numeric columns as floats.
 
     Raises:
         KeyError: the row lacks a column.
         ValueError: a value is not a finite number.
     """
-    is_number = "target" in row
-    names = ("target", "predicted", "error") if is_number else ("probability", "label_probability", "loss")
+    names = ["probability", "label_probability", "loss"]
+    if metric == "map":
+        names = ["loss", *(name for name in row if name.startswith("probability_"))]
+    elif metric == "r2":
+        names = [name for name in row if name.partition("_")[0] in ("target", "predicted", "error")]
+        if not names:
+            raise KeyError("target")
     numbers = {name: float(row[name]) for name in names}
     if not all(map(math.isfinite, numbers.values())):
         raise ValueError("a number is not finite")
-    return {**row, **numbers} if is_number else {**row, **numbers, "label": row["label"], "predicted": row["predicted"]}
+    texts = {} if metric == "r2" else {"label": row["label"], "predicted": row["predicted"]}
+    return {**row, **numbers, **texts}
 
 
 def _damaged(folder: Path) -> InputError:
@@ -165,10 +174,36 @@ def _class_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _number_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return R2, RMSE and MAE of all rows, with the interval and the constant prediction to compare with."""
-    targets, predicted = (np.array([[row[name]] for row in rows]) for name in ("target", "predicted"))
-    scores = RegressionScores(np.arange(len(rows)), np.square(predicted - targets)[:, 0], predicted, targets)
+    targets, predicted = (
+        np.array([[row[name] for name in row if name.partition("_")[0] == part] for row in rows])
+        for part in ("target", "predicted")
+    )
+    scores = RegressionScores(np.arange(len(rows)), np.square(predicted - targets).mean(axis=1), predicted, targets)
     values = {"r2": scores.r2, "rmse": scores.rmse, "mae": scores.mae}
     return {**values, **_uncertainty(values, "r2", {"counts": {"val": len(rows)}})}
+
+
+def _label_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mAP and loss of all samples, with the interval and the constant prediction to compare with.
+
+    Probabilities of different models are pooled. Each model's own thresholds decide the predicted labels.
+    """
+    losses = np.array([row["loss"] for row in rows])
+    pooled = label_predictions(rows)
+    if pooled is None:
+        raise InputError(
+            "cannot pool the folds: expected a column of probabilities per label, as for up to 100 labels, got none. "
+            "The metrics of each fold are in its own folder."
+        )
+    scores = LabelScores(
+        np.arange(len(rows)), losses, pooled.probabilities, pooled.labels, np.full(len(pooled.names), 0.5)
+    )
+    uncertainty = {name.removeprefix("val_"): value for name, value in label_uncertainty(scores, "val").items()}
+    return {"map": scores.map, "loss": float(losses.mean()), **uncertainty}
+
+
+_POOLED = {"accuracy": _class_metrics, "map": _label_metrics, "r2": _number_metrics}
+_FOLD_METRICS = {"accuracy": ("accuracy", "loss"), "map": ("map", "loss", "macro_f1"), "r2": ("r2", "rmse", "mae")}
 
 
 def _uncertainty(values: Mapping[str, float], metric: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,13 +232,13 @@ def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:
         noun: "images" or "rows".
         folder: folder of the cross-validation.
     """
-    metric = "accuracy" if "accuracy" in values else "r2"
+    metric = primary_metric_in(values, prefix="").name
     named = {f"val_{name}": value for name, value in values.items()}
     interval = printable(describe_uncertainty(named, metric, "val", values["count"]))
     rmse = f", RMSE {values['rmse']:.4g}" if metric == "r2" else ""
     folds, count = values["folds"], len(values["folds"])
     spread = values["standard_deviation"]
-    deviation = f"{100 * spread:.2f} points" if metric == "accuracy" else f"{spread:.4f}"
+    deviation = f"{100 * spread:.2f} points" if PRIMARY_METRICS[metric].is_share else f"{spread:.4f}"
     lines = [
         f"cross-validation {metric}: {format_metric(values[metric], metric)} on {values['count']:,} {noun}{interval}"
         f"{rmse}; mean of folds {format_metric(values['mean'], metric)}, standard deviation {deviation}",

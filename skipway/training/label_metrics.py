@@ -84,6 +84,7 @@ def mean_average_precision(values: np.ndarray) -> np.ndarray:
 def map_interval(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
     """Return the 95% interval of the mean average precision by a bootstrap over samples, with a fixed seed.
 
+    It is moved by the bias of the resamples, the difference between their median and the value.
     Resamples of a perfect ranking are all perfect. Its interval is then that of a share of N samples (Wilson).
     """
     num_samples, num_labels = labels.shape
@@ -95,10 +96,12 @@ def map_interval(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, 
         drawn = generator.integers(num_samples, size=(min(chunk, resamples - begin), num_samples))
         weights = np.stack([np.bincount(row, minlength=num_samples) for row in drawn], axis=1).astype(np.float32)
         values += mean_average_precision(average_precisions(labels, probabilities, weights)).tolist()
-    low, high = np.nanquantile(values, (_TAIL, 1 - _TAIL))
-    if high - low > 0:
-        return float(low), float(high)
-    return wilson_interval(float(mean_average_precision(average_precisions(labels, probabilities))), num_samples)
+    value = float(mean_average_precision(average_precisions(labels, probabilities)))
+    low, middle, high = np.nanquantile(values, (_TAIL, 0.5, 1 - _TAIL))
+    if high - low <= 0:
+        return wilson_interval(value, num_samples)
+    shift = value - middle  # samples drawn twice are ties, which raise the average precision of resamples
+    return max(0.0, float(low + shift)), min(1.0, float(high + shift))
 
 
 def exceeds_chance(labels: np.ndarray, probabilities: np.ndarray, low: float) -> bool:

@@ -10,7 +10,8 @@ from small_runs import QUICK, Words, quick, same_runs, table
 
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
-from skipway.runs import datamodule
+from skipway.runs import cross_validation, datamodule
+from skipway.runs.fold_results import _label_metrics
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
 from skipway.utils.stop_signals import StopFlag
@@ -170,3 +171,20 @@ def test_a_run_on_other_labels_is_not_resumed(opened, tmp_path):
     opened(number_source())
     with pytest.raises(InputError, match="cannot resume: expected the labels ant, bee, cow, dog, got the targets top"):
         train(resume=tmp_path / "part", allow_changed_data=True)
+
+
+@pytest.mark.parametrize(("make", "metric"), [(label_source, "map"), (number_source, "r2")])
+def test_folds_are_pooled(make, metric, opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
+    for module in (datamodule, cross_validation):
+        monkeypatch.setattr(module, "open_recipe_data", lambda recipe: make({"train": 60}))
+    result = quick("squares", tmp_path, folds=2, epochs=1)
+    values = json.loads((result.path / "folds.json").read_text())
+    assert values["count"] == 60 and values[f"{metric}_interval"][0] <= values[metric] and len(values["folds"]) == 2
+    assert len(table(result.path / "predictions.csv")) == 60
+
+
+def test_folds_of_more_labels_than_columns_are_not_pooled():
+    row = {"file": "a.png", "label": "x|y", "predicted": "x", "probability": "0.9", "loss": 0.1}
+    with pytest.raises(InputError, match="cannot pool the folds: expected a column of probabilities per label"):
+        _label_metrics([row])

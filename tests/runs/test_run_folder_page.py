@@ -20,7 +20,7 @@ from skipway.errors import SkipwayError
 from skipway.export.onnx_file import Exported
 from skipway.models.registry import FAMILIES
 from skipway.report import html
-from skipway.runs import datamodule
+from skipway.runs import cross_validation, datamodule
 from skipway.runs.train_run import train
 from skipway.utils.atomic_files import Lock
 
@@ -29,7 +29,7 @@ ROW = re.compile(r"^\| (`[^|]+`) \| ([^|]+) \| .* \|$", re.M)
 KINDS = ("ant", "bee", "cow", "dog", "eel", "fly")
 RUNS = ("image", "grown", "classes", "number", "labels", "many_labels", "image_number", "image_numbers")
 TABLE_RUNS = ("row_labels", "row_numbers", "many_row_labels")
-CROSS_VALIDATIONS = ("dear_folds", "price_folds")
+CROSS_VALIDATIONS = ("dear_folds", "price_folds", "label_folds")
 TYPES = {
     "integer": int,
     "number": (int, float),
@@ -166,6 +166,10 @@ def runs(tmp_path_factory):
         for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):
             options = {"target": target, "label_sep": label_sep, "features": "size,city,garden"}
             train(tagged, name=name, **options, **common)
+        with pytest.MonkeyPatch.context() as of_source:
+            for module in (datamodule, cross_validation):
+                of_source.setattr(module, "open_recipe_data", lambda recipe: label_source({"train": 40}))
+            quick("squares", base, name="label_folds", folds=2, epochs=1)
         for target, other in (("dear", "price"), ("price", "dear")):
             train(table, target=target, ignore=other, name=f"{target}_folds", folds=2, **common)
         patch.setattr(html, "write", lambda folder: {}["odd"])
