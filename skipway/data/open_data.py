@@ -31,6 +31,7 @@ from skipway.utils.format_text import join_names
 
 __all__ = ["open_data"]
 
+_OF_TABLES = ("image_column", "image_root", "split_column", "split_by", "group_column", "weight_column", "features")
 _FIRST = 20  # rows of a DataFrame that decide if a column names images
 
 
@@ -103,7 +104,7 @@ class _Opening:
 
     def images(self) -> Source:
         """Open images that no table of names describes."""
-        return open_source(
+        source = open_source(
             self.data,
             self.follow_links,
             self.allow_empty_classes,
@@ -111,6 +112,14 @@ class _Opening:
             roles=self.roles,
             tree=self.tree,
         )
+        unused = [name for name in _OF_TABLES if getattr(self.roles, name)]
+        if unused and not source.target_names:
+            flags = " and ".join("--" + name.replace("_", "-") for name in unused)
+            raise InputError(
+                f"cannot use {flags} with {printable(self.data)}: expected a table that names images, got images "
+                f"without one. Drop {flags}."
+            )
+        return source
 
     def read(self, path: Path) -> Table:
         """Read a table once."""
@@ -120,6 +129,11 @@ class _Opening:
 
     def table_file(self, path: Path) -> Source | TableSource:
         """Open a table file, of images or of rows."""
+        if self.roles.label_regex is not None:
+            raise InputError(
+                f"cannot use --label-regex with {printable(self.data)}: expected a folder or an archive of images, got "
+                "a table. Pass the folder."
+            )
         table = self.read(path)
         root = self._root(path.parent)
         is_deep = self.roles.image_column or self.roles.image_root or column_of_names(table, self.roles)

@@ -205,6 +205,18 @@ REFUSED = {
         {"label_regex": "("},
         "cannot use --label-regex .*expected a regular expression, got an",
     ),
+    "pattern for a table": (
+        {**images(), "t.csv": TABLE},
+        "t.csv",
+        {"label_regex": "(a)"},
+        "archive of images, got a table",
+    ),
+    "roles of class folders": (
+        images("cat") | images("dog", 10, 10),
+        "",
+        {"image_root": "x", "group_column": "y"},
+        "cannot use --image-root and --group-column with .*: expected a table that names images, got images without",
+    ),
     "no group": (
         images(),
         "",
