@@ -23,6 +23,7 @@ from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import hold_data
 from skipway.data.tables.dataset import encode_labeled
 from skipway.data.tables.loader import RowBatches
+from skipway.data.tables.row_digests import DIGEST_PREFIX
 from skipway.data.tables.table_source import open_table_source
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
@@ -173,6 +174,15 @@ def _count_trained_on(run: Path | None, digests: Sequence[str]) -> int:
     return sum(digest in trained for digest in digests)
 
 
+def _warn_of_older_digests(run: Path | None, console: Console) -> None:
+    """Warn if the rows of a run cannot be compared with others, because an earlier version stored their digests."""
+    trained = set() if run is None else training_digests(_run_folder(run))
+    if trained and not any(digest.startswith(DIGEST_PREFIX) for digest in trained):
+        console.print(
+            "warning: an earlier version of skipway trained this model, so rows of its training set are not recognized"
+        )
+
+
 def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
     """Return the engine and the precision that evaluated a run when it ended; None for plain torch, or if unknown."""
     if run is None:
@@ -274,6 +284,7 @@ def _evaluate_table(
     rows = encode_labeled(table, spec)
     for line in [*table.notes, *rows.encoded.remarks()]:
         console.print(f"{printable(table.name)}: {line}")
+    _warn_of_older_digests(run, console)
     task = task_of(spec, samples="rows")
     batches = RowBatches(rows.x, rows.y, np.arange(len(rows.y)), _TABLE_BATCH_SIZE)
     scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)

@@ -20,7 +20,7 @@ from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, batch_size_for, pixel_outputs, refuse_columns, row_outputs
+from skipway.models.network_outputs import as_table, batch_size_for, pixel_outputs, row_outputs
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -82,8 +82,6 @@ def predict(
     require_classes(network.plan, "predict")
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console)
-    remedy = "Evaluate it with the table of the images, or call network(images, rows=rows) in Python."
-    refuse_columns(network.require_image_spec(), "predict", remedy)
     inputs = list_image_inputs(sources, network.require_image_spec(), console)
     network = with_fastest_engine(
         network,

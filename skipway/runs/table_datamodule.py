@@ -18,6 +18,7 @@ from skipway.data.tables.dataset import (
     fingerprint_table,
 )
 from skipway.data.tables.loader import RowBatches
+from skipway.data.tables.row_digests import DIGEST_PREFIX
 from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import TableSpec
 from skipway.distributed import collectives
@@ -163,6 +164,8 @@ class TableDataModule:
                 before = {row["row"]: row["digest"] for row in csv.DictReader(file)}
         except (OSError, KeyError, ValueError, csv.Error):
             before = {}
+        if before and not any(digest.startswith(DIGEST_PREFIX) for digest in before.values()):
+            return "unknown changes: an earlier version of skipway stored digests of rows that cannot be compared"
         now = {printable(key): digest for key, digest in zip(self.rows.keys, self.rows.digests, strict=True)}
         counts = {
             "added": sum(key not in before for key in now),

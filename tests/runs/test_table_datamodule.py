@@ -15,6 +15,7 @@ import skipway as sw
 from skipway.cli import app
 from skipway.commands.prediction_output import write_predictions
 from skipway.errors import InputError, Interrupted
+from skipway.runs.datamodule import open_datamodule
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
 from skipway.utils import stop_signals
@@ -213,6 +214,7 @@ def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
     whole = quick(home, tmp_path, target="price", name="whole", epochs=6)
     code = f"""
 import os, skipway.training.loop as loop
+from skipway.runs.datamodule import open_datamodule
 from skipway.runs.train_run import train
 count, real = [0], loop._require_finite
 def fatal(*a):
@@ -307,3 +309,14 @@ def test_the_command_line_takes_tables(home, tmp_path, monkeypatch, capfd):
     assert code == 2 and "1 of 2 rows could not be used" in said and "bad.csv:3: error: column 'size'" in out
     code, out, said = skipway("train", bad)
     assert code == 2 and said.count("\n") == 1 and "expected --target, got none. Choose one of" in said
+
+
+def test_a_run_of_an_earlier_version_has_digests_that_cannot_be_compared(tmp_path):
+    run = sw.train("wine", epochs=1, output=tmp_path)
+    path = run.path / "splits.csv"
+    path.write_text(path.read_text().replace(",2:", ","))
+    spoken = Words()
+    sw.evaluate(run.path, "wine", console=spoken)
+    assert "an earlier version of skipway trained this model, so rows of its training set are not" in spoken
+    datamodule = open_datamodule(sw.Recipe(data="wine"), new=True, epochs_given=True)
+    assert "an earlier version of skipway stored digests of rows" in datamodule.describe_changes(run.path)

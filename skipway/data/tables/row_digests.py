@@ -14,10 +14,11 @@ from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
 from skipway.data.tables.columns import ColumnKind, factorize_texts, read_numbers
 
-__all__ = ["digest_rows"]
+__all__ = ["DIGEST_PREFIX", "digest_rows"]
 
 _MISSING = np.uint64(0x7FF8DEAD00000000)  # a NaN that no computation returns
 _HEX = 32  # characters of a digest: two hashes of 64 bits
+DIGEST_PREFIX = "2:"  # version of these digests; those of earlier versions have no prefix and differ
 
 
 def digest_rows(tables: Sequence[Table], kinds: Mapping[str, ColumnKind], y: np.ndarray) -> list[str]:
@@ -29,14 +30,14 @@ def digest_rows(tables: Sequence[Table], kinds: Mapping[str, ColumnKind], y: np.
         y: (N,) or (N, T) targets of all rows.
 
     Returns:
-        N hex digests.
+        N digests: `DIGEST_PREFIX` and 32 hex digits.
     """
     parts = [_sum_cells(table, kinds) for table in tables]
     sums = np.concatenate(parts)
     for i, values in enumerate(y.reshape(len(y), -1).T):
         _add(sums, _hash_numbers(values.astype(np.float64)), f"\0target {i}")
     text = np.ascontiguousarray(sums, "<u8").tobytes().hex()
-    return [text[begin : begin + _HEX] for begin in range(0, len(text), _HEX)]
+    return [DIGEST_PREFIX + text[begin : begin + _HEX] for begin in range(0, len(text), _HEX)]
 
 
 def _sum_cells(table: Table, kinds: Mapping[str, ColumnKind]) -> np.ndarray:
