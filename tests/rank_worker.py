@@ -27,6 +27,7 @@ HOWS = {
     "plain": {},
     "adamw": {"optimizer": "adamw", "freeze_epochs": 1, "epochs": 3, "ema": 0.8},
     "accumulated": {"grad_accum_steps": 2, "clip_grad": 0.5, "l2": 1e-3},
+    "weighted": {"grad_accum_steps": 2, "weighted": True},
 }
 # The same twice: whole in every process, and split over them.
 SHARDED = {
@@ -39,16 +40,20 @@ SHARDED = {
 class Feed:
     """Twenty-seven noisy images of three kinds in batches of 8, 8 and 11, of which every process has its part."""
 
-    def __init__(self, part=(0, 1), shuffle=True, count=27):
+    def __init__(self, part=(0, 1), shuffle=True, count=27, weighted=False):
         generator = torch.Generator().manual_seed(3)
         self.y = torch.arange(count) % 3
         self.x = torch.randn(count, 1, 6, 6, generator=generator) + self.y.view(-1, 1, 1, 1)
         self.part, self.shuffle = part, shuffle
+        self.sample_weights = torch.arange(count) % 5 / 2 if weighted else None
         self.bounds = [(0, 8), (8, 16), (16, count)]
 
     @property
     def steps(self):
         return len(self.bounds)
+
+    def weights(self, ids, epoch=0):
+        return None if self.sample_weights is None else self.sample_weights[ids]
 
     def epoch(self, epoch=0, start=0):
         order = np.random.default_rng(epoch).permutation(len(self.y)) if self.shuffle else np.arange(len(self.y))
@@ -63,14 +68,15 @@ def settings(how):
 
 def train(how, folder, stop=None, resume=False):
     part = collectives.rank(), collectives.world_size()
+    weighted = how.pop("weighted", False)
     trainer = Trainer(network(), settings(how))
     if resume:
         saved = checkpoint.load_checkpoint(folder)
         trainer.restore(saved.tensors, saved.state["state"])
     fit(
         trainer,
-        Feed(part),
-        Feed(part, shuffle=False, count=25),
+        Feed(part, weighted=weighted),
+        Feed(part, shuffle=False, count=25, weighted=weighted),
         folder,
         on_epoch=lambda *_: None,
         facts={},
@@ -92,7 +98,7 @@ def train_all(folder):
     """The tensors that the tests compare, of every training."""
     out = {}
     for name, how in HOWS.items():
-        trainer = train(how, folder / name)
+        trainer = train(dict(how), folder / name)
         out |= {f"{name}.{k}": v.clone() for k, v in trainer.network.state_dict().items()}
         out[f"{name}.losses"] = torch.tensor([[r["train_loss"], r["val_loss"]] for r in trainer.state.history])
     for name, how in SHARDED.items():

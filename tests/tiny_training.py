@@ -17,17 +17,20 @@ TIMES = ("seconds", "samples_per_second", "data_time_fraction")
 class Feed:
     """Twenty-six noisy images of three kinds in batches of 8, 8 and 10, in an order of the epoch's own."""
 
-    def __init__(self, count=26, size=8, shuffle=True):
+    def __init__(self, count=26, size=8, shuffle=True, weights=None):
         generator = torch.Generator().manual_seed(3)
         self.y = torch.arange(count) % 3
         self.x = torch.randn(count, 1, 6, 6, generator=generator) + self.y.view(-1, 1, 1, 1)
         self.bounds = [(i, min(i + size, count)) for i in range(0, count - 2, size)]
         self.bounds[-1] = (self.bounds[-1][0], count)
-        self.shuffle = shuffle
+        self.shuffle, self.sample_weights = shuffle, weights
 
     @property
     def steps(self):
         return len(self.bounds)
+
+    def weights(self, ids, epoch=0):
+        return None if self.sample_weights is None else self.sample_weights[ids]
 
     def epoch(self, epoch=0, start=0):
         order = np.arange(len(self.y))

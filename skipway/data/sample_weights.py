@@ -3,7 +3,8 @@
 Shapes: N samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from skipway.data.sources.table import Table
 from skipway.data.tables.columns import as_texts, read_numbers
 from skipway.errors import InputError, printable
 
-__all__ = ["loss_weights", "read_weights", "refuse_zero_weights"]
+__all__ = ["describe_weights", "effective_count", "loss_weights", "read_weights", "refuse_zero_weights"]
 
 
 def read_weights(table: Table, column: str) -> np.ndarray:
@@ -71,6 +72,45 @@ def refuse_zero_weights(weights: np.ndarray | None, splits: Mapping[str, np.ndar
             )
     used = np.concatenate([rows for rows in splits.values() if len(rows)])
     return None if (weights[used] == weights[used[0]]).all() else weights
+
+
+def effective_count(weights: np.ndarray | None, count: int) -> int:
+    """Return the number of equally weighted samples with the same variance of a mean (Kish 1965), `count` for None.
+
+    >>> effective_count(np.array([1.0, 1.0, 2.0, 0.0]), 4)
+    3
+    """
+    return count if weights is None else max(1, round(float(weights.sum() ** 2 / (weights**2).sum())))
+
+
+def describe_weights(
+    weights: np.ndarray | None, splits: Mapping[str, np.ndarray], targets: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the value of "weights" in the description of a dataset, in a dict; an empty one for equal weights.
+
+    Args:
+        weights: (N,) weights, or None.
+        splits: indices of the samples of each split.
+        targets: (N,) classes; other targets have no sums of weights by class.
+        class_names: names of the classes.
+
+    Returns:
+        Under "weights": effective_counts by split (see `effective_count`), and by class the sums of the weights of each
+        split, 1 on average over the training samples.
+    """
+    if weights is None:
+        return {}
+    facts: dict[str, Any] = {
+        "effective_counts": {split: effective_count(weights[rows], len(rows)) for split, rows in splits.items()}
+    }
+    if class_names and targets.ndim == 1:
+        scaled = weights / weights[splits["train"]].mean()
+        sums = {split: np.bincount(targets[i], scaled[i], minlength=len(class_names)) for split, i in splits.items()}
+        facts["classes"] = {
+            name: {split: round(float(values[k]), 6) for split, values in sums.items()}
+            for k, name in enumerate(class_names)
+        }
+    return {"weights": facts}
 
 
 def loss_weights(weights: np.ndarray | None, train: np.ndarray) -> np.ndarray | None:

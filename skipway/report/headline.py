@@ -58,17 +58,18 @@ def headline(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _row(facts: Mapping[str, Any], split: str, key: str, value: float) -> dict[str, Any]:
     count = max(0, facts["counts"].get(split, 0))
-    interval = None
+    effective = number(mapping(facts.get("weights", {}).get("effective_counts")).get(split, count))
+    interval, independent = None, int(effective) if math.isfinite(effective) else count
     if key == "map":
         interval = _stored_interval(facts["metrics"].get(f"{split}_map_interval"))
-    elif count:
-        interval = r2_interval(value, count) if key == "r2" else wilson_interval(value, count)
+    elif independent > 0:
+        interval = r2_interval(value, independent) if key == "r2" else wilson_interval(value, independent)
     constant, share = _constant_prediction(facts, split, key)
     exceeded = None
     if key == "map" and constant:
         exceeded = bool(mapping(facts["metrics"].get(f"{split}_constant_answer")).get("exceeded"))
     elif interval is not None and constant:
-        exceeded = interval[0] > 0 if key == "r2" else exceeds_share(value, count, share)
+        exceeded = interval[0] > 0 if key == "r2" else exceeds_share(value, independent, share)
     bars = [("This run", value)]
     baseline = mapping(facts["metrics"].get("baseline"))
     measured = number(baseline.get(f"{split}_{key}"))
@@ -109,7 +110,7 @@ def _constant_prediction(facts: Mapping[str, Any], split: str, key: str) -> tupl
     if key == "map":
         share = number(mapping(facts["metrics"].get(f"{split}_constant_answer")).get("map"))
         return ("Frequency of each label", share) if 0 <= share <= 1 else ("", 0.0)
-    name, share = majority(facts["classes"], split)
+    name, share = majority(_weighted(facts.get("weights", {})) or facts["classes"], split)
     return (f"Majority class ({name})", share) if share else ("", 0.0)
 
 
@@ -117,6 +118,12 @@ def _stored_interval(value: Any) -> tuple[float, float] | None:
     """Return the interval of metrics.json if it has two finite ends, else None."""
     ends = [number(end) for end in value] if isinstance(value, list) else []
     return (ends[0], ends[1]) if len(ends) == 2 and all(map(math.isfinite, ends)) else None
+
+
+def _weighted(weights: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the sums of sample weights by class and split, of the "weights" of a run's data."""
+    rows = {str(name): mapping(row) for name, row in mapping(weights.get("classes")).items()}
+    return {name: {split: value for split, v in row.items() if (value := number(v)) >= 0} for name, row in rows.items()}
 
 
 def _format(value: float, key: str) -> str:

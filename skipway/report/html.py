@@ -29,7 +29,7 @@ from skipway.utils.atomic_files import write_file
 from skipway.utils.best_epoch import FEW_SAMPLES, best_epoch
 from skipway.utils.primary_metric import primary_metric_in
 
-__all__ = ["write"]
+__all__ = ["PREDICTIONS", "environment", "target_columns", "write"]
 
 PREDICTIONS = 100_000  # rows read for calibration and for the largest errors
 ROWS, PAIRS, SKIPPED, ERRORS = 20, 10, 50, 12  # rows of a table shown before it folds or ends
@@ -63,7 +63,7 @@ def write(folder: Path) -> Path:
     try:
         _draw(folder, history, facts)
         facts["views"] = embed_plots(folder, drawn=facts["figures"]["diagnostics"])
-        page = _environment().get_template("report.html").render(facts)
+        page = environment().get_template("report.html").render(facts)
         write_file(target, page.encode("utf-8", "backslashreplace"))
     except StorageError:
         raise
@@ -134,15 +134,30 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     }
     facts |= _data_facts(reader, data)
     facts["best"] = _best(history, metrics, facts["counts"].get("val", 0))
-    facts["targets"] = _targets(predictions, facts["target"])
+    facts["targets"] = target_columns(predictions, facts["target"])
     facts |= {"largest_errors": _largest_errors(predictions, facts["targets"]), "predictions": predictions}
     facts["headline"] = headline(facts)
     facts["splits"], facts["metric_rows"] = metric_table(facts)
     facts["figures"] = figures_of(facts, reader)
     facts["checks"] = run_checks(facts)
     shown = " ".join(check.text for check in facts["checks"])
-    facts["remarks"] = [text for text in verdicts(facts) if text[:-1] not in shown] + growth_lines(metrics)
+    facts["remarks"] = (
+        _weight_remarks(facts["weights"])
+        + [text for text in verdicts(facts) if text[:-1] not in shown]
+        + growth_lines(metrics)
+    )
     return facts | _page_facts(folder, facts)
+
+
+def _weight_remarks(weights: dict[str, Any]) -> list[str]:
+    """Return a remark on a run with sample weights."""
+    counts = [f"{SPLITS[k]} {v:,}" for k, v in _counts(weights.get("effective_counts")).items() if k in SPLITS]
+    if not counts:
+        return []
+    return [
+        f"Loss and metrics are weighted by sample weights. Equally weighted samples with the same variance: "
+        f"{', '.join(counts)}."
+    ]
 
 
 def _page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +217,7 @@ def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
         "one": "row" if table else "image",
         "target": str(data.get("target", "")),
         "columns": _counts(data.get("columns")),
+        "weights": mapping(data.get("weights")),
     }
 
 
@@ -263,7 +279,7 @@ def _worst_texts(row: dict[str, Any]) -> dict[str, str]:
     return {"true_text": texts[0], "predicted_text": texts[1]}
 
 
-def _targets(predictions: list[dict[str, str]], target: str) -> list[tuple[str, str]]:
+def target_columns(predictions: list[dict[str, str]], target: str) -> list[tuple[str, str]]:
     """Return the name, and the ending of the columns of predictions.csv, of each target."""
     columns = list(predictions[0]) if predictions else []
     endings = [name.removeprefix("error") for name in columns if name.startswith("error_")]
@@ -312,8 +328,9 @@ def _duration(value: Any) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the environment of the templates, with escaping and the filters of numbers."""
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -321,7 +338,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    environment.filters.update(
+    templates.filters.update(
         percent=percent, metric=_metric, duration=_duration, short=plot_style.shorten, number=number
     )
-    return environment
+    return templates

@@ -119,7 +119,7 @@ def _frequency_level(facts: Mapping[str, Any]) -> list[str]:
     return [f"mAP is not clearly better than always predicting the frequency of each label ({share})."]
 
 
-def majority(classes: Mapping[str, Mapping[str, int]], split: str = "val") -> tuple[str, float]:
+def majority(classes: Mapping[str, Mapping[str, float]], split: str = "val") -> tuple[str, float]:
     """Return the class that has the most training samples, and its share of a split, of all if that is unknown.
 
     That share is the accuracy of always predicting this class.
@@ -129,7 +129,7 @@ def majority(classes: Mapping[str, Mapping[str, int]], split: str = "val") -> tu
     name = max(classes, key=lambda key: classes[key].get("train", sum(classes[key].values())))
     of_split = {key: row.get(split, 0) for key, row in classes.items()}
     counts = of_split if sum(of_split.values()) else {key: sum(row.values()) for key, row in classes.items()}
-    return name, counts[name] / max(1, sum(counts.values()))
+    return name, counts[name] / (sum(counts.values()) or 1)
 
 
 def _no_better_than_the_mean(best: Mapping[str, float], count: int) -> list[str]:

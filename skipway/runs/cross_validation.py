@@ -180,7 +180,7 @@ class _Folds:
             self._refuse_other_samples(runs[0], run)
             took = "already done" if is_found else duration(time.monotonic() - begin)
             self.console.print(f"fold {number} of {self.count}: {describe_fold(run, self.pool.noun)}, {took}")
-        values = write_folds(self.folder, runs, data=self.pool.name, counts=self.pool.counts)
+        values = write_folds(self.folder, runs, data=self.pool.name, counts=self.pool.counts, noun=self.pool.noun)
         self.console.print(describe_folds(values, self.pool.noun, self.folder))
         return CrossValidation(self.folder, values, [fold_row(run) for run in runs], runs=tuple(runs))
 

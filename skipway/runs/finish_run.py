@@ -139,7 +139,7 @@ def _with_thresholds(
     val = cast(LabelScores, scores_of["val"])
     if not val.finite().all():  # the metrics refuse these scores
         return dict(scores_of)
-    thresholds = best_thresholds(val.labels, val.probabilities)
+    thresholds = best_thresholds(val.labels, val.probabilities, val.weights)
     save_weights(path, tensors, header | {"spec": header["spec"] | {"thresholds": thresholds.tolist()}})
     return {split: replace(cast(LabelScores, scores), thresholds=thresholds) for split, scores in scores_of.items()}
 

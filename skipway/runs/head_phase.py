@@ -8,7 +8,7 @@ Shapes: N images, D features.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.data.images.decoded_cache import pixels_fingerprint
+from skipway.data.sample_weights import loss_weights
 from skipway.models.network import Network
 from skipway.runs.feature_cache import FeatureCache
 from skipway.runs.feature_size import seconds_per_image
@@ -50,15 +51,21 @@ class HeadFeatures:
         features: (N, D) in the order of the images.
         labels: (N,) class indices, (N, K) labels or (N, T) standardized numbers.
         engine: inference engine that computed the features.
+        weights: (N,) sample weights, or None for equal weights.
     """
 
     features: Tensor
     labels: Tensor
     engine: str
+    weights: Tensor | None = None
 
     def of(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the features (N, D) and targets of the images `ids`."""
         return self.features[ids], self.labels[ids]
+
+    def weights_of(self, ids: np.ndarray) -> Tensor | None:
+        """Return the weights (N,) of the images `ids`, or None for equal weights."""
+        return None if self.weights is None else self.weights[ids]
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,11 @@ class HeadFit:
         """Write the training metrics of the head into the trainer's state, and return its validation scores."""
         train_ids = datamodule.images.splits["train"]
         x, y = self.features.of(train_ids)
-        state, task = trainer.state, trainer.task
+        weights, state, task = self.features.weights_of(train_ids), trainer.state, trainer.task
         with torch.inference_mode():
             outputs = head_outputs(trainer, x).cpu()
-            state.loss = float(task.loss(outputs, y)) * len(y)
-            state.metric_sum = task.metric_sum(outputs, y)
+            state.loss = float(task.loss(outputs, y, weights)) * len(y)
+            state.metric_sum = task.metric_sum(outputs, y, weights)
         state.seen, state.seconds = len(y), self.seconds
         return head_scores(trainer, self.features, datamodule.images.splits["val"])
 
@@ -139,7 +146,9 @@ def head_features(
     cache = feature_cache(network, datamodule, precision, folder, console=console, stop=stop)
     features = cache.features(datamodule.batches("val"), np.arange(len(images.keys)))
     targets = datamodule.network_spec.standardized(images.targets)
-    return HeadFeatures(features, torch.from_numpy(targets), cache.engine)
+    weights = loss_weights(images.weights, images.splits["train"])
+    of_samples = None if weights is None else torch.from_numpy(weights)
+    return HeadFeatures(features, torch.from_numpy(targets), cache.engine, of_samples)
 
 
 def fit_head(
@@ -164,14 +173,23 @@ def fit_head(
     begin = time.monotonic()
     network.to(settings.device)
     features = head_features(network, datamodule, settings.precision, folder, console=console, stop=stop)
-    x, y = features.of(datamodule.images.splits["train"])
+    train_ids = datamodule.images.splits["train"]
+    (x, y), of_samples = features.of(train_ids), features.weights_of(train_ids)
     head = cast(nn.Linear, network.get_submodule("head"))
     targets = datamodule.target_counts()
     if targets.task == "regression":
-        fitted = fit_ridge_head(x, y)
+        fitted = fit_ridge_head(x, y, sample_weights=of_samples)
     else:
         weights = targets.loss_weights() if datamodule.recipe.balance != "none" else None
-        fitted = fit_linear_head(x, y, head.out_features, class_weights=weights, seed=settings.seed)
+        fitted = fit_linear_head(
+            x,
+            y,
+            head.out_features,
+            class_weights=weights,
+            seed=settings.seed,
+            groups=_group_numbers(datamodule.images.groups, train_ids),
+            sample_weights=of_samples,
+        )
     with torch.no_grad():
         head.weight.copy_(fitted.weight)
         if head.bias is not None:
@@ -182,6 +200,14 @@ def fit_head(
         f"images ({metric.title} {metric.text(fitted.score, 1)})"
     )
     return HeadFit(features, time.monotonic() - begin)
+
+
+def _group_numbers(groups: list[str] | None, ids: np.ndarray) -> Tensor | None:
+    """Return (N,) numbers of the groups of the images `ids`; images without a group have their own."""
+    if groups is None:
+        return None
+    names = [groups[i] or f"\0{i}" for i in ids]
+    return torch.from_numpy(np.unique(names, return_inverse=True)[1])
 
 
 def head_outputs(trainer: Trainer, x: Tensor, head: nn.Module | None = None) -> Tensor:
@@ -209,4 +235,6 @@ def head_scores(trainer: Trainer, features: HeadFeatures, ids: np.ndarray, head:
     """
     x, y = features.of(ids)
     with torch.inference_mode():
-        return trainer.task.scores(head_outputs(trainer, x, head).cpu(), y, ids)
+        scores = trainer.task.scores(head_outputs(trainer, x, head).cpu(), y, ids)
+    weights = features.weights_of(ids)
+    return scores if weights is None else replace(scores, weights=weights.double().numpy())

@@ -30,17 +30,19 @@ def uncertainty_metrics(metrics: Mapping[str, Any], metric: str, data: Mapping[s
     Args:
         metrics: metrics by split, such as `val_accuracy`.
         metric: "accuracy" or "r2"; the interval of a "map" needs the predictions: see `label_uncertainty`.
-        data: description of the data with its counts.
+        data: description of the data with its counts; those of weighted samples are their effective counts.
     """
     values: dict[str, Any] = {}
+    weights = data.get("weights", {})
+    counts, classes = weights.get("effective_counts", data["counts"]), weights.get("classes", data.get("classes"))
     for split in [split for split in ("val", "test") if metric != "map" and f"{split}_{metric}" in metrics]:
-        value, count = metrics[f"{split}_{metric}"], data["counts"][split]
+        value, count = metrics[f"{split}_{metric}"], counts[split]
         if metric == "r2":
             interval = r2_interval(value, count)
             answer, share, exceeded = "the mean", 0.0, interval[0] > 0
         else:
             interval = wilson_interval(value, count)
-            answer, share = majority(data["classes"], split)
+            answer, share = majority(classes, split)
             exceeded = exceeds_share(value, count, share)
         values[f"{split}_{metric}_interval"] = list(interval)
         values[f"{split}_constant_answer"] = {"answer": answer, metric: share, "exceeded": exceeded}
@@ -49,10 +51,10 @@ def uncertainty_metrics(metrics: Mapping[str, Any], metric: str, data: Mapping[s
 
 def label_uncertainty(scores: LabelScores, split: str) -> dict[str, Any]:
     """Return the interval of the mean average precision of a split, and the constant prediction, for metrics.json."""
-    labels, probabilities = scores.labels, scores.probabilities
-    interval = map_interval(labels, probabilities)
-    exceeded = exceeds_chance(labels, probabilities, interval[0])
-    constant = {"answer": "the frequency of each label", "map": constant_map(labels), "exceeded": exceeded}
+    labels, probabilities, weights = scores.labels, scores.probabilities, scores.weights
+    interval = map_interval(labels, probabilities, weights)
+    exceeded = exceeds_chance(labels, probabilities, interval[0], weights)
+    constant = {"answer": "the frequency of each label", "map": constant_map(labels, weights), "exceeded": exceeded}
     return {f"{split}_map_interval": list(interval), f"{split}_constant_answer": constant}
 
 

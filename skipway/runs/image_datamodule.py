@@ -345,7 +345,7 @@ class ImageDataModule:
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
         """Write predictions, the metrics of each class, label or number, and the highest-loss images."""
-        images, spec = self.images, self.network_spec
+        images, spec, scores = self.images, self.network_spec, scores.with_weights(self.images.weights)
         write_evaluation_tables(folder, images.keys, spec, scores, split=split, key_column="file")
         write_worst_images(folder, images, spec, scores)
 

@@ -23,7 +23,7 @@ def write_evaluation_tables(
         folder: run folder.
         keys: names of all samples, indexed by id.
         spec: meaning of the outputs.
-        scores: predictions for the samples of the split.
+        scores: predictions for the samples of the split, with the weights of their table.
         split: name of the split.
         key_column: header of the sample names, "file" or "row".
     """
@@ -40,6 +40,9 @@ def write_evaluation_tables(
     losses: list[tuple[float, ...]] = [()] * len(cells)
     if not isinstance(scores, RegressionScores):  # errors show what the loss of numbers would
         columns, losses = (*columns, "loss"), [(round(float(loss), 6),) for loss in scores.losses]
+    if scores.weights is not None:
+        columns = (*columns, "weight")
+        losses = [(*loss, float(weight)) for loss, weight in zip(losses, scores.weights, strict=True)]
     write_table(
         folder / "predictions.csv",
         (key_column, "split", *columns),

@@ -231,8 +231,12 @@ class Recipe(DataOptions):
         return [f"img_size: expected sizes from 1 to {MAX_SIZE:,}, got {self.img_size}"]
 
     def _fold_problems(self) -> list[str]:
-        """Return the contradictions between the fields of cross-validation."""
+        """Return the contradictions between the fields of cross-validation, and between those of weights."""
         problems = []
+        if self.weight_column is not None and self.balance == "sampling":
+            problems.append(
+                "balance: expected none or weights with weight_column, got sampling, which repeats samples; use weights"
+            )
         if isinstance(self.fold, int) and isinstance(self.folds, int) and self.fold > self.folds:
             problems.append(f"fold: expected a number from 1 to {self.folds}, the number of folds, got {self.fold}")
         if self.folds is not None and self.split_by is not None:

@@ -33,7 +33,8 @@ def baseline(rows: TableDataset) -> dict[str, Any]:
     x, categorical = _inputs(rows)
     train = rows.splits["train"]
     columns = [rows.y] if rows.y.ndim == 1 else list(rows.y.T)
-    models = [_fitted(x[train], y[train], categorical, is_class=bool(spec.class_names)) for y in columns]
+    weights, is_class = None if rows.weights is None else rows.weights[train], bool(spec.class_names)
+    models = [_fitted(x[train], y[train], categorical, is_class=is_class, weights=weights) for y in columns]
     metrics: dict[str, Any] = {"name": BASELINE}
     for split in [split for split in ("val", "test") if split in rows.splits]:
         ids = rows.splits[split]
@@ -44,14 +45,16 @@ def baseline(rows: TableDataset) -> dict[str, Any]:
 def _metrics(rows: TableDataset, ids: np.ndarray, models: list[Any], x: np.ndarray) -> dict[str, float]:
     """Return the metrics of the models on the rows `ids`, whose inputs are x."""
     spec, y, losses = rows.spec, rows.y[ids], np.zeros(len(ids))
+    weights = None if rows.weights is None else rows.weights[ids]
     if spec.task == "classification":
-        return {"accuracy": float((models[0].predict(x) == y).mean())}
+        return {"accuracy": float(np.average(models[0].predict(x) == y, weights=weights))}
     if spec.task == "multilabel":
         shares = np.stack([_probability(model, x) for model in models], axis=1)
-        scores: Scores = LabelScores(ids, losses, shares, y > 0.5, np.full(len(models), 0.5))
+        scores: Scores = LabelScores(ids, losses, shares, y > 0.5, np.full(len(models), 0.5), weights=weights)
     else:
         outputs = np.stack([model.predict(x) for model in models], axis=1).astype(np.float64)
-        scores = RegressionScores(ids, losses, spec.in_units(outputs), spec.in_units(y.astype(np.float64)))
+        targets = spec.in_units(y.astype(np.float64))
+        scores = RegressionScores(ids, losses, spec.in_units(outputs), targets, weights=weights)
     return {name: value for name, value in compute_metrics(scores).items() if name in _METRICS}
 
 
@@ -67,14 +70,17 @@ def _inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
     return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
 
 
-def _fitted(x: np.ndarray, y: np.ndarray, categorical: list[bool], *, is_class: bool) -> Any:
+def _fitted(
+    x: np.ndarray, y: np.ndarray, categorical: list[bool], *, is_class: bool, weights: np.ndarray | None
+) -> Any:
     """Return a model of one target; a label that is the same in all rows needs none, and is returned."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     if is_class and np.ptp(y) == 0:
         return float(y[0])
     estimator = HistGradientBoostingClassifier if is_class else HistGradientBoostingRegressor
-    return estimator(categorical_features=categorical if any(categorical) else None, random_state=0).fit(x, y)
+    model = estimator(categorical_features=categorical if any(categorical) else None, random_state=0)
+    return model.fit(x, y, sample_weight=weights)
 
 
 def _probability(model: Any, x: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from skipway.data.folds import Fold, pool_tables
 from skipway.data.sample_order import Shard
+from skipway.data.sample_weights import loss_weights
 from skipway.data.tables.dataset import (
     TableDataset,
     build_table_dataset,
@@ -148,6 +149,7 @@ class TableDataModule:
             seed=self.recipe.seed if train else None,
             balanced=train and self.recipe.balance == "sampling",
             shard=Shard(collectives.rank(), collectives.world_size()),
+            weights=loss_weights(self.rows.weights, self.rows.splits["train"]),
         )
 
     def fit_first_layer(self, network: Network, batches: Any) -> None:
@@ -207,7 +209,7 @@ class TableDataModule:
 
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
         """Write predictions.csv, and the metrics of each class, label or number."""
-        rows = self.rows
+        rows, scores = self.rows, scores.with_weights(self.rows.weights)
         write_evaluation_tables(folder, rows.keys, rows.spec, scores, split=split, key_column="row")
 
     def size_growth(self, epochs: int) -> list[float]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skipway.data.sample_weights import effective_count
 from skipway.utils.uncertainty import wilson_interval
 
 __all__ = [
@@ -81,7 +82,9 @@ def mean_average_precision(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(present, values, 0).sum(axis=0) / np.maximum(count, 1), math.nan)
 
 
-def map_interval(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+def map_interval(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[float, float]:
     """Return the 95% interval of the mean average precision by a bootstrap over samples, with a fixed seed.
 
     It is moved by the bias of the resamples, the difference between their median and the value.
@@ -94,40 +97,44 @@ def map_interval(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, 
     values: list[float] = []
     for begin in range(0, resamples, chunk):
         drawn = generator.integers(num_samples, size=(min(chunk, resamples - begin), num_samples))
-        weights = np.stack([np.bincount(row, minlength=num_samples) for row in drawn], axis=1).astype(np.float32)
-        values += mean_average_precision(average_precisions(labels, probabilities, weights)).tolist()
-    value = float(mean_average_precision(average_precisions(labels, probabilities)))
+        times = np.stack([np.bincount(row, minlength=num_samples) for row in drawn], axis=1).astype(np.float32)
+        if weights is not None:
+            times *= weights[:, None].astype(np.float32)
+        values += mean_average_precision(average_precisions(labels, probabilities, times)).tolist()
+    value = float(mean_average_precision(average_precisions(labels, probabilities, weights)))
     low, middle, high = np.nanquantile(values, (_TAIL, 0.5, 1 - _TAIL))
     if high - low <= 0:
-        return wilson_interval(value, num_samples)
+        return wilson_interval(value, effective_count(weights, num_samples))
     shift = value - middle  # samples drawn twice are ties, which raise the average precision of resamples
     return max(0.0, float(low + shift)), min(1.0, float(high + shift))
 
 
-def exceeds_chance(labels: np.ndarray, probabilities: np.ndarray, low: float) -> bool:
+def exceeds_chance(
+    labels: np.ndarray, probabilities: np.ndarray, low: float, weights: np.ndarray | None = None
+) -> bool:
     """Return True if a mean average precision is significantly higher than that of constant probabilities.
 
     Constant probabilities have the share of each label as its average precision. The lower end `low` of the interval
     must exceed their mean. On up to 200 samples, fewer than 2.5% of permutations of the samples may be as good.
     """
-    if low <= constant_map(labels):
+    if low <= constant_map(labels, weights):
         return False
     if len(labels) > _PERMUTED:
         return True
-    value = mean_average_precision(average_precisions(labels, probabilities))
+    value = mean_average_precision(average_precisions(labels, probabilities, weights))
     generator = np.random.Generator(np.random.PCG64(0))
-    permuted = (labels[generator.permutation(len(labels))] for _ in range(_PERMUTATIONS))
-    as_good = sum(mean_average_precision(average_precisions(rows, probabilities)) >= value - 1e-12 for rows in permuted)
-    return int(as_good) < _TAIL * _PERMUTATIONS
+    orders = (generator.permutation(len(labels)) for _ in range(_PERMUTATIONS))
+    values = (mean_average_precision(average_precisions(labels[rows], probabilities, weights)) for rows in orders)
+    return sum(bool(chance >= value - 1e-12) for chance in values) < _TAIL * _PERMUTATIONS
 
 
-def constant_map(labels: np.ndarray) -> float:
+def constant_map(labels: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return the mean average precision of constant probabilities: the mean share of the labels that occur."""
-    shares = labels.mean(axis=0)
+    shares = np.average(labels, axis=0, weights=weights)
     return float(shares[shares > 0].mean()) if shares.any() else math.nan
 
 
-def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def best_thresholds(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Choose the probability (K,) from which each label is predicted.
 
     A label's own threshold maximizes its F1, in the middle between the two probabilities around it. A rare label has
@@ -138,10 +145,11 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     >>> best_thresholds(labels, probabilities).tolist()
     [0.2]
     """
-    common = _best_threshold(labels.ravel(), probabilities.ravel())
+    weights = np.ones(len(labels)) if weights is None else weights
+    common = _best_threshold(labels.ravel(), probabilities.ravel(), np.repeat(weights, labels.shape[1]))
     thresholds = []
     for k, count in enumerate(labels.sum(axis=0)):
-        own = _best_threshold(labels[:, k], probabilities[:, k]) if count else common
+        own = _best_threshold(labels[:, k], probabilities[:, k], weights) if count else common
         if own == common:
             thresholds.append(common)
             continue
@@ -150,14 +158,15 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     return np.array([float(f"{threshold:.6g}") for threshold in thresholds])
 
 
-def _best_threshold(positive: np.ndarray, score: np.ndarray) -> float:
+def _best_threshold(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
     """Return the threshold of the largest F1; 0.5 without positive samples."""
-    if not positive.any():
+    hits = positive * weights
+    if not hits.any():
         return 0.5
     order = np.argsort(-score, kind="stable")
     sorted_scores = score[order].astype(np.float64)
     last_of_tie = np.append(np.flatnonzero(np.diff(sorted_scores)), len(score) - 1)
-    f1 = 2 * np.cumsum(positive[order])[last_of_tie] / (last_of_tie + 1 + positive.sum())
+    f1 = 2 * np.cumsum(hits[order])[last_of_tie] / (np.cumsum(weights[order])[last_of_tie] + hits.sum())
     last = last_of_tie[int(f1.argmax())]
     below = sorted_scores[last + 1] if last + 1 < len(score) else 0.0
     return float(sorted_scores[last] + below) / 2
@@ -168,11 +177,13 @@ def _logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def auroc(positive: np.ndarray, score: np.ndarray) -> float:
+def auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Return the probability that a positive sample has a higher score than a negative one; a tie counts half.
 
     The value is NaN if all samples are positive, or none is.
     """
+    if weights is not None:
+        return _weighted_auroc(positive, score, weights)
     positives = int(positive.sum())
     if positives in (0, len(positive)):
         return math.nan
@@ -180,6 +191,14 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
     rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     above = rank[positive].sum() - positives * (positives + 1) / 2
     return float(above / (positives * (len(positive) - positives)))
+
+
+def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> float:
+    _, inverse = np.unique(score, return_inverse=True)
+    of_negative, of_positive = (np.bincount(inverse, weights * side) for side in (~positive, positive))
+    pairs = of_negative.sum() * of_positive.sum()
+    below = np.cumsum(of_negative) - of_negative / 2
+    return float((of_positive * below).sum() / pairs) if pairs > 0 else math.nan
 
 
 def ranking_precision(outputs: Tensor, y: Tensor) -> Tensor:

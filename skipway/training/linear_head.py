@@ -85,7 +85,7 @@ def fit_linear_head(
     Raises:
         NotFiniteError: a feature is NaN or infinite.
     """
-    axes = principal_axes(features)
+    axes = principal_axes(features, sample_weights)
     weights = torch.ones(len(labels), dtype=features.dtype) if sample_weights is None else sample_weights
     problem: _Problem
     if labels.dim() == 2:
@@ -117,8 +117,9 @@ def held_out_folds(labels: Tensor, seed: int, groups: Tensor | None = None, fold
     Returns:
         (N,) fold index of each sample.
     """
-    names = range(len(labels)) if groups is None else groups.tolist()
-    return torch.from_numpy(fold_numbers(labels.numpy(), list(map(str, names)), folds, seed) - 1)
+    names = None if groups is None else list(map(str, groups.tolist()))
+    contents = list(map(str, range(len(labels))))
+    return torch.from_numpy(fold_numbers(labels.numpy(), contents, folds, seed, names) - 1)
 
 
 @dataclass(frozen=True)
@@ -289,8 +290,8 @@ class Axes:
         return weight, solution[-1] - weight @ self.mean
 
 
-def principal_axes(features: Tensor) -> Axes:
-    """Standardize features (N, D), and rotate them to their principal axes.
+def principal_axes(features: Tensor, weights: Tensor | None = None) -> Axes:
+    """Standardize features (N, D) with sample weights (N,), and rotate them to their principal axes.
 
     Raises:
         NotFiniteError: a feature is NaN or infinite.
@@ -300,7 +301,12 @@ def principal_axes(features: Tensor) -> Axes:
             "cannot fit a linear head: expected finite features, got NaN or infinity. Check the pretrained weights, or "
             "train in --precision fp32."
         )
-    mean, scale = features.mean(0), _positive(features.std(0, correction=0))
+    mean, spread = features.mean(0), features.std(0, correction=0)
+    if weights is not None:
+        shares = (weights / weights.sum()).to(features.dtype)[:, None]
+        mean = (features * shares).sum(0)
+        spread = ((features - mean).square() * shares).sum(0).sqrt()
+    scale = _positive(spread)
     standardized = (features - mean) / scale
     basis, curvature = _principal_axes(standardized)
     return Axes(standardized @ basis, basis, curvature, mean, scale)

@@ -75,16 +75,18 @@ def fit(
             state.data_seconds += time.monotonic() - asked
             torch.manual_seed(_step_seed(settings.seed, state.epoch * train.steps + state.batch))
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            weights = train.weights(ids, state.epoch)
             boundary = (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == train.steps
             for piece, share in _microbatches(len(y), train.bounds, state, settings.grad_accum_steps):
                 with trainer.synced(boundary and piece.stop == len(y)):
                     with trainer.autocast():
                         outputs = trainer.model(x[piece]).float()
-                    loss = trainer.task.loss(outputs, y[piece]) + trainer.penalty()
+                    part = None if weights is None else weights[piece].to(device)
+                    loss = trainer.task.loss(outputs, y[piece], part) + trainer.penalty()
                     _require_finite(loss, "loss", trainer, ids)
                     (loss * share).backward()
                 state.loss += loss.item() * len(outputs)
-                state.metric_sum += trainer.task.metric_sum(outputs, y[piece])
+                state.metric_sum += trainer.task.metric_sum(outputs, y[piece], part)
             if boundary:
                 _require_finite(trainer.clip_gradients(), "gradient", trainer, ids)
                 position = _position(settings, state.epoch, state.batch, train.steps)

@@ -46,7 +46,7 @@ class Task(Protocol):
             weights: (B,) weights of the samples, 1 on average over the training set; None for equal weights.
         """
 
-    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         """Compute the sum over a batch of the metric on training batches; see `PrimaryMetric.train_name`."""
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> Scores:
@@ -80,9 +80,9 @@ class Classification:
             losses = losses * (shares.to(outputs.dtype) @ outputs.new_tensor(self.class_weights))
         return _weighted_mean(losses, weights)
 
-    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         """Count the samples that are classified as their class, or as the dominant class of a mixture."""
-        return float((outputs.argmax(1) == (y.argmax(1) if y.dim() > 1 else y)).sum())
+        return _weighted_sum(outputs.argmax(1) == (y.argmax(1) if y.dim() > 1 else y), weights)
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> ClassScores:
         """Compute probabilities and cross-entropies without smoothing or class weights."""
@@ -115,9 +115,9 @@ class MultiLabel:
         losses = F.binary_cross_entropy_with_logits(outputs, y, pos_weight=positive, reduction="none")
         return _weighted_mean(losses.mean(1), weights)
 
-    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         """Compute the sum over samples of the average precision of their labels (label ranking average precision)."""
-        return float(ranking_precision(outputs.detach(), y).sum())
+        return _weighted_sum(ranking_precision(outputs.detach(), y), weights)
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> LabelScores:
         """Compute probabilities and binary cross-entropies without label weights."""
@@ -146,9 +146,9 @@ class Regression:
         """Compute the mean squared error of standardized targets."""
         return _weighted_mean((outputs - y.to(outputs.dtype)).square().mean(1), weights)
 
-    def metric_sum(self, outputs: Tensor, y: Tensor) -> float:
+    def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         """Compute the sum of 1 - squared error, whose mean is R2 because the training targets have variance 1."""
-        return float((1 - (outputs.detach() - y).square()).mean(1).sum())
+        return _weighted_sum((1 - (outputs.detach() - y).square()).mean(1), weights)
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> RegressionScores:
         """Compute squared errors of standardized targets, and predictions and targets in their units."""
@@ -181,3 +181,8 @@ def task_of(
 def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean of losses (B,), each multiplied by its weight, which is 1 on average over the training set."""
     return losses.mean() if weights is None else (losses * weights.to(losses.dtype)).mean()
+
+
+def _weighted_sum(values: Tensor, weights: Tensor | None) -> float:
+    """Return the sum of values (B,), each multiplied by its weight."""
+    return float(values.sum() if weights is None else (values * weights).sum())

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain, count
+from itertools import chain, count, repeat
 from typing import Any
 
 import numpy as np
@@ -89,11 +89,11 @@ def range_test(
     losses: list[float] = []
     with preserve_trainer(trainer):
         trainer.to_train()
-        starts = [_loss(trainer, *batch, k) for k, batch in _batches(trainer, batches, steps, poll)]
+        starts = [_loss(trainer, *batch, k=k) for k, batch in _batches(trainer, batches, steps, poll)]
         usual = sum(starts) / len(starts)
         for k, batch in _batches(trainer, batches, steps, poll):
             rate = lowest * (highest / lowest) ** (k / max(1, steps - 1))
-            loss = train_step(trainer, *batch, k, rate)
+            loss = train_step(trainer, *batch[:2], k, rate, batch[2])
             if not math.isfinite(loss):
                 break
             rates.append(rate)
@@ -111,19 +111,21 @@ def range_test(
 
 def _batches(
     trainer: Trainer, batches: Batches, steps: int, poll: Callable[[], None]
-) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor | None]]]:
     """Yield (k, batch) for the first `steps` batches, over several epochs if needed."""
-    epochs = chain.from_iterable(batches.epoch(epoch) for epoch in count())
-    for k, (x, y, _) in zip(range(steps), epochs, strict=False):
+    epochs = chain.from_iterable(zip(batches.epoch(epoch), repeat(epoch)) for epoch in count())
+    for k, ((x, y, ids), epoch) in zip(range(steps), epochs, strict=False):
         poll()
-        yield k, (x.to(trainer.device), y.to(trainer.device))
+        weights = batches.weights(ids, epoch)
+        weights = weights if weights is None else weights.to(trainer.device)
+        yield k, (x.to(trainer.device), y.to(trainer.device), weights)
 
 
-def _loss(trainer: Trainer, x: Tensor, y: Tensor, k: int) -> float:
+def _loss(trainer: Trainer, x: Tensor, y: Tensor, weights: Tensor | None, *, k: int) -> float:
     """Compute the loss of the k-th batch without a step, with the same dropout as in its training step."""
     torch.manual_seed(trainer.settings.seed + k)
     with torch.no_grad():
-        return _mean_over_processes(_penalized_loss(trainer, x, y))
+        return _mean_over_processes(_penalized_loss(trainer, x, y, weights))
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def preserve_trainer(trainer: Trainer) -> Iterator[None]:
         trainer.restore(tensors, state)
 
 
-def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> float:
+def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float, weights: Tensor | None = None) -> float:
     """Take the k-th step with learning rate `rate`.
 
     Args:
@@ -149,12 +151,13 @@ def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> f
         y: targets of the batch.
         k: number of the step, which seeds dropout.
         rate: learning rate.
+        weights: (B,) weights of the samples, or None.
 
     Returns:
         The loss before the step, averaged over all processes. If it is not finite, no step is taken.
     """
     torch.manual_seed(trainer.settings.seed + k)
-    loss = _penalized_loss(trainer, x, y)
+    loss = _penalized_loss(trainer, x, y, weights)
     if torch.isfinite(loss):
         loss.backward()
         trainer.clip_gradients()
@@ -164,10 +167,10 @@ def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float) -> f
     return _mean_over_processes(loss)
 
 
-def _penalized_loss(trainer: Trainer, x: Tensor, y: Tensor) -> Tensor:
+def _penalized_loss(trainer: Trainer, x: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
     with trainer.autocast():
         outputs = trainer.model(x).float()
-    return trainer.task.loss(outputs, y) + trainer.penalty()
+    return trainer.task.loss(outputs, y, weights) + trainer.penalty()
 
 
 def _mean_over_processes(loss: Tensor) -> float:

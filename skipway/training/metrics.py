@@ -6,6 +6,7 @@ Shapes: N samples, K classes or labels, T targets.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -53,6 +54,9 @@ class Batches(Protocol):
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """Yield the batches of an epoch, starting with batch `start`."""
 
+    def weights(self, ids: np.ndarray, epoch: int = 0) -> Tensor | None:
+        """Return the weights (B,) of the samples of a batch, 1 on average over the training set; None: all are 1."""
+
 
 class Scorer(Protocol):
     """Protocol of the part of a task that `score` uses."""
@@ -81,23 +85,26 @@ def score(
         poll: called before each batch, to raise an error if a stop was requested.
 
     Returns:
-        The scores of all samples, in every process.
+        The scores of all samples, in every process, with their weights.
     """
     training = network.training
     network.eval()
-    parts: list[tuple[Tensor, Tensor, np.ndarray]] = []
+    parts: list[tuple[Tensor, Tensor, np.ndarray, np.ndarray | None]] = []
     try:
         with torch.no_grad():  # not inference_mode: FSDP weights gathered in it could not be used in training
             for x, y, ids in batches.epoch():
                 poll()
+                weights = batches.weights(ids)
+                of_samples = None if weights is None else weights.double().cpu().numpy()
                 with autocast():
-                    parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids))
+                    parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids, of_samples))
     finally:
         network.train(training)
     all_parts = [part for part in chain(*collectives.all_gather(parts)) if len(part[2])]
-    outputs, targets, all_ids = zip(*all_parts, strict=True)
+    outputs, targets, all_ids, all_weights = zip(*all_parts, strict=True)
     with torch.inference_mode():
-        return task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
+        scores = task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
+    return scores if all_weights[0] is None else replace(scores, weights=np.concatenate(all_weights))
 
 
 def softmax(outputs: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
         classes in the set, and auroc is omitted for a single class. Labels: map (mean average precision), loss,
         macro_f1 and micro_f1 at the thresholds, subset_accuracy (share of samples with exactly the true labels) and
         auroc; averages are over the labels that occur in the set. Regression: r2, mae and rmse in the original unit,
-        averaged over the targets, and loss.
+        averaged over the targets, and loss. All metrics are weighted by the weights of the samples.
 
     Raises:
         NotFiniteError: the outputs for a sample are NaN or infinite.
@@ -169,20 +176,22 @@ def compute_metrics(scores: Scores) -> dict[str, float]:
     if isinstance(scores, LabelScores):
         return _label_metrics(scores)
     assert isinstance(scores, ClassScores)
-    labels, shares, predicted = scores.labels, scores.probabilities, scores.predicted
-    present = np.unique(labels)
-    _, recall, f1, _ = _precision_recall_f1(scores.confusion())
+    labels, shares, predicted, weights = scores.labels, scores.probabilities, scores.predicted, scores.weights
+    _, recall, f1, count = _precision_recall_f1(scores.confusion(weighted=True))
+    present = np.flatnonzero(count > 0)
     metrics = {"accuracy": scores.accuracy, "loss": scores.loss, "balanced_accuracy": float(recall[present].mean())}
     metrics["macro_f1"] = float(f1[present].mean())
     if shares.shape[1] > 5:
         top = np.argpartition(-shares, 4, axis=1)[:, :5]
-        metrics["top5_accuracy"] = float((top == labels[:, None]).any(axis=1).mean())
+        metrics["top5_accuracy"] = float(scores.mean((top == labels[:, None]).any(axis=1)))
     if len(present) > 1:
-        metrics["auroc"] = float(np.mean([auroc(labels == c, shares[:, c]) for c in present]))
+        metrics["auroc"] = float(np.mean([auroc(labels == c, shares[:, c], weights) for c in present]))
     likely = shares.max(axis=1)
     bins = np.minimum((likely * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=(predicted == labels) - likely, minlength=_BINS)
-    metrics["ece"] = float(np.abs(gaps).sum() / len(labels))
+    gaps, total = (predicted == labels) - likely, float(len(labels))
+    if weights is not None:
+        gaps, total = gaps * weights, weights.sum()
+    metrics["ece"] = float(np.abs(np.bincount(bins, weights=gaps, minlength=_BINS)).sum() / total)
     return metrics
 
 
@@ -193,7 +202,8 @@ def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any
         scores: scores of a classification.
         names: (K,) class names.
     """
-    precision, recall, f1, count = _precision_recall_f1(scores.confusion())
+    precision, recall, f1, _ = _precision_recall_f1(scores.confusion(weighted=True))
+    count = np.bincount(scores.labels, minlength=len(names))
     return [
         {
             "class": name,
@@ -209,11 +219,12 @@ def per_class(scores: ClassScores, names: tuple[str, ...]) -> list[dict[str, Any
 def _label_metrics(scores: LabelScores) -> dict[str, float]:
     rows = per_label(scores, tuple(map(str, range(scores.labels.shape[1]))))
     present = [row for row in rows if row["count"]]
-    hits, answers = (scores.labels & scores.predicted).sum(), scores.labels.sum() + scores.predicted.sum()
+    hits = scores.sum(scores.labels & scores.predicted).sum()
+    answers = (scores.sum(scores.labels) + scores.sum(scores.predicted)).sum()
     metrics = {"map": scores.map, "loss": scores.loss}
     metrics["macro_f1"] = float(np.mean([row["f1"] for row in present])) if present else 0.0
-    metrics["micro_f1"] = float(2 * hits / max(answers, 1))
-    metrics["subset_accuracy"] = float((scores.labels == scores.predicted).all(axis=1).mean())
+    metrics["micro_f1"] = float(2 * hits / (answers or 1))
+    metrics["subset_accuracy"] = float(scores.mean((scores.labels == scores.predicted).all(axis=1)))
     areas = [row["auroc"] for row in rows if row["auroc"] is not None]
     return metrics | ({"auroc": float(np.mean(areas))} if areas else {})
 
@@ -229,16 +240,17 @@ def per_label(scores: LabelScores, names: tuple[str, ...]) -> list[dict[str, Any
         names: (K,) label names.
     """
     predicted, labels = scores.predicted, scores.labels
-    hits, count, answers = (labels & predicted).sum(axis=0), labels.sum(axis=0), predicted.sum(axis=0)
-    precisions = average_precisions(labels, scores.probabilities)
-    areas = [auroc(labels[:, k], scores.probabilities[:, k]) for k in range(len(names))]
+    hits, actual, answers = (scores.sum(values) for values in (labels & predicted, labels, predicted))
+    precisions = average_precisions(labels, scores.probabilities, scores.weights)
+    areas = [auroc(labels[:, k], scores.probabilities[:, k], scores.weights) for k in range(len(names))]
+    count = labels.sum(axis=0)
     return [
         {
             "class": name,
             "count": int(count[k]),
-            "precision": float(hits[k] / max(answers[k], 1)),
-            "recall": float(hits[k] / max(count[k], 1)),
-            "f1": float(2 * hits[k] / max(count[k] + answers[k], 1)),
+            "precision": float(hits[k] / (answers[k] or 1)),
+            "recall": float(hits[k] / (actual[k] or 1)),
+            "f1": float(2 * hits[k] / (actual[k] + answers[k] or 1)),
             "average_precision": None if math.isnan(precisions[k]) else float(precisions[k]),
             "auroc": None if math.isnan(areas[k]) else areas[k],
             "threshold": float(scores.thresholds[k]),
@@ -258,9 +270,9 @@ def per_target(scores: RegressionScores, names: tuple[str, ...]) -> list[dict[st
         "r2": scores.r2_of_targets,
         "mae": scores.mae_of_targets,
         "rmse": scores.rmse_of_targets,
-        "mean_error": (scores.predicted - scores.targets).mean(axis=0),
-        "mean": scores.targets.mean(axis=0),
-        "std": scores.targets.std(axis=0),
+        "mean_error": scores.mean(scores.predicted - scores.targets),
+        "mean": scores.mean(scores.targets),
+        "std": np.sqrt(scores.mean((scores.targets - scores.mean(scores.targets)) ** 2)),
     }
     return [
         {"target": name, **{key: float(values[t]) for key, values in columns.items()}} for t, name in enumerate(names)
@@ -273,5 +285,8 @@ def per_target(scores: RegressionScores, names: tuple[str, ...]) -> list[dict[st
 def _precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return precision, recall, F1 and count of each class of a confusion matrix with true rows; 0 / 0 is 0."""
     hits, count, answers = confusion.diagonal().astype(float), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = hits / np.maximum(answers, 1), hits / np.maximum(count, 1)
-    return precision, recall, 2 * hits / np.maximum(count + answers, 1), count
+    precision, recall, f1 = (
+        part / np.where(whole > 0, whole, 1)
+        for part, whole in ((hits, answers), (hits, count), (2 * hits, count + answers))
+    )
+    return precision, recall, f1, count

@@ -35,7 +35,7 @@ def fit_ridge_head(
     Raises:
         NotFiniteError: a feature is NaN or infinite.
     """
-    axes, dtype = principal_axes(features), features.dtype
+    axes, dtype = principal_axes(features, sample_weights), features.dtype
     weights = torch.ones(len(targets)) if sample_weights is None else sample_weights
     root = weights.to(dtype).sqrt()[:, None]
     y, total = targets.to(dtype), root.square().sum()

@@ -3,7 +3,8 @@
 Shapes: N samples, K classes or labels, T targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -14,15 +15,30 @@ __all__ = ["ClassScores", "LabelScores", "RegressionScores", "Scores"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of each sample: ids (N,) and unweighted losses (N,)."""
+    """Scores of each sample: ids (N,) and unweighted losses (N,); weights (N,) of the samples in metrics, or None."""
 
     ids: np.ndarray
     losses: np.ndarray
+    weights: np.ndarray | None = field(default=None, kw_only=True)
+
+    def with_weights(self, weights: np.ndarray | None) -> Self:
+        """Return the scores with the weights of all samples, which are indexed by id; unchanged for None."""
+        return self if weights is None else replace(self, weights=weights[self.ids])
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean over the samples of values (N, ...), with their weights."""
+        if self.weights is None:
+            return np.asarray(values.mean(axis=0))
+        return np.asarray(np.average(values, axis=0, weights=self.weights))
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum over the samples of values (N, K), with their weights."""
+        return np.asarray((values if self.weights is None else values * self.weights[:, None]).sum(axis=0))
 
     @property
     def loss(self) -> float:
         """Mean loss over the samples."""
-        return float(self.losses.mean())
+        return float(self.mean(self.losses))
 
     @property
     def primary_metric(self) -> float:
@@ -49,7 +65,7 @@ class ClassScores(Scores):
     @property
     def accuracy(self) -> float:
         """Top-1 accuracy in [0, 1]."""
-        return float((self.predicted == self.labels).mean())
+        return float(self.mean(self.predicted == self.labels))
 
     primary_metric = accuracy
 
@@ -57,10 +73,10 @@ class ClassScores(Scores):
         """Return a mask (N,) of the samples whose outputs are finite."""
         return super().finite() & np.isfinite(self.probabilities).all(axis=1)
 
-    def confusion(self) -> np.ndarray:
-        """Compute the confusion matrix (K, K): rows are true classes, columns predicted classes."""
-        classes = self.probabilities.shape[1]
-        flat = np.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
+    def confusion(self, weighted: bool = False) -> np.ndarray:
+        """Count the samples by class, or sum their weights: (K, K), rows are true classes, columns predicted ones."""
+        classes, weights = self.probabilities.shape[1], self.weights if weighted else None
+        flat = np.bincount(self.labels * classes + self.predicted, weights, minlength=classes * classes)
         return flat.reshape(classes, classes)
 
 
@@ -80,7 +96,7 @@ class LabelScores(Scores):
     @property
     def map(self) -> float:
         """Mean average precision over the labels that occur in the set; NaN if none does."""
-        return float(mean_average_precision(average_precisions(self.labels, self.probabilities)))
+        return float(mean_average_precision(average_precisions(self.labels, self.probabilities, self.weights)))
 
     primary_metric = map
 
@@ -106,19 +122,19 @@ class RegressionScores(Scores):
     @property
     def r2_of_targets(self) -> np.ndarray:
         """Coefficient of determination (T,) of each target."""
-        residual = ((self.targets - self.predicted) ** 2).sum(axis=0)
-        total = ((self.targets - self.targets.mean(axis=0)) ** 2).sum(axis=0)
+        residual = self.sum((self.targets - self.predicted) ** 2)
+        total = self.sum((self.targets - self.mean(self.targets)) ** 2)
         return np.where(total > 0, 1 - residual / np.where(total > 0, total, 1), residual == 0)
 
     @property
     def mae_of_targets(self) -> np.ndarray:
         """Mean absolute error (T,) of each target, in its unit."""
-        return np.abs(self.targets - self.predicted).mean(axis=0)
+        return self.mean(np.abs(self.targets - self.predicted))
 
     @property
     def rmse_of_targets(self) -> np.ndarray:
         """Root mean squared error (T,) of each target, in its unit."""
-        return np.sqrt(((self.targets - self.predicted) ** 2).mean(axis=0))
+        return np.sqrt(self.mean((self.targets - self.predicted) ** 2))
 
     def finite(self) -> np.ndarray:
         """Return a mask (N,) of the samples whose predictions are finite."""

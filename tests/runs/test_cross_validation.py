@@ -243,6 +243,8 @@ def test_too_many_folds_are_refused_and_leave_no_folder(data, tmp_path):
         quick(data, tmp_path, fold=1)
     with pytest.raises(InputError, match="val_fraction: expected no value with folds"):
         quick(data, tmp_path, folds=3, val_fraction=0.3)
+    with pytest.raises(InputError, match="balance: expected none or weights with weight_column, got sampling"):
+        quick(data, tmp_path, weight_column="w", balance="sampling")
     with pytest.raises(InputError, match="split_by: expected no value with folds, which would validate on samples"):
         quick(data, tmp_path, folds=3, split_by="day")
     with pytest.raises(InputError, match="cannot cross-validate: expected DATA, got none"):

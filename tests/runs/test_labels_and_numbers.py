@@ -11,7 +11,7 @@ from small_runs import QUICK, Words, quick, same_runs, table
 from skipway.errors import InputError, Interrupted
 from skipway.report import html
 from skipway.runs import cross_validation, datamodule
-from skipway.runs.fold_results import _label_metrics
+from skipway.runs.pooled_metrics import pool_metrics
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
 from skipway.utils.stop_signals import StopFlag
@@ -184,7 +184,7 @@ def test_folds_are_pooled(make, metric, opened, tmp_path, monkeypatch):
     assert len(table(result.path / "predictions.csv")) == 60
 
 
-def test_folds_of_more_labels_than_columns_are_not_pooled():
-    row = {"file": "a.png", "label": "x|y", "predicted": "x", "probability": "0.9", "loss": 0.1}
-    with pytest.raises(InputError, match="cannot pool the folds: expected a column of probabilities per label"):
-        _label_metrics([row])
+def test_folds_of_more_labels_than_columns_have_no_pooled_map(tmp_path):
+    rows = [{"file": f"{i}", "label": "a|b", "predicted": "a", "loss": 0.5} for i in range(4)]
+    values = pool_metrics(tmp_path, rows, "map", "")
+    assert "map" not in values and values["micro_f1"] == pytest.approx(2 / 3) and values["loss"] == 0.5

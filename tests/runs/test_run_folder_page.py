@@ -137,6 +137,7 @@ def runs(tmp_path_factory):
     for i, split in enumerate(("train", "val", "test")):
         frame = homes(40, i)
         frame.loc[0, ["price", "dear"]] = None
+        frame["w"] = [1 + k % 3 for k in range(40)]
         written(table / f"{split}.csv", frame)
     tagged = base / "tagged"
     tagged.mkdir()
@@ -161,7 +162,7 @@ def runs(tmp_path_factory):
             with pytest.MonkeyPatch.context() as of_source:
                 of_source.setattr(datamodule, "open_recipe_data", lambda recipe, source=source: source)
                 quick("squares", base, name=name, epochs=1)
-        train(table, target="dear", ignore="price", name="classes", **common)
+        train(table, target="dear", ignore="price", weight_column="w", name="classes", **common)
         many = ",".join(f"y{k}" for k in range(21))
         for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):
             options = {"target": target, "label_sep": label_sep, "features": "size,city,garden"}

@@ -84,7 +84,9 @@ def test_folds_hold_every_class_evenly_and_keep_groups_together():
         assert torch.bincount(y[fold == index]).tolist() == [4, 2]
     groups = torch.arange(30).repeat(2)
     twice = held_out_folds(y.repeat(2), seed=3, groups=groups)
-    assert twice[:30].equal(twice[30:]) and twice[:30].equal(fold)
+    assert twice[:30].equal(twice[30:])
+    for index in range(5):
+        assert torch.bincount(y.repeat(2)[twice == index]).tolist() == [8, 4]
     assert not held_out_folds(y, seed=4).equal(fold)
 
 
@@ -155,3 +157,14 @@ def test_sample_weights_equal_repeated_samples():
     repeated = fit_linear_head(x.repeat_interleave(counts, 0), y.repeat_interleave(counts), 3, penalty=2.0)
     # The features are standardized with equal weights, so that the two penalties differ a little.
     assert shares(weighted, x) == pytest.approx(shares(repeated, x), abs=0.02)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_whole_weights_are_repetitions(several):
+    x, y = features_of_classes(60, 6, 3)
+    counts = torch.arange(60) % 4
+    labels = torch.stack([y == 0, y > 0, y == 2], 1).double() if several else y
+    weighted = fit_linear_head(x, labels, 3, penalty=2.0, sample_weights=counts.double())
+    repeated = fit_linear_head(x.repeat_interleave(counts, 0), labels.repeat_interleave(counts, 0), 3, penalty=2.0)
+    assert torch.allclose(weighted.weight, repeated.weight, atol=1e-5)
+    assert torch.allclose(weighted.bias, repeated.bias, atol=1e-4)

@@ -94,6 +94,50 @@ def test_a_step_is_the_mean_over_its_images_however_they_are_split(tmp_path):
     assert three.state.step == one.state.step == 1
 
 
+def some_weights(count=26):
+    weights = torch.tensor([0.0, 1.0, 2.0, 5.0]).repeat(count)[:count]
+    return weights / weights.mean()
+
+
+def test_a_step_is_the_weighted_mean_over_its_images_however_they_are_split(tmp_path):
+    how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "lr": 0.5}
+    feeds = [Feed(size=24, weights=some_weights()), Feed(weights=some_weights())]
+    one, _ = run(tmp_path / "one", dict(how), feed=feeds[0], net=plain_network())
+    three, _ = run(tmp_path / "three", {**how, "grad_accum_steps": 3}, feed=feeds[1], net=plain_network())
+    again = Feed(size=24, weights=some_weights())
+    split = Trainer(plain_network(), settings(**how))
+    split.state.num_microbatches = 4
+    fit_one_epoch(split, again, tmp_path / "split")
+    for key, value in one.tensors().items():
+        assert torch.allclose(value, three.tensors()[key], atol=1e-6)
+        assert torch.allclose(value, split.tensors()[key], atol=1e-6)
+    unweighted, _ = run(tmp_path / "two", dict(how), feed=Feed(size=24), net=plain_network())
+    assert not torch.allclose(one.tensors()["network.1.weight"], unweighted.tensors()["network.1.weight"], atol=1e-4)
+
+
+def fit_one_epoch(trainer, feed, folder):
+    validation, facts = Feed(10, 5, shuffle=False), {"run": 1}
+    quiet, stop = Console(quiet=True), StopFlag()
+    fit(trainer, feed, validation, folder, on_epoch=lambda *_: None, facts=facts, console=quiet, stop=stop)
+
+
+def test_whole_weights_are_repetitions(tmp_path):
+    """The gradient steps on a batch of all images are those on each image as often as its weight."""
+    how = {"epochs": 3, "momentum": 0.9, "schedule": "constant", "lr": 0.5}
+    counts = torch.tensor([0, 1, 2, 5]).repeat(26)[:26]
+    weighted = Feed(size=24, weights=some_weights())
+    repeated = Feed(size=24)
+    repeated.x, repeated.y = (values.repeat_interleave(counts, 0) for values in (repeated.x, repeated.y))
+    repeated.bounds = [(0, len(repeated.y))]
+    one, _ = run(tmp_path / "one", dict(how), feed=weighted, net=plain_network())
+    two, _ = run(tmp_path / "two", dict(how), feed=repeated, net=plain_network())
+    for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    for name in ("train_loss", "train_accuracy"):
+        found, wanted = ([row[name] for row in trainer.state.history] for trainer in (one, two))
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
 def test_the_last_step_of_an_epoch_counts_only_what_it_has(tmp_path):
     how = {"epochs": 1, "momentum": 0.0, "schedule": "constant", "weight_decay": 0.0, "label_smoothing": 0.0}
     net = plain_network()

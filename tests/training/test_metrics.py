@@ -28,6 +28,9 @@ class Feed:
     def __init__(self, x, y, size):
         self.x, self.y, self.size = x, y, size
 
+    def weights(self, ids, epoch=0):
+        return None
+
     def epoch(self, epoch=0, start=0):
         for i in range(0, len(self.x), self.size):
             yield self.x[i : i + self.size], self.y[i : i + self.size], np.arange(i, min(i + self.size, len(self.x)))

@@ -16,10 +16,10 @@ class Small(Classification):
 
     room = 3
 
-    def loss(self, outputs, y):
+    def loss(self, outputs, y, weights=None):
         if len(y) > self.room:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return super().loss(outputs, y)
+        return super().loss(outputs, y, weights)
 
 
 def halved(folder, room, said=None, **values):

@@ -20,8 +20,9 @@ def numbers(count=60, dim=8, noise=1.0, seed=0):
     return x, (y - y.mean(0)) / y.std(0)
 
 
-def standardized(x):
-    return (x - x.mean(0)) / x.std(0)
+def standardized(x, weights=None):
+    mean = np.average(x, axis=0, weights=weights)
+    return (x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights))
 
 
 @pytest.mark.parametrize("count, dim", [(60, 8), (20, 30)])
@@ -40,8 +41,18 @@ def test_weighted_samples_are_those_of_scikit_learn():
     head = fit_ridge_head(
         torch.from_numpy(x), torch.from_numpy(y), penalty=3.0, sample_weights=torch.from_numpy(weights)
     )
-    expected = Ridge(alpha=3.0).fit(standardized(x), y, sample_weight=weights)
-    assert x @ head.weight.numpy().T + head.bias.numpy() == pytest.approx(expected.predict(standardized(x)), abs=1e-6)
+    scaled = standardized(x, weights)
+    expected = Ridge(alpha=3.0).fit(scaled, y, sample_weight=weights)
+    assert x @ head.weight.numpy().T + head.bias.numpy() == pytest.approx(expected.predict(scaled), abs=1e-6)
+
+
+def test_whole_weights_of_a_ridge_are_repetitions():
+    x, y = map(torch.from_numpy, numbers())
+    counts = torch.arange(len(x)) % 4
+    weighted = fit_ridge_head(x, y, penalty=3.0, sample_weights=counts.double())
+    repeated = fit_ridge_head(x.repeat_interleave(counts, 0), y.repeat_interleave(counts, 0), penalty=3.0)
+    assert torch.allclose(weighted.weight, repeated.weight, atol=1e-8)
+    assert torch.allclose(weighted.bias, repeated.bias, atol=1e-8)
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])

@@ -60,6 +60,8 @@ def split_images(images: DecodedImages, options: SplitOptions) -> None:
     else:
         hold_out(images, options.fraction, options.seed)
     images.weights = refuse_zero_weights(images.weights, images.splits, images.name)
+    if images.weights is not None:
+        images.notes["images with sample weights, of the loss and the metrics"] = len(images.weights)
 
 
 def _split_by_order(images: DecodedImages, fraction: float) -> None:

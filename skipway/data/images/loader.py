@@ -22,9 +22,10 @@ from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
 from skipway.data.images.decode_pass import channel_sums
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.images.image_rows import ImageRows, encode_columns
-from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples
+from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples, mix_weights
 from skipway.data.images.stored_pixels import gather, gather_ahead
 from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffle_rows, training_bounds
+from skipway.data.sample_weights import loss_weights
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALIZE
 
@@ -138,6 +139,7 @@ class ImageBatches:
         self.columns: Tensor | None = None
         if spec.feature_columns:
             self.columns = torch.from_numpy(encode_columns(images, spec)).to(device)
+        self.loss_weights = loss_weights(images.weights, images.splits.get("train", rows))
 
     @property
     def steps(self) -> int:
@@ -159,20 +161,35 @@ class ImageBatches:
         for ids, x in self.inputs_of(batches, epoch):
             y = self._targets(ids)
             if augmentation is not None and (augmentation.mixup or augmentation.cutmix):
-                count = _MIX_START + NUM_MIX_UNIFORM
-                uniform = random_table(augmentation.seed, epoch, ids, count=count)[:, _MIX_START:]
                 x, y = mix_samples(
                     x,
                     y,
-                    uniform,
+                    _mix_uniform(augmentation.seed, epoch, ids),
                     num_classes=len(self.images.class_names),
                     mixup=augmentation.mixup,
                     cutmix=augmentation.cutmix,
+                    weights=self._sample_weights(ids),
                 )
             yield self._with_columns(x, ids), y, ids
 
     def _with_columns(self, x: Tensor, ids: np.ndarray) -> Any:
         return x if self.columns is None else ImageRows(x, self.columns[torch.from_numpy(ids)])
+
+    def weights(self, ids: np.ndarray, epoch: int = 0) -> Tensor | None:
+        """Return the weights (B,) of the images `ids` of a batch, mixed as they are, or None for equal weights."""
+        weights, augmentation = self._sample_weights(ids), self.augmentation
+        if weights is None or augmentation is None or not (augmentation.mixup or augmentation.cutmix):
+            return weights
+        return mix_weights(
+            weights,
+            _mix_uniform(augmentation.seed, epoch, ids),
+            size=augmentation.size_at(epoch, self.images.settings.size),
+            mixup=augmentation.mixup,
+            cutmix=augmentation.cutmix,
+        )
+
+    def _sample_weights(self, ids: np.ndarray) -> Tensor | None:
+        return None if self.loss_weights is None else torch.from_numpy(self.loss_weights[ids]).to(self.device)
 
     def _targets(self, ids: np.ndarray) -> Tensor:
         return torch.from_numpy(self.targets[ids]).to(self.device)
@@ -242,3 +259,8 @@ class ImageBatches:
     def _normalize(self, x: Tensor) -> Tensor:
         normalized: Tensor = NORMALIZE(x.to(self.device), self.factor, self.offset)
         return normalized
+
+
+def _mix_uniform(seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
+    """Return the (B, 4) random numbers of mixup and CutMix of a batch."""
+    return random_table(seed, epoch, ids, count=_MIX_START + NUM_MIX_UNIFORM)[:, _MIX_START:]

@@ -12,13 +12,20 @@ from torch import Tensor
 
 from skipway.data.images.color_affine_erase import boxes_inside
 
-__all__ = ["NUM_MIX_UNIFORM", "mix_samples"]
+__all__ = ["NUM_MIX_UNIFORM", "mix_samples", "mix_weights"]
 
 NUM_MIX_UNIFORM = 4
 
 
 def mix_samples(
-    x: Tensor, y: Tensor, uniform: np.ndarray, *, num_classes: int, mixup: float, cutmix: float
+    x: Tensor,
+    y: Tensor,
+    uniform: np.ndarray,
+    *,
+    num_classes: int,
+    mixup: float,
+    cutmix: float,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mix each image of a batch with the previous one.
 
@@ -32,22 +39,47 @@ def mix_samples(
         num_classes: number of classes K.
         mixup: alpha of mixup; 0 disables it.
         cutmix: alpha of CutMix; 0 disables it.
+        weights: (B,) weights of the samples, or None. Targets are mixed in proportion to weight and ratio, so that the
+            loss times the weight of `mix_weights` is the mean loss of both targets.
 
     Returns:
         Mixed images (B, C, S, S) and mixed targets (B, K).
     """
-    from scipy.special import betaincinv
-
-    cuts = uniform[:, 1] < 0.5 if mixup and cutmix else np.full(len(x), bool(cutmix))
-    alpha = np.where(cuts, cutmix or 1.0, mixup or 1.0)
-    share = torch.from_numpy(betaincinv(alpha, alpha, uniform[:, 0])).to(x.device, torch.float32)
-    cut = torch.from_numpy(cuts).to(x.device)
-    corners = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
     size = x.shape[-1]
-    side = (size * (1 - share).sqrt()).round()
+    share, cut, side = _ratios(uniform, size, mixup, cutmix, x.device)
+    corners = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
     inside = boxes_inside(corners[:, 0], corners[:, 1], height=side, width=side, size=size) & cut.view(-1, 1, 1, 1)
-    share = torch.where(cut, 1 - (side / size) ** 2, share)
     partner = x.roll(1, 0)
     blended = torch.where(cut.view(-1, 1, 1, 1), x, torch.lerp(partner, x, share.view(-1, 1, 1, 1)))
     targets = (F.one_hot(y, num_classes) if y.dim() == 1 else y).float()
+    if weights is not None:
+        mixed = torch.lerp(weights.roll(1, 0), weights, share)
+        share = torch.where(mixed > 0, share * weights / mixed.clamp(min=1e-30), share)
     return torch.where(inside, partner, blended), torch.lerp(targets.roll(1, 0), targets, share.view(-1, 1))
+
+
+def mix_weights(weights: Tensor, uniform: np.ndarray, *, size: int, mixup: float, cutmix: float) -> Tensor:
+    """Return the weights (B,) of mixed samples: the mean of both weights, by the ratio of `mix_samples`.
+
+    Args:
+        weights: (B,) weights of the samples.
+        uniform: (B, 4) random numbers in [0, 1).
+        size: size S of the images.
+        mixup, cutmix: alpha of each; 0 disables it.
+    """
+    share, _, _ = _ratios(uniform, size, mixup, cutmix, weights.device)
+    return torch.lerp(weights.roll(1, 0), weights, share)
+
+
+def _ratios(
+    uniform: np.ndarray, size: int, mixup: float, cutmix: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the share (B,) of each image in its mixture, True (B,) for CutMix, and the side (B,) of the rectangle."""
+    from scipy.special import betaincinv
+
+    cuts = uniform[:, 1] < 0.5 if mixup and cutmix else np.full(len(uniform), bool(cutmix))
+    alpha = np.where(cuts, cutmix or 1.0, mixup or 1.0)
+    share = torch.from_numpy(betaincinv(alpha, alpha, uniform[:, 0])).to(device, torch.float32)
+    cut = torch.from_numpy(cuts).to(device)
+    side = (size * (1 - share).sqrt()).round()
+    return torch.where(cut, 1 - (side / size) ** 2, share), cut, side

@@ -7,6 +7,7 @@ import numpy as np
 
 from skipway.data.groups import refuse_crossing_groups, refuse_few_groups
 from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.sample_weights import describe_weights
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.stratified_split import holdout_mask, units_of
 from skipway.errors import InputError, printable
@@ -188,8 +189,8 @@ def describe(images: DecodedImages) -> dict[str, Any]:
     """Summarize a dataset as plain values, for the console, the report and `check`.
 
     Returns:
-        A dictionary with the keys name, task, target, counts, classes, skipped, notes, warnings and sizes. Regression
-        has no classes; the target is empty if the classes are folders.
+        A dictionary with the keys name, task, target, counts, classes, skipped, notes, warnings and sizes, and weights
+        of weighted images. Regression has no classes; the target is empty if the classes are folders.
     """
     return {
         "name": images.name,
@@ -201,4 +202,5 @@ def describe(images: DecodedImages) -> dict[str, Any]:
         "notes": dict(images.notes.most_common()),
         "warnings": images.warnings + class_warnings(images),
         "sizes": images.sizes,
+        **describe_weights(images.weights, images.splits, images.targets, images.class_names),
     }

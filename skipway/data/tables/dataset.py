@@ -15,7 +15,7 @@ import numpy as np
 
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.folds import Fold
-from skipway.data.sample_weights import read_weights, refuse_zero_weights
+from skipway.data.sample_weights import describe_weights, read_weights, refuse_zero_weights
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import strata_of
@@ -123,6 +123,8 @@ def build_table_dataset(
     given = given_splits(tables)
     warnings = choice.warnings + warn_of_copies(digests, given) + remarks
     weights = refuse_zero_weights(_read_weights(roles, tables), splits, source.name)
+    if weights is not None:
+        notes["rows with sample weights, of the loss and the metrics"] = len(weights)
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
         spec = _fit_spec(train, target, y[rows], choice.kinds, rows=rows, notes=notes)
@@ -223,6 +225,7 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
         "notes": dict(rows.notes.most_common()),
         "warnings": rows.warnings + warn_of_splits(rows.spec, rows.y, rows.splits, rows.left_out),
     }
+    facts |= describe_weights(rows.weights, rows.splits, rows.y, rows.spec.class_names)
     if names := rows.spec.class_names:
         counts = {split: count_rows(rows.y[i], len(names)) for split, i in rows.splits.items()}
         facts["classes"] = {name: {split: int(n[k]) for split, n in counts.items()} for k, name in enumerate(names)}

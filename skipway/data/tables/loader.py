@@ -26,6 +26,7 @@ class RowBatches:
         seed: seed of the sample order, for training; None for evaluation, in the order of `rows`.
         balanced: True for class-balanced sampling: classes, or the rarest label of each row, are equally frequent.
         shard: the part of every batch that this process loads; default: all of it.
+        weights: (N,) float32 sample weights, or None for equal weights.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class RowBatches:
         seed: int | None = None,
         balanced: bool = False,
         shard: Shard | None = None,
+        weights: np.ndarray | None = None,
     ):
         self.shard = shard or Shard()
         self.x, self.y, self.rows, self.seed = torch.from_numpy(x), torch.from_numpy(y), rows, seed
         self.labels = None
         if balanced:
             self.labels = y if y.ndim == 1 else strata_of("multilabel", y, rows)
+        self.sample_weights = None if weights is None else torch.from_numpy(weights)
         if seed is None:
             self.bounds = batch_bounds(len(rows), batch_size)
         else:
@@ -63,6 +66,10 @@ class RowBatches:
         """Return x and y of up to `count` evenly spaced rows, the same in every process."""
         chosen = torch.from_numpy(evenly_spaced(self.rows, count))
         return self.x[chosen], self.y[chosen]
+
+    def weights(self, ids: np.ndarray, epoch: int = 0) -> Tensor | None:
+        """Return the weights (B,) of the rows `ids` of a batch, or None for equal weights."""
+        return None if self.sample_weights is None else self.sample_weights[torch.from_numpy(ids)]
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
         """Iterate over (x, y, ids) of an epoch, beginning with batch `start`."""

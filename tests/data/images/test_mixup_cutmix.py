@@ -1,7 +1,9 @@
+import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import beta, kstest
 
-from skipway.data.images.mixup_cutmix import mix_samples
+from skipway.data.images.mixup_cutmix import mix_samples, mix_weights
 
 
 def random_images(count=5, size=16, channels=3, seed=0):
@@ -46,3 +48,20 @@ def test_where_both_are_asked_for_each_image_has_one():
     found, target = mix_samples(x, y, uniform(400).double().numpy(), num_classes=3, mixup=1.0, cutmix=1.0)
     cut = ((found == x) | (found == x.roll(1, 0))).all(dim=(1, 2, 3))
     assert 0.4 < cut.double().mean() < 0.6 and target.shape == (400, 3)
+
+
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_the_loss_of_a_weighted_mixture_is_the_weighted_mean_of_both_losses(alphas):
+    x, y, c = random_images(64), torch.arange(64) % 4, uniform(64).double().numpy()
+    options = {"mixup": alphas[0], "cutmix": alphas[1]}
+    weights = torch.tensor([0.0, 1.0, 0.5, 4.0]).repeat_interleave(16)[torch.randperm(64)]
+    _, plain = mix_samples(x, y, c, num_classes=4, **options)
+    _, target = mix_samples(x, y, c, num_classes=4, **options, weights=weights)
+    mixed = mix_weights(weights, c, size=16, **options)
+    share = plain.gather(1, y[:, None])[:, 0]
+    logits = torch.randn(64, 4)
+    own, other = (F.cross_entropy(logits, labels, reduction="none") for labels in (y, y.roll(1)))
+    expected = share * weights * own + (1 - share) * weights.roll(1) * other
+    assert torch.allclose(mixed * F.cross_entropy(logits, target, reduction="none"), expected, atol=1e-5)
+    equal = mix_samples(x, y, c, num_classes=4, **options, weights=torch.ones(64))[1]
+    assert torch.allclose(equal, plain, atol=1e-6)
