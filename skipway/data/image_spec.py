@@ -8,22 +8,21 @@ import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
 
+from skipway.data.image_limits import MAX_PRESIZE, MAX_SIZE
 from skipway.data.output_spec import OUTPUT_FIELDS, OutputSpec, TaskName
 from skipway.data.tables.columns import Column, column_to_dict, columns_from_dicts
 from skipway.data.tables.table_spec import TableSpec
 from skipway.data.value_range import MAX_CHANNELS, ValueRange, checked_range
 from skipway.errors import InputError, printable
 
-__all__ = ["INTERPOLATIONS", "MAX_PRESIZE", "MAX_SIZE", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
+__all__ = ["INTERPOLATIONS", "RESIZE_MODES", "Interpolation", "ResizeMode", "Spec"]
 
 ResizeMode = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
-MAX_SIZE = 4096  # pixels per side; memory grows with its square, and a file could request any size
 _INPUT_FIELDS = ("channels", "size", "presize", "mean", "std", "resize_mode", "interpolation", "mirrored")
 _DEEP_FIELDS = ("value_range",)  # absent from the files of models for images of 8 bits
-MAX_PRESIZE = 4710  # MAX_SIZE with the crop margin that training stores
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from skipway.data.column_roles import ColumnRoles
-from skipway.data.image_spec import MAX_SIZE
+from skipway.data.image_limits import MAX_SIZE
 from skipway.runs.option_field import option
 
 __all__ = ["DataOptions"]

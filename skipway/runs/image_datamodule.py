@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from skipway.data.folds import pool_images
-from skipway.data.image_spec import MAX_PRESIZE, Spec
+from skipway.data.image_limits import MAX_PRESIZE
+from skipway.data.image_spec import Spec
 from skipway.data.images import augment_policy
 from skipway.data.images.choose_decode_settings import SMALL, choose_decode_settings
 from skipway.data.images.choose_splits import split_images
@@ -89,8 +90,7 @@ class ImageDataModule:
                 f"cannot use transform: expected a callable on images (B, C, H, W), got {short_repr(transform)}. Pass "
                 "a function or an nn.Module."
             )
-        self.transform = transform
-        self.source = source
+        self.transform, self.source = transform, source
         refuse_options(recipe, self.source)
         if recipe.fold is not None:
             self.source = pool_images(self.source)

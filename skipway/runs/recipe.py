@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from skipway.data.image_spec import MAX_SIZE
+from skipway.data.image_limits import MAX_SIZE
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.runs.data_options import DataOptions
 from skipway.runs.option_field import GROUPS, option

@@ -48,6 +48,11 @@ def test_a_run_on_images_with_columns_is_trained_evaluated_and_used_by_its_table
     assert len(views) == 160 and all(p.usable for p in views)
 
 
+def test_columns_are_not_mixed(folder, tmp_path):
+    with pytest.raises(InputError, match="cannot use --mixup or --cutmix with --features: expected images alone"):
+        sw.train(folder / "labels.csv", target="answer", features="kind", mixup=0.2, output=tmp_path)
+
+
 def test_rows_without_an_image_or_with_an_unusable_cell_have_a_reason(run, folder, tmp_path, monkeypatch):
     frame = pd.DataFrame(
         {"file": ["0.png", "none.png", None, "1.png"], "kind": ["a", "a", "a", "z"], "size": ["1", "2", "3", "big"]}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipway.data.image_spec import INTERPOLATIONS, MAX_PRESIZE, MAX_SIZE, RESIZE_MODES, Spec
+from skipway.data.image_limits import MAX_PRESIZE, MAX_SIZE
+from skipway.data.image_spec import INTERPOLATIONS, RESIZE_MODES, Spec
 from skipway.data.images.choose_decode_settings import ROOM
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe

@@ -71,7 +71,7 @@ def test_a_regression_leaves_its_figures_tables_and_images(price):
     assert list(rows[0]) == ["row", "split", "target", "predicted", "error"] and len(rows) == 24
     assert float(rows[0]["error"]) == pytest.approx(float(rows[0]["predicted"]) - float(rows[0]["target"]), abs=1e-3)
     splits = table(price.path / "splits.csv")
-    assert len(splits) == 120 and re.fullmatch(r"homes.csv:\d+", splits[0]["row"]) and len(splits[0]["digest"]) == 32
+    assert len(splits) == 120 and re.fullmatch(r"homes.csv:\d+", splits[0]["row"]) and len(splits[0]["digest"]) == 34
     assert (price.path / "plots" / "predicted.png").stat().st_size > 5000
     assert not (price.path / "confusion_matrix.csv").exists()
     encoders = json.loads((price.path / "encoders.json").read_text())
