@@ -119,6 +119,7 @@ def test_a_run_that_is_stopped_in_the_feature_pass_begins_again_from_the_cache(d
     missing = []
     monkeypatch.setattr(FeatureCache, "_compute", lambda *a, **k: (missing.append(len(k["missing"])), compute(*a, **k)))
     train(resume=tmp_path / "part")
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "other-cache"))  # nothing is computed in it
     whole = train(data, **options(old, tmp_path / "other", name="whole", epochs=1))
     assert missing == [44, 108] and same_runs(tmp_path / "part", whole.path)
 
