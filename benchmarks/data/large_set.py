@@ -73,7 +73,7 @@ def worker(folder: Path, way: str, size: int) -> None:
     run = sw.train(
         folder,
         model=MODEL,
-        img_size=SIZE,
+        img_size=size,
         epochs=EPOCHS,
         batch_size=256,
         lr=0.05,
