@@ -4,7 +4,10 @@ import io
 import sys
 
 import numpy as np
+import pillow_heif
+import pydicom
 import pytest
+import tifffile
 from PIL import Image
 
 from skipway.data.sources.decode import BadImage, decode, header_of
@@ -17,14 +20,12 @@ BANDS = {"photometric": "minisblack", "planarconfig": "contig"}
 
 
 def tiff(values, **options):
-    tifffile = pytest.importorskip("tifffile")
     file = io.BytesIO()
     tifffile.imwrite(file, values, **options)
     return file.getvalue()
 
 
 def dicom(values, **tags):
-    pydicom = pytest.importorskip("pydicom")
     dataset = pydicom.dataset.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -53,7 +54,6 @@ def dicom(values, **tags):
 
 
 def heif(pixels, **options):
-    pillow_heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
     pillow_heif.from_pillow(Image.fromarray(pixels)).save(file, **options)
     return file.getvalue()
@@ -217,7 +217,6 @@ def test_a_missing_extra_for_bands_and_compressions_is_named(monkeypatch):
 
 
 def test_a_missing_codec_of_tiff_files_is_named(monkeypatch):
-    tifffile = pytest.importorskip("tifffile")
 
     def without_codec(page):
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
