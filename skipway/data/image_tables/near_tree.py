@@ -4,7 +4,8 @@ import os
 from collections import deque
 from pathlib import Path
 
-from skipway.data.sources.file_tree import DiskTree, Folder, is_image_name, is_junk
+from skipway.data.sources.file_tree import DiskTree, Folder, entries_of, is_folder, is_image_name, is_junk
+from skipway.errors import InputError
 
 __all__ = ["NearTree"]
 
@@ -34,7 +35,7 @@ class NearTree(DiskTree):
             for entry in _entries(self._base / folder.path):
                 if is_junk(entry.name):
                     continue
-                if not _is_folder(entry):
+                if not is_folder(entry):
                     names.append(entry.name)
                 elif level < self._depth and (not entry.is_symlink() or self._follows(entry, folder.below(entry.name))):
                     folder.folders[entry.name] = Folder(folder.below(entry.name))
@@ -46,14 +47,6 @@ class NearTree(DiskTree):
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError:
+        return entries_of(folder)
+    except InputError:
         return []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a circular link
-        return False

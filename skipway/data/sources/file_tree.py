@@ -19,7 +19,7 @@ from skipway.data.sources.read_bytes import read_head
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
-__all__ = ["DiskTree", "FileTree", "Folder", "is_image_name", "is_junk"]
+__all__ = ["DiskTree", "FileTree", "Folder", "entries_of", "is_folder", "is_image_name", "is_junk"]
 
 # Folders and files of operating systems, network drives and tools. Names that begin with a dot are also ignored.
 _JUNK = frozenset(
@@ -165,10 +165,10 @@ class DiskTree(FileTree):
         while waiting:
             folder = waiting.pop()
             files = []
-            for entry in _entries(self._base / folder.path):
+            for entry in entries_of(self._base / folder.path):
                 if is_junk(entry.name):
                     continue
-                if not _is_folder(entry):
+                if not is_folder(entry):
                     files.append(entry.name)
                 elif not entry.is_symlink() or self._follows(entry, folder.below(entry.name)):
                     folder.folders[entry.name] = Folder(folder.below(entry.name))
@@ -241,7 +241,12 @@ def _is_empty(folder: Folder) -> bool:
     return not (folder.images or folder.others or folder.folders)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder on disk, sorted by name.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -251,7 +256,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from None
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True for a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a circular link
