@@ -16,6 +16,7 @@ from skipway.models.feature_columns import add_feature_columns
 from skipway.models.option_aliases import translate_options
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
+from skipway.utils.natural_order import natural_key
 
 __all__ = [
     "FAMILIES",
@@ -88,7 +89,7 @@ def select(candidates: Iterable[str], include: str | Iterable[str], exclude: str
     """
     wanted, unwanted = as_list(include) or ["*"], as_list(exclude)
     chosen = (name for name in dict.fromkeys(candidates) if _matches(name, wanted) and not _matches(name, unwanted))
-    return sorted(chosen, key=_natural)
+    return sorted(chosen, key=natural_key)
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -216,8 +217,3 @@ def _last_block(stage: Chain) -> nn.Module:
 
 def _numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _natural(name: str) -> list[str | int]:
-    """Split a name into text and numbers, so that resnet18 sorts before resnet101."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
