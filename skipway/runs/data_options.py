@@ -17,12 +17,12 @@ __all__ = ["DataOptions"]
 class DataOptions:
     """Data of a training run, and what its columns mean."""
 
-    data: str | None = option("Data", None, "Built-in dataset, image folder, Parquet files, Hub dataset or table.")
+    data: str | None = option("Data", None, "Image folder, archive, table, Parquet files, built-in or Hub dataset.")
     target: str | None = option(
         "Data", None, "Table columns to predict, separated by commas.", effective="none; required for table files"
     )
     task: Literal["auto", "classification", "multilabel", "regression"] = option(
-        "Data", "auto", "Task of a table; auto infers it from the target's values."
+        "Data", "auto", "Task; auto infers it from the targets of a table."
     )
     features: str | None = option(
         "Data", None, "Table columns to learn from, separated by commas.", effective="all; none of images"
@@ -74,7 +74,6 @@ class DataOptions:
     fold: int | None = option(
         "Data", None, "Single fold of --folds to train, counted from 1.", effective="all", minimum=1, maximum=1000
     )
-
     cache_size: float | None = option(
         "Data",
         None,
