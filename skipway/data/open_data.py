@@ -31,7 +31,12 @@ from skipway.utils.format_text import join_names
 
 __all__ = ["open_data"]
 
-_OF_TABLES = ("image_column", "image_root", "split_column", "split_by", "group_column", "weight_column", "features")
+# Options that need a table, and those of them that images in Parquet files have, too.
+_OF_TABLES = (
+    *("target", "label_sep", "image_column", "image_root", "split_column", "split_by", "group_column", "weight_column"),
+    *("features", "ignore"),
+)
+_OF_PARQUET = ("target", "label_sep", "image_column")
 _FIRST = 20  # rows of a DataFrame that decide if a column names images
 
 
@@ -59,13 +64,18 @@ def open_data(
         InputError: the data cannot be found or read, or could mean two datasets.
     """
     opening = _Opening(data, roles, follow_links, allow_empty_classes, known)
+    path = _existing_path(data)
+    if path is not None and data not in BUILT_IN_TABLES and (path.is_dir() or is_archive(path)):
+        return opening.folder(path)
+    if roles.label_regex is not None:
+        raise InputError(
+            f"cannot use --label-regex with {printable(data)}: expected a folder or an archive of images, got other "
+            "data. Pass the folder."
+        )
     if (held := held_data(data)) is not None and not held.are_images:
         return opening.frame(held)
-    path = _existing_path(data)
     if path is None or data in BUILT_IN_TABLES:
         return opening.other()
-    if path.is_dir() or is_archive(path):
-        return opening.folder(path)
     return opening.table_file(path) if is_table_file(path.name) and not _packs_images(path) else opening.other()
 
 
@@ -109,17 +119,28 @@ class _Opening:
             self.follow_links,
             self.allow_empty_classes,
             known_classes=None if self.known is None else self.known.class_names,
-            roles=self.roles,
+            roles=self.roles if self.known is None else replace(self.roles, task=self.known.task),
             tree=self.tree,
         )
-        unused = [name for name in _OF_TABLES if getattr(self.roles, name)]
-        if unused and not source.target_names:
+        self._refuse_unused(source)
+        return source
+
+    def _refuse_unused(self, source: Source) -> None:
+        """Raise InputError if an option is set that has no effect on images without a table of names."""
+        is_held = held_data(self.data) is not None
+        in_parquet = bool(source.target_names) and not is_held
+        unused = [name for name in _OF_TABLES if getattr(self.roles, name) and not (in_parquet and name in _OF_PARQUET)]
+        if unused:
             flags = " and ".join("--" + name.replace("_", "-") for name in unused)
             raise InputError(
                 f"cannot use {flags} with {printable(self.data)}: expected a table that names images, got images "
                 f"without one. Drop {flags}."
             )
-        return source
+        if not (in_parquet or is_held) and self.roles.task not in ("auto", source.task):
+            raise InputError(
+                f"cannot use --task {self.roles.task} with {printable(self.data)}: expected a table of images, or "
+                "Parquet files, got images with one class each. Drop --task."
+            )
 
     def read(self, path: Path) -> Table:
         """Read a table once."""
@@ -129,11 +150,6 @@ class _Opening:
 
     def table_file(self, path: Path) -> Source | TableSource:
         """Open a table file, of images or of rows."""
-        if self.roles.label_regex is not None:
-            raise InputError(
-                f"cannot use --label-regex with {printable(self.data)}: expected a folder or an archive of images, got "
-                "a table. Pass the folder."
-            )
         table = self.read(path)
         root = self._root(path.parent)
         is_deep = self.roles.image_column or self.roles.image_root or column_of_names(table, self.roles)
@@ -160,7 +176,7 @@ class _Opening:
         base = path if path.is_dir() else None
         self.tree = tree
         if self.roles.label_regex is not None:
-            return self._by_name(tree, base)
+            return self._by_name(tree, base, self.roles.label_regex)
         candidates, unread = self._candidates(tree, base)
         images = [candidate for candidate in candidates if candidate.image]
         if len(images) > 1 and len({table.name for one in images for table in one.tables.values()}) > 1:
@@ -238,10 +254,9 @@ class _Opening:
             warn_of_unnamed(source, tree)
         return source
 
-    def _by_name(self, tree: FileTree, base: Path | None) -> Source:
+    def _by_name(self, tree: FileTree, base: Path | None, pattern: str) -> Source:
         """Open images whose names hold their targets."""
-        assert self.roles.label_regex is not None
-        table, names = table_of_names(tree, self.roles.label_regex)
+        table, names = table_of_names(tree, pattern)
         roles = replace(self.roles, target=self.roles.target or names, image_column=FILE)
         index = FileIndex(tree, base, self.follow_links)
         images = ImageTable(tree.name, {"train": table}, {"train": ""}, index, FILE, warnings=list(tree.warnings))

@@ -20,8 +20,8 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.image_rows import ImageRows
 from skipway.data.sources.decode import REPORTED_NOTES, BadImage, DecodedImage, decode, decode_array
-from skipway.data.sources.image_source import Content
-from skipway.data.sources.in_memory import image_item, read_item
+from skipway.data.sources.image_source import Content, read_content
+from skipway.data.sources.in_memory import image_item
 from skipway.data.sources.in_memory_source import matrix_table
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import frame_table, read_table
@@ -217,7 +217,7 @@ def prepare_image(
     try:
         item = image_item(source) if isinstance(source, Image | Tensor) else source
         is_path = isinstance(item, str | os.PathLike)
-        data: Content = read_image_file(Path(str(item)), root) if is_path else read_item(item)
+        data: Content = read_image_file(Path(str(item)), root) if is_path else read_content(item)
         if isinstance(data, InputError):
             raise data
         if isinstance(data, np.ndarray):

@@ -43,14 +43,14 @@ def open_source(
         follow_links: True to follow symbolic links that lead out of a folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
         known_classes: classes of a trained model, with which one class and one split are enough.
-        roles: roles of the columns of parquet files.
+        roles: the task of objects, and the roles of the columns of parquet files.
         tree: files of the folder or archive if they are already listed.
 
     Raises:
         InputError: there are no labeled images at `data`, or they cannot be read.
     """
     if (held := held_data(data)) is not None:
-        return held_images(held, min_classes=2 if known_classes is None else 1)
+        return held_images(held, roles.task, is_known=known_classes is not None)
     if data == "digits":
         _refuse_target(data, roles)
         return digits()

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from skipway.data.sources.decode import BadImage
-from skipway.data.sources.image_source import Content, Item
+from skipway.data.sources.image_source import Content, Item, read_content
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
@@ -36,7 +36,6 @@ __all__ = [
     "is_dataset",
     "is_frame",
     "is_held_name",
-    "read_item",
 ]
 
 _MAX_CHANNELS = 16
@@ -226,11 +225,6 @@ def image_item(image: Any) -> Item:
     return BadImage(f"expected a path, a PIL image, or an array (H, W) or (H, W, C), got {type(image).__name__}{shape}")
 
 
-def read_item(item: Item) -> Content:
-    """Return the content of an item, which a callable reads."""
-    return item() if callable(item) else item
-
-
 def _read_path(path: Path) -> Content:
     try:
         return read_image_file(path)
@@ -328,7 +322,7 @@ def _sample(x: Any, i: int) -> tuple[Any, Any]:
 
 def _image_of(x: Any, i: int) -> Content:
     sample = x[i]
-    return read_item(image_item(sample[0] if isinstance(sample, tuple | list) else sample))
+    return read_content(image_item(sample[0] if isinstance(sample, tuple | list) else sample))
 
 
 def _hugging_face(x: Any, y: Any, prefix: str) -> Samples:
@@ -354,7 +348,7 @@ def _image_columns(x: Any) -> list[str]:
 
 
 def _row_image(x: Any, i: int, column: str) -> Content:
-    return read_item(image_item(x[i][column]))
+    return read_content(image_item(x[i][column]))
 
 
 def _required(y: Any) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.sources.image_source import SPLITS, Content, Item, Skipped, Source
-from skipway.data.sources.in_memory import Held, Samples, is_frame, read_item
+from skipway.data.sources.image_source import SPLITS, Content, Item, Skipped, Source, read_content
+from skipway.data.sources.in_memory import Held, Samples, is_frame
 from skipway.data.sources.plain_targets import plain_targets
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
@@ -20,20 +20,20 @@ _PREFIX = "x"  # of the columns of a matrix: x0, x1, ...
 _NO_TARGET = "no target in y"
 
 
-def held_images(held: Held, task: str = "auto", min_classes: int = 2) -> Source:
+def held_images(held: Held, task: str = "auto", is_known: bool = False) -> Source:
     """Return the images of a call as a Source.
 
     Args:
         held: images of each split.
         task: "auto", "classification", "multilabel" or "regression".
-        min_classes: smallest number of classes.
+        is_known: True if a trained model has the classes or targets, so that one class or constant numbers are enough.
 
     Raises:
         InputError: the targets cannot be used.
     """
     samples = {split: held.splits[split] for split in SPLITS if split in held.splits}
     y = {split: of.y for split, of in samples.items()}
-    targets = plain_targets(y, task, samples["train"].class_names, min_classes)
+    targets = plain_targets(y, task, samples["train"].class_names, is_known=is_known)
     items = {split: [of.x[i] for i in targets.kept[split]] for split, of in samples.items()}
     keys = {split: [of.keys[i] for i in targets.kept[split]] for split, of in samples.items()}
     skipped = []
@@ -46,7 +46,7 @@ def held_images(held: Held, task: str = "auto", min_classes: int = 2) -> Source:
 
     def peek() -> list[Content]:
         chosen = items["train"][:: max(1, len(items["train"]) // _PEEK)][:_PEEK]
-        return [read_item(item) for item in chosen]
+        return [read_content(item) for item in chosen]
 
     return Source(
         name="images",

@@ -209,7 +209,7 @@ REFUSED = {
         {**images(), "t.csv": TABLE},
         "t.csv",
         {"label_regex": "(a)"},
-        "archive of images, got a table",
+        "archive of images, got other data. Pass",
     ),
     "roles of class folders": (
         images("cat") | images("dog", 10, 10),

@@ -11,7 +11,8 @@ from skipway.commands.find_lr import find_lr
 from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.sources.choose_source import open_source
-from skipway.data.sources.in_memory import dataset_images, hold_data, image_item, read_item
+from skipway.data.sources.image_source import read_content
+from skipway.data.sources.in_memory import dataset_images, hold_data, image_item
 from skipway.data.tables.table_source import open_table_source
 from skipway.errors import InputError
 
@@ -212,14 +213,14 @@ def test_a_pil_image_is_decoded_as_its_file_would_be(tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees
     gray.save(tmp_path / "turned.png", exif=exif)
     turned = Image.open(tmp_path / "turned.png")
-    content = read_item(image_item(turned))
+    content = read_content(image_item(turned))
     images = decoded([turned, *(Image.fromarray(p) for p in PIXELS[:9])], [0, 1] * 5)
     assert isinstance(content, bytes)
     assert np.array_equal(images.pixels[0][:, :, 0], np.rot90(np.asarray(gray), -1))
     gray.resize((64, 64)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-100])
     with Image.open(tmp_path / "cut.jpg") as image:
-        assert "broken: image file is truncated" in str(read_item(image_item(image)))
+        assert "broken: image file is truncated" in str(read_content(image_item(image)))
 
 
 def test_a_run_on_arrays_is_resumed_evaluated_and_used_with_arrays(tmp_path):

@@ -50,6 +50,45 @@ def test_samples_without_a_target_are_left_out():
     assert found.kept["train"].tolist() == [0, 2] and found.values["train"].tolist() == [[1, 0], [0, 1]]
 
 
+@pytest.mark.parametrize(
+    "y, task, kept",
+    [
+        (pd.Series(["a", None, "b"], dtype="string"), "classification", [0, 2]),
+        (pd.Series([1, None, 2], dtype="Int64"), "classification", [0, 2]),
+        (["a", "", "b", " "], "classification", [0, 2]),
+        ([True, None, False], "classification", [0, 2]),
+        ([1.5, None, 2.5], "regression", [0, 2]),
+        (pd.DataFrame({"a": [1.5, pd.NA, 2.5], "b": [True, False, False]}), "regression", [0, 2]),
+        ([["a"], float("nan"), ["b"]], "multilabel", [0, 2]),
+        (pd.DataFrame({"tags": [["a"], None, ["b", "a"]]}), "multilabel", [0, 2]),
+    ],
+)
+def test_each_kind_of_missing_target_leaves_the_task_as_it_is(y, task, kept):
+    found = plain_targets({"train": y})
+    assert found.task == task and found.kept["train"].tolist() == kept
+
+
+def test_booleans_next_to_a_missing_one_keep_their_names():
+    assert of([True, None, False])[1] == ("False", "True")
+
+
+def test_a_missing_label_in_a_list_is_not_a_label():
+    assert of([["a", None], ["b", float("nan")]]) == ("multilabel", ("a", "b"), [[1, 0], [0, 1]])
+
+
+def test_integers_that_hardly_repeat_need_a_task():
+    ages = list(range(30, 60))
+    with pytest.raises(InputError, match="cannot infer the task of y: expected classes .*got 30 distinct .*in 30 sam"):
+        of(ages)
+    assert of(ages, "regression")[0] == "regression"
+    assert len(of(ages, "classification")[1]) == len(of(ages + ages)[1]) == 30
+
+
+def test_a_trained_model_needs_neither_two_classes_nor_two_numbers():
+    assert plain_targets({"train": ["a"]}, is_known=True).class_names == ("a",)
+    assert plain_targets({"train": [1.0]}, "regression", is_known=True).values["train"].tolist() == [[1.0]]
+
+
 def test_validation_has_the_classes_of_training():
     found = plain_targets({"train": ["a", "b"], "val": ["b"]})
     assert found.values["val"].tolist() == [1]
@@ -58,7 +97,6 @@ def test_validation_has_the_classes_of_training():
 @pytest.mark.parametrize(
     "y, task, message",
     [
-        ({"train": ["a", "b"]}, "guess", "cannot set task: expected one of auto, .*got 'guess'. Use one"),
         (
             {"train": ["a", "b"], "val": ["c"]},
             "auto",
@@ -102,6 +140,8 @@ def test_validation_has_the_classes_of_training():
         ({"train": [1.5, 1.5]}, "auto", "cannot learn y: expected at least 2 distinct numbers, got a constant. Pass"),
         ({"train": [1.5, float("inf")]}, "regression", "y of train: expected finite numbers, got infinity"),
         ({"train": ["a", "b"]}, "regression", "y of train: expected numbers: could not convert.*Correct it"),
+        ({"train": [0.5, 1.0]}, "classification", "y of train: expected classes as text or integers, got 0.5. Correct"),
+        ({"train": [1, 2], "val": [float("inf")]}, "auto", "y of val: expected classes as text or integers, got inf"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(y, task, message):
