@@ -7,7 +7,7 @@ import numpy as np
 
 from skipway.data.sources.image_source import SPLITS, Content, Item, Skipped, Source, read_content
 from skipway.data.sources.in_memory import Held, Samples, is_frame
-from skipway.data.sources.plain_targets import plain_targets
+from skipway.data.sources.plain_targets import as_array, plain_targets
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
@@ -104,7 +104,7 @@ def _frame(samples: Samples, target: tuple[str, ...]) -> tuple[Any, tuple[str, .
         raise InputError(
             f"cannot use y: expected targets in y or in the column {printable(twice[0])!r}, got both. Drop one of them."
         )
-    y = pd.DataFrame(samples.y if hasattr(samples.y, "iloc") else np.asarray(_on_host(samples.y)))
+    y = pd.DataFrame(samples.y if hasattr(samples.y, "iloc") else as_array(samples.y))
     if target and len(target) != y.shape[1]:
         raise InputError(
             f"cannot use y: expected {len(target)} columns for the targets {', '.join(map(printable, target))}, got "

@@ -15,7 +15,7 @@ from skipway.data.sources.image_source import refuse_near_equal
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
 
-__all__ = ["PlainTargets", "plain_targets"]
+__all__ = ["PlainTargets", "as_array", "plain_targets"]
 
 _MOST_INTEGERS = 20  # distinct integers up to which few samples of each are classes, too
 
@@ -58,7 +58,7 @@ def plain_targets(
         InputError: the targets do not fit each other or the task.
     """
     columns = [str(name) for name in y["train"].columns] if hasattr(y["train"], "columns") else []
-    values = {split: _one_axis(_as_array(targets)) for split, targets in y.items()}
+    values = {split: _one_axis(as_array(targets)) for split, targets in y.items()}
     train = values["train"]
     if train.dtype == object and train.ndim == 1 and any(map(_is_list, train)):
         return _labels_of_lists(values, task)
@@ -119,7 +119,7 @@ def _is_missing(value: Any) -> bool:
     return not isinstance(is_equal, bool | np.bool_) or not is_equal
 
 
-def _as_array(targets: Any) -> np.ndarray:
+def as_array(targets: Any) -> np.ndarray:
     """Return targets as an array; lists of different lengths become an array of objects."""
     if hasattr(targets, "detach"):
         return np.asarray(targets.detach().cpu().numpy())

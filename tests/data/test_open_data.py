@@ -58,3 +58,9 @@ def test_a_model_of_numbers_is_evaluated_on_integers_in_python(tmp_path):
     evaluation = sw.evaluate(run.path, PIXELS[:4], [30, 40, 30, 40])
     assert evaluation.count == 4 and np.isfinite(evaluation.mae)
     assert sw.evaluate(run.path, PIXELS[:1], [30]).count == 1
+
+
+def test_lists_of_labels_are_targets_of_rows_in_python():
+    frame = pd.DataFrame({"a": np.arange(40.0), "b": np.arange(40.0) % 7})
+    report = sw.check(frame, y=[["x"], ["x", "y"], ["y"], []] * 10)
+    assert "target 'y': 2 labels" in str(report)
