@@ -45,9 +45,9 @@ def refuse_too_many_folds(
     """Check that every class has at least one distinct sample per fold.
 
     Args:
-        labels: (N,) class of each sample, or zeros for a regression target.
+        labels: (N,) class of each sample, or zeros if there are no classes.
         groups: N identifiers of the samples' contents; duplicates count once.
-        class_names: names of the classes; empty for a regression target.
+        class_names: names of the classes; empty for labels and numbers.
         count: number of folds.
         name: name of the dataset, for the error.
         noun: "images" or "rows".
@@ -158,7 +158,7 @@ def groups_of_copies(rows: np.ndarray, labels: np.ndarray, digests: list[str], *
 
     Args:
         rows: indices of the rows to group.
-        labels: (N,) class of each row.
+        labels: (N,) stratum of each row.
         digests: N digests of the rows' contents.
         least: minimum number of distinct rows per class.
 

@@ -49,19 +49,19 @@ class HeadFeatures:
 
     Attributes:
         features: (N, D) in the order of the images.
-        labels: (N,) class indices, (N, K) labels or (N, T) standardized numbers.
+        targets: (N,) class indices, (N, K) labels or (N, T) standardized numbers.
         engine: inference engine that computed the features.
         weights: (N,) sample weights, or None for equal weights.
     """
 
     features: Tensor
-    labels: Tensor
+    targets: Tensor
     engine: str
     weights: Tensor | None = None
 
     def of(self, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the features (N, D) and targets of the images `ids`."""
-        return self.features[ids], self.labels[ids]
+        return self.features[ids], self.targets[ids]
 
     def weights_of(self, ids: np.ndarray) -> Tensor | None:
         """Return the weights (N,) of the images `ids`, or None for equal weights."""
@@ -80,7 +80,7 @@ class HeadFit:
 
         Training steps would be more accurate, but measuring them takes longer than the rest of a small run.
         """
-        images = len(self.features.labels) + _MEASURED
+        images = len(self.features.targets) + _MEASURED
         return seconds < _TRAINING_COST * seconds_per_image(network, precision) * images
 
     def record(self, trainer: Trainer, datamodule: ImageDataModule) -> Scores:

@@ -58,7 +58,7 @@ class DecodeSettings:
 
 @dataclass
 class DecodedImages:
-    """Decoded images of all splits in one array, with their labels and a record of the decoding.
+    """Decoded images of all splits in one array, with their targets and a record of the decoding.
 
     `pixels` is (N, P, P, C) uint8, or uint16 of deep images, `keys` the N names used in messages and CSV files.
     `skipped` lists the images that are left out, `notes` counts conversions, `sizes` describes the original sizes. The

@@ -12,7 +12,7 @@ import numpy as np
 
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
 from skipway.data.sources.decode import BadImage
-from skipway.data.sources.image_source import Content, Item, Skipped, Source
+from skipway.data.sources.image_source import Content, Item, Skipped, Source, read_content
 from skipway.data.sources.lazy_content import FileContent
 from skipway.data.sources.parquet_columns import ImageColumn, choose_image_column, choose_target_columns
 from skipway.data.sources.parquet_files import files_by_split, num_rows, open_parquet
@@ -68,7 +68,7 @@ def parquet_source(
         return _LabeledRows(reader, files[split], found.labeled[split])
 
     def peek() -> list[Content]:
-        return [item() if callable(item) else item for item in islice(contents(defining), _PEEK)]
+        return list(map(read_content, islice(contents(defining), _PEEK)))
 
     name = root.stem if root.is_file() else root.resolve().name
     return Source(
