@@ -56,7 +56,7 @@ def predict(
     run
         Run folder or .safetensors file of skipway.
     sources
-        Images, folders or archives, which are searched recursively; table files for a run on a table.
+        Images, folders or archives, which are searched recursively; tables of rows or of images.
     top
         Number of most likely classes per input.
     csv

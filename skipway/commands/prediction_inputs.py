@@ -117,10 +117,12 @@ def prepare_ahead(
 
 
 def _object_inputs(image: np.ndarray | Tensor | Image, channels: int) -> Iterable[PredictionInput]:
-    """List a PIL image, or the images of an array (N, H, W, C) or a tensor (N, C, H, W)."""
+    """List a PIL image, or the images of an array (N, H, W, C) or a tensor of (N, C, H, W) or (N, H, W, C)."""
     if isinstance(image, Image):
         return [PredictionInput("image", image)]
     if isinstance(image, Tensor):
+        if image.dim() == 4 and image.shape[1] != channels == image.shape[3]:
+            image = image.permute(0, 3, 1, 2)  # channels last, as skipway.train accepts them
         is_one = image.dim() == 2 or (image.dim() == 3 and image.shape[0] == channels)
         return [PredictionInput("tensor", image)] if is_one else _numbered("tensor", image)
     return _numbered("array", image) if holds_many(image, channels) else [PredictionInput("array", image)]

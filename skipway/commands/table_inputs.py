@@ -29,7 +29,8 @@ def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[Predic
         console: prints remarks.
 
     Raises:
-        InputError: a table names no images or lacks a column, or the model has feature columns and gets no table.
+        InputError: the only table names no images or lacks a column, or the model has feature columns and gets no
+            table.
     """
     is_one = isinstance(sources, str | os.PathLike) or is_frame(sources)
     parts = [sources] if is_one else sources
@@ -44,7 +45,12 @@ def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[Predic
         return list_inputs(sources, console, spec.channels)
     inputs: list[PredictionInput] = []
     for part in parts:
-        inputs += _rows_of(part, spec, console) if _is_table(part) else list_inputs([part], console, spec.channels)
+        try:
+            inputs += _rows_of(part, spec, console) if _is_table(part) else list_inputs([part], console, spec.channels)
+        except InputError as error:
+            if len(parts) == 1 or not isinstance(part, str | os.PathLike):
+                raise
+            inputs.append(PredictionInput(os.fspath(part), error))
     return inputs
 
 

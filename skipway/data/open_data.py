@@ -118,7 +118,7 @@ class _Opening:
             self.data,
             self.follow_links,
             self.allow_empty_classes,
-            known_classes=None if self.known is None else self.known.class_names,
+            known=self.known,
             roles=self.roles if self.known is None else replace(self.roles, task=self.known.task),
             tree=self.tree,
         )
@@ -132,9 +132,10 @@ class _Opening:
         unused = [name for name in _OF_TABLES if getattr(self.roles, name) and not (in_parquet and name in _OF_PARQUET)]
         if unused:
             flags = " and ".join("--" + name.replace("_", "-") for name in unused)
+            kind = "a Parquet file of images" if in_parquet else "images without one"
             raise InputError(
-                f"cannot use {flags} with {printable(self.data)}: expected a table that names images, got images "
-                f"without one. Drop {flags}."
+                f"cannot use {flags} with {printable(self.data)}: expected a table that names images, got {kind}. Drop "
+                f"{flags}."
             )
         if not (in_parquet or is_held) and self.roles.task not in ("auto", source.task):
             raise InputError(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from file_trees import KINDS, noise, write_zip
 from file_trees import place as place_tree
 from image_folders import image_bytes
@@ -54,7 +55,7 @@ def test_every_file_that_was_passed_has_a_row(weights, tmp_path):
     reasons = {row.source.rpartition("/")[2]: row.reason for row in rows if not row.usable}
     assert set(reasons) == {path.name for path in sources} - {"a.png"}
     assert reasons["b.mp4"] == "not an image: video: save its frames as images"
-    assert reasons["c.txt"] == "not an image: text" and reasons["d.csv"] == "not an image: tables"
+    assert reasons["c.txt"] == "not an image: text" and "d.csv: expected rows after the header" in reasons["d.csv"]
     assert "f.zip: expected the content of a zip or tar archive" in reasons["f.zip"]
     assert "empty holds no images. Pass images" in reasons["empty"]
     assert "bare.zip holds no images (only other files: 1 .txt file (text)). Pass images" in reasons["bare.zip"]
@@ -130,3 +131,11 @@ def test_one_of_several_tables_that_cannot_be_used_has_a_row(tmp_path):
     assert "malic_acid" in rows[2].reason and "gone.csv" in rows[3].reason
     with pytest.raises(InputError, match="gone.csv"):
         predict(run.path, sources[2])
+
+
+def test_tensors_with_channels_last_are_images_too():
+    image = torch.arange(2 * 8 * 9 * 3).reshape(2, 8, 9, 3)
+    for tensor in (image, image.permute(0, 3, 1, 2)):
+        rows = list_inputs(tensor, QUIET)
+        assert [row.name for row in rows] == ["tensor[0]", "tensor[1]"]
+        assert all(torch.equal(row.source, image[i].permute(2, 0, 1)) for i, row in enumerate(rows))

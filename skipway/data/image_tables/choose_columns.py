@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -158,7 +159,11 @@ def choose_columns(table: Table, image: str, roles: ColumnRoles, known: OutputSp
         return ImageColumns(image, roles.target, split, validates)
     if known is not None and known.target_names and set(known.target_names) <= set(others):
         return ImageColumns(image, known.target_names, split, validates)
-    return ImageColumns(image, _targets(table, image, [name for name in others if name != split]), split, validates)
+    others = [name for name in others if name != split]
+    targets = _targets(table, others)
+    if not targets:
+        _refuse_open_target(table, image, others, known)
+    return ImageColumns(image, targets, split, validates)
 
 
 def has_target(table: Table, image: str, roles: ColumnRoles, known: OutputSpec | None) -> bool:
@@ -185,21 +190,33 @@ def _split_column(table: Table, names: list[str]) -> tuple[str, bool]:
     return "", False
 
 
-def _targets(table: Table, image: str, names: list[str]) -> tuple[str, ...]:
-    """Choose the target columns: those with a usual name, the only one, or columns of 0 and 1."""
-    usual = [name for name in names if name.lower() in _TARGETS]
+def _targets(table: Table, names: list[str]) -> tuple[str, ...]:
+    """Choose the target columns: those with a usual name, the only one, or columns of 0 and 1; () if it is open."""
+    usual = _usual_targets(names)
     if len(usual) == 1 or len(names) == 1:
         return ((usual or names)[0],)
-    if len(names) > 1 and all(_is_binary(table, name) for name in names):
-        return tuple(names)
+    return tuple(names) if all(_is_binary(table, name) for name in names) else ()
+
+
+def _usual_targets(names: list[str]) -> list[str]:
+    return [name for name in names if name.lower() in _TARGETS]
+
+
+def _refuse_open_target(table: Table, image: str, names: list[str], known: OutputSpec | None) -> NoReturn:
+    where = f"{printable(table.name)} ({printable(image)!r})"
+    if known is not None and known.target_names:
+        raise InputError(
+            f"cannot evaluate on the images of {where}: expected the target {join_quoted(list(known.target_names))} of "
+            f"the model, got {join_quoted(names) or 'no other columns'}. Choose the target with --target."
+        )
     if not names:
         raise InputError(
-            f"cannot train on {printable(table.name)}: expected a column with the target, got only the images "
-            f"{printable(image)!r}. Add a column of labels."
+            f"cannot use the images of {where}: expected a column with the target, got only names. Add a column of "
+            "labels."
         )
     raise InputError(
-        f"cannot train on the images of {printable(table.name)} ({printable(image)!r}): expected --target, got none. "
-        f"Choose one of {join_quoted(usual or names)}."
+        f"cannot use the images of {where}: expected --target, got none. Choose one of "
+        f"{join_quoted(_usual_targets(names) or names)}."
     )
 
 

@@ -67,7 +67,8 @@ def image_table_source(images: ImageTable, roles: ColumnRoles, known: OutputSpec
     defining = images.tables.get("train") or next(iter(images.tables.values()))
     features = roles.features or tuple(column.name for column in getattr(known, "feature_columns", ()))
     columns = choose_columns(defining, images.image, roles, known)
-    warnings = [*images.warnings, *([] if roles.group_column else hint_at_columns(defining, columns.used()))]
+    is_split_later = known is None and not roles.group_column
+    warnings = [*images.warnings, *(hint_at_columns(defining, columns.used()) if is_split_later else [])]
     tables, folders = _tables_by_split(images, columns, roles, warnings)
     if known is None and "train" not in tables:
         raise InputError(
@@ -82,7 +83,7 @@ def image_table_source(images: ImageTable, roles: ColumnRoles, known: OutputSpec
             images.index,
             folder=folders[split],
             split=split,
-            label_sep=roles.label_sep,
+            label_sep=roles.label_sep or (known.label_sep if known is not None else None),
             prefer_split=prefer_split,
         )
         for split, table in tables.items()

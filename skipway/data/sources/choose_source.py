@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
+from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.annotation_exports import refuse_exports
 from skipway.data.sources.archive_tree import is_archive, open_archive
 from skipway.data.sources.file_tree import DiskTree, FileTree
@@ -30,8 +31,8 @@ def open_source(
     data: str,
     follow_links: bool = False,
     allow_empty_classes: bool = False,
-    known_classes: Collection[str] | None = None,
     *,
+    known: OutputSpec | None = None,
     roles: ColumnRoles = NO_ROLES,
     tree: FileTree | None = None,
 ) -> Source:
@@ -42,7 +43,7 @@ def open_source(
             "hf:org/name".
         follow_links: True to follow symbolic links that lead out of a folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
-        known_classes: classes of a trained model, with which one class and one split are enough.
+        known: outputs of a trained model, with which one class and one split are enough.
         roles: the task of objects, and the roles of the columns of parquet files.
         tree: files of the folder or archive if they are already listed.
 
@@ -50,7 +51,7 @@ def open_source(
         InputError: there are no labeled images at `data`, or they cannot be read.
     """
     if (held := held_data(data)) is not None:
-        return held_images(held, roles.task, is_known=known_classes is not None)
+        return held_images(held, roles.task, is_known=known is not None)
     if data == "digits":
         _refuse_target(data, roles)
         return digits()
@@ -61,7 +62,7 @@ def open_source(
         allow_empty_classes=allow_empty_classes,
         roles=roles,
         follow_links=follow_links,
-        known_classes=known_classes,
+        known=known,
     )
     path = Path(data)
     try:
@@ -101,7 +102,7 @@ def open_source(
             )
         return parquet(path)
     _refuse_target(data, roles)
-    return _class_folders(tree, allow_empty_classes, known_classes)
+    return _class_folders(tree, allow_empty_classes, None if known is None else known.class_names)
 
 
 def _refuse_target(data: str, roles: ColumnRoles) -> None:

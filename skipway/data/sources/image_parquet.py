@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
+from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_source import Content, Item, Skipped, Source, read_content
 from skipway.data.sources.lazy_content import FileContent
@@ -32,7 +33,7 @@ def parquet_source(
     *,
     roles: ColumnRoles = NO_ROLES,
     follow_links: bool = False,
-    known_classes: Collection[str] | None = None,
+    known: OutputSpec | None = None,
 ) -> Source:
     """Open the images of a parquet file, or of a folder of files named by split ("train-00000-of-00002.parquet").
 
@@ -41,21 +42,24 @@ def parquet_source(
         allow_empty_classes: True to leave out declared classes without training images instead of raising.
         roles: roles of the columns; unset are the target if one column holds labels, and that of the images.
         follow_links: True to follow symbolic links that lead out of the folder.
-        known_classes: classes of a trained model. With them, one class and one split are enough.
+        known: outputs of a trained model, whose target columns are used if the files have them. With them, one class
+            and one split are enough.
 
     Raises:
         InputError: a file is damaged, lacks a column, or has values that do not fit the task.
         MissingExtra: pyarrow is not installed.
     """
     where = printable(root)
-    files = files_by_split(root, need_train=known_classes is None)
+    files = files_by_split(root, need_train=known is None)
     defining = next(iter(files))
     with open_parquet(files[defining][0]) as file:
         schema = file.schema_arrow
     image = choose_image_column(schema, roles.image_column, where)
+    if known is not None:
+        roles = _roles_of_model(roles, known, schema.names)
     names = choose_target_columns(schema, roles.target, image.name, where)
     found = read_targets(
-        files, names, roles=roles, allow_empty=allow_empty_classes, is_known=known_classes is not None, where=where
+        files, names, roles=roles, allow_empty=allow_empty_classes, is_known=known is not None, where=where
     )
     warnings = list(found.warnings)
     if "test" in files and not found.labeled["test"].any():
@@ -84,6 +88,16 @@ def parquet_source(
         label_sep=roles.label_sep or "",
         skipped=list(chain.from_iterable(_unlabeled(split, keys[split], found, names) for split in files)),
     )
+
+
+def _roles_of_model(roles: ColumnRoles, known: OutputSpec, columns: Sequence[str]) -> ColumnRoles:
+    """Return the roles with the targets of a model, their task and their separator, if the columns exist."""
+    if not known.target_names or not set(known.target_names) <= set(columns):
+        return roles
+    if roles.target and roles.target != tuple(known.target_names):
+        return roles
+    task = known.task if roles.task == "auto" else roles.task
+    return replace(roles, target=known.target_names, task=task, label_sep=roles.label_sep or known.label_sep or None)
 
 
 def _keys(path: Path, root: Path) -> list[str]:

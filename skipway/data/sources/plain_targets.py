@@ -127,7 +127,7 @@ def as_array(targets: Any) -> np.ndarray:
         return np.asarray(targets.to_numpy())
     if isinstance(targets, np.ndarray):
         return targets
-    rows = [t.item() if hasattr(t, "item") and np.ndim(t) == 0 else t for t in targets]
+    rows = [t.tolist() if hasattr(t, "tolist") else t for t in targets]  # scalars and arrays of numpy and torch
     lengths = {len(row) if isinstance(row, list | tuple | set | frozenset) else -1 for row in rows}
     is_matrix = len(lengths) == 1 and not lengths & {-1, 0} and all(_are_numbers(row) for row in rows)
     if is_matrix:

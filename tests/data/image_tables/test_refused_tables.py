@@ -16,9 +16,7 @@ from skipway.errors import InputError
 
 TABLE = rows("file,label", "{}.jpg,{}")
 CHOICE = rows("file,age,city", "{0}.jpg,{0}.5,{1}")
-ON_IMAGES = (
-    r"cannot train on the images of .*t.csv \('file'\): expected --target, got none. Choose one of 'age', 'city'"
-)
+ON_IMAGES = r"cannot use the images of .*t.csv \('file'\): expected --target, got none. Choose one of 'age', 'city'"
 SETTINGS = DecodeSettings(8, 8, 3)
 
 # name: (files, DATA below them, options, words of the error)
@@ -33,7 +31,7 @@ REFUSED = {
         {**images(), "t.csv": rows("file", "{}.jpg")},
         "t.csv",
         {},
-        "expected a column with the target, got only",
+        "expected a column with the target, got only names. Add",
     ),
     "wrong root": (
         {**images("images"), "tables/t.csv": TABLE},
@@ -355,6 +353,21 @@ def test_a_trained_model_needs_one_split_and_knows_its_target(tmp_path):
     wolf = split.replace(b"dog", b"wolf")
     with pytest.raises(InputError, match="expected one of the training classes 'cat', 'dog', 'fox', got 'wolf'"):
         opened(tmp_path / "wolf", images() | {"t.csv": wolf}, known=Known())
+
+
+def test_a_trained_model_keeps_rows_without_labels_and_hints_at_no_groups(tmp_path):
+    class Known(OutputSpec):
+        task, class_names, target_names, label_sep = "multilabel", ("a", "b"), ("tags",), ";"
+
+    table = b"file,patient,tags\n" + b"".join(
+        b"%d.jpg,p%d,%s\n" % (i, i // 2, (b"", b"a", b"a;b")[i % 3]) for i in range(10)
+    )
+    source = opened(tmp_path, images() | {"t.csv": table}, known=Known())
+    assert list(labels_of(source).values()) == [((), ("a",), ("a", "b"))[i % 3] for i in range(10)]
+    assert not source.skipped and not any("group" in warning for warning in source.warnings)
+    message = r"cannot evaluate on the images of .*: expected the target 'tags' of the model, got 'age', 'city'. Choose"
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path / "other", images() | {"t.csv": CHOICE}, known=Known())
 
 
 def test_tables_of_rows_in_an_archive(tmp_path):

@@ -10,6 +10,8 @@ from image_folders import fill, image_bytes, parquet
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.images.decoded_cache import decode_images
 from skipway.data.images.decoded_images import DecodeSettings
+from skipway.data.open_data import open_data
+from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_parquet import parquet_source
@@ -537,3 +539,21 @@ def test_a_file_that_does_not_fit_in_memory_is_not_called_broken(tmp_path, monke
     monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read", full)
     with pytest.raises(MemoryError):
         open_source(str(tmp_path))
+
+
+def test_roles_of_columns_of_other_tables_are_refused(tmp_path):
+    file = str(parquet(tmp_path / "train.parquet", ["a", "b"]))
+    for role in ("group_column", "weight_column", "split_column", "split_by", "features"):
+        flag = "--" + role.replace("_", "-")
+        with pytest.raises(InputError, match=f"cannot use {flag} with .*, got a Parquet file of images. Drop {flag}"):
+            open_data(file, ColumnRoles.of({role: "w"}))
+    assert open_data(file, ColumnRoles.of({"image_column": "image"})).count("train") == 2
+
+
+def test_a_trained_model_knows_its_target_and_separator(tmp_path):
+    class Known(OutputSpec):
+        task, class_names, target_names, label_sep = "multilabel", ("a", "b"), ("label",), ";"
+
+    file = str(parquet(tmp_path / "train.parquet", ["a;b", "", "a"]))
+    source = open_data(file, known=Known())
+    assert source.task == "multilabel" and source.targets["train"].tolist() == [[1, 1], [0, 0], [1, 0]]

@@ -8,8 +8,11 @@ from sklearn.datasets import load_digits, load_wine
 
 import skipway as sw
 from skipway.commands.find_lr import find_lr
+from skipway.data.column_roles import ColumnRoles
 from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decoded_cache import decode_images
+from skipway.data.open_data import open_data
+from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.image_source import read_content
 from skipway.data.sources.in_memory import dataset_images, hold_data, image_item
@@ -67,6 +70,18 @@ class Hub:
 
 def tensor(pixels):
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def test_the_task_of_images_in_python_is_that_of_the_call_or_of_the_model():
+    class Known(OutputSpec):
+        task, class_names, target_names, label_sep = "regression", (), ("y",), ""
+
+    with hold_data(PIXELS, LABELS) as name:
+        assert open_source(name).task == "classification"
+        assert open_source(name, roles=ColumnRoles(task="regression")).task == "regression"
+        assert open_data(name, known=Known()).task == "regression"
+        with pytest.raises(InputError, match="cannot use --weight-column .*: expected a table that names images, got"):
+            open_data(name, ColumnRoles(weight_column="w"))
 
 
 def decoded(data, y=None, **options):

@@ -7,6 +7,14 @@ from image_folders import contents_of
 from skipway.data.sources.choose_source import open_source
 from skipway.errors import InputError
 
+
+class OutputsOf:
+    """The outputs of a model that open_source uses."""
+
+    def __init__(self, names):
+        self.class_names, self.task = names, "classification"
+
+
 SOME = ("folder", "zip", "tar")
 
 
@@ -114,7 +122,7 @@ def test_files_that_are_not_images_are_named_by_their_reason(tmp_path, kind):
 def test_class_folders_of_other_files_are_named_by_them(tmp_path, kind, known):
     files = {"a/1.mp4": b"x", "b/2.mp4": b"x"}
     with pytest.raises(InputError, match=r"expected images in class folders, found none \(only other files: 2 .mp4"):
-        opened(tmp_path, files, kind, allow_empty_classes=True, known_classes=known)
+        opened(tmp_path, files, kind, allow_empty_classes=True, known=known and OutputsOf(known))
 
 
 @pytest.mark.parametrize("kind", SOME)

@@ -41,6 +41,12 @@ def test_lists_and_columns_of_0_and_1_are_labels():
     assert of(pd.DataFrame({"sun": [0, 1], "sea": [1, 1]})) == ("multilabel", ("sun", "sea"), [[0, 1], [1, 1]])
 
 
+@pytest.mark.parametrize("row", [torch.tensor, np.array])
+def test_vectors_of_a_dataset_are_a_matrix(row):
+    assert of([row([0, 1]), row([1, 1])]) == ("multilabel", ("0", "1"), [[0, 1], [1, 1]])
+    assert of([row([0.5, 1.0]), row([2.0, 3.0])]) == ("regression", ("y0", "y1"), [[0.5, 1.0], [2.0, 3.0]])
+
+
 def test_samples_without_a_target_are_left_out():
     found = plain_targets({"train": ["a", None, "b", float("nan")]})
     assert found.kept["train"].tolist() == [0, 2] and found.values["train"].tolist() == [0, 1]
