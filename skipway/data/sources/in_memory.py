@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from skipway.data.sources.dataset_samples import fetch_sample, labeled_sample
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_source import Content, Item, read_content
 from skipway.data.sources.read_bytes import read_image_file
@@ -158,7 +159,7 @@ def samples_of(x: Any, y: Any, prefix: str = "") -> Samples:
             "cannot use a DataLoader as data: expected a dataset, because sample order and batches are part of the "
             "training options. Pass its .dataset."
         )
-    if isinstance(x, torch.utils.data.IterableDataset) or not isinstance(x, Sized) or not hasattr(x, "__getitem__"):
+    if isinstance(x, torch.utils.data.IterableDataset) or not _has_length(x) or not hasattr(x, "__getitem__"):
         raise InputError(
             f"cannot use data of the type {type(x).__name__}: expected samples with a length and an index, because "
             "shuffling, validation and resuming need them. Pass an array, a list, a DataFrame or a map-style dataset."
@@ -175,12 +176,21 @@ def samples_of(x: Any, y: Any, prefix: str = "") -> Samples:
         samples = _sequence(x, y, prefix)
     else:
         samples = _map_style(x, y, prefix)
+    if samples.y is not None and not _has_length(samples.y):
+        raise InputError(
+            f"cannot use y: expected one target per sample, got {type(samples.y).__name__} without a length. Pass an "
+            "array or a list."
+        )
     if samples.y is not None and len(samples.y) != len(samples.keys):
         raise InputError(
             f"cannot use y: expected one target per sample, got {len(samples.y):,} for {len(samples.keys):,} samples. "
             "Pass X and y of the same length."
         )
     return samples
+
+
+def _has_length(x: Any) -> bool:
+    return isinstance(x, Sized) and getattr(x, "ndim", 1) != 0
 
 
 def is_dataset(x: Any) -> bool:
@@ -219,7 +229,7 @@ def image_item(image: Any) -> Item:
         image = image.detach().cpu().numpy()
         if image.ndim == 3 and image.shape[0] <= _MAX_CHANNELS:
             image = np.ascontiguousarray(image.transpose(1, 2, 0))
-    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+    if isinstance(image, BadImage) or (isinstance(image, np.ndarray) and image.ndim in (2, 3)):
         return image
     shape = f" of shape {image.shape}" if isinstance(image, np.ndarray) else ""
     return BadImage(f"expected a path, a PIL image, or an array (H, W) or (H, W, C), got {type(image).__name__}{shape}")
@@ -294,7 +304,14 @@ def _sequence(x: Sequence[Any], y: Any, prefix: str) -> Samples:
     if y is None and all(isinstance(sample, tuple) and len(sample) == 2 for sample in x):
         return _map_style(x, None, prefix)
     if all(isinstance(row, list | tuple | np.ndarray) and np.ndim(row) == 1 for row in x):
-        return _array(np.array([np.asarray(row, np.float64) for row in x]), y, prefix)
+        try:
+            matrix = np.array([np.asarray(row, np.float64) for row in x])
+        except (TypeError, ValueError):
+            raise InputError(
+                "cannot use a list of rows: expected as many numbers in each row, got text or rows of different "
+                "lengths. Pass a DataFrame."
+            ) from None
+        return _array(matrix, y, prefix)
     keys = [str(i) if isinstance(i, str) or hasattr(i, "__fspath__") else f"{prefix}image {n}" for n, i in enumerate(x)]
     return Samples([image_item(image) for image in x], _required(y), keys)
 
@@ -304,25 +321,30 @@ def _map_style(x: Any, y: Any, prefix: str) -> Samples:
     names = getattr(x, "classes", ())
     class_names = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
     targets = y if y is not None else getattr(x, "targets", None)
-    if targets is None or len(targets) != len(x):
-        targets = [_sample(x, i)[1] for i in range(len(x))]
-    items: list[Item] = [partial(_image_of, x, i) for i in range(len(x))]
+    if targets is not None and len(targets) == len(x):
+        items: list[Item] = [partial(_image_of, x, i) for i in range(len(x))]
+    else:
+        targets = [labeled_sample(x, i)[1] for i in range(len(x))]
+        items = [partial(_labeled_image, x, i, repr(target)) for i, target in enumerate(targets)]
     return Samples(items, targets, [f"{prefix}image {i}" for i in range(len(x))], class_names)
 
 
-def _sample(x: Any, i: int) -> tuple[Any, Any]:
-    sample = x[i]
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise InputError(
-            f"cannot use sample {i} of the {type(x).__name__}: expected (image, target), got {type(sample).__name__}. "
-            "Pass the images and y separately."
-        )
-    return sample[0], sample[1]
-
-
 def _image_of(x: Any, i: int) -> Content:
-    sample = x[i]
+    sample = fetch_sample(x, i)
     return read_content(image_item(sample[0] if isinstance(sample, tuple | list) else sample))
+
+
+def _labeled_image(x: Any, i: int, target: str) -> Content:
+    """Return the image of a sample whose target, by its `repr`, was read before."""
+    sample = fetch_sample(x, i)
+    if isinstance(sample, BadImage):
+        return sample
+    if repr(sample[1]) != target:
+        raise InputError(
+            f"cannot use sample {i} of the {type(x).__name__}: expected the target {printable(target)[:40]} again, got "
+            f"{printable(repr(sample[1]))[:40]}. Return the same sample for an index each time."
+        )
+    return read_content(image_item(sample[0]))
 
 
 def _hugging_face(x: Any, y: Any, prefix: str) -> Samples:
@@ -348,7 +370,8 @@ def _image_columns(x: Any) -> list[str]:
 
 
 def _row_image(x: Any, i: int, column: str) -> Content:
-    return read_content(image_item(x[i][column]))
+    row = fetch_sample(x, i)
+    return row if isinstance(row, BadImage) else read_content(image_item(row[column]))
 
 
 def _required(y: Any) -> Any:

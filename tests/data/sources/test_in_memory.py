@@ -175,6 +175,11 @@ def test_rows_in_python_are_tables():
             LABELS[1:],
             "cannot use y: expected one target per sample, got 39 for 40 samples. Pass X and y of",
         ),
+        (PIXELS, iter(LABELS), "cannot use y: expected one target per sample, got list_iterator without a length. Pa"),
+        (PIXELS, np.array(1), "cannot use y: expected one target per sample, got ndarray without a length. Pass an"),
+        (np.array(1), [1], "data of the type ndarray: expected samples with a length and an index"),
+        ([[1, 2], [3]], [0, 1], "cannot use a list of rows: expected as many numbers in each row, got text or rows of"),
+        ([["a", 2]], [0], "cannot use a list of rows: expected as many numbers in each row, got text or .*DataFrame"),
         (np.array([["a"]]), [1], "cannot use an array of <U1: expected numbers. Pass a DataFrame for text columns"),
         (np.zeros((2, 0, 3)), [0, 1], r"an array of shape \(2, 0, 3\): expected rows \(N, F\) or images .*Reshape it"),
         (
@@ -264,3 +269,37 @@ def test_a_run_on_rows_predicts_a_matrix(tmp_path):
     run = sw.train(wine.data, wine.target, epochs=1, output=tmp_path)
     assert len(sw.predict(run.path, wine.data[:3])) == 3
     assert sw.evaluate(run.path, wine.data, wine.target).count == 178
+
+
+class Faulty(Pairs):
+    """A dataset whose sample 7 cannot be read from access `first` on."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.count = first, 0
+
+    def __getitem__(self, i):
+        self.count += i == 7
+        if i == 7 and self.count >= self.first:
+            raise KeyError("no\nfile")
+        return super().__getitem__(i)
+
+
+def test_a_sample_that_raises_is_named_and_left_out():
+    with pytest.raises(InputError, match=r"sample 7 of the Faulty: not readable: KeyError: 'no.*Correct its __getitem"):
+        decoded(Faulty(1))
+    with hold_data(Faulty(2)) as name:
+        contents = [read_content(item) for item in open_source(name).contents("train")]
+    assert [i for i, content in enumerate(contents) if isinstance(content, InputError)] == [7]
+    assert "\n" not in str(contents[7]) and str(contents[7]).startswith("not readable: KeyError: 'no")
+    assert isinstance(read_content(dataset_images(Faulty(1))[7]), InputError)
+
+
+def test_a_dataset_that_is_shuffled_at_each_access_is_refused():
+    class Shuffled(Pairs):
+        def __getitem__(self, i):
+            self.count = getattr(self, "count", -1) + 1
+            return super().__getitem__(self.count * 7 % 39)
+
+    with pytest.raises(InputError, match="sample 0 of the Shuffled: expected the target 0 again, got 1. Return the sa"):
+        decoded(Shuffled())
