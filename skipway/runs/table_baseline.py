@@ -14,6 +14,7 @@ BASELINE = "gradient boosting"  # scikit-learn's histogram gradient boosting wit
 _MAX_CATEGORIES = 255  # per column; the baseline treats a column with more as numeric
 _METRICS = frozenset(("map", "macro_f1", "micro_f1", "r2", "mae", "rmse"))
 _MAX_OUTPUTS = 20  # labels or numbers, each of which has a model of its own
+_MAX_CLASSES = 100  # each of which has a tree of its own in each of up to 100 steps
 
 
 def baseline(rows: TableDataset) -> dict[str, Any]:
@@ -24,11 +25,13 @@ def baseline(rows: TableDataset) -> dict[str, Any]:
 
     Returns:
         The name, the metrics of the val and the test split, and the seconds; a "reason" instead of metrics if there are
-        too many labels or numbers.
+        too many classes, labels or numbers.
     """
     spec, start = rows.spec, time.monotonic()
-    if spec.task != "classification" and spec.num_outputs > _MAX_OUTPUTS:
-        reason = f"not trained: expected at most {_MAX_OUTPUTS} labels or numbers, got {spec.num_outputs}"
+    is_classified = spec.task == "classification"
+    limit, things = (_MAX_CLASSES, "classes") if is_classified else (_MAX_OUTPUTS, "labels or numbers")
+    if spec.num_outputs > limit:
+        reason = f"not trained: expected at most {limit} {things}, got {spec.num_outputs:,}"
         return {"name": BASELINE, "reason": reason}
     x, categorical = _inputs(rows)
     train = rows.splits["train"]

@@ -192,3 +192,5 @@ def test_the_baseline_leaves_out_many_labels():
     frame = pd.DataFrame({f"y{i}": np.arange(60) % (i + 2) == 0 for i in range(21)}).assign(x=np.arange(60.0) ** 2)
     rows = built(frame, target=",".join(f"y{i}" for i in range(21)))
     assert baseline(rows)["reason"] == "not trained: expected at most 20 labels or numbers, got 21"
+    frame = pd.DataFrame({"t": [f"kind {i % 101}" for i in range(404)], "x": np.arange(404.0) ** 2})
+    assert baseline(built(frame, target="t"))["reason"] == "not trained: expected at most 100 classes, got 101"
