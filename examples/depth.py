@@ -38,7 +38,9 @@ def images(folder, count, size):
         x = torch.from_numpy(packed.pixels[indices]).permute(0, 3, 1, 2).float() / 255
         start = (x.shape[-1] - size) // 2
         x = x[:, :, start : start + size, start : start + size]
-        parts.append((x.contiguous(memory_format=torch.channels_last), torch.from_numpy(packed.labels[indices]).long()))
+        parts.append(
+            (x.contiguous(memory_format=torch.channels_last), torch.from_numpy(packed.targets[indices]).long())
+        )
     mean, std = (f(parts[0][0].transpose(0, 1).flatten(1), 1).view(1, 3, 1, 1) for f in (torch.mean, torch.std))
     return [((x - mean) / std, y) for x, y in parts]
 

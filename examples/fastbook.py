@@ -61,12 +61,12 @@ def photographs(folder, size):
     from skipway.data.images.decoded_cache import decode_images
     from skipway.data.sources.choose_source import open_source
 
-    source = open_source(folder)
+    source = open_source(str(folder))
     packed = decode_images(source, choose_decode_settings(source, size, "crop", 50_000_000))
     start = (packed.pixels.shape[1] - size) // 2
     pixels = torch.from_numpy(packed.pixels).permute(0, 3, 1, 2)[:, :, start : start + size, start : start + size]
     parts = [packed.splits[split] for split in ("train", "val" if "val" in packed.splits else "test")]
-    return *((pixels[rows], torch.from_numpy(packed.labels[rows]).long()) for rows in parts), packed.class_names
+    return *((pixels[rows], torch.from_numpy(packed.targets[rows]).long()) for rows in parts), packed.class_names
 
 
 def prepared(images):

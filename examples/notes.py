@@ -97,9 +97,9 @@ def birds_and_airplanes(folder):
     parts = []
     for split in ("train", "test"):
         rows = packed.splits[split]
-        rows = rows[(packed.labels[rows] == AIRPLANE) | (packed.labels[rows] == BIRD)]
+        rows = rows[(packed.targets[rows] == AIRPLANE) | (packed.targets[rows] == BIRD)]
         images = torch.from_numpy(packed.pixels[rows]).permute(0, 3, 1, 2).float() / 255
-        parts.append((images, torch.from_numpy(packed.labels[rows] == BIRD).long()))
+        parts.append((images, torch.from_numpy(packed.targets[rows] == BIRD).long()))
     mean, std = (f(parts[0][0].transpose(0, 1).flatten(1), 1).view(1, 3, 1, 1) for f in (torch.mean, torch.std))
     return [((images - mean) / std, labels) for images, labels in parts]
 

@@ -33,16 +33,18 @@ def together(count, folder, *words):
 
 def halves(how, count):
     """The same training in one process, which runs the parts of each batch one after the other."""
+    how = dict(how)
+    weighted = how.pop("weighted", False)
     trainer = Trainer(network(), rank_worker.settings(how))
     settings, state = trainer.settings, trainer.state
-    feed, others = Feed(), [copy.deepcopy(trainer.network) for _ in range(count - 1)]
+    feed, others = Feed(weighted=weighted), [copy.deepcopy(trainer.network) for _ in range(count - 1)]
     for state.epoch in range(settings.epochs):
         trainer.to_train()
         replicas = [trainer.network, *others]
         for other in others:
             for mine, theirs in zip(other.modules(), trainer.network.modules(), strict=True):
                 mine.training = theirs.training
-        for batch, (x, y, _) in enumerate(feed.epoch(state.epoch)):
+        for batch, (x, y, ids) in enumerate(feed.epoch(state.epoch)):
             state.batch = batch
             if state.batch % settings.grad_accum_steps == 0:
                 learning = [p for p in trainer.network.parameters() if p.requires_grad]
@@ -57,7 +59,8 @@ def halves(how, count):
                 share *= count  # as every process has it, whose gradients are averaged then
                 weights = [p for p in replica.parameters() if p.dim() > 1]
                 penalty = settings.l2 * sum(p.square().sum() for p in weights) if settings.l2 else 0.0
-                loss = trainer.task.loss(replica(x[k::count]), mine) + penalty
+                of_samples = feed.weights(ids[k::count])
+                loss = trainer.task.loss(replica(x[k::count]), mine, of_samples) + penalty
                 learnt = [p for p in replica.parameters() if p.requires_grad]
                 for sum_, gradient in zip(sums[k], torch.autograd.grad(loss * share, learnt), strict=True):
                     sum_ += gradient

@@ -181,9 +181,8 @@ class ImageCache:
         facts["notes"] = self._notes.setdefault(notes, len(self._notes))
         try:
             if self._writer is None:
-                about = {**self.about, "created": time.time()}
                 self._writer = DecodedFileWriter(
-                    self.folder, self.shape, self.dtype, has_pixels=self.has_pixels, about=about
+                    self.folder, self.shape, self.dtype, has_pixels=self.has_pixels, about=self.about
                 )
             place = len(self.files), self._writer.add(facts, pixels)
         except OSError as error:
