@@ -11,6 +11,7 @@ from skipway.data.image_spec import Spec
 from skipway.data.image_tables.read_tables import is_table_file, read_file
 from skipway.data.image_tables.unlabeled_images import unlabeled_images
 from skipway.data.sources.in_memory import is_frame
+from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
 from skipway.data.tables.columns import Problem
@@ -55,7 +56,15 @@ def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[Predic
 
 
 def _is_table(source: Any) -> bool:
-    return is_frame(source) or (isinstance(source, str | os.PathLike) and is_table_file(os.fspath(source)))
+    if not isinstance(source, str | os.PathLike):
+        return is_frame(source)
+    path = Path(source)
+    if path.is_file() and packs_images(path):
+        raise InputError(
+            f"cannot predict {printable(path)}: expected image files or a table that names them, got a Parquet file of "
+            "images. Evaluate it with `skipway evaluate`, or write its images to files."
+        )
+    return is_table_file(path.name)
 
 
 def _rows_of(source: Any, spec: Spec, console: Console) -> list[PredictionInput]:

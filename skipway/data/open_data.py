@@ -21,8 +21,7 @@ from skipway.data.sources.file_tree import DiskTree, FileTree
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import Held, held_data, is_frame
 from skipway.data.sources.in_memory_source import held_tables
-from skipway.data.sources.parquet_columns import holds_images
-from skipway.data.sources.parquet_files import open_parquet
+from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES
 from skipway.data.sources.table import Table
 from skipway.data.tables.table_source import TableSource, open_table_source, table_source
@@ -76,7 +75,7 @@ def open_data(
         return opening.frame(held)
     if path is None or data in BUILT_IN_TABLES:
         return opening.other()
-    return opening.table_file(path) if is_table_file(path.name) and not _packs_images(path) else opening.other()
+    return opening.table_file(path) if is_table_file(path.name) and not packs_images(path) else opening.other()
 
 
 def _existing_path(data: str) -> Path | None:
@@ -85,14 +84,6 @@ def _existing_path(data: str) -> Path | None:
         return path if data and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # no permission, an unknown home directory, or a NUL byte
         return None
-
-
-def _packs_images(path: Path) -> bool:
-    """Return True for a Parquet file whose cells are image files."""
-    if path.suffix.lower() != ".parquet":
-        return False
-    with open_parquet(path) as file:
-        return holds_images(file.schema_arrow)
 
 
 @dataclass
@@ -215,7 +206,7 @@ class _Opening:
         unread: list[InputError] = []
         index: FileIndex | None = None
         for files in find_tables(tree.root):
-            if base is not None and any(_packs_images(base / path) for path in files.paths.values()):
+            if base is not None and any(packs_images(base / path) for path in files.paths.values()):
                 continue
             try:
                 tables = read_files(files, tree, base, self.read)

@@ -103,3 +103,12 @@ def test_a_name_of_two_files_has_a_reason(tmp_path):
     images = unlabeled_images(read_file(tmp_path / "new.csv"), tmp_path)
     assert str(images[0].content) == "several files of this name (new.csv:2)"
     assert [image.name for image in images[1:]] == [str(tmp_path / "y.png")] * 2
+
+
+def test_a_parquet_file_of_images_is_refused_with_what_reads_it(folder, tmp_path):
+    image = {"bytes": (folder / "0.png").read_bytes(), "path": None}
+    pd.DataFrame({"image": [image], "label": [0]}).to_parquet(tmp_path / "images.parquet")
+    model = sw.create_model("resnet20", 2)
+    model.spec = sw.Spec(3, 8, 8, (0.5,) * 3, (0.25,) * 3, ("no", "yes"))
+    with pytest.raises(InputError, match="expected image files or a table that names them, got a Parquet file of"):
+        sw.predict(model, tmp_path / "images.parquet")

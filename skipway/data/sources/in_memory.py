@@ -159,6 +159,13 @@ def samples_of(x: Any, y: Any, prefix: str = "") -> Samples:
             "cannot use a DataLoader as data: expected a dataset, because sample order and batches are part of the "
             "training options. Pass its .dataset."
         )
+    if isinstance(x, bytes | bytearray | memoryview):
+        raise InputError(
+            f"cannot use data of the type {type(x).__name__}: expected several images, got the bytes of one object. "
+            "Pass a list of paths, PIL images or arrays."
+        )
+    if hasattr(x, "iloc") and not is_frame(x):
+        x = list(x)  # a pandas Series of paths or images
     if isinstance(x, torch.utils.data.IterableDataset) or not _has_length(x) or not hasattr(x, "__getitem__"):
         raise InputError(
             f"cannot use data of the type {type(x).__name__}: expected samples with a length and an index, because "

@@ -2,12 +2,21 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from skipway.data.sources.parquet_files import open_parquet
 from skipway.data.sources.table import join_quoted
 from skipway.errors import InputError, did_you_mean, printable
 
-__all__ = ["ImageColumn", "choose_image_column", "choose_target_columns", "declared_names", "holds_images"]
+__all__ = [
+    "ImageColumn",
+    "choose_image_column",
+    "choose_target_columns",
+    "declared_names",
+    "holds_images",
+    "packs_images",
+]
 
 _IMAGE_COLUMNS = ("image", "img")
 _TARGET_COLUMNS = ("label", "labels", "fine_label")
@@ -29,6 +38,14 @@ class ImageColumn:
 def holds_images(schema: Any) -> bool:
     """Return True if a column of a schema holds image files as bytes, or in a struct of bytes and path."""
     return bool(_image_columns(schema))
+
+
+def packs_images(path: Path) -> bool:
+    """Return True for a Parquet file whose cells are image files."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    with open_parquet(path) as file:
+        return holds_images(file.schema_arrow)
 
 
 def choose_image_column(schema: Any, name: str | None, where: str) -> ImageColumn:

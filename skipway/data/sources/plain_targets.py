@@ -59,6 +59,8 @@ def plain_targets(
     """
     columns = [str(name) for name in y["train"].columns] if hasattr(y["train"], "columns") else []
     values = {split: _one_axis(as_array(targets)) for split, targets in y.items()}
+    if any(targets.dtype.kind == "c" for targets in values.values()):
+        raise InputError("cannot use y: expected real numbers, got complex ones. Store the two parts separately.")
     train = values["train"]
     if train.dtype == object and train.ndim == 1 and any(map(_is_list, train)):
         return _labels_of_lists(values, task)

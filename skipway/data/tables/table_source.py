@@ -8,8 +8,7 @@ from skipway.data.column_roles import NO_ROLES, ColumnRoles
 from skipway.data.sources.image_source import SPLITS
 from skipway.data.sources.in_memory import held_data
 from skipway.data.sources.in_memory_source import held_tables
-from skipway.data.sources.parquet_columns import holds_images
-from skipway.data.sources.parquet_files import open_parquet
+from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
 from skipway.data.sources.table import Table, join_quoted
 from skipway.errors import InputError, printable
@@ -58,7 +57,7 @@ def open_table_source(
         path = Path(data).expanduser()
         files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
         parquet = [file for file in files.values() if file.suffix.lower() == ".parquet"]
-        if not files or (parquet and (not roles.target or _holds_images(parquet[0]))):
+        if not files or (parquet and (not roles.target or packs_images(parquet[0]))):
             return None  # parquet files of images need no --target
         tables = {split: read(files[split]) for split in SPLITS if split in files}
         if not roles.target:
@@ -84,8 +83,3 @@ def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> Tab
     for column in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
         tables["train"].column(column)
     return TableSource(name, tables, roles)
-
-
-def _holds_images(file: Path) -> bool:
-    with open_parquet(file) as parquet:
-        return holds_images(parquet.schema_arrow)

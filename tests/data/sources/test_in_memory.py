@@ -129,6 +129,13 @@ def test_paths_keep_their_names_and_unreadable_ones_are_listed(tmp_path):
     assert [s.key for s in images.skipped] == [str(paths[3])] and "No such file" in images.skipped[0].reason
 
 
+def test_a_series_of_paths_is_a_list_of_them(tmp_path):
+    for i, pixels in enumerate(PIXELS[:4]):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    images = decoded(pd.Series([str(tmp_path / f"{i}.png") for i in range(4)]), [0, 1, 0, 1])
+    assert np.array_equal(images.pixels, PIXELS[:4])
+
+
 def test_validation_and_splits_are_kept_apart():
     images = decoded(PIXELS[:30], LABELS[:30], validation=(PIXELS[30:], LABELS[30:]))
     assert {split: len(rows) for split, rows in images.splits.items()} == {"train": 30, "val": 10}
@@ -169,6 +176,7 @@ def test_rows_in_python_are_tables():
             "cannot use a DataLoader as data: expected a dataset.*Pass its",
         ),
         ([], [], "data of the type list: expected samples, got none. Add samples"),
+        (b"abc", [1], "data of the type bytes: expected several images, got the bytes of one object. Pass a list"),
         (PIXELS, None, "cannot use an array or a list as data: expected targets, got none. Pass y"),
         (
             PIXELS,

@@ -142,6 +142,7 @@ def test_validation_has_the_classes_of_training():
             "task classification: expected one class per sample, got sever",
         ),
         ({"train": [[0, 1], [1, 1]], "val": [0, 1]}, "auto", r"as many columns in each split, got train \(2, 2\)"),
+        ({"train": np.array([1j, 2j])}, "auto", "cannot use y: expected real numbers, got complex ones. Store the two"),
         ({"train": np.zeros((2, 2, 2))}, "auto", r"cannot use y: expected one or two axes .*got \(2, 2, 2\). Reshape"),
         ({"train": [1.5, 1.5]}, "auto", "cannot learn y: expected at least 2 distinct numbers, got a constant. Pass"),
         ({"train": [1.5, float("inf")]}, "regression", "y of train: expected finite numbers, got infinity"),
