@@ -28,7 +28,7 @@ def test_roles_without_effect_on_images_in_parquet_files_are_refused(tmp_path):
     path = tmp_path / "train.parquet"
     parquet(path, [0, 1, 0, 1])
     for name in ("weight_column", "group_column", "split_by", "features"):
-        with pytest.raises(InputError, match="expected a table that names images, got images without one. Drop"):
+        with pytest.raises(InputError, match="expected a table that names images, got a Parquet file of images. Drop"):
             open_data(str(path), ColumnRoles.of({name: "x"}))
     assert open_data(str(path), ColumnRoles.of({"image_column": "image"})).count("train") == 4
 

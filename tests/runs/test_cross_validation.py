@@ -264,6 +264,7 @@ def test_a_name_that_is_taken_is_refused_also_if_its_folds_are_not_done(crossed,
 
 
 def test_all_folds_share_the_features_of_trained_weights(crossed, data, place, tmp_path, bare, monkeypatch):
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))  # no other test has filled it
     computed = []
     compute = FeatureCache._compute
 

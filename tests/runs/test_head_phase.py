@@ -102,6 +102,7 @@ def test_a_stopped_run_resumes_exactly(data, old, tmp_path, bare):
 
 
 def test_a_run_that_is_stopped_in_the_feature_pass_begins_again_from_the_cache(data, old, tmp_path, monkeypatch, bare):
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))  # no other test has filled it
     compute = FeatureCache._compute
 
     def stopping(self, *args, **kwargs):
@@ -114,6 +115,7 @@ def test_a_run_that_is_stopped_in_the_feature_pass_begins_again_from_the_cache(d
     ):
         train(data, **options(old, tmp_path, name="part", epochs=1))
     monkeypatch.undo()
+    monkeypatch.setenv("SKIPWAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(html, "write", lambda folder: folder / "report.html")
     assert not list((tmp_path / "part" / "weights").glob("last/*"))
     missing = []

@@ -408,7 +408,7 @@ def test_a_killed_writer_is_no_obstacle(tmp_path, cache):
 
 
 def test_a_stop_ends_the_wait_and_keeps_what_is_decoded(tmp_path, monkeypatch):
-    root = class_folders(tmp_path / "set", ("a", "b"), 30)
+    root = class_folders(tmp_path / "set", ("a", "b"), 300)  # more than is decoded ahead
     stop, names = StopFlag(), []
     monkeypatch.setattr(decode_pass, "_MAX_THREADS", 1)
     decode = decode_pass.decode_content
@@ -423,9 +423,9 @@ def test_a_stop_ends_the_wait_and_keeps_what_is_decoded(tmp_path, monkeypatch):
     with pytest.raises(Interrupted, match="stopped by SIGTERM while decoding"):
         decode_images(open_source(str(root)), SETTINGS, stop=stop)
     first = len(names)
-    assert first < 60
+    assert first < 600
     assert_same(decoded(root), decoded(root, PLACES["no cache"]))
-    assert len(names) < first + 2 * 60, "those before the stop were found in the cache"
+    assert len(names) < first + 2 * 600, "those before the stop were found in the cache"
 
 
 def test_a_damaged_disk_during_a_run_is_repaired(mixed):
