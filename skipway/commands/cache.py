@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from skipway.commands.text_report import TextReport
 from skipway.data.images.decoded_file import about_file
 from skipway.errors import printable
 from skipway.utils.cache_folder import (
@@ -22,19 +22,8 @@ __all__ = ["CacheReport", "cache"]
 _KIND_NAMES = {"decoded": "decoded images", "features": "features of frozen layers", "stamps": "index of files"}
 
 
-@dataclass(frozen=True)
-class CacheReport:
-    """Contents of the cache: its text, and the same facts as plain values."""
-
-    text: str
-    facts: dict[str, Any]
-
-    def __str__(self) -> str:
-        return self.text
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return folder, sizes in bytes and entries as plain values."""
-        return self.facts
+class CacheReport(TextReport):
+    """Contents of the cache: folder, sizes in bytes and entries."""
 
 
 def cache(*, clear: bool = False) -> CacheReport:

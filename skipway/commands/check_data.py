@@ -1,10 +1,10 @@
 """Check a dataset before training: counts, sizes, class imbalance, unreadable files, duplicates across splits."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from skipway.commands.text_report import TextReport
 from skipway.data.images.choose_decode_settings import choose_decode_settings
 from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images
@@ -28,19 +28,8 @@ __all__ = ["DataReport", "check"]
 _MAX_LISTED = 50
 
 
-@dataclass(frozen=True)
-class DataReport:
-    """A report on a dataset: its text, and the same facts as plain values."""
-
-    text: str
-    facts: dict[str, Any]
-
-    def __str__(self) -> str:
-        return self.text
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return counts, classes, warnings and unreadable samples as plain values."""
-        return self.facts
+class DataReport(TextReport):
+    """A report on a dataset: counts, classes, warnings and unreadable samples."""
 
 
 def check(

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +150,7 @@ def _evaluate(
     model = average_views(network, network.require_image_spec()) if tta else network
     device = next(network.parameters()).device
     scores = score(model, batches, task_of(spec), autocast=nullcontext, device=device, poll=poll)
+    trained = _trained_digests(run_path)
     return evaluation_of(
         spec,
         scores,
@@ -158,7 +158,7 @@ def _evaluate(
         count=len(rows),
         skipped=len(images.skipped),
         noun="images",
-        trained_on=_count_trained_on(run_path, images.digests),
+        trained_on=sum(digest in trained for digest in images.digests),
         is_asked=is_asked,
     )
 
@@ -168,15 +168,13 @@ def _run_folder(run: Path) -> Path:
     return run if run.is_dir() else run.absolute().parent.parent
 
 
-def _count_trained_on(run: Path | None, digests: Sequence[str]) -> int:
-    """Count the samples that were in the run's training set, according to its splits.csv if it exists."""
-    trained = set() if run is None else training_digests(_run_folder(run))
-    return sum(digest in trained for digest in digests)
+def _trained_digests(run: Path | None) -> set[str]:
+    """Return the digests of the run's training set, according to its splits.csv if it exists."""
+    return set() if run is None else training_digests(_run_folder(run))
 
 
-def _warn_of_older_digests(run: Path | None, console: Console) -> None:
+def _warn_of_older_digests(trained: set[str], console: Console) -> None:
     """Warn if the rows of a run cannot be compared with others, because an earlier version stored their digests."""
-    trained = set() if run is None else training_digests(_run_folder(run))
     if trained and not any(digest.startswith(DIGEST_PREFIX) for digest in trained):
         console.print(
             "warning: an earlier version of skipway trained this model, so rows of its training set are not recognized"
@@ -218,15 +216,7 @@ def _decoded_split(
         class_names=spec.class_names,
         target_names=spec.target_names,
     )
-    decode_settings = DecodeSettings(
-        spec.size,
-        spec.presize,
-        spec.channels,
-        spec.resize_mode,
-        max_pixels=reading.max_pixels,
-        interpolation=spec.interpolation,
-        value_range=spec.value_range,
-    )
+    decode_settings = DecodeSettings.of(spec, reading.max_pixels)
     return decode_images(
         source,
         decode_settings,
@@ -284,7 +274,8 @@ def _evaluate_table(
     rows = encode_labeled(table, spec)
     for line in [*table.notes, *rows.encoded.remarks()]:
         console.print(f"{printable(table.name)}: {line}")
-    _warn_of_older_digests(run, console)
+    trained = _trained_digests(run)
+    _warn_of_older_digests(trained, console)
     task = task_of(spec, samples="rows")
     batches = RowBatches(rows.x, rows.y, np.arange(len(rows.y)), _TABLE_BATCH_SIZE)
     scores = score(network, batches, task, autocast=nullcontext, device=next(network.parameters()).device)
@@ -295,6 +286,6 @@ def _evaluate_table(
         count=len(rows.y),
         skipped=rows.skipped,
         noun="rows",
-        trained_on=_count_trained_on(run, rows.digests),
+        trained_on=sum(digest in trained for digest in rows.digests),
         is_asked=is_asked,
     )

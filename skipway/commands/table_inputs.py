@@ -45,9 +45,9 @@ def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[Predic
     if not any(are_tables):
         return list_inputs(sources, console, spec.channels)
     inputs: list[PredictionInput] = []
-    for part in parts:
+    for part, is_table in zip(parts, are_tables, strict=True):
         try:
-            inputs += _rows_of(part, spec, console) if _is_table(part) else list_inputs([part], console, spec.channels)
+            inputs += _rows_of(part, spec, console) if is_table else list_inputs([part], console, spec.channels)
         except InputError as error:
             if len(parts) == 1 or not isinstance(part, str | os.PathLike):
                 raise

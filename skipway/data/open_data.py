@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
-from skipway.data.image_tables.choose_columns import column_of_names, find_image_column, has_target
+from skipway.data.image_tables.choose_columns import column_of_names, find_image_column, has_target, image_column
 from skipway.data.image_tables.class_folders import class_folders, refuse_two_readings, warn_of_unnamed
 from skipway.data.image_tables.file_index import FileIndex, looks_like_image
 from skipway.data.image_tables.image_table import ImageTable, image_table_source
@@ -147,7 +147,7 @@ class _Opening:
         is_deep = self.roles.image_column or self.roles.image_root or column_of_names(table, self.roles)
         index = FileIndex(NearTree(root, self.follow_links, depth=8 if is_deep else 1), root, self.follow_links)
         images = ImageTable(path.stem, {"train": table}, {"train": ""}, index, "", nearby=self._nearby(path.parent))
-        images.image = find_image_column(table, index, self.roles) or column_of_names(table, self.roles)
+        images.image = image_column(table, index, self.roles)
         return image_table_source(images, self.roles, self.known) if images.image else self.other()
 
     def frame(self, held: Held) -> Source | TableSource:
@@ -159,7 +159,7 @@ class _Opening:
         roles, root = replace(self.roles, target=names), self._root(Path())
         index = FileIndex(NearTree(root, self.follow_links), root, self.follow_links)
         images = ImageTable("rows", tables, dict.fromkeys(tables, ""), index, "")
-        images.image = find_image_column(tables["train"], index, roles) or column_of_names(tables["train"], roles)
+        images.image = image_column(tables["train"], index, roles)
         return image_table_source(images, roles, self.known) if images.image else self.other()
 
     def folder(self, path: Path) -> Source | TableSource:

@@ -11,7 +11,7 @@ import numpy as np
 
 from skipway.errors import InputError, printable
 
-__all__ = ["MAX_NAMES", "OUTPUT_FIELDS", "TASKS", "OutputSpec", "TaskName", "check_texts"]
+__all__ = ["MAX_NAMES", "OUTPUT_FIELDS", "TASKS", "OutputSpec", "TaskName", "check_texts", "join_labels"]
 
 TaskName = Literal["classification", "multilabel", "regression"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
@@ -213,6 +213,11 @@ class OutputSpec:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def join_labels(names: Sequence[str], target: np.ndarray) -> str:
+    """Return the names of the labels (K,) of a sample, 0 or 1 or booleans, joined by "|"."""
+    return "|".join(names[k] for k in np.flatnonzero(target > 0.5).tolist())
 
 
 def check_texts(names: Sequence[Any], kind: str, noun: str) -> None:

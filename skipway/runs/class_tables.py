@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.runs.run_csv_tables import write_table
+from skipway.runs.run_csv_tables import write_records, write_table
 from skipway.training.metrics import per_class
 from skipway.training.scores import ClassScores
 
@@ -23,8 +23,7 @@ def write_class_tables(folder: Path, names: tuple[str, ...], scores: ClassScores
         names: class names.
         scores: predictions for the samples of the split.
     """
-    rows = per_class(scores, names)
-    write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
+    write_records(folder / "per_class.csv", per_class(scores, names))
     matrix = scores.confusion()
     write_table(
         folder / "confusion_matrix.csv",

@@ -18,7 +18,7 @@ from skipway.report.run_reader import UNREADABLE, rows_of
 from skipway.runs.finished_run import Run
 from skipway.runs.headline import describe_uncertainty, format_metric
 from skipway.runs.pooled_metrics import NUMERIC, pool_metrics
-from skipway.runs.run_csv_tables import write_table
+from skipway.runs.run_csv_tables import write_records
 from skipway.utils.atomic_files import write_json
 from skipway.utils.format_text import count_of
 from skipway.utils.natural_order import natural_key
@@ -53,9 +53,9 @@ def write_folds(
         InputError: a fold's predictions.csv is damaged.
     """
     rows = _pooled_predictions(runs)
-    write_table(folder / "predictions.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
+    write_records(folder / "predictions.csv", rows)
     folds = [fold_row(run) for run in runs]
-    write_table(folder / "folds.csv", tuple(folds[0]), (tuple(row.values()) for row in folds))
+    write_records(folder / "folds.csv", folds)
     metric = _metric_of(runs[0])
     values = [fold[metric] for fold in folds]
     target = str(runs[0].metrics["data"].get("target", ""))

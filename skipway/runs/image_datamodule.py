@@ -106,9 +106,7 @@ class ImageDataModule:
             task = self.source.task
             self.weights = trained_weights(recipe, self.model, names, size=size, channels=channels, task=task)
         if earlier_spec is not None:
-            known = Spec.from_dict(earlier_spec)
-            settings = replace(self.decode_settings, channels=known.channels, value_range=known.value_range)
-            self.decode_settings = _settings_as(settings, known)
+            self.decode_settings = DecodeSettings.of(Spec.from_dict(earlier_spec), recipe.max_pixels)
         elif self.weights.network is not None:
             network = self.weights.network
             self.model = str(network.plan["name"]), self.model[1]
@@ -379,17 +377,6 @@ def _name(transform: Callable[[Tensor], Tensor] | None) -> str:
     if isinstance(transform, nn.Module):
         return " ".join(repr(transform).split())
     return getattr(transform, "__qualname__", type(transform).__qualname__)
-
-
-def _settings_as(settings: DecodeSettings, spec: Spec) -> DecodeSettings:
-    """Return the settings that decode images as a Spec describes."""
-    return replace(
-        settings,
-        size=spec.size,
-        stored_size=spec.presize,
-        resize_mode=spec.resize_mode,
-        interpolation=spec.interpolation,
-    )
 
 
 def _sizes(recipe: Recipe) -> tuple[int | None, int | None]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from skipway.runs.run_csv_tables import write_table
+from skipway.data.output_spec import join_labels
+from skipway.runs.run_csv_tables import write_records
 from skipway.training.metrics import per_label
 from skipway.training.scores import LabelScores
 
-__all__ = ["LABEL_COLUMNS", "join_labels", "label_cells", "label_probabilities", "write_label_tables"]
+__all__ = ["LABEL_COLUMNS", "label_cells", "label_probabilities", "write_label_tables"]
 
 LABEL_COLUMNS = ("label", "predicted")
 _MOST_COLUMNS = 100  # labels up to which each has a column of probabilities
@@ -27,13 +28,7 @@ def write_label_tables(folder: Path, names: tuple[str, ...], scores: LabelScores
         names: label names.
         scores: predictions for the samples of the split.
     """
-    rows = per_label(scores, names)
-    write_table(folder / "per_class.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
-
-
-def join_labels(names: Sequence[str], present: np.ndarray) -> str:
-    """Return the names of the labels that are present (K,), joined by "|"."""
-    return "|".join(names[k] for k in np.flatnonzero(present).tolist())
+    write_records(folder / "per_class.csv", per_label(scores, names))
 
 
 def label_cells(names: Sequence[str], scores: LabelScores) -> list[tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skipway.report.regression_plot import plot_predictions
-from skipway.runs.run_csv_tables import write_table
+from skipway.runs.run_csv_tables import write_records
 from skipway.training.metrics import per_target
 from skipway.training.scores import RegressionScores
 from skipway.utils.atomic_files import make_folder
@@ -26,8 +26,7 @@ def write_number_tables(folder: Path, names: tuple[str, ...], scores: Regression
         names: names of the targets.
         scores: predictions for the samples of the split.
     """
-    rows = per_target(scores, names)
-    write_table(folder / "per_target.csv", tuple(rows[0]), (tuple(row.values()) for row in rows))
+    write_records(folder / "per_target.csv", per_target(scores, names))
     make_folder(folder / "plots")
     plot_predictions(scores.targets, scores.predicted, names, folder / "plots" / "predicted.png")
 

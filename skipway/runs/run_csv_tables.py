@@ -5,7 +5,7 @@ Text cells that a spreadsheet would run as a formula are prefixed with an apostr
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = [
     "RESULTS",
     "escape_cell",
     "write_image_splits",
+    "write_records",
     "write_results",
     "write_table",
 ]
@@ -48,6 +49,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
     writer.writerow([escape_cell(name) for name in columns])
     writer.writerows([escape_cell(value) for value in row] for row in rows)
     write_file(path, text.getvalue().encode("utf-8"))
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a row for each record; the keys of the first one, in order, are the header."""
+    write_table(path, tuple(records[0]), (tuple(record.values()) for record in records))
 
 
 def escape_cell(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from skipway.data.output_spec import TaskName
 from skipway.distributed import collectives
 from skipway.errors import NotFiniteError
-from skipway.training.label_metrics import auroc, average_precisions
+from skipway.training.label_metrics import auroc
 from skipway.training.scores import ClassScores, LabelScores, RegressionScores, Scores
 
 __all__ = [
@@ -241,7 +241,7 @@ def per_label(scores: LabelScores, names: tuple[str, ...]) -> list[dict[str, Any
     """
     predicted, labels = scores.predicted, scores.labels
     hits, actual, answers = (scores.sum(values) for values in (labels & predicted, labels, predicted))
-    precisions = average_precisions(labels, scores.probabilities, scores.weights)
+    precisions = scores.average_precisions
     areas = [auroc(labels[:, k], scores.probabilities[:, k], scores.weights) for k in range(len(names))]
     count = labels.sum(axis=0)
     return [

@@ -4,6 +4,7 @@ Shapes: N samples, K classes or labels, T targets.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -93,10 +94,15 @@ class LabelScores(Scores):
         """Predicted labels (N, K), booleans."""
         return self.probabilities >= self.thresholds
 
+    @cached_property
+    def average_precisions(self) -> np.ndarray:
+        """Average precision (K,) of each label; NaN for a label that does not occur."""
+        return average_precisions(self.labels, self.probabilities, self.weights)
+
     @property
     def map(self) -> float:
         """Mean average precision over the labels that occur in the set; NaN if none does."""
-        return float(mean_average_precision(average_precisions(self.labels, self.probabilities, self.weights)))
+        return float(mean_average_precision(self.average_precisions))
 
     primary_metric = map
 

@@ -94,6 +94,11 @@ def find_image_column(
     return ""
 
 
+def image_column(table: Table, index: FileIndex, roles: ColumnRoles) -> str:
+    """Return the column whose texts name files of `index`, else one of names of images, else ""."""
+    return find_image_column(table, index, roles) or column_of_names(table, roles)
+
+
 def column_of_names(table: Table, roles: ColumnRoles) -> str:
     """Return the first column whose texts are names of images, whether or not the files exist, or ""."""
     for name in _open_columns(table, roles):

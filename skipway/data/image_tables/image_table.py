@@ -19,14 +19,13 @@ from skipway.data.output_spec import OutputSpec
 from skipway.data.sample_weights import read_weights
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.file_tree import FileTree
-from skipway.data.sources.image_source import SPLITS, Content, Item, Source, read_content
+from skipway.data.sources.image_source import SPLITS, Content, Item, Source, peeked, read_content
 from skipway.data.sources.table import Table
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import join_names
 
 __all__ = ["ImageTable", "image_table_source"]
 
-_PEEK = 200
 Value = TypeVar("Value")
 
 
@@ -105,7 +104,7 @@ def image_table_source(images: ImageTable, roles: ColumnRoles, known: OutputSpec
 
     def peek() -> list[Content]:
         part = rows.get("train") or next(iter(rows.values()))
-        sample = range(0, len(part.keys), max(1, len(part.keys) // _PEEK))[:_PEEK]
+        sample = peeked(range(len(part.keys)))
         return [read_content(item) for item in _Contents(images.index.tree, part, sample)]
 
     return Source(
@@ -152,7 +151,7 @@ def _tables_by_split(
 class _Contents(Sequence[Item]):
     """Images of rows, each read when it is called; a missing file is an error."""
 
-    def __init__(self, tree: FileTree, rows: ImageRows, chosen: range | None = None) -> None:
+    def __init__(self, tree: FileTree, rows: ImageRows, chosen: Sequence[int] | None = None) -> None:
         self._rows = rows
         self._chosen = range(len(rows.keys)) if chosen is None else chosen
         paths = [rows.matches[row].path for row in self._chosen]

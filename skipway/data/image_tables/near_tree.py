@@ -4,7 +4,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from skipway.data.sources.file_tree import DiskTree, Folder, entries_of, is_folder, is_image_name, is_junk
+from skipway.data.sources.file_tree import DiskTree, Folder, entries_of, is_image_name
 from skipway.errors import InputError
 
 __all__ = ["NearTree"]
@@ -31,14 +31,7 @@ class NearTree(DiskTree):
         while waiting and listed < _MAX_FOLDERS:
             folder, level = waiting.popleft()
             listed += 1
-            names = []
-            for entry in _entries(self._base / folder.path):
-                if is_junk(entry.name):
-                    continue
-                if not is_folder(entry):
-                    names.append(entry.name)
-                elif level < self._depth and (not entry.is_symlink() or self._follows(entry, folder.below(entry.name))):
-                    folder.folders[entry.name] = Folder(folder.below(entry.name))
+            names = self._add_folders(folder, _entries(self._base / folder.path), is_last=level >= self._depth)
             folder.images = sorted(name for name in names if is_image_name(name))
             folder.others = sorted(name for name in names if not is_image_name(name))
             waiting += [(inner, level + 1) for inner in folder.folders.values()]

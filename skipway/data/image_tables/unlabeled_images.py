@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
-from skipway.data.image_tables.choose_columns import column_of_names, find_image_column
+from skipway.data.image_tables.choose_columns import image_column
 from skipway.data.image_tables.file_index import FileIndex
 from skipway.data.image_tables.image_rows import REASONS
 from skipway.data.image_tables.near_tree import NearTree
@@ -40,10 +40,9 @@ def unlabeled_images(table: Table, root: Path, roles: ColumnRoles = NO_ROLES) ->
 
     Raises:
         InputError: no column names images, or several do.
-
     """
     index = FileIndex(NearTree(root, depth=_DEPTH), root)
-    column = find_image_column(table, index, roles) or column_of_names(table, roles)
+    column = image_column(table, index, roles)
     if not column:
         raise InputError(
             f"cannot find the images of {printable(table.name)}: expected a column with names of image files in "

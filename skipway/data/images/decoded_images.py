@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.image_spec import Interpolation, ResizeMode
+from skipway.data.image_spec import Interpolation, ResizeMode, Spec
 from skipway.data.images.stored_pixels import Pixels
-from skipway.data.output_spec import TaskName
+from skipway.data.output_spec import TaskName, join_labels
 from skipway.data.sources.image_source import Skipped, Source
 from skipway.data.sources.table import Table
 from skipway.data.strata import strata_of
@@ -36,6 +36,19 @@ class DecodeSettings:
     max_pixels: int = 50_000_000
     interpolation: Interpolation = "bilinear"
     value_range: ValueRange = ()
+
+    @classmethod
+    def of(cls, spec: Spec, max_pixels: int) -> "DecodeSettings":
+        """Return the settings that decode images as a Spec describes."""
+        return cls(
+            spec.size,
+            spec.presize,
+            spec.channels,
+            spec.resize_mode,
+            max_pixels=max_pixels,
+            interpolation=spec.interpolation,
+            value_range=spec.value_range,
+        )
 
     @property
     def decode_options(self) -> dict[str, Any]:
@@ -98,7 +111,7 @@ class DecodedImages:
         if self.task == "classification":
             return self.class_names[target]
         if self.task == "multilabel":
-            return "|".join(self.class_names[k] for k in np.flatnonzero(target > 0.5))
+            return join_labels(self.class_names, target)
         return "|".join(f"{number:.9g}" for number in target)
 
     def output_fields(self) -> dict[str, Any]:

@@ -164,15 +164,7 @@ class DiskTree(FileTree):
         waiting = [root]
         while waiting:
             folder = waiting.pop()
-            files = []
-            for entry in entries_of(self._base / folder.path):
-                if is_junk(entry.name):
-                    continue
-                if not is_folder(entry):
-                    files.append(entry.name)
-                elif not entry.is_symlink() or self._follows(entry, folder.below(entry.name)):
-                    folder.folders[entry.name] = Folder(folder.below(entry.name))
-            self._add_files(folder, files)
+            self._add_files(folder, self._add_folders(folder, entries_of(self._base / folder.path)))
             waiting += folder.folders.values()
         _move_empty_folders_named_like_images(root)
         if self._repeated:
@@ -181,6 +173,18 @@ class DiskTree(FileTree):
                 f"ignored {links} to folders that are read already, first {printable(self._repeated[0])}"
             )
         return root
+
+    def _add_folders(self, folder: Folder, entries: Iterable[os.DirEntry[str]], is_last: bool = False) -> list[str]:
+        """Add the subfolders to a folder, unless it `is_last` to be listed, and return the names of its files."""
+        files = []
+        for entry in entries:
+            if is_junk(entry.name):
+                continue
+            if not is_folder(entry):
+                files.append(entry.name)
+            elif not is_last and (not entry.is_symlink() or self._follows(entry, folder.below(entry.name))):
+                folder.folders[entry.name] = Folder(folder.below(entry.name))
+        return files
 
     def _follows(self, entry: os.DirEntry[str], path: str) -> bool:
         """Return True for a link to a folder that is read; other links are recorded."""

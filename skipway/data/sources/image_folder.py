@@ -12,7 +12,15 @@ import numpy as np
 from skipway.data.sources.annotation_exports import mask_warning
 from skipway.data.sources.class_layout import class_folder_hint, find_layout
 from skipway.data.sources.file_tree import FileTree, Folder
-from skipway.data.sources.image_source import Content, Item, Source, class_order, read_content, refuse_near_equal
+from skipway.data.sources.image_source import (
+    Content,
+    Item,
+    Source,
+    class_order,
+    peeked,
+    read_content,
+    refuse_near_equal,
+)
 from skipway.data.sources.other_files import describe_files
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
@@ -20,7 +28,6 @@ from skipway.utils.map_ahead import map_ahead
 
 __all__ = ["describe_content", "labeled_source"]
 
-_PEEK = 200
 _READERS = 8  # threads that read the sample, because disks over a network have latency
 
 
@@ -73,8 +80,8 @@ def labeled_source(
         return tree.contents(keys[split])
 
     def peek() -> list[Content]:
-        sample = keys[defining][:: max(1, len(keys[defining]) // _PEEK)][:_PEEK]
-        return list(map_ahead(read_content, tree.contents(sample), threads=_READERS, ahead=2 * _READERS))
+        sample = tree.contents(peeked(keys[defining]))
+        return list(map_ahead(read_content, sample, threads=_READERS, ahead=2 * _READERS))
 
     return Source(
         name=tree.name,

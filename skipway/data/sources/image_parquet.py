@@ -13,7 +13,7 @@ import numpy as np
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.decode import BadImage
-from skipway.data.sources.image_source import Content, Item, Skipped, Source, read_content
+from skipway.data.sources.image_source import PEEK, Content, Item, Skipped, Source, read_content
 from skipway.data.sources.lazy_content import FileContent
 from skipway.data.sources.parquet_columns import ImageColumn, choose_image_column, choose_target_columns
 from skipway.data.sources.parquet_files import files_by_split, num_rows, open_parquet
@@ -23,7 +23,6 @@ from skipway.errors import InputError, printable
 __all__ = ["parquet_source"]
 
 _ROWS = 128  # rows converted to Python objects at a time; pyarrow itself holds a row group
-_PEEK = 200
 _GROUPS = 4  # row groups in memory for reads in any order
 
 
@@ -72,7 +71,7 @@ def parquet_source(
         return _LabeledRows(reader, files[split], found.labeled[split])
 
     def peek() -> list[Content]:
-        return list(map(read_content, islice(contents(defining), _PEEK)))
+        return list(map(read_content, islice(contents(defining), PEEK)))
 
     name = root.stem if root.is_file() else root.resolve().name
     return Source(

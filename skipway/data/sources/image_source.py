@@ -5,8 +5,9 @@ Shapes: N images of a split, K labels, T numbers.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
 __all__ = [
+    "PEEK",
     "SPLITS",
     "Skipped",
     "Source",
     "class_order",
+    "peeked",
     "read_content",
     "refuse_near_equal",
     "split_of",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+PEEK = 200  # images in the sample of a source
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -46,6 +50,7 @@ _SET_WORDS = frozenset(
 # One image: the content of its file, its pixels (H, W) or (H, W, C) uint8, or the reason why it cannot be read.
 Content = bytes | np.ndarray | InputError
 Item = Content | Callable[[], Content]  # a callable reads the image in the thread that decodes it
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,11 @@ class Source:
     def count(self, split: str) -> int:
         """Return the number of images in a split."""
         return len(self.keys.get(split, ()))
+
+
+def peeked(items: Sequence[Sample]) -> Sequence[Sample]:
+    """Return up to `PEEK` evenly spaced items, for the sample of a source."""
+    return items[:: max(1, len(items) // PEEK)][:PEEK]
 
 
 def read_content(item: Item) -> Content:

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from skipway.data.sources.dataset_samples import fetch_sample, labeled_sample
 from skipway.data.sources.decode import BadImage
-from skipway.data.sources.image_source import Content, Item, read_content
-from skipway.data.sources.read_bytes import read_image_file
+from skipway.data.sources.image_source import Content, Item, read_content, split_of
+from skipway.data.sources.lazy_content import FileContent
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
@@ -36,7 +36,6 @@ __all__ = [
     "image_item",
     "is_dataset",
     "is_frame",
-    "is_held_name",
 ]
 
 _MAX_CHANNELS = 16
@@ -125,7 +124,7 @@ def held_data(name: str) -> "Held | None":
     held = _HELD.get()
     if held is not None and held.name == name:
         return held
-    if is_held_name(name):
+    if _is_held_name(name):
         raise InputError(
             f"cannot open {name}: expected the same objects as in the first call. Pass them again in Python, as in "
             "skipway.train(X, y, resume=RUN)."
@@ -133,7 +132,7 @@ def held_data(name: str) -> "Held | None":
     return None
 
 
-def is_held_name(name: str) -> bool:
+def _is_held_name(name: str) -> bool:
     """Return True if a name is one of `hold_data`."""
     return name.startswith("<") and name.endswith(_NAME.rpartition("}")[2])
 
@@ -173,10 +172,10 @@ def samples_of(x: Any, y: Any, prefix: str = "") -> Samples:
         )
     if not len(x):
         raise InputError(f"cannot use data of the type {type(x).__name__}: expected samples, got none. Add samples.")
-    if type(x).__module__.split(".")[0] == "datasets":
+    if _is_hugging_face(x):
         samples = _hugging_face(x, y, prefix)
     elif is_frame(x):
-        samples = Samples(x, y, [f"{prefix}row {printable(i)}" for i in getattr(x, "index", ())])
+        samples = Samples(x, y, [f"{prefix}row {printable(i)}" for i in x.index])
     elif isinstance(x, np.ndarray | Tensor):
         samples = _array(x, y, prefix)
     elif isinstance(x, list | tuple):
@@ -202,7 +201,11 @@ def _has_length(x: Any) -> bool:
 
 def is_dataset(x: Any) -> bool:
     """Return True for a map-style dataset, of torch or Hugging Face."""
-    return isinstance(x, torch.utils.data.Dataset) or type(x).__module__.split(".")[0] == "datasets"
+    return isinstance(x, torch.utils.data.Dataset) or _is_hugging_face(x)
+
+
+def _is_hugging_face(x: Any) -> bool:
+    return type(x).__module__.split(".")[0] == "datasets"
 
 
 def dataset_images(x: Any) -> list[Item]:
@@ -211,15 +214,15 @@ def dataset_images(x: Any) -> list[Item]:
     Raises:
         InputError: a Dataset of Hugging Face has no column of images, or several.
     """
-    if type(x).__module__.split(".")[0] != "datasets":
-        return [partial(_image_of, x, i) for i in range(len(x))]
+    if not _is_hugging_face(x):
+        return _images_of(x)
     columns = _image_columns(x)
     if len(columns) != 1:
         raise InputError(
             f"cannot use the Dataset: expected one column of images, got {len(columns)} (columns "
             f"{', '.join(map(printable, list(x.features)[:12]))}). Select columns."
         )
-    return [partial(_row_image, x, i, columns[0]) for i in range(len(x))]
+    return _row_images(x, columns[0])
 
 
 def image_item(image: Any) -> Item:
@@ -229,7 +232,7 @@ def image_item(image: Any) -> Item:
         image: a path, a PIL image, an array (H, W) or (H, W, C), or a tensor (C, H, W) or (H, W).
     """
     if isinstance(image, str) or hasattr(image, "__fspath__"):
-        return partial(_read_path, Path(image))
+        return FileContent(Path(image), None, False, {})
     if isinstance(image, Image.Image):
         return partial(_pillow_content, image)
     if isinstance(image, Tensor):
@@ -240,13 +243,6 @@ def image_item(image: Any) -> Item:
         return image
     shape = f" of shape {image.shape}" if isinstance(image, np.ndarray) else ""
     return BadImage(f"expected a path, a PIL image, or an array (H, W) or (H, W, C), got {type(image).__name__}{shape}")
-
-
-def _read_path(path: Path) -> Content:
-    try:
-        return read_image_file(path)
-    except BadImage as error:
-        return error
 
 
 def _pillow_content(image: Image.Image) -> Content:
@@ -263,8 +259,6 @@ def _pillow_content(image: Image.Image) -> Content:
 
 def _splits_of(data: dict[Any, Any], y: Any) -> dict[str, tuple[Any, Any]]:
     """Return the splits of a DatasetDict or a dict of datasets."""
-    from skipway.data.sources.image_source import split_of
-
     names = {split_of(str(name)): name for name in data}
     if y is not None or "train" not in names or None in names or len(names) < len(data):
         raise InputError(
@@ -329,11 +323,15 @@ def _map_style(x: Any, y: Any, prefix: str) -> Samples:
     class_names = tuple(map(str, names)) if isinstance(names, list | tuple) else ()
     targets = y if y is not None else getattr(x, "targets", None)
     if targets is not None and len(targets) == len(x):
-        items: list[Item] = [partial(_image_of, x, i) for i in range(len(x))]
+        items = _images_of(x)
     else:
         targets = [labeled_sample(x, i)[1] for i in range(len(x))]
         items = [partial(_labeled_image, x, i, repr(target)) for i, target in enumerate(targets)]
     return Samples(items, targets, [f"{prefix}image {i}" for i in range(len(x))], class_names)
+
+
+def _images_of(x: Any) -> list[Item]:
+    return [partial(_image_of, x, i) for i in range(len(x))]
 
 
 def _image_of(x: Any, i: int) -> Content:
@@ -368,12 +366,16 @@ def _hugging_face(x: Any, y: Any, prefix: str) -> Samples:
         )
     class_names = tuple(map(str, features[classes[0]].names)) if y is None else ()
     targets = x[classes[0]] if y is None else y
-    items: list[Item] = [partial(_row_image, x, i, columns[0]) for i in range(len(x))]
-    return Samples(items, list(targets), [f"{prefix}image {i}" for i in range(len(x))], class_names)
+    names = [f"{prefix}image {i}" for i in range(len(x))]
+    return Samples(_row_images(x, columns[0]), list(targets), names, class_names)
 
 
 def _image_columns(x: Any) -> list[str]:
     return [name for name, feature in x.features.items() if type(feature).__name__ == "Image"]
+
+
+def _row_images(x: Any, column: str) -> list[Item]:
+    return [partial(_row_image, x, i, column) for i in range(len(x))]
 
 
 def _row_image(x: Any, i: int, column: str) -> Content:

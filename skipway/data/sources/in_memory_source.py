@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.sources.image_source import SPLITS, Content, Item, Skipped, Source, read_content
+from skipway.data.sources.image_source import SPLITS, Content, Item, Skipped, Source, peeked, read_content
 from skipway.data.sources.in_memory import Held, Samples, is_frame
 from skipway.data.sources.plain_targets import as_array, plain_targets
 from skipway.data.sources.read_table import frame_table
@@ -15,7 +15,6 @@ from skipway.errors import InputError, printable
 
 __all__ = ["held_images", "held_tables", "matrix_table"]
 
-_PEEK = 200
 _PREFIX = "x"  # of the columns of a matrix: x0, x1, ...
 _NO_TARGET = "no target in y"
 
@@ -45,8 +44,7 @@ def held_images(held: Held, task: str = "auto", is_known: bool = False) -> Sourc
         return iter(items[split])
 
     def peek() -> list[Content]:
-        chosen = items["train"][:: max(1, len(items["train"]) // _PEEK)][:_PEEK]
-        return [read_content(item) for item in chosen]
+        return [read_content(item) for item in peeked(items["train"])]
 
     return Source(
         name="images",

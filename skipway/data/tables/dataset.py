@@ -15,6 +15,7 @@ import numpy as np
 
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.folds import Fold
+from skipway.data.output_spec import join_labels
 from skipway.data.sample_weights import describe_weights, read_weights, refuse_zero_weights
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
@@ -72,7 +73,7 @@ class TableDataset:
         if spec.task == "classification":
             return spec.class_names[target]
         if spec.task == "multilabel":
-            return "|".join(spec.class_names[k] for k in np.flatnonzero(target > 0.5))
+            return join_labels(spec.class_names, target)
         return "|".join(f"{number:.7g}" for number in spec.in_units(target.astype(np.float64)))
 
 

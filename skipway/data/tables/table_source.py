@@ -45,28 +45,26 @@ def open_table_source(
         if held.are_images:
             return None
         tables, names = held_tables(held, roles.target)
-        source = TableSource(name="rows", splits=tables, roles=replace(roles, target=names))
-    elif data in BUILT_IN_TABLES:
+        return table_source("rows", tables, replace(roles, target=names))
+    if data in BUILT_IN_TABLES:
         table, usual_target, usual_task = bundled_table(data)
         if not roles.target:
             roles = replace(roles, target=(usual_target,))
             if roles.task == "auto":
                 roles = replace(roles, task=usual_task)
-        source = TableSource(name=data, splits={"train": table}, roles=roles)
-    else:
-        path = Path(data).expanduser()
-        files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
-        parquet = [file for file in files.values() if file.suffix.lower() == ".parquet"]
-        if not files or (parquet and (not roles.target or packs_images(parquet[0]))):
-            return None  # parquet files of images need no --target
-        tables = {split: read(files[split]) for split in SPLITS if split in files}
-        if not roles.target:
-            columns = join_quoted(list(tables["train"].columns))
-            raise InputError(
-                f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
-            )
-        return table_source(path.stem if path.is_file() else path.resolve().name, tables, roles)
-    return table_source(source.name, source.splits, source.roles)
+        return table_source(data, {"train": table}, roles)
+    path = Path(data).expanduser()
+    files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
+    parquet = [file for file in files.values() if file.suffix.lower() == ".parquet"]
+    if not files or (parquet and (not roles.target or packs_images(parquet[0]))):
+        return None  # parquet files of images need no --target
+    tables = {split: read(files[split]) for split in SPLITS if split in files}
+    if not roles.target:
+        columns = join_quoted(list(tables["train"].columns))
+        raise InputError(
+            f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
+        )
+    return table_source(path.stem if path.is_file() else path.resolve().name, tables, roles)
 
 
 def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> TableSource:
