@@ -22,7 +22,7 @@ from skipway.weights.model_name import read_name
 from skipway.weights.pretrained import pretrained_network, refit
 from skipway.weights.timm_tags import weight_tags
 
-__all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for"]
+__all__ = ["auto_model", "create_model", "input_shape", "list_models", "options_for", "row_shapes"]
 
 
 @overload
@@ -218,6 +218,11 @@ def options_for(name: str, spec: Spec, options: dict[str, Any]) -> dict[str, Any
 def input_shape(plan: dict[str, Any], size: int) -> tuple[int, ...]:
     """Return the shape of one input, batch of 1 included, of the model of `plan` for images of `size` pixels."""
     return (1, plan["in_features"]) if "in_features" in plan else (1, plan["in_chans"], size, size)
+
+
+def row_shapes(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the shape of the feature columns next to one image, as the argument `rows`; empty if there are none."""
+    return {"rows": (1, plan["columns"]["in_features"])} if "columns" in plan else {}
 
 
 def auto_model(size: int, count: int) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ the run (start-up, decoding, training, saving, evaluation, report). They are sta
 run folder. All tensors of weights/best.safetensors and weights/last are compared.
 """
 
+import csv
 import hashlib
 import os
 import random
@@ -14,17 +15,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from faults.counting import Count, Settings, finish, kill_all, run, start
 from skipway.training import checkpoint
 
 KILLS = 60  # per kind of run
 KILLS_A_RUN = 5
 _DIGITS = ["digits", "-m", "resnet20", "--epochs", "2", "--ema", "0.9", "--drop-path", "0.1"]
+_TABLE_OF_IMAGES = ["-m", "resnet20", "--epochs", "2", "--save-every", "0"]
 KINDS = {
     "images": _DIGITS,
     "images, saved within epochs": [*_DIGITS, "--grad-accum-steps", "2", "--save-every", "0"],
     "tables": ["wine", "--epochs", "12", "--save-every", "0"],
     "growth": ["digits", "--grow", "resnet20:1,resnet32:1", "--save-every", "0"],
+    "several labels": ["pictures/table.csv", "--target", "tags", "--label-sep", "|", *_TABLE_OF_IMAGES],
+    "numbers, with columns": ["pictures/table.csv", "--target", "x,y", "--features", "size,kind", *_TABLE_OF_IMAGES],
     "two processes": ["digits", "-m", "resnet20", "--epochs", "1", "--save-every", "0", "--nproc", "2"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -37,8 +44,23 @@ def parts(settings: Settings) -> Iterator[Count]:
     for kind, words in KINDS.items():
         count = settings.count(f"kills: {kind}", KILLS)
         with tempfile.TemporaryDirectory(prefix="skipway-kills-") as folder:
+            write_pictures(Path(folder) / "pictures")
             kill_runs(count, words, Path(folder))
         yield count
+
+
+def write_pictures(folder: Path, count: int = 400) -> None:
+    """Write a table of images with labels, numbers and columns next to them."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    with open(folder / "table.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "tags", "x", "y", "size", "kind"])
+        for i in range(count):
+            Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            tags = "|".join(tag for tag in ("red", "green", "blue") if generator.random() < 0.4)
+            numbers = (f"{value:.4f}" for value in generator.normal(size=3))
+            table.writerow([f"{i}.png", tags, *numbers, generator.choice(["a", "b", "c"])])
 
 
 def kill_runs(count: Count, words: list[str], place: Path) -> None:

@@ -18,6 +18,7 @@ from skipway.models import registry
 from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
+from skipway.models.network_outputs import refuse_columns
 from skipway.models.pretrained_config import CROP_MODES
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
@@ -174,6 +175,7 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     spec = network.spec
     if not isinstance(spec, Spec):
         raise InputError(f"cannot export to {library}: expected an image model, got a table model. Use --to onnx.")
+    refuse_columns(spec, f"export to {library}", "Use --to onnx.")
     paths = [folder / "model.safetensors", folder / "config.json"]
     for path in paths:
         refuse_output(path, [source])

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skipway.data.images.image_rows import ImageRows
 from skipway.errors import InputError, ShapeError, did_you_mean
 from skipway.export.export_model import fuse
 from skipway.export.openvino import PRECISIONS, fastest
 from skipway.export.openvino import engine as openvino_engine
+from skipway.model_factory import row_shapes
 from skipway.models.network import Network, build_meta_network
 from skipway.nn.shape_inference import evaluation
 from skipway.probe.summary import summary
@@ -101,7 +103,7 @@ def with_fastest_engine(
 def _can_choose(network: Network) -> bool:
     """Return True for an image model on a CPU that has no engine yet."""
     plan = network.plan
-    if network.forward_impl is not None or not plan or "in_features" in plan or "columns" in plan:
+    if network.forward_impl is not None or not plan or "in_features" in plan:
         return False
     return all(p.device.type == "cpu" for p in network.parameters())
 
@@ -120,14 +122,15 @@ def _work(network: Network, inputs: int | None) -> float:
     if inputs <= _FEW_INPUTS or len(fastest()) == 1:
         return 0.0
     try:
-        return inputs * summary(build_meta_network(network.plan), (1, *network.require_image_spec().input_shape)).macs
+        meta, shape = build_meta_network(network.plan), (1, *network.require_image_spec().input_shape)
+        return inputs * summary(meta, shape, **row_shapes(network.plan)).macs
     except ShapeError:  # the network was changed by hand and no longer matches its plan
         return 0.0
 
 
 def _calibration_samples(
     network: Network, run: Path | None, console: Console, stop: StopFlag | None
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> dict[str, tuple[Any, Tensor]]:
     """Return the samples of the run that calibrate and evaluate int8."""
     if run is None or not run.is_dir():
         raise InputError(
@@ -142,14 +145,15 @@ def _convert(
     name: str,
     precision: str,
     *,
-    samples: dict[str, tuple[Tensor, Tensor]],
+    samples: dict[str, tuple[Any, Tensor]],
     console: Console,
 ) -> Network:
     """Convert the network to the engine `name`; raise an error if int8 loses too much accuracy."""
     make: Callable[..., Any] = openvino_engine if name == "openvino" else fuse
     if precision != "int8":
         return make(network, precision)
-    converted: Network = make(network, "int8", samples["train"][0])
+    inputs = samples["train"][0]
+    converted: Network = make(network, "int8", inputs.images if isinstance(inputs, ImageRows) else inputs)
     assert network.spec is not None
     task = network.spec.task
     before, after = (_primary_metric(model, task_of(network.spec), *samples["val"]) for model in (network, converted))
@@ -164,8 +168,9 @@ def _convert(
     return converted
 
 
-def _primary_metric(network: Network, task: Task, x: Tensor, y: Tensor) -> float:
-    """Compute the metric of the task on samples x (N, C, H, W) and their targets y."""
+def _primary_metric(network: Network, task: Task, x: Any, y: Tensor) -> float:
+    """Compute the metric of the task on samples x (N, C, H, W), also with feature columns, and their targets y."""
+    parts = (x[start : start + _BATCH_SIZE] for start in range(0, len(y), _BATCH_SIZE))
     with evaluation(network), torch.inference_mode():
-        outputs = torch.cat([network(part).float() for part in x.split(_BATCH_SIZE)])
+        outputs = torch.cat([network(part).float() for part in parts])
     return float(task.scores(outputs, y, np.arange(len(y))).primary_metric)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from skipway.data.image_spec import Spec
 from skipway.errors import InputError
-from skipway.model_factory import create_model, input_shape, list_models
+from skipway.model_factory import create_model, input_shape, list_models, row_shapes
 from skipway.models.load_model import load
 from skipway.probe.summary import Summary, summary
 
@@ -38,4 +38,4 @@ def summarize(model: str, size: int | None = None, num_classes: int | None = Non
         network = create_model(model, num_classes)
         size = size or (32 if network.plan.get("stem") == "small" else 224)
         shape = input_shape(network.plan, size)
-    return repr(network) if code else summary(network, shape)
+    return repr(network) if code else summary(network, shape, **row_shapes(network.plan))

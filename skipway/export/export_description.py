@@ -1,5 +1,7 @@
 """Descriptions of an export: module, input and output names, dynamic axes, and the inputs that verify the file.
 
+Every batch is a tuple of the arrays that the module takes: of two for a model with feature columns.
+
 Shapes: N inputs, (H, W) image size, (S, S) input size of the network, C channels, K outputs, F encoded values of a
 table row.
 """
@@ -23,7 +25,7 @@ from skipway.errors import InputError
 from skipway.export.fused_convolution import Convolution
 from skipway.export.preprocessing import Preparation
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, prepare_image, refuse_columns
+from skipway.models.network_outputs import as_table, pixel_outputs, prepare_image, require_finite
 from skipway.nn.chain import Chain
 
 __all__ = ["Description", "describe_export", "plain_copy"]
@@ -53,8 +55,8 @@ def plain_copy(network: nn.Module) -> nn.Module:
 class _Images(nn.Module):
     """Preprocessing, network and `Spec.values`: images (N, H, W, C) -> probabilities or numbers (N, K).
 
-    The images are uint8, or float32 in their own values if the Spec has a value range. Without a head, the outputs are
-    those of the network, its features.
+    The images are uint8, or float32 in their own values if the Spec has a value range. A network with feature columns
+    takes their encoded rows (N, F) too. Without a head, the outputs are those of the network, its features.
     """
 
     mean: Tensor
@@ -70,9 +72,9 @@ class _Images(nn.Module):
         """Return preprocessed, normalized images (N, C, S, S)."""
         return (self.prepare(x) / 255 - self.mean) / self.std
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return probabilities or numbers (N, K), as `Network.pixel_outputs` does, or features without a head."""
-        outputs: Tensor = self.network(self.normalize(x))
+    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
+        """Return probabilities or numbers (N, K), as `pixel_outputs` does, or features without a head."""
+        outputs: Tensor = self.network(self.normalize(x), *rows)
         return self.spec.values(outputs) if self.has_head else outputs
 
 
@@ -103,29 +105,43 @@ class _ImageExport:
         with_preparation = _Images(network, spec, has_head=self.meaning != "features")
         self.prepare, self.normalize = with_preparation.prepare, with_preparation.normalize
         self.module: nn.Module = network if raw else with_preparation
-        self.input_name, self.output_name = "inputs" if raw else "images", self.meaning
-        self.dynamic = {0: "N"} if raw else {0: "N", 1: "H", 2: "W"}
+        self.output_name = self.meaning
+        self.input_names: tuple[str, ...] = ("inputs" if raw else "images",)
+        self.dynamic: tuple[dict[int, str], ...] = ({0: "N"} if raw else {0: "N", 1: "H", 2: "W"},)
         # Tracing fixes an axis of size 1 and ties axes of equal size, so the sizes are distinct and above 1.
         dtype = torch.float32 if spec.value_range else torch.uint8
         any_size = torch.zeros(3, spec.presize + 5, spec.presize + 7, spec.channels, dtype=dtype)
-        self.example = torch.zeros(3, *spec.input_shape) if raw else any_size
+        self.examples: tuple[Tensor, ...] = (torch.zeros(3, *spec.input_shape) if raw else any_size,)
+        if spec.feature_columns:
+            self.input_names += ("rows",)
+            self.dynamic += ({0: "N"},)
+            self.examples += (torch.zeros(3, *spec.row_spec.input_shape),)
 
-    def inputs(self, check: Any) -> list[np.ndarray]:
-        """Return each check image as a batch of one, then a batch of seven shifted copies of the smallest."""
+    def inputs(self, check: Any) -> list[tuple[np.ndarray, ...]]:
+        """Return each check image as a batch of one, then a batch of seven shifted copies of the smallest.
+
+        The rows of feature columns are random.
+        """
         sources = [check] if isinstance(check, str | os.PathLike) else check
         images = [_full_size_image(source, self.spec) for source in sources or ()] or _random_images(self.spec)
         smallest = min(images, key=lambda image: image.size)[:_MAX_SIDE, :_MAX_SIDE]
         batches = [*(p[None] for p in images), np.stack([np.roll(smallest, 3 * i, 1) for i in range(_BATCH_SIZE)])]
-        return [self.normalize(torch.from_numpy(b)).numpy() for b in batches] if self.raw else batches
+        if self.raw:
+            batches = [self.normalize(torch.from_numpy(batch)).numpy() for batch in batches]
+        if not self.spec.feature_columns:
+            return [(batch,) for batch in batches]
+        rows = self.spec.row_spec.random_rows(len(batches) + _BATCH_SIZE)
+        return [(batch, rows[i : i + len(batch)]) for i, batch in enumerate(batches)]
 
-    def expected(self, x: np.ndarray) -> np.ndarray:
+    def expected(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """Return the outputs of the network in torch."""
         with torch.no_grad():
             if self.meaning in ("outputs", "features"):
-                return self.module(torch.from_numpy(x)).numpy()
-            return self.network.pixel_outputs(list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy()))
+                return self.module(*(torch.from_numpy(array) for array in (x, rows) if array is not None)).numpy()
+            pixels = list(self.prepare(torch.from_numpy(x)).permute(0, 2, 3, 1).numpy())
+            return require_finite(pixel_outputs(self.network, self.spec, pixels, rows=rows))
 
-    def levels(self, x: np.ndarray) -> float:
+    def levels(self, x: np.ndarray, rows: np.ndarray | None = None) -> float:
         """Return the largest pixel difference between exported and `predict` preprocessing, in gray levels of 256."""
         if self.raw:
             return 0.0
@@ -140,26 +156,19 @@ class _TableExport:
         self.network, self.spec = network, spec
         self.meaning, self.classes = "outputs" if raw else _meaning(network), _has_classes(network)
         self.module: nn.Module = _Rows(network, spec) if self._has_values else network
-        self.input_name, self.output_name = "inputs" if raw else "rows", self.meaning
-        self.dynamic = {0: "N"}
-        self.example = torch.zeros(3, *spec.input_shape)
+        self.input_names, self.output_name = ("inputs" if raw else "rows",), self.meaning
+        self.dynamic: tuple[dict[int, str], ...] = ({0: "N"},)
+        self.examples: tuple[Tensor, ...] = (torch.zeros(3, *spec.input_shape),)
 
-    def inputs(self, check: Any) -> list[np.ndarray]:
+    def inputs(self, check: Any) -> list[tuple[np.ndarray, ...]]:
         """Return three batches: the first row, seven rows, and all rows."""
-        x = self._random_rows() if check is None else self.spec.encode_strict(as_table(check)).x
-        x = x if len(x) else self._random_rows()
-        return [x[:1], x[np.arange(_BATCH_SIZE) % len(x)], x]
+        x = np.empty(0) if check is None else self.spec.encode_strict(as_table(check)).x
+        x = x if len(x) else self.spec.random_rows(_RANDOM_ROWS)
+        return [(x[:1],), (x[np.arange(_BATCH_SIZE) % len(x)],), (x,)]
 
     @property
     def _has_values(self) -> bool:
         return self.meaning not in ("outputs", "features")
-
-    def _random_rows(self) -> np.ndarray:
-        generator, spec = np.random.default_rng(0), self.spec
-        numbers = generator.normal(size=(_RANDOM_ROWS, len(spec.number_columns)))
-        indicators = generator.integers(0, 2, (_RANDOM_ROWS, len(spec.indicator_columns)))
-        slots = generator.integers(0, spec.categories, (_RANDOM_ROWS, len(spec.category_columns)))
-        return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
 
     def expected(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs of the network in torch."""
@@ -187,8 +196,6 @@ def describe_export(network: Network, raw: bool) -> Description:
             "export: expected a Network with a Spec (its inputs and outputs), got none. Load it from a run or a "
             "skipway file, or set its .spec."
         )
-    if isinstance(network.spec, Spec):
-        refuse_columns(network.spec, "export", "Train without --features to export.")
     twin = plain_copy(network)
     assert isinstance(twin, Network)
     if isinstance(network.spec, TableSpec):

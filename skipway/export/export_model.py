@@ -27,7 +27,7 @@ from skipway.export.onnx_file import (
     write_verified,
 )
 from skipway.export.quantization import PRECISIONS
-from skipway.models.network import Network
+from skipway.models.network import Network, with_converted_trunk
 from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
 from skipway.utils.tracing import is_symbolic, is_transformed
@@ -68,6 +68,8 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     """
     if precision not in PRECISIONS:
         raise InputError(f"fuse: expected a precision of {', '.join(PRECISIONS)}, got {precision!r}. Set one of these.")
+    if isinstance(network, Network) and "columns" in network.plan:
+        return with_converted_trunk(network, lambda trunk: fuse(trunk, precision, calibration))
     _need_floats(network)
     with torch.inference_mode(False):
         twin = fold(copy.deepcopy(network).float().eval())
@@ -119,13 +121,13 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
     description, file = describe_export(network, raw), io.BytesIO()
     inputs = description.inputs(check)
     with quiet_exporters():
-        traced = trace_program(description.module, description.example, description.dynamic)
+        traced = trace_program(description.module, description.examples, description.dynamic)
         torch.export.save(traced, file, extra_files=file_metadata(network))
         loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(*x: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return loaded(torch.from_numpy(x)).numpy()
+            return loaded(*map(torch.from_numpy, x)).numpy()
 
     return write_verified(Path(path), file.getvalue(), function=run, description=description, inputs=inputs)
 

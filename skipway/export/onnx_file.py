@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -65,7 +65,8 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
     """Write a self-contained ONNX file: preprocessing, network, probabilities or numbers, and metadata.
 
     An image model maps `images` (N, H, W, C) uint8 of any size, a table model `rows` (N, F) float32, encoded by
-    `TableSpec.encode`, to one output: `probabilities` (N, K) of the classes (softmax) or of
+    `TableSpec.encode`, to one output. A model with feature columns takes both; `Spec.row_spec` encodes its rows. The
+    output is `probabilities` (N, K) of the classes (softmax) or of
     each label (sigmoid), `numbers` (N, T) float64 in the units of the targets, or `features` of a network without a
     head. The metadata hold `task`, `class_names` (of classes or labels), `thresholds` (of labels), `target_names` (of
     numbers), `spec` and `plan` as ASCII JSON, and `skipway_version`.
@@ -103,14 +104,14 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
             f"ONNX export: expected at most 2 GB of weights, got {weights / 1e9:.1f} GB. Use export.program instead."
         )
     metadata, inputs = file_metadata(network), description.inputs(check)
-    traced = trace_program(description.module, description.example, description.dynamic)
+    traced = trace_program(description.module, description.examples, description.dynamic)
     with quiet_exporters():
         onnx_program = torch.onnx.export(
             traced,
             dynamo=True,
             verbose=False,
-            dynamic_shapes=(description.dynamic,),
-            input_names=[description.input_name],
+            dynamic_shapes=description.dynamic,
+            input_names=list(description.input_names),
             output_names=[description.output_name],
         )
     assert onnx_program is not None
@@ -124,13 +125,15 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
     return write_verified(Path(path), data, function=function, description=description, inputs=inputs)
 
 
-def trace_program(module: nn.Module, example: Tensor, dynamic: dict[int, str]) -> torch.export.ExportedProgram:
+def trace_program(
+    module: nn.Module, examples: tuple[Tensor, ...], dynamic: Sequence[dict[int, str]]
+) -> torch.export.ExportedProgram:
     """Trace `module` with torch.export.
 
     Args:
         module: Module in evaluation mode, on the CPU.
-        example: Example input.
-        dynamic: Axes of the input without a fixed size, and their names.
+        examples: Example of each input.
+        dynamic: Axes without a fixed size of each input, and their names.
 
     Returns:
         The traced program.
@@ -140,8 +143,10 @@ def trace_program(module: nn.Module, example: Tensor, dynamic: dict[int, str]) -
     """
     try:
         with quiet_exporters(), torch.no_grad():
-            sizes = {axis: torch.export.Dim(name) for axis, name in dynamic.items()}
-            return torch.export.export(module, (example,), dynamic_shapes=(sizes,))
+            dims = {name: torch.export.Dim(name) for axes in dynamic for name in axes.values()}
+            first, *others = ({axis: dims[name] for axis, name in axes.items()} for axes in dynamic)
+            sizes = (first, tuple(others)) if others else (first,)  # the others are variable arguments
+            return torch.export.export(module, examples, dynamic_shapes=sizes)
     except Exception as error:
         raise InputError(
             f"torch.export cannot trace this network: {reason_of(error)[:200]}. Use only torch operations, and no "
@@ -153,9 +158,9 @@ def write_verified(
     path: Path,
     data: bytes,
     *,
-    function: Callable[[np.ndarray], np.ndarray],
+    function: Callable[..., np.ndarray],
     description: Description,
-    inputs: list[np.ndarray],
+    inputs: list[tuple[np.ndarray, ...]],
 ) -> Exported:
     """Write `data` to `path` if its outputs equal those of the network on all `inputs`.
 
@@ -177,11 +182,11 @@ def write_verified(
     refuse_output(path)
     difference, levels, misclassified, count = 0.0, 0.0, 0, 0
     for x in inputs:
-        expected, outputs = description.expected(x), function(x)
+        expected, outputs = description.expected(*x), function(*x)
         # np.maximum, unlike max, propagates NaN.
         difference = float(np.maximum(difference, _relative_difference(outputs, expected, description)))
-        levels = max(levels, description.levels(x))
-        count += len(x)
+        levels = max(levels, description.levels(*x))
+        count += len(x[0])
         # The labels of a multilabel model cannot differ, but for ties, if the probabilities do not.
         if description.classes and outputs.shape == expected.shape:
             misclassified += _misclassified(outputs, expected)
@@ -211,13 +216,14 @@ def _misclassified(outputs: np.ndarray, expected: np.ndarray) -> int:
     return int((expected.max(1) - chosen > _TIE).sum())
 
 
-def _onnxruntime_function(model: bytes, description: Description) -> Callable[[np.ndarray], np.ndarray]:
+def _onnxruntime_function(model: bytes, description: Description) -> Callable[..., np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run([description.output_name], {description.input_name: x})[0]
+    names = description.input_names
+    return lambda *x: session.run([description.output_name], dict(zip(names, x, strict=True)))[0]
 
 
 def file_metadata(network: Network) -> dict[str, str]:

@@ -22,7 +22,7 @@ from skipway.export.export_description import plain_copy
 from skipway.export.onnx_file import quiet_exporters, trace_program
 from skipway.export.quantization import PRECISIONS, Observer
 from skipway.kernels.layer_dispatch import run_layers
-from skipway.models.network import Network
+from skipway.models.network import Network, with_converted_trunk
 from skipway.nn.chain import Chain
 from skipway.training.trainer import has_bf16
 
@@ -69,6 +69,8 @@ def engine(network: nn.Module, precision: str = "auto", calibration: Tensor | It
         raise InputError(
             f"OpenVINO engine: expected a network on a CPU, got one on {away.pop()}. Call .cpu(), or use export.fuse."
         )
+    if isinstance(network, Network) and "columns" in network.plan:
+        return with_converted_trunk(network, lambda trunk: engine(trunk, precision, calibration))
     with _BUILD_LOCK:
         return _build(network, precision, _batches(calibration))
 
@@ -186,7 +188,7 @@ def _shape(network: nn.Module, batches: list[np.ndarray]) -> tuple[int, ...]:
 
 def _convert(openvino: Any, network: Chain, shape: tuple[int, ...]) -> Any:
     """Convert the network to an OpenVINO model."""
-    program = trace_program(network, torch.zeros(3, *shape), {0: "N"})
+    program = trace_program(network, (torch.zeros(3, *shape),), ({0: "N"},))
     try:
         with quiet_exporters():
             model = openvino.convert_model(program)

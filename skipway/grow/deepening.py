@@ -34,7 +34,7 @@ from skipway.grow.target_plans import (
     wider_plan,
     width_options,
 )
-from skipway.grow.verify_equal_outputs import choose_probe, record_calls, verify_outputs
+from skipway.grow.verify_equal_outputs import Probe, choose_probe, record_calls, verify_outputs
 from skipway.grow.widening import Widening
 from skipway.models.network import Network, build_meta_network, build_network
 from skipway.nn.joins import Gate, Scale
@@ -71,7 +71,7 @@ def deepen(
     *,
     blocks: Mapping[str | int, int] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    probe: Tensor | None = None,
+    probe: Probe | None = None,
     spread: bool = False,
     seed: int = 0,
 ) -> Any:
@@ -116,7 +116,7 @@ def widen(
     *,
     widths: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
-    probe: Tensor | None = None,
+    probe: Probe | None = None,
     seed: int | None = 0,
 ) -> Any:
     """Return a wider network with the same outputs, by duplicating channels and splitting the weights that read them.
@@ -179,7 +179,7 @@ def grow_deeper(
     to: str | None = None,
     *,
     blocks: Mapping[str | int, int] | None = None,
-    probe: Tensor | None = None,
+    probe: Probe | None = None,
     spread: bool = False,
     seed: int = 0,
 ) -> Growth:
@@ -212,6 +212,11 @@ def grow_deeper(
             init_as_identity(path, block)
         origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters() if id(p) in names}
         appending = any(map(appends_channels, blocks_added))
+        if appending and plan and "columns" in plan:
+            raise InputError(
+                f"cannot deepen {plan['name']}: expected a network of images alone, got one with feature columns, "
+                "which the channels that new blocks append would join. Use an architecture other than a DenseNet."
+            )
         if appending and spread:
             raise InputError("spread: expected blocks without appended channels, got a DenseNet. Leave out spread.")
         if appending:
@@ -227,7 +232,7 @@ def grow_wider(
     factor: float | None = None,
     *,
     widths: Any = None,
-    probe: Tensor | None = None,
+    probe: Probe | None = None,
     seed: int | None = 0,
 ) -> Growth:
     """Widen a network as `widen` does, without an optimizer, and return the Growth."""
@@ -248,14 +253,14 @@ def grow_wider(
         return _widen_layers(network, None, factor, probe=probe, seed=seed)
 
 
-def _widen_to_plan(plan: dict[str, Any], network: nn.Module, probe: Tensor, seed: int | None) -> Growth:
+def _widen_to_plan(plan: dict[str, Any], network: nn.Module, probe: Probe, seed: int | None) -> Growth:
     growth = _widen_layers(network, build_meta_network(plan), 1.0, probe=probe, seed=seed)
     _set_plan(growth.network, plan)
     return growth
 
 
 def _widen_layers(
-    network: nn.Module, target: Network | None, factor: float, *, probe: Tensor, seed: int | None
+    network: nn.Module, target: Network | None, factor: float, *, probe: Probe, seed: int | None
 ) -> Growth:
     twin, names = _copy(network)
     origins = {new: Origin(names[id(p)]) for new, p in twin.named_parameters()}
@@ -376,7 +381,7 @@ def _groups_function(target: Network | None) -> Callable[[str], int] | None:
     return groups.__getitem__ if groups else None
 
 
-def _rewrite(twin: nn.Module, widening: Widening, probe: Tensor, origins: Mapping[str, Origin]) -> dict[str, Origin]:
+def _rewrite(twin: nn.Module, widening: Widening, probe: Probe, origins: Mapping[str, Origin]) -> dict[str, Origin]:
     widening.rewrite(twin, probe.shape[widening.roles.axis])
     changed = widening.origins
     return {name: changed[name].compose(origin) if name in changed else origin for name, origin in origins.items()}

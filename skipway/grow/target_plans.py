@@ -39,7 +39,7 @@ def plan_like(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
         for key, value in plan.items()
         if key not in ("name", "family", "layers") and key in target and usual[key] == target[key] != value
     }
-    return registry.plan_of(to, **options)
+    return {**registry.plan_of(to, **options), **_columns(plan)}
 
 
 def deeper_plan(plan: Mapping[str, Any], to: str) -> dict[str, Any]:
@@ -122,6 +122,11 @@ def wider_plan(plan: Mapping[str, Any], factor: float | None, widths: Any) -> di
             change, or it has no classifier.
     """
     require_classes(plan, "widen")  # without a classifier, the features are the outputs, which keep their number
+    if "columns" in plan:
+        raise InputError(
+            f"cannot widen {plan['name']}: expected a network of images alone, got one with feature columns, which its "
+            "features join. Deepen it instead, with blocks or a deeper architecture."
+        )
     first, *others = width_options(plan)
     old = {key: plan[key] for key in (first, *others) if plan[key] is not None}
     if factor is not None:
@@ -147,8 +152,13 @@ def wider_plan(plan: Mapping[str, Any], factor: float | None, widths: Any) -> di
 
 def _checked_plan(plan: dict[str, Any]) -> dict[str, Any]:
     """Return the plan rebuilt and validated by the registry."""
-    options = {key: value for key, value in plan.items() if key not in ("name", "family")}
-    return registry.plan_of(plan["name"], **options)
+    options = {key: value for key, value in plan.items() if key not in ("name", "family", "columns")}
+    return {**registry.plan_of(plan["name"], **options), **_columns(plan)}
+
+
+def _columns(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the feature columns of a plan, which growth keeps; empty if there are none."""
+    return {"columns": plan["columns"]} if "columns" in plan else {}
 
 
 def width_options(plan: Mapping[str, Any]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from skipway.data.image_spec import Spec
+from skipway.data.images.image_rows import ImageRows
 from skipway.errors import InputError, SkipwayError, reason_of
 from skipway.grow.channel_map import ChannelMap, select_channels
 from skipway.models.network import Network
@@ -18,20 +20,23 @@ from skipway.nn.shape_inference import Call, evaluation
 from skipway.nn.skip import Skip
 from skipway.utils.format_text import join_names
 
-__all__ = ["record_calls", "choose_probe", "verify_outputs"]
+__all__ = ["Probe", "record_calls", "choose_probe", "verify_outputs"]
 
 _NEAR = 1e-5  # relative to the largest output, in float64; a larger difference is not rounding of weights
+Probe = Tensor | ImageRows  # a batch of inputs
 _ROWS, _SIDE, _SMALL_SIDE = 4, 64, 32  # batch size and image sizes of random probes
 
 
-def choose_probe(network: nn.Module, probe: Tensor | None) -> Tensor:
+def choose_probe(network: nn.Module, probe: Probe | None) -> Probe:
     """Return the inputs of the comparison: `probe`, or random inputs for a network with a plan.
+
+    Those of a network with feature columns are ImageRows.
 
     Raises:
         InputError: `probe` is not a batch of inputs, or it is missing and the network has no plan.
     """
     if probe is not None:
-        if not isinstance(probe, Tensor) or probe.dim() < 2 or not len(probe):
+        if not isinstance(probe, Probe) or len(probe.shape) < 2 or not len(probe):
             raise InputError(
                 f"probe: expected a batch of inputs, got {_describe(probe)}. Pass a tensor such as "
                 "torch.randn(4, 3, 32, 32)."
@@ -47,13 +52,16 @@ def choose_probe(network: nn.Module, probe: Tensor | None) -> Tensor:
         shape = tuple(spec.input_shape) if spec is not None else (plan["in_chans"], side, side)
     inputs = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
     parameter = next(network.parameters())
-    return inputs.to(parameter.device, parameter.dtype)
+    inputs = inputs.to(parameter.device, parameter.dtype)
+    if not isinstance(spec, Spec) or not spec.feature_columns:
+        return inputs
+    return ImageRows(inputs, torch.from_numpy(spec.row_spec.random_rows(_ROWS)).to(parameter.device))
 
 
 def verify_outputs(
     network: nn.Module,
     grown: nn.Module,
-    probe: Tensor,
+    probe: Probe,
     blocks: tuple[nn.Module, ...] = (),
     *,
     maps: Mapping[str, ChannelMap] | None = None,
@@ -81,7 +89,7 @@ def verify_outputs(
         raise InputError(f"growth changes the outputs by up to {difference:.3g}: {reason}")
     if difference:
         rounding = max([torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()], default=0.0)
-        wide = probe.double() if probe.is_floating_point() else probe
+        wide = probe.double() if isinstance(probe, Tensor) and probe.is_floating_point() else probe
         first, second = copy.deepcopy(network).double(), copy.deepcopy(grown).double()
         exact, largest = _compare_outputs(first, second, wide)
         if not exact <= max(_NEAR, 4 * rounding) * largest:
@@ -95,7 +103,7 @@ def verify_outputs(
 
 
 def _first_difference(
-    network: nn.Module, grown: nn.Module, probe: Tensor, maps: Mapping[str, ChannelMap], axis: int
+    network: nn.Module, grown: nn.Module, probe: Probe, maps: Mapping[str, ChannelMap], axis: int
 ) -> str | None:
     """Return the path of the first layer whose output in the grown network is not that of its old channels."""
     old, new = _layer_outputs(network, probe), _layer_outputs(grown, probe)
@@ -107,7 +115,7 @@ def _first_difference(
     return None
 
 
-def _layer_outputs(network: nn.Module, probe: Tensor) -> dict[str, Tensor]:
+def _layer_outputs(network: nn.Module, probe: Probe) -> dict[str, Tensor]:
     """Return the output of each layer by path."""
     outputs: dict[str, Tensor] = {}
     handles = []
@@ -126,7 +134,7 @@ def _layer_outputs(network: nn.Module, probe: Tensor) -> dict[str, Tensor]:
     return outputs
 
 
-def _compare_outputs(first: nn.Module, second: nn.Module, probe: Tensor) -> tuple[float, float]:
+def _compare_outputs(first: nn.Module, second: nn.Module, probe: Probe) -> tuple[float, float]:
     """Return the largest difference of two outputs, and the largest output."""
     pairs = list(zip(_outputs(first, probe), _outputs(second, probe, is_grown=True), strict=True))
     differences = [(float((p - q).abs().max()), float(p.abs().max())) for p, q in pairs]
@@ -135,7 +143,7 @@ def _compare_outputs(first: nn.Module, second: nn.Module, probe: Tensor) -> tupl
     return max(d for d, _ in differences), max(size for _, size in differences)
 
 
-def _outputs(network: nn.Module, probe: Tensor, is_grown: bool = False) -> list[Tensor]:
+def _outputs(network: nn.Module, probe: Probe, is_grown: bool = False) -> list[Tensor]:
     """Return the outputs of the network in evaluation mode, as a list of tensors."""
     running: list[nn.Module] = []
 
@@ -176,7 +184,7 @@ def _outputs(network: nn.Module, probe: Tensor, is_grown: bool = False) -> list[
     return outputs
 
 
-def _explain_difference(grown: nn.Module, probe: Tensor, blocks: tuple[nn.Module, ...]) -> str:
+def _explain_difference(grown: nn.Module, probe: Probe, blocks: tuple[nn.Module, ...]) -> str:
     """Explain why the first block that is not an identity changes its input."""
     reasons: list[str] = []
     paths = {module: path for path, module in grown.named_modules()}
@@ -205,7 +213,7 @@ def _describe(probe: Any) -> str:
     return f"a tensor {tuple(probe.shape)}" if isinstance(probe, Tensor) else type(probe).__name__
 
 
-def record_calls(network: nn.Module, probe: Tensor) -> dict[nn.Module, Call]:
+def record_calls(network: nn.Module, probe: Probe) -> dict[nn.Module, Call]:
     """Run the probe, and return the input and output shapes of each layer."""
     calls: dict[nn.Module, Call] = {}
 

@@ -56,7 +56,7 @@ class FeatureColumns(nn.Module):
         if rows is None:
             raise InputError(
                 "cannot compute the outputs: expected images with their feature columns, got images alone. Pass both, "
-                "as in network(images, rows=rows); export, grow and probe take no model with feature columns."
+                "as in network(images, rows=rows), or a table that names the images to skipway.predict."
             )
         return concat(x, self.embed(rows).to(x.dtype))
 

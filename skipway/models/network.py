@@ -3,9 +3,10 @@
 Shapes: (B, C, H, W) -> (B, K) for images of C channels and K outputs; for rows of a table, (B, F) -> (B, K).
 """
 
+import copy
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, ShapeError
 from skipway.models import network_outputs, registry
 from skipway.models.architecture_plan import whole_number
+from skipway.models.feature_columns import COLUMNS
 from skipway.models.head import POOLS, classifier, pool_name, pooled_channels, pooling, replace_head, require_classes
 from skipway.models.layer_names import head_start
 from skipway.models.plan_consistency import plan_mismatch
@@ -29,7 +31,14 @@ from skipway.nn.chain import Chain
 from skipway.training.checkpoint import save_weights
 from skipway.utils.output_files import refuse_output
 
-__all__ = ["Network", "build_meta_network", "build_network", "read_spec", "with_feature_columns"]
+__all__ = [
+    "Network",
+    "build_meta_network",
+    "build_network",
+    "read_spec",
+    "with_converted_trunk",
+    "with_feature_columns",
+]
 
 
 class Network(TimmInterface):
@@ -300,6 +309,21 @@ def with_feature_columns(network: Network, spec: Spec) -> Network:
     joined.load_state_dict(trunk, strict=False)
     joined.origin = network.origin
     return joined
+
+
+def with_converted_trunk(network: Network, convert: Callable[[Network], Chain]) -> Network:
+    """Return a copy of a network with feature columns, for inference, whose layers before the columns are converted.
+
+    Args:
+        network: network with feature columns.
+        convert: function such as `export.fuse`, for a network of images alone.
+    """
+    trunk = network[:COLUMNS]
+    trunk.spec = network.spec
+    with torch.inference_mode(False):
+        rest = copy.deepcopy(network[COLUMNS:]).float().eval()
+    layers = OrderedDict(trunk=convert(trunk), **dict(rest.named_children()))
+    return Network(layers, spec=network.spec).eval()
 
 
 def build_meta_network(plan: dict[str, Any], spec: Spec | TableSpec | None = None) -> Network:

@@ -7,7 +7,7 @@ Source: Chen et al. 2016, arXiv:1604.06174.
 
 import mmap
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -96,16 +96,24 @@ def _group_of(blocks: int, every: str) -> int:
 
 
 def _rows_of_blocks(root: nn.Module) -> Iterator[Chain]:
-    """Yield the outermost Chains of blocks (at least one Skip, or only Chains) without reversible layers."""
+    """Yield the outermost Chains of blocks (at least one Skip, or only Chains) without reversible layers.
+
+    A Skip next to stages, which are Chains of Skips, does not make them its blocks.
+    """
     children = list(root.children())
     if any(isinstance(child, Reversible | Coupling) for child in children):
         return
     blocks = [isinstance(child, Chain | Skip) for child in children]
-    if isinstance(root, Chain) and blocks and (all(blocks) or any(isinstance(child, Skip) for child in children)):
+    is_row = all(blocks) or (_has_skips(children) and not any(_has_skips(child.children()) for child in children))
+    if isinstance(root, Chain) and blocks and is_row:
         yield root
         return
     for child in children:
         yield from _rows_of_blocks(child)
+
+
+def _has_skips(layers: Iterable[nn.Module]) -> bool:
+    return any(isinstance(layer, Skip) for layer in layers)
 
 
 def _in_groups(layers: Sequence[nn.Module], x: Any, *, every: int, pages: "_Pages", spared: int = 0) -> Any:

@@ -15,6 +15,7 @@ from torch import nn
 
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.model_factory import input_shape as shape_for
+from skipway.model_factory import row_shapes
 from skipway.models import registry
 from skipway.models.architecture_plan import SMALL_STEMS
 from skipway.models.mlp import Embed
@@ -87,6 +88,8 @@ def diagram(
             "List the names with `skipway models`."
         )
     first = _default_shape(network) if input_shape is None else input_shape
+    if isinstance(network, Network) and input_shape is None and not named:
+        named = row_shapes(network.plan)
     examples = None if first is None and not named else examples_of(inputs, named, dtypes, first)
     reader = _Reader(network, examples, values or {})
     rows = list(reader.rows(network, ""))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,8 +27,8 @@ def samples_of(
     data: str | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return evenly spread samples of a run's data by split, as inputs x (N, *) and targets y (N,).
+) -> dict[str, tuple[Any, Tensor]]:
+    """Return evenly spread samples of a run's data by split, as inputs x (N, *) or ImageRows, and targets y (N,).
 
     Args:
         folder: run folder.

@@ -229,7 +229,7 @@ def describe_changes(before: dict[str, tuple[str, str, str]], images: DecodedIma
         for word, names in changes.items()
         if names
     ]
-    return "; ".join(counts) or "only their order or sizes differ"
+    return "; ".join(counts) or "only their order, sizes, weights or columns differ"
 
 
 def find_data(data: str | None, folder: Path) -> str | None:

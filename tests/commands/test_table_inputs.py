@@ -3,12 +3,18 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import skipway as sw
+from skipway.commands.export import export_run
+from skipway.commands.grow import grow_run
+from skipway.commands.probe import probe_run
+from skipway.commands.summary import summarize
 from skipway.data.image_tables.read_tables import read_file
 from skipway.data.image_tables.unlabeled_images import unlabeled_images
 from skipway.errors import InputError
+from skipway.runs.train_run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +52,44 @@ def test_a_run_on_images_with_columns_is_trained_evaluated_and_used_by_its_table
     assert predictions[3].source == str(folder / "3.png")
     views = sw.predict(run.path, folder / "labels.csv", tta=True)
     assert len(views) == 160 and all(p.usable for p in views)
+
+
+@pytest.mark.rendered
+def test_a_run_on_images_with_columns_is_probed_grown_exported_and_summarized(run, folder, tmp_path):
+    probed = probe_run(run.path, samples=8, points=3)
+    assert {plot.name for plot in probed.plots} > {"diagram.svg", "flow.png", "lesion.png", "landscape.png"}
+    grown = grow_run(run.path, "resnet32", output=tmp_path)
+    assert grown.difference == 0
+    assert (
+        sw.evaluate(grown.path, folder / "labels.csv").accuracy == sw.evaluate(run.path, folder / "labels.csv").accuracy
+    )
+    more = train(resume=grown.path, epochs=16)
+    assert more.metrics["val_accuracy"] > 0.8
+    exported = export_run(run.path, output=tmp_path / "model.onnx")
+    assert exported.check.difference < 1e-4 and exported.num_images == 16
+    with pytest.raises(
+        InputError, match="cannot export to timm: expected a model of images alone, got one with the fe"
+    ):
+        export_run(run.path, "timm", tmp_path / "timm")
+    assert "rows 1x2" in str(summarize(str(run.path)))
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_every_engine_predicts_images_with_columns(run, folder, engine, precision):
+    expected = sw.predict(run.path, folder / "labels.csv", precision="fp32", engine="torch")
+    found = sw.predict(run.path, folder / "labels.csv", precision=precision, engine=engine)
+    apart = [abs(dict(a.top)["yes"] - dict(b.top)["yes"]) for a, b in zip(expected, found, strict=True)]
+    assert max(apart) < {"fp32": 1e-4, "bf16": 0.1, "int8": 0.3}[precision]
+
+
+def test_signal_flow_and_recomputation_take_columns(folder, tmp_path):
+    options = {"target": "answer", "features": "kind,size", "model": "resnet20", "epochs": 1, "precision": "fp32"}
+    watched = sw.train(folder / "labels.csv", output=tmp_path, watch=True, **options)
+    assert (watched.path / "flow.json").is_file()
+    again = sw.train(folder / "labels.csv", output=tmp_path, recompute="auto", **options)
+    states = [sw.load(run.path).state_dict() for run in (watched, again)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_columns_are_not_mixed(folder, tmp_path):

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,7 @@ from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.read_table import frame_table
 from skipway.data.tables.columns import Column
 from skipway.errors import InputError
+from skipway.export.openvino import engine
 from skipway.models.feature_columns import FeatureColumns, add_feature_columns
 from skipway.models.network import with_feature_columns
 from skipway.models.network_outputs import pixel_outputs
@@ -137,10 +139,101 @@ def test_a_network_without_a_linear_head_takes_no_columns():
         add_feature_columns(Chain(head=nn.Identity()), {"in_features": 1})
 
 
-def test_predict_and_export_refuse_a_network_with_columns_in_one_line(tmp_path):
+def test_predict_refuses_images_alone_in_one_line():
     model = network().eval()
     with pytest.raises(InputError, match="with the columns age, sex, got images alone. Pass a .csv file"):
         sw.predict(model, np.zeros((8, 8, 3), np.uint8))
-    for export in (sw.export.program, sw.export.onnx):
-        with pytest.raises(InputError, match="a model of images alone, got one with the feature columns age, sex"):
-            export(model, tmp_path / "model")
+    with pytest.raises(InputError, match="got images alone. Pass both, .* or a table that names the images to skipway"):
+        model.predict([np.zeros((8, 8, 3), np.uint8)])
+
+
+def mixing_network():
+    """A network whose residual block and columns change the outputs."""
+    model = network().eval()
+    torch.manual_seed(1)
+    for parameter in model["columns":].parameters():
+        nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def example(count=5):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    rows = np.array([[0.5, 1.0], [-1.0, 2.0], [0.0, 3.0], [2.0, 0.0], [0.1, 9.0]], np.float32)
+    return pixels, rows[:count]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "program"])
+def test_an_exported_file_takes_images_and_rows(kind, tmp_path):
+    model, (pixels, rows) = mixing_network(), example()
+    expected = pixel_outputs(model, SPEC, list(pixels), rows=rows)
+    done = getattr(sw.export, kind)(model, tmp_path / "model")
+    assert done.difference < 1e-5
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(done.path)
+        assert [i.name for i in session.get_inputs()] == ["images", "rows"]
+        (found,) = session.run(["probabilities"], {"images": pixels, "rows": rows})
+    else:
+        found = torch.export.load(done.path).module()(torch.from_numpy(pixels), torch.from_numpy(rows)).detach().numpy()
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.ptp(pixel_outputs(model, SPEC, [pixels[0]] * 5, rows=rows)[:, 0]) > 0.05  # the columns change the outputs
+
+
+def test_a_raw_export_takes_normalized_images_and_rows(tmp_path):
+    model, (_, rows) = mixing_network(), example()
+    done = sw.export.onnx(model, tmp_path / "raw.onnx", raw=True)
+    x = torch.randn(5, 3, 8, 8)
+    (found,) = onnxruntime.InferenceSession(done.path).run(["outputs"], {"inputs": x.numpy(), "rows": rows})
+    torch.testing.assert_close(torch.from_numpy(found), model(x, rows=torch.from_numpy(rows)).detach())
+
+
+@pytest.mark.parametrize("make", [sw.export.fuse, engine], ids=["torch", "openvino"])
+@pytest.mark.parametrize("precision, near", [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.1)])
+def test_engines_convert_the_layers_before_the_columns(make, precision, near):
+    model, (pixels, rows) = mixing_network(), example()
+    inputs = torch.from_numpy((pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.25).float()
+    fast = make(model, precision, inputs)
+    assert (
+        np.abs(
+            pixel_outputs(fast, SPEC, list(pixels), rows=rows) - pixel_outputs(model, SPEC, list(pixels), rows=rows)
+        ).max()
+        < near
+    )
+    assert all(p.requires_grad for p in model.parameters()) and not fast.training
+
+
+def test_a_deeper_network_has_the_same_outputs_and_columns():
+    model, (_, rows) = mixing_network(), example()
+    inputs = ImageRows(torch.randn(5, 3, 8, 8), torch.from_numpy(rows))
+    for deeper in (sw.grow.deepen(model, "resnet32"), sw.grow.deepen(model, blocks={"stage2": 1}, probe=inputs)):
+        assert torch.equal(deeper(inputs), model(inputs)) and deeper.plan["columns"] == model.plan["columns"]
+    with pytest.raises(
+        InputError, match="cannot widen resnet20: expected a network of images alone, got one with feat"
+    ):
+        sw.grow.widen(model, 2)
+    dense = with_feature_columns(sw.create_model("densenet121", 2, layers=[2, 2], growth=4, stem="small"), SPEC)
+    with pytest.raises(InputError, match="cannot deepen densenet121: expected a network of images alone, got one with"):
+        sw.grow.deepen(dense.eval(), blocks={"stage1": 1})
+
+
+def test_a_network_with_columns_is_measured_and_drawn():
+    model, (_, rows) = mixing_network(), example()
+    inputs = ImageRows(torch.randn(5, 3, 8, 8), torch.from_numpy(rows))
+    assert "head" in {layer.path for layer in sw.probe.flow(model, inputs, torch.arange(5) % 2).layers}
+    score = sw.probe.batches_accuracy(inputs, torch.arange(5) % 2)
+    assert 0 <= score(model) <= 1
+    assert "columns" in sw.probe.diagram(model) and "columns" in sw.probe.diagram(model.plan)
+
+
+@pytest.mark.parametrize("every", ["auto", "stages", 2])
+def test_gradients_are_those_without_activation_checkpointing(every):
+    inputs = ImageRows(torch.randn(5, 3, 8, 8), torch.from_numpy(example()[1]))
+    gradients = []
+    for model in (mixing_network(), sw.recompute(mixing_network(), every)):
+        model.train()(inputs).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert [n for n, m in model.named_modules() if isinstance(m, Chain) and m.forward_impl] == [
+        "stage1",
+        "stage2",
+        "stage3",
+    ]

@@ -10,6 +10,7 @@ from table_of_images import images, rows
 import skipway as sw
 from skipway.cli import app
 from skipway.errors import InputError
+from skipway.runs.train_run import train
 from skipway.utils import stop_signals
 from skipway.utils.stop_signals import StopFlag
 
@@ -82,6 +83,19 @@ def test_a_run_on_images_with_columns_is_evaluated_on_its_table(tmp_path):
     bare = folder(tmp_path / "bare", train_csv=rows("file,kind", "{0}.jpg,{1}", 24))
     with pytest.raises(InputError, match="cannot find the column 'age'"):
         sw.evaluate(run.path, bare)
+
+
+def test_a_run_whose_feature_columns_changed_is_refused_when_resuming(tmp_path):
+    data = folder(tmp_path, train_csv=rows("file,kind,age", "{0}.jpg,{1},{0}.5", 24))
+    run = sw.train(data, target="kind", features="age", output=tmp_path / "runs", **QUICK)
+    (data / "train.csv").write_bytes(rows("file,kind,age", "{0}.jpg,{1},{0}.50", 24))  # equal numbers
+    assert train(resume=run.path, epochs=2).metrics["epochs"] == 2
+    (data / "train.csv").write_bytes(rows("file,kind,age", "{0}.jpg,{1},{0}.6", 24))
+    with pytest.raises(
+        InputError,
+        match="expected the same images in .*, got changed ones .only their order, sizes, weights or columns",
+    ):
+        train(resume=run.path, epochs=3)
 
 
 @pytest.mark.parametrize("kind", ["separator", "lists", "columns", "numbers", "one_hot"])

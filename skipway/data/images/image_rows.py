@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_images import DecodedImages
@@ -48,9 +49,22 @@ class ImageRows(NamedInputs):
         return len(self.images)
 
     @property
+    def shape(self) -> torch.Size:
+        """Shape of the images."""
+        return self.images.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the images."""
+        return self.images.dtype
+
+    @property
     def device(self) -> torch.device:
         """Device of the images."""
         return self.images.device
+
+
+register_pytree_node(ImageRows, lambda x: ([x.images, x.rows], None), lambda tensors, _: ImageRows(*tensors))
 
 
 def encode_columns(images: DecodedImages, spec: Spec) -> np.ndarray:

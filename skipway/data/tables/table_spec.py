@@ -134,6 +134,14 @@ class TableSpec(OutputSpec):
         """Shape (F + K,) of one encoded row."""
         return (len(self.number_columns) + len(self.indicator_columns) + len(self.category_columns),)
 
+    def random_rows(self, count: int) -> np.ndarray:
+        """Return random encoded rows (count, F + K) float32, always the same, to try a network on."""
+        generator = np.random.default_rng(0)
+        numbers = generator.normal(size=(count, len(self.number_columns)))
+        indicators = generator.integers(0, 2, (count, len(self.indicator_columns)))
+        slots = generator.integers(0, self.categories, (count, len(self.category_columns)))
+        return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
+
     def encode(self, table: Table) -> Encoded:
         """Encode the rows of a table; columns that are not in `columns` are ignored.
 
