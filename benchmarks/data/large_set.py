@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-SIDE, CLASSES, QUALITY, MODEL, EPOCHS = 200, 100, 75, "resnet20", 3
+SIDE, CLASSES, QUALITY, MODEL = 200, 100, 75, "resnet20"
 SIZE = 32  # input size of the network; its decoded images have 37 px
 WAYS = ("memory", "disk", "decoded for each batch")
 _FILES = 500  # per task
@@ -61,7 +61,7 @@ def peak_memory() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
 
 
-def worker(folder: Path, way: str, size: int) -> None:
+def worker(folder: Path, way: str, size: int, epochs: int) -> None:
     """Train a run, and print its metrics as JSON."""
     import skipway as sw
     from skipway.data.images import decode_source
@@ -74,7 +74,7 @@ def worker(folder: Path, way: str, size: int) -> None:
         folder,
         model=MODEL,
         img_size=size,
-        epochs=EPOCHS,
+        epochs=epochs,
         batch_size=256,
         lr=0.05,
         augment="light",
@@ -94,11 +94,12 @@ def worker(folder: Path, way: str, size: int) -> None:
     )
 
 
-def measure(folder: Path, rounds: int, size: int) -> None:
+def measure(folder: Path, ways: list[str], *, rounds: int, size: int, epochs: int) -> None:
     """Alternate the ways, and write the table."""
     from side_by_side import alternating, median, spread, write
 
-    words = {way: [__file__, "worker", str(folder), "--way", way, "--size", str(size)] for way in WAYS}
+    options = ["--size", str(size), "--epochs", str(epochs)]
+    words = {way: [__file__, "worker", str(folder), "--way", way, *options] for way in ways}
     figures = alternating(words, rounds)
     images = sum(len(files) for _, _, files in os.walk(folder))
     base = median(figures["memory"], "epoch")
@@ -119,7 +120,7 @@ def measure(folder: Path, rounds: int, size: int) -> None:
         "seconds before and after",
         "peak GB",
     ]
-    write("large-set", f"{MODEL} at {size} px on {images:,} JPEG files, n = {rounds}", header, rows)
+    write("large-set", f"{MODEL} at {size} px on {images:,} JPEG files, {epochs} epochs, n = {rounds}", header, rows)
 
 
 if __name__ == "__main__":
@@ -130,10 +131,12 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=SIZE)
     parser.add_argument("--way", choices=WAYS, default="disk")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="ways to measure, memory first")
+    parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args()
     if args.action == "make":
         make(args.folder, args.images)
     elif args.action == "worker":
-        worker(args.folder, args.way, args.size)
+        worker(args.folder, args.way, args.size, args.epochs)
     else:
-        measure(args.folder, args.rounds, args.size)
+        measure(args.folder, args.ways, rounds=args.rounds, size=args.size, epochs=args.epochs)
