@@ -12,8 +12,8 @@ from skipway.data.column_roles import ColumnRoles
 from skipway.data.groups import groups_of_column, hint_at_columns
 from skipway.data.image_tables.choose_columns import ImageColumns, choose_columns
 from skipway.data.image_tables.file_index import FileIndex
-from skipway.data.image_tables.image_rows import ImageRows, read_rows, refuse_wrong_root, split_table
 from skipway.data.image_tables.repeated_images import merge_repeated
+from skipway.data.image_tables.row_images import RowImages, read_rows, refuse_wrong_root, split_table
 from skipway.data.image_tables.targets import read_image_targets
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sample_weights import read_weights
@@ -151,7 +151,7 @@ def _tables_by_split(
 class _Contents(Sequence[Item]):
     """Images of rows, each read when it is called; a missing file is an error."""
 
-    def __init__(self, tree: FileTree, rows: ImageRows, chosen: Sequence[int] | None = None) -> None:
+    def __init__(self, tree: FileTree, rows: RowImages, chosen: Sequence[int] | None = None) -> None:
         self._rows = rows
         self._chosen = range(len(rows.keys)) if chosen is None else chosen
         paths = [rows.matches[row].path for row in self._chosen]
@@ -168,7 +168,7 @@ class _Contents(Sequence[Item]):
         return self._files[self._places[index]] if self._rows.matches[row].path else BadImage(self._rows.reason(row))
 
 
-def _by_split(rows: dict[str, ImageRows], name: str | None, read: Callable[[Table, str], Value]) -> dict[str, Value]:
+def _by_split(rows: dict[str, RowImages], name: str | None, read: Callable[[Table, str], Value]) -> dict[str, Value]:
     """Read a column of the tables of all splits; return {} if there is no such column."""
     return {} if name is None else {split: read(part.table, name) for split, part in rows.items()}
 

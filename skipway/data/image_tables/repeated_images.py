@@ -6,7 +6,7 @@ import numpy as np
 
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_tables.choose_columns import ImageColumns
-from skipway.data.image_tables.image_rows import ImageRows
+from skipway.data.image_tables.row_images import RowImages
 from skipway.data.image_tables.targets import ImageTargets
 from skipway.data.tables.join_tables import select_rows
 from skipway.errors import InputError, printable
@@ -18,7 +18,7 @@ _MANY = 0.1  # share of images with several classes from which a table has one r
 
 
 def merge_repeated(
-    rows: dict[str, ImageRows], targets: ImageTargets, columns: ImageColumns, roles: ColumnRoles
+    rows: dict[str, RowImages], targets: ImageTargets, columns: ImageColumns, roles: ColumnRoles
 ) -> None:
     """Keep one row for each image of a split, in place.
 
@@ -75,7 +75,7 @@ def _conflicts(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.flatnonzero(differs if differs.ndim == 1 else differs.any(axis=1))
 
 
-def _selected(part: ImageRows, kept: np.ndarray) -> ImageRows:
+def _selected(part: RowImages, kept: np.ndarray) -> RowImages:
     return replace(
         part,
         table=select_rows(part.table, kept),
@@ -85,7 +85,7 @@ def _selected(part: ImageRows, kept: np.ndarray) -> ImageRows:
 
 
 def _refuse_conflict(
-    rows: dict[str, ImageRows],
+    rows: dict[str, RowImages],
     targets: ImageTargets,
     first_of: dict[str, np.ndarray],
     conflicts: dict[str, np.ndarray],

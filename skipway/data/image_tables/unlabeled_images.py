@@ -6,8 +6,8 @@ from pathlib import Path
 from skipway.data.column_roles import NO_ROLES, ColumnRoles
 from skipway.data.image_tables.choose_columns import image_column
 from skipway.data.image_tables.file_index import FileIndex
-from skipway.data.image_tables.image_rows import REASONS
 from skipway.data.image_tables.near_tree import NearTree
+from skipway.data.image_tables.row_images import REASONS
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.image_source import Item
 from skipway.data.sources.table import Table, join_quoted

@@ -21,7 +21,7 @@ from skipway.data.tables.target import missing_targets
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of, join_names
 
-__all__ = ["REASONS", "ImageRows", "read_rows", "refuse_wrong_root", "split_table"]
+__all__ = ["REASONS", "RowImages", "read_rows", "refuse_wrong_root", "split_table"]
 
 _ENOUGH = 0.5  # share of the images that must be found
 _SAMPLE = 20  # missing files that are looked for elsewhere
@@ -33,7 +33,7 @@ REASONS = {
 
 
 @dataclass
-class ImageRows:
+class RowImages:
     """Rows of one split that have a target and name an image.
 
     Attributes:
@@ -88,7 +88,7 @@ def read_rows(
     split: str,
     label_sep: str | None,
     prefer_split: bool,
-) -> ImageRows:
+) -> RowImages:
     """Find the images of the rows of a split, and leave out rows without a target or without a name.
 
     Args:
@@ -122,7 +122,7 @@ def read_rows(
             )
     used = codes[rows]
     keys = [match.path or printable(text)[:_LONGEST_KEY] for text, match in zip(distinct, found, strict=True)]
-    return ImageRows(
+    return RowImages(
         table=select_rows(table, rows),
         keys=[keys[code] for code in used],
         matches=[found[code] for code in used],
@@ -131,7 +131,7 @@ def read_rows(
 
 
 def refuse_wrong_root(
-    rows: list[ImageRows], columns: ImageColumns, index: FileIndex, nearby: Callable[[list[str]], str]
+    rows: list[RowImages], columns: ImageColumns, index: FileIndex, nearby: Callable[[list[str]], str]
 ) -> None:
     """Check that most of the images are found.
 
