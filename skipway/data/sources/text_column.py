@@ -26,7 +26,8 @@ class TextColumn:
         load: function that returns the (N,) codes, with -1 for None, and the distinct texts in the order of their
             first cells. It is called at most once.
         count: the number of cells N.
-        numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None.
+        numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None. It is also
+            None if all points of the column may separate thousands, as in 22.201.
         separator: text between the elements of a cell, if the cells are lists.
     """
 
