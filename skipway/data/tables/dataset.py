@@ -20,6 +20,7 @@ from skipway.data.sample_weights import describe_weights, read_weights, refuse_z
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import strata_of
+from skipway.data.tables.column_facts import column_facts
 from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
 from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.join_tables import select_rows
@@ -53,7 +54,7 @@ class TableDataset:
     float32 numbers.
 
     `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason},
-    `weights` (N,) sample weights or None.
+    `weights` (N,) sample weights or None, `columns` {used column: how it was read}.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TableDataset:
     warnings: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     weights: np.ndarray | None = None
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def target_text(self, i: int) -> str:
         """Return the target of row i as text: its class, its labels or its numbers, joined by "|"."""
@@ -130,9 +132,14 @@ def build_table_dataset(
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
         spec = _fit_spec(train, target, y[rows], choice, rows=rows, notes=notes)
+        for name in target.names if target.styles else ():
+            kind, remark = infer_kind(name, train)
+            warnings += [f"target {printable(name)!r}: {remark}"] if kind and remark else []
         warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=y)
     encoded = [spec.encode_strict(table, allow_odd=True) for table in tables.values()]
+    missing = Counter[str]()
     for part in encoded:
+        missing.update(part.missing)
         notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
         notes.update({f"missing values in {name!r}": n for name, n in part.missing.items()})
     return TableDataset(
@@ -148,6 +155,7 @@ def build_table_dataset(
         warnings=warnings,
         left_out=choice.left_out,
         weights=weights,
+        columns={c.name: column_facts(c, train.columns[c.name], missing[c.name], len(y)) for c in spec.columns},
     )
 
 
@@ -208,7 +216,10 @@ def fingerprint_table(rows: TableDataset) -> str:
 def describe_target(spec: TableSpec) -> str:
     """Describe the target in words: its number of classes, labels or numbers."""
     if spec.task == "regression":
-        return "a number (regression)" if spec.num_outputs == 1 else f"{spec.num_outputs} numbers (regression)"
+        if spec.num_outputs > 1:
+            return f"{spec.num_outputs} numbers (regression)"
+        style = spec.target_styles[0].describe() if spec.target_styles else ""
+        return f"a number (regression{'; ' if style else ''}{style})"
     noun = ("class", "classes") if spec.task == "classification" else ("label", "labels")
     return count_of(len(spec.class_names), *noun)
 
@@ -222,6 +233,7 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
         "task": rows.spec.task,
         "counts": {split: len(indices) for split, indices in rows.splits.items()},
         "columns": dict(Counter(c.kind for c in rows.spec.columns)),
+        "column_details": rows.columns,
         "left_out": dict(rows.left_out),
         "skipped": len(rows.skipped),
         "notes": dict(rows.notes.most_common()),

@@ -30,6 +30,7 @@ __all__ = [
 
 LARGEST = 1e300  # differences of larger numbers overflow
 MAX_ODD = 0.05  # share of texts among the numbers of a column up to which they are missing values: 1 in 20
+_MAX_LENGTH = 1000  # characters of a number
 _MAX_REPEATED = 5  # distinct texts that can be categories among numbers
 _MAX_GRADES = 20  # distinct numbers next to which repeated texts are categories
 _MARKERS = MISSING | frozenset(
@@ -247,7 +248,7 @@ def _has_single_meaning(texts: Sequence[str], mark: str) -> bool:
 
 def _split(text: str) -> _Cell | None:
     """Split a text into the parts of a number, or return None."""
-    if not _FIRST.match(text) or len(text) > 100:
+    if not _FIRST.match(text) or len(text) > _MAX_LENGTH:
         return None
     text = " ".join(text.translate(_SAME).split()) if not text.isascii() or " " in text else text
     inside = _PARENTHESES.fullmatch(text) if "(" in text else None

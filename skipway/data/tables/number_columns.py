@@ -45,11 +45,13 @@ class NumberCells:
         values: (N,) float64, NaN for missing and invalid cells.
         problems: the invalid cells.
         remarks: lines on cells that are read as missing, or as a bound such as <5.
+        bounds: indices of the cells that are read as a bound.
     """
 
     values: np.ndarray
     problems: list[Problem]
     remarks: list[str] = field(default_factory=list)
+    bounds: list[int] = field(default_factory=list)
 
 
 def infer_column_style(raw: Cells, table: Table | None = None) -> NumberStyle:
@@ -107,7 +109,8 @@ def read_number_cells(raw: Cells, name: str, style: NumberStyle | None) -> Numbe
         if count := int((cell_roles[codes >= 0] == role).sum()):
             example = printable(texts[int(np.flatnonzero(roles == role)[0])])[:40]
             remarks.append(f"cells of {printable(name)!r} read as {meaning}, such as {example!r}: {count:,}")
-    return NumberCells(np.append(values, np.nan)[codes], problems, remarks)
+    bounds = np.flatnonzero(cell_roles == CellRole.BOUND).tolist()
+    return NumberCells(np.append(values, np.nan)[codes], problems, remarks, bounds)
 
 
 def _check_numbers(raw: np.ndarray, name: str, style: NumberStyle | None) -> NumberCells:

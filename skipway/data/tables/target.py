@@ -29,7 +29,7 @@ from skipway.data.tables.columns import (
     missing_mask,
     read_numbers,
 )
-from skipway.data.tables.number_columns import infer_column_style
+from skipway.data.tables.number_columns import infer_column_style, read_number_cells
 from skipway.data.tables.number_style import NumberStyle
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, printable
@@ -288,12 +288,14 @@ def _separator(cells: Cells, label_sep: str | None) -> str:
 
 
 def _read_numbers(table: Table, target: str, style: NumberStyle | None) -> np.ndarray:
-    """Return the (N,) numbers of a target; cells such as "-", which only mean a missing feature, are errors too."""
-    values, problems = read_numbers(table.column(target), "number", target, style)
-    problems = problems or _missing_values(table, target, values, "a number")
+    """Return the (N,) numbers of a target; cells such as "-" and "<5" can only be features, and are errors."""
+    cells = read_number_cells(table.column(target), target, style)
+    unknown = cells.values.copy()
+    unknown[cells.bounds] = np.nan
+    problems = cells.problems or _missing_values(table, target, unknown, "a number")
     if problems:
         raise InputError(describe_problems(problems, table.row_name))
-    return values
+    return cells.values
 
 
 def _read_binary(table: Table, target: str) -> np.ndarray:
