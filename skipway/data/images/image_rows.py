@@ -16,6 +16,7 @@ from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.tables.columns import Column, fit_column, infer_kind
 from skipway.data.tables.join_tables import select_rows
 from skipway.data.tables.number_columns import infer_column_style
+from skipway.data.tables.table_spec import Encoded
 from skipway.errors import InputError, printable
 from skipway.nn.extra_inputs import NamedInputs
 
@@ -68,8 +69,8 @@ class ImageRows(NamedInputs):
 register_pytree_node(ImageRows, lambda x: ([x.images, x.rows], None), lambda tensors, _: ImageRows(*tensors))
 
 
-def encode_columns(images: DecodedImages, spec: Spec) -> np.ndarray:
-    """Return the feature columns of all images as (N, F + K) float32.
+def encode_columns(images: DecodedImages, spec: Spec) -> Encoded:
+    """Return the feature columns of all images, encoded as (N, F + K) float32.
 
     Raises:
         InputError: the images have no columns, a column is missing, or a cell cannot be used.
@@ -80,7 +81,7 @@ def encode_columns(images: DecodedImages, spec: Spec) -> np.ndarray:
             f"cannot use {printable(images.name)}: expected the columns {names} next to the images, got none. Pass the "
             "table of the images, with --features."
         )
-    return spec.row_spec.encode_strict(images.columns, allow_odd=True).x
+    return spec.row_spec.encode_strict(images.columns, allow_odd=True)
 
 
 def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:

@@ -342,15 +342,25 @@ def _resolve_marks(
         return decimal, separator or (other if other in open_marks else ""), ""
     if separator:  # a mark that separates no thousands is decimal
         return next(mark for mark in open_marks if mark != separator), separator, ""
-    evidence = file_decimal()
-    if len(open_marks) > 1:
-        return (",", ".", "") if evidence == "," else (".", ",", "" if evidence else open_marks["."])
-    mark, text = next(iter(open_marks.items()))
+    return _assume_marks(open_marks, file_decimal(), has_commas=has_commas)
+
+
+def _assume_marks(open_marks: dict[str, str], evidence: str, *, has_commas: bool) -> tuple[str, str, str]:
+    """Return the same as `_resolve_marks` for a column in which every mark has two meanings.
+
+    Args:
+        open_marks: {mark: a number with it}.
+        evidence: decimal mark of the other columns, or "".
+        has_commas: True if a comma is decimal without evidence.
+    """
     if evidence:
-        return (mark, "", "") if evidence == mark else ("", mark, "")
-    if mark == ",":
-        return (mark, "", text) if has_commas else ("", mark, "")
-    return mark, "", text
+        other = "," if evidence == "." else "."
+        return evidence if evidence in open_marks else "", other if other in open_marks else "", ""
+    if "." in open_marks:
+        return ".", "," if "," in open_marks else "", open_marks["."]
+    if has_commas:
+        return ",", "", open_marks[","]
+    return "", ",", ""
 
 
 def _read(text: str, style: NumberStyle) -> tuple[float, CellRole]:

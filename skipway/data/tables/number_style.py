@@ -18,7 +18,7 @@ _SEPARATORS = {"": "", ",": "','", ".": "'.'", " ": "spaces", "'": "apostrophes"
 
 @dataclass(frozen=True)
 class NumberStyle:
-    """How the numbers of a column are written.
+    """Marks and unit in which the numbers of a column are written.
 
     Args:
         decimal: decimal mark, "." or ","; "" if no number has decimals.
