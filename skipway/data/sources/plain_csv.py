@@ -110,24 +110,33 @@ class _Cells:
         if len(frame) != self.rows:
             return None
         columns: dict[int, TextColumn] = {}
+        open_numbers: dict[int, np.ndarray] = {}  # of columns whose points may separate thousands
         for i in range(self.count):
             cells = frame.pop(i)
-            if (numbers := _numbers(cells)) is not None and not self._may_have_thousands(i, cells):
-                columns[i] = TextColumn(partial(self._texts, i), self.rows, numbers)
+            if (numbers := _numbers(cells)) is not None:
+                if self._may_have_thousands(i, cells):
+                    open_numbers[i] = numbers
+                else:
+                    columns[i] = self._number_column(i, numbers)
             elif _holds_texts(cells):
                 columns[i] = TextColumn.of(cells.array)
-        rest = [i for i in range(self.count) if i not in columns]  # such as true and false, and texts among numbers
+        rest = [i for i in range(self.count) if i not in columns]  # also true and false, and texts among numbers
         if rest:
             frame = self._frame(dict.fromkeys(rest, str), rest)
-            columns.update((i, TextColumn.of(frame[i].array)) for i in rest)
+            for i in rest:
+                are_numbers = i in open_numbers and not _has_only_thousands(frame[i])
+                columns[i] = self._number_column(i, open_numbers[i]) if are_numbers else TextColumn.of(frame[i].array)
         return [columns[i] for i in range(self.count)]
+
+    def _number_column(self, column: int, numbers: np.ndarray) -> TextColumn:
+        return TextColumn(partial(self._texts, column), self.rows, numbers)
 
     def _texts(self, column: int) -> tuple[np.ndarray, list[str]]:
         """Read a column as text."""
         return TextColumn.of(self._frame({column: str}, [column])[column].array).factorize()
 
     def _may_have_thousands(self, column: int, cells: Any) -> bool:
-        """Return True if all points of a column of numbers may separate thousands, as in 22.201."""
+        """Return False if a point of a column of numbers must be decimal, by its numbers and first texts."""
         if cells.dtype.kind in "iu":
             return False
         for numbers in (cells.to_numpy()[:_HEAD], cells.to_numpy()):
@@ -138,10 +147,7 @@ class _Cells:
                 return False
         if not len(parts) and not self._has_zeros:
             return False
-        if not _has_only_thousands(self._head[column]):
-            return False
-        texts = self._frame({column: str}, [column])[column]
-        return _has_only_thousands(texts) and bool(texts.str.contains(".", regex=False).any())
+        return _has_only_thousands(self._head[column], least=0)
 
     @cached_property
     def _head(self) -> Any:
@@ -190,9 +196,10 @@ def _numbers(cells: Any) -> np.ndarray | None:
     return numbers if largest <= _LARGEST else None
 
 
-def _has_only_thousands(cells: Any) -> bool:
-    """Return True if every point of the texts of numbers may separate thousands."""
-    return all("." not in text or _THOUSANDS.fullmatch(text.strip()) for text in cells.dropna().unique())
+def _has_only_thousands(cells: Any, least: int = 1) -> bool:
+    """Return True if there are at least `least` points in the texts of numbers, all of which may separate thousands."""
+    points = [text for text in cells.dropna().unique() if "." in text]
+    return len(points) >= least and all(_THOUSANDS.fullmatch(text.strip()) for text in points)
 
 
 def _holds_texts(cells: Any) -> bool:

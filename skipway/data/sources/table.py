@@ -37,6 +37,7 @@ class Table:
     row_name: Callable[[int], str]
     notes: list[str] = field(default_factory=list)
     thousands: bool = True
+    decimal_mark: str | None = field(default=None, init=False, repr=False)  # set once it is inferred from all columns
 
     def __post_init__(self) -> None:
         for name, cells in self.columns.items():

@@ -53,6 +53,13 @@ class NumberCells:
     remarks: list[str] = field(default_factory=list)
     bounds: list[int] = field(default_factory=list)
 
+    @property
+    def exact(self) -> np.ndarray:
+        """The values, with NaN also for bounds."""
+        values = self.values.copy()
+        values[self.bounds] = np.nan
+        return values
+
 
 def infer_column_style(raw: Cells, table: Table | None = None) -> NumberStyle:
     """Infer how the numbers of a column are written.
@@ -145,6 +152,12 @@ def _has_fractions(numbers: np.ndarray) -> bool:
 
 def _decimal_of_table(table: Table) -> str:
     """Return the decimal mark of the columns in which it has no other meaning; "" if there is none, or both occur."""
+    if table.decimal_mark is None:
+        table.decimal_mark = _infer_decimal(table)
+    return table.decimal_mark
+
+
+def _infer_decimal(table: Table) -> str:
     marks = set()
     for column in table.columns.values():
         if not isinstance(column, TextColumn) or column.separator:

@@ -201,12 +201,18 @@ def _refuse_texts(train: Table, target: str) -> None:
     """Raise InputError if most values of one of several targets are not numbers."""
     if infer_kind(target, train)[0] in ("number", ""):
         return
-    texts = as_texts(train.columns[target]).tolist()
-    row = next(i for i, text in enumerate(texts) if not _is_number(text))
+    row, text = _first_text(train, target)
     raise InputError(
         f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected several targets to be numbers, or 0 "
-        f"and 1, got {printable(texts[row])[:60]!r}. Train a model for each target of classes."
+        f"and 1, got {text!r}. Train a model for each target of classes."
     )
+
+
+def _first_text(train: Table, target: str) -> tuple[int, str]:
+    """Return the row and the text of the first cell that is no number."""
+    raw = train.columns[target]
+    _, problems = read_numbers(raw, "number", target, infer_column_style(raw, train))
+    return problems[0].row, printable(as_texts(raw)[problems[0].row])[:60]
 
 
 def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple[str, ...]]:
@@ -218,12 +224,15 @@ def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple
         raise InputError(f"cannot learn {where}: expected at least 2 distinct values, got 1. Choose another target.")
     numeric = kind == "number" or remark == "row counter"
     if numeric:
-        values = _read_numbers(train, target, infer_column_style(raw, train))
+        style = infer_column_style(raw, train)
+        values = _read_numbers(train, target, style)
         distinct = np.unique(values)
         few = len(distinct) <= _MAX_CLASSES and len(values) >= _ROWS_A_CLASS * len(distinct)
         whole = bool(np.all(distinct == np.round(distinct)))
         if task == "regression" or (task == "auto" and not (few and whole)):
             return "regression", ()
+        if style.unit:  # the names of the classes are the texts
+            return "classification", _class_names(factorize_texts(raw)[1], len(values), where)
         if not whole:
             row = int(np.flatnonzero(values != np.round(values))[0])
             raise InputError(
@@ -233,17 +242,13 @@ def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple
         names = [str(int(value)) for value in distinct]
         return "classification", _class_names(names, len(values), where, ordered=True)
     if task == "regression":
-        row = int(np.flatnonzero([not _is_number(v) for v in as_texts(raw).tolist()])[0])
+        row, text = _first_text(train, target)
         raise InputError(
             f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected a number for --task regression, "
-            f"got {printable(raw[row])[:60]!r}. Drop --task to learn classes."
+            f"got {text!r}. Drop --task to learn classes."
         )
     _, names = factorize_texts(raw)
     return "classification", _class_names(names, len(raw), where)
-
-
-def _is_number(value: Any) -> bool:
-    return not read_numbers(np.array([value], object), "number", "")[1]
 
 
 def _class_names(names: list[str], count: int, where: str, ordered: bool = False) -> tuple[str, ...]:
@@ -290,9 +295,7 @@ def _separator(cells: Cells, label_sep: str | None) -> str:
 def _read_numbers(table: Table, target: str, style: NumberStyle | None) -> np.ndarray:
     """Return the (N,) numbers of a target; cells such as "-" and "<5" can only be features, and are errors."""
     cells = read_number_cells(table.column(target), target, style)
-    unknown = cells.values.copy()
-    unknown[cells.bounds] = np.nan
-    problems = cells.problems or _missing_values(table, target, unknown, "a number")
+    problems = cells.problems or _missing_values(table, target, cells.exact, "a number")
     if problems:
         raise InputError(describe_problems(problems, table.row_name))
     return cells.values

@@ -367,3 +367,37 @@ def test_columns_of_markers_and_of_lists_of_codes():
     assert kind("-", "unknown", "-", "n.a.") == "" and kind("none", "mild", "none", "severe") == "category"
     assert kind("unknown", "unknown", "yes", "unknown") == "category"
     assert kind("12a", "12b", "7", "9") == "category" and kind("10-20", "20-30", "10-20") == "category"
+
+
+def test_classes_keep_their_unit():
+    frame = homes(60).assign(price=["5%", "10%", "15%"] * 20)
+    assert built(frame).spec.class_names == ("10%", "15%", "5%") and not built(frame).spec.target_styles
+    rows = built(frame, task="regression")
+    assert rows.spec.target_mean == pytest.approx((10,), abs=1) and rows.spec.target_styles == (
+        NumberStyle(suffix="%"),
+    )
+    frame["price"] = ["5 kg", "6 lb"] * 30
+    with pytest.raises(InputError, match="row 1, target 'price': expected a number for --task regression, got '6 lb'"):
+        built(frame, task="regression")
+
+
+def test_weights_and_times_are_no_bounds():
+    frame = homes(40).assign(w=["1,000", *["2"] * 38, "<5"], t=[*map(str, range(39)), ">7"])
+    with pytest.raises(InputError, match="expected a finite number of at least 0 in every row, got '<5' in row 39"):
+        built(frame, weight_column="w")
+    with pytest.raises(InputError, match="expected a number in every row, or a date .*, got '>7' in row 39"):
+        built(frame, split_by="t")
+    frame["w"] = ["1,000", *["2"] * 39]
+    assert built(frame, weight_column="w").weights[0] == 1000
+
+
+def test_a_file_of_three_decimals_is_read_as_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = rng.integers(1000, 99_999, (50, 3)) / 1000
+    cells[:, 1] /= 100  # 0.123 has no thousands
+    path = lines(tmp_path / "t.csv", "a,b,c", *(",".join(f"{cell:.3f}" for cell in row) for row in cells))
+    table = read_table(path)
+    assert [infer_kind(name, table) for name in "abc"] == [("number", "")] * 3 and table.decimal_mark == "."
+    for i, name in enumerate("abc"):
+        values = fit_column(name, "number", table.columns[name])[0].read_numbers(table.columns[name])[0]
+        assert values == pytest.approx(cells[:, i], abs=6e-4)
