@@ -139,15 +139,10 @@ class _Cells:
         """Return False if a point of a column of numbers must be decimal, by its numbers and first texts."""
         if cells.dtype.kind in "iu":
             return False
-        for numbers in (cells.to_numpy()[:_HEAD], cells.to_numpy()):
-            parts = np.abs(numbers[numbers != np.floor(numbers)])
-            parts = parts[~np.isnan(parts)]
-            digits = parts * 1000
-            if (parts < 1).any() or (parts >= 1000).any() or (np.abs(digits - np.rint(digits)) > 1e-6).any():
-                return False
-        if not len(parts) and not self._has_zeros:
+        numbers = cells.to_numpy()
+        if _has_other_fractions(numbers[:_HEAD]) or not _has_only_thousands(self._head[column], least=0):
             return False
-        return _has_only_thousands(self._head[column], least=0)
+        return not _has_other_fractions(numbers) and (_has_fractions(numbers) or self._has_zeros)
 
     @cached_property
     def _head(self) -> Any:
@@ -194,6 +189,17 @@ def _numbers(cells: Any) -> np.ndarray | None:
     numbers = cells.to_numpy(np.float64)
     largest = np.nanmax(np.abs(numbers)) if not np.isnan(numbers).all() else np.inf
     return numbers if largest <= _LARGEST else None
+
+
+def _has_fractions(numbers: np.ndarray) -> bool:
+    return bool((np.nan_to_num(numbers) % 1).any())
+
+
+def _has_other_fractions(numbers: np.ndarray) -> bool:
+    """Return True if a number has decimals, but not exactly three of them after one to three digits."""
+    parts = np.abs(numbers[np.nan_to_num(numbers) % 1 > 0])
+    digits = parts * 1000
+    return bool(((parts < 1) | (parts >= 1000) | (np.abs(digits - np.rint(digits)) > 1e-6)).any())
 
 
 def _has_only_thousands(cells: Any, least: int = 1) -> bool:

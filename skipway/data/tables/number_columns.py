@@ -4,21 +4,14 @@ Shapes: N rows.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells, TextColumn
-from skipway.data.tables.number_cells import (
-    LARGEST,
-    MAX_ODD,
-    CellRole,
-    NumberTexts,
-    explain_cell,
-    infer_style,
-    inspect_texts,
-    read_texts,
-)
+from skipway.data.tables.number_cells import LARGEST, CellRole, explain_cell, read_texts
+from skipway.data.tables.number_inference import MAX_ODD, NumberTexts, infer_style, inspect_texts
 from skipway.data.tables.number_style import NumberStyle
 from skipway.errors import printable
 
@@ -71,7 +64,8 @@ def infer_column_style(raw: Cells, table: Table | None = None) -> NumberStyle:
     numbers = raw.numbers if isinstance(raw, TextColumn) else raw
     if numbers is not None and numbers.dtype != object:
         return NumberStyle(decimal="." if _has_fractions(numbers) else "")
-    return inspect_column(*_as_column(raw).factorize_present(), table).style
+    codes, texts = _as_column(raw).factorize_present()
+    return infer_style(texts, _counts(codes, texts), **_evidence(table))[0]
 
 
 def inspect_column(codes: np.ndarray, texts: list[str], table: Table | None = None) -> NumberTexts:
@@ -82,10 +76,18 @@ def inspect_column(codes: np.ndarray, texts: list[str], table: Table | None = No
         texts: the distinct texts.
         table: table of the column.
     """
-    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+    return inspect_texts(texts, _counts(codes, texts), **_evidence(table))
+
+
+def _counts(codes: np.ndarray, texts: list[str]) -> np.ndarray:
+    return np.bincount(codes[codes >= 0], minlength=len(texts))
+
+
+def _evidence(table: Table | None) -> dict[str, Any]:
+    """Return the arguments of `infer_style` about the table of a column."""
     if table is None:
-        return inspect_texts(texts, counts)
-    return inspect_texts(texts, counts, has_commas=not table.thousands, file_decimal=lambda: _decimal_of_table(table))
+        return {}
+    return {"has_commas": not table.thousands, "file_decimal": lambda: _decimal_of_table(table)}
 
 
 def read_number_cells(raw: Cells, name: str, style: NumberStyle | None) -> NumberCells:
@@ -102,10 +104,8 @@ def read_number_cells(raw: Cells, name: str, style: NumberStyle | None) -> Numbe
     if column.numbers is not None and (style is None or _holds_plain_numbers(column, style)):
         return NumberCells(column.numbers, [])
     codes, texts = column.factorize_present()
-    if style is None:
-        counts = np.bincount(codes[codes >= 0], minlength=len(texts))
-        style, _ = infer_style(texts, counts, has_commas=True)
-    values, roles = read_texts(texts, style)
+    style = style or infer_style(texts, _counts(codes, texts), has_commas=True)[0]
+    values, roles = column.parse_once(style, lambda: read_texts(texts, style))
     cell_roles = np.append(roles, CellRole.MISSING)[codes]
     problems = [
         Problem(int(i), name, explain_cell(texts[codes[i]], style), is_text=cell_roles[i] == CellRole.TEXT)

@@ -26,7 +26,7 @@ from skipway.data.tables.columns import (
     columns_from_dicts,
     describe_problems,
 )
-from skipway.data.tables.number_cells import MAX_ODD
+from skipway.data.tables.number_inference import MAX_ODD
 from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
 from skipway.errors import InputError, printable
 

@@ -19,8 +19,9 @@ from skipway.data.sources.text_column import TextColumn
 from skipway.data.tables.column_facts import describe_reading
 from skipway.data.tables.columns import Column, column_to_dict, fit_column, infer_kind
 from skipway.data.tables.dataset import build_table_dataset, describe_table, describe_target, encode_labeled
-from skipway.data.tables.number_cells import CellRole, explain_cell, inspect_texts, read_texts
+from skipway.data.tables.number_cells import CellRole, explain_cell, read_texts
 from skipway.data.tables.number_columns import infer_column_style
+from skipway.data.tables.number_inference import inspect_texts
 from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
 from skipway.data.tables.table_source import TableSource, open_table_source
 from skipway.data.tables.table_spec import TableSpec
