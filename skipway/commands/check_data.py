@@ -12,6 +12,7 @@ from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, describe_targets, refuse_leaks
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import hold_data
+from skipway.data.tables.column_facts import describe_reading
 from skipway.data.tables.columns import Column
 from skipway.data.tables.dataset import build_table_dataset, describe_table, describe_target
 from skipway.data.tables.table_source import TableSource
@@ -130,7 +131,9 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
     counts = join_counts({split: len(table) for split, table in tables.splits.items()}, "row")
     lines = [f"{printable(tables.name)}: {counts}; target {printable(spec.target)!r}: {describe_target(spec)}"]
     width = max(len(printable(column.name)) for column in spec.columns)
-    lines += [f"  {printable(column.name):<{width}}  {_describe_column(column)}" for column in spec.columns]
+    for column in spec.columns:
+        details = describe_reading(facts["column_details"][column.name])
+        lines.append(f"  {printable(column.name):<{width}}  {_describe_column(column)}, {details}")
     totals = {name: sum(by_split.values()) for name, by_split in facts.get("classes", {}).items()}
     noun = "label" if spec.task == "multilabel" else "class"
     lines += [f"  {noun} {printable(name)}: {count_of(count, 'row')}" for name, count in totals.items()]
@@ -148,4 +151,4 @@ def _describe_column(column: Column) -> str:
     values = f"around {column.center:.4g}"
     if column.kind == "category":
         values = count_of(len(column.categories), "category", "categories")
-    return f"{column.kind}, {values}{', with missing values' if column.indicator else ''}"
+    return f"{column.kind}, {values}"

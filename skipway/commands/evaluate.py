@@ -137,6 +137,8 @@ def _evaluate(
             "reasons."
         )
     batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), spec=spec)
+    for line in batches.column_remarks:
+        console.print(f"{printable(images.name)}: {line}")
 
     def poll() -> None:
         if stop.requested:

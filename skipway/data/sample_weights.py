@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from skipway.data.sources.table import Table
-from skipway.data.tables.columns import as_texts, read_numbers
+from skipway.data.tables.columns import as_texts
+from skipway.data.tables.number_columns import infer_column_style, read_number_cells
 from skipway.errors import InputError, printable
 
 __all__ = ["describe_weights", "effective_count", "loss_weights", "read_weights", "refuse_zero_weights"]
@@ -29,7 +30,7 @@ def read_weights(table: Table, column: str) -> np.ndarray:
         InputError: there is no such column, or a weight is missing, negative, infinite or not a number.
     """
     raw = table.column(column)
-    values, _ = read_numbers(raw, "number", column)
+    values = read_number_cells(raw, column, infer_column_style(raw, table)).exact
     rows = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if len(rows):
         names = ", ".join(f"{_cell(raw, int(row))} in {table.row_name(int(row))}" for row in rows[:3])

@@ -9,6 +9,7 @@ from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
 from skipway.data.stratified_split import MAX_HELD_OUT
 from skipway.data.tables.columns import as_texts, read_numbers
+from skipway.data.tables.number_columns import infer_column_style, read_number_cells
 from skipway.errors import InputError, printable
 
 __all__ = ["last_part", "read_order"]
@@ -28,8 +29,9 @@ def read_order(table: Table, column: str) -> np.ndarray:
         InputError: there is no such column, or it has a cell that is neither a number nor a date.
     """
     raw = table.column(column)
-    numbers, bad_numbers = read_numbers(raw, "number", column)
-    values, problems = (numbers, bad_numbers) if not bad_numbers else read_numbers(raw, "date", column)
+    numbers = read_number_cells(raw, column, infer_column_style(raw, table))
+    is_date = bool(numbers.problems)
+    values, problems = read_numbers(raw, "date", column) if is_date else (numbers.exact, [])
     rows = sorted({*(problem.row for problem in problems), *np.flatnonzero(np.isnan(values)).tolist()})
     if rows:
         cell = as_texts(raw)[int(rows[0])]

@@ -34,6 +34,7 @@ __all__ = ["PREDICTIONS", "environment", "target_columns", "write"]
 PREDICTIONS = 100_000  # rows read for calibration and for the largest errors
 ROWS, PAIRS, SKIPPED, ERRORS = 20, 10, 50, 12  # rows of a table shown before it folds or ends
 CLASSES = 40  # bars of a chart
+COLUMNS = 50  # columns of a table that are listed
 # Files that the report links to, next to it in the run folder.
 LINKS = (
     "results.csv",
@@ -217,8 +218,15 @@ def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
         "one": "row" if table else "image",
         "target": str(data.get("target", "")),
         "columns": _counts(data.get("columns")),
+        "column_details": _column_details(mapping(data.get("column_details"))),
         "weights": mapping(data.get("weights")),
     }
+
+
+def _column_details(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each of the first columns of a table."""
+    rows = [{"name": name, **mapping(facts)} for name, facts in list(details.items())[:COLUMNS]]
+    return [{**row, "missing": number(row.get("missing"))} for row in rows]
 
 
 def _split_of(predictions: list[dict[str, str]]) -> str:

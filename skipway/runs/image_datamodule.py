@@ -210,7 +210,7 @@ class ImageDataModule:
             problem = collectives.run_on_rank0(lambda: mirror_problem(self.images))
             apply_mirror_problem(self.images, problem, self.recipe.augment)
         self.feature_columns = fit_feature_columns(self.images)
-        self.fingerprint = fingerprint(self.images, {column.name: column.kind for column in self.feature_columns})
+        self.fingerprint = fingerprint(self.images, self.feature_columns)
 
     def default_batch_size(self) -> int:
         """Return the batch size of the recipe, or a default by the number of training images."""

@@ -11,6 +11,7 @@ import numpy as np
 from skipway.data.folds import Fold, pool_tables
 from skipway.data.sample_order import Shard
 from skipway.data.sample_weights import loss_weights
+from skipway.data.tables.column_facts import describe_reading
 from skipway.data.tables.dataset import (
     TableDataset,
     build_table_dataset,
@@ -189,6 +190,8 @@ class TableDataModule:
         kinds = ", ".join(count_of(n, kind, _PLURALS.get(kind, "")) for kind, n in facts["columns"].items())
         target = describe_target(rows.spec)
         lines = [f"data: {rows.name}, {counts}; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"]
+        styled = {name: details for name, details in rows.columns.items() if details["style"]}
+        lines += [f"  column {printable(name)!r}: {describe_reading(details)}" for name, details in styled.items()]
         if rows.skipped:
             lines.append(f"  {count_of(len(rows.skipped), 'row')} without a target skipped, listed in skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]

@@ -1,6 +1,9 @@
 """The report on a dataset before training."""
 
+import re
 import shutil
+
+from table_files import lines
 
 from skipway.commands.check_data import check
 
@@ -14,3 +17,10 @@ def test_check_says_what_a_careful_eye_sees(place, tmp_path):
     shutil.copy(data / "ant" / "00.png", data / "ant" / "copy.png")
     said = str(check(data))
     assert "1 unreadable:" in said and "bad\\x1b.png: " in said and "warning: " in said and "\x1b" not in said
+
+
+def test_check_lists_the_columns_of_a_table_with_style_missing_values_and_an_example(tmp_path):
+    rows = [f'"${i:,}.5 ",{i % 7},{"ab"[i // 10 % 2]}' for i in range(900, 1500, 10)]
+    said = str(check(lines(tmp_path / "t.csv", "fee,rooms,kind", *rows), target="kind"))
+    style = r"thousands separated by ',', unit '\$', such as '\$1,000.5'"
+    assert re.search(rf"  fee    number, around \d+, {style}\n  rooms  number, around \d, such as '4'\n", said)

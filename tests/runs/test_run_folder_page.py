@@ -138,6 +138,7 @@ def runs(tmp_path_factory):
         frame = homes(40, i)
         frame.loc[0, ["price", "dear"]] = None
         frame["w"] = [1 + k % 3 for k in range(40)]
+        frame["cost"] = [f"${1234 * k + 0.5:,.1f} m" if k % 9 else f"(${k + 1}.5 m)" for k in range(40)]
         written(table / f"{split}.csv", frame)
     tagged = base / "tagged"
     tagged.mkdir()

@@ -90,6 +90,14 @@ def test_a_classification_leaves_what_one_of_images_does(dear):
     assert "row" in table(dear.path / "predictions.csv")[0] and (dear.path / "confusion_matrix.csv").exists()
 
 
+def test_the_console_names_the_style_of_numbers_that_are_not_plain(tmp_path):
+    frame = homes(60).assign(fee=[f"{i * 37},{i % 9} €" for i in range(60)])
+    recipe = sw.Recipe(data=str(written(tmp_path / "t.csv", frame)), target="dear")
+    data = open_datamodule(recipe, new=True, epochs_given=False)
+    said = [line for line in data.summary_lines() if line.startswith("  column")]
+    assert said == ["  column 'fee': decimal comma, unit '€', such as '1036,1 €'"]
+
+
 def text_of(page):
     page = re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.S)
     return " ".join(page.split())
@@ -100,6 +108,7 @@ def test_the_report_speaks_of_rows_and_numbers(price, dear):
     assert "Validation R2" in page and "Mean absolute error" in page and "Predicted and true values" in page
     assert "Largest errors" in page and "Confusion matrix" not in page and "icture" not in page
     assert "Gradient boosting (scikit-learn defaults)" in page and "rows/s" in page
+    assert "Column Kind Style Missing Example size number" in page and "garden boolean 0.0% " in page
     page = text_of(dear.report.read_text())
     assert "Validation accuracy" in page and "validation rows are on the diagonal" in page
     assert "Highest-loss images" not in page and "Gradient boosting (scikit-learn defaults)" in page

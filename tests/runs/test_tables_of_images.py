@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 from file_trees import place
+from small_runs import Words
 from table_of_images import images, rows
 
 import skipway as sw
 from skipway.cli import app
+from skipway.commands.evaluate import evaluate
+from skipway.data.tables.number_style import NumberStyle
 from skipway.errors import InputError
 from skipway.runs.train_run import train
 from skipway.utils import stop_signals
@@ -83,6 +86,22 @@ def test_a_run_on_images_with_columns_is_evaluated_on_its_table(tmp_path):
     bare = folder(tmp_path / "bare", train_csv=rows("file,kind", "{0}.jpg,{1}", 24))
     with pytest.raises(InputError, match="cannot find the column 'age'"):
         sw.evaluate(run.path, bare)
+
+
+def test_feature_columns_are_read_in_one_style_in_all_folds(tmp_path):
+    data = folder(tmp_path, train_csv=rows("file,kind,area", '{0}.jpg,{1},"1{0},500"', 24))
+    result = sw.train(data, target="kind", features="area", folds=2, output=tmp_path / "runs", **QUICK)
+    (column, other) = (sw.load(run.path).spec.feature_columns[0] for run in result.runs)
+    assert column.style == other.style == NumberStyle("", ",") and 10_500 <= column.center < 124_000
+    new = folder(tmp_path / "new", train_csv=rows("file,kind,area", "{0}.jpg,{1},{0}.500", 24))
+    predictions = sw.predict(result.runs[0].path, new / "train.csv")
+    assert "expected a number with one meaning, got '7.500' (write 7,500 or 7.5)" in predictions[7].reason
+    said = Words()
+    odd = b"file,kind,area\n" + b"".join(b"%d.jpg,cat,%s\n" % (i, b"oops" if i == 3 else b"<500") for i in range(24))
+    (data / "train.csv").write_bytes(odd)
+    assert evaluate(result.runs[0].path, data, target="kind", console=said).count == 24
+    assert "texts in 'area' read as missing: 1" in said
+    assert "cells of 'area' read as their bound, such as '<500': 23" in said
 
 
 def test_a_run_whose_feature_columns_changed_is_refused_when_resuming(tmp_path):

@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -19,7 +19,7 @@ from skipway.data.images.decode_content import decode_content
 from skipway.data.images.decode_source import DEFAULT_STORAGE, DecodedRows, Storage, decode_source
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings, take_values
 from skipway.data.sources.image_source import Skipped, Source
-from skipway.data.tables.columns import ColumnKind
+from skipway.data.tables.columns import Column
 from skipway.data.tables.row_digests import digest_rows
 from skipway.errors import InputError, printable
 from skipway.utils.console import Console
@@ -143,19 +143,21 @@ def decoding_seconds(source: Source, settings: DecodeSettings) -> float:
     return float(np.mean(seconds)) / max(available_cores().count // local_processes(), 1) if seconds else 0.0
 
 
-def fingerprint(images: DecodedImages, kinds: Mapping[str, ColumnKind] | None = None) -> str:
+def fingerprint(images: DecodedImages, columns: Sequence[Column] = ()) -> str:
     """Return a SHA-256 hex digest of all names, labels, splits, contents and weights, and of the decode settings.
 
     `max_pixels` is excluded, because it does not change decoded pixels.
 
     Args:
         images: images of a run.
-        kinds: {name: kind} of the feature columns, whose cells are included.
+        columns: encoders of the feature columns, whose cells are included.
     """
     digest = hashlib.sha256(repr((images.settings.identity, images.class_names)).encode("utf-8", "surrogatepass"))
-    if kinds and images.columns is not None:
+    if columns and images.columns is not None:
         no_targets = np.empty((len(images.keys), 0))
-        digest.update("".join(digest_rows([images.columns], kinds, no_targets)).encode())
+        kinds = {column.name: column.kind for column in columns}
+        styles = {column.name: column.style for column in columns}
+        digest.update("".join(digest_rows([images.columns], kinds, no_targets, styles)).encode())
     for split, indices in images.splits.items():
         for i in indices:
             target = images.targets[i] if images.task == "classification" else images.targets[i].tolist()

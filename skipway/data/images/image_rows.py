@@ -15,6 +15,8 @@ from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_images import DecodedImages
 from skipway.data.tables.columns import Column, fit_column, infer_kind
 from skipway.data.tables.join_tables import select_rows
+from skipway.data.tables.number_columns import infer_column_style
+from skipway.data.tables.table_spec import Encoded
 from skipway.errors import InputError, printable
 from skipway.nn.extra_inputs import NamedInputs
 
@@ -67,8 +69,8 @@ class ImageRows(NamedInputs):
 register_pytree_node(ImageRows, lambda x: ([x.images, x.rows], None), lambda tensors, _: ImageRows(*tensors))
 
 
-def encode_columns(images: DecodedImages, spec: Spec) -> np.ndarray:
-    """Return the feature columns of all images as (N, F + K) float32.
+def encode_columns(images: DecodedImages, spec: Spec) -> Encoded:
+    """Return the feature columns of all images, encoded as (N, F + K) float32.
 
     Raises:
         InputError: the images have no columns, a column is missing, or a cell cannot be used.
@@ -79,11 +81,13 @@ def encode_columns(images: DecodedImages, spec: Spec) -> np.ndarray:
             f"cannot use {printable(images.name)}: expected the columns {names} next to the images, got none. Pass the "
             "table of the images, with --features."
         )
-    return spec.row_spec.encode_strict(images.columns).x
+    return spec.row_spec.encode_strict(images.columns, allow_odd=True)
 
 
 def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:
     """Fit the encoders of the feature columns to the training images; constant columns are left out with a warning.
+
+    Kinds and styles are those of the columns of the training and validation images, which are the same in all folds.
 
     Returns:
         The encoders; empty if the images have no columns.
@@ -94,13 +98,16 @@ def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:
     if images.columns is None:
         return ()
     train = select_rows(images.columns, images.splits["train"])
+    whole = [images.splits[split] for split in ("train", "val") if split in images.splits]
+    table = select_rows(images.columns, np.sort(np.concatenate(whole)))
     columns = []
     for name, cells in train.columns.items():
-        kind, remark = infer_kind(name, train)
+        kind, remark = infer_kind(name, table)
         if remark:
             images.warnings.append(f"feature column {printable(name)!r}: {remark}{'' if kind else ', left out'}")
         if kind:
-            columns.append(fit_column(name, kind, cells)[0])
+            style = infer_column_style(table.columns[name], table) if kind == "number" else None
+            columns.append(fit_column(name, kind, cells, style)[0])
     if not columns:
         names = ", ".join(map(printable, train.columns))
         raise InputError(

@@ -137,8 +137,10 @@ class ImageBatches:
         self.factor, self.offset = 1 / (255 * std), -mean / std
         self.targets = spec.standardized(images.targets)
         self.columns: Tensor | None = None
+        self.column_remarks: list[str] = []
         if spec.feature_columns:
-            self.columns = torch.from_numpy(encode_columns(images, spec)).to(device)
+            encoded = encode_columns(images, spec)
+            self.columns, self.column_remarks = torch.from_numpy(encoded.x).to(device), encoded.remarks()
         self.loss_weights = loss_weights(images.weights, images.splits.get("train", rows))
 
     @property

@@ -36,7 +36,7 @@ def read_json_lines(path: Path) -> Table:
     if not keys:
         raise InputError(f"cannot read {where}: expected a JSON object per line, got no values. Add a line per sample.")
     columns = {key: TextColumn.of([_text(row.get(key)) for row in rows]) for key in keys}
-    return Table(str(path), {**columns}, lambda i: f"{name}:{lines[i]}", thousands=False)
+    return Table(str(path), {**columns}, lambda i: f"{name}:{lines[i]}")
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -6,10 +6,11 @@ field or is doubled, and no field spans lines. This is checked on the bytes befo
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ __all__ = ["read_plain"]
 _MISSING_CELLS = sorted({*MISSING, *map(str.upper, MISSING), *map(str.title, MISSING), "NaN", "-NaN", "NaT"})
 _LARGEST = 1e300  # larger numbers are errors that quote the cell
 _BLOCK = 1 << 20  # bytes per check, which fit in the cache of a core
+_HEAD = 1000  # rows that show that a point of a column can only be decimal
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+")  # also a number with three decimals
+_ZEROS = re.compile(rb"\.000(?![0-9])")
 _NEWLINE, _RETURN, _QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
 
 
@@ -106,27 +110,57 @@ class _Cells:
         if len(frame) != self.rows:
             return None
         columns: dict[int, TextColumn] = {}
+        open_numbers: dict[int, np.ndarray] = {}  # of columns whose points may separate thousands
         for i in range(self.count):
             cells = frame.pop(i)
             if (numbers := _numbers(cells)) is not None:
-                columns[i] = TextColumn(partial(self._texts, i), self.rows, numbers)
+                if self._may_have_thousands(i, cells):
+                    open_numbers[i] = numbers
+                else:
+                    columns[i] = self._number_column(i, numbers)
             elif _holds_texts(cells):
                 columns[i] = TextColumn.of(cells.array)
-        rest = [i for i in range(self.count) if i not in columns]  # such as true and false, and texts among numbers
+        rest = [i for i in range(self.count) if i not in columns]  # also true and false, and texts among numbers
         if rest:
-            frame = self._frame(dict.fromkeys(rest, str), usecols=rest)
-            columns.update((i, TextColumn.of(frame[i].array)) for i in rest)
+            frame = self._frame(dict.fromkeys(rest, str), rest)
+            for i in rest:
+                are_numbers = i in open_numbers and not _has_only_thousands(frame[i])
+                columns[i] = self._number_column(i, open_numbers[i]) if are_numbers else TextColumn.of(frame[i].array)
         return [columns[i] for i in range(self.count)]
+
+    def _number_column(self, column: int, numbers: np.ndarray) -> TextColumn:
+        return TextColumn(partial(self._texts, column), self.rows, numbers)
 
     def _texts(self, column: int) -> tuple[np.ndarray, list[str]]:
         """Read a column as text."""
-        return TextColumn.of(self._frame({column: str}, usecols=[column])[column].array).factorize()
+        return TextColumn.of(self._frame({column: str}, [column])[column].array).factorize()
 
-    def _frame(self, kinds: Mapping[int, type] | None = None, **options: Any) -> Any:
+    def _may_have_thousands(self, column: int, cells: Any) -> bool:
+        """Return False if a point of a column of numbers must be decimal, by its numbers and first texts."""
+        if cells.dtype.kind in "iu":
+            return False
+        numbers = cells.to_numpy()
+        if _has_other_fractions(numbers[:_HEAD]) or not _has_only_thousands(self._head[column], least=0):
+            return False
+        return not _has_other_fractions(numbers) and (_has_fractions(numbers) or self._has_zeros)
+
+    @cached_property
+    def _head(self) -> Any:
+        return self._frame(dict.fromkeys(range(self.count), str), rows=_HEAD)
+
+    @cached_property
+    def _has_zeros(self) -> bool:
+        """True if a cell may be a whole number of thousands, such as 8.000."""
+        return _ZEROS.search(self.text, self.start) is not None
+
+    def _frame(
+        self, kinds: Mapping[int, type] | None = None, usecols: list[int] | None = None, rows: int | None = None
+    ) -> Any:
         import pandas as pd
 
         stream = io.BytesIO(self.text)
         stream.seek(self.start)
+        options: dict[str, Any] = {}
         version = tuple(int(part) for part in pd.__version__.split(".")[:2])
         if version < (3, 1):  # later versions round correctly by default
             options["float_precision"] = "round_trip"
@@ -139,7 +173,8 @@ class _Cells:
                 names=range(self.count),
                 index_col=False,
                 dtype=dict(kinds or {}),
-                nrows=self.rows,
+                usecols=usecols,
+                nrows=min(self.rows, rows or self.rows),
                 keep_default_na=False,
                 na_values=_MISSING_CELLS,
                 skip_blank_lines=False,
@@ -154,6 +189,23 @@ def _numbers(cells: Any) -> np.ndarray | None:
     numbers = cells.to_numpy(np.float64)
     largest = np.nanmax(np.abs(numbers)) if not np.isnan(numbers).all() else np.inf
     return numbers if largest <= _LARGEST else None
+
+
+def _has_fractions(numbers: np.ndarray) -> bool:
+    return bool((np.nan_to_num(numbers) % 1).any())
+
+
+def _has_other_fractions(numbers: np.ndarray) -> bool:
+    """Return True if a number has decimals, but not exactly three of them after one to three digits."""
+    parts = np.abs(numbers[np.nan_to_num(numbers) % 1 > 0])
+    digits = parts * 1000
+    return bool(((parts < 1) | (parts >= 1000) | (np.abs(digits - np.rint(digits)) > 1e-6)).any())
+
+
+def _has_only_thousands(cells: Any, least: int = 1) -> bool:
+    """Return True if there are at least `least` points in the texts of numbers, all of which may separate thousands."""
+    points = [text for text in cells.dropna().unique() if "." in text]
+    return len(points) >= least and all(_THOUSANDS.fullmatch(text.strip()) for text in points)
 
 
 def _holds_texts(cells: Any) -> bool:

@@ -61,7 +61,7 @@ def read_table(path: Path) -> Table:
         return read_json_lines(path)
     text = read_text(path)
     lines, name = text.lines, printable(path.name)
-    has_thousands = text.separator == ","
+    has_thousands = text.separator != ";"
     columns: dict[str, Cells] = {**text.columns}
     return Table(str(path), columns, lambda i: f"{name}:{lines[i]}", notes=text.notes, thousands=has_thousands)
 

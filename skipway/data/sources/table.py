@@ -28,7 +28,8 @@ class Table:
         columns: {name: (N,) float64 or text}; arrays of objects are converted to text.
         row_name: function that returns the name of row i for messages, such as "train.csv:12".
         notes: remarks about the file, such as its encoding.
-        thousands: True if "1,234" could mean 1234; False if the file uses another separator than commas.
+        thousands: True if "1,234" means 1234 in a column without other evidence; False if it is 1.234, as in files
+            with semicolons as separators.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Table:
     row_name: Callable[[int], str]
     notes: list[str] = field(default_factory=list)
     thousands: bool = True
+    decimal_mark: str | None = field(default=None, init=False, repr=False)  # set once it is inferred from all columns
 
     def __post_init__(self) -> None:
         for name, cells in self.columns.items():

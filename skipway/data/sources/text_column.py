@@ -26,7 +26,8 @@ class TextColumn:
         load: function that returns the (N,) codes, with -1 for None, and the distinct texts in the order of their
             first cells. It is called at most once.
         count: the number of cells N.
-        numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None.
+        numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None. It is also
+            None if all points of the column may separate thousands, as in 22.201.
         separator: text between the elements of a cell, if the cells are lists.
     """
 
@@ -43,6 +44,7 @@ class TextColumn:
         self._cells: tuple[np.ndarray, list[str]] | None = None
         self._present: tuple[np.ndarray, list[str]] | None = None
         self._count, self.numbers, self.separator = count, numbers, separator
+        self._parsed: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, cells: Any) -> "TextColumn":
@@ -78,6 +80,12 @@ class TextColumn:
         if self._present is None:
             self._present = without_texts(*self.factorize(), MISSING)
         return self._present
+
+    def parse_once(self, key: Any, parse: Callable[[], Any]) -> Any:
+        """Return the result of `parse`, which is called once for each key of this column."""
+        if key not in self._parsed:
+            self._parsed[key] = parse()
+        return self._parsed[key]
 
     def missing(self) -> np.ndarray:
         """Return (N,) booleans: True for missing values."""

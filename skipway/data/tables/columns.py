@@ -8,7 +8,7 @@ Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491
 import re
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast, get_args
 
@@ -16,7 +16,16 @@ import numpy as np
 
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
-from skipway.errors import InputError, printable
+from skipway.data.tables.number_cells import CellRole
+from skipway.data.tables.number_columns import (
+    NumberCells,
+    Problem,
+    infer_column_style,
+    inspect_column,
+    read_number_cells,
+)
+from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
+from skipway.errors import printable
 
 __all__ = [
     "KINDS",
@@ -42,26 +51,10 @@ UNSEEN, ABSENT, FIRST = 0, 1, 2  # indices in a category column: unseen, missing
 _CLIP = 3.0  # bound of the smooth clipping
 _MOSTLY = 0.9  # share of values of one kind, from which the others are errors rather than categories
 _FEW = 20  # in fewer rows, the values of any column may all differ
-_LARGEST = 1e300  # differences of larger numbers overflow
-_NO_NUMBER = MISSING | {"none", "-", "."}
-_DIGITS = frozenset("0123456789+-.eE")
-_FIRST_OF_NUMBER = frozenset("0123456789+-.,iI")
-_POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
-_GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
-_INFINITE = re.compile(r"[+-]?inf(inity)?", re.I)
+_NO_VALUE = MISSING | {"none", "-", "."}
 _DATE = re.compile(r"\d{4}([-/])\d\d\1\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII)
 _TRUTHS = ({"true": 1.0, "false": 0.0}, {"yes": 1.0, "no": 0.0}, {"t": 1.0, "f": 0.0}, {"y": 1.0, "n": 0.0})
 _TRUTH = dict(ChainMap(*_TRUTHS))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A cell that cannot be used: its row, its column, and the reason."""
-
-    row: int
-    column: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,8 @@ class Column:
         scale: robust standard deviation of the training rows.
         indicator: True if an additional input marks missing values.
         categories: categories that occur at least twice in the training rows.
+        style: how the numbers are written; None for other kinds, and for models of earlier versions, which read the
+            numbers of each table in a style of its own.
 
     >>> Column("city", "category", categories=("Bonn", "Trier")).num_slots
     4
@@ -89,6 +84,7 @@ class Column:
     scale: float = 1.0
     indicator: bool = False
     categories: tuple[str, ...] = ()
+    style: NumberStyle | None = field(default=None, repr=False)  # fingerprints of earlier runs have the repr without it
 
     @property
     def num_slots(self) -> int:
@@ -97,7 +93,13 @@ class Column:
 
     def read_numbers(self, raw: Cells) -> tuple[np.ndarray, list[Problem]]:
         """Parse (N,) values as float64; see the function `read_numbers`."""
-        return read_numbers(raw, self.kind, self.name)
+        return read_numbers(raw, self.kind, self.name, self.style)
+
+    def read_cells(self, raw: Cells) -> NumberCells:
+        """Parse (N,) values as float64, with remarks."""
+        if self.kind == "number":
+            return read_number_cells(raw, self.name, self.style)
+        return NumberCells(*read_numbers(raw, self.kind, self.name))
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Encode (N,) numbers as float32, with 0 for NaN."""
@@ -138,31 +140,26 @@ def missing_mask(raw: Cells) -> np.ndarray:
     return np.isnan(raw) if isinstance(raw, np.ndarray) and raw.dtype != object else as_texts(raw).missing()
 
 
-def read_numbers(raw: Cells, kind: ColumnKind, name: str) -> tuple[np.ndarray, list[Problem]]:
+def read_numbers(
+    raw: Cells, kind: ColumnKind, name: str, style: NumberStyle | None = None
+) -> tuple[np.ndarray, list[Problem]]:
     """Parse a column as float64.
 
     Args:
         raw: (N,) cells.
         kind: "number", "boolean" or "date" (parsed as days since 1970).
         name: name of the column, for the problems.
+        style: how the numbers are written; None to infer it from these cells.
 
     Returns:
         (N,) values, with NaN for missing and invalid cells, and a list of the invalid cells.
     """
-    if isinstance(raw, np.ndarray) and raw.dtype != object:
-        bad = np.flatnonzero(np.abs(raw) > _LARGEST)
-        values = raw.copy()
-        values[bad] = np.nan
-        return values, [Problem(int(i), name, _describe_cell(str(raw[i]), "number")) for i in bad]
-    cells = as_texts(raw)
-    if kind == "number" and cells.numbers is not None:
-        return cells.numbers, []
-    codes, texts = without_texts(*cells.factorize(), _NO_NUMBER)
-    if kind == "number":
-        numbers = _parse_numbers(texts)
-    else:
-        parse = _parse_day if kind == "date" else _parse_boolean
-        numbers = np.array([parse(text) for text in texts], np.float64)
+    if kind == "number" or (isinstance(raw, np.ndarray) and raw.dtype != object):
+        cells = read_number_cells(raw, name, style if kind == "number" else None)
+        return cells.values, cells.problems
+    codes, texts = without_texts(*as_texts(raw).factorize(), _NO_VALUE)
+    parse = _parse_day if kind == "date" else _parse_boolean
+    numbers = np.array([parse(text) for text in texts], np.float64)
     values = np.append(numbers, np.nan)[codes]
     wrong = np.append(np.isnan(numbers), False)[codes]
     return values, [Problem(int(i), name, _describe_cell(texts[codes[i]], kind)) for i in np.flatnonzero(wrong)]
@@ -173,9 +170,6 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
 
     Returns:
         The kind, or "" for a column without information, and a remark: the reason for leaving it out, or an oddity.
-
-    Raises:
-        InputError: a number such as 1,234 is ambiguous.
     """
     raw = table.columns[name]
     if isinstance(raw, TextColumn) and raw.separator:
@@ -194,18 +188,20 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     folded = {text.casefold() for text in texts}
     if len(folded) == 2 and any(folded == set(pair) for pair in _TRUTHS):
         return "boolean", ""
-    numeric = np.array([text.casefold() in _NO_NUMBER or _is_numeric(text) for text in texts], bool)
-    share = counts[numeric].sum() / present
-    if share >= _MOSTLY:
-        _refuse_ambiguous(texts, codes, table=table, name=name)
-        values, _ = read_numbers(raw, "number", name)
-        return _infer_kind_of_numbers(values[~np.isnan(values)], len(raw))
+    numbers = inspect_column(codes, texts, table)
+    share, is_text = numbers.share, numbers.roles == CellRole.TEXT
+    if numbers.count(CellRole.MISSING) == present:
+        return "", "empty"
+    if share >= _MOSTLY and not numbers.has_grades:
+        values = np.append(numbers.values, np.nan)[codes]
+        kind, remark = _infer_kind_of_numbers(values[~np.isnan(values)], len(raw))
+        return kind, remark or "; ".join(numbers.remarks)
     if counts[[bool(_DATE.fullmatch(text)) for text in texts]].sum() / present >= _MOSTLY:
         return "date", ""
     if len(texts) == present and present >= _FEW:
         return "", "identifier: all values differ"
     if share >= 0.5:
-        row = int(np.flatnonzero(codes == np.flatnonzero(~numeric)[0])[0])
+        row = int(np.flatnonzero(codes == np.flatnonzero(is_text)[0])[0])
         return "category", (
             f"{share:.0%} numbers, but also texts such as {printable(texts[codes[row]])[:40]!r} "
             f"({table.row_name(row)}): treated as categories"
@@ -213,13 +209,16 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     return "category", ""
 
 
-def fit_column(name: str, kind: ColumnKind, raw: Cells) -> tuple[Column, dict[str, int]]:
+def fit_column(
+    name: str, kind: ColumnKind, raw: Cells, style: NumberStyle | None = None
+) -> tuple[Column, dict[str, int]]:
     """Fit the encoder of a column to the training rows.
 
     Args:
         name: name of the column.
         kind: kind of the column.
         raw: (N,) cells of the training rows.
+        style: how the numbers of the whole column are written; None to infer it from `raw`.
 
     Returns:
         The encoder, and the number of "rare" categories or "missing" values.
@@ -231,17 +230,19 @@ def fit_column(name: str, kind: ColumnKind, raw: Cells) -> tuple[Column, dict[st
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
         return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
-    values, _ = read_numbers(raw, kind, name)
+    style = (style or infer_column_style(raw)) if kind == "number" else None
+    values, _ = read_numbers(raw, kind, name, style)
     present = values[~np.isnan(values)]
     if not len(present):
-        return Column(name, kind, indicator=True), {"missing": len(raw)}
+        return Column(name, kind, indicator=True, style=style), {"missing": len(raw)}
     low, center, high = np.quantile(present, (0.25, 0.5, 0.75))
     spread = (high - low) / 1.349  # equals the standard deviation for a normal distribution
     if not spread > 0:  # more than half of the values are equal
         largest = np.abs(present).max()
         spread = float(np.std(present / largest) * largest) if np.ptp(present) > 0 else 1.0
     missing = len(values) - len(present)
-    column = Column(name, kind, center=float(center), scale=float(spread) or 1.0, indicator=missing > 0)
+    scale = float(spread) or 1.0
+    column = Column(name, kind, center=float(center), scale=scale, indicator=missing > 0, style=style)
     return column, {"missing": missing}
 
 
@@ -253,46 +254,6 @@ def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind 
     if count >= _FEW and len(present) == count and present[0] in (0, 1) and np.all(np.diff(present) == 1):
         return "", "row counter"
     return "number", ""
-
-
-def _is_numeric(text: str) -> bool:
-    return text[:1] in _FIRST_OF_NUMBER and bool(
-        _POINT.fullmatch(text) or _COMMA.fullmatch(text) or _INFINITE.fullmatch(text) or _GROUPS.fullmatch(text)
-    )
-
-
-def _parse_numbers(texts: list[str]) -> np.ndarray:
-    """Parse texts as numbers, NaN if invalid; commas are decimal if no number of the column has a point."""
-    if set("".join(texts)) <= _DIGITS:
-        try:
-            return _without_largest(np.array(texts, dtype=np.float64))
-        except ValueError:
-            pass
-    commas = any(_COMMA.fullmatch(t) for t in texts) and not any("." in t for t in texts if _POINT.fullmatch(t))
-    return _without_largest(np.array([_parse_number(text, commas) for text in texts], dtype=np.float64))
-
-
-def _parse_number(text: str, commas: bool) -> float:
-    if _POINT.fullmatch(text):
-        return float(text)
-    return float(text.replace(",", ".")) if commas and _COMMA.fullmatch(text) else np.nan
-
-
-def _without_largest(values: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(values) <= _LARGEST, values, np.nan)
-
-
-def _refuse_ambiguous(texts: list[str], codes: np.ndarray, *, table: Table, name: str) -> None:
-    """Raise InputError for numbers such as 1,234 if the table has a comma as separator."""
-    groups = [i for i, text in enumerate(texts) if _GROUPS.fullmatch(text)]
-    has_decimal_commas = any(_COMMA.fullmatch(t) and not _GROUPS.fullmatch(t) for t in texts)
-    if table.thousands and groups and not has_decimal_commas:
-        row = int(np.flatnonzero(codes == groups[0])[0])
-        text = printable(texts[groups[0]])
-        raise InputError(
-            f"cannot read {table.row_name(row)}, column {printable(name)!r}: expected an unambiguous number, got "
-            f"{text!r} ({text.replace(',', '')} or {text.replace(',', '.')}). Remove the thousands separators."
-        )
 
 
 def _parse_boolean(text: str) -> float:
@@ -313,14 +274,9 @@ def _parse_day(text: str) -> float:
 
 
 def _describe_cell(text: str, kind: ColumnKind) -> str:
-    """Describe an invalid cell in a column of numbers, booleans or dates."""
-    shown = repr(printable(text)[:60])
-    if kind == "number" and (_COMMA.fullmatch(text) or _GROUPS.fullmatch(text)):
-        return f"expected a decimal point as in other rows, got {shown} (write {text.replace(',', '.', 1)})"
-    if kind == "number" and (_INFINITE.fullmatch(text) or _POINT.fullmatch(text)):
-        return f"expected a finite number up to {_LARGEST:g}, got {shown}"
-    noun = {"number": "a number", "date": "a date such as 2024-12-31", "boolean": "true or false"}[kind]
-    return f"expected {noun}, got {shown}"
+    """Describe an invalid cell in a column of booleans or dates."""
+    noun = "a date such as 2024-12-31" if kind == "date" else "true or false"
+    return f"expected {noun}, got {printable(text)[:60]!r}"
 
 
 def describe_problems(problems: Iterable[Problem], row_name: Callable[[int], str]) -> str:
@@ -352,6 +308,7 @@ def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
             scale=float(c.get("scale", 1)),
             indicator=bool(c.get("indicator", False)),
             categories=tuple(c.get("categories", ())),
+            style=style_from_dict(c["style"]) if "style" in c else None,
         )
         for c in values
     )
@@ -361,10 +318,11 @@ def column_to_dict(column: Column) -> dict[str, Any]:
     """Return a column as JSON values, without the fields that its kind does not use."""
     if column.kind == "category":
         return {"name": column.name, "kind": column.kind, "categories": list(column.categories)}
-    return {
+    values = {
         "name": column.name,
         "kind": column.kind,
         "center": column.center,
         "scale": column.scale,
         "indicator": column.indicator,
     }
+    return values if column.style is None else {**values, "style": style_to_dict(column.style)}

@@ -20,9 +20,12 @@ from skipway.data.sample_weights import describe_weights, read_weights, refuse_z
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import strata_of
+from skipway.data.tables.column_facts import column_facts
 from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
 from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.join_tables import select_rows
+from skipway.data.tables.number_columns import infer_column_style
+from skipway.data.tables.number_style import NumberStyle
 from skipway.data.tables.row_digests import digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
@@ -51,7 +54,7 @@ class TableDataset:
     float32 numbers.
 
     `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason},
-    `weights` (N,) sample weights or None.
+    `weights` (N,) sample weights or None, `columns` {used column: how it was read}.
     """
 
     name: str
@@ -66,6 +69,7 @@ class TableDataset:
     warnings: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     weights: np.ndarray | None = None
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def target_text(self, i: int) -> str:
         """Return the target of row i as text: its class, its labels or its numbers, joined by "|"."""
@@ -114,9 +118,8 @@ def build_table_dataset(
     roles = source.roles
     target = Target.of(spec) if spec else infer_target(train, roles.target, roles.task, roles.label_sep)
     y = np.concatenate([target.read(table) for table in tables.values()])
-    choice = _choose_columns(source) if spec is None else _ColumnChoice({}, {}, [])
-    kinds = {column.name: column.kind for column in spec.columns} if spec else choice.kinds
-    digests = digest_rows(list(tables.values()), kinds, y)
+    choice = _choose_columns(source) if spec is None else _ColumnChoice.of(spec)
+    digests = digest_rows(list(tables.values()), choice.kinds, y, choice.styles)
     splitter = RowSplitter(source.name, roles, fraction, seed, fold, allow_duplicates)
     strata = strata_of(target.task, y, np.arange(len(train)))
     class_names = target.class_names if target.task == "classification" else ()
@@ -128,10 +131,15 @@ def build_table_dataset(
         notes["rows with sample weights, of the loss and the metrics"] = len(weights)
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
-        spec = _fit_spec(train, target, y[rows], choice.kinds, rows=rows, notes=notes)
+        spec = _fit_spec(train, target, y[rows], choice, rows=rows, notes=notes)
+        for name in target.names if target.styles else ():
+            kind, remark = infer_kind(name, train)
+            warnings += [f"target {printable(name)!r}: {remark}"] if kind and remark else []
         warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=y)
-    encoded = [spec.encode_strict(table) for table in tables.values()]
+    encoded = [spec.encode_strict(table, allow_odd=True) for table in tables.values()]
+    missing = Counter[str]()
     for part in encoded:
+        missing.update(part.missing)
         notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
         notes.update({f"missing values in {name!r}": n for name, n in part.missing.items()})
     return TableDataset(
@@ -147,6 +155,7 @@ def build_table_dataset(
         warnings=warnings,
         left_out=choice.left_out,
         weights=weights,
+        columns={c.name: column_facts(c, train.columns[c.name], missing[c.name], len(y)) for c in spec.columns},
     )
 
 
@@ -188,8 +197,8 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
             "Fill in the target."
         )
     y = Target.of(spec).read(rows)
-    kinds = {column.name: column.kind for column in spec.columns}
-    encoded, digests = spec.encode_strict(rows), digest_rows([rows], kinds, y)
+    choice = _ColumnChoice.of(spec)
+    encoded, digests = spec.encode_strict(rows, allow_odd=True), digest_rows([rows], choice.kinds, y, choice.styles)
     return LabeledRows(encoded.x, spec.standardized(y), digests, int(missing.sum()), encoded)
 
 
@@ -207,7 +216,10 @@ def fingerprint_table(rows: TableDataset) -> str:
 def describe_target(spec: TableSpec) -> str:
     """Describe the target in words: its number of classes, labels or numbers."""
     if spec.task == "regression":
-        return "a number (regression)" if spec.num_outputs == 1 else f"{spec.num_outputs} numbers (regression)"
+        if spec.num_outputs > 1:
+            return f"{spec.num_outputs} numbers (regression)"
+        style = spec.target_styles[0].describe() if spec.target_styles else ""
+        return f"a number (regression{'; ' if style else ''}{style})"
     noun = ("class", "classes") if spec.task == "classification" else ("label", "labels")
     return count_of(len(spec.class_names), *noun)
 
@@ -221,6 +233,7 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
         "task": rows.spec.task,
         "counts": {split: len(indices) for split, indices in rows.splits.items()},
         "columns": dict(Counter(c.kind for c in rows.spec.columns)),
+        "column_details": rows.columns,
         "left_out": dict(rows.left_out),
         "skipped": len(rows.skipped),
         "notes": dict(rows.notes.most_common()),
@@ -235,11 +248,18 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _ColumnChoice:
-    """The columns to use with their kinds, the unused columns with the reason, and warnings."""
+    """The columns to use with their kinds and styles, the unused columns with the reason, and warnings."""
 
     kinds: dict[str, ColumnKind]
+    styles: dict[str, NumberStyle | None]
     left_out: dict[str, str]
     warnings: list[str]
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> "_ColumnChoice":
+        """Return the columns of a trained model."""
+        styles = {column.name: column.style for column in spec.columns}
+        return cls({column.name: column.kind for column in spec.columns}, styles, {}, [])
 
 
 def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[str, Table], list[Skipped]]:
@@ -291,22 +311,26 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
             + (f" (unused: {join_quoted([f'{k} ({v})' for k, v in left_out.items()])})" if left_out else "")
             + ". Add columns whose values vary."
         )
-    return _ColumnChoice(kinds, left_out, warnings)
+    # The style is that of all rows, as is the kind, so that folds and splits cannot differ in it.
+    styles: dict[str, NumberStyle | None] = {
+        name: infer_column_style(train.columns[name], train) for name, kind in kinds.items() if kind == "number"
+    }
+    return _ColumnChoice(kinds, styles, left_out, warnings)
 
 
 def _fit_spec(
     train: Table,
     target: Target,
     y: np.ndarray,
-    kinds: dict[str, ColumnKind],
+    choice: _ColumnChoice,
     *,
     rows: np.ndarray,
     notes: Counter[str],
 ) -> TableSpec:
     """Fit the encoders of the columns, and the statistics of the targets y, to the training rows."""
     columns: list[Column] = []
-    for name, kind in kinds.items():
-        column, counts = fit_column(name, kind, train.columns[name][rows])
+    for name, kind in choice.kinds.items():
+        column, counts = fit_column(name, kind, train.columns[name][rows], choice.styles.get(name))
         columns.append(column)
         if counts.get("rare"):
             notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]
@@ -320,4 +344,5 @@ def _fit_spec(
         target_mean=tuple(y.mean(axis=0).tolist()) if is_regression else (),
         target_std=tuple(np.where(std > 0, std, 1.0).tolist()),
         label_sep=target.label_sep,
+        target_styles=target.styles,
     )

@@ -5,7 +5,7 @@ import numpy as np
 from skipway.data.images.split import FEW, IMBALANCED
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.text_column import Cells, TextColumn
-from skipway.data.tables.columns import factorize_texts, read_numbers
+from skipway.data.tables.columns import factorize_texts
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import printable
 from skipway.utils.format_text import count_of
@@ -50,10 +50,10 @@ def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndar
     """
     warnings = []
     y = y[: len(train)]
-    kinds = {column.name: column.kind for column in spec.columns}
+    columns = {column.name: column for column in spec.columns}
     for name in names:
         raw = train.columns[name]
-        numbers = read_numbers(raw, "number", name)[0] if kinds[name] == "number" else None
+        numbers = columns[name].read_numbers(raw)[0] if columns[name].kind == "number" else None
         cells = raw if numbers is None else numbers
         warnings += [_leak(name, target) for target in _determined(cells, spec, y)]
         if numbers is None:

@@ -13,6 +13,7 @@ import numpy as np
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
 from skipway.data.tables.columns import ColumnKind, factorize_texts, read_numbers
+from skipway.data.tables.number_style import NumberStyle
 
 __all__ = ["DIGEST_PREFIX", "digest_rows"]
 
@@ -21,18 +22,24 @@ _HEX = 32  # characters of a digest: two hashes of 64 bits
 DIGEST_PREFIX = "2:"  # version of these digests; those of earlier versions have no prefix and differ
 
 
-def digest_rows(tables: Sequence[Table], kinds: Mapping[str, ColumnKind], y: np.ndarray) -> list[str]:
+def digest_rows(
+    tables: Sequence[Table],
+    kinds: Mapping[str, ColumnKind],
+    y: np.ndarray,
+    styles: Mapping[str, NumberStyle | None] | None = None,
+) -> list[str]:
     """Return a digest of each row's cells and target, independent of the order of the columns.
 
     Args:
         tables: tables whose rows are digested one after the other.
         kinds: {name: kind} of the columns to include.
         y: (N,) or (N, T) targets of all rows.
+        styles: {name: style} of the columns of numbers.
 
     Returns:
         N digests: `DIGEST_PREFIX` and 32 hex digits.
     """
-    parts = [_sum_cells(table, kinds) for table in tables]
+    parts = [_sum_cells(table, kinds, styles or {}) for table in tables]
     sums = np.concatenate(parts)
     for i, values in enumerate(y.reshape(len(y), -1).T):
         _add(sums, _hash_numbers(values.astype(np.float64)), f"\0target {i}")
@@ -40,13 +47,15 @@ def digest_rows(tables: Sequence[Table], kinds: Mapping[str, ColumnKind], y: np.
     return [DIGEST_PREFIX + text[begin : begin + _HEX] for begin in range(0, len(text), _HEX)]
 
 
-def _sum_cells(table: Table, kinds: Mapping[str, ColumnKind]) -> np.ndarray:
+def _sum_cells(table: Table, kinds: Mapping[str, ColumnKind], styles: Mapping[str, NumberStyle | None]) -> np.ndarray:
     """Return (N, 2) sums of the hashes of each row's cells."""
     sums = np.zeros((len(table), 2), np.uint64)
     for name, kind in kinds.items():
         if name in table.columns:
             cells = table.columns[name]
-            _add(sums, _hash_numbers(read_numbers(cells, kind, name)[0]) if kind == "number" else _hash(cells), name)
+            is_number = kind == "number"
+            numbers = read_numbers(cells, kind, name, styles.get(name))[0] if is_number else None
+            _add(sums, _hash(cells) if numbers is None else _hash_numbers(numbers), name)
     return sums
 
 

@@ -8,7 +8,7 @@ Shapes: x is (N, F + K): F numbers and indicators, then the indices of K categor
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +26,8 @@ from skipway.data.tables.columns import (
     columns_from_dicts,
     describe_problems,
 )
+from skipway.data.tables.number_inference import MAX_ODD
+from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
 from skipway.errors import InputError, printable
 
 __all__ = ["Encoded", "TableSpec"]
@@ -40,17 +42,19 @@ class Encoded:
         problems: cells that cannot be used.
         unseen: {column: number of values rarely or never seen in training}.
         missing: {column: number of missing values}.
+        odd: lines on cells that are read as missing, or as a bound such as <5.
     """
 
     x: np.ndarray
     problems: list[Problem]
     unseen: Counter[str]
     missing: Counter[str]
+    odd: list[str] = field(default_factory=list)
 
     def remarks(self) -> list[str]:
-        """Return a line for each column with unseen or missing values."""
+        """Return a line for each column with unseen, missing or unusual values."""
         unseen = [f"values of {printable(c)!r} rarely or never seen in training: {n:,}" for c, n in self.unseen.items()]
-        return unseen + [f"missing values of {printable(c)!r}: {n:,}" for c, n in self.missing.items()]
+        return self.odd + unseen + [f"missing values of {printable(c)!r}: {n:,}" for c, n in self.missing.items()]
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class TableSpec(OutputSpec):
     Args:
         columns: encoders of the input columns.
         target_names, task, class_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
+        target_styles: how the numbers of each target are written; empty for text, and for models of earlier versions.
 
     Raises:
         InputError: a value is out of range, or values contradict each other.
@@ -81,6 +86,7 @@ class TableSpec(OutputSpec):
     target_std: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
     label_sep: str = ""
+    target_styles: tuple[NumberStyle, ...] = field(default=(), repr=False)  # as in `Column.style`
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
@@ -103,6 +109,11 @@ class TableSpec(OutputSpec):
                     f"{column.center} and {column.scale}. Fit the column again."
                 )
             check_texts(column.categories, self.kind, "categories")
+        if self.target_styles and len(self.target_styles) != len(self.target_names):
+            raise InputError(
+                f"cannot create a TableSpec: expected a style for each of {len(self.target_names)} targets, got "
+                f"{len(self.target_styles)}. Use a file saved by skipway."
+            )
         if sum(len(c.categories) for c in self.columns) > MAX_NAMES:
             raise InputError(
                 f"cannot create a TableSpec: expected at most {MAX_NAMES:,} categories. Use --ignore for columns with "
@@ -158,15 +169,17 @@ class TableSpec(OutputSpec):
             )
         x = np.empty((len(table), *self.input_shape), np.float32)
         problems: list[Problem] = []
+        odd: list[str] = []
         unseen, missing = Counter[str](), Counter[str]()
         indicator = len(self.number_columns)
         for i, column in enumerate(self.number_columns):
-            values, unreadable = column.read_numbers(table.columns[column.name])
-            is_missing = np.isnan(values)
-            problems += unreadable
-            if is_missing.any() and (count := int(is_missing.sum()) - len(unreadable)):
+            cells = column.read_cells(table.columns[column.name])
+            is_missing = np.isnan(cells.values)
+            problems += cells.problems
+            odd += cells.remarks
+            if is_missing.any() and (count := int(is_missing.sum()) - len(cells.problems)):
                 missing[column.name] = count
-            x[:, i] = column.scaled(values)
+            x[:, i] = column.scaled(cells.values)
             if column.indicator:
                 x[:, indicator] = is_missing
                 indicator += 1
@@ -177,22 +190,37 @@ class TableSpec(OutputSpec):
                 unseen[column.name] = count
             if count := int((slots == ABSENT).sum()):
                 missing[column.name] = count
-        return Encoded(x=x, problems=problems, unseen=unseen, missing=missing)
+        return Encoded(x=x, problems=problems, unseen=unseen, missing=missing, odd=odd)
 
-    def encode_strict(self, table: Table) -> Encoded:
+    def encode_strict(self, table: Table, *, allow_odd: bool = False) -> Encoded:
         """Encode the rows of a table, and require that all cells can be used.
+
+        Args:
+            table: the table.
+            allow_odd: accept a share of texts in each column of numbers up to `MAX_ODD`, as missing values with a line
+                in `odd`. Rows with a target are encoded so.
 
         Raises:
             InputError: the table lacks columns, or has cells that cannot be used.
         """
         encoded = self.encode(table)
-        if encoded.problems:
-            raise InputError(describe_problems(encoded.problems, table.row_name))
+        problems = encoded.problems
+        if problems and allow_odd:
+            texts = Counter(problem.column for problem in problems if problem.is_text)
+            few = {name: count for name, count in texts.items() if count <= MAX_ODD * len(table)}
+            problems = [problem for problem in problems if not (problem.is_text and problem.column in few)]
+            encoded.missing.update(few)
+            encoded.odd.extend(f"texts in {printable(name)!r} read as missing: {n:,}" for name, n in few.items())
+        if problems:
+            raise InputError(describe_problems(problems, table.row_name))
         return encoded
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can represent."""
-        return {"columns": [column_to_dict(c) for c in self.columns], "task": self.task, **self.output_dict()}
+        values = {"columns": [column_to_dict(c) for c in self.columns], "task": self.task, **self.output_dict()}
+        if self.target_styles:
+            values["target_styles"] = list(map(style_to_dict, self.target_styles))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TableSpec":
@@ -206,7 +234,7 @@ class TableSpec(OutputSpec):
         """
         values = _as_lists(values) if isinstance(values, dict) else {}
         expected = {"columns", "task", "class_names", "target_names"}
-        if not expected <= set(values) <= {"columns", *OUTPUT_FIELDS}:
+        if not expected <= set(values) <= {"columns", "target_styles", *OUTPUT_FIELDS}:
             names = sorted(map(str, values))
             raise InputError(
                 f"cannot read a TableSpec: expected the fields {', '.join(sorted(expected))}, got "
@@ -214,13 +242,14 @@ class TableSpec(OutputSpec):
             )
         try:
             columns = columns_from_dicts(values["columns"])
+            styles = tuple(map(style_from_dict, values.get("target_styles", ())))
             outputs = cls.output_fields(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"cannot read a TableSpec: expected valid columns and numbers, got {printable(error)[:200]}. Use a "
                 "file saved by skipway."
             ) from None
-        return cls(columns=columns, **outputs)
+        return cls(columns=columns, target_styles=styles, **outputs)
 
 
 def _as_lists(values: dict[str, Any]) -> dict[str, Any]:

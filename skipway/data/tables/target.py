@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.data.output_spec import TASKS, OutputSpec, TaskName
+from skipway.data.output_spec import TASKS, TaskName
 from skipway.data.sources.image_source import class_order
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.text_column import Cells, TextColumn
@@ -29,6 +29,9 @@ from skipway.data.tables.columns import (
     missing_mask,
     read_numbers,
 )
+from skipway.data.tables.number_columns import infer_column_style, read_number_cells
+from skipway.data.tables.number_style import NumberStyle
+from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, printable
 
 __all__ = ["Target", "infer_target", "missing_targets"]
@@ -46,17 +49,19 @@ class Target:
         task: "classification", "multilabel" or "regression".
         class_names: names of the classes or labels; empty for regression.
         label_sep: text between the labels of a row; empty for lists, and for a column of each label.
+        styles: how the numbers of each column are written; empty if there are none.
     """
 
     names: tuple[str, ...]
     task: TaskName
     class_names: tuple[str, ...] = ()
     label_sep: str = ""
+    styles: tuple[NumberStyle, ...] = ()
 
     @classmethod
-    def of(cls, spec: OutputSpec) -> "Target":
+    def of(cls, spec: TableSpec) -> "Target":
         """Return the target of a trained model."""
-        return cls(spec.target_names, spec.task, spec.class_names, spec.label_sep)
+        return cls(spec.target_names, spec.task, spec.class_names, spec.label_sep, spec.target_styles)
 
     def read(self, table: Table) -> np.ndarray:
         """Read the targets of a table in which none is missing.
@@ -68,7 +73,9 @@ class Target:
             InputError: a target is not a number, or not a class or label of the training table.
         """
         if self.task == "regression":
-            return np.stack([_read_numbers(table, name) for name in self.names], axis=1)
+            styles = self.styles or (None,) * len(self.names)
+            pairs = zip(self.names, styles, strict=True)
+            return np.stack([_read_numbers(table, name, style) for name, style in pairs], axis=1)
         cells = table.column(self.names[0])
         if self.task == "classification":
             return self._read_classes(table, cells)
@@ -80,7 +87,7 @@ class Target:
     def _read_classes(self, table: Table, raw: Cells) -> np.ndarray:
         # If all classes are integers, "1" and "1.0" are the same class.
         if isinstance(raw, TextColumn) and all(map(_is_whole, self.class_names)):
-            values, problems = read_numbers(raw, "number", self.names[0])
+            values, problems = read_numbers(raw, "number", self.names[0], self.styles[0] if self.styles else None)
             raw = values if not problems else raw
         codes, texts = as_texts(raw).factorize()
         index = {name: i for i, name in enumerate(self.class_names)}
@@ -161,7 +168,12 @@ def infer_target(train: Table, names: tuple[str, ...], task: str, label_sep: str
     if len(names) > 1 or task == "multilabel":
         return _infer_columns(train, names, task)
     chosen, class_names = _infer_single(train, names[0], task)
-    return Target(names, chosen, class_names)
+    are_numbers = chosen == "regression" or all(map(_is_whole, class_names))
+    return Target(names, chosen, class_names, styles=_styles(train, names) if are_numbers else ())
+
+
+def _styles(train: Table, names: tuple[str, ...]) -> tuple[NumberStyle, ...]:
+    return tuple(infer_column_style(train.columns[name], train) for name in names)
 
 
 def _infer_columns(train: Table, names: tuple[str, ...], task: str) -> Target:
@@ -182,19 +194,25 @@ def _infer_columns(train: Table, names: tuple[str, ...], task: str) -> Target:
     for name in names:
         _refuse_texts(train, name)
         _infer_single(train, name, "regression")
-    return Target(names, "regression")
+    return Target(names, "regression", styles=_styles(train, names))
 
 
 def _refuse_texts(train: Table, target: str) -> None:
     """Raise InputError if most values of one of several targets are not numbers."""
     if infer_kind(target, train)[0] in ("number", ""):
         return
-    texts = as_texts(train.columns[target]).tolist()
-    row = next(i for i, text in enumerate(texts) if not _is_number(text))
+    row, text = _first_text(train, target)
     raise InputError(
         f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected several targets to be numbers, or 0 "
-        f"and 1, got {printable(texts[row])[:60]!r}. Train a model for each target of classes."
+        f"and 1, got {text!r}. Train a model for each target of classes."
     )
+
+
+def _first_text(train: Table, target: str) -> tuple[int, str]:
+    """Return the row and the text of the first cell that is no number."""
+    raw = train.columns[target]
+    _, problems = read_numbers(raw, "number", target, infer_column_style(raw, train))
+    return problems[0].row, printable(as_texts(raw)[problems[0].row])[:60]
 
 
 def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple[str, ...]]:
@@ -206,12 +224,15 @@ def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple
         raise InputError(f"cannot learn {where}: expected at least 2 distinct values, got 1. Choose another target.")
     numeric = kind == "number" or remark == "row counter"
     if numeric:
-        values = _read_numbers(train, target)
+        style = infer_column_style(raw, train)
+        values = _read_numbers(train, target, style)
         distinct = np.unique(values)
         few = len(distinct) <= _MAX_CLASSES and len(values) >= _ROWS_A_CLASS * len(distinct)
         whole = bool(np.all(distinct == np.round(distinct)))
         if task == "regression" or (task == "auto" and not (few and whole)):
             return "regression", ()
+        if style.unit:  # the names of the classes are the texts
+            return "classification", _class_names(factorize_texts(raw)[1], len(values), where)
         if not whole:
             row = int(np.flatnonzero(values != np.round(values))[0])
             raise InputError(
@@ -221,17 +242,13 @@ def _infer_single(train: Table, target: str, task: str) -> tuple[TaskName, tuple
         names = [str(int(value)) for value in distinct]
         return "classification", _class_names(names, len(values), where, ordered=True)
     if task == "regression":
-        row = int(np.flatnonzero([not _is_number(v) for v in as_texts(raw).tolist()])[0])
+        row, text = _first_text(train, target)
         raise InputError(
             f"cannot use {train.row_name(row)}, target {printable(target)!r}: expected a number for --task regression, "
-            f"got {printable(raw[row])[:60]!r}. Drop --task to learn classes."
+            f"got {text!r}. Drop --task to learn classes."
         )
     _, names = factorize_texts(raw)
     return "classification", _class_names(names, len(raw), where)
-
-
-def _is_number(value: Any) -> bool:
-    return not read_numbers(np.array([value], object), "number", "")[1]
 
 
 def _class_names(names: list[str], count: int, where: str, ordered: bool = False) -> tuple[str, ...]:
@@ -275,13 +292,13 @@ def _separator(cells: Cells, label_sep: str | None) -> str:
     return (cells.separator if isinstance(cells, TextColumn) else "") or label_sep or ""
 
 
-def _read_numbers(table: Table, target: str) -> np.ndarray:
-    """Return the (N,) numbers of a target; cells such as "-", which only mean a missing feature, are errors too."""
-    values, problems = read_numbers(table.column(target), "number", target)
-    problems = problems or _missing_values(table, target, values, "a number")
+def _read_numbers(table: Table, target: str, style: NumberStyle | None) -> np.ndarray:
+    """Return the (N,) numbers of a target; cells such as "-" and "<5" can only be features, and are errors."""
+    cells = read_number_cells(table.column(target), target, style)
+    problems = cells.problems or _missing_values(table, target, cells.exact, "a number")
     if problems:
         raise InputError(describe_problems(problems, table.row_name))
-    return values
+    return cells.values
 
 
 def _read_binary(table: Table, target: str) -> np.ndarray:

@@ -80,14 +80,12 @@ def test_decimal_commas_large_integers_dates_and_truths_are_read():
     assert "expected a finite number" in read_numbers(np.array([1, np.inf]), "number", "c")[1][0].why
 
 
-def test_a_thousands_separator_that_may_be_a_decimal_comma_is_refused(tmp_path):
+def test_a_comma_before_three_digits_separates_thousands_unless_semicolons_separate_the_columns(tmp_path):
     path = lines(tmp_path / "t.csv", "a,b", '"1,234",1', '"2,500",3')
-    with pytest.raises(
-        InputError, match=r"t.csv:2, column 'a': expected an unambiguous number, got '1,234' \(1234 or 1.234\). Remove"
-    ):
-        infer_kind("a", read_table(path))
-    path = lines(tmp_path / "t.csv", "a;b", "1,234;1", "2,500;3")
     assert infer_kind("a", read_table(path)) == ("number", "")
+    assert fit_column("a", "number", read_table(path).columns["a"])[0].center == 1867
+    path = lines(tmp_path / "t.csv", "a;b", "1,234;1", "2,500;3")
+    assert infer_kind("a", read_table(path)) == ("number", "'1,234' is read as 1.234, not as 1234")
 
 
 def test_categories_have_slots_for_the_unseen_the_missing_and_each_that_is_seen_twice():

@@ -261,8 +261,8 @@ def test_rare_categories_missing_values_and_unseen_ones_are_counted():
 
 
 def test_a_bad_cell_is_refused_with_line_column_and_value(tmp_path):
-    path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i}" for i in range(30)], "abc,1", "inf,2")
-    said = "t.csv:32, column 'a': expected a number, got 'abc' .and 1 more such cells."
+    path = lines(tmp_path / "t.csv", "a,y", *[f"{i % 7 + i / 10},{i}" for i in range(30)], "abc,1", "inf,2", "x,3")
+    said = "t.csv:32, column 'a': expected a number, got 'abc' .and 2 more such cells."
     with pytest.raises(InputError, match=said):
         build_table_dataset(open_table_source(str(path), ColumnRoles(target=("y",))), 0.2, 0)
 
