@@ -9,6 +9,7 @@ from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
 from skipway.data.stratified_split import MAX_HELD_OUT
 from skipway.data.tables.columns import as_texts, read_numbers
+from skipway.data.tables.date_formats import infer_date_format
 from skipway.errors import InputError, printable
 
 __all__ = ["last_part", "read_order"]
@@ -29,7 +30,10 @@ def read_order(table: Table, column: str) -> np.ndarray:
     """
     raw = table.column(column)
     numbers, bad_numbers = read_numbers(raw, "number", column)
-    values, problems = (numbers, bad_numbers) if not bad_numbers else read_numbers(raw, "date", column)
+    values, problems = numbers, bad_numbers
+    if bad_numbers:
+        date_format, _ = infer_date_format(as_texts(raw))
+        values, problems = read_numbers(raw, "date", column, date_format or "ymd")
     rows = sorted({*(problem.row for problem in problems), *np.flatnonzero(np.isnan(values)).tolist()})
     if rows:
         cell = as_texts(raw)[int(rows[0])]

@@ -217,6 +217,7 @@ def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
         "one": "row" if table else "image",
         "target": str(data.get("target", "")),
         "columns": _counts(data.get("columns")),
+        "dates": {str(name): str(text) for name, text in mapping(data.get("dates")).items()},
         "weights": mapping(data.get("weights")),
     }
 

@@ -189,6 +189,7 @@ class TableDataModule:
         kinds = ", ".join(count_of(n, kind, _PLURALS.get(kind, "")) for kind, n in facts["columns"].items())
         target = describe_target(rows.spec)
         lines = [f"data: {rows.name}, {counts}; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"]
+        lines += [f"  date column {printable(name)!r}: {text}" for name, text in facts["dates"].items()]
         if rows.skipped:
             lines.append(f"  {count_of(len(rows.skipped), 'row')} without a target skipped, listed in skipped.csv")
         lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]

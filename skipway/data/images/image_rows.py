@@ -13,7 +13,8 @@ from torch.utils._pytree import register_pytree_node
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_images import DecodedImages
-from skipway.data.tables.columns import Column, fit_column, infer_kind
+from skipway.data.tables.columns import Column, fit_column
+from skipway.data.tables.input_kinds import infer_input_kind
 from skipway.data.tables.join_tables import select_rows
 from skipway.errors import InputError, printable
 from skipway.nn.extra_inputs import NamedInputs
@@ -96,7 +97,7 @@ def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:
     train = select_rows(images.columns, images.splits["train"])
     columns = []
     for name, cells in train.columns.items():
-        kind, remark = infer_kind(name, train)
+        kind, remark = infer_input_kind(name, train)
         if remark:
             images.warnings.append(f"feature column {printable(name)!r}: {remark}{'' if kind else ', left out'}")
         if kind:

@@ -8,14 +8,15 @@ Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491
 import re
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
+from skipway.data.tables.date_columns import DateEncoder, fit_dates
+from skipway.data.tables.date_formats import example_of, infer_date_format, parse_dates
 from skipway.errors import InputError, printable
 
 __all__ = [
@@ -50,7 +51,6 @@ _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _GROUPS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.I)
-_DATE = re.compile(r"\d{4}([-/])\d\d\1\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII)
 _TRUTHS = ({"true": 1.0, "false": 0.0}, {"yes": 1.0, "no": 0.0}, {"t": 1.0, "f": 0.0}, {"y": 1.0, "n": 0.0})
 _TRUTH = dict(ChainMap(*_TRUTHS))
 
@@ -69,7 +69,8 @@ class Column:
     """Encoder of one column.
 
     Numbers, booleans and dates are encoded as (value - center) / scale, smoothly clipped to [-3, 3]. Missing values are
-    encoded as 0. Categories are encoded as indices: 0 for unseen, 1 for missing, then `categories` in their order.
+    encoded as 0. Dates have further inputs: the parts of the calendar that vary in the training rows. Categories are
+    encoded as indices: 0 for unseen, 1 for missing, then `categories` in their order.
 
     Args:
         name: name of the column.
@@ -78,6 +79,7 @@ class Column:
         scale: robust standard deviation of the training rows.
         indicator: True if an additional input marks missing values.
         categories: categories that occur at least twice in the training rows.
+        dates: format and parts of a column of dates; None for dates of earlier versions, whose only input is the trend.
 
     >>> Column("city", "category", categories=("Bonn", "Trier")).num_slots
     4
@@ -89,6 +91,12 @@ class Column:
     scale: float = 1.0
     indicator: bool = False
     categories: tuple[str, ...] = ()
+    dates: DateEncoder | None = field(default=None, repr=False)  # the repr is a part of the fingerprints of runs
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of inputs of a column that is no category column, without the indicator."""
+        return 1 + (self.dates.num_inputs if self.dates else 0)
 
     @property
     def num_slots(self) -> int:
@@ -97,13 +105,22 @@ class Column:
 
     def read_numbers(self, raw: Cells) -> tuple[np.ndarray, list[Problem]]:
         """Parse (N,) values as float64; see the function `read_numbers`."""
-        return read_numbers(raw, self.kind, self.name)
+        return read_numbers(raw, self.kind, self.name, self.dates.date_format if self.dates else "ymd")
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Encode (N,) numbers as float32, with 0 for NaN."""
         with np.errstate(over="ignore"):
             z = np.clip((values - self.center) / self.scale, -1e6, 1e6)
         return np.nan_to_num(z / np.sqrt(1 + (z / _CLIP) ** 2), nan=0.0).astype(np.float32)
+
+    def encoded(self, values: np.ndarray) -> np.ndarray:
+        """Encode (N,) numbers as inputs (N, `num_inputs`) float32, with 0 for NaN."""
+        inputs = [self.scaled(values)[:, None]]
+        if self.dates:
+            if self.dates.has_year:
+                inputs.append(self.scaled(self.dates.year_starts(values))[:, None])
+            inputs.append(self.dates.cycles(values))
+        return np.concatenate(inputs, axis=1)
 
     def slot_indices(self, raw: Cells) -> np.ndarray:
         """Encode (N,) categories as indices."""
@@ -138,18 +155,19 @@ def missing_mask(raw: Cells) -> np.ndarray:
     return np.isnan(raw) if isinstance(raw, np.ndarray) and raw.dtype != object else as_texts(raw).missing()
 
 
-def read_numbers(raw: Cells, kind: ColumnKind, name: str) -> tuple[np.ndarray, list[Problem]]:
+def read_numbers(raw: Cells, kind: ColumnKind, name: str, date_format: str = "ymd") -> tuple[np.ndarray, list[Problem]]:
     """Parse a column as float64.
 
     Args:
         raw: (N,) cells.
         kind: "number", "boolean" or "date" (parsed as days since 1970).
         name: name of the column, for the problems.
+        date_format: format of dates, see `date_formats`.
 
     Returns:
         (N,) values, with NaN for missing and invalid cells, and a list of the invalid cells.
     """
-    if isinstance(raw, np.ndarray) and raw.dtype != object:
+    if isinstance(raw, np.ndarray) and raw.dtype != object and kind != "date":
         bad = np.flatnonzero(np.abs(raw) > _LARGEST)
         values = raw.copy()
         values[bad] = np.nan
@@ -160,12 +178,15 @@ def read_numbers(raw: Cells, kind: ColumnKind, name: str) -> tuple[np.ndarray, l
     codes, texts = without_texts(*cells.factorize(), _NO_NUMBER)
     if kind == "number":
         numbers = _parse_numbers(texts)
+    elif kind == "date":
+        numbers = parse_dates(texts, date_format)
     else:
-        parse = _parse_day if kind == "date" else _parse_boolean
-        numbers = np.array([parse(text) for text in texts], np.float64)
+        numbers = np.array([_parse_boolean(text) for text in texts], np.float64)
     values = np.append(numbers, np.nan)[codes]
     wrong = np.append(np.isnan(numbers), False)[codes]
-    return values, [Problem(int(i), name, _describe_cell(texts[codes[i]], kind)) for i in np.flatnonzero(wrong)]
+    return values, [
+        Problem(int(i), name, _describe_cell(texts[codes[i]], kind, date_format)) for i in np.flatnonzero(wrong)
+    ]
 
 
 def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
@@ -200,8 +221,9 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
         _refuse_ambiguous(texts, codes, table=table, name=name)
         values, _ = read_numbers(raw, "number", name)
         return _infer_kind_of_numbers(values[~np.isnan(values)], len(raw))
-    if counts[[bool(_DATE.fullmatch(text)) for text in texts]].sum() / present >= _MOSTLY:
-        return "date", ""
+    date_format, remark = infer_date_format(as_texts(raw))
+    if date_format:
+        return "date", remark
     if len(texts) == present and present >= _FEW:
         return "", "identifier: all values differ"
     if share >= 0.5:
@@ -213,13 +235,14 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     return "category", ""
 
 
-def fit_column(name: str, kind: ColumnKind, raw: Cells) -> tuple[Column, dict[str, int]]:
+def fit_column(name: str, kind: ColumnKind, raw: Cells, whole: Cells | None = None) -> tuple[Column, dict[str, int]]:
     """Fit the encoder of a column to the training rows.
 
     Args:
         name: name of the column.
         kind: kind of the column.
         raw: (N,) cells of the training rows.
+        whole: all cells of the column, from which the format of dates is inferred; None for those of the training rows.
 
     Returns:
         The encoder, and the number of "rare" categories or "missing" values.
@@ -231,17 +254,20 @@ def fit_column(name: str, kind: ColumnKind, raw: Cells) -> tuple[Column, dict[st
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
         return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
-    values, _ = read_numbers(raw, kind, name)
+    date_format = (kind == "date" and infer_date_format(as_texts(raw if whole is None else whole))[0]) or "ymd"
+    values, _ = read_numbers(raw, kind, name, date_format)
     present = values[~np.isnan(values)]
     if not len(present):
-        return Column(name, kind, indicator=True), {"missing": len(raw)}
+        dates = DateEncoder(date_format, 0.0, 0.0, ()) if kind == "date" else None
+        return Column(name, kind, indicator=True, dates=dates), {"missing": len(raw)}
     low, center, high = np.quantile(present, (0.25, 0.5, 0.75))
     spread = (high - low) / 1.349  # equals the standard deviation for a normal distribution
     if not spread > 0:  # more than half of the values are equal
         largest = np.abs(present).max()
         spread = float(np.std(present / largest) * largest) if np.ptp(present) > 0 else 1.0
     missing = len(values) - len(present)
-    column = Column(name, kind, center=float(center), scale=float(spread) or 1.0, indicator=missing > 0)
+    dates = fit_dates(present, date_format) if kind == "date" else None
+    column = Column(name, kind, center=float(center), scale=float(spread) or 1.0, indicator=missing > 0, dates=dates)
     return column, {"missing": missing}
 
 
@@ -301,25 +327,15 @@ def _parse_boolean(text: str) -> float:
     return _TRUTH.get(text.casefold(), numbers.get(text, np.nan))
 
 
-def _parse_day(text: str) -> float:
-    """Return the days since 1970 of an ISO date, NaN for any other text."""
-    if not _DATE.fullmatch(text):
-        return np.nan
-    try:
-        moment = datetime.fromisoformat(text.replace("/", "-"))
-    except ValueError:
-        return np.nan
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() / 86_400
-
-
-def _describe_cell(text: str, kind: ColumnKind) -> str:
+def _describe_cell(text: str, kind: ColumnKind, date_format: str = "ymd") -> str:
     """Describe an invalid cell in a column of numbers, booleans or dates."""
     shown = repr(printable(text)[:60])
     if kind == "number" and (_COMMA.fullmatch(text) or _GROUPS.fullmatch(text)):
         return f"expected a decimal point as in other rows, got {shown} (write {text.replace(',', '.', 1)})"
     if kind == "number" and (_INFINITE.fullmatch(text) or _POINT.fullmatch(text)):
         return f"expected a finite number up to {_LARGEST:g}, got {shown}"
-    noun = {"number": "a number", "date": "a date such as 2024-12-31", "boolean": "true or false"}[kind]
+    nouns = {"number": "a number", "date": f"a date such as {example_of(date_format)}", "boolean": "true or false"}
+    noun = nouns[kind]
     return f"expected {noun}, got {shown}"
 
 
@@ -352,6 +368,7 @@ def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
             scale=float(c.get("scale", 1)),
             indicator=bool(c.get("indicator", False)),
             categories=tuple(c.get("categories", ())),
+            dates=DateEncoder.from_dict(c["dates"]) if "dates" in c else None,
         )
         for c in values
     )
@@ -361,10 +378,11 @@ def column_to_dict(column: Column) -> dict[str, Any]:
     """Return a column as JSON values, without the fields that its kind does not use."""
     if column.kind == "category":
         return {"name": column.name, "kind": column.kind, "categories": list(column.categories)}
-    return {
+    values = {
         "name": column.name,
         "kind": column.kind,
         "center": column.center,
         "scale": column.scale,
         "indicator": column.indicator,
     }
+    return values | ({"dates": column.dates.as_dict()} if column.dates else {})

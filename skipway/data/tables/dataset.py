@@ -20,8 +20,9 @@ from skipway.data.sample_weights import describe_weights, read_weights, refuse_z
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import strata_of
-from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
+from skipway.data.tables.columns import Column, ColumnKind, fit_column
 from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
+from skipway.data.tables.input_kinds import infer_input_kind, targets_follow_order
 from skipway.data.tables.join_tables import select_rows
 from skipway.data.tables.row_digests import digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
@@ -114,7 +115,8 @@ def build_table_dataset(
     roles = source.roles
     target = Target.of(spec) if spec else infer_target(train, roles.target, roles.task, roles.label_sep)
     y = np.concatenate([target.read(table) for table in tables.values()])
-    choice = _choose_columns(source) if spec is None else _ColumnChoice({}, {}, [])
+    ordered = target.task == "regression" and targets_follow_order(y[: len(train)])
+    choice = _choose_columns(source, keep_counter=ordered) if spec is None else _ColumnChoice({}, {}, [])
     kinds = {column.name: column.kind for column in spec.columns} if spec else choice.kinds
     digests = digest_rows(list(tables.values()), kinds, y)
     splitter = RowSplitter(source.name, roles, fraction, seed, fold, allow_duplicates)
@@ -221,6 +223,7 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
         "task": rows.spec.task,
         "counts": {split: len(indices) for split, indices in rows.splits.items()},
         "columns": dict(Counter(c.kind for c in rows.spec.columns)),
+        "dates": {c.name: c.dates.describe() for c in rows.spec.columns if c.dates},
         "left_out": dict(rows.left_out),
         "skipped": len(rows.skipped),
         "notes": dict(rows.notes.most_common()),
@@ -263,8 +266,8 @@ def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[st
     return tables, skipped
 
 
-def _choose_columns(source: TableSource) -> _ColumnChoice:
-    """Choose the input columns of the training table."""
+def _choose_columns(source: TableSource, keep_counter: bool) -> _ColumnChoice:
+    """Choose the input columns of the training table; `keep_counter`: a running index is one of them."""
     train = source.splits["train"]
     kinds: dict[str, ColumnKind] = {}
     roles = source.roles
@@ -278,7 +281,9 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
         if source.roles.features and name not in source.roles.features:
             left_out[name] = "not in --features"
             continue
-        kind, remark = infer_kind(name, train)
+        kind, remark = infer_input_kind(name, train)
+        if remark == "row counter" and keep_counter:
+            kind, remark = "number", "a row counter that the target follows: used as a number. See --split-by"
         if kind:
             kinds[name] = kind
             warnings += [f"column {printable(name)!r}: {remark}"] if remark else []
@@ -306,7 +311,8 @@ def _fit_spec(
     """Fit the encoders of the columns, and the statistics of the targets y, to the training rows."""
     columns: list[Column] = []
     for name, kind in kinds.items():
-        column, counts = fit_column(name, kind, train.columns[name][rows])
+        cells = train.columns[name]
+        column, counts = fit_column(name, kind, cells[rows], whole=cells)
         columns.append(column)
         if counts.get("rare"):
             notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]
