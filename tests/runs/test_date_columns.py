@@ -53,7 +53,7 @@ def test_the_column_is_described_wherever_columns_are(run):
 def test_evaluate_and_predict_use_the_format_of_the_run(run, tmp_path):
     trained, data, _ = run
     assert sw.evaluate(trained.path, data).r2 > 0.9
-    new = pd.DataFrame({"when": ["04/03/2024 08:00", "04/03/2024 03:00", "2024-03-04 08:00", "03/25/2024", None]})
+    new = pd.DataFrame({"when": ["04/03/2024 08:00", "04/03/2024 03:00", "2024-03-04 08:00", "03/25/2024", "NA"]})
     rows = sw.predict(trained.path, written(tmp_path / "new.csv", new))
     assert [row.usable for row in rows] == [True, True, False, False, True]
     assert rows[0].value > rows[1].value + 50
