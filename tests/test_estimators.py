@@ -230,7 +230,7 @@ def test_tables_of_other_libraries_are_read_as_those_of_pandas():
 def test_tables_of_polars_are_read():
     polars = pytest.importorskip("polars")
     frame, y = mixed(60)
-    table = polars.DataFrame({name: frame[name].to_list() for name in frame})
+    table = polars.from_arrow(pyarrow.Table.from_pandas(frame))
     model = SkipRegressor(**QUICK).fit(table, polars.Series(y))
     assert np.array_equal(model.predict(table), SkipRegressor(**QUICK).fit(frame, y).predict(frame))
 

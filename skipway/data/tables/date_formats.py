@@ -25,6 +25,7 @@ _MIN_COMPACT = 6  # distinct cells that show that numbers such as 202412 are mon
 _COMPACT_YEARS = range(1900, 2101)
 _FIRST_OF_19XX = 69  # two digits from 69 on are a year of the 20th century, as in POSIX
 _SECONDS_A_DAY = 86_400
+_ISO_LENGTHS = (10, 16, 19)  # 2024-12-31, 2024-12-31 12:30 and 2024-12-31 12:30:00
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july"),
     *("august", "september", "october", "november", "december"),
@@ -188,16 +189,29 @@ def _parse(texts: Sequence[str], date_format: str) -> _Parsed:
     regex, offsets = _REGEXES[date_format], set[timedelta | None]()
     values = np.full(len(texts), np.nan)
     for i, text in enumerate(texts):
-        match = regex.fullmatch(text)
-        if match is None or (date_format in ("dmy", "mdy") and _VERSION.match(text)):
-            continue
-        try:
-            moment = _moment(match.groupdict())
-        except ValueError:
-            continue
+        moment = _iso_moment(text) if date_format == "ymd" else None
+        if moment is None:
+            match = regex.fullmatch(text)
+            if match is None or (date_format in ("dmy", "mdy") and _VERSION.match(text)):
+                continue
+            try:
+                moment = _moment(match.groupdict())
+            except ValueError:
+                continue
         offsets.add(moment.utcoffset())
         values[i] = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() / _SECONDS_A_DAY
     return _Parsed(values, offsets)
+
+
+def _iso_moment(text: str) -> datetime | None:
+    """Return the moment of a usual ISO text, faster than the regular expression; None for other texts."""
+    is_usual = len(text) in _ISO_LENGTHS and text[4] == text[7] == "-" and text[10:11] in ("", " ", "T")
+    if not is_usual or text[13:14] not in ("", ":") or not text.isascii():
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _moment(parts: dict[str, str | None]) -> datetime:

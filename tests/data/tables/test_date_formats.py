@@ -66,6 +66,12 @@ def test_offsets_are_converted_to_utc_and_reported_if_they_differ():
     assert (parse_dates(same, "ymd") == 19723).all()
 
 
+def test_unusual_iso_texts_are_read_as_usual_ones():
+    same = ["2024-12-31 01:30", "2024-12-31  1:30", "2024-12-31T01:30:00", "2024-12-31 1:30:00Z", "2024/12/31 1:30 AM"]
+    assert (parse_dates(same, "ymd") == parse_dates(same[:1], "ymd")).all()
+    assert np.isnan(parse_dates(["2024-W01-1", "2024-13-01", "2024-12-31X01:30", "2024-12-31 25:30"], "ymd")).all()
+
+
 def test_one_cell_decides_the_order_of_the_whole_column():
     twelve = [f"{day:02}/{month:02}/2024" for day in range(1, 13) for month in (5, 3, 9)]
     assert infer(*twelve, "13/01/2024")[0] == "dmy" and infer(*twelve, "01/13/2024")[0] == "mdy"
