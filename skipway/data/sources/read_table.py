@@ -1,5 +1,6 @@
 """Read a Table from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn."""
 
+import json
 import re
 from datetime import timedelta
 from itertools import chain
@@ -112,9 +113,20 @@ def _parquet_table(path: Path) -> Table:
             raise InputError(f"cannot read {where}: expected rows, got only column names. Add a row for each sample.")
         # The metadata of pandas may be damaged, and the columns already hold all values.
         frame = file.read().replace_schema_metadata(None).to_pandas()
+        categories = _declared_categories(file.schema_arrow.metadata)
+        frame = frame.astype({name: "category" for name in frame.columns if name in categories})
         names = [name for name in frame.columns if not _UNNAMED_INDEX.fullmatch(name)]
         columns = {name: _to_column(frame[name], f"{where}, column {printable(name)!r}") for name in names}
     return Table(str(path), columns, lambda i: f"{name}:{i + 1}", notes=_zone_notes(frame))
+
+
+def _declared_categories(metadata: Any) -> set[str]:
+    """Return the columns that pandas stored with the dtype `category`, by the metadata of a Parquet file."""
+    try:
+        columns = json.loads(metadata[b"pandas"])["columns"]
+        return {column["name"] for column in columns if column["pandas_type"] == "categorical"}
+    except (KeyError, TypeError, ValueError):
+        return set()
 
 
 def _zone_notes(frame: Any) -> list[str]:

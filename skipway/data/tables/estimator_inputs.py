@@ -86,7 +86,7 @@ def infer_frame_kind(name: str, table: Table, is_object: bool) -> tuple[ColumnKi
     raw = table.columns[name]
     if is_object:
         kind, remark = infer_input_kind(name, table)
-        return ("category", "") if kind in ("number", "boolean") and _has_few_values(raw) else (kind, remark)
+        return (kind, remark) if kind in ("", "date") or not _has_few_values(raw) else ("category", "")
     if raw.dtype != object:
         return "number", ""
     return infer_input_kind(name, table)

@@ -26,6 +26,14 @@ def test_a_category_of_pandas_stays_one_although_it_holds_numbers():
     assert join_columns([cells, cells]).is_category and not join_columns([cells, TextColumn.of(["a"])]).is_category
 
 
+def test_a_category_of_pandas_is_one_in_a_parquet_file(tmp_path):
+    frame = pd.DataFrame({"store": pd.Categorical([3, 1, 2] * 10), "size": np.arange(30.0) ** 2})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
+    assert [infer_input_kind(name, table)[0] for name in frame] == ["category", "number"]
+    assert table.columns["store"].tolist() == ["3", "1", "2"] * 10
+
+
 def test_numbers_are_dates_if_every_one_of_them_is():
     months = [int(m) for m in pd.period_range("2022-01", periods=24, freq="M").strftime("%Y%m")]
     assert kind_of(months) == ("date", "") and kind_of(list(map(str, months))) == ("date", "")
