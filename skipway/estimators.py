@@ -147,10 +147,10 @@ class _SkipEstimator(BaseEstimator):
 
     def _recipe(self) -> Recipe:
         """Return the options of the training, which the recipe checks; open epochs have its default."""
-        options = {name: _plain(getattr(self, name)) for name in ("epochs", "batch_size", "lr", "weight_decay")}
+        values = {name: _plain(getattr(self, name)) for name in ("epochs", "batch_size", "lr", "weight_decay")}
+        options = {name: value for name, value in values.items() if value is not None}
         seed = int(check_random_state(self.random_state).randint(2**31))
-        given = {name: value for name, value in options.items() if value is not None}
-        return Recipe(**given, seed=seed, precision="fp32", device="cpu")
+        return Recipe(**options, seed=seed, precision="fp32", device="cpu")
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Convert X, a DataFrame or a numeric matrix, to a Table."""
