@@ -16,7 +16,7 @@ import numpy as np
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
 from skipway.data.tables.date_columns import DateEncoder, fit_dates
-from skipway.data.tables.date_formats import example_of, infer_date_format, parse_dates
+from skipway.data.tables.date_formats import DateFormat, example_of, infer_date_format, parse_dates
 from skipway.errors import InputError, printable
 
 __all__ = [
@@ -254,7 +254,9 @@ def fit_column(name: str, kind: ColumnKind, raw: Cells, whole: Cells | None = No
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
         return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
-    date_format = (kind == "date" and infer_date_format(as_texts(raw if whole is None else whole))[0]) or "ymd"
+    date_format: DateFormat = "ymd"
+    if kind == "date":
+        date_format = infer_date_format(as_texts(raw if whole is None else whole))[0] or date_format
     values, _ = read_numbers(raw, kind, name, date_format)
     present = values[~np.isnan(values)]
     if not len(present):

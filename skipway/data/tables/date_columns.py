@@ -8,11 +8,11 @@ Shapes: N cells; I inputs of the network.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from skipway.data.tables.date_formats import FORMATS, describe_format
+from skipway.data.tables.date_formats import FORMATS, DateFormat, describe_format
 
 __all__ = ["DateEncoder", "fit_dates"]
 
@@ -40,7 +40,7 @@ class DateEncoder:
     7
     """
 
-    date_format: str
+    date_format: DateFormat
     first: float
     last: float
     parts: tuple[tuple[str, int], ...]
@@ -111,10 +111,10 @@ class DateEncoder:
             KeyError, TypeError, ValueError, AttributeError: a value is missing or cannot be used.
         """
         parts = tuple((str(name), int(harmonics)) for name, harmonics in values["parts"].items())
-        return cls(str(values["format"]), float(values["first"]), float(values["last"]), parts)
+        return cls(cast(DateFormat, str(values["format"])), float(values["first"]), float(values["last"]), parts)
 
 
-def fit_dates(days: np.ndarray, date_format: str) -> DateEncoder:
+def fit_dates(days: np.ndarray, date_format: DateFormat) -> DateEncoder:
     """Fit the encoder of a column of dates to the training rows.
 
     Args:
