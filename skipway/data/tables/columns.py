@@ -31,6 +31,7 @@ __all__ = [
     "describe_problems",
     "factorize_texts",
     "fit_column",
+    "infer_cell_style",
     "infer_kind",
     "missing_mask",
     "read_numbers",
@@ -235,14 +236,16 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     return "category", ""
 
 
-def fit_column(name: str, kind: ColumnKind, raw: Cells, whole: Cells | None = None) -> tuple[Column, dict[str, int]]:
+def fit_column(
+    name: str, kind: ColumnKind, raw: Cells, style: DateFormat | None = None
+) -> tuple[Column, dict[str, int]]:
     """Fit the encoder of a column to the training rows.
 
     Args:
         name: name of the column.
         kind: kind of the column.
         raw: (N,) cells of the training rows.
-        whole: all cells of the column, from which the format of dates is inferred; None for those of the training rows.
+        style: format of the dates of the whole column; None to infer it from `raw`.
 
     Returns:
         The encoder, and the number of "rare" categories or "missing" values.
@@ -254,9 +257,7 @@ def fit_column(name: str, kind: ColumnKind, raw: Cells, whole: Cells | None = No
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
         return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
-    date_format: DateFormat = "ymd"
-    if kind == "date":
-        date_format = infer_date_format(as_texts(raw if whole is None else whole))[0] or date_format
+    date_format = style or infer_cell_style(kind, raw) or "ymd"
     values, _ = read_numbers(raw, kind, name, date_format)
     present = values[~np.isnan(values)]
     if not len(present):
@@ -271,6 +272,11 @@ def fit_column(name: str, kind: ColumnKind, raw: Cells, whole: Cells | None = No
     dates = fit_dates(present, date_format) if kind == "date" else None
     column = Column(name, kind, center=float(center), scale=float(spread) or 1.0, indicator=missing > 0, dates=dates)
     return column, {"missing": missing}
+
+
+def infer_cell_style(kind: ColumnKind, raw: Cells) -> DateFormat | None:
+    """Infer the format of a column of dates from the (N,) cells of the whole column; None for other kinds."""
+    return (infer_date_format(as_texts(raw))[0] or "ymd") if kind == "date" else None
 
 
 def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind | Literal[""], str]:

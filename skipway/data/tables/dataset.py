@@ -20,7 +20,7 @@ from skipway.data.sample_weights import describe_weights, read_weights, refuse_z
 from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import strata_of
-from skipway.data.tables.columns import Column, ColumnKind, fit_column
+from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_cell_style
 from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.input_kinds import infer_input_kind, targets_follow_order
 from skipway.data.tables.join_tables import select_rows
@@ -312,7 +312,7 @@ def _fit_spec(
     columns: list[Column] = []
     for name, kind in kinds.items():
         cells = train.columns[name]
-        column, counts = fit_column(name, kind, cells[rows], whole=cells)
+        column, counts = fit_column(name, kind, cells[rows], infer_cell_style(kind, cells))
         columns.append(column)
         if counts.get("rare"):
             notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]

@@ -6,7 +6,7 @@ import pytest
 
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.text_column import TextColumn
-from skipway.data.tables.columns import Column, fit_column
+from skipway.data.tables.columns import Column, fit_column, infer_cell_style
 from skipway.data.tables.date_columns import DateEncoder, fit_dates
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError
@@ -81,8 +81,8 @@ def test_a_column_of_dates_has_its_trend_its_year_and_its_cycles():
 def test_the_format_is_that_of_the_whole_column():
     whole = TextColumn.of(["03/04/2024", "05/06/2024", "07/08/2024", "31/12/2024"])
     assert fit_column("t", "date", whole[:3])[0].dates.date_format == "mdy"
-    assert fit_column("t", "date", whole[:3], whole)[0].dates.date_format == "dmy"
-    empty, _ = fit_column("t", "date", TextColumn.of([None, None]), whole)
+    assert fit_column("t", "date", whole[:3], infer_cell_style("date", whole))[0].dates.date_format == "dmy"
+    empty, _ = fit_column("t", "date", TextColumn.of([None, None]), infer_cell_style("date", whole))
     assert empty.dates.date_format == "dmy" and empty.num_inputs == 1
 
 
